@@ -1,0 +1,22 @@
+"""`tuneloop doctor`."""
+
+from __future__ import annotations
+
+import typer
+
+from tuneloop.cli.console import Debug, Json, Quiet, print_json
+
+
+def command(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Check this machine: packages, model, memory, disk. Exit status 1 when something needed is missing."""
+    from tuneloop.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print_json({"ok": all(f.ok or not f.needed for f in findings), "findings": findings})
+    else:
+        for finding in findings:
+            mark = "ok  " if finding.ok else "MISS" if finding.needed else "note"
+            print(f"{mark}  {finding.name:<22} {finding.detail}")
+    if any(not f.ok and f.needed for f in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,64 @@
+"""Entry point: the commands, and what becomes of errors.
+
+Only typer is imported here and in the command files, so that help and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tuneloop.cli import compare, doctor, evaluate, init, plan, prepare, report, run, schema, train
+from tuneloop.cli.console import report_error
+
+app = typer.Typer(
+    name="tuneloop",
+    help="From a file of examples to a tuned, measured Llama 3: prepare, baselines, plan, train, evaluate, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("run")(run.command)
+app.command("init")(init.command)
+app.command("prepare")(prepare.command)
+app.command("plan")(plan.command)
+app.command("train")(train.command)
+app.command("evaluate")(evaluate.command)
+app.command("compare")(compare.command)
+app.command("report")(report.command)
+app.command("doctor")(doctor.command)
+app.command("schema")(schema.command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from tuneloop import __version__
+
+        print(f"tuneloop {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version and exit."),
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(args=arguments, prog_name="tuneloop")
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(bool(exit_.code))
+    except BaseException as error:
+        return report_error(error, arguments)
+    return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""`tuneloop prepare`."""
+
+from __future__ import annotations
+
+import typer
+
+from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen, split_arguments
+
+
+def command(
+    sources: list[str] = typer.Argument(
+        ..., help="Files, globs or folders; or a recipe, whose data section is used; and key=value settings.",
+        metavar="SOURCE... [KEY=VALUE]...",
+    ),
+    out: str = typer.Option("", "--out", "-o", help="Folder of the data set; default: datasets/NAME."),
+    name: str = typer.Option("", "--name", help="Name of the data set; default: that of the first source."),
+    model: str = typer.Option("", "--model", "-m", help="Model whose tokenizer and chat template measure the rows."),
+    show: int = typer.Option(0, "--show", help="Print this many rows as the model sees them, learned tokens coloured."),
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Turn files of any shape into train, val and test splits."""
+    from tuneloop import pipeline
+
+    places, settings = split_arguments(sources)
+    recipe = pipeline.recipe_for_sources(places, settings, name=name, model=model)
+    with screen(quiet) as shown:
+        dataset = pipeline.prepare_alone(recipe, out, progress=shown.progress, say=shown.say)
+    if show:
+        from tuneloop.cli.rows import print_rows
+
+        print_rows(recipe.model, dataset.train[:show], to_stderr=as_json)
+    if as_json:
+        print_json({"path": dataset.path, **dataset.manifest})
+    else:
+        print(f"{dataset.id}  {dataset.path}")

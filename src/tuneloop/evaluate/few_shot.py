@@ -1,0 +1,96 @@
+"""Examples in the prompt: the cheapest way to teach a model, and so the one that tuning has to beat."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from tuneloop.evaluate.metrics import last_user_turn
+from tuneloop.types import Message, Row
+
+
+def choose_examples(
+    train: Sequence[Row], k: int, *, seed: int, stratify: Callable[[Row], str | None] = lambda row: row.label
+) -> list[Row]:
+    """Choose `k` examples, class-balanced and seeded, whatever the order of the rows.
+
+    Classes take turns, so that their numbers differ by one at most (as long as a class has rows left); with more
+    classes than `k`, chance says which are shown. Rows above twice the median length are taken only when their class
+    has no other. The examples come in random order, since models lean towards the last class they saw.
+
+    Args:
+        train: rows of the training split only: a test row here would be a leak.
+        k: number of examples; all rows where there are fewer.
+        seed: of the choice.
+        stratify: the class of a row, None where it has none.
+    """
+    rng = random.Random(seed)
+    rows = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
+    if k < 1 or not rows:
+        return []
+    longest = 2 * median(_length(row) for row in rows)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(stratify(row) or "", []).append(row)
+    queues = []
+    for name in sorted(groups):
+        short = [row for row in groups[name] if _length(row) <= longest]
+        rng.shuffle(short)
+        queues.append(short + sorted((row for row in groups[name] if _length(row) > longest), key=_length))
+    rng.shuffle(queues)
+    chosen: list[Row] = []
+    while len(chosen) < k and any(queues):
+        for queue in queues:
+            if queue and len(chosen) < k:
+                chosen.append(queue.pop(0))
+    rng.shuffle(chosen)
+    return chosen
+
+
+def _length(row: Row) -> int:
+    return len(last_user_turn(row)) + len(row.answer)
+
+
+def with_examples(row: Row, examples: Sequence[Row]) -> list[Message]:
+    """The row's prompt with examples as earlier turns, after its system turns."""
+    system = [turn for turn in row.prompt if turn["role"] == "system"]
+    turns = [turn for turn in row.prompt if turn["role"] != "system"]
+    return [*system, *(turn for example in examples for turn in example_turns(example)), *turns]
+
+
+def example_turns(example: Row) -> list[Message]:
+    """An example's conversation without its system turn and without training weights."""
+    turns: list[Message] = []
+    for turn in example.messages:
+        if turn["role"] != "system":
+            copy = turn.copy()
+            copy.pop("weight", None)
+            turns.append(copy)
+    return turns
+
+
+def fit_examples(
+    examples: Sequence[Row], budget_tokens: int, count_tokens: Callable[[list[Message]], int]
+) -> tuple[list[Row], str | None]:
+    """Leave out the longest examples until the rest fits.
+
+    Args:
+        examples: in the order of the prompt, which is kept.
+        budget_tokens: tokens that all examples together may take: the context less the longest prompt and answer.
+        count_tokens: tokens of one example's turns, template included.
+
+    Returns:
+        The examples that fit, and a warning if some were left out.
+    """
+    costs = [count_tokens(example_turns(example)) for example in examples]
+    kept = list(range(len(examples)))
+    while kept and sum(costs[i] for i in kept) > budget_tokens:
+        kept.remove(max(kept, key=lambda i: costs[i]))
+    if len(kept) == len(examples):
+        return list(examples), None
+    warning = (
+        f"Only {len(kept)} of {len(examples)} few-shot examples fit: together they take {sum(costs):,} tokens, "
+        f"and the context has room for {max(budget_tokens, 0):,}."
+    )
+    return [examples[i] for i in kept], warning

@@ -1,0 +1,189 @@
+"""The evaluation's files: `samples.jsonl` with every answer, and `eval.json`, written last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluate.evaluate import Comparison, Evaluation, evaluate
+from tuneloop.evaluate.metrics import last_user_turn, references_of
+from tuneloop.evaluate.words import verdict_in_words
+from tuneloop.files import read_json, read_jsonl, write_json, write_jsonl
+from tuneloop.types import Answer, Row, UserError
+
+
+def write_evaluation(
+    out: Path,
+    evaluation: Evaluation,
+    *,
+    model: str,
+    dataset: str,
+    split: str,
+    name: str,
+    baselines: Mapping[str, Evaluation],
+    comparisons: Sequence[Comparison],
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+    key: str,
+) -> Path:
+    """Write `samples.jsonl`, then `eval.json`: with the latter in place the folder is complete.
+
+    Args:
+        out: the folder.
+        evaluation: the contender that this is about.
+        model, dataset, split: what was evaluated.
+        name: the contender's name in `comparisons` ("tuned").
+        baselines: what it was compared with, on the same rows.
+        comparisons: of baselines (a) with it (b).
+        costs: contender -> seconds, usd, prompt_tokens, tokens.
+        key: hash of everything that the result depends on, to tell whether it is still good.
+
+    Returns:
+        The path of `eval.json`.
+
+    Raises:
+        UserError: a baseline has other rows, or the disk refuses.
+    """
+    others = {other: _predictions_by_id(evaluation, other, baseline) for other, baseline in baselines.items()}
+    write_jsonl(out / "samples.jsonl", [_sample(evaluation, i, others) for i in range(evaluation.n)])
+    manifest = {
+        "version": 1,
+        "key": key,
+        "model": model,
+        "dataset": dataset,
+        "split": split,
+        "name": name,
+        "n": evaluation.n,
+        "task": evaluation.task,
+        "metrics": evaluation.metrics,
+        "baselines": {other: baseline.metrics for other, baseline in baselines.items()},
+        "comparisons": comparisons,
+        "words": verdict_in_words({**baselines, name: evaluation}, comparisons, tuned=name),
+        "invalid": evaluation.invalid,
+        "invalid_baselines": {other: baseline.invalid for other, baseline in baselines.items()},
+        "notes": _all_notes(evaluation, baselines),
+        "signatures": evaluation.signatures,
+        "costs": costs or {},
+        "settings": {
+            "intervals": "95 %: Wilson for shares of right answers, else bias-corrected percentile bootstrap over rows",
+            "seed": evaluation.seed,
+            "bootstrap": evaluation.bootstrap,
+            "fields": evaluation.fields,
+            "labels": evaluation.labels,
+        },
+    }
+    path = out / "eval.json"
+    write_json(path, manifest)
+    return path
+
+
+def _all_notes(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> list[str]:
+    notes = list(evaluation.notes)
+    for other, baseline in baselines.items():
+        notes += [f"{other}: {note}" for note in baseline.notes if note not in notes]
+    return notes
+
+
+def _predictions_by_id(evaluation: Evaluation, name: str, baseline: Evaluation) -> dict[str, str]:
+    texts = {row.id: answer.text for row, answer in zip(baseline.rows, baseline.answers, strict=True)}
+    if texts.keys() != {row.id for row in evaluation.rows}:
+        raise UserError(
+            f"The baseline {name} was evaluated on other rows",
+            next_step="evaluate it again with the same split and evaluate.limit",
+        )
+    return texts
+
+
+def _sample(evaluation: Evaluation, i: int, others: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    row, answer = evaluation.rows[i], evaluation.answers[i]
+    references = references_of(row)
+    sample: dict[str, Any] = {"id": row.id, "prompt": last_user_turn(row), "reference": row.answer}
+    if references != [row.answer]:
+        sample["references"] = references
+    sample["prediction"] = answer.text
+    if evaluation.task == "classification":
+        sample |= {"label": row.label, "predicted_label": evaluation.predictions[i]}
+    else:
+        sample["label"] = row.label
+    sample |= {
+        "valid": evaluation.valid[i],
+        "finished": answer.finished,
+        "scores": {metric: scores[i] for metric, scores in evaluation.row_scores.items()},
+        "baselines": {name: texts[row.id] for name, texts in others.items()},
+    }
+    return sample
+
+
+def load_evaluation(path: Path | str, contender: str | None = None) -> Evaluation:
+    """Read an evaluation back, ready for `compare`; the inverse of `write_evaluation`.
+
+    The numbers are computed again from the answers in `samples.jsonl` with the saved seed: two folders are compared
+    by the same code, whichever version wrote them.
+
+    Args:
+        path: the folder or its `eval.json`.
+        contender: the name of a baseline in it; default: the contender that it is about.
+
+    Raises:
+        UserError: a file is missing or damaged, or holds no such contender.
+    """
+    path = Path(path)
+    folder = path.parent if path.name == "eval.json" else path
+    if not (folder / "eval.json").is_file():
+        raise UserError(
+            "No evaluation there", where=str(folder / "eval.json"), next_step=f"run `tuneloop evaluate {folder}` first"
+        )
+    manifest = read_json(folder / "eval.json")
+    samples = read_jsonl(folder / "samples.jsonl")
+    try:
+        if contender is not None and contender != manifest["name"] and contender not in manifest["baselines"]:
+            raise UserError(
+                f"The evaluation holds no contender {contender!r}",
+                where=str(folder / "eval.json"),
+                next_step=f"choose one of {', '.join([manifest['name'], *manifest['baselines']])}",
+            )
+        return _evaluated_again(manifest, samples, None if contender == manifest["name"] else contender)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The evaluation is damaged or of another version ({error!r})",
+            where=str(folder),
+            next_step="delete its eval.json and evaluate again",
+        ) from None
+
+
+def _evaluated_again(manifest: dict[str, Any], samples: list[dict[str, Any]], baseline: str | None) -> Evaluation:
+    settings = manifest["settings"]
+    if len(samples) != manifest["n"]:
+        raise UserError(
+            f"samples.jsonl has {len(samples)} rows and eval.json tells of {manifest['n']}",
+            next_step="delete eval.json and evaluate again",
+        )
+    saved = (manifest["metrics"] if baseline is None else manifest["baselines"][baseline]).get("perplexity")
+    return evaluate(
+        [_row(sample) for sample in samples],
+        [
+            Answer(sample["prediction"], finished=sample["finished"])
+            if baseline is None
+            else Answer(sample["baselines"][baseline])
+            for sample in samples
+        ],
+        task=manifest["task"],
+        labels=settings["labels"],
+        config=EvaluateConfig.model_validate({"fields": settings["fields"], "bootstrap": settings["bootstrap"]}),
+        seed=settings["seed"],
+        perplexity=None if saved is None else (math.nan if saved["value"] is None else saved["value"]),
+    )
+
+
+def _row(sample: dict[str, Any]) -> Row:
+    return Row(
+        id=sample["id"],
+        messages=[
+            {"role": "user", "content": sample["prompt"]},
+            {"role": "assistant", "content": sample["reference"]},
+        ],
+        label=sample["label"],
+        meta={"references": sample["references"]} if "references" in sample else {},
+    )

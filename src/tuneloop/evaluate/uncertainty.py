@@ -1,0 +1,165 @@
+"""How sure a number is: intervals, paired tests, verdicts, and how many rows would settle an open question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneloop.evaluate.metrics import Array, Statistics
+
+Z95 = 1.959963984540054
+Z80 = 0.8416212335729143  # 80 % power
+ALPHA = 0.05
+NOT_ENOUGH = "not enough evidence"
+
+# Resample weights held at once; 4 million doubles are 32 MB.
+_CELLS = 4_000_000
+
+
+def resample_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:
+    """How often each of `n` rows is drawn in each bootstrap resample.
+
+    Yields:
+        Chunks of shape (some resamples, n). The same seed and n give the same draws, which pairs two contenders.
+    """
+    rng = np.random.default_rng(seed)
+    at_once = max(1, _CELLS // max(n, 1))
+    for start in range(0, resamples, at_once):
+        count = min(at_once, resamples - start)
+        drawn = rng.integers(0, n, size=(count, n)) + np.arange(count)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
+
+
+def bootstrap(statistics: Sequence[Statistics], n: int, *, resamples: int, seed: int) -> dict[str, Array]:
+    """Each metric's values on bootstrap resamples of the rows.
+
+    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap"; corpus metrics are computed from the sums of
+    each resample, as in Koehn 2004.
+
+    Args:
+        statistics: families of metrics over the same `n` rows.
+        n: rows.
+        resamples: number of resamples, R.
+        seed: of the draws.
+
+    Returns:
+        metric -> array of shape (R,); empty where `n` is below 2, since one row says nothing about spread.
+    """
+    if n < 2:
+        return {name: np.empty(0) for family in statistics for name in family.values}
+    parts: dict[str, list[Array]] = {name: [] for family in statistics for name in family.values}
+    for weights in resample_weights(n, resamples, seed):
+        for family in statistics:
+            sums = np.asarray(weights @ family.rows)
+            for name, function in family.values.items():
+                parts[name].append(function(sums))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def bootstrap_interval(value: float, draws: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % bias-corrected percentile interval of bootstrap values (NaN bounds where there are none).
+
+    Macro averages over many labels come out lower on resamples than on the rows themselves, because a resample holds
+    fewer different rows of each label. The correction moves the percentiles by the share of draws below the value;
+    where nothing is biased (means) it changes nothing. Simulated coverage of macro-F1 with 77 labels: 3,080 rows 92 %
+    either way, 350 rows 89 % (80 % uncorrected). At two rows a label no bootstrap is right (83 %): macro-F1 itself is
+    biased there.
+
+    Source: Efron 1981, "Nonparametric standard errors and confidence intervals"; Efron & Tibshirani 1993, ch. 14
+    (BCa with an acceleration of 0).
+    """
+    draws = draws[~np.isnan(draws)]
+    if not len(draws) or math.isnan(value):
+        return math.nan, math.nan
+    # Draws that equal the value up to rounding are ties, half below and half above.
+    below = (np.sum(draws < value - 1e-12) + np.sum(draws <= value + 1e-12)) / 2
+    normal = NormalDist()
+    shift = normal.inv_cdf(min(max(float(below), 0.5), len(draws) - 0.5) / len(draws))
+    low, high = np.quantile(draws, [normal.cdf(2 * shift - Z95), normal.cdf(2 * shift + Z95)])
+    return float(low), float(high)
+
+
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a share; unlike the bootstrap it doesn't collapse when all rows are right.
+
+    Source: Wilson 1927; recommended in Brown, Cai & DasGupta 2001.
+    """
+    if n == 0:
+        return math.nan, math.nan
+    share, z2 = right / n, Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    low = 0.0 if right == 0 else centre - half
+    high = 1.0 if right == n else centre + half
+    return low, high
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float:
+    """Exact two-sided McNemar p-value.
+
+    Source: McNemar 1947; the exact binomial form on the discordant pairs.
+
+    Args:
+        only_a: rows that only a has right.
+        only_b: rows that only b has right.
+    """
+    from scipy.stats import binomtest
+
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def paired_shares_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two paired shares, b - a.
+
+    Source: Agresti & Min 2005, "Simple improved confidence intervals for comparing matched proportions": Wald's
+    interval after half a row is added to each cell of the 2 x 2 table. Keeps a width when no row differs.
+    """
+    if n == 0:
+        return math.nan, math.nan
+    m = n + 2
+    delta = (only_b - only_a) / m
+    half = Z95 * math.sqrt(max(0.0, (only_a + only_b + 1) / m - delta**2) / m)
+    return max(-1.0, delta - half), min(1.0, delta + half)
+
+
+def paired_bootstrap_p(delta: float, draws: NDArray[np.float64]) -> float:
+    """Two-sided p-value of a difference, from its bootstrap values moved to a mean of the null hypothesis.
+
+    p = (1 + #{|draw - delta| >= |delta|}) / (R + 1), so at least 1 / (R + 1). NaN without draws.
+
+    Source: Efron & Tibshirani 1993, ch. 16; Koehn 2004 for corpus metrics; the shift as in Riezler & Maxwell 2005.
+    """
+    draws = draws[~np.isnan(draws)]
+    if not len(draws) or math.isnan(delta):
+        return math.nan
+    # The slack keeps ties (draws on the same grid as delta) from being lost to rounding.
+    extreme = int(np.sum(np.abs(draws - delta) >= abs(delta) - 1e-12))
+    return (1 + extreme) / (len(draws) + 1)
+
+
+def verdict(low: float, high: float, p: float) -> str:
+    """`better` (b is above a), `worse`, or `not enough evidence`: the test and the interval must both say so."""
+    if p < ALPHA and low > 0:
+        return "better"
+    if p < ALPHA and high < 0:
+        return "worse"
+    return NOT_ENOUGH
+
+
+def rows_to_settle(delta: float, low: float, high: float, n: int) -> int | None:
+    """How many rows in all would show a difference of this size with 80 % power at the 5 % level.
+
+    The spread is read off the interval and falls with the root of the rows. None where no number follows (the
+    difference is 0 or the interval is missing).
+    """
+    if not delta or math.isnan(delta + low + high) or high <= low:
+        return None
+    spread = (high - low) / (2 * Z95)
+    needed = n * ((Z95 + Z80) * spread / abs(delta)) ** 2
+    return math.ceil(max(needed, n + 1))

@@ -1,0 +1,110 @@
+"""Facts about this machine and process: what a run depends on, and how much memory it took."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+GIB = 1024**3
+
+# Packages whose versions a result can depend on.
+_PACKAGES = ("torch", "tokenizers", "safetensors", "transformers", "peft", "numpy", "scikit-learn", "sacrebleu", "rouge-score", "gguf", "mlflow")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_capacity() -> float:
+    """GiB that this process may use: the machine's memory, or its control group's limit."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, float(Path(limit).read_text()))
+    return total / GIB
+
+
+def memory_now() -> float:
+    """GiB resident in this process now."""
+    return _status("VmRSS")
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of `peak_memory` (Linux; elsewhere the peak is the process's)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """Most GiB resident at a time since `reset_peak_memory`."""
+    return _status("VmHWM")
+
+
+def _status(key: str) -> float:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024 / GIB
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def processor() -> str:
+    """Name of the processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def gpus() -> list[str]:
+    """Names of the CUDA devices that torch sees; empty when torch is not loaded yet."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def git_commit(folder: Path | None = None) -> str | None:
+    """Commit of the working tree that `folder` lies in, with `-dirty` when it has changes; None outside of one."""
+    place = str(folder or Path.cwd())
+    try:
+        commit = subprocess.run(["git", "-C", place, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        if commit.returncode:
+            return None
+        dirty = subprocess.run(["git", "-C", place, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
+
+
+def environment() -> dict[str, Any]:
+    """What `environment.json` holds."""
+    packages = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    from tuneloop import __version__
+
+    return {
+        "version": 1,
+        "tuneloop": __version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": processor(),
+        "cores": cores(),
+        "memory_gib": round(memory_capacity(), 2),
+        "gpu": gpus(),
+        "packages": packages,
+    }

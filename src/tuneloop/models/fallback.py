@@ -1,0 +1,80 @@
+"""Models that our own Llama does not compute, through Transformers' classes, behind the same few functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuneloop.types import UserError
+
+
+def load(folder: Path, dtype: torch.dtype, device: str) -> nn.Module:
+    """Load any causal language model that Transformers knows.
+
+    Raises:
+        UserError: Transformers is not installed, or can't load it.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise UserError(
+            "This architecture needs the transformers package",
+            where=str(folder),
+            next_step="pip install 'tuneloop[transformers]'",
+        ) from None
+    try:
+        net: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"Transformers can't load this model: {str(error).splitlines()[0]}",
+            where=str(folder),
+            next_step="check that it is a causal language model and complete",
+        ) from None
+    return net.to(device).requires_grad_(False).eval()
+
+
+class TransformersCache:
+    """Transformers' cache with the two operations that we need."""
+
+    def __init__(self, inner: Any = None) -> None:
+        from transformers import DynamicCache
+
+        self.inner = inner if inner is not None else DynamicCache()
+
+    @property
+    def length(self) -> int:
+        """Tokens held a row, padding included."""
+        return int(self.inner.get_seq_length())
+
+    def select(self, rows: Tensor) -> TransformersCache:
+        """The same for some rows, or for rows repeated; a copy."""
+        import copy
+
+        chosen = copy.deepcopy(self.inner)
+        chosen.batch_select_indices(rows)
+        return TransformersCache(chosen)
+
+
+def hidden(
+    net: nn.Module, ids_BT: Tensor, positions_BT: Tensor | None, mask: Tensor | None, cache: TransformersCache | None
+) -> Tensor:
+    """Hidden states (B, T, C) of a Transformers model; see `Model.hidden`."""
+    dtype = next(net.parameters()).dtype
+    bias = None
+    if mask is not None:
+        rows = ids_BT.shape[0]
+        bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min).expand(rows, -1, -1, -1)
+    if positions_BT is not None:
+        positions_BT = positions_BT.expand(ids_BT.shape)
+    out = net.get_decoder()(  # type: ignore[operator]
+        input_ids=ids_BT,
+        attention_mask=bias,
+        position_ids=positions_BT,
+        past_key_values=cache.inner if cache is not None else None,
+        use_cache=cache is not None,
+    )
+    state: Tensor = out.last_hidden_state
+    return state

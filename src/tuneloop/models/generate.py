@@ -1,0 +1,349 @@
+"""Answers from a model: free generation, choice scoring over a label trie, and loss on given answers.
+
+All three read what prompts have in common once (few-shot examples, an instruction), work in batches of
+similar length, and take rows as prompts of token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.models.load import Model
+from tuneloop.models.template import Rendered
+from tuneloop.types import Answer, Progress, no_progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Prompts split into what all share and the rest, left-padded in batches."""
+
+    shared: list[int]
+    rests: list[list[int]]
+
+
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of the ids that all prompts start with, leaving each at least one of its own."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)
+    length = min(len(p) for p in prompts) - 1
+    for i in range(length):
+        if first[i] != last[i]:
+            return i
+    return max(length, 0)
+
+
+def _split(prompts: Sequence[Sequence[int]]) -> _Prompts:
+    length = _common_prefix(prompts)
+    if length < 8:  # not worth a pass of its own
+        length = 0
+    return _Prompts(list(prompts[0][:length]) if prompts else [], [list(p[length:]) for p in prompts])
+
+
+def _batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, each at most `tokens` padded tokens and `rows` rows."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batch: list[int] = []
+    for i in order:
+        longest = lengths[batch[0]] if batch else lengths[i]
+        if batch and ((len(batch) + 1) * longest > tokens or len(batch) >= rows):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _read_shared(model: Model, shared: list[int]) -> Any:
+    """Cache of the shared ids (one row), or None."""
+    import torch
+
+    if not shared:
+        return None
+    cache = model.new_cache()
+    model.hidden(torch.tensor([shared], device=model.device), cache=cache)
+    return cache
+
+
+@dataclass
+class _Padded:
+    """A left-padded batch behind a shared prefix: ids and positions (B, L), who is real (B, P + L), its mask."""
+
+    ids: Tensor
+    positions: Tensor
+    real: Tensor
+    lengths: Tensor
+    mask: Tensor
+
+
+def _pad(rests: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any) -> _Padded:
+    import torch
+
+    longest = max(len(r) for r in rests)
+    ids = torch.full((len(rests), longest), pad_id, dtype=torch.long)
+    lengths = torch.tensor([len(r) for r in rests])
+    for row, rest in enumerate(rests):
+        ids[row, longest - len(rest) :] = torch.tensor(rest)
+    steps = torch.arange(longest)
+    positions = (steps - (longest - lengths)[:, None]).clamp(min=0) + shared
+    real = torch.cat((torch.ones(len(rests), shared, dtype=torch.bool), steps >= (longest - lengths)[:, None]), 1)
+    causal = torch.ones(longest, shared + longest, dtype=torch.bool).tril(shared)
+    itself = torch.zeros(longest, shared + longest, dtype=torch.bool)
+    itself[steps, shared + steps] = True  # padding looks at itself: no row of the softmax may be empty
+    mask = (causal & real[:, None]) | itself
+    return _Padded(ids.to(device), positions.to(device), real.to(device), lengths.to(device) + shared, mask[:, None].to(device))
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int = 8192,
+    batch_rows: int = 32,
+    progress: Progress = no_progress,
+    task: str = "generating",
+) -> list[Answer]:
+    """Greedy answers to prompts.
+
+    Args:
+        prompts: token ids, each ending with the assistant's header (`Template.prompt_ids`).
+        max_new_tokens: length at which an answer is cut.
+        batch_tokens, batch_rows: bounds of one batch, prompt tokens included.
+
+    Returns:
+        One answer a prompt, in order.
+    """
+    import torch
+
+    answers: list[Answer | None] = [None] * len(prompts)
+    if not prompts:
+        return []
+    with torch.inference_mode():
+        split = _split(prompts)
+        prefix = _read_shared(model, split.shared)
+        done = 0
+        lengths = [len(r) + max_new_tokens for r in split.rests]
+        progress(task, 0, len(prompts))
+        for batch in _batches(lengths, batch_tokens, batch_rows):
+            ids = _decode(model, split, prefix, batch, max_new_tokens)
+            for i, new in zip(batch, ids, strict=True):
+                finished = bool(new) and new[-1] in model.template.end_ids
+                text = model.template.decode(new[:-1] if finished else new)
+                answers[i] = Answer(text.strip(), len(prompts[i]), len(new), finished)
+            done += len(batch)
+            progress(task, done, len(prompts))
+    return [answer for answer in answers if answer is not None]
+
+
+def _decode(model: Model, split: _Prompts, prefix: Any, batch: list[int], limit: int) -> list[list[int]]:
+    """Greedy decoding of one batch; rows leave the batch when they have ended."""
+    import torch
+
+    device = model.device
+    padded = _pad([split.rests[i] for i in batch], len(split.shared), model.template.pad_id, device)
+    rows = len(batch)
+    cache = model.new_cache() if prefix is None else prefix.select(torch.zeros(rows, dtype=torch.long, device=device))
+    hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache)[:, -1]
+    new: list[list[int]] = [[] for _ in batch]
+    alive = list(range(rows))
+    real, positions = padded.real, padded.lengths
+    ends = torch.tensor(model.template.end_ids, device=device)
+    for _ in range(limit):
+        token = _greedy(hidden, model.head)
+        ended = torch.isin(token, ends)
+        for slot, value in enumerate(token.tolist()):
+            row = alive[slot]
+            if row >= 0:
+                new[row].append(value)
+        flags = ended.tolist()
+        alive = [-1 if flags[slot] else row for slot, row in enumerate(alive)]
+        left = sum(row >= 0 for row in alive)
+        if not left:
+            break
+        if left <= 0.75 * len(alive):  # copying the cache pays when a quarter of the rows is gone
+            keep = torch.tensor([slot for slot, row in enumerate(alive) if row >= 0], device=device)
+            cache, real, positions, token = cache.select(keep), real[keep], positions[keep], token[keep]
+            alive = [row for row in alive if row >= 0]
+        real = torch.cat((real, torch.ones(len(alive), 1, dtype=torch.bool, device=device)), 1)
+        hidden = model.hidden(token[:, None], positions[:, None], real[:, None, None], cache)[:, -1]
+        positions = positions + 1
+    return new
+
+
+def _greedy(hidden: Tensor, head: Tensor) -> Tensor:
+    """The likeliest token of each row (B, C) -> (B).
+
+    bf16 logits are a multiple of 1/8 apart and tie often: the few highest are scored again in fp32.
+    """
+    top = (hidden @ head.t()).topk(4, -1).indices
+    scores = (hidden.float()[:, None] * head[top].float()).sum(-1)
+    chosen: Tensor = top.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
+    return chosen
+
+
+@dataclass(frozen=True)
+class LabelTrie:
+    """Labels as token sequences (end of turn included) in a prefix tree.
+
+    Node 0 is the prompt's last token. Arrays run over the further nodes that have children (those that must be
+    computed), in order of depth: `ids`, `depths`, `ancestors` (n, n; True: the column is on the row's path, itself
+    included). `edges` are (label, parent node, token): summing over a label's edges gives its log likelihood.
+    """
+
+    labels: tuple[str, ...]
+    lengths: tuple[int, ...]
+    ids: tuple[int, ...]
+    depths: tuple[int, ...]
+    ancestors: tuple[tuple[bool, ...], ...]
+    edges: tuple[tuple[int, int, int], ...]
+
+
+def label_trie(labels: Sequence[str], tokens: Sequence[Sequence[int]]) -> LabelTrie:
+    """Build the tree; `tokens[i]` are the ids of `labels[i]` with the end-of-turn token."""
+    internal = sorted({tuple(t[:n]) for t in tokens for n in range(1, len(t))}, key=lambda path: (len(path), path))
+    number = {path: i + 1 for i, path in enumerate(internal)} | {(): 0}
+    ancestors = tuple(tuple(path[: len(other)] == other for other in internal) for path in internal)
+    edges = tuple((i, number[tuple(t[:n])], t[n]) for i, t in enumerate(tokens) for n in range(len(t)))
+    return LabelTrie(
+        tuple(labels),
+        tuple(len(t) for t in tokens),
+        tuple(path[-1] for path in internal),
+        tuple(len(path) for path in internal),
+        ancestors,
+        edges,
+    )
+
+
+def choose(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    trie: LabelTrie,
+    *,
+    content_free: Sequence[int] | None = None,
+    batch_tokens: int = 4096,
+    progress: Progress = no_progress,
+    task: str = "scoring labels",
+) -> list[Answer]:
+    """Score every label under every prompt and answer with the best.
+
+    A label's score is the mean log likelihood of its tokens, the end of turn included, so that long labels are not at
+    a disadvantage. One forward pass a row computes the prompt and all labels: the tree's nodes follow the
+    prompt, and each sees the prompt and its own path only.
+
+    Args:
+        prompts: token ids, each ending with the assistant's header.
+        trie: the labels.
+        content_free: a prompt without the text to classify; its scores are subtracted, which takes out the model's
+            liking for some labels (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv 2104.08315).
+    """
+    import torch
+
+    if not prompts:
+        return []
+    with torch.inference_mode():
+        offset = _label_scores(model, [content_free], trie, batch_tokens)[0] if content_free is not None else None
+        answers = []
+        scores = _label_scores(model, prompts, trie, batch_tokens, progress, task)
+        if offset is not None:
+            scores = scores - offset
+        for prompt, row in zip(prompts, scores.tolist(), strict=True):
+            best = max(range(len(row)), key=row.__getitem__)
+            answers.append(
+                Answer(trie.labels[best], len(prompt), trie.lengths[best], True, dict(zip(trie.labels, row, strict=True)))
+            )
+    return answers
+
+
+def _label_scores(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    trie: LabelTrie,
+    batch_tokens: int,
+    progress: Progress = no_progress,
+    task: str = "",
+) -> Tensor:
+    """Length-normalised log likelihoods (rows, labels), fp32."""
+    import torch
+
+    device = model.device
+    split = _split(prompts)
+    prefix = _read_shared(model, split.shared)
+    nodes = len(trie.ids)
+    tree_ids = torch.tensor(trie.ids, dtype=torch.long, device=device)
+    tree_depths = torch.tensor(trie.depths, dtype=torch.long, device=device)
+    tree_mask = torch.tensor(trie.ancestors, dtype=torch.bool, device=device).reshape(nodes, nodes)
+    edge_label, edge_parent, edge_token = (torch.tensor(column, device=device) for column in zip(*trie.edges, strict=True))
+    lengths = torch.tensor(trie.lengths, device=device)
+    out = torch.empty(len(prompts), len(trie.labels))
+    done = 0
+    progress(task, 0, len(prompts))
+    for batch in _batches([len(r) + nodes for r in split.rests], batch_tokens, 64):
+        padded = _pad([split.rests[i] for i in batch], len(split.shared), model.template.pad_id, device)
+        rows, longest = padded.ids.shape
+        seen = padded.real.shape[1]
+        mask = torch.zeros(rows, 1, longest + nodes, seen + nodes, dtype=torch.bool, device=device)
+        mask[:, :, :longest, :seen] = padded.mask
+        mask[:, :, longest:, :seen] = padded.real[:, None, None]
+        mask[:, :, longest:, seen:] = tree_mask
+        ids = torch.cat((padded.ids, tree_ids.expand(rows, -1)), 1)
+        positions = torch.cat((padded.positions, padded.lengths[:, None] - 1 + tree_depths), 1)
+        cache = None if prefix is None else prefix.select(torch.zeros(rows, dtype=torch.long, device=device))
+        hidden = model.hidden(ids, positions, mask, cache)[:, longest - 1 :]
+        for row, i in enumerate(batch):
+            # Chosen tokens are scored in fp32; the normaliser sums over the vocabulary, where rounding averages out.
+            picked = (hidden[row].float()[edge_parent] * model.head[edge_token].float()).sum(-1)
+            logp = picked - _log_normaliser(hidden[row], model.head)[edge_parent]
+            total = torch.zeros(len(trie.labels), device=device).index_add_(0, edge_label, logp)
+            out[i] = (total / lengths).cpu()
+        done += len(batch)
+        progress(task, done, len(prompts))
+    return out
+
+
+def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
+    """log sum exp over the vocabulary of hidden @ head' (rows), fp32."""
+    import torch
+
+    logits = hidden @ head.t()
+    top = logits.amax(-1, keepdim=True)
+    return (logits - top).float().exp_().sum(-1).log_() + top[:, 0].float() if logits.dtype != torch.float32 else (
+        torch.logsumexp(logits, -1)
+    )
+
+
+def answer_losses(
+    model: Model,
+    rows: Sequence[Rendered],
+    *,
+    batch_tokens: int = 4096,
+    progress: Progress = no_progress,
+    task: str = "validating",
+) -> tuple[float, int]:
+    """Mean loss over the supervised tokens of rows, and their number; exp of it is the perplexity."""
+    import torch
+
+    total, count, done = 0.0, 0, 0
+    with torch.inference_mode():
+        for batch in _batches([len(r.ids) for r in rows], batch_tokens, 256):
+            longest = max(len(rows[i].ids) for i in batch)
+            ids = torch.full((len(batch), longest), model.template.pad_id, dtype=torch.long)
+            learned = torch.zeros((len(batch), longest), dtype=torch.bool)
+            for slot, i in enumerate(batch):
+                ids[slot, : len(rows[i].ids)] = torch.tensor(rows[i].ids)
+                learned[slot, : len(rows[i].ids)] = torch.tensor(rows[i].mask, dtype=torch.bool)
+            ids, learned = ids.to(model.device), learned.to(model.device)
+            hidden = model.hidden(ids)[:, :-1][learned[:, 1:]]
+            targets = ids[:, 1:][learned[:, 1:]]
+            for part_hidden, part_targets in zip(hidden.split(512), targets.split(512), strict=True):
+                picked = (part_hidden.float() * model.head[part_targets].float()).sum(-1)
+                total += float((_log_normaliser(part_hidden, model.head) - picked).double().sum())
+            count += len(targets)
+            done += len(batch)
+            progress(task, done, len(rows))
+    return (total / count if count else float("nan")), count

@@ -1,0 +1,177 @@
+"""A GGUF file of a Llama model, turned once into what the rest reads: config, safetensors, tokenizer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tuneloop.files import lock_folder, sha256_file, user_errors_of_the_disk, write_bytes, write_json, write_text
+from tuneloop.types import UserError
+
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+# How a byte-level BPE vocabulary cuts text before merging, by the name GGUF gives it.
+_PRE_TOKENIZERS = {
+    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+
+def convert(source: Path, folder: Path) -> Path:
+    """Dequantise a GGUF file to bf16 safetensors beside a config and tokenizer, unless that is done already.
+
+    Args:
+        source: the GGUF file (Llama architecture, byte-level BPE).
+        folder: where the model goes; `source.json` in it is written last and names the file it came from.
+
+    Returns:
+        `folder`, loadable by Transformers too.
+
+    Raises:
+        UserError: not a Llama GGUF, or no space.
+    """
+    done = folder / "source.json"
+    stamp = {"file": source.name, "bytes": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns, "layout": 1}
+    if done.is_file():
+        import json
+
+        try:
+            known = json.loads(done.read_text())
+            if all(known.get(key) == value for key, value in stamp.items()):
+                return folder
+        except ValueError:
+            pass
+    with user_errors_of_the_disk(folder), lock_folder(folder):
+        done.unlink(missing_ok=True)
+        _write_model(source, folder)
+        write_json(done, {**stamp, "sha256": sha256_file(source)})
+    return folder
+
+
+def _write_model(source: Path, folder: Path) -> None:
+    import gguf
+    import torch
+    from safetensors.torch import save
+
+    try:
+        reader = gguf.GGUFReader(source)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, OSError, IndexError) as error:
+        raise UserError(f"Not a readable GGUF file: {error}", where=str(source), next_step="download it again") from None
+    if fields.get("general.architecture") != "llama" or fields.get("tokenizer.ggml.model") != "gpt2":
+        raise UserError(
+            f"Only Llama models with a byte-level BPE tokenizer can be read from GGUF, not {fields.get('general.architecture')!r}",
+            where=str(source),
+            next_step="use the model's safetensors folder",
+        )
+    config = _config(fields)
+    tensors: dict[str, Any] = {}
+    for tensor in reader.tensors:
+        name = _name(tensor.name)
+        if name is None:
+            continue
+        values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+            values = _unpermute(values, heads)
+        tensors[name] = values.to(torch.bfloat16).contiguous()
+    config["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    _write_tokenizer(fields, folder)
+    write_json(folder / "config.json", config)
+
+
+def _config(fields: dict[str, Any]) -> dict[str, Any]:
+    llama = {key.removeprefix("llama."): value for key, value in fields.items() if key.startswith("llama.")}
+    heads = llama["attention.head_count"]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": llama.get("vocab_size", len(fields["tokenizer.ggml.tokens"])),
+        "hidden_size": llama["embedding_length"],
+        "intermediate_size": llama["feed_forward_length"],
+        "num_hidden_layers": llama["block_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": llama.get("attention.head_count_kv", heads),
+        "head_dim": llama.get("rope.dimension_count", llama["embedding_length"] // heads),
+        "max_position_embeddings": llama["context_length"],
+        "rms_norm_eps": float(f"{llama['attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_theta": llama.get("rope.freq_base", 10000.0),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _name(gguf_name: str) -> str | None:
+    """The Transformers name of a GGUF tensor."""
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", gguf_name)
+    if match and match[2] in _LAYER:
+        return f"model.layers.{match[1]}.{_LAYER[match[2]]}.weight"
+    top = _TOP.get(gguf_name.removesuffix(".weight"))
+    return f"{top}.weight" if top else None
+
+
+def _unpermute(weight: Any, heads: int) -> Any:
+    """Undo llama.cpp's order of rotary pairs: it interleaves them, Transformers stacks the halves."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    tokens: list[str] = fields["tokenizer.ggml.tokens"]
+    kinds: list[int] = fields["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
+    pre = fields.get("tokenizer.ggml.pre", "")
+    if pre not in _PRE_TOKENIZERS:
+        raise UserError(
+            f"GGUF pre-tokenizer {pre!r} is not known here", where=str(folder), next_step="use the model's safetensors folder"
+        )
+    tokenizer = Tokenizer(BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=pre == "llama-bpe"))
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+    steps.append(pre_tokenizers.Split(Regex(_PRE_TOKENIZERS[pre]), "isolated"))
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    control = 3
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, kinds, strict=True) if kind == control]
+    )
+    write_text(folder / "tokenizer.json", tokenizer.to_str())
+
+    def token(which: str) -> str | None:
+        number = fields.get(f"tokenizer.ggml.{which}_token_id")
+        return None if number is None else tokens[number]
+
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": token("bos"),
+            "eos_token": token("eos"),
+            "pad_token": token("padding"),
+            "unk_token": token("unknown"),
+            "add_bos_token": bool(fields.get("tokenizer.ggml.add_bos_token", False)),
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": fields.get("llama.context_length"),
+            "chat_template": fields.get("tokenizer.chat_template"),
+        },
+    )

@@ -1,0 +1,245 @@
+"""Load a base model: our own Llama where the architecture allows, Transformers' classes for the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.files import read_json
+from tuneloop.models.names import resolve
+from tuneloop.models.template import Template, load_template
+from tuneloop.types import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded causal language model.
+
+    Args:
+        name: as the user gave it.
+        folder: where its files are.
+        net: the network; module names are Transformers', so adapters fit both.
+        template: tokenizer and chat template.
+        config: `config.json`.
+        fingerprint: hash that identifies weights and tokenizer.
+    """
+
+    name: str
+    folder: Path
+    net: nn.Module
+    template: Template
+    config: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model can attend to."""
+        return int(self.config.get("max_position_embeddings") or 2048)
+
+    @property
+    def head(self) -> Tensor:
+        """The vocabulary projection's weight (V, C)."""
+        weight: Tensor = self.net.lm_head.weight if self.is_own else self.net.get_output_embeddings().weight  # type: ignore[union-attr,operator,assignment]
+        return weight
+
+    @property
+    def is_own(self) -> bool:
+        """Whether our own Llama computes it."""
+        from tuneloop.models.llama import Llama
+
+        return isinstance(self.net, Llama)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.device
+
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values."""
+        if self.is_own:
+            return self.net.new_cache()  # type: ignore[operator]
+        from tuneloop.models.fallback import TransformersCache
+
+        return TransformersCache()
+
+    def hidden(
+        self, ids_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None, cache: Any = None
+    ) -> Tensor:
+        """Hidden states (B, T, C) before the vocabulary projection.
+
+        Args:
+            ids_BT: token ids.
+            positions_BT: position of each token; default 0, 1, 2 ...
+            mask: True where a query may look (B, 1, T, S), S counting cached tokens first; default causal.
+            cache: from `new_cache`; extended in place.
+        """
+        if self.is_own:
+            out: Tensor = self.net.hidden(ids_BT, positions_BT, mask, cache)  # type: ignore[operator]
+            return out
+        from tuneloop.models.fallback import hidden
+
+        return hidden(self.net, ids_BT, positions_BT, mask, cache)
+
+
+def load_model(name: str, *, dtype: str = "auto") -> Model:
+    """Load a model by folder, short name or hub name.
+
+    Args:
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor multiplies it natively.
+
+    Raises:
+        UserError: it can't be found, or its files are damaged.
+    """
+    folder = resolve(name)
+    config = read_json(folder / "config.json")
+    template = load_template(folder)
+    return Model(name, folder, _load_net(folder, config, _dtype(dtype)), template, config, fingerprint(folder))
+
+
+def load_tokenizer(name: str) -> Template:
+    """Only the tokenizer and template of a model: fast, and without torch."""
+    return load_template(resolve(name))
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    if name != "auto":
+        kind: torch.dtype = getattr(torch, name)
+        return kind
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    try:
+        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    import torch
+
+    from tuneloop.models.llama import Llama, LlamaConfig
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not LlamaConfig.supports(config):
+        from tuneloop.models.fallback import load
+
+        return load(folder, dtype, device)
+    with torch.device("meta"):
+        net = Llama(LlamaConfig.from_json(config))
+    state = {key: value.to(dtype) for key, value in read_weights(folder).items()}
+    if net.config.tied:
+        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    expected = net.state_dict()
+    for key, tensor in expected.items():
+        found = state.get(key)
+        if found is None or found.shape != tensor.shape:
+            problem = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {tuple(tensor.shape)}"
+            raise UserError(f"Damaged model: {key} {problem}", where=str(folder), next_step="download the model again")
+    net.load_state_dict({key: state[key] for key in expected}, assign=True)
+    if net.config.tied:
+        net.lm_head.weight = net.model.embed_tokens.weight
+    return net.to(device).requires_grad_(False).eval()
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors files.
+
+    Raises:
+        UserError: there are none, or one is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = weight_files(folder)
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            state |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"Can't read the weights: {error}", where=str(file), next_step="download the model again") from None
+    return state
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's folder."""
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(
+                f"The model's folder has no {name}",
+                where=str(folder),
+                next_step="download it whole; weights in .bin form must be converted to safetensors",
+            )
+    return [folder / name for name in names]
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash that tells models apart without reading all their bytes: the configuration, the tokenizer, and each weight
+    file's header, size and 64 blocks spread over it. A change of a few weights alone may go unseen."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (folder / name).is_file():
+            digest.update(name.encode() + (folder / name).read_bytes())
+    for file in weight_files(folder):
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            header = struct.unpack("<Q", handle.read(8).ljust(8, b"\0"))[0]
+            digest.update(handle.read(min(header, 64 << 20)))
+            for block in range(64):
+                handle.seek(block * max(size - 4096, 0) // 63)
+                digest.update(handle.read(4096))
+        digest.update(str(size).encode())
+    return digest.hexdigest()
+
+
+def parameter_count(config: dict[str, Any]) -> int:
+    """Parameters of a Llama model from its configuration alone."""
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    heads = config["num_attention_heads"]
+    head_size = config.get("head_dim") or hidden // heads
+    key_heads = config.get("num_key_value_heads") or heads
+    attention = 2 * hidden * heads * head_size + 2 * hidden * key_heads * head_size
+    block = attention + 3 * hidden * config["intermediate_size"] + 2 * hidden
+    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    return int(embeddings + layers * block + hidden)
+
+
+def use_threads() -> int:
+    """Set torch's threads to the cores that this process may use, and keep large buffers from being returned to the system.
+
+    glibc hands every large free block back at once, and each new one is then paid for in page faults; holding on to
+    them took 7 % off a training step.
+    """
+    import ctypes
+
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        mmap_threshold, trim_threshold = -3, -1
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, 1 << 30)
+    except (OSError, AttributeError):
+        pass  # another C library
+    return torch.get_num_threads()
+
+
+def describe(model: Model) -> str:
+    """One line about a model."""
+    own = "own Llama kernels" if model.is_own else "Transformers modules"
+    dtype = str(model.head.dtype).removeprefix("torch.")
+    return f"{model.name}: {json.dumps(model.config.get('model_type', '?'))[1:-1]}, {dtype}, {own}"

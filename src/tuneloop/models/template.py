@@ -1,0 +1,391 @@
+"""The one place where messages become token ids and a loss mask, and where answers become text again.
+
+A rendered row is what a server gives to the model: the chat template's text, tokenised as one string.
+Two departures make it safe. Control tokens that stand in a user's text are tokenised as the plain
+characters they are. And each assistant turn starts a new piece, as it does when the model answers, so
+that the prompt's tokens are a prefix of the row's.
+
+Limit: where a template joins text to the turn before without a control token between (none of the common
+ones does), a server that tokenises the whole conversation can merge characters across that border.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tuneloop.files import read_json, write_json, write_text
+from tuneloop.types import Message, UserError
+
+# The Llama 3 conversation as Meta's own formatter writes it: no trimming and no injected system text, tools listed
+# in the system turn as the model card shows, tool calls as JSON, tool results as `ipython`. It stands here as the
+# template that goes out with every Llama 3 adapter and model, so that a server says what was trained.
+LLAMA3_TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+{{- '<|start_header_id|>' + ('ipython' if message['role'] == 'tool' else message['role']) + '<|end_header_id|>\\n\\n' }}
+{%- set calls = message.get('tool_calls') or [] %}
+{%- if calls and calls[0]['function']['name'] == 'code_interpreter' %}{{- '<|python_tag|>' }}{%- endif %}
+{{- message['content'] if message['content'] is string else '' }}
+{%- for call in calls %}
+{%- set f = call['function'] %}
+{%- if f['name'] == 'code_interpreter' and f['arguments'] is mapping %}
+{{- f['arguments']['code'] }}
+{%- elif f['name'] in ['brave_search', 'wolfram_alpha', 'photogen'] and f['arguments'] is mapping %}
+{{- f['name'] + '.call(query="' + f['arguments']['query'] + '")' }}
+{%- else %}
+{{- '{"type": "function", "name": ' + (f['name'] | tojson) + ', "parameters": ' + (f['arguments'] if f['arguments'] is string else (f['arguments'] | tojson)) + '}' }}
+{%- endif %}
+{%- endfor %}
+{{- '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
+"""
+
+# For models that come without a template (base models): each turn is "role:", its text and the end-of-text token.
+PLAIN_TEMPLATE = """\
+{%- for message in messages %}
+{{- message['role'] + ':\\n' + message['content'] + eos_token + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- 'assistant:\\n' }}{%- endif %}
+"""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as token ids; `mask` is 1 where a token is to be learned."""
+
+    ids: list[int]
+    mask: list[int]
+
+
+class TemplateError(ValueError):
+    """The template can't render this conversation; the message says why."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A tokenizer with its chat template.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        source: the Jinja chat template.
+        variables: what the template sees (`bos_token`, `eos_token` ...).
+        end_ids: tokens that end an answer.
+        pad_id: token that fills short rows; never seen by the loss.
+        split_after: regular expression; the rendered text is cut after each match and the parts are tokenised
+            apart, as Meta's formatter does at the end of a Llama 3 header. Empty: never.
+        settings: `tokenizer_config.json`, kept for saving.
+    """
+
+    tokenizer: Any
+    source: str
+    variables: dict[str, Any]
+    end_ids: tuple[int, ...]
+    pad_id: int
+    split_after: str
+    settings: dict[str, Any]
+
+    # -- text -> ids
+
+    @cached_property
+    def _compiled(self) -> Any:
+        from jinja2 import nodes
+        from jinja2.ext import Extension
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        class Generation(Extension):
+            """`{% generation %}` blocks, which some templates carry, rendered as their content."""
+
+            tags = {"generation"}  # noqa: RUF012
+
+            def parse(self, parser: Any) -> Any:
+                line = next(parser.stream).lineno
+                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+                return nodes.Scope(body).set_lineno(line)
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        def to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+            return json.dumps(value, ensure_ascii=False, indent=indent)
+
+        import datetime
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = to_json
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        return environment.from_string(self.source)
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Every string that the tokenizer would turn into a control token."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        names = sorted({token.content for token in added if token.content.strip()}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
+
+    @cached_property
+    def handles_tools(self) -> bool:
+        """Whether the template itself writes tool calls; otherwise they are written into the content."""
+        return "tool_calls" in self.source
+
+    @cached_property
+    def lists_tools(self) -> bool:
+        """Whether the template itself lists the tools that may be called."""
+        return bool(re.search(r"\btools\b", self.source))
+
+    def text(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, prompt: bool = False) -> str:
+        """The conversation as the template writes it, control tokens as text.
+
+        Raises:
+            TemplateError: the template refuses it.
+        """
+        return self._render(self._prepared(messages, tools), tools, prompt)
+
+    def _render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], prompt: bool) -> str:
+        try:
+            text: str = self._compiled.render(
+                messages=messages,
+                tools=list(tools) or None if self.lists_tools else None,
+                add_generation_prompt=prompt,
+                **self.variables,
+            )
+        except TemplateError:
+            raise
+        except Exception as error:  # a template is a program of somebody else's; whatever it raises concerns this row
+            raise TemplateError(f"the chat template fails: {error}") from None
+        return text
+
+    def _prepared(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages in the form that the template understands, tools and calls written out where it knows none."""
+        prepared: list[dict[str, Any]] = []
+        for message in messages:
+            turn: dict[str, Any] = {**message, "content": message.get("content") or ""}
+            turn.pop("weight", None)
+            if turn.get("tool_calls"):
+                calls = [_plain_call(call) for call in turn.pop("tool_calls")]
+                if self.handles_tools:
+                    turn["tool_calls"] = calls
+                else:
+                    written = "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
+                    turn["content"] = f"{turn['content']}\n{written}".strip()
+            prepared.append(turn)
+        if tools and not self.lists_tools:
+            listing = "You can call these functions. To call one, answer with JSON: " + json.dumps(
+                {"name": "NAME", "arguments": {}}
+            )
+            listing += "\n" + "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+            if prepared and prepared[0]["role"] == "system":
+                prepared[0] = {**prepared[0], "content": f"{prepared[0]['content']}\n\n{listing}".strip()}
+            else:
+                prepared.insert(0, {"role": "system", "content": listing})
+        return prepared
+
+    def encode(self, text: str, *, control: bool = False) -> list[int]:
+        """Token ids of a text; control tokens in it are plain characters unless `control`."""
+        self.tokenizer.encode_special_tokens = not control
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _encode_rendered(self, text: str, literals: Sequence[str]) -> list[int]:
+        """Tokenise rendered text; `\\ue000N\\ue001` marks stand for `literals`, which stay plain characters."""
+        ids: list[int] = []
+        for part in re.split("(\ue000[0-9]+\ue001)", text):
+            if part.startswith("\ue000"):
+                ids += self.encode(literals[int(part[1:-1])])
+            elif part:
+                pieces = re.split(f"(?<={self.split_after})", part) if self.split_after else [part]
+                for piece in pieces:
+                    if piece:
+                        ids += self.encode(piece, control=True)
+        return ids
+
+    def _guard(self, messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Replace control strings in the users' text by marks; give the originals back."""
+        literals: list[str] = []
+
+        def mark(match: re.Match[str]) -> str:
+            literals.append(match[0])
+            return f"\ue000{len(literals) - 1}\ue001"
+
+        def clean(value: Any) -> Any:
+            if isinstance(value, str):
+                # Marks that a user typed would be taken for ours: they are literals as well.
+                return pattern.sub(mark, value.encode("utf-8", "replace").decode("utf-8"))
+            if isinstance(value, dict):
+                return {key: clean(item) for key, item in value.items()}
+            if isinstance(value, list):
+                return [clean(item) for item in value]
+            return value
+
+        pattern = re.compile(f"{self._control.pattern}|[\ue000\ue001]+")
+        return [{**clean({k: v for k, v in m.items() if k != "role"}), "role": m["role"]} for m in messages], literals
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """Ids of a prompt, the assistant's header included: what the model reads before it answers.
+
+        Raises:
+            TemplateError: the template refuses the conversation.
+        """
+        guarded, literals = self._guard(self._prepared(messages, tools))
+        return self._encode_turns(guarded, tools, literals, prompt=True).ids
+
+    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Rendered:
+        """Ids and loss mask of a whole conversation: every assistant turn with its end-of-turn token is learned.
+
+        A turn with `weight` 0 is read and not learned.
+
+        Raises:
+            TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so
+                that no mask can be right.
+        """
+        guarded, literals = self._guard(self._prepared(messages, tools))
+        weights = [message.get("weight", 1) for message in messages]
+        return self._encode_turns(guarded, tools, literals, [1] * (len(guarded) - len(weights)) + weights)
+
+    def _encode_turns(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Sequence[dict[str, Any]],
+        literals: Sequence[str],
+        weights: Sequence[int] = (),
+        *,
+        prompt: bool = False,
+    ) -> Rendered:
+        whole = self._render(messages, tools, prompt)
+        ids: list[int] = []
+        mask: list[int] = []
+        done = 0
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._render(messages[:i], tools, True) if i else self._header_alone(messages, tools, whole)
+            after = self._render(messages[: i + 1], tools, False)
+            if not (whole.startswith(before) and after.startswith(before) and whole.startswith(after.rstrip())):
+                raise TemplateError("the chat template rewrites earlier turns, so the answers' place can't be known")
+            head = self._encode_rendered(whole[done : len(before)], literals)
+            ids += head
+            mask += [0] * len(head)
+            end = self._end_of_turn(after, len(before))
+            answer = self._encode_rendered(whole[len(before) : end], literals)
+            if not answer or answer[-1] not in self.end_ids:
+                raise TemplateError("the chat template does not end the assistant's turn with an end-of-turn token")
+            learned = 0 if weights and weights[i] == 0 else 1
+            ids += answer
+            mask += [learned] * len(answer)
+            done = end
+        rest = self._encode_rendered(whole[done:], literals)
+        return Rendered(ids + rest, mask + [0] * len(rest))
+
+    def _header_alone(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], whole: str) -> str:
+        """What comes before the content of an assistant turn that opens the conversation."""
+        content = messages[0]["content"]
+        if content and whole.find(content) >= 0:
+            return whole[: whole.find(content)]
+        return self._render([], tools, True)
+
+    def _end_of_turn(self, text: str, start: int) -> int:
+        """Index just behind the control token that ends the turn which starts at `start`."""
+        ends = [text.rfind(token) + len(token) for token in self._end_strings if text.rfind(token) >= start]
+        if not ends:
+            raise TemplateError("the chat template does not end the assistant's turn with an end-of-turn token")
+        return max(ends)
+
+    @cached_property
+    def _end_strings(self) -> list[str]:
+        return [self.tokenizer.id_to_token(i) for i in self.end_ids]
+
+    # -- ids -> text
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of answer ids, control tokens left out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        size: int = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        return size
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and template so that Transformers renders the same ids."""
+        write_text(folder / "tokenizer.json", self.tokenizer.to_str())
+        settings = {k: v for k, v in self.settings.items() if k != "chat_template"}
+        write_json(folder / "tokenizer_config.json", {**settings, "chat_template": self.source})
+
+
+def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool call with its arguments as an object, as templates expect; text that is no JSON stays text."""
+    function = call.get("function", call)
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):
+            arguments = json.loads(arguments)
+    return {"type": "function", "function": {"name": function.get("name", ""), "arguments": arguments}}
+
+
+# Tokens by which the common chat formats end a turn.
+_ENDS_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
+
+
+def load_template(folder: Path) -> Template:
+    """Read `tokenizer.json` and the chat template of a model's folder.
+
+    Raises:
+        UserError: there is no fast tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(
+            "The model has no tokenizer.json",
+            where=str(folder),
+            next_step="save one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise UserError(f"Can't read the tokenizer: {error}", where=str(path), next_step="download the model again") from None
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    variables = {
+        key: (settings[key]["content"] if isinstance(settings[key], dict) else settings[key])
+        for key in ("bos_token", "eos_token", "pad_token", "unk_token")
+        if settings.get(key)
+    }
+    source, split_after = _template_source(folder, settings, tokenizer)
+    names = list(_ENDS_OF_TURN) + [variables.get("eos_token", "")]
+    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    listed = generation.get("eos_token_id") or []
+    end_ids = [i for i in (tokenizer.token_to_id(name) for name in names if name) if i is not None]
+    end_ids += [listed] if isinstance(listed, int) else listed
+    if not end_ids:
+        raise UserError("The tokenizer has no end-of-turn token", where=str(folder), next_step="set eos_token in tokenizer_config.json")
+    pad = tokenizer.token_to_id(variables.get("pad_token") or "<|finetune_right_pad_id|>")
+    return Template(
+        tokenizer, source, variables, tuple(dict.fromkeys(end_ids)), end_ids[0] if pad is None else pad, split_after, settings
+    )
+
+
+def _template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
+    """The chat template and where its text is cut for tokenising."""
+    if tokenizer.token_to_id("<|start_header_id|>") is not None and tokenizer.token_to_id("<|eot_id|>") is not None:
+        return LLAMA3_TEMPLATE, r"<\|end_header_id\|>\n\n"
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8"), ""
+    source = settings.get("chat_template")
+    if isinstance(source, list):  # several named templates
+        named = {entry["name"]: entry["template"] for entry in source}
+        source = named.get("default") or next(iter(named.values()))
+    return (source, "") if source else (PLAIN_TEMPLATE, "")

@@ -1,0 +1,844 @@
+"""The main job: prepare, baselines, plan, train, evaluate, report, each from files to files.
+
+A stage's manifest carries a key, the hash of all that it depends on. A stage whose manifest is there with the right
+key is not done again, so the same command after an interruption goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop import machine
+from tuneloop.files import content_hash, lock_folder, read_json, write_json, write_yaml
+from tuneloop.recipe import Recipe
+from tuneloop.types import Dataset, Progress, Row, UserError, no_progress
+
+if TYPE_CHECKING:
+    from tuneloop.contenders import Asked
+    from tuneloop.data.prepare import Measured
+    from tuneloop.data.formats import FormatGuess
+    from tuneloop.evaluate.evaluate import Comparison, Evaluation
+    from tuneloop.models.load import Model
+    from tuneloop.models.template import Rendered, Template
+
+
+@dataclass
+class Job:
+    """A recipe at work: where it writes, how it tells, and what it has loaded so far.
+
+    Args:
+        recipe: the resolved recipe.
+        folder: of the run.
+        progress: told how far stages are.
+        say: gets one line for every stage that starts, is done already, or has something to tell.
+    """
+
+    recipe: Recipe
+    folder: Path
+    progress: Progress = no_progress
+    say: Callable[[str], None] = lambda line: None
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def template(self) -> Template:
+        """Tokenizer and chat template of the base model."""
+        from tuneloop.models.load import load_tokenizer
+
+        return load_tokenizer(self.recipe.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the base model."""
+        from tuneloop.models.load import fingerprint
+        from tuneloop.models.names import resolve
+
+        return fingerprint(resolve(self.recipe.model))
+
+    @cached_property
+    def model(self) -> Model:
+        """The base model, loaded when a stage first needs it."""
+        from tuneloop.models.load import load_model, use_threads
+
+        use_threads()
+        return load_model(self.recipe.model)
+
+    def rendered(self, rows: list[Row]) -> list[Rendered]:
+        """Rows as ids and loss masks."""
+        return [self.template.render(row.messages, row.tools) for row in rows]
+
+
+def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Do the main job and return the run's folder; see the module's description.
+
+    Raises:
+        UserError: whatever the user can put right; finished stages stay finished.
+    """
+    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    job = Job(recipe, folder, progress, say)
+    with lock_folder(folder):
+        refuse_other_run(folder, recipe)
+        write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
+        write_json(folder / "environment.json", machine.environment())
+        dataset = prepare_stage(job)
+        from tuneloop.track import start_tracking
+
+        tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)
+        status = "FAILED"
+        try:
+            baselines = baseline_stage(job, dataset)
+            plan_stage(job, dataset)
+            train_stage(job, dataset)
+            evaluate_stage(job, dataset, baselines)
+            report_stage(job)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            tracker.finish(status)
+    return folder
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """`runs/NAME-HASH`: another recipe or other data make another folder, the same ones find theirs again."""
+    from tuneloop.data.read import find_files
+    from tuneloop.files import sha256_file
+
+    parts: list[Any] = [_identity(recipe)]
+    parts += [[file.name, sha256_file(file.path)] for file in find_files(recipe.data.sources)]
+    return Path("runs") / f"{recipe.name}-{content_hash(parts)[:8]}"
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """What makes a run another run: not how it is evaluated, priced or tracked, nor how many rejects are tolerated."""
+    dump = recipe.model_dump(mode="json", include={"model", "seed", "data", "train"})
+    dump["data"].pop("allow_rejects")
+    return dump
+
+
+def refuse_other_run(folder: Path, recipe: Recipe) -> None:
+    """A folder belongs to one run.
+
+    Raises:
+        UserError: it holds a finished or unfinished training with other settings; they are named.
+    """
+    from tuneloop.files import read_yaml
+
+    old_file = folder / "config.yaml"
+    trained = (folder / "run.json").is_file() or any((folder / "checkpoints").glob("step-*.pt"))
+    if not old_file.is_file() or not trained:
+        return
+    old, new = _flat(read_yaml(old_file)), _flat(_identity(recipe))
+    changed = [key for key, value in new.items() if old.get(key) != value]
+    if changed:
+        shown = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in changed[:3])
+        raise UserError(
+            f"This folder holds a run with other settings ({shown})",
+            where=str(folder),
+            next_step="choose another folder with output_dir=FOLDER, or delete this one",
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _done(manifest: Path, key: str) -> dict[str, Any] | None:
+    """The stage's manifest, if it is there with this key."""
+    if not manifest.is_file():
+        return None
+    try:
+        value: dict[str, Any] = read_json(manifest)
+    except UserError:
+        return None  # damaged from outside: do the stage again
+    return value if value.get("key") == key else None
+
+
+# --- prepare -----------------------------------------------------------------------------------
+
+
+def measure_with(template: Template) -> Callable[[Row], Measured]:
+    """How the prepare stage measures a row with a model's tokenizer."""
+    from tuneloop.data.prepare import Measured
+
+    def measure(row: Row) -> Measured:
+        rendered = template.render(row.messages, row.tools)
+        return Measured(len(rendered.ids), sum(rendered.mask[1:]))
+
+    return measure
+
+
+def prepare_stage(job: Job) -> Dataset:
+    """Sources to splits, unless they are there already."""
+    from tuneloop.data.dataset import load_dataset
+
+    recipe = job.recipe
+    if not recipe.data.sources:
+        raise UserError("No data", where="data.sources", next_step="name a file: data.sources=FILE")
+    given = Path(recipe.data.sources[0])
+    if len(recipe.data.sources) == 1 and (given / "dataset.json").is_file():
+        dataset = load_dataset(given)
+        job.say(f"data set {dataset.id} as prepared in {given}")
+        return dataset
+    return _prepare_into(job, job.folder / "dataset")
+
+
+def _prepare_into(job: Job, out: Path) -> Dataset:
+    from tuneloop.data.dataset import load_dataset, prepare_key
+    from tuneloop.data.prepare import prepare
+
+    recipe = job.recipe
+    key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.fingerprint)
+    if _done(out / "dataset.json", key):
+        dataset = load_dataset(out)
+        job.say(f"prepare   already done: {dataset.id}")
+        return dataset
+    dataset = prepare(
+        recipe.data,
+        name=recipe.name,
+        seed=recipe.seed,
+        out=out,
+        measure=measure_with(job.template),
+        model=job.fingerprint,
+        progress=job.progress,
+    )
+    for line in dataset_lines(dataset):
+        job.say(line)
+    return dataset
+
+
+def dataset_lines(dataset: Dataset) -> list[str]:
+    """What a data set came to, in a few lines."""
+    m = dataset.manifest
+    counts, form, train = m["counts"], m["format"], m["splits"]["train"]
+    tokens = train["tokens"]
+    rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(m["rejected"].items(), key=lambda item: -item[1]))
+    labels = f", {len(m['labels'])} labels" if m.get("labels") else ""
+    lines = [
+        f"prepare   {counts['read']:,} records read as {form['name']} ({form['reason']})",
+        f"          {counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test; {m['task']}{labels}; "
+        f"{tokens['total']:,} training tokens, {tokens['supervised']:,} learned, longest row {tokens['max']:,}",
+    ]
+    if rejected:
+        lines.append(f"          {counts['rejected']:,} rejected ({rejected}), each with its reason in rejects.jsonl")
+    lines += [f"          {c['level']}: {c['message']}" for c in m["checks"] if c["level"] != "ok"]
+    return lines
+
+
+# --- baselines ---------------------------------------------------------------------------------
+
+
+def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
+    """What the untouched model and the cheap alternatives make of the test split."""
+    from tuneloop.evaluate.evaluate import sample_rows
+    from tuneloop.evaluate.results import load_evaluation
+
+    recipe = job.recipe
+    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
+    if not rows:
+        job.say("baselines no test rows: nothing will be proven (data.split.test is 0)")
+        return {}
+    folder = job.folder / "baselines"
+    key = content_hash([dataset.manifest["hash"], job.fingerprint, recipe.baselines, _scoring(recipe), recipe.seed, 1])
+    done = _done(folder / "baselines.json", key)
+    if done:
+        job.say("baselines already done")
+        return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
+    asked = _ask_untouched(job, dataset, rows)
+    asked |= _ask_classical(job, dataset, rows)
+    evaluations: dict[str, Evaluation] = {}
+    places: dict[str, str] = {}
+    for name, result in asked.items():
+        evaluations[name] = _score(job, dataset, rows, result)
+        places[name] = name.replace(" ", "-").replace("+-", "")
+        _write(job, folder / places[name], evaluations[name], dataset, name=name, costs={name: _cost(job, result)}, key=key)
+        for line in _note_lines(result):
+            job.say(line)
+    costs = {name: _cost(job, result) for name, result in asked.items()}
+    write_json(folder / "baselines.json", {"version": 1, "key": key, "contenders": places, "costs": costs})
+    for name, evaluation in evaluations.items():
+        job.say(f"baseline  {name}: {headline(evaluation)}")
+    return evaluations
+
+
+def _ask_untouched(job: Job, dataset: Dataset, rows: list[Row]) -> dict[str, Asked]:
+    from tuneloop.contenders import ask, few_shot_examples, uses_choice
+    from tuneloop.models.lora import lora_disabled
+
+    recipe = job.recipe
+    wanted = recipe.baselines
+    calibrated = recipe.evaluate.calibrate and uses_choice(dataset, recipe.evaluate)
+    asked: dict[str, Asked] = {}
+    if not wanted.zero_shot and not wanted.few_shot:
+        return asked
+    with lora_disabled(job.model.net):
+        if wanted.zero_shot:
+            found = ask(job.model, dataset, rows, recipe.evaluate, calibrated=calibrated, progress=job.progress, task="zero-shot")
+            asked |= {f"zero-shot {kind}".strip(): result for kind, result in found.items()}
+        if wanted.few_shot:
+            examples, warning = few_shot_examples(job.model, dataset, rows, wanted, recipe.evaluate, recipe.seed)
+            if warning:
+                job.say(f"baselines warn: {warning}")
+            if examples:
+                found = ask(
+                    job.model, dataset, rows, recipe.evaluate, examples=examples, calibrated=calibrated,
+                    progress=job.progress, task=f"few-shot ({len(examples)})",
+                )  # fmt: skip
+                asked |= {f"few-shot {kind}".strip(): result for kind, result in found.items()}
+    return asked
+
+
+def _ask_classical(job: Job, dataset: Dataset, rows: list[Row]) -> dict[str, Asked]:
+    from tuneloop.contenders import Asked
+    from tuneloop.evaluate.classical import MINILM_MISSING, minilm_contender, tfidf_contender
+
+    if dataset.task != "classification" or not job.recipe.baselines.classical:
+        return {}
+    if len({row.label for row in dataset.train}) < 2:
+        job.say("baselines warn: only one label in the training split: no classical baseline")
+        return {}
+    asked: dict[str, Asked] = {}
+    job.progress("cheap alternatives", 0, 2)
+    for place, build in enumerate((tfidf_contender, minilm_contender)):
+        found = build(dataset.train)
+        if found is None:
+            job.say(f"baselines {MINILM_MISSING}")
+        else:
+            started = time.monotonic()
+            answers = found.contender(rows)
+            asked[found.name] = Asked(answers, found.seconds + time.monotonic() - started)
+        job.progress("cheap alternatives", place + 1, 2)
+    return asked
+
+
+def _scoring(recipe: Recipe) -> dict[str, Any]:
+    return recipe.evaluate.model_dump(mode="json", exclude={"samples"})
+
+
+def _score(job: Job, dataset: Dataset, rows: list[Row], asked: Asked) -> Evaluation:
+    from tuneloop.evaluate.evaluate import evaluate
+
+    return evaluate(
+        rows,
+        asked.answers,
+        task=dataset.task,
+        labels=dataset.manifest.get("labels"),
+        config=job.recipe.evaluate,
+        seed=job.recipe.seed,
+        perplexity=asked.perplexity,
+    )
+
+
+def _cost(job: Job, asked: Asked) -> dict[str, float]:
+    return {
+        "seconds": round(asked.seconds, 2),
+        "usd": asked.seconds / 3600 * job.recipe.plan.usd_per_hour,
+        "prompt_tokens": asked.prompt_tokens,
+        "tokens": asked.tokens,
+    }
+
+
+def _note_lines(asked: Asked) -> list[str]:
+    return [f"baselines {note}" for note in asked.notes]
+
+
+def _write(
+    job: Job,
+    folder: Path,
+    evaluation: Evaluation,
+    dataset: Dataset,
+    *,
+    name: str,
+    costs: Mapping[str, Mapping[str, float]],
+    key: str,
+    split: str = "test",
+    baselines: Mapping[str, Evaluation] | None = None,
+) -> None:
+    from tuneloop.evaluate.evaluate import compare
+    from tuneloop.evaluate.results import write_evaluation
+
+    baselines = baselines or {}
+    comparisons = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
+    write_evaluation(
+        folder,
+        evaluation,
+        model=job.recipe.model,
+        dataset=dataset.id,
+        split=split,
+        name=name,
+        baselines=baselines,
+        comparisons=comparisons,
+        costs=costs,
+        key=key,
+    )
+
+
+def headline(evaluation: Evaluation) -> str:
+    """The figures that matter, in a line."""
+    from tuneloop.evaluate.evaluate import primary_metric
+
+    first = primary_metric(evaluation.task, list(evaluation.fields), list(evaluation.metrics))
+    wanted = dict.fromkeys([first, "accuracy", "macro_f1", "rougeL", "chrf"])
+    shown = [name for name in wanted if name in evaluation.metrics]
+
+    def figure(name: str) -> str:
+        estimate = evaluation.metrics[name]
+        digits = 1 if name.endswith(("chrf", "bleu")) else 3
+        low, high = f"{estimate.low:.{digits}f}", f"{estimate.high:.{digits}f}"
+        return f"{name} {estimate.value:.{digits}f} [{low}, {high}]"
+
+    return ", ".join(figure(name) for name in shown)
+
+
+# --- plan --------------------------------------------------------------------------------------
+
+
+def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
+    """What training will take on this machine: memory by formula, time by timing some of its own batches."""
+    from tuneloop.train.loop import measure_speed
+
+    recipe = job.recipe
+    key = content_hash([dataset.manifest["hash"], job.fingerprint, recipe.train, recipe.plan, recipe.seed, 1])
+    done = _done(job.folder / "plan.json", key)
+    if done and _training_began(job):
+        job.say(plan_line(done, already=True))
+        return done
+    train_rows, val_rows = job.rendered(dataset.train), job.rendered(dataset.val)
+    job.progress("measuring this machine", 0, 1)
+    resident = _resident(job)
+    speed = measure_speed(job.model, train_rows, recipe.train, recipe.seed)
+    job.progress("measuring this machine", 1, 1)
+    plan = make_plan(job, train_rows, val_rows, speed, resident)
+    write_json(job.folder / "plan.json", {**plan, "key": key})
+    job.say(plan_line(plan))
+    if not plan["fits"]:
+        raise UserError(
+            f"Training needs about {plan['memory']['peak_gib']:.1f} GiB, and this machine has {plan['memory']['capacity_gib']:.1f}",
+            where="plan.json",
+            next_step=f"set {plan['alternatives'][0]['change']}, or use a machine with more memory",
+        )
+    return plan
+
+
+def _resident(job: Job) -> float:
+    """GiB in use with the model loaded."""
+    assert job.model.net is not None
+    return machine.memory_now()
+
+
+def _training_began(job: Job) -> bool:
+    return (job.folder / "run.json").is_file() or any((job.folder / "checkpoints").glob("step-*.pt"))
+
+
+def make_plan(
+    job: Job, train_rows: list[Rendered], val_rows: list[Rendered], speed: float, resident: float
+) -> dict[str, Any]:
+    """The plan of a run whose rows and speed are known."""
+    from tuneloop.plan.estimate import Machine, ModelShape, Work, estimate
+    from tuneloop.train.batches import plan_steps
+    from tuneloop.train.loop import lora_shape, within_time
+
+    recipe, model = job.recipe, job.model
+    steps = within_time(plan_steps(train_rows, recipe.train, recipe.seed), train_rows, recipe.train, speed)
+    indices = [i for step in steps for micro in step.micro_batches for i in micro]
+    padded = [
+        len(micro) * max(len(train_rows[i].ids) for i in micro) for step in steps for micro in step.micro_batches
+    ]
+    measured = val_rows[: recipe.train.val_rows]
+    work = Work(
+        steps=len(steps),
+        tokens=sum(len(train_rows[i].ids) for i in indices),
+        supervised=sum(sum(train_rows[i].mask) for i in indices),
+        val_tokens=sum(len(row.ids) for row in measured) * (recipe.train.evaluations + 1),
+        micro_tokens=max(padded),
+        longest=max(len(train_rows[i].ids) for i in indices),
+    )
+    gpus = machine.gpus()
+    place = machine.processor()
+    here = Machine(
+        name=gpus[0] if gpus else f"cpu: {place}, {machine.cores()} cores",
+        capacity_gib=machine.memory_capacity(),
+        resident_gib=resident,
+        usd_per_hour=recipe.plan.usd_per_hour,
+        tokens_per_second=speed,
+    )
+    shape = ModelShape.from_config(model.config, str(model.folder / "config.json"))
+    targets = list(lora_shape(model, recipe.train).targets)
+    return estimate(
+        shape, work, here, model=recipe.model, rank=recipe.train.rank, targets=targets,
+        bytes_a_weight=model.head.element_size(),
+    )  # fmt: skip
+
+
+def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
+    """The plan in one line."""
+    time_, cost = plan["time"], plan["cost"]
+    share = plan["trainable_parameters"] / plan["total_parameters"]
+    return (
+        f"plan      {plan['trainable_parameters'] / 1e6:.2f}M of {plan['total_parameters'] / 1e6:.1f}M parameters trained ({share:.1%}), "
+        f"{plan['steps']:,} steps; peak memory about {plan['memory']['peak_gib']:.1f} GiB; "
+        f"{time_['hours'] * 60:.1f} minutes ({time_['low'] * 60:.1f} to {time_['high'] * 60:.1f}); "
+        f"${cost['usd']:.3f} at ${cost['breakdown']['usd_per_hour']:g}/hour{' (planned before)' if already else ''}"
+    )
+
+
+# --- train -------------------------------------------------------------------------------------
+
+
+def train_key(job: Job, dataset: Dataset) -> str:
+    """Hash of all that the adapter depends on."""
+    return content_hash([job.recipe.train, job.recipe.seed, dataset.manifest["hash"], job.fingerprint, 1])
+
+
+def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
+    """Train the adapter, or find it trained."""
+    from tuneloop.train.loop import train
+
+    recipe, folder = job.recipe, job.folder
+    key = train_key(job, dataset)
+    done = _done(folder / "run.json", key)
+    if done:
+        job.say(f"train     already done: best validation loss {done['best_val_loss']:.3f} at step {done['best_step']}")
+        return done
+    plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else None
+    began = _training_began(job)
+    result = train(
+        job.model,
+        job.rendered(dataset.train),
+        job.rendered(dataset.val),
+        recipe.train,
+        folder,
+        seed=recipe.seed,
+        data_id=dataset.manifest["hash"],
+        tokens_per_second=plan["time"]["tokens_per_second"] if plan else 0.0,
+        progress=job.progress,
+    )
+    if began and result.resumed_at:
+        job.say(f"train     went on from the checkpoint at step {result.resumed_at}")
+    predicted = None
+    if plan:
+        predicted = {
+            "minutes": plan["time"]["hours"] * 60,
+            "low": plan["time"]["low"] * 60,
+            "high": plan["time"]["high"] * 60,
+            "peak_gib": plan["memory"]["peak_gib"],
+            "usd": plan["cost"]["usd"],
+        }
+    manifest: dict[str, Any] = {
+        "version": 1,
+        "id": folder.resolve().name,
+        "key": key,
+        "status": "finished",
+        "method": recipe.train.method,
+        "model": recipe.model,
+        "model_fingerprint": job.fingerprint,
+        "dataset": dataset.id,
+        **vars(result),
+        "usd": result.seconds / 3600 * recipe.plan.usd_per_hour,
+        "predicted": predicted,
+        "adapter": "adapter",
+    }
+    write_json(folder / "run.json", manifest)
+    early = {"early": ", stopped early: validation got worse", "finished": ""}.get(result.stopped, "")
+    job.say(
+        f"train     {result.steps:,} steps in {result.seconds / 60:.1f} minutes, {result.tokens_per_second:,.0f} tokens/s, "
+        f"peak {result.peak_memory_gib:.2f} GiB; validation loss {result.first_val_loss:.3f} -> {result.best_val_loss:.3f} "
+        f"(best at step {result.best_step}){early}"
+    )
+    return manifest
+
+
+# --- evaluate ----------------------------------------------------------------------------------
+
+
+def evaluate_stage(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluation], split: str = "test") -> None:
+    """The tuned model on the same rows, and the paired comparison."""
+    from tuneloop.contenders import ask
+    from tuneloop.evaluate.evaluate import sample_rows
+
+    recipe = job.recipe
+    rows = sample_rows(getattr(dataset, split), recipe.evaluate.limit, seed=recipe.seed)
+    if not rows:
+        return
+    run_manifest = read_json(job.folder / "run.json")
+    key = content_hash(
+        [run_manifest["adapter_hash"], dataset.manifest["hash"], recipe.baselines, _scoring(recipe), sorted(baselines), recipe.seed, 1]
+    )
+    out = job.folder if split == "test" else job.folder / f"eval-{split}"
+    if _done(out / "eval.json", key):
+        job.say("evaluate  already done")
+        return
+    attach_trained(job)
+    asked = ask(job.model, dataset, rows, recipe.evaluate, progress=job.progress, task="tuned")[""]
+    evaluation = _score(job, dataset, rows, asked)
+    costs = {"tuned": _cost(job, asked)}
+    if baselines and (job.folder / "baselines" / "baselines.json").is_file():
+        costs = read_json(job.folder / "baselines" / "baselines.json")["costs"] | costs
+    _write(job, out, evaluation, dataset, name="tuned", costs=costs, key=key, split=split, baselines=baselines)
+    job.say(f"evaluate  tuned: {headline(evaluation)}")
+
+
+def attach_trained(job: Job) -> None:
+    """Put the run's adapter into the model, unless training has just left it there."""
+    from tuneloop.models.lora import load_adapter, lora_layers
+
+    if not lora_layers(job.model.net):
+        load_adapter(job.model.net, job.folder / "adapter")
+    job.model.net.eval()
+
+
+# --- report ------------------------------------------------------------------------------------
+
+
+def report_stage(job: Job) -> Path:
+    """`report.html`, from the run's files."""
+    from tuneloop.report.html import write_report
+
+    return write_report(job.folder)
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """A run as one object: what `tuneloop run --json` prints."""
+    found: dict[str, Any] = {"path": str(folder), "adapter": str(folder / "adapter"), "report": str(folder / "report.html")}
+    for name, file in (("dataset", "dataset/dataset.json"), ("plan", "plan.json"), ("run", "run.json"), ("eval", "eval.json")):
+        found[name] = read_json(folder / file) if (folder / file).is_file() else None
+    return found
+
+
+# --- stages alone ------------------------------------------------------------------------------
+
+
+def recipe_for_sources(places: list[str], settings: list[str], *, name: str = "", model: str = "") -> Recipe:
+    """A recipe from source files, or from a recipe file among them.
+
+    Settings may leave out the `data.` of the prepare stage's keys: `split.test=0.2`.
+    """
+    from tuneloop.data.config import PrepareConfig
+    from tuneloop.recipe import load_recipe, make_recipe
+
+    if not places:
+        raise UserError("No source given", next_step="tuneloop prepare FILE")
+    own = set(PrepareConfig.model_fields)
+    settings = [f"data.{s}" if s.split("=")[0].split(".")[0] in own else s for s in settings]
+    settings += [f"model={model}"] if model else []
+    settings += [f"name={name}"] if name else []
+    if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
+        return load_recipe(places[0], settings)
+    return make_recipe({"name": _name_of(places[0]), "data": {"sources": places}}, settings)
+
+
+def _name_of(source: str) -> str:
+    """A data set's name from its first source."""
+    import re
+
+    path = Path(source)
+    stem = path.name.split(".")[0] or path.resolve().name
+    if stem in ("train", "data", "all", "*"):
+        stem = path.resolve().parent.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "data"
+
+
+def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "") -> Recipe:
+    """A recipe from a recipe file, a prepared data set's folder, or a file of examples."""
+    settings = settings + ([f"output_dir={out}"] if out else [])
+    return recipe_for_sources([source], settings, model=model)
+
+
+def prepare_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> Dataset:
+    """The prepare stage by itself, into `out` or `datasets/NAME`."""
+    folder = Path(out) if out else Path("datasets") / recipe.name
+    with lock_folder(folder):
+        return _prepare_into(Job(recipe, folder, progress, say), folder)
+
+
+def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
+    """The plan stage by itself; nothing is trained."""
+    import tempfile
+
+    from tuneloop.train.loop import measure_speed
+
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(recipe, Path(scratch), progress, say)
+        dataset = prepare_stage(job)
+        train_rows, val_rows = job.rendered(dataset.train), job.rendered(dataset.val)
+        resident = _resident(job)
+        speed = measure_speed(job.model, train_rows, recipe.train, recipe.seed)
+        plan = make_plan(job, train_rows, val_rows, speed, resident)
+    if out:
+        write_json(Path(out) / "plan.json", plan)
+    return plan
+
+
+def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """Prepare where needed, plan and train, without baselines and evaluation."""
+    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    job = Job(recipe, folder, progress, say)
+    with lock_folder(folder):
+        refuse_other_run(folder, recipe)
+        write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
+        write_json(folder / "environment.json", machine.environment())
+        dataset = prepare_stage(job)
+        plan_stage(job, dataset)
+        manifest = train_stage(job, dataset)
+        report_stage(job)
+    return folder, manifest
+
+
+def evaluate_alone(
+    target: str,
+    dataset_path: str,
+    split: str,
+    settings: list[str],
+    *,
+    few_shot: int,
+    out: str,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Path:
+    """Evaluate a run's tuned model, or any model, on a split; returns the folder with `eval.json`."""
+    if split not in ("train", "val", "test"):
+        raise UserError(f"No split named {split!r}", where="--split", next_step="choose train, val or test")
+    run_folder = Path(target)
+    is_run = (run_folder / "run.json").is_file()
+    if run_folder.is_dir() and not is_run and (run_folder / "config.yaml").is_file():
+        raise UserError("This run has not finished training", where=target, next_step="run its command again: it goes on")
+    if not is_run and not dataset_path:
+        raise UserError("Which rows?", where="--dataset", next_step="give a prepared data set with --dataset FOLDER")
+    own = [f"evaluate.{s}" if "." not in s.split("=")[0] and s.split("=")[0] not in Recipe.model_fields else s for s in settings]
+    recipe = load_run_recipe(run_folder, own) if is_run else recipe_of(dataset_path, [*own, f"model={target}"])
+    if is_run and dataset_path:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [dataset_path]})})
+    job = Job(recipe, run_folder, progress, say)
+    dataset = _dataset_of(job, is_run and not dataset_path, dataset_path)
+    if is_run:
+        folder = Path(out) if out else run_folder if split == "test" else run_folder / f"eval-{split}"
+        attach_trained(job)
+    else:
+        folder = Path(out) if out else Path("evals") / f"{_name_of(target)}-{dataset.id}-{split}"
+    with lock_folder(folder):
+        _evaluate_into(job, folder, dataset, split, few_shot, name="tuned" if is_run else "few-shot" if few_shot else "zero-shot")
+    return folder
+
+
+def load_run_recipe(folder: Path, settings: list[str]) -> Recipe:
+    """The recipe that a run was made with."""
+    from tuneloop.recipe import load_recipe
+
+    return load_recipe(folder / "config.yaml", settings)
+
+
+def _dataset_of(job: Job, of_run: bool, path: str) -> Dataset:
+    from tuneloop.data.dataset import load_dataset
+
+    if of_run:
+        own = job.folder / "dataset"
+        return load_dataset(own if own.is_dir() else job.recipe.data.sources[0])
+    return load_dataset(path)
+
+
+def _evaluate_into(job: Job, folder: Path, dataset: Dataset, split: str, few_shot: int, *, name: str) -> None:
+    from tuneloop.contenders import ask, few_shot_examples
+    from tuneloop.evaluate.evaluate import sample_rows
+    from tuneloop.evaluate.results import load_evaluation
+
+    recipe = job.recipe
+    rows = sample_rows(getattr(dataset, split), recipe.evaluate.limit, seed=recipe.seed)
+    if not rows:
+        raise UserError(f"The {split} split is empty", where=dataset.path, next_step="choose another with --split")
+    examples: list[Row] = []
+    if few_shot:
+        wanted = recipe.baselines.model_copy(update={"few_shot": few_shot})
+        examples, warning = few_shot_examples(job.model, dataset, rows, wanted, recipe.evaluate, recipe.seed)
+        if warning:
+            job.say(warning)
+    asked = ask(job.model, dataset, rows, recipe.evaluate, examples=examples, progress=job.progress, task=name)[""]
+    evaluation = _score(job, dataset, rows, asked)
+    baselines: dict[str, Evaluation] = {}
+    listed = job.folder / "baselines" / "baselines.json"
+    if name == "tuned" and split == "test" and listed.is_file():
+        ids = {row.id for row in rows}
+        found = {n: load_evaluation(job.folder / "baselines" / place) for n, place in read_json(listed)["contenders"].items()}
+        baselines = {n: e for n, e in found.items() if {row.id for row in e.rows} == ids}
+    _write(job, folder, evaluation, dataset, name=name, costs={name: _cost(job, asked)},
+           key=content_hash([recipe, dataset.manifest["hash"], split]), split=split, baselines=baselines)  # fmt: skip
+
+
+def compare_alone(places: list[str], out: str = "") -> list[Comparison]:
+    """Paired comparison of evaluations against the first; `FOLDER:NAME` picks a baseline inside one."""
+    from tuneloop.evaluate.evaluate import compare
+    from tuneloop.evaluate.results import load_evaluation, write_evaluation
+
+    if len(places) < 2:
+        raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
+    loaded: dict[str, Evaluation] = {}
+    for place in places:
+        folder, _, contender = place.partition(":") if not Path(place).exists() else (place, "", "")
+        loaded[place] = load_evaluation(folder, contender or None)
+    first, *others = loaded
+    if not others:
+        raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
+    comparisons = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
+    if out:
+        manifest = read_json(Path(places[-1].partition(":")[0]) / "eval.json")
+        last = others[-1]
+        write_evaluation(
+            Path(out), loaded[last], model=manifest["model"], dataset=manifest["dataset"], split=manifest["split"], name=last,
+            baselines={n: e for n, e in loaded.items() if n != last}, comparisons=comparisons, key=content_hash(places),
+        )  # fmt: skip
+    return comparisons
+
+
+def write_starter(source: str, out: str) -> tuple[Path, FormatGuess]:
+    """A recipe for a file of examples, with what was found in it as comments."""
+    from tuneloop.data.config import PrepareConfig
+    from tuneloop.data.formats import detect
+    from tuneloop.data.read import read_records
+    from tuneloop.files import write_text
+    from tuneloop.types import Reject
+
+    path = Path(out)
+    if path.exists():
+        raise UserError("That recipe is there already", where=out, next_step="choose another with --out FILE")
+    sample = []
+    for record in read_records([source]):
+        if not isinstance(record, Reject):
+            sample.append(record.value)
+        if len(sample) >= 200:
+            break
+    if not sample:
+        raise UserError("No record can be read", where=source, next_step="look at the file: one JSON object a line, or a CSV")
+    found = detect(sample, PrepareConfig(sources=[source]))
+    columns = "".join(f"  # {column}\n" for column in list(sample[0])[:12])
+    write_text(
+        path,
+        f"""# A job for tuneloop: `tuneloop run {path}`. `tuneloop schema --keys` lists every setting.
+version: 1
+name: {_name_of(source)}
+model: smollm2-135m            # or llama-3.2-1b-instruct, llama-3.1-8b-instruct, a folder, org/name on the hub
+
+data:
+  sources: [{source!r}]
+  # read as {found.name}: {found.reason}
+  # columns of the first record:
+{columns}  # To write your own prompt and answer from the columns:
+  # instruction: "What the model should do, in a sentence or two."
+  # input: "{{text}}"
+  # output: "{{answer}}"
+
+train:
+  epochs: 3
+  # max_minutes: 10            # plan no more than fits
+
+plan:
+  usd_per_hour: 0.05           # what this machine costs
+""",
+    )
+    return path, found

@@ -1,0 +1,202 @@
+"""What a run will take, before it is started: memory, minutes and dollars, as ranges with their reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.machine import GIB
+from tuneloop.types import UserError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a decoder that cost memory and time, from its `config.json`."""
+
+    vocabulary: int
+    hidden: int
+    feed_forward: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_size: int
+    tied: bool
+
+    @staticmethod
+    def from_config(config: dict[str, Any], where: str = "config.json") -> ModelShape:
+        """Read a Transformers configuration.
+
+        Raises:
+            UserError: a number is missing.
+        """
+        try:
+            heads = config["num_attention_heads"]
+            return ModelShape(
+                config["vocab_size"],
+                config["hidden_size"],
+                config["intermediate_size"],
+                config["num_hidden_layers"],
+                heads,
+                config.get("num_key_value_heads") or heads,
+                config.get("head_dim") or config["hidden_size"] // heads,
+                bool(config.get("tie_word_embeddings", False)),
+            )
+        except KeyError as error:
+            raise UserError(f"The model's configuration has no {error}", where=where, next_step="use a decoder's config.json") from None
+
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a layer's matrices by name."""
+        keys = self.key_heads * self.head_size
+        values = self.heads * self.head_size
+        return {
+            "q_proj": (self.hidden, values),
+            "k_proj": (self.hidden, keys),
+            "v_proj": (self.hidden, keys),
+            "o_proj": (values, self.hidden),
+            "gate_proj": (self.hidden, self.feed_forward),
+            "up_proj": (self.hidden, self.feed_forward),
+            "down_proj": (self.feed_forward, self.hidden),
+        }
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters in the layers' matrices: each costs two operations a token and pass."""
+        return self.layers * sum(i * o for i, o in self.linear().values())
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of a Llama model."""
+        norms = self.layers * 2 * self.hidden + self.hidden
+        return self.matrix_parameters + norms + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def lora_parameters(self, rank: int, targets: list[str] | str) -> int:
+        """Parameters of an adapter: rank * (inputs + outputs) for each adapted matrix."""
+        shapes = self.linear()
+        if targets == "attention":
+            targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        names = list(shapes) if targets == "all-linear" else [t for t in targets if t in shapes]
+        return self.layers * sum(rank * sum(shapes[name]) for name in names)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run computes.
+
+    Args:
+        steps: optimizer steps.
+        tokens: trained tokens of all steps.
+        supervised: those that the loss sees.
+        val_tokens: validation tokens of all evaluations.
+        micro_tokens: most padded tokens of a micro-batch.
+        longest: tokens of the longest row.
+    """
+
+    steps: int
+    tokens: int
+    supervised: int
+    val_tokens: int
+    micro_tokens: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it runs: capacity and present use in GiB, price in $/hour, speed measured in tokens a second."""
+
+    name: str
+    capacity_gib: float
+    resident_gib: float
+    usd_per_hour: float
+    tokens_per_second: float
+
+
+# Spread of wall time around "tokens / measured speed" on shared processors: the probe lasts seconds, the run minutes.
+TIME_LOW, TIME_HIGH = 0.85, 1.35
+
+
+def memory_terms(shape: ModelShape, work: Work, adapter: int, resident_gib: float, bytes_a_weight: int) -> dict[str, float]:
+    """Memory of LoRA training on a CPU in GiB, term by term; what is resident already counts as one term.
+
+    A layer keeps for its gradient, for each token: its input, two normed inputs, queries and the mixed values, keys and
+    values twice (before and after the rotation), three feed-forward activations, attention weights over the row, and one rank-sized product
+    for each adapted matrix. The loss works on 256 positions of the vocabulary at a time: bf16 logits and fp32
+    probabilities.
+    """
+    keys = 2 * shape.key_heads * shape.head_size
+    values = shape.heads * shape.head_size
+    per_token = shape.hidden * 4 + values * 3 + keys * 2 + 3 * shape.feed_forward + 2 * shape.heads * work.longest
+    activations = per_token * shape.layers * work.micro_tokens * bytes_a_weight
+    return {
+        "weights and program (resident)": resident_gib,
+        "adapter": adapter * 4 / GIB,
+        "gradients": adapter * 4 / GIB,
+        "optimizer": adapter * 8 / GIB,
+        "checkpoint copies": adapter * 4 * 6 / GIB,  # the best adapter, the saved state and its serialised form
+        "activations": activations / GIB,
+        "loss": 256 * shape.vocabulary * (bytes_a_weight + 4) * 1.5 / GIB,
+    }
+
+
+def estimate(
+    shape: ModelShape,
+    work: Work,
+    machine: Machine,
+    *,
+    model: str,
+    rank: int,
+    targets: list[str] | str,
+    bytes_a_weight: int = 2,
+) -> dict[str, Any]:
+    """The plan of a LoRA run on this machine, as `plan.json` holds it.
+
+    Time is trained tokens over the measured speed of forward and backward passes, plus validation at a
+    third of their cost (a forward pass alone).
+    """
+    adapter = shape.lora_parameters(rank, targets)
+    terms = memory_terms(shape, work, adapter, machine.resident_gib, bytes_a_weight)
+    peak = sum(terms.values())
+    seconds = work.tokens / machine.tokens_per_second + work.val_tokens / (3 * machine.tokens_per_second)
+    hours = seconds / 3600
+    usd = hours * machine.usd_per_hour
+    fits = peak < 0.95 * machine.capacity_gib
+    alternatives = []
+    if not fits:
+        alternatives.append({"change": "train.micro_batch_tokens=512", "why": "halves the activations"})
+        alternatives.append({"change": "data.max_length=512", "why": "shorter rows need less for attention"})
+    return {
+        "version": 1,
+        "model": model,
+        "method": "lora",
+        "gpu": machine.name,
+        "gpus": 0 if machine.name.startswith("cpu") else 1,
+        "fits": fits,
+        "trainable_parameters": adapter,
+        "total_parameters": shape.parameters,
+        "steps": work.steps,
+        "tokens": work.tokens,
+        "memory": {
+            "peak_gib": round(peak, 3),
+            "capacity_gib": round(machine.capacity_gib, 2),
+            "phase": "layer backward",
+            "terms": {name: round(value, 4) for name, value in terms.items()},
+        },
+        "time": {
+            "hours": hours,
+            "low": hours * TIME_LOW,
+            "high": hours * TIME_HIGH,
+            "tokens_per_second": round(machine.tokens_per_second, 1),
+        },
+        "cost": {
+            "usd": usd,
+            "low": usd * TIME_LOW,
+            "high": usd * TIME_HIGH,
+            "breakdown": {"training": usd, "usd_per_hour": machine.usd_per_hour},
+        },
+        "assumptions": [
+            f"speed measured on this machine just now: {machine.tokens_per_second:.0f} tokens/s forward and backward",
+            "early stopping not counted: it can only make the run shorter",
+            f"price given: ${machine.usd_per_hour:g} an hour",
+            "baselines and the final evaluation are not in these figures",
+        ],
+        "alternatives": alternatives,
+    }

@@ -1,0 +1,410 @@
+"""Charts as inline SVG: no script, no network, colours by CSS variables so that light and dark both work.
+
+A chart is drawn for a width in CSS pixels and scales from there (`viewBox`). The page holds a wide
+and a narrow drawing of the same chart, since a wide one shrunk to a phone has unreadable labels.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from tuneloop.report.facts import (
+    ContenderFacts,
+    Score,
+    count,
+    figure,
+    interval,
+    metric_title,
+    number,
+)
+
+WIDE, NARROW = 760, 350
+MAX_POINTS = 400  # a curve of more points looks the same and makes the page heavy
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale from data to pixels.
+
+    Args:
+        low, high: ends in data units.
+        start, end: the same ends in pixels.
+        log: whether the scale is logarithmic.
+        ticks: values to label.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+    ticks: tuple[float, ...]
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        share = (at - low) / (high - low) if high > low else 0.5
+        return self.start + share * (self.end - self.start)
+
+
+def nice_ticks(low: float, high: float, wanted: int = 5) -> tuple[float, ...]:
+    """Round numbers (steps of 1, 2 or 5 times a power of ten) that cover `low` to `high`.
+
+    The first is at most `low`, the last at least `high`.
+    """
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1.0):  # one value, or what rounds to one
+        span = max(abs(low) * 0.1, 1e-6) if abs(low) > 1e-6 else 1.0
+        low, high = low - span, high + span
+    raw = (high - low) / max(wanted, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return tuple(round(i * step, 12) for i in range(first, last + 1))
+
+
+def log_ticks(low: float, high: float) -> tuple[float, ...]:
+    """1, 2 and 5 times powers of ten around `low` to `high` (both above 0); powers alone over many decades."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+    ticks = [m * 10.0**p for p in powers for m in steps]
+    first = max((t for t in ticks if t <= low), default=ticks[0])
+    last = min((t for t in ticks if t >= high), default=ticks[-1])
+    return tuple(t for t in ticks if first <= t <= last)
+
+
+def axis(values: Sequence[float], start: float, end: float, *, wanted: int = 5, log: bool | None = None) -> Axis:
+    """An axis that covers `values`; logarithmic when they span more than a factor of 20 (`log=None`)."""
+    low, high = min(values), max(values)
+    if log is None:
+        log = low > 0 and high / low > 20
+    if log and low > 0:
+        ticks = log_ticks(low, high)
+        if len(ticks) >= 2:
+            return Axis(ticks[0], ticks[-1], start, end, True, ticks)
+    ticks = nice_ticks(low, high, wanted)
+    return Axis(ticks[0], ticks[-1], start, end, False, ticks)
+
+
+def short(value: float) -> str:
+    """A tick label: `0.05`, `200`, `1.5k`."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    if abs(value) >= 10_000:
+        return f"{value / 1e3:g}k"
+    return f"{value:g}"
+
+
+def smooth(values: Sequence[float], window: float) -> list[float]:
+    """Exponential moving average, corrected for its start, so that the first value is itself."""
+    keep = 1 - 1 / max(window, 1.0)
+    total, weight, out = 0.0, 0.0, []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        out.append(total / weight)
+    return out
+
+
+def fit(text: str, pixels: float, *, size: float = 12) -> str:
+    """Cut a label to about `pixels`, with an ellipsis; wide (East Asian) characters count double."""
+    room, used = pixels / (size * 0.56), 0.0
+    for at, char in enumerate(text):
+        used += 1.8 if unicodedata.east_asian_width(char) in "WF" else 1.0
+        if used > room:
+            return text[: max(at - 1, 1)].rstrip(" _-") + "…"
+    return text
+
+
+def _svg(width: float, height: float, title: str, body: Sequence[str], kind: str) -> Markup:
+    size = "narrow" if width < 500 else "wide"
+    return Markup(
+        f'<svg class="chart {kind} {size}" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title>'
+        + "".join(body)
+        + "</svg>"
+    )
+
+
+def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def _bar(x: float, y: float, width: float, height: float, tip: str) -> str:
+    return (
+        f'<rect class="bar" x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{height:.1f}" rx="1">'
+        f"<title>{escape(tip)}</title></rect>"
+    )
+
+
+def _path(points: Sequence[tuple[float, float]], kind: str) -> str:
+    if len(points) < 2:
+        return ""
+    return f'<path class="{kind}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MAX_POINTS` points, the last one kept."""
+    stride = math.ceil(len(points) / MAX_POINTS) or 1
+    kept = list(points[::stride])
+    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+# --- loss curves -------------------------------------------------------------------------------
+
+
+def loss_chart(
+    steps: Sequence[Mapping[str, object]], validations: Sequence[Mapping[str, object]], width: float = WIDE
+) -> Markup:
+    """Training loss by step (raw, faint, and smoothed) with the validation losses; the best one is marked.
+
+    Args:
+        steps: records with `step` and `loss`; those without a finite loss are left out.
+        validations: records with `step`, `val_loss` and `best`.
+        width: width to draw for, in CSS pixels.
+
+    Returns:
+        The chart, or an empty string when there is no finite loss.
+    """
+    train = [
+        (s, v) for r in steps if (s := number(r.get("step"))) is not None and (v := number(r.get("loss"))) is not None
+    ]
+    val = [
+        (s, v)
+        for r in validations
+        if (s := number(r.get("step"))) is not None and (v := number(r.get("val_loss"))) is not None
+    ]
+    if not train and not val:
+        return Markup("")
+    narrow = width < 500
+    height = 250 if narrow else 320
+    left, right, top, bottom = (38.0, width - 8, 34.0, height - 36.0)
+    x = axis([0.0, *(s for s, _ in train + val)], left, right, wanted=4 if narrow else 8, log=False)
+    x = Axis(0.0, max(s for s, _ in train + val) or 1.0, left, right, False, x.ticks)
+    y = axis([v for _, v in train + val], bottom, top, wanted=4 if narrow else 5)
+    body = []
+    for tick in y.ticks:
+        body += [_line(left, y(tick), right, y(tick), "grid"), _text(left - 7, y(tick) + 4, short(tick), "tick", "end")]
+    for tick in x.ticks:
+        if tick <= x.high:
+            body += [
+                _line(x(tick), bottom, x(tick), bottom + 4, "rule"),
+                _text(x(tick), bottom + 17, short(tick), "tick", "middle"),
+            ]
+    body.append(_line(left, bottom, right, bottom, "rule"))
+    body.append(_text(right, height - 4, "step", "tick", "end"))
+    body.append(_text(0, height - 4, "loss, log scale" if y.log else "loss", "tick"))
+    body.append(_path(_thin([(x(s), y(v)) for s, v in train]), "raw"))
+    curve = smooth([v for _, v in train], max(3.0, len(train) / 25))
+    body.append(_path(_thin([(x(s), y(v)) for (s, _), v in zip(train, curve, strict=True)]), "train"))
+    body.append(_path([(x(s), y(v)) for s, v in val], "val"))
+    body += [f'<circle class="val" cx="{x(s):.1f}" cy="{y(v):.1f}" r="3.2"/>' for s, v in val]
+    best = min(val, key=lambda point: point[1]) if val else None
+    if best:
+        body += _best_mark(x(best[0]), y(best[1]), f"best {best[1]:.3f}", left, right, top, bottom)
+    body += _legend(
+        left, [("train", "train (smoothed)"), ("raw", "each step"), ("val", "validation")], bool(train), bool(val)
+    )
+    title = f"Loss over {count(len(train), 'training step')}"
+    if best:
+        title += f"; best validation loss {best[1]:.3f} at step {best[0]:g}"
+    return _svg(width, height, title, body, "loss")
+
+
+def _best_mark(px: float, py: float, text: str, left: float, right: float, top: float, bottom: float) -> list[str]:
+    anchor = "end" if px > right - 60 else "start" if px < left + 60 else "middle"
+    below = py < top + 26  # no room above
+    ty = py + 22 if below else py - 13
+    return [
+        f'<circle class="best" cx="{px:.1f}" cy="{py:.1f}" r="7"/>',
+        _text(px, min(ty, bottom - 5), text, "mark", anchor),
+    ]
+
+
+def _legend(left: float, entries: Sequence[tuple[str, str]], train: bool, val: bool) -> list[str]:
+    body, at = [], left
+    for kind, name in entries:
+        if (kind == "val" and not val) or (kind != "val" and not train):
+            continue
+        body += [_line(at, 11, at + 16, 11, kind), _text(at + 21, 15, name, "legend")]
+        if kind == "val":
+            body.append(f'<circle class="val" cx="{at + 8:.1f}" cy="11" r="3.2"/>')
+        at += 21 + len(name) * 6.4 + 16
+    return body
+
+
+# --- comparison --------------------------------------------------------------------------------
+
+
+def forest_chart(lines: Sequence[ContenderFacts], at: int, metric: str, width: float = WIDE) -> Markup:
+    """Contenders under each other, each a value with its 95 % interval; a line marks the tuned model's value.
+
+    Args:
+        lines: the comparison.
+        at: which of the lines' scores to draw.
+        metric: its name, for the title and the number format.
+        width: width to draw for, in CSS pixels.
+
+    Returns:
+        The chart, or an empty string when nothing was measured.
+    """
+    rows = [(line, score) for line in lines if (score := line.scores[at]) is not None]
+    if not rows:
+        return Markup("")
+    narrow = width < 500
+    pitch, top = (40.0, 12.0) if narrow else (30.0, 8.0)
+    left, right = (4.0, width - 8) if narrow else (230.0, width - 150)
+    height = top + pitch * len(rows) + 26
+    ends = [v for _, s in rows for v in (s.value, s.low, s.high) if math.isfinite(v)]
+    scale = axis(ends, left + 6, right - 6, wanted=4 if narrow else 6, log=False)
+    bottom = top + pitch * len(rows)
+    body = []
+    for tick in scale.ticks:
+        body += [
+            _line(scale(tick), top, scale(tick), bottom, "grid"),
+            _text(scale(tick), bottom + 17, short(tick), "tick", "middle"),
+        ]
+    for line, score in rows:
+        if line.tuned:
+            body.append(_line(scale(score.value), top, scale(score.value), bottom, "reference"))
+    for i, (line, score) in enumerate(rows):
+        body += _forest_row(line, score, scale, top + pitch * i, pitch, metric, width)
+    title = f"{metric_title(metric)}: " + "; ".join(
+        f"{line.name} {figure(score.value, metric)}" for line, score in rows
+    )
+    return _svg(width, height, title, body, "forest")
+
+
+def _forest_row(
+    line: ContenderFacts, score: Score, scale: Axis, y0: float, pitch: float, metric: str, width: float
+) -> list[str]:
+    narrow = width < 500
+    kind = "tuned" if line.tuned else "other"
+    y = y0 + (pitch - 12 if narrow else pitch / 2)
+    body = []
+    if narrow:
+        body += [_text(0, y - 12, fit(line.name, width - 130), f"name {kind}")]
+        label_y = y - 12
+    else:
+        body += [_text(0, y + 4, fit(line.name, 222), f"name {kind}")]
+        label_y = y + 4
+    value, bounds = figure(score.value, metric), interval(score, metric)
+    label = f'<tspan class="value">{value}</tspan>' + (f' <tspan class="bounds">{bounds}</tspan>' if bounds else "")
+    body.append(f'<text x="{width:g}" y="{label_y:.1f}" class="figure {kind}" text-anchor="end">{label}</text>')
+    if bounds:
+        low, high = scale(score.low), scale(score.high)
+        body += [_line(low, y, high, y, f"whisker {kind}"), _line(low, y - 4, low, y + 4, f"whisker {kind}")]
+        body.append(_line(high, y - 4, high, y + 4, f"whisker {kind}"))
+    body.append(f'<circle class="dot {kind}" cx="{scale(score.value):.1f}" cy="{y:.1f}" r="{5 if line.tuned else 4}"/>')
+    return body
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+def label_chart(labels: Mapping[str, float], width: float = WIDE, *, most: int = 24) -> Markup:
+    """How many rows each label has, the largest first.
+
+    Up to `most` labels get a bar with their name; above that thin columns show the shape, and the two
+    ends are named (the page lists all of them beside it).
+    """
+    pairs = sorted(
+        ((str(k), n) for k, v in labels.items() if (n := number(v)) is not None), key=lambda p: (-p[1], p[0])
+    )
+    if not pairs:
+        return Markup("")
+    ends = [f"{count(n)} ({name})" for name, n in (pairs[0], pairs[-1])]
+    title = f"Rows of each of {count(len(pairs), 'label')}: from {ends[0]} to {ends[1]}"
+    top_value = max(pairs[0][1], 1.0)
+    if len(pairs) <= most:
+        narrow = width < 500
+        pitch, left = (34.0, 0.0) if narrow else (22.0, 230.0)
+        body = []
+        for i, (name, n) in enumerate(pairs):
+            y = i * pitch
+            bar_y, text_y = (y + 18, y + 13) if narrow else (y + 5, y + 15)
+            length = max((width - 48 - left) * n / top_value, 1.0)
+            body += [
+                _text(0, text_y, fit(name, width - 20 if narrow else left - 10), "name"),
+                _bar(left, bar_y, length, 12, f"{name}: {count(n)}"),
+                _text(left + length + 6, bar_y + 10, count(n), "tick"),
+            ]
+        return _svg(width, pitch * len(pairs) + 4, title, body, "labels")
+    left, bottom, top = 34.0, 130.0, 8.0
+    ticks = nice_ticks(0, top_value, 3)
+    y_axis = Axis(0, ticks[-1], bottom, top, False, ticks)
+    body = []
+    for tick in ticks:
+        body += [
+            _line(left, y_axis(tick), width, y_axis(tick), "grid"),
+            _text(left - 6, y_axis(tick) + 4, short(tick), "tick", "end"),
+        ]
+    step = (width - left) / len(pairs)
+    for i, (name, n) in enumerate(pairs):
+        y = y_axis(n)
+        body.append(_bar(left + i * step + step * 0.12, y, step * 0.76, max(bottom - y, 0.5), f"{name}: {count(n)}"))
+    half = (width - left) / 2 - 8
+    body.append(_text(left, bottom + 17, fit(f"most: {pairs[0][0]}", half), "tick"))
+    body.append(_text(width, bottom + 17, fit(f"least: {pairs[-1][0]}", half), "tick", "end"))
+    return _svg(width, bottom + 24, title, body, "labels")
+
+
+def token_chart(splits: Mapping[str, Mapping[str, object]], limit: float | None = None, width: float = WIDE) -> Markup:
+    """How many tokens the rows of each split have: least to most, a bar to the 90th percentile, a mark at the median.
+
+    Args:
+        splits: split name -> `{"min", "p50", "p90", "max"}`.
+        limit: longest row allowed; drawn when it is near enough to matter.
+        width: width to draw for, in CSS pixels.
+    """
+    rows = []
+    for name, stats in splits.items():
+        values = [number(stats.get(key)) for key in ("min", "p50", "p90", "max")]
+        if all(v is not None for v in values):
+            rows.append((str(name), [float(v) for v in values if v is not None]))
+    if not rows:
+        return Markup("")
+    narrow = width < 500
+    most = max(values[3] for _, values in rows)
+    shown_limit = limit if limit is not None and limit <= 3 * most else None
+    pitch, left = (42.0, 4.0) if narrow else (32.0, 60.0)
+    top = 16.0 if shown_limit else 4.0
+    bottom = top + pitch * len(rows)
+    scale = axis(
+        [0.0, most, *([shown_limit] if shown_limit else [])], left + 2, width - 14, wanted=4 if narrow else 8, log=False
+    )
+    body = []
+    for tick in scale.ticks:
+        body += [
+            _line(scale(tick), top, scale(tick), bottom, "grid"),
+            _text(scale(tick), bottom + 17, short(tick), "tick", "middle"),
+        ]
+    if shown_limit:
+        body += [_line(scale(shown_limit), top, scale(shown_limit), bottom, "limit")]
+        body.append(_text(scale(shown_limit) - 3, 11, f"limit {shown_limit:,.0f}", "tick", "end"))
+    for i, (name, (least, p50, p90, longest)) in enumerate(rows):
+        y = top + pitch * i + (pitch - 13 if narrow else pitch / 2)
+        body.append(_text(0, y - 14 if narrow else y + 4, name, "name"))
+        body += [
+            _line(scale(least), y, scale(longest), y, "whisker other"),
+            _line(scale(longest), y - 4, scale(longest), y + 4, "whisker other"),
+        ]
+        tip = f"{name}: 90 % of rows have at most {p90:,.0f} tokens"
+        body.append(_bar(scale(least), y - 6, max(scale(p90) - scale(least), 1), 12, tip))
+        body.append(_line(scale(p50), y - 8, scale(p50), y + 8, "median"))
+    summary = "; ".join(
+        f"{name}: median {v[1]:,.0f}, 90 % at most {v[2]:,.0f}, longest {v[3]:,.0f}" for name, v in rows
+    )
+    return _svg(width, bottom + 24, f"Tokens a row. {summary}", body, "tokens")
+
+
+def chart_pair(draw: Callable[..., Markup], *args: object) -> Markup:
+    """The wide and the narrow drawing of a chart; the page shows the one that fits."""
+    return Markup("").join(draw(*args, width=width) for width in (WIDE, NARROW))

@@ -1,0 +1,479 @@
+"""What a run folder says, read once for both reports, and how its figures are written.
+
+Every file may be missing (a run in progress, a run without baselines) or cut short: a report shows
+what there is. Text from the user or from a model is made safe to print here, once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneloop.files import read_json, read_yaml
+from tuneloop.types import UserError
+
+TUNED = "tuned"
+# The order in which contenders stand in tables and charts; unknown ones come before the tuned model.
+CONTENDERS = (
+    "zero-shot",
+    "zero-shot calibrated",
+    "few-shot",
+    "few-shot calibrated",
+    "tf-idf + logistic regression",
+    "MiniLM + logistic regression",
+)
+METRIC_TITLES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "weighted_f1": "weighted F1",
+    "balanced_accuracy": "balanced accuracy",
+    "precision_macro": "macro precision",
+    "recall_macro": "macro recall",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "meteor": "METEOR",
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "perplexity": "perplexity",
+}
+OUT_OF_100 = ("bleu", "chrf", "perplexity")
+# Control characters would reach the terminal as commands, or break the page; newline and tab stay.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The files of a run folder; an empty value stands for a file that is missing.
+
+    Args:
+        path: the run folder.
+        run: `run.json`.
+        config: `config.yaml`, the resolved recipe.
+        dataset: `dataset/dataset.json`.
+        plan: `plan.json`.
+        environment: `environment.json`.
+        evaluation: `eval.json`.
+        steps: training records of `metrics.jsonl`, by step.
+        validations: validation records of `metrics.jsonl`, by step.
+        samples: rows of `samples.jsonl`.
+        problems: files that are there and could not be read, in words.
+    """
+
+    path: Path
+    run: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value and 95 % interval; the bounds are NaN where there is none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class ContenderFacts:
+    """One line of the comparison.
+
+    Args:
+        name: the contender.
+        scores: one for each shown metric; None where it was not measured.
+        p: p-value of the paired comparison with the tuned model on the first metric, or None.
+        delta: tuned minus this contender on the first metric, or None.
+        verdict: the comparison's verdict, or an empty string.
+        seconds: time it took, or None.
+        usd: what it cost, or None.
+        tuned: whether this is the tuned model.
+    """
+
+    name: str
+    scores: tuple[Score | None, ...]
+    p: float | None = None
+    delta: Score | None = None
+    verdict: str = ""
+    seconds: float | None = None
+    usd: float | None = None
+    tuned: bool = False
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read_run(path: Path | str) -> RunFacts:
+    """Read what there is in a run folder.
+
+    Raises:
+        UserError: the folder does not exist, or holds none of a run's files.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError("No such run folder", where=str(path), next_step="give a folder under runs/")
+    problems: list[str] = []
+    found = {name: _mapping(path / file, problems) for name, file in RUN_FILES.items()}
+    records = _lines(path / "metrics.jsonl", problems)
+    samples = _lines(path / "samples.jsonl", problems)
+    if not any(found.values()) and not records and not samples and not problems:
+        names = ", ".join([*RUN_FILES.values(), "metrics.jsonl"])
+        raise UserError(
+            "Not a run folder: it holds none of a run's files", where=str(path), next_step=f"a run has {names}"
+        )
+    return RunFacts(
+        path=path,
+        **found,
+        steps=_by_step(r for r in records if "loss" in r),
+        validations=_by_step(r for r in records if "val_loss" in r),
+        samples=samples,
+        problems=problems,
+    )
+
+
+RUN_FILES = {
+    "run": "run.json",
+    "config": "config.yaml",
+    "dataset": "dataset/dataset.json",
+    "plan": "plan.json",
+    "environment": "environment.json",
+    "evaluation": "eval.json",
+}
+
+
+def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = read_yaml(path) if path.suffix == ".yaml" else read_json(path)
+    except (UserError, OSError) as error:
+        what = error.what if isinstance(error, UserError) else str(error.strerror)
+        problems.append(clean(f"{path.name} could not be read: {what}"))
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path.name} could not be read: it holds no mapping")
+        return {}
+    return {clean(key): clean_all(item) for key, item in value.items()}
+
+
+def _lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file; damaged lines (a run writes its last one now) are counted."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        problems.append(f"{path.name} could not be read: {error.strerror}")
+        return []
+    records, damaged = [], 0
+    for line in text.split("\n"):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if isinstance(record, dict):
+                records.append(clean_all(record))
+            else:
+                damaged += 1
+    if damaged:
+        problems.append(f"{path.name}: {count(damaged, 'unreadable line')} left out")
+    return records
+
+
+def _by_step(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records in step order; a step that was repeated after a resume counts once, the later one."""
+    latest = {r["step"]: r for r in records if number(r.get("step")) is not None}
+    return [latest[step] for step in sorted(latest)]
+
+
+def clean(text: object) -> str:
+    """Text without control characters and lone surrogates."""
+    return UNPRINTABLE.sub("\ufffd", str(text).replace("\r\n", "\n"))
+
+
+def clean_all(value: Any) -> Any:
+    """`clean` for every string of a JSON-like value."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {clean(key): clean_all(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [clean_all(item) for item in value]
+    return value
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def section(value: object) -> dict[str, Any]:
+    """A mapping, or an empty one where a file holds something else."""
+    return value if isinstance(value, dict) else {}
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def count(n: float, unit: str = "") -> str:
+    """A count with thin groups of three and its unit in the right number: `1,234 rows`."""
+    text = f"{n:,.0f}"
+    return f"{text} {unit}{'' if text == '1' or not unit else 's'}".strip()
+
+
+def short_count(n: float | None) -> str:
+    """A large count in three digits: `1.24 M`."""
+    if n is None:
+        return "–"
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if abs(n) >= size:
+            return f"{n / size:.3g} {letter}"
+    return f"{n:,.0f}" if n == int(n) else f"{n:.3g}"
+
+
+def figure(value: float | None, metric: str = "accuracy") -> str:
+    """A metric's value: two decimals, one for scores out of 100."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.1f}" if is_out_of_100(metric) else f"{value:.2f}"
+
+
+def interval(score: Score | None, metric: str = "accuracy") -> str:
+    """A 95 % interval: `[0.81, 0.92]`, or an empty string where there is none."""
+    if score is None or not (math.isfinite(score.low) and math.isfinite(score.high)):
+        return ""
+    return f"[{figure(score.low, metric)}, {figure(score.high, metric)}]"
+
+
+def with_interval(score: Score | None, metric: str = "accuracy") -> str:
+    """`0.87 [0.81, 0.92]`."""
+    return f"{figure(score.value if score else None, metric)} {interval(score, metric)}".strip()
+
+
+def is_out_of_100(metric: str) -> bool:
+    """Whether a metric counts to 100 rather than to 1."""
+    return metric.rsplit(".", 1)[-1] in OUT_OF_100
+
+
+def p_value(p: float | None) -> str:
+    """`p < 0.001`, `p = 0.034`."""
+    if p is None:
+        return "–"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def minutes(value: float | None) -> str:
+    """Minutes as `4.2 min`, hours from two hours on."""
+    if value is None:
+        return "–"
+    if value >= 120:
+        return f"{value / 60:.1f} h"
+    return f"{value:.1f} min" if value >= 0.1 else f"{value * 60:.0f} s"
+
+
+def gib(value: float | None) -> str:
+    """`1.3 GiB`."""
+    if value is None:
+        return "–"
+    return f"{value:.1f} GiB" if value >= 0.1 or value == 0 else f"{value * 1024:.0f} MiB"
+
+
+def usd(value: float | None) -> str:
+    """`$0.01`; smaller amounts keep one figure, so that they do not read as nothing."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "$0"
+    return f"${value:,.2f}" if value >= 0.01 else f"${float(f'{value:.1g}'):.6f}".rstrip("0")
+
+
+def metric_title(name: str) -> str:
+    """A metric's name as people write it: `queue.accuracy` is `queue accuracy`."""
+    part, dot, metric = name.rpartition(".")
+    title = METRIC_TITLES.get(metric, metric.replace("_", " "))
+    return f"{part} {title}" if dot else title
+
+
+# --- the comparison ----------------------------------------------------------------------------
+
+
+def shown_metrics(evaluation: Mapping[str, Any]) -> list[str]:
+    """The two or three metrics of the closing table, the one that is compared first.
+
+    Fields' accuracies come first (a structured answer), then accuracy and macro-F1 where there are
+    labels, then ROUGE-L and chrF where text is generated.
+    """
+    names = list(section(evaluation.get("metrics")))
+    if not names:  # only baselines so far
+        names = list(dict.fromkeys(n for b in section(evaluation.get("baselines")).values() for n in section(b)))
+    fields = [n for n in names if n.endswith(".accuracy")][:2]
+    if evaluation.get("task") == "classification" and not fields:
+        wanted = ["accuracy", "macro_f1"]
+    elif evaluation.get("task") in ("generation", "chat") or fields:
+        wanted = [*fields, "rougeL", "chrf"][:3]
+    else:
+        wanted = ["accuracy", "macro_f1"] if "accuracy" in names else ["rougeL", "chrf"]
+    return [n for n in wanted if n in names] or names[:2]
+
+
+def contenders(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> list[ContenderFacts]:
+    """The lines of the comparison: the untouched model, the cheap alternatives, the tuned model last."""
+    baselines = section(evaluation.get("baselines"))
+    known = [name for name in CONTENDERS if name in baselines]
+    lines = [
+        _contender(evaluation, name, section(baselines[name]), metrics)
+        for name in [*known, *(name for name in baselines if name not in known)]
+    ]
+    if section(evaluation.get("metrics")):
+        own = str(evaluation.get("name") or TUNED)
+        lines.append(_contender(evaluation, own, evaluation["metrics"], metrics, tuned=True))
+    return lines
+
+
+def _contender(
+    evaluation: Mapping[str, Any], name: str, values: Mapping[str, Any], metrics: Sequence[str], *, tuned: bool = False
+) -> ContenderFacts:
+    cost = section(section(evaluation.get("costs")).get(name))
+    p, delta, verdict = None, None, ""
+    if not tuned and metrics:
+        own = str(evaluation.get("name") or TUNED)
+        for pair in evaluation.get("comparisons") or []:
+            sides = (pair.get("a"), pair.get("b"))
+            if pair.get("metric") == metrics[0] and name in sides and own in sides:
+                sign = 1.0 if sides[1] == own else -1.0
+                p, verdict = number(pair.get("p")), str(pair.get("verdict") or "")
+                low, high = (sign * (math.nan if (v := number(pair.get(k))) is None else v) for k in ("low", "high"))
+                if (value := number(pair.get("delta"))) is not None:
+                    delta = Score(sign * value, *((low, high) if sign > 0 else (high, low)))
+    return ContenderFacts(
+        name=name,
+        scores=tuple(score_of(values.get(metric)) for metric in metrics),
+        p=p,
+        delta=delta,
+        verdict=verdict,
+        seconds=number(cost.get("seconds")),
+        usd=number(cost.get("usd")),
+        tuned=tuned,
+    )
+
+
+def score_of(value: object) -> Score | None:
+    """A metric of `eval.json`: `{"value", "low", "high"}` or a bare number."""
+    if isinstance(value, Mapping):
+        bare, low, high = (number(value.get(key)) for key in ("value", "low", "high"))
+        if bare is None:
+            return None
+        return Score(bare, math.nan if low is None else low, math.nan if high is None else high)
+    bare = number(value)
+    return None if bare is None else Score(bare)
+
+
+def is_right(sample: Mapping[str, Any], prediction: object = None) -> bool | None:
+    """Whether an answer equals the reference, for rows with a label; None where that says little.
+
+    Args:
+        sample: a row of `samples.jsonl`.
+        prediction: the answer to judge; default: the tuned model's.
+    """
+    if sample.get("label") is None:
+        return None
+    if prediction is None and "predicted_label" in sample:  # as the scorer matched it
+        return bool(sample["predicted_label"] == sample["label"])
+    answer = sample.get("prediction") if prediction is None else prediction
+    return _bare(answer) == _bare(sample.get("reference") or sample["label"])
+
+
+def _bare(text: object) -> str:
+    first = str(text or "").strip().split("\n")[0]
+    return first.strip(" \t\"'`.,;:!?*").casefold()
+
+
+def pick_samples(samples: Sequence[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """`n` rows evenly spaced over the file: no choice of flattering ones."""
+    if n >= len(samples):
+        return list(samples)
+    return [samples[(2 * i + 1) * len(samples) // (2 * n)] for i in range(n)]
+
+
+def sample_answers(sample: Mapping[str, Any], names: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """(contender, answer) of a row: the baselines that are shown, then the tuned model.
+
+    Args:
+        names: the contenders wanted; default: zero-shot and few-shot (calibrated where only that is there).
+    """
+    given = section(sample.get("baselines"))
+    if names is None:
+        names = [n for n in ("zero-shot", "few-shot") if n in given]
+    answers = [(n, str(given[n] if given[n] is not None else "")) for n in names if n in given]
+    if "prediction" in sample:
+        answers.append((TUNED, str(sample["prediction"] if sample["prediction"] is not None else "")))
+    return answers
+
+
+# --- what was predicted, what it took ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A predicted figure beside the measured one, written out; `inside` tells whether it kept to its range."""
+
+    name: str
+    predicted: str
+    actual: str
+    inside: bool | None = None
+
+
+def promises(facts: RunFacts) -> list[Promise]:
+    """Time, memory and money: predicted against actual. Lines without either figure are left out."""
+    run, plan = facts.run, facts.plan
+    said = section(run.get("predicted"))
+    time, cost, memory = (section(plan.get(key)) for key in ("time", "cost", "memory"))
+
+    def hours(key: str) -> float | None:
+        value = number(time.get(key))
+        return None if value is None else value * 60
+
+    def first(*values: float | None) -> float | None:
+        return next((v for v in values if v is not None), None)
+
+    expected = first(number(said.get("minutes")), hours("hours"))
+    low, high = first(number(said.get("low")), hours("low")), first(number(said.get("high")), hours("high"))
+    seconds = number(run.get("seconds"))
+    took = None if seconds is None else seconds / 60
+    span = f"  ({minutes(low)} to {minutes(high)})" if low is not None and high is not None else ""
+    inside = low <= took <= high if took is not None and low is not None and high is not None else None
+    peak, real_peak = (
+        first(number(said.get("peak_gib")), number(memory.get("peak_gib"))),
+        number(run.get("peak_memory_gib")),
+    )
+    price, paid = first(number(said.get("usd")), number(cost.get("usd"))), number(run.get("usd"))
+    lines = [
+        Promise("training time", minutes(expected) + (span if expected is not None else ""), minutes(took), inside),
+        Promise(
+            "peak memory",
+            gib(peak),
+            gib(real_peak),
+            None if peak is None or real_peak is None else real_peak <= peak * 1.1,
+        ),
+        Promise("cost", usd(price), usd(paid), None if price is None or paid is None else paid <= price * 1.25 + 1e-9),
+    ]
+    return [line for line in lines if (line.predicted, line.actual) != ("–", "–")]

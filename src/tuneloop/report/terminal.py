@@ -1,0 +1,263 @@
+"""The closing report on the terminal: the comparison, samples, what was predicted, paths, the next command."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.report.facts import (
+    TUNED,
+    ContenderFacts,
+    RunFacts,
+    contenders,
+    count,
+    figure,
+    interval,
+    is_right,
+    metric_title,
+    number,
+    p_value,
+    pick_samples,
+    promises,
+    read_run,
+    sample_answers,
+    section,
+    shown_metrics,
+    with_interval,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+SIDE_BY_SIDE = 100  # columns from which samples stand beside each other
+LONGEST_PROMPT, LONGEST_ANSWER = 240, 420  # characters; the report has more
+MOST_LINES = 8
+GAIN_AND_P = 24  # columns that the gain and the p-value take, with their padding
+
+
+def print_closing(run: Path, console: Console) -> None:
+    """Print the closing report of a run; on a plain (non-terminal) console without colour.
+
+    Raises:
+        UserError: no such run folder, or nothing in it.
+    """
+    parts = closing_table(run, console.width)
+    if "utf" in (console.encoding or "").lower():
+        for part in parts:
+            console.print(part)
+        return
+    # A console of another encoding would end the job at the first arrow or umlaut.
+    from rich.console import Console as Plain
+
+    buffer = io.StringIO()
+    plain = Plain(file=buffer, width=console.width, color_system=None, safe_box=True)
+    for part in parts:
+        plain.print(part)
+    text = buffer.getvalue()
+    for mark, ascii_mark in (
+        ("✓", "+"),
+        ("✗", "x"),
+        ("–", "-"),
+        ("−", "-"),
+        ("…", "..."),
+        ("·", "-"),
+        ("─", "-"),
+        ("━", "="),
+    ):
+        text = text.replace(mark, ascii_mark)
+    console.file.write(text.encode(console.encoding or "ascii", "replace").decode(console.encoding or "ascii"))
+
+
+def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
+    """The parts of the closing report, in order, laid out for `width` columns.
+
+    Raises:
+        UserError: no such run folder, or nothing in it.
+    """
+    from rich.text import Text
+
+    facts = read_run(run)
+    metrics = shown_metrics(facts.evaluation)
+    lines = contenders(facts.evaluation, metrics)
+    parts: list[RenderableType] = []
+    if lines:
+        parts += [Text(""), comparison_table(facts, metrics, lines, width)]
+    words = facts.evaluation.get("words")
+    for i, word in enumerate(words if isinstance(words, list) else []):
+        parts.append(Text(str(word), style="bold" if i == 0 else ""))
+    if outcome := promises(facts):
+        parts.append(_promises_table(outcome))
+    if facts.samples:
+        wanted = number(section(facts.config.get("evaluate")).get("samples"))
+        shown = pick_samples(facts.samples, 5 if wanted is None else int(wanted))
+        if shown:
+            parts += [
+                Text(""),
+                Text(f"{len(shown)} of {count(len(facts.samples), 'row')}, evenly spaced", style="bold"),
+            ]
+            parts.append(samples_side_by_side(shown) if stand_beside(shown, width) else samples_stacked(shown))
+    parts += [Text(""), _paths(facts), *[Text(problem, style="yellow") for problem in facts.problems]]
+    return parts
+
+
+def comparison_table(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts], width: int) -> Table:
+    """One line a contender; intervals go under their values where the terminal is narrow."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    n = number(facts.evaluation.get("n"))
+    rows_of = f"{count(n, 'row')} of the {facts.evaluation.get('split') or 'test'} split" if n else ""
+    names = max([len(line.name) for line in lines] + [10])
+    cells_wide = [max(len(with_interval(line.scores[i], m)) for line in lines) + 3 for i, m in enumerate(metrics)]
+    beside = names + sum(cells_wide) + GAIN_AND_P <= width
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", title_style="bold")
+    table.title = f"Comparison on {rows_of}, with 95 % intervals" if rows_of else "Comparison, with 95 % intervals"
+    table.add_column("", overflow="fold", min_width=min(names, width // 3))
+    for metric in metrics:
+        table.add_column(metric_title(metric), no_wrap=True)
+    with_p = any(line.p is not None for line in lines)
+    if with_p:
+        table.add_column("gain", justify="right", no_wrap=True)
+        table.add_column("p-value", justify="right", no_wrap=True)
+    for line in lines:
+        cells: list[RenderableType] = [Text(line.name)]
+        for score, metric in zip(line.scores, metrics, strict=True):
+            bounds = interval(score, metric)
+            cell = Text(figure(score.value if score else None, metric))
+            if bounds:
+                cell.append(("\n" if not beside else " ") + bounds, style="dim" if not line.tuned else "")
+            cells.append(cell)
+        if with_p:
+            gain = line.delta.value if line.delta else None
+            cells.append("" if gain is None else f"{'+' if gain >= 0 else '−'}{figure(abs(gain), metrics[0])}")
+            cells.append("" if line.p is None else p_value(line.p))
+        table.add_row(*cells, style="bold green" if line.tuned else "")
+    return table
+
+
+def _promises_table(outcome: Sequence[Any]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("")
+    table.add_column("predicted", overflow="fold")
+    table.add_column("actual", style="bold", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for line in outcome:
+        kept = "" if line.inside is None else "[green]as predicted[/]" if line.inside else "[yellow]off[/]"
+        table.add_row(line.name, line.predicted, line.actual, kept)
+    return table
+
+
+# --- samples -----------------------------------------------------------------------------------
+
+
+def stand_beside(samples: Sequence[dict[str, Any]], width: int) -> bool:
+    """Whether samples fit in columns: the terminal is wide, and no word of an answer would be broken."""
+    if width < SIDE_BY_SIDE:
+        return False
+    texts = [str(text) for s in samples for text in (_reference(s), *(answer for _, answer in sample_answers(s)))]
+    columns = max(len(sample_answers(s)) for s in samples) + 1
+    room = (width - 2 * columns) * 3 // (3 * columns + 4) - 3
+    return all(len(word) <= room for text in texts for word in _short(text, LONGEST_ANSWER).split())
+
+
+def samples_side_by_side(samples: Sequence[dict[str, Any]]) -> Table:
+    """A column each for the prompt, the reference and every contender."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    names = list(dict.fromkeys(name for s in samples for name, _ in sample_answers(s)))
+    table = Table(box=box.SIMPLE_HEAD, show_lines=False, pad_edge=False, padding=(0, 1), expand=True)
+    table.add_column("prompt", ratio=4, overflow="fold")
+    for name in ("reference", *names):
+        table.add_column(name, ratio=3, overflow="fold", style="bold" if name == TUNED else "")
+    for i, sample in enumerate(samples):
+        answers = dict(sample_answers(sample))
+        cells = [Text(_short(sample.get("prompt"), LONGEST_PROMPT)), Text(_short(_reference(sample), LONGEST_ANSWER))]
+        cells += [_judged(sample, name, answers[name]) if name in answers else Text("") for name in names]
+        table.add_row(*cells)
+        if i + 1 < len(samples):
+            table.add_row()
+    return table
+
+
+def samples_stacked(samples: Sequence[dict[str, Any]]) -> Table:
+    """For narrow terminals: the prompt, then one line (or more) an answer."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(ratio=1, overflow="fold")
+    for sample in samples:
+        table.add_row()
+        table.add_row("prompt", Text(_short(sample.get("prompt"), LONGEST_PROMPT), style="italic"))
+        table.add_row("reference", Text(_short(_reference(sample), LONGEST_ANSWER)))
+        for name, answer in sample_answers(sample):
+            text = _judged(sample, name, answer)
+            if name == TUNED:
+                text.stylize("bold")
+            table.add_row(Text(name, style="bold green" if name == TUNED else ""), text)
+    return table
+
+
+def _reference(sample: dict[str, Any]) -> object:
+    return sample.get("reference") or sample.get("label")
+
+
+def _judged(sample: dict[str, Any], name: str, answer: str) -> Text:
+    """An answer, with a mark in front where right and wrong are plain to see."""
+    from rich.text import Text
+
+    right = is_right(sample, None if name == TUNED else answer)
+    text = Text()
+    if right is not None:
+        text.append("✓\u00a0" if right else "✗\u00a0", style="green" if right else "red")
+    return text.append(_short(answer, LONGEST_ANSWER) or "(no answer)")
+
+
+def _short(value: object, longest: int) -> str:
+    """At most `MOST_LINES` lines and `longest` characters, with an ellipsis; tabs would break the columns."""
+    text = str(value or "").strip().replace("\t", "    ")
+    lines = text.split("\n")
+    cut = "\n".join(lines[:MOST_LINES])
+    if len(lines) > MOST_LINES or len(cut) > longest:
+        return cut[:longest].rstrip() + "…"
+    return cut
+
+
+# --- paths -------------------------------------------------------------------------------------
+
+
+def _paths(facts: RunFacts) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    run = shlex.quote(str(facts.path))
+    if facts.run.get("adapter"):
+        table.add_row("adapter", Text(str(facts.path / str(facts.run["adapter"]))))
+    table.add_row("report", Text(str(facts.path / "report.html")))
+    for i, command in enumerate(next_commands(facts, run)):
+        table.add_row("next" if i == 0 else "", Text(command, style="bold cyan"))
+    return table
+
+
+def next_commands(facts: RunFacts, run: str) -> list[str]:
+    """Commands that make sense now, the likeliest first."""
+    if not facts.run:
+        return []
+    if not facts.evaluation:
+        return [f"tuneloop evaluate {run}"]
+    return [f"tuneloop evaluate {run} --split val", f"tuneloop compare {run} OTHER_RUN"]

@@ -1,0 +1,179 @@
+"""The records that flow between stages, and the one error a user sees.
+
+Everything here is plain, frozen and free of heavy imports: a stage can be tested, cached and
+read with a text editor because what it takes and gives are these records and the files they map to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypedDict
+
+
+class UserError(Exception):
+    """Something the user can put right: what happened, where, and what to do next.
+
+    Printed as one to three lines without a traceback; the exit status is 2.
+
+    Args:
+        what: the fault in one sentence.
+        where: file, line or key that it concerns.
+        next_step: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", next_step: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.next_step = what, where, next_step
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.next_step:
+            lines.append(f"  next:  {self.next_step}")
+        return "\n".join(lines)
+
+
+class Message(TypedDict, total=False):
+    """One turn of a conversation, in the OpenAI form. `role` and `content` are always there.
+
+    `tool_calls` holds `{"id", "type": "function", "function": {"name", "arguments"}}`, with the
+    arguments as a JSON string; `tool_call_id` and `name` stand on the turn of role `tool`.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    name: str
+    weight: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a split: a conversation that ends with the assistant turn to learn.
+
+    Args:
+        id: stable identifier, derived from the content.
+        messages: the conversation; the last turn is the assistant's.
+        label: the class, for classification and for stratified splitting; else None.
+        tools: JSON schemas of the tools that the conversation may call.
+        meta: `source`, `line` and the source's further columns (the fields of a structured
+            answer, a user id, a time ...).
+    """
+
+    id: str
+    messages: list[Message]
+    label: str | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The turns before the last answer."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        """The reference answer: the content of the last turn."""
+        return self.messages[-1]["content"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as it stands in a split's file."""
+        record: dict[str, Any] = {"id": self.id, "messages": self.messages}
+        if self.tools:
+            record["tools"] = self.tools
+        if self.label is not None:
+            record["label"] = self.label
+        record["meta"] = self.meta
+        return record
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Row:
+        """The inverse of `to_json`."""
+        return Row(
+            id=record["id"],
+            messages=list(record["messages"]),
+            label=record.get("label"),
+            tools=list(record.get("tools", ())),
+            meta=dict(record.get("meta", {})),
+        )
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An input record that is in no split, and why. `line` is the physical line (or row), from 1."""
+
+    source: str
+    line: int
+    reason: str
+    detail: str
+    record: Any = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set: the splits in memory and the manifest (`dataset.json`) beside them."""
+
+    path: str
+    manifest: dict[str, Any]
+    train: list[Row]
+    val: list[Row]
+    test: list[Row]
+
+    @property
+    def id(self) -> str:
+        """Name plus the first 12 hex digits of the content hash."""
+        return str(self.manifest["id"])
+
+    @property
+    def task(self) -> str:
+        """`classification`, `generation` or `chat`."""
+        return str(self.manifest["task"])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a contender said to one prompt.
+
+    Args:
+        text: the answer, without control tokens.
+        prompt_tokens: tokens read.
+        tokens: tokens written.
+        finished: whether the model ended its turn (False: the length limit cut it).
+        scores: for choice scoring, one length-normalised log likelihood for each label.
+    """
+
+    text: str
+    prompt_tokens: int = 0
+    tokens: int = 0
+    finished: bool = True
+    scores: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric's value with its 95 % interval; the bounds are NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Progress(Protocol):
+    """How a stage tells how far it is; the command line draws it as a bar with rate and time left.
+
+    Called with a short task name ("training"), units done, units in all, and figures to show
+    beside the bar (`loss=1.23`). A stage calls it with `done == total` when it ends.
+    """
+
+    def __call__(self, task: str, done: float, total: float, /, **info: float | str) -> None: ...
+
+
+def no_progress(task: str, done: float, total: float, /, **info: float | str) -> None:
+    """A `Progress` that stays silent."""
+
+
+# A contender: takes the prompts of rows, gives an answer to each, in order.
+Contender = Callable[[Sequence[Row]], list[Answer]]

@@ -1,0 +1,421 @@
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tuneloop.data.config import PrepareConfig, SplitConfig
+from tuneloop.data.dataset import load_dataset, prepare_key, token_statistics
+from tuneloop.data.formats import ROLES
+from tuneloop.data.prepare import Measured, prepare
+from tuneloop.data.reasons import REASONS, REPAIRS
+from tuneloop.files import read_json, read_jsonl, write_json
+from tuneloop.types import Dataset, Row, UserError
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+WORDS = ["card", "refund", "transfer", "limit", "app", "pin", "cash", "top", "fee", "rate"]
+
+
+def measure(row: Row) -> Measured:
+    answer = row.messages[-1]["content"]
+    if "UNRENDERABLE" in answer:
+        raise ValueError("the template\nrefuses this row")
+    return Measured(sum(len(m["content"]) // 4 + 4 for m in row.messages), 0 if answer == "MASKED" else 1)
+
+
+def tickets(n: int, labels: int = 4) -> list[dict[str, Any]]:
+    rng = random.Random(0)
+    return [
+        {"text": f"{' '.join(rng.choices(WORDS, k=6))} {i}", "label": f"label_{i % labels}", "id": f"t{i}"}
+        for i in range(n)
+    ]
+
+
+def write(path: Path, records: list[Any]) -> str:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), encoding="utf-8")
+    return str(path)
+
+
+def run(tmp_path: Path, records: list[Any], out: str = "out", seed: int = 0, **config: Any) -> Dataset:
+    source = write(tmp_path / "data.jsonl", records)
+    return prepare(
+        PrepareConfig(sources=[source], **config), name="job", seed=seed, out=tmp_path / out, measure=measure
+    )
+
+
+def rejects_of(tmp_path: Path, out: str = "out") -> list[tuple[int, str]]:
+    return [(r["line"], r["reason"]) for r in read_jsonl(tmp_path / out / "rejects.jsonl")]
+
+
+# --- the whole
+
+
+def test_a_data_set_is_split_counted_and_described(tmp_path: Path) -> None:
+    dataset = run(tmp_path, tickets(200))
+    manifest = dataset.manifest
+    assert manifest == read_json(tmp_path / "out" / "dataset.json")
+    assert manifest["counts"] == {"read": 200, "kept": 200, "rejected": 0, "train": 160, "val": 20, "test": 20}
+    assert dataset.task == "classification" and manifest["labels"] == ["label_0", "label_1", "label_2", "label_3"]
+    assert dataset.id == f"job-{manifest['hash'][:12]}" and manifest["version"] == 1 and manifest["seed"] == 0
+    assert manifest["format"]["name"] == "text_label"
+    assert manifest["sources"][0]["rows"] == 200 and len(manifest["sources"][0]["sha256"]) == 64
+    assert manifest["splits"]["test"]["labels"] == {f"label_{n}": 5 for n in range(4)}
+    tokens = [measure(r).tokens for r in dataset.train]
+    stats = manifest["splits"]["train"]["tokens"]
+    assert (stats["total"], stats["max"], stats["min"], stats["supervised"]) == (
+        sum(tokens),
+        max(tokens),
+        min(tokens),
+        160,
+    )
+    assert {c["name"]: c["level"] for c in manifest["checks"]} == {
+        "enough_rows": "ok",
+        "val_size": "ok",
+        "test_size": "warn",
+        "reject_share": "ok",
+        "label_balance": "ok",
+        "unseen_labels": "ok",
+        "conflicting_labels": "ok",
+    }
+    row = dataset.train[0]
+    assert set(row.meta) == {"source", "line", "id"} and row.label == row.answer and len(row.id) == 16
+
+
+def test_a_written_data_set_is_read_back_as_it_was(tmp_path: Path) -> None:
+    records = [
+        r | {"score": float("nan"), "tags": ["a"], "source": "crm", "line": 7, "deep": {"x": 1}} for r in tickets(40)
+    ]
+    dataset = run(tmp_path, records)
+    assert load_dataset(tmp_path / "out") == dataset == load_dataset(tmp_path / "out" / "dataset.json")
+    meta = dataset.train[0].meta
+    assert meta["source_"] == "crm" and meta["line_"] == 7 and meta["score"] is None and meta["tags"] == ["a"]
+    assert "deep" not in meta and meta["source"].endswith("data.jsonl")
+
+
+def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
+    records = [*tickets(60), "{broken", tickets(1)[0]]
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(tmp_path, records, out=out, seed=seed)
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert files == ["dataset.json", "rejects.jsonl", "repairs.jsonl", "test.jsonl", "train.jsonl", "val.jsonl"]
+    contents = {out: {name: (tmp_path / out / name).read_bytes() for name in files} for out in "abc"}
+    assert contents["a"] == contents["b"]
+    assert contents["a"]["test.jsonl"] != contents["c"]["test.jsonl"]
+
+
+def test_the_order_and_the_place_of_the_records_do_not_change_the_data_set(tmp_path: Path) -> None:
+    first = run(tmp_path, tickets(60), out="a")
+    (tmp_path / "elsewhere").mkdir()
+    second = run(tmp_path / "elsewhere", tickets(60)[::-1])
+    assert first.id == second.id
+    assert [[r.id for r in s] for s in (first.train, first.test)] == [
+        [r.id for r in s] for s in (second.train, second.test)
+    ]
+
+
+def test_every_broken_record_is_rejected_with_its_line_and_the_rest_goes_on(tmp_path: Path) -> None:
+    good = tickets(40)
+    records: list[Any] = [
+        *good,
+        "{broken",
+        "",
+        {"text": "no label"},
+        {"text": "x", "label": ""},
+        {"text": good[0]["text"].upper() + "  ", "label": "LABEL_0"},
+        {"text": "a", "label": "UNRENDERABLE"},
+        {"text": "b", "label": "MASKED"},
+        {"text": "long " * 3000, "label": "label_0"},
+        [1],
+    ]
+    dataset = run(tmp_path, records)
+    assert rejects_of(tmp_path) == [
+        (41, "broken_json"),
+        (42, "blank_line"),
+        (43, "missing_field"),
+        (44, "empty_output"),
+        (45, "exact_duplicate"),
+        (46, "template_error"),
+        (47, "no_supervised_token"),
+        (48, "too_long"),
+        (49, "wrong_type"),
+    ]
+    rejects = {r["line"]: r for r in read_jsonl(tmp_path / "out" / "rejects.jsonl")}
+    assert rejects[45]["detail"] == f"of {tmp_path / 'data.jsonl'}:1" and rejects[45]["record"] == records[44]
+    assert rejects[48]["detail"].startswith("37") and rejects[41]["record"] == "{broken"
+    assert dataset.manifest["rejected"]["exact_duplicate"] == 1
+    assert dataset.manifest["counts"]["read"] == 49 and dataset.manifest["counts"]["kept"] == 40
+    # 7 of the 47 that are neither blank nor copies
+    assert next(c for c in dataset.manifest["checks"] if c["name"] == "reject_share")["rows"] == 7
+
+
+LINES = st.one_of(
+    st.fixed_dictionaries({"text": st.text(max_size=8), "label": st.sampled_from(["a", "b", "", " b", 3, None])}).map(
+        json.dumps
+    ),
+    st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=12),
+    st.dictionaries(
+        st.text(max_size=5), st.integers() | st.text(max_size=5) | st.lists(st.none(), max_size=2), max_size=3
+    ).map(json.dumps),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(LINES, max_size=15))
+def test_whatever_comes_in_each_line_is_kept_or_rejected(tmp_path: Path, lines: list[str]) -> None:
+    base = [json.dumps(r) for r in tickets(6, labels=2)]
+    dataset = run(tmp_path, base + lines, allow_rejects=1.0, text="text", label="label")
+    counts = dataset.manifest["counts"]
+    rows = dataset.train + dataset.val + dataset.test
+    lines_seen = [r.meta["line"] for r in rows] + [line for line, _ in rejects_of(tmp_path)]
+    assert sorted(lines_seen) == list(range(1, len(base + lines) + 1))
+    assert counts["read"] == counts["kept"] + counts["rejected"] == len(base + lines)
+    assert counts["kept"] == counts["train"] + counts["val"] + counts["test"] == len(rows)
+    assert sum(dataset.manifest["rejected"].values()) == counts["rejected"]
+    assert set(dataset.manifest["rejected"]) <= set(REASONS) and set(dataset.manifest["repaired"]) <= set(REPAIRS)
+    assert len({r.id for r in rows}) == len(rows)
+    assert load_dataset(tmp_path / "out") == dataset
+
+
+# --- refusals
+
+
+def test_too_many_rejects_stop_the_job_until_they_are_allowed(tmp_path: Path) -> None:
+    records = [*tickets(30), *["{broken"] * 10]
+    run(tmp_path, tickets(30))
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, records)
+    message = str(caught.value)
+    assert "10 of 40 records (25%) were rejected; 20% are allowed" in message
+    assert f"broken_json 10x, as {tmp_path / 'data.jsonl'}:31" in message
+    assert f"look at {tmp_path / 'out' / 'rejects.jsonl'}; to go on all the same add allow_rejects=0.5" in message
+    assert message.count("\n") == 2
+    assert len(rejects_of(tmp_path)) == 10 and not (tmp_path / "out" / "dataset.json").exists()
+    assert run(tmp_path, records, allow_rejects=0.5).manifest["counts"]["kept"] == 30
+
+
+def test_the_offered_allowance_is_enough(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="60%") as caught:
+        run(tmp_path, [*tickets(10), *["{"] * 15])
+    assert caught.value.next_step.endswith("allow_rejects=0.75")
+
+
+def test_copies_and_blank_lines_are_no_fault(tmp_path: Path) -> None:
+    dataset = run(tmp_path, [*tickets(20), *tickets(20), *[""] * 20, *tickets(1)])
+    assert dataset.manifest["rejected"] == {"exact_duplicate": 21, "blank_line": 20}
+
+
+@pytest.mark.parametrize(
+    ("records", "what"),
+    [
+        (["{x}", "["], "No valid rows in 2 records"),
+        ([{"text": "a", "label": ""}], "No valid rows in 1 records"),
+        ([{"a": 1, "b": 2}], "Can't tell the format"),
+        ([], "is empty"),
+    ],
+)
+def test_nothing_usable_is_a_user_error_and_leaves_no_data_set(tmp_path: Path, records: list[Any], what: str) -> None:
+    with pytest.raises(UserError, match=what) as caught:
+        run(tmp_path, records)
+    assert 1 <= str(caught.value).count("\n") <= 2
+    assert not (tmp_path / "out" / "dataset.json").exists() and not (tmp_path / "out" / "train.jsonl").exists()
+
+
+def test_a_header_without_rows_and_an_output_that_is_a_file_are_user_errors(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text,label\n")
+    with pytest.raises(UserError, match="No records"):
+        prepare(PrepareConfig(sources=[str(tmp_path / "x.csv")]), name="j", seed=0, out=tmp_path / "o", measure=measure)
+    with pytest.raises(UserError, match="Can't write"):
+        run(tmp_path, tickets(20), out="x.csv")
+
+
+def test_unknown_labels_are_rejected_with_the_nearest(tmp_path: Path) -> None:
+    labels = [f"label_{n}" for n in range(4)]
+    dataset = run(tmp_path, [*tickets(40), {"text": "x", "label": "Label_1"}], labels=labels)
+    (reject,) = read_jsonl(tmp_path / "out" / "rejects.jsonl")
+    assert (reject["reason"], reject["detail"]) == ("unknown_label", "'Label_1': did you mean 'label_1'?")
+    assert dataset.manifest["labels"] == labels
+
+
+def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:
+    with pytest.raises(ValidationError, match="must leave rows for training"):
+        SplitConfig(val=0.5, test=0.5)
+
+
+# --- tasks, limits, strata
+
+
+def test_the_task_follows_from_the_records(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"p {n}", "completion": f"c {n}"} for n in range(20)]
+    assert run(tmp_path, pairs).task == "generation"
+    turns = [{"messages": [{"role": r, "content": f"{r} {n}"} for r in ("user", "assistant") * 2]} for n in range(20)]
+    assert run(tmp_path, turns).task == "chat"
+    few = [{"prompt": f"p {n}", "completion": "ab"[n % 2]} for n in range(20)]
+    dataset = run(tmp_path, few, task="classification")
+    assert dataset.task == "classification" and dataset.manifest["labels"] == ["a", "b"]
+    assert {r.label for r in dataset.train} == {"a", "b"}
+
+
+def test_a_column_can_be_the_stratum_without_being_the_label(tmp_path: Path) -> None:
+    records = [
+        {"text": f"t {n}", "queue": "rare" if n % 10 == 0 else "common", "summary": f"s {n}"} for n in range(100)
+    ]
+    dataset = run(tmp_path, records, input="{text}", output="Queue: {queue}\n{summary}", split={"stratify": "queue"})
+    assert dataset.task == "generation" and dataset.train[0].label is None
+    for split in (dataset.val, dataset.test):
+        assert Counter(r.meta["queue"] for r in split) == {"common": 9, "rare": 1}
+    assert set(dataset.train[0].meta) == {"source", "line", "queue", "summary"}
+
+
+def test_limits_are_kept_and_rows_beyond_them_accounted_for(tmp_path: Path) -> None:
+    assert run(tmp_path, tickets(100), limit=40).manifest["counts"]["read"] == 40
+    dataset = run(tmp_path, tickets(100), limit_per_label=5)
+    assert Counter(r.label for r in dataset.train) == {f"label_{n}": 5 for n in range(4)}
+    counts = dataset.manifest["counts"]
+    assert dataset.manifest["rejected"] == {"over_limit": 60} and (counts["val"], counts["test"]) == (10, 10)
+
+
+def test_repairs_are_recorded_with_the_row_they_changed(tmp_path: Path) -> None:
+    records = [*tickets(20), {"text": "spaced", "label": " label_0"}]
+    dataset = run(tmp_path, records)
+    (repair,) = read_jsonl(tmp_path / "out" / "repairs.jsonl")
+    assert (repair["line"], repair["kind"], repair["field"]) == (21, "trimmed", "label")
+    assert repair["id"] in {r.id for r in dataset.train + dataset.val + dataset.test}
+    assert dataset.manifest["repaired"] == {"trimmed": 1}
+
+
+def test_checks_warn_of_rare_unbalanced_and_conflicting_labels(tmp_path: Path) -> None:
+    records = [
+        *tickets(60, labels=1),
+        {"text": "odd", "label": "rare"},
+        {"text": tickets(1)[0]["text"], "label": "rare"},
+    ]
+    levels = {c["name"]: (c["level"], c["rows"]) for c in run(tmp_path, records).manifest["checks"]}
+    assert levels["label_balance"][0] == "warn" and levels["enough_rows"][0] == "warn"
+    assert levels["conflicting_labels"] == ("warn", 2)
+
+
+# --- keys and loading
+
+
+def test_the_key_changes_with_all_that_the_result_depends_on(tmp_path: Path) -> None:
+    source = write(tmp_path / "data.jsonl", tickets(20))
+    config = PrepareConfig(sources=[source])
+    key = prepare_key(config, name="job", seed=0, model_fingerprint="m")
+    done = prepare(config, name="job", seed=0, out=tmp_path / "out", measure=measure, model="m")
+    assert done.manifest["key"] == key == prepare_key(config, name="job", seed=0, model_fingerprint="m")
+    others = [
+        prepare_key(config, name="other", seed=0, model_fingerprint="m"),
+        prepare_key(config, name="job", seed=1, model_fingerprint="m"),
+        prepare_key(config, name="job", seed=0, model_fingerprint="n"),
+        prepare_key(PrepareConfig(sources=[source], max_length=100), name="job", seed=0, model_fingerprint="m"),
+    ]
+    write(tmp_path / "data.jsonl", tickets(21))
+    others.append(prepare_key(config, name="job", seed=0, model_fingerprint="m"))
+    assert len({key, *others}) == 6
+
+
+def test_an_incomplete_or_changed_data_set_is_not_loaded(tmp_path: Path) -> None:
+    run(tmp_path, tickets(40))
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="No complete data set"):
+        load_dataset(tmp_path / "nothing")
+    text = (out / "test.jsonl").read_text()
+    (out / "test.jsonl").write_text(text.replace("label_", "lebel_"))
+    with pytest.raises(UserError, match="changed after it was prepared"):
+        load_dataset(out)
+    assert len(load_dataset(out, verify=False).test) == 4
+    (out / "test.jsonl").write_text('{"x": 1}\n')
+    with pytest.raises(UserError, match="no row"):
+        load_dataset(out, verify=False)
+    (out / "test.jsonl").unlink()
+    with pytest.raises(UserError, match="missing"):
+        load_dataset(out)
+    write_json(out / "dataset.json", {"version": 2})
+    with pytest.raises(UserError, match="Not a data set of this version"):
+        load_dataset(out)
+
+
+def test_token_statistics_by_hand() -> None:
+    assert token_statistics(list(range(1, 11)), 5) == {
+        "total": 55,
+        "supervised": 5,
+        "min": 1,
+        "p50": 5,
+        "p90": 9,
+        "max": 10,
+        "mean": 5.5,
+    }
+    assert token_statistics([], 0)["total"] == 0
+
+
+# --- real data, where it is at hand
+
+REAL: list[tuple[str, dict[str, Any], str, str, dict[str, int]]] = [
+    ("banking77/train.jsonl", {}, "text_label", "classification", {"read": 10003, "kept": 9999}),
+    ("alpaca_en_demo/train.json", {}, "alpaca", "generation", {"read": 999}),
+    ("sharegpt_toolcall_demo/train.json", {"max_length": 10_000}, "sharegpt", "chat", {"read": 300}),
+    ("taskmaster4_chats/train.jsonl", {}, "messages", "chat", {"read": 1710}),
+    (
+        "dialogsum/dev.jsonl",
+        {"input": "{dialogue}", "output": "{summary}"},
+        "fields",
+        "generation",
+        {"read": 500, "kept": 500},
+    ),
+    ("messy_tickets/messy.jsonl", {"max_length": 10_000}, "text_label", "classification", {"read": 3303}),
+    ("messy_chats/messy.jsonl", {}, "messages", "chat", {"read": 1346}),
+]
+
+
+@pytest.mark.parametrize(("path", "config", "name", "task", "counts"), REAL, ids=[r[0].split("/")[0] for r in REAL])
+def test_real_data_needs_no_format_named(
+    tmp_path: Path, path: str, config: dict[str, Any], name: str, task: str, counts: dict[str, int]
+) -> None:
+    if not (DATA / path).is_file():
+        pytest.skip(f"{path} is not here")
+    start = time.perf_counter()
+    dataset = prepare(
+        PrepareConfig(sources=[str(DATA / path)], **config), name="real", seed=0, out=tmp_path, measure=measure
+    )
+    assert time.perf_counter() - start < 20
+    manifest = dataset.manifest
+    assert (manifest["format"]["name"], dataset.task) == (name, task)
+    assert counts.items() <= manifest["counts"].items()
+    assert manifest["counts"]["read"] == manifest["counts"]["kept"] + manifest["counts"]["rejected"]
+    seen = [r.meta["line"] for s in (dataset.train, dataset.val, dataset.test) for r in s]
+    seen += [r["line"] for r in read_jsonl(tmp_path / "rejects.jsonl")]
+    assert len(set(seen)) == len(seen) == manifest["counts"]["read"]
+    if path.startswith("banking77"):
+        assert all(len(manifest["splits"][s]["labels"]) == 77 for s in ("train", "val", "test"))
+        assert manifest["counts"]["test"] == 1000
+    if path.startswith("taskmaster4"):
+        assert manifest["rejected"]["no_answer"] == 33
+
+
+@pytest.mark.parametrize("name", ["messy_tickets", "messy_chats"])
+def test_injected_defects_are_found_on_their_lines(tmp_path: Path, name: str) -> None:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"{name} is not here")
+    source = DATA / name / "messy.jsonl"
+    prepare(PrepareConfig(sources=[str(source)]), name="real", seed=0, out=tmp_path, measure=measure)
+    rejects = read_jsonl(tmp_path / "rejects.jsonl")
+    reasons = {r["line"]: r["reason"] for r in rejects}
+    nameless = {r["line"] for r in rejects if "a tool call has no name" in r["detail"]}  # noise of the base data
+    gold = read_json(DATA / name / "gold.json")
+    for defect in gold["defects"]:
+        if defect["type"] == "blank_line":
+            assert reasons[defect["line"]] == "blank_line"
+        known_role = defect["type"] == "unknown_role" and defect["subtype"].casefold() in ROLES
+        if defect["type"] in ("lone_surrogate", "unknown_role", "missing_field") and not known_role:
+            assert defect["line"] in reasons, defect
+    clean = set(range(1, gold["lines"] + 1)) - {d["line"] for d in gold["defects"]} - nameless
+    wrong = {line: reasons[line] for line in clean if reasons.get(line) not in (None, "exact_duplicate", "too_long")}
+    assert not wrong

@@ -1,0 +1,130 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import f1_score
+
+from tuneloop.evaluate import uncertainty as u
+from tuneloop.evaluate.metrics import label_statistics, mean_statistics
+
+
+def test_mcnemar_by_hand():
+    # 1 against 5 discordant rows: 2 * (C(6,0) + C(6,1)) / 2**6
+    assert u.mcnemar_p(1, 5) == pytest.approx(2 * (1 + 6) / 64)
+    assert u.mcnemar_p(5, 1) == u.mcnemar_p(1, 5)
+    assert u.mcnemar_p(3, 3) == 1.0
+    assert u.mcnemar_p(0, 0) == 1.0
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (10, 10), (7, 10), (181, 350)])
+def test_wilson_is_scipys(right, n):
+    theirs = binomtest(right, n).proportion_ci(method="wilson")
+    assert u.wilson_interval(right, n) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_the_bootstrap_of_macro_f1_equals_scoring_each_resample():
+    rng = np.random.default_rng(1)
+    references = [str(x) for x in rng.integers(0, 4, 40)]
+    predictions = [r if rng.random() < 0.7 else "3" for r in references]
+    draws = u.bootstrap([label_statistics(references, predictions)], 40, resamples=30, seed=5)["macro_f1"]
+    (weights,) = u.resample_weights(40, 30, 5)
+    for value, weight in zip(draws, weights, strict=True):
+        chosen = np.repeat(np.arange(40), weight.astype(int))
+        refs, preds = [references[i] for i in chosen], [predictions[i] for i in chosen]
+        assert value == pytest.approx(f1_score(refs, preds, average="macro", labels=sorted(set(refs)), zero_division=0))
+
+
+def test_resamples_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
+    whole = np.concatenate(list(u.resample_weights(7, 50, 3)))
+    monkeypatch.setattr(u, "_CELLS", 30)
+    parts = list(u.resample_weights(7, 50, 3))
+    assert len(parts) > 10
+    assert np.array_equal(whole, np.concatenate(parts))
+    assert (whole.sum(axis=1) == 7).all()
+
+
+def test_intervals_cover_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        statistics = [mean_statistics({"x": list(rng.beta(2, 3, 60))})]
+        draws = u.bootstrap(statistics, 60, resamples=300, seed=trial)["x"]
+        low, high = u.bootstrap_interval(statistics[0].point_values()["x"], draws)
+        covered += low <= 2 / 5 <= high
+    assert 0.90 <= covered / 300 <= 0.99
+
+
+def test_macro_f1_over_many_labels_is_covered_too():
+    rng = np.random.default_rng(0)
+
+    def drawn(n):
+        references = rng.integers(0, 50, n)
+        predictions = np.where(rng.random(n) < 0.85, references, rng.integers(0, 50, n))
+        return label_statistics([str(x) for x in references], [str(x) for x in predictions])
+
+    truth = 0.85 + 0.15 / 50  # all labels are alike, so each has this F1
+    corrected = plain = 0
+    for trial in range(100):
+        statistics = drawn(500)
+        draws = u.bootstrap([statistics], 500, resamples=200, seed=trial)["macro_f1"]
+        low, high = u.bootstrap_interval(statistics.point_values()["macro_f1"], draws)
+        corrected += low <= truth <= high
+        plain += np.quantile(draws, 0.025) <= truth <= np.quantile(draws, 0.975)
+    assert corrected >= 85
+    assert corrected > plain
+
+
+def test_an_interval_without_spread_is_the_value():
+    assert u.bootstrap_interval(1.0, np.ones(100)) == (1.0, 1.0)
+
+
+def test_paired_intervals_cover_the_true_difference():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(500):
+        cells = rng.multinomial(80, [0.10, 0.22, 0.68])  # only a, only b, the same
+        low, high = u.paired_shares_interval(int(cells[0]), int(cells[1]), 80)
+        covered += low <= 0.12 <= high
+    assert 0.92 <= covered / 500 <= 0.985
+
+
+def test_the_paired_test_rarely_cries_wolf_and_sees_what_is_there():
+    rng = np.random.default_rng(2)
+
+    def p_of(shift: float, seed: int) -> float:
+        a = rng.normal(0, 1, 50)
+        b = a + rng.normal(shift, 0.5, 50)
+        statistics = [mean_statistics({"x": list(b - a)})]
+        draws = u.bootstrap(statistics, 50, resamples=300, seed=seed)["x"]
+        return u.paired_bootstrap_p(statistics[0].point_values()["x"], draws)
+
+    assert sum(p_of(0.0, i) < 0.05 for i in range(200)) / 200 < 0.12
+    assert sum(p_of(0.4, i) < 0.05 for i in range(50)) / 50 > 0.95
+
+
+def test_p_is_floored_and_one_when_nothing_differs():
+    assert u.paired_bootstrap_p(5.0, np.full(99, 5.0)) == pytest.approx(1 / 100)
+    assert u.paired_bootstrap_p(0.0, np.zeros(99)) == 1.0
+    assert math.isnan(u.paired_bootstrap_p(0.1, np.empty(0)))
+
+
+def test_one_row_has_no_interval():
+    draws = u.bootstrap([mean_statistics({"x": [0.3]})], 1, resamples=100, seed=0)
+    assert all(math.isnan(bound) for bound in u.bootstrap_interval(0.3, draws["x"]))
+
+
+def test_verdict_needs_the_test_and_the_interval():
+    assert u.verdict(0.01, 0.2, 0.01) == "better"
+    assert u.verdict(-0.2, -0.01, 0.01) == "worse"
+    assert u.verdict(0.01, 0.2, 0.06) == u.NOT_ENOUGH
+    assert u.verdict(-0.01, 0.2, 0.04) == u.NOT_ENOUGH
+    assert u.verdict(math.nan, math.nan, math.nan) == u.NOT_ENOUGH
+
+
+def test_rows_to_settle_follow_the_root_law():
+    # spread 0.05 at 100 rows, difference 0.05: (1.96 + 0.84)^2 = 7.85 times the rows
+    half = u.Z95 * 0.05
+    assert u.rows_to_settle(0.05, 0.05 - half, 0.05 + half, 100) == 785
+    assert u.rows_to_settle(0.0, -0.1, 0.1, 100) is None
+    assert u.rows_to_settle(0.05, math.nan, math.nan, 100) is None

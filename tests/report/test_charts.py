@@ -1,0 +1,135 @@
+"""Charts: what they draw, that they stay valid, and that hostile numbers and names do no harm."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuneloop.report import charts
+from tuneloop.report.facts import ContenderFacts, Score
+
+finite = st.floats(-1e9, 1e9, allow_nan=False)
+
+
+def parse(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg)
+
+
+@given(finite, finite)
+def test_ticks_cover_the_data_in_even_steps(a: float, b: float) -> None:
+    ticks = charts.nice_ticks(min(a, b), max(a, b))
+    slack = 1e-6 * max(1.0, abs(a), abs(b))
+    assert ticks[0] <= min(a, b) + slack and ticks[-1] >= max(a, b) - slack
+    assert 2 <= len(ticks) <= 14
+
+
+def test_an_axis_turns_logarithmic_only_over_a_wide_positive_range() -> None:
+    assert charts.axis([0.01, 5.0], 100, 0).log
+    assert not charts.axis([1.0, 5.0], 100, 0).log
+    assert not charts.axis([0.0, 5.0], 100, 0).log
+
+
+def test_the_smoothed_curve_starts_at_the_first_value_and_stays_within_the_data() -> None:
+    curve = charts.smooth([4.0, 2.0, 3.0, 1.0], 3)
+    assert curve[0] == 4.0
+    assert all(1.0 <= v <= 4.0 for v in curve)
+
+
+def test_the_best_validation_is_marked_at_its_place() -> None:
+    steps = [{"step": s, "loss": 3.0 - s / 100} for s in range(1, 101)]
+    validations = [{"step": 50, "val_loss": 2.0}, {"step": 100, "val_loss": 2.5}]
+    svg = charts.loss_chart(steps, validations)
+    best = next(e for e in parse(svg).iter() if e.get("class") == "best")
+    left, right = 38.0, charts.WIDE - 8
+    assert float(best.get("cx", "nan")) == pytest.approx((left + right) / 2, abs=1)
+    assert "best 2.000" in svg and "at step 50" in svg
+
+
+def test_losses_that_are_not_numbers_are_left_out_of_the_curve() -> None:
+    steps: list[dict[str, object]] = [
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": None},
+        {"step": 3, "loss": math.nan},
+        {"step": 4, "loss": 1.0},
+    ]
+    svg = charts.loss_chart(steps, [])
+    assert "nan" not in svg.lower().replace("nann", "")
+    assert "2 training steps" in svg
+    assert charts.loss_chart([{"step": 1, "loss": None}], []) == ""
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
+    svg = charts.loss_chart([{"step": s, "loss": 1 + 1 / s} for s in range(1, 20_001)], [])
+    path = next(e for e in parse(svg).iter() if e.get("class") == "train")
+    points = path.get("d", "").lstrip("M").split("L")
+    assert len(points) <= charts.MAX_POINTS + 2
+    assert float(points[-1].split()[0]) == pytest.approx(charts.WIDE - 8, abs=0.2)
+
+
+def test_intervals_stand_at_their_values_in_the_forest() -> None:
+    lines = [
+        ContenderFacts("few-shot", (Score(0.2, 0.1, 0.3),)),
+        ContenderFacts("tuned", (Score(0.9, 0.85, 0.95),), tuned=True),
+    ]
+    root = parse(charts.forest_chart(lines, 0, "accuracy"))
+    dots = {e.get("class"): float(e.get("cx", "nan")) for e in root.iter() if "dot" in (e.get("class") or "")}
+    whiskers = [e for e in root.iter() if (e.get("class") or "") == "whisker tuned" and e.get("y1") == e.get("y2")]
+    middle = (float(whiskers[0].get("x1", "nan")) + float(whiskers[0].get("x2", "nan"))) / 2
+    assert dots["dot tuned"] > dots["dot other"]
+    assert middle == pytest.approx(dots["dot tuned"], abs=0.2)
+
+
+def test_every_label_has_a_bar_and_77_labels_are_drawn_as_columns() -> None:
+    few = parse(charts.label_chart({f"label_{i}": i + 1 for i in range(5)}))
+    many = parse(charts.label_chart({f"label_{i}": i + 1 for i in range(77)}))
+    for root, n in ((few, 5), (many, 77)):
+        bars = [e for e in root.iter() if e.get("class") == "bar"]
+        assert len(bars) == n
+    box = [float(v) for v in many.get("viewBox", "").split()]
+    assert box[3] < 200
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.text(max_size=60), st.one_of(st.integers(0, 10**9), st.none()), max_size=40),
+    st.lists(st.one_of(finite, st.none()), max_size=30),
+    st.text(min_size=1, max_size=80),
+)
+def test_any_names_and_numbers_give_well_formed_svg(
+    labels: dict[str, int | None], losses: list[float | None], name: str
+) -> None:
+    from tuneloop.report.facts import clean, clean_all
+
+    lines = (
+        [
+            ContenderFacts(clean(name), (Score(0.5),)),
+            ContenderFacts("tuned", (Score(losses[0] or 0.0, -1e9, 1e9),), tuned=True),
+        ]
+        if losses
+        else []
+    )
+    drawn = [
+        charts.label_chart(clean_all(labels)),
+        charts.loss_chart([{"step": i, "loss": v} for i, v in enumerate(losses)], []),
+        charts.forest_chart(lines, 0, "chrf", charts.NARROW),
+        charts.token_chart({clean(name): {"min": 1, "p50": 1, "p90": 1, "max": 1}}, 512),
+    ]
+    for svg in drawn:
+        if svg:
+            # U+FFFE and U+FFFF are no XML characters; a browser's HTML parser takes them.
+            root = parse(re.sub("[\ufffe\uffff]", "", svg))
+            assert root.get("role") == "img" and root[0].tag.endswith("title")
+            assert "nan" not in " ".join(
+                str(v) for e in root.iter() for k, v in e.attrib.items() if k in ("d", "x", "y", "cx", "x1", "width")
+            )
+
+
+def test_the_limit_is_drawn_only_where_it_is_near() -> None:
+    stats = {"train": {"min": 5, "p50": 40, "p90": 80, "max": 300}}
+    assert "limit 512" in charts.token_chart(stats, 512)
+    assert "limit" not in charts.token_chart(stats, 8192)

@@ -1,0 +1,145 @@
+"""Figures as people read them, and reading a run folder that is incomplete or damaged."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tuneloop.report import facts as f
+from tuneloop.types import UserError
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (f.with_interval(f.Score(0.8712, 0.8101, 0.9249)), "0.87 [0.81, 0.92]"),
+        (f.with_interval(f.Score(57.44, 55.31, 59.5), "chrf"), "57.4 [55.3, 59.5]"),
+        (f.with_interval(f.Score(0.5)), "0.50"),
+        (f.with_interval(None), "–"),
+        (f.p_value(0.0000001), "p < 0.001"),
+        (f.p_value(0.0341), "p = 0.034"),
+        (f.minutes(4.21), "4.2 min"),
+        (f.minutes(0.05), "3 s"),
+        (f.minutes(300), "5.0 h"),
+        (f.gib(1.31), "1.3 GiB"),
+        (f.gib(0.04), "41 MiB"),
+        (f.usd(0.012), "$0.01"),
+        (f.usd(0.0035), "$0.004"),
+        (f.usd(1234.5), "$1,234.50"),
+        (f.usd(0), "$0"),
+        (f.count(1, "row"), "1 row"),
+        (f.count(1234, "row"), "1,234 rows"),
+        (f.short_count(139_399_488), "139 M"),
+        (f.metric_title("queue.accuracy"), "queue accuracy"),
+        (f.metric_title("rougeL"), "ROUGE-L"),
+    ],
+)
+def test_figures_read_as_people_write_them(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "shown"),
+    [
+        ("classification", ["micro_f1", "macro_f1", "accuracy"], ["accuracy", "macro_f1"]),
+        ("generation", ["bleu", "chrf", "rouge1", "rougeL"], ["rougeL", "chrf"]),
+        ("generation", ["rougeL", "queue.accuracy", "queue.macro_f1", "chrf"], ["queue.accuracy", "rougeL", "chrf"]),
+        ("generation", ["exact_match", "perplexity", "bleu"], ["exact_match", "perplexity"]),
+    ],
+)
+def test_the_shown_metrics_follow_the_task(task: str, names: list[str], shown: list[str]) -> None:
+    assert f.shown_metrics({"task": task, "metrics": {n: {"value": 1} for n in names}}) == shown
+
+
+def test_a_comparison_is_read_the_right_way_round_whichever_side_is_tuned() -> None:
+    evaluation = {
+        "metrics": {"accuracy": {"value": 0.9}},
+        "baselines": {"few-shot": {"accuracy": {"value": 0.5}}, "zero-shot": {"accuracy": {"value": 0.6}}},
+        "comparisons": [
+            {"a": "few-shot", "b": "tuned", "metric": "accuracy", "delta": 0.4, "low": 0.3, "high": 0.5, "p": 0.01},
+            {
+                "a": "tuned",
+                "b": "zero-shot",
+                "metric": "accuracy",
+                "delta": -0.3,
+                "low": -0.35,
+                "high": -0.2,
+                "p": 0.02,
+            },
+        ],
+    }
+    zero, few, tuned = f.contenders(evaluation, ["accuracy"])
+    assert [line.name for line in (zero, few, tuned)] == ["zero-shot", "few-shot", "tuned"]
+    assert few.delta == f.Score(0.4, 0.3, 0.5)
+    assert zero.delta == f.Score(0.3, 0.2, 0.35)
+    assert zero.p == 0.02 and tuned.p is None
+
+
+def test_samples_are_evenly_spaced_and_never_repeat() -> None:
+    rows = [{"id": i} for i in range(103)]
+    ids = [r["id"] for r in f.pick_samples(rows, 5)]
+    assert ids == sorted(set(ids)) and len(ids) == 5
+    assert all(15 < b - a < 25 for a, b in itertools.pairwise(ids))
+    assert f.pick_samples(rows[:3], 5) == rows[:3]
+
+
+def test_right_and_wrong_ignore_case_and_punctuation_but_not_the_word() -> None:
+    row = {"label": "card_lost", "reference": "card_lost", "prediction": ' "Card_Lost."\nBecause ...'}
+    assert f.is_right(row) is True
+    assert f.is_right(row, "card_stolen") is False
+    assert f.is_right(row, "") is False
+    assert f.is_right({"label": None, "reference": "a", "prediction": "a"}) is None
+
+
+def test_steps_that_a_resumed_run_repeats_count_once_in_order(tmp_path: Path) -> None:
+    lines = [{"step": s, "loss": loss} for s, loss in [(1, 3.0), (2, 2.0), (3, 9.0), (2, 2.5), (3, 1.0)]]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in lines) + '{"step": 4, "lo', encoding="utf-8"
+    )
+    facts = f.read_run(tmp_path)
+    assert [(r["step"], r["loss"]) for r in facts.steps] == [(1, 3.0), (2, 2.5), (3, 1.0)]
+    assert facts.problems == ["metrics.jsonl: 1 unreadable line left out"]
+
+
+def test_a_damaged_file_is_named_and_the_rest_is_read(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    (run / "eval.json").write_text('{"metrics": ', encoding="utf-8")
+    (run / "plan.json").write_text("[1, 2]", encoding="utf-8")
+    facts = f.read_run(run)
+    assert facts.evaluation == {} and facts.plan == {} and facts.run["steps"] == 240
+    assert any("eval.json" in p for p in facts.problems) and any("plan.json" in p for p in facts.problems)
+
+
+def test_control_characters_and_lone_surrogates_never_reach_a_report(make_run: Callable[..., Path]) -> None:
+    facts = f.read_run(make_run())
+    hostile = next(s for s in facts.samples if "<script>" in s["prompt"])
+    assert "\x1b" not in hostile["prompt"] and "\ud800" not in hostile["prompt"]
+    hostile["prompt"].encode("utf-8")
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
+def test_what_is_no_run_folder_is_refused_with_a_next_step(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        f.read_run(tmp_path / "run")
+    assert caught.value.next_step
+
+
+def test_a_promise_is_kept_only_inside_its_range(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    kept = {p.name: p.inside for p in f.promises(f.read_run(run))}
+    assert kept == {"training time": True, "peak memory": True, "cost": True}
+    record = json.loads((run / "run.json").read_text())
+    record.update(seconds=900, peak_memory_gib=3.0, usd=0.5)
+    (run / "run.json").write_text(json.dumps(record))
+    assert set({p.name: p.inside for p in f.promises(f.read_run(run))}.values()) == {False}
+
+
+def test_the_scorers_match_decides_about_the_own_answer_where_it_is_given() -> None:
+    row = {"label": "card_lost", "reference": "card_lost", "prediction": "card_lost", "predicted_label": None}
+    assert f.is_right(row) is False
+    assert f.is_right({**row, "predicted_label": "card_lost"}) is True

@@ -52,5 +52,7 @@ def examine() -> list[Finding]:
     for variable in ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI", "CUDA_VISIBLE_DEVICES"):
         if os.environ.get(variable):
             findings.append(Finding(variable, True, False, os.environ[variable]))
-    findings.append(Finding("HF_TOKEN", True, False, "set" if os.environ.get("HF_TOKEN") else "not set (only gated models need it)"))
+    findings.append(
+        Finding("HF_TOKEN", True, False, "set" if os.environ.get("HF_TOKEN") else "not set (only gated models need it)")
+    )
     return findings

@@ -189,7 +189,9 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         raise UserError(
             "No such recipe",
             where=str(path),
-            next_step=f"did you mean {path.parent / near[0]}?" if near else "`tuneloop init FILE` writes one for your data",
+            next_step=f"did you mean {path.parent / near[0]}?"
+            if near
+            else "`tuneloop init FILE` writes one for your data",
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -199,7 +201,9 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
             next_step="correct that line (values with a colon need quotes)",
         ) from None
     except OSError as error:
-        raise UserError(f"Can't read the recipe: {error.strerror}", where=str(path), next_step="check the path") from None
+        raise UserError(
+            f"Can't read the recipe: {error.strerror}", where=str(path), next_step="check the path"
+        ) from None
     if not isinstance(value, dict):
         raise UserError("A recipe is a mapping of keys to values", where=str(path), next_step="see recipes/demo.yaml")
     return value
@@ -236,7 +240,9 @@ def build_config(
         key, sign, raw = text.partition("=")
         key = key.strip().lstrip("-")
         if not sign or not key:
-            raise UserError(f"Not a key=value setting: {text!r}", next_step="write it as key=value, as in train.epochs=2")
+            raise UserError(
+                f"Not a key=value setting: {text!r}", next_step="write it as key=value, as in train.epochs=2"
+            )
         try:
             value = _scalar(raw)
         except yaml.YAMLError:
@@ -304,7 +310,9 @@ def _config_error(cls: type[Config], error: ValidationError, where: str) -> User
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     shown = f", got {got!r}" if isinstance(got, str | int | float | bool | type(None)) else ""
-    return UserError(f"Bad value for {key!r}: {message}{shown}", where=where, next_step=f"set {key}=... to a valid value")
+    return UserError(
+        f"Bad value for {key!r}: {message}{shown}", where=where, next_step=f"set {key}=... to a valid value"
+    )
 
 
 # --- hashes and locks --------------------------------------------------------------------------

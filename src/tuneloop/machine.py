@@ -14,7 +14,19 @@ from typing import Any
 GIB = 1024**3
 
 # Packages whose versions a result can depend on.
-_PACKAGES = ("torch", "tokenizers", "safetensors", "transformers", "peft", "numpy", "scikit-learn", "sacrebleu", "rouge-score", "gguf", "mlflow")
+_PACKAGES = (
+    "torch",
+    "tokenizers",
+    "safetensors",
+    "transformers",
+    "peft",
+    "numpy",
+    "scikit-learn",
+    "sacrebleu",
+    "rouge-score",
+    "gguf",
+    "mlflow",
+)
 
 
 def cores() -> int:
@@ -82,7 +94,9 @@ def git_commit(folder: Path | None = None) -> str | None:
         commit = subprocess.run(["git", "-C", place, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
         if commit.returncode:
             return None
-        dirty = subprocess.run(["git", "-C", place, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+        dirty = subprocess.run(
+            ["git", "-C", place, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")

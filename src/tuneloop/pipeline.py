@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop import machine
 from tuneloop.files import content_hash, lock_folder, read_json, write_json, write_yaml
@@ -20,8 +20,8 @@ from tuneloop.types import Dataset, Progress, Row, UserError, no_progress
 
 if TYPE_CHECKING:
     from tuneloop.contenders import Asked
-    from tuneloop.data.prepare import Measured
     from tuneloop.data.formats import FormatGuess
+    from tuneloop.data.prepare import Measured
     from tuneloop.evaluate.evaluate import Comparison, Evaluation
     from tuneloop.models.load import Model
     from tuneloop.models.template import Rendered, Template
@@ -88,7 +88,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
         from tuneloop.track import start_tracking
 
         tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)
-        status = "FAILED"
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             baselines = baseline_stage(job, dataset)
             plan_stage(job, dataset)
@@ -259,7 +259,9 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     for name, result in asked.items():
         evaluations[name] = _score(job, dataset, rows, result)
         places[name] = name.replace(" ", "-").replace("+-", "")
-        _write(job, folder / places[name], evaluations[name], dataset, name=name, costs={name: _cost(job, result)}, key=key)
+        _write(
+            job, folder / places[name], evaluations[name], dataset, name=name, costs={name: _cost(job, result)}, key=key
+        )
         for line in _note_lines(result):
             job.say(line)
     costs = {name: _cost(job, result) for name, result in asked.items()}
@@ -281,7 +283,15 @@ def _ask_untouched(job: Job, dataset: Dataset, rows: list[Row]) -> dict[str, Ask
         return asked
     with lora_disabled(job.model.net):
         if wanted.zero_shot:
-            found = ask(job.model, dataset, rows, recipe.evaluate, calibrated=calibrated, progress=job.progress, task="zero-shot")
+            found = ask(
+                job.model,
+                dataset,
+                rows,
+                recipe.evaluate,
+                calibrated=calibrated,
+                progress=job.progress,
+                task="zero-shot",
+            )
             asked |= {f"zero-shot {kind}".strip(): result for kind, result in found.items()}
         if wanted.few_shot:
             examples, warning = few_shot_examples(job.model, dataset, rows, wanted, recipe.evaluate, recipe.seed)
@@ -449,9 +459,7 @@ def make_plan(
     recipe, model = job.recipe, job.model
     steps = within_time(plan_steps(train_rows, recipe.train, recipe.seed), train_rows, recipe.train, speed)
     indices = [i for step in steps for micro in step.micro_batches for i in micro]
-    padded = [
-        len(micro) * max(len(train_rows[i].ids) for i in micro) for step in steps for micro in step.micro_batches
-    ]
+    padded = [len(micro) * max(len(train_rows[i].ids) for i in micro) for step in steps for micro in step.micro_batches]
     measured = val_rows[: recipe.train.val_rows]
     work = Work(
         steps=len(steps),
@@ -570,7 +578,15 @@ def evaluate_stage(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluatio
         return
     run_manifest = read_json(job.folder / "run.json")
     key = content_hash(
-        [run_manifest["adapter_hash"], dataset.manifest["hash"], recipe.baselines, _scoring(recipe), sorted(baselines), recipe.seed, 1]
+        [
+            run_manifest["adapter_hash"],
+            dataset.manifest["hash"],
+            recipe.baselines,
+            _scoring(recipe),
+            sorted(baselines),
+            recipe.seed,
+            1,
+        ]
     )
     out = job.folder if split == "test" else job.folder / f"eval-{split}"
     if _done(out / "eval.json", key):
@@ -607,8 +623,17 @@ def report_stage(job: Job) -> Path:
 
 def summary(folder: Path) -> dict[str, Any]:
     """A run as one object: what `tuneloop run --json` prints."""
-    found: dict[str, Any] = {"path": str(folder), "adapter": str(folder / "adapter"), "report": str(folder / "report.html")}
-    for name, file in (("dataset", "dataset/dataset.json"), ("plan", "plan.json"), ("run", "run.json"), ("eval", "eval.json")):
+    found: dict[str, Any] = {
+        "path": str(folder),
+        "adapter": str(folder / "adapter"),
+        "report": str(folder / "report.html"),
+    }
+    for name, file in (
+        ("dataset", "dataset/dataset.json"),
+        ("plan", "plan.json"),
+        ("run", "run.json"),
+        ("eval", "eval.json"),
+    ):
         found[name] = read_json(folder / file) if (folder / file).is_file() else None
     return found
 
@@ -709,10 +734,15 @@ def evaluate_alone(
     run_folder = Path(target)
     is_run = (run_folder / "run.json").is_file()
     if run_folder.is_dir() and not is_run and (run_folder / "config.yaml").is_file():
-        raise UserError("This run has not finished training", where=target, next_step="run its command again: it goes on")
+        raise UserError(
+            "This run has not finished training", where=target, next_step="run its command again: it goes on"
+        )
     if not is_run and not dataset_path:
         raise UserError("Which rows?", where="--dataset", next_step="give a prepared data set with --dataset FOLDER")
-    own = [f"evaluate.{s}" if "." not in s.split("=")[0] and s.split("=")[0] not in Recipe.model_fields else s for s in settings]
+    own = [
+        f"evaluate.{s}" if "." not in s.split("=")[0] and s.split("=")[0] not in Recipe.model_fields else s
+        for s in settings
+    ]
     recipe = load_run_recipe(run_folder, own) if is_run else recipe_of(dataset_path, [*own, f"model={target}"])
     if is_run and dataset_path:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [dataset_path]})})
@@ -724,7 +754,9 @@ def evaluate_alone(
     else:
         folder = Path(out) if out else Path("evals") / f"{_name_of(target)}-{dataset.id}-{split}"
     with lock_folder(folder):
-        _evaluate_into(job, folder, dataset, split, few_shot, name="tuned" if is_run else "few-shot" if few_shot else "zero-shot")
+        _evaluate_into(
+            job, folder, dataset, split, few_shot, name="tuned" if is_run else "few-shot" if few_shot else "zero-shot"
+        )
     return folder
 
 
@@ -765,7 +797,9 @@ def _evaluate_into(job: Job, folder: Path, dataset: Dataset, split: str, few_sho
     listed = job.folder / "baselines" / "baselines.json"
     if name == "tuned" and split == "test" and listed.is_file():
         ids = {row.id for row in rows}
-        found = {n: load_evaluation(job.folder / "baselines" / place) for n, place in read_json(listed)["contenders"].items()}
+        found = {
+            n: load_evaluation(job.folder / "baselines" / place) for n, place in read_json(listed)["contenders"].items()
+        }
         baselines = {n: e for n, e in found.items() if {row.id for row in e.rows} == ids}
     _write(job, folder, evaluation, dataset, name=name, costs={name: _cost(job, asked)},
            key=content_hash([recipe, dataset.manifest["hash"], split]), split=split, baselines=baselines)  # fmt: skip
@@ -814,7 +848,9 @@ def write_starter(source: str, out: str) -> tuple[Path, FormatGuess]:
         if len(sample) >= 200:
             break
     if not sample:
-        raise UserError("No record can be read", where=source, next_step="look at the file: one JSON object a line, or a CSV")
+        raise UserError(
+            "No record can be read", where=source, next_step="look at the file: one JSON object a line, or a CSV"
+        )
     found = detect(sample, PrepareConfig(sources=[source]))
     columns = "".join(f"  # {column}\n" for column in list(sample[0])[:12])
     write_text(

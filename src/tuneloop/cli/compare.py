@@ -24,4 +24,6 @@ def command(
         print_json({"comparisons": comparisons})
         return
     for c in comparisons:
-        print(f"{c.metric:<22} {c.b} against {c.a}: {c.delta:+.3f} [{c.low:+.3f}, {c.high:+.3f}]  p {c.p:.3g}  {c.verdict}")
+        print(
+            f"{c.metric:<22} {c.b} against {c.a}: {c.delta:+.3f} [{c.low:+.3f}, {c.high:+.3f}]  p {c.p:.3g}  {c.verdict}"
+        )

@@ -16,7 +16,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON objec
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no lines on the way.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as in train.epochs=2.", show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as in train.epochs=2.", show_default=False),
 ]
 
 
@@ -72,7 +73,11 @@ class Screen:
         self.spoke[task] = now
         left = (now - began) / done * (total - done)
         rate = done / max(now - began, 1e-9)
-        print(f"{task}: {done:,.0f}/{total:,.0f}  {rate:,.1f}/s  {left:.0f} s left  {note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"{task}: {done:,.0f}/{total:,.0f}  {rate:,.1f}/s  {left:.0f} s left  {note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _shown(key: str, value: float | str) -> str:
@@ -91,8 +96,16 @@ def screen(quiet: bool) -> Iterator[Screen]:
         yield shown
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import ProgressColumn, Task
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -100,7 +113,9 @@ def screen(quiet: bool) -> Iterator[Screen]:
 
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if not speed else f"{speed:,.1f}/s" if speed >= 1 else f"{1 / speed:,.1f} s each", style="dim")
+            return Text(
+                "" if not speed else f"{speed:,.1f}/s" if speed >= 1 else f"{1 / speed:,.1f} s each", style="dim"
+            )
 
     columns = [
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), Rate(), TimeElapsedColumn(),
@@ -154,7 +169,10 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
         detail = {"what": what, "where": "", "next": step}
     else:
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        print(f"Error: something that should not happen: {what}\n  next:  run again with --debug and report it", file=sys.stderr)
+        print(
+            f"Error: something that should not happen: {what}\n  next:  run again with --debug and report it",
+            file=sys.stderr,
+        )
         detail = {"what": what, "where": "", "next": "run again with --debug and report it"}
     if "--json" in arguments:
         print(json.dumps({"error": detail}, ensure_ascii=False))

@@ -9,7 +9,8 @@ from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen, split_a
 
 def command(
     sources: list[str] = typer.Argument(
-        ..., help="Files, globs or folders; or a recipe, whose data section is used; and key=value settings.",
+        ...,
+        help="Files, globs or folders; or a recipe, whose data section is used; and key=value settings.",
         metavar="SOURCE... [KEY=VALUE]...",
     ),
     out: str = typer.Option("", "--out", "-o", help="Folder of the data set; default: datasets/NAME."),

@@ -30,7 +30,7 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Length of the ids that all prompts start with, leaving each at least one of its own."""
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     length = min(len(p) for p in prompts) - 1
     for i in range(length):
         if first[i] != last[i]:
@@ -96,7 +96,9 @@ def _pad(rests: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any) 
     itself = torch.zeros(longest, shared + longest, dtype=torch.bool)
     itself[steps, shared + steps] = True  # padding looks at itself: no row of the softmax may be empty
     mask = (causal & real[:, None]) | itself
-    return _Padded(ids.to(device), positions.to(device), real.to(device), lengths.to(device) + shared, mask[:, None].to(device))
+    return _Padded(
+        ids.to(device), positions.to(device), real.to(device), lengths.to(device) + shared, mask[:, None].to(device)
+    )
 
 
 def generate(
@@ -104,8 +106,8 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    batch_tokens: int = 8192,
-    batch_rows: int = 32,
+    batch_tokens: int = 16384,
+    batch_rows: int = 48,
     progress: Progress = no_progress,
     task: str = "generating",
 ) -> list[Answer]:
@@ -255,7 +257,9 @@ def choose(
         for prompt, row in zip(prompts, scores.tolist(), strict=True):
             best = max(range(len(row)), key=row.__getitem__)
             answers.append(
-                Answer(trie.labels[best], len(prompt), trie.lengths[best], True, dict(zip(trie.labels, row, strict=True)))
+                Answer(
+                    trie.labels[best], len(prompt), trie.lengths[best], True, dict(zip(trie.labels, row, strict=True))
+                )
             )
     return answers
 
@@ -278,7 +282,9 @@ def _label_scores(
     tree_ids = torch.tensor(trie.ids, dtype=torch.long, device=device)
     tree_depths = torch.tensor(trie.depths, dtype=torch.long, device=device)
     tree_mask = torch.tensor(trie.ancestors, dtype=torch.bool, device=device).reshape(nodes, nodes)
-    edge_label, edge_parent, edge_token = (torch.tensor(column, device=device) for column in zip(*trie.edges, strict=True))
+    edge_label, edge_parent, edge_token = (
+        torch.tensor(column, device=device) for column in zip(*trie.edges, strict=True)
+    )
     lengths = torch.tensor(trie.lengths, device=device)
     out = torch.empty(len(prompts), len(trie.labels))
     done = 0
@@ -312,8 +318,10 @@ def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
 
     logits = hidden @ head.t()
     top = logits.amax(-1, keepdim=True)
-    return (logits - top).float().exp_().sum(-1).log_() + top[:, 0].float() if logits.dtype != torch.float32 else (
-        torch.logsumexp(logits, -1)
+    return (
+        (logits - top).float().exp_().sum(-1).log_() + top[:, 0].float()
+        if logits.dtype != torch.float32
+        else (torch.logsumexp(logits, -1))
     )
 
 
@@ -340,7 +348,7 @@ def answer_losses(
             ids, learned = ids.to(model.device), learned.to(model.device)
             hidden = model.hidden(ids)[:, :-1][learned[:, 1:]]
             targets = ids[:, 1:][learned[:, 1:]]
-            for part_hidden, part_targets in zip(hidden.split(512), targets.split(512), strict=True):
+            for part_hidden, part_targets in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
                 picked = (part_hidden.float() * model.head[part_targets].float()).sum(-1)
                 total += float((_log_normaliser(part_hidden, model.head) - picked).double().sum())
             count += len(targets)

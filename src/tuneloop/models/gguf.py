@@ -69,7 +69,9 @@ def _write_model(source: Path, folder: Path) -> None:
         reader = gguf.GGUFReader(source)
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, OSError, IndexError) as error:
-        raise UserError(f"Not a readable GGUF file: {error}", where=str(source), next_step="download it again") from None
+        raise UserError(
+            f"Not a readable GGUF file: {error}", where=str(source), next_step="download it again"
+        ) from None
     if fields.get("general.architecture") != "llama" or fields.get("tokenizer.ggml.model") != "gpt2":
         raise UserError(
             f"Only Llama models with a byte-level BPE tokenizer can be read from GGUF, not {fields.get('general.architecture')!r}",
@@ -143,7 +145,9 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     pre = fields.get("tokenizer.ggml.pre", "")
     if pre not in _PRE_TOKENIZERS:
         raise UserError(
-            f"GGUF pre-tokenizer {pre!r} is not known here", where=str(folder), next_step="use the model's safetensors folder"
+            f"GGUF pre-tokenizer {pre!r} is not known here",
+            where=str(folder),
+            next_step="use the model's safetensors folder",
         )
     tokenizer = Tokenizer(BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=pre == "llama-bpe"))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
@@ -153,7 +157,11 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     control = 3
     tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, kinds, strict=True) if kind == control]
+        [
+            AddedToken(t, special=True, normalized=False)
+            for t, kind in zip(tokens, kinds, strict=True)
+            if kind == control
+        ]
     )
     write_text(folder / "tokenizer.json", tokenizer.to_str())
 

@@ -144,12 +144,15 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)
+        out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return out
 
 
 class KeyValues:
-    """Keys and values of the tokens read so far, for each layer (B, K, S, D), in buffers that grow in steps."""
+    """Keys and values of the tokens read so far, for each layer (B, K, S, D), in buffers that grow in steps.
+
+    Attention reads whole buffers, the unused end masked: a narrowed view would be copied at every step.
+    """
 
     STEP = 64
 
@@ -163,22 +166,29 @@ class KeyValues:
         """Tokens held a row, padding included."""
         return self.lengths[0]
 
+    def capacity_for(self, new: int) -> int:
+        """Length of the buffers once `new` more tokens are in them."""
+        first = self.keys[0]
+        held = 0 if first is None else first.shape[2]
+        needed = self.lengths[0] + new
+        return held if held >= needed else needed + self.STEP
+
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new tokens' keys and values and return all of them."""
+        """Append the new tokens' keys and values and return the buffers (B, K, `capacity_for`, D)."""
         old, new = self.lengths[layer], self.lengths[layer] + keys.shape[2]
+        buffers = []
         for held, added in ((self.keys, keys), (self.values, values)):
             buffer = held[layer]
             if buffer is None or buffer.shape[2] < new:
                 rows, heads, _, size = added.shape
-                grown = added.new_empty(rows, heads, new + self.STEP, size)
+                grown = added.new_zeros(rows, heads, new + self.STEP, size)
                 if buffer is not None:
                     grown[:, :, :old] = buffer[:, :, :old]
                 held[layer] = buffer = grown
             buffer[:, :, old:new] = added
+            buffers.append(buffer)
         self.lengths[layer] = new
-        all_keys, all_values = self.keys[layer], self.values[layer]
-        assert all_keys is not None and all_values is not None
-        return all_keys[:, :, :new], all_values[:, :, :new]
+        return buffers[0], buffers[1]
 
     def select(self, rows: Tensor) -> KeyValues:
         """The same for some rows, or for rows repeated (B' indices); a copy."""
@@ -189,11 +199,25 @@ class KeyValues:
         return chosen
 
 
-def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
+# Above this length SDPA's blocks beat plain products on CPUs; below, it is 2 to 7 times slower in bf16.
+SHORT = 700
+
+
+def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a query may look and minus infinity elsewhere: added to scores, once built for all layers."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+
+
+def causal_mask(new: int, before: int, device: torch.device) -> Tensor:
+    """True where `new` tokens behind `before` others may look (1, 1, new, before + new)."""
+    return torch.ones(new, before + new, dtype=torch.bool, device=device).tril_(before)[None, None]
+
+
+def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) -> Tensor:
     """Scaled dot-product attention with shared key heads (Ainslie et al. 2023, arXiv 2305.13245).
 
     Args:
-        mask: True where a query may look (B or 1, 1, T, S); None: causal, T == S.
+        bias: added to the scores (B or 1, 1, T, S); None: causal, T == S.
 
     Returns:
         Mixed values (B, T, H * D).
@@ -201,19 +225,47 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) 
     B, H, T, D = q_BHTD.shape
     K, S = k_BKSD.shape[1], k_BKSD.shape[2]
     G = H // K
-    if T > 700 or q_BHTD.is_cuda:
+    if T > SHORT or q_BHTD.is_cuda or bias is None:
         out = F.scaled_dot_product_attention(
-            q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=mask is None, enable_gqa=G > 1
+            q_BHTD, k_BKSD, v_BKSD, attn_mask=bias, is_causal=bias is None, enable_gqa=G > 1
         )
         return out.transpose(1, 2).reshape(B, T, H * D)
-    if mask is None:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q_BHTD.device).tril_()[None, None]
     # The G query heads of one key head stand one under the other: one product for all of them.
     scores = torch.matmul(q_BHTD.reshape(B, K, G * T, D) * (D**-0.5), k_BKSD.transpose(2, 3))
-    scores = scores.view(B, K, G, T, S).masked_fill(~mask[:, :, None], float("-inf"))
-    weights = torch.softmax(scores, -1)
+    weights = torch.softmax(scores.view(B, H, T, S) + bias, -1)
     out = torch.matmul(weights.view(B, K, G * T, S), v_BKSD)
     return out.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A batch laid out as one row: `prefix` tokens that all rows begin with, then `rows` rests of `length` tokens."""
+
+    prefix: int
+    rows: int
+    length: int
+
+
+def attend_shared(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shared: Shared) -> Tensor:
+    """Causal attention of a `Shared` layout, q (1, H, P + B T, D).
+
+    The prefix looks at itself, each rest at the prefix and at itself.
+
+    Args:
+        bias: of the rests (1, 1, T, P + T).
+    """
+    P, B, T = shared.prefix, shared.rows, shared.length
+
+    def parts(x: Tensor) -> tuple[Tensor, Tensor]:
+        heads, size = x.shape[1], x.shape[3]
+        return x[:, :, :P], x[0, :, P:].reshape(heads, B, T, size).transpose(0, 1)
+
+    (q_prefix, q_rest), (k_prefix, k_rest), (v_prefix, v_rest) = parts(q), parts(k), parts(v)
+    keys = torch.cat((k_prefix.expand(B, -1, -1, -1), k_rest), 2)
+    values = torch.cat((v_prefix.expand(B, -1, -1, -1), v_rest), 2)
+    head = attend(q_prefix, k_prefix, v_prefix, None)
+    rest = attend(q_rest, keys, values, bias)
+    return torch.cat((head, rest.reshape(1, B * T, -1)), 1)
 
 
 def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -235,7 +287,12 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.heads * config.head_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x_BTC: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KeyValues | None
+        self,
+        x_BTC: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        cache: KeyValues | None,
+        shared: Shared | None,
     ) -> Tensor:
         B, T, _ = x_BTC.shape
         q = self.q_proj(x_BTC).view(B, T, self.heads, self.head_size).transpose(1, 2)
@@ -244,7 +301,12 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        out: Tensor = self.o_proj(attend(q, k, v, mask))
+        if shared is not None:
+            assert bias is not None
+            mixed = attend_shared(q, k, v, bias, shared)
+        else:
+            mixed = attend(q, k, v, bias)
+        out: Tensor = self.o_proj(mixed)
         return out
 
 
@@ -258,7 +320,8 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(_SwiGlu.apply(self.gate_proj(x), self.up_proj(x)))
+        mixed = _SwiGlu.apply(self.gate_proj(x), self.up_proj(x))  # type: ignore[no-untyped-call]
+        out: Tensor = self.down_proj(mixed)
         return out
 
 
@@ -273,9 +336,14 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KeyValues | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        cache: KeyValues | None,
+        shared: Shared | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        x = x + self.self_attn(self.input_layernorm(x), rope, bias, cache, shared)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -290,6 +358,21 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RmsNorm(config.hidden_size, config.norm_eps)
 
+    def _bias(
+        self, x_BTC: Tensor, mask: Tensor | None, cache: KeyValues | None, shared: Shared | None
+    ) -> Tensor | None:
+        """What all layers add to their scores; None leaves causality to SDPA."""
+        if shared is not None:
+            mask = causal_mask(shared.length, shared.prefix, x_BTC.device)
+        elif mask is None:
+            new, before = x_BTC.shape[1], 0 if cache is None else cache.length
+            if not before and cache is None and (new > SHORT or x_BTC.is_cuda):
+                return None
+            mask = causal_mask(new, before, x_BTC.device)
+        if cache is not None:  # buffers are longer than what they hold
+            mask = F.pad(mask, (0, cache.capacity_for(x_BTC.shape[1]) - mask.shape[-1]), value=False)
+        return bias_of(mask, x_BTC.dtype)
+
     def rope(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, 1, T, D) at these positions; the sine's first half is negated for `rotate`."""
         angles = positions_BT[..., None].float() * rope_frequencies(self.config).to(positions_BT.device)
@@ -302,13 +385,15 @@ class LlamaModel(nn.Module):
         positions_BT: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValues | None = None,
+        shared: Shared | None = None,
     ) -> Tensor:
         if positions_BT is None:
             positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         x = self.embed_tokens(ids_BT)
         rope = self.rope(positions_BT, x.dtype)
+        bias = self._bias(x, mask, cache, shared)
         for layer in self.layers:
-            x = layer(x, rope, mask, cache)
+            x = layer(x, rope, bias, cache, shared)
         out: Tensor = self.norm(x)
         return out
 
@@ -345,6 +430,19 @@ class Llama(nn.Module):
         """
         out: Tensor = self.model(ids_BT, positions_BT, mask, cache)
         return out
+
+    def hidden_after(self, prefix_P: Tensor, ids_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, C) of rows that all begin with the same ids, which are computed once.
+
+        Equal to `hidden` of the joined rows without their first P positions; the gradient is too.
+        """
+        B, T = ids_BT.shape
+        P = len(prefix_P)
+        steps = torch.arange(P + T, device=ids_BT.device)
+        positions = torch.cat((steps[:P], steps[P:].repeat(B)))[None]
+        flat = torch.cat((prefix_P, ids_BT.reshape(-1)))[None]
+        out: Tensor = self.model(flat, positions, shared=Shared(P, B, T))
+        return out[0, P:].reshape(B, T, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary for hidden states (..., C)."""

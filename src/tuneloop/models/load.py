@@ -89,6 +89,16 @@ class Model:
 
         return hidden(self.net, ids_BT, positions_BT, mask, cache)
 
+    def hidden_after(self, prefix_P: Tensor, ids_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, C) of rows that all begin with `prefix_P`, at the positions behind it."""
+        if self.is_own:
+            out: Tensor = self.net.hidden_after(prefix_P, ids_BT)  # type: ignore[operator]
+            return out
+        import torch
+
+        joined = torch.cat((prefix_P.expand(len(ids_BT), -1), ids_BT), 1)
+        return self.hidden(joined)[:, len(prefix_P) :]
+
 
 def load_model(name: str, *, dtype: str = "auto") -> Model:
     """Load a model by folder, short name or hub name.
@@ -167,7 +177,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         try:
             state |= load_file(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"Can't read the weights: {error}", where=str(file), next_step="download the model again") from None
+            raise UserError(
+                f"Can't read the weights: {error}", where=str(file), next_step="download the model again"
+            ) from None
     return state
 
 

@@ -83,7 +83,8 @@ class LoraLinear(nn.Module):
         flat = x.flatten(0, -2)
         z = torch.dropout(flat, self.dropout, self.training) if self.dropout and self.training else flat
         base = self.base_layer
-        y: Tensor = _LoraProduct.apply(flat, z, base.weight, base.bias, self.lora_A, self.lora_B, self.scale)
+        parts = (flat, z, base.weight, base.bias, self.lora_A, self.lora_B, self.scale)
+        y: Tensor = _LoraProduct.apply(*parts)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -195,15 +196,21 @@ def load_adapter_state(net: nn.Module, state: dict[str, Tensor], where: str) -> 
     layers = lora_layers(net)
     expected = {f"base_model.model.{n}.lora_{m}.weight": (n, m) for n in layers for m in "AB"}
     for key in state.keys() - expected.keys():
-        raise UserError(f"The adapter holds {key}, which this model has no place for", where=where,
-                        next_step="use the base model that the adapter was trained on")
+        raise UserError(
+            f"The adapter holds {key}, which this model has no place for",
+            where=where,
+            next_step="use the base model that the adapter was trained on",
+        )
     for key, (name, which) in expected.items():
         parameter = layers[name].lora_A if which == "A" else layers[name].lora_B
         tensor = state.get(key)
         if tensor is None or tensor.shape != parameter.shape:
             found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-            raise UserError(f"The adapter does not fit this model: {key} {found}", where=where,
-                            next_step="use the base model that the adapter was trained on")
+            raise UserError(
+                f"The adapter does not fit this model: {key} {found}",
+                where=where,
+                next_step="use the base model that the adapter was trained on",
+            )
         with torch.no_grad():
             parameter.copy_(tensor)
 
@@ -235,7 +242,9 @@ def save_adapter(
             "revision": None,
         },
     )
-    write_json(folder / "tuneloop.json", {"version": 1, "base_fingerprint": base_fingerprint, "hash": state_hash(state)})
+    write_json(
+        folder / "tuneloop.json", {"version": 1, "base_fingerprint": base_fingerprint, "hash": state_hash(state)}
+    )
 
 
 def load_adapter(net: nn.Module, folder: Path) -> LoraShape:
@@ -248,7 +257,11 @@ def load_adapter(net: nn.Module, folder: Path) -> LoraShape:
     from safetensors.torch import load_file
 
     config = read_json(folder / "adapter_config.json")
-    odd = [key for key in ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "rank_pattern") if config.get(key)]
+    odd = [
+        key
+        for key in ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "rank_pattern")
+        if config.get(key)
+    ]
     if config.get("peft_type") != "LORA" or odd:
         raise UserError(
             f"Not a plain LoRA adapter ({', '.join(odd) or config.get('peft_type')})",
@@ -259,14 +272,18 @@ def load_adapter(net: nn.Module, folder: Path) -> LoraShape:
     if isinstance(targets, str):
         linear = target_names(net, "all-linear")
         targets = linear if targets == "all-linear" else [t for t in linear if re.fullmatch(targets, t)]
-    shape = LoraShape(config["r"], float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)), tuple(sorted(targets)))
+    shape = LoraShape(
+        config["r"], float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)), tuple(sorted(targets))
+    )
     add_lora(net, shape, seed=0)
     path = folder / "adapter_model.safetensors"
     try:
         with user_errors_of_the_disk(path):
             state = load_file(path)
     except SafetensorError as error:
-        raise UserError(f"The adapter file is damaged: {error}", where=str(path), next_step="train again, or restore it") from None
+        raise UserError(
+            f"The adapter file is damaged: {error}", where=str(path), next_step="train again, or restore it"
+        ) from None
     load_adapter_state(net, state, str(folder))
     return shape
 

@@ -33,7 +33,10 @@ SHORT_NAMES: dict[str, str] = {
 
 def cache_folder() -> Path:
     """Where converted models are kept: `TUNELOOP_CACHE`, else `~/.cache/tuneloop`."""
-    root = os.environ.get("TUNELOOP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuneloop"
+    root = (
+        os.environ.get("TUNELOOP_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuneloop"
+    )
     return Path(root)
 
 
@@ -98,8 +101,8 @@ def _packaged() -> Path:
 
 def _from_hub(name: str) -> Path:
     """Download, or find in the hub's cache, the files that are needed and no others."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
     if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
@@ -127,5 +130,7 @@ def _from_hub(name: str) -> Path:
             else f"Can't reach the hub for {name}: {type(error).__name__}"
         )
         raise UserError(
-            what, where="model", next_step=f"with a network: unset HF_HUB_OFFLINE, set HF_TOKEN if it is gated; {offline}"
+            what,
+            where="model",
+            next_step=f"with a network: unset HF_HUB_OFFLINE, set HF_TOKEN if it is gated; {offline}",
         ) from None

@@ -335,7 +335,15 @@ def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 # Tokens by which the common chat formats end a turn.
-_ENDS_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
+_ENDS_OF_TURN = (
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+)
 
 
 def load_template(folder: Path) -> Template:
@@ -356,7 +364,9 @@ def load_template(folder: Path) -> Template:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
-        raise UserError(f"Can't read the tokenizer: {error}", where=str(path), next_step="download the model again") from None
+        raise UserError(
+            f"Can't read the tokenizer: {error}", where=str(path), next_step="download the model again"
+        ) from None
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     variables = {
         key: (settings[key]["content"] if isinstance(settings[key], dict) else settings[key])
@@ -370,10 +380,20 @@ def load_template(folder: Path) -> Template:
     end_ids = [i for i in (tokenizer.token_to_id(name) for name in names if name) if i is not None]
     end_ids += [listed] if isinstance(listed, int) else listed
     if not end_ids:
-        raise UserError("The tokenizer has no end-of-turn token", where=str(folder), next_step="set eos_token in tokenizer_config.json")
+        raise UserError(
+            "The tokenizer has no end-of-turn token",
+            where=str(folder),
+            next_step="set eos_token in tokenizer_config.json",
+        )
     pad = tokenizer.token_to_id(variables.get("pad_token") or "<|finetune_right_pad_id|>")
     return Template(
-        tokenizer, source, variables, tuple(dict.fromkeys(end_ids)), end_ids[0] if pad is None else pad, split_after, settings
+        tokenizer,
+        source,
+        variables,
+        tuple(dict.fromkeys(end_ids)),
+        end_ids[0] if pad is None else pad,
+        split_after,
+        settings,
     )
 
 

@@ -42,7 +42,9 @@ class ModelShape:
                 bool(config.get("tie_word_embeddings", False)),
             )
         except KeyError as error:
-            raise UserError(f"The model's configuration has no {error}", where=where, next_step="use a decoder's config.json") from None
+            raise UserError(
+                f"The model's configuration has no {error}", where=where, next_step="use a decoder's config.json"
+            ) from None
 
     def linear(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of a layer's matrices by name."""
@@ -114,7 +116,9 @@ class Machine:
 TIME_LOW, TIME_HIGH = 0.85, 1.35
 
 
-def memory_terms(shape: ModelShape, work: Work, adapter: int, resident_gib: float, bytes_a_weight: int) -> dict[str, float]:
+def memory_terms(
+    shape: ModelShape, work: Work, adapter: int, resident_gib: float, bytes_a_weight: int
+) -> dict[str, float]:
     """Memory of LoRA training on a CPU in GiB, term by term; what is resident already counts as one term.
 
     A layer keeps for its gradient, for each token: its input, two normed inputs, queries and the mixed values, keys and

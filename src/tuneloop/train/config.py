@@ -20,7 +20,9 @@ class TrainConfig(Config):
         "all-linear", description="modules that get an adapter: all-linear, attention, or names as in [q_proj, v_proj]"
     )
     learning_rate: float = Field(5e-4, gt=0, lt=10, description="peak learning rate")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="fall of the learning rate after warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="fall of the learning rate after warm-up"
+    )
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
@@ -30,7 +32,7 @@ class TrainConfig(Config):
     )
     rows_per_step: int = Field(8, ge=1, description="rows of one optimizer step, at least")
     tokens_per_step: int = Field(1024, ge=0, description="a step takes more rows until it has this many tokens")
-    micro_batch_tokens: int = Field(1024, ge=16, description="tokens computed at once, padding included; bounds memory")
+    micro_batch_tokens: int = Field(2048, ge=16, description="tokens computed at once, padding included; bounds memory")
     evaluations: int = Field(6, ge=1, description="validation losses measured over the run, evenly spaced")
     val_rows: int = Field(256, ge=1, description="validation rows that are measured, a seeded sample of the split")
     patience: int = Field(2, ge=1, description="stop after this many evaluations in a row without a better loss")

@@ -244,24 +244,48 @@ def optimizer_step(
 def batch_loss(model: Model, rows: Sequence[Rendered], weight: float) -> Tensor:
     """Loss of one micro-batch: the sum over supervised tokens times `weight`.
 
-    Rows are padded on the right; a causal model never looks there, so no padding mask is needed.
+    What all rows begin with (an instruction) is computed once. Rows are padded on the right; a causal model never
+    looks there, so no padding mask is needed.
     """
     import torch
 
-    longest = max(len(row.ids) for row in rows)
+    prefix = shared_prefix(rows)
+    longest = max(len(row.ids) for row in rows) - prefix
     ids = torch.full((len(rows), longest), model.template.pad_id, dtype=torch.long)
     learned = torch.zeros((len(rows), longest), dtype=torch.bool)
     for slot, row in enumerate(rows):
-        ids[slot, : len(row.ids)] = torch.tensor(row.ids)
-        learned[slot, : len(row.ids)] = torch.tensor(row.mask, dtype=torch.bool)
+        ids[slot, : len(row.ids) - prefix] = torch.tensor(row.ids[prefix:])
+        learned[slot, : len(row.ids) - prefix] = torch.tensor(row.mask[prefix:], dtype=torch.bool)
     ids, learned = ids.to(model.device), learned.to(model.device)
-    hidden = model.hidden(ids)[:, :-1][learned[:, 1:]]
+    if prefix:
+        hidden = model.hidden_after(torch.tensor(rows[0].ids[:prefix], device=model.device), ids)
+    else:
+        hidden = model.hidden(ids)
+    supervised = hidden[:, :-1][learned[:, 1:]]
     targets = ids[:, 1:][learned[:, 1:]]
     weights = torch.full((len(targets),), weight, dtype=torch.float32, device=model.device)
-    return head_cross_entropy(hidden, model.head, targets, weights)
+    return head_cross_entropy(supervised, model.head, targets, weights)
 
 
-def measure_speed(model: Model, rows: Sequence[Rendered], config: TrainConfig, seed: int, seconds: float = 3.0) -> float:
+def shared_prefix(rows: Sequence[Rendered]) -> int:
+    """Tokens that all rows begin with and none of which is learned; 0 when too few to be worth it.
+
+    The token behind them must not be learned either: its prediction is made at the last shared position.
+    """
+    if len(rows) < 2:
+        return 0
+    first, last = min(row.ids for row in rows), max(row.ids for row in rows)
+    same = 0
+    while same < len(first) - 1 and same < len(last) - 1 and first[same] == last[same]:
+        same += 1
+    learned = min(row.mask.index(1) for row in rows)
+    same = min(same, learned - 1)
+    return same if same >= 8 else 0
+
+
+def measure_speed(
+    model: Model, rows: Sequence[Rendered], config: TrainConfig, seed: int, seconds: float = 3.0
+) -> float:
     """Tokens a second of forward and backward passes on some of the run's own batches; nothing is changed."""
     import torch
 

@@ -52,7 +52,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return None if grad_hidden is None else grad_hidden * grad, grad_weight, None, None, None
 
 
-def head_cross_entropy(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor, chunk: int = 256) -> Tensor:
+def head_cross_entropy(
+    hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor, chunk: int = 256
+) -> Tensor:
     """Sum over positions of weight * -log p(target), with the vocabulary projection inside.
 
     Args:
@@ -62,5 +64,7 @@ def head_cross_entropy(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, we
         weights_N: weight of each position (fp32); 1 / supervised tokens of the whole step gives their mean.
         chunk: positions projected at a time; bounds memory to chunk * V * 6 bytes.
     """
-    loss: Tensor = _HeadCrossEntropy.apply(hidden_NC, head_VC, targets_N, weights_N, chunk)
+    loss: Tensor = _HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_NC, head_VC, targets_N, weights_N, chunk
+    )
     return loss

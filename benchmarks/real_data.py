@@ -23,7 +23,10 @@ JOBS: dict[str, tuple[str, list[str]]] = {
     "alpaca": ("alpaca_en_demo/train.json", ["train.epochs=1", "evaluate.limit=60", "evaluate.max_new_tokens=200"]),
     "sharegpt-tools": ("sharegpt_toolcall_demo/train.json", ["train.epochs=2", "evaluate.max_new_tokens=160"]),
     # 1,710 conversations of some 500 tokens: a quarter of them, one pass.
-    "taskmaster4": ("taskmaster4_chats/train.jsonl", ["data.limit=450", "train.epochs=1", "evaluate.max_new_tokens=120"]),
+    "taskmaster4": (
+        "taskmaster4_chats/train.jsonl",
+        ["data.limit=450", "train.epochs=1", "evaluate.max_new_tokens=120"],
+    ),
 }
 
 
@@ -43,7 +46,9 @@ def run_job(name: str, data: Path, out: Path) -> dict[str, object]:
 
 def table(results: dict[str, dict]) -> str:  # type: ignore[type-arg]
     """Markdown: one line a contender."""
-    lines = ["| data | format found | rows (train/test) | contender | metric | value | 95 % interval | p against tuned |"]
+    lines = [
+        "| data | format found | rows (train/test) | contender | metric | value | 95 % interval | p against tuned |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, result in results.items():
         manifest, evaluation = result["dataset"], result["eval"]
@@ -59,7 +64,10 @@ def table(results: dict[str, dict]) -> str:  # type: ignore[type-arg]
             cells = [*place, contender, metric, f"{m['value']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}", p]
             lines.append("| " + " | ".join(cells) + " |")
             place = ["", "", ""]
-    lines += ["", "| data | steps | minutes planned | minutes taken | GiB planned | GiB taken | tokens/s | validation loss | perplexity on test |"]
+    lines += [
+        "",
+        "| data | steps | minutes planned | minutes taken | GiB planned | GiB taken | tokens/s | validation loss | perplexity on test |",
+    ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for name, result in results.items():
         r, e = result["run"], result["eval"]

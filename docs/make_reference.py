@@ -35,7 +35,9 @@ def reference() -> str:
         arguments = [name, "--help"] if name else ["--help"]
         text = runner.invoke(group, arguments, prog_name="tuneloop", terminal_width=100).output.strip()
         parts.append(f"### tuneloop{' ' + name if name else ''}\n\n```text\n{text}\n```\n")
-    parts.append("## Settings\n\nIn a recipe, or as `key=value` behind a command. `tuneloop schema` prints the JSON Schema.\n")
+    parts.append(
+        "## Settings\n\nIn a recipe, or as `key=value` behind a command. `tuneloop schema` prints the JSON Schema.\n"
+    )
     parts.append("| key | default | meaning |\n|---|---|---|")
     for key, default, meaning in describe_keys():
         parts.append(f"| `{key}` | {f'`{default}`' if default else ''} | {meaning.replace('|', chr(92) + '|')} |")

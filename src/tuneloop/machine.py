@@ -48,6 +48,16 @@ def memory_now() -> float:
     return _status("VmRSS")
 
 
+def release_memory() -> None:
+    """Give freed memory back to the system, so that what is resident is what is in use (glibc)."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def reset_peak_memory() -> None:
     """Start a new measurement of `peak_memory` (Linux; elsewhere the peak is the process's)."""
     with contextlib.suppress(OSError):

@@ -441,6 +441,7 @@ def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
 def _resident(job: Job) -> float:
     """GiB in use with the model loaded."""
     assert job.model.net is not None
+    machine.release_memory()
     return machine.memory_now()
 
 
@@ -454,20 +455,19 @@ def make_plan(
     """The plan of a run whose rows and speed are known."""
     from tuneloop.plan.estimate import Machine, ModelShape, Work, estimate
     from tuneloop.train.batches import plan_steps
-    from tuneloop.train.loop import lora_shape, within_time
+    from tuneloop.train.loop import lora_shape, micro_shape, within_time
 
     recipe, model = job.recipe, job.model
     steps = within_time(plan_steps(train_rows, recipe.train, recipe.seed), train_rows, recipe.train, speed)
     indices = [i for step in steps for micro in step.micro_batches for i in micro]
-    padded = [len(micro) * max(len(train_rows[i].ids) for i in micro) for step in steps for micro in step.micro_batches]
+    micro_batches = {micro_shape([train_rows[i] for i in micro]) for step in steps for micro in step.micro_batches}
     measured = val_rows[: recipe.train.val_rows]
     work = Work(
         steps=len(steps),
         tokens=sum(len(train_rows[i].ids) for i in indices),
         supervised=sum(sum(train_rows[i].mask) for i in indices),
         val_tokens=sum(len(row.ids) for row in measured) * (recipe.train.evaluations + 1),
-        micro_tokens=max(padded),
-        longest=max(len(train_rows[i].ids) for i in indices),
+        micro_batches=tuple(sorted(micro_batches)),
     )
     gpus = machine.gpus()
     place = machine.processor()

@@ -77,9 +77,7 @@ def meta_messages(turns: list[dict[str, Any]]) -> list[Any]:
             role=turn["role"],
             content=turn["content"],
             tool_calls=[
-                ToolCall(
-                    call_id="1", tool_name=c["function"]["name"], arguments=json.loads(c["function"]["arguments"])
-                )
+                ToolCall(call_id="1", tool_name=c["function"]["name"], arguments=json.loads(c["function"]["arguments"]))
                 for c in turn.get("tool_calls", [])
             ],
         )
@@ -201,7 +199,9 @@ def test_control_strings_anywhere_in_the_users_text_stay_text(llama3: Template, 
     special = list(llama3.tokenizer.get_added_tokens_decoder().values())
     piece = st.one_of(
         st.sampled_from([token.content for token in special[:12]]),
-        st.sampled_from(["\ue000", "\ue001", "\ue0000\ue001", "\ue0001\ue001", "\ue002", "\\ue0000\\ue001", "<|", "|>"]),
+        st.sampled_from(
+            ["\ue000", "\ue001", "\ue0000\ue001", "\ue0001\ue001", "\ue002", "\\ue0000\\ue001", "<|", "|>"]
+        ),
         st.text(max_size=8),
     )
     wild = st.lists(piece, max_size=5).map("".join)
@@ -256,9 +256,7 @@ def test_smollm2_is_rendered_as_transformers_does(smollm2: Path) -> None:
         assert ours.prompt_ids(turns[:-1]) == list(prompt)
 
 
-def test_a_saved_template_renders_the_same_ids_in_transformers(
-    llama3: Template, smollm2: Path, tmp_path: Path
-) -> None:
+def test_a_saved_template_renders_the_same_ids_in_transformers(llama3: Template, smollm2: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     for name, ours in (("llama", llama3), ("smollm2", load_tokenizer(str(smollm2)))):

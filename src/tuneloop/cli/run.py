@@ -9,7 +9,9 @@ from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, scree
 
 def command(
     source: str = typer.Argument(
-        ..., help="Recipe in YAML, or a file of examples or prepared data set for the defaults.", metavar="RECIPE.yaml|DATA"
+        ...,
+        help="Recipe in YAML, or a file of examples or prepared data set for the defaults.",
+        metavar="RECIPE.yaml|DATA",
     ),
     settings: Settings = None,
     as_json: Json = False,

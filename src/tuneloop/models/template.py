@@ -374,7 +374,7 @@ def load_template(folder: Path) -> Template:
         if settings.get(key)
     }
     source, split_after = _template_source(folder, settings, tokenizer)
-    names = list(_ENDS_OF_TURN) + [variables.get("eos_token", "")]
+    names = [*_ENDS_OF_TURN, variables.get("eos_token", "")]
     generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     listed = generation.get("eos_token_id") or []
     end_ids = [i for i in (tokenizer.token_to_id(name) for name in names if name) if i is not None]

@@ -89,16 +89,14 @@ class Work:
         tokens: trained tokens of all steps.
         supervised: those that the loss sees.
         val_tokens: validation tokens of all evaluations.
-        micro_tokens: most padded tokens of a micro-batch.
-        longest: tokens of the longest row.
+        micro_batches: shapes that occur: rows, padded length behind the shared beginning, length of that.
     """
 
     steps: int
     tokens: int
     supervised: int
     val_tokens: int
-    micro_tokens: int
-    longest: int
+    micro_batches: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -117,26 +115,33 @@ TIME_LOW, TIME_HIGH = 0.85, 1.35
 
 
 def memory_terms(
-    shape: ModelShape, work: Work, adapter: int, resident_gib: float, bytes_a_weight: int
+    shape: ModelShape, work: Work, adapter: int, rank: int, resident_gib: float, bytes_a_weight: int
 ) -> dict[str, float]:
     """Memory of LoRA training on a CPU in GiB, term by term; what is resident already counts as one term.
 
-    A layer keeps for its gradient, for each token: its input, two normed inputs, queries and the mixed values, keys and
-    values twice (before and after the rotation), three feed-forward activations, attention weights over the row, and one rank-sized product
-    for each adapted matrix. The loss works on 256 positions of the vocabulary at a time: bf16 logits and fp32
-    probabilities.
+    A layer keeps for its gradient, for each token: its input, two normed inputs and the input of its second half (4 C),
+    rotated queries and mixed values (2 H D), keys and values before and after the rotation (4 K D), three feed-forward
+    activations (3 F) and the rank-sized products of seven matrices; besides, the keys and values that each row reads
+    behind a shared beginning, and the attention weights of every row. The loss works on 256 positions of the
+    vocabulary at a time: bf16 logits and fp32 probabilities.
     """
-    keys = 2 * shape.key_heads * shape.head_size
-    values = shape.heads * shape.head_size
-    per_token = shape.hidden * 4 + values * 3 + keys * 2 + 3 * shape.feed_forward + 2 * shape.heads * work.longest
-    activations = per_token * shape.layers * work.micro_tokens * bytes_a_weight
+    keys, values = shape.key_heads * shape.head_size, shape.heads * shape.head_size
+
+    def activations(rows: int, length: int, prefix: int) -> int:
+        tokens = rows * length + prefix
+        per_token = 4 * shape.hidden + 2 * values + 4 * keys + 3 * shape.feed_forward + 7 * rank
+        read = rows * 2 * keys * (prefix + length) if prefix else 0
+        weights = shape.heads * (rows * length * (length + prefix) + prefix * prefix)
+        return (tokens * per_token + read + weights) * shape.layers * bytes_a_weight
+
+    largest = max((activations(*micro) for micro in work.micro_batches), default=0)
     return {
         "weights and program (resident)": resident_gib,
         "adapter": adapter * 4 / GIB,
         "gradients": adapter * 4 / GIB,
         "optimizer": adapter * 8 / GIB,
         "checkpoint copies": adapter * 4 * 6 / GIB,  # the best adapter, the saved state and its serialised form
-        "activations": activations / GIB,
+        "activations": largest / GIB,
         "loss": 256 * shape.vocabulary * (bytes_a_weight + 4) * 1.5 / GIB,
     }
 
@@ -157,7 +162,7 @@ def estimate(
     third of their cost (a forward pass alone).
     """
     adapter = shape.lora_parameters(rank, targets)
-    terms = memory_terms(shape, work, adapter, machine.resident_gib, bytes_a_weight)
+    terms = memory_terms(shape, work, adapter, rank, machine.resident_gib, bytes_a_weight)
     peak = sum(terms.values())
     seconds = work.tokens / machine.tokens_per_second + work.val_tokens / (3 * machine.tokens_per_second)
     hours = seconds / 3600

@@ -472,7 +472,7 @@ def promises(facts: RunFacts) -> list[Promise]:
             "peak memory",
             gib(peak),
             gib(real_peak),
-            None if peak is None or real_peak is None else real_peak <= peak * 1.1,
+            None if peak is None or real_peak is None else 0.85 * peak <= real_peak <= 1.15 * peak,
         ),
         Promise("cost", usd(price), usd(paid), None if price is None or paid is None else paid <= price * 1.25 + 1e-9),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.files import content_hash, user_errors_of_the_disk
-from tuneloop.machine import memory_now, peak_memory, reset_peak_memory
+from tuneloop.machine import memory_now, peak_memory, release_memory, reset_peak_memory
 from tuneloop.models.generate import answer_losses
 from tuneloop.models.load import Model
 from tuneloop.models.lora import (
@@ -131,6 +131,7 @@ def train(
         steps = plan_steps(train_rows, config, seed)[: state.total_steps]
     val_rows = _sample(val_rows, config.val_rows, seed)
     run = _Run(model, config, optimizer, parameters, state, out, log, progress)
+    release_memory()
     reset_peak_memory()
     with _MetricsFile(out / "metrics.jsonl", state.step) as run.metrics:
         _steps(run, steps, train_rows, val_rows)
@@ -265,6 +266,12 @@ def batch_loss(model: Model, rows: Sequence[Rendered], weight: float) -> Tensor:
     targets = ids[:, 1:][learned[:, 1:]]
     weights = torch.full((len(targets),), weight, dtype=torch.float32, device=model.device)
     return head_cross_entropy(supervised, model.head, targets, weights)
+
+
+def micro_shape(rows: Sequence[Rendered]) -> tuple[int, int, int]:
+    """Rows, their padded length behind what they share, and the length of that."""
+    prefix = shared_prefix(rows)
+    return len(rows), max(len(row.ids) for row in rows) - prefix, prefix
 
 
 def shared_prefix(rows: Sequence[Rendered]) -> int:

@@ -21,19 +21,19 @@ Exit status: 0 done; 1 done, and the answer is no; 2 bad input, a bad setting or
 def reference() -> str:
     """The page's text."""
     os.environ["COLUMNS"] = "100"
-    import click.testing
     import typer.main
+    import typer.testing
 
     from tuneloop.cli.main import app
     from tuneloop.data.reasons import REASONS, REPAIRS
     from tuneloop.recipe import ALIASES, describe_keys
 
     group = typer.main.get_command(app)
-    runner = click.testing.CliRunner()
+    runner = typer.testing.CliRunner()
     parts = [HEAD]
     for name in [None, *group.commands]:  # type: ignore[attr-defined]
         arguments = [name, "--help"] if name else ["--help"]
-        text = runner.invoke(group, arguments, prog_name="tuneloop", terminal_width=100).output.strip()
+        text = runner.invoke(app, arguments, prog_name="tuneloop", terminal_width=100).output.strip()
         parts.append(f"### tuneloop{' ' + name if name else ''}\n\n```text\n{text}\n```\n")
     parts.append(
         "## Settings\n\nIn a recipe, or as `key=value` behind a command. `tuneloop schema` prints the JSON Schema.\n"

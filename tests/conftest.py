@@ -68,7 +68,7 @@ def tiny_llama(llama3_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory)
             num_key_value_heads=2,
             head_dim=16,
             rms_norm_eps=1e-5,
-            max_position_embeddings=8192,
+            max_position_embeddings=131072,
             rope_parameters=LLAMA3_ROPE,
             tie_word_embeddings=True,
             bos_token_id=128000,

@@ -243,15 +243,35 @@ def build_config(
             raise UserError(
                 f"Not a key=value setting: {text!r}", next_step="write it as key=value, as in train.epochs=2"
             )
+        key = aliases.get(key, key)
         try:
-            value = _scalar(raw)
+            value = _text(raw) if _is_text(cls, key) else _scalar(raw)
         except yaml.YAMLError:
             value = raw
-        _set(tree, aliases.get(key, key), value, cls, "the command line")
+        _set(tree, key, value, cls, "the command line")
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
         raise _config_error(cls, error, where) from None
+
+
+def _is_text(cls: type[BaseModel], key: str) -> bool:
+    """Whether the dotted `key` holds a string: templates such as `{answer}` or `Queue: {queue}` are no YAML."""
+    kind: Any = cls
+    for part in key.split("."):
+        info = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        if info is None:
+            return False
+        kind = info.annotation
+    return kind in (str, str | None)
+
+
+def _text(raw: str) -> str | None:
+    """A string as it stands, or in YAML's quotes; nothing, `null` or `~` is None."""
+    if raw.strip() in ("", "null", "~"):
+        return None
+    quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "\"'"
+    return str(yaml.safe_load(raw)) if quoted else raw
 
 
 def _scalar(raw: str) -> Any:
@@ -289,9 +309,9 @@ def config_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
 
 def _nearest(cls: type[BaseModel], key: str) -> str:
     keys = config_keys(cls)
-    near = difflib.get_close_matches(key, keys, 1, 0.5)
-    if not near:  # the last part may be right and the section wrong
-        near = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
+    near = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]  # the last part is right and the section wrong
+    if not near:
+        near = difflib.get_close_matches(key, keys, 1, 0.5)
     if not near:
         last = {k.split(".")[-1]: k for k in reversed(keys)}
         near = [last[name] for name in difflib.get_close_matches(key.split(".")[-1], list(last), 1, 0.6)]

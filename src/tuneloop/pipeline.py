@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop import machine
-from tuneloop.files import content_hash, lock_folder, read_json, write_json, write_yaml
+from tuneloop.files import content_hash, lock_folder, read_json, read_yaml, write_json, write_yaml
 from tuneloop.recipe import Recipe
 from tuneloop.types import Dataset, Progress, Row, UserError, no_progress
 
@@ -127,8 +127,6 @@ def refuse_other_run(folder: Path, recipe: Recipe) -> None:
     Raises:
         UserError: it holds a finished or unfinished training with other settings; they are named.
     """
-    from tuneloop.files import read_yaml
-
     old_file = folder / "config.yaml"
     trained = (folder / "run.json").is_file() or any((folder / "checkpoints").glob("step-*.pt"))
     if not old_file.is_file() or not trained:
@@ -635,6 +633,9 @@ def summary(folder: Path) -> dict[str, Any]:
         ("eval", "eval.json"),
     ):
         found[name] = read_json(folder / file) if (folder / file).is_file() else None
+    if found["dataset"] is None and (folder / "config.yaml").is_file():  # the job began with a prepared data set
+        given = [Path(source) / "dataset.json" for source in read_yaml(folder / "config.yaml")["data"]["sources"]]
+        found["dataset"] = next((read_json(file) for file in given if file.is_file()), None)
     return found
 
 
@@ -801,7 +802,10 @@ def _evaluate_into(job: Job, folder: Path, dataset: Dataset, split: str, few_sho
             n: load_evaluation(job.folder / "baselines" / place) for n, place in read_json(listed)["contenders"].items()
         }
         baselines = {n: e for n, e in found.items() if {row.id for row in e.rows} == ids}
-    _write(job, folder, evaluation, dataset, name=name, costs={name: _cost(job, asked)},
+    costs = {name: _cost(job, asked)}
+    if baselines:
+        costs = {n: cost for n, cost in read_json(listed)["costs"].items() if n in baselines} | costs
+    _write(job, folder, evaluation, dataset, name=name, costs=costs,
            key=content_hash([recipe, dataset.manifest["hash"], split]), split=split, baselines=baselines)  # fmt: skip
 
 

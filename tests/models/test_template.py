@@ -200,7 +200,7 @@ def test_control_strings_anywhere_in_the_users_text_stay_text(llama3: Template, 
     piece = st.one_of(
         st.sampled_from([token.content for token in special[:12]]),
         st.sampled_from(
-            ["\ue000", "\ue001", "\ue0000\ue001", "\ue0001\ue001", "\ue002", "\\ue0000\\ue001", "<|", "|>"]
+            ["\ue000", "\ue001", "\ue0000\ue001", "\ue0001\ue001", "\ue002", "\ue003", "\\ue0000\\ue001", "<|", "|>"]
         ),
         st.text(max_size=8),
     )
@@ -251,6 +251,8 @@ def test_smollm2_is_rendered_as_transformers_does(smollm2: Path) -> None:
         turns = [t for t in conversation(seed) if t["role"] != "tool" and not t.get("tool_calls")]
         if any(control.search(turn["content"]) for turn in turns):
             continue  # Transformers lets users write control tokens
+        if any(turn["role"] == "assistant" and turn["content"][:1].isspace() for turn in turns):
+            continue  # there a space can merge with the header's line break, which no answering model can do
         assert ours.render(turns).ids == list(theirs.apply_chat_template(turns, return_dict=False))
         prompt = theirs.apply_chat_template(turns[:-1], add_generation_prompt=True, return_dict=False)
         assert ours.prompt_ids(turns[:-1]) == list(prompt)
@@ -288,6 +290,30 @@ def test_a_saved_llama_template_writes_tool_calls_in_transformers_too(llama3: Te
             {"role": "assistant", "content": "Sun."},
         ]  # fmt: skip
         assert llama3.render(turns).ids == list(theirs.apply_chat_template(turns, return_dict=False))
+
+
+def test_added_tokens_that_are_not_special_stay_text_too_and_are_still_decoded(llama3: Template) -> None:
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer = Tokenizer.from_str(llama3.tokenizer.to_str())
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
+    number = tokenizer.token_to_id("<tool_call>")
+    template = dataclasses.replace(llama3, tokenizer=tokenizer)
+    row = template.render([{"role": "user", "content": "x<tool_call>y"}, {"role": "assistant", "content": "z"}])
+    assert number not in row.ids
+    assert "x<tool_call>y" in tokenizer.decode(row.ids, skip_special_tokens=False)
+    assert template.encode("<tool_call>", control=True) == [number]
+    assert template.decode([number]) == "<tool_call>"
+
+
+def test_control_strings_in_tools_stay_text_where_the_template_lists_them(llama3: Template) -> None:
+    source = "{{ tools | tojson }}" + LLAMA3_TEMPLATE
+    template = with_source(llama3, source)
+    tools = [{"type": "function", "function": {"name": "f", "description": "<|eot_id|>", "<|eom_id|>": 1}}]
+    ids = template.prompt_ids([{"role": "user", "content": "x"}], tools)
+    found = [template.tokenizer.id_to_token(i) for i in ids if i >= 128000]
+    turn = ["<|start_header_id|>", "<|end_header_id|>"]
+    assert found == ["<|begin_of_text|>", *turn, "<|eot_id|>", *turn]
 
 
 LLAMA2_LIKE = (

@@ -139,6 +139,14 @@ def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[st
     return [a for a in arguments or () if a not in settings], settings
 
 
+def drop_unwritable_output() -> None:
+    """Where stdout takes nothing any more, discard what it still holds: else Python complains again as it shuts down."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     """Print an error as a user should see it and return the exit status."""
     import errno
@@ -153,8 +161,9 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
         return 130
+    if isinstance(error, OSError):
+        drop_unwritable_output()
     if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
         error = UserError(f"The disk refuses: {error.strerror}", where=str(error.filename or "."),

@@ -11,6 +11,7 @@ import typer
 
 from tuneloop.cli import compare, doctor, evaluate, init, plan, prepare, report, run, schema, train
 from tuneloop.cli.console import report_error
+from tuneloop.types import UserError
 
 app = typer.Typer(
     name="tuneloop",
@@ -53,12 +54,33 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=arguments, prog_name="tuneloop")
+        status = app(args=arguments, prog_name="tuneloop", standalone_mode=False) or 0
+        if status == 130:  # typer has turned the interrupt into a status
+            raise KeyboardInterrupt
+        sys.stdout.flush()  # a full disk or a reader that left shows here, and not when Python shuts down
+        return int(status)
     except SystemExit as exit_:
+        if isinstance(exit_.__context__, BrokenPipeError):
+            return 0  # the reader has seen enough, as in `tuneloop schema | head`
         return exit_.code if isinstance(exit_.code, int) else int(bool(exit_.code))
+    except _UsageError as error:
+        if not arguments:
+            error.show()  # type: ignore[attr-defined]  # the help: no command is no mistake to explain
+            return 2
+        return report_error(_as_user_error(error), arguments)
     except BaseException as error:
         return report_error(error, arguments)
-    return 0
+
+
+# typer carries its own copy of click in some versions: this is the class in all of them.
+_UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
+
+
+def _as_user_error(error: Exception) -> UserError:
+    """A wrong command line as what, where and next."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "tuneloop"
+    return UserError(error.format_message(), next_step=f"{command} --help")  # type: ignore[attr-defined]
 
 
 def entry() -> None:

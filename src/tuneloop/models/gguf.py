@@ -55,7 +55,12 @@ def convert(source: Path, folder: Path) -> Path:
             pass
     with user_errors_of_the_disk(folder), lock_folder(folder):
         done.unlink(missing_ok=True)
-        _write_model(source, folder)
+        try:
+            _write_model(source, folder)
+        except KeyError as error:
+            raise UserError(
+                f"The GGUF file lacks {error}", where=str(source), next_step="use the model's safetensors folder"
+            ) from None
         write_json(done, {**stamp, "sha256": sha256_file(source)})
     return folder
 

@@ -90,7 +90,7 @@ class LoraLinear(nn.Module):
 
 @dataclass(frozen=True)
 class LoraShape:
-    """What an adapter looks like: rank, alpha, dropout and the modules it sits in."""
+    """What an adapter looks like: rank, alpha, dropout and the ends of the names of the modules it sits in."""
 
     rank: int
     alpha: float
@@ -138,10 +138,11 @@ def add_lora(net: nn.Module, shape: LoraShape, seed: int) -> list[nn.Parameter]:
     """
     net.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
+    ends = tuple(f".{target}" for target in shape.targets)
     places = [
         (name, module)
         for name, module in net.named_modules()
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in shape.targets and "lm_head" not in name
+        if isinstance(module, nn.Linear) and f".{name}".endswith(ends) and "lm_head" not in name
     ]
     parameters: list[nn.Parameter] = []
     for name, module in places:
@@ -269,9 +270,10 @@ def load_adapter(net: nn.Module, folder: Path) -> LoraShape:
             next_step="merge it with PEFT first and use the merged model's folder",
         )
     targets = config["target_modules"]
-    if isinstance(targets, str):
-        linear = target_names(net, "all-linear")
-        targets = linear if targets == "all-linear" else [t for t in linear if re.fullmatch(targets, t)]
+    if targets == "all-linear":
+        targets = target_names(net, targets)
+    elif isinstance(targets, str):  # a regular expression over module names
+        targets = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(targets, n)]
     shape = LoraShape(
         config["r"], float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)), tuple(sorted(targets))
     )

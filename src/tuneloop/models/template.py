@@ -24,8 +24,9 @@ from tuneloop.files import read_json, write_json, write_text
 from tuneloop.types import Message, UserError
 
 # The Llama 3 conversation as Meta's own formatter writes it: no trimming and no injected system text, tools listed
-# in the system turn as the model card shows, tool calls as JSON, tool results as `ipython`. It stands here as the
-# template that goes out with every Llama 3 adapter and model, so that a server says what was trained.
+# in the system turn as the model card shows, tool calls as ASCII JSON, tool results as `ipython`. It stands here as the
+# template that goes out with every Llama 3 adapter and model, so that a server says what was trained. `cut` marks where
+# Meta's formatter tokenises apart; it is taken out of the saved template.
 LLAMA3_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
@@ -35,12 +36,13 @@ LLAMA3_TEMPLATE = """\
 {{- message['content'] if message['content'] is string else '' }}
 {%- for call in calls %}
 {%- set f = call['function'] %}
+{{- cut }}
 {%- if f['name'] == 'code_interpreter' and f['arguments'] is mapping %}
 {{- f['arguments']['code'] }}
 {%- elif f['name'] in ['brave_search', 'wolfram_alpha', 'photogen'] and f['arguments'] is mapping %}
 {{- f['name'] + '.call(query="' + f['arguments']['query'] + '")' }}
 {%- else %}
-{{- '{"type": "function", "name": ' + (f['name'] | tojson) + ', "parameters": ' + (f['arguments'] if f['arguments'] is string else (f['arguments'] | tojson)) + '}' }}
+{{- '{"type": "function", "name": ' + (f['name'] | tojson(ensure_ascii=true)) + ', "parameters": ' + (f['arguments'] if f['arguments'] is string else (f['arguments'] | tojson(ensure_ascii=true))) + '}' }}
 {%- endif %}
 {%- endfor %}
 {{- '<|eot_id|>' }}
@@ -55,6 +57,12 @@ PLAIN_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- 'assistant:\\n' }}{%- endif %}
 """
+
+
+# Private characters that stand for something while a template is at work: "\ue000N\ue001" for the N-th control string
+# that a user typed, CUT where the text is tokenised apart, HOLE for the content of a turn. Users' own are guarded too.
+CUT, HOLE = "\ue002", "\ue003"
+_MARK = "\ue000[0-9]+\ue001"
 
 
 @dataclass(frozen=True)
@@ -113,8 +121,10 @@ class Template:
         def refuse(message: str) -> None:
             raise TemplateError(message)
 
-        def to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-            return json.dumps(value, ensure_ascii=False, indent=indent)
+        def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+            text = json.dumps(value, ensure_ascii=False, indent=indent)
+            escaped = "[^\x00-\x7f\ue000-\ue003]"  # our marks stay as they are
+            return re.sub(escaped, lambda m: json.dumps(m[0])[1:-1], text) if ensure_ascii else text
 
         import datetime
 
@@ -149,14 +159,17 @@ class Template:
         Raises:
             TemplateError: the template refuses it.
         """
-        return self._render(self._prepared(messages, tools), tools, prompt)
+        return self._render(self._prepared(messages, tools), tools, prompt, cut="")
 
-    def _render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], prompt: bool) -> str:
+    def _render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], prompt: bool, cut: str = CUT
+    ) -> str:
         try:
             text: str = self._compiled.render(
                 messages=messages,
                 tools=list(tools) or None if self.lists_tools else None,
                 add_generation_prompt=prompt,
+                cut=cut,
                 **self.variables,
             )
         except TemplateError:
@@ -190,27 +203,41 @@ class Template:
                 prepared.insert(0, {"role": "system", "content": listing})
         return prepared
 
+    @cached_property
+    def _encoder(self) -> Any:
+        """The tokenizer with every added token a special one, so that encoding can leave all of them as text."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        if all(token.special for token in added):
+            return self.tokenizer
+        from tokenizers import Tokenizer
+
+        form = json.loads(self.tokenizer.to_str())
+        form["added_tokens"] = [{**token, "special": True} for token in form["added_tokens"]]
+        return Tokenizer.from_str(json.dumps(form))
+
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Token ids of a text; control tokens in it are plain characters unless `control`."""
-        self.tokenizer.encode_special_tokens = not control
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        self._encoder.encode_special_tokens = not control
+        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
         return ids
 
     def _encode_rendered(self, text: str, literals: Sequence[str]) -> list[int]:
-        """Tokenise rendered text; `\\ue000N\\ue001` marks stand for `literals`, which stay plain characters."""
+        """Tokenise rendered text; marks stand for `literals`, which are plain characters of the text around them."""
+        borders = f"(?<={self.split_after})|{CUT}" if self.split_after else CUT
         ids: list[int] = []
-        for part in re.split("(\ue000[0-9]+\ue001)", text):
-            if part.startswith("\ue000"):
-                ids += self.encode(literals[int(part[1:-1])])
-            elif part:
-                pieces = re.split(f"(?<={self.split_after})", part) if self.split_after else [part]
-                for piece in pieces:
-                    if piece:
-                        ids += self.encode(piece, control=True)
+        for piece in filter(None, re.split(borders, text)):
+            if "\ue000" not in piece:
+                ids += self.encode(piece, control=True)
+                continue
+            for part in filter(None, re.split(f"({self._control.pattern})", piece)):
+                plain = re.sub(_MARK, lambda m: literals[int(m[0][1:-1])], part)
+                ids += self.encode(plain, control=plain == part)
         return ids
 
-    def _guard(self, messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Replace control strings in the users' text by marks; give the originals back."""
+    def _guard(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+        """Replace control strings in the users' text, and in the tools, by marks; give the originals back."""
         literals: list[str] = []
 
         def mark(match: re.Match[str]) -> str:
@@ -222,13 +249,14 @@ class Template:
                 # Marks that a user typed would be taken for ours: they are literals as well.
                 return pattern.sub(mark, value.encode("utf-8", "replace").decode("utf-8"))
             if isinstance(value, dict):
-                return {key: clean(item) for key, item in value.items()}
+                return {clean(key): clean(item) for key, item in value.items()}
             if isinstance(value, list):
                 return [clean(item) for item in value]
             return value
 
-        pattern = re.compile(f"{self._control.pattern}|[\ue000\ue001]+")
-        return [{**clean({k: v for k, v in m.items() if k != "role"}), "role": m["role"]} for m in messages], literals
+        pattern = re.compile(f"{self._control.pattern}|[\ue000-\ue003]+")
+        guarded = [{**{k: clean(v) for k, v in m.items() if k != "role"}, "role": m["role"]} for m in messages]
+        return guarded, [clean(tool) for tool in tools], literals
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Ids of a prompt, the assistant's header included: what the model reads before it answers.
@@ -236,7 +264,7 @@ class Template:
         Raises:
             TemplateError: the template refuses the conversation.
         """
-        guarded, literals = self._guard(self._prepared(messages, tools))
+        guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
         return self._encode_turns(guarded, tools, literals, prompt=True).ids
 
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Rendered:
@@ -248,7 +276,7 @@ class Template:
             TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so
                 that no mask can be right.
         """
-        guarded, literals = self._guard(self._prepared(messages, tools))
+        guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
         weights = [message.get("weight", 1) for message in messages]
         return self._encode_turns(guarded, tools, literals, [1] * (len(guarded) - len(weights)) + weights)
 
@@ -288,10 +316,9 @@ class Template:
 
     def _header_alone(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], whole: str) -> str:
         """What comes before the content of an assistant turn that opens the conversation."""
-        content = messages[0]["content"]
-        if content and whole.find(content) >= 0:
-            return whole[: whole.find(content)]
-        return self._render([], tools, True)
+        marked = self._render([{**messages[0], "content": HOLE}, *messages[1:]], tools, False)
+        before = marked[: max(marked.find(HOLE), 0)]
+        return before if before and whole.startswith(before) else self._render([], tools, True)
 
     def _end_of_turn(self, text: str, start: int) -> int:
         """Index just behind the control token that ends the turn which starts at `start`."""
@@ -321,7 +348,8 @@ class Template:
         """Write tokenizer and template so that Transformers renders the same ids."""
         write_text(folder / "tokenizer.json", self.tokenizer.to_str())
         settings = {k: v for k, v in self.settings.items() if k != "chat_template"}
-        write_json(folder / "tokenizer_config.json", {**settings, "chat_template": self.source})
+        source = self.source.replace("{{- cut }}\n", "")
+        write_json(folder / "tokenizer_config.json", {**settings, "chat_template": source})
 
 
 def _plain_call(call: dict[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def _epoch_steps(
                 cut.append([])
             cut[-1].append(i)
         if len(cut) > 1 and len(cut[-1]) < config.rows_per_step // 2:  # a remnant would be a noisy step of its own
-            cut[-2] += cut.pop()
+            remnant = cut.pop()
+            cut[-1] += remnant
         rng.shuffle(cut)
         steps += [_micro_batches(step, lengths, config.micro_batch_tokens) for step in cut]
     return steps

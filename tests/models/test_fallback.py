@@ -1,0 +1,121 @@
+"""A model that is no Llama goes through Transformers' classes with the same answers, adapters and training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tuneloop.models.generate import choose, generate, label_trie
+from tuneloop.models.load import Model, load_model
+from tuneloop.models.lora import add_lora, lora_layers
+from tuneloop.models.template import Rendered
+from tuneloop.train.batches import Step
+from tuneloop.train.config import TrainConfig
+from tuneloop.train.loop import batch_loss, lora_shape, optimizer_step
+from tuneloop.types import UserError
+
+
+@pytest.fixture(scope="module")
+def qwen_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen2 (biases in the attention) with SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-qwen2")
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=49152, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.3, tie_word_embeddings=True,
+    )  # fmt: skip
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).symlink_to(smollm2 / name)
+    return folder
+
+
+@pytest.fixture
+def qwen(qwen_folder: Path) -> Model:
+    model = load_model(str(qwen_folder), dtype="float32")
+    assert not model.is_own
+    return model
+
+
+def prompts(model: Model) -> list[list[int]]:
+    system = {"role": "system", "content": "You answer questions about the weather on far planets."}
+    return [
+        model.template.prompt_ids([system, {"role": "user", "content": q}])  # type: ignore[list-item]
+        for q in ("Rain?", "Is it windy on Jupiter in the autumn, or does it only look so?", "Why")
+    ]
+
+
+def test_answers_equal_those_of_transformers(qwen: Model, qwen_folder: Path) -> None:
+    theirs = transformers.Qwen2ForCausalLM.from_pretrained(qwen_folder, dtype=torch.float32)
+    for prompt, answer in zip(prompts(qwen), generate(qwen, prompts(qwen), max_new_tokens=8), strict=True):
+        with torch.no_grad():
+            out = theirs.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=8, do_sample=False,
+                eos_token_id=list(qwen.template.end_ids), pad_token_id=qwen.template.pad_id,
+            )  # fmt: skip
+        assert answer.text == qwen.template.decode(out[0, len(prompt) :].tolist()).strip()
+
+
+def test_choice_scores_equal_one_full_pass_a_label(qwen: Model) -> None:
+    labels = ["rain", "rain and wind", "wind"]
+    tokens = [[*qwen.template.encode(label), qwen.template.end_ids[0]] for label in labels]
+    for prompt, answer in zip(prompts(qwen), choose(qwen, prompts(qwen), label_trie(labels, tokens)), strict=True):
+        for label, ids in zip(labels, tokens, strict=True):
+            with torch.no_grad():
+                logp = (qwen.hidden(torch.tensor([prompt + ids]))[0] @ qwen.head.t()).log_softmax(-1)
+            expected = sum(float(logp[len(prompt) - 1 + i, t]) for i, t in enumerate(ids)) / len(ids)
+            assert (answer.scores or {})[label] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_cache_gives_what_reading_at_once_gives_and_selects_rows(qwen: Model) -> None:
+    ids = torch.randint(0, 49152, (2, 12))
+    with torch.no_grad():
+        whole = qwen.hidden(ids)
+        cache = qwen.new_cache()
+        qwen.hidden(ids[:, :11], cache=cache)
+        assert cache.length == 11
+        rows = torch.tensor([1, 1, 0])
+        mask = torch.ones(1, 1, 1, 12, dtype=torch.bool)
+        last = qwen.hidden(ids[rows, 11:], torch.tensor([[11]]), mask, cache.select(rows))
+        assert cache.length == 11
+    torch.testing.assert_close(last[:, 0], whole[rows, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_it_trains_with_an_adapter(qwen: Model) -> None:
+    config = TrainConfig(rank=4, learning_rate=1e-2)
+    parameters = add_lora(qwen.net, lora_shape(qwen, config), seed=0)
+    assert {name.rsplit(".", 1)[-1] for name in lora_layers(qwen.net)} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    rows = [
+        qwen.template.render([{"role": "user", "content": q}, {"role": "assistant", "content": a}])
+        for q, a in (("a", "yes"), ("b", "no, never"), ("c and d", "yes"))
+    ]
+    optimizer: Any = torch.optim.AdamW(parameters, lr=1e-2)
+    step = Step(((0, 1), (2,)), 0.0)
+    losses = [optimizer_step(qwen, step, rows, optimizer, parameters, 1e-2, 1.0)[0] for _ in range(8)]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_rows_behind_a_shared_beginning_have_the_loss_of_rows_alone(qwen: Model) -> None:
+    system = {"role": "system", "content": "You answer questions about the weather on far planets."}
+    rows: list[Rendered] = [
+        qwen.template.render([system, {"role": "user", "content": q}, {"role": "assistant", "content": "No."}])  # type: ignore[list-item]
+        for q in ("Rain?", "Wind from the south, is there any?")
+    ]
+    with torch.no_grad():
+        together = float(batch_loss(qwen, rows, 1.0))
+        apart = sum(float(batch_loss(qwen, [row], 1.0)) for row in rows)
+    assert together == pytest.approx(apart, rel=1e-4)
+
+
+def test_what_transformers_cannot_load_is_told(tmp_path: Path, smollm2: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(smollm2 / name)
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_architecture"}')
+    with pytest.raises(UserError, match="Transformers can't load this model"):
+        load_model(str(tmp_path))

@@ -1,0 +1,142 @@
+"""The packaged GGUF becomes the model that Transformers reads from the same file, once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tuneloop.models.gguf import convert
+from tuneloop.models.load import load_model, read_weights
+from tuneloop.models.names import packaged_gguf
+from tuneloop.types import UserError
+
+
+@pytest.fixture
+def small_gguf(llama3_tokenizer: Path, tmp_path: Path) -> tuple[Path, Any]:
+    """A random Llama 3 of one layer as a GGUF file written with llama.cpp's own library, and its Transformers model."""
+    gguf = pytest.importorskip("gguf")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    net = LlamaForCausalLM(LlamaConfig(
+        vocab_size=261, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.3,
+    )).eval()  # fmt: skip
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(16)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    form = json.loads(llama3_tokenizer.read_text())["model"]
+    vocabulary = sorted(form["vocab"], key=form["vocab"].__getitem__)[:257]  # the bytes and their first merge
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list([*vocabulary, "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"])
+    writer.add_token_types([1] * 257 + [3] * 4)
+    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_bos_token_id(257)
+    writer.add_eos_token_id(258)
+
+    def permuted(weight: Any, heads: int) -> Any:  # llama.cpp's order of rotary pairs
+        return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+    state = {key: value.float().numpy() for key, value in net.state_dict().items()}
+    names = {
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+        "model.layers.0.input_layernorm": "blk.0.attn_norm", "model.layers.0.post_attention_layernorm": "blk.0.ffn_norm",
+        "model.layers.0.self_attn.q_proj": "blk.0.attn_q", "model.layers.0.self_attn.k_proj": "blk.0.attn_k",
+        "model.layers.0.self_attn.v_proj": "blk.0.attn_v", "model.layers.0.self_attn.o_proj": "blk.0.attn_output",
+        "model.layers.0.mlp.gate_proj": "blk.0.ffn_gate", "model.layers.0.mlp.up_proj": "blk.0.ffn_up",
+        "model.layers.0.mlp.down_proj": "blk.0.ffn_down",
+    }  # fmt: skip
+    for ours, theirs in names.items():
+        weight = state[f"{ours}.weight"]
+        heads = {"attn_q": 4, "attn_k": 2}.get(theirs.split(".")[-1])
+        if heads:
+            weight = permuted(weight, heads)
+        writer.add_tensor(f"{theirs}.weight", np.ascontiguousarray(weight))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, net
+
+
+def test_a_gguf_becomes_the_model_it_was_made_of(small_gguf: tuple[Path, Any], tmp_path: Path) -> None:
+    path, net = small_gguf
+    model = load_model(str(convert(path, tmp_path / "out")), dtype="float32")
+    ids = torch.randint(0, 261, (2, 20))
+    net.load_state_dict({k: v.to(torch.bfloat16).float() for k, v in net.state_dict().items()})
+    with torch.no_grad():
+        assert model.template.encode("a  ") == [ord("a") - 33, 256]
+        torch.testing.assert_close(model.net.logits(model.hidden(ids)), net(ids).logits, atol=1e-3, rtol=1e-3)  # type: ignore[operator]
+
+
+def test_a_second_call_writes_nothing_and_another_source_is_converted_again(
+    small_gguf: tuple[Path, Any], tmp_path: Path
+) -> None:
+    path, _ = small_gguf
+    out = convert(path, tmp_path / "out")
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    convert(path, out)
+    assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
+    (out / "source.json").write_text("{torn")  # a stamp that can't be read
+    convert(path, out)
+    assert json.loads((out / "source.json").read_text())["file"] == "tiny.gguf"
+    stamp = (out / "source.json").read_text()
+    path.touch()
+    convert(path, out)
+    assert (out / "source.json").read_text() != stamp
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model at all" * 100], ids=["empty", "torn", "foreign"])
+def test_a_corrupt_file_is_told(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="Not a readable GGUF"):
+        convert(path, tmp_path / "out")
+    assert not (tmp_path / "out" / "source.json").exists()
+
+
+def test_a_truncated_file_is_told(small_gguf: tuple[Path, Any], tmp_path: Path) -> None:
+    path, _ = small_gguf
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(UserError, match="Not a readable GGUF"):
+        convert(path, tmp_path / "out")
+
+
+def test_a_file_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UserError, match="lacks"):
+        convert(tmp_path / "x.gguf", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_the_packaged_weights_equal_what_transformers_reads(smollm2: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = packaged_gguf()
+    assert source is not None
+    theirs = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    ours = read_weights(smollm2)
+    expected = theirs.state_dict()
+    assert set(expected) - set(ours) <= {"lm_head.weight"}
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, expected[name].to(torch.bfloat16), atol=0, rtol=0, msg=name)

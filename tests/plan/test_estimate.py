@@ -1,0 +1,135 @@
+"""The planner's numbers against models whose sizes are known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.plan.estimate import Machine, ModelShape, Work, estimate, memory_terms
+from tuneloop.types import UserError
+
+LLAMA_3_1_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}  # fmt: skip
+LLAMA_3_2_1B = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+                "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True}  # fmt: skip
+SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+           "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}  # fmt: skip
+
+WORK = Work(steps=100, tokens=100_000, supervised=20_000, val_tokens=30_000, micro_batches=((8, 100, 0), (4, 200, 50)))
+ROOMY = Machine("cpu: test, 2 cores", 64.0, 1.0, 0.10, 500.0)
+
+
+def plan(work: Work = WORK, machine: Machine = ROOMY, **options: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"model": "m", "rank": 16, "targets": "all-linear"} | options
+    return estimate(ModelShape.from_config(SMOLLM2), work, machine, **settings)
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [(LLAMA_3_1_8B, 8_030_261_248), (LLAMA_3_2_1B, 1_235_814_400), (SMOLLM2, 134_515_008)],
+    ids=["llama-3.1-8b", "llama-3.2-1b", "smollm2-135m"],
+)
+def test_parameters_are_those_of_the_published_models(config: dict[str, Any], parameters: int) -> None:
+    assert ModelShape.from_config(config).parameters == parameters
+
+
+def test_lora_of_llama_3_1_8b_is_the_known_count() -> None:
+    # rank 16 on all seven matrices of a layer: PEFT prints 41,943,040 trainable parameters
+    assert ModelShape.from_config(LLAMA_3_1_8B).lora_parameters(16, "all-linear") == 41_943_040
+
+
+@pytest.mark.parametrize(
+    "targets",
+    ["all-linear", "attention", ["q_proj", "v_proj"], ["down_proj"]],
+    ids=lambda t: "+".join(t) if isinstance(t, list) else t,
+)
+def test_lora_parameters_are_pefts(tiny_llama: Path, targets: list[str] | str) -> None:
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    names = ["q_proj", "k_proj", "v_proj", "o_proj"] if targets == "attention" else targets
+    net = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    shape = ModelShape.from_config(json.loads((tiny_llama / "config.json").read_text()))
+    assert shape.parameters == sum(p.numel() for p in net.parameters())
+    adapted = peft.get_peft_model(net, peft.LoraConfig(r=8, target_modules=names, task_type="CAUSAL_LM"))
+    assert shape.lora_parameters(8, targets) == adapted.get_nb_trainable_parameters()[0]
+
+
+def test_a_configuration_without_a_number_is_named() -> None:
+    with pytest.raises(UserError, match="intermediate_size") as caught:
+        ModelShape.from_config({k: v for k, v in SMOLLM2.items() if k != "intermediate_size"}, "here/config.json")
+    assert caught.value.where == "here/config.json"
+
+
+def test_the_terms_add_up_to_the_peak() -> None:
+    memory = plan()["memory"]
+    assert sum(memory["terms"].values()) == pytest.approx(memory["peak_gib"], abs=0.002)
+    assert memory["terms"]["weights and program (resident)"] == 1.0
+    assert all(value > 0 for value in memory["terms"].values())
+
+
+def test_memory_follows_the_largest_micro_batch_and_not_their_number() -> None:
+    shape = ModelShape.from_config(SMOLLM2)
+
+    def activations(*micro_batches: tuple[int, int, int]) -> float:
+        return memory_terms(shape, replace(WORK, micro_batches=micro_batches), 1, 16, 0.0, 2)["activations"]
+
+    assert activations((8, 100, 0)) == activations((8, 100, 0), (1, 10, 0), (4, 100, 0))
+    assert activations((16, 100, 0)) == pytest.approx(2 * activations((8, 100, 0)))  # rows: linear
+    assert activations((1, 2000, 0)) > 2 * activations((1, 1000, 0))  # length: attention grows faster
+    assert activations((8, 100, 400)) < activations((8, 500, 0))  # a shared beginning is computed once
+    assert activations() == 0
+
+
+def test_time_and_cost_follow_from_tokens_speed_and_price() -> None:
+    found = plan()
+    hours = (100_000 / 500 + 30_000 / 1500) / 3600
+    assert found["time"]["hours"] == pytest.approx(hours)
+    assert found["time"]["low"] < hours < found["time"]["high"]
+    assert found["cost"]["usd"] == pytest.approx(hours * 0.10)
+    assert found["cost"]["low"] < found["cost"]["usd"] < found["cost"]["high"]
+    assert any("500 tokens/s" in line for line in found["assumptions"])
+
+
+def test_a_plan_that_fits_needs_no_alternatives() -> None:
+    found = plan()
+    assert found["fits"] is True
+    assert found["alternatives"] == []
+
+
+def test_a_plan_that_does_not_fit_offers_settings_that_exist() -> None:
+    from tuneloop.recipe import make_recipe
+
+    found = plan(machine=replace(ROOMY, capacity_gib=1.0))
+    assert found["fits"] is False
+    assert found["alternatives"]
+    for alternative in found["alternatives"]:
+        make_recipe({}, [alternative["change"]])
+        assert alternative["why"]
+
+
+def test_plan_has_the_keys_of_its_contract() -> None:
+    found = plan()
+    assert {
+        "version",
+        "model",
+        "method",
+        "gpu",
+        "gpus",
+        "fits",
+        "memory",
+        "time",
+        "cost",
+        "assumptions",
+        "alternatives",
+    } <= set(found)
+    assert {"peak_gib", "capacity_gib", "phase", "terms"} == set(found["memory"])
+    assert {"hours", "low", "high", "tokens_per_second"} == set(found["time"])
+    assert {"usd", "low", "high", "breakdown"} == set(found["cost"])
+    json.dumps(found, allow_nan=False)
+    assert found["gpus"] == 0
+    assert plan(machine=replace(ROOMY, name="NVIDIA L4"))["gpus"] == 1

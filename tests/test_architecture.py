@@ -1,0 +1,127 @@
+"""Imports run one way, heavy libraries load late, and every shipped recipe parses."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tuneloop.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "tuneloop"
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+STAGES = {"data", "plan", "train", "evaluate", "report", "track"}
+BASE = {"", "types", "files", "machine"}  # "" is the package itself: its version
+# What a part may import besides itself. A stage gets what it needs of another one as a value or a function.
+ALLOWED: dict[str, set[str]] = {
+    "": set(),
+    "types": set(),
+    "files": {"types"},
+    "machine": {"", "types", "files"},
+    "models": BASE,
+    **{stage: BASE | {"models"} for stage in STAGES},
+    "recipe": BASE | {f"{stage}.config" for stage in STAGES},
+    "contenders": BASE | {"models"} | STAGES,
+    "doctor": BASE | {"models"},
+    "pipeline": BASE | {"models", "recipe", "contenders"} | STAGES,
+    "cli": BASE | {"models", "recipe", "pipeline", "doctor"} | STAGES,
+    "__main__": {"cli"},
+}
+HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "scipy", "peft", "sacrebleu", "rouge_score",
+         "tokenizers", "safetensors", "gguf", "huggingface_hub", "numpy"}  # fmt: skip
+# Modules that are nothing without their library; they are themselves imported late.
+NEED = {
+    "models.llama": {"torch"},
+    "models.fallback": {"torch"},
+    "models.lora": {"torch"},
+    "train.loss": {"torch"},
+    "evaluate.classical": {"numpy"},
+    "evaluate.metrics": {"numpy"},
+    "evaluate.evaluate": {"numpy"},
+    "evaluate.uncertainty": {"numpy"},
+}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Full names of all imported modules, those inside functions and under TYPE_CHECKING too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+            if node.module == "tuneloop" or (SOURCE.parent / (node.module or "").replace(".", "/")).is_dir():
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for module, tree in modules():
+        part = part_of(module)
+        for name in imported(tree):
+            if not name.startswith("tuneloop."):
+                continue
+            other = name.removeprefix("tuneloop.")
+            own = part_of(other) == part
+            if not own and other not in ALLOWED[part] and part_of(other) not in ALLOWED[part]:
+                if other == "__version__":
+                    continue
+                wrong.append(f"{module or 'tuneloop'} imports {other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part_of(module) for module, _ in modules()} == set(ALLOWED), "give a new part its row in ALLOWED"
+
+
+def test_heavy_libraries_are_imported_where_they_are_needed() -> None:
+    wrong = []
+    for module, tree in modules():
+        for node in tree.body:  # module level; TYPE_CHECKING blocks and functions are not executed on import
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found = {name.split(".")[0] for name in imported(node)} & HEAVY - NEED.get(module, set())
+                wrong += [f"{module} imports {name} when it is itself imported" for name in found]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", ["tuneloop.cli.main", "tuneloop.doctor"])
+def test_the_command_line_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""})  # fmt: skip
+    assert not (HEAVY | {"pydantic", "yaml", "jinja2"}) & set(done.stdout.split())
+
+
+def test_the_recipe_and_the_planner_work_without_torch() -> None:
+    code = """import sys; sys.modules["torch"] = None; sys.modules["numpy"] = None
+import tuneloop.recipe, tuneloop.plan.estimate, tuneloop.pipeline, tuneloop.data.prepare"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""})
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_parses_and_its_sources_are_there(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.data.sources
+    for source in recipe.data.sources:
+        assert (ROOT / source).exists(), source
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES

@@ -1,0 +1,55 @@
+"""The reference page is what the code says, and no command is without documentation."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer.main
+
+from tuneloop.cli.main import app
+from tuneloop.recipe import ALIASES, describe_keys
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setenv("COLUMNS", "100")  # the generator sets it; this restores it afterwards
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_page_is_up_to_date(generator: ModuleType) -> None:
+    assert generator.reference() == generator.PAGE.read_text(encoding="utf-8"), "run `make reference`"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_documented(command: str) -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    assert re.search(rf"\btuneloop {command}\b", text)
+
+
+def test_documented_commands_exist() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        if page.name in ("architecture.md", "lab-notes.md"):
+            continue  # they also tell of what is to come
+        text = page.read_text(encoding="utf-8")
+        code = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
+        for command in re.findall(r"^\W*tuneloop ([a-z]+)\b", "\n".join(code), re.MULTILINE):
+            assert command in COMMANDS, f"{page.name}: tuneloop {command}"
+
+
+def test_every_key_has_a_meaning_and_every_alias_a_key() -> None:
+    keys = {key for key, _, _ in describe_keys()}
+    unexplained = [key for key, _, meaning in describe_keys() if not meaning and key != "version"]
+    assert not unexplained
+    assert set(ALIASES.values()) <= keys

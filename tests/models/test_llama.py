@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from tuneloop.models.llama import Llama, LlamaConfig, Shared, _RmsNorm, _SwiGlu, attend, attend_shared
+from tuneloop.models.llama import Llama, LlamaConfig, Shared, _RmsNorm, _SwiGlu, attend, attend_shared, bias_of
 from tuneloop.models.load import load_model, parameter_count, read_weights
 
 LLAMA3 = {
@@ -192,16 +192,19 @@ def test_attention_with_grouped_heads_equals_attention_with_repeated_keys() -> N
     expected = torch.nn.functional.scaled_dot_product_attention(
         q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), attn_mask=mask
     )
-    torch.testing.assert_close(attend(q, k, v, mask), expected.transpose(1, 2).reshape(2, 9, 48), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        attend(q, k, v, bias_of(mask, q.dtype)), expected.transpose(1, 2).reshape(2, 9, 48), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_no_rest_of_a_shared_layout_sees_another() -> None:
     torch.manual_seed(0)
     shared = Shared(prefix=4, rows=3, length=5)
     q, k, v = torch.randn(1, 4, 19, 8), torch.randn(1, 2, 19, 8), torch.randn(1, 2, 19, 8)
-    before = attend_shared(q, k, v, shared)
+    bias = bias_of(torch.ones(1, 1, 5, 9, dtype=torch.bool).tril(4), q.dtype)
+    before = attend_shared(q, k, v, bias, shared)
     k[:, :, 9:14] += 1.0  # the second rest
-    after = attend_shared(q, k, v, shared)
+    after = attend_shared(q, k, v, bias, shared)
     assert torch.equal(before[:, :9], after[:, :9]) and torch.equal(before[:, 14:], after[:, 14:])
     assert not torch.allclose(before[:, 9:14], after[:, 9:14])
 

@@ -50,7 +50,7 @@ def test_without_a_gradient_it_is_only_the_value() -> None:
     hidden, head, targets, weights = case(torch.float32)
     with torch.no_grad():
         value = head_cross_entropy(hidden, head, targets, weights, 8)
-    assert float(value) == pytest.approx(float(plain(hidden, head, targets, weights)), rel=1e-5)
+    assert value.item() == pytest.approx(plain(hidden, head, targets, weights).item(), rel=1e-5)
     assert not value.requires_grad
 
 

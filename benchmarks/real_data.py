@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +34,6 @@ def run_job(name: str, data: Path, out: Path) -> dict[str, object]:
     source, settings = JOBS[name]
     folder = out / name
     if not (folder / "eval.json").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, "-m", "tuneloop", "run", str(data / source), *settings, f"output_dir={folder}"]
         command += ["track.report_to=none"]
         print("$", " ".join(command[3:]), file=sys.stderr, flush=True)

@@ -574,18 +574,7 @@ def evaluate_stage(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluatio
     rows = sample_rows(getattr(dataset, split), recipe.evaluate.limit, seed=recipe.seed)
     if not rows:
         return
-    run_manifest = read_json(job.folder / "run.json")
-    key = content_hash(
-        [
-            run_manifest["adapter_hash"],
-            dataset.manifest["hash"],
-            recipe.baselines,
-            _scoring(recipe),
-            sorted(baselines),
-            recipe.seed,
-            1,
-        ]
-    )
+    key = tuned_key(job, dataset, baselines)
     out = job.folder if split == "test" else job.folder / f"eval-{split}"
     if _done(out / "eval.json", key):
         job.say("evaluate  already done")
@@ -598,6 +587,15 @@ def evaluate_stage(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluatio
         costs = read_json(job.folder / "baselines" / "baselines.json")["costs"] | costs
     _write(job, out, evaluation, dataset, name="tuned", costs=costs, key=key, split=split, baselines=baselines)
     job.say(f"evaluate  tuned: {headline(evaluation)}")
+
+
+def tuned_key(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluation]) -> str:
+    """Hash of all that the tuned model's evaluation depends on."""
+    recipe = job.recipe
+    adapter = read_json(job.folder / "run.json")["adapter_hash"]
+    return content_hash(
+        [adapter, dataset.manifest["hash"], recipe.baselines, _scoring(recipe), sorted(baselines), recipe.seed, 1]
+    )
 
 
 def attach_trained(job: Job) -> None:
@@ -805,8 +803,13 @@ def _evaluate_into(job: Job, folder: Path, dataset: Dataset, split: str, few_sho
     costs = {name: _cost(job, asked)}
     if baselines:
         costs = {n: cost for n, cost in read_json(listed)["costs"].items() if n in baselines} | costs
-    _write(job, folder, evaluation, dataset, name=name, costs=costs,
-           key=content_hash([recipe, dataset.manifest["hash"], split]), split=split, baselines=baselines)  # fmt: skip
+    plain = name == "tuned" and not few_shot
+    key = (
+        tuned_key(job, dataset, baselines)
+        if plain
+        else content_hash([recipe, dataset.manifest["hash"], split, few_shot])
+    )
+    _write(job, folder, evaluation, dataset, name=name, costs=costs, key=key, split=split, baselines=baselines)
 
 
 def compare_alone(places: list[str], out: str = "") -> list[Comparison]:

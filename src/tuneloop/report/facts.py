@@ -130,6 +130,9 @@ def read_run(path: Path | str) -> RunFacts:
         raise UserError("No such run folder", where=str(path), next_step="give a folder under runs/")
     problems: list[str] = []
     found = {name: _mapping(path / file, problems) for name, file in RUN_FILES.items()}
+    if not found["dataset"]:  # the run began from a data set that was prepared elsewhere
+        sources = section(section(found["config"]).get("data")).get("sources") or [""]
+        found["dataset"] = _mapping(Path(str(sources[0])) / "dataset.json", problems)
     records = _lines(path / "metrics.jsonl", problems)
     samples = _lines(path / "samples.jsonl", problems)
     if not any(found.values()) and not records and not samples and not problems:

@@ -31,7 +31,7 @@ class TrainConfig(Config):
         None, gt=0, description="plan no more steps than fit into this time at the speed measured before the first step"
     )
     rows_per_step: int = Field(8, ge=1, description="rows of one optimizer step, at least")
-    tokens_per_step: int = Field(1024, ge=0, description="a step takes more rows until it has this many tokens")
+    tokens_per_step: int = Field(512, ge=0, description="a step takes more rows until it has this many tokens")
     micro_batch_tokens: int = Field(2048, ge=16, description="tokens computed at once, padding included; bounds memory")
     evaluations: int = Field(6, ge=1, description="validation losses measured over the run, evenly spaced")
     val_rows: int = Field(256, ge=1, description="validation rows that are measured, a seeded sample of the split")

@@ -110,6 +110,10 @@ class Machine:
     tokens_per_second: float
 
 
+# What the C library's heap holds beyond what is in use between two trims: 1.3 to 2.0 GiB on four runs of a 135M model
+# on two cores (docs/results.md); a figure of experience, not a formula.
+HEAP_SLACK_GIB = 1.5
+
 # Spread of wall time around "tokens / measured speed" on shared processors: the probe lasts seconds, the run minutes.
 TIME_LOW, TIME_HIGH = 0.85, 1.35
 
@@ -142,6 +146,7 @@ def memory_terms(
         "optimizer": adapter * 8 / GIB,
         "checkpoint copies": adapter * 4 * 6 / GIB,  # the best adapter, the saved state and its serialised form
         "activations": largest / GIB,
+        "freed buffers kept for reuse": min(HEAP_SLACK_GIB, 4 * largest / GIB),
         "loss": 256 * shape.vocabulary * (bytes_a_weight + 4) * 1.5 / GIB,
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,7 +42,6 @@ class Job:
     folder: Path
     progress: Progress = no_progress
     say: Callable[[str], None] = lambda line: None
-    kept: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def template(self) -> Template:

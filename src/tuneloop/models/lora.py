@@ -6,7 +6,6 @@ fp32 and in separate autograd steps, which on CPUs costs more than the bf16 base
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -299,9 +298,3 @@ def state_hash(state: dict[str, Tensor]) -> str:
         for name, tensor in state.items()
     }
     return content_hash(digests)
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json` as it stands."""
-    value: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return value

@@ -120,7 +120,8 @@ def ask(
             perplexity = math.exp(min(loss, 50.0))
         return {"": Asked(answers, seconds, perplexity)}
     trie = labels_as_tokens(model, dataset, rows[0])
-    answers = choose(model, prompts, trie, progress=progress, task=task)
+    # Calibration subtracts from every label's score, so every label's score is needed.
+    answers = choose(model, prompts, trie, prune=not calibrated, progress=progress, task=task)
     seconds = time.monotonic() - started
     asked = {"": Asked(answers, seconds)}
     if calibrated:

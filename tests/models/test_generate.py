@@ -157,6 +157,52 @@ def test_choice_scores_equal_one_full_pass_a_label(tiny_model: Model, labels: li
         assert answer.text == labels[expected.index(max(expected))]
 
 
+@pytest.mark.parametrize("calibrated", [False, True], ids=["raw", "calibrated"])
+@pytest.mark.parametrize("system", [True, False], ids=["shared beginning", "nothing shared"])
+@pytest.mark.parametrize("labels", LABEL_SETS.values(), ids=LABEL_SETS.keys())
+def test_pruned_choice_finds_the_same_label_with_the_same_score(
+    tiny_model: Model, labels: list[str], system: bool, calibrated: bool
+) -> None:
+    trie = label_trie(labels, label_tokens(tiny_model, labels))
+    prompts = prompts_of(tiny_model, system)
+    blank = tiny_model.template.prompt_ids([SYSTEM, {"role": "user", "content": "N/A"}]) if calibrated else None  # type: ignore[list-item]
+    full = choose(tiny_model, prompts, trie, content_free=blank)
+    pruned = choose(tiny_model, prompts, trie, content_free=blank, prune=True, batch_tokens=200)
+    for all_of_them, best in zip(full, pruned, strict=True):
+        assert all_of_them.scores is not None and best.scores is not None
+        assert best.text == all_of_them.text
+        assert best.scores[best.text] == pytest.approx(all_of_them.scores[best.text], abs=1e-4)
+        assert all(best.scores[label] >= all_of_them.scores[label] - 1e-4 for label in labels)
+
+
+def test_pruned_choice_computes_less_when_one_label_stands_out(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = [
+        f"{kind} {thing} number {i}" for kind in ("open", "closed") for thing in ("case", "order") for i in range(5)
+    ]
+    trie = label_trie(labels, label_tokens(tiny_model, labels))
+    prompt = prompts_of(tiny_model)[0]
+    favoured = choose(tiny_model, [prompt], trie)[0].text
+    tokens = label_tokens(tiny_model, labels)[labels.index(favoured)]
+    seen: list[int] = []
+    hidden = type(tiny_model).hidden
+
+    def counted(self: Model, ids: Any, *rest: Any) -> Any:
+        seen.append(ids.numel())
+        return hidden(self, ids, *rest)
+
+    def certain(states: Any, weight: Any, at: Any, edge_tokens: Any) -> Any:
+        return torch.where(torch.isin(edge_tokens, torch.tensor(tokens)), -0.01, -50.0)
+
+    monkeypatch.setattr(type(tiny_model), "hidden", counted)
+    monkeypatch.setattr("tuneloop.models.generate._token_scores", certain)
+    choose(tiny_model, [prompt], trie)
+    full, seen[:] = sum(seen), []
+    assert choose(tiny_model, [prompt], trie, prune=True)[0].text == favoured
+    assert sum(seen) < 0.7 * full
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=6, unique_by=tuple))
 def test_a_label_tree_holds_every_label_once(tokens: list[list[int]]) -> None:

@@ -228,6 +228,7 @@ def choose(
     trie: LabelTrie,
     *,
     content_free: Sequence[int] | None = None,
+    prune: bool = False,
     batch_tokens: int = 4096,
     progress: Progress = no_progress,
     task: str = "scoring labels",
@@ -243,17 +244,23 @@ def choose(
         trie: the labels.
         content_free: a prompt without the text to classify; its scores are subtracted, which takes out the model's
             liking for some labels (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv 2104.08315).
+        prune: look for the best label only. Labels that can't win any more are not computed to their end, and their
+            scores are upper bounds; the best label and its score are the same.
     """
     import torch
 
     if not prompts:
         return []
     with torch.inference_mode():
-        offset = _label_scores(model, [content_free], trie, batch_tokens)[0] if content_free is not None else None
+        if content_free is not None:
+            offset = _label_scores(model, [content_free], trie, batch_tokens)
+        else:
+            offset = torch.zeros(1, len(trie.labels))
+        if prune:
+            scores = _best_first(model, prompts, trie, offset, batch_tokens, progress, task)
+        else:
+            scores = _label_scores(model, prompts, trie, batch_tokens, progress, task) - offset
         answers = []
-        scores = _label_scores(model, prompts, trie, batch_tokens, progress, task)
-        if offset is not None:
-            scores = scores - offset
         for prompt, row in zip(prompts, scores.tolist(), strict=True):
             best = max(range(len(row)), key=row.__getitem__)
             answers.append(
@@ -262,6 +269,43 @@ def choose(
                 )
             )
     return answers
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """A `LabelTrie` as tensors: the nodes, which of them each sees (n, n), and the edges with what they belong to.
+
+    `on_path` (labels, n + 1): the nodes whose edges a label's score is the sum of.
+    """
+
+    ids: Tensor
+    depths: Tensor
+    sees: Tensor
+    edge_label: Tensor
+    edge_parent: Tensor
+    edge_token: Tensor
+    lengths: Tensor
+    on_path: Tensor
+
+    @staticmethod
+    def of(trie: LabelTrie, device: Any) -> _Tree:
+        """The tensors of a trie on a device."""
+        import torch
+
+        nodes = len(trie.ids)
+        label, parent, token = (torch.tensor(column, device=device) for column in zip(*trie.edges, strict=True))
+        on_path = torch.zeros(len(trie.labels), nodes + 1, dtype=torch.bool, device=device)
+        on_path[label, parent] = True
+        return _Tree(
+            torch.tensor(trie.ids, dtype=torch.long, device=device),
+            torch.tensor(trie.depths, dtype=torch.long, device=device),
+            torch.tensor(trie.ancestors, dtype=torch.bool, device=device).reshape(nodes, nodes),
+            label,
+            parent,
+            token,
+            torch.tensor(trie.lengths, device=device),
+            on_path,
+        )
 
 
 def _label_scores(
@@ -278,14 +322,7 @@ def _label_scores(
     device = model.device
     split = _split(prompts)
     prefix = _read_shared(model, split.shared)
-    nodes = len(trie.ids)
-    tree_ids = torch.tensor(trie.ids, dtype=torch.long, device=device)
-    tree_depths = torch.tensor(trie.depths, dtype=torch.long, device=device)
-    tree_mask = torch.tensor(trie.ancestors, dtype=torch.bool, device=device).reshape(nodes, nodes)
-    edge_label, edge_parent, edge_token = (
-        torch.tensor(column, device=device) for column in zip(*trie.edges, strict=True)
-    )
-    lengths = torch.tensor(trie.lengths, device=device)
+    tree, nodes = _Tree.of(trie, device), len(trie.ids)
     out = torch.empty(len(prompts), len(trie.labels))
     done = 0
     progress(task, 0, len(prompts))
@@ -296,33 +333,167 @@ def _label_scores(
         mask = torch.zeros(rows, 1, longest + nodes, seen + nodes, dtype=torch.bool, device=device)
         mask[:, :, :longest, :seen] = padded.mask
         mask[:, :, longest:, :seen] = padded.real[:, None, None]
-        mask[:, :, longest:, seen:] = tree_mask
-        ids = torch.cat((padded.ids, tree_ids.expand(rows, -1)), 1)
-        positions = torch.cat((padded.positions, padded.lengths[:, None] - 1 + tree_depths), 1)
+        mask[:, :, longest:, seen:] = tree.sees
+        ids = torch.cat((padded.ids, tree.ids.expand(rows, -1)), 1)
+        positions = torch.cat((padded.positions, padded.lengths[:, None] - 1 + tree.depths), 1)
         cache = None if prefix is None else prefix.select(torch.zeros(rows, dtype=torch.long, device=device))
         hidden = model.hidden(ids, positions, mask, cache)[:, longest - 1 :]
         for row, i in enumerate(batch):
-            # Chosen tokens are scored in fp32; the normaliser sums over the vocabulary, where rounding averages out.
-            picked = (hidden[row].float()[edge_parent] * model.head[edge_token].float()).sum(-1)
-            logp = picked - _log_normaliser(hidden[row], model.head)[edge_parent]
-            total = torch.zeros(len(trie.labels), device=device).index_add_(0, edge_label, logp)
-            out[i] = (total / lengths).cpu()
+            logp = _token_scores(hidden[row], model.head, tree.edge_parent, tree.edge_token)
+            total = torch.zeros(len(trie.labels), device=device).index_add_(0, tree.edge_label, logp)
+            out[i] = (total / tree.lengths).cpu()
         done += len(batch)
         progress(task, done, len(prompts))
     return out
 
 
-def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
-    """log sum exp over the vocabulary of hidden @ head' (rows), fp32."""
+def _token_scores(hidden: Tensor, head: Tensor, at: Tensor, tokens: Tensor) -> Tensor:
+    """log p of `tokens` (n) at the positions `at` (n) of hidden states (positions, C), fp32.
+
+    The tokens are scored in fp32; the normaliser sums over the vocabulary, where rounding averages out.
+    """
+    picked = (hidden.float()[at] * head[tokens].float()).sum(-1)
+    return picked - _log_normaliser(hidden, head)[at]
+
+
+# Labels whose paths a row computes in one round of `_best_first`: more waste work, fewer cost rounds.
+PATHS_A_ROUND = 2
+
+
+def _best_first(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    trie: LabelTrie,
+    offset: Tensor,
+    batch_tokens: int,
+    progress: Progress,
+    task: str,
+) -> Tensor:
+    """Scores (rows, labels) minus `offset` (1, labels) of which the greatest of each row is exact, the others upper bounds.
+
+    A log probability is at most 0, so the sum over the tokens known so far, divided by the length, bounds a label's
+    score from above. Each round computes the paths of the labels with the highest bounds, until a finished label
+    is above all bounds.
+    """
     import torch
 
-    logits = hidden @ head.t()
-    top = logits.amax(-1, keepdim=True)
-    return (
-        (logits - top).float().exp_().sum(-1).log_() + top[:, 0].float()
-        if logits.dtype != torch.float32
-        else (torch.logsumexp(logits, -1))
-    )
+    device = model.device
+    split = _split(prompts)
+    prefix = _read_shared(model, split.shared)
+    tree = _Tree.of(trie, device)
+    out = torch.empty(len(prompts), len(trie.labels))
+    depth = max(trie.lengths)
+    done = 0
+    progress(task, 0, len(prompts))
+    for batch in _batches([len(r) + PATHS_A_ROUND * depth for r in split.rests], batch_tokens, 64):
+        search = _Search(model, tree, [split.rests[i] for i in batch], len(split.shared), prefix, offset.to(device))
+        left = list(batch)
+        while left:
+            best = search.bounds()
+            finished = search.finished(best)
+            for slot in finished.nonzero()[:, 0].tolist():
+                out[left[slot]] = best[slot].cpu()
+            if bool(finished.any()):
+                done += int(finished.sum())
+                progress(task, done, len(prompts))
+                left = [i for i, over in zip(left, finished.tolist(), strict=True) if not over]
+                search.keep(~finished)
+            if left:
+                search.expand(search.bounds())
+    return out
+
+
+class _Search:
+    """The state of `_best_first` for one batch: what each row has computed of the tree, and where in the cache it lies."""
+
+    def __init__(
+        self, model: Model, tree: _Tree, rests: Sequence[Sequence[int]], shared: int, prefix: Any, offset: Tensor
+    ) -> None:
+        import torch
+
+        self.model, self.tree, self.offset = model, tree, offset
+        device, rows = model.device, len(rests)
+        padded = _pad(rests, shared, model.template.pad_id, device)
+        start = torch.zeros(rows, dtype=torch.long, device=device)
+        self.cache = model.new_cache() if prefix is None else prefix.select(start)
+        hidden = model.hidden(padded.ids, padded.positions, padded.mask, self.cache)[:, -1]
+        self.lengths = padded.lengths
+        self.real = padded.real  # (rows, S): who in the cache is prompt
+        nodes = len(tree.ids)
+        self.place = torch.full((rows, nodes), -1, dtype=torch.long, device=device)  # of a node in the cache
+        self.known = torch.zeros(rows, nodes + 1, dtype=torch.bool, device=device)
+        self.logp = torch.zeros(rows, len(tree.edge_label), device=device)  # of an edge; 0 while unknown
+        self._learn(torch.arange(rows, device=device), torch.zeros(rows, dtype=torch.long, device=device), hidden)
+
+    def bounds(self) -> Tensor:
+        """Upper bounds of the scores (rows, labels)."""
+        import torch
+
+        total = torch.zeros(len(self.logp), len(self.tree.lengths), device=self.logp.device)
+        total.index_add_(1, self.tree.edge_label, self.logp)
+        return total / self.tree.lengths - self.offset
+
+    def _open(self) -> Tensor:
+        """Which labels have nodes that are not computed (rows, labels)."""
+        return (self.tree.on_path & ~self.known[:, None]).any(-1)
+
+    def finished(self, bounds: Tensor) -> Tensor:
+        """Which rows have a computed label that no other can exceed."""
+        best = bounds.argmax(-1, keepdim=True)
+        over: Tensor = ~self._open().gather(1, best)[:, 0]
+        return over
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        index = rows.nonzero()[:, 0]
+        self.cache = self.cache.select(index)
+        self.lengths, self.real, self.place = self.lengths[index], self.real[index], self.place[index]
+        self.known, self.logp = self.known[index], self.logp[index]
+
+    def expand(self, bounds: Tensor) -> None:
+        """Compute the missing nodes on the paths of each row's most promising labels."""
+        import torch
+
+        tree, device = self.tree, self.logp.device
+        ranked = bounds.masked_fill(~self._open(), float("-inf"))
+        top = ranked.topk(min(PATHS_A_ROUND, ranked.shape[1]), -1)
+        wanted = (tree.on_path[top.indices] & top.values.isfinite()[..., None]).any(1) & ~self.known
+        row, node = wanted[:, 1:].nonzero(as_tuple=True)  # by row, and in a row by depth
+        counts = wanted[:, 1:].sum(-1)
+        column = torch.cat([torch.arange(int(n), device=device) for n in counts])
+        rows, width, before = len(wanted), int(counts.max()), self.real.shape[1]
+        self.place[row, node] = before + column
+        ids = torch.zeros(rows, width, dtype=torch.long, device=device)
+        depths = torch.ones(rows, width, dtype=torch.long, device=device)
+        ids[row, column], depths[row, column] = tree.ids[node], tree.depths[node]
+        mask = torch.zeros(rows, width, before + width, dtype=torch.bool, device=device)
+        mask[:, :, :before] = self.real[:, None]
+        which, ancestor = tree.sees[node].nonzero(as_tuple=True)
+        mask[row[which], column[which], self.place[row[which], ancestor]] = True
+        hidden = self.model.hidden(ids, self.lengths[:, None] - 1 + depths, mask[:, None], self.cache)
+        self.real = torch.cat((self.real, torch.zeros(rows, width, dtype=torch.bool, device=device)), 1)
+        self._learn(row, node + 1, hidden[row, column])
+
+    def _learn(self, row: Tensor, node: Tensor, hidden: Tensor) -> None:
+        """Log probabilities of the edges that leave computed nodes; `node` counts from 0, the prompt's last token."""
+        self.known[row, node] = True
+        which, edge = (node[:, None] == self.tree.edge_parent).nonzero(as_tuple=True)
+        self.logp[row[which], edge] = _token_scores(hidden, self.model.head, which, self.tree.edge_token[edge])
+
+
+def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
+    """log sum exp over the vocabulary of hidden @ head' (rows), fp32, in blocks of rows.
+
+    softmax in one pass is faster on CPUs than exp and sum; log p_max = max - logsumexp gives the normaliser.
+    """
+    import torch
+
+    out = []
+    for part in torch.split(hidden, 256):
+        logits = part @ head.t()
+        top = logits.amax(-1).float()
+        out.append(top - torch.softmax(logits, -1, dtype=torch.float32).amax(-1).log_())
+    return torch.cat(out)
 
 
 def answer_losses(

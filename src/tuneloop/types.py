@@ -79,6 +79,16 @@ class Row:
         """The reference answer: the content of the last turn."""
         return self.messages[-1]["content"]
 
+    @property
+    def rated_bad(self) -> bool:
+        """Whether people rejected the answer: it must not be imitated, nor be a reference."""
+        return self.meta.get("thumb") is False
+
+    @property
+    def shows_the_task(self) -> bool:
+        """Whether it is an example of the task: not general data that was blended in, not rated bad."""
+        return "mix" not in self.meta and not self.rated_bad
+
     def to_json(self) -> dict[str, Any]:
         """The record as it stands in a split's file."""
         record: dict[str, Any] = {"id": self.id, "messages": self.messages}
@@ -114,13 +124,13 @@ class Reject:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set: the splits in memory and the manifest (`dataset.json`) beside them."""
+    """A prepared data set: the splits (read when they are first looked at) and the manifest (`dataset.json`)."""
 
     path: str
     manifest: dict[str, Any]
-    train: list[Row]
-    val: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    val: Sequence[Row]
+    test: Sequence[Row]
 
     @property
     def id(self) -> str:

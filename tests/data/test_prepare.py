@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +19,7 @@ from tuneloop.data.dataset import load_dataset, prepare_key, token_statistics
 from tuneloop.data.formats import ROLES
 from tuneloop.data.prepare import Measured, prepare
 from tuneloop.data.reasons import REASONS, REPAIRS
+from tuneloop.data.refine import Facts, Refinery, Work, refine_chunk
 from tuneloop.files import read_json, read_jsonl, write_json
 from tuneloop.types import Dataset, Row, UserError
 
@@ -32,9 +35,18 @@ def measure(row: Row) -> Measured:
 
 
 def tickets(n: int, labels: int = 4) -> list[dict[str, Any]]:
+    """Tickets of which no two are nearly the same."""
     rng = random.Random(0)
+
+    def word() -> str:
+        return "".join(rng.choices("bdfgklmnprst", k=3)) + rng.choice("aeiou")
+
     return [
-        {"text": f"{' '.join(rng.choices(WORDS, k=6))} {i}", "label": f"label_{i % labels}", "id": f"t{i}"}
+        {
+            "text": f"{rng.choice(WORDS)} {' '.join(word() for _ in range(6))} {i}",
+            "label": f"label_{i % labels}",
+            "id": f"t{i}",
+        }
         for i in range(n)
     ]
 
@@ -62,29 +74,30 @@ def test_a_data_set_is_split_counted_and_described(tmp_path: Path) -> None:
     dataset = run(tmp_path, tickets(200))
     manifest = dataset.manifest
     assert manifest == read_json(tmp_path / "out" / "dataset.json")
-    assert manifest["counts"] == {"read": 200, "kept": 200, "rejected": 0, "train": 160, "val": 20, "test": 20}
+    counts = manifest["counts"]
+    assert (counts["read"], counts["kept"], counts["rejected"]) == (200, 200, 0)
+    assert 150 <= counts["train"] <= 170 and 12 <= counts["val"] <= 28 and 12 <= counts["test"] <= 28
     assert dataset.task == "classification" and manifest["labels"] == ["label_0", "label_1", "label_2", "label_3"]
     assert dataset.id == f"job-{manifest['hash'][:12]}" and manifest["version"] == 1 and manifest["seed"] == 0
     assert manifest["format"]["name"] == "text_label"
     assert manifest["sources"][0]["rows"] == 200 and len(manifest["sources"][0]["sha256"]) == 64
-    assert manifest["splits"]["test"]["labels"] == {f"label_{n}": 5 for n in range(4)}
+    assert all(2 <= n <= 8 for n in manifest["splits"]["test"]["labels"].values())
+    assert len(manifest["splits"]["test"]["labels"]) == 4
     tokens = [measure(r).tokens for r in dataset.train]
     stats = manifest["splits"]["train"]["tokens"]
     assert (stats["total"], stats["max"], stats["min"], stats["supervised"]) == (
         sum(tokens),
         max(tokens),
         min(tokens),
-        160,
+        len(dataset.train),
     )
-    assert {c["name"]: c["level"] for c in manifest["checks"]} == {
-        "enough_rows": "ok",
-        "val_size": "ok",
-        "test_size": "warn",
-        "reject_share": "ok",
-        "label_balance": "ok",
-        "unseen_labels": "ok",
-        "conflicting_labels": "ok",
-    }
+    levels = {c["name"]: c["level"] for c in manifest["checks"]}
+    assert (levels["enough_rows"], levels["test_size"], levels["unseen_labels"], levels["template"]) == (
+        "ok",
+        "warn",
+        "ok",
+        "ok",
+    )
     row = dataset.train[0]
     assert set(row.meta) == {"source", "line", "id"} and row.label == row.answer and len(row.id) == 16
 
@@ -105,7 +118,8 @@ def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(tmp_path, records, out=out, seed=seed)
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert files == ["dataset.json", "rejects.jsonl", "repairs.jsonl", "test.jsonl", "train.jsonl", "val.jsonl"]
+    assert {"dataset.json", "rejects.jsonl", "repairs.jsonl", "test.jsonl", "train.jsonl", "val.jsonl"} < set(files)
+    assert not any(name.startswith(".") for name in files)
     contents = {out: {name: (tmp_path / out / name).read_bytes() for name in files} for out in "abc"}
     assert contents["a"] == contents["b"]
     assert contents["a"]["test.jsonl"] != contents["c"]["test.jsonl"]
@@ -182,6 +196,92 @@ def test_whatever_comes_in_each_line_is_kept_or_rejected(tmp_path: Path, lines: 
     assert set(dataset.manifest["rejected"]) <= set(REASONS) and set(dataset.manifest["repaired"]) <= set(REPAIRS)
     assert len({r.id for r in rows}) == len(rows)
     assert load_dataset(tmp_path / "out") == dataset
+
+
+# --- several processes, given test sets, personal data
+
+
+def test_the_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuneloop.data.prepare.SMALL", 0)
+    monkeypatch.setattr("tuneloop.data.prepare.CHUNK", 2000)
+    records = [*tickets(120), "{broken", *tickets(3), {"text": "mail jane.doe@example.org", "label": "label_1"}]
+    for out, workers in (("one", 1), ("three", 3)):
+        run(tmp_path, records, out=out, workers=workers)
+    for path in sorted((tmp_path / "one").iterdir()):
+        other = (tmp_path / "three" / path.name).read_bytes()
+        if path.name == "dataset.json":
+            other = other.replace(b'"workers": 3', b'"workers": 1')
+        assert path.read_bytes() == other, path.name
+
+
+def refine_or_die(work: Work, refinery: Refinery) -> Facts:
+    """As `refine_chunk`, but the first process that gets the third chunk is killed."""
+    marker = Path(os.environ["KILLED_MARKER"])
+    if work.number == 2 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return refine_chunk(work, refinery)
+
+
+def test_a_killed_worker_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuneloop.data.prepare.SMALL", 0)
+    monkeypatch.setattr("tuneloop.data.prepare.CHUNK", 2000)
+    monkeypatch.setattr("tuneloop.data.prepare.refine_chunk", refine_or_die)
+    monkeypatch.setenv("KILLED_MARKER", str(tmp_path / "killed"))
+    dataset = run(tmp_path, tickets(120), workers=2)
+    assert (tmp_path / "killed").exists() and dataset.manifest["counts"]["kept"] == 120
+
+
+def test_a_given_test_file_is_taken_as_it_is_and_its_rows_leave_train(tmp_path: Path) -> None:
+    rows = tickets(60)
+    test = write(tmp_path / "test.jsonl", [rows[0], rows[0], {"text": rows[1]["text"] + "!", "label": "label_1"}])
+    dataset = run(tmp_path, rows, split={"test": test})
+    assert [r.meta["line"] for r in sorted(dataset.test, key=lambda r: r.meta["line"])] == [1, 2, 3]
+    leaks = [r for r in read_jsonl(tmp_path / "out" / "rejects.jsonl") if r["reason"] == "split_leak"]
+    assert [(r["line"], r["source"].endswith("data.jsonl")) for r in leaks] == [(1, True), (2, True)]
+    counts = dataset.manifest["counts"]
+    assert counts["read"] == 63 and counts["test"] == 3 and counts["train"] + counts["val"] == 58
+
+
+def test_a_frozen_test_set_stays_while_rows_are_added(tmp_path: Path) -> None:
+    first = run(tmp_path, tickets(100), out="first")
+    second = run(tmp_path, tickets(150), out="second", split={"freeze": str(tmp_path / "first")})
+    was = {row.id: split for split in ("train", "val", "test") for row in getattr(first, split)}
+    now = {row.id: split for split in ("train", "val", "test") for row in getattr(second, split)}
+    assert all(now[row] == split for row, split in was.items())
+
+
+def test_personal_data_stands_in_no_output(tmp_path: Path) -> None:
+    secrets = ["jane.doe@example.org", "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00"]
+    records = [
+        *tickets(30),
+        *[
+            {"text": f"please write to {secret} about my case number {i}", "label": "label_1"}
+            for i, secret in enumerate(secrets)
+        ],
+        {"text": "who is it", "label": "label_1", "customer": secrets[0]},
+        {"text": f"ask {secrets[0]}", "label": ""},
+        '{"text": "broken ' + secrets[0],
+    ]
+    dataset = run(tmp_path, [*records, records[-3]])
+    for path in (tmp_path / "out").iterdir():
+        text = path.read_text()
+        assert not [secret for secret in secrets if secret in text], path.name
+    assert dataset.manifest["personal"] == {"CREDIT_CARD": 1, "EMAIL": 2, "IBAN": 1}
+    kinds = {r["line"]: r["detail"] for r in read_jsonl(tmp_path / "out" / "repairs.jsonl") if r["kind"] == "pii"}
+    assert kinds == {31: "EMAIL", 32: "CREDIT_CARD", 33: "IBAN", 34: "EMAIL"}
+
+
+def test_general_data_is_blended_in_marked_and_kept_out_of_the_test(tmp_path: Path) -> None:
+    general = write(
+        tmp_path / "general.jsonl",
+        [{"prompt": f"What is {t['text']}?", "completion": "It depends."} for t in tickets(200)[100:]],
+    )
+    dataset = run(tmp_path, tickets(60), mix={"sources": [general], "by": "rows"})
+    mixed = [row for row in dataset.train if "mix" in row.meta]
+    assert len(mixed) == pytest.approx(0.3 * len(dataset.train), abs=1)
+    assert not any("mix" in row.meta for row in dataset.test)
+    assert next(c for c in dataset.manifest["checks"] if c["name"] == "mix_share")["level"] == "ok"
 
 
 # --- refusals
@@ -265,12 +365,14 @@ def test_the_task_follows_from_the_records(tmp_path: Path) -> None:
 
 def test_a_column_can_be_the_stratum_without_being_the_label(tmp_path: Path) -> None:
     records = [
-        {"text": f"t {n}", "queue": "rare" if n % 10 == 0 else "common", "summary": f"s {n}"} for n in range(100)
+        {"text": t["text"], "queue": "rare" if n % 10 == 0 else "common", "summary": f"s {n}"}
+        for n, t in enumerate(tickets(100))
     ]
     dataset = run(tmp_path, records, input="{text}", output="Queue: {queue}\n{summary}", split={"stratify": "queue"})
     assert dataset.task == "generation" and dataset.train[0].label is None
     for split in (dataset.val, dataset.test):
-        assert Counter(r.meta["queue"] for r in split) == {"common": 9, "rare": 1}
+        found = Counter(r.meta["queue"] for r in split)
+        assert 5 <= found["common"] <= 13 and 1 <= found["rare"] <= 3
     assert set(dataset.train[0].meta) == {"source", "line", "queue", "summary"}
 
 
@@ -279,16 +381,17 @@ def test_limits_are_kept_and_rows_beyond_them_accounted_for(tmp_path: Path) -> N
     dataset = run(tmp_path, tickets(100), limit_per_label=5)
     assert Counter(r.label for r in dataset.train) == {f"label_{n}": 5 for n in range(4)}
     counts = dataset.manifest["counts"]
-    assert dataset.manifest["rejected"] == {"over_limit": 60} and (counts["val"], counts["test"]) == (10, 10)
+    assert dataset.manifest["rejected"] == {"over_limit": 80 - counts["val"] - counts["test"]}
 
 
 def test_repairs_are_recorded_with_the_row_they_changed(tmp_path: Path) -> None:
     records = [*tickets(20), {"text": "spaced", "label": " label_0"}]
     dataset = run(tmp_path, records)
     (repair,) = read_jsonl(tmp_path / "out" / "repairs.jsonl")
-    assert (repair["line"], repair["kind"], repair["field"]) == (21, "trimmed", "label")
+    assert (repair["line"], repair["kind"], repair["field"]) == (21, "white_space", "label")
+    assert (repair["before"], repair["after"]) == (" label_0", "label_0")
     assert repair["id"] in {r.id for r in dataset.train + dataset.val + dataset.test}
-    assert dataset.manifest["repaired"] == {"trimmed": 1}
+    assert dataset.manifest["repaired"] == {"white_space": 1}
 
 
 def test_checks_warn_of_rare_unbalanced_and_conflicting_labels(tmp_path: Path) -> None:
@@ -331,10 +434,10 @@ def test_an_incomplete_or_changed_data_set_is_not_loaded(tmp_path: Path) -> None
     (out / "test.jsonl").write_text(text.replace("label_", "lebel_"))
     with pytest.raises(UserError, match="changed after it was prepared"):
         load_dataset(out)
-    assert len(load_dataset(out, verify=False).test) == 4
+    assert {row.label for row in load_dataset(out, verify=False).test} <= {f"lebel_{n}" for n in range(4)}
     (out / "test.jsonl").write_text('{"x": 1}\n')
     with pytest.raises(UserError, match="no row"):
-        load_dataset(out, verify=False)
+        list(load_dataset(out, verify=False).test)
     (out / "test.jsonl").unlink()
     with pytest.raises(UserError, match="missing"):
         load_dataset(out)
@@ -359,7 +462,7 @@ def test_token_statistics_by_hand() -> None:
 # --- real data, where it is at hand
 
 REAL: list[tuple[str, dict[str, Any], str, str, dict[str, int]]] = [
-    ("banking77/train.jsonl", {}, "text_label", "classification", {"read": 10003, "kept": 9999}),
+    ("banking77/train.jsonl", {}, "text_label", "classification", {"read": 10003}),
     ("alpaca_en_demo/train.json", {}, "alpaca", "generation", {"read": 999}),
     ("sharegpt_toolcall_demo/train.json", {"max_length": 10_000}, "sharegpt", "chat", {"read": 300}),
     ("taskmaster4_chats/train.jsonl", {}, "messages", "chat", {"read": 1710}),
@@ -368,10 +471,10 @@ REAL: list[tuple[str, dict[str, Any], str, str, dict[str, int]]] = [
         {"input": "{dialogue}", "output": "{summary}"},
         "fields",
         "generation",
-        {"read": 500, "kept": 500},
+        {"read": 500},
     ),
     ("messy_tickets/messy.jsonl", {"max_length": 10_000}, "text_label", "classification", {"read": 3303}),
-    ("messy_chats/messy.jsonl", {}, "messages", "chat", {"read": 1346}),
+    ("messy_chats/messy.jsonl", {"allow_rejects": 0.5}, "thumbs", "chat", {"read": 1346}),
 ]
 
 
@@ -395,7 +498,7 @@ def test_real_data_needs_no_format_named(
     assert len(set(seen)) == len(seen) == manifest["counts"]["read"]
     if path.startswith("banking77"):
         assert all(len(manifest["splits"][s]["labels"]) == 77 for s in ("train", "val", "test"))
-        assert manifest["counts"]["test"] == 1000
+        assert 900 <= manifest["counts"]["test"] <= 1050
     if path.startswith("taskmaster4"):
         assert manifest["rejected"]["no_answer"] == 33
 
@@ -405,7 +508,8 @@ def test_injected_defects_are_found_on_their_lines(tmp_path: Path, name: str) ->
     if not (DATA / name).is_dir():
         pytest.skip(f"{name} is not here")
     source = DATA / name / "messy.jsonl"
-    prepare(PrepareConfig(sources=[str(source)]), name="real", seed=0, out=tmp_path, measure=measure)
+    config = PrepareConfig(sources=[str(source)], allow_rejects=0.5)
+    prepare(config, name="real", seed=0, out=tmp_path, measure=measure)
     rejects = read_jsonl(tmp_path / "rejects.jsonl")
     reasons = {r["line"]: r["reason"] for r in rejects}
     nameless = {r["line"] for r in rejects if "a tool call has no name" in r["detail"]}  # noise of the base data
@@ -417,5 +521,22 @@ def test_injected_defects_are_found_on_their_lines(tmp_path: Path, name: str) ->
         if defect["type"] in ("lone_surrogate", "unknown_role", "missing_field") and not known_role:
             assert defect["line"] in reasons, defect
     clean = set(range(1, gold["lines"] + 1)) - {d["line"] for d in gold["defects"]} - nameless
-    wrong = {line: reasons[line] for line in clean if reasons.get(line) not in (None, "exact_duplicate", "too_long")}
+    fair = (None, "exact_duplicate", "near_duplicate", "too_long")
+    wrong = {line: reasons[line] for line in clean if reasons.get(line) not in fair}
     assert not wrong
+
+
+def test_long_rows_are_cut_on_request_and_the_cut_is_reported(tmp_path: Path) -> None:
+    long = " ".join(f"word{n}" for n in range(400))
+    turns = [{"role": r, "content": f"{r} {n} {long}"} for n in range(3) for r in ("user", "assistant")]
+    records = [
+        *[{"messages": [{"role": "user", "content": t["text"]}, {"role": "assistant", "content": "yes"}]} for t in tickets(20)],
+        {"messages": [{"role": "system", "content": "Be brief."}, *turns[:-1], {"role": "assistant", "content": "the end"}]},
+    ]  # fmt: skip
+    assert run(tmp_path, records, max_length=300).manifest["rejected"] == {"too_long": 1}
+    dataset = run(tmp_path, records, max_length=300, too_long="truncate")
+    (row,) = [r for s in (dataset.train, dataset.val, dataset.test) for r in s if r.meta["line"] == 21]
+    assert [m["role"] for m in row.messages] == ["system", "user", "assistant"] and row.answer == "the end"
+    assert row.messages[1]["content"].endswith("word399") and measure(row).tokens <= 300
+    (repair,) = [r for r in read_jsonl(tmp_path / "out" / "repairs.jsonl") if r["kind"] == "cut"]
+    assert repair["id"] == row.id and repair["detail"].startswith("4 turns and ")

@@ -9,7 +9,21 @@ import sys
 
 import typer
 
-from tuneloop.cli import compare, doctor, evaluate, init, plan, prepare, report, run, schema, train
+from tuneloop.cli import (
+    check,
+    compare,
+    diff,
+    doctor,
+    evaluate,
+    forget,
+    init,
+    plan,
+    prepare,
+    report,
+    run,
+    schema,
+    train,
+)
 from tuneloop.cli.console import report_error
 from tuneloop.types import UserError
 
@@ -24,6 +38,9 @@ app = typer.Typer(
 app.command("run")(run.command)
 app.command("init")(init.command)
 app.command("prepare")(prepare.command)
+app.command("check")(check.command)
+app.command("diff")(diff.command)
+app.command("forget")(forget.command)
 app.command("plan")(plan.command)
 app.command("train")(train.command)
 app.command("evaluate")(evaluate.command)

@@ -34,5 +34,12 @@ def command(
         print_rows(recipe.model, dataset.train[:show], to_stderr=as_json)
     if as_json:
         print_json({"path": dataset.path, **dataset.manifest})
-    else:
-        print(f"{dataset.id}  {dataset.path}")
+        return
+    if not quiet:
+        from rich.console import Console
+
+        from tuneloop.report.data_terminal import data_summary
+
+        Console(stderr=True).print(data_summary(dataset.manifest))
+    print(f"{dataset.id}  {dataset.path}")
+    print(f"report: {dataset.path}/report.html   next: tuneloop train {dataset.path}")

@@ -9,29 +9,121 @@ from pydantic import Field, field_validator, model_validator
 from tuneloop.files import Config
 
 
+class RepairConfig(Config):
+    """What is mended in texts; every change stands in `repairs.jsonl`."""
+
+    encoding: bool = Field(True, description="undo mojibake (UTF-8 read as another encoding) where it can be undone")
+    html_entities: bool = Field(True, description="turn &amp; and the like into the characters they stand for")
+    invisible: bool = Field(True, description="remove zero-width, control and soft-hyphen characters")
+    unicode: Literal["nfc", "off"] = Field("nfc", description="Unicode normal form of texts")
+    white_space: bool = Field(True, description="trim, unify line ends and exotic spaces, cut runs of blank lines")
+    special_tokens: bool = Field(True, description="neutralise a model's control tokens inside texts")
+
+
+class PersonalConfig(Config):
+    """Personal data and secrets: what is looked for, and what happens to it."""
+
+    mode: Literal["placeholder", "pseudonym", "reject", "report", "off"] = Field(
+        "placeholder",
+        description="placeholder: <EMAIL>; pseudonym: a stand-in, the same one for the same value; "
+        "reject: the row goes; report: counted only; off: not looked for",
+    )
+    kinds: list[str] | None = Field(None, description="kinds to look for, as in [EMAIL, PHONE]; default: all")
+    names: bool = Field(False, description="person names too, by a language model for names: slow and less precise")
+    region: str = Field("US", description="country of phone numbers without a country code (two letters)")
+    secret: str | None = Field(
+        None, description="name of the environment variable with the key of pseudonyms; default: TUNELOOP_SECRET"
+    )
+
+
+class DuplicatesConfig(Config):
+    """Which rows count as the same, and which of them stays."""
+
+    exact: bool = Field(True, description="drop rows that are equal up to Unicode form, white space and case")
+    near: bool = Field(True, description="drop rows that are nearly equal")
+    threshold: float = Field(
+        0.8, gt=0.0, le=1.0, description="Jaccard similarity of shingles from which rows are near duplicates"
+    )
+    on: Literal["row", "user", "both"] = Field(
+        "row", description="row: prompt and answer together; user: what the user says alone; both: either of them"
+    )
+    keep: Literal["first", "longest", "newest", "best"] = Field("first", description="which row of a cluster stays")
+    newest: str = Field("created", description="column with the time, for keep=newest and split.by=time")
+    best: str = Field("rating", description="column with the rating, for keep=best")
+    conflicts: Literal["report", "drop", "keep"] = Field(
+        "report",
+        description="one question with different answers. report: a check names them; drop: all go; keep: the one that `keep` names stays",
+    )
+    semantic: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="cosine similarity of sentence embeddings from which rows are duplicates; default: off",
+    )
+
+
 class SplitConfig(Config):
     """How rows are divided."""
 
     val: float = Field(0.1, ge=0.0, le=0.5, description="share of rows for validation")
-    test: float = Field(0.1, ge=0.0, le=0.5, description="share of rows for the test")
+    test: float | str = Field(
+        0.1, description="share of rows for the test, or a file that is the test set, taken as it is"
+    )
     stratify: str | None = Field(
         None, description="column whose values keep their shares in every split; default: the label"
     )
+    group: str | None = Field(None, description="column whose rows of one value stay in one split, such as user_id")
+    by: Literal["content", "time"] = Field(
+        "content", description="time: the newest rows are the test, those before them validation"
+    )
+    time: str = Field("created", description="column with the time, for by=time")
+    freeze: str | None = Field(None, description="data set whose val and test rows stay where they are")
 
     @model_validator(mode="after")
     def _some_rows_to_train_on(self) -> SplitConfig:
-        if self.val + self.test >= 1.0:
-            raise ValueError("val and test together must leave rows for training")
+        if not isinstance(self.test, str):
+            if not 0.0 <= self.test <= 0.5:
+                raise ValueError("test must be a share between 0 and 0.5, or a file")
+            if self.val + self.test >= 1.0:
+                raise ValueError("val and test together must leave rows for training")
         return self
+
+
+class MixConfig(Config):
+    """General data blended in against forgetting."""
+
+    sources: list[str] = Field(default_factory=list, description="files or prepared data sets with general rows")
+    share: float = Field(0.3, ge=0.0, lt=1.0, description="share of the general rows in the mixed training split")
+    by: Literal["tokens", "rows"] = Field("tokens", description="what the share is counted in")
+    weights: list[float] | None = Field(
+        None, description="weights of the sources among each other; default: their sizes"
+    )
+    repeat: bool = Field(False, description="use general rows more than once when there are too few")
+    in_test: bool = Field(False, description="general rows in the test split as well")
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
 
 class PrepareConfig(Config):
     """From files of any shape to the splits of a data set."""
 
     sources: list[str] = Field(default_factory=list, description="files, globs or folders to read")
-    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text_label", "fields"] = Field(
-        "auto", description="shape of the records; auto detects it and says what it found"
-    )
+    format: Literal[
+        "auto",
+        "alpaca",
+        "sharegpt",
+        "messages",
+        "prompt_completion",
+        "text_label",
+        "text",
+        "preference",
+        "thumbs",
+        "logs",
+        "fields",
+    ] = Field("auto", description="shape of the records; auto detects it and says what it found")
     task: Literal["auto", "classification", "generation", "chat"] = Field(
         "auto", description="classification: one label a row; generation: one answer; chat: conversations"
     )
@@ -41,9 +133,26 @@ class PrepareConfig(Config):
     input: str | None = Field(None, description="template of the user turn over the columns, as in '{text}'")
     output: str | None = Field(None, description="template of the answer over the columns, as in 'Queue: {queue}'")
     labels: list[str] | None = Field(None, description="allowed labels; default: those of the data")
+    repair: RepairConfig = RepairConfig()
+    personal: PersonalConfig = PersonalConfig()
+    language: str | None = Field(
+        None, description="rows in another language are rejected (two letters, as in en); default: reported only"
+    )
+    duplicates: DuplicatesConfig = DuplicatesConfig()
     split: SplitConfig = SplitConfig()
+    mix: MixConfig = MixConfig()
     max_length: int = Field(
         2048, ge=16, description="longest row in tokens; longer ones are rejected with their length"
+    )
+    too_long: Literal["reject", "truncate"] = Field(
+        "reject",
+        description="rows over max_length. truncate: leave out the oldest turns, then the beginning of the question",
+    )
+    engine: Literal["processes", "ray"] = Field(
+        "processes", description="ray: work on a Ray cluster, with the same result"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="processes; default: one a core; the result is the same for any number"
     )
     limit_per_label: int | None = Field(None, ge=1, description="keep at most this many training rows a label")
     limit: int | None = Field(None, ge=1, description="read at most this many records")

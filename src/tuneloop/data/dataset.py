@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
+import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.read import find_files
-from tuneloop.data.split import SPLITS
+from tuneloop.data.sources.read import find_files
+from tuneloop.data.split import SPLITS, key64
 from tuneloop.files import content_hash, read_json, read_jsonl, sha256_file
 from tuneloop.types import Dataset, Row, UserError
 
@@ -28,11 +32,16 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
     Raises:
         UserError: a source is missing or of an unsupported kind.
     """
-    sources = [[file.name, sha256_of_source(file.path)] for file in find_files(config.sources)]
+    named = [*config.sources, *config.mix.sources, *([config.split.test] if isinstance(config.split.test, str) else [])]
+    data_sets = [*([config.split.freeze] if config.split.freeze else []), *config.mix.sources]
+    manifests = [Path(place) / MANIFEST for place in data_sets if (Path(place) / MANIFEST).is_file()]
+    files = find_files([place for place in named if not (Path(place) / MANIFEST).is_file()])
+    sources = [[file.name, sha256_of_source(file.path)] for file in files]
+    sources += [[str(path), sha256_of_source(path)] for path in manifests]
     return content_hash(
         {
             "version": 1,
-            "config": config.model_dump(mode="json"),
+            "config": config.model_dump(mode="json", exclude={"workers", "engine"}),
             "name": name,
             "seed": seed,
             "model": model_fingerprint,
@@ -55,13 +64,40 @@ def sha256_of_source(path: Path) -> str:
         ) from None
 
 
-def dataset_hash(splits: Mapping[str, Sequence[Row]], config: PrepareConfig, seed: int) -> str:
-    """Hash of what the splits hold and of the configuration; where the sources lie does not count."""
-    rows = {
-        split: [[row.id, row.label, {k: v for k, v in row.meta.items() if k not in ("source", "line")}] for row in rows]
+def meta_key(row: Row) -> int:
+    """Hash of a row's further columns; where the row stood does not count."""
+    further = {k: v for k, v in row.meta.items() if k not in ("source", "line")}
+    return key64(json.dumps(further, sort_keys=True)) if further else 0
+
+
+def dataset_hash(
+    splits: Mapping[str, Iterable[Row]], config: PrepareConfig, seed: int, mixed: Mapping[str, Any] | None = None
+) -> str:
+    """Hash of what the splits hold and of the configuration; where the sources lie does not count.
+
+    Args:
+        splits: the rows; general ones of a mix are left out, for `mixed` stands for them.
+        config: what decides about content counts; the number of processes does not.
+        mixed: what the manifest says of the mix.
+    """
+    keys = {
+        split: ((int(row.id, 16), meta_key(row)) for row in rows if "mix" not in row.meta)
         for split, rows in splits.items()
     }
-    return content_hash({"splits": rows, "config": config.model_dump(mode="json", exclude={"sources"}), "seed": seed})
+    return hash_of_keys(keys, config, seed, mixed)
+
+
+def hash_of_keys(
+    splits: Mapping[str, Iterable[tuple[int, int]]], config: PrepareConfig, seed: int, mixed: Mapping[str, Any] | None
+) -> str:
+    """`dataset_hash` of rows of which only the id, as a number, and the `meta_key` are at hand."""
+    digest = hashlib.sha256()
+    for split, rows in splits.items():
+        digest.update(split.encode())
+        for keys in rows:
+            digest.update(struct.pack("<QQ", *keys))
+    settings = config.model_dump(mode="json", exclude={"sources", "workers", "engine"})
+    return content_hash({"content": digest.hexdigest(), "config": settings, "seed": seed, "mix": mixed})
 
 
 def token_statistics(tokens: Sequence[int], supervised: int) -> dict[str, Any]:
@@ -83,6 +119,57 @@ def token_statistics(tokens: Sequence[int], supervised: int) -> dict[str, Any]:
 def label_counts(rows: Sequence[Row]) -> dict[str, int]:
     """Rows of each label, by name."""
     return dict(sorted(Counter(row.label for row in rows if row.label is not None).items()))
+
+
+class RowFile(Sequence[Row]):
+    """The rows of a split's file, read as a whole when they are first looked at; their number is known before.
+
+    Args:
+        path: the JSON Lines file.
+        size: rows in it.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+
+    @functools.cached_property
+    def rows(self) -> list[Row]:
+        """All rows.
+
+        Raises:
+            UserError: the file can't be read, or holds what is no row.
+        """
+        again = "run `tuneloop prepare` again"
+        if not self.path.is_file():
+            raise UserError("A split of the data set is missing", where=str(self.path), next_step=again)
+        try:
+            return [Row.from_json(record) for record in read_jsonl(self.path)]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError("The split holds a record that is no row", where=str(self.path), next_step=again) from None
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+        return self.rows[place]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __add__(self, other: Sequence[Row]) -> list[Row]:
+        return [*self.rows, *other]
+
+    def __radd__(self, other: Sequence[Row]) -> list[Row]:
+        return [*other, *self.rows]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def load_dataset(path: Path | str, *, verify: bool = True) -> Dataset:
@@ -108,7 +195,7 @@ def load_dataset(path: Path | str, *, verify: bool = True) -> Dataset:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("version") != 1 or not isinstance(manifest.get("splits"), dict):
         raise UserError("Not a data set of this version", where=str(folder / MANIFEST), next_step=again)
-    splits: dict[str, list[Row]] = {}
+    splits: dict[str, RowFile] = {}
     for split in SPLITS:
         about = manifest["splits"].get(split, {})
         file = folder / str(about.get("path", f"{split}.jsonl"))
@@ -116,8 +203,5 @@ def load_dataset(path: Path | str, *, verify: bool = True) -> Dataset:
             raise UserError("A split of the data set is missing", where=str(file), next_step=again)
         if verify and sha256_of_source(file) != about.get("sha256"):
             raise UserError("The split was changed after it was prepared", where=str(file), next_step=again)
-        try:
-            splits[split] = [Row.from_json(record) for record in read_jsonl(file)]
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError("The split holds a record that is no row", where=str(file), next_step=again) from None
+        splits[split] = RowFile(file, int(about.get("rows", 0)))
     return Dataset(str(folder), manifest, splits["train"], splits["val"], splits["test"])

@@ -1,68 +1,64 @@
-"""The prepare stage: sources of any shape to train, val and test, with an account of every record."""
+"""The prepare stage: sources of any shape to train, val and test, with an account of every record.
+
+Two passes. The first knows one record at a time and runs in any number of processes (`refine`); its rows go to a
+spool on disk, their facts into arrays. The second decides on the arrays what depends on all rows (duplicates,
+leaks, splits, limits) and copies each row's bytes from the spool to its split. So memory is bounded by the facts, some
+200 bytes a row, and the result does not depend on the number of processes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import math
+import heapq
+import itertools
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tuneloop.data.checks import reject_share, run_checks
+import numpy as np
+import orjson
+
+from tuneloop import __version__
+from tuneloop.data.checks import Overview, find_suspects, reject_share, run_checks, suspect_records
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.dataset import (
-    MANIFEST,
-    dataset_hash,
-    label_counts,
-    prepare_key,
-    sha256_of_source,
-    token_statistics,
+from tuneloop.data.dataset import MANIFEST, RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
+from tuneloop.data.decide import Embed, decide, mixed_bits
+from tuneloop.data.engine import ordered_map, usual_workers
+from tuneloop.data.formats import FormatGuess, check_columns, detect
+from tuneloop.data.leaks import index_of
+from tuneloop.data.mix import (
+    GENERAL_FILE,
+    Drawn,
+    GeneralRows,
+    Mixed,
+    Size,
+    dataset_rows,
+    interleaved,
+    mix_rows,
 )
-from tuneloop.data.formats import (
-    FormatGuess,
-    Parsed,
-    Rejection,
-    check_columns,
-    detect,
-    parse_record,
-)
-from tuneloop.data.read import SourceFile, SourceRecord, find_files, read_file
-from tuneloop.data.split import SPLITS, assign_splits, keyed_hash, normalised
-from tuneloop.files import sha256_file, user_errors_of_the_disk, write_json, write_jsonl
+from tuneloop.data.reasons import REASONS, REPAIRS
+from tuneloop.data.refine import Measure, Measured, Refinery, Work, counted, refine, refine_chunk, reject_line
+from tuneloop.data.sources.chunks import chunks
+from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
+from tuneloop.data.sources.read import find_files
+from tuneloop.data.split import SPLITS, Split
+from tuneloop.data.spool import Table, spool_folder
+from tuneloop.files import user_errors_of_the_disk, write_json
 from tuneloop.types import Dataset, Progress, Reject, Row, UserError, no_progress
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Measure", "Measured", "prepare"]
+
 SAMPLE = 2000  # records looked at to find the format
-EVERY = 200  # rows between two reports of progress
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The length of a rendered row: all its tokens, and those that the loss is computed on."""
-
-    tokens: int
-    supervised: int
-
-
-Measure = Callable[[Row], Measured]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A row on its way to a split, with all that is needed to reject it or account for it."""
-
-    row: Row
-    stratum: str
-    record: dict[str, Any]
-    repairs: list[dict[str, Any]]
-    measured: Measured = Measured(0, 0)
-
-    def reject(self, reason: str, detail: str) -> Reject:
-        """The reject that its record becomes."""
-        return Reject(self.row.meta["source"], self.row.meta["line"], reason, detail, self.record)
+CHUNK = 1 << 18  # bytes of a chunk: small enough that all processes have some of a small source
+SMALL = 4 << 20  # bytes of sources up to which starting processes costs more than they bring
+SHOWN_DUPLICATES = 200  # of `duplicates.jsonl`
 
 
 def prepare(
@@ -73,12 +69,13 @@ def prepare(
     out: Path | str,
     measure: Measure,
     model: str = "",
+    embed: Embed | None = None,
     progress: Progress = no_progress,
 ) -> Dataset:
-    """Read, parse, deduplicate, measure, split and write a data set.
+    """Read, parse, repair, redact, deduplicate, measure, split, check and write a data set.
 
     Every record read stands in one split or in `rejects.jsonl`; every change to one in `repairs.jsonl`.
-    The same sources, configuration and seed give the same bytes.
+    The same sources, configuration and seed give the same bytes, whatever the number of processes.
 
     Args:
         config: what to read and how.
@@ -87,246 +84,160 @@ def prepare(
         out: folder for the splits and `dataset.json`, which is written last.
         measure: a row's length in tokens with the model's chat template; `ValueError` if it can't be rendered.
         model: fingerprint of the model that `measure` stands for; part of the manifest's `key`.
+        embed: texts to unit vectors (rows, size), for `duplicates.semantic` and better label checks.
         progress: told how far it is.
 
     Raises:
         UserError: missing or empty sources, no format that fits, a column that no record has, no valid rows,
             or more rejects than `allow_rejects`; then `rejects.jsonl` is there and `dataset.json` is not.
     """
+    from tuneloop.data.personal import pseudonym_key
+
     out = Path(out)
-    files = find_files(config.sources)
     key = prepare_key(config, name=name, seed=seed, model_fingerprint=model)
-    records, rejects, rows_of = _read(files, config, progress)
-    if not records:
-        _refuse_too_many(out, config, rejects, kept=0, read=len(rejects), files=files)
-    check_columns([record.value for record in records], config)
-    guess = detect([record.value for record in records[:SAMPLE]], config)
-
-    kept, refused = _parse(records, guess, config)
-    kept, copies = _without_copies(kept)
-    kept, unfit = _measured(kept, config, measure, progress)
-    rejects += refused + copies + unfit
-    read = len(kept) + len(rejects)
-    _refuse_too_many(out, config, rejects, kept=len(kept), read=read, files=files)
-
-    splits, over = _split(kept, config, seed)
-    rejects = _in_order(rejects + over, files)
-    if not splits["train"]:
-        raise UserError(
-            "No rows are left for training",
-            where=f"{read} records read, {len(kept)} of them valid",
-            next_step="add data, or lower data.split.val and data.split.test",
-        )
-    manifest: dict[str, Any] = {
-        "version": 1,
-        "id": "",  # set with the hash
-        "name": name,
-        "hash": dataset_hash({split: [c.row for c in some] for split, some in splits.items()}, config, seed),
-        "key": key,
-        **_about(config, guess, kept),
-        "sources": [{"path": f.name, "sha256": sha256_of_source(f.path), "rows": rows_of[f.name]} for f in files],
-        "config": config.model_dump(mode="json"),
-        "seed": seed,
-        "model": model,
-    }
-    manifest["id"] = f"{name}-{manifest['hash'][:12]}"
-    dataset = _write(out, manifest, splits, rejects)
-    bad, of = reject_share(read, manifest["rejected"])
-    progress("preparing", 1, 1, kept=read - len(rejects), rejected=len(rejects), defective=f"{bad}/{of}")
-    return dataset
+    files = [*_given_files(config), *(Given(file, None, None) for file in find_files(config.sources))]
+    guess = _look([given.file for given in files if given.split is None], config)
+    with spool_folder(out) as spool:
+        refinery = Refinery(config, measure, spool, pseudonym_key(config.personal))
+        with Table(spool) as table:
+            job = Job(config, seed, out, files, guess, refinery, table, embed, progress)
+            _gather(job)
+            _refuse_too_many(job)
+            taken = np.array([given.split is not None for given in job.file_of_chunk])[table.columns["chunk"]]
+            decide(table, config, seed, refinery, taken=taken, embed=embed, progress=progress)
+            if not len(table.alive) or not (table.split[table.alive] == 0).any():
+                raise UserError(
+                    "No rows are left for training",
+                    where=f"{sum(table.records_of)} records read, {len(table)} of them valid",
+                    next_step="add data, or lower data.split.val and data.split.test",
+                )
+            return _write(job, {"name": name, "key": key, "seed": seed, "model": model})
 
 
-# --- reading and parsing -------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Given:
+    """A file to read; those of a given or frozen test set belong to a split, and may have a format of their own."""
+
+    file: SourceFile
+    split: Split | None
+    guess: FormatGuess | None
 
 
-def _read(
-    files: Sequence[SourceFile], config: PrepareConfig, progress: Progress
-) -> tuple[list[SourceRecord], list[Reject], dict[str, int]]:
-    """The records, the unreadable ones, and how many of both each file gave; `limit` ends the reading."""
-    records: list[SourceRecord] = []
-    rejects: list[Reject] = []
-    rows_of = {file.name: 0 for file in files}
-    for number, file in enumerate(files):
-        progress("reading", number, len(files), file=file.name)
-        for item in read_file(file):
-            if config.limit is not None and len(records) + len(rejects) >= config.limit:
-                return records, rejects, rows_of
-            rows_of[file.name] += 1
-            if isinstance(item, Reject):
-                rejects.append(item)
-            else:
-                records.append(item)
-    progress("reading", len(files), len(files), records=len(records), rejected=len(rejects))
-    if not records and not rejects:
+def _given_files(config: PrepareConfig) -> list[Given]:
+    """Files whose rows are taken as they are: `split.test` when it is a file."""
+    given = []
+    if isinstance(config.split.test, str):
+        for file in find_files([config.split.test]):
+            given.append(Given(file, "test", _look([file], config)))
+    return given
+
+
+@dataclass
+class Job:
+    """A preparation at work.
+
+    Args:
+        table: the rows.
+        file_of_chunk: which file each chunk is of.
+        rows_of: records by source; `encodings`: how each source is encoded.
+    """
+
+    config: PrepareConfig
+    seed: int
+    out: Path
+    files: list[Given]
+    guess: FormatGuess
+    refinery: Refinery
+    table: Table
+    embed: Embed | None
+    progress: Progress
+    file_of_chunk: list[Given] = field(default_factory=list)
+    rows_of: Counter[str] = field(default_factory=Counter)
+    encodings: dict[str, str] = field(default_factory=dict)
+
+
+# --- first pass: reading and refining ------------------------------------------------------------
+
+
+def _look(files: Sequence[SourceFile], config: PrepareConfig) -> FormatGuess:
+    """The format, from the first records of the sources; a configured column that none of them has is refused."""
+    items = (item for file in files for chunk in chunks(file, CHUNK) for item in parse_chunk(chunk))
+    sample = list(itertools.islice((item.value for item in items if isinstance(item, SourceRecord)), SAMPLE))
+    if not sample:
+        return FormatGuess("none", {}, "no records")
+    check_columns(sample, config)
+    return detect(sample, config)
+
+
+def _gather(job: Job) -> None:
+    """Run every chunk through `refine_chunk` and collect the facts; a given test set first, for its rows must not leak."""
+    config, table = job.config, job.table
+    size = sum(os.path.getsize(given.file.path) for given in job.files)
+    workers = config.workers or usual_workers()
+    if size <= SMALL and config.engine == "processes":
+        workers = 1
+    given, sources = ([g for g in job.files if (g.split is not None) == wanted] for wanted in (True, False))
+    for files in (given, sources):
+        refinery = job.refinery
+        if files is sources and given:
+            indices = list(range(len(table)))
+            refinery = replace(refinery, index=index_of(table.texts(indices), config.duplicates))
+        work = _work(job, files, size)
+        for facts in ordered_map(refine_chunk, work, refinery, workers=workers, engine=config.engine):
+            source = job.file_of_chunk[facts.number].file.name
+            table.add(facts, source)
+            job.rows_of[source] += facts.records
+        table.join()
+    if not sum(table.records_of):
         raise UserError("No records", where=", ".join(config.sources), next_step="name files with at least one record")
-    return records, rejects, rows_of
+    job.progress("reading", size, size, rows=len(table), rejected=sum(table.rejected.values()))
 
 
-def _parse(
-    records: Sequence[SourceRecord], guess: FormatGuess, config: PrepareConfig
-) -> tuple[list[Candidate], list[Reject]]:
-    kept, rejects = [], []
-    for record in records:
-        parsed = parse_record(record.value, guess, config)
-        if isinstance(parsed, Rejection):
-            rejects.append(Reject(record.source, record.line, parsed.reason, parsed.detail, record.value))
-        else:
-            kept.append(_candidate(record, parsed, config))
-    return kept, rejects
-
-
-def _candidate(record: SourceRecord, parsed: Parsed, config: PrepareConfig) -> Candidate:
-    row = Row(
-        id=row_id(parsed),
-        messages=parsed.messages,
-        label=parsed.label,
-        tools=parsed.tools,
-        meta=_meta(record, parsed, config.split.stratify),
+def _work(job: Job, files: Sequence[Given], size: int) -> Iterator[Work]:
+    """The chunks of files with their numbers; `limit` ends the reading of the sources."""
+    left = job.config.limit
+    before = sum(os.path.getsize(given.file.path) for given in job.files) - sum(
+        os.path.getsize(given.file.path) for given in files
     )
-    stratum = parsed.label or ""
-    if config.split.stratify is not None:
-        stratum = _stratum(record.value.get(config.split.stratify))
-    return Candidate(row, stratum, record.value, parsed.repairs)
-
-
-def _stratum(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-
-
-def row_id(parsed: Parsed) -> str:
-    """The first 16 hex digits of the hash of a row's content."""
-    content: list[Any] = [parsed.messages, parsed.tools, parsed.label]
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
-
-
-def _meta(record: SourceRecord, parsed: Parsed, stratify: str | None) -> dict[str, Any]:
-    """Where the record stood, and its further columns: scalars, and flat lists of scalars."""
-    meta: dict[str, Any] = {"source": record.source, "line": record.line}
-    for column, value in record.value.items():
-        if column in parsed.used and column != stratify:
-            continue
-        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value)):
-            continue
-        while column in meta:
-            column += "_"
-        meta[column] = None if isinstance(value, float) and not math.isfinite(value) else value
-    return meta
-
-
-def _task(config: PrepareConfig, guess: FormatGuess, kept: Sequence[Candidate]) -> str:
-    if config.task != "auto":
-        return config.task
-    if guess.name == "text_label" or config.labels is not None:
-        return "classification"
-    for candidate in kept:
-        if candidate.row.tools or sum(m["role"] == "assistant" for m in candidate.row.messages) > 1:
-            return "chat"
-    return "generation"
-
-
-def _about(config: PrepareConfig, guess: FormatGuess, kept: Sequence[Candidate]) -> dict[str, Any]:
-    """What kind of data it is, as the manifest tells it."""
-    task = _task(config, guess, kept)
-    about: dict[str, Any] = {
-        "task": task,
-        "format": {"name": guess.name, "columns": guess.columns, "reason": guess.reason},
-    }
-    if task == "classification":
-        about["labels"] = config.labels or list(label_counts([candidate.row for candidate in kept]))
-    return about
-
-
-# --- dropping ------------------------------------------------------------------------------------
-
-
-def _without_copies(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Reject]]:
-    """The first of rows that are equal up to Unicode form, white space and case."""
-    first: dict[bytes, Candidate] = {}
-    rejects = []
-    for candidate in candidates:
-        row = candidate.row
-        turns = [[m["role"], normalised(m["content"]), m.get("tool_calls")] for m in row.messages]
-        text = json.dumps([turns, row.tools, normalised(row.label or "")], ensure_ascii=False, sort_keys=True)
-        key = hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
-        before = first.setdefault(key, candidate)
-        if before is not candidate:
-            meta = before.row.meta
-            rejects.append(candidate.reject("exact_duplicate", f"of {meta['source']}:{meta['line']}"))
-    return list(first.values()), rejects
-
-
-def _measured(
-    candidates: Sequence[Candidate], config: PrepareConfig, measure: Measure, progress: Progress
-) -> tuple[list[Candidate], list[Reject]]:
-    """The rows that can be rendered, fit, and have something to learn, with their lengths."""
-    kept, rejects = [], []
-    for number, candidate in enumerate(candidates):
-        if number % EVERY == 0:
-            progress("measuring", number, len(candidates))
-        try:
-            measured = measure(candidate.row)
-        except ValueError as error:
-            rejects.append(candidate.reject("template_error", str(error)))
-            continue
-        if measured.tokens > config.max_length:
-            detail = f"{measured.tokens} tokens, at most {config.max_length} (max_length)"
-            rejects.append(candidate.reject("too_long", detail))
-        elif measured.supervised < 1:
-            rejects.append(candidate.reject("no_supervised_token", f"none of {measured.tokens} tokens is trained on"))
-        else:
-            kept.append(replace(candidate, measured=measured))
-    progress("measuring", len(candidates), len(candidates))
-    return kept, rejects
-
-
-def _split(
-    candidates: Sequence[Candidate], config: PrepareConfig, seed: int
-) -> tuple[dict[str, list[Candidate]], list[Reject]]:
-    """The splits, each in the order of the rows' keyed hashes; training rows beyond a label's limit are rejected."""
-    assigned = assign_splits([c.row for c in candidates], [c.stratum for c in candidates], config.split, seed)
-    splits: dict[str, list[Candidate]] = {split: [] for split in SPLITS}
-    for candidate, split in zip(candidates, assigned, strict=True):
-        splits[split].append(candidate)
-    for some in splits.values():
-        some.sort(key=lambda c: (keyed_hash(c.row.id, seed), c.row.id))
-    over: list[Reject] = []
-    if config.limit_per_label is not None:
-        counts: Counter[str] = Counter()
-        train = []
-        for candidate in splits["train"]:
-            counts[candidate.stratum] += 1
-            if counts[candidate.stratum] <= config.limit_per_label:
-                train.append(candidate)
+    for given in files:
+        file, position = given.file, 0
+        for chunk in chunks(file, CHUNK):
+            number = len(job.file_of_chunk)
+            job.file_of_chunk.append(given)
+            job.encodings[file.name] = chunk.encoding
+            position = max(position, chunk.position)
+            job.progress("reading", min(before + position, size), max(size, 1), file=file.name)
+            guess = given.guess or job.guess
+            if left is None or given.split is not None:
+                yield Work(number, chunk, guess)
             else:
-                detail = f"{config.limit_per_label} rows of {candidate.stratum!r} are in train (limit_per_label)"
-                over.append(candidate.reject("over_limit", detail))
-        splits["train"] = train
-    return splits, over
+                items = parse_chunk(chunk)[:left]
+                left -= len(items)
+                yield Work(number, items, guess)
+                if not left:
+                    return
+        before += os.path.getsize(file.path)
 
 
-def _in_order(rejects: Sequence[Reject], files: Sequence[SourceFile]) -> list[Reject]:
-    place = {file.name: number for number, file in enumerate(files)}
-    return sorted(rejects, key=lambda reject: (place[reject.source], reject.line))
-
-
-def _refuse_too_many(
-    out: Path, config: PrepareConfig, rejects: Sequence[Reject], *, kept: int, read: int, files: Sequence[SourceFile]
-) -> None:
+def _refuse_too_many(job: Job) -> None:
     """Stop when too large a share of the records is defective, or nothing is left; the rejects are written first."""
-    reasons = Counter(reject.reason for reject in rejects)
+    table, config, out = job.table, job.config, job.out
+    reasons = table.rejected
+    kept, read = len(table), sum(table.records_of)
     bad, of = reject_share(read, reasons)
     if kept and bad <= config.allow_rejects * of:
         return
     _clear(out)
-    write_jsonl(out / "rejects.jsonl", _in_order(rejects, files))
-    if not kept:
-        what = f"No valid rows in {read} records"
-    else:
-        what = f"{bad} of {of} records ({bad / of:.0%}) were rejected; {config.allow_rejects:.0%} are allowed"
     examples: dict[str, Reject] = {}
-    for reject in _in_order(rejects, files):
-        examples.setdefault(reject.reason, reject)
+    with _Lines(out / "rejects.jsonl") as lines:
+        for line in _rejects(table):
+            lines.write(line)
+            if len(examples) < len(reasons):
+                value = orjson.loads(line)
+                examples.setdefault(value["reason"], Reject(**value))
+    what = f"No valid rows in {read} records"
+    if kept:
+        what = f"{bad} of {of} records ({bad / of:.0%}) were rejected; {config.allow_rejects:.0%} are allowed"
     top = []
     for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3]:
         example = examples[reason]
@@ -343,7 +254,45 @@ def _allowing(share: float) -> float:
     return next((limit for limit in (0.5, 0.75, 0.9) if share <= limit), 1.0)
 
 
-# --- writing -------------------------------------------------------------------------------------
+# --- second pass: writing ------------------------------------------------------------------------
+
+
+class _Lines:
+    """A JSON Lines file in the making: written beside its place, hashed on the way, renamed when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scratch = path.with_name(f".{path.name}.part")
+        self.hash = hashlib.sha256()
+        self.lines = 0
+
+    def __enter__(self) -> _Lines:
+        with user_errors_of_the_disk(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.scratch.open("wb", buffering=1 << 20)
+        return self
+
+    def write(self, line: bytes) -> None:
+        """Add a line, given without its end."""
+        line += b"\n"
+        self.hash.update(line)
+        self.lines += 1
+        with user_errors_of_the_disk(self.path):
+            self.file.write(line)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with user_errors_of_the_disk(self.path):
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.file.close()
+                if kind is None:
+                    self.scratch.replace(self.path)
+        finally:
+            with contextlib.suppress(OSError):
+                self.file.close()
+            with contextlib.suppress(OSError):
+                self.scratch.unlink()
 
 
 def _clear(out: Path) -> None:
@@ -352,47 +301,249 @@ def _clear(out: Path) -> None:
         (out / MANIFEST).unlink()
 
 
-def _write(
-    out: Path, manifest: dict[str, Any], splits: Mapping[str, Sequence[Candidate]], rejects: Sequence[Reject]
-) -> Dataset:
-    """The files of a data set, the manifest (completed here) last."""
+def _rejects(table: Table) -> Iterator[bytes]:
+    """The lines of `rejects.jsonl` in the order of the sources: what was no row, and rows that were dropped."""
+    for chunk, source in enumerate(table.source_of):
+        refused, _ = table.side(chunk)
+        dropped = [
+            (
+                int(table.columns["line"][i]),
+                reject_line(
+                    Reject(
+                        source,
+                        int(table.columns["line"][i]),
+                        table.reason(i),
+                        table.detail(i),
+                        orjson.loads(table.record_bytes(i)),
+                    )
+                ),
+            )
+            for i in table.chunk_rows(chunk)
+            if table.fate[i]
+        ]
+        for _, line in heapq.merge(refused, dropped, key=lambda pair: pair[0]) if dropped else refused:
+            yield line
+
+
+def _repairs(table: Table) -> Iterator[tuple[str, bytes]]:
+    """Kinds and lines of `repairs.jsonl`: the changes of rows that are in."""
+    for chunk in range(len(table.source_of)):
+        _, repairs = table.side(chunk)
+        first = table.chunk_rows(chunk).start
+        for place, kind, line in repairs:
+            if not table.fate[first + place]:
+                yield kind, line
+
+
+def _write(job: Job, identity: dict[str, Any]) -> Dataset:
+    """The files of a data set, the manifest last."""
+    table, config, out = job.table, job.config, job.out
     _clear(out)
+    task = _task(config, job.guess, table)
+    orders = {split: _order(table, number, job.seed) for number, split in enumerate(SPLITS)}
+    mixed = _mix(job, orders)
     about: dict[str, Any] = {}
-    for split, some in splits.items():
-        path = out / f"{split}.jsonl"
-        rows = [candidate.row for candidate in some]
-        write_jsonl(path, rows)
-        tokens = [candidate.measured.tokens for candidate in some]
+    for split, order in orders.items():
+        general = {"train": mixed.train, "val": [], "test": mixed.test}[split] if mixed else []
+        with _Lines(out / f"{split}.jsonl") as lines:
+            for line in _interleaved(map(table.row_bytes, order.tolist()), len(order), general):
+                lines.write(line)
         about[split] = {
-            "path": path.name,
-            "rows": len(rows),
-            "sha256": sha256_file(path),
-            "tokens": token_statistics(tokens, sum(candidate.measured.supervised for candidate in some)),
-            "labels": label_counts(rows),
+            "path": f"{split}.jsonl",
+            "rows": lines.lines,
+            "sha256": lines.hash.hexdigest(),
+            "tokens": _tokens(table, order),
+            "labels": _label_counts(table, order) if task == "classification" else {},
         }
-    write_jsonl(out / "rejects.jsonl", rejects)
-    repairs = [
-        {"source": c.row.meta["source"], "line": c.row.meta["line"], "id": c.row.id, **repair}
-        for some in splits.values()
-        for c in some
-        for repair in c.repairs
-    ]
-    repairs.sort(key=lambda repair: (repair["source"], repair["line"], repair["id"]))
-    write_jsonl(out / "repairs.jsonl", repairs)
-    reasons = Counter(reject.reason for reject in rejects)
-    sizes = {split: len(some) for split, some in splits.items()}
-    kept = sum(sizes.values())
-    manifest["counts"] = {"read": kept + len(rejects), "kept": kept, "rejected": len(rejects), **sizes}
-    manifest["rejected"] = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
-    manifest["repaired"] = dict(sorted(Counter(repair["kind"] for repair in repairs).items()))
-    manifest["splits"] = about
-    rows_of = {split: [candidate.row for candidate in some] for split, some in splits.items()}
-    manifest["checks"] = run_checks(
-        rows_of,
-        task=manifest["task"],
-        labels=manifest.get("labels", ()),
-        read=kept + len(rejects),
-        rejected=reasons,
+    if mixed:
+        with _Lines(out / GENERAL_FILE) as lines:
+            for drawn in mixed.held_out:
+                lines.write(orjson.dumps(drawn.row.to_json()))
+        about_general = {"path": GENERAL_FILE, "rows": lines.lines, "sha256": lines.hash.hexdigest()}
+    with _Lines(out / "rejects.jsonl") as lines:
+        for line in _rejects(table):
+            lines.write(line)
+    kinds: Counter[str] = Counter()
+    personal: Counter[str] = Counter()
+    with _Lines(out / "repairs.jsonl") as lines:
+        for kind, line in _repairs(table):
+            kinds[kind] += 1
+            if kind == "pii":
+                personal += counted(orjson.loads(line)["detail"])
+            lines.write(line)
+    _write_duplicates(job)
+    reasons = table.rejected + Counter(table.reason(i) for i in np.flatnonzero(table.fate).tolist())
+    kept, read = len(table.alive), sum(table.records_of)
+    digest = hash_of_keys(
+        {s: zip(*(table.columns[c][o].tolist() for c in ("id", "meta")), strict=True) for s, o in orders.items()},
+        config,
+        job.seed,
+        mixed.record if mixed else None,
     )
+    manifest: dict[str, Any] = {
+        "version": 1,
+        "id": f"{identity['name']}-{digest[:12]}",
+        "hash": digest,
+        **identity,
+        "tool_version": __version__,
+        "task": task,
+        "format": {"name": job.guess.name, "columns": job.guess.columns, "reason": job.guess.reason},
+        **({"labels": config.labels or _labels(table)} if task == "classification" else {}),
+        "sources": [
+            {
+                "path": given.file.name, "sha256": sha256_of_source(given.file.path), "rows": job.rows_of[given.file.name],
+                "encoding": job.encodings.get(given.file.name, ""), **({"split": given.split} if given.split else {}),
+            }
+            for given in job.files
+        ],
+        "config": config.model_dump(mode="json"),
+        "counts": {"read": read, "kept": kept, "rejected": read - kept, **{s: len(o) for s, o in orders.items()}},
+        "rejected": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "repaired": dict(sorted(kinds.items())),
+        "personal": dict(sorted(personal.items())),
+        "languages": _languages(table),
+        "splits": about,
+        **({"mix": mixed.record, "general": about_general} if mixed else {}),
+        "words": {word: sentence for word, sentence in {**REASONS, **REPAIRS}.items() if word in reasons or word in kinds},
+    }  # fmt: skip
+    dataset = Dataset(str(out), manifest, *(RowFile(out / f"{s}.jsonl", about[s]["rows"]) for s in SPLITS))
+    overview = Overview(
+        task, table.columns, table.names, np.where(table.fate == 0, table.split, -1), table.row,
+        read, reasons, kinds, config.max_length, manifest.get("labels", ()), job.seed,
+    )  # fmt: skip
+    manifest["checks"] = _checks(job, overview) + ([mixed.check] if mixed else [])
     write_json(out / MANIFEST, manifest)
-    return Dataset(str(out), manifest, rows_of["train"], rows_of["val"], rows_of["test"])
+    return dataset
+
+
+def _checks(job: Job, overview: Overview) -> list[dict[str, Any]]:
+    """All checks; rows with doubtful labels also stand in `label_errors.jsonl`, the most suspicious first."""
+    job.progress("checking", 0, 1)
+    suspects = None
+    path = job.out / "label_errors.jsonl"
+    if overview.task == "classification":
+        suspects = find_suspects(overview, embed=job.embed)
+        with _Lines(path) as lines:
+            for record in suspect_records(overview, suspects, most=len(suspects.errors)):
+                lines.write(orjson.dumps(record))
+    else:
+        path.unlink(missing_ok=True)
+    checks = run_checks(overview, suspects=suspects)
+    job.progress("checking", 1, 1)
+    return checks
+
+
+def _task(config: PrepareConfig, guess: FormatGuess, table: Table) -> str:
+    if config.task != "auto":
+        return config.task
+    if guess.name == "text_label" or config.labels is not None:
+        return "classification"
+    return "chat" if table.is_chat else "generation"
+
+
+def _order(table: Table, split: int, seed: int) -> NDArray[np.int64]:
+    """Rows of a split by a hash of their ids, so that neither the order of the sources nor their number matters."""
+    rows = np.flatnonzero((table.fate == 0) & (table.split == split))
+    ids = table.columns["id"][rows]
+    return rows[np.lexsort((ids, mixed_bits(ids, seed)))]
+
+
+def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Drawn]) -> Iterator[bytes]:
+    """A split's lines with the general rows spread evenly among them."""
+    places = set(interleaved(n, len(general)))
+    others = iter(general)
+    for place in range(n + len(general)):
+        yield orjson.dumps(next(others).row.to_json()) if place in places else next(lines)
+
+
+def _tokens(table: Table, order: NDArray[np.int64]) -> dict[str, Any]:
+    """Statistics of the rows that were measured, scaled up to all of them where that was a sample."""
+    tokens, supervised = table.columns["tokens"][order], table.columns["supervised"][order]
+    known = tokens >= 0
+    found = token_statistics(tokens[known].tolist(), int(supervised[known].sum()))
+    if known.all() or not known.any():
+        return found
+    scale = len(order) / int(known.sum())
+    return {
+        **found, "total": round(found["total"] * scale), "supervised": round(found["supervised"] * scale), "measured": int(known.sum()),
+    }  # fmt: skip
+
+
+def _labels(table: Table) -> list[str]:
+    """Labels of the rows that are in."""
+    used = np.unique(table.columns["label"][table.alive])
+    return sorted(table.names["label"][i] for i in used.tolist() if i >= 0)
+
+
+def _label_counts(table: Table, order: NDArray[np.int64]) -> dict[str, int]:
+    codes, counts = np.unique(table.columns["label"][order], return_counts=True)
+    return dict(
+        sorted((table.names["label"][c], n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True) if c >= 0)
+    )
+
+
+def _languages(table: Table) -> dict[str, int]:
+    codes, counts = np.unique(table.columns["language"][table.alive], return_counts=True)
+    pairs = [(table.names["language"][c], n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True)]
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+
+
+def _mix(job: Job, orders: Mapping[Split, NDArray[Any]]) -> Mixed | None:
+    """General rows for the splits, as `data.mix` asks for them."""
+    settings = job.config.mix
+    if not settings.sources or settings.share == 0:
+        return None
+    general = []
+    for source in settings.sources:
+        rows = dataset_rows(source)
+        if rows is None:
+            rows = list(_general_rows(job, source))
+        general.append(GeneralRows(source, rows, [job.refinery.measure(row).tokens for row in rows]))
+    sizes = {split: Size(len(order), int(_tokens(job.table, order)["total"])) for split, order in orders.items()}
+    splits = {split: map(job.table.row, order.tolist()) for split, order in orders.items()}
+    return mix_rows(splits, sizes, general, settings, job.seed)
+
+
+def _general_rows(job: Job, source: str) -> Iterator[Row]:
+    """The rows of a general source that is no data set: refined like the task's, what is none left out."""
+    plain = PrepareConfig.model_validate(
+        {**job.config.model_dump(include={"repair", "personal", "max_length", "language"}), "sources": [source]}
+    )
+    refinery = replace(job.refinery, config=plain)
+    for file in find_files([source]):
+        guess = _look([file], plain)
+        for chunk in chunks(file):
+            for item in parse_chunk(chunk):
+                made = item if isinstance(item, Reject) else refine(item, guess, refinery)
+                if not isinstance(made, Reject):
+                    yield made.row
+
+
+def _write_duplicates(job: Job) -> None:
+    """`duplicates.jsonl`: some of the dropped copies beside what stayed, near ones first."""
+    table = job.table
+    copies = np.flatnonzero(table.because >= 0)
+    likeness = table.likeness[copies]
+    picked = copies[np.lexsort((mixed_bits(table.columns["id"][copies], job.seed), likeness >= 1.0))][:SHOWN_DUPLICATES]
+    policy = job.config.duplicates.keep
+    with _Lines(job.out / "duplicates.jsonl") as lines:
+        for index in picked.tolist():
+            kept = int(table.because[index])
+            (source, line), (kept_source, kept_line) = table.place(index), table.place(kept)
+            reason = table.reason(index)
+            gone, stays = table.row(index), table.row(kept)
+            lines.write(orjson.dumps({
+                "source": source, "line": line, "id": gone.id,
+                "kept_source": kept_source, "kept_line": kept_line, "kept_id": stays.id,
+                "similarity": round(float(table.likeness[index]), 4), "kind": reason.removesuffix("_duplicate"),
+                "why": "it is in the test set" if reason == "split_leak" else WHY[policy],
+                "text": _shown(gone), "kept_text": _shown(stays),
+            }))  # fmt: skip
+
+
+WHY = {"first": "it came first", "longest": "it is longer", "newest": "it is newer", "best": "it is rated higher"}
+
+
+def _shown(row: Row) -> str:
+    """A row as one text, for people."""
+    return "\n".join(f"{m['role']}: {m['content']}" for m in row.messages if m["role"] != "system")[:2000]

@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import unicodedata
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.data.config import SplitConfig
-from tuneloop.types import Row
+from tuneloop.types import Dataset, Row, UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-FEW = 3  # a stratum below this many rows can't be in all three splits
+TRAIN, VAL, TEST = range(3)  # indices into SPLITS
+UNDECIDED = -1  # of a row that no earlier data set holds
+LEAK = -2  # of a row that belongs together with a test row, but may not be one
+FEW = 3  # a stratum below this many groups can't be in all three splits
+BAND = 0.3  # how far a stratum's count in val or test may be off its share, relative to it, and
+DEVIATIONS = 2.0  # in standard deviations of what hashes give; the larger of both, so that bands are seldom touched
+
+
+# --- what makes texts the same -------------------------------------------------------------------
 
 
 def normalised(text: str) -> str:
     """Text up to Unicode form (NFC), white space and case: what makes two rows the same."""
-    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return " ".join(text.split()).casefold()
 
 
 def prompt_key(row: Row) -> str:
-    """What the model is told and asked: the normalised system and user turns.
+    """What the model is told and asked: the normalised system and user turns; without a user turn, all turns.
 
     The system turns count because in some data the task stands there, under one and the same user turn.
     """
     turns = [f"{m['role']}: {normalised(m['content'])}" for m in row.messages if m["role"] in ("system", "user")]
+    if not any(m["role"] == "user" for m in row.messages):
+        turns = [f"{m['role']}: {normalised(m['content'])}" for m in row.messages]
     return "\n".join(turns)
+
+
+def key64(text: str) -> int:
+    """The text's hash as a number of 64 bits, never 0: among a million texts two agree once in 10^7 times."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
 
 
 def keyed_hash(text: str, seed: int) -> bytes:
@@ -37,82 +56,261 @@ def keyed_hash(text: str, seed: int) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest()
 
 
-def assign_splits(rows: Sequence[Row], strata: Sequence[str], config: SplitConfig, seed: int) -> list[Split]:
-    """The split of each row.
+# --- splits --------------------------------------------------------------------------------------
 
-    Rows with the same prompt go to the same split. Every stratum of three rows or more is in every split
-    that has a share, as far as its prompts can be kept apart; rows of smaller strata are dealt as one
-    stratum, but those with a label go to train, where a rare class is of some use.
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What is known of the rows to split: arrays with one element a row, in any order.
 
     Args:
-        rows: distinct rows, in any order.
-        strata: the stratum of each row.
-        config: shares of val and test; train gets the rest.
-        seed: another seed gives another split.
+        question: `key64` of `prompt_key`; rows with one question stay together.
+        stratum: number of the stratum.
+        labelled: whether the row has a label: rare labels go to train.
+        group: `key64` of the value of `split.group`, 0 for none; rows of one group stay together.
+        time: seconds since 1970, NaN for none; for `split.by=time`.
+        frozen: index of the split in an earlier data set (see `frozen_splits`), or UNDECIDED.
+        links: pairs of rows that stay together, such as near duplicates; shape (pairs, 2).
     """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        groups[prompt_key(row)].append(index)
-    sizes: dict[str, int] = defaultdict(int)
-    stratum_of = {}
-    for key, members in groups.items():
-        stratum_of[key] = strata[min(members, key=lambda i: rows[i].id)]
-        sizes[stratum_of[key]] += len(members)
-    by_stratum: dict[str, list[str]] = defaultdict(list)
-    splits: list[Split] = ["train"] * len(rows)
-    rare = ""  # a stratum's name is prefixed below, so that "" is free for the rare ones
-    for key, members in groups.items():
-        name = stratum_of[key]
-        if sizes[name] >= FEW:
-            by_stratum["=" + name].append(key)
-        elif rows[members[0]].label is None:
-            by_stratum[rare].append(key)
-    row_counts = {name: sum(len(groups[key]) for key in keys) for name, keys in by_stratum.items()}
-    wanted = quotas(row_counts, config.val, config.test)
-    for name, keys in by_stratum.items():
-        keys.sort(key=lambda key: (keyed_hash(key, seed), key))
-        for key, split in _deal(keys, {key: len(groups[key]) for key in keys}, *wanted[name]).items():
-            for index in groups[key]:
-                splits[index] = split
-    return splits
+
+    question: NDArray[Any]
+    stratum: NDArray[Any]
+    labelled: NDArray[Any]
+    group: NDArray[Any] | None = None
+    time: NDArray[Any] | None = None
+    frozen: NDArray[Any] | None = None
+    links: NDArray[Any] | None = None
 
 
-def quotas(sizes: Mapping[str, int], val: float, test: float) -> dict[str, tuple[int, int]]:
-    """Rows of each stratum for val and test.
+def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> NDArray[Any]:
+    """The split of each row, as an index into SPLITS; LEAK for a row that must be left out.
 
-    Each is the share rounded up or down so that the rounding errors of all strata cancel out (the sum over
-    the strata dealt so far stays within half a row of its share), and at least one from three rows on.
+    What belongs together (one question, one group, linked) goes to the same split. By content, a group's
+    place is a hash of its key in [0, 1): the lowest are test, the highest validation, the rest train. So added rows
+    move no others, save where the count of a stratum leaves its band: from three groups on, at least one in each split
+    that has a share, and at most 30 % (in small strata, two standard deviations) more or less than it. A group larger than the stratum's share goes to
+    train unless half of the groups are that large. Strata below three groups are dealt as one stratum, but those with
+    a label go to train, where a rare class is of some use. By time, the newest rows are the test and those before them
+    validation; a group is as new as its newest row, equal times stay together, rows without a time are train.
+
+    Args:
+        facts: the rows.
+        config: shares of val and test. A test set that is a file counts as no share, and no row joins its own
+            (`frozen` is TEST): what belongs together with them is a LEAK.
+        seed: another seed gives another split by content.
+
+    Raises:
+        UserError: by time, but too few different times.
     """
-    given, due = [0.0, 0.0], [0.0, 0.0]
-    wanted = {}
-    for name in sorted(sizes):
-        size, counts = sizes[name], [0, 0]
-        for place, share in enumerate((val, test)):
-            exact = round(size * share, 9)
-            due[place] += exact
-            count = math.floor(due[place] - given[place] + 0.5)
-            count = min(max(count, math.floor(exact)), math.ceil(exact))
-            counts[place] = max(count, 1) if share > 0 and size >= FEW else count
-        while sum(counts) >= size > 0:
-            counts[0 if counts[0] >= counts[1] else 1] -= 1
-        given = [total + count for total, count in zip(given, counts, strict=True)]
-        wanted[name] = (counts[0], counts[1])
-    return wanted
+    import numpy as np
+
+    n = len(facts.question)
+    if n == 0:
+        return np.zeros(0, dtype=np.int8)
+    frozen = facts.frozen if facts.frozen is not None else np.full(n, UNDECIDED, dtype=np.int8)
+    member = _groups(facts)
+    first = _first(facts, member)
+    split = np.full(len(first), UNDECIDED, dtype=np.int8)
+    np.maximum.at(split, member, frozen)
+    free = split == UNDECIDED
+    sizes = np.bincount(member, minlength=len(first))
+    val, test = config.val, 0.0 if isinstance(config.test, str) else config.test
+    if config.by == "time":
+        split[free] = _by_time(_newest(facts, member, len(first))[free], sizes[free], val, test, config.time)
+    else:
+        key, strata = _hashed(_own_key(facts)[first], seed), _strata(facts, first)
+        split[free] = TRAIN
+        dealt = np.flatnonzero(free & (strata != ALONE))
+        split[dealt] = _by_content(key[dealt], strata[dealt], sizes[dealt], val, test)
+        loose = (
+            free & (strata != ALONE) & np.isin(strata, strata[~free])
+        )  # frozen rows stand for the shares there: the hash decides alone
+        split[loose] = np.where(key[loose] < test, TEST, np.where(key[loose] >= 1.0 - val, VAL, TRAIN))
+    rows: NDArray[Any] = split[member]
+    rows[(frozen == TRAIN) & (rows != TRAIN)] = LEAK
+    if isinstance(config.test, str):
+        rows[(frozen != TEST) & (rows == TEST)] = LEAK
+    rows[frozen > TRAIN] = frozen[frozen > TRAIN]
+    return rows
 
 
-def _deal(keys: Sequence[str], size: Mapping[str, int], val: int, test: int) -> dict[str, Split]:
-    """Groups of rows to splits, in their order, none cut: test first, then val, the rest to train."""
-    dealt: dict[str, Split] = {}
-    parts: tuple[tuple[Split, int], ...] = (("test", test), ("val", val))
-    for split, wanted in parts:
-        left = wanted
-        for key in keys:
-            if left == 0:
-                break
-            if key not in dealt and size[key] <= left:
-                dealt[key] = split
-                left -= size[key]
-        free = [key for key in keys if key not in dealt]
-        if wanted and left == wanted and len(free) >= (3 if split == "test" else 2):  # all are larger than the share
-            dealt[min(free, key=lambda key: size[key])] = split
-    return {key: dealt.get(key, "train") for key in keys}
+def frozen_splits(ids: NDArray[Any], questions: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+    """Where rows stand in an earlier data set, by id, else by question; UNDECIDED for new ones.
+
+    Args:
+        ids: the rows' ids as numbers of 64 bits.
+        questions: `key64` of their `prompt_key`.
+        dataset: the earlier data set.
+    """
+    import numpy as np
+
+    found = np.full(len(ids), UNDECIDED, dtype=np.int8)
+    of_ids: list[NDArray[Any]] = []
+    for number, rows in enumerate((dataset.train, dataset.val, dataset.test)):
+        of_ids.append(np.array([int(row.id, 16) for row in rows], dtype=np.uint64))
+        found[np.isin(questions, np.array([key64(prompt_key(row)) for row in rows], dtype=np.uint64))] = number
+    for number, known in enumerate(of_ids):
+        found[np.isin(ids, known)] = number
+    return found
+
+
+# --- what stays together -------------------------------------------------------------------------
+
+
+def _groups(facts: SplitFacts) -> NDArray[Any]:
+    """The number of each row's group: connected over questions, groups and links."""
+    import numpy as np
+
+    columns = [np.unique(facts.question, return_inverse=True)[1]]
+    if facts.group is not None:
+        with_one = np.flatnonzero(facts.group)
+        alone = np.arange(len(facts.group)) + len(with_one)
+        alone[with_one] = np.unique(facts.group[with_one], return_inverse=True)[1]
+        columns.append(alone)
+    linked = facts.links is not None and len(facts.links) > 0
+    if len(columns) == 1 and not linked:
+        return columns[0]
+    least = np.arange(len(facts.question))  # of each row's group, the least row known so far
+    while True:
+        before = least.copy()
+        for column in columns:
+            heads = np.full(int(column.max()) + 1, len(column))
+            np.minimum.at(heads, column, least)
+            least = heads[column]
+        if facts.links is not None:
+            for one, other in ((0, 1), (1, 0)):
+                np.minimum.at(least, facts.links[:, one], least[facts.links[:, other]])
+        least = least[least]
+        if np.array_equal(least, before):
+            member: NDArray[Any] = np.unique(least, return_inverse=True)[1]
+            return member
+
+
+def _own_key(facts: SplitFacts) -> NDArray[Any]:
+    """What a row is dealt by: its group, which further rows do not change, else its question."""
+    import numpy as np
+
+    key: NDArray[Any] = facts.question.astype(np.uint64)
+    return key if facts.group is None else np.where(facts.group != 0, facts.group.astype(np.uint64), key)
+
+
+def _first(facts: SplitFacts, member: NDArray[Any]) -> NDArray[Any]:
+    """The row that stands for each group: that with the least key, then stratum; so their order does not count."""
+    import numpy as np
+
+    order = np.lexsort((facts.stratum, _own_key(facts), member))
+    first: NDArray[Any] = order[np.flatnonzero(np.diff(member[order], prepend=-1))]
+    return first
+
+
+# --- by content ----------------------------------------------------------------------------------
+
+RARE, ALONE = -1, -2  # in place of a rare stratum: of unlabelled groups, and of labelled ones, which are not dealt
+
+
+def _strata(facts: SplitFacts, first: NDArray[Any]) -> NDArray[Any]:
+    """The stratum of each group."""
+    import numpy as np
+
+    strata = np.unique(facts.stratum[first], return_inverse=True)[1]
+    rare = np.bincount(strata)[strata] < FEW if len(strata) else strata
+    found: NDArray[Any] = np.where(rare, np.where(facts.labelled[first], ALONE, RARE), strata)
+    return found
+
+
+def _hashed(keys: NDArray[Any], seed: int) -> NDArray[Any]:
+    """Numbers in [0, 1) that depend on key and seed only (the finaliser of SplitMix64, Steele et al. 2014)."""
+    import numpy as np
+
+    mixed = keys ^ np.uint64(int.from_bytes(keyed_hash("split", seed), "little"))
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    hashed: NDArray[Any] = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return hashed
+
+
+def _by_content(key: NDArray[Any], strata: NDArray[Any], sizes: NDArray[Any], val: float, test: float) -> NDArray[Any]:
+    """The split of each group: of each stratum the lowest keys are test, the highest val, as many as its band allows."""
+    import numpy as np
+
+    split = np.full(len(key), TRAIN, dtype=np.int8)
+    if len(key) == 0:
+        return split
+    strata = np.unique(strata, return_inverse=True)[1]
+    groups = np.bincount(strata)
+    large = sizes > np.maximum(max(val, test) * np.bincount(strata, weights=sizes), _medians(strata, sizes))[strata]
+    small = np.flatnonzero(~large)
+    own, low, high = strata[small], key[small] < test, key[small] >= 1.0 - val
+    fit = np.bincount(own, minlength=len(groups))
+    tests = _banded(np.bincount(own, low, len(groups)), fit, groups, test)
+    vals = _banded(np.bincount(own, high, len(groups)), fit, groups, val)
+    tests = np.minimum(tests, np.maximum(np.minimum(fit, groups - 1) - (vals > 0), 0))
+    vals = np.minimum(vals, np.minimum(fit, groups - 1) - tests)
+    order = np.lexsort((key[small], own))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(fit) - fit, fit)
+    owner = own[order]
+    split[small[order[rank < tests[owner]]]] = TEST
+    split[small[order[rank >= (fit - vals)[owner]]]] = VAL
+    return split
+
+
+def _banded(counts: NDArray[Any], fit: NDArray[Any], groups: NDArray[Any], share: float) -> NDArray[Any]:
+    """Counts brought into the band around the share of the groups that fit; it is widened to whole groups."""
+    import numpy as np
+
+    width = np.maximum(BAND * share * fit, DEVIATIONS * np.sqrt(share * (1.0 - share) * fit))
+    low, high = np.maximum(np.floor(share * fit - width), 0.0), np.ceil(share * fit + width)
+    if share > 0.0:
+        low = np.maximum(low, (groups >= FEW) & (fit > 0))
+    within: NDArray[Any] = np.clip(counts, low, np.maximum(low, high)).astype(np.int64)
+    return within
+
+
+def _medians(strata: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
+    """The median size of the groups of each stratum (the upper of two)."""
+    import numpy as np
+
+    count = np.bincount(strata)
+    median: NDArray[Any] = sizes[np.lexsort((sizes, strata))][np.cumsum(count) - count + count // 2]
+    return median
+
+
+# --- by time -------------------------------------------------------------------------------------
+
+
+def _newest(facts: SplitFacts, member: NDArray[Any], count: int) -> NDArray[Any]:
+    """The time of each group's newest row, -inf if none has one."""
+    import numpy as np
+
+    newest = np.full(count, -np.inf)
+    if facts.time is not None:
+        np.maximum.at(newest, member, np.where(np.isnan(facts.time), -np.inf, facts.time))
+    return newest
+
+
+def _by_time(time: NDArray[Any], sizes: NDArray[Any], val: float, test: float, column: str) -> NDArray[Any]:
+    """The split of each group: cut between two times, as near to the shares as these allow."""
+    import numpy as np
+
+    split = np.full(len(time), TRAIN, dtype=np.int8)
+    moments, place = np.unique(time[time > -np.inf], return_inverse=True)
+    parts = [(number, share) for number, share in ((TEST, test), (VAL, val)) if share > 0.0]
+    keeps_train = bool(np.isneginf(time).any())
+    if len(moments) + keeps_train <= len(parts):
+        raise UserError(
+            f"split.by=time needs at least {len(parts) + 1 - keeps_train} different times; there are {len(moments)}",
+            where=f"column {column!r}",
+            next_step="name the column with data.split.time=COLUMN, or leave out split.by=time",
+        )
+    rows = np.bincount(place, weights=sizes[time > -np.inf], minlength=len(moments))
+    newer = np.cumsum(rows[::-1])  # rows among the newest 1, 2, ... moments
+    of_moment = np.full(len(moments), TRAIN, dtype=np.int8)
+    begin, wanted = 0, 0.0
+    for index, (number, share) in enumerate(parts):
+        wanted += share * float(sizes.sum())
+        last = len(moments) + keeps_train - (len(parts) - index)  # at least one moment is left for every later part
+        end = begin + 1 + int(np.argmin(np.abs(newer[begin:last] - wanted)))
+        of_moment[len(moments) - end : len(moments) - begin] = number
+        begin = end
+    split[time > -np.inf] = of_moment[place]
+    return split

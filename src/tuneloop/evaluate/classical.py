@@ -94,6 +94,12 @@ def minilm_contender(train: Sequence[Row]) -> Classical | None:
     return Classical(MINILM, _regression(embed, embed(texts), labels), time.monotonic() - start)
 
 
+def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
+    """all-MiniLM-L6-v2 as a function from texts to unit vectors (texts, 384), None where `minilm_contender` gives None."""
+    folder = _minilm_folder()
+    return None if folder is None else _minilm(folder)
+
+
 def _texts_and_labels(train: Sequence[Row]) -> tuple[list[str], list[str]]:
     rows = [(_text(row), row.label) for row in train if row.label is not None]
     labels = [label for _, label in rows]
@@ -141,7 +147,7 @@ def _minilm_folder() -> Path | None:
     return None
 
 
-def _minilm(folder: Path) -> Callable[[list[str]], Any]:
+def _minilm(folder: Path) -> Callable[[Sequence[str]], Any]:
     """The embedding function: mean of the last layer over real tokens, length 1, as its model card says."""
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -156,7 +162,7 @@ def _minilm(folder: Path) -> Callable[[list[str]], Any]:
         if drawn:
             logging.enable_progress_bar()
 
-    def embed(texts: list[str]) -> Any:
+    def embed(texts: Sequence[str]) -> Any:
         # Texts of like length together: little padding.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)

@@ -469,6 +469,7 @@ def promises(facts: RunFacts) -> list[Promise]:
         number(run.get("peak_memory_gib")),
     )
     price, paid = first(number(said.get("usd")), number(cost.get("usd"))), number(run.get("usd"))
+    dearest = first(number(cost.get("high")), None if price is None else price * 1.25)
     lines = [
         Promise("training time", minutes(expected) + (span if expected is not None else ""), minutes(took), inside),
         Promise(
@@ -477,6 +478,6 @@ def promises(facts: RunFacts) -> list[Promise]:
             gib(real_peak),
             None if peak is None or real_peak is None else 0.85 * peak <= real_peak <= 1.15 * peak,
         ),
-        Promise("cost", usd(price), usd(paid), None if price is None or paid is None else paid <= price * 1.25 + 1e-9),
+        Promise("cost", usd(price), usd(paid), None if paid is None or dearest is None else paid <= dearest),
     ]
     return [line for line in lines if (line.predicted, line.actual) != ("–", "–")]

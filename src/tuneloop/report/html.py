@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import math
 import re
 from collections import Counter
@@ -75,19 +74,25 @@ def render_report(run: Path) -> str:
         UserError: no such run folder, or nothing in it.
     """
     facts = read_run(run)
-    return _template().render(page=page_of(facts))
+    return page_template("report.html.j2").render(page=page_of(facts))
 
 
 @functools.cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+def page_template(name: str) -> Template:
+    """A template of this package by its file name; the pages share `base.html.j2`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # Autoescape: everything on the page may come from users or from a model's mouth.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("tuneloop.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["count"] = count
     environment.filters["soft"] = soft
-    source = importlib.resources.files("tuneloop.report") / "templates" / "report.html.j2"
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    return environment.get_template(name)
 
 
 def soft(text: str) -> Markup:
@@ -116,8 +121,8 @@ def page_of(facts: RunFacts) -> dict[str, Any]:
         "samples": _samples(facts),
         "data": _data(facts),
         "plan": _plan(facts),
-        "config": _yaml(facts.config),
-        "environment": [(key, _inline(value)) for key, value in facts.environment.items() if key != "packages"],
+        "config": yaml_text(facts.config),
+        "environment": [(key, inline(value)) for key, value in facts.environment.items() if key != "packages"],
         "packages": sorted(section(facts.environment.get("packages")).items()),
         "next": f"tuneloop evaluate {facts.path} --split val",
         "run_path": str(facts.path),
@@ -356,8 +361,8 @@ def _data(facts: RunFacts) -> dict[str, Any]:
             for s in manifest.get("sources") or []
             if isinstance(s, dict)
         ],
-        "rejected": _tally(manifest.get("rejected")),
-        "repaired": _tally(manifest.get("repaired")),
+        "rejected": tally(manifest.get("rejected")),
+        "repaired": tally(manifest.get("repaired")),
         "splits": table,
         "checks": [c for c in manifest.get("checks") or [] if isinstance(c, dict)],
         "labels": sorted(labels.items(), key=lambda pair: (-pair[1], pair[0])),
@@ -373,7 +378,8 @@ def _format(value: object) -> str:
     return str(value or "")
 
 
-def _tally(value: object) -> list[tuple[str, float]]:
+def tally(value: object) -> list[tuple[str, float]]:
+    """(word, count) of a manifest's counts above zero, the most frequent first, underscores as spaces."""
     pairs = [(str(k).replace("_", " "), n) for k, v in section(value).items() if (n := number(v)) is not None and n > 0]
     return sorted(pairs, key=lambda pair: -pair[1])
 
@@ -398,23 +404,24 @@ def _plan(facts: RunFacts) -> dict[str, Any]:
         "capacity": gib(number(section(plan.get("memory")).get("capacity_gib"))),
         "phase": section(plan.get("memory")).get("phase") or "",
         "terms": [(name, gib(n), 100 * max(n, 0.0) / most) for name, n in sorted(terms, key=lambda t: -t[1])],
-        "assumptions": [_inline(a) for a in plan.get("assumptions") or []],
-        "alternatives": [_inline(a) for a in plan.get("alternatives") or []],
+        "assumptions": [inline(a) for a in plan.get("assumptions") or []],
+        "alternatives": [inline(a) for a in plan.get("alternatives") or []],
     }
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
     """A JSON-like value on one line: `name: value, ...`."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_inline(item)}" for key, item in value.items())
+        return ", ".join(f"{key}: {inline(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_inline(item) for item in value)
+        return ", ".join(inline(item) for item in value)
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.6g}"
     return "–" if value is None else str(value)
 
 
-def _yaml(config: Mapping[str, Any]) -> str:
+def yaml_text(config: Mapping[str, Any]) -> str:
+    """A config as YAML; an empty string for an empty one."""
     if not config:
         return ""
     import yaml

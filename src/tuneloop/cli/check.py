@@ -1,0 +1,86 @@
+"""`tuneloop check`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+
+if TYPE_CHECKING:
+    from tuneloop.types import Row
+
+LEVELS = ("error", "warn", "ok")
+
+
+def command(
+    dataset: str = typer.Argument(..., help="A prepared data set: its folder.", metavar="DATASET"),
+    against: str = typer.Option(
+        "", "--against", help="Records from production (file, glob or folder) to hold against it.", metavar="FILE"
+    ),
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check a data set for what spoils training or measuring. Exit status 1: a check is at `error`."""
+    from tuneloop.data.checks import check_dataset
+    from tuneloop.data.dataset import load_dataset
+
+    _refuse_raw_file(dataset)
+    loaded = load_dataset(dataset)
+    with screen(quiet) as shown:
+        production = _read(against, shown.say) if against else None
+    checks = check_dataset(loaded, against=production)
+    checks = sorted(checks, key=lambda check: LEVELS.index(check["level"]))  # stable: the order of checks stays
+    worst = checks[0]["level"] if checks else "ok"
+    if as_json:
+        print_json({"dataset": loaded.id, "path": loaded.path, "level": worst, "checks": checks})
+    else:
+        _print(loaded.id, checks)
+    if worst == "error":
+        raise typer.Exit(1)
+
+
+def _refuse_raw_file(path: str) -> None:
+    from tuneloop.types import UserError
+
+    if Path(path).is_file() and Path(path).name != "dataset.json":
+        raise UserError(
+            "A file is no data set yet: it has no splits to check",
+            where=path,
+            next_step=f"tuneloop prepare {path}, then check the folder that it names",
+        )
+
+
+def _read(against: str, say: Any) -> list[Row]:
+    from tuneloop.data.checks.production import read_production
+
+    rows, without = read_production([against])
+    note = f"; {without:,} records without a user's text were passed over" if without else ""
+    say(f"check     {len(rows):,} production records{note}")
+    return rows
+
+
+def _print(name: str, checks: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from tuneloop.report.facts import clean
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        style = {"error": "bold red", "warn": "yellow"}.get(check["level"], "green")
+        words = clean(check["message"])
+        table.add_row(Text(check["level"], style=style), Text.assemble((check["name"], "bold"), f"  {words}"))
+        if check["level"] != "ok" and check.get("remedy"):
+            table.add_row("", Text(clean(check["remedy"]), style="cyan"))
+    counts = {level: sum(check["level"] == level for check in checks) for level in LEVELS}
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"\n{name}: {', '.join(f'{n} {level}' for level, n in counts.items() if n)}", markup=False)

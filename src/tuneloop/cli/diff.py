@@ -1,0 +1,165 @@
+"""`tuneloop diff`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tuneloop.cli.console import Debug, Json, Quiet, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuneloop.data.lineage import DatasetDiff
+
+MOST = 8  # labels, settings or sources that are listed
+
+
+def command(
+    a: str = typer.Argument(..., help="The older data set: its folder.", metavar="A"),
+    b: str = typer.Argument(..., help="The newer data set.", metavar="B"),
+    rows: int = typer.Option(3, "--rows", "-n", min=0, help="Examples to show of each kind of change."),
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show what changed between two data sets: rows, splits, labels, settings, sources."""
+    from tuneloop.data.lineage import diff_datasets
+
+    diff = diff_datasets(a, b, examples=rows)
+    if as_json:
+        print_json({"identical": diff.identical, **{name: getattr(diff, name) for name in diff.__dataclass_fields__}})
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=False)
+    _print_head(diff, console)
+    _print_rows(diff, console)
+    _print_labels(diff, console)
+    _print_settings(diff, console)
+    _print_examples(diff, console)
+
+
+def _print_head(diff: DatasetDiff, console: Console) -> None:
+    table = _table("", "A", "B", "change")
+    table.add_row("data set", str(diff.a["id"]), str(diff.b["id"]), "")
+    names = list(dict.fromkeys([*diff.a["rows"], *diff.b["rows"]]))
+    counts = [(name, diff.a["rows"].get(name, 0), diff.b["rows"].get(name, 0)) for name in names]
+    tokens = [sum(side["tokens"].values()) for side in (diff.a, diff.b)]
+    for name, old, new in [*counts, ("tokens", *tokens)]:
+        table.add_row(name, f"{old:,}", f"{new:,}", f"{new - old:+,}" if new != old else "")
+    for name in ("task", "tool_version"):
+        if diff.a[name] != diff.b[name]:
+            table.add_row(name.replace("_", " "), str(diff.a[name] or "-"), str(diff.b[name] or "-"), "")
+    console.print(table)
+
+
+def _print_rows(diff: DatasetDiff, console: Console) -> None:
+    from rich.text import Text
+
+    console.print()
+    if diff.identical:
+        console.print("The rows and their splits are the same.")
+        return
+    table = _table("rows", "", "")
+    table.add_row("same", f"{diff.same:,}", "")
+    lines: list[tuple[str, dict[str, int], str]] = [
+        ("added", diff.added, ""),
+        ("removed", diff.removed, ""),
+        ("changed", diff.changed, "the question stayed; what changed: "),
+        ("moved", diff.moved, ""),
+    ]
+    for name, counts, words in lines:
+        if counts:
+            parts = ", ".join(f"{n:,} {what}" for what, n in counts.items())
+            table.add_row(name, f"{sum(counts.values()):,}", Text(words + parts))
+    console.print(table)
+    for move, words in (
+        ("test -> train", "of A's test rows are trained on in B: a model of B can't be measured on A's test"),
+        ("train -> test", "of B's test rows were trained on in A: a model of A can't be measured on B's test"),
+    ):
+        if n := diff.moved.get(move, 0):
+            console.print(Text.assemble(("warn  ", "yellow"), f"{n:,} {words}"))
+
+
+def _print_labels(diff: DatasetDiff, console: Console) -> None:
+    from rich.text import Text
+
+    shifted = [s for s in diff.labels if s.a != s.b]
+    if not shifted:
+        return
+    console.print()
+    table = _table("label", "A", "B", "share")
+    for s in shifted[:MOST]:
+        shares = f"{s.share_a:.1%} -> {s.share_b:.1%}"
+        table.add_row(Text(_short(s.label, 32)), f"{s.a:,}", f"{s.b:,}", shares)
+    console.print(table)
+    _print_more(len(shifted), console)
+    if diff.labels_p is not None:
+        p = "p < 0.001" if diff.labels_p < 0.001 else f"p {diff.labels_p:.3f}"
+        verdict = "the labels' shares differ" if diff.labels_p < 0.05 else "no evidence that the labels' shares differ"
+        console.print(f"{verdict} (chi-square test, {p})")
+
+
+def _print_settings(diff: DatasetDiff, console: Console) -> None:
+    from rich.text import Text
+
+    for title, key, changes in (("setting", "key", diff.config), ("source (rows)", "path", diff.sources)):
+        if not changes:
+            continue
+        console.print()
+        table = _table(title, "A", "B", left=True)
+        for change in changes[:MOST]:
+            values = [Text(_short(_shown(change[s]), 24, end=isinstance(change[s], list))) for s in ("a", "b")]
+            table.add_row(Text(_short(change[key], 44, end=key == "path")), *values)
+        console.print(table)
+        _print_more(len(changes), console)
+
+
+def _print_examples(diff: DatasetDiff, console: Console) -> None:
+    from rich.text import Text
+
+    for kind, examples in diff.examples.items():
+        if examples:
+            console.print()
+            console.print(Text(f"{kind}, for example", style="bold"))
+        for example in examples:
+            was = example.get("was", {})
+            split = f"{was['split']} -> {example['split']}" if kind == "moved" else example["split"]
+            width = 14 if kind == "moved" else 5
+            console.print(Text(f"  {split:<{width}}  {_short(example['prompt'], 74 - width)}"))
+            answers = [_short(answer, 30) for answer in (was.get("answer"), example["answer"]) if answer is not None]
+            console.print(Text(f"  {'':<{width}}  {' -> '.join(answers)}", style="dim"))
+
+
+def _print_more(n: int, console: Console) -> None:
+    if n > MOST:
+        console.print(f"and {n - MOST:,} more: --json lists all", style="dim")
+
+
+def _table(first: str, *columns: str, left: bool = False) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(first, no_wrap=not left, overflow="fold")
+    for column in columns:
+        words = left or not column or column == "share"
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    return table
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) and value is not True else str(value)
+
+
+def _short(value: object, longest: int, *, end: bool = False) -> str:
+    """One line of a text, its begin or its end."""
+    from tuneloop.report.facts import clean
+
+    text = " ".join(clean(value).split())
+    if len(text) <= longest:
+        return text
+    return "…" + text[1 - longest :] if end else text[: longest - 1] + "…"

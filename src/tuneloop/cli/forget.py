@@ -1,0 +1,147 @@
+"""`tuneloop forget`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from tuneloop.cli.console import Debug, Json, Quiet, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuneloop.data.forget import Descendant, Forgotten, Found
+
+MOST = 20  # rows that are shown
+
+
+def command(
+    dataset: str = typer.Argument(..., help="A prepared data set: its folder.", metavar="DATASET"),
+    match: str = typer.Option(
+        ..., "--match", help="Text in the rows, in any case; or column=value.", metavar="TEXT|COLUMN=VALUE"
+    ),
+    regex: bool = typer.Option(False, "--regex", help="The text or value is a regular expression."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only show what matches."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Don't ask before removing."),
+    root: str = typer.Option(".", "--root", help="Where to look for data sets and runs that were made from it."),
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Remove a person's rows from a data set, and list all that was made from it. Exit status 1: no row matches."""
+    from rich.console import Console
+
+    from tuneloop.data.forget import descendants, find_rows, forget, personal_settings
+    from tuneloop.data.match import Matcher, stand_ins
+    from tuneloop.report.data_html import write_data_report
+
+    console = Console(highlight=False, quiet=as_json)
+    matcher = Matcher(match, regex)
+    matcher = Matcher(match, regex, stand_ins(matcher, personal_settings(dataset)))
+    found = find_rows(dataset, matcher)
+    _print_found(found, console)
+    there = bool(found.hits or found.resumed)
+    if not there or dry_run:
+        made = descendants(found, matcher, root)
+        _print_made(made, console)
+        if as_json:
+            print_json({"matched": found.rows, "removed": 0, "rows": found.hits, "also_in": found.others,
+                        "sources": found.origins, "descendants": made})  # fmt: skip
+        raise typer.Exit(0 if there else 1)
+    if not yes and not _confirmed(found, as_json):
+        console.print("Nothing was removed.")
+        raise typer.Exit(1)
+    done = forget(dataset, matcher, runs_root=root)
+    if found.report:
+        write_data_report(found.folder)
+    if as_json:
+        print_json({"matched": found.rows, "removed": done.rows, "was": done.old_id, "id": done.new_id,
+                    "files": done.files, "rows": found.hits, "also_in": found.others, "sources": found.origins,
+                    "descendants": done.descendants})  # fmt: skip
+    _print_done(done, console)
+
+
+def _confirmed(found: Found, as_json: bool) -> bool:
+    from tuneloop.types import UserError
+
+    if as_json or not sys.stdin.isatty():
+        raise UserError(
+            "Nothing was removed: it was not confirmed",
+            where=f"{found.rows} rows of {found.folder}",
+            next_step="add --yes to remove them, or --dry-run to look only",
+        )
+    return typer.confirm(f"Remove these {found.rows} rows for good?", default=False, err=True)
+
+
+def _print_found(found: Found, console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from tuneloop.data.forget import personal_settings
+
+    if found.resumed:
+        console.print("An earlier removal was interrupted; it will be completed.")
+    if not found.hits:
+        console.print(f"No row matches in {found.folder}.", soft_wrap=True, markup=False)
+        if personal_settings(found.folder).mode == "placeholder":
+            hint = (
+                "Its texts hold placeholders for personal data: look for a column, as in user_id=..., or for line=..."
+            )
+            console.print(hint, style="dim")
+    else:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("file:line", no_wrap=True)
+        table.add_column("source:line", no_wrap=True)
+        table.add_column("what matches", overflow="fold")
+        for hit in found.hits[:MOST]:
+            table.add_row(f"{hit.file}:{hit.line}", Text(_end(f"{hit.source}:{hit.source_line}", 24)), Text(_clean(hit.excerpt)))  # fmt: skip
+        console.print(table)
+        if len(found.hits) > MOST:
+            console.print(f"and {len(found.hits) - MOST:,} more: --dry-run --json lists all", style="dim")
+    for name in found.others:
+        console.print(f"{name} in that folder holds the text too, and is left alone", style="yellow", markup=False)
+
+
+def _print_made(made: list[Descendant], console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not made:
+        return
+    console.print()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("made from it", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for one in made:
+        table.add_row(one.kind, Text(f"{one.path}: {one.why}"))
+        table.add_row("", Text(one.advice, style="cyan"))
+    console.print(table)
+
+
+def _print_done(done: Forgotten, console: Console) -> None:
+    console.print()
+    files = ", ".join(done.files)
+    console.print(
+        f"{done.rows:,} {'row' if done.rows == 1 else 'rows'} removed: {done.old_id} is now {done.new_id}", markup=False
+    )
+    console.print(f"rewritten or deleted: {files}", markup=False)
+    for source, lines in done.found.origins.items():
+        shown = ", ".join(map(str, lines[:MOST])) + (" …" if len(lines) > MOST else "")
+        words = "still holds them" if Path(source).is_file() else "is not there, but they were in it"
+        console.print(f"{source} {words}, at line {shown}:", soft_wrap=True, markup=False)
+        console.print("  delete them there, or the next `tuneloop prepare` brings them back", style="cyan")
+    _print_made(done.descendants, console)
+
+
+def _clean(text: str) -> str:
+    from tuneloop.report.facts import clean
+
+    return clean(text)
+
+
+def _end(text: str, longest: int) -> str:
+    text = _clean(text)
+    return text if len(text) <= longest else "…" + text[1 - longest :]

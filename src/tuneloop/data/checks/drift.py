@@ -1,0 +1,245 @@
+"""Whether two sets of texts come from the same source: training data and production, or train and test.
+
+The main figure is the AUC of a classifier that tells them apart on texts that it was not trained on (a classifier
+two-sample test, Lopez-Paz and Oquab 2017, arXiv 1610.06545): 0.5 means it can't, 1 that it always can.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from tuneloop.data.checks.features import folds, sample, sketch, tfidf
+from tuneloop.data.split import normalised
+from tuneloop.types import Estimate
+
+WARN_AUC, WARN_LOW = 0.65, 0.55  # a difference that a user notices, and that is no accident of the sample
+ERROR_AUC, ERROR_LOW = (
+    0.85,
+    0.75,
+)  # most texts show which side they are from: measured on one, nothing holds on the other
+FEW = 20  # distinct texts a side below which nothing is said
+MOST = 2000  # distinct texts a side that are looked at
+DIMENSIONS = 512
+RIDGE = 1.0
+FOLDS = 5
+TELLING = 10  # words and examples shown
+_WORD = re.compile(r"[^\W\d_]{2,}(?:['’][^\W\d_]+)?")
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How b differs from a.
+
+    Args:
+        level: `warn` from an AUC of 0.65 (interval above 0.55), `error` from 0.85 (above 0.75).
+        auc: of the classifier, with its 95 % interval (DeLong et al. 1988, for the classifier as it is: another one,
+            trained on other texts, varies a little more); NaN with fewer than 20 texts a side.
+        rows: distinct texts of a and b that were looked at.
+        length_ratio: median characters of b over those of a.
+        length_distance: Kolmogorov-Smirnov distance of the lengths, 0 to 1; `length_p` its p-value.
+        label_distance: total variation distance of the label shares, 0 to 1; None without labels.
+        new_words: share of b's words that a never uses; `usual_new_words`: the same for a tenth of a and the rest.
+        words_a, words_b: words that tell most of each side, the most telling first.
+        examples: indices of texts of b that a has nothing like, the most foreign first.
+    """
+
+    level: Literal["ok", "warn", "error"]
+    auc: Estimate
+    rows: tuple[int, int]
+    length_ratio: float
+    length_distance: float
+    length_p: float
+    label_distance: float | None
+    new_words: float
+    usual_new_words: float
+    words_a: list[str]
+    words_b: list[str]
+    examples: list[int]
+
+
+def compare_with(
+    texts_a: Sequence[str],
+    texts_b: Sequence[str],
+    labels_a: Sequence[str] | None = None,
+    labels_b: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+) -> Drift:
+    """Hold texts b (production, test) against texts a (train).
+
+    Texts that are equal up to case and white space count once a side and are in one fold, on whichever side they
+    stand, so copies neither sharpen the interval nor give a side away. Of more than 2,000 texts a side a sample, chosen
+    by their hashes, is looked at.
+    """
+    chosen_a, chosen_b = _distinct(texts_a, seed), _distinct(texts_b, seed)
+    a, b = [texts_a[i] for i in chosen_a], [texts_b[i] for i in chosen_b]
+    lengths_a, lengths_b = np.array([len(t) for t in a] or [0]), np.array([len(t) for t in b] or [0])
+    distance, p = kolmogorov_smirnov(lengths_a, lengths_b)
+    auc = Estimate(0.5, float("nan"), float("nan"))
+    examples: list[int] = []
+    if min(len(a), len(b)) >= FEW:
+        auc, examples = _told_apart(a, b, seed)
+    counts_a, counts_b = _words(a), _words(b)
+    shares = None
+    if labels_a and labels_b:
+        shares = total_variation(Counter(labels_a), Counter(labels_b))
+    return Drift(
+        level_of(auc),
+        auc,
+        (len(a), len(b)),
+        float(np.median(lengths_b) / max(np.median(lengths_a), 1)),
+        distance,
+        p,
+        shares,
+        _new(b, [word for word in counts_a]),
+        _new(a[::10], [word for text in _without_every_tenth(a) for word in _WORD.findall(text.lower())]),
+        _telling(counts_a, counts_b, len(a), len(b)),
+        _telling(counts_b, counts_a, len(b), len(a)),
+        [chosen_b[i] for i in examples],
+    )
+
+
+def level_of(auc: Estimate) -> Literal["ok", "warn", "error"]:
+    """What an AUC between two sides means; see the constants."""
+    if auc.value >= ERROR_AUC and auc.low > ERROR_LOW:
+        return "error"
+    return "warn" if auc.value >= WARN_AUC and auc.low > WARN_LOW else "ok"
+
+
+def auc_estimate(of_a: Any, of_b: Any) -> Estimate:
+    """The probability that a score of b is above one of a (ties count half), with the interval of DeLong et al. 1988.
+
+    Args:
+        of_a, of_b: float arrays of at least two scores.
+    """
+    sorted_a, sorted_b = np.sort(of_a), np.sort(of_b)
+    # by row: the share of the other side that it is right about
+    right_b = (np.searchsorted(sorted_a, of_b, "left") + np.searchsorted(sorted_a, of_b, "right")) / (2 * len(of_a))
+    wrong_a = (np.searchsorted(sorted_b, of_a, "left") + np.searchsorted(sorted_b, of_a, "right")) / (2 * len(of_b))
+    value = float(right_b.mean())
+    half = 1.96 * float(np.sqrt(right_b.var(ddof=1) / len(of_b) + wrong_a.var(ddof=1) / len(of_a)))
+    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0))
+
+
+def kolmogorov_smirnov(a: Any, b: Any) -> tuple[float, float]:
+    """The largest distance of two distribution functions, and its asymptotic p-value (Smirnov 1948)."""
+    everything = np.concatenate([a, b])
+    below_a = np.searchsorted(np.sort(a), everything, "right") / len(a)
+    below_b = np.searchsorted(np.sort(b), everything, "right") / len(b)
+    distance = float(np.abs(below_a - below_b).max())
+    x = distance * (len(a) * len(b) / (len(a) + len(b))) ** 0.5
+    if x < 0.3:  # the series below converges slowly, and the p-value is 1 to five digits
+        return distance, 1.0
+    terms = [(-1) ** (j - 1) * np.exp(-2 * j * j * x * x) for j in range(1, 50)]
+    return distance, float(min(max(2 * sum(terms), 0.0), 1.0))
+
+
+def chi_square(a: Any, b: Any) -> tuple[float, float]:
+    """Whether two rows of counts have the same shares: p-value of Pearson's test, and Cramér's V as size, 0 to 1.
+
+    Args:
+        a, b: counts by category; categories that neither has are left out.
+    """
+    from scipy.special import chdtrc
+
+    table = np.array([a, b], dtype=float)
+    table = table[:, table.sum(axis=0) > 0]
+    if table.shape[1] < 2 or not table.sum(axis=1).all():
+        return 1.0, 0.0
+    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / table.sum()
+    statistic = float(((table - expected) ** 2 / expected).sum())
+    return float(chdtrc(table.shape[1] - 1, statistic)), float((statistic / table.sum()) ** 0.5)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number (Holm 1979)."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def total_variation(a: Counter[str], b: Counter[str]) -> float:
+    """Half the sum of the differences of all shares: the share of rows that would have to change their label."""
+    of_a, of_b = max(a.total(), 1), max(b.total(), 1)
+    return 0.5 * sum(abs(a[name] / of_a - b[name] / of_b) for name in a.keys() | b.keys())
+
+
+def _distinct(texts: Sequence[str], seed: int) -> list[int]:
+    """Indices of the first of equal texts, a sample of them if there are many."""
+    first: dict[str, int] = {}
+    for index in sample(texts, 4 * MOST, seed):
+        first.setdefault(normalised(texts[index]), index)
+    indices = [index for text, index in first.items() if text]
+    return [indices[i] for i in sample([texts[index] for index in indices], MOST, seed)]
+
+
+def _told_apart(a: Sequence[str], b: Sequence[str], seed: int) -> tuple[Estimate, list[int]]:
+    """The cross-validated AUC of ridge regression on TF-IDF, and the places of the most foreign texts of b."""
+    texts = [*a, *b]
+    vectors = sketch(tfidf(texts), DIMENSIONS)
+    vectors = np.concatenate([vectors, np.full((len(texts), 1), 0.5, dtype=np.float32)], axis=1)
+    is_b = np.arange(len(texts)) >= len(a)
+    fold = folds(texts, FOLDS, seed)
+
+    def moments(rows: Any) -> tuple[Any, Any, int]:
+        some = vectors[rows]
+        return some.T @ some, some.sum(axis=0), len(some)
+
+    of_fold = [[moments((fold == number) & (is_b == side)) for side in (False, True)] for number in range(FOLDS)]
+    score = np.zeros(len(texts), dtype=np.float32)
+    for number in range(FOLDS):
+        matrix, target = RIDGE * np.eye(DIMENSIONS + 1, dtype=np.float32), 0.0
+        for side, sign in ((0, -1.0), (1, 1.0)):
+            others = [of_fold[other][side] for other in range(FOLDS) if other != number]
+            # both sides weigh the same in each training set, or the scores of a fold would lean against its majority
+            weight = np.float32(len(texts) / 2 / max(sum(count for *_, count in others), 1))
+            matrix = matrix + weight * sum(square for square, *_ in others)
+            target = target + sign * weight * sum(total for _, total, _ in others)
+        inside = fold == number
+        score[inside] = vectors[inside] @ np.linalg.solve(matrix, target)
+    nearest = (vectors[len(a) :, :-1] @ vectors[: len(a), :-1].T).max(axis=1)
+    of_b = score[len(a) :]
+    likely = np.flatnonzero(of_b >= np.quantile(of_b, 0.75))
+    order = likely[np.lexsort((likely, nearest[likely]))]
+    return auc_estimate(score[: len(a)], of_b), [int(i) for i in order[:TELLING]]
+
+
+def _words(texts: Sequence[str]) -> Counter[str]:
+    """In how many texts each word stands."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(set(_WORD.findall(text.lower())))
+    return counts
+
+
+def _without_every_tenth(texts: Sequence[str]) -> list[str]:
+    return [text for place, text in enumerate(texts) if place % 10]
+
+
+def _new(texts: Sequence[str], known: Sequence[str]) -> float:
+    """Share of the words of texts that are not among the known ones."""
+    seen = set(known)
+    words = [word for text in texts for word in _WORD.findall(text.lower())]
+    return sum(word not in seen for word in words) / len(words) if words else 0.0
+
+
+def _telling(own: Counter[str], other: Counter[str], of_own: int, of_other: int) -> list[str]:
+    """Words that stand in more texts of one side than chance allows: z-scores of log odds ratios (Woolf 1955)."""
+    scores = {}
+    for word, count in own.items():
+        if count < 3:  # hardly telling, and rare words may be names
+            continue
+        cells = (count + 0.5, of_own - count + 0.5, other[word] + 0.5, of_other - other[word] + 0.5)
+        odds_ratio = cells[0] * cells[3] / (cells[1] * cells[2])
+        scores[word] = math.log(odds_ratio) / math.sqrt(sum(1 / cell for cell in cells))
+    words = [word for word, score in scores.items() if score > 3.0]
+    return sorted(words, key=lambda word: (-scores[word], word))[:TELLING]

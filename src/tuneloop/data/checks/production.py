@@ -1,0 +1,116 @@
+"""What users send in production, from logs and exports of any shape: their turns, to hold against a data set."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.formats import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
+from tuneloop.data.formats.turns import ROLES
+from tuneloop.data.sources.read import SourceRecord, read_records
+from tuneloop.types import Message, Row, UserError
+
+SAMPLE = 2000  # records looked at to find the format
+PROMPT_NAMES = ("prompt", "instruction", "input", "user", "request", *TEXT_NAMES)
+DEPTH = 4  # of objects in which turns and texts are looked for: logs wrap requests
+
+
+def read_production(sources: Sequence[str], config: PrepareConfig | None = None) -> tuple[list[Row], int]:
+    """Production records as rows with the user's turns and an empty answer, and how many records had no such turn.
+
+    Records are read as training data are. One that is no training example because nothing is answered still says
+    what the user asked: its turns, or its text column, are taken as they are.
+
+    Args:
+        sources: files, globs or folders.
+        config: format and columns, where they can't be guessed.
+
+    Raises:
+        UserError: a source is missing or empty, or no record says what a user asked.
+    """
+    config = config or PrepareConfig(sources=list(sources))
+    records = iter(read_records(sources))
+    sample = list(itertools.islice(records, SAMPLE))
+    guess = _format([item.value for item in sample if isinstance(item, SourceRecord)], config)
+    rows, without = [], 0
+    for item in itertools.chain(sample, records):
+        texts = user_turns(item.value, guess, config) if isinstance(item, SourceRecord) else []
+        if texts:
+            rows.append(_row(texts, item.source, item.line))
+        else:
+            without += 1
+    if not rows:
+        raise UserError(
+            f"None of {without} records says what a user asked",
+            where=", ".join(sources),
+            next_step="give records with messages, or with a column named text or prompt",
+        )
+    return rows, without
+
+
+def _format(sample: Sequence[dict[str, Any]], config: PrepareConfig) -> FormatGuess | None:
+    try:
+        return detect(sample, config)
+    except UserError:
+        return None
+
+
+def user_turns(record: dict[str, Any], guess: FormatGuess | None, config: PrepareConfig) -> list[str]:
+    """What the user says in a record; empty if nothing is found."""
+    if guess is not None:
+        parsed = parse_record(record, guess, config)
+        turns = parsed.messages if isinstance(parsed, Parsed) else []
+        if texts := [m["content"] for m in turns if m["role"] == "user" and m["content"].strip()]:
+            return texts
+    named = record.get(config.text) if config.text else None
+    if isinstance(named, str) and named.strip():
+        return [named]
+    return next(_turns(record, DEPTH), None) or next(_text_columns(record, DEPTH), [])
+
+
+def _turns(value: Any, depth: int) -> Iterator[list[str]]:
+    """The user's turns of the first list of turns in a record."""
+    if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
+        texts = [text for turn in value if _speaker(turn) == "user" and (text := _said(turn))]
+        if texts:
+            yield texts
+    if depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from _turns(item, depth - 1)
+
+
+def _speaker(turn: Mapping[str, Any]) -> str:
+    name = turn.get("role", turn.get("from", turn.get("speaker", "")))
+    return ROLES.get(str(name).casefold(), "")
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    """The text of a turn, in one piece or in parts."""
+    content = next((turn[key] for key in ("content", "value", "text") if key in turn), "")
+    if isinstance(content, list):
+        content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) and content.strip() else ""
+
+
+def _text_columns(record: Any, depth: int) -> Iterator[list[str]]:
+    """The text in a column of a usual name, or in the only column of text."""
+    if not isinstance(record, Mapping):
+        return
+    texts = {str(key).casefold(): value for key, value in record.items() if isinstance(value, str) and value.strip()}
+    for name in PROMPT_NAMES:
+        if name in texts:
+            yield [texts[name]]
+    if len(texts) == 1:
+        yield list(texts.values())
+    if depth:
+        for value in record.values():
+            yield from _text_columns(value, depth - 1)
+
+
+def _row(texts: Sequence[str], source: str, line: int) -> Row:
+    messages: list[Message] = [{"role": "user", "content": text} for text in texts]
+    name = hashlib.blake2b("\n".join(texts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return Row(name, [*messages, {"role": "assistant", "content": ""}], meta={"source": source, "line": line})

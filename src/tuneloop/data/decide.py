@@ -1,0 +1,182 @@
+"""What depends on all rows: which are copies, which contradict each other, which split each belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tuneloop.data import duplicates
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.dataset import load_dataset
+from tuneloop.data.formats import Rejection
+from tuneloop.data.refine import LEAKS, UNMEASURED, Refinery, measured_if_long
+from tuneloop.data.split import LEAK, TEST, TRAIN, UNDECIDED, SplitFacts, assign_splits, frozen_splits
+from tuneloop.data.spool import Table
+from tuneloop.types import Progress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Rows up to which each is measured; of more, a sample picked by hash: totals are then known to about 1 %. That no row is too
+# long is known of all rows, see `refine.measured_if_long`.
+MEASURED_ROWS, SAMPLED_ROWS = 10_000, 4_000
+
+Embed = Callable[[Sequence[str]], Any]
+
+
+def decide(
+    table: Table,
+    config: PrepareConfig,
+    seed: int,
+    refinery: Refinery,
+    *,
+    taken: NDArray[Any],
+    embed: Embed | None,
+    progress: Progress,
+) -> None:
+    """Set the fate and the split of every row.
+
+    Args:
+        taken: by row, whether it is of a given test file: such rows are taken as they are.
+        embed: texts to unit vectors, for `duplicates.semantic`.
+    """
+    progress("comparing", 0, 3)
+    columns = table.columns
+    frozen = np.full(len(table), UNDECIDED, dtype=np.int8)
+    if config.split.freeze is not None:
+        frozen = frozen_splits(columns["id"], columns["question"], load_dataset(config.split.freeze))
+    frozen[taken] = TEST
+    order = duplicates.preference(
+        config.duplicates.keep,
+        count=len(table),
+        characters=columns["characters"],
+        time=columns["time"],
+        rating=columns["rating"],
+        pinned=frozen > TRAIN,
+    )
+    standing = _Standing(taken, frozen > TRAIN)
+    _drop_leaks(table)
+    _drop_copies(table, config, order, standing, embed)
+    _drop_conflicts(table, config, order, standing)
+    progress("comparing", 1, 3)
+    _measure(table, refinery, seed, progress)
+    rows = table.alive
+    links, _ = duplicates.find_links(
+        columns, table.texts, config.duplicates.threshold, rows=rows, question=columns["question"]
+    )
+    progress("comparing", 2, 3)
+    facts = SplitFacts(
+        question=columns["question"][rows],
+        stratum=columns["stratum"][rows],
+        labelled=columns["label"][rows] >= 0,
+        group=columns["group"][rows] if config.split.group else None,
+        time=columns["time"][rows],
+        frozen=frozen[rows],
+        links=np.searchsorted(rows, links),
+    )
+    split = assign_splits(facts, config.split, seed)
+    table.split[rows] = split
+    table.drop(rows[split == LEAK], "split_leak", "belongs together with a row of the frozen test or validation set")
+    _limit(table, config, seed)
+    progress("comparing", 3, 3)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """By row: whether it is of a given test file, and whether its place in val or test is fixed."""
+
+    taken: NDArray[Any]
+    fixed: NDArray[Any]
+
+
+def mixed_bits(numbers: NDArray[Any], seed: int) -> NDArray[Any]:
+    """A hash of 64-bit numbers (the finaliser of splitmix64, Steele et al. 2014, doi 10.1145/2714064.2660195)."""
+    with np.errstate(over="ignore"):
+        z = numbers.astype(np.uint64) ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        hashed: NDArray[Any] = z ^ (z >> np.uint64(31))
+    return hashed
+
+
+def _drop_leaks(table: Table) -> None:
+    """Rows that give a row of the given test set away; that set's rows are the first ones of the table."""
+    columns = table.columns
+    for row in np.flatnonzero(columns["leak"] >= 0).tolist():
+        how, alike, test_row = LEAKS[columns["leak_how"][row]], columns["leak_likeness"][row], columns["leak"][row]
+        if how == "overlap":
+            source, line = table.place(int(test_row))
+            table.drop(row, "split_leak", f"{alike:.0%} of the passages of {source}:{line}")
+        else:
+            table.drop(row, "split_leak", because=int(test_row), likeness=float(alike))
+
+
+def _drop_copies(
+    table: Table, config: PrepareConfig, order: NDArray[Any], standing: _Standing, embed: Embed | None
+) -> None:
+    settings = config.duplicates
+    found = duplicates.find_duplicates(table.columns, table.texts, settings, rows=table.alive, order=order)
+    _drop(table, found, np.where(found.exact, "exact_duplicate", "near_duplicate"), standing)
+    if settings.semantic is not None and embed is not None:
+        rows = table.alive
+        vectors = embed([text.prompt for text in table.texts(rows.tolist())])
+        found = duplicates.semantic_duplicates(
+            vectors, settings.semantic, rows=rows, order=order, apart=table.columns["label"][rows]
+        )
+        _drop(table, found, np.full(len(found.dropped), "semantic_duplicate"), standing)
+
+
+def _drop(table: Table, found: duplicates.Duplicates, reasons: NDArray[Any], standing: _Standing) -> None:
+    """Drop copies, but none that was given; a copy of a row whose place is fixed is a leak."""
+    for row, of, alike, reason in zip(found.dropped, found.of, found.similarity, reasons, strict=True):
+        if not standing.taken[row]:
+            word = "split_leak" if standing.fixed[of] and not standing.fixed[row] else str(reason)
+            table.drop(int(row), word, because=int(of), likeness=float(alike))
+
+
+def _drop_conflicts(table: Table, config: PrepareConfig, order: NDArray[Any], standing: _Standing) -> None:
+    """Rows with one question and different answers, where the policy is to drop some; the checks report those that stay."""
+    policy = config.duplicates.conflicts
+    if policy == "report":
+        return
+    for group in duplicates.find_conflicts(table.columns["question"], table.alive, order):
+        for row in group[0 if policy == "drop" else 1 :].tolist():
+            if not standing.taken[row]:
+                table.drop(row, "conflicting_label", because=int(group[0] if row != group[0] else group[1]))
+
+
+def _measure(table: Table, refinery: Refinery, seed: int, progress: Progress) -> None:
+    """Measure the rows that were not, all or a sample; what can't be rendered or teaches nothing is dropped."""
+    rows = table.alive
+    rows = rows[table.columns["tokens"][rows] == UNMEASURED]
+    if len(rows) > MEASURED_ROWS:
+        rows = np.sort(rows[np.argsort(mixed_bits(table.columns["id"][rows], seed), kind="stable")[:SAMPLED_ROWS]])
+    for number, row in enumerate(rows.tolist()):
+        if number % 500 == 0:
+            progress("measuring", number, len(rows))
+        measured = measured_if_long(table.row(row), refinery, always=True)
+        if isinstance(measured, Rejection):
+            table.drop(row, measured.reason, measured.detail)
+        else:
+            table.columns["tokens"][row], table.columns["supervised"][row] = measured.tokens, measured.supervised
+    progress("measuring", len(rows), len(rows))
+
+
+def _limit(table: Table, config: PrepareConfig, seed: int) -> None:
+    """Reject training rows beyond `limit_per_label`, in the order of their hashes."""
+    limit = config.limit_per_label
+    if limit is None:
+        return
+    rows = table.alive
+    rows = rows[table.split[rows] == TRAIN]
+    ids, strata = table.columns["id"][rows], table.columns["stratum"][rows]
+    order = np.lexsort((ids, mixed_bits(ids, seed), strata))
+    rows, strata = rows[order], strata[order]
+    first = np.concatenate(([0], np.flatnonzero(np.diff(strata)) + 1)) if len(rows) else np.zeros(0, dtype=np.int64)
+    place = np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))
+    for row in rows[place >= limit].tolist():
+        name = table.names["stratum"][int(table.columns["stratum"][row])]
+        table.drop(row, "over_limit", f"{limit} rows of {name!r} are in train (limit_per_label)")

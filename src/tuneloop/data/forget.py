@@ -1,0 +1,589 @@
+"""A person's rows taken out of a data set, and found in what was made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import json
+import os
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.data.dataset import MANIFEST, dataset_hash, label_counts, token_statistics
+from tuneloop.data.lineage import dataset_folder, read_lines, read_manifest, split_files
+from tuneloop.data.match import NO_TEXT, Matcher
+from tuneloop.data.mix import GENERAL_FILE
+from tuneloop.data.split import SPLITS
+from tuneloop.files import lock_folder, read_json, sha256_file, sync_folder, user_errors_of_the_disk, write_json
+from tuneloop.types import Dataset, Reject, Row, UserError
+
+if TYPE_CHECKING:
+    from tuneloop.data.config import PersonalConfig, PrepareConfig
+    from tuneloop.data.prepare import Measured
+
+JOURNAL = ".forgetting.json"  # the manifest while a data set is being rewritten
+# Each line is a row or a record; lines of other files only tell of some: repairs, duplicates, labels that look wrong.
+ROW_FILES = (*(f"{split}.jsonl" for split in SPLITS), GENERAL_FILE, "rejects.jsonl")
+DEPTH = 4  # folders below the root in which data sets and runs are looked for
+
+
+Origin = tuple[str, int]  # a source and a line in it
+
+
+# --- finding a person's rows -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A line that matches: its file in the data set, its number there, its row's id, its source with the line, and why.
+
+    `general` marks rows that were mixed in.
+    """
+
+    file: str
+    line: int
+    id: str
+    source: str
+    source_line: int
+    excerpt: str
+    general: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set with the rows that match.
+
+    Args:
+        folder: of the data set.
+        manifest: its manifest as it is.
+        hits: the matching rows, rows of the same source records, and lines of other files that tell of them.
+        report: whether there is a report, which may quote them.
+        others: further files of the folder that hold the text; they are not touched.
+        resumed: whether an earlier removal was interrupted and is to be completed.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    hits: list[Hit]
+    report: bool
+    others: list[str]
+    resumed: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows and rejects among the hits."""
+        return sum(hit.file in ROW_FILES for hit in self.hits)
+
+    @property
+    def ids(self) -> set[str]:
+        """Ids of the rows."""
+        return {hit.id for hit in self.hits if hit.id}
+
+    @property
+    def origins(self) -> dict[str, list[int]]:
+        """The source records: lines by source. The sources themselves are the user's, and still hold them."""
+        lines: dict[str, set[int]] = defaultdict(set)
+        for hit in self.hits:
+            if hit.source:
+                lines[hit.source].add(hit.source_line)
+        return {source: sorted(some) for source, some in sorted(lines.items())}
+
+
+def find_rows(dataset: Path | str, match: Matcher) -> Found:
+    """A person's rows in a data set's splits and rejects, and what other files tell of them; nothing is changed.
+
+    Rows made of the same source record as a matching one are found too (a long chat divided in several rows, a row
+    used more than once), and rows whose record matches in the source, though personal data were taken out of the row,
+    as long as the source is still as it was.
+
+    Raises:
+        UserError: no complete data set there, or a damaged one.
+    """
+    folder = dataset_folder(dataset)
+    resumed = not (folder / MANIFEST).is_file() and (folder / JOURNAL).is_file()
+    manifest = _interrupted(folder, match) if resumed else read_manifest(folder)[1]
+    splits = [path for path in split_files(folder, manifest).values() if path.is_file()]
+    files = [*splits, folder / "rejects.jsonl", *_side_files(folder)]
+    origins = {origin: f"in the source: {excerpt}" for origin, excerpt in _in_sources(manifest, match)}
+    direct: dict[tuple[str, int], str] = {}
+    for path in files:
+        for number, record in _records(path):
+            for origin, excerpt in _matches(path.name, record, match):
+                direct[path.name, number] = excerpt
+                if origin[0]:
+                    origins.setdefault(origin, "another row of the same record matches")
+    hits: list[Hit] = []
+    ids: set[str] = set()
+    for path in files:
+        for number, record in _records(path):
+            if record.get("reason") == "forgotten":
+                continue
+            name = str(record.get("id", "")) if path.name != "rejects.jsonl" else ""
+            why = direct.get((path.name, number)) or next(filter(None, map(origins.get, _origins(record))), None)
+            if why is None and path.name not in ROW_FILES and ids & {name, str(record.get("kept_id", ""))}:
+                why = "tells of a row that matches"
+            if why is not None:
+                hits.append(Hit(path.name, number, name, *_origins(record)[0], why, "mix" in record.get("meta", {})))
+                ids |= {name} - {""}
+    known = {path.name for path in files} | {"report.html", MANIFEST, JOURNAL}
+    others = [name for name in sorted(os.listdir(folder)) if name not in known and _holds(folder / name, match)]
+    return Found(folder, manifest, hits, (folder / "report.html").is_file(), others, resumed)
+
+
+def _in_sources(manifest: Mapping[str, Any], match: Matcher) -> Iterator[tuple[Origin, str]]:
+    """Records of the sources that match. A source that has changed is left out: its lines are others now."""
+    from tuneloop.data.sources.read import read_records
+
+    for about in manifest.get("sources", []):
+        path = Path(str(about.get("path", "")))
+        with contextlib.suppress(UserError, OSError):
+            if path.is_file() and sha256_file(path) == about.get("sha256"):
+                for item in read_records([str(path)]):
+                    excerpt = match.finds(item.record if isinstance(item, Reject) else item.value)
+                    if excerpt is not None:
+                        yield (str(about["path"]), item.line), excerpt
+
+
+def personal_settings(dataset: Path | str) -> PersonalConfig:
+    """How a data set was told to treat personal data; the default where no data set is, or one of another version."""
+    from tuneloop.data.config import PersonalConfig
+
+    folder = dataset_folder(dataset)
+    manifest = _quiet_json(folder / MANIFEST) or _quiet_json(folder / JOURNAL).get("manifest", {})
+    with contextlib.suppress(ValueError):
+        return PersonalConfig.model_validate(manifest.get("config", {}).get("personal", {}))
+    return PersonalConfig()
+
+
+def _interrupted(folder: Path, match: Matcher) -> dict[str, Any]:
+    """The manifest from before a removal that was interrupted.
+
+    Raises:
+        UserError: another one than this.
+    """
+    journal = read_json(folder / JOURNAL)
+    if journal["match_hash"] != match.hash:
+        raise UserError(
+            "An earlier removal from this data set was interrupted",
+            where=str(folder),
+            next_step="run that one again first, with the same --match; or prepare the data set again",
+        )
+    manifest: dict[str, Any] = journal["manifest"]
+    return manifest
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if path.is_file():
+        for number, (_, _, record) in enumerate(read_lines(path), 1):
+            if isinstance(record, dict):
+                yield number, record
+
+
+def _side_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.jsonl") if path.name not in ROW_FILES)
+
+
+def _matches(file: str, record: Mapping[str, Any], match: Matcher) -> Iterator[tuple[Origin, str]]:
+    """Where a line of a data set's file matches: the source record concerned, and an excerpt."""
+    if file == "rejects.jsonl":  # holds raw records, and details that may quote them
+        parts = [record.get("record"), {"detail": record.get("detail")}]
+        found = [(_origins(record)[0], match.finds(part)) for part in parts if record.get("reason") != "forgotten"]
+    elif file not in ROW_FILES:  # may tell of two rows: one, and one that was kept in its place
+        halves = [{k: v for k, v in record.items() if k.startswith("kept_") == kept} for kept in (False, True)]
+        found = [
+            (origin, match.finds({k: v for k, v in half.items() if k.removeprefix("kept_") not in (*NO_TEXT, "id")}))
+            for origin, half in zip(_origins(record), halves, strict=False)
+        ]
+    else:
+        found = [(_origins(record)[0], match.finds(record, str(record.get("id", ""))))]
+    yield from ((origin, excerpt) for origin, excerpt in found if excerpt is not None)
+
+
+def _origins(record: Mapping[str, Any]) -> list[Origin]:
+    """Source and line of a row or reject, or of the two rows that a line of another file tells of."""
+    place = record.get("meta", record)
+    origins = [(str(place.get("source", "")), _line(place.get("line")))]
+    if "kept_source" in place:
+        origins.append((str(place["kept_source"]), _line(place.get("kept_line"))))
+    return origins
+
+
+def _line(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _holds(path: Path, match: Matcher) -> bool:
+    """Whether a file of unknown kind holds the text."""
+    if not path.is_file() or path.name == ".lock" or _is_leftover(path):
+        return False
+    with contextlib.suppress(OSError):
+        return match.finds(path.read_bytes().decode("utf-8", "replace")) is not None
+    return False
+
+
+def _is_leftover(path: Path) -> bool:
+    """Half of a file that a killed process left: see `tuneloop.files.write_bytes`."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+# --- what was made of a data set -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Descendant:
+    """Something made from a data set: what it is, its rows of the person (None: weights, which can't be searched), and
+    what to do about it."""
+
+    kind: str
+    path: str
+    id: str
+    rows: int | None
+    why: str
+    advice: str
+
+
+def descendants(found: Found, match: Matcher, root: Path | str = ".") -> list[Descendant]:
+    """Data sets, runs and evaluations below `root` (to a depth of 4) that come from a data set or hold its matching rows.
+
+    Where nothing matches in the data set itself, only what holds matching rows is listed, and what came of that.
+
+    Args:
+        found: the data set, as it was before the rows were removed.
+        match: what was looked for.
+        root: folder to search.
+    """
+    folders = list(_walk(Path(root)))
+    names = _names(found.manifest) if found.hits or found.resumed else set()
+    taught = names if found.resumed or any(hit.file == "train.jsonl" for hit in found.hits) else set()
+    made: list[Descendant] = []
+    for folder in folders:
+        if (folder / MANIFEST).is_file() and folder.resolve() != found.folder.resolve():
+            child = _dataset_child(folder, found, match, names)
+            if child is not None:
+                made.append(child)
+                own = _names(_quiet_json(folder / MANIFEST))
+                names = names | own
+                taught = taught | own if _count(folder / "train.jsonl", found.ids, match) else taught
+    for folder in folders:
+        run = _quiet_json(folder / "run.json")
+        dataset = {run.get(key) for key in ("dataset", "data_id", "dataset_hash")}
+        if dataset & taught:
+            advice = "train again on the new data set, or delete it: weights can remember rows"
+            made.append(Descendant("run", str(folder), str(run.get("id", "")), None, "trained on them", advice))
+        elif dataset & names:
+            why, advice = "trained on the data set, but not on these rows", "its weights may stay"
+            made.append(Descendant("run", str(folder), str(run.get("id", "")), 0, why, advice))
+    for folder in folders:
+        evaluation = _quiet_json(folder / "eval.json")
+        if not evaluation:
+            continue
+        rows = _count(folder / "samples.jsonl", found.ids, match)
+        if rows or evaluation.get("dataset") in names:
+            why = f"quotes {rows} of the rows" if rows else "measured on the data set as it was"
+            advice = (
+                "delete it, or evaluate again on the new data set" if rows else "its figures stay good for that one"
+            )
+            made.append(Descendant("evaluation", str(folder), str(evaluation.get("name", "")), rows, why, advice))
+    return made
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Folders to a depth of `DEPTH` below the root, hidden ones and checkpoints left out."""
+    for place, folders, _ in os.walk(root):
+        path = Path(place)
+        depth = len(path.relative_to(root).parts)
+        folders[:] = sorted(
+            name for name in folders if depth < DEPTH and not name.startswith(".") and name != "checkpoints"
+        )
+        yield path
+
+
+def _names(manifest: Mapping[str, Any]) -> set[str]:
+    """Ids and hash that a data set has and had."""
+    names = {manifest.get("id"), manifest.get("hash")}
+    forgotten = manifest.get("forgotten") or {}
+    for one in [forgotten, *forgotten.get("earlier", [])]:
+        names |= {one.get("was"), one.get("was_hash")}
+    return {str(name) for name in names if name}
+
+
+def _quiet_json(path: Path) -> dict[str, Any]:
+    """A manifest; empty if there is none, or none that can be read."""
+    with contextlib.suppress(UserError, OSError):
+        value = read_json(path)
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _dataset_child(folder: Path, found: Found, match: Matcher, ids: Collection[str]) -> Descendant | None:
+    manifest = _quiet_json(folder / MANIFEST)
+    if not isinstance(manifest.get("splits"), dict):
+        return None
+    files = [*split_files(folder, manifest).values(), folder / "rejects.jsonl"]
+    rows = sum(_count(path, found.ids, match) for path in files)
+    named = bool(_names(manifest) & set(ids)) or (bool(found.hits) and _names_folder(manifest, found.folder))
+    if not rows and not named:
+        return None
+    why = f"holds {rows} of the rows" if rows else "made from it"
+    advice = f"tuneloop forget {folder} --match ..." if rows else "prepare it again"
+    return Descendant("data set", str(folder), str(manifest.get("id", "")), rows, why, advice)
+
+
+def _names_folder(manifest: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a data set's configuration names another one's folder: as source, as general data, as frozen split."""
+    config = manifest.get("config") or {}
+    mix, split = config.get("mix") or {}, config.get("split") or {}
+    places = [*(config.get("sources") or []), *(mix.get("sources") or []), split.get("freeze"), split.get("test")]
+    inside = folder.resolve()
+    return any(isinstance(p, str) and p and inside in (Path(p).resolve(), Path(p).resolve().parent) for p in places)
+
+
+def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
+    """Rows of a file with one of the ids, or that match."""
+    n = 0
+    with contextlib.suppress(UserError):
+        for _, record in _records(path):
+            n += record.get("id") in ids or any(_matches(path.name, record, match))
+    return n
+
+
+# --- forgetting ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What became of a data set.
+
+    Args:
+        found: what it held.
+        rows: removed from splits and rejects.
+        old_id, new_id: before and after.
+        descendants: what else was made from it.
+        files: files that were rewritten or deleted.
+    """
+
+    found: Found
+    rows: int
+    old_id: str
+    new_id: str
+    descendants: list[Descendant]
+    files: list[str] = field(default_factory=list)
+
+
+def forget(
+    dataset: Path | str,
+    match: Matcher,
+    *,
+    runs_root: Path | str = ".",
+    measure: Callable[[Row], Measured] | None = None,
+    checks: Callable[[Dataset], list[dict[str, Any]]] | None = None,
+    today: datetime.date | None = None,
+) -> Forgotten:
+    """Remove a person's rows from a data set, which gets a new hash and id, and list what was made from it.
+
+    The rows go from the splits, from `rejects.jsonl` and `repairs.jsonl`; `report.html` is deleted. What stays is a
+    line in `rejects.jsonl` with source, line and the reason `forgotten`, so that every record is still accounted for,
+    and `forgotten` in the manifest, with a hash of the pattern and never the pattern. An interrupted removal is
+    completed by the next one.
+
+    Args:
+        dataset: its folder.
+        match: whose rows.
+        runs_root: folder to search for data sets, runs and evaluations that come from it.
+        measure: a row's length in tokens; without it the token statistics stay those from before, and say so.
+        checks: the checks of a data set; default: `tuneloop.data.checks.check_dataset`.
+        today: date of the removal.
+
+    Raises:
+        UserError: no complete data set there, a damaged one, or another process works in it.
+    """
+    from tuneloop.data.config import PrepareConfig
+
+    folder = dataset_folder(dataset)
+    if not folder.is_dir():
+        read_manifest(folder)  # says what is missing
+    with lock_folder(folder):
+        if (folder / MANIFEST).is_file():  # else an interrupted removal needs it
+            (folder / JOURNAL).unlink(missing_ok=True)
+        found = find_rows(folder, match)
+        made = descendants(found, match, runs_root)
+        old_id = str(found.manifest.get("id", ""))
+        if not found.hits and not found.resumed:
+            return Forgotten(found, 0, old_id, old_id, made)
+        try:
+            config = PrepareConfig.model_validate(found.manifest["config"])
+        except (KeyError, ValueError):
+            raise UserError(
+                "The data set was prepared by another version",
+                where=str(folder / MANIFEST),
+                next_step="delete the rows from its sources and run `tuneloop prepare` again",
+            ) from None
+        with user_errors_of_the_disk(folder):
+            if not found.resumed:
+                write_json(folder / JOURNAL, {"match_hash": match.hash, "manifest": found.manifest})
+                (folder / MANIFEST).unlink()
+            files = _remove(found)
+            manifest = _manifest_after(found, match, config, measure, checks, today or datetime.date.today())
+            write_json(folder / MANIFEST, manifest)
+            (folder / JOURNAL).unlink()
+    return Forgotten(found, manifest["forgotten"]["rows"], old_id, manifest["id"], made, [*files, MANIFEST])
+
+
+def _remove(found: Found) -> list[str]:
+    """Rewrite the files without the rows; `rejects.jsonl` first, so that no record drops out of the account."""
+    folder = found.folder
+    gone = {(hit.file, hit.line) for hit in found.hits}
+    changed = []
+    for path in sorted(folder.iterdir()):
+        if _is_leftover(path):
+            path.unlink()
+            changed.append(path.name)
+    files = split_files(folder, found.manifest)
+    counted = {"rejects.jsonl", *(files[split].name for split in SPLITS)}
+    due = {(hit.source, hit.source_line) for hit in found.hits if hit.file in counted and not hit.general}
+    rejects = folder / "rejects.jsonl"
+    due -= {_origins(record)[0] for _, record in _records(rejects) if record.get("reason") == "forgotten"}
+    tombs = [{"source": s, "line": n, "reason": "forgotten", "detail": "", "record": None} for s, n in sorted(due)]
+    if due:
+        lines = (json.dumps(tomb, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for tomb in tombs)
+        changed.append(_rewrite(rejects, itertools.chain(_kept_lines(rejects, gone), lines)))
+    for path in [*_side_files(folder), *files.values()]:
+        if any(name == path.name for name, _ in gone):
+            changed.append(_rewrite(path, _kept_lines(path, gone)))
+    if found.report:
+        (folder / "report.html").unlink(missing_ok=True)
+        changed.append("report.html")
+    return changed
+
+
+def _kept_lines(path: Path, gone: Collection[tuple[str, int]]) -> Iterator[bytes]:
+    for number, (_, line, _) in enumerate(read_lines(path) if path.is_file() else (), 1):
+        if (path.name, number) not in gone:
+            yield line
+
+
+def _rewrite(path: Path, lines: Iterable[bytes]) -> str:
+    """Write a file anew, whole or not at all; its name. The lines may come from the file itself."""
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+    sync_folder(path.parent)
+    return path.name
+
+
+def _rows(path: Path) -> list[Row]:
+    return [Row.from_json(record) for _, record in _records(path)]
+
+
+def _manifest_after(
+    found: Found,
+    match: Matcher,
+    config: PrepareConfig,
+    measure: Callable[[Row], Measured] | None,
+    checks: Callable[[Dataset], list[dict[str, Any]]] | None,
+    today: datetime.date,
+) -> dict[str, Any]:
+    """The manifest of the rewritten files.
+
+    Numbers are counted anew from the files and compared with the old manifest's, so that a removal that was
+    interrupted is counted in full.
+    """
+    old, folder = found.manifest, found.folder
+    manifest = dict(old)
+    rows = {split: _rows(path) for split, path in split_files(folder, old).items() if path.is_file()}
+    manifest["splits"] = {
+        split: _split_after(was, split_files(folder, old)[split], rows[split], measure)
+        for split, was in old["splits"].items()
+    }
+    if "mix" in old:
+        manifest["mix"] = _mix_after(old["mix"], rows)
+    reasons = Counter(str(record.get("reason")) for _, record in _records(folder / "rejects.jsonl"))
+    manifest["rejected"] = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+    kinds = Counter(str(record.get("kind")) for _, record in _records(folder / "repairs.jsonl"))
+    manifest["repaired"] = dict(sorted(kinds.items()))
+    sizes = {split: sum("mix" not in row.meta for row in rows[split]) for split in SPLITS}
+    kept, rejected = sum(sizes.values()), reasons.total()
+    manifest["counts"] = {**old["counts"], "read": kept + rejected, "kept": kept, "rejected": rejected, **sizes}
+    manifest["forgotten"] = {
+        "rows": _rows_with_content(old) - _rows_with_content(manifest),
+        "when": today.isoformat(),
+        "match_hash": match.hash,
+        "was": old.get("id"),
+        "was_hash": old.get("hash"),
+    }
+    if earlier := old.get("forgotten"):
+        past = {key: value for key, value in earlier.items() if key != "earlier"}
+        manifest["forgotten"]["earlier"] = [*earlier.get("earlier", []), past]
+    manifest["hash"] = dataset_hash({split: rows[split] for split in SPLITS}, config, old["seed"], manifest.get("mix"))
+    manifest["id"] = f"{old['name']}-{manifest['hash'][:12]}"
+    manifest["checks"] = _checks_after(old, Dataset(str(folder), manifest, *(rows[split] for split in SPLITS)), checks)
+    return manifest
+
+
+def _rows_with_content(manifest: Mapping[str, Any]) -> int:
+    """Rows and rejects of a data set that hold what a record said."""
+    rows = sum(int(split["rows"]) for split in manifest["splits"].values())
+    held_out = sum(int(source["held_out"]) for source in manifest.get("mix", {}).get("sources", ()))
+    rejects = sum(int(n) for reason, n in manifest["rejected"].items() if reason != "forgotten")
+    return rows + held_out + rejects
+
+
+def _mix_after(mix: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """The manifest's account of general rows with what is left of them; shares and tokens stay as they were."""
+    left = {split: Counter(row.meta.get("mix") for row in some) for split, some in rows.items()}
+    places = {"uses": "train", "test": "test", "held_out": "general"}
+    sources = [
+        {**source, **{key: left.get(split, Counter())[source["name"]] for key, split in places.items()}}
+        for source in mix["sources"]
+    ]
+    return {**mix, "sources": sources}
+
+
+def _split_after(
+    was: Mapping[str, Any], path: Path, rows: Sequence[Row], measure: Callable[[Row], Measured] | None
+) -> dict[str, Any]:
+    """What the manifest says of a split; without `measure` the old token statistics, marked with the rows they are of.
+
+    Statistics are of the task's own rows, as prepare writes them.
+    """
+    own = [row for row in rows if "mix" not in row.meta]
+    about = {**was, "rows": len(rows), "sha256": sha256_file(path)}
+    if was.get("labels"):
+        about["labels"] = label_counts(own)
+    if was.get("rows") == len(rows) or "tokens" not in was:
+        return about
+    if measure is None:
+        about["tokens"] = {**was["tokens"], "of_rows": was["tokens"].get("of_rows", was.get("rows"))}
+    else:
+        measured = [measure(row) for row in own]
+        about["tokens"] = token_statistics([m.tokens for m in measured], sum(m.supervised for m in measured))
+    return about
+
+
+def _checks_after(
+    old: Mapping[str, Any], dataset: Dataset, checks: Callable[[Dataset], list[dict[str, Any]]] | None
+) -> list[dict[str, Any]]:
+    """The checks of the smaller data set; those that prepare alone can do stay, without their examples."""
+    if checks is None:
+        from tuneloop.data.checks import check_dataset
+
+        again = check_dataset(dataset, against=None)
+    else:
+        again = checks(dataset)
+    done = {check["name"] for check in again}
+    kept = [{**check, "examples": []} for check in old.get("checks", []) if check["name"] not in done]
+    return [*again, *kept]

@@ -1,0 +1,434 @@
+"""Turns of a conversation: from the many ways to write them to the OpenAI form, in an order that makes sense.
+
+`read_turns` looks at one turn after the other and normalises it; `ordered` looks at their sequence:
+it merges, ties tools' answers to calls, and refuses what no conversation can be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuneloop.data.formats.answers import error_answer
+from tuneloop.data.sources.parse import json_type
+from tuneloop.types import Message
+
+_SPELLINGS = {
+    "system": "system developer system_prompt",
+    "user": "user human prompter customer client caller visitor guest enduser end_user end-user patient student "
+    "question asker",
+    "assistant": "assistant gpt chatgpt gpt4 gpt-4 claude gemini llama llm model ai bot chatbot agent "
+    "virtual_assistant virtualassistant answer",
+    "tool": "tool function observation ipython tool_response tool_result tool_results tool_output function_response "
+    "function_result function_output tool-response function-response",
+    "function_call": "function_call tool_call tool_calls function-call tool-call functioncall",
+}
+ROLES = {spelling: role for role, spellings in _SPELLINGS.items() for spelling in spellings.split()}
+_PLAIN = {"user": "user", "assistant": "assistant", "system": "system", "human": "user", "gpt": "assistant"}
+
+
+class Refused(Exception):
+    """A record that a format can't use; never leaves `tuneloop.data.formats`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class TurnKeys:
+    """How turns are written in some data.
+
+    Args:
+        role: key of the speaker.
+        content: key of what is said.
+        roles: spellings of roles that only this data has, in lower case, to our role.
+        usual: spellings of roles, as they are written, that the data shows often.
+        separate_calls: tool calls stand in turns of their own, so that two in a row are made at once.
+        greetings: what conversations of this data often open with.
+    """
+
+    role: str = "role"
+    content: str = "content"
+    roles: Mapping[str, str] = field(default_factory=dict)
+    usual: frozenset[str] = frozenset()
+    separate_calls: bool = False
+    greetings: frozenset[str] = frozenset()
+
+
+PLAIN_KEYS = TurnKeys()
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def as_text(value: Any, where: str, *, strings_only: bool = False) -> str:
+    """A scalar as text, null and NaN as "".
+
+    Args:
+        value: what stands in the record.
+        where: its place, as told in the detail.
+        strings_only: numbers and booleans are refused: nearly all other records have text here.
+
+    Raises:
+        Refused: an object or an array, or a scalar where only strings are expected.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if strings_only or isinstance(value, dict | list):
+        raise Refused("wrong_type", f"{where} is {json_type(value)}, not text")
+    try:
+        return json.dumps(value) if isinstance(value, bool) else str(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        raise Refused("wrong_type", f"{where} is a number with too many digits") from None
+
+
+def from_json(value: Any, where: str) -> Any:
+    """A value that may stand as a JSON string.
+
+    Raises:
+        Refused: a string that is not JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise Refused("broken_json", f"{where} is not valid JSON") from None
+
+
+def short(text: str, length: int = 60) -> str:
+    """Text as it is quoted in details."""
+    return repr(text if len(text) <= length else text[: length - 1] + "…")
+
+
+def user(text: str) -> Message:
+    """A turn of the user."""
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    """A turn of the assistant."""
+    return {"role": "assistant", "content": text}
+
+
+# --- one turn after the other --------------------------------------------------------------------
+
+
+def read_turns(value: Sequence[Any], keys: TurnKeys, repairs: list[dict[str, Any]]) -> list[Message]:
+    """Turns in the OpenAI form, each by itself.
+
+    A role in an unusual spelling is noted in `repairs`. Tools' answers are not yet tied to calls.
+
+    Raises:
+        Refused: a turn that is no object, has no role or content, an unknown speaker, a malformed call.
+    """
+    turns: list[Message] = []
+    role_key, content_key = keys.role, keys.content
+    plain = {} if keys.roles else _PLAIN
+    calls = 0
+    for turn in value:
+        if isinstance(turn, dict) and len(turn) == 2:
+            role, content = turn.get(role_key), turn.get(content_key)
+            if type(content) is str and type(role) is str and role in plain and (role in keys.usual or role in _OURS):
+                turns.append({"role": plain[role], "content": content})  # type: ignore[typeddict-item]
+                continue
+        message = _read_turn(turn, len(turns) + 1, keys, calls, repairs)
+        calls += len(message.get("tool_calls", ()))
+        turns.append(message)
+    return turns
+
+
+_OURS = frozenset({"system", "user", "assistant", "tool"})
+
+
+def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[dict[str, Any]]) -> Message:
+    if not isinstance(turn, dict):
+        raise Refused("wrong_type", f"turn {place} is {json_type(turn)}, not an object")
+    if keys.role not in turn:
+        raise Refused("missing_field", f"turn {place} has no {keys.role!r}")
+    role = _role(turn[keys.role], place, keys, repairs)
+    content = turn.get(keys.content)
+    if role == "tool":
+        return _tool_turn(turn, content, place, keys)
+    if role == "function_call":
+        made = from_json(content, f"the call of turn {place}")
+        made = made if isinstance(made, list) else [made]
+        return {"role": "assistant", "content": "", "tool_calls": _calls(made, place, calls)}
+    asked = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
+    if keys.content not in turn and not asked:
+        raise Refused("missing_field", f"turn {place} has no {keys.content!r}")
+    message: Message = {"role": role, "content": content_text(content, place)}  # type: ignore[typeddict-item]
+    if asked:
+        if role != "assistant" or not isinstance(asked, list):
+            raise Refused("wrong_type", f"turn {place}: tool_calls of the {role}")
+        message["tool_calls"] = _calls(asked, place, calls)
+    weight = turn.get("weight")
+    if weight is not None:
+        if not isinstance(weight, int | float) or weight not in (0, 1):
+            raise Refused("wrong_type", f"turn {place} has a weight other than 0 and 1")
+        message["weight"] = int(weight)
+    name = turn.get("name")
+    if isinstance(name, str) and name.strip():
+        message["name"] = name
+    return message
+
+
+def _role(value: Any, place: int, keys: TurnKeys, repairs: list[dict[str, Any]]) -> str:
+    if not isinstance(value, str):
+        raise Refused("unknown_role", f"turn {place}: {short(str(value))}")
+    spelling = value.strip().casefold()
+    role = keys.roles.get(spelling) or ROLES.get(spelling)
+    if role is None:
+        raise Refused("unknown_role", f"turn {place}: {short(value)}")
+    if value != role and value not in keys.usual:
+        repairs.append({"kind": "role_name", "field": "messages", "turn": place, "detail": f"{short(value)}: {role}"})
+    return role
+
+
+def content_text(value: Any, place: int) -> str:
+    """A turn's content as text; parts of type text are joined."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return as_text(value, f"the content of turn {place}", strings_only=True)
+    parts = []
+    for part in value:
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        text = part.get("text") if kind in ("text", "input_text", "output_text") else part
+        if not isinstance(text, str):
+            raise Refused("wrong_type", f"turn {place} has a part that is no text")
+        parts.append(text)
+    return "".join(parts)
+
+
+def _calls(values: Iterable[Any], place: int, before: int) -> list[dict[str, Any]]:
+    return [_call(value, place, f"call_{number}") for number, value in enumerate(values, before)]
+
+
+def _call(value: Any, place: int, new_id: str) -> dict[str, Any]:
+    """A call in the OpenAI form, the arguments as a JSON string; `new_id` is used where there is none."""
+    function = value.get("function", value) if isinstance(value, dict) else None
+    if not isinstance(function, dict):
+        raise Refused("wrong_type", f"turn {place}: a tool call is no object")
+    name, arguments = function.get("name"), function.get("arguments")
+    if not isinstance(name, str) or not name.strip():
+        raise Refused("missing_field", f"turn {place}: a tool call has no name")
+    given = value.get("id")
+    return {
+        "id": given if isinstance(given, str) and given else new_id,
+        "type": "function",
+        "function": {"name": name, "arguments": _arguments(arguments, place)},
+    }
+
+
+def _arguments(value: Any, place: int) -> str:
+    """Arguments as the JSON text of an object; a string stays as it is written. None at all are `{}`."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return "{}"
+    parsed = value
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            raise Refused("bad_arguments", f"turn {place}: {short(value)} is not valid JSON") from None
+    if not isinstance(parsed, dict):
+        raise Refused("bad_arguments", f"turn {place}: the arguments are {json_type(parsed)}, not an object")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _tool_turn(turn: Mapping[str, Any], value: Any, place: int, keys: TurnKeys) -> Message:
+    """A tool's answer: text as it is, data as JSON."""
+    if keys.content not in turn:
+        raise Refused("missing_field", f"turn {place} has no {keys.content!r}")
+    textual = isinstance(value, list) and all(
+        isinstance(p, str) or (isinstance(p, dict) and isinstance(p.get("text"), str)) for p in value
+    )
+    data = isinstance(value, dict | bool | int | float) or (isinstance(value, list) and not textual)
+    message: Message = {
+        "role": "tool",
+        "content": json.dumps(value, ensure_ascii=False) if data else content_text(value, place),
+    }
+    for key in ("tool_call_id", "name"):
+        given = turn.get(key)
+        if isinstance(given, str) and given:
+            message[key] = given
+    return message
+
+
+def read_tools(value: Any, where: str = "column 'tools'") -> list[dict[str, Any]]:
+    """Tool definitions in the OpenAI form, from a list or a JSON string, wrapped or bare."""
+    if value is None or (isinstance(value, str) and not value.strip()) or value != value:
+        return []
+    tools = from_json(value, where) or []
+    tools = tools if isinstance(tools, list) else [tools]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise Refused("wrong_type", f"{where} is no array of objects")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+# --- their sequence ------------------------------------------------------------------------------
+
+
+def ordered(
+    turns: Sequence[Message],
+    keys: TurnKeys,
+    repairs: list[dict[str, Any]],
+    *,
+    system: str = "",
+    errors: bool = True,
+) -> list[Message]:
+    """Turns as a conversation that can be learned from; what is changed is added to `repairs`.
+
+    Turns of one speaker in a row are merged; empty system turns are dropped. A system turn may stand
+    anywhere (Llama 3's template renders it in its place). The assistant may speak first, once, as the
+    greeting of many chat windows; but it calls no tool before anybody has asked.
+
+    Args:
+        turns: in the OpenAI form.
+        keys: how the data writes its turns.
+        repairs: what is changed is noted here.
+        system: text of the system turn for conversations without one, or "".
+        errors: refuse answers that are error messages.
+
+    Raises:
+        Refused: empty turns, no user turn, no answer at the end, calls without answers and the reverse,
+            nothing to train on.
+    """
+    walk = _Walk(keys, repairs)
+    for place, turn in enumerate(turns, 1):
+        content, role = turn["content"], turn["role"]
+        if role == "tool":
+            walk.tool(turn, place)
+            continue
+        if not content or content.isspace():
+            if role == "system":
+                repairs.append({"kind": "dropped_turn", "field": "messages", "turn": place})
+                continue
+            if role == "user":
+                raise Refused("empty_input", f"turn {place} is empty")
+            if "tool_calls" not in turn:
+                raise Refused("empty_output", f"turn {place} is empty")
+        elif errors and role == "assistant" and (kind := error_answer(content, walk.question)):
+            raise Refused("error_output", f"turn {place} is {kind}: {short(content)}")
+        if role == walk.role:
+            walk.again(turn, place)
+        else:
+            walk.next(turn, place)
+    return walk.end(system)
+
+
+@dataclass(slots=True)
+class _Walk:
+    """The conversation so far: what `ordered` remembers from turn to turn.
+
+    `open` are the calls without an answer yet, `calls_merged` tells that the last turn was made of several
+    turns with calls, `weights` that some turn has one.
+    """
+
+    keys: TurnKeys
+    repairs: list[dict[str, Any]]
+    merged: list[Message] = field(default_factory=list)
+    open: list[dict[str, Any]] = field(default_factory=list)
+    role: str = ""
+    question: str = ""
+    greeting: str | None = None
+    calls_merged: bool = False
+    has_system: bool = False
+    weights: bool = False
+
+    def next(self, turn: Message, place: int) -> None:
+        """A turn of another speaker than the last."""
+        role = turn["role"]
+        if role == "user":
+            if self.open:
+                raise self._unanswered(place)
+            self.question = turn["content"]
+        elif role == "assistant":
+            if self.open:
+                raise self._unanswered(place)
+            if not self.question:
+                self.greeting = turn["content"]
+            self._learn(turn, place)
+        else:
+            self.has_system = True
+        self.role = role
+        self.merged.append(turn)
+
+    def again(self, turn: Message, place: int) -> None:
+        """A turn of the same speaker as the last: one with it, unless a call's answer is missing between them."""
+        first = self.merged[-1]
+        if self.open and turn["content"]:
+            raise self._unanswered(place)
+        if first.get("weight") != turn.get("weight"):  # one is trained on, the other not
+            self.next(turn, place)
+            return
+        if self.open and not self.keys.separate_calls:
+            self.calls_merged = True
+        merged: Message = {**first, "content": "\n".join(filter(None, (first["content"], turn["content"])))}
+        if first.get("name") != turn.get("name"):
+            merged.pop("name", None)
+        if "tool_calls" in turn:
+            merged["tool_calls"] = [*first.get("tool_calls", ()), *turn["tool_calls"]]
+        if not (self.open and self.keys.separate_calls):
+            self.repairs.append({"kind": "merged_turns", "field": "messages", "turn": place})
+        if self.role == "user":
+            self.question = merged["content"]
+        elif self.role == "assistant":
+            self._learn(turn, place)
+        self.merged[-1] = merged
+
+    def _learn(self, turn: Message, place: int) -> None:
+        if len(turn) == 2:
+            return
+        if "tool_calls" in turn:
+            if not self.question:
+                raise Refused("bad_turn_order", f"turn {place} calls a tool before any user turn")
+            self.open = [*self.open, *turn["tool_calls"]]
+        self.weights = self.weights or "weight" in turn
+
+    def tool(self, turn: Message, place: int) -> None:
+        """A tool's answer, tied to the call it answers: by its id, else the first call not yet answered."""
+        if not self.open:
+            what = "a second answer to a call" if self.role == "tool" else "a tool's answer without a call before it"
+            raise Refused("bad_turn_order", f"turn {place} is {what}")
+        given, name = turn.get("tool_call_id"), turn.get("name")
+        if given is not None:
+            call = next((call for call in self.open if call["id"] == given), None)
+        else:
+            call = next((call for call in self.open if call["function"]["name"] == name), self.open[0])
+        if call is None:
+            raise Refused("bad_turn_order", f"turn {place} answers the call {short(str(given))}, which is not open")
+        self.open = [other for other in self.open if other is not call]
+        turn["tool_call_id"] = call["id"]
+        turn.setdefault("name", call["function"]["name"])
+        self.calls_merged = self.calls_merged and bool(self.open)
+        self.role = "tool"
+        self.merged.append(turn)
+
+    def end(self, system: str) -> list[Message]:
+        """The whole conversation, with a system turn."""
+        turns = self.merged
+        if not self.question:
+            raise Refused("empty_input", "no user turn")
+        if self.role != "assistant":
+            raise Refused("no_answer", f"the last turn is the {self.role}'s")
+        if self.calls_merged:
+            raise self._unanswered(len(turns))
+        if self.weights and all(turn.get("weight") == 0 for turn in turns if turn["role"] == "assistant"):
+            raise Refused("no_supervised_token", "every turn of the assistant has weight 0")
+        greetings = self.keys.greetings
+        if self.greeting is not None and self.greeting not in greetings and turns[-1]["content"] in greetings:
+            raise Refused("bad_turn_order", "the conversation ends with the greeting that others begin with")
+        if system and not self.has_system:
+            turns.insert(0, {"role": "system", "content": system})
+        return turns
+
+    def _unanswered(self, place: int) -> Refused:
+        names = ", ".join(call["function"]["name"] for call in self.open)
+        return Refused("unanswered_call", f"turn {place} goes on before {names} has answered")

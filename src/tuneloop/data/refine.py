@@ -1,0 +1,546 @@
+"""A chunk of a source to finished rows: parsed, repaired, redacted, measured, with the facts that later decisions need.
+
+This is the part of prepare that knows one record at a time, so any number of processes can run it. What
+depends on other rows (duplicates, splits, limits) is decided in `prepare` on the facts alone; the rows wait in a spool.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from tuneloop.data import duplicates, language, personal, repair
+from tuneloop.data.checks import quality
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.dataset import meta_key
+from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record
+from tuneloop.data.leaks import TestIndex, find_leaks
+from tuneloop.data.sources.parse import Chunk, SourceRecord, parse_chunk
+from tuneloop.data.split import prompt_key
+from tuneloop.types import Message, Reject, Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXCERPT = 160  # characters of a text before and after a repair that `repairs.jsonl` shows
+TURN_TOKENS = 16  # at most so many tokens frame a turn in any chat template; bounds a row's length from above
+UNMEASURED = -1
+LEAKS = ("exact", "near", "overlap")
+NAMED = ("label", "stratum", "language")  # columns of numbers that stand for names
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The length of a rendered row: all its tokens, and those that the loss is computed on."""
+
+    tokens: int
+    supervised: int
+
+
+Measure = Callable[[Row], Measured]
+
+
+@dataclass(frozen=True)
+class Refinery:
+    """What every worker needs to know.
+
+    Args:
+        measure: a row's length; `ValueError` when it can't be rendered.
+        spool: folder for the rows.
+        key: of pseudonyms.
+        index: the given test set, which no row may give away.
+    """
+
+    config: PrepareConfig
+    measure: Measure
+    spool: Path
+    key: bytes | None = None
+    index: TestIndex | None = None
+
+
+@dataclass
+class Facts:
+    """What is known of the rows of a chunk, or of all, one array element a row; texts are in the spool.
+
+    Args:
+        number: of the chunk, from 0.
+        columns: arrays by name; see `_ROW_TYPES`, and the sketches of `duplicates`.
+        names: what the numbers in the columns `label`, `stratum` and `language` stand for; -1 stands for none.
+        rejected: records of the chunk that are no rows, by reason; `records`: rows and rejects together.
+        is_chat: whether a row has tools or several answers.
+    """
+
+    number: int
+    columns: dict[str, NDArray[Any]]
+    names: dict[str, list[str]]
+    records: int
+    rejected: Counter[str] = field(default_factory=Counter)
+    is_chat: bool = False
+
+
+_ROW_TYPES: dict[str, str] = {
+    "chunk": "i4", "line": "i8", "start": "i8", "row_size": "i4", "record_size": "i4",
+    "id": "u8", "meta": "u8", "question": "u8", "group": "u8", "label": "i4", "stratum": "i4", "language": "i2", "flags": "u4",
+    "tokens": "i4", "supervised": "i4", "characters": "i4", "answer_characters": "i4", "time": "f8", "rating": "f4",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """A chunk to refine: its number, from 0, its records, and their format."""
+
+    number: int
+    records: Chunk | Sequence[SourceRecord | Reject]
+    guess: FormatGuess
+
+
+def refine_chunk(work: Work, refinery: Refinery) -> Facts:
+    """The rows and rejects of a chunk into the spool, and their facts back."""
+    items = parse_chunk(work.records) if isinstance(work.records, Chunk) else work.records
+    table = _Table(work.number, refinery)
+    for item in items:
+        if isinstance(item, Reject):
+            table.reject(item)
+            continue
+        made = refine(item, work.guess, refinery)
+        if isinstance(made, Reject):
+            table.reject(made)
+        else:
+            table.add(made)
+    return table.close(len(items))
+
+
+# --- one record ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change to one field of a record: the kind, and for repairs the text around it before and after."""
+
+    kind: str
+    field: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """A row on its way to a split, and what is to be said about it.
+
+    Args:
+        record: the source record without personal data, for `rejects.jsonl` should the row be dropped later.
+    """
+
+    row: Row
+    stratum: str
+    record: Mapping[str, Any]
+    changes: list[Change]
+    measured: Measured
+    language: str
+    flags: tuple[str, ...]
+    group: str
+    time: float
+    rating: float
+
+
+def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Refined | Reject:
+    """A source record as a finished row, or why it is none."""
+    config = refinery.config
+    value, changes = _clean(item.value, refinery)
+    # what `rejects.jsonl` would show: as it stood, but for personal data
+    record = value if not changes else _as_it_stood(item.value, refinery)
+
+    def refuse(reason: str, detail: str) -> Reject:
+        return Reject(item.source, item.line, reason, detail, record)
+
+    parsed = parse_record(value, guess, config)
+    if isinstance(parsed, Rejection):
+        return refuse(parsed.reason, parsed.detail)
+    if config.personal.mode == "reject" and (found := [c for c in changes if c.kind == "pii"]):
+        return refuse("personal_data", "; ".join(f"{c.field}: {c.facts['detail']}" for c in found))
+    meta = _meta(item, value, parsed, config.split.stratify)
+    meta.update(parsed.extra)
+    row = Row(row_id(parsed), parsed.messages, parsed.label, parsed.tools, meta)
+    measured = measured_if_long(row, refinery)
+    if isinstance(measured, Rejection) and measured.reason == "too_long" and config.too_long == "truncate":
+        row, measured, cut = shortened(row, parsed, refinery)
+        changes += cut
+    if isinstance(measured, Rejection):
+        return refuse(measured.reason, measured.detail)
+    asked = asked_text(row)
+    code = language.detect_language(asked)[0]
+    if config.language and language.foreign(asked, config.language):
+        return refuse("wrong_language", f"{code}, not {config.language}")
+    stratum = parsed.label or ""
+    if config.split.stratify is not None:
+        stratum = _stratum(value.get(config.split.stratify))
+    changes += [
+        Change(r["kind"], r["field"], {k: v for k, v in r.items() if k not in ("kind", "field")})
+        for r in parsed.repairs
+    ]
+    return Refined(
+        row, stratum, record, changes, measured, code, quality.flags(row.messages, row.label),
+        _group(item.value, config), _number(value, _time_column(config)), _number(value, config.duplicates.best),
+    )  # fmt: skip
+
+
+def asked_text(row: Row) -> str:
+    """What the user says; in a row without a user, the answer."""
+    return "\n".join(m["content"] for m in row.messages if m["role"] == "user") or row.messages[-1]["content"]
+
+
+def measured_if_long(row: Row, refinery: Refinery, *, always: bool = False) -> Measured | Rejection:
+    """The row's length if it may be over the limit or is of an unusual shape; why it is rejected if it is.
+
+    A token is at least one byte, so rows with fewer bytes than the limit need no tokenizer; that is what makes
+    preparing fast. They are measured later, all of them or a sample.
+    """
+    messages = row.messages
+    if not (always or row.tools):
+        bound = sum(len(m["content"].encode("utf-8", "surrogatepass")) + TURN_TOKENS for m in messages) + TURN_TOKENS
+        plain = all(len(m) == 2 for m in messages) and all(m["role"] != "system" for m in messages[1:])
+        if plain and bound <= refinery.config.max_length:
+            return Measured(UNMEASURED, UNMEASURED)
+    try:
+        measured = refinery.measure(row)
+    except ValueError as error:
+        return Rejection("template_error", str(error))
+    if measured.tokens > refinery.config.max_length:
+        return Rejection("too_long", f"{measured.tokens} tokens, at most {refinery.config.max_length} (max_length)")
+    if measured.supervised < 1:
+        return Rejection("no_supervised_token", f"none of {measured.tokens} tokens is trained on")
+    return measured
+
+
+def shortened(row: Row, parsed: Parsed, refinery: Refinery) -> tuple[Row, Measured | Rejection, list[Change]]:
+    """The row cut to `max_length`: the oldest turns go first, then the beginning of the first user turn that is left.
+
+    System turns, the last question's end and the whole answer stay; a row that is too long without anything else is rejected.
+    """
+    head = [m for m in row.messages if m["role"] == "system"]
+    body = [m for m in row.messages if m["role"] != "system"]
+
+    def made(turns: list[Message]) -> tuple[Row, Measured | Rejection]:
+        fewer = replace(parsed, messages=[*head, *turns])
+        new = replace(row, id=row_id(fewer), messages=fewer.messages)
+        return new, measured_if_long(new, refinery, always=True)
+
+    before, (new, measured) = len(body), made(body)
+    while isinstance(measured, Rejection):
+        later = [i for i in range(1, len(body)) if body[i]["role"] == "user"]
+        if not later:
+            break
+        body = body[later[0] :]
+        new, measured = made(body)
+    dropped = before - len(body)
+    characters = 0
+    if isinstance(measured, Rejection) and body[0]["role"] == "user":
+        text = body[0]["content"]
+        low, high = 1, len(text) - 1  # the least number of characters to cut lies between
+        while low < high:
+            middle = (low + high) // 2
+            _, result = made([{**body[0], "content": text[middle:]}, *body[1:]])
+            low, high = (middle + 1, high) if isinstance(result, Rejection) else (low, middle)
+        rest = text[low:]
+        characters = len(text) - len(rest.split(" ", 1)[-1] if " " in rest else rest)
+        new, measured = made([{**body[0], "content": text[characters:]}, *body[1:]])
+    detail = f"{dropped} turns and {characters} characters of the beginning left out"
+    return new, measured, [Change("cut", "messages", {"detail": detail})]
+
+
+def row_id(parsed: Parsed) -> str:
+    """The first 16 hex digits of the hash of a row's content."""
+    import hashlib
+
+    content = [parsed.messages, parsed.tools, parsed.label, *([parsed.extra] if parsed.extra else [])]
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+# --- repair and redaction ------------------------------------------------------------------------
+
+
+def _clean(value: dict[str, Any], refinery: Refinery) -> tuple[dict[str, Any], list[Change]]:
+    """A record with every text in it repaired and redacted, and the changes; the record itself if there are none."""
+    changes: list[Change] = []
+    return _walk(value, (), refinery, changes), changes
+
+
+def _walk(value: Any, path: tuple[str | int, ...], refinery: Refinery, changes: list[Change]) -> Any:
+    if type(value) is str:
+        return _text(value, path, refinery, changes)
+    if type(value) is dict:
+        pairs: Any = value.items()
+    elif type(value) is list:
+        pairs = enumerate(value)
+    else:
+        return value
+    new: Any = None
+    for key, item in pairs:
+        if type(item) in (str, dict, list):
+            made = _walk(item, (*path, key), refinery, changes)
+            if made is not item:
+                if new is None:
+                    new = value.copy()
+                new[key] = made
+    return value if new is None else new
+
+
+def _text(text: str, path: tuple[str | int, ...], refinery: Refinery, changes: list[Change]) -> str:
+    config = refinery.config
+    mended, kinds = repair.repair_text(text, config.repair)
+    column = next((part for part in reversed(path) if isinstance(part, str)), "")
+    findings = personal.find(mended, config.personal, column) if config.personal.mode != "off" else []
+    if not kinds and not findings:
+        return text
+    if mended != text and text[:1] in "{[" and _is_json(text) and not _is_json(mended):
+        mended, kinds = text, ()  # JSON inside a column: better unrepaired than broken
+        findings = personal.find(mended, config.personal, column) if config.personal.mode != "off" else []
+    where = _field(path)
+    replaced = config.personal.mode in ("placeholder", "pseudonym")
+    if kinds:
+        before, after = _excerpts(_without(text, refinery), _without(mended, refinery))
+        changes.extend(Change(kind, where, {"before": before, "after": after}) for kind in kinds)
+    if findings:
+        changes.append(Change("pii", where, {"detail": _counts(finding.kind for finding in findings)}))
+    return personal.redact(mended, findings, config.personal, refinery.key) if findings and replaced else mended
+
+
+def _counts(kinds: Iterable[str]) -> str:
+    """`EMAIL x2, PHONE`."""
+    return ", ".join(kind if n == 1 else f"{kind} x{n}" for kind, n in sorted(Counter(kinds).items()))
+
+
+def counted(detail: str) -> Counter[str]:
+    """The inverse of what stands in a repair's detail: kinds of personal data by number."""
+    found: Counter[str] = Counter()
+    for part in detail.split(", "):
+        kind, _, times = part.partition(" x")
+        found[kind] += int(times or 1)
+    return found
+
+
+def _without(text: str, refinery: Refinery) -> str:
+    """Text without personal data, in whatever mode."""
+    settings = refinery.config.personal
+    if settings.mode == "off":
+        return text
+    plain = settings.model_copy(update={"mode": "placeholder"})
+    return personal.redact(text, personal.find(text, plain), plain, None)
+
+
+def _as_it_stood(value: dict[str, Any], refinery: Refinery) -> dict[str, Any]:
+    """A record unrepaired, but without personal data unless that is left alone on request."""
+    settings = refinery.config.personal
+    if settings.mode in ("off", "report"):
+        return value
+    scrubbed: dict[str, Any] = personal.scrub(value, settings, refinery.key)[0]
+    return scrubbed
+
+
+def scrubbed_reject(reject: Reject, refinery: Refinery) -> Reject:
+    """A reject of the reader without personal data in it."""
+    settings = refinery.config.personal
+    if reject.record is None or settings.mode in ("off", "report"):
+        return reject
+    record = personal.scrub(reject.record, settings, refinery.key)[0]
+    return Reject(reject.source, reject.line, reject.reason, reject.detail, record)
+
+
+def _field(path: tuple[str | int, ...]) -> str:
+    """`messages[2].content` for ("messages", 2, "content")."""
+    words = ""
+    for part in path:
+        words += f"[{part}]" if isinstance(part, int) else f".{part}" if words else part
+    return words
+
+
+def _excerpts(before: str, after: str) -> tuple[str, str]:
+    """The texts around the first place where they differ."""
+    same = 0
+    for a, b in zip(before, after, strict=False):
+        if a != b:
+            break
+        same += 1
+    start = max(same - EXCERPT // 4, 0)
+
+    def cut(text: str) -> str:
+        part = text[start : start + EXCERPT]
+        shown = ("…" if start else "") + part + ("…" if start + EXCERPT < len(text) else "")
+        return shown.encode("utf-8", "backslashreplace").decode("utf-8")
+
+    return cut(before), cut(after)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except (orjson.JSONDecodeError, UnicodeEncodeError):
+        return False
+    return True
+
+
+# --- further columns -----------------------------------------------------------------------------
+
+
+def _stratum(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _meta(item: SourceRecord, value: Mapping[str, Any], parsed: Parsed, stratify: str | None) -> dict[str, Any]:
+    """Where the record stood, and its further columns: scalars, and flat lists of scalars."""
+    meta: dict[str, Any] = {"source": item.source, "line": item.line}
+    for column, cell in value.items():
+        if column in parsed.used and column != stratify:
+            continue
+        if isinstance(cell, dict) or (isinstance(cell, list) and any(isinstance(v, dict | list) for v in cell)):
+            continue
+        while column in meta:
+            column += "_"
+        meta[column] = None if isinstance(cell, float) and not math.isfinite(cell) else cell
+    return meta
+
+
+def _group(value: Mapping[str, Any], config: PrepareConfig) -> str:
+    """What keeps rows together, from the record as it stood: redaction would make one of many users."""
+    if config.split.group is None:
+        return ""
+    cell = value.get(config.split.group)
+    return "" if cell is None else _stratum(cell)
+
+
+def _time_column(config: PrepareConfig) -> str:
+    return config.split.time if config.split.by == "time" else config.duplicates.newest
+
+
+def _number(value: Mapping[str, Any], column: str) -> float:
+    """A number, or a time as seconds since 1970; NaN where there is none."""
+    cell = value.get(column)
+    if isinstance(cell, bool):
+        return float(cell)
+    if isinstance(cell, int | float):
+        return float(cell)
+    if not isinstance(cell, str) or not cell:
+        return math.nan
+    try:
+        return float(cell)
+    except ValueError:
+        pass
+    from datetime import UTC, datetime
+
+    try:
+        moment = datetime.fromisoformat(cell.strip())
+    except ValueError:
+        return math.nan
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+# --- the table of a chunk ------------------------------------------------------------------------
+
+
+class _Table:
+    """Gathers a chunk's rows: bytes for the spool, facts for the arrays."""
+
+    def __init__(self, number: int, refinery: Refinery) -> None:
+        self.number, self.refinery = number, refinery
+        self.rows: dict[str, list[Any]] = {name: [] for name in _ROW_TYPES}
+        self.data = bytearray()
+        self.rejects: list[tuple[int, bytes]] = []
+        self.repairs: list[tuple[int, str, bytes]] = []
+        self.rejected: Counter[str] = Counter()
+        self.names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
+        self.texts: list[duplicates.RowTexts] = []
+        self.is_chat = False
+
+    def reject(self, reject: Reject) -> None:
+        """A record that is no row."""
+        reject = scrubbed_reject(reject, self.refinery)
+        self.rejected[reject.reason] += 1
+        self.rejects.append((reject.line, reject_line(reject)))
+
+    def add(self, made: Refined) -> None:
+        """A row."""
+        row, rows = made.row, self.rows
+        place = len(rows["id"])
+        line, record = orjson.dumps(row.to_json()), orjson.dumps(made.record)
+        asked = prompt_key(row)
+        self.texts.append(duplicates.texts_of(row))
+        values: dict[str, Any] = {
+            "chunk": self.number, "line": row.meta["line"], "start": len(self.data), "row_size": len(line),
+            "record_size": len(record), "id": int(row.id, 16), "meta": meta_key(row), "question": duplicates.key64(asked),
+            "group": duplicates.key64(made.group) if made.group else 0,
+            "label": self._code("label", row.label), "stratum": self._code("stratum", made.stratum),
+            "language": self._code("language", made.language),
+            "flags": quality.as_bits(made.flags), "tokens": made.measured.tokens, "supervised": made.measured.supervised,
+            "characters": sum(len(m["content"]) for m in row.messages), "answer_characters": len(row.answer),
+            "time": made.time, "rating": made.rating,
+        }  # fmt: skip
+        for name, cell in values.items():
+            rows[name].append(cell)
+        self.data += line
+        self.data += record
+        for change in made.changes:
+            repair_line = {
+                "source": row.meta["source"], "line": row.meta["line"], "id": row.id,
+                "kind": change.kind, "field": change.field, **change.facts,
+            }  # fmt: skip
+            self.repairs.append((place, change.kind, orjson.dumps(repair_line)))
+        self.is_chat = self.is_chat or bool(row.tools) or _answers(row.messages) > 1
+
+    def _code(self, column: str, name: str | None) -> int:
+        codes = self.names[column]
+        return -1 if name is None else codes.setdefault(name, len(codes))
+
+    def close(self, records: int) -> Facts:
+        """Write the spool's files and give the facts."""
+        import pickle
+
+        folder = self.refinery.spool
+        (folder / f"{self.number}.rows").write_bytes(self.data)
+        if self.rejects or self.repairs:
+            (folder / f"{self.number}.side").write_bytes(pickle.dumps((self.rejects, self.repairs)))
+        columns: dict[str, NDArray[Any]] = {
+            name: np.array(self.rows[name], dtype=kind) for name, kind in _ROW_TYPES.items()
+        }
+        columns |= duplicates.sketch(self.texts, self.refinery.config.duplicates)
+        columns |= self._leaks(columns)
+        return Facts(
+            self.number,
+            columns,
+            {column: list(codes) for column, codes in self.names.items()},
+            records,
+            self.rejected,
+            self.is_chat,
+        )
+
+    def _leaks(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """By row, the test row that it gives away, or -1, how, and how alike they are."""
+        index, n = self.refinery.index, len(self.texts)
+        leaks = find_leaks(self.texts, index, columns) if index is not None and n else [None] * n
+        return {
+            "leak": np.array([-1 if leak is None else leak.test_row for leak in leaks], dtype="i4"),
+            "leak_how": np.array([-1 if leak is None else LEAKS.index(leak.how) for leak in leaks], dtype="i1"),
+            "leak_likeness": np.array([0 if leak is None else leak.similarity for leak in leaks], dtype="f4"),
+        }
+
+
+def reject_line(reject: Reject) -> bytes:
+    """A line of `rejects.jsonl`."""
+    value = {
+        "source": reject.source, "line": reject.line, "reason": reject.reason, "detail": reject.detail, "record": reject.record,
+    }  # fmt: skip
+    try:
+        return orjson.dumps(value)
+    except (TypeError, orjson.JSONEncodeError):  # integers over 64 bits, lone surrogates
+        import json
+
+        return json.dumps(value, ensure_ascii=True, allow_nan=True).encode()
+
+
+def _answers(messages: Sequence[Message]) -> int:
+    return sum(m["role"] == "assistant" for m in messages)

@@ -1,0 +1,742 @@
+"""A source file to chunks that any process can parse: decompressed, in UTF-8, cut between records.
+
+The work of a byte is kept small here, because one process does it for all: JSON lines are cut with bytes
+methods, CSV is checked for rows that are none (where a row ends depends on all before it), parquet batches
+are passed on as they are. Elements of JSON arrays and paragraphs are found one by one. Memory is bounded
+by MAX_LINE. The records do not depend on the size of the chunks.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import importlib
+import itertools
+import lzma
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tuneloop.data.sources.parse import (
+    MAX_LINE,
+    Chunk,
+    Fault,
+    Piece,
+    SourceFile,
+    column_names,
+    csv_lines,
+    decode_json,
+    printable,
+    scan_json,
+    too_long,
+)
+from tuneloop.types import Reject, UserError
+
+CHUNK = 1 << 20  # bytes
+HEAD = 1 << 20  # bytes at the start that tell encoding, line ends, layout and delimiter
+BATCH_ROWS = 5000  # of parquet: columns with few values take hardly any bytes
+MAX_CELL_LINES = 5000  # a CSV row over more lines is an unclosed quote
+
+_MAGIC = re.compile(
+    rb"(?P<gzip>\x1f\x8b)|(?P<parquet>PAR1)|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<bzip2>BZh[1-9]1AY&SY)"
+    rb"|(?P<xz>\xfd7zXZ\x00)|(?P<zip>PK\x03\x04)"
+)
+_HIGH = re.compile(rb"[\x80-\xff]+")
+_NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
+_RARE_IN_CP1252 = re.compile(rb"[\x83\x88\x98\x9f\xa4\xa6\xac\xaf\xb8\xff]")
+_SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\s*")  # how spreadsheets name the delimiter, before the header
+
+
+@dataclass
+class _State:
+    """What turns out while a file is read.
+
+    Args:
+        encoding: encoding of the text; "" while all of it was ASCII.
+        damage: why the compressed data ended before its time.
+        position: bytes of the file that were read.
+        size: bytes of text that were read.
+        rest: bytes after the last line end, when the data is damaged.
+    """
+
+    encoding: str = ""
+    damage: str = ""
+    position: int = 0
+    size: int = 0
+    rest: bytes = b""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What the start of a file tells.
+
+    Args:
+        encoding: encoding of the text; "" when the head is ASCII and the rest decides.
+        bom: bytes of the byte order mark.
+        head: the first text, in UTF-8 and with `\\n` as line end.
+        whole: whether the head is all there is.
+        bare_returns: whether lines end with a carriage return alone.
+    """
+
+    encoding: str
+    bom: int
+    head: bytes
+    whole: bool
+    bare_returns: bool
+
+
+def chunks(file: SourceFile, size: int = CHUNK) -> Iterator[Chunk]:
+    """The chunks of a file, in order.
+
+    Args:
+        file: what to read.
+        size: bytes of a chunk; a record that is longer makes a longer one.
+
+    Raises:
+        UserError: the file is empty, unreadable, damaged as a whole, or changed while it was read.
+    """
+    with _refusals(file):
+        before = _stamp(file)
+        yield from _parquet_chunks(file, size) if file.kind == "parquet" else _text_chunks(file, size)
+        if _stamp(file) != before:
+            raise UserError(
+                "The file changed while it was read", where=file.name, next_step="wait until it is whole, or copy it"
+            )
+
+
+def encoding_of(file: SourceFile) -> str:
+    """The encoding of a text file: utf-8, utf-8-sig (with a byte order mark), utf-16-le, utf-16-be or cp1252.
+
+    A file of ASCII text is read to its end for it; `Chunk.encoding` of the last chunk tells the same for nothing.
+
+    Raises:
+        UserError: the file is empty, unreadable, or damaged as a whole.
+    """
+    with _refusals(file):
+        return _look(file).encoding or _eight_bits(file)
+
+
+def guessed_file(path: Path, name: str) -> SourceFile:
+    """A file without a telling name as a source: its kind and compression by its content.
+
+    Raises:
+        UserError: it is empty, unreadable, or damaged as a whole.
+    """
+    with open(path, "rb") as stream:
+        magic = _MAGIC.match(stream.read(16))
+    found = (magic.lastgroup if magic else None) or ""
+    if found == "parquet":
+        return SourceFile(path, name, "parquet")
+    compression = {"gzip": "gz", "zstd": "zst", "bzip2": "bz2", "xz": "xz"}.get(found, "")
+    file = SourceFile(path, name, "csv", compression)
+    with _refusals(file):
+        first = _look(file).head.decode("utf-8", "surrogateescape").lstrip(" \t\r\n\ufeff")[:1]
+    return replace(file, kind={"[": "json", "{": "jsonl"}.get(first, "csv"))
+
+
+@contextmanager
+def _refusals(file: SourceFile) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Can't read the file: {error.strerror or error}", where=file.name, next_step="check the file's permissions"
+        ) from None
+
+
+def _stamp(file: SourceFile) -> tuple[int, int]:
+    info = os.stat(file.path)
+    return info.st_size, info.st_mtime_ns
+
+
+def _empty(file: SourceFile) -> UserError:
+    return UserError("The file is empty", where=file.name, next_step="name a file with at least one record")
+
+
+def _text_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
+    """Chunks of all that is text. An encoding that was not settled until the end is UTF-8."""
+    look, state = _look(file), _State()
+    blocks = _utf8(_raw_blocks(file, size, state, skip=look.bom), file, look, state)
+    if file.kind in ("csv", "tsv"):
+        made = _csv_chunks(_whole_lines(_some(blocks, file), state), file, look, state)
+    elif file.kind == "text":
+        paragraphs = _paragraphs(_whole_lines(_some(blocks, file), state), file.name, state)
+        made = _batches(paragraphs, file.name, size, state, "text")
+    elif _one_a_line(look, file.kind):
+        made = _line_chunks(_whole_lines(_some(blocks, file), state), file.name, state)
+    else:
+        small = _utf8(_raw_blocks(file, min(size, 1 << 16), state, skip=look.bom), file, look, state)
+        elements = scan_json(_decoded(_some(small, file)), file.name, lambda: state.damage)
+        made = _batches(elements, file.name, size, state, "json")
+    yield from made
+
+
+# --- bytes ---------------------------------------------------------------------------------------
+
+
+class _Damaged(Exception):
+    """Compressed data that ends before its time, or is wrong."""
+
+
+def _raw_blocks(file: SourceFile, size: int, state: _State, skip: int = 0) -> Iterator[bytes]:
+    """The bytes of a file, decompressed, in blocks of `size`, without the first `skip`."""
+    with open(file.path, "rb") as stream:
+        stream.seek(0 if file.compression else skip)
+        if not file.compression:
+            while block := stream.read(size):
+                state.position += len(block)
+                yield block
+            return
+        try:
+            for block in _sized(_decompressed(stream, file, state), size):
+                yield block[skip:]
+                skip = max(0, skip - len(block))
+        except _Damaged as damage:
+            state.damage = str(damage)
+
+
+def _sized(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in blocks of `size`; when the blocks end with damage, what was there comes first."""
+    rest: list[bytes] = []
+    have = 0
+    try:
+        for block in blocks:
+            rest.append(block)
+            have += len(block)
+            if have >= size:
+                data = b"".join(rest)
+                whole = have - have % size
+                yield from (data[at : at + size] for at in range(0, whole, size))
+                rest, have = [data[whole:]], have % size
+    except _Damaged:
+        if have:
+            yield b"".join(rest)
+        raise
+    if have:
+        yield b"".join(rest)
+
+
+def _decompressed(stream: BinaryIO, file: SourceFile, state: _State) -> Iterator[bytes]:
+    """Decompressed bytes, of one stream or several in a row, in blocks of at most 1 MiB (gzip: 64 MiB).
+
+    Raises:
+        _Damaged: the data is wrong, or ends within a stream; all that could be read before was yielded.
+    """
+    start, error_type = _decompressor(file)
+    limit = () if file.compression == "gz" else (1 << 20,)  # gzip expands 1,032 times at most, the others more
+    machine, data, begun = start(), b"", False
+    while True:
+        if not data and getattr(machine, "needs_input", True):
+            data = stream.read(1 << 16)
+            state.position += len(data)
+            if not data:
+                if begun:
+                    raise _Damaged(f"the {file.compression} data is cut off")
+                return
+        if not begun and file.compression in ("gz", "xz"):
+            data = data.lstrip(b"\0")  # both may be padded with zeros between streams
+            if not data:
+                continue
+        begun = True
+        try:
+            block = machine.decompress(data, *limit)
+        except error_type as error:
+            raise _Damaged(f"the {file.compression} data is damaged: {error}") from None
+        data = b""
+        if block:
+            yield block
+        if machine.eof:
+            machine, data, begun = start(), machine.unused_data, False
+
+
+def _decompressor(file: SourceFile) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
+    """What makes a decompressor, and what one raises for wrong data."""
+    if file.compression == "gz":
+        return lambda: zlib.decompressobj(wbits=31), (zlib.error,)
+    if file.compression == "bz2":
+        return bz2.BZ2Decompressor, (OSError, ValueError, EOFError)
+    if file.compression == "xz":
+        return lzma.LZMADecompressor, (lzma.LZMAError, EOFError)
+    for name in ("compression.zstd", "backports.zstd"):  # the standard library has it from Python 3.14 on
+        try:
+            zstd = importlib.import_module(name)
+        except ImportError:
+            continue
+        return zstd.ZstdDecompressor, (zstd.ZstdError, EOFError)
+    raise UserError(
+        "Reading .zst needs backports.zstd, which is not installed",
+        where=file.name,
+        next_step="pip install backports.zstd",
+    )
+
+
+# --- encodings -----------------------------------------------------------------------------------
+
+
+def _look(file: SourceFile) -> _Look:
+    """Look at the start of a file.
+
+    Raises:
+        UserError: it is empty, damaged from the start, or holds another kind of data than its name says.
+    """
+    state = _State()
+    raw = b""
+    for block in _raw_blocks(file, 1 << 16, state):
+        raw += block
+        if len(raw) >= HEAD:
+            break
+    if state.damage and not raw:
+        raise UserError(f"Can't decompress the file: {state.damage}", where=file.name, next_step="copy it again")
+    if not raw:
+        raise _empty(file)
+    if magic := _MAGIC.match(raw):
+        raise UserError(
+            f"The file holds {magic.lastgroup}, not {file.kind}",
+            where=file.name,
+            next_step="unpack it" if magic.lastgroup == "zip" else "give it its right suffix",
+        )
+    whole = len(raw) < HEAD and not state.damage
+    encoding, bom = _marked(raw)
+    if not encoding and not raw.isascii():
+        encoding = _eight_bits(file)
+    look = _Look(encoding, bom, b"", whole, False)
+    head = b"".join(_utf8([raw[bom:]], file, look, _State()))
+    bare_returns = b"\r" in head and b"\n" not in head
+    return _Look(encoding, bom, head.replace(b"\r", b"\n") if bare_returns else head, whole, bare_returns)
+
+
+def _marked(raw: bytes) -> tuple[str, int]:
+    """The encoding that the first bytes show, "" if they don't, and the bytes of the byte order mark."""
+    if raw.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig", 3
+    if raw.startswith(codecs.BOM_UTF16_LE):
+        return "utf-16-le", 2
+    if raw.startswith(codecs.BOM_UTF16_BE):
+        return "utf-16-be", 2
+    # Without a mark: JSON and CSV begin with ASCII, so every other byte is NUL there, and few of the others are.
+    even, odd = raw[0:4096:2], raw[1:4096:2]
+    for encoding, low, high in (("utf-16-le", even, odd), ("utf-16-be", odd, even)):
+        if high and not any(high[:4]) and all(low[:4]) and low.count(0) * 20 <= len(low):
+            return encoding, 0
+    return "", 0
+
+
+def _eight_bits(file: SourceFile) -> str:
+    """UTF-8 or cp1252 (which covers Latin-1), by what the bytes above 127 of the whole file are.
+
+    It is cp1252 when they make hardly any UTF-8 and look like Western European text: one or two in a row
+    between ASCII letters, and characters that such text has. Else it is UTF-8, with bad lines to reject.
+    """
+    valid = invalid = unlikely = 0
+    rest = b""
+    for block in _raw_blocks(file, CHUNK, _State()):
+        if not rest and block.isascii():
+            continue
+        data = rest + block
+        rest = data[len(data.rstrip(bytes(range(128, 256)))) :][-64:]  # a character may be cut between two blocks
+        for run in _HIGH.findall(data[: len(data) - len(rest)] if len(rest) < 64 else data):
+            if _valid(run):
+                valid += 1
+            elif _NOT_CP1252.search(run):
+                return "utf-8"
+            else:
+                invalid += 1
+                unlikely += len(run) > 2 or _RARE_IN_CP1252.search(run) is not None
+        if valid >= 16 and valid > invalid:
+            return "utf-8"
+    if rest:
+        valid, invalid = valid + _valid(rest), invalid + (not _valid(rest))
+    western = invalid > 0 and 20 * valid <= invalid and 4 * unlikely <= invalid
+    return "cp1252" if western else "utf-8"
+
+
+def _valid(run: bytes) -> bool:
+    try:
+        run.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _utf8(blocks: Iterable[bytes], file: SourceFile, look: _Look, state: _State) -> Iterator[bytes]:
+    """The blocks in UTF-8, with `\\n` as line end; what can't be decoded becomes bytes that are no UTF-8."""
+    state.encoding = look.encoding
+    if look.encoding.startswith("utf-16"):
+        blocks = _from_utf16(blocks, look.encoding)
+    for block in blocks:
+        state.size += len(block)
+        if not state.encoding and not block.isascii():
+            state.encoding = _eight_bits(file)
+        if state.encoding == "cp1252":
+            block = block.decode("cp1252", "replace").encode("utf-8")
+        yield block.replace(b"\r", b"\n") if look.bare_returns else block
+
+
+def _from_utf16(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+    for block in blocks:
+        yield decoder.decode(block).encode("utf-8", "surrogatepass")
+    if decoder.getstate()[0]:
+        yield b"\xff"  # half a character at the end
+
+
+def _decoded(blocks: Iterable[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    for block in blocks:
+        yield decoder.decode(block)
+    yield decoder.decode(b"", final=True)
+
+
+def _some(blocks: Iterable[bytes], file: SourceFile) -> Iterator[bytes]:
+    """The blocks.
+
+    Raises:
+        UserError: they hold nothing but white space.
+    """
+    some = False
+    for block in blocks:
+        some = some or (block != b"" and not block.isspace())
+        yield block
+    if not some:
+        raise _empty(file)
+
+
+# --- lines ---------------------------------------------------------------------------------------
+
+
+def _whole_lines(blocks: Iterable[bytes], state: _State) -> Iterator[bytes | int]:
+    """Pieces of whole lines; in place of a line over MAX_LINE its size in bytes.
+
+    The last line may lack its line end. If the data is damaged, it is left in `state.rest`.
+    """
+    rest, skipped = b"", 0
+    for block in blocks:
+        if skipped:
+            end = block.find(b"\n")
+            if end < 0:
+                skipped += len(block)
+                continue
+            yield skipped + end
+            block, skipped = block[end + 1 :], 0
+        cut = block.rfind(b"\n") + 1
+        if cut:
+            yield from _without_long_lines(rest + block[:cut])
+            rest = block[cut:]
+        else:
+            rest += block
+        if len(rest) > MAX_LINE:
+            rest, skipped = b"", len(rest)
+    if state.damage:
+        state.rest = rest
+    elif rest:
+        yield rest
+    if skipped:
+        yield skipped
+
+
+def _without_long_lines(piece: bytes) -> Iterator[bytes | int]:
+    begin = at = 0
+    while len(piece) - begin > MAX_LINE and at < len(piece):
+        end = piece.find(b"\n", at)
+        if end - at > MAX_LINE:
+            if begin < at:
+                yield piece[begin:at]
+            yield end - at
+            begin = end + 1
+        at = end + 1
+    if begin < len(piece):
+        yield piece[begin:]
+
+
+def _line_chunks(pieces: Iterable[bytes | int], source: str, state: _State) -> Iterator[Chunk]:
+    line = 1
+    for piece in pieces:
+        if isinstance(piece, int):
+            yield _of_items([too_long(source, line, piece)], source, state)
+            line += 1
+        else:
+            yield Chunk(source, "jsonl", line, piece, state.encoding or "utf-8", state.position)
+            line += piece.count(b"\n")
+    if state.damage:
+        yield _of_items([_cut(source, line, state, state.rest)], source, state)
+
+
+def _cut(source: str, line: int, state: _State, rest: bytes) -> Reject:
+    """The reject for damaged data: it stands for the record that was cut and all after it."""
+    record = printable(rest.decode("utf-8", "surrogateescape").rstrip("\r\n"))
+    return Reject(source, line, "cut_file", state.damage, record or None)
+
+
+def _of_items(items: Sequence[Piece | Reject], source: str, state: _State, kind: str = "json") -> Chunk:
+    first = items[0]
+    line = first.line if isinstance(first, Reject) else first[0]
+    return Chunk(
+        source, kind, line, encoding=state.encoding or "utf-8", position=state.position, items=tuple(items)
+    )  # fmt: skip
+
+
+def _batches(items: Iterable[Piece | Reject], source: str, size: int, state: _State, kind: str) -> Iterator[Chunk]:
+    """Chunks of pieces that were found one by one, of about `size` bytes of the file's text each."""
+    batch: list[Piece | Reject] = []
+    begin = state.size
+    for item in items:
+        batch.append(item)
+        if state.size - begin >= size:
+            yield _of_items(batch, source, state, kind)
+            batch, begin = [], state.size
+    if batch:
+        yield _of_items(batch, source, state, kind)
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def _one_a_line(look: _Look, kind: str) -> bool:
+    """Whether a JSON file holds one record a line.
+
+    Both suffixes are in use for both layouts, so the first lines decide: it does when its first line,
+    or another early one, is an object by itself and the file does not open an array.
+    """
+    lines = look.head.decode("utf-8", "surrogateescape").split("\n")
+    cut = not look.whole and lines.pop()  # the end of the head is the middle of a line
+    filled = [line for line in lines if line.strip()][:20]
+    if not filled:
+        return kind == "jsonl" and not str(cut).lstrip().startswith("[")
+    first = filled[0].strip(" \t\r\n\ufeff")
+    decoded = decode_json(first, 0)
+    whole = not isinstance(decoded, Fault) and decoded[1] == len(first)
+    if first.startswith("["):
+        return whole and kind == "jsonl" and len(filled) > 1
+    if whole:
+        return True
+    for line in filled[1:]:
+        later = decode_json(line, 0) if line.startswith("{") else None
+        if isinstance(later, tuple) and not line[later[1] :].strip():
+            return True
+    if not first.startswith("{"):
+        return kind == "jsonl"
+    return first.endswith("}") and isinstance(decoded, Fault)
+
+
+# --- plain text ----------------------------------------------------------------------------------
+
+
+def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _State) -> Iterator[Piece | Reject]:
+    """The blocks of lines between blank ones."""
+
+    def paragraph() -> Piece | Reject:
+        return too_long(source, begin, size, "paragraph") if size > MAX_LINE else (begin, b"\n".join(block))
+
+    line = begin = 1
+    size = 0
+    block: list[bytes] = []
+    for piece in pieces:
+        lines = [b""] if isinstance(piece, int) else piece.split(b"\n")
+        if not lines[-1] and isinstance(piece, bytes):
+            lines.pop()  # the piece ends with a line end
+        for text in lines:
+            if text.strip():
+                begin = begin if size else line
+                size += len(text) + 1
+                if size <= MAX_LINE:
+                    block.append(text)
+            elif size:
+                yield paragraph()
+                block, size = [], 0
+            line += 1
+        if isinstance(piece, int):
+            yield too_long(source, line - 1, piece)
+    if state.damage:
+        yield _cut(source, begin if size else line, state, b"\n".join([*block, state.rest]))
+    elif size:
+        yield paragraph()
+
+
+# --- CSV -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Columns and delimiter of a CSV file, its blank lines before the header, and the lines to its end."""
+
+    columns: tuple[str, ...]
+    delimiter: str
+    blanks: tuple[int, ...]
+    lines: int
+
+
+def _header(look: _Look, file: SourceFile) -> _Header:
+    """The first row that is not blank.
+
+    Raises:
+        UserError: there is none, it can't be read, or it is longer than the head.
+    """
+    if look.whole and look.head.isspace():
+        raise _empty(file)
+    lines = csv_lines(look.head.decode("utf-8", "surrogateescape"))
+    first = next((place for place, line in enumerate(lines) if line.strip()), len(lines))
+    blanks = tuple(range(1, first + 1))
+    named = _SEPARATOR_LINE.fullmatch(lines[first]) if first < len(lines) else None
+    first += named is not None
+    delimiter = "\t" if file.kind == "tsv" else _delimiter(lines[first : first + 50])
+    delimiter = named[1] if named else delimiter
+    reader = csv.reader(lines[first:], delimiter=delimiter, strict=True)
+    try:
+        cells = next(reader, None)
+        "".join(lines[first : first + reader.line_num]).encode("utf-8")
+    except (csv.Error, UnicodeEncodeError):
+        cells = None
+    if not cells:
+        where = f"{file.name}:{min(first, len(lines) - 1) + 1}"
+        raise UserError("The header line can't be read", where=where, next_step="mend that line")
+    return _Header(column_names(cells), delimiter, blanks, first + reader.line_num)
+
+
+def _delimiter(lines: Sequence[str]) -> str:
+    """The delimiter of the header that is `lines[0]`: the most frequent one outside quotes that rows agree with."""
+    bare = re.sub(r'"[^"]*"', "", lines[0]) if lines else ""
+    present = [sign for sign in ",;\t|" if sign in bare]
+    if len(present) < 2:
+        return present[0] if present else ","
+
+    def agreeing(sign: str) -> int:
+        try:
+            widths = [len(cells) for cells in csv.reader(lines, delimiter=sign)]
+        except csv.Error:
+            return 0
+        return sum(width == widths[0] for width in widths)
+
+    return max(present, key=lambda sign: (agreeing(sign), bare.count(sign)))
+
+
+def _csv_chunks(pieces: Iterable[bytes | int], file: SourceFile, look: _Look, state: _State) -> Iterator[Chunk]:
+    csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
+    source, header = file.name, _header(look, file)
+    if header.blanks:
+        yield _of_items([Reject(source, line, "blank_line", "") for line in header.blanks], source, state)
+    line, rest = header.lines + 1, b""
+    for piece in itertools.chain(_after_lines(pieces, header.lines), [b""]):
+        long, end = isinstance(piece, int), piece == b"" and not state.damage
+        data = rest if isinstance(piece, int) else rest + piece
+        size, broken = _whole_rows(data, header.delimiter, ended=long or end)
+        if size:
+            yield Chunk(
+                source,
+                "csv",
+                line,
+                data[:size],
+                state.encoding or "utf-8",
+                state.position,
+                header.columns,
+                header.delimiter,
+                broken,
+            )
+            line += data.count(b"\n", 0, size)
+        rest = data[size:]
+        if isinstance(piece, int):
+            yield _of_items([too_long(source, line, piece)], source, state)
+            line += 1
+    if state.damage:
+        yield _of_items([_cut(source, line, state, rest + state.rest)], source, state)
+
+
+def _after_lines(pieces: Iterable[bytes | int], lines: int) -> Iterator[bytes | int]:
+    for piece in pieces:
+        while lines and piece and isinstance(piece, bytes):
+            piece = piece[piece.find(b"\n") + 1 or len(piece) :]
+            lines -= 1
+        if piece:
+            yield piece
+
+
+def _whole_rows(data: bytes, delimiter: str, *, ended: bool) -> tuple[int, tuple[tuple[int, str], ...]]:
+    """How many bytes of whole lines make whole rows, and which of these lines are no row: their places and why.
+
+    A quote that is never closed would swallow the rest of the file: then the first line alone is broken,
+    and the others are read as rows of their own. Whether a line starts a row depends on all lines before it,
+    so that this is done in one process. Without a quote every line is a row.
+    """
+    if b'"' not in data and data.count(b"\r") == data.count(b"\r\n"):
+        return len(data), ()
+    lines = csv_lines(data.decode("utf-8", "surrogateescape"))
+    start = place = size = 0
+    exhausted = False
+    broken: list[tuple[int, str]] = []
+
+    def feed() -> Iterator[str]:
+        nonlocal place, size, exhausted
+        while place < len(lines):
+            size += len(lines[place])
+            if place - start >= MAX_CELL_LINES or size > MAX_LINE:
+                what = f"{MAX_CELL_LINES} lines" if size <= MAX_LINE else f"{MAX_LINE} bytes"
+                raise csv.Error(f"a row of more than {what}: a quote is not closed")
+            place += 1
+            yield lines[place - 1]
+        exhausted = True
+
+    while start < len(lines):
+        try:
+            for _ in csv.reader(feed(), delimiter=delimiter, strict=True):
+                start, size = place, 0
+        except csv.Error as error:
+            if exhausted and not ended:
+                break
+            broken.append((start, str(error)))
+            start += 1
+            place, size, exhausted = start, 0, False
+    if start == len(lines):
+        return len(data), tuple(broken)
+    cut = 0
+    for _ in range(start):
+        cut = data.find(b"\n", cut) + 1
+    return cut, tuple(broken)
+
+
+# --- Parquet -------------------------------------------------------------------------------------
+
+
+def _parquet_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
+    """Batches of rows as Arrow streams: decoding the file is quick, making Python values is left to the workers.
+
+    So a large row group is read once, and bit by bit, whoever parses the rows.
+    """
+    try:
+        arrow = importlib.import_module("pyarrow")
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise UserError(
+            "Reading parquet needs pyarrow, which is not installed", where=file.name, next_step="pip install pyarrow"
+        ) from None
+    total = os.stat(file.path).st_size
+    if total == 0:
+        raise _empty(file)
+    row = 1
+    try:
+        with parquet.ParquetFile(file.path) as table:
+            meta = table.metadata
+            held = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
+            batch_rows = max(1, min(BATCH_ROWS, size * meta.num_rows // max(1, held)))
+            for batch in table.iter_batches(batch_size=batch_rows):
+                sink = arrow.BufferOutputStream()
+                with arrow.ipc.new_stream(sink, batch.schema) as writer:
+                    writer.write_batch(batch)
+                position = total * (row - 1 + batch.num_rows) // max(1, meta.num_rows)
+                yield Chunk(file.name, "arrow", row, sink.getvalue().to_pybytes(), position=position)
+                row += int(batch.num_rows)
+    except OSError:
+        raise
+    except Exception as error:  # pyarrow's own errors derive from ValueError, and others from nothing in common
+        raise UserError(
+            f"Not a readable parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            where=file.name,
+            next_step="write it again, or convert it to jsonl",
+        ) from None
+    if row == 1:
+        raise _empty(file)

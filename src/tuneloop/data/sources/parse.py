@@ -1,0 +1,556 @@
+"""What stands in sources to records: JSON, CSV rows, parquet rows.
+
+Nothing here raises for what a record holds: it becomes a `SourceRecord`, or a `Reject` that says why not.
+`parse_chunk` works on a piece of a source (see `tuneloop.data.sources.chunks`) and needs nothing else, so that
+any process can run it; `scan_json` reads arrays and objects over many lines, in the order of the stream.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tuneloop.types import Reject
+
+MAX_DEPTH = 64  # deeper records would overflow the stack of what reads them later, and are never training data
+MAX_LINE = 64 << 20  # bytes of a line, a CSV row, a JSON element or a paragraph; longer ones are skipped
+_TOO_DEEP = 500  # Python's decoder gives up somewhere above this, depending on the stack; here it is one limit
+
+_SPACE = re.compile(r"[ \t\r\n\ufeff]*")  # a BOM stands inside files that were joined
+_UNDECODABLE = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are no UTF-8
+_FIRST_KEY = re.compile(r'\{\s{0,50}"[^"\n]{0,200}"\s{0,50}:')
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRICT, _LENIENT = json.JSONDecoder(), json.JSONDecoder(strict=False)
+_DIGITS = bytes(ord("0") if chr(code).isdigit() and code < 128 else code for code in range(256))
+_LONG_NUMBER = b"0" * 19  # after _DIGITS; orjson turns integers of more than 64 bits into floats
+_LOOKAHEAD = 512  # characters that settle what an element of a JSON array is, see `scan_json`
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read: its path, its name in every record's `source`, its kind, its compression ("" for none)."""
+
+    path: Path
+    name: str
+    kind: str
+    compression: str = ""
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """One record as it stands in a source; `line` is the physical line (parquet: the row), from 1."""
+
+    source: str
+    line: int
+    value: dict[str, Any]
+
+
+Item = SourceRecord | Reject
+Piece = tuple[int, bytes]  # the line and the text of a record that is still to be parsed
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a source that can be parsed by itself, in any process.
+
+    Args:
+        source: name of the source.
+        kind: how it is parsed: `data` is whole lines of "jsonl" or "csv" in UTF-8, or an "arrow" stream of one batch;
+            `items` are elements of "json" or paragraphs of "text".
+        line: physical line that it begins on (parquet: the row), from 1.
+        data: the bytes to parse.
+        encoding: encoding of the file as far as it is known; that of a file's last chunk is final.
+        position: bytes of the file (compressed ones, if it is) read so far, for progress.
+        columns: names of the CSV columns.
+        delimiter: of CSV cells.
+        broken: CSV lines that are no row: their place in the chunk, from 0, and what is wrong.
+        items: pieces to parse, and rejects that were found in finding them.
+    """
+
+    source: str
+    kind: str
+    line: int
+    data: bytes = b""
+    encoding: str = "utf-8"
+    position: int = 0
+    columns: tuple[str, ...] = ()
+    delimiter: str = ","
+    broken: tuple[tuple[int, str], ...] = ()
+    items: tuple[Piece | Reject, ...] = ()
+
+
+def parse_chunk(chunk: Chunk) -> list[Item]:
+    """The records of a chunk and its rejects, in the order of their lines."""
+    if chunk.kind == "jsonl":
+        lines = chunk.data.split(b"\n")
+        if not lines[-1]:
+            lines.pop()  # the data ends with a line end
+        return _parse_json(list(enumerate(lines, chunk.line)), chunk.data, chunk.source)
+    if chunk.kind == "csv":
+        return _parse_rows(chunk)
+    if chunk.kind == "arrow":
+        return _parse_arrow(chunk)
+    pieces = [item for item in chunk.items if not isinstance(item, Reject)]
+    if chunk.kind == "json":
+        parsed = iter(_parse_json(pieces, b" ".join(text for _, text in pieces), chunk.source))
+    else:
+        parsed = iter([_paragraph(text, chunk.source, line) for line, text in pieces])
+    return [item if isinstance(item, Reject) else next(parsed) for item in chunk.items]
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: undecodable bytes as `\\xNN`, lone surrogates as `\\uNNNN`."""
+    text = _UNDECODABLE.sub(lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def too_long(source: str, line: int, size: int, what: str = "line") -> Reject:
+    """The reject of what is over MAX_LINE and was skipped; `size` in bytes (of JSON elements: characters)."""
+    return Reject(source, line, "line_too_long", f"a {what} of {size} bytes, at most {MAX_LINE}")
+
+
+def json_type(value: Any) -> str:
+    """The JSON word for a value's type, as shown to users."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    words = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number"}
+    return words.get(type(value), type(value).__name__)
+
+
+def _paragraph(data: bytes, source: str, line: int) -> Item:
+    text = data.replace(b"\r\n", b"\n").rstrip(b"\r")
+    try:
+        return SourceRecord(source, line, {"text": text.decode("utf-8")})
+    except UnicodeDecodeError:
+        shown = printable(text.decode("utf-8", "surrogateescape"))
+        return Reject(source, line, "bad_encoding", "bytes that are no UTF-8", shown)
+
+
+# --- JSON values ---------------------------------------------------------------------------------
+
+
+def _parse_json(pieces: Sequence[Piece], data: bytes, source: str) -> list[Item]:
+    """One value a piece. orjson reads nearly all; what it refuses or would change goes to the standard decoder.
+
+    Args:
+        pieces: lines, or elements.
+        data: all of them in one, to look for long numbers quickly.
+        source: name of the source.
+    """
+    loads = orjson.loads
+    long_numbers = _LONG_NUMBER in data.translate(_DIGITS)
+    items: list[Item] = []
+    for number, line in pieces:
+        try:
+            value = loads(line)
+        except orjson.JSONDecodeError:
+            items.append(_json_value(line, source, number))
+            continue
+        if (
+            type(value) is not dict
+            or (len(line) > 2 * MAX_DEPTH and line.count(b"{") + line.count(b"[") > MAX_DEPTH)
+            or (long_numbers and _LONG_NUMBER in line.translate(_DIGITS))
+        ):
+            items.append(_json_value(line, source, number))
+        else:
+            items.append(SourceRecord(source, number, value))
+    return items
+
+
+def _json_value(line: bytes, source: str, number: int) -> Item:
+    text = line.decode("utf-8", "surrogateescape").strip(" \t\r\n\ufeff")
+    if not text:
+        return Reject(source, number, "blank_line", "")
+    decoded = decode_json(text, 0)
+    if isinstance(decoded, Fault):
+        deep = text.count("[") + text.count("{") > _TOO_DEEP and _depth(text) > _TOO_DEEP
+        detail = "nested too deeply" if deep else f"{decoded.what}{f' (column {decoded.at + 1})' if decoded.at else ''}"
+        return _unreadable(text, source, number, detail)
+    value, end = decoded
+    if text[end:].strip():
+        return _unreadable(text, source, number, f"text after the end of the value (column {end + 1})")
+    return _record(value, text, source, number)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with JSON, where (a place in the text), and up to which place the text was looked at."""
+
+    what: str
+    at: int
+    reach: int
+
+
+def decode_json(text: str, start: int) -> tuple[Any, int] | Fault:
+    """The JSON value at `start` and where it ends, or what is wrong with it.
+
+    A raw control character inside a string (a tab, mostly) is let through, though JSON forbids it.
+    """
+    first: json.JSONDecodeError | None = None
+    for decoder in (_STRICT, _LENIENT):
+        try:
+            return decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            first = first or error
+            if not error.msg.startswith("Invalid control character"):
+                unclosed = error.msg.startswith("Unterminated string")
+                # The longest words that may be cut are -Infinity and \uXXXX.
+                return Fault(first.msg, first.pos, len(text) + 1 if unclosed else error.pos + 16)
+        except RecursionError:
+            return Fault("nested too deeply", start, start)
+        except ValueError:  # Python's limit on the digits of an integer, which may yet be those of a float
+            return Fault("a number with too many digits", start, len(text) + (text[-1] in "0123456789.eE+-"))
+    raise AssertionError("the lenient decoder lets control characters through")
+
+
+def _unreadable(raw: str, source: str, line: int, detail: str) -> Reject:
+    if _UNDECODABLE.search(raw):
+        return Reject(source, line, "bad_encoding", "bytes that are no UTF-8", printable(raw))
+    return Reject(source, line, "broken_json", detail, printable(raw))
+
+
+def _record(value: Any, raw: str, source: str, line: int) -> Item:
+    """A parsed value as a record, unless it is no object or holds what no file can hold."""
+    if not raw.isascii() and _UNDECODABLE.search(raw):
+        return Reject(source, line, "bad_encoding", "bytes that are no UTF-8", printable(raw))
+    if raw.count("[") + raw.count("{") > MAX_DEPTH:
+        if deeper_than(value, _TOO_DEEP):
+            return Reject(source, line, "broken_json", "nested too deeply", printable(raw))
+        if deeper_than(value, MAX_DEPTH):
+            return Reject(source, line, "wrong_type", f"nested deeper than {MAX_DEPTH} levels", printable(raw))
+    if ("\\ud" in raw or "\\uD" in raw) and not _encodable(value):
+        return Reject(source, line, "bad_encoding", "half of a surrogate pair", printable(raw))
+    if not isinstance(value, dict):
+        return Reject(source, line, "wrong_type", f"a record must be an object, not {json_type(value)}", value)
+    return SourceRecord(source, line, value)
+
+
+def deeper_than(value: Any, limit: int) -> bool:
+    """Whether lists and objects stand inside each other over more than `limit` levels."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return any(isinstance(item, dict | list) for item in level)
+
+
+def _depth(text: str) -> int:
+    """The deepest nesting of brackets outside strings, whether or not they are closed."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", _STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(depth, deepest)
+    return deepest
+
+
+def _encodable(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --- arrays, and objects one after the other -----------------------------------------------------
+
+
+@dataclass
+class _Window:
+    """A stretch of a text that moves over a stream: `text[at]` is the next character, `line` its line.
+
+    `line_start` is where that line starts, or would: it is negative when that part is forgotten.
+    """
+
+    blocks: Iterator[str]
+    text: str = ""
+    at: int = 0
+    line: int = 1
+    line_start: int = 0
+    ended: bool = False
+
+    def move(self, to: int) -> None:
+        newlines = self.text.count("\n", self.at, to)
+        if newlines:
+            self.line, self.line_start = self.line + newlines, self.text.rfind("\n", self.at, to) + 1
+        self.at = to
+
+    def grow(self) -> None:
+        """Forget what lies behind, add at least as much as is ahead. Places in the text change."""
+        keep = max(self.line_start, 0) if self.at - self.line_start < 200 else self.at
+        parts, size, wanted = [self.text[keep:]], 0, len(self.text) - self.at
+        while not self.ended and size <= wanted:
+            block = next(self.blocks, None)
+            self.ended = block is None
+            parts.append(block or "")
+            size += len(block or "")
+        self.text, self.at, self.line_start = "".join(parts), self.at - keep, self.line_start - keep
+
+
+def scan_json(blocks: Iterable[str], source: str, damage: Callable[[], str] = str) -> Iterator[Piece | Reject]:
+    """The elements of JSON text: of arrays, or objects one after the other, with their lines.
+
+    A broken element is rejected alone: reading goes on where the next one begins (see `_next_start`).
+    Only what is needed of the text is held, at most about twice MAX_LINE. How the text is cut into
+    blocks changes nothing: a verdict that more text could change waits for more text.
+
+    Args:
+        blocks: the text, in pieces; bytes that are no UTF-8 as surrogateescape leaves them.
+        source: name of the source.
+        damage: asked at the end of the text: why it ended before its time, or "".
+    """
+    window = _Window(iter(blocks))
+    in_array = swallowed = False
+    last_line = 1  # of what is no white space
+    while True:
+        space = _SPACE.match(window.text, window.at)
+        window.move(space.end() if space else window.at)
+        if window.at == len(window.text):
+            if window.ended:
+                break
+            window.grow()
+            continue
+        last_line = window.line
+        char = window.text[window.at]
+        if char == "," or (char == "[" and not in_array) or (char == "]" and in_array):
+            in_array = in_array if char == "," else char == "["
+            window.move(window.at + 1)
+            continue
+        decoded = decode_json(window.text, window.at)
+        if not _settled(decoded, window):
+            if not window.ended and len(window.text) - window.at <= MAX_LINE:
+                window.grow()
+                continue
+            if window.ended and damage():
+                raw = printable(window.text[window.at :].rstrip(" \t\r\n,"))
+                yield Reject(source, window.line, "cut_file", damage(), raw)
+                return
+        if not isinstance(decoded, Fault) and decoded[1] - window.at <= MAX_LINE:
+            text = window.text[window.at : decoded[1]]
+            yield window.line, text.encode("utf-8", "surrogateescape")
+            window.move(decoded[1])
+            last_line = window.line
+        else:
+            yield _skip(decoded, window, in_array, source)
+            swallowed = window.ended and window.at == len(window.text)
+    if damage():
+        yield Reject(source, window.line, "cut_file", damage())
+    elif in_array and not swallowed:
+        yield Reject(source, last_line, "broken_json", "the file ends inside the array: it may be cut off")
+
+
+def _settled(decoded: tuple[Any, int] | Fault, window: _Window) -> bool:
+    """Whether more text, if there is any, could not change what was decoded."""
+    if isinstance(decoded, Fault):
+        return decoded.reach <= len(window.text) and len(window.text) - window.at >= _LOOKAHEAD
+    value, end = decoded
+    return isinstance(value, dict | list | str) or len(window.text) - end >= 16
+
+
+def _skip(decoded: tuple[Any, int] | Fault, window: _Window, in_array: bool, source: str) -> Reject:
+    """Move to the element after the broken or too long one that is next, as far as the layout tells."""
+    line, start, lines_before = window.line, window.at, window.text.count("\n", 0, window.at)
+    detail = ""
+    long = not isinstance(decoded, Fault) or decoded.reach - start > MAX_LINE
+    long = long or not (window.ended or _settled(decoded, window))
+    if isinstance(decoded, Fault):
+        within = window.text.count("\n", 0, decoded.at) - lines_before
+        where = f"line {line + within}" if within else f"character {decoded.at - start + 1} of the record"
+        detail = f"{decoded.what} ({where})"
+    pattern = _next_start(window, in_array)
+    raw, size = "", 0
+    found = pattern.search(window.text, window.at + 1)
+    while not found:
+        # What is passed is forgotten, but for a tail in which the pattern may have begun.
+        tail = max(window.at + 1, len(window.text) - 400) if not window.ended else len(window.text)
+        size += tail - window.at
+        if size <= MAX_LINE:
+            raw += window.text[window.at : tail]
+        window.move(tail)
+        if window.ended:
+            break
+        window.grow()
+        found = pattern.search(window.text, window.at)
+    if found:
+        end = found.start() + (found[0][0] == "\n")
+        size += end - window.at
+        raw += window.text[window.at : end] if size <= MAX_LINE else ""
+        window.move(end)
+    if long or size > MAX_LINE:
+        return too_long(source, line, size, "record")
+    return _unreadable(raw.rstrip(" \t\r\n,"), source, line, detail)
+
+
+def _next_start(window: _Window, in_array: bool) -> re.Pattern[str]:
+    """What the element after the one that is next begins with.
+
+    An element that opens a line is followed by one that opens a line with the same indentation, or by the
+    array's end; one in the middle of a line by one with the same first key.
+    """
+    indent = window.text[window.line_start : window.at] if window.at - window.line_start < 200 else "x"
+    if not indent.strip(" \t"):
+        # Without indentation a bracket at the start of a line may be that of an inner array.
+        end = r"|\n\]" if in_array and indent else ""
+        return re.compile(rf"\n{indent}\{{{end}")
+    first_key = _FIRST_KEY.match(window.text, window.at)
+    return re.compile(re.escape(first_key[0]) if first_key else r"(?!)")
+
+
+# --- CSV -----------------------------------------------------------------------------------------
+
+
+def csv_lines(text: str) -> list[str]:
+    """Physical lines with their line ends; only `\\n` ends a line."""
+    return list(io.StringIO(text, newline="\n"))
+
+
+def _parse_rows(chunk: Chunk) -> list[Item]:
+    """Rows under the header's columns. The reading process has found the lines that are none: `chunk.broken`."""
+    csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
+    source, columns = chunk.source, chunk.columns
+    text = chunk.data.decode("utf-8", "surrogateescape")
+    undecodable = not text.isascii() and _UNDECODABLE.search(text) is not None
+    lines = csv_lines(text)
+    items: list[Item] = []
+    place = 0
+    for broken, detail in (*chunk.broken, (len(lines), "")):
+        rows = csv.reader(lines[place:broken], delimiter=chunk.delimiter, strict=True)
+        at = place
+        for cells in rows:
+            number, end = chunk.line + at, place + rows.line_num
+            if undecodable and _UNDECODABLE.search("".join(lines[at:end])):
+                items.append(_bad_row("bad_encoding", "bytes that are no UTF-8", lines[at:end], source, number))
+            elif not cells or (not cells[0].strip() and not "".join(lines[at:end]).strip()):
+                items.append(Reject(source, number, "blank_line", ""))
+            elif len(cells) > len(columns):
+                what = f"{len(cells)} cells under a header of {len(columns)}"
+                items.append(_bad_row("broken_csv", what, lines[at:end], source, number))
+            else:
+                items.append(SourceRecord(source, number, dict(zip(columns, cells, strict=False))))
+            at = end
+        if broken < len(lines):
+            line = lines[broken]
+            if _UNDECODABLE.search(line):
+                items.append(_bad_row("bad_encoding", "bytes that are no UTF-8", [line], source, chunk.line + broken))
+            else:
+                items.append(_bad_row("broken_csv", detail, [line], source, chunk.line + broken))
+        place = broken + 1
+    return items
+
+
+def _bad_row(reason: str, detail: str, lines: list[str], source: str, number: int) -> Reject:
+    return Reject(source, number, reason, detail, printable("".join(lines).rstrip("\r\n")))
+
+
+def column_names(cells: Iterable[str]) -> tuple[str, ...]:
+    """Header cells as distinct names: an empty one is named by its place, a repeated one numbered."""
+    names: dict[str, None] = {}
+    for place, cell in enumerate(cells, 1):
+        base = name = cell.strip() or f"column_{place}"
+        copy = 2
+        while name in names:
+            name, copy = f"{base}_{copy}", copy + 1
+        names[name] = None
+    return tuple(names)
+
+
+# --- Parquet -------------------------------------------------------------------------------------
+
+
+def _parse_arrow(chunk: Chunk) -> list[Item]:
+    ipc = importlib.import_module("pyarrow.ipc")
+    table = ipc.open_stream(chunk.data).read_all()
+    names = table.column_names
+    if len(set(names)) < len(names):
+        table = table.rename_columns(list(column_names(names)))
+    odd = [name for name in table.column_names if not _is_plain(table.schema.field(name).type)]
+    try:
+        rows = _rows(table)
+    except Exception:  # pyarrow's errors have nothing in common; one value that Python can't hold spoils a batch
+        rows = [_row(table.slice(place, 1)) for place in range(table.num_rows)]
+    items: list[Item] = []
+    for number, row in enumerate(rows, chunk.line):
+        if isinstance(row, Exception):
+            reason = "bad_encoding" if isinstance(row, UnicodeDecodeError) else "wrong_type"
+            items.append(Reject(chunk.source, number, reason, f"a value that can't be read: {row}"))
+            continue
+        for name in odd:
+            row[name] = _plain(row[name])
+        items.append(SourceRecord(chunk.source, number, row))
+    return items
+
+
+def _row(table: Any) -> dict[str, Any] | Exception:
+    try:
+        row: dict[str, Any] = _rows(table)[0]
+    except Exception as error:
+        return error
+    return row
+
+
+def _rows(table: Any) -> list[Any]:
+    """Rows as dictionaries; times to the microsecond, which is what Python holds without pandas."""
+    if "[ns" in str(table.schema.types):
+        arrow = importlib.import_module("pyarrow")
+        fields = [field.with_type(_microseconds(field.type, arrow)) for field in table.schema]
+        table = table.cast(arrow.schema(fields), safe=False)
+    rows: list[Any] = table.to_pylist(maps_as_pydicts="lossy")
+    return rows
+
+
+def _microseconds(kind: Any, arrow: Any) -> Any:
+    types = arrow.types
+    if types.is_timestamp(kind):
+        return arrow.timestamp("us", kind.tz)
+    if types.is_duration(kind):
+        return arrow.duration("us")
+    if types.is_time64(kind):
+        return arrow.time64("us")
+    if types.is_struct(kind):
+        return arrow.struct([field.with_type(_microseconds(field.type, arrow)) for field in kind])
+    if types.is_map(kind):
+        return arrow.map_(_microseconds(kind.key_type, arrow), _microseconds(kind.item_type, arrow))
+    if types.is_large_list(kind):
+        return arrow.large_list(_microseconds(kind.value_type, arrow))
+    if types.is_list(kind):
+        return arrow.list_(_microseconds(kind.value_type, arrow))
+    return kind
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a column's values are JSON scalars as they are."""
+    text = str(getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind)
+    return text in ("string", "large_string", "bool", "null", "float", "double") or text.lstrip("u").startswith("int")
+
+
+def _plain(value: Any) -> Any:
+    """A parquet value as JSON can hold it: times in ISO form, bytes as text or hex, decimals as text."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value.hex()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -1,0 +1,289 @@
+"""Source files to records, each with the physical line it starts on; what can't be read becomes a reject.
+
+`find_files` says which files the sources are. `chunks` cuts a file into pieces in one process, `parse_chunk` makes
+records of a piece in any process; `read_file` does both. Only what concerns a whole file (missing, empty,
+unsupported, damaged from its start) is a `UserError`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import difflib
+import functools
+import glob
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tuneloop.data.sources.chunks import chunks, encoding_of, guessed_file
+from tuneloop.data.sources.parse import (
+    Chunk,
+    Item,
+    SourceFile,
+    SourceRecord,
+    json_type,
+    parse_chunk,
+    printable,
+    scan_json,
+)
+from tuneloop.types import Reject, UserError
+
+__all__ = [
+    "KINDS",
+    "Chunk",
+    "SourceFile",
+    "SourceRecord",
+    "chunks",
+    "dataset_info",
+    "encoding_of",
+    "find_files",
+    "json_type",
+    "parse_chunk",
+    "printable",
+    "read_file",
+    "read_records",
+    "scan_json",
+]
+
+KINDS = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".md": "text",
+}
+COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
+SUPPORTED = "json, jsonl, csv, tsv, txt, md, each also compressed (.gz, .zst, .bz2, .xz), and parquet"
+INFO = "dataset_info.json"  # LLaMA-Factory's list of data sets; never data itself
+
+_ABOUT = re.compile(
+    r"(readme|licen[cs]e|notice|changelog|contributing|citation|authors)\b.*\.(md|txt)", re.IGNORECASE
+)  # texts about data
+
+
+def read_records(sources: Sequence[str]) -> Iterator[SourceRecord | Reject]:
+    """Every record of files, globs, folders and "-" (the standard input), in the order given.
+
+    Globs and folders give their files sorted by name.
+
+    Raises:
+        UserError: a source is missing, empty, of an unsupported kind, or damaged as a whole.
+    """
+    for file in find_files(sources):
+        yield from read_file(file)
+
+
+def read_file(file: SourceFile) -> Iterator[Item]:
+    """The records of one file.
+
+    Raises:
+        UserError: it is empty, unreadable, damaged as a whole, or changed while it was read.
+    """
+    for chunk in chunks(file):
+        yield from parse_chunk(chunk)
+
+
+# --- which files ---------------------------------------------------------------------------------
+
+
+def find_files(sources: Sequence[str]) -> list[SourceFile]:
+    """The files behind paths, globs, folders and "-"; a file named twice is read once.
+
+    A folder gives all its files of a supported kind, with its subfolders. Hidden ones are left out, and so are
+    prepared data sets, lest a second run read what the first one wrote. Text files count only where nothing
+    else is: beside other data they are notes about it. A `dataset_info.json` in the folder adds the files it names.
+
+    Raises:
+        UserError: nothing given, nothing found, or a kind that can't be read.
+    """
+    if not sources:
+        raise UserError("No data given", next_step="name files, globs or folders: data.sources=FILE")
+    files: dict[Path, SourceFile] = {}
+    for source in sources:
+        if source == "-":
+            file = _standard_input()
+            files.setdefault(file.path, file)
+            continue
+        for path in _expand(source):
+            found = _source_file(path)
+            if found is None:
+                raise UserError(
+                    f"Can't read files of the kind {path.suffix or '(no suffix)'}",
+                    where=str(path),
+                    next_step=f"convert it to one of: {SUPPORTED}",
+                )
+            files.setdefault(path.resolve(), found)
+    return list(files.values())
+
+
+def _source_file(path: Path) -> SourceFile | None:
+    suffix = path.suffix.lower()
+    compression = COMPRESSIONS.get(suffix, "")
+    if compression:
+        suffix = Path(path.stem).suffix.lower()
+    kind = KINDS.get(suffix)
+    if kind is None or (compression and kind == "parquet"):
+        return None
+    return SourceFile(path, printable(str(path)), kind, compression)
+
+
+def _expand(source: str) -> list[Path]:
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _files_of_folder(path)
+        if path.is_file():
+            return _named_files(path) if path.name == INFO else [path]
+        if path.exists():
+            raise UserError("Not a regular file", where=source, next_step="name a file, a glob or a folder")
+        if glob.has_magic(source):
+            return _files_of_glob(path, source)
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL byte, no home folder
+        raise UserError(f"Not a usable path: {error}", where=repr(source), next_step="check the path") from None
+    raise UserError("No such file", where=source, next_step=_nearest_path(path))
+
+
+def _files_of_glob(path: Path, source: str) -> list[Path]:
+    if "**" in path.parts:
+        # The glob module follows links to folders without end; pathlib's does not follow them.
+        plain = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
+        root = Path(*path.parts[:plain])
+        found = [p for p in root.glob(str(Path(*path.parts[plain:]))) if not _hidden(p.relative_to(root))]
+    else:
+        found = [Path(p) for p in glob.glob(str(path))]
+    files = _of_data(sorted(p for p in found if p.is_file()))
+    if not files:
+        raise UserError("No file matches the glob", where=source, next_step="check the pattern and the folder")
+    return files
+
+
+def _files_of_folder(folder: Path) -> list[Path]:
+    found = _of_data(sorted(path for path in _walk(folder) if path.is_file() and _source_file(path) is not None))
+    if (folder / INFO).is_file():
+        found = sorted({*found, *_named_by(folder)})
+    if not found:
+        raise UserError(
+            "No readable file in the folder", where=str(folder), next_step=f"kinds that are read: {SUPPORTED}"
+        )
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files of a folder and its subfolders that are not hidden and in no prepared data set.
+
+    Links to folders are followed, but each folder is entered once: a link may lead back up.
+    """
+    seen: set[tuple[int, int]] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        info = os.stat(root)
+        if (info.st_dev, info.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((info.st_dev, info.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if "dataset.json" not in names and "rejects.jsonl" not in names:
+            yield from (Path(root, name) for name in names if not name.startswith("."))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _of_data(paths: Sequence[Path]) -> list[Path]:
+    """Paths found by a folder or a glob, without what is no data but about it."""
+    some = [path for path in paths if path.name != INFO and not _ABOUT.fullmatch(path.name)]
+
+    def is_text(path: Path) -> bool:
+        file = _source_file(path)
+        return file is not None and file.kind == "text"
+
+    return [path for path in some if not is_text(path)] or some
+
+
+def _nearest_path(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f"the folder {parent} does not exist: check the path"
+    names = sorted(p.name for p in parent.iterdir())
+    near = difflib.get_close_matches(path.name, names, 1, 0.4)
+    return f"did you mean {parent / near[0]}?" if near else "check the path"
+
+
+# --- dataset_info.json ---------------------------------------------------------------------------
+
+
+def dataset_info(folder: Path | str) -> dict[str, dict[str, Any]]:
+    """The data sets that a folder's `dataset_info.json` describes, by name: LLaMA-Factory's format.
+
+    Each has `file_name` and may have `formatting`, `columns` and `tags`. Entries without a file (data sets on a
+    hub) are left out; a file that isn't there, can't be read, or is another program's gives none.
+
+    Args:
+        folder: the folder, or the file itself.
+    """
+    path = Path(folder)
+    try:
+        described = json.loads((path if path.name == INFO else path / INFO).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(described, dict):
+        return {}
+    return {
+        name: about
+        for name, about in described.items()
+        if isinstance(about, dict) and isinstance(about.get("file_name"), str)
+    }
+
+
+def _named_by(folder: Path) -> list[Path]:
+    """The readable files that a folder's `dataset_info.json` names, as far as they are there."""
+    found: list[Path] = []
+    for about in dataset_info(folder).values():
+        path = folder / about["file_name"]
+        with contextlib.suppress(OSError, ValueError):
+            some = _of_data(sorted(p for p in _walk(path) if p.is_file())) if path.is_dir() else [path]
+            found += [p for p in some if p.is_file() and p.name != INFO and _source_file(p) is not None]
+    return list(dict.fromkeys(found))
+
+
+def _named_files(info: Path) -> list[Path]:
+    found = _named_by(info.parent)
+    if not found:
+        raise UserError(
+            f"{INFO} names no file that is there and can be read",
+            where=str(info),
+            next_step="put the files beside it, or name them themselves",
+        )
+    return found
+
+
+# --- the standard input --------------------------------------------------------------------------
+
+
+@functools.cache
+def _standard_input() -> SourceFile:
+    """The standard input as a file: it is read once, to a temporary file that goes when the program ends.
+
+    Raises:
+        UserError: nothing is piped into it.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError(
+            "Nothing is piped into the standard input", where="-", next_step="pipe data into it, or name a file"
+        )
+    with tempfile.NamedTemporaryFile(prefix="tuneloop-", suffix=".input", delete=False) as spool:
+        path = Path(spool.name)
+        atexit.register(path.unlink, missing_ok=True)
+        stream: BinaryIO = sys.stdin.buffer
+        shutil.copyfileobj(stream, spool, 1 << 20)
+    return guessed_file(path, "-")

@@ -1,0 +1,178 @@
+"""Where refined rows wait for the decisions that depend on all of them: texts on disk, facts in arrays."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from tuneloop.data.duplicates import RowTexts, texts_of
+from tuneloop.data.reasons import REASONS
+from tuneloop.data.refine import NAMED, Facts
+from tuneloop.files import user_errors_of_the_disk
+from tuneloop.types import Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OPEN_FILES = 64
+
+REASON_WORDS = ("", *sorted(REASONS))  # a row's fate is an index into these; 0: it is in
+_REASON_NUMBERS = {word: number for number, word in enumerate(REASON_WORDS)}
+
+
+@contextmanager
+def spool_folder(out: Path) -> Iterator[Path]:
+    """A folder beside the results, gone when the work is done or has failed; what a killed run left is cleared first."""
+    folder = out / ".spool"
+    with user_errors_of_the_disk(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Table:
+    """All rows in the order of the sources: their facts and fates in arrays, their texts in the spool.
+
+    Args:
+        folder: the spool's.
+
+    Attributes:
+        fate: by row, an index into REASON_WORDS.
+        because: by row, the row that it is a copy of, or -1; `likeness`: how alike they are.
+        details: by row, the particulars of a reject that is no copy.
+        split: by row, an index into SPLITS, or -1.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.columns: dict[str, NDArray[Any]] = {}
+        self.names: dict[str, list[str]] = {}
+        self.source_of: list[str] = []  # by chunk
+        self.records_of: list[int] = []
+        self.rejected: Counter[str] = Counter()
+        self.is_chat = False
+        self._parts: list[Facts] = []
+        self._codes: dict[str, dict[str, int]] = {column: {} for column in NAMED}
+        self._open: dict[int, int] = {}
+
+    def add(self, facts: Facts, source: str) -> None:
+        """Take the facts of the next chunk."""
+        for column, codes in self._codes.items():
+            numbers = [codes.setdefault(name, len(codes)) for name in facts.names[column]]
+            kind = facts.columns[column].dtype
+            facts.columns[column] = np.array([*numbers, -1], dtype=kind)[facts.columns[column]]  # -1 stays -1
+        self.source_of.append(source)
+        self.records_of.append(facts.records)
+        self.rejected += facts.rejected
+        self.is_chat = self.is_chat or facts.is_chat
+        self._parts.append(facts)
+
+    def join(self) -> None:
+        """Join the chunks' arrays; they are freed one column at a time. More chunks may be added and joined later."""
+        for name in list(self._parts[0].columns) if self._parts else []:
+            before = [self.columns.pop(name)] if name in self.columns else []
+            self.columns[name] = np.concatenate([*before, *(part.columns.pop(name) for part in self._parts)])
+        self._parts.clear()
+        n = len(self)
+        self.fate = np.zeros(n, dtype=np.int16)
+        self.because = np.full(n, -1, dtype=np.int64)
+        self.likeness = np.ones(n, dtype=np.float32)
+        self.split = np.full(n, -1, dtype=np.int8)
+        self.details: dict[int, str] = {}
+        self.names = {column: list(codes) for column, codes in self._codes.items()}
+
+    def __len__(self) -> int:
+        return len(self.columns["id"]) if self.columns else 0
+
+    @property
+    def alive(self) -> NDArray[np.int64]:
+        """Indices of the rows that are in."""
+        found: NDArray[np.int64] = np.flatnonzero(self.fate == 0)
+        return found
+
+    def drop(self, indices: Any, reason: str, detail: str = "", *, because: Any = None, likeness: Any = None) -> None:
+        """Reject rows: with a detail each, or as copies of others."""
+        self.fate[indices] = _REASON_NUMBERS[reason]
+        if because is not None:
+            self.because[indices] = because
+        if likeness is not None:
+            self.likeness[indices] = likeness
+        if detail:
+            for index in np.atleast_1d(indices).tolist():
+                self.details[index] = detail
+
+    def reason(self, index: int) -> str:
+        """Why a row is out; "" when it is in."""
+        return REASON_WORDS[int(self.fate[index])]
+
+    def detail(self, index: int) -> str:
+        """The particulars of a row's reject."""
+        kept = int(self.because[index])
+        if kept < 0:
+            return self.details.get(index, "")
+        source, line = self.place(kept)
+        alike = float(self.likeness[index])
+        return f"of {source}:{line}" + (f", {alike:.0%} alike" if alike < 1 else "")
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Source and line of a row."""
+        return self.source_of[int(self.columns["chunk"][index])], int(self.columns["line"][index])
+
+    def row_bytes(self, index: int) -> bytes:
+        """A row as its line will stand in a split, without the line end."""
+        return self._read(index, 0, int(self.columns["row_size"][index]))
+
+    def record_bytes(self, index: int) -> bytes:
+        """The source record of a row, without personal data."""
+        size = int(self.columns["row_size"][index])
+        return self._read(index, size, int(self.columns["record_size"][index]))
+
+    def row(self, index: int) -> Row:
+        """A row."""
+        return Row.from_json(orjson.loads(self.row_bytes(index)))
+
+    def texts(self, indices: Sequence[int]) -> list[RowTexts]:
+        """What duplicates are compared by, of some rows."""
+        return [texts_of(self.row(int(index))) for index in indices]
+
+    def _read(self, index: int, skip: int, size: int) -> bytes:
+        chunk = int(self.columns["chunk"][index])
+        handle = self._open.get(chunk)
+        if handle is None:
+            if len(self._open) >= OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))
+            handle = self._open[chunk] = os.open(self.folder / f"{chunk}.rows", os.O_RDONLY)
+        return os.pread(handle, size, int(self.columns["start"][index]) + skip)
+
+    def side(self, chunk: int) -> tuple[list[tuple[int, bytes]], list[tuple[int, str, bytes]]]:
+        """Rejects (line, JSON) and repairs (row in the chunk, kind, JSON) of a chunk."""
+        path = self.folder / f"{chunk}.side"
+        if not path.is_file():
+            return [], []
+        sides: tuple[list[tuple[int, bytes]], list[tuple[int, str, bytes]]] = pickle.loads(path.read_bytes())
+        return sides
+
+    def chunk_rows(self, chunk: int) -> range:
+        """Indices of a chunk's rows."""
+        first, end = np.searchsorted(self.columns["chunk"], [chunk, chunk + 1]) if len(self) else (0, 0)
+        return range(int(first), int(end))
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._open.values():
+            os.close(handle)
+        self._open.clear()

@@ -1,0 +1,422 @@
+"""What a data set's folder says, read for its report: the manifest whole, of the other files as much as is shown.
+
+Counts come from the manifest. The files are read as streams, to a bounded number of lines and bytes, so
+that a data set of millions of rows costs the report no more than one of thousands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneloop.files import read_json
+from tuneloop.report.facts import clean, clean_all, count, number, section
+from tuneloop.types import UserError
+
+SPLITS = ("train", "val", "test")
+MOST_ROWS = 5_000  # rows of a split that are parsed
+MOST_LINES = 200_000  # lines of rejects.jsonl and repairs.jsonl that are looked at; few of them are parsed
+MOST_BYTES = 64 * 1024**2  # of one file
+LONGEST_LINE = 4 * 1024**2  # bytes; a longer record is passed over
+EXAMPLES = 4  # records shown of each reason and each kind of repair
+LISTED = 200  # pairs of duplicates, conflicts
+WORST = 10  # labels that look wrong
+
+# The writer's first key of this name is the record's own: quotes inside a JSON string are escaped.
+REASON = re.compile(r'"reason":\s?"(\w{1,64})"')
+KIND = re.compile(r'"kind":\s?"(\w{1,64})"')
+# `EMAIL x2, PHONE`: kinds of personal data in capitals. Anything else might be a value, and is not shown.
+DETAIL = re.compile(r'"detail":\s?"([^"\\]{1,400})"')
+FOUND = re.compile(r"([A-Z][A-Z0-9_]{1,39})(?: x(\d{1,9}))?")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One answer to a question: where the row stands, and what it says."""
+
+    split: str
+    source: str
+    line: int
+    answer: str
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A question that rows answer differently."""
+
+    question: str
+    answers: tuple[Seen, ...]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The files of a data set's folder; an empty value stands for a file that is missing.
+
+    Args:
+        path: the folder.
+        manifest: `dataset.json`.
+        rejects: reason -> the first few rejects, from `rejects.jsonl`.
+        rejected: rows by reason: the manifest's, or as counted in `rejects.jsonl` where there is no manifest.
+        repairs: kind -> the first few repairs, from `repairs.jsonl`, as they stand there (not cleaned);
+            none of kind `pii`.
+        redacted: kind of personal data -> how many values of it were found.
+        duplicates: pairs of `duplicates.jsonl`.
+        label_errors: the first rows of `label_errors.jsonl`, which is written worst first.
+        samples: split -> rows, evenly spaced over the part that was read.
+        conflicts: questions with different answers among the rows that were read.
+        conflicting: rows in all such questions, also those beyond `LISTED`.
+        rows_read: split -> rows that were parsed.
+        problems: files that are there and could not be read in full, in words.
+    """
+
+    path: Path
+    manifest: dict[str, Any] = field(default_factory=dict)
+    rejects: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rejected: dict[str, float] = field(default_factory=dict)
+    repairs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    redacted: dict[str, float] = field(default_factory=dict)
+    duplicates: list[dict[str, Any]] = field(default_factory=list)
+    label_errors: list[dict[str, Any]] = field(default_factory=list)
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    conflicts: list[Conflict] = field(default_factory=list)
+    conflicting: int = 0
+    rows_read: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_data(path: Path | str, samples: int = 4) -> DataFacts:
+    """Read what there is in the folder of a data set.
+
+    Args:
+        path: the folder.
+        samples: rows of each split to show.
+
+    Raises:
+        UserError: the folder does not exist, or holds neither `dataset.json` nor `rejects.jsonl`.
+    """
+    path = Path(path)
+    if not (path / "dataset.json").exists() and not (path / "rejects.jsonl").exists():
+        what = "Not a data set: no dataset.json here" if path.is_dir() else "No such folder"
+        raise UserError(what, where=str(path), next_step="give a folder that `tuneloop prepare` wrote")
+    problems: list[str] = []
+    manifest = _manifest(path / "dataset.json", problems)
+    rejects, reasons, _ = _examples(path / "rejects.jsonl", REASON, problems)
+    repairs, _, details = _examples(path / "repairs.jsonl", KIND, problems)
+    repairs.pop("pii", None)
+    rows = {split: list(_records(path / _file_of(manifest, split), problems, MOST_ROWS)) for split in SPLITS}
+    conflicts, conflicting = find_conflicts(rows)
+    return DataFacts(
+        path=path,
+        manifest=manifest,
+        rejects={reason: [clean_all(r) for r in some] for reason, some in rejects.items()},
+        rejected=numbers(manifest.get("rejected")) or {k: float(n) for k, n in reasons.most_common()},
+        repairs=repairs,
+        redacted=numbers(manifest.get("redacted")) or {k: float(n) for k, n in details.most_common()},
+        duplicates=[clean_all(r) for r in _records(path / "duplicates.jsonl", problems, LISTED)],
+        label_errors=[clean_all(r) for r in _records(path / "label_errors.jsonl", problems, WORST)],
+        samples={split: [clean_all(r) for r in _spaced(some, samples)] for split, some in rows.items() if some},
+        conflicts=conflicts,
+        conflicting=conflicting,
+        rows_read={split: len(some) for split, some in rows.items()},
+        problems=problems,
+    )
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def _manifest(path: Path, problems: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        problems.append("dataset.json is not there: the data set is not complete")
+        return {}
+    try:
+        value = clean_all(read_json(path))
+    except (UserError, OSError, RecursionError) as error:
+        problems.append(
+            clean(f"dataset.json could not be read: {error.what if isinstance(error, UserError) else error}")
+        )
+        return {}
+    if not isinstance(value, dict):
+        problems.append("dataset.json could not be read: it holds no mapping")
+        return {}
+    return value
+
+
+def _file_of(manifest: Mapping[str, Any], split: str) -> str:
+    """The file of a split, by its name alone: a manifest does not make the report read outside its folder."""
+    return Path(str(section(section(manifest.get("splits")).get(split)).get("path") or f"{split}.jsonl")).name
+
+
+def _lines(path: Path, problems: list[str], most: int) -> Iterator[str]:
+    """At most `most` lines of a file, and `MOST_BYTES`; what is too long or no UTF-8 is passed over and counted."""
+    if not path.is_file():
+        return
+    passed = bytes_read = 0
+    try:
+        with path.open("rb") as file:
+            for _ in range(most):
+                line = file.readline(LONGEST_LINE)
+                if not line or (bytes_read := bytes_read + len(line)) > MOST_BYTES:
+                    break
+                if len(line) == LONGEST_LINE:
+                    passed += 1
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(LONGEST_LINE)
+                    continue
+                yield line.decode("utf-8", errors="replace")
+    except OSError as error:
+        problems.append(clean(f"{path.name} could not be read: {error.strerror}"))
+    if passed:
+        problems.append(f"{path.name}: {count(passed, 'record')} of more than 4 MiB not shown")
+
+
+def _records(path: Path, problems: list[str], most: int) -> Iterator[dict[str, Any]]:
+    """The records of the first lines of a JSON Lines file; damaged ones are counted."""
+    damaged = 0
+    for line in _lines(path, problems, most):
+        record = _parsed(line)
+        if record is not None:
+            yield record
+        elif line.strip():
+            damaged += 1
+    if damaged:
+        problems.append(f"{path.name}: {count(damaged, 'unreadable line')} left out")
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _examples(
+    path: Path, word: re.Pattern[str], problems: list[str]
+) -> tuple[dict[str, list[dict[str, Any]]], Counter[str], Counter[str]]:
+    """The first records of each reason or kind, how many there are of each, and the kinds of personal data.
+
+    Only the records that are shown are parsed: for the others, one look for the word is enough.
+    """
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    counts: Counter[str] = Counter()
+    details: Counter[str] = Counter()
+    damaged = 0
+    for line in _lines(path, problems, MOST_LINES):
+        match = word.search(line)
+        if match is None:
+            damaged += bool(line.strip())
+            continue
+        name = match[1]
+        counts[name] += 1
+        if name == "pii" and word is KIND:
+            details.update(_kinds_in(line))
+        elif len(found[name]) < EXAMPLES:
+            record = _parsed(line)
+            if record is not None:
+                found[name].append(record)
+            else:
+                damaged += 1
+    if damaged:
+        problems.append(f"{path.name}: {count(damaged, 'unreadable line')} left out")
+    return dict(found), counts, details
+
+
+def _kinds_in(line: str) -> dict[str, int]:
+    """Kind of personal data -> how many values of it were found, from a line of `repairs.jsonl`."""
+    detail = DETAIL.search(line)
+    words = [FOUND.fullmatch(word) for word in detail[1].split(", ")] if detail else []
+    return {word[1]: int(word[2] or 1) for word in words if word} or {"other": 1}
+
+
+def _spaced(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """`n` rows evenly spaced: no choice of flattering ones."""
+    return rows if n >= len(rows) else [rows[(2 * i + 1) * len(rows) // (2 * n)] for i in range(n)]
+
+
+# --- conflicts ---------------------------------------------------------------------------------
+
+
+def find_conflicts(rows: Mapping[str, list[dict[str, Any]]]) -> tuple[list[Conflict], int]:
+    """Questions that rows answer differently, up to Unicode form, white space and case.
+
+    Returns:
+        At most `LISTED` conflicts, those with the most rows first, and the number of rows in all of them.
+    """
+    questions: defaultdict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+    for split, some in rows.items():
+        for row in some:
+            turns = turns_of(row)
+            if len(turns) > 1:
+                # All that the model is shown: at another point of a conversation another answer is right.
+                questions["\n".join(f"{role}: {_normalised(text)}" for role, text in turns[:-1])].append((split, row))
+    conflicts: list[Conflict] = []
+    total = 0
+    for some_rows in questions.values():
+        if len(some_rows) < 2 or len({_normalised(turns_of(row)[-1][1]) for _, row in some_rows}) < 2:
+            continue
+        total += len(some_rows)
+        answers = []
+        for split, row in some_rows:
+            source, line = place_of(row)
+            answers.append(Seen(split, source, line, clean(turns_of(row)[-1][1])))
+        conflicts.append(Conflict(question_of(some_rows[0][1]), tuple(answers)))
+    conflicts.sort(key=lambda c: -len(c.answers))
+    return conflicts[:LISTED], total
+
+
+def turns_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(role, text) of each turn of a row; a turn's tool calls stand after its text as `name(arguments)`."""
+    turns = []
+    for message in records_in(row.get("messages")):
+        text = str(message.get("content") or "")
+        for call in records_in(message.get("tool_calls")):
+            function = section(call.get("function"))
+            text = f"{text}\n{function.get('name')}({function.get('arguments')})".strip()
+        turns.append((str(message.get("role") or ""), text))
+    return turns
+
+
+def question_of(row: Mapping[str, Any]) -> str:
+    """The last user turn of a row."""
+    asked = [text for role, text in turns_of(row)[:-1] if role == "user"]
+    return clean(asked[-1]) if asked else ""
+
+
+def place_of(row: Mapping[str, Any]) -> tuple[str, int]:
+    """Source and line of a row, as its `meta` tells."""
+    meta = section(row.get("meta"))
+    return clean(meta.get("source") or ""), int(number(meta.get("line")) or 0)
+
+
+def _normalised(text: str) -> str:
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split()).casefold()
+
+
+# --- the manifest ------------------------------------------------------------------------------
+
+
+def numbers(value: object) -> dict[str, float]:
+    """The entries of a mapping that are finite numbers above zero."""
+    return {str(k): n for k, v in section(value).items() if (n := number(v)) is not None and n > 0}
+
+
+def words_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Reason or kind -> what it means, from the manifest's `words`: flat, or a mapping for each of the two."""
+    words: dict[str, str] = {}
+    for key, value in section(manifest.get("words")).items():
+        if isinstance(value, str):
+            words[key] = value
+        else:
+            words.update({k: v for k, v in section(value).items() if isinstance(v, str)})
+    return words
+
+
+def checks_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The checks, the worst first."""
+    worst = {"error": 0, "warn": 1, "ok": 3}
+    return sorted(records_in(manifest.get("checks")), key=lambda c: worst.get(str(c.get("level")), 2))
+
+
+def records_in(value: object) -> list[dict[str, Any]]:
+    """The mappings of a list; nothing where a file holds something else."""
+    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+# --- where records went ------------------------------------------------------------------------
+
+# The reasons of each stage that can reject. A reason that is not listed counts as found while parsing.
+STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("parsed", ()),
+    ("repaired", ()),
+    ("redacted", ("personal_data",)),
+    ("deduplicated", ("exact_duplicate", "near_duplicate", "semantic_duplicate", "conflicting_label")),
+    ("measured", ("too_long", "no_supervised_token", "template_error", "wrong_language")),
+    ("split", ("split_leak", "over_limit", "forgotten")),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A station on the way from the sources to the splits.
+
+    Args:
+        name: what has been done to the rows that are left.
+        rows: rows that are left after it.
+        exits: (reason, rows) of those that it rejected, the most frequent first.
+        changes: (kind, times) of what it changed in rows that stay.
+    """
+
+    name: str
+    rows: float
+    exits: tuple[tuple[str, float], ...] = ()
+    changes: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How many records came in, what each stage did, and where they are; `added` rows came in on the way."""
+
+    read: float
+    stages: tuple[Stage, ...]
+    splits: tuple[tuple[str, float], ...]
+    added: float = 0
+
+
+def flow_of(facts: DataFacts) -> Flow | None:
+    """The way of the records, from the manifest's counts; None without them."""
+    counts = section(facts.manifest.get("counts"))
+    read = number(counts.get("read"))
+    if not read:
+        return None
+    known = {reason for _, reasons in STAGES for reason in reasons}
+    left, stages = read, []
+    repaired = {k: n for k, n in numbers(facts.manifest.get("repaired")).items() if k != "pii"}
+    reported = section(section(facts.manifest.get("config")).get("personal")).get("mode") == "report"
+    for name, reasons in STAGES:
+        mine = {
+            k: n for k, n in facts.rejected.items() if (k in reasons if name != "parsed" else k not in known) and n > 0
+        }
+        left -= sum(mine.values())
+        changes = {"repaired": repaired, "redacted": facts.redacted or _pii(facts)}.get(name, {})
+        if mine or changes or name in ("parsed", "deduplicated"):
+            shown = "screened" if name == "redacted" and reported else name
+            stages.append(Stage(shown, max(left, 0.0), _most_first(mine), _most_first(changes)))
+    splits = tuple((s, n) for s in SPLITS if (n := number(counts.get(s))) is not None)
+    # One record may become several rows (too_long=split), and general rows may be mixed in.
+    added = sum(n for _, n in splits) - max(left, 0.0)
+    return Flow(read, tuple(stages), splits, max(added, 0.0))
+
+
+def _pii(facts: DataFacts) -> dict[str, float]:
+    return {k: n for k, n in numbers(facts.manifest.get("repaired")).items() if k == "pii"}
+
+
+def _most_first(counts: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+# --- values that must not be shown -------------------------------------------------------------
+
+MASKS = (
+    (re.compile(r"[^\s@\"'<>(),;:]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+"), "<EMAIL>"),
+    (re.compile(r"(?<![\w.])\+?\(?\d(?:[ ()./-]{0,2}\d){6,}(?!\w)"), "<NUMBER>"),
+    (re.compile(r"\b(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}\b"), "<SECRET>"),
+)
+
+
+def mask(text: str) -> str:
+    """Text without e-mail addresses, long numbers and long tokens.
+
+    A rejected record stands in `rejects.jsonl` as it came, personal data and all; the report may be sent
+    around. This is a coarse net for excerpts of such records, not the search for personal data itself.
+    """
+    for pattern, name in MASKS:
+        text = pattern.sub(name, text)
+    return text

@@ -1,0 +1,528 @@
+"""`report.html` of a data set: one self-contained page, made from the files of its folder alone."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneloop.files import write_text
+from tuneloop.report import charts, data_charts
+from tuneloop.report.data_facts import (
+    MOST_ROWS,
+    SPLITS,
+    Conflict,
+    DataFacts,
+    checks_of,
+    flow_of,
+    mask,
+    numbers,
+    place_of,
+    read_data,
+    records_in,
+    turns_of,
+    words_of,
+)
+from tuneloop.report.facts import clean, count, number, section
+from tuneloop.report.facts import short_count as short
+from tuneloop.report.html import KeyFigure, inline, page_template, tally, yaml_text
+
+LONGEST_TEXT = 1200  # characters of one text that the page shows
+LONGEST_VALUE = 240  # characters of one value of a rejected record
+LONGEST_DIFF = 500  # characters of each side of a difference: the search for it takes quadratic time
+MOST_KEYS = 8  # of a rejected record
+OPEN = 8  # pairs and conflicts that are shown before the fold
+Named = Callable[[object], str]  # shortens the paths of sources in a text
+Hide = Callable[[str], str]  # hides personal data in a text
+Parts = list[tuple[str, str]]  # ("", "del" or "ins", text)
+
+
+def write_data_report(dataset: Path | str) -> Path:
+    """Write `DATASET/report.html` from the files of the folder; a rerun renders it anew.
+
+    Raises:
+        UserError: no such folder, nothing of a data set in it, or it can't be written.
+    """
+    path = Path(dataset) / "report.html"
+    write_text(path, render_data_report(dataset))
+    return path
+
+
+def render_data_report(dataset: Path | str) -> str:
+    """The page as text. Whatever the folder does not hold is left out.
+
+    Raises:
+        UserError: no such folder, or nothing of a data set in it.
+    """
+    return page_template("data.html.j2").render(page=page_of(read_data(dataset)))
+
+
+def page_of(facts: DataFacts) -> dict[str, Any]:
+    """Everything the template shows, computed and written out."""
+    manifest = facts.manifest
+    named, hide = source_names(manifest), mask_of(manifest, raw=False)
+    page = {
+        "title": str(manifest.get("name") or facts.path.resolve().name),
+        "id": str(manifest.get("id") or facts.path.resolve().name),
+        "words": _words(facts),
+        "figures": _figures(facts),
+        "problems": facts.problems,
+        "flow": _chart(data_charts.flow_chart, flow_of(facts)),
+        "checks": _checks(manifest, named, hide),
+        "shape": _shape(manifest),
+        "samples": _samples(facts, hide),
+        "suspects": [_suspect(r, named, hide) for r in facts.label_errors],
+        "conflicts": [_conflict(c, named, hide) for c in facts.conflicts],
+        "conflicting": facts.conflicting,
+        "read_in_part": any(n >= MOST_ROWS for n in facts.rows_read.values()),
+        "most_rows": MOST_ROWS,
+        "open": OPEN,
+        "duplicates": _duplicates(facts, named),
+        "repairs": _repairs(facts, named),
+        "redacted": tally(facts.redacted),
+        "replaced": section(section(manifest.get("config")).get("personal")).get("mode") != "report",
+        "rejects": _rejects(facts, named),
+        "meanings": sorted((k.replace("_", " "), v) for k, v in words_of(manifest).items()),
+        "sources": [
+            (str(s.get("path", "")), number(s.get("rows")), str(s.get("sha256", ""))[:12])
+            for s in records_in(manifest.get("sources"))
+        ],
+        "config": yaml_text(section(manifest.get("config"))),
+        "made_by": str(manifest.get("tuneloop") or ""),
+        "made_with": [(k, str(manifest[k])) for k in ("seed", "model", "hash") if manifest.get(k) not in (None, "")],
+        "path": str(facts.path),
+    }
+    page["sections"] = _contents(page)
+    return page
+
+
+def _contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(anchor, name) of the sections that the page has."""
+    names = [
+        ("flow", "Flow"),
+        ("checks", "Checks"),
+        ("shape", "Labels and lengths" if page["shape"] and page["shape"]["label_chart"] else "Lengths"),
+        ("suspects", "Labels that look wrong"),
+        ("conflicts", "Conflicts"),
+        ("duplicates", "Duplicates"),
+        ("repairs", "Repairs"),
+        ("redacted", "Personal data"),
+        ("rejects", "Rejects"),
+        ("samples", "Samples"),
+    ]
+    return [*((key, name) for key, name in names if page[key]), ("record", "Record")]
+
+
+# --- head --------------------------------------------------------------------------------------
+
+
+def _words(facts: DataFacts) -> list[str]:
+    """What came in, how it was understood, and whether something wants a look."""
+    manifest = facts.manifest
+    counts = section(manifest.get("counts"))
+    read, kept = number(counts.get("read")), number(counts.get("kept"))
+    words = []
+    if read is not None and kept is not None:
+        text = f"{count(read, 'record')} read{format_words(manifest)}; {count(kept, 'row')} kept"
+        task = str(manifest.get("task") or "")
+        words.append(f"{text} for {task}." if task else f"{text}.")
+    checks = checks_of(manifest)
+    bad = [str(c.get("level")) for c in checks if c.get("level") != "ok"]
+    if checks:
+        errors = f", {bad.count('error')} of them errors" if "error" in bad else ""
+        shown = f"{len(bad)} of {count(len(checks), 'check')} want a look{errors}."
+        words.append(shown if bad else f"All {len(checks)} checks are fine.")
+    return words
+
+
+def format_words(manifest: Mapping[str, Any]) -> str:
+    """How the records were understood: ` as text_label (columns text, label)`."""
+    found = manifest.get("format")
+    name, reason = str(section(found).get("name") or ""), str(section(found).get("reason") or "")
+    if not name and isinstance(found, str):
+        name = found
+    return f" as {name}" + (f" ({reason})" if reason else "") if name else ""
+
+
+def _figures(facts: DataFacts) -> list[KeyFigure]:
+    manifest = facts.manifest
+    counts, splits = section(manifest.get("counts")), section(manifest.get("splits"))
+    read, kept, rejected = (number(counts.get(k)) for k in ("read", "kept", "rejected"))
+    figures = []
+    if kept is not None:
+        figures.append(KeyFigure("rows kept", count(kept), f"{_share(kept, read)} of the records" if read else ""))
+    if rejected is None and facts.rejected:
+        rejected = sum(facts.rejected.values())
+    if rejected is not None:
+        most = next(iter(tally(facts.rejected)), None)
+        figures.append(KeyFigure("rejected", count(rejected), f"most: {most[0]}" if most else ""))
+    sizes = [(s, n) for s in SPLITS if (n := number(counts.get(s))) is not None]
+    if sizes:
+        detail = ", ".join(f"{count(n)} {s}" for s, n in sizes[1:])
+        figures.append(KeyFigure(f"{sizes[0][0]} rows", count(sizes[0][1]), detail))
+    labels = manifest.get("labels")
+    if isinstance(labels, list) and labels:
+        figures.append(KeyFigure("labels", count(len(labels))))
+    tokens = section(section(splits.get("train")).get("tokens"))
+    if total := number(tokens.get("total")):
+        learned = number(tokens.get("supervised"))
+        detail = f"{short(learned)} learned from" if learned is not None else ""
+        figures.append(KeyFigure("training tokens", short(total), detail))
+    return figures
+
+
+def _share(part: float, whole: float) -> str:
+    percent = 100 * part / whole if whole else 0.0
+    return f"{percent:.0f} %" if percent in (0.0, 100.0) or 1 <= percent <= 99 else f"{percent:.1f} %"
+
+
+def source_names(manifest: Mapping[str, Any]) -> Named:
+    """Shortens source paths to their file names where these are unambiguous, also inside a sentence."""
+    paths = [str(s.get("path") or "") for s in records_in(manifest.get("sources"))]
+    names = [Path(p).name for p in paths]
+    short_of = {p: n for p, n in zip(paths, names, strict=True) if n and names.count(n) == 1}
+
+    def named(text: object) -> str:
+        shown = str(text if text is not None else "")
+        for path, name in short_of.items():
+            shown = shown.replace(path, name)
+        return shown
+
+    return named
+
+
+# --- sections ----------------------------------------------------------------------------------
+
+
+def _chart(draw: Callable[..., Any], what: Any) -> Any:
+    return charts.chart_pair(draw, what) if what else ""
+
+
+def _checks(manifest: Mapping[str, Any], named: Named, hide: Hide) -> dict[str, Any]:
+    shown = []
+    for check in checks_of(manifest):
+        examples = check.get("examples")
+        n = number(check.get("rows"))
+        shown.append(
+            {
+                "level": str(check.get("level") or ""),
+                "name": str(check.get("name") or "").replace("_", " "),
+                "message": str(check.get("message") or ""),
+                "rows": count(n, "row") if n is not None and check.get("level") != "ok" else "",
+                "remedy": str(check.get("remedy") or ""),
+                "examples": [_example(e, named, hide) for e in examples[:10]] if isinstance(examples, list) else [],
+            }
+        )
+    if not shown:
+        return {}
+    return {"open": [c for c in shown if c["level"] != "ok"], "ok": [c for c in shown if c["level"] == "ok"]}
+
+
+def _example(example: object, named: Named, hide: Hide) -> dict[str, Any]:
+    """A row that a check names: a text, or a mapping with `source`, `line`, `id` and whatever tells about it."""
+    if not isinstance(example, dict):
+        return {"place": "", "values": [("", cut(hide(named(inline(example))), LONGEST_VALUE))]}
+    values = [
+        (str(k), cut(hide(inline(v)), LONGEST_VALUE)) for k, v in example.items() if k not in ("source", "line", "id")
+    ]
+    return {"place": place(example, named) or str(example.get("id") or ""), "values": values[:MOST_KEYS]}
+
+
+def _shape(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    splits = section(manifest.get("splits"))
+    tokens = {s: section(section(splits.get(s)).get("tokens")) for s in splits}
+    labels = {s: numbers(section(splits.get(s)).get("labels")) for s in SPLITS}
+    limit = number(section(manifest.get("config")).get("max_length"))
+    totals = data_charts.label_totals(labels)
+    rows = [
+        {
+            "name": name,
+            "rows": number(section(splits.get(name)).get("rows")),
+            **{key: number(tokens[name].get(key)) for key in ("total", "supervised", "p50", "p90", "max")},
+        }
+        for name in splits
+    ]
+    languages = _languages(manifest.get("languages"))
+    if not rows and not languages:
+        return {}
+    return {
+        "rows": rows,
+        "token_chart": charts.chart_pair(charts.token_chart, tokens, limit),
+        "limit": limit,
+        "label_chart": _chart(data_charts.split_labels_chart, labels if totals else None),
+        "labels": totals,
+        "top": min(len(totals), data_charts.TOP_LABELS),
+        "rest": totals[data_charts.TOP_LABELS :],
+        "languages": languages,
+    }
+
+
+def _languages(value: object) -> list[tuple[str, str, float]]:
+    """(language, share in words, percent), from rows or shares by language; the most frequent ten."""
+    counts = numbers({k: section(v).get("rows", v) for k, v in section(value).items()})
+    total = sum(counts.values())
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = ordered[:10]
+    if len(ordered) > 10:
+        shown.append((f"{len(ordered) - 10} others", sum(n for _, n in ordered[10:])))
+    return [(name, _share(n, total), 100 * n / total) for name, n in shown]
+
+
+def _samples(facts: DataFacts, hide: Hide) -> dict[str, Any]:
+    shown: list[tuple[str, float | None, list[dict[str, Any]]]] = []
+    rows = [row for some in facts.samples.values() for row in some]
+    systems = {text for row in rows for role, text in turns_of(row)[:1] if role == "system"}
+    # The same instruction in every row is shown once.
+    shared = systems.pop() if len(systems) == 1 and len(rows) > 1 else None
+    counts = section(facts.manifest.get("counts"))
+    for split in SPLITS:
+        some = facts.samples.get(split)
+        if some:
+            shown.append((split, number(counts.get(split)), [_sample(row, shared, hide) for row in some]))
+    return {"splits": shown, "system": cut(shared) if shared else ""} if shown else {}
+
+
+def _sample(row: Mapping[str, Any], shared: str | None, hide: Hide) -> dict[str, Any]:
+    turns = turns_of(row)
+    if turns and turns[0] == ("system", shared):
+        turns = turns[1:]
+    meta = section(row.get("meta"))
+    source, line = place_of(row)
+    further = [(k, cut(hide(inline(v)), 80)) for k, v in meta.items() if k not in ("source", "line")]
+    return {
+        "place": f"{Path(source).name}:{line}" if source else str(row.get("id") or ""),
+        "turns": [(role, cut(hide(text))) for role, text in turns],
+        "tools": len(records_in(row.get("tools"))),
+        "meta": further[:MOST_KEYS],
+    }
+
+
+def _suspect(record: Mapping[str, Any], named: Named, hide: Hide) -> dict[str, Any]:
+    score = number(record.get("score"))
+    return {
+        "label": str(record.get("label") or ""),
+        "suggested": str(record.get("suggested") or ""),
+        "score": f"{score:.2f}" if score is not None else "",
+        "text": cut(hide(str(record.get("text") or ""))),
+        "place": place(record, named) or str(record.get("id") or ""),
+        "split": str(record.get("split") or ""),
+    }
+
+
+def _conflict(conflict: Conflict, named: Named, hide: Hide) -> dict[str, Any]:
+    """A question with its answers, equal ones together, and where each stands."""
+    answers: dict[str, list[str]] = {}
+    for seen in conflict.answers:
+        answers.setdefault(seen.answer, []).append(f"{named(seen.source)}:{seen.line} ({seen.split})")
+    most = sorted(answers.items(), key=lambda pair: -len(pair[1]))
+    return {
+        "question": cut(hide(conflict.question), 600),
+        "answers": [
+            (cut(hide(a), 400), len(places), ", ".join(places[:3]) + (", …" if len(places) > 3 else ""))
+            for a, places in most[:6]
+        ],
+        "more": max(len(most) - 6, 0),
+    }
+
+
+KINDS = ("near", "semantic", "exact")  # the doubtful ones first
+
+
+def _duplicates(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
+    def doubt(record: Mapping[str, Any]) -> tuple[int, float]:
+        kind = str(record.get("kind"))
+        value = number(record.get("similarity"))
+        return (KINDS.index(kind) if kind in KINDS else 0, 1.0 if value is None else value)
+
+    hide = mask_of(facts.manifest, raw=True)
+    pairs = []
+    for record in sorted(facts.duplicates, key=doubt):
+        similarity = number(record.get("similarity"))
+        kept, gone = (hide(cut(str(record.get(k) or ""), LONGEST_DIFF)) for k in ("kept_text", "text"))
+        kept_parts, gone_parts = side_by_side(kept, gone)
+        pairs.append(
+            {
+                "kind": str(record.get("kind") or "").replace("_", " "),
+                "similarity": f"{similarity:.2f}" if similarity is not None else "",
+                "why": named(record.get("why")),
+                "kept": kept_parts,
+                "gone": gone_parts,
+                "kept_place": place(record, named, "kept_") or str(record.get("kept_id") or ""),
+                "place": place(record, named) or str(record.get("id") or ""),
+            }
+        )
+    return pairs
+
+
+def _repairs(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
+    hide, words = mask_of(facts.manifest, raw=True), words_of(facts.manifest)
+    total = numbers(facts.manifest.get("repaired"))
+    kinds = sorted({*total, *facts.repairs} - {"pii"}, key=lambda k: (-total.get(k, 0.0), k))
+    shown = []
+    for kind in kinds:
+        examples = []
+        for record in facts.repairs.get(kind, []):
+            before, after = (None if record.get(k) is None else hide(str(record[k])) for k in ("before", "after"))
+            both = before is not None or after is not None
+            examples.append(
+                {
+                    "place": place(record, named),
+                    "field": clean(record.get("field") or ""),
+                    "detail": clean(hide(named(record.get("detail")))),
+                    "parts": difference(
+                        (before or "")[:LONGEST_DIFF], (after or "")[:LONGEST_DIFF], combining=kind == "unicode_form"
+                    )
+                    if both
+                    else [],
+                }
+            )
+        shown.append(
+            {
+                "kind": kind.replace("_", " "),
+                "n": total.get(kind, float(len(examples))),
+                "means": words.get(kind, ""),
+                "examples": examples,
+            }
+        )
+    return shown
+
+
+def _rejects(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
+    hide, words = mask_of(facts.manifest, raw=True), words_of(facts.manifest)
+    shown = []
+    for reason, n in sorted(facts.rejected.items(), key=lambda pair: (-pair[1], pair[0])):
+        examples = []
+        for reject in facts.rejects.get(reason, []):
+            # The record holds the very values that it was rejected for.
+            secret = reason == "personal_data"
+            examples.append(
+                {
+                    "place": place(reject, named),
+                    "detail": cut(hide(named(reject.get("detail"))), LONGEST_VALUE),
+                    "values": [] if secret else record_values(reject.get("record"), hide),
+                }
+            )
+        shown.append({"reason": reason.replace("_", " "), "n": n, "means": words.get(reason, ""), "examples": examples})
+    return shown
+
+
+def record_values(record: object, hide: Hide = mask) -> list[tuple[str, str]]:
+    """A rejected record, shortened: (key, value) of its first keys; a broken line is one value without a key."""
+    if record is None:
+        return []
+    if not isinstance(record, dict):
+        text = record if isinstance(record, str) else json.dumps(record, ensure_ascii=False)
+        return [("", cut(hide(text[: 4 * LONGEST_VALUE]), LONGEST_VALUE))] if text else []
+    values = []
+    for key, value in list(record.items())[:MOST_KEYS]:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        # Hidden before it is cut, so that no value is cut into something that is not recognised.
+        values.append((key, cut(hide(text[: 4 * LONGEST_VALUE]), LONGEST_VALUE)))
+    if len(record) > MOST_KEYS:
+        values.append(("", f"and {count(len(record) - MOST_KEYS, 'further key')}"))
+    return values
+
+
+def mask_of(manifest: Mapping[str, Any], *, raw: bool) -> Hide:
+    """What hides personal data in excerpts.
+
+    Args:
+        manifest: its config tells what was done about personal data.
+        raw: whether the excerpt is of a record as it came. Rows of the splits have been redacted, and are shown
+            as they are, unless values were only to be reported.
+    """
+    mode = section(section(manifest.get("config")).get("personal")).get("mode")
+    return mask if mode == "report" or (raw and mode != "off") else str
+
+
+# --- texts -------------------------------------------------------------------------------------
+
+
+def cut(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Text, cut with a note when it is too long for the page."""
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]}… ({count(len(text) - longest, 'more character')})"
+
+
+def place(record: Mapping[str, Any], named: Named, prefix: str = "") -> str:
+    """`file:line` of a record, or an empty string."""
+    source, line = record.get(f"{prefix}source"), number(record.get(f"{prefix}line"))
+    if not source:
+        return ""
+    return clean(named(source) + (f":{line:.0f}" if line is not None else ""))
+
+
+TOKEN = re.compile(r"\w+|\s|[^\w\s]")
+
+
+def difference(before: str, after: str, *, combining: bool = False) -> Parts:
+    """What was deleted and inserted, word by word; what no eye could see in a change is written out.
+
+    Args:
+        before, after: the texts; the search takes quadratic time in their length.
+        combining: write combining characters out as well (a change of Unicode form is invisible otherwise).
+
+    Returns:
+        (kind, text) in order, with kind `""` for what both have, `"del"` and `"ins"`.
+    """
+    a, b = TOKEN.findall(before), TOKEN.findall(after)
+    parts: Parts = []
+
+    def add(kind: str, tokens: Sequence[str]) -> None:
+        text = "".join(tokens)
+        if text:
+            shown = clean(text) if not kind else visible(text, combining=combining)
+            if parts and parts[-1][0] == kind:
+                parts[-1] = (kind, parts[-1][1] + shown)
+            else:
+                parts.append((kind, shown))
+
+    for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if tag == "equal":
+            add("", a[i:j])
+        else:
+            add("del", a[i:j])
+            add("ins", b[k:m])
+    return parts
+
+
+WORD = re.compile(r"\w+|\s+|[^\w\s]")
+
+
+def side_by_side(kept: str, gone: str) -> tuple[Parts, Parts]:
+    """Two texts with the words marked that only one of them has; case and white space do not count."""
+    a, b = WORD.findall(kept), WORD.findall(gone)
+    folded_a, folded_b = ([" " if word.isspace() else word.casefold() for word in words] for words in (a, b))
+    left: Parts = []
+    right: Parts = []
+    for tag, i, j, k, m in difflib.SequenceMatcher(None, folded_a, folded_b, autojunk=False).get_opcodes():
+        left.append(("" if tag == "equal" else "del", clean("".join(a[i:j]))))
+        right.append(("" if tag == "equal" else "ins", clean("".join(b[k:m]))))
+    return [p for p in left if p[1]], [p for p in right if p[1]]
+
+
+SIGNS = {"\n": "↵\n", "\t": "⇥"}
+
+
+def visible(text: str, *, combining: bool = False) -> str:
+    """Text with invisible characters written out: `[U+200B]`, `↵`; plain spaces as `␣` where there is nothing else."""
+    blank = not text.strip()
+    return "".join(_sign(char, blank, combining) for char in text)
+
+
+def _sign(char: str, blank: bool, combining: bool) -> str:
+    if char == " ":
+        return "␣" if blank else char
+    if char.isascii() and char.isprintable():
+        return char
+    if char in SIGNS:
+        return SIGNS[char]
+    kind = unicodedata.category(char)
+    if kind in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs") or (combining and kind in ("Mn", "Me")):
+        return f"[U+{ord(char):04X}]"
+    return char

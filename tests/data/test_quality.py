@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneloop.data.checks.endings import Endings
+from tuneloop.data.checks.quality import FLAGS, as_bits, bit, flags
+from tuneloop.types import Message
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def chat(asked: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def found(answer: str, asked: str = "What are the opening hours of the library?") -> set[str]:
+    return set(flags(chat(asked, answer), None)) - {"open_end"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "answer"),
+    [
+        ("boilerplate", "As an AI language model, I can't go there, but it is open from nine to five."),
+        ("cut_off", "Run this:\n```python\nprint('open')"),
+        ("cut_off", '{"open": "9:00", "close": "17'),
+        ("cut_off", "It is open from nine to five (but on Sundays it is"),
+        ("empty_answer", "N/A"),
+        ("empty_answer", "..."),
+        ("error_output", "Internal Server Error"),
+        ("error_output", "null"),
+        ("error_output", '{"error": {"code": 503, "message": "overloaded"}}'),
+        ("garbled", "It is open from nine to f\ufffdve."),
+        ("html_leftovers", "<p>It is open from nine to five.</p>"),
+        ("html_leftovers", "It is open from nine&nbsp;to five."),
+        ("refusal", "I'm sorry, but I can't assist with that request."),
+        ("repetition", "It is open and " * 20 + "so on."),
+        ("secret", "Use the key sk-proj-abcdefghijklmnop1234567890 for it."),
+    ],
+)
+def test_an_answer_shows_what_is_wrong_with_it(flag: str, answer: str) -> None:
+    assert found(answer) == {flag}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "It is open from nine to five, Monday to Friday.",
+        "Nine to five :(",
+        "42",
+        "👍",
+        "I am sorry that you had to wait; it opens at nine.",
+        "A request that timed out can be sent again: open the app, choose the order and press retry.",
+        "Use an aid such as an airline's app.",
+        '{"open": "9:00", "close": "17:00"}',
+        "No, no, no.",
+    ],
+)
+def test_a_good_answer_has_no_flag(answer: str) -> None:
+    assert found(answer) == set()
+
+
+@pytest.mark.parametrize(
+    ("flag", "asked"),
+    [
+        ("gibberish", "aaaaaaaaaaaa"),
+        ("gibberish", "sdfghjkl qwrtzpsdf"),
+        ("gibberish", "/)(/&%$!" * 3),
+        ("gibberish", "?!$%&/()=?`#+*x12"),
+        ("empty_prompt", "?"),
+        ("empty_prompt", "x"),
+    ],
+)
+def test_a_prompt_shows_what_is_wrong_with_it(flag: str, asked: str) -> None:
+    assert found("It is open from nine to five.", asked) == {flag}
+    assert flags(chat(asked, "opening_hours"), "opening_hours") == (flag,)
+
+
+@pytest.mark.parametrize(
+    "asked", ["12 * 13 = ?", "Привет, как дела?", "HTTP 404 on /api/v1/users", "東京", "What?", "rhythm"]
+)
+def test_a_short_or_foreign_prompt_is_no_gibberish(asked: str) -> None:
+    assert found("It is so.", asked) == set()
+
+
+def test_a_copied_answer_is_told_from_a_rewritten_and_an_extracted_one() -> None:
+    asked = "I would like to know when the library in the old town opens on Sundays"
+    assert found(asked.upper() + "!", asked) == {"copied_answer"}
+    assert found("When does the library in the old town open on Sundays, please?", asked) == set()
+    assert found("the library in the old town", asked) == set()
+
+
+def test_a_letter_may_go_on_with_a_conversation() -> None:
+    turns = [*chat("Do you want tea?", "Sure, with milk?"), *chat("y", "Here it is.")]
+    assert flags(turns, None) == ()
+
+
+def test_a_label_is_not_read_as_an_answer() -> None:
+    assert flags(chat("My card was eaten.", "card_swallowed"), "card_swallowed") == ()
+    assert flags(chat("My card was eaten.", "N/A"), "N/A") == ("empty_answer",)
+    assert flags(chat("My card was eaten.", "None"), "None") == ()
+
+
+def test_flags_are_bits_of_their_own() -> None:
+    assert as_bits(FLAGS) == 2 ** len(FLAGS) - 1 and as_bits(()) == 0
+    assert as_bits(["refusal", "secret"]) == bit("refusal") | bit("secret") and len(FLAGS) <= 32
+
+
+@given(st.text(), st.text(), st.one_of(st.none(), st.text(max_size=5)))
+def test_any_text_gets_known_flags_without_repetition(asked: str, answer: str, label: str | None) -> None:
+    some = flags(chat(asked, answer), label)
+    assert set(some) <= set(FLAGS) and list(some) == sorted(set(some))
+
+
+# --- answers that are cut off
+
+
+def answers() -> list[str]:
+    drinks = ["tea", "coffee", "cocoa", "water", "juice"]
+    sizes = ["small", "medium", "large", "enormous"]
+    whole = [f"Your {size} {drink} will be ready at the counter in {n} minutes" for drink in drinks for size in sizes for n in range(3, 8)]  # fmt: skip
+    return [text + ("." if place % 3 else "") for place, text in enumerate(whole)]
+
+
+@pytest.mark.parametrize(
+    "answer", ["Your large coffee will be rea", "Your large coffee will be ready at the", "Your small tea will,"]
+)
+def test_an_answer_that_stops_in_mid_sentence_is_cut(answer: str) -> None:
+    assert Endings.of([*answers(), answer]).is_cut(answer)
+
+
+@pytest.mark.parametrize(
+    "answer", ["Your large tea will be ready at the counter in 5 minutes", "Have a nice afternoon", "Tea"]
+)
+def test_an_answer_without_an_end_mark_is_not_cut_where_others_lack_it_too(answer: str) -> None:
+    assert not Endings.of([*answers(), answer]).is_cut(answer)
+
+
+def test_an_answer_without_an_end_mark_is_cut_where_nearly_all_others_have_one() -> None:
+    closed = [text.rstrip(".") + "." for text in answers()]
+    assert Endings.of(closed).is_cut("Have a very nice and sunny afternoon")
+
+
+def test_failed_calls_in_real_chats_are_found_and_clean_chats_are_left_alone() -> None:
+    folder = DATA / "messy_chats"
+    if not folder.is_dir():
+        pytest.skip("messy_chats is not here")
+    wrong = {
+        d["line"] for d in json.loads((folder / "gold.json").read_text())["defects"] if d["type"] == "error_output"
+    }
+    hits = set()
+    for number, line in enumerate((folder / "messy.jsonl").read_text("utf-8-sig", "replace").split("\n"), 1):
+        if number in wrong:
+            messages = [{**m, "content": m["content"] or ""} for m in json.loads(line)["messages"]]
+            hits |= {number} if "error_output" in flags(messages, None) else set()
+    assert hits == wrong
+    clean = []
+    for line in (folder / "clean.jsonl").read_text("utf-8").splitlines():
+        messages = [{**m, "content": m["content"] or ""} for m in json.loads(line)["messages"]]
+        clean.append(set(flags(messages, None)) - {"open_end", "refusal"})
+    assert sum(map(bool, clean)) <= 0.002 * len(clean)

@@ -1,0 +1,94 @@
+"""What prepare says at its end: all counts, the remedies, within the terminal, safe with hostile text."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from tuneloop.report.data_terminal import data_summary
+
+MANIFEST: dict[str, Any] = {
+    "task": "classification",
+    "format": {"name": "text_label", "reason": "columns text, label"},
+    "counts": {"read": 3303, "kept": 2937, "rejected": 366, "train": 2349, "val": 294, "test": 294},
+    "rejected": {"exact_duplicate": 277, "broken_json": 21, **{f"reason_{i}": i for i in range(1, 9)}},
+    "repaired": {"white_space": 412, "encoding": 61, "pii": 97},
+    "splits": {"train": {"tokens": {"total": 118138, "max": 182}}},
+    "checks": [
+        {"name": "enough_rows", "level": "ok", "message": "2349 training rows", "rows": 2349},
+        {
+            "name": "labels",
+            "level": "warn",
+            "message": "3 labels have few rows",
+            "rows": 9,
+            "remedy": "add rows of them",
+        },
+        {"name": "leak", "level": "error", "message": "8 rows leak", "rows": 8, "remedy": "set split.group"},
+    ],
+}
+
+
+def shown(manifest: dict[str, Any], width: int = 80, **options: Any) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, **options).print(data_summary(manifest))
+    return file.getvalue()
+
+
+def test_every_count_and_every_remedy_is_there_the_worst_check_first() -> None:
+    text = " ".join(shown(MANIFEST).split())
+    for part in (
+        "read 3,303 text_label (columns text, label)",
+        "kept 2,937 classification",
+        "rejected 366 277 exact_duplicate, 21 broken_json, 8 reason_8",
+        "3 others",
+        "repaired 570 412 white_space, 97 pii, 61 encoding",
+        "train 2,349 118,138 tokens, longest row 182",
+        "error 8 rows leak set split.group warn 3 labels have few rows add rows of them",
+    ):
+        assert part in text, part
+    assert "training rows" not in text  # what is fine needs no line
+
+
+def test_personal_data_is_told_by_kind_where_the_manifest_does() -> None:
+    text = " ".join(shown({**MANIFEST, "redacted": {"EMAIL": 41, "PHONE": 3}}).split())
+    assert "redacted 44 41 EMAIL, 3 PHONE" in text and "pii" not in text
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    long = {"name": "x", "level": "warn", "message": "wieeinsehrlangesWort" * 20, "remedy": "漢字" * 90}
+    lines = shown({**MANIFEST, "checks": [long], "format": "f" * 300}, width).splitlines()
+    assert max(cell_len(line) for line in lines) <= width
+
+
+def test_text_of_data_is_neither_markup_nor_a_control_sequence() -> None:
+    check = {
+        "name": "x",
+        "level": "warn",
+        "message": "[red]label[/red] \x1b[2J\x07",
+        "remedy": "[/] [link=http://e.example]",
+    }
+    manifest = {**MANIFEST, "checks": [check], "rejected": {"[bold]\x1b[0m": 3}}
+    text = shown(manifest, 120, force_terminal=True, color_system=None)
+    assert "[red]label[/red]" in text and "[/] [link=" in text
+    assert "\x1b[2J" not in text and "\x07" not in text
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*MANIFEST, "redacted"]), anything))
+@settings(max_examples=60, deadline=None)
+def test_a_manifest_of_any_shape_prints(broken: dict[str, Any]) -> None:
+    shown({**MANIFEST, **broken})
+    shown(broken)

@@ -87,7 +87,7 @@ def test_memory_follows_the_largest_micro_batch_and_not_their_number() -> None:
 
 def test_time_and_cost_follow_from_tokens_speed_and_price() -> None:
     found = plan()
-    hours = (100_000 / 500 + 30_000 / 1500) / 3600
+    hours = (100_000 / 500 + 30_000 / 900) / 3600
     assert found["time"]["hours"] == pytest.approx(hours)
     assert found["time"]["low"] < hours < found["time"]["high"]
     assert found["cost"]["usd"] == pytest.approx(hours * 0.10)

@@ -56,7 +56,7 @@ class RowTexts(NamedTuple):
     Args:
         prompt: what the user says; in a row without a user turn, all of it.
         answer: what assistant and tools say, with the calls; nothing where that is the label itself.
-        apart: label, system turns and tools, normalised: rows that differ in it are no near duplicates.
+        apart: label, rating, system turns and tools, normalised: rows that differ in it are no near duplicates.
     """
 
     prompt: str
@@ -137,6 +137,8 @@ def texts_of(row: Row, frame: Frame = NO_FRAME) -> RowTexts:
         if calls := message.get("tool_calls"):
             answer += [f"{call['function']['name']} {call['function']['arguments']}" for call in calls]
     apart = _normal_label(row.label) if row.label is not None else ""
+    if "thumb" in row.meta:  # one answer that some liked and others did not is a contradiction, no copy
+        apart += f"\n{row.meta['thumb']}"
     if system or row.tools:
         import orjson
 

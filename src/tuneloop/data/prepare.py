@@ -27,8 +27,9 @@ from tuneloop.data.checks import Overview, find_suspects, reject_share, run_chec
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import MANIFEST, RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
 from tuneloop.data.decide import Embed, decide, mixed_bits
+from tuneloop.data.duplicates import NO_FRAME, Frame, shared_frame
 from tuneloop.data.engine import ordered_map, usual_workers
-from tuneloop.data.formats import FormatGuess, check_columns, detect
+from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
 from tuneloop.data.leaks import index_of
 from tuneloop.data.mix import (
     GENERAL_FILE,
@@ -96,10 +97,10 @@ def prepare(
     out = Path(out)
     key = prepare_key(config, name=name, seed=seed, model_fingerprint=model)
     files = [*_given_files(config), *(Given(file, None, None) for file in find_files(config.sources))]
-    guess = _look([given.file for given in files if given.split is None], config)
+    guess, frame = _look([given.file for given in files if given.split is None], config)
     with spool_folder(out) as spool:
-        refinery = Refinery(config, measure, spool, pseudonym_key(config.personal))
-        with Table(spool) as table:
+        refinery = Refinery(config, measure, spool, pseudonym_key(config.personal), frame=frame)
+        with Table(spool, frame) as table:
             job = Job(config, seed, out, files, guess, refinery, table, embed, progress)
             _gather(job)
             _refuse_too_many(job)
@@ -128,7 +129,7 @@ def _given_files(config: PrepareConfig) -> list[Given]:
     given = []
     if isinstance(config.split.test, str):
         for file in find_files([config.split.test]):
-            given.append(Given(file, "test", _look([file], config)))
+            given.append(Given(file, "test", _look([file], config)[0]))
     return given
 
 
@@ -159,14 +160,17 @@ class Job:
 # --- first pass: reading and refining ------------------------------------------------------------
 
 
-def _look(files: Sequence[SourceFile], config: PrepareConfig) -> FormatGuess:
-    """The format, from the first records of the sources; a configured column that none of them has is refused."""
+def _look(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGuess, Frame]:
+    """The format, and what all prompts share, from the first records; a configured column that none of them has is refused."""
     items = (item for file in files for chunk in chunks(file, CHUNK) for item in parse_chunk(chunk))
     sample = list(itertools.islice((item.value for item in items if isinstance(item, SourceRecord)), SAMPLE))
     if not sample:
-        return FormatGuess("none", {}, "no records")
+        return FormatGuess("none", {}, "no records"), NO_FRAME
     check_columns(sample, config)
-    return detect(sample, config)
+    guess = detect(sample, config)
+    parsed = (parse_record(value, guess, config) for value in sample[:500])
+    turns = (m for p in parsed if isinstance(p, Parsed) for m in p.messages)
+    return guess, shared_frame([m["content"] for m in turns if m["role"] == "user"])
 
 
 def _gather(job: Job) -> None:
@@ -511,7 +515,7 @@ def _general_rows(job: Job, source: str) -> Iterator[Row]:
     )
     refinery = replace(job.refinery, config=plain)
     for file in find_files([source]):
-        guess = _look([file], plain)
+        guess, _ = _look([file], plain)
         for chunk in chunks(file):
             for item in parse_chunk(chunk):
                 made = item if isinstance(item, Reject) else refine(item, guess, refinery)

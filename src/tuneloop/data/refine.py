@@ -56,6 +56,7 @@ class Refinery:
         spool: folder for the rows.
         key: of pseudonyms.
         index: the given test set, which no row may give away.
+        frame: what nearly all prompts begin and end with; it says nothing about a row.
     """
 
     config: PrepareConfig
@@ -63,6 +64,7 @@ class Refinery:
     spool: Path
     key: bytes | None = None
     index: TestIndex | None = None
+    frame: duplicates.Frame = duplicates.NO_FRAME
 
 
 @dataclass
@@ -469,7 +471,7 @@ class _Table:
         place = len(rows["id"])
         line, record = orjson.dumps(row.to_json()), orjson.dumps(made.record)
         asked = prompt_key(row)
-        self.texts.append(duplicates.texts_of(row))
+        self.texts.append(duplicates.texts_of(row, self.refinery.frame))
         values: dict[str, Any] = {
             "chunk": self.number, "line": row.meta["line"], "start": len(self.data), "row_size": len(line),
             "record_size": len(record), "id": int(row.id, 16), "meta": meta_key(row), "question": duplicates.key64(asked),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from tuneloop.data.duplicates import RowTexts, texts_of
+from tuneloop.data.duplicates import NO_FRAME, Frame, RowTexts, texts_of
 from tuneloop.data.reasons import REASONS
 from tuneloop.data.refine import NAMED, Facts
 from tuneloop.files import user_errors_of_the_disk
@@ -47,6 +47,7 @@ class Table:
 
     Args:
         folder: the spool's.
+        frame: what nearly all prompts share.
 
     Attributes:
         fate: by row, an index into REASON_WORDS.
@@ -55,8 +56,8 @@ class Table:
         split: by row, an index into SPLITS, or -1.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, frame: Frame = NO_FRAME) -> None:
+        self.folder, self.frame = folder, frame
         self.columns: dict[str, NDArray[Any]] = {}
         self.names: dict[str, list[str]] = {}
         self.source_of: list[str] = []  # by chunk
@@ -145,7 +146,7 @@ class Table:
 
     def texts(self, indices: Sequence[int]) -> list[RowTexts]:
         """What duplicates are compared by, of some rows."""
-        return [texts_of(self.row(int(index))) for index in indices]
+        return [texts_of(self.row(int(index)), self.frame) for index in indices]
 
     def _read(self, index: int, skip: int, size: int) -> bytes:
         chunk = int(self.columns["chunk"][index])

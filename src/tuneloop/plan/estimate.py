@@ -110,6 +110,8 @@ class Machine:
     tokens_per_second: float
 
 
+# Tokens a second of a validation pass relative to training: it has no backward pass, but computes shared instructions anew.
+VALIDATION_SPEED = 1.8
 # What the C library's heap holds beyond what is in use between two trims: 1.3 to 2.0 GiB on four runs of a 135M model
 # on two cores (docs/results.md); a figure of experience, not a formula.
 HEAP_SLACK_GIB = 1.5
@@ -163,13 +165,13 @@ def estimate(
 ) -> dict[str, Any]:
     """The plan of a LoRA run on this machine, as `plan.json` holds it.
 
-    Time is trained tokens over the measured speed of forward and backward passes, plus validation at a
-    third of their cost (a forward pass alone).
+    Time is trained tokens over the measured speed of forward and backward passes, plus validation at
+    `VALIDATION_SPEED` times that speed.
     """
     adapter = shape.lora_parameters(rank, targets)
     terms = memory_terms(shape, work, adapter, rank, machine.resident_gib, bytes_a_weight)
     peak = sum(terms.values())
-    seconds = work.tokens / machine.tokens_per_second + work.val_tokens / (3 * machine.tokens_per_second)
+    seconds = work.tokens / machine.tokens_per_second + work.val_tokens / (VALIDATION_SPEED * machine.tokens_per_second)
     hours = seconds / 3600
     usd = hours * machine.usd_per_hour
     fits = peak < 0.95 * machine.capacity_gib

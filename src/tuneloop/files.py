@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,13 +42,24 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     Raises:
         UserError: the folder can't be written, or the disk is full; what was there before stays.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block has ended: beside, fsync, rename.
+
+    Raises:
+        UserError: the folder can't be written, or the disk is full; what was there before stays.
+    """
     path = Path(path)
     with user_errors_of_the_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
+            with os.fdopen(handle, "wb", 1 << 20) as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             umask = os.umask(0)

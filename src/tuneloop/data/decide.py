@@ -13,7 +13,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.formats import Rejection
 from tuneloop.data.refine import LEAKS, UNMEASURED, Refinery, measured_if_long
-from tuneloop.data.split import LEAK, TEST, TRAIN, UNDECIDED, SplitFacts, assign_splits, frozen_splits
+from tuneloop.data.split import LEAK, TEST, TRAIN, UNDECIDED, SplitFacts, assign_splits, frozen_splits, mixed_bits
 from tuneloop.data.spool import Table
 from tuneloop.types import Progress
 
@@ -92,14 +92,10 @@ class _Standing:
     fixed: NDArray[Any]
 
 
-def mixed_bits(numbers: NDArray[Any], seed: int) -> NDArray[Any]:
-    """A hash of 64-bit numbers (the finaliser of splitmix64, Steele et al. 2014, doi 10.1145/2714064.2660195)."""
-    with np.errstate(over="ignore"):
-        z = numbers.astype(np.uint64) ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        hashed: NDArray[Any] = z ^ (z >> np.uint64(31))
-    return hashed
+def shuffled(ids: NDArray[Any], seed: int) -> NDArray[Any]:
+    """Keys that put rows in an order of their own for each seed, whatever the order of the sources."""
+    keys: NDArray[Any] = mixed_bits(ids ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64))
+    return keys
 
 
 def _drop_leaks(table: Table) -> None:
@@ -153,7 +149,7 @@ def _measure(table: Table, refinery: Refinery, seed: int, progress: Progress) ->
     rows = table.alive
     rows = rows[table.columns["tokens"][rows] == UNMEASURED]
     if len(rows) > MEASURED_ROWS:
-        rows = np.sort(rows[np.argsort(mixed_bits(table.columns["id"][rows], seed), kind="stable")[:SAMPLED_ROWS]])
+        rows = np.sort(rows[np.argsort(shuffled(table.columns["id"][rows], seed), kind="stable")[:SAMPLED_ROWS]])
     for number, row in enumerate(rows.tolist()):
         if number % 500 == 0:
             progress("measuring", number, len(rows))
@@ -173,7 +169,7 @@ def _limit(table: Table, config: PrepareConfig, seed: int) -> None:
     rows = table.alive
     rows = rows[table.split[rows] == TRAIN]
     ids, strata = table.columns["id"][rows], table.columns["stratum"][rows]
-    order = np.lexsort((ids, mixed_bits(ids, seed), strata))
+    order = np.lexsort((ids, shuffled(ids, seed), strata))
     rows, strata = rows[order], strata[order]
     first = np.concatenate(([0], np.flatnonzero(np.diff(strata)) + 1)) if len(rows) else np.zeros(0, dtype=np.int64)
     place = np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))

@@ -7,7 +7,6 @@ import datetime
 import itertools
 import json
 import os
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from tuneloop.data.lineage import dataset_folder, read_lines, read_manifest, spl
 from tuneloop.data.match import NO_TEXT, Matcher
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.split import SPLITS
-from tuneloop.files import lock_folder, read_json, sha256_file, sync_folder, user_errors_of_the_disk, write_json
+from tuneloop.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
 from tuneloop.types import Dataset, Reject, Row, UserError
 
 if TYPE_CHECKING:
@@ -469,19 +468,8 @@ def _kept_lines(path: Path, gone: Collection[tuple[str, int]]) -> Iterator[bytes
 
 def _rewrite(path: Path, lines: Iterable[bytes]) -> str:
     """Write a file anew, whole or not at all; its name. The lines may come from the file itself."""
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
-    sync_folder(path.parent)
+    with replacing(path) as file:
+        file.writelines(lines)
     return path.name
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -26,7 +26,7 @@ from tuneloop import __version__
 from tuneloop.data.checks import Overview, find_suspects, reject_share, run_checks, suspect_records
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import MANIFEST, RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
-from tuneloop.data.decide import Embed, decide, mixed_bits
+from tuneloop.data.decide import Embed, decide, shuffled
 from tuneloop.data.duplicates import NO_FRAME, Frame, shared_frame
 from tuneloop.data.engine import ordered_map, usual_workers
 from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
@@ -48,7 +48,7 @@ from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
 from tuneloop.data.sources.read import find_files
 from tuneloop.data.split import SPLITS, Split
 from tuneloop.data.spool import Table, spool_folder
-from tuneloop.files import user_errors_of_the_disk, write_json
+from tuneloop.files import replacing, user_errors_of_the_disk, write_json
 from tuneloop.types import Dataset, Progress, Reject, Row, UserError, no_progress
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _refuse_too_many(job: Job) -> None:
         return
     _clear(out)
     examples: dict[str, Reject] = {}
-    with _Lines(out / "rejects.jsonl") as lines:
+    with _lines_to(out / "rejects.jsonl") as lines:
         for line in _rejects(table):
             lines.write(line)
             if len(examples) < len(reasons):
@@ -261,42 +261,27 @@ def _allowing(share: float) -> float:
 # --- second pass: writing ------------------------------------------------------------------------
 
 
+@dataclass
 class _Lines:
-    """A JSON Lines file in the making: written beside its place, hashed on the way, renamed when it is whole."""
+    """A JSON Lines file in the making: its lines so far, and their hash."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.scratch = path.with_name(f".{path.name}.part")
-        self.hash = hashlib.sha256()
-        self.lines = 0
-
-    def __enter__(self) -> _Lines:
-        with user_errors_of_the_disk(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.scratch.open("wb", buffering=1 << 20)
-        return self
+    file: BinaryIO
+    hash: Any = field(default_factory=hashlib.sha256)
+    lines: int = 0
 
     def write(self, line: bytes) -> None:
         """Add a line, given without its end."""
         line += b"\n"
         self.hash.update(line)
         self.lines += 1
-        with user_errors_of_the_disk(self.path):
-            self.file.write(line)
+        self.file.write(line)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with user_errors_of_the_disk(self.path):
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                self.file.close()
-                if kind is None:
-                    self.scratch.replace(self.path)
-        finally:
-            with contextlib.suppress(OSError):
-                self.file.close()
-            with contextlib.suppress(OSError):
-                self.scratch.unlink()
+
+@contextlib.contextmanager
+def _lines_to(path: Path) -> Iterator[_Lines]:
+    """A JSON Lines file that is there when all its lines are."""
+    with replacing(path) as file:
+        yield _Lines(file)
 
 
 def _clear(out: Path) -> None:
@@ -349,7 +334,7 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
     about: dict[str, Any] = {}
     for split, order in orders.items():
         general = {"train": mixed.train, "val": [], "test": mixed.test}[split] if mixed else []
-        with _Lines(out / f"{split}.jsonl") as lines:
+        with _lines_to(out / f"{split}.jsonl") as lines:
             for line in _interleaved(map(table.row_bytes, order.tolist()), len(order), general):
                 lines.write(line)
         about[split] = {
@@ -360,16 +345,16 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
             "labels": _label_counts(table, order) if task == "classification" else {},
         }
     if mixed:
-        with _Lines(out / GENERAL_FILE) as lines:
+        with _lines_to(out / GENERAL_FILE) as lines:
             for drawn in mixed.held_out:
                 lines.write(orjson.dumps(drawn.row.to_json()))
         about_general = {"path": GENERAL_FILE, "rows": lines.lines, "sha256": lines.hash.hexdigest()}
-    with _Lines(out / "rejects.jsonl") as lines:
+    with _lines_to(out / "rejects.jsonl") as lines:
         for line in _rejects(table):
             lines.write(line)
     kinds: Counter[str] = Counter()
     personal: Counter[str] = Counter()
-    with _Lines(out / "repairs.jsonl") as lines:
+    with _lines_to(out / "repairs.jsonl") as lines:
         for kind, line in _repairs(table):
             kinds[kind] += 1
             if kind == "pii":
@@ -400,7 +385,7 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
             }
             for given in job.files
         ],
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"workers", "engine"}),
         "counts": {"read": read, "kept": kept, "rejected": read - kept, **{s: len(o) for s, o in orders.items()}},
         "rejected": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         "repaired": dict(sorted(kinds.items())),
@@ -427,7 +412,7 @@ def _checks(job: Job, overview: Overview) -> list[dict[str, Any]]:
     path = job.out / "label_errors.jsonl"
     if overview.task == "classification":
         suspects = find_suspects(overview, embed=job.embed)
-        with _Lines(path) as lines:
+        with _lines_to(path) as lines:
             for record in suspect_records(overview, suspects, most=len(suspects.errors)):
                 lines.write(orjson.dumps(record))
     else:
@@ -449,7 +434,7 @@ def _order(table: Table, split: int, seed: int) -> NDArray[np.int64]:
     """Rows of a split by a hash of their ids, so that neither the order of the sources nor their number matters."""
     rows = np.flatnonzero((table.fate == 0) & (table.split == split))
     ids = table.columns["id"][rows]
-    return rows[np.lexsort((ids, mixed_bits(ids, seed)))]
+    return rows[np.lexsort((ids, shuffled(ids, seed)))]
 
 
 def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Drawn]) -> Iterator[bytes]:
@@ -528,9 +513,9 @@ def _write_duplicates(job: Job) -> None:
     table = job.table
     copies = np.flatnonzero(table.because >= 0)
     likeness = table.likeness[copies]
-    picked = copies[np.lexsort((mixed_bits(table.columns["id"][copies], job.seed), likeness >= 1.0))][:SHOWN_DUPLICATES]
+    picked = copies[np.lexsort((shuffled(table.columns["id"][copies], job.seed), likeness >= 1.0))][:SHOWN_DUPLICATES]
     policy = job.config.duplicates.keep
-    with _Lines(job.out / "duplicates.jsonl") as lines:
+    with _lines_to(job.out / "duplicates.jsonl") as lines:
         for index in picked.tolist():
             kept = int(table.because[index])
             (source, line), (kept_source, kept_line) = table.place(index), table.place(kept)

@@ -218,14 +218,23 @@ def _strata(facts: SplitFacts, first: NDArray[Any]) -> NDArray[Any]:
     return found
 
 
-def _hashed(keys: NDArray[Any], seed: int) -> NDArray[Any]:
-    """Numbers in [0, 1) that depend on key and seed only (the finaliser of SplitMix64, Steele et al. 2014)."""
+def mixed_bits(numbers: NDArray[Any]) -> NDArray[Any]:
+    """A hash of numbers of 64 bits (the finaliser of SplitMix64, Steele et al. 2014, doi 10.1145/2714064.2660195)."""
     import numpy as np
 
-    mixed = keys ^ np.uint64(int.from_bytes(keyed_hash("split", seed), "little"))
+    mixed = numbers.astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    hashed: NDArray[Any] = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    hashed: NDArray[Any] = mixed ^ (mixed >> np.uint64(31))
+    return hashed
+
+
+def _hashed(keys: NDArray[Any], seed: int) -> NDArray[Any]:
+    """Numbers in [0, 1) that depend on key and seed only."""
+    import numpy as np
+
+    salt = np.uint64(int.from_bytes(keyed_hash("split", seed), "little"))
+    hashed: NDArray[Any] = (mixed_bits(keys ^ salt) >> np.uint64(11)) * 2.0**-53
     return hashed
 
 

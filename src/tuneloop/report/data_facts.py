@@ -389,7 +389,7 @@ def flow_of(facts: DataFacts) -> Flow | None:
             shown = "screened" if name == "redacted" and reported else name
             stages.append(Stage(shown, max(left, 0.0), _most_first(mine), _most_first(changes)))
     splits = tuple((s, n) for s in SPLITS if (n := number(counts.get(s))) is not None)
-    # One record may become several rows (too_long=split), and general rows may be mixed in.
+    # General rows may be mixed in.
     added = sum(n for _, n in splits) - max(left, 0.0)
     return Flow(read, tuple(stages), splits, max(added, 0.0))
 

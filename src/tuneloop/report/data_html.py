@@ -92,7 +92,7 @@ def page_of(facts: DataFacts) -> dict[str, Any]:
             for s in records_in(manifest.get("sources"))
         ],
         "config": yaml_text(section(manifest.get("config"))),
-        "made_by": str(manifest.get("tuneloop") or ""),
+        "made_by": str(manifest.get("tool_version") or ""),
         "made_with": [(k, str(manifest[k])) for k in ("seed", "model", "hash") if manifest.get(k) not in (None, "")],
         "path": str(facts.path),
     }

@@ -155,6 +155,9 @@ def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool
     labelled = overview.rows()
     labelled = labelled[overview.columns["label"][labelled] >= 0]
     labelled = labelled[~np.isin(labelled, _contradictions(overview, _label_of(overview)))]
+    # A label of a few rows, as sets of labels mostly are, can't be told from a mistake.
+    of_label = overview.columns["label"][labelled]
+    labelled = labelled[np.bincount(of_label, minlength=1)[of_label] >= FEW_LABEL_ROWS]
     sampled = len(labelled) > ALL_LABELS and not every
     rows = overview.some(labelled, SOME_LABELS if sampled else len(labelled)).tolist()
     label = overview.columns["label"]
@@ -658,7 +661,7 @@ def _too_long(overview: Overview) -> Check:
     limit = f"{overview.max_length:,} tokens" if overview.max_length else "max_length"
     parts = [f"{rejected:,} left out", f"{cut:,} cut"] + ([f"{len(over):,} still longer"] if len(over) else [])
     message = f"{n:,} rows ({share:.1%}) are over {limit}: {', '.join(parts)}" if n else f"no row is over {limit}"
-    remedy = "Raise data.max_length as far as the model's context and memory allow, or set data.too_long=split."
+    remedy = "Raise data.max_length as far as the model's context and memory allow, or set data.too_long=truncate."
     return _check("too_long", level, message, n, remedy, _examples(overview, over))
 
 
@@ -764,7 +767,9 @@ def _differ(name: str, what: str, measure: str, found: Sequence[tuple[int, float
         return _check(name, "ok", f"{what} are spread alike over the splits", 0)
     shown = ", ".join(f"{SPLITS[split]} ({measure} {size:.2f})" for split, size in found)
     rows = sum(len(overview.rows(split)) for split, _ in found)
-    remedy = "Split by content with data.split.by=content and stratify, unless the difference in time is what you test."
+    remedy = (
+        "Look whether rows of one group or time stand in one split only; then the test is harder than the training."
+    )
     return _check(name, "warn", f"{what} of train differ from {shown}", rows, remedy)
 
 
@@ -780,9 +785,7 @@ def _split_wording(overview: Overview, train: NDArray[Any]) -> Check:
     )
     if drift.words_b:
         message += f"; test has more of {_named(drift.words_b)}"
-    remedy = (
-        "Split by content, unless the test set is meant to differ: results on it will not look like those in training."
-    )
+    remedy = "Look what the words have in common: rows of one topic may stay together in one split. Results on the test will not look like those in training."
     return _check("split_wording", "warn", message, len(test), remedy)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tuneloop.data.engine import AHEAD, ordered_map, usual_workers
+from tuneloop.data.split import keyed_hash
 from tuneloop.types import UserError
 
 
@@ -69,8 +73,6 @@ def test_a_worker_that_is_killed_every_time_ends_in_advice() -> None:
 
 
 def test_ray_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="Ray"):
         list(ordered_map(times, range(3), 2, workers=1, engine="ray"))
@@ -79,3 +81,31 @@ def test_ray_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 def test_at_least_one_core_is_usual() -> None:
     assert usual_workers() >= 1
     assert Path("/proc").exists() is False or usual_workers() <= (os.cpu_count() or 1)
+
+
+def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time\n"
+        "from tuneloop.data import engine\n"
+        "def work(chunk, folder):\n"
+        "    open(os.path.join(folder, str(os.getpid())), 'w').close()\n"
+        "    time.sleep(30)\n"
+        "list(engine.ordered_map(work, range(2), sys.argv[1], workers=2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    deadline = time.monotonic() + 20
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(workers) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.mark.slow
+def test_a_local_ray_cluster_gives_the_same_results() -> None:
+    pytest.importorskip("ray")
+    words = [f"word {n}" for n in range(30)]  # the function must be one that Ray's workers can import
+    assert list(ordered_map(keyed_hash, words, 7, workers=1, engine="ray")) == [keyed_hash(word, 7) for word in words]

@@ -99,7 +99,14 @@ def prepare(
     files = [*_given_files(config), *(Given(file, None, None) for file in find_files(config.sources))]
     guess, frame = _look([given.file for given in files if given.split is None], config)
     with spool_folder(out) as spool:
-        refinery = Refinery(config, measure, spool, pseudonym_key(config.personal), frame=frame)
+        refinery = Refinery(
+            config,
+            measure,
+            spool,
+            pseudonym_key(config.personal),
+            frame=frame,
+            languages_every=1 if _is_small(files) else 8,
+        )
         with Table(spool, frame) as table:
             job = Job(config, seed, out, files, guess, refinery, table, embed, progress)
             _gather(job)
@@ -122,6 +129,14 @@ class Given:
     file: SourceFile
     split: Split | None
     guess: FormatGuess | None
+
+
+def _size(files: Sequence[Given]) -> int:
+    return sum(os.path.getsize(given.file.path) for given in files)
+
+
+def _is_small(files: Sequence[Given]) -> bool:
+    return _size(files) <= SMALL
 
 
 def _given_files(config: PrepareConfig) -> list[Given]:
@@ -176,9 +191,9 @@ def _look(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGue
 def _gather(job: Job) -> None:
     """Run every chunk through `refine_chunk` and collect the facts; a given test set first, for its rows must not leak."""
     config, table = job.config, job.table
-    size = sum(os.path.getsize(given.file.path) for given in job.files)
+    size = _size(job.files)
     workers = config.workers or usual_workers()
-    if size <= SMALL and config.engine == "processes":
+    if _is_small(job.files) and config.engine == "processes":
         workers = 1
     given, sources = ([g for g in job.files if (g.split is not None) == wanted] for wanted in (True, False))
     for files in (given, sources):
@@ -200,9 +215,7 @@ def _gather(job: Job) -> None:
 def _work(job: Job, files: Sequence[Given], size: int) -> Iterator[Work]:
     """The chunks of files with their numbers; `limit` ends the reading of the sources."""
     left = job.config.limit
-    before = sum(os.path.getsize(given.file.path) for given in job.files) - sum(
-        os.path.getsize(given.file.path) for given in files
-    )
+    before = _size(job.files) - _size(files)
     for given in files:
         file, position = given.file, 0
         for chunk in chunks(file, CHUNK):
@@ -473,7 +486,7 @@ def _label_counts(table: Table, order: NDArray[np.int64]) -> dict[str, int]:
 
 def _languages(table: Table) -> dict[str, int]:
     codes, counts = np.unique(table.columns["language"][table.alive], return_counts=True)
-    pairs = [(table.names["language"][c], n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True)]
+    pairs = [(table.names["language"][c], n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True) if c >= 0]
     return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
 

@@ -699,10 +699,11 @@ def _languages(overview: Overview) -> Check:
     looked = overview.some(others, 500)
     sure = [i for i in looked.tolist() if _foreign(_asked(overview.row(i)), main)]
     n = round(len(sure) * len(others) / max(len(looked), 1))
-    share = n / len(rows)
-    message = (
-        f"mostly {main!r}; {_share(n, len(rows))} in another language" if n else f"all rows seem to be in {main!r}"
-    )
+    asked = int((code >= 0).sum())
+    share = n / asked
+    message = f"mostly {main!r}; {_share(n, asked)} in another language" if n else f"all rows seem to be in {main!r}"
+    if asked < len(rows):
+        message += f"; a sample of {len(rows):,} rows"
     if len(looked) < len(others):
         message += f", after a look at {len(looked)} of them"
     remedy = f"Set data.language={main} to leave them out, or keep them if the model shall speak these languages too."

@@ -46,6 +46,7 @@ KINDS = {
 RANK = {kind: place for place, kind in enumerate(KINDS)}
 DEFAULT_SECRET = "TUNELOOP_SECRET"
 SHORTEST_KEY = 16  # characters of the shortest key of a service
+SHORTEST_ID = 9  # characters of the shortest number of a person that is told without a word beside it
 SHORTEST = 6  # characters; a shorter string in a record is left alone unless its key says what it is
 
 
@@ -75,7 +76,7 @@ def find(text: str, config: PersonalConfig, field: str = "") -> list[Finding]:
         lead = f"{words}: "
         spans = _spans(lead + text, config)
         return _resolved([(k, s - len(lead), e - len(lead)) for k, s, e in spans if s >= len(lead)], wanted)
-    if not config.names and is_quiet(text):
+    if not config.names and (is_quiet(text) or (len(text) < SHORTEST_ID and text.isalnum())):
         return []
     return _resolved(_spans(text, config), wanted)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluate.few_shot import choose_examples, fit_examples, with_examples
@@ -24,7 +24,6 @@ class Asked:
     answers: list[Answer]
     seconds: float
     perplexity: float | None = None
-    notes: list[str] = field(default_factory=list)
 
     @property
     def prompt_tokens(self) -> int:

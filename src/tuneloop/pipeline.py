@@ -281,8 +281,6 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
         _write(
             job, folder / places[name], evaluations[name], dataset, name=name, costs={name: _cost(job, result)}, key=key
         )
-        for line in _note_lines(result):
-            job.say(line)
     costs = {name: _cost(job, result) for name, result in asked.items()}
     write_json(folder / "baselines.json", {"version": 1, "key": key, "contenders": places, "costs": costs})
     for name, evaluation in evaluations.items():
@@ -374,10 +372,6 @@ def _cost(job: Job, asked: Asked) -> dict[str, float]:
         "prompt_tokens": asked.prompt_tokens,
         "tokens": asked.tokens,
     }
-
-
-def _note_lines(asked: Asked) -> list[str]:
-    return [f"baselines {note}" for note in asked.notes]
 
 
 def _write(

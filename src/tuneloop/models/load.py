@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 from dataclasses import dataclass
@@ -216,18 +215,6 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def parameter_count(config: dict[str, Any]) -> int:
-    """Parameters of a Llama model from its configuration alone."""
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    heads = config["num_attention_heads"]
-    head_size = config.get("head_dim") or hidden // heads
-    key_heads = config.get("num_key_value_heads") or heads
-    attention = 2 * hidden * heads * head_size + 2 * hidden * key_heads * head_size
-    block = attention + 3 * hidden * config["intermediate_size"] + 2 * hidden
-    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return int(embeddings + layers * block + hidden)
-
-
 def use_threads() -> int:
     """Set torch's threads to the cores that this process may use, and keep large buffers from being returned to the system.
 
@@ -248,10 +235,3 @@ def use_threads() -> int:
     except (OSError, AttributeError):
         pass  # another C library
     return torch.get_num_threads()
-
-
-def describe(model: Model) -> str:
-    """One line about a model."""
-    own = "own Llama kernels" if model.is_own else "Transformers modules"
-    dtype = str(model.head.dtype).removeprefix("torch.")
-    return f"{model.name}: {json.dumps(model.config.get('model_type', '?'))[1:-1]}, {dtype}, {own}"

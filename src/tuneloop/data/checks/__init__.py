@@ -555,7 +555,7 @@ _SIGNS = (
     _Sign("gibberish", "gibberish", 0.005, 0.2, "ask in signs or random keys", "Take them out, unless users really write so and the answer fits."),
     _Sign("empty_prompts", "empty_prompt", 0.005, 0.2, "ask next to nothing", "Check the column that the prompt is taken from."),
     _Sign("html_leftovers", "html_leftovers", 0.01, 1, "hold HTML tags or entities", "Strip the tags if the model should not write them (data.repair.html_entities)."),
-    _Sign("garbled_text", "garbled", 0, 0.05, "hold characters that could not be read (U+FFFD)", "Export the data again as UTF-8: what is lost can't be repaired here."),
+    _Sign("garbled_text", "garbled", 0, 0.05, "hold characters that are lost for good (U+FFFD, remains of mojibake, isn?t)", "Export the data again as UTF-8: what is lost can't be repaired here."),
     _Sign("secrets", "secret", 0, 0, "still hold what looks like a key or token", "Change these keys now, and prepare again with data.personal.mode=placeholder."),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
+from tuneloop.data import repair
 from tuneloop.data.formats.answers import error_answer
 from tuneloop.data.personal.credentials import keys
 from tuneloop.types import Message
@@ -21,7 +22,7 @@ FLAGS = (
     "empty_answer",  # no letter or digit, or a word for nothing: null, N/A, undefined
     "empty_prompt",  # the user says next to nothing
     "error_output",  # the message of a failed call instead of an answer
-    "garbled",  # U+FFFD: bytes that could not be read
+    "garbled",  # characters that are lost for good: U+FFFD, remains of mojibake, "isn?t"
     "gibberish",  # hardly letters, one character over and over, or keys hit at random
     "html_leftovers",  # tags or entities in prose
     "open_end",  # the last sentence has no end mark
@@ -159,7 +160,7 @@ def _of_prompt(asked: str, found: list[str]) -> None:
 
 
 def _of_text(text: str, found: list[str]) -> None:
-    if "\ufffd" in text and not text.isascii():
+    if repair.garbled(text) is not None:
         found.append("garbled")
     if "<" in text:
         if ("```" not in text and _TAG.search(text) and "html" not in text.lower()) or (

@@ -90,11 +90,6 @@ def is_ssn(digits: str) -> bool:
     return area < "900" or "50" <= group <= "65" or "70" <= group <= "88" or (group >= "90" and group != "93")
 
 
-def is_routing_number(digits: str) -> bool:
-    """Whether nine digits are a US bank routing number (ABA: weights 3, 7, 1)."""
-    return len(digits) == 9 and _weighted(digits, (3, 7, 1, 3, 7, 1, 3, 7, 1)) % 10 == 0 and digits > "000999999"
-
-
 def _weighted(digits: str, weights: tuple[int, ...]) -> int:
     return sum(int(d) * w for d, w in zip(digits, weights, strict=False))
 

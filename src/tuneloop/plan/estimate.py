@@ -209,7 +209,7 @@ def estimate(
             "breakdown": {"training": usd, "usd_per_hour": machine.usd_per_hour},
         },
         "assumptions": [
-            f"speed measured on this machine just now: {machine.tokens_per_second:.0f} tokens/s forward and backward",
+            f"speed expected from a measurement on this machine just now: {machine.tokens_per_second:.0f} tokens/s forward and backward",
             "early stopping not counted: it can only make the run shorter",
             f"price given: ${machine.usd_per_hour:g} an hour",
             "baselines and the final evaluation are not in these figures",

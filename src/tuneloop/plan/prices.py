@@ -1,0 +1,375 @@
+"""What GPUs, hosted models and storage cost: a dated table, newer offers when fetched, the user's own prices on top.
+
+Nothing is converted: all prices are US dollars without tax. The user's price for a GPU and tier wins over fetched ones,
+these over the bundled ones; among prices of one level the smallest bill wins.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+from tuneloop.types import UserError
+
+Tier = Literal["on-demand", "spot", "reserved"]
+TIERS: tuple[Tier, ...] = ("on-demand", "spot", "reserved")
+BUNDLED = Path(__file__).with_name("prices.yaml")
+OLD_AFTER_DAYS = 180
+
+
+@dataclass(frozen=True)
+class Price:
+    """An offer: what one GPU costs for an hour.
+
+    Args:
+        provider: who rents it out.
+        gpu: key, as in `gpus.yaml`.
+        gpus: fewest GPUs that are rented together at this price.
+        tier: `on-demand`, `spot` (may be taken away) or `reserved`.
+        usd_per_hour: for one GPU.
+        date: day the price was read, ISO 8601.
+        source: where it stands.
+    """
+
+    provider: str
+    gpu: str
+    gpus: int
+    tier: Tier
+    usd_per_hour: float
+    date: str
+    source: str
+
+    def machines_usd(self, gpus: int) -> float:
+        """Dollars an hour for at least `gpus` GPUs: machines are rented whole."""
+        return math.ceil(gpus / self.gpus) * self.gpus * self.usd_per_hour
+
+    def age_days(self, today: date | None = None) -> int:
+        """Days since the price was read."""
+        return ((today or date.today()) - date.fromisoformat(self.date)).days
+
+    def words(self, today: date | None = None) -> str:
+        """The price as an assumption: `$1.19 an hour and GPU, on-demand (RunPod Community, 2026-11-09)`."""
+        old = "; old: `tuneloop plan prices update`" if self.age_days(today) > OLD_AFTER_DAYS else ""
+        whole = f", rented {self.gpus} at a time" if self.gpus > 1 else ""
+        return f"${self.usd_per_hour:g} an hour and GPU, {self.tier}{whole} ({self.provider}, {self.date}{old})"
+
+
+@dataclass(frozen=True)
+class TokenPrice:
+    """What a hosted model costs: dollars for 1 million tokens read and written."""
+
+    provider: str
+    model: str
+    input: float
+    output: float
+    date: str
+    source: str
+
+
+@dataclass(frozen=True)
+class TuningPrice:
+    """What training by others costs: dollars for 1 million training tokens, from `low` (LoRA) to `high` (full)."""
+
+    provider: str
+    up_to_billion: float
+    low: float
+    high: float
+    date: str
+    source: str
+
+
+@dataclass(frozen=True)
+class StoragePrice:
+    """What keeping files costs: dollars for a GB and month."""
+
+    provider: str
+    usd_per_gb_month: float
+    date: str
+    source: str
+
+
+@dataclass(frozen=True)
+class PriceTable:
+    """All prices: `levels` of GPU offers, the first that knows a GPU and tier decides."""
+
+    levels: tuple[tuple[Price, ...], ...]
+    tokens: tuple[TokenPrice, ...]
+    tuning: tuple[TuningPrice, ...]
+    storage: StoragePrice
+
+    def offers(self, gpu: str, tier: str = "on-demand") -> list[Price]:
+        """Offers of the first level that has any for this GPU and tier, the cheapest first."""
+        for level in self.levels:
+            found = [price for price in level if price.gpu == gpu and price.tier == tier]
+            if found:
+                return sorted(found, key=lambda price: (price.usd_per_hour, price.gpus, price.provider))
+        return []
+
+    def gpu(self, gpu: str, tier: str = "on-demand", gpus: int = 1) -> Price | None:
+        """The offer with the smallest bill for `gpus` GPUs, or None where there is no price."""
+        return min(self.offers(gpu, tier), key=lambda price: price.machines_usd(gpus), default=None)
+
+    def hosted(self, model: str) -> list[TokenPrice]:
+        """Hosted prices of a model by its short name (`-instruct` or not), the cheapest first."""
+        name = model.rsplit("/", 1)[-1].lower().removeprefix("meta-").removesuffix("-instruct")
+        found = [price for price in self.tokens if price.model == name]
+        return sorted(found, key=lambda price: price.input + price.output)
+
+    def managed_tuning(self, billion: float) -> TuningPrice | None:
+        """Managed training of a model with `billion` parameters (in 10^9), or None where it is too large."""
+        fits = [price for price in self.tuning if billion <= price.up_to_billion]
+        return min(fits, key=lambda price: price.up_to_billion, default=None)
+
+
+def usd_per_hour(gpu: str, tier: str = "on-demand", gpus: int = 1, *, prices: Path | str | None = None) -> Price | None:
+    """The price of a GPU: see `PriceTable.gpu`.
+
+    Args:
+        gpu: key, as in `gpus.yaml`.
+        tier: `on-demand`, `spot` or `reserved`.
+        gpus: how many are needed together.
+        prices: the user's price file; default: `~/.config/tuneloop/prices.yaml`.
+
+    Raises:
+        UserError: an unknown tier, or a price file with gaps.
+    """
+    if tier not in TIERS:
+        raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
+    return load_prices(prices).gpu(gpu, tier, gpus)
+
+
+def load_prices(own: Path | str | None = None) -> PriceTable:
+    """All prices: bundled, fetched, and the user's own on top.
+
+    Args:
+        own: the user's price file; default: `~/.config/tuneloop/prices.yaml`, where there is one.
+
+    Raises:
+        UserError: a price file is missing, damaged or has gaps.
+    """
+    given = Path(own) if own else own_file()
+    if own and not given.is_file():
+        raise UserError("No such price file", where=str(own), next_step="check the path")
+    files = [path for path in (given, fetched_file()) if path.is_file()]
+    return _load(tuple((str(path), path.stat().st_mtime_ns) for path in files))
+
+
+def config_folder() -> Path:
+    """Where a user's settings live: `$XDG_CONFIG_HOME/tuneloop` or `~/.config/tuneloop`."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tuneloop"
+
+
+def own_file() -> Path:
+    """The user's own prices."""
+    return config_folder() / "prices.yaml"
+
+
+def fetched_file() -> Path:
+    """Prices that `tuneloop plan prices update` has fetched."""
+    return config_folder() / "prices-fetched.yaml"
+
+
+@functools.cache
+def _load(files: tuple[tuple[str, int], ...]) -> PriceTable:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    bundled = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)
+    known = {gpu for group in bundled["offers"] for gpu in group["usd_per_gpu_hour"]}
+    levels = [tuple(_own_offers(Path(path), known)) for path, _ in files]
+    return PriceTable(
+        levels=(*levels, tuple(_offers(bundled["offers"]))),
+        tokens=tuple(TokenPrice(**_dated(entry)) for entry in bundled["tokens"]),
+        tuning=tuple(TuningPrice(**_dated(entry)) for entry in bundled["tuning"]),
+        storage=StoragePrice(**_dated(bundled["storage"])),
+    )
+
+
+def _dated(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's entry with its date as text: YAML reads dates as such."""
+    return {**entry, "date": str(entry["date"])}
+
+
+def _offers(groups: Iterable[Mapping[str, Any]]) -> Iterable[Price]:
+    for group in groups:
+        for gpu, usd in group["usd_per_gpu_hour"].items():
+            yield Price(
+                provider=group["provider"], gpu=gpu, gpus=group.get("machine", 1), tier=group.get("tier", "on-demand"),
+                usd_per_hour=float(usd), date=str(group["date"]), source=group["source"],
+            )  # fmt: skip
+
+
+def _own_offers(path: Path, known: set[str]) -> Iterable[Price]:
+    """The offers of a file that people write, checked entry by entry.
+
+    Raises:
+        UserError: it is no YAML, has gaps, unknown keys or GPUs, or prices that can't be.
+    """
+    values = _read(path)
+    _refuse_unknown(values, {"version", "currency", "offers"}, str(path))
+    if values.get("currency", "USD") != "USD":
+        raise UserError(
+            f"Prices in {values['currency']!r}: nothing is converted, all figures are US dollars",
+            where=f"{path}: currency", next_step="write the prices in US dollars",
+        )  # fmt: skip
+    groups = values.get("offers")
+    if not isinstance(groups, list) or not groups:
+        raise UserError("The price file has no offers", where=str(path), next_step=_example())
+    return [price for i, group in enumerate(groups, 1) for price in _own_group(group, f"{path}: offer {i}", known)]
+
+
+def _own_group(group: Any, where: str, known: set[str]) -> list[Price]:
+    if not isinstance(group, dict):
+        raise UserError("An offer is a mapping", where=where, next_step=_example())
+    _refuse_unknown(group, {"provider", "tier", "date", "source", "machine", "usd_per_gpu_hour"}, where)
+    for key in ("provider", "date", "usd_per_gpu_hour"):
+        if not group.get(key):
+            raise UserError(f"The offer has no {key!r}", where=where, next_step=_example())
+    tier, machine, prices = group.get("tier", "on-demand"), group.get("machine", 1), group["usd_per_gpu_hour"]
+    if tier not in TIERS:
+        raise UserError(f"No price tier {tier!r}", where=where, next_step=f"choose one of {', '.join(TIERS)}")
+    if isinstance(machine, bool) or not isinstance(machine, int) or not 1 <= machine <= 1024:
+        raise UserError(
+            f"machine is a count of GPUs, not {machine!r}", where=where, next_step="leave it out, or write 8"
+        )
+    try:
+        date.fromisoformat(str(group["date"]))
+    except ValueError:
+        raise UserError(f"Not a date: {group['date']!r}", where=where, next_step="write it as 2026-11-24") from None
+    if not isinstance(prices, dict):
+        raise UserError("usd_per_gpu_hour maps GPUs to prices", where=where, next_step=_example())
+    for gpu, usd in prices.items():
+        if gpu not in known:
+            raise UserError(f"Unknown GPU {gpu!r}", where=where, next_step=_nearest(str(gpu), known))
+        if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 < usd < 10_000:
+            raise UserError(
+                f"Not a price for {gpu}: {usd!r}",
+                where=where,
+                next_step="write dollars an hour for one GPU, as in 2.69",
+            )
+    return list(_offers([{"source": where, **group}]))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError("The price file is no valid YAML", where=place, next_step=_example()) from None
+    except OSError as error:
+        raise UserError(f"Can't read the price file: {error.strerror}", where=str(path), next_step="check it") from None
+    if not isinstance(value, dict):
+        raise UserError("A price file is a mapping with `offers`", where=str(path), next_step=_example())
+    return value
+
+
+def _refuse_unknown(values: Mapping[str, Any], allowed: set[str], where: str) -> None:
+    for key in values:
+        if key not in allowed:
+            raise UserError(f"Unknown key {key!r}", where=where, next_step=_nearest(str(key), allowed))
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, sorted(known), 3, 0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(sorted(known))}"
+
+
+def _example() -> str:
+    return "as in: offers: [{provider: us, date: 2026-11-24, usd_per_gpu_hour: {h100-sxm: 2.10}}]"
+
+
+# --- fetching ----------------------------------------------------------------------------------
+
+# Our keys by the catalogue's names and GB of memory; a name that stands for two cards takes the memory to tell them apart.
+CATALOGUE_NAMES: dict[tuple[str, int], str] = {
+    ("T4", 16): "t4",
+    ("L4", 24): "l4",
+    ("A10G", 24): "a10g",
+    ("RTX3090", 24): "rtx3090",
+    ("RTX4090", 24): "rtx4090",
+    ("RTX5090", 32): "rtx5090",
+    ("A6000", 48): "a6000",
+    ("RTXA6000", 48): "a6000",
+    ("L40S", 48): "l40s",
+    ("A100", 40): "a100-40gb",
+    ("A100", 80): "a100-80gb",
+    ("H200", 141): "h200",
+    ("B200", 180): "b200",
+    ("B200", 192): "b200",
+    ("MI300X", 192): "mi300x",
+}  # fmt: skip
+
+
+def catalogue_key(name: str, memory_gb: float, instance: str) -> str | None:
+    """Our key for a GPU of the catalogue; an 80 GB H100 is PCIe only where its instance says so."""
+    if name in ("H100", "H100NVL") and round(memory_gb) == 80:
+        return "h100-pcie" if "pcie" in instance.lower() else "h100-sxm"
+    return CATALOGUE_NAMES.get((name, round(memory_gb)))
+
+
+def update_prices(today: date | None = None) -> dict[str, Any]:
+    """Fetch the offers of major clouds through gpuhunt's catalogue and keep them in `fetched_file()`.
+
+    Returns:
+        `path`, `offers` (how many), `gpus`, `providers`.
+
+    Raises:
+        UserError: gpuhunt is not installed, or its catalogue can't be reached.
+    """
+    from tuneloop.files import write_yaml
+
+    try:
+        import gpuhunt
+    except ImportError:
+        raise UserError(
+            "Fetching prices needs the package gpuhunt, which is not installed",
+            where="plan prices update", next_step="pip install gpuhunt; without it the bundled prices are used",
+        ) from None  # fmt: skip
+    try:
+        items = gpuhunt.query(min_gpu_count=1)
+    except Exception as error:  # the catalogue's library raises what its many providers raise
+        items, reason = [], str(error).splitlines()[0] if str(error) else type(error).__name__
+    else:
+        reason = "no provider answered"
+    groups = group_offers(items, str(today or date.today()))
+    if not groups:
+        raise UserError(
+            f"The price catalogue can't be reached: {reason}", where="plan prices update",
+            next_step="try again with a network; until then the bundled and your own prices are used",
+        )  # fmt: skip
+    write_yaml(fetched_file(), {"version": 1, "currency": "USD", "offers": groups})
+    return {
+        "path": str(fetched_file()),
+        "offers": sum(len(group["usd_per_gpu_hour"]) for group in groups),
+        "gpus": sorted({gpu for group in groups for gpu in group["usd_per_gpu_hour"]}),
+        "providers": sorted({group["provider"] for group in groups}),
+    }
+
+
+def group_offers(items: Iterable[Any], day: str) -> list[dict[str, Any]]:
+    """The catalogue's items as groups of a price file: the cheapest of each provider, tier, machine size and GPU."""
+    best: dict[tuple[str, str, int], dict[str, float]] = {}
+    for item in items:
+        if not item.gpu_count or not item.gpu_name or not item.gpu_memory or not item.price > 0:
+            continue
+        key = catalogue_key(item.gpu_name, item.gpu_memory, item.instance_name or "")
+        if key is None:
+            continue
+        prices = best.setdefault((item.provider, "spot" if item.spot else "on-demand", item.gpu_count), {})
+        prices[key] = min(prices.get(key, math.inf), round(item.price / item.gpu_count, 5))
+    return [
+        {"provider": provider, "tier": tier, "date": day, "source": "https://github.com/dstackai/gpuhunt",
+         "machine": machine, "usd_per_gpu_hour": dict(sorted(prices.items()))}
+        for (provider, tier, machine), prices in sorted(best.items())
+    ]  # fmt: skip

@@ -1,0 +1,275 @@
+"""What a run costs in all: the machine, what goes wrong, files, and people's hours; expected, P50 and P90.
+
+Where a share is uncertain it is a lognormal with the given P10 and P90, as durations of work and of runs tend to be
+(never negative, a long tail to the right). The distribution of the sum is drawn with a fixed seed, so the same
+question has the same answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tuneloop.plan.prices import Price
+from tuneloop.types import UserError
+
+DRAWS = 2000
+Z90 = 1.2815515594  # the normal distribution's 90th percentile
+
+
+@dataclass(frozen=True)
+class Interruptions:
+    """How a run is interrupted, and what its checkpoints cost.
+
+    Args:
+        per_hour: hazard of one machine: expected interruptions an hour.
+        checkpoint_minutes: work between two checkpoints; None: the best interval (Daly).
+        save_minutes: a checkpoint takes that long.
+        restart_minutes: from an interruption to the next useful step: a new machine, loading, compiling.
+    """
+
+    per_hour: float = 0.0
+    checkpoint_minutes: float | None = None
+    save_minutes: float = 0.25
+    restart_minutes: float = 10.0
+
+
+# A GPU machine fails once in 50,000 GPU hours: 419 unexpected interruptions in 54 days on 16,384 GPUs ("The Llama 3 Herd of
+# Models", 2024, table 5). How soon a spot machine is taken away depends on place, card and day, and no provider publishes
+# hours: one in 10 is an assumption on the careful side, stated with every result.
+FAILURES_PER_GPU_HOUR = 1 / 50_000
+RECLAIMS_PER_SPOT_HOUR = 1 / 10
+GPUS_A_MACHINE = 8
+
+
+@dataclass(frozen=True)
+class Efforts:
+    """What a run takes besides training: a machine's hours, files, people. The defaults are stated with every result.
+
+    Args:
+        setup_hours: paid machine time before the first useful step: image, download of the model, a trial run.
+        evaluation_hours: paid machine time for baselines and evaluation.
+        runs: training runs until one is kept: the first seldom is.
+        failed_share: share of runs that end in an error and are paid for half of their time.
+        storage_gb: kept after the run: checkpoints, adapter, data.
+        storage_months: how long.
+        rows_to_label: rows that people still have to write or check.
+        minutes_a_row: people's time for each of them.
+        engineer_hours: people's time for setting up, watching, evaluating, deploying.
+        usd_per_engineer_hour, usd_per_labeller_hour: what people cost; 0 leaves their time out.
+        hours_spread: P90 of people's hours over their middle.
+    """
+
+    setup_hours: float = 0.5
+    evaluation_hours: float = 0.5
+    runs: float = 3.0
+    failed_share: float = 0.1
+    storage_gb: float = 20.0
+    storage_months: float = 3.0
+    rows_to_label: int = 0
+    minutes_a_row: float = 1.0
+    engineer_hours: float = 16.0
+    usd_per_engineer_hour: float = 0.0
+    usd_per_labeller_hour: float = 0.0
+    hours_spread: float = 2.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Dollars: `usd` expected, `p50` and `p90` of the distribution, `low` its P10, `high` its P90.
+
+    Args:
+        breakdown: expected dollars by item; they add up to `usd`.
+        hours: expected wall hours of one run, interruptions included.
+        assumptions: everything that was assumed, in words.
+    """
+
+    usd: float
+    low: float
+    p50: float
+    p90: float
+    breakdown: dict[str, float]
+    hours: float
+    assumptions: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `plan.json` holds it: `high` is the P90."""
+        return {**asdict(self), "high": self.p90}
+
+
+def best_checkpoint_hours(save_hours: float, mean_hours: float) -> float:
+    """Work between checkpoints that loses least, in hours.
+
+    Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps" (2006), eq. 37; its first term is
+    Young's sqrt(2 d M) (1974).
+
+    Args:
+        save_hours: d, the time of a checkpoint.
+        mean_hours: M, mean time between interruptions.
+    """
+    if save_hours >= 2 * mean_hours:
+        return mean_hours
+    ratio = save_hours / (2 * mean_hours)
+    return math.sqrt(2 * save_hours * mean_hours) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - save_hours
+
+
+def expected_hours(work_hours: float, how: Interruptions) -> float:
+    """Expected wall hours of `work_hours` of training with checkpoints and interruptions that come at random.
+
+    Daly (2006), eq. 20: T = M exp(R/M) (exp((t + d)/M) - 1) W/t, with t the interval, d the time of a checkpoint, R the
+    time of a restart, M the mean time between interruptions; exact for a Poisson process, also during restarts.
+    """
+    save, restart = how.save_minutes / 60, how.restart_minutes / 60
+    if how.per_hour <= 0:
+        interval = how.checkpoint_minutes / 60 if how.checkpoint_minutes else work_hours
+        return work_hours + save * (work_hours / interval if interval else 0)
+    mean = 1 / how.per_hour
+    interval = how.checkpoint_minutes / 60 if how.checkpoint_minutes else best_checkpoint_hours(save, mean)
+    interval = min(max(interval, 1 / 3600), max(work_hours, 1 / 3600))
+    exponent = (interval + save) / mean
+    if exponent + restart / mean > 50:
+        return math.inf  # interrupted again before the first checkpoint: it never ends
+    return mean * math.exp(restart / mean) * math.expm1(exponent) * work_hours / interval
+
+
+def interruptions(tier: str, gpus: int = 1) -> Interruptions:
+    """What to expect of a price tier: failures of GPUs, and reclaimed machines on spot; any of them stops the run."""
+    reclaims = RECLAIMS_PER_SPOT_HOUR * math.ceil(gpus / GPUS_A_MACHINE) if tier == "spot" else 0.0
+    return Interruptions(per_hour=FAILURES_PER_GPU_HOUR * gpus + reclaims)
+
+
+def cost_of(
+    training_hours: float,
+    low_hours: float,
+    high_hours: float,
+    gpus: int,
+    price: Price,
+    *,
+    efforts: Efforts | None = None,
+    how: Interruptions | None = None,
+    usd_per_gb_month: float = 0.07,
+) -> Cost:
+    """The cost of training until a run is kept.
+
+    Args:
+        training_hours: predicted wall hours of one uninterrupted run.
+        low_hours, high_hours: its P10 and P90.
+        gpus: used by the run; whole machines are paid for.
+        price: what a GPU costs.
+        efforts: what it takes besides; default: `Efforts()`.
+        how: interruptions; default: what the price's tier lets expect.
+        usd_per_gb_month: of kept files.
+
+    Raises:
+        UserError: hours that can't be, or interruptions so frequent that the run never ends.
+    """
+    efforts = efforts or Efforts()
+    how = how or interruptions(price.tier, gpus)
+    _check(training_hours, low_hours, high_hours, efforts, how)
+    rate = price.machines_usd(gpus)
+    stretch = expected_hours(training_hours, how) / training_hours if training_hours else 1.0
+    if not math.isfinite(stretch):
+        raise UserError(
+            "Interruptions come faster than checkpoints: the run never ends",
+            where=f"{how.per_hour:g} interruptions an hour, a checkpoint of {how.save_minutes:g} minutes",
+            next_step="checkpoint more often, or rent on demand",
+        )
+    people = (
+        ("data preparation", efforts.rows_to_label * efforts.minutes_a_row / 60 * efforts.usd_per_labeller_hour),
+        ("engineering", efforts.engineer_hours * efforts.usd_per_engineer_hour),
+    )
+    one = training_hours * rate
+    spread = lognormal_sigma(low_hours, high_hours)
+    human = math.log(efforts.hours_spread) / Z90
+    mean_run, mean_human = math.exp(spread**2 / 2), math.exp(human**2 / 2)  # the mean of a lognormal around its middle
+    breakdown = {
+        "training": one * mean_run * efforts.runs,
+        "interruptions": one * mean_run * efforts.runs * (stretch - 1),
+        "failed runs": one * mean_run * efforts.runs * efforts.failed_share / 2,
+        "setup": efforts.setup_hours * rate,
+        "evaluation": efforts.evaluation_hours * efforts.runs * rate,
+        "storage": efforts.storage_gb * efforts.storage_months * usd_per_gb_month,
+        **{name: usd * mean_human for name, usd in people},
+    }
+    fixed = breakdown["setup"] + breakdown["evaluation"] + breakdown["storage"]
+    machine = one * efforts.runs * (stretch + efforts.failed_share / 2)
+    labour = [usd for _, usd in people]
+    totals = sorted(
+        fixed
+        + machine * math.exp(spread * z)
+        + sum(usd * math.exp(human * h) for usd, h in zip(labour, hs, strict=True))
+        for z, *hs in _normals()
+    )
+    return Cost(
+        usd=sum(breakdown.values()),
+        low=totals[DRAWS // 10],
+        p50=totals[DRAWS // 2],
+        p90=totals[DRAWS * 9 // 10],
+        breakdown=breakdown,
+        hours=training_hours * stretch,
+        assumptions=assumptions_of(efforts, how, price, usd_per_gb_month),
+    )
+
+
+def lognormal_sigma(low: float, high: float) -> float:
+    """Sigma of the lognormal whose P10 and P90 are given."""
+    return math.log(high / low) / (2 * Z90) if high > low > 0 else 0.0
+
+
+@functools.cache
+def _normals() -> tuple[tuple[float, float, float], ...]:
+    """Standard normal draws for the run's hours, the labellers' and the engineers'."""
+    source = random.Random(0)
+    return tuple((source.gauss(0, 1), source.gauss(0, 1), source.gauss(0, 1)) for _ in range(DRAWS))
+
+
+def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_gb_month: float) -> list[str]:
+    """Everything that `cost_of` assumes, in words."""
+    people = (
+        f"{efforts.engineer_hours:g} hours of engineering at ${efforts.usd_per_engineer_hour:g}"
+        if efforts.usd_per_engineer_hour
+        else "people's time is not counted (give its price)"
+    )
+    rows = (
+        f"{efforts.rows_to_label:,} rows to write or check at {efforts.minutes_a_row:g} minutes and "
+        f"${efforts.usd_per_labeller_hour:g} an hour"
+        if efforts.rows_to_label
+        else "no rows are left to write or check"
+    )
+    mean = f"one interruption in {1 / how.per_hour:,.0f} hours" if how.per_hour else "no interruptions"
+    every = (
+        f"every {how.checkpoint_minutes:g} minutes" if how.checkpoint_minutes else "at the best interval (Daly 2006)"
+    )
+    return [
+        price.words(),
+        f"{efforts.runs:g} training runs until one is kept, {efforts.failed_share:.0%} of runs fail half-way",
+        f"{mean}, checkpoints {every}, {how.restart_minutes:g} minutes to restart",
+        f"{efforts.setup_hours:g} machine hours of setup, {efforts.evaluation_hours:g} of evaluation for each run",
+        f"{efforts.storage_gb:g} GB kept for {efforts.storage_months:g} months at ${usd_per_gb_month:g} a GB and month",
+        rows,
+        people,
+    ]
+
+
+def _check(hours: float, low: float, high: float, efforts: Efforts, how: Interruptions) -> None:
+    numbers = {"hours": hours, "low": low, "high": high, **_numbers(efforts), **_numbers(how)}
+    for name, value in numbers.items():
+        if not math.isfinite(value) or value < 0:
+            raise UserError(
+                f"Not a possible {name.replace('_', ' ')}: {value!r}", where=name, next_step="give 0 or more"
+            )
+    if not low <= hours <= high:
+        raise UserError(
+            f"{hours:g} hours lie outside of their range, {low:g} to {high:g}",
+            where="hours",
+            next_step="check the range",
+        )
+    if efforts.hours_spread < 1 or efforts.failed_share > 1:
+        raise UserError("hours_spread is at least 1, failed_share at most 1", where="efforts", next_step="check them")
+
+
+def _numbers(record: Efforts | Interruptions) -> dict[str, float]:
+    return {name: value for name, value in vars(record).items() if value is not None}

@@ -1,0 +1,143 @@
+"""What a run costs: interruptions by formula and by simulation, and a sum that adds up."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuneloop.plan.cost import (
+    Efforts,
+    Interruptions,
+    best_checkpoint_hours,
+    cost_of,
+    expected_hours,
+    lognormal_sigma,
+)
+from tuneloop.plan.prices import Price
+from tuneloop.types import UserError
+
+PRICE = Price("A", "h100-sxm", 1, "on-demand", 2.0, "2026-11-01", "https://a")
+BARE = Efforts(setup_hours=0, evaluation_hours=0, runs=1, failed_share=0, storage_gb=0, hours_spread=1)
+STEADY = Interruptions(save_minutes=0)
+
+
+def simulate(work: float, how: Interruptions, source: random.Random) -> float:
+    """One run, interrupted at random: the definition that the formula must match."""
+    clock = done = 0.0
+    interval, save, restart = (how.checkpoint_minutes or 0) / 60, how.save_minutes / 60, how.restart_minutes / 60
+    next_fault = source.expovariate(how.per_hour)
+    while done < work - 1e-9:
+        need = min(interval, work - done) + save
+        if clock + need <= next_fault:
+            clock += need
+            done += min(interval, work - done)
+            continue
+        clock = next_fault
+        while True:  # restarts are interrupted too
+            next_fault = clock + source.expovariate(how.per_hour)
+            if clock + restart <= next_fault:
+                clock += restart
+                break
+            clock = next_fault
+    return clock
+
+
+@pytest.mark.parametrize("per_hour", [0.02, 0.2, 1.0])
+def test_the_expected_time_is_that_of_simulated_runs(per_hour: float) -> None:
+    how = Interruptions(per_hour, checkpoint_minutes=30, save_minutes=3, restart_minutes=12)
+    source = random.Random(1)
+    mean = sum(simulate(10, how, source) for _ in range(3000)) / 3000
+    assert expected_hours(10, how) == pytest.approx(mean, rel=0.03)
+
+
+def test_the_best_interval_is_best() -> None:
+    how = Interruptions(0.1, save_minutes=2, restart_minutes=10)
+    best = best_checkpoint_hours(2 / 60, 10) * 60
+    at = {
+        minutes: expected_hours(20, replace(how, checkpoint_minutes=minutes)) for minutes in (best / 2, best, best * 2)
+    }
+    assert at[best] == min(at.values())
+    assert best_checkpoint_hours(0.01, 100) == pytest.approx(math.sqrt(2 * 0.01 * 100), rel=0.02), "Young's first term"
+
+
+def test_without_interruptions_only_checkpoints_take_time() -> None:
+    assert expected_hours(5, Interruptions(save_minutes=0)) == 5
+    assert expected_hours(5, Interruptions(checkpoint_minutes=60, save_minutes=6)) == pytest.approx(5.5)
+
+
+def test_a_run_that_is_always_interrupted_is_refused() -> None:
+    with pytest.raises(UserError, match="never ends"):
+        cost_of(10, 9, 11, 1, PRICE, how=Interruptions(per_hour=60, checkpoint_minutes=120))
+
+
+def test_bare_training_is_price_times_hours() -> None:
+    """$1.19 x 3 h = $3.57, $2.69 x 8 h = $21.52 and $21.60 x 12 h = $259.20."""
+    for usd, hours, total in ((1.19, 3, 3.57), (2.69, 8, 21.52), (21.60 / 8, 12, 259.20)):
+        gpus = 8 if total > 200 else 1
+        cost = cost_of(hours, hours, hours, gpus, replace(PRICE, usd_per_hour=usd), efforts=BARE, how=STEADY)
+        assert cost.usd == pytest.approx(total) and cost.p50 == cost.p90 == pytest.approx(total)
+
+
+def test_the_breakdown_adds_up_and_everything_assumed_is_said() -> None:
+    efforts = Efforts(usd_per_engineer_hour=80, rows_to_label=500, usd_per_labeller_hour=20)
+    cost = cost_of(4, 3, 6, 2, PRICE, efforts=efforts)
+    assert sum(cost.breakdown.values()) == pytest.approx(cost.usd)
+    assert all(usd > 0 for usd in cost.breakdown.values())
+    assert cost.low < cost.p50 < cost.usd < cost.p90, "a long tail: the mean is above the middle"
+    said = " ".join(cost.assumptions)
+    for word in (
+        "$2 an hour",
+        "3 training runs",
+        "10%",
+        "interruption",
+        "setup",
+        "GB kept",
+        "500 rows",
+        "engineering at $80",
+    ):
+        assert word in said, word
+    assert cost.to_json()["high"] == cost.p90
+
+
+def test_spot_takes_longer_and_whole_machines_are_paid() -> None:
+    spot = replace(PRICE, tier="spot", usd_per_hour=1.0)
+    assert cost_of(20, 18, 24, 1, spot).hours > cost_of(20, 18, 24, 1, PRICE).hours > 20
+    of_eight = replace(PRICE, gpus=8)
+    assert cost_of(4, 4, 4, 1, of_eight, efforts=BARE, how=STEADY).usd == pytest.approx(4 * 2.0 * 8)
+
+
+@pytest.mark.parametrize(
+    ("hours", "low", "high", "efforts"),
+    [
+        (-1, -1, 1, Efforts()),
+        (math.nan, 1, 2, Efforts()),
+        (math.inf, 1, math.inf, Efforts()),
+        (5, 6, 7, Efforts()),
+        (1, 1, 1, Efforts(runs=-1)),
+        (1, 1, 1, Efforts(hours_spread=0.5)),
+        (1, 1, 1, Efforts(failed_share=2)),
+    ],
+)
+def test_impossible_numbers_are_refused(hours: float, low: float, high: float, efforts: Efforts) -> None:
+    with pytest.raises(UserError):
+        cost_of(hours, low, high, 1, PRICE, efforts=efforts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.01, 500), st.floats(1, 3), st.integers(1, 64), st.sampled_from(["on-demand", "spot", "reserved"]))
+def test_the_range_is_ordered_and_more_gpus_never_cost_less(hours: float, wide: float, gpus: int, tier: str) -> None:
+    price = replace(PRICE, tier=tier)  # type: ignore[arg-type]
+    one, more = (cost_of(hours, hours / wide, hours * wide, n, price) for n in (gpus, gpus + 1))
+    assert one.low <= one.p50 <= one.p90 and one.usd > 0
+    assert more.usd >= one.usd
+
+
+def test_the_spread_is_that_of_the_given_percentiles() -> None:
+    sigma = lognormal_sigma(2, 8)
+    assert 4 * math.exp(1.2815515594 * sigma) == pytest.approx(8)
+    assert lognormal_sigma(3, 3) == 0

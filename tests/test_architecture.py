@@ -55,6 +55,7 @@ NEED = {
     "models.lora": {"torch"},
     "train.loss": {"torch"},
     "evaluate.classical": {"numpy"},
+    "evaluate.agreement": {"numpy"},
     "evaluate.metrics": {"numpy"},
     "evaluate.evaluate": {"numpy"},
     "evaluate.uncertainty": {"numpy"},

@@ -20,6 +20,7 @@ from tuneloop.cli import (
     plan,
     prepare,
     report,
+    review,
     run,
     schema,
     train,
@@ -45,6 +46,7 @@ app.command("plan")(plan.command)
 app.command("train")(train.command)
 app.command("evaluate")(evaluate.command)
 app.command("compare")(compare.command)
+app.command("review")(review.command)
 app.command("report")(report.command)
 app.command("doctor")(doctor.command)
 app.command("schema")(schema.command)

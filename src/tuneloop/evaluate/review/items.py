@@ -1,0 +1,371 @@
+"""Which answers people look at: contenders read from evaluations, and a sample of their rows that tells the most.
+
+The sample has two parts. A random one, drawn from all rows, is kept apart: its plain mean is an unbiased estimate
+whatever else was chosen. The rest comes from the rows that tell the most (see `_pair_groups` and `_rating_groups`).
+Since both parts are drawn at random within each group of rows, all reviewed rows of a group together stand for the
+group: weighted by (rows in the group) / (reviewed rows in it) they give an unbiased estimate too, and a narrower one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tuneloop.files import content_hash, lock_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from tuneloop.types import UserError
+
+Mode = Literal["pairwise", "rating"]
+SHARE = 0.25  # of the rows that are reviewed: 25 of 100
+RANDOM_PART = 0.4  # of the sample
+DISAGREEMENTS = 0.6  # of the informative part
+MOST_ITEMS = 1000  # nobody looks at more
+SAME = "same"  # the group of rows with equal answers: nothing to look at, they count as ties
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One contender's answers, as an evaluation's `samples.jsonl` holds them.
+
+    Args:
+        name: unique among the contenders of a review.
+        place: the evaluation's folder, with `:NAME` for a baseline in it.
+        folder: the evaluation's folder.
+        sha256: of its `samples.jsonl`.
+        samples: row id -> `prompt`, `reference`, `references`, `answer`, `unsure` ...
+    """
+
+    name: str
+    place: str
+    folder: Path
+    sha256: str
+    samples: dict[str, Sample]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to judge: a prompt with one answer or two.
+
+    Args:
+        id: of the item; tells nothing about the contenders.
+        row: id of the row.
+        contenders: whose answers they are.
+        answers: one for each contender.
+        messages: the conversation before the answer.
+        references: accepted answers.
+        label: the row's class, where it has one.
+        stratum: why it was drawn: `random`, `disagreement`, `uncertain`, `rest`.
+        group: the group of rows that it belongs to, however it was drawn.
+    """
+
+    id: str
+    row: str
+    contenders: tuple[str, ...]
+    answers: tuple[str, ...]
+    messages: list[dict[str, Any]]
+    references: list[str]
+    label: Any
+    stratum: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Review:
+    """A review's folder, read.
+
+    Args:
+        folder: holds `review.json`, `items.jsonl` and `votes.jsonl`.
+        mode: `pairwise` or `rating`.
+        contenders: their names.
+        items: in the order in which they are shown.
+        populations: contenders of an item, joined by a line break -> group -> rows in the evaluation.
+        manifest: `review.json`.
+    """
+
+    folder: Path
+    mode: Mode
+    contenders: list[str]
+    items: list[Item]
+    populations: dict[str, dict[str, int]]
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def votes_path(self) -> Path:
+        """The file of votes."""
+        return self.folder / "votes.jsonl"
+
+
+# --- contenders --------------------------------------------------------------------------------
+
+
+def read_contenders(places: Sequence[str]) -> list[Contender]:
+    """Read `FOLDER` or `FOLDER:BASELINE` arguments.
+
+    Raises:
+        UserError: no evaluation there, no such baseline, or no answers.
+    """
+    read = [_read_contender(place) for place in places]
+    names = [contender.name for contender in read]
+    if len(set(places)) < len(places):
+        raise UserError("The same answers are named twice", where=" ".join(places), next_step="name each once")
+    return [c if names.count(c.name) == 1 else Contender(c.place, c.place, c.folder, c.sha256, c.samples) for c in read]
+
+
+def _read_contender(place: str) -> Contender:
+    folder, baseline = (place, "") if Path(place).exists() else (place.partition(":")[0], place.partition(":")[2])
+    path = Path(folder)
+    path = path.parent if path.name == "eval.json" else path
+    if not (path / "eval.json").is_file():
+        raise UserError(
+            "No evaluation there", where=str(path / "eval.json"), next_step=f"run `tuneloop evaluate {path}` first"
+        )
+    manifest = read_json(path / "eval.json")
+    own = str(manifest.get("name", "tuned"))
+    samples = read_jsonl(path / "samples.jsonl")
+    known = list(manifest.get("baselines") or {})
+    if baseline and baseline != own and baseline not in known:
+        raise UserError(
+            f"The evaluation holds no contender {baseline!r}",
+            where=str(path / "eval.json"),
+            next_step=f"choose one of {', '.join([own, *known])}",
+        )
+    try:
+        answers = {str(s["id"]): _sample(s, "" if baseline == own else baseline) for s in samples}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The answers can't be read ({error!r})",
+            where=str(path / "samples.jsonl"),
+            next_step="delete eval.json there and evaluate again",
+        ) from None
+    if not answers:
+        raise UserError(
+            "There are no answers to look at", where=str(path / "samples.jsonl"), next_step="evaluate again"
+        )
+    return Contender(baseline or own, place, path, sha256_file(path / "samples.jsonl"), answers)
+
+
+def _sample(sample: Mapping[str, Any], baseline: str) -> Sample:
+    from tuneloop.evaluate.metrics import token_f1
+
+    references = [str(r) for r in sample.get("references") or [sample.get("reference") or ""]]
+    answer = sample["baselines"][baseline] if baseline else sample["prediction"]
+    answer = "" if answer is None else str(answer)
+    unsure = not baseline and not (sample.get("valid", True) and sample.get("finished", True))
+    return {
+        "prompt": str(sample.get("prompt") or ""),
+        "messages": sample.get("messages"),
+        "references": references,
+        "label": sample.get("label"),
+        "answer": answer,
+        "quality": token_f1(references, answer),
+        "unsure": unsure,
+        "confidence": None if baseline else sample.get("confidence"),
+    }
+
+
+# --- the sample --------------------------------------------------------------------------------
+
+
+def make_review(
+    contenders: Sequence[Contender],
+    out: Path,
+    *,
+    mode: Mode,
+    share: float = SHARE,
+    seed: int = 0,
+    conversations: Mapping[str, list[dict[str, Any]]] | None = None,
+) -> Review:
+    """Draw the sample and write `items.jsonl`, then `review.json`; a review that is there already is continued.
+
+    Args:
+        contenders: one or more; `pairwise` needs two.
+        out: the review's folder.
+        mode: `pairwise` or `rating`.
+        share: of the evaluation's rows to look at (for each pair, or each contender).
+        seed: of the draw and the order.
+        conversations: row id -> the turns before the answer, where samples hold only the last one.
+
+    Raises:
+        UserError: the folder holds another review, the contenders share no row, or all their answers are equal.
+    """
+    if mode == "pairwise" and len(contenders) < 2:
+        raise UserError(
+            "Two contenders are needed", next_step="tuneloop review A B, or RUN RUN:zero-shot, or --mode rating"
+        )
+    if not 0 < share <= 1:
+        raise UserError(f"A share is between 0 and 1, got {share:g}", where="--share", next_step="leave it out: 0.25")
+    told = [[c.name, c.sha256] for c in contenders]
+    key = content_hash([mode, told, share, seed, 1])
+    with lock_folder(out):
+        if (out / "review.json").is_file():
+            if read_json(out / "review.json").get("key") != key:
+                raise UserError(
+                    "This folder holds a review of other answers, or with other settings",
+                    where=str(out),
+                    next_step="choose another folder with --out, or delete this one",
+                )
+            return load_review(out)
+        items, populations = _draw(contenders, mode, share, seed, conversations or {})
+        write_jsonl(out / "items.jsonl", items)
+        manifest = {
+            "version": 1,
+            "key": key,
+            "mode": mode,
+            "contenders": [{"name": c.name, "place": c.place, "sha256": c.sha256} for c in contenders],
+            "share": share,
+            "seed": seed,
+            "items": len(items),
+            "populations": populations,
+        }
+        write_json(out / "review.json", manifest)
+    return load_review(out)
+
+
+def load_review(folder: Path | str) -> Review:
+    """Read a review's folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "review.json").is_file():
+        raise UserError("No review there", where=str(folder), next_step="start one with `tuneloop review A B`")
+    manifest = read_json(folder / "review.json")
+    try:
+        items = [
+            Item(**{**record, "contenders": tuple(record["contenders"]), "answers": tuple(record["answers"])})
+            for record in read_jsonl(folder / "items.jsonl")
+        ]
+        names = [c["name"] for c in manifest["contenders"]]
+        return Review(folder, manifest["mode"], names, items, manifest["populations"], manifest)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"The review is damaged or of another version ({error!r})", where=str(folder), next_step="start another one"
+        ) from None
+
+
+def _draw(
+    contenders: Sequence[Contender],
+    mode: Mode,
+    share: float,
+    seed: int,
+    conversations: Mapping[str, list[dict[str, Any]]],
+) -> tuple[list[Item], dict[str, dict[str, int]]]:
+    size = 2 if mode == "pairwise" else 1
+    sets = list(itertools.combinations(contenders, size))
+    rng = random.Random(seed)
+    items: list[Item] = []
+    populations: dict[str, dict[str, int]] = {}
+    for chosen in sets:
+        rows = [row for row in chosen[0].samples if all(row in c.samples for c in chosen)]
+        if not rows:
+            raise UserError(
+                "The two evaluations share no row",
+                where=" ".join(c.place for c in chosen),
+                next_step="evaluate both on the same split",
+            )
+        groups = _pair_groups(rows, *chosen) if size == 2 else _rating_groups(rows, chosen[0])
+        names = [c.name for c in chosen]
+        populations["\n".join(names)] = {
+            name: sum(g == name for g in groups.values()) for name in dict.fromkeys(groups.values())
+        }
+        budget = min(max(round(share * len(rows) / len(sets)), 1), MOST_ITEMS)
+        for row, stratum in sample_rows(groups, budget, rng).items():
+            items.append(_item(row, chosen, stratum, groups[row], conversations))
+    if not items:
+        raise UserError(
+            "All answers are equal: there is nothing to compare",
+            where=" ".join(c.place for c in contenders),
+            next_step="compare other contenders, or rate one with --mode rating",
+        )
+    rng.shuffle(items)  # whoever stops early has seen a fair part of each group
+    return items, populations
+
+
+def _item(
+    row: str,
+    contenders: Sequence[Contender],
+    stratum: str,
+    group: str,
+    conversations: Mapping[str, list[dict[str, Any]]],
+) -> Item:
+    sample = contenders[0].samples[row]
+    messages = sample["messages"] or conversations.get(row) or [{"role": "user", "content": sample["prompt"]}]
+    return Item(
+        id=content_hash([row, [c.name for c in contenders]])[:12],
+        row=row,
+        contenders=tuple(c.name for c in contenders),
+        answers=tuple(c.samples[row]["answer"] for c in contenders),
+        messages=[turn for turn in messages if turn],
+        references=sample["references"],
+        label=sample["label"],
+        stratum=stratum,
+        group=group,
+    )
+
+
+def sample_rows(groups: Mapping[str, str], budget: int, rng: random.Random) -> dict[str, str]:
+    """Row -> stratum of the rows to look at: a random part of all, then informative ones, random within each group.
+
+    Args:
+        groups: row -> group; rows of the group `same` are never drawn.
+        budget: rows to draw, at most.
+        rng: of the draw.
+    """
+    left = [row for row, group in groups.items() if group != SAME]
+    rng.shuffle(left)
+    n_random = min(len(left), max(1, round(RANDOM_PART * budget)))
+    chosen = dict.fromkeys(left[:n_random], "random")
+    queues = {
+        name: [row for row in left[n_random:] if groups[row] == name] for name in ("disagreement", "uncertain", "rest")
+    }
+    wanted = {"disagreement": round(DISAGREEMENTS * (budget - n_random)), "uncertain": budget, "rest": budget}
+    for limits in (wanted, dict.fromkeys(queues, budget)):  # what one group can't fill, the others do
+        for name, queue in queues.items():
+            take = max(0, min(limits[name], budget - len(chosen), len(queue)))
+            chosen |= dict.fromkeys(queue[:take], name)
+            del queue[:take]
+    return chosen
+
+
+def _pair_groups(rows: Sequence[str], a: Contender, b: Contender) -> dict[str, str]:
+    """`same`: equal answers. `disagreement`: closeness to the reference (token F1) differs at least as much as in half
+    of the unequal rows. `uncertain`: it does not, but the answers have less than half of their words in common, or one
+    was cut off or invalid, or chosen with low confidence. `rest`: all else."""
+    from tuneloop.evaluate.metrics import token_f1
+
+    unequal = [row for row in rows if a.samples[row]["answer"].strip() != b.samples[row]["answer"].strip()]
+    gaps = {row: abs(a.samples[row]["quality"] - b.samples[row]["quality"]) for row in unequal}
+    middle = sorted(gaps.values())[len(gaps) // 2] if gaps else 0.0
+    groups = dict.fromkeys(rows, SAME)
+    for row in unequal:
+        pair = a.samples[row], b.samples[row]
+        if gaps[row] > 0 and gaps[row] >= middle:
+            groups[row] = "disagreement"
+        elif any(_unsure(s) for s in pair) or token_f1([pair[0]["answer"]], pair[1]["answer"]) < 0.5:
+            groups[row] = "uncertain"
+        else:
+            groups[row] = "rest"
+    return groups
+
+
+def _rating_groups(rows: Sequence[str], contender: Contender) -> dict[str, str]:
+    """`disagreement`: the answer is among the third that is farthest from the reference, and not equal to it.
+    `uncertain`: it was cut off or invalid, or chosen with low confidence. `rest`: all else."""
+    qualities = sorted(contender.samples[row]["quality"] for row in rows)
+    third = qualities[len(qualities) // 3]
+    groups = {}
+    for row in rows:
+        sample = contender.samples[row]
+        far = sample["quality"] < 1 and sample["quality"] <= third
+        groups[row] = "disagreement" if far else "uncertain" if _unsure(sample) else "rest"
+    return groups
+
+
+def _unsure(sample: Sample) -> bool:
+    confidence = sample["confidence"]
+    return bool(sample["unsure"] or (isinstance(confidence, float | int) and confidence < 0.5))

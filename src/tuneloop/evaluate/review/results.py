@@ -1,0 +1,315 @@
+"""What the votes come to: agreement, ranking, win rates, ratings, and data to learn from."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tuneloop.evaluate.review.items import SAME, Item, Review
+from tuneloop.evaluate.review.votes import Vote, read_votes, standing
+from tuneloop.files import write_jsonl
+from tuneloop.types import Estimate, UserError
+
+Export = Literal["preference", "kto", "corrected"]
+Votes = Mapping[str, Sequence[Vote]]  # item id -> the votes that count
+
+
+def votes_by_item(review: Review) -> tuple[dict[str, list[Vote]], int]:
+    """Item id -> one vote for each reviewer (skips left out), and the number of unreadable lines."""
+    votes, damaged = read_votes(review.votes_path)
+    known = {item.id for item in review.items}
+    by_item: dict[str, list[Vote]] = defaultdict(list)
+    for vote in standing(votes).values():
+        if vote.item in known and vote.choice != "skip":
+            by_item[vote.item].append(vote)
+    return dict(by_item), damaged
+
+
+def results(review: Review) -> dict[str, Any]:
+    """All that the votes say, as one JSON-like object.
+
+    Returns:
+        `items`, `reviewed`, `votes`, `reviewers` (name -> items), `agreement` (Krippendorff's alpha by question),
+        `median_seconds`, and `pairs` with `ranking` (pairwise) or `ratings` (rating). Estimates stand for the whole
+        test set (`estimate`, weighted), and from the random stratum alone (`random`).
+    """
+    votes, damaged = votes_by_item(review)
+    reviewers = Counter(vote.reviewer for given in votes.values() for vote in given)
+    seconds = [v.seconds for given in votes.values() for v in given if v.seconds is not None]
+    shared: dict[str, Any] = {
+        "folder": str(review.folder),
+        "mode": review.mode,
+        "items": len(review.items),
+        "reviewed": len(votes),
+        "votes": sum(reviewers.values()),
+        "reviewers": dict(sorted(reviewers.items())),
+        "corrections": sum(v.corrected is not None for given in votes.values() for v in given),
+        "damaged_lines": damaged,
+        "median_seconds": statistics.median(seconds) if seconds else None,
+        "agreement": _agreement(review, votes),
+    }
+    return shared | (_pairwise(review, votes) if review.mode == "pairwise" else _ratings(review, votes))
+
+
+def _agreement(review: Review, votes: Votes) -> dict[str, Estimate]:
+    from tuneloop.evaluate.agreement import alpha_with_interval
+
+    if review.mode == "pairwise":
+        return {"preference": alpha_with_interval([[v.winner or v.choice for v in given] for given in votes.values()])}
+    stars = [[v.stars for v in given if v.stars is not None] for given in votes.values()]
+    thumbs = [[v.thumb for v in given if v.thumb is not None] for given in votes.values()]
+    return {"stars": alpha_with_interval(stars, "ordinal"), "thumbs": alpha_with_interval(thumbs)}
+
+
+# --- two answers -------------------------------------------------------------------------------
+
+
+def _pairwise(review: Review, votes: Votes) -> dict[str, Any]:
+    from tuneloop.evaluate.agreement import Duel, ranking
+
+    pairs, duels = [], []
+    for joined, sizes in review.populations.items():
+        names = joined.split("\n")
+        items = [item for item in review.items if list(item.contenders) == names and item.id in votes]
+        pairs.append(_pair(names, sizes, items, votes))
+        reviewed = Counter(item.group for item in items)
+        place = tuple(review.contenders.index(name) for name in names)
+        for item in items:
+            shares = _shares(votes[item.id], names)
+            duels.append(Duel((place[0], place[1]), shares, sizes[item.group] / reviewed[item.group]))
+    return {"pairs": pairs, "ranking": ranking(review.contenders, duels, seed=int(review.manifest["seed"]))}
+
+
+def _shares(given: Sequence[Vote], names: Sequence[str]) -> tuple[float, float, float]:
+    first, second = (sum(v.winner == name for v in given) / len(given) for name in names)
+    return first, second, 1 - first - second
+
+
+def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[Item], votes: Votes) -> dict[str, Any]:
+    """How b does against a: `win_rate` is b's, ties half; the verdict speaks of b, as everywhere."""
+    from tuneloop.evaluate.agreement import stratified_mean
+
+    a, b = names
+    cast = [vote for item in items for vote in votes[item.id]]
+    by_group: dict[str, list[float]] = defaultdict(list)
+    random_part: list[float] = []
+    for item in items:
+        _, second, neither = _shares(votes[item.id], names)
+        by_group[item.group].append(second + neither / 2)
+        if item.stratum == "random":
+            random_part.append(second + neither / 2)
+    # Equal answers are ties by definition: known, not estimated, so they add certainty and no variance.
+    unequal = {group: n for group, n in sizes.items() if group != SAME}
+    seen = stratified_mean(by_group, unequal)
+    total, same = sum(sizes.values()), sizes.get(SAME, 0)
+    estimate = _mixed(seen, total - same, same)
+    simple = _mixed(stratified_mean({"random": random_part}, {"random": total - same}), total - same, same)
+    verdict = "not enough evidence"
+    if estimate.low > 0.5 or estimate.high < 0.5:
+        verdict = "better" if estimate.low > 0.5 else "worse"
+    return {
+        "a": a,
+        "b": b,
+        "rows": total,
+        "equal_answers": same,
+        "reviewed": len(items),
+        "wins_a": sum(v.winner == a for v in cast),
+        "wins_b": sum(v.winner == b for v in cast),
+        "ties": sum(v.choice == "tie" for v in cast),
+        "both_bad": sum(v.choice == "both_bad" for v in cast),
+        "left_wins": sum(bool(v.winner and v.shown and v.winner == v.shown[0]) for v in cast),
+        "win_rate": {"estimate": estimate, "random": simple},
+        "unseen_groups": sorted(group for group in unequal if group not in by_group),
+        "verdict": verdict,
+    }
+
+
+def _mixed(seen: Estimate, rows: int, same: int) -> Estimate:
+    """The estimate of rows with unequal answers, with `same` rows at one half."""
+    share = rows / (rows + same)
+    return Estimate(*(bound * share + 0.5 * (1 - share) for bound in (seen.value, seen.low, seen.high)))
+
+
+# --- one answer --------------------------------------------------------------------------------
+
+
+def thumb_of(vote: Vote) -> bool | None:
+    """A vote as up or down: its thumb, else 4 and 5 stars are up, 1 and 2 down."""
+    if vote.thumb is not None or vote.stars is None:
+        return vote.thumb
+    return True if vote.stars >= 4 else False if vote.stars <= 2 else None
+
+
+def _ratings(review: Review, votes: Votes) -> dict[str, Any]:
+    from tuneloop.evaluate.agreement import stratified_mean
+
+    rated: dict[str, Any] = {}
+    for name, sizes in review.populations.items():
+        items = [item for item in review.items if item.contenders == (name,) and item.id in votes]
+        given = [vote for item in items for vote in votes[item.id]]
+        figures: dict[str, Any] = {"rows": sum(sizes.values()), "reviewed": len(items)}
+        for question, scale in (("good", 1.0), ("stars", 4.0)):
+            by_group: dict[str, list[float]] = defaultdict(list)
+            random_part = []
+            for item in items:
+                score = _score(votes[item.id], question)
+                if score is not None:
+                    by_group[item.group].append(score)
+                    random_part += [score] if item.stratum == "random" else []
+            estimates = (
+                stratified_mean(by_group, sizes),
+                stratified_mean({"": random_part}, {"": sum(sizes.values())}),
+            )
+            start = 1.0 if question == "stars" else 0.0
+            figures[question] = {
+                kind: Estimate(*(start + scale * x for x in (e.value, e.low, e.high)))
+                for kind, e in zip(("estimate", "random"), estimates, strict=True)
+            }
+        figures["tags"] = dict(Counter(tag for vote in given for tag in vote.tags).most_common())
+        rated[name] = figures
+    return {"ratings": rated}
+
+
+def _score(given: Sequence[Vote], question: str) -> float | None:
+    """The mean of the reviewers' answers to a question, from 0 to 1."""
+    if question == "stars":
+        values = [(v.stars - 1) / 4 for v in given if v.stars is not None]
+    else:
+        values = [float(t) for t in map(thumb_of, given) if t is not None]
+    return statistics.fmean(values) if values else None
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+def export(review: Review, kind: Export, path: Path | str) -> dict[str, Any]:
+    """Write the votes as data that `tuneloop prepare` reads.
+
+    `preference`: `{"messages", "chosen", "rejected"}` where most reviewers of an item prefer one answer; a corrected
+    answer is preferred to both. `kto`: `{"messages", "label"}` with the answer as last turn and whether it is good.
+    `corrected`: every reviewed row with its reference, or what the reviewers made of it, as a test set.
+
+    Returns:
+        `path`, `rows`, `left_out` (reason -> items), `conflicts` (rows corrected in more than one way).
+
+    Raises:
+        UserError: no vote gives such a row.
+    """
+    votes, _ = votes_by_item(review)
+    left_out: Counter[str] = Counter()
+    conflicts: list[str] = []
+    if kind == "preference":
+        rows = list(_preferences(review, votes, left_out))
+    elif kind == "kto":
+        rows = list(_thumbs(review, votes, left_out))
+    else:
+        rows = list(_corrected(review, votes, conflicts))
+    if not rows:
+        what = "no item has a corrected or preferred answer" if kind == "preference" else "no item has such a vote"
+        raise UserError(
+            f"Nothing to export: {what}", where=str(review.votes_path), next_step="vote on some items first"
+        )
+    write_jsonl(path, rows)
+    return {"path": str(path), "rows": len(rows), "left_out": dict(left_out), "conflicts": conflicts}
+
+
+def _correction(given: Sequence[Vote]) -> tuple[str | None, bool]:
+    """The corrected answer that most reviewers wrote (of equals the latest), and whether they differ."""
+    texts = [v.corrected.strip() for v in sorted(given, key=lambda v: v.time) if v.corrected and v.corrected.strip()]
+    if not texts:
+        return None, False
+    counts = Counter(texts)
+    most = max(counts.values())
+    return next(text for text in reversed(texts) if counts[text] == most), len(counts) > 1
+
+
+def _meta(item: Item, given: Sequence[Vote]) -> dict[str, Any]:
+    return {"row": item.row, "reviewers": sorted({v.reviewer for v in given}), "stratum": item.stratum}
+
+
+def _preferences(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
+    for item in review.items:
+        given = votes.get(item.id)
+        if not given:
+            left_out["no vote"] += 1
+            continue
+        corrected, _ = _correction(given)
+        wins = Counter(v.winner for v in given if v.winner).most_common()
+        best, most = wins[0] if wins else (None, 0)
+        rejected = [answer for answer in item.answers if answer.strip() != corrected]
+        if corrected is not None and rejected:
+            # The answer that was preferred is the harder negative.
+            worse = item.answers[item.contenders.index(best)] if best else rejected[0]
+            worse = worse if worse in rejected else rejected[0]
+            yield {"messages": item.messages, "chosen": corrected, "rejected": worse, **_meta(item, given)}
+        elif best is None:
+            left_out["tie or both bad"] += 1
+        elif 2 * most <= len(given):
+            left_out["reviewers disagree"] += 1
+        else:
+            winner = item.contenders.index(best)
+            if not item.answers[winner].strip():
+                left_out["the preferred answer is empty"] += 1
+                continue
+            yield {
+                "messages": item.messages,
+                "chosen": item.answers[winner],
+                "rejected": item.answers[1 - winner],
+                **_meta(item, given),
+            }
+
+
+def _thumbs(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
+    for item in review.items:
+        given = votes.get(item.id)
+        if not given:
+            left_out["no vote"] += 1
+            continue
+        corrected, _ = _correction(given)
+        for name, answer in zip(item.contenders, item.answers, strict=True):
+            up = sum(v.winner == name or (v.choice == "rating" and thumb_of(v) is True) for v in given)
+            down = sum(
+                v.choice == "both_bad"
+                or bool(v.winner and v.winner != name)
+                or (v.choice == "rating" and thumb_of(v) is False)
+                for v in given
+            )
+            if up == down:
+                left_out["no opinion or reviewers disagree"] += 1
+            elif answer.strip():
+                yield _thumb(item, answer, up > down, given)
+        if corrected is not None and corrected not in [answer.strip() for answer in item.answers]:
+            yield _thumb(item, corrected, True, given)
+
+
+def _thumb(item: Item, answer: str, good: bool, given: Sequence[Vote]) -> dict[str, Any]:
+    turns = [*item.messages, {"role": "assistant", "content": answer}]
+    return {"messages": turns, "thumb": "up" if good else "down", **_meta(item, given)}
+
+
+def _corrected(review: Review, votes: Votes, conflicts: list[str]) -> Iterable[dict[str, Any]]:
+    by_row: dict[str, list[Item]] = defaultdict(list)
+    for item in review.items:
+        by_row[item.row].append(item)
+    for row, items in by_row.items():
+        given = [vote for item in items for vote in votes.get(item.id, ())]
+        if not given:
+            continue
+        corrected, differ = _correction(given)
+        if differ:
+            conflicts.append(row)
+        first = items[0]
+        answer = first.references[0] if corrected is None else corrected
+        record: dict[str, Any] = {
+            "id": row,
+            "messages": [*first.messages, {"role": "assistant", "content": answer}],
+        }
+        if isinstance(first.label, str):
+            # A label stands for its answer's text where the two were the same.
+            record["label"] = answer if first.references[0] == first.label else first.label
+        if corrected is None and len(first.references) > 1:
+            record["references"] = first.references
+        yield record | {"corrected": corrected is not None, "reviewers": sorted({v.reviewer for v in given})}

@@ -1,0 +1,251 @@
+"""Sampling, votes on disk, results and exports of human review."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneloop.evaluate.review.items import SAME, Review, load_review, make_review, read_contenders, sample_rows
+from tuneloop.evaluate.review.results import export, results
+from tuneloop.evaluate.review.votes import Vote, append_vote, read_votes, standing
+from tuneloop.types import UserError
+
+
+def pair_review(run: Path, share: float = 1.0) -> Review:
+    contenders = read_contenders([f"{run}:few_shot", str(run)])
+    return make_review(contenders, run / "review", mode="pairwise", share=share)
+
+
+def rating_review(run: Path) -> Review:
+    return make_review(read_contenders([str(run)]), run / "rating", mode="rating", share=1.0)
+
+
+def vote(item: str, reviewer: str, choice: str = "win", time: str = "2026-01-01T00:00:00", **more: Any) -> Vote:
+    return Vote(item, reviewer, time, choice, **more)
+
+
+# --- the sample --------------------------------------------------------------------------------
+
+
+def test_a_quarter_of_the_rows_is_drawn_with_a_random_part_and_never_equal_answers(two: Path) -> None:
+    review = pair_review(two, share=0.25)
+    assert len(review.items) == 10
+    assert Counter(item.stratum for item in review.items)["random"] == 4
+    assert all(len(set(item.answers)) == 2 for item in review.items)
+    (sizes,) = review.populations.values()
+    assert sizes[SAME] == 10 and sum(sizes.values()) == 40
+
+
+@given(
+    st.lists(st.sampled_from(["same", "disagreement", "uncertain", "rest"]), min_size=1, max_size=60),
+    st.integers(1, 60),
+)
+def test_the_budget_is_used_as_far_as_rows_differ(groups: list[str], budget: int) -> None:
+    named = {str(i): group for i, group in enumerate(groups)}
+    drawn = sample_rows(named, budget, random.Random(0))
+    assert len(drawn) == min(budget, sum(group != SAME for group in groups))
+    assert all(stratum in ("random", named[row]) for row, stratum in drawn.items())
+
+
+def test_every_row_has_the_same_chance_in_the_random_part() -> None:
+    groups = {str(i): "disagreement" if i < 5 else "rest" for i in range(20)}
+    counts: Counter[str] = Counter()
+    for seed in range(600):
+        counts.update(
+            row for row, stratum in sample_rows(groups, 10, random.Random(seed)).items() if stratum == "random"
+        )
+    assert all(80 <= counts[row] <= 165 for row in groups)  # 120 expected
+
+
+def test_a_review_goes_on_and_refuses_other_answers(two: Path, make_evaluation: Any) -> None:
+    first = pair_review(two)
+    assert pair_review(two).items == first.items
+    other = make_evaluation("other", ["x"] * 40)
+    with pytest.raises(UserError, match="other answers"):
+        make_review(read_contenders([str(two), str(other)]), two / "review", mode="pairwise")
+
+
+def test_names_of_contenders_with_the_same_name_are_their_places(make_evaluation: Any) -> None:
+    a, b = make_evaluation("a", ["x"]), make_evaluation("b", ["y"])
+    assert [c.name for c in read_contenders([str(a), str(b)])] == [str(a), str(b)]
+
+
+@pytest.mark.parametrize(
+    ("second", "match"),
+    [("nowhere", "No evaluation"), ("{run}:zero", "no contender"), ("{run}", "named twice"), ("{equal}", "equal")],
+)
+def test_bad_contenders_are_refused(two: Path, make_evaluation: Any, second: str, match: str) -> None:
+    answers = [json.loads(line)["prediction"] for line in (two / "samples.jsonl").read_text().splitlines()]
+    equal = make_evaluation("equal", answers)
+    places = [str(two), second.format(run=two, equal=equal)]
+    with pytest.raises(UserError, match=match):
+        make_review(read_contenders(places), two / "review", mode="pairwise")
+
+
+# --- votes -------------------------------------------------------------------------------------
+
+
+def _cast(path: str, reviewer: str) -> None:
+    for i in range(40):
+        append_vote(path, vote("item", f"{reviewer}{i}", note="x" * 500))
+
+
+def test_votes_of_many_processes_at_the_same_moment_all_count(tmp_path: Path) -> None:
+    path = str(tmp_path / "votes.jsonl")
+    context = multiprocessing.get_context("fork")
+    people = [context.Process(target=_cast, args=(path, name)) for name in "abcd"]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    votes, damaged = read_votes(path)
+    assert (len(votes), damaged) == (160, 0)
+    assert len(standing(votes)) == 160
+
+
+def test_a_line_cut_off_by_a_crash_costs_itself_alone(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    append_vote(path, vote("a", "anna", winner="x"))
+    with path.open("a") as file:
+        file.write('{"item": "b", "revi')
+    append_vote(path, vote("c", "anna", winner="x", note="naïve \ud800"))
+    votes, damaged = read_votes(path)
+    assert [v.item for v in votes] == ["a", "c"] and damaged == 1
+
+
+def test_the_last_vote_of_a_reviewer_counts(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    for choice in ("tie", "both_bad"):
+        append_vote(path, vote("a", "anna", choice))
+    append_vote(path, vote("a", "ben", "skip"))
+    counted = standing(read_votes(path)[0])
+    assert counted["a", "anna"].choice == "both_bad" and len(counted) == 2
+
+
+# --- results -----------------------------------------------------------------------------------
+
+
+def test_equal_answers_count_as_ties_and_two_reviewers_on_an_item_as_one_row(two: Path) -> None:
+    review = pair_review(two)
+    for item in review.items:
+        for reviewer in ("anna", "ben"):
+            append_vote(review.votes_path, vote(item.id, reviewer, winner="tuned", shown=item.contenders))
+    found = results(review)
+    (pair,) = found["pairs"]
+    assert (pair["a"], pair["b"], pair["wins_b"], pair["equal_answers"]) == ("few_shot", "tuned", 60, 10)
+    assert pair["win_rate"]["estimate"].value == pytest.approx(0.75 + 0.25 / 2)
+    assert pair["verdict"] == "better"
+    assert list(found["ranking"]) == ["tuned", "few_shot"]
+    assert found["reviewers"] == {"anna": 30, "ben": 30}
+    assert found["agreement"]["preference"].value != found["agreement"]["preference"].value  # all one value: undefined
+
+
+def test_a_few_votes_are_not_enough_evidence(two: Path) -> None:
+    review = pair_review(two)
+    for item, winner in zip(review.items[:4], ["tuned", "few_shot", "tuned", "tuned"], strict=True):
+        append_vote(review.votes_path, vote(item.id, "anna", winner=winner))
+    (pair,) = results(review)["pairs"]
+    assert pair["verdict"] == "not enough evidence"
+
+
+def test_ratings_are_weighted_to_the_whole_test_set(two: Path) -> None:
+    review = rating_review(two)
+    for item in review.items:
+        good = item.group == "rest"
+        append_vote(review.votes_path, vote(item.id, "anna", "rating", stars=5 if good else 1, tags=("wrong fact",)))
+    found = results(review)["ratings"]["tuned"]
+    (sizes,) = review.populations.values()
+    assert found["good"]["estimate"].value == pytest.approx(sizes["rest"] / 40)
+    assert found["stars"]["estimate"].value == pytest.approx(1 + 4 * sizes["rest"] / 40)
+    assert found["tags"] == {"wrong fact": 40}
+
+
+def test_agreement_of_ratings_is_ordinal(two: Path) -> None:
+    review = rating_review(two)
+    for i, item in enumerate(review.items[:12]):
+        append_vote(review.votes_path, vote(item.id, "anna", "rating", stars=1 + i % 5))
+        append_vote(review.votes_path, vote(item.id, "ben", "rating", stars=min(5, 2 + i % 5)))
+    alpha = results(review)["agreement"]["stars"]
+    assert 0.5 < alpha.value < 1 and alpha.low <= alpha.value <= alpha.high
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+def test_preferences_leave_out_ties_and_disagreement_and_take_corrections(two: Path, tmp_path: Path) -> None:
+    review = pair_review(two)
+    one, tie, split, mended, *_ = review.items
+    append_vote(review.votes_path, vote(one.id, "anna", winner="tuned"))
+    append_vote(review.votes_path, vote(tie.id, "anna", "tie"))
+    append_vote(review.votes_path, vote(split.id, "anna", winner="tuned"))
+    append_vote(review.votes_path, vote(split.id, "ben", winner="few_shot"))
+    append_vote(review.votes_path, vote(mended.id, "anna", winner="few_shot", corrected="Better still."))
+    written = export(review, "preference", tmp_path / "p.jsonl")
+    rows = {r["row"]: r for r in map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())}
+    assert rows.keys() == {one.row, mended.row}
+    assert rows[one.row]["chosen"] == one.answers[1] and rows[one.row]["rejected"] == one.answers[0]
+    assert (rows[mended.row]["chosen"], rows[mended.row]["rejected"]) == ("Better still.", mended.answers[0])
+    assert written["left_out"]["tie or both bad"] == 1 and written["left_out"]["reviewers disagree"] == 1
+
+
+def test_thumbs_come_from_ratings_and_corrections_are_good(two: Path, tmp_path: Path) -> None:
+    review = rating_review(two)
+    bad, good, *_ = review.items
+    append_vote(review.votes_path, vote(bad.id, "anna", "rating", thumb=False, corrected="As it should be."))
+    append_vote(review.votes_path, vote(good.id, "anna", "rating", stars=5))
+    export(review, "kto", tmp_path / "k.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "k.jsonl").read_text().splitlines()]
+    assert [(r["messages"][-1]["content"], r["thumb"]) for r in rows] == [
+        (bad.answers[0], "down"), ("As it should be.", "up"), (good.answers[0], "up"),
+    ]  # fmt: skip
+
+
+def test_the_corrected_test_set_takes_what_most_reviewers_wrote_and_names_conflicts(two: Path, tmp_path: Path) -> None:
+    review = rating_review(two)
+    first, second, *_ = review.items
+    for name, text in [("anna", "Right."), ("ben", "Right."), ("cleo", "Wrong.")]:
+        append_vote(review.votes_path, vote(first.id, name, "rating", thumb=False, corrected=text))
+    append_vote(review.votes_path, vote(second.id, "anna", "rating", thumb=True))
+    written = export(review, "corrected", tmp_path / "c.jsonl")
+    rows = {r["id"]: r for r in map(json.loads, (tmp_path / "c.jsonl").read_text().splitlines())}
+    assert rows[first.row]["messages"][-1]["content"] == "Right."
+    assert rows[second.row]["messages"][-1]["content"] == second.references[0]
+    assert written["conflicts"] == [first.row] and written["rows"] == 2
+
+
+def test_nothing_to_export_is_said(two: Path, tmp_path: Path) -> None:
+    review = pair_review(two)
+    with pytest.raises(UserError, match="Nothing to export"):
+        export(review, "preference", tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["preference", "kto", "corrected"])
+def test_prepare_reads_what_is_exported(two: Path, tmp_path: Path, kind: Any) -> None:
+    from tuneloop.data.config import PrepareConfig
+    from tuneloop.data.formats import detect
+
+    review = pair_review(two) if kind == "preference" else rating_review(two)
+    for i, item in enumerate(review.items):
+        if kind == "preference":
+            append_vote(review.votes_path, vote(item.id, "anna", winner=item.contenders[i % 2]))
+        else:
+            append_vote(review.votes_path, vote(item.id, "anna", "rating", thumb=bool(i % 2)))
+    export(review, kind, tmp_path / "d.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+    found = detect(rows, PrepareConfig(sources=[str(tmp_path / "d.jsonl")]))
+    assert found.name == {"preference": "preference", "kto": "thumbs", "corrected": "messages"}[kind]
+
+
+def test_a_damaged_review_is_a_user_error(two: Path) -> None:
+    review = pair_review(two)
+    (review.folder / "items.jsonl").write_text('{"id": 1}\n')
+    with pytest.raises(UserError, match="damaged"):
+        load_review(review.folder)

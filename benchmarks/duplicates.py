@@ -24,15 +24,13 @@ import numpy as np
 
 from tuneloop.data.config import DuplicatesConfig, SplitConfig
 from tuneloop.data.duplicates import (
-    RowTexts,
     find_conflicts,
     find_duplicates,
     find_links,
     preference,
-    sketch,
-    texts_of,
 )
 from tuneloop.data.leaks import find_leaks, index_of
+from tuneloop.data.sketches import RowTexts, sketch, texts_of
 from tuneloop.data.split import SPLITS, SplitFacts, assign_splits, key64, prompt_key
 from tuneloop.types import Row
 

@@ -43,8 +43,10 @@ DATA_TABLES = (
     "checks.features",
     "checks.label_errors",
     "leaks",
+    "pairs",
     "prepare",
     "refine",
+    "sketches",
     "spool",
 )
 # Modules that are nothing without their library; they are themselves imported late.
@@ -59,6 +61,10 @@ NEED = {
     "evaluate.metrics": {"numpy"},
     "evaluate.evaluate": {"numpy"},
     "evaluate.uncertainty": {"numpy"},
+    "evaluate.calibration": {"numpy"},
+    "evaluate.multilabel": {"numpy"},
+    "evaluate.slices": {"numpy"},
+    "evaluate.structured": {"numpy"},
 }
 
 

@@ -12,28 +12,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.data import duplicates
+from tuneloop.data import duplicates, pairs
 from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.duplicates import (
-    LONG,
     Duplicates,
-    Frame,
-    RowTexts,
-    banding,
     find_conflicts,
     find_duplicates,
     find_links,
-    folded_words,
-    key64,
     preference,
+    semantic_duplicates,
+)
+from tuneloop.data.pairs import similarities
+from tuneloop.data.sketches import (
+    LONG,
+    Frame,
+    RowTexts,
+    banding,
+    folded_words,
     prompt_similarity,
     row_similarity,
-    semantic_duplicates,
     shape_of,
     shared_frame,
     sketch,
     texts_of,
 )
+from tuneloop.data.split import key64
 from tuneloop.types import Message, Row
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -320,8 +323,8 @@ def test_similar_rows_of_other_labels_stay_and_are_linked() -> None:
     config = DuplicatesConfig()
     question = np.array([key64(t.prompt) for t in texts], dtype=np.uint64)
     question[1] += np.uint64(1)  # as if one differed a little
-    pairs, values = find_links(sketches(texts, config), reader(texts), 0.8, rows=np.array([0, 1, 3]), question=question)
-    assert pairs.tolist() == [[0, 1]] and values.tolist() == [1.0]
+    links, values = find_links(sketches(texts, config), reader(texts), 0.8, rows=np.array([0, 1, 3]), question=question)
+    assert links.tolist() == [[0, 1]] and values.tolist() == [1.0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -364,7 +367,13 @@ def test_a_crowd_of_nearly_equal_rows_takes_no_more_than_its_share_of_comparison
         compared += 1
         return row_similarity(a, b)
 
-    monkeypatch.setattr(duplicates, "row_similarity", counted)
+    def all_counted(texts: Any, one: Any, other: Any) -> Any:
+        nonlocal compared
+        compared += len(one)
+        return similarities(texts, one, other)
+
+    monkeypatch.setattr(pairs, "row_similarity", counted)
+    monkeypatch.setattr(pairs, "similarities", all_counted)
     stem = "please tell me where the parcel with this number is now"
     search(ask(*(f"{stem} {n:05d}" for n in range(3000))), threshold=0.97)
     assert compared <= 16 * 3000

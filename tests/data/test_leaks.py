@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.duplicates import RowTexts, prompt_similarity, shape_of, sketch
 from tuneloop.data.leaks import Leak, find_leaks, index_of
+from tuneloop.data.sketches import RowTexts, prompt_similarity, shape_of, sketch
 from tuneloop.data.split import normalised
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ import numpy as np
 from tuneloop.data import duplicates
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import load_dataset
+from tuneloop.data.engine import ordered_map
 from tuneloop.data.formats import Rejection
+from tuneloop.data.pairs import Alike, find_alike
 from tuneloop.data.refine import LEAKS, UNMEASURED, Refinery, measured_if_long
 from tuneloop.data.split import LEAK, TEST, TRAIN, UNDECIDED, SplitFacts, assign_splits, frozen_splits, mixed_bits
 from tuneloop.data.spool import Table
@@ -35,6 +38,7 @@ def decide(
     *,
     taken: NDArray[Any],
     embed: Embed | None,
+    workers: int,
     progress: Progress,
 ) -> None:
     """Set the fate and the split of every row.
@@ -42,6 +46,7 @@ def decide(
     Args:
         taken: by row, whether it is of a given test file: such rows are taken as they are.
         embed: texts to unit vectors, for `duplicates.semantic`.
+        workers: processes to work in.
     """
     progress("comparing", 0, 3)
     columns = table.columns
@@ -59,13 +64,14 @@ def decide(
     )
     standing = _Standing(taken, frozen > TRAIN)
     _drop_leaks(table)
-    _drop_copies(table, config, order, standing, embed)
+    alike = _alike(table, config, order, workers)
+    _drop_copies(table, config, order, standing, embed, alike)
     _drop_conflicts(table, config, order, standing)
     progress("comparing", 1, 3)
     _measure(table, refinery, seed, progress)
     rows = table.alive
     links, _ = duplicates.find_links(
-        columns, table.texts, config.duplicates.threshold, rows=rows, question=columns["question"]
+        columns, table.reader.texts, config.duplicates.threshold, rows=rows, question=columns["question"], alike=alike
     )
     progress("comparing", 2, 3)
     facts = SplitFacts(
@@ -110,15 +116,35 @@ def _drop_leaks(table: Table) -> None:
             table.drop(row, "split_leak", because=int(test_row), likeness=float(alike))
 
 
+def _alike(table: Table, config: PrepareConfig, order: NDArray[Any], workers: int) -> Alike | None:
+    """Similar rows, which copies as well as links are found by; None where they are not wanted."""
+    if "prompt" not in table.columns:
+        return None
+    return find_alike(
+        table.columns,
+        table.reader.texts,
+        config.duplicates.threshold,
+        rows=duplicates.distinct(table.columns, table.alive, order),
+        run=functools.partial(ordered_map, workers=workers),
+    )
+
+
 def _drop_copies(
-    table: Table, config: PrepareConfig, order: NDArray[Any], standing: _Standing, embed: Embed | None
+    table: Table,
+    config: PrepareConfig,
+    order: NDArray[Any],
+    standing: _Standing,
+    embed: Embed | None,
+    alike: Alike | None,
 ) -> None:
     settings = config.duplicates
-    found = duplicates.find_duplicates(table.columns, table.texts, settings, rows=table.alive, order=order)
+    found = duplicates.find_duplicates(
+        table.columns, table.reader.texts, settings, rows=table.alive, order=order, alike=alike
+    )
     _drop(table, found, np.where(found.exact, "exact_duplicate", "near_duplicate"), standing)
     if settings.semantic is not None and embed is not None:
         rows = table.alive
-        vectors = embed([text.prompt for text in table.texts(rows.tolist())])
+        vectors = embed([text.prompt for text in table.reader.texts(rows.tolist())])
         found = duplicates.semantic_duplicates(
             vectors, settings.semantic, rows=rows, order=order, apart=table.columns["label"][rows]
         )

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.duplicates import (
+from tuneloop.data.sketches import (
     BUCKET,
     CROWD,
     RowTexts,
     Shape,
     banding,
+    counted,
     distance,
     folded_words,
+    long_signs,
     most_apart,
     prompt_similarity,
     shape_of,
-    signs_of,
     sketch,
     sketched,
     windows,
@@ -84,13 +85,13 @@ def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
     """The index of a test set.
 
     Args:
-        test: its rows, cut by `duplicates.texts_of`.
+        test: its rows, cut by `sketches.texts_of`.
         config: tells the threshold from which a question is nearly that of a test row.
     """
     shapes = [shape_of(texts) for texts in test]
     columns = sketch(test, sketch_config(config))
-    rows, keys = sketched(columns, "prompt", np.arange(len(test)))
-    bands = np.concatenate(_numbered(keys))
+    found = sketched(columns, "prompt", np.arange(len(test)))
+    bands = np.concatenate(_numbered(found.bands))
     order = np.argsort(bands, kind="stable")
     holders, passages = _passages([shape.prompt for shape in shapes])
     holders, passages = _distinct(holders, passages)
@@ -102,8 +103,8 @@ def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
         config,
         shapes,
         bands[order],
-        np.resize(rows, len(bands))[order],
-        signs_of(columns, "prompt", np.arange(len(test)), np.arange(len(test))),
+        np.resize(found.owner, len(bands))[order],
+        long_signs(found, range(len(test))),
         passages[by_hash],
         holders[by_hash],
         np.bincount(holders, minlength=len(test)),
@@ -116,7 +117,7 @@ def find_leaks(
     """For each row why it gives the test away, or None; of several test rows the one that it is most similar to.
 
     Args:
-        texts: rows cut by `duplicates.texts_of`.
+        texts: rows cut by `sketches.texts_of`.
         index: the test set.
         columns: sketches of the rows with the index's config, if they are there already.
     """
@@ -146,18 +147,19 @@ def _numbered(bands: Iterable[NDArray[Any]]) -> list[NDArray[Any]]:
 
 def _candidates(columns: Mapping[str, NDArray[Any]], index: TestIndex, count: int) -> dict[int, list[int]]:
     """Test rows that may be similar to a row, the likeliest first; rows without any are left out."""
-    rows, keys = sketched(columns, "prompt", np.arange(count))
+    sketches = sketched(columns, "prompt", np.arange(count))
+    rows = sketches.owner
     shared: dict[int, set[int]] = {}
     if len(index.bands) == 0:
         return {}
     room = BUCKET // banding(index.config.threshold)[1]
-    for band in _numbered(keys):
+    for band in _numbered(sketches.bands):
         begin = np.searchsorted(index.bands, band)
         known = np.flatnonzero(index.bands[np.minimum(begin, len(index.bands) - 1)] == band)
         end = np.minimum(np.searchsorted(index.bands, band[known], side="right"), begin[known] + room)
         for row, low, high in zip(rows[known].tolist(), begin[known].tolist(), end.tolist(), strict=True):
             shared.setdefault(row, set()).update(index.banded[low:high].tolist())
-    signs = signs_of(columns, "prompt", np.arange(count), np.array(sorted(shared), dtype=np.int64))
+    signs = long_signs(sketches, shared)
     most = most_apart(index.config.threshold)
     found = {}
     for row, tests in shared.items():
@@ -199,7 +201,7 @@ def _overlaps(texts: Sequence[RowTexts], index: TestIndex) -> list[tuple[int, fl
     owners, hashes = _distinct(owners[hit] // 2, hashes[hit])
     begin, end = np.searchsorted(index.passages, hashes), np.searchsorted(index.passages, hashes, side="right")
     rows = np.repeat(owners, end - begin)
-    held = index.holders[np.repeat(begin, end - begin) + _counted(end - begin)]
+    held = index.holders[np.repeat(begin, end - begin) + counted(end - begin)]
     pairs, counts = np.unique(rows * len(index.shapes) + held, return_counts=True)
     row, test_row = np.divmod(pairs, max(len(index.shapes), 1))
     share = counts / index.passage_count[test_row]
@@ -207,9 +209,3 @@ def _overlaps(texts: Sequence[RowTexts], index: TestIndex) -> list[tuple[int, fl
     best = best[np.flatnonzero(np.diff(row[best], prepend=-1))]
     best = best[share[best] >= OVERLAP]
     return list(zip(row[best].tolist(), share[best].tolist(), test_row[best].tolist(), strict=True))
-
-
-def _counted(lengths: NDArray[Any]) -> NDArray[Any]:
-    """0, 1, ... up to each length, one after another."""
-    counted: NDArray[Any] = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return counted

@@ -27,7 +27,6 @@ from tuneloop.data.checks import Overview, find_suspects, reject_share, run_chec
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import MANIFEST, RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
 from tuneloop.data.decide import Embed, decide, shuffled
-from tuneloop.data.duplicates import NO_FRAME, Frame, shared_frame
 from tuneloop.data.engine import ordered_map, usual_workers
 from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
 from tuneloop.data.leaks import index_of
@@ -43,6 +42,7 @@ from tuneloop.data.mix import (
 )
 from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.data.refine import Measure, Measured, Refinery, Work, counted, refine, refine_chunk, reject_line
+from tuneloop.data.sketches import NO_FRAME, Frame, shared_frame
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
 from tuneloop.data.sources.read import find_files
@@ -107,12 +107,13 @@ def prepare(
             frame=frame,
             languages_every=1 if _is_small(files) else 8,
         )
+        workers = 1 if _is_small(files) else config.workers or usual_workers()
         with Table(spool, frame) as table:
-            job = Job(config, seed, out, files, guess, refinery, table, embed, progress)
+            job = Job(config, seed, out, files, guess, refinery, table, workers, embed, progress)
             _gather(job)
             _refuse_too_many(job)
             taken = np.array([given.split is not None for given in job.file_of_chunk])[table.columns["chunk"]]
-            decide(table, config, seed, refinery, taken=taken, embed=embed, progress=progress)
+            decide(table, config, seed, refinery, taken=taken, embed=embed, workers=job.workers, progress=progress)
             if not len(table.alive) or not (table.split[table.alive] == 0).any():
                 raise UserError(
                     "No rows are left for training",
@@ -154,6 +155,7 @@ class Job:
 
     Args:
         table: the rows.
+        workers: processes to work in.
         file_of_chunk: which file each chunk is of.
         rows_of: records by source; `encodings`: how each source is encoded.
     """
@@ -165,6 +167,7 @@ class Job:
     guess: FormatGuess
     refinery: Refinery
     table: Table
+    workers: int
     embed: Embed | None
     progress: Progress
     file_of_chunk: list[Given] = field(default_factory=list)
@@ -192,17 +195,14 @@ def _gather(job: Job) -> None:
     """Run every chunk through `refine_chunk` and collect the facts; a given test set first, for its rows must not leak."""
     config, table = job.config, job.table
     size = _size(job.files)
-    workers = config.workers or usual_workers()
-    if _is_small(job.files) and config.engine == "processes":
-        workers = 1
     given, sources = ([g for g in job.files if (g.split is not None) == wanted] for wanted in (True, False))
     for files in (given, sources):
         refinery = job.refinery
         if files is sources and given:
             indices = list(range(len(table)))
-            refinery = replace(refinery, index=index_of(table.texts(indices), config.duplicates))
+            refinery = replace(refinery, index=index_of(table.reader.texts(indices), config.duplicates))
         work = _work(job, files, size)
-        for facts in ordered_map(refine_chunk, work, refinery, workers=workers, engine=config.engine):
+        for facts in ordered_map(refine_chunk, work, refinery, workers=job.workers, engine=config.engine):
             source = job.file_of_chunk[facts.number].file.name
             table.add(facts, source)
             job.rows_of[source] += facts.records
@@ -316,7 +316,7 @@ def _rejects(table: Table) -> Iterator[bytes]:
                         int(table.columns["line"][i]),
                         table.reason(i),
                         table.detail(i),
-                        orjson.loads(table.record_bytes(i)),
+                        orjson.loads(table.reader.record_bytes(i)),
                     )
                 ),
             )

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from tuneloop.data import duplicates, language, personal, repair
+from tuneloop.data import language, personal, repair, sketches
 from tuneloop.data.checks import quality
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import meta_key
 from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record
 from tuneloop.data.leaks import TestIndex, find_leaks
 from tuneloop.data.sources.parse import Chunk, SourceRecord, parse_chunk
-from tuneloop.data.split import prompt_key
+from tuneloop.data.split import key64, prompt_key
 from tuneloop.types import Message, Reject, Row
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Refinery:
     spool: Path
     key: bytes | None = None
     index: TestIndex | None = None
-    frame: duplicates.Frame = duplicates.NO_FRAME
+    frame: sketches.Frame = sketches.NO_FRAME
     languages_every: int = 1
 
 
@@ -75,7 +75,7 @@ class Facts:
 
     Args:
         number: of the chunk, from 0.
-        columns: arrays by name; see `_ROW_TYPES`, and the sketches of `duplicates`.
+        columns: arrays by name; see `_ROW_TYPES`, and those of `sketches.sketch`.
         names: what the numbers in the columns `label`, `stratum` and `language` stand for; -1 stands for none.
         rejected: records of the chunk that are no rows, by reason; `records`: rows and rejects together.
         is_chat: whether a row has tools or several answers.
@@ -459,7 +459,7 @@ class _Table:
         self.repairs: list[tuple[int, str, bytes]] = []
         self.rejected: Counter[str] = Counter()
         self.names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
-        self.texts: list[duplicates.RowTexts] = []
+        self.texts: list[sketches.RowTexts] = []
         self.is_chat = False
 
     def reject(self, reject: Reject) -> None:
@@ -474,11 +474,11 @@ class _Table:
         place = len(rows["id"])
         line, record = orjson.dumps(row.to_json()), orjson.dumps(made.record)
         asked = prompt_key(row)
-        self.texts.append(duplicates.texts_of(row, self.refinery.frame))
+        self.texts.append(sketches.texts_of(row, self.refinery.frame))
         values: dict[str, Any] = {
             "chunk": self.number, "line": row.meta["line"], "start": len(self.data), "row_size": len(line),
-            "record_size": len(record), "id": int(row.id, 16), "meta": meta_key(row), "question": duplicates.key64(asked),
-            "group": duplicates.key64(made.group) if made.group else 0,
+            "record_size": len(record), "id": int(row.id, 16), "meta": meta_key(row), "question": key64(asked),
+            "group": key64(made.group) if made.group else 0,
             "label": self._code("label", row.label), "stratum": self._code("stratum", made.stratum),
             "language": self._code("language", made.language),
             "flags": quality.as_bits(made.flags), "tokens": made.measured.tokens, "supervised": made.measured.supervised,
@@ -512,7 +512,7 @@ class _Table:
         columns: dict[str, NDArray[Any]] = {
             name: np.array(self.rows[name], dtype=kind) for name, kind in _ROW_TYPES.items()
         }
-        columns |= duplicates.sketch(self.texts, self.refinery.config.duplicates)
+        columns |= sketches.sketch(self.texts, self.refinery.config.duplicates)
         columns |= self._leaks(columns)
         return Facts(
             self.number,

@@ -6,17 +6,18 @@ import os
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
-from tuneloop.data.duplicates import NO_FRAME, Frame, RowTexts, texts_of
 from tuneloop.data.reasons import REASONS
 from tuneloop.data.refine import NAMED, Facts
+from tuneloop.data.sketches import NO_FRAME, Frame, RowTexts, texts_of
 from tuneloop.files import user_errors_of_the_disk
 from tuneloop.types import Row
 
@@ -42,6 +43,59 @@ def spool_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Reads rows back from the spool, in any process.
+
+    Args:
+        folder: the spool's.
+        columns: by row `chunk`, `start`, `row_size` and `record_size`, among others.
+        frame: what nearly all prompts share.
+    """
+
+    folder: Path
+    columns: Mapping[str, NDArray[Any]]
+    frame: Frame
+    _open: dict[int, int] = field(default_factory=dict)
+
+    def row_bytes(self, index: int) -> bytes:
+        """A row as its line will stand in a split, without the line end."""
+        return self._read(index, 0, int(self.columns["row_size"][index]))
+
+    def record_bytes(self, index: int) -> bytes:
+        """The source record of a row, without personal data."""
+        size = int(self.columns["row_size"][index])
+        return self._read(index, size, int(self.columns["record_size"][index]))
+
+    def row(self, index: int) -> Row:
+        """A row."""
+        return Row.from_json(orjson.loads(self.row_bytes(index)))
+
+    def texts(self, indices: Sequence[int]) -> list[RowTexts]:
+        """What duplicates are compared by, of some rows."""
+        return [texts_of(self.row(int(index)), self.frame) for index in indices]
+
+    def close(self) -> None:
+        """Close its files."""
+        for handle in self._open.values():
+            os.close(handle)
+        self._open.clear()
+
+    def _read(self, index: int, skip: int, size: int) -> bytes:
+        chunk = int(self.columns["chunk"][index])
+        handle = self._open.get(chunk)
+        if handle is None:
+            if len(self._open) >= OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))
+            handle = self._open[chunk] = os.open(self.folder / f"{chunk}.rows", os.O_RDONLY)
+        return os.pread(handle, size, int(self.columns["start"][index]) + skip)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open files, for another process that was not forked, and without what it need not know."""
+        needed = {name: self.columns[name] for name in ("chunk", "start", "row_size", "record_size")}
+        return {"folder": self.folder, "columns": needed, "frame": self.frame, "_open": {}}
+
+
 class Table:
     """All rows in the order of the sources: their facts and fates in arrays, their texts in the spool.
 
@@ -50,6 +104,7 @@ class Table:
         frame: what nearly all prompts share.
 
     Attributes:
+        reader: reads rows back; works in other processes, too.
         fate: by row, an index into REASON_WORDS.
         because: by row, the row that it is a copy of, or -1; `likeness`: how alike they are.
         details: by row, the particulars of a reject that is no copy.
@@ -57,7 +112,7 @@ class Table:
     """
 
     def __init__(self, folder: Path, frame: Frame = NO_FRAME) -> None:
-        self.folder, self.frame = folder, frame
+        self.folder = folder
         self.columns: dict[str, NDArray[Any]] = {}
         self.names: dict[str, list[str]] = {}
         self.source_of: list[str] = []  # by chunk
@@ -66,7 +121,7 @@ class Table:
         self.is_chat = False
         self._parts: list[Facts] = []
         self._codes: dict[str, dict[str, int]] = {column: {} for column in NAMED}
-        self._open: dict[int, int] = {}
+        self.reader = Reader(folder, self.columns, frame)
 
     def add(self, facts: Facts, source: str) -> None:
         """Take the facts of the next chunk."""
@@ -133,29 +188,11 @@ class Table:
 
     def row_bytes(self, index: int) -> bytes:
         """A row as its line will stand in a split, without the line end."""
-        return self._read(index, 0, int(self.columns["row_size"][index]))
-
-    def record_bytes(self, index: int) -> bytes:
-        """The source record of a row, without personal data."""
-        size = int(self.columns["row_size"][index])
-        return self._read(index, size, int(self.columns["record_size"][index]))
+        return self.reader.row_bytes(index)
 
     def row(self, index: int) -> Row:
         """A row."""
-        return Row.from_json(orjson.loads(self.row_bytes(index)))
-
-    def texts(self, indices: Sequence[int]) -> list[RowTexts]:
-        """What duplicates are compared by, of some rows."""
-        return [texts_of(self.row(int(index)), self.frame) for index in indices]
-
-    def _read(self, index: int, skip: int, size: int) -> bytes:
-        chunk = int(self.columns["chunk"][index])
-        handle = self._open.get(chunk)
-        if handle is None:
-            if len(self._open) >= OPEN_FILES:
-                os.close(self._open.pop(next(iter(self._open))))
-            handle = self._open[chunk] = os.open(self.folder / f"{chunk}.rows", os.O_RDONLY)
-        return os.pread(handle, size, int(self.columns["start"][index]) + skip)
+        return self.reader.row(index)
 
     def side(self, chunk: int) -> tuple[list[tuple[int, bytes]], list[tuple[int, str, bytes]]]:
         """Rejects (line, JSON) and repairs (row in the chunk, kind, JSON) of a chunk."""
@@ -174,6 +211,4 @@ class Table:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._open.values():
-            os.close(handle)
-        self._open.clear()
+        self.reader.close()

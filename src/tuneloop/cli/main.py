@@ -10,12 +10,14 @@ import sys
 import typer
 
 from tuneloop.cli import (
+    advise,
     check,
     compare,
     diff,
     doctor,
     evaluate,
     forget,
+    gate,
     init,
     plan,
     prepare,
@@ -42,11 +44,13 @@ app.command("prepare")(prepare.command)
 app.command("check")(check.command)
 app.command("diff")(diff.command)
 app.command("forget")(forget.command)
+app.command("advise")(advise.command)
 app.command("plan")(plan.command)
 app.command("train")(train.command)
 app.command("evaluate")(evaluate.command)
 app.command("compare")(compare.command)
 app.command("review")(review.command)
+app.command("gate")(gate.command)
 app.command("report")(report.command)
 app.command("doctor")(doctor.command)
 app.command("schema")(schema.command)

@@ -1,0 +1,425 @@
+"""The regression gate: may this candidate replace what is in use? Pass, fail, or not enough evidence to say.
+
+A suite states what must hold: rows that must pass, how much worse a metric may get at most (non-inferiority), how much
+general ability may be forgotten, how slow answers may be. All of it must hold, so no correction for several
+tests is needed on the way to a pass (an intersection-union test: Berger 1982).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
+from tuneloop.files import content_hash, read_json, read_jsonl, sha256_file, write_json
+from tuneloop.types import Answer, Row, UserError
+
+if TYPE_CHECKING:
+    from tuneloop.evaluate.evaluate import Evaluation
+
+EXIT: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+LOWER_IS_BETTER = ("perplexity", "loss", "ece", "brier", "forgetting")
+Ask = Callable[[Sequence[Row]], list[Answer]]
+
+
+# --- the verdict -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Check:
+    """One demand and what came of it.
+
+    Args:
+        kind: `must_pass`, `metric`, `forgetting` or `latency`.
+        name: what was demanded.
+        status: `pass`, `fail` or `inconclusive`.
+        message: a sentence for people.
+        value, low, high: the figure that decides, with its 95 % interval where there is one.
+        limit: what it is held against.
+        rows: rows that it rests on.
+    """
+
+    kind: str
+    name: str
+    status: Status
+    message: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    limit: float | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """The candidate or the base: an evaluation's folder, read."""
+
+    place: str
+    folder: Path
+    manifest: dict[str, Any]
+    samples: dict[str, dict[str, Any]]
+    evaluation: Evaluation = field(repr=False)
+    baseline: str = ""
+
+    @property
+    def name(self) -> str:
+        """The contender's name in the evaluation."""
+        return self.baseline or str(self.manifest["name"])
+
+
+def read_side(place: str) -> Side:
+    """Read `FOLDER` or `FOLDER:BASELINE`.
+
+    Raises:
+        UserError: no whole evaluation there.
+    """
+    from tuneloop.evaluate.results import load_evaluation
+
+    folder, _, baseline = place.partition(":") if not Path(place).exists() else (place, "", "")
+    evaluation = load_evaluation(folder, baseline or None)
+    path = Path(folder)
+    path = path.parent if path.name == "eval.json" else path
+    manifest = read_json(path / "eval.json")
+    samples = {str(sample["id"]): sample for sample in read_jsonl(path / "samples.jsonl")}
+    return Side(place, path, manifest, samples, evaluation, "" if baseline == manifest["name"] else baseline)
+
+
+def run_gate(
+    suite: Suite,
+    candidate: Side,
+    base: Side,
+    *,
+    ask: Ask | None = None,
+    fields: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Hold the candidate against the suite.
+
+    Args:
+        suite: what must hold.
+        candidate, base: two evaluations of the same rows.
+        ask: gets answers from the candidate's model, for new prompts and to ask failed rows again.
+        fields: row id -> further fields that slices may name (columns of the data set).
+
+    Returns:
+        The object that `gate.json` holds.
+
+    Raises:
+        UserError: the suite names a metric, field or row that the evaluations don't have, or their rows differ.
+    """
+    fields = fields or {}
+    rows_passed, flaky = _must_pass(suite, candidate, ask)
+    checks = [
+        *rows_passed,
+        *(check for limit in suite.metrics for check in _metric(limit, candidate, base, fields)),
+        *([_forgetting(suite.forgetting, candidate)] if suite.forgetting else []),
+        *(_latency(suite.latency, candidate, base) if suite.latency else []),
+    ]
+    found = {check.status for check in checks}
+    status: Status = "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
+    return {
+        "version": 1,
+        "status": status,
+        "suite": {"name": suite.name, "hash": content_hash(suite)},
+        "candidate": {"place": candidate.place, "name": candidate.name, "model": candidate.manifest.get("model")},
+        "against": {"place": base.place, "name": base.name, "model": base.manifest.get("model")},
+        "evaluation": sha256_file(candidate.folder / "eval.json"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checks": checks,
+        "flaky": flaky,
+    }
+
+
+def write_gate(run: Path, outcome: Mapping[str, Any]) -> Path:
+    """Store the outcome with the run."""
+    write_json(run / "gate.json", outcome)
+    return run / "gate.json"
+
+
+def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", "none"]:
+    """What the gate said about a run: `none` if it was never asked, `stale` if the run was evaluated anew since."""
+    run = Path(run)
+    if not (run / "gate.json").is_file():
+        return "none"
+    outcome = read_json(run / "gate.json")
+    evaluation = run / "eval.json"
+    if not evaluation.is_file() or sha256_file(evaluation) != outcome.get("evaluation"):
+        return "stale"
+    found = outcome.get("status")
+    return found if found in EXIT else "none"
+
+
+# --- rows that must pass -----------------------------------------------------------------------
+
+
+def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[Check], list[dict[str, Any]]]:
+    """The rows' checks, and those that passed only sometimes."""
+    demands = suite.must_pass
+    place = {row.id: i for i, row in enumerate(side.evaluation.rows)}
+    for demand in demands:
+        if demand.id and demand.id not in place:
+            near = difflib.get_close_matches(demand.id, place, 1)
+            raise UserError(
+                f"The evaluation has no row {demand.id!r}",
+                where="must_pass",
+                next_step=f"did you mean {near[0]}?" if near else f"ids stand in {side.folder / 'samples.jsonl'}",
+            )
+    tried = [[_passes(d, side, place[d.id], side.evaluation.answers[place[d.id]])] if d.id else [] for d in demands]
+    again = [i for i, outcomes in enumerate(tried) if not all(outcomes) or not outcomes]
+    if ask is not None and again:
+        # A new prompt is asked once before it is repeated.
+        for attempt in range(suite.repeat + 1):
+            asked = [i for i in again if attempt or not tried[i]]
+            asked = [i for i in asked if not all(tried[i]) or not tried[i]]
+            if asked:
+                answers = ask([_row(demands[i], side, place) for i in asked])
+                for i, answer in zip(asked, answers, strict=True):
+                    at = place[demands[i].id] if demands[i].id else None
+                    tried[i].append(_passes(demands[i], side, at, answer))
+    checks, flaky = [], []
+    for demand, outcomes in zip(demands, tried, strict=True):
+        name = demand.id or demand.prompt[:80]
+        checks.append(_row_check(name, outcomes, suite))
+        if len(set(outcomes)) > 1:
+            flaky.append({"row": name, "passed": sum(outcomes), "asked": len(outcomes)})
+    return checks, flaky
+
+
+def _row_check(name: str, outcomes: list[bool], suite: Suite) -> Check:
+    passed, n = sum(outcomes), len(outcomes)
+    if not n:
+        what = "could not be asked: this evaluation has no model at hand"
+        return Check("must_pass", name, "inconclusive", f"{name}: {what}", rows=0)
+    found: Status = "pass" if passed == n else "fail" if not passed else suite.flaky
+    words = (
+        "passes"
+        if passed == n
+        else f"fails, {n} of {n} times"
+        if not passed
+        else f"flaky: passes {passed} of {n} times"
+    )
+    return Check("must_pass", name, found, f"{name}: {words}", value=passed / n, limit=1.0, rows=n)
+
+
+def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
+    if demand.id:
+        row = side.evaluation.rows[place[demand.id]]
+        turns = side.samples[demand.id].get("messages")
+        return row if not turns else Row(row.id, [*turns, row.messages[-1]], row.label, row.tools, row.meta)
+    turns = [{"role": "system", "content": demand.system}] if demand.system else []
+    turns += [{"role": "user", "content": demand.prompt}, {"role": "assistant", "content": demand.equals or ""}]
+    return Row(id=content_hash(turns)[:16], messages=turns)
+
+
+def _passes(demand: MustPass, side: Side, at: int | None, answer: Answer) -> bool:
+    """Whether an answer meets the demand; `at` is the row's place in the evaluation."""
+    text = answer.text.strip().casefold()
+    if demand.has_condition:
+        wanted = [demand.contains] if isinstance(demand.contains, str) else demand.contains
+        banned = [demand.lacks] if isinstance(demand.lacks, str) else demand.lacks
+        return (
+            (demand.equals is None or text == demand.equals.strip().casefold())
+            and all(part.casefold() in text for part in wanted)
+            and not any(part.casefold() in text for part in banned)
+            and (demand.matches is None or re.search(demand.matches, answer.text) is not None)
+        )
+    from tuneloop.evaluate.metrics import exact_match, label_matcher, references_of
+
+    assert at is not None  # a new prompt has a condition
+    row, labels = side.evaluation.rows[at], side.evaluation.labels
+    if labels is not None and row.label is not None:
+        return label_matcher(labels, {row.answer: row.label})(answer.text) == row.label
+    return exact_match(references_of(row), answer.text) == 1.0
+
+
+# --- metrics -----------------------------------------------------------------------------------
+
+
+def _metric(
+    limit: MetricLimit, candidate: Side, base: Side, fields: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Check]:
+    """The checks of one entry of `metrics`: on all rows, on a slice, or on each value of a field."""
+    known = list(candidate.evaluation.metrics)
+    if limit.metric not in known:
+        near = difflib.get_close_matches(limit.metric, known, 1, 0.4)
+        raise UserError(
+            f"The evaluation has no metric {limit.metric!r}",
+            where="metrics",
+            next_step=f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}",
+        )
+    for name, ids in _slices(limit, candidate, fields):
+        sides = [_only(side, ids) for side in (base, candidate)]
+        title = f"{limit.metric}{name}"
+        if limit.margin is not None:
+            yield _margin(title, limit.metric, limit.margin, *sides)
+        if limit.at_least is not None:
+            yield _bound(title, limit.metric, sides[1], at_least=limit.at_least)
+        if limit.at_most is not None:
+            yield _bound(title, limit.metric, sides[1], at_most=limit.at_most)
+
+
+def _slices(
+    limit: MetricLimit, side: Side, fields: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, set[str] | None]]:
+    """(name, row ids) of the rows that an entry speaks of; None stands for all."""
+    if not limit.slice and not limit.by:
+        return [("", None)]
+    chosen = set(side.samples)
+    for key, wanted in limit.slice.items():
+        values = _values(key, side, fields)
+        chosen &= {row for row, value in values.items() if str(value) == str(wanted)}
+        if not chosen:
+            known = sorted({str(value) for value in values.values()})
+            raise UserError(
+                f"No row has {key}: {wanted}",
+                where="metrics.slice",
+                next_step=f"its values are {', '.join(known[:12])}",
+            )
+    name = "".join(f" [{key} {value}]" for key, value in limit.slice.items())
+    if not limit.by:
+        return [(name, chosen)]
+    groups: dict[str, set[str]] = defaultdict(set)
+    for row, value in _values(limit.by, side, fields).items():
+        if row in chosen:
+            groups[str(value)].add(row)
+    large = {value: rows for value, rows in groups.items() if len(rows) >= limit.min_rows}
+    if not large:
+        raise UserError(
+            f"No value of {limit.by} has {limit.min_rows} rows", where="metrics.min_rows", next_step="lower min_rows"
+        )
+    return [(f"{name} [{limit.by} {value}]", rows) for value, rows in sorted(large.items())]
+
+
+def _values(key: str, side: Side, fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Row id -> value of a field: of the sample, its metadata, or the data set's columns."""
+    found = {}
+    for row, sample in side.samples.items():
+        for place in (sample, sample.get("meta") or {}, fields.get(row) or {}):
+            if place.get(key) is not None:
+                found[row] = place[key]
+                break
+    if not found:
+        known = {k for columns in fields.values() for k in columns} | {"label"}
+        raise UserError(
+            f"The rows have no field {key!r}", where="metrics", next_step=f"slices by {', '.join(sorted(known))}"
+        )
+    return found
+
+
+def _only(side: Side, ids: set[str] | None) -> Evaluation:
+    """The evaluation of some of its rows, scored anew by the same settings."""
+    if ids is None:
+        return side.evaluation
+    from tuneloop.evaluate.config import EvaluateConfig
+    from tuneloop.evaluate.evaluate import evaluate
+
+    whole = side.evaluation
+    kept = [i for i, row in enumerate(whole.rows) if row.id in ids]
+    return evaluate(
+        [whole.rows[i] for i in kept],
+        [whole.answers[i] for i in kept],
+        task=whole.task,
+        labels=whole.labels,
+        config=EvaluateConfig.model_validate({"fields": whole.fields, "bootstrap": whole.bootstrap}),
+        seed=whole.seed,
+    )
+
+
+def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate: Evaluation) -> Check:
+    """Non-inferiority: the interval of the gain must lie above -margin.
+
+    Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
+    """
+    from tuneloop.evaluate.evaluate import compare
+    from tuneloop.evaluate.uncertainty import rows_to_settle
+
+    if metric not in candidate.metrics or metric not in base.metrics:
+        return Check("metric", title, "inconclusive", f"{title}: not measured on both", limit=-margin)
+    sign = -1.0 if metric.split(".")[-1] in LOWER_IS_BETTER else 1.0
+    pair = next((c for c in compare("base", base, "candidate", candidate) if c.metric == metric), None)
+    if pair is None or math.isnan(pair.low):
+        gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)
+        found: Status = "inconclusive" if math.isnan(gain) else "pass" if gain >= -margin else "fail"
+        message = f"{title}: {gain:+.4g} against the base, margin {margin:g} (no interval: the figure alone decides)"
+        return Check("metric", title, found, message, gain, limit=-margin, rows=candidate.n)
+    low, high = sorted((sign * pair.low, sign * pair.high))
+    gain = sign * pair.delta
+    found = "pass" if low >= -margin else "fail" if high < -margin else "inconclusive"
+    message = f"{title}: {gain:+.4g} [{low:+.4g}, {high:+.4g}] against the base, margin {margin:g}"
+    if found == "inconclusive":
+        needed = rows_to_settle(gain + margin, low + margin, high + margin, candidate.n)
+        message += f"; about {needed:,} rows would settle it" if needed and needed < 100 * candidate.n else ""
+    return Check("metric", title, found, message, gain, low, high, -margin, candidate.n)
+
+
+def _bound(
+    title: str, metric: str, candidate: Evaluation, *, at_least: float | None = None, at_most: float | None = None
+) -> Check:
+    """The candidate's own value: its interval must lie on the right side of the limit."""
+    if metric not in candidate.metrics:
+        return Check("metric", title, "inconclusive", f"{title}: not measured on these rows", rows=candidate.n)
+    found = candidate.metrics[metric]
+    if at_least is not None:
+        return _within(title, "metric", (found.value, found.low, found.high), at_least, above=True, rows=candidate.n)
+    assert at_most is not None
+    return _within(title, "metric", (found.value, found.low, found.high), at_most, above=False, rows=candidate.n)
+
+
+def _within(
+    title: str, kind: str, figure: tuple[float, float, float], limit: float, *, above: bool, rows: int | None = None
+) -> Check:
+    """Whether a figure's interval (or the figure, where there is none) is above or below a limit."""
+    value, low, high = figure
+    bare = math.isnan(low) or math.isnan(high)
+    worst, best = (low, high) if above else (-high, -low)
+    edge = limit if above else -limit
+    if bare:
+        worst = best = value if above else -value
+    status: Status = "pass" if worst >= edge else "fail" if best < edge else "inconclusive"
+    bounds = "" if bare else f" [{low:.4g}, {high:.4g}]"
+    message = f"{title}: {value:.4g}{bounds}, at {'least' if above else 'most'} {limit:g}"
+    return Check(kind, title, status, message, value, None if bare else low, None if bare else high, limit, rows)
+
+
+# --- forgetting and latency --------------------------------------------------------------------
+
+
+def _forgetting(limit: Forgetting, side: Side) -> Check:
+    measured = side.manifest.get("forgetting")
+    score = measured.get("score", measured) if isinstance(measured, Mapping) else measured
+    figure = score if isinstance(score, Mapping) else {"value": score}
+    if not isinstance(figure.get("value"), int | float):
+        what = "forgetting: not measured in this evaluation"
+        return Check("forgetting", "forgetting", "inconclusive", what, limit=limit.at_most)
+    low, high = (math.nan if figure.get(key) is None else figure[key] for key in ("low", "high"))
+    return _within("forgetting", "forgetting", (float(figure["value"]), low, high), limit.at_most, above=False)
+
+
+def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[Check]:
+    own, theirs = _seconds(candidate), _seconds(base)
+    wanted = [("seconds a row", own, limit.seconds_per_row)]
+    wanted.append(("times the base's time", own / theirs if own and theirs else None, limit.ratio))
+    for title, value, most in wanted:
+        if most is None:
+            continue
+        if value is None:
+            yield Check("latency", title, "inconclusive", f"latency: {title} not measured", limit=most)
+        else:
+            yield _within(title, "latency", (value, math.nan, math.nan), most, above=False, rows=candidate.evaluation.n)
+
+
+def _seconds(side: Side) -> float | None:
+    """Mean seconds for an answer, as measured when the evaluation was made."""
+    each = [s["seconds"] for s in side.samples.values() if isinstance(s.get("seconds"), int | float)]
+    if each and not side.baseline:
+        return statistics.fmean(each)
+    cost = (side.manifest.get("costs") or {}).get(side.name) or {}
+    seconds = cost.get("seconds")
+    return seconds / side.evaluation.n if isinstance(seconds, int | float) and seconds > 0 else None

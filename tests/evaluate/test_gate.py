@@ -1,0 +1,212 @@
+"""The gate's three verdicts, on evaluations with known differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tuneloop.evaluate import gate
+from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluate.evaluate import evaluate
+from tuneloop.evaluate.gate import read_side, run_gate
+from tuneloop.evaluate.results import write_evaluation
+from tuneloop.evaluate.suite import load_suite
+from tuneloop.types import Answer, Row, UserError
+
+N = 200
+LABELS = ["billing", "delivery", "refund"]
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Folder:
+    """Write an evaluation of 200 rows whose answers are wrong at the given places."""
+
+    def make(name: str, wrong: Sequence[int] = (), *, seconds: float = 10.0, **manifest: Any) -> Path:
+        rows = [
+            Row(f"r{i}", [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": LABELS[i % 3]}], LABELS[i % 3])
+            for i in range(N)
+        ]  # fmt: skip
+        answers = [Answer(LABELS[(i + (i in set(wrong))) % 3]) for i in range(N)]
+        scored = evaluate(
+            rows, answers, task="classification", labels=LABELS, config=EvaluateConfig(bootstrap=200), seed=0
+        )
+        costs = {"tuned": {"seconds": seconds, "usd": 0.0}}
+        path = write_evaluation(
+            tmp_path / name, scored, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[],
+            costs=costs, key="k",
+        )  # fmt: skip
+        path.write_text(json.dumps(json.loads(path.read_text()) | manifest))
+        return path.parent
+
+    return make
+
+
+@pytest.fixture
+def judged(tmp_path: Path, evaluation: Folder) -> Callable[..., dict[str, Any]]:
+    """Gate a candidate that is wrong on `new` against a base that is wrong on `old`."""
+
+    def run(suite: dict[str, Any], *, new: Sequence[int] = (), old: Sequence[int] = (), **more: Any) -> dict[str, Any]:
+        (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+        options = {key: more.pop(key) for key in ("ask", "fields") if key in more}
+        candidate, base = evaluation("new", new, **more), evaluation("old", old)
+        sides = read_side(str(candidate)), read_side(str(base))
+        return run_gate(load_suite(tmp_path / "suite.yaml"), *sides, **options)
+
+    return run
+
+
+ACCURACY = {"metrics": [{"metric": "accuracy", "margin": 0.05}]}
+
+
+@pytest.mark.parametrize(
+    ("new", "expected"),
+    [([], "pass"), (range(2), "pass"), (range(40), "fail"), (range(8), "inconclusive")],
+    ids=["equal", "slightly worse", "much worse", "near the margin"],
+)
+def test_a_margin_has_three_verdicts(judged: Any, new: Sequence[int], expected: str) -> None:
+    outcome = judged(ACCURACY, new=new)
+    (check,) = outcome["checks"]
+    assert outcome["status"] == expected, check.message
+    assert check.limit == -0.05 and check.low <= check.value <= check.high
+    if expected == "inconclusive":
+        assert "rows would settle it" in check.message
+
+
+def test_one_failed_check_fails_the_gate_and_an_open_one_leaves_it_open(judged: Any) -> None:
+    two = {"metrics": [{"metric": "accuracy", "margin": 0.05}, {"metric": "macro_f1", "at_least": 0.99}]}
+    assert judged(two, new=range(8), old=range(8))["status"] == "fail"
+    assert judged({"metrics": [*ACCURACY["metrics"], {"metric": "accuracy", "at_least": 0.97}]}, new=range(5))["status"] == "inconclusive"  # fmt: skip
+
+
+def test_a_loss_in_one_slice_fails_though_the_whole_passes(judged: Any) -> None:
+    wrong = [i for i in range(60) if i % 3 == 2]  # refunds alone
+    by = {"metrics": [{"metric": "accuracy", "margin": 0.15}, {"metric": "accuracy", "margin": 0.15, "by": "label"}]}
+    outcome = judged(by, new=wrong)
+    assert {c.name: c.status for c in outcome["checks"]} == {
+        "accuracy": "pass", "accuracy [label billing]": "pass", "accuracy [label delivery]": "pass",
+        "accuracy [label refund]": "fail",
+    }  # fmt: skip
+    one = judged({"metrics": [{"metric": "accuracy", "margin": 0.15, "slice": {"label": "refund"}}]}, new=wrong)
+    assert one["status"] == "fail" and one["checks"][0].rows == 66
+
+
+def test_slices_by_columns_of_the_data_set(judged: Any) -> None:
+    fields = {f"r{i}": {"language": "de" if i < 50 else "en"} for i in range(N)}
+    suite = {"metrics": [{"metric": "accuracy", "margin": 0.1, "slice": {"language": "de"}}]}
+    assert judged(suite, new=range(30), fields=fields)["status"] == "fail"
+    assert judged(suite, new=range(60, 90), fields=fields)["status"] == "pass"
+
+
+def test_rows_that_must_pass(judged: Any) -> None:
+    outcome = judged({"must_pass": ["r0", "r1", {"id": "r2", "contains": "fund", "lacks": ["bill"]}]}, new=[1])
+    assert [c.status for c in outcome["checks"]] == ["pass", "fail", "pass"]
+    assert outcome["status"] == "fail"
+
+
+@pytest.mark.parametrize(("flaky", "status"), [("inconclusive", "inconclusive"), ("fail", "fail"), ("pass", "pass")])
+def test_a_row_that_passes_sometimes_is_flaky(judged: Any, flaky: str, status: str) -> None:
+    calls: list[int] = []
+
+    def ask(rows: Sequence[Row]) -> list[Answer]:
+        calls.append(len(rows))
+        return [Answer("delivery" if len(calls) > 1 else "refund") for _ in rows]
+
+    outcome = judged({"must_pass": ["r0", "r1"], "repeat": 3, "flaky": flaky}, new=[1], ask=ask)
+    assert outcome["flaky"] == [{"row": "r1", "passed": 2, "asked": 4}]
+    assert outcome["status"] == status and calls == [1, 1, 1]
+
+
+def test_a_row_that_keeps_failing_is_no_flake(judged: Any) -> None:
+    outcome = judged({"must_pass": ["r1"], "repeat": 2}, new=[1], ask=lambda rows: [Answer("refund")] * len(rows))
+    assert outcome["status"] == "fail" and not outcome["flaky"]
+    assert "3 of 3 times" in outcome["checks"][0].message
+
+
+def test_a_new_prompt_is_asked_of_the_model_and_is_open_where_there_is_none(judged: Any) -> None:
+    suite = {"must_pass": [{"prompt": "Where is my parcel?", "matches": "^deliv"}]}
+    assert judged(suite)["status"] == "inconclusive"
+    asked: list[Row] = []
+
+    def ask(rows: Sequence[Row]) -> list[Answer]:
+        asked.extend(rows)
+        return [Answer("delivery") for _ in rows]
+
+    assert judged(suite, ask=ask)["status"] == "pass"
+    assert asked[0].prompt[-1]["content"] == "Where is my parcel?" and len(asked) == 1
+
+
+def test_must_pass_rows_from_a_file_beside_the_suite(judged: Any, tmp_path: Path) -> None:
+    (tmp_path / "golden.jsonl").write_text('{"id": "r1"}\n"r2"\n')
+    outcome = judged({"must_pass_file": "golden.jsonl"}, new=[2])
+    assert [c.status for c in outcome["checks"]] == ["pass", "fail"]
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [({"score": 0.01, "low": 0.0, "high": 0.03}, "pass"), ({"value": 0.2, "low": 0.1, "high": 0.3}, "fail"),
+     ({"score": {"value": 0.04, "low": 0.01, "high": 0.09}}, "inconclusive"), (None, "inconclusive")],
+)  # fmt: skip
+def test_forgetting_has_a_limit(judged: Any, measured: Any, expected: str) -> None:
+    assert judged({"forgetting": {"at_most": 0.05}}, forgetting=measured)["status"] == expected
+
+
+def test_latency_has_limits(judged: Any) -> None:
+    both = {"latency": {"seconds_per_row": 0.1, "ratio": 1.5}}
+    assert judged(both, seconds=12.0)["status"] == "pass"
+    assert [c.status for c in judged(both, seconds=18.0)["checks"]] == ["pass", "fail"]
+    assert [c.status for c in judged(both, seconds=30.0)["checks"]] == ["fail", "fail"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "match"),
+    [
+        ({}, "demands nothing"),
+        ({"must_pas": ["r1"]}, "Unknown key"),
+        ({"metrics": [{"metric": "accuracy"}]}, "give margin"),
+        ({"metrics": [{"metric": "acuracy", "margin": 0.1}]}, "no metric"),
+        ({"metrics": [{"metric": "accuracy", "margin": -1}]}, "metrics.0.margin"),
+        ({"metrics": [{"metric": "accuracy", "margin": 0.1, "slice": {"label": "nix"}}]}, "No row has"),
+        ({"metrics": [{"metric": "accuracy", "margin": 0.1, "by": "colour"}]}, "no field"),
+        ({"metrics": [{"metric": "accuracy", "margin": 0.1, "by": "label", "min_rows": 500}]}, "500 rows"),
+        ({"metrics": [{"metric": "judge.win_rate", "margin": 0.1}]}, "judge"),
+        ({"must_pass": ["nowhere"]}, "no row"),
+        ({"must_pass": [{"prompt": "new"}]}, "needs equals"),
+        ({"must_pass": [{"id": "r1", "matches": "("}]}, "regular expression"),
+        ({"must_pass_file": "nowhere.jsonl"}, "No such file"),
+    ],
+)
+def test_a_bad_suite_is_refused_with_the_reason(judged: Any, suite: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        judged(suite)
+
+
+def test_the_status_of_a_run_goes_stale_with_its_evaluation(judged: Any, evaluation: Folder) -> None:
+    folder = evaluation("run")
+    assert gate.status(folder) == "none"
+    outcome = judged(ACCURACY, new=range(40))
+    gate.write_gate(folder.parent / "new", outcome)
+    assert gate.status(folder.parent / "new") == "fail"
+    evaluation("new", [1, 2])
+    assert gate.status(folder.parent / "new") == "stale"
+
+
+@pytest.mark.parametrize(("new", "status"), [((), 0), (range(40), 1), (range(8), 3)])
+def test_the_command_tells_by_its_exit_status(
+    evaluation: Folder, cli: Any, tmp_path: Path, new: Any, status: int
+) -> None:
+    evaluation("new", new), evaluation("old")
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(ACCURACY))
+    done = cli("gate", "new", "--against", "old", "--suite", "suite.yaml", "--json")
+    assert done.returncode == status, done.stderr
+    assert json.loads(done.stdout)["status"] == json.loads((tmp_path / "new" / "gate.json").read_text())["status"]
+
+
+def test_the_example_suite_parses() -> None:
+    suite = load_suite(Path(__file__).parents[2] / "examples" / "regression.yaml")
+    assert suite.must_pass and suite.metrics and suite.latency

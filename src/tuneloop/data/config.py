@@ -144,9 +144,10 @@ class PrepareConfig(Config):
     max_length: int = Field(
         2048, ge=16, description="longest row in tokens; longer ones are rejected with their length"
     )
-    too_long: Literal["reject", "truncate"] = Field(
+    too_long: Literal["reject", "truncate", "split"] = Field(
         "reject",
-        description="rows over max_length. truncate: leave out the oldest turns, then the beginning of the question",
+        description="rows over max_length. truncate: leave out the oldest turns, then the beginning of the question; "
+        "split: make several rows, cut before user turns (a chat) or between paragraphs (a text)",
     )
     engine: Literal["processes", "ray"] = Field(
         "processes", description="ray: work on a Ray cluster, with the same result"

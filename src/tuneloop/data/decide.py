@@ -78,7 +78,7 @@ def decide(
         question=columns["question"][rows],
         stratum=columns["stratum"][rows],
         labelled=columns["label"][rows] >= 0,
-        group=columns["group"][rows] if config.split.group else None,
+        group=columns["group"][rows] if config.split.group or config.too_long == "split" else None,
         time=columns["time"][rows],
         frozen=frozen[rows],
         links=np.searchsorted(rows, links),

@@ -505,7 +505,13 @@ def _manifest_after(
     manifest["repaired"] = dict(sorted(kinds.items()))
     sizes = {split: sum("mix" not in row.meta for row in rows[split]) for split in SPLITS}
     kept, rejected = sum(sizes.values()), reasons.total()
-    manifest["counts"] = {**old["counts"], "read": kept + rejected, "kept": kept, "rejected": rejected, **sizes}
+    manifest["counts"] = {
+        **old["counts"],
+        "read": kept + rejected - old["counts"].get("added", 0),
+        "kept": kept,
+        "rejected": rejected,
+        **sizes,
+    }
     manifest["forgotten"] = {
         "rows": _rows_with_content(old) - _rows_with_content(manifest),
         "when": today.isoformat(),

@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 
 from tuneloop import __version__
-from tuneloop.data.checks import Overview, find_suspects, reject_share, run_checks, suspect_records
+from tuneloop.data.checks import LongRows, Overview, find_suspects, reject_share, run_checks, suspect_records
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import MANIFEST, RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
 from tuneloop.data.decide import Embed, decide, shuffled
@@ -362,9 +362,12 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
             for drawn in mixed.held_out:
                 lines.write(orjson.dumps(drawn.row.to_json()))
         about_general = {"path": GENERAL_FILE, "rows": lines.lines, "sha256": lines.hash.hexdigest()}
+    long: Counter[str] = Counter()
     with _lines_to(out / "rejects.jsonl") as lines:
         for line in _rejects(table):
             lines.write(line)
+            if b'"too_long"' in line:
+                long += _too_long(orjson.loads(line))
     kinds: Counter[str] = Counter()
     personal: Counter[str] = Counter()
     with _lines_to(out / "repairs.jsonl") as lines:
@@ -372,10 +375,14 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
             kinds[kind] += 1
             if kind == "pii":
                 personal += counted(orjson.loads(line)["detail"])
+            elif kind in ("cut", "split"):
+                long += _shortened(orjson.loads(line))
             lines.write(line)
     _write_duplicates(job)
     reasons = table.rejected + Counter(table.reason(i) for i in np.flatnonzero(table.fate).tolist())
-    kept, read = len(table.alive), sum(table.records_of)
+    kept, read, rejected = len(table.alive), sum(table.records_of), reasons.total()
+    # with too_long=split one record may make several rows: read + added = kept + rejected
+    added = {"added": kept + rejected - read} if config.too_long == "split" else {}
     digest = hash_of_keys(
         {s: zip(*(table.columns[c][o].tolist() for c in ("id", "meta")), strict=True) for s, o in orders.items()},
         config,
@@ -399,10 +406,11 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
             for given in job.files
         ],
         "config": config.model_dump(mode="json", exclude={"workers", "engine"}),
-        "counts": {"read": read, "kept": kept, "rejected": read - kept, **{s: len(o) for s, o in orders.items()}},
+        "counts": {"read": read, "kept": kept, "rejected": rejected, **added, **{s: len(o) for s, o in orders.items()}},
         "rejected": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         "repaired": dict(sorted(kinds.items())),
         "personal": dict(sorted(personal.items())),
+        "too_long": {"policy": config.too_long, **long},
         "languages": _languages(table),
         "splits": about,
         **({"mix": mixed.record, "general": about_general} if mixed else {}),
@@ -411,11 +419,25 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
     dataset = Dataset(str(out), manifest, *(RowFile(out / f"{s}.jsonl", about[s]["rows"]) for s in SPLITS))
     overview = Overview(
         task, table.columns, table.names, np.where(table.fate == 0, table.split, -1), table.row,
-        read, reasons, kinds, config.max_length, manifest.get("labels", ()), job.seed,
+        read, reasons, kinds, config.max_length, LongRows(config.too_long, **long), manifest.get("labels", ()), job.seed,
     )  # fmt: skip
     manifest["checks"] = _checks(job, overview) + ([mixed.check] if mixed else [])
     write_json(out / MANIFEST, manifest)
     return dataset
+
+
+def _too_long(reject: Mapping[str, Any]) -> Counter[str]:
+    """A reject, and its tokens, if it is one for its length; the detail begins with their number."""
+    if reject["reason"] != "too_long":
+        return Counter()
+    return Counter({"rejected": 1, "rejected_tokens": int(reject["detail"].split()[0])})
+
+
+def _shortened(repair: Mapping[str, Any]) -> Counter[str]:
+    """A row that was cut, and by how many tokens; or one that was split, told with its first part."""
+    if repair["kind"] == "cut":
+        return Counter({"cut": 1, "cut_tokens": repair["tokens"]})
+    return Counter({"split": 1} if repair["part"] == 1 else {})
 
 
 def _checks(job: Job, overview: Overview) -> list[dict[str, Any]]:
@@ -516,9 +538,9 @@ def _general_rows(job: Job, source: str) -> Iterator[Row]:
         guess, _ = _look([file], plain)
         for chunk in chunks(file):
             for item in parse_chunk(chunk):
-                made = item if isinstance(item, Reject) else refine(item, guess, refinery)
-                if not isinstance(made, Reject):
-                    yield made.row
+                for made in [item] if isinstance(item, Reject) else refine(item, guess, refinery):
+                    if not isinstance(made, Reject):
+                        yield made.row
 
 
 def _write_duplicates(job: Job) -> None:

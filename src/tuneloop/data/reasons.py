@@ -56,6 +56,7 @@ REPAIRS = {
     "pii": "personal data or a secret was replaced; `detail` names the kind, never the value",
     "role_name": "an unusual name of a speaker was read as one of the known roles",
     "special_tokens": "a model's control token inside a text was neutralised",
+    "split": "a row over max_length became several (too_long=split); `meta` tells which part of which row",
     "trimmed": "white space around a label was removed",
     "unicode_form": "text was brought into Unicode normal form C",
     "white_space": "line ends and exotic spaces were unified, white space at the ends removed",

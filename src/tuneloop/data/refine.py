@@ -6,6 +6,7 @@ depends on other rows (duplicates, splits, limits) is decided in `prepare` on th
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record
 from tuneloop.data.leaks import TestIndex, find_leaks
 from tuneloop.data.sources.parse import Chunk, SourceRecord, parse_chunk
 from tuneloop.data.split import key64, prompt_key
+from tuneloop.data.too_long import Fits, parts, shortened
 from tuneloop.types import Message, Reject, Row
 
 if TYPE_CHECKING:
@@ -113,11 +115,11 @@ def refine_chunk(work: Work, refinery: Refinery) -> Facts:
         if isinstance(item, Reject):
             table.reject(item)
             continue
-        made = refine(item, work.guess, refinery)
-        if isinstance(made, Reject):
-            table.reject(made)
-        else:
-            table.add(made)
+        for made in refine(item, work.guess, refinery):
+            if isinstance(made, Reject):
+                table.reject(made)
+            else:
+                table.add(made)
     return table.close(len(items))
 
 
@@ -153,15 +155,15 @@ class Refined:
     rating: float
 
 
-def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Refined | Reject:
-    """A source record as a finished row, or why it is none."""
+def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequence[Refined | Reject]:
+    """A source record as a finished row, or why it is none; several where a long one is split."""
     config = refinery.config
     value, changes = _clean(item.value, refinery)
     # what `rejects.jsonl` would show: as it stood, but for personal data
     record = value if not changes else _as_it_stood(item.value, refinery)
 
-    def refuse(reason: str, detail: str) -> Reject:
-        return Reject(item.source, item.line, reason, detail, record)
+    def refuse(reason: str, detail: str) -> Sequence[Reject]:
+        return (Reject(item.source, item.line, reason, detail, record),)
 
     parsed = parse_record(value, guess, config)
     if isinstance(parsed, Rejection):
@@ -171,17 +173,6 @@ def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Refine
     meta = _meta(item, value, parsed, config.split.stratify)
     meta.update(parsed.extra)
     row = Row(row_id(parsed), parsed.messages, parsed.label, parsed.tools, meta)
-    measured = measured_if_long(row, refinery)
-    if isinstance(measured, Rejection) and measured.reason == "too_long" and config.too_long == "truncate":
-        row, measured, cut = shortened(row, parsed, refinery)
-        changes += cut
-    if isinstance(measured, Rejection):
-        return refuse(measured.reason, measured.detail)
-    asked = asked_text(row)
-    if config.language and language.foreign(asked, config.language):
-        return refuse("wrong_language", f"{language.detect_language(asked)[0]}, not {config.language}")
-    looked_at = int(row.id, 16) % refinery.languages_every == 0
-    code = language.detect_language(asked)[0] if looked_at else None
     stratum = parsed.label or ""
     if config.split.stratify is not None:
         stratum = _stratum(value.get(config.split.stratify))
@@ -189,10 +180,83 @@ def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Refine
         Change(r["kind"], r["field"], {k: v for k, v in r.items() if k not in ("kind", "field")})
         for r in parsed.repairs
     ]
-    return Refined(
-        row, stratum, record, changes, measured, code, quality.flags(row.messages, row.label),
+    draft = Refined(
+        row, stratum, record, changes, Measured(UNMEASURED, UNMEASURED), None, (),
         _group(item.value, config), _number(value, _time_column(config)), _number(value, config.duplicates.best),
     )  # fmt: skip
+    measured = measured_if_long(row, refinery)
+    if isinstance(measured, Rejection) and measured.reason == "too_long" and config.too_long != "reject":
+        if config.too_long == "truncate":
+            draft, measured = _truncated(draft, parsed, refinery)
+        elif drafts := _split(draft, parsed, refinery):
+            return [_finished(d, measured_if_long(d.row, refinery, always=True), refinery) for d in drafts]
+    return (_finished(draft, measured, refinery),)
+
+
+def _finished(draft: Refined, measured: Measured | Rejection, refinery: Refinery) -> Refined | Reject:
+    """The row with its length, language and flags, or why it is none."""
+    row, meta, language_wanted = draft.row, draft.row.meta, refinery.config.language
+    if isinstance(measured, Rejection):
+        return Reject(meta["source"], meta["line"], measured.reason, measured.detail, draft.record)
+    asked = asked_text(row)
+    if language_wanted and language.foreign(asked, language_wanted):
+        detail = f"{language.detect_language(asked)[0]}, not {language_wanted}"
+        return Reject(meta["source"], meta["line"], "wrong_language", detail, draft.record)
+    looked_at = int(row.id, 16) % refinery.languages_every == 0
+    code = language.detect_language(asked)[0] if looked_at else None
+    return replace(draft, measured=measured, language=code, flags=quality.flags(row.messages, row.label))
+
+
+def _fits(row: Row, refinery: Refinery) -> Fits:
+    """Whether a row with other turns is not too long."""
+
+    def fits(messages: list[Message]) -> bool:
+        measured = measured_if_long(replace(row, messages=messages), refinery, always=True)
+        return not (isinstance(measured, Rejection) and measured.reason == "too_long")
+
+    return fits
+
+
+def _truncated(draft: Refined, parsed: Parsed, refinery: Refinery) -> tuple[Refined, Measured | Rejection]:
+    """The row cut to `max_length` if it can be."""
+    messages, detail = shortened(draft.row.messages, _fits(draft.row, refinery))
+    row = replace(draft.row, id=row_id(replace(parsed, messages=messages)), messages=messages)
+    measured = measured_if_long(row, refinery, always=True)
+    if isinstance(measured, Rejection):
+        return draft, measured
+    lost = refinery.measure(draft.row).tokens - measured.tokens
+    change = Change("cut", "messages", {"detail": detail, "tokens": lost})
+    return replace(draft, row=row, changes=[*draft.changes, change]), measured
+
+
+def _split(draft: Refined, parsed: Parsed, refinery: Refinery) -> list[Refined]:
+    """The row in parts of at most `max_length`; none where it has to stay whole: a label, rating or second answer is of all of it.
+
+    Ids follow from that of the whole row, which is in `meta.whole` and, as group, keeps the parts in one split. A part that
+    is rejected later stands among the rejects by itself; all changes to the record are told with the first part.
+    """
+    whole = draft.row
+    if whole.label is not None or {"thumb", "rating", "rejected"} & parsed.extra.keys():
+        return []
+    found = parts(whole.messages, _fits(whole, refinery))
+    drafts = []
+    for number, messages in enumerate(found, 1):
+        name = hashlib.sha256(f"{whole.id}:{number}".encode()).hexdigest()[:16]
+        meta = {**whole.meta, "part": number, "of": len(found), "whole": whole.id}
+        row = replace(whole, id=name, messages=messages, meta=meta)
+        change = Change(
+            "split", "messages", {"detail": f"part {number} of {len(found)}", "part": number, "whole": whole.id}
+        )
+        drafts.append(
+            replace(
+                draft,
+                row=row,
+                record={"messages": messages, "part": number, "of": len(found), "whole": whole.id},
+                changes=[*(draft.changes if number == 1 else []), change],
+                group=draft.group or f"whole {whole.id}",
+            )
+        )
+    return drafts
 
 
 def asked_text(row: Row) -> str:
@@ -223,46 +287,8 @@ def measured_if_long(row: Row, refinery: Refinery, *, always: bool = False) -> M
     return measured
 
 
-def shortened(row: Row, parsed: Parsed, refinery: Refinery) -> tuple[Row, Measured | Rejection, list[Change]]:
-    """The row cut to `max_length`: the oldest turns go first, then the beginning of the first user turn that is left.
-
-    System turns, the last question's end and the whole answer stay; a row that is too long without anything else is rejected.
-    """
-    head = [m for m in row.messages if m["role"] == "system"]
-    body = [m for m in row.messages if m["role"] != "system"]
-
-    def made(turns: list[Message]) -> tuple[Row, Measured | Rejection]:
-        fewer = replace(parsed, messages=[*head, *turns])
-        new = replace(row, id=row_id(fewer), messages=fewer.messages)
-        return new, measured_if_long(new, refinery, always=True)
-
-    before, (new, measured) = len(body), made(body)
-    while isinstance(measured, Rejection):
-        later = [i for i in range(1, len(body)) if body[i]["role"] == "user"]
-        if not later:
-            break
-        body = body[later[0] :]
-        new, measured = made(body)
-    dropped = before - len(body)
-    characters = 0
-    if isinstance(measured, Rejection) and body[0]["role"] == "user":
-        text = body[0]["content"]
-        low, high = 1, len(text) - 1  # the least number of characters to cut lies between
-        while low < high:
-            middle = (low + high) // 2
-            _, result = made([{**body[0], "content": text[middle:]}, *body[1:]])
-            low, high = (middle + 1, high) if isinstance(result, Rejection) else (low, middle)
-        rest = text[low:]
-        characters = len(text) - len(rest.split(" ", 1)[-1] if " " in rest else rest)
-        new, measured = made([{**body[0], "content": text[characters:]}, *body[1:]])
-    detail = f"{dropped} turns and {characters} characters of the beginning left out"
-    return new, measured, [Change("cut", "messages", {"detail": detail})]
-
-
 def row_id(parsed: Parsed) -> str:
     """The first 16 hex digits of the hash of a row's content."""
-    import hashlib
-
     content = [parsed.messages, parsed.tools, parsed.label, *([parsed.extra] if parsed.extra else [])]
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 

@@ -46,6 +46,24 @@ SURE_TO_CONFIRM = ("und", "")  # codes of texts without a language
 
 
 @dataclass(frozen=True)
+class LongRows:
+    """Rows over `max_length`, and the tokens that they lost by the policy `data.too_long`.
+
+    Args:
+        rejected: rows left out; `rejected_tokens`: all their tokens.
+        cut: rows cut; `cut_tokens`: the tokens that were cut off.
+        split: rows that became several, which loses nothing.
+    """
+
+    policy: str = "reject"
+    rejected: int = 0
+    rejected_tokens: int = 0
+    cut: int = 0
+    cut_tokens: int = 0
+    split: int = 0
+
+
+@dataclass(frozen=True)
 class Overview:
     """A data set as the checks see it: facts in arrays, one element a row, and the rows themselves when asked for.
 
@@ -59,6 +77,7 @@ class Overview:
         read: records read.
         rejected, repaired: records by reason and repairs by kind.
         max_length: the limit in tokens; 0: unknown.
+        too_long: what became of the rows over it.
         labels: the allowed labels.
         seed: of samples and folds.
     """
@@ -72,6 +91,7 @@ class Overview:
     rejected: Mapping[str, int] = field(default_factory=dict)
     repaired: Mapping[str, int] = field(default_factory=dict)
     max_length: int = 0
+    too_long: LongRows = LongRows()
     labels: Sequence[str] = ()
     seed: int = 0
 
@@ -243,9 +263,16 @@ def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None
         rejected,
         {str(k): int(v) for k, v in manifest.get("repaired", {}).items()},
         int(manifest.get("config", {}).get("max_length", 0)),
+        _long_rows(manifest, rejected),
         [str(label) for label in manifest.get("labels", ())],
         int(manifest.get("seed", 0)),
     )
+
+
+def _long_rows(manifest: Mapping[str, Any], rejected: Mapping[str, int]) -> LongRows:
+    """What the manifest says of rows over the limit."""
+    known = {key: value for key, value in manifest.get("too_long", {}).items() if key in LongRows.__dataclass_fields__}
+    return LongRows(**{"rejected": rejected.get("too_long", 0), **known})
 
 
 _COLUMNS = {
@@ -651,18 +678,36 @@ def _length_outliers(overview: Overview) -> Check:
 
 
 def _too_long(overview: Overview) -> Check:
-    rejected, cut = overview.rejected.get("too_long", 0), overview.repaired.get("cut", 0)
+    long = overview.too_long
     tokens = overview.columns["tokens"]
     over = overview.rows()
     over = over[tokens[over] > overview.max_length] if overview.max_length else over[:0]
-    n = rejected + cut + len(over)
-    share = n / max(overview.read, len(overview.rows()), 1)
+    lost = long.rejected + long.cut + len(over)
+    share = lost / max(overview.read, len(overview.rows()), 1)
     level: Level = "ok" if share <= 0.01 else "warn" if share <= 0.2 else "error"
     limit = f"{overview.max_length:,} tokens" if overview.max_length else "max_length"
-    parts = [f"{rejected:,} left out", f"{cut:,} cut"] + ([f"{len(over):,} still longer"] if len(over) else [])
-    message = f"{n:,} rows ({share:.1%}) are over {limit}: {', '.join(parts)}" if n else f"no row is over {limit}"
-    remedy = "Raise data.max_length as far as the model's context and memory allow, or set data.too_long=truncate."
-    return _check("too_long", level, message, n, remedy, _examples(overview, over))
+    parts = []
+    if long.rejected:
+        parts.append(f"{long.rejected:,} left out with {long.rejected_tokens:,} tokens")
+    if long.cut:
+        parts.append(f"{long.cut:,} cut by {long.cut_tokens:,} tokens")
+    if long.split:
+        parts.append(f"{long.split:,} split, which loses nothing")
+    if len(over):
+        parts.append(f"{len(over):,} still longer, by {int((tokens[over] - overview.max_length).sum()):,} tokens")
+    n = lost + long.split
+    message = (
+        f"{n:,} rows are over {limit} ({share:.1%} lose something): {'; '.join(parts)}"
+        if n
+        else f"no row is over {limit}"
+    )
+    policies = {"reject": "truncate or data.too_long=split", "truncate": "split"}
+    remedy = "Raise data.max_length as far as the model's context and memory allow"
+    if other := policies.get(long.policy):
+        remedy += f", or set data.too_long={other}"
+    if n:
+        message += f" (data.too_long={long.policy})"
+    return _check("too_long", level, message, n, f"{remedy}.", _examples(overview, over))
 
 
 def _template(overview: Overview) -> Check:

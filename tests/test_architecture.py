@@ -55,6 +55,8 @@ NEED = {
     "models.llama": {"torch"},
     "models.fallback": {"torch"},
     "models.lora": {"torch"},
+    "models.prefix": {"torch"},
+    "models.quantised": {"torch"},
     "train.loss": {"torch"},
     "evaluate.classical": {"numpy"},
     "evaluate.agreement": {"numpy"},
@@ -63,6 +65,7 @@ NEED = {
     "evaluate.uncertainty": {"numpy"},
     "evaluate.calibration": {"numpy"},
     "evaluate.multilabel": {"numpy"},
+    "evaluate.production": {"numpy"},
     "evaluate.slices": {"numpy"},
     "evaluate.structured": {"numpy"},
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop import machine
-from tuneloop.files import content_hash, lock_folder, read_json, read_yaml, write_json, write_yaml
+from tuneloop.files import content_hash, lock_folder, read_json, read_jsonl, read_yaml, write_json, write_yaml
 from tuneloop.recipe import Recipe
 from tuneloop.types import Dataset, Progress, Row, UserError, no_progress
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Comparison, Evaluation
     from tuneloop.models.load import Model
     from tuneloop.models.template import Rendered, Template
+    from tuneloop.train.rows import TrainRow
 
 
 @dataclass
@@ -37,12 +38,14 @@ class Job:
         folder: of the run.
         progress: told how far stages are.
         say: gets one line for every stage that starts, is done already, or has something to tell.
+        tuned: whether the model holds the run's result.
     """
 
     recipe: Recipe
     folder: Path
     progress: Progress = no_progress
     say: Callable[[str], None] = lambda line: None
+    tuned: bool = False
 
     @cached_property
     def template(self) -> Template:
@@ -67,9 +70,17 @@ class Job:
         use_threads()
         return load_model(self.recipe.model)
 
-    def rendered(self, rows: Sequence[Row]) -> list[Rendered]:
-        """Rows as ids and loss masks, without those whose answer was rated bad."""
-        return [self.template.render(row.messages, row.tools) for row in rows if not row.rated_bad]
+    def rendered(self, rows: Sequence[Row]) -> list[TrainRow]:
+        """The rows that the loss can use, as ids and loss masks."""
+        from tuneloop.train.rows import training_rows
+
+        return training_rows(rows, self.template, self.recipe.train)
+
+    def mixed(self, rows: Sequence[Row]) -> list[bool]:
+        """For each of the `rendered` rows whether it is general data that was blended in."""
+        from tuneloop.train.rows import is_usable
+
+        return ["mix" in row.meta for row in rows if is_usable(row, self.recipe.train)]
 
 
 def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -96,7 +107,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
             evaluate_stage(job, dataset, baselines)
             report_stage(job)
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
         finally:
@@ -464,12 +475,15 @@ def _training_began(job: Job) -> bool:
 
 
 def make_plan(
-    job: Job, train_rows: list[Rendered], val_rows: list[Rendered], speed: float, resident: float
+    job: Job, train_rows: list[TrainRow], val_rows: list[TrainRow], speed: float, resident: float
 ) -> dict[str, Any]:
     """The plan of a run whose rows and speed are known."""
-    from tuneloop.plan.estimate import Machine, ModelShape, Work, estimate
+    from tuneloop.plan.estimate import Machine, Work, estimate
+    from tuneloop.plan.shape import ModelShape
     from tuneloop.train.batches import plan_steps
-    from tuneloop.train.loop import lora_shape, micro_shape, within_time
+    from tuneloop.train.loop import micro_shape, within_time
+    from tuneloop.train.methods import lora_shape
+    from tuneloop.train.rows import supervised_tokens, tokens_of
 
     recipe, model = job.recipe, job.model
     steps = within_time(plan_steps(train_rows, recipe.train, recipe.seed), train_rows, recipe.train, speed)
@@ -478,9 +492,9 @@ def make_plan(
     measured = val_rows[: recipe.train.val_rows]
     work = Work(
         steps=len(steps),
-        tokens=sum(len(train_rows[i].ids) for i in indices),
-        supervised=sum(sum(train_rows[i].mask) for i in indices),
-        val_tokens=sum(len(row.ids) for row in measured) * (recipe.train.evaluations + 1),
+        tokens=sum(tokens_of(train_rows[i]) for i in indices),
+        supervised=round(sum(supervised_tokens(train_rows[i]) for i in indices)),
+        val_tokens=sum(tokens_of(row) for row in measured) * (recipe.train.evaluations + 1),
         micro_batches=tuple(sorted(micro_batches)),
     )
     gpus = machine.gpus()
@@ -516,13 +530,27 @@ def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
 
 
 def train_key(job: Job, dataset: Dataset) -> str:
-    """Hash of all that the adapter depends on."""
-    return content_hash([job.recipe.train, job.recipe.seed, dataset.manifest["hash"], job.fingerprint, 1])
+    """Hash of all that the result of training depends on."""
+    from tuneloop.train.methods import init_hash
+
+    recipe = job.recipe
+    return content_hash(
+        [recipe.train, recipe.seed, dataset.manifest["hash"], job.fingerprint, init_hash(recipe.train), 1]
+    )
+
+
+def _held_out(job: Job, dataset: Dataset) -> list[Rendered]:
+    """General rows that were held out of a mix: their loss shows what training forgets."""
+    from tuneloop.data.mix import GENERAL_FILE
+
+    file = Path(dataset.path) / GENERAL_FILE
+    rows = [Row.from_json(record) for record in read_jsonl(file)] if file.is_file() else []
+    return [job.template.render(row.messages, row.tools) for row in rows]
 
 
 def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
-    """Train the adapter, or find it trained."""
-    from tuneloop.train.loop import train
+    """Train, or find it trained."""
+    from tuneloop.train.loop import Preempted, train
 
     recipe, folder = job.recipe, job.folder
     key = train_key(job, dataset)
@@ -532,17 +560,24 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         return done
     plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else None
     began = _training_began(job)
-    result = train(
-        job.model,
-        job.rendered(dataset.train),
-        job.rendered(dataset.val),
-        recipe.train,
-        folder,
-        seed=recipe.seed,
-        data_id=dataset.manifest["hash"],
-        tokens_per_second=plan["time"]["tokens_per_second"] if plan else 0.0,
-        progress=job.progress,
-    )
+    try:
+        result = train(
+            job.model,
+            job.rendered(dataset.train),
+            job.rendered(dataset.val),
+            recipe.train,
+            folder,
+            general=_held_out(job, dataset),
+            mixed=job.mixed(dataset.train),
+            seed=recipe.seed,
+            data_id=dataset.manifest["hash"],
+            tokens_per_second=plan["time"]["tokens_per_second"] if plan else 0.0,
+            progress=job.progress,
+        )
+    except Preempted as preempted:
+        job.say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
+        raise
+    job.tuned = True
     if began and result.resumed_at:
         job.say(f"train     went on from the checkpoint at step {result.resumed_at}")
     predicted = None
@@ -566,7 +601,7 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         **vars(result),
         "usd": result.seconds / 3600 * recipe.plan.usd_per_hour,
         "predicted": predicted,
-        "adapter": "adapter",
+        **({"weights": "model"} if recipe.train.method == "full" else {"adapter": "adapter"}),
     }
     write_json(folder / "run.json", manifest)
     early = {"early": ", stopped early: validation got worse", "finished": ""}.get(result.stopped, "")
@@ -615,12 +650,12 @@ def tuned_key(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluation]) -
 
 
 def attach_trained(job: Job) -> None:
-    """Put the run's adapter into the model, unless training has just left it there."""
-    from tuneloop.models.lora import load_adapter, lora_layers
+    """Put the run's result into the model, unless training has just left it there."""
+    from tuneloop.models.trained import load_trained
 
-    if not lora_layers(job.model.net):
-        load_adapter(job.model.net, job.folder / "adapter")
-    job.model.net.eval()
+    if not job.tuned:
+        load_trained(job.model, job.folder)
+        job.tuned = True
 
 
 # --- report ------------------------------------------------------------------------------------
@@ -637,7 +672,7 @@ def summary(folder: Path) -> dict[str, Any]:
     """A run as one object: what `tuneloop run --json` prints."""
     found: dict[str, Any] = {
         "path": str(folder),
-        "adapter": str(folder / "adapter"),
+        "adapter": str(folder / ("model" if (folder / "model").is_dir() else "adapter")),
         "report": str(folder / "report.html"),
     }
     for name, file in (
@@ -715,6 +750,30 @@ def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[s
     if out:
         write_json(Path(out) / "plan.json", plan)
     return plan
+
+
+def measure_alone(
+    recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]
+) -> tuple[Path, Dataset]:
+    """Prepare where needed and measure the untouched model and the cheap alternatives; nothing is trained.
+
+    Returns:
+        The folder with `baselines/`, and the data set.
+
+    Raises:
+        UserError: there are no test rows.
+    """
+    folder = Path(out) if out else Path("evals") / f"advise-{recipe.name}"
+    job = Job(recipe, folder, progress, say)
+    with lock_folder(folder):
+        dataset = prepare_stage(job)
+        if not baseline_stage(job, dataset):
+            raise UserError(
+                "Nothing can be measured: the data set has no test rows, or all baselines are switched off",
+                where=dataset.path,
+                next_step="prepare it with split.test above 0",
+            )
+    return folder, dataset
 
 
 def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:

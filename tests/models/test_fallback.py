@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,11 +10,13 @@ import transformers
 
 from tuneloop.models.generate import choose, generate, label_trie
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.lora import add_lora, lora_layers
+from tuneloop.models.lora import lora_layers
 from tuneloop.models.template import Rendered
 from tuneloop.train.batches import Step
+from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import batch_loss, lora_shape, optimizer_step
+from tuneloop.train.loop import Run, batch_loss, optimizer_step
+from tuneloop.train.methods import attach, make_optimizer
 from tuneloop.types import UserError
 
 
@@ -85,9 +86,9 @@ def test_a_cache_gives_what_reading_at_once_gives_and_selects_rows(qwen: Model) 
     torch.testing.assert_close(last[:, 0], whole[rows, -1], atol=1e-4, rtol=1e-4)
 
 
-def test_it_trains_with_an_adapter(qwen: Model) -> None:
-    config = TrainConfig(rank=4, learning_rate=1e-2)
-    parameters = add_lora(qwen.net, lora_shape(qwen, config), seed=0)
+def test_it_trains_with_an_adapter(qwen: Model, tmp_path: Path) -> None:
+    config = TrainConfig(rank=4, learning_rate=1e-2, lora_plus=1.0)
+    trainable = attach(qwen, config, seed=0)
     assert {name.rsplit(".", 1)[-1] for name in lora_layers(qwen.net)} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     }  # fmt: skip
@@ -95,9 +96,9 @@ def test_it_trains_with_an_adapter(qwen: Model) -> None:
         qwen.template.render([{"role": "user", "content": q}, {"role": "assistant", "content": a}])
         for q, a in (("a", "yes"), ("b", "no, never"), ("c and d", "yes"))
     ]
-    optimizer: Any = torch.optim.AdamW(parameters, lr=1e-2)
+    run = Run(qwen, config, trainable, make_optimizer(trainable, config), State("key"), tmp_path)
     step = Step(((0, 1), (2,)), 0.0)
-    losses = [optimizer_step(qwen, step, rows, optimizer, parameters, 1e-2, 1.0)[0] for _ in range(8)]
+    losses = [optimizer_step(run, step, rows, 1e-2)[0] for _ in range(8)]
     assert losses[-1] < losses[0] - 0.5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import (
     LoraShape,
     _LoraProduct,
+    adapter_parameters,
     adapter_state,
     add_lora,
     load_adapter,
@@ -101,6 +103,78 @@ def test_a_saved_adapter_loads_in_plain_peft_with_the_same_logits(
     with torch.no_grad():
         ours = tiny_model.net.logits(tiny_model.hidden(IDS))  # type: ignore[operator]
         torch.testing.assert_close(ours, theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+VARIANTS = {
+    "rank-stabilised": replace(SHAPE, rslora=True),
+    "DoRA": replace(SHAPE, dora=True),
+    "PiSSA": replace(SHAPE, start="pissa"),
+    "rank-stabilised PiSSA": replace(SHAPE, start="pissa", rslora=True),
+    "ranks": replace(SHAPE, ranks=(("q_proj", 8), ("layers.1.mlp.up_proj", 2))),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_kind_starts_as_the_base_and_loads_in_plain_peft(
+    name: str, tiny_llama: Path, tiny_model: Model, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    shape = VARIANTS[name]
+    with torch.no_grad():
+        untouched = tiny_model.hidden(IDS)
+        parameters = add_lora(tiny_model.net, shape, seed=0)
+        torch.testing.assert_close(tiny_model.hidden(IDS), untouched, atol=1e-4, rtol=1e-4)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in parameters:
+            parameter += torch.randn(parameter.shape, generator=generator) * 0.1
+        ours = tiny_model.net.logits(tiny_model.hidden(IDS))  # type: ignore[operator]
+        save_adapter(tmp_path, adapter_state(tiny_model.net), shape, str(tiny_llama), tiny_model.fingerprint)
+        base = LlamaForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+        theirs = PeftModel.from_pretrained(base, tmp_path).eval()
+        torch.testing.assert_close(ours, theirs(IDS).logits, atol=1e-3, rtol=1e-3)
+        remove_lora(tiny_model.net)
+        torch.testing.assert_close(tiny_model.hidden(IDS), untouched)
+        load_adapter(tiny_model.net, tmp_path, tiny_model.fingerprint)
+        torch.testing.assert_close(tiny_model.net.logits(tiny_model.hidden(IDS)), ours, atol=1e-4, rtol=1e-4)  # type: ignore[operator]
+
+
+def test_pissa_starts_from_the_greatest_parts_of_the_weight(tiny_model: Model) -> None:
+    add_lora(tiny_model.net, replace(SHAPE, start="pissa"), seed=0)
+    for layer in lora_layers(tiny_model.net).values():
+        s = torch.linalg.svdvals(layer.weight)
+        nearest = s[4:].norm()  # Eckart-Young: no matrix of rank 4 is nearer
+        found = (layer.weight - layer.scale * layer.lora_B @ layer.lora_A).detach().norm()
+        assert float(nearest) <= float(found) * 1.0001 and float(found) < 1.02 * float(nearest)
+
+
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 8}}], ids=str)
+def test_the_gradient_of_every_kind_equals_pefts(
+    tiny_llama: Path, tiny_model: Model, tmp_path: Path, config: Any
+) -> None:
+    theirs = peft_model(tiny_llama, **config)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    theirs.save_pretrained(tmp_path)
+    load_adapter(tiny_model.net, tmp_path)
+    targets = IDS[:, 1:].flatten()
+    torch.nn.functional.cross_entropy(theirs(IDS).logits[:, :-1].flatten(0, 1), targets).backward()
+    logits = tiny_model.net.logits(tiny_model.hidden(IDS))  # type: ignore[operator]
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets).backward()
+    theirs_by_name = {name.replace(".default", "").removesuffix(".weight"): p for name, p in theirs.named_parameters()}
+    for name, parameter in adapter_parameters(tiny_model.net).items():
+        expected = theirs_by_name[name.removesuffix(".weight")].grad
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-5, rtol=2e-3)
+
+
+def test_an_adapter_of_another_base_is_refused_even_where_its_shapes_fit(tiny_model: Model, tmp_path: Path) -> None:
+    save(tiny_model, tmp_path)
+    with pytest.raises(UserError, match="trained on another base model"):
+        load_adapter(tiny_model.net, tmp_path, "another fingerprint")
+    assert not lora_layers(tiny_model.net)
 
 
 @pytest.mark.parametrize("targets", [list(ALL), ["q_proj", "v_proj"], "all-linear", r".*\.(q|v)_proj"])
@@ -229,7 +303,7 @@ def test_a_damaged_or_missing_adapter_says_so(tiny_model: Model, tmp_path: Path)
         load_adapter(tiny_model.net, tmp_path)
 
 
-@pytest.mark.parametrize("odd", [{"use_dora": True}, {"peft_type": "IA3"}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize("odd", [{"fan_in_fan_out": True}, {"peft_type": "IA3"}, {"modules_to_save": ["lm_head"]}])
 def test_adapters_that_are_not_plain_lora_are_refused(tiny_model: Model, tmp_path: Path, odd: dict[str, Any]) -> None:
     save(tiny_model, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())

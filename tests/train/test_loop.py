@@ -15,65 +15,36 @@ from typing import Any
 
 import pytest
 import torch
+from train_helpers import CONFIG, SYSTEM, begin, changed, losses, make_rows, run
 
 from tuneloop.files import read_jsonl
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.lora import LoraShape, add_lora, load_adapter, lora_layers
-from tuneloop.models.template import Rendered, Template
+from tuneloop.models.lora import load_adapter, lora_layers
+from tuneloop.models.template import Rendered
 from tuneloop.train.batches import Step
 from tuneloop.train.checkpoint import list_checkpoints, load_checkpoint
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import (
-    attach_adapter,
-    batch_loss,
-    learning_rate,
-    make_optimizer,
-    measure_speed,
-    optimizer_step,
-    shared_prefix,
-    train,
-    within_time,
-)
+from tuneloop.train.loop import batch_loss, learning_rate, measure_speed, optimizer_step, train, within_time
+from tuneloop.train.loss import shared_prefix
 from tuneloop.types import UserError
-
-SYSTEM = "You sort letters into drawers, with care, and answer with the drawer's name alone."
-
-
-def make_rows(template: Template, n: int, *, offset: int = 0, system: str = SYSTEM) -> list[Rendered]:
-    rows = []
-    for i in range(offset, offset + n):
-        turns: list[Any] = [
-            {"role": "user", "content": f"Letter {i}: " + "please answer soon " * (i % 5)},
-            {"role": "assistant", "content": ["red", "blue drawer", "green"][i % 3]},
-        ]
-        rows.append(template.render(([{"role": "system", "content": system}] if system else []) + turns))
-    return rows
-
-
-CONFIG = TrainConfig(
-    rank=2, alpha=4, learning_rate=5e-3, epochs=2, rows_per_step=4, tokens_per_step=0, evaluations=4, patience=99
-)
-
-
-def losses(folder: Path) -> list[tuple[int, Any, Any]]:
-    return [(r["step"], r.get("loss"), r.get("val_loss")) for r in read_jsonl(folder / "metrics.jsonl")]
-
 
 # --- one computation, however it is divided
 
 
 def gradients(model: Model, rows: list[Rendered], micros: list[tuple[int, ...]]) -> tuple[float, list[torch.Tensor]]:
-    parameters = add_lora(model.net, LoraShape(2, 4.0, 0.0, ("q_proj", "v_proj", "down_proj")), seed=0)
+    state = begin(model, changed(targets=["q_proj", "v_proj", "down_proj"], max_grad_norm=1e9))
     with torch.no_grad():
         for i, layer in enumerate(lora_layers(model.net).values()):
             layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
+    parameters = list(state.trainable.parameters.values())
     kept: list[torch.Tensor] = []
 
     class Watch(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:
             kept.extend(p.grad.clone() for p in parameters if p.grad is not None)
 
-    loss, norm = optimizer_step(model, Step(tuple(micros), 0.0), rows, Watch(parameters, 0.1), parameters, 0.1, 1e9)
+    state.optimizer = Watch(parameters, 0.1)
+    loss, norm, _ = optimizer_step(state, Step(tuple(micros), 0.0), rows, 0.1)
     assert norm == pytest.approx(float(torch.cat([g.flatten() for g in kept]).norm()), rel=1e-4)
     return loss, kept
 
@@ -119,21 +90,6 @@ def test_a_shared_beginning_never_swallows_a_learned_token() -> None:
 # --- runs
 
 
-def run(
-    folder: Path,
-    out: Path,
-    config: TrainConfig = CONFIG,
-    *,
-    seed: int = 0,
-    rows: int = 24,
-    data_id: str = "d",
-    **other: Any,
-) -> Any:
-    model = load_model(str(folder), dtype="float32")
-    val = make_rows(model.template, 8, offset=100)
-    return train(model, make_rows(model.template, rows), val, config, out, seed=seed, data_id=data_id, **other), model
-
-
 def test_a_run_learns_and_leaves_what_it_promises(tiny_llama: Path, tmp_path: Path) -> None:
     logged: list[dict[str, Any]] = []
     seen: list[tuple[str, float, float]] = []
@@ -160,6 +116,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tiny_llama: Path, tmp_path: Pa
     assert [r["step"] for r in records if "val_loss" in r] == [0, 3, 6, 9, 12]
     assert ("training", 12, 12) in seen
     assert result.tokens == sum(r["tokens"] for r in steps)
+    assert steps[0]["rows"] and sorted(i for r in steps[:6] for i in r["rows"]) == list(range(24))
     assert {p.name for p in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "tuneloop.json",
     }  # fmt: skip
@@ -210,7 +167,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_loop import CONFIG, run
+from train_helpers import CONFIG, run
 result, _ = run(Path({model!r}), Path(sys.argv[1]), CONFIG.model_copy(update=dict(
     dropout=0.1, checkpoint_seconds=0, epochs=4)), rows=24)
 print(result.adapter_hash, result.resumed_at)
@@ -371,15 +328,13 @@ def test_the_learning_rate_rises_then_falls() -> None:
 
 
 def test_b_matrices_learn_at_their_own_rate(tiny_model: Model) -> None:
-    config = CONFIG.model_copy(update={"lora_plus": 7.0, "max_grad_norm": 1e9})
     rows = make_rows(tiny_model.template, 4)
-    parameters = attach_adapter(tiny_model, config, seed=0)
-    optimizer = make_optimizer(tiny_model, config)
-    optimizer_step(tiny_model, Step(((0, 1, 2, 3),), 0.0), rows, optimizer, parameters, 1e-3, 1e9)
+    state = begin(tiny_model, changed(lora_plus=7.0, max_grad_norm=1e9))
+    optimizer_step(state, Step(((0, 1, 2, 3),), 0.0), rows, 1e-3)
     for layer in lora_layers(tiny_model.net).values():
         moved = layer.lora_B.detach().abs().max()  # from zero; Adam's first step is the rate itself
         assert float(moved) == pytest.approx(7e-3, rel=0.05)
-    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, pytest.approx(7e-3)]
+    assert [group["lr"] for group in state.optimizer.param_groups] == [1e-3, pytest.approx(7e-3)]
 
 
 def test_measuring_the_speed_changes_nothing(tiny_llama: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class Model:
 
     def hidden_after(self, prefix_P: Tensor, ids_BT: Tensor) -> Tensor:
         """Hidden states (B, T, C) of rows that all begin with `prefix_P`, at the positions behind it."""
-        if self.is_own:
+        if self.is_own and not hasattr(self.net.model, "prefix"):  # rows behind a trained prefix are read one by one
             out: Tensor = self.net.hidden_after(prefix_P, ids_BT)  # type: ignore[operator]
             return out
         import torch

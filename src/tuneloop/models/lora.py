@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
+from tuneloop.models.quantised import Nf4Linear
 from tuneloop.types import UserError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense")
@@ -58,43 +59,133 @@ class LoraLinear(nn.Module):
 
     The base keeps its parameter objects, so tied or shared weights stay so. B starts at zero: the
     untrained adapter changes nothing. A starts as in PEFT, uniform in +-1/sqrt(inputs).
+
+    `pissa` starts A and B from the base weight's greatest singular vectors (Meng et al. 2024, arXiv 2404.02948) and
+    takes that start off again, so that the base weight stays as it is and the untrained adapter changes nothing either.
+    `dora` also learns the length of each output's weights (Liu et al. 2024, arXiv 2402.09353).
     """
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
+    start_A: Tensor | None
+    start_B: Tensor | None
+
+    def __init__(self, base: nn.Module, name: str, shape: LoraShape, generator: torch.Generator) -> None:
         super().__init__()
         self.base_layer = base
-        self.scale, self.dropout, self.active = scale, dropout, True
-        bound = 1 / math.sqrt(base.in_features)
-        a = torch.empty(rank, base.in_features, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
-        device = base.weight.device
-        self.lora_A = nn.Parameter(a.to(device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
+        self.scale, self.dropout, self.active = shape.scale_of(name), shape.dropout, True
+        weight, rank = self.weight, shape.rank_of(name)
+        outputs, inputs = weight.shape
+        bound = 1 / math.sqrt(inputs)
+        a = torch.empty(rank, inputs, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+        b = torch.zeros(outputs, rank, dtype=torch.float32)
+        if shape.start == "pissa":
+            a, b = _principal(weight, rank, self.scale, generator)
+        self.register_buffer("start_A", a.clone().to(weight.device) if shape.start == "pissa" else None)
+        self.register_buffer("start_B", b.clone().to(weight.device) if shape.start == "pissa" else None)
+        self.lora_A = nn.Parameter(a.to(weight.device))
+        self.lora_B = nn.Parameter(b.to(weight.device))
+        self.lora_magnitude_vector: nn.Parameter | None = None
+        if shape.dora:
+            self.lora_magnitude_vector = nn.Parameter(weight.float().norm(dim=1))
 
     @property
     def weight(self) -> Tensor:
         """The base layer's weight, for code that looks at shapes and dtypes."""
-        return self.base_layer.weight
+        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it computes x W' + scale (x A') B' and nothing else, on a weight that is not quantised."""
+        return self.start_A is None and self.lora_magnitude_vector is None and isinstance(self.base_layer, nn.Linear)
+
+    def parts(self) -> dict[str, nn.Parameter]:
+        """What is trained, by its name in PEFT's files."""
+        found = {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
+        if self.lora_magnitude_vector is not None:
+            found["lora_magnitude_vector"] = self.lora_magnitude_vector
+        return found
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A (r, inputs) and B (outputs, r) of the whole update; with PiSSA the start that is taken off is in them."""
+        if self.start_A is None or self.start_B is None:
+            return self.lora_A, self.lora_B
+        return torch.cat((self.lora_A, self.start_A)), torch.cat((self.lora_B, -self.start_B), 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        base = self.base_layer
         if not self.active:
-            out: Tensor = self.base_layer(x)
+            out: Tensor = base(x)
             return out
         flat = x.flatten(0, -2)
         z = torch.dropout(flat, self.dropout, self.training) if self.dropout and self.training else flat
-        base = self.base_layer
-        parts = (flat, z, base.weight, base.bias, self.lora_A, self.lora_B, self.scale)
-        y: Tensor = _LoraProduct.apply(*parts)  # type: ignore[no-untyped-call]
+        a, b = self.matrices()
+        bias: Tensor | None = base.bias  # type: ignore[assignment]
+        if isinstance(base, nn.Linear):
+            inner = bias if self.lora_magnitude_vector is None else None
+            y: Tensor = _LoraProduct.apply(flat, z, base.weight, inner, a, b, self.scale)  # type: ignore[no-untyped-call]
+        else:
+            y = base(flat) + self.scale * (z @ a.to(z.dtype).t()) @ b.to(z.dtype).t()
+        if self.lora_magnitude_vector is not None:
+            if bias is not None and not isinstance(base, nn.Linear):
+                y = y - bias
+            y = y * (self.lora_magnitude_vector / self._norms(a, b)).to(y.dtype)
+            y = y if bias is None else y + bias
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    @torch.no_grad()
+    def _norms(self, a: Tensor, b: Tensor) -> Tensor:
+        """Lengths of the rows of W + scale B A (outputs); no gradient flows through them, as DoRA has it (its section 4.3)."""
+        weight = self.weight
+        norms: Tensor = (weight + (self.scale * b.to(weight.dtype)) @ a.to(weight.dtype)).float().norm(dim=1)
+        return norms
+
+
+def _principal(weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A and B (fp32) whose product times `scale` is the nearest matrix of that rank to `weight`, nearly.
+
+    The randomised decomposition (Halko et al. 2011, arXiv 0909.4061) takes milliseconds where the exact one takes seconds.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=generator)))
+        u, s, v = torch.svd_lowrank(weight.detach().float().cpu(), q=min(rank + 8, *weight.shape), niter=8)
+    u, s, v = u[:, :rank], s[:rank], v[:, :rank]
+    if s.shape[0] < rank:  # more ranks than the weight has: the rest stays zero
+        u, s, v = (torch.nn.functional.pad(t, (0, rank - s.shape[0])) for t in (u, s, v))
+    root = (s / scale).sqrt()
+    return (v * root).t().contiguous(), (u * root).contiguous()
 
 
 @dataclass(frozen=True)
 class LoraShape:
-    """What an adapter looks like: rank, alpha, dropout and the ends of the names of the modules it sits in."""
+    """What an adapter looks like.
+
+    Args:
+        rank, alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`.
+        dropout: on the adapter's input, in training.
+        targets: the ends of the names of the modules that it sits in.
+        ranks: (end of a module's name, rank) where it differs; the first that fits counts.
+        rslora: rank-stabilised scale (Kalajdzievski 2023, arXiv 2312.03732).
+        dora: learn the lengths of the weights as well.
+        start: `default`, or `pissa`; see `LoraLinear`.
+    """
 
     rank: int
     alpha: float
     dropout: float
     targets: tuple[str, ...]
+    ranks: tuple[tuple[str, int], ...] = ()
+    rslora: bool = False
+    dora: bool = False
+    start: str = "default"
+
+    def rank_of(self, name: str) -> int:
+        """Rank of the update of a module."""
+        return next((rank for end, rank in self.ranks if f".{name}".endswith(f".{end}")), self.rank)
+
+    def scale_of(self, name: str) -> float:
+        """Factor of the update of a module."""
+        rank = self.rank_of(name)
+        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
 def target_names(net: nn.Module, targets: Sequence[str] | str) -> tuple[str, ...]:
@@ -109,7 +200,7 @@ def target_names(net: nn.Module, targets: Sequence[str] | str) -> tuple[str, ...
     linear = {
         name.rsplit(".", 1)[-1]
         for name, module in net.named_modules()
-        if isinstance(module, nn.Linear | LoraLinear) and "lm_head" not in name and "embed" not in name
+        if isinstance(module, nn.Linear | Nf4Linear | LoraLinear) and "lm_head" not in name and "embed" not in name
     }
     linear.discard("base_layer")
     if targets == "all-linear":
@@ -141,14 +232,14 @@ def add_lora(net: nn.Module, shape: LoraShape, seed: int) -> list[nn.Parameter]:
     places = [
         (name, module)
         for name, module in net.named_modules()
-        if isinstance(module, nn.Linear) and f".{name}".endswith(ends) and "lm_head" not in name
+        if isinstance(module, nn.Linear | Nf4Linear) and f".{name}".endswith(ends) and "lm_head" not in name
     ]
     parameters: list[nn.Parameter] = []
     for name, module in places:
-        layer = LoraLinear(module, shape.rank, shape.alpha / shape.rank, shape.dropout, generator)
+        layer = LoraLinear(module, name, shape, generator)
         parent, _, last = name.rpartition(".")
         setattr(net.get_submodule(parent), last, layer)
-        parameters += [layer.lora_A, layer.lora_B]
+        parameters += layer.parts().values()
     return parameters
 
 
@@ -178,12 +269,23 @@ def lora_disabled(net: nn.Module) -> Iterator[None]:
             layer.active = active
 
 
+def adapter_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
+    """What an adapter trains, under PEFT's names."""
+    return {
+        f"base_model.model.{name}.{part}": parameter
+        for name, layer in lora_layers(net).items()
+        for part, parameter in layer.parts().items()
+    }
+
+
 def adapter_state(net: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names, copied."""
+    """The adapter's tensors under PEFT's names, copied, as any LoRA loads them: PiSSA as a LoRA of twice the rank."""
     state = {}
     for name, layer in lora_layers(net).items():
-        state[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A.detach().clone().cpu().contiguous()
-        state[f"base_model.model.{name}.lora_B.weight"] = layer.lora_B.detach().clone().cpu().contiguous()
+        tensors: dict[str, Tensor] = dict(layer.parts())
+        tensors["lora_A.weight"], tensors["lora_B.weight"] = layer.matrices()
+        for part, tensor in tensors.items():
+            state[f"base_model.model.{name}.{part}"] = tensor.detach().clone().cpu().contiguous()
     return state
 
 
@@ -193,90 +295,91 @@ def load_adapter_state(net: nn.Module, state: dict[str, Tensor], where: str) -> 
     Raises:
         UserError: a tensor is missing or has another shape: the adapter is another model's.
     """
-    layers = lora_layers(net)
-    expected = {f"base_model.model.{n}.lora_{m}.weight": (n, m) for n in layers for m in "AB"}
-    for key in state.keys() - expected.keys():
-        raise UserError(
-            f"The adapter holds {key}, which this model has no place for",
-            where=where,
-            next_step="use the base model that the adapter was trained on",
-        )
-    for key, (name, which) in expected.items():
-        parameter = layers[name].lora_A if which == "A" else layers[name].lora_B
+    copy_tensors(state, adapter_parameters(net), where)
+
+
+def copy_tensors(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors into parameters by name.
+
+    Raises:
+        UserError: a tensor is missing, has another shape or no place: they are another model's.
+    """
+    next_step = "use the base model and the settings that it was trained with"
+    for key in state.keys() - parameters.keys():
+        raise UserError(f"The adapter holds {key}, which this model has no place for", where=where, next_step=next_step)
+    for key, parameter in parameters.items():
         tensor = state.get(key)
         if tensor is None or tensor.shape != parameter.shape:
             found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-            raise UserError(
-                f"The adapter does not fit this model: {key} {found}",
-                where=where,
-                next_step="use the base model that the adapter was trained on",
-            )
+            raise UserError(f"The adapter does not fit this model: {key} {found}", where=where, next_step=next_step)
         with torch.no_grad():
             parameter.copy_(tensor)
 
 
 def save_adapter(
-    folder: Path, state: dict[str, Tensor], shape: LoraShape, base_model: str, base_fingerprint: str
+    folder: Path,
+    state: dict[str, Tensor],
+    shape: LoraShape,
+    base_model: str,
+    base_fingerprint: str,
+    *,
+    quantised: bool = False,
 ) -> None:
-    """Write an adapter folder in PEFT's layout; `adapter_config.json` comes last, so a folder that has it is whole."""
+    """Write an adapter folder in PEFT's layout; `adapter_config.json` comes last, so a folder that has it is whole.
+
+    Args:
+        quantised: whether the base was held in 4 bits, and so must be again.
+    """
+    factor = 2 if shape.start == "pissa" else 1  # see `adapter_state`
+    alpha = shape.alpha * (math.sqrt(factor) if shape.rslora else factor)
+    settings = {
+        "r": shape.rank * factor,
+        "lora_alpha": alpha if alpha % 1 else int(alpha),
+        "lora_dropout": shape.dropout,
+        "target_modules": list(shape.targets),
+        "rank_pattern": {end: rank * factor for end, rank in shape.ranks},
+        "alpha_pattern": {},
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": shape.rslora,
+        "use_dora": shape.dora,
+        "modules_to_save": None,
+    }
+    origin = {"base_fingerprint": base_fingerprint} | ({"quantised": "nf4"} if quantised else {})
+    write_peft(folder, state, {"peft_type": "LORA", "base_model_name_or_path": base_model} | settings, origin)
+
+
+def write_peft(folder: Path, state: dict[str, Tensor], settings: Mapping[str, Any], origin: Mapping[str, str]) -> None:
+    """Write tensors and settings as PEFT does, and beside them, in `tuneloop.json`, what base they are for."""
     from safetensors.torch import save
 
     write_bytes(folder / "adapter_model.safetensors", save(state, metadata={"format": "pt"}))
-    write_json(
-        folder / "adapter_config.json",
-        {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base_model,
-            "r": shape.rank,
-            "lora_alpha": shape.alpha if shape.alpha % 1 else int(shape.alpha),
-            "lora_dropout": shape.dropout,
-            "target_modules": list(shape.targets),
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "use_rslora": False,
-            "use_dora": False,
-            "modules_to_save": None,
-            "revision": None,
-        },
-    )
-    write_json(
-        folder / "tuneloop.json", {"version": 1, "base_fingerprint": base_fingerprint, "hash": state_hash(state)}
-    )
+    write_json(folder / "tuneloop.json", {"version": 1, **origin, "hash": state_hash(state)})
+    always = {"task_type": "CAUSAL_LM", "revision": None, "inference_mode": True}
+    write_json(folder / "adapter_config.json", {**settings, **always})
 
 
-def load_adapter(net: nn.Module, folder: Path) -> LoraShape:
-    """Put the adapter of a PEFT folder into `net`.
+def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and tensors of a PEFT folder.
+
+    Args:
+        base_fingerprint: of the model that it is for; an adapter that says it was trained on another one is refused.
 
     Raises:
-        UserError: no adapter there, a kind that is not plain LoRA, or one of another base model.
+        UserError: there is none, it is damaged, or it is another base model's.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = read_json(folder / "adapter_config.json")
-    odd = [
-        key
-        for key in ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "rank_pattern")
-        if config.get(key)
-    ]
-    if config.get("peft_type") != "LORA" or odd:
+    own = read_json(folder / "tuneloop.json") if (folder / "tuneloop.json").is_file() else {}
+    if base_fingerprint and own.get("base_fingerprint", base_fingerprint) != base_fingerprint:
         raise UserError(
-            f"Not a plain LoRA adapter ({', '.join(odd) or config.get('peft_type')})",
-            where=str(folder / "adapter_config.json"),
-            next_step="merge it with PEFT first and use the merged model's folder",
+            f"The adapter was trained on another base model ({config.get('base_model_name_or_path')})",
+            where=str(folder),
+            next_step="set model= to the base that it was trained on",
         )
-    targets = config["target_modules"]
-    if targets == "all-linear":
-        targets = target_names(net, targets)
-    elif isinstance(targets, str):  # a regular expression over module names
-        targets = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(targets, n)]
-    shape = LoraShape(
-        config["r"], float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)), tuple(sorted(targets))
-    )
-    add_lora(net, shape, seed=0)
     path = folder / "adapter_model.safetensors"
     try:
         with user_errors_of_the_disk(path):
@@ -285,12 +388,53 @@ def load_adapter(net: nn.Module, folder: Path) -> LoraShape:
         raise UserError(
             f"The adapter file is damaged: {error}", where=str(path), next_step="train again, or restore it"
         ) from None
+    return config, state
+
+
+def load_adapter(net: nn.Module, folder: Path, base_fingerprint: str = "") -> LoraShape:
+    """Put the adapter of a PEFT folder into `net`.
+
+    Raises:
+        UserError: no adapter there, a kind that is not LoRA, or one of another base model (see `read_adapter`).
+    """
+    config = read_json(folder / "adapter_config.json")
+    odd = [
+        key for key in ("fan_in_fan_out", "modules_to_save", "alpha_pattern", "layers_to_transform") if config.get(key)
+    ]
+    if config.get("peft_type") != "LORA" or odd:
+        raise UserError(
+            f"Not a plain LoRA adapter ({', '.join(odd) or config.get('peft_type')})",
+            where=str(folder / "adapter_config.json"),
+            next_step="merge it with PEFT first and use the merged model's folder",
+        )
+    _, state = read_adapter(folder, base_fingerprint)
+    shape = shape_of(net, config)
+    add_lora(net, shape, seed=0)
     load_adapter_state(net, state, str(folder))
     return shape
 
 
+def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
+    """The shape that an `adapter_config.json` of PEFT describes, on this model."""
+    targets = config["target_modules"]
+    if targets == "all-linear":
+        targets = target_names(net, targets)
+    elif isinstance(targets, str):  # a regular expression over module names
+        linear = nn.Linear | Nf4Linear
+        targets = [n for n, m in net.named_modules() if isinstance(m, linear) and re.fullmatch(targets, n)]
+    return LoraShape(
+        config["r"],
+        float(config["lora_alpha"]),
+        float(config.get("lora_dropout", 0.0)),
+        tuple(sorted(targets)),
+        tuple((config.get("rank_pattern") or {}).items()),
+        bool(config.get("use_rslora")),
+        bool(config.get("use_dora")),
+    )
+
+
 def state_hash(state: dict[str, Tensor]) -> str:
-    """Hash of an adapter's tensors: equal exactly when all bits are equal."""
+    """Hash of tensors by name: equal exactly when all bits are equal."""
     import hashlib
 
     digests = {

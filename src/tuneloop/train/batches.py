@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneloop.models.template import Rendered
 from tuneloop.train.config import TrainConfig
+from tuneloop.train.rows import TrainRow, conversations
 
 # Steps are cut from pools of this many rows, sorted by length: rows of one step are alike, so little is padded,
 # and the order stays random from pool to pool.
@@ -27,32 +27,46 @@ class Step:
         return sum(len(m) for m in self.micro_batches)
 
 
-def plan_steps(rows: Sequence[Rendered], config: TrainConfig, seed: int) -> list[Step]:
-    """All steps of a run, from the seed alone.
+def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: Sequence[bool] = ()) -> list[Step]:
+    """All steps of a run, from the seed alone; the number of processes that share them plays no part.
 
     A step takes `rows_per_step` rows and then more until it has `tokens_per_step` tokens; every epoch
     visits every row once. A fraction of an epoch is cut at the nearest step.
+
+    Args:
+        mixed: for each row whether it is general data that was blended in. Then every step has the same number of rows,
+            and any run of steps within an epoch holds its share of general rows, give or take one.
     """
-    lengths = [len(row.ids) for row in rows]
+    lengths = [_padded_length(row) for row in rows]
     mean = sum(lengths) / len(lengths)
     rows_a_step = max(config.rows_per_step, round(config.tokens_per_step / mean))
     steps: list[Step] = []
     epoch = 0
     while epoch < config.epochs:
         share = min(config.epochs - epoch, 1.0)
-        of_epoch = _epoch_steps(lengths, config, rows_a_step, random.Random(f"{seed}/{epoch}"))
+        rng = random.Random(f"{seed}/{epoch}")
+        if any(mixed):
+            cut = _mixed_epoch(lengths, mixed, rows_a_step, rng)
+        else:
+            cut = _epoch(lengths, config, rows_a_step, rng)
+        of_epoch = [_micro_batches(step, lengths, config.micro_batch_tokens) for step in cut]
         count = max(round(len(of_epoch) * share), 1)
         steps += [Step(micros, epoch + (i + 1) / len(of_epoch)) for i, micros in enumerate(of_epoch[:count])]
         epoch += 1
     return steps
 
 
-def _epoch_steps(
-    lengths: Sequence[int], config: TrainConfig, rows_a_step: int, rng: random.Random
-) -> list[tuple[tuple[int, ...], ...]]:
+def _padded_length(row: TrainRow) -> int:
+    """Tokens that a row takes in a batch of rows as long as itself: its conversations are padded to the longest."""
+    parts = conversations(row)
+    return len(parts) * max(len(part.ids) for part in parts)
+
+
+def _epoch(lengths: Sequence[int], config: TrainConfig, rows_a_step: int, rng: random.Random) -> list[list[int]]:
+    """Rows of each step of an epoch."""
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    steps: list[tuple[tuple[int, ...], ...]] = []
+    steps: list[list[int]] = []
     pool_size = rows_a_step * POOL_STEPS
     for start in range(0, len(order), pool_size):
         pool = sorted(order[start : start + pool_size], key=lambda i: (lengths[i], i))
@@ -67,8 +81,35 @@ def _epoch_steps(
             remnant = cut.pop()
             cut[-1] += remnant
         rng.shuffle(cut)
-        steps += [_micro_batches(step, lengths, config.micro_batch_tokens) for step in cut]
+        steps += cut
     return steps
+
+
+def _mixed_epoch(
+    lengths: Sequence[int], mixed: Sequence[bool], rows_a_step: int, rng: random.Random
+) -> list[list[int]]:
+    """Rows of each step of an epoch whose rows are of two kinds, the shares the same in every stretch of steps.
+
+    How many general rows a step has follows from its place alone. Which ones: within a pool of steps both kinds are dealt
+    by length, so that the rows of a step are alike.
+    """
+    kinds = [[i for i in range(len(lengths)) if bool(mixed[i]) is general] for general in (False, True)]
+    for kind in kinds:
+        rng.shuffle(kind)
+    count = max(round(len(lengths) / rows_a_step), 1)
+    # Rows of the task and of general data before each step.
+    before = [[place * len(kind) // count for place in range(count + 1)] for kind in kinds]
+    steps: list[list[int]] = [[] for _ in range(count)]
+    for start in range(0, count, POOL_STEPS):
+        places = list(range(start, min(start + POOL_STEPS, count)))
+        ranked = rng.sample(places, len(places))  # the places in the order in which they get rows, shortest first
+        for kind, edge in zip(kinds, before, strict=True):
+            pool = sorted(kind[edge[places[0]] : edge[places[-1] + 1]], key=lambda i: (lengths[i], i))
+            for place in ranked:
+                size = edge[place + 1] - edge[place]
+                steps[place] += pool[:size]
+                pool = pool[size:]
+    return [sorted(step, key=lambda i: (lengths[i], i)) for step in steps if step]
 
 
 def _micro_batches(step: Sequence[int], lengths: Sequence[int], tokens: int) -> tuple[tuple[int, ...], ...]:
@@ -79,3 +120,15 @@ def _micro_batches(step: Sequence[int], lengths: Sequence[int], tokens: int) -> 
             micros.append([])
         micros[-1].append(i)
     return tuple(tuple(m) for m in micros)
+
+
+def halved(step: Step) -> Step:
+    """The same step in micro-batches of half as many rows: its gradient is the same, its memory less.
+
+    Raises:
+        ValueError: every micro-batch is a single row already.
+    """
+    if all(len(micro) == 1 for micro in step.micro_batches):
+        raise ValueError("a step of single rows can't be divided further")
+    halves = ((micro[: len(micro) // 2], micro[len(micro) // 2 :]) for micro in step.micro_batches)
+    return Step(tuple(half for pair in halves for half in pair if half), step.epoch)

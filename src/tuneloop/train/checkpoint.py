@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import write_bytes
+from tuneloop.files import replacing
 from tuneloop.types import UserError
 
 
@@ -22,19 +21,19 @@ class State:
         key: hash of what the run depends on; a checkpoint of another key is not resumed.
         step: optimizer steps done.
         total_steps: steps planned when the run began.
-        adapter: tensors by PEFT name, after `step` steps; empty before the first checkpoint.
-        best: the tensors with the lowest validation loss so far.
+        parameters: what is trained by name, after `step` steps; empty before the first checkpoint.
+        best_step: step with the lowest validation loss so far; its parameters are in a file of their own.
         worse: evaluations in a row that brought no better loss.
         seconds: training time so far, of all processes that worked on the run.
+        halvings: how often micro-batches have been halved because memory ran out.
     """
 
     key: str
     step: int = 0
     total_steps: int = 0
-    adapter: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     rng: Any = None
-    best: dict[str, Any] = field(default_factory=dict)
     best_step: int = 0
     best_val_loss: float = float("inf")
     first_val_loss: float = float("nan")
@@ -42,31 +41,92 @@ class State:
     tokens: int = 0
     seconds: float = 0.0
     peak_memory_gib: float = 0.0
+    halvings: int = 0
     stopped: str = ""
 
 
 def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
-    """Write `step-N.pt` atomically, then drop all but the `keep` latest.
+    """Write `step-N.pt` atomically, then drop all but the `keep` latest, and best weights that none of these names.
 
     Raises:
-        UserError: the disk is full or read-only; earlier checkpoints stay.
+        UserError: the disk is full or read-only; earlier checkpoints stay, and the error says which.
     """
+    path = folder / f"step-{state.step:07d}.pt"
+    _write(path, vars(state))
+    found = list_checkpoints(folder)
+    for old in found[:-keep]:
+        _drop(old)
+    oldest = _step_of(found[-keep:][0])
+    named = max((_step_of(p) for p in _numbered(folder, "best") if _step_of(p) <= oldest), default=0)
+    for old in _numbered(folder, "best"):
+        if _step_of(old) < min(named, state.best_step):
+            _drop(old)
+    return path
+
+
+def save_best(folder: Path, step: int, parameters: dict[str, Any]) -> None:
+    """Write the best weights so far, `best-N.pt`; the file goes when the checkpoints that name it have gone.
+
+    Raises:
+        UserError: as `save_checkpoint`.
+    """
+    _write(folder / f"best-{step:07d}.pt", parameters)
+
+
+def load_best(folder: Path, step: int) -> dict[str, Any] | None:
+    """The weights of `save_best`; None when there are none."""
     import torch
 
-    buffer = io.BytesIO()
-    torch.save(vars(state), buffer)
-    path = folder / f"step-{state.step:07d}.pt"
-    write_bytes(path, buffer.getvalue())
-    for old in list_checkpoints(folder)[:-keep]:
-        with contextlib.suppress(OSError):
-            old.unlink()
-    return path
+    path = folder / f"best-{step:07d}.pt"
+    if not path.is_file():
+        return None
+    try:
+        parameters: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        raise UserError(
+            "The best weights can't be read: the file is damaged",
+            where=str(path),
+            next_step=f"delete {folder} to start again from the first step",
+        ) from None
+    return parameters
+
+
+def _write(path: Path, value: Any) -> None:
+    """Pickle to a file beside and rename it; a full disk says what is still there."""
+    import torch
+
+    try:
+        with replacing(path) as file:
+            torch.save(value, file)
+    except (UserError, RuntimeError) as error:
+        kept = list_checkpoints(path.parent)
+        if not kept or (isinstance(error, RuntimeError) and "write" not in str(error)):
+            raise
+        what = error.what if isinstance(error, UserError) else "Can't write: the disk is full"
+        raise UserError(
+            f"{what}; the checkpoint of step {_step_of(kept[-1])} is kept",
+            where=str(path),
+            next_step="free some space on that disk, then run the same command again: it goes on from there",
+        ) from None
+
+
+def _drop(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _numbered(folder: Path, kind: str) -> list[Path]:
+    found = [p for p in folder.glob(f"{kind}-*.pt") if re.fullmatch(rf"{kind}-\d+\.pt", p.name)]
+    return sorted(found, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in order of their steps."""
-    found = [p for p in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", p.name)]
-    return sorted(found, key=lambda p: int(p.stem.split("-")[1]))
+    return _numbered(folder, "step")
 
 
 def load_checkpoint(folder: Path, key: str) -> State | None:
@@ -91,6 +151,9 @@ def load_checkpoint(folder: Path, key: str) -> State | None:
                 where=str(folder),
                 next_step="choose another folder with output_dir=FOLDER, or delete this one",
             )
+        for late in _numbered(folder, "best"):
+            if _step_of(late) > state.step:  # written on the way to a checkpoint that never came
+                _drop(late)
         return state
     if damaged:
         raise UserError(

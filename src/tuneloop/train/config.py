@@ -2,24 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tuneloop.files import Config
+
+# Peak learning rates where none is given; measured on small jobs, see docs/train.md.
+LEARNING_RATES = {"lora": 5e-4, "qlora": 5e-4, "full": 5e-5, "prefix": 1e-2}
+# Preferences move a model that already answers well: a tenth of the rate, as is usual (Rafailov et al. 2023, appendix B).
+PREFERENCE_SHARE = 0.1
 
 
 class TrainConfig(Config):
     """Defaults that were measured to work on small jobs; see docs/results.md."""
 
-    method: Literal["lora"] = Field("lora", description="what is trained")
+    method: Literal["full", "lora", "qlora", "prefix"] = Field(
+        "lora",
+        description="what is trained: full (all weights), lora, qlora (lora on a base in 4 bits) or prefix (virtual tokens)",
+    )
+    init: str | None = Field(None, description="folder of an earlier run of the same method and base to go on from")
     rank: int = Field(16, ge=1, le=1024, description="rank of the LoRA matrices")
+    ranks: dict[str, int] = Field(
+        {}, description="rank of modules where it differs, by the end of their names: {q_proj: 8}"
+    )
     alpha: float = Field(32.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
+    rslora: bool = Field(False, description="multiply the update by alpha / sqrt(rank) instead")
+    dora: bool = Field(False, description="learn the lengths of the weights as well (DoRA)")
+    lora_init: Literal["default", "pissa"] = Field(
+        "default", description="start of the LoRA matrices: random and zero, or the weight's principal parts (PiSSA)"
+    )
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the adapter's input")
     targets: list[str] | Literal["all-linear", "attention"] = Field(
         "all-linear", description="modules that get an adapter: all-linear, attention, or names as in [q_proj, v_proj]"
     )
-    learning_rate: float = Field(5e-4, gt=0, lt=10, description="peak learning rate")
+    prefix_tokens: int = Field(64, ge=1, le=4096, description="virtual tokens of prefix tuning")
+    prefix_text: str | None = Field(
+        None, description="text whose keys and values the prefix starts from; default: the first training rows"
+    )
+    loss: Literal["supervised", "dpo", "kto"] = Field(
+        "supervised", description="supervised, or preferences: dpo (chosen and rejected answers), kto (thumbs)"
+    )
+    train_on: Literal["assistant", "all", "last"] = Field(
+        "assistant", description="tokens that are learned: every assistant turn, everything, or the last turn"
+    )
+    beta: float = Field(0.1, gt=0, description="how closely DPO and KTO hold the model to where it started")
+    desirable_weight: float = Field(1.0, ge=0, description="weight of thumbs up in KTO")
+    undesirable_weight: float = Field(1.0, ge=0, description="weight of thumbs down in KTO")
+    kl: float = Field(
+        0.0,
+        ge=0,
+        description="against forgetting: weight of the divergence from the untouched model on the learned tokens",
+    )
+    l2_start: float = Field(
+        0.0, ge=0, description="against forgetting: weight of the squared distance of what is trained from its start"
+    )
+    learning_rate: float = Field(
+        5e-4, gt=0, lt=10, description="peak learning rate; default by method: lora, qlora 5e-4, full 5e-5, prefix 1e-2; "
+        "a tenth of that with dpo and kto",
+    )  # fmt: skip
     lora_plus: float = Field(
         10.0, gt=0, description="learning rate of LoRA's B matrices as a multiple of that of the A matrices"
     )
@@ -39,8 +81,9 @@ class TrainConfig(Config):
     evaluations: int = Field(6, ge=1, description="validation losses measured over the run, evenly spaced")
     val_rows: int = Field(256, ge=1, description="validation rows that are measured, a seeded sample of the split")
     patience: int = Field(2, ge=1, description="stop after this many evaluations in a row without a better loss")
-    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept for resuming")
+    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept for resuming, beside the best weights")
     checkpoint_seconds: float = Field(60.0, ge=0, description="save a checkpoint at least this often")
+    checkpoint_steps: int | None = Field(None, ge=1, description="save a checkpoint every so many steps as well")
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -48,3 +91,40 @@ class TrainConfig(Config):
         if isinstance(value, str) and value not in ("all-linear", "attention"):
             return [name.strip() for name in value.split(",")]
         return value
+
+    @field_validator("ranks")
+    @classmethod
+    def _sane_ranks(cls, value: dict[str, int]) -> dict[str, int]:
+        for name, rank in value.items():
+            if not 1 <= rank <= 1024:
+                raise ValueError(f"the rank of {name} must be between 1 and 1024")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_method(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("learning_rate") is not None:
+            return values
+        rate = LEARNING_RATES.get(str(values.get("method", "lora")), 5e-4)
+        share = 1.0 if values.get("loss", "supervised") == "supervised" else PREFERENCE_SHARE
+        return {**values, "learning_rate": rate * share}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        if self.dora and self.method not in ("lora", "qlora"):
+            raise ValueError("train.dora is of lora and qlora only")
+        if self.lora_init != "default" and self.method not in ("lora", "qlora"):
+            raise ValueError("train.lora_init is of lora and qlora only")
+        if self.dora and self.lora_init == "pissa":
+            raise ValueError(
+                "train.dora and train.lora_init=pissa exclude each other: a saved PiSSA start is a plain LoRA"
+            )
+        if self.kl and self.method == "full":
+            raise ValueError(
+                "train.kl needs the untouched model beside the trained one; with train.method=full use train.l2_start"
+            )
+        if self.kl and self.loss != "supervised":
+            raise ValueError("train.kl is of the supervised loss; dpo and kto hold the model by train.beta")
+        if self.train_on != "assistant" and self.loss != "supervised":
+            raise ValueError("train.train_on is of the supervised loss; dpo and kto learn the rated answer")
+        return self

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.files import content_hash, user_errors_of_the_disk
+from tuneloop.files import read_json, user_errors_of_the_disk
 from tuneloop.machine import memory_now, peak_memory, release_memory, reset_peak_memory
-from tuneloop.models.generate import answer_losses
 from tuneloop.models.load import Model
-from tuneloop.models.lora import (
-    LoraShape,
-    adapter_state,
-    add_lora,
-    load_adapter_state,
-    lora_layers,
-    save_adapter,
-    target_names,
-)
 from tuneloop.models.template import Rendered
-from tuneloop.train.batches import Step, plan_steps
-from tuneloop.train.checkpoint import State, drop_checkpoints, load_checkpoint, save_checkpoint
+from tuneloop.train.batches import Step, halved, plan_steps
+from tuneloop.train.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best, save_checkpoint
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loss import head_cross_entropy
+from tuneloop.train.loss import LOSSES, Batch, mean_loss, shared_prefix, with_references
+from tuneloop.train.methods import Trainable, attach, make_optimizer, run_key
+from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
 from tuneloop.types import Progress, UserError, no_progress
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 # Steps between giving freed memory back: buffers of ever new sizes leave holes, and without this the process grew by
@@ -43,6 +39,30 @@ TRIM_EVERY = 8
 # A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
 # shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a figure of experience.
 SUSTAINED = 0.82
+
+
+class Preempted(SystemExit):
+    """The process was asked to end (SIGTERM, as spot machines send it) and has saved what it had; the exit status is 143."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(128 + signal.SIGTERM)
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a run reads.
+
+    Args:
+        train, val: rows of the configured loss's kind.
+        general: rows of other work, held out; their loss shows what is forgotten.
+        mixed: for each training row whether it is general data that was blended in.
+    """
+
+    train: Sequence[TrainRow]
+    val: Sequence[TrainRow] = ()
+    general: Sequence[Rendered] = ()
+    mixed: Sequence[bool] = ()
 
 
 @dataclass(frozen=True)
@@ -65,37 +85,6 @@ class Trained:
     resumed_at: int
 
 
-def lora_shape(model: Model, config: TrainConfig) -> LoraShape:
-    """The adapter that the configuration asks for on this model."""
-    return LoraShape(config.rank, config.alpha, config.dropout, target_names(model.net, config.targets))
-
-
-def attach_adapter(model: Model, config: TrainConfig, seed: int) -> list[nn.Parameter]:
-    """Put a fresh adapter into the model, or find the one that is there; returns its parameters."""
-    layers = lora_layers(model.net)
-    if layers:
-        return [p for layer in layers.values() for p in (layer.lora_A, layer.lora_B)]
-    return add_lora(model.net, lora_shape(model, config), seed)
-
-
-def make_optimizer(model: Model, config: TrainConfig) -> Any:
-    """AdamW over the adapter, the B matrices at `config.lora_plus` times the rate.
-
-    B starts at zero and has the larger role in early learning, so one rate for both is too low for B or too high for A
-    (LoRA+, Hayou et al. 2024, arXiv 2402.12354). The factor stands in each parameter group as `ratio`.
-    """
-    import torch
-
-    layers = lora_layers(model.net).values()
-    groups = [
-        {"params": [layer.lora_A for layer in layers], "ratio": 1.0},
-        {"params": [layer.lora_B for layer in layers], "ratio": config.lora_plus},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
-    )
-
-
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linear rise over the warm-up, then down to zero at the end."""
     rise = max(round(total * config.warmup), 1)
@@ -109,59 +98,70 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
 
 def train(
     model: Model,
-    train_rows: Sequence[Rendered],
-    val_rows: Sequence[Rendered],
+    train_rows: Sequence[TrainRow],
+    val_rows: Sequence[TrainRow],
     config: TrainConfig,
     out: Path,
     *,
+    general: Sequence[Rendered] = (),
+    mixed: Sequence[bool] = (),
     seed: int = 0,
     data_id: str = "",
     tokens_per_second: float = 0.0,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
     progress: Progress = no_progress,
 ) -> Trained:
-    """Train an adapter on rendered rows and leave the best one in the model and in `out/adapter`.
+    """Train on rendered rows and leave the best weights in the model and in `out/adapter` or `out/model`.
 
     Writes `metrics.jsonl` (a record a step and an evaluation) and `checkpoints/`; a run that was cut short goes on
     from its last checkpoint and, on CPU, ends with the same bits as one that was not.
 
     Args:
-        train_rows, val_rows: conversations with their loss masks.
+        train_rows, val_rows: rows of the configured loss's kind, see `training_rows`.
         out: folder of the run.
-        seed: of the adapter's start, the order of rows and dropout.
+        general: rows of other work, held out; their loss is measured beside the validation loss and shows what is forgotten.
+        mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
+        seed: of the start, the order of rows and dropout.
         data_id: identifies the data set; a checkpoint made from another one is refused.
         tokens_per_second: measured speed, needed with `config.max_minutes`.
         log: gets every record of `metrics.jsonl` as it is written.
 
     Raises:
         UserError: no rows, a row without supervised tokens, the loss is not a number, foreign or damaged
-            checkpoints, a full disk.
+            checkpoints, a full disk, a row that is too large for the memory.
+        Preempted: SIGTERM came; a checkpoint is written.
     """
     import torch
 
-    _check_rows(train_rows, "training")
-    key = content_hash([config, seed, data_id, model.fingerprint])
-    steps = plan_steps(train_rows, config, seed)
-    steps = within_time(steps, train_rows, config, tokens_per_second)
-    parameters = attach_adapter(model, config, seed)
-    optimizer = make_optimizer(model, config)
-    torch.manual_seed(seed)
-    state = load_checkpoint(out / "checkpoints", key)
-    resumed_at = state.step if state else 0
-    if state is None:
-        state = State(key, total_steps=len(steps))
+    check_rows(train_rows, "training", model.head.shape[0])
+    key = run_key(model, config, seed, data_id)
+    state = load_checkpoint(out / "checkpoints", key) or State(key)
+    resumed_at = state.step
+    steps = plan_steps(train_rows, config, seed, mixed)
+    if state.total_steps:
+        steps = steps[: state.total_steps]
     else:
-        load_adapter_state(model.net, state.adapter, str(out / "checkpoints"))
+        steps = within_time(steps, train_rows, config, tokens_per_second)
+        state.total_steps = len(steps)
+    trainable = attach(model, config, seed, train_rows)
+    rows = Rows(
+        train=_referenced(model, train_rows, config, trainable, progress),
+        val=_referenced(model, _sample(val_rows, config.val_rows, seed), config, trainable, progress),
+        general=_sample(general, config.val_rows, seed),
+    )
+    start = {name: p.detach().clone() for name, p in trainable.parameters.items()} if config.l2_start else {}
+    optimizer = make_optimizer(trainable, config)
+    torch.manual_seed(seed)
+    if state.step:
+        trainable.load(state.parameters, str(out / "checkpoints"))
         optimizer.load_state_dict(state.optimizer)
         torch.set_rng_state(state.rng)
-        steps = plan_steps(train_rows, config, seed)[: state.total_steps]
-    val_rows = _sample(val_rows, config.val_rows, seed)
-    run = _Run(model, config, optimizer, parameters, state, out, log, progress)
+    run = Run(model, config, trainable, optimizer, state, out, log, progress, start)
     release_memory()
     reset_peak_memory()
-    with _MetricsFile(out / "metrics.jsonl", state.step) as run.metrics:
-        _steps(run, steps, train_rows, val_rows)
-    _finish(run, out)
+    with _MetricsFile(out / "metrics.jsonl", state.step) as run.metrics, _notice_sigterm(run):
+        _steps(run, steps, rows)
+    _finish(run)
     return Trained(
         steps=state.step,
         total_steps=state.total_steps,
@@ -170,33 +170,39 @@ def train(
         best_val_loss=state.best_val_loss if math.isfinite(state.best_val_loss) else float("nan"),
         first_val_loss=state.first_val_loss,
         stopped=state.stopped,
-        trainable_parameters=sum(p.numel() for p in parameters),
+        trainable_parameters=sum(p.numel() for p in trainable.parameters.values()),
         tokens=state.tokens,
         seconds=state.seconds,
         tokens_per_second=state.tokens / max(state.seconds, 1e-9),
         peak_memory_gib=state.peak_memory_gib,
-        adapter_hash=json.loads((out / "adapter" / "tuneloop.json").read_text())["hash"],
+        adapter_hash=read_json(out / trainable.folder / "tuneloop.json")["hash"],
         resumed_at=resumed_at,
     )
 
 
 @dataclass
-class _Run:
+class Run:
     """What the loop's parts share."""
 
     model: Model
     config: TrainConfig
+    trainable: Trainable
     optimizer: Any
-    parameters: list[nn.Parameter]
     state: State
     out: Path
-    log: Callable[[dict[str, Any]], None]
-    progress: Progress
+    log: Callable[[dict[str, Any]], None] = lambda record: None
+    progress: Progress = no_progress
+    start: dict[str, Tensor] = field(default_factory=dict)
     metrics: Any = None
     saved_at: float = 0.0
+    asked_to_end: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
 
 
-def _steps(run: _Run, steps: list[Step], train_rows: Sequence[Rendered], val_rows: Sequence[Rendered]) -> None:
+def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
     """Optimizer steps from where the state is to the end, with evaluations and checkpoints between."""
     state, config, model = run.state, run.config, run.model
     total = len(steps)
@@ -204,7 +210,7 @@ def _steps(run: _Run, steps: list[Step], train_rows: Sequence[Rendered], val_row
     began = time.monotonic() - state.seconds
     run.saved_at = time.monotonic()
     if state.step == 0:
-        _evaluate(run, val_rows, began)
+        _evaluate(run, rows, began)
         _save(run)
     model.net.train()
     run.progress("training", state.step, total)
@@ -212,15 +218,15 @@ def _steps(run: _Run, steps: list[Step], train_rows: Sequence[Rendered], val_row
         step = steps[state.step]
         started = time.monotonic()
         rate = learning_rate(state.step, total, config)
-        loss, norm = optimizer_step(model, step, train_rows, run.optimizer, run.parameters, rate, config.max_grad_norm)
-        tokens = sum(len(train_rows[i].ids) for micro in step.micro_batches for i in micro)
+        loss, norm, figures = optimizer_step(run, step, rows.train, rate)
+        tokens = sum(tokens_of(rows.train[i]) for micro in step.micro_batches for i in micro)
         state.step += 1
         state.tokens += tokens
         seconds = time.monotonic() - started
         _record(run, {
             "step": state.step, "epoch": round(step.epoch, 4), "loss": loss, "learning_rate": rate, "grad_norm": norm,
             "tokens": tokens, "tokens_per_second": round(tokens / seconds, 1), "seconds": round(time.monotonic() - began, 2),
-            "memory_gib": round(memory_now(), 3),
+            "memory_gib": round(memory_now(), 3), "rows": [i for micro in step.micro_batches for i in micro], **figures,
         })  # fmt: skip
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise UserError(
@@ -230,96 +236,150 @@ def _steps(run: _Run, steps: list[Step], train_rows: Sequence[Rendered], val_row
             )
         run.progress("training", state.step, total, loss=loss, tokens_per_second=tokens / seconds)
         if state.step in due:
-            _evaluate(run, val_rows, began)
+            _evaluate(run, rows, began)
         if state.step % TRIM_EVERY == 0:
             release_memory()
         state.seconds = time.monotonic() - began
-        if state.step in due or time.monotonic() - run.saved_at > config.checkpoint_seconds:
+        if _checkpoint_due(run):
             _save(run)
+        if run.asked_to_end and state.step < total and not state.stopped:
+            raise Preempted(state.step)
     if not state.stopped:
         state.stopped = "finished"
     state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
 
 
+def _checkpoint_due(run: Run) -> bool:
+    every = run.config.checkpoint_steps
+    return (
+        run.asked_to_end
+        or time.monotonic() - run.saved_at > run.config.checkpoint_seconds
+        or (every is not None and run.state.step % every == 0)
+    )
+
+
+@contextlib.contextmanager
+def _notice_sigterm(run: Run) -> Iterator[None]:
+    """Let the step that is being computed end when the system asks the process to; a second signal ends it at once."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def notice(number: int, frame: Any) -> None:
+        run.asked_to_end = True
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, notice)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def optimizer_step(
-    model: Model,
-    step: Step,
-    rows: Sequence[Rendered],
-    optimizer: Any,
-    parameters: Sequence[nn.Parameter],
-    rate: float,
-    max_grad_norm: float,
-) -> tuple[float, float]:
-    """One optimizer step: the mean loss over the supervised tokens of all its micro-batches, and the gradient's norm.
+    run: Run, step: Step, rows: Sequence[TrainRow], rate: float
+) -> tuple[float, float, dict[str, float]]:
+    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further figures.
 
-    The mean is taken over the whole step, so that how it is divided into micro-batches changes nothing.
+    The mean is taken over the whole step, so that how it is divided into micro-batches changes nothing. When memory runs
+    out the step is done again in micro-batches of half as many rows, and so are those that follow.
+
+    Raises:
+        UserError: a single row does not fit into memory.
     """
     import torch
 
-    supervised = sum(sum(rows[i].mask[1:]) for micro in step.micro_batches for i in micro)
-    total = 0.0
-    for micro in step.micro_batches:
-        loss = batch_loss(model, [rows[i] for i in micro], 1.0 / supervised)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    for group in optimizer.param_groups:
+    parameters = list(run.trainable.parameters.values())
+    for _ in range(run.state.halvings):
+        with contextlib.suppress(ValueError):
+            step = halved(step)
+    while True:
+        rng = torch.get_rng_state()
+        try:
+            total, figures = _gradients(run, step, rows)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        run.optimizer.zero_grad(set_to_none=True)
+        torch.set_rng_state(rng)
+        step = _with_less_memory(run, step, rows)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)
+    for group in run.optimizer.param_groups:
         group["lr"] = rate * group.get("ratio", 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total, float(norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.trainable.after_step()
+    return total, float(norm), figures
 
 
-def batch_loss(model: Model, rows: Sequence[Rendered], weight: float) -> Tensor:
-    """Loss of one micro-batch: the sum over supervised tokens times `weight`.
-
-    What all rows begin with (an instruction) is computed once. Rows are padded on the right; a causal model never
-    looks there, so no padding mask is needed.
-    """
+def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
+    """Add the gradient of a step to the parameters, micro-batch by micro-batch."""
     import torch
 
-    prefix = shared_prefix(rows)
-    longest = max(len(row.ids) for row in rows) - prefix
-    ids = torch.full((len(rows), longest), model.template.pad_id, dtype=torch.long)
-    learned = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for slot, row in enumerate(rows):
-        ids[slot, : len(row.ids) - prefix] = torch.tensor(row.ids[prefix:])
-        learned[slot, : len(row.ids) - prefix] = torch.tensor(row.mask[prefix:], dtype=torch.bool)
-    ids, learned = ids.to(model.device), learned.to(model.device)
-    if prefix:
-        hidden = model.hidden_after(torch.tensor(rows[0].ids[:prefix], device=model.device), ids)
-    else:
-        hidden = model.hidden(ids)
-    supervised = hidden[:, :-1][learned[:, 1:]]
-    targets = ids[:, 1:][learned[:, 1:]]
-    weights = torch.full((len(targets),), weight, dtype=torch.float32, device=model.device)
-    return head_cross_entropy(supervised, model.head, targets, weights)
+    loss = LOSSES[run.config.loss]
+    of_step = [rows[i] for micro in step.micro_batches for i in micro]
+    share = 1 / sum(loss.units(row) for row in of_step)
+    constant = loss.constant(Batch(run.model, of_step, share, run.config, run.trainable.untouched))
+    total, figures = 0.0, dict[str, float]()
+    for micro in step.micro_batches:
+        batch = Batch(run.model, [rows[i] for i in micro], share, run.config, run.trainable.untouched, constant)
+        value, sums = loss.value(batch)
+        value.backward()  # type: ignore[no-untyped-call]
+        total += float(value.detach())
+        for name, figure in sums.items():
+            figures[name] = figures.get(name, 0.0) + float(figure)
+    if run.start:
+        parameters = run.trainable.parameters.items()
+        distance = torch.stack([(p - run.start[name]).square().sum() for name, p in parameters]).sum()
+        (run.config.l2_start * distance).backward()  # type: ignore[no-untyped-call]
+        figures["l2_start"] = float(distance)
+    return total, figures
 
 
-def micro_shape(rows: Sequence[Rendered]) -> tuple[int, int, int]:
-    """Rows, their padded length behind what they share, and the length of that."""
-    prefix = shared_prefix(rows)
-    return len(rows), max(len(row.ids) for row in rows) - prefix, prefix
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch says it in words only where the processor's memory is meant."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
-def shared_prefix(rows: Sequence[Rendered]) -> int:
-    """Tokens that all rows begin with and none of which is learned; 0 when too few to be worth it.
+def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
+    """The step in smaller micro-batches; what is said about it stands in `metrics.jsonl`."""
+    import torch
 
-    The token behind them must not be learned either: its prediction is made at the last shared position.
-    """
-    if len(rows) < 2:
-        return 0
-    first, last = min(row.ids for row in rows), max(row.ids for row in rows)
-    same = 0
-    while same < len(first) - 1 and same < len(last) - 1 and first[same] == last[same]:
-        same += 1
-    learned = min(row.mask.index(1) for row in rows)
-    same = min(same, learned - 1)
-    return same if same >= 8 else 0
+    release_memory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        smaller = halved(step)
+    except ValueError:
+        longest = max(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
+        raise UserError(
+            f"Out of memory at step {run.state.step + 1}: a single row of {longest:,} tokens does not fit",
+            where=str(run.out),
+            next_step=f"set data.max_length={longest // 2}, or use a machine with more memory; the same command goes on",
+        ) from None
+    run.state.halvings += 1
+    before, after = (max(len(micro) for micro in s.micro_batches) for s in (step, smaller))
+    _record(run, {"step": run.state.step, "event": "out_of_memory",
+                  "message": f"memory ran out: micro-batches of {after} rows instead of {before} from step "
+                             f"{run.state.step + 1} on; a step's rows and its result stay the same"})  # fmt: skip
+    return smaller
+
+
+def batch_loss(model: Model, rows: Sequence[TrainRow], weight: float, config: TrainConfig = TrainConfig()) -> Tensor:
+    """The configured loss of one micro-batch, each unit (a learned token, a pair) counted `weight`."""
+    return LOSSES[config.loss].value(Batch(model, rows, weight, config))[0]
+
+
+def micro_shape(rows: Sequence[TrainRow]) -> tuple[int, int, int]:
+    """Conversations, their padded length behind what they share, and the length of that."""
+    parts = [part for row in rows for part in conversations(row)]
+    prefix = shared_prefix(parts)
+    return len(parts), max(len(part.ids) for part in parts) - prefix, prefix
 
 
 def measure_speed(
-    model: Model, rows: Sequence[Rendered], config: TrainConfig, seed: int, seconds: float = 3.0
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, seconds: float = 3.0
 ) -> float:
     """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
 
@@ -327,107 +387,111 @@ def measure_speed(
     """
     import torch
 
-    parameters = attach_adapter(model, config, seed)
+    check_rows(rows, "training", model.head.shape[0])
+    trainable = attach(model, config, seed, rows)
     steps = plan_steps(rows, config, seed)
     picked = random.Random(seed).sample(steps, min(len(steps), 8))
     model.net.train()
     with torch.random.fork_rng(devices=[]):
-        batch_loss(model, [rows[i] for i in picked[0].micro_batches[0]], 1.0).backward()  # type: ignore[no-untyped-call]
+        batch_loss(model, [rows[i] for i in picked[0].micro_batches[0]], 1.0, config).backward()  # type: ignore[no-untyped-call]
         began, tokens = time.monotonic(), 0
         for step in picked:
             for micro in step.micro_batches:
-                batch_loss(model, [rows[i] for i in micro], 1.0).backward()  # type: ignore[no-untyped-call]
-                tokens += sum(len(rows[i].ids) for i in micro)
+                batch_loss(model, [rows[i] for i in micro], 1.0, config).backward()  # type: ignore[no-untyped-call]
+                tokens += sum(tokens_of(rows[i]) for i in micro)
             if time.monotonic() - began > seconds:
                 break
     took = time.monotonic() - began
-    for parameter in parameters:
+    for parameter in trainable.parameters.values():
         parameter.grad = None
+    trainable.detach()
     model.net.eval()
     return SUSTAINED * tokens / took
 
 
-def _evaluate(run: _Run, rows: Sequence[Rendered], began: float) -> None:
-    """Validation loss: keep the best adapter, count worse ones, decide on stopping."""
+def _referenced(
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, trainable: Trainable, progress: Progress
+) -> list[TrainRow]:
+    """Rows of preferences with what the reference makes of them: the untouched model, or what `init` goes on from."""
+    with nullcontext() if config.init else trainable.untouched():
+        return with_references(model, rows, progress)
+
+
+def _evaluate(run: Run, rows: Rows, began: float) -> None:
+    """Validation loss: keep the best weights, count worse ones, decide on stopping."""
     state = run.state
-    if not rows:
-        state.best, state.best_step = adapter_state(run.model.net), state.step
-        return
+    if not rows.val:
+        state.best_step = state.step
     run.model.net.eval()
-    loss, _ = answer_losses(run.model, rows, progress=run.progress)
+    record: dict[str, Any] = {"step": state.step}
+    if rows.val:
+        loss, figures = _loss_of(run, rows.val, run.config)
+        better = loss < state.best_val_loss
+        if state.step == 0:
+            state.first_val_loss = loss  # the untouched model: a mark to compare with, not a candidate
+        elif better:
+            state.best_val_loss, state.best_step, state.worse = loss, state.step, 0
+            save_best(run.checkpoints, state.step, run.trainable.state())
+        else:
+            state.worse += 1
+            if state.worse >= run.config.patience and state.step < state.total_steps:
+                state.stopped = "early"
+        record |= {"val_loss": loss, "best": bool(better and state.step > 0)}
+        record |= {f"val_{name}": figure for name, figure in figures.items()}
+    if rows.general:
+        record["general_loss"], _ = _loss_of(run, rows.general, TrainConfig())
     run.model.net.train()
-    better = loss < state.best_val_loss
-    if state.step == 0:
-        state.first_val_loss = loss  # the untouched model: a mark to compare with, not a candidate
-    elif better:
-        state.best_val_loss, state.best_step, state.worse = loss, state.step, 0
-        state.best = adapter_state(run.model.net)
-    else:
-        state.worse += 1
-        if state.worse >= run.config.patience and state.step < state.total_steps:
-            state.stopped = "early"
-    _record(run, {"step": state.step, "val_loss": loss, "best": bool(better and state.step > 0),
-                  "seconds": round(time.monotonic() - began, 2)})  # fmt: skip
+    if len(record) > 1:
+        _record(run, {**record, "seconds": round(time.monotonic() - began, 2)})
 
 
-def _record(run: _Run, record: dict[str, Any]) -> None:
-    run.metrics.write(record)
+def _loss_of(run: Run, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[float, dict[str, float]]:
+    return mean_loss(run.model, rows, config, untouched=run.trainable.untouched, progress=run.progress)
+
+
+def _record(run: Run, record: dict[str, Any]) -> None:
+    if run.metrics is not None:
+        run.metrics.write(record)
     run.log(record)
 
 
-def _save(run: _Run) -> None:
+def _save(run: Run) -> None:
     import torch
 
     state = run.state
-    state.adapter = adapter_state(run.model.net)
-    state.optimizer = run.optimizer.state_dict()
+    if state.step:  # the first checkpoint only holds the plan: a resumed run makes the same start again
+        state.parameters = run.trainable.state()
+        state.optimizer = run.optimizer.state_dict()
     state.rng = torch.get_rng_state()
     state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
     run.metrics.sync()
-    save_checkpoint(run.out / "checkpoints", state, run.config.keep_checkpoints)
+    save_checkpoint(run.checkpoints, state, run.config.keep_checkpoints)
+    state.parameters, state.optimizer = {}, {}
     run.saved_at = time.monotonic()
 
 
-def _finish(run: _Run, out: Path) -> None:
-    """Put the best adapter into the model and into `out/adapter`; checkpoints have served."""
-    state, model = run.state, run.model
-    best = state.best or adapter_state(model.net)
-    load_adapter_state(model.net, best, str(out))
-    model.net.eval()
-    save_adapter(out / "adapter", best, lora_shape(model, run.config), _base_name(model), model.fingerprint)
-    model.template.save(out / "adapter")
-    state.adapter = best
-    drop_checkpoints(out / "checkpoints")
+def _finish(run: Run) -> None:
+    """Put the best weights into the model and into the run's folder; checkpoints have served."""
+    best = load_best(run.checkpoints, run.state.best_step)
+    if best is not None:
+        run.trainable.load(best, str(run.checkpoints))
+    run.model.net.eval()
+    run.trainable.save(run.out / run.trainable.folder)
+    drop_checkpoints(run.checkpoints)
 
 
-def _base_name(model: Model) -> str:
-    """What PEFT can load the base from: the hub name, or the folder."""
-    return model.name if "/" in model.name and not Path(model.name).exists() else str(model.folder)
-
-
-def _check_rows(rows: Sequence[Rendered], split: str) -> None:
-    if not rows:
-        raise UserError(f"The {split} split is empty", next_step="give more data, or smaller split.val and split.test")
-    for number, row in enumerate(rows, 1):
-        if not any(row.mask[1:]):
-            raise UserError(
-                f"Row {number} of the {split} split has no token to learn",
-                next_step="every row needs an assistant turn; `tuneloop prepare --show 3` shows what is learned",
-            )
-
-
-def _sample(rows: Sequence[Rendered], most: int, seed: int) -> list[Rendered]:
+def _sample(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
     return list(rows) if len(rows) <= most else random.Random(seed).sample(list(rows), most)
 
 
-def within_time(steps: list[Step], rows: Sequence[Rendered], config: TrainConfig, speed: float) -> list[Step]:
+def within_time(steps: list[Step], rows: Sequence[Any], config: TrainConfig, speed: float) -> list[Step]:
     """Cut the plan to what fits into `max_minutes` at the measured speed; the learning rate falls over what is left."""
     if config.max_minutes is None or speed <= 0:
         return steps
     budget = config.max_minutes * 60 * speed
     used = 0
     for count, step in enumerate(steps):
-        used += sum(len(rows[i].ids) for micro in step.micro_batches for i in micro)
+        used += sum(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
         if used > budget:
             return steps[: max(count, 1)]
     return steps

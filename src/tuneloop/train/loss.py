@@ -1,11 +1,29 @@
-"""Losses. Each takes hidden states and gives one number whose gradient flows back into them."""
+"""Losses: how far a micro-batch is from what is wanted, as one number whose gradient flows back into the model.
+
+A new loss is a function from `Batch` to a tensor, and a row in `LOSSES`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from tuneloop.models.load import Model
+from tuneloop.models.template import Rendered
+from tuneloop.train.config import TrainConfig
+from tuneloop.train.rows import Pair, Rated, TrainRow, conversations, supervised_tokens, tokens_of, with_reference
+from tuneloop.types import Progress, no_progress
+
+# Shape suffixes: N learned positions, C hidden size, V vocabulary, B rows, T tokens.
+
+# Tokens computed at once where no gradient is needed: more fit, and larger products are faster.
+BATCH_TOKENS = 4096
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -68,3 +86,258 @@ def head_cross_entropy(
         hidden_NC, head_VC, targets_N, weights_N, chunk
     )
     return loss
+
+
+# --- from rows to hidden states
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The learned positions of a batch: hidden states that predict them, their ids, weights and rows."""
+
+    hidden_NC: Tensor
+    targets_N: Tensor
+    weights_N: Tensor
+    rows_N: Tensor
+
+
+def learned_states(model: Model, rows: Sequence[Rendered]) -> Learned:
+    """Hidden states where a learned token is predicted.
+
+    What all rows begin with (an instruction) is computed once. Rows are padded on the right; a causal model never
+    looks there, so no padding mask is needed.
+    """
+    prefix = shared_prefix(rows)
+    longest = max(len(row.ids) for row in rows) - prefix
+    ids = torch.full((len(rows), longest), model.template.pad_id, dtype=torch.long)
+    weights = torch.zeros((len(rows), longest), dtype=torch.float32)
+    for slot, row in enumerate(rows):
+        ids[slot, : len(row.ids) - prefix] = torch.tensor(row.ids[prefix:])
+        weights[slot, : len(row.ids) - prefix] = torch.tensor(row.mask[prefix:], dtype=torch.float32)
+    ids, weights = ids.to(model.device), weights.to(model.device)
+    if prefix:
+        hidden = model.hidden_after(torch.tensor(rows[0].ids[:prefix], device=model.device), ids)
+    else:
+        hidden = model.hidden(ids)
+    learned = weights[:, 1:] > 0
+    return Learned(hidden[:, :-1][learned], ids[:, 1:][learned], weights[:, 1:][learned], learned.nonzero()[:, 0])
+
+
+def shared_prefix(rows: Sequence[Rendered]) -> int:
+    """Tokens that all rows begin with and none of which is learned; 0 when too few to be worth it.
+
+    The token behind them must not be learned either: its prediction is made at the last shared position.
+    """
+    if len(rows) < 2:
+        return 0
+    first, last = min(row.ids for row in rows), max(row.ids for row in rows)
+    same = 0
+    while same < len(first) - 1 and same < len(last) - 1 and first[same] == last[same]:
+        same += 1
+    learned = min(next((i for i, weight in enumerate(row.mask) if weight), len(row.mask)) for row in rows)
+    same = min(same, learned - 1)
+    return same if same >= 8 else 0
+
+
+def log_likelihoods(model: Model, rows: Sequence[Rendered]) -> Tensor:
+    """Log likelihood of each row's learned tokens (B), fp32, with a gradient; logits exist a chunk at a time."""
+    states = learned_states(model, rows)
+    out = torch.zeros(len(rows), dtype=torch.float32, device=states.hidden_NC.device)
+    return out.index_add(0, states.rows_N, _in_chunks(_log_probs, states.hidden_NC, _head(model), states.targets_N))
+
+
+def _head(model: Model) -> Tensor:
+    return model.head if torch.is_grad_enabled() else model.head.detach()
+
+
+def _in_chunks(
+    function: Callable[..., Tensor], hidden_NC: Tensor, head_VC: Tensor, beside_N: Tensor, size: int = 256
+) -> Tensor:
+    """A function of logits, computed again in the backward pass so that those of one chunk exist at a time."""
+    from torch.utils.checkpoint import checkpoint
+
+    out = [
+        checkpoint(function, part, head_VC, beside, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled()
+        else function(part, head_VC, beside)
+        for part, beside in zip(torch.split(hidden_NC, size), torch.split(beside_N, size), strict=True)
+    ]
+    return torch.cat(out)
+
+
+def _log_probs(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor) -> Tensor:
+    return -F.cross_entropy((hidden_NC @ head_VC.t()).float(), targets_N, reduction="none")
+
+
+def _divergence(hidden_NC: Tensor, head_VC: Tensor, reference_NC: Tensor) -> Tensor:
+    """KL(tuned || reference) over the vocabulary at each position."""
+    tuned = F.log_softmax((hidden_NC @ head_VC.t()).float(), -1)
+    reference = F.log_softmax((reference_NC @ head_VC.t()).float(), -1)
+    return (tuned.exp() * (tuned - reference)).sum(-1)
+
+
+# --- losses
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch and what a loss may need beside it.
+
+    Args:
+        rows: of the micro-batch.
+        share: what one unit counts: 1 / units of the whole step, so that its division changes nothing.
+        untouched: a context in which the model computes as it did before training.
+        constant: of the step, see `Loss`.
+    """
+
+    model: Model
+    rows: Sequence[Any]
+    share: float
+    config: TrainConfig
+    untouched: Callable[[], AbstractContextManager[None]] = nullcontext
+    constant: float = 0.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss.
+
+    Args:
+        value: sum over the micro-batch times `share`, and figures for `metrics.jsonl` summed alike.
+        units: what of a row the mean is taken over: 1, or its learned tokens.
+        constant: something that a step needs of all its rows before the first micro-batch.
+    """
+
+    value: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+    units: Callable[[TrainRow], float] = lambda row: 1.0
+    constant: Callable[[Batch], float] = lambda step: 0.0
+
+
+def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross entropy of the learned tokens, and with `kl` the divergence from the untouched model there."""
+    states = learned_states(batch.model, batch.rows)
+    weights = states.weights_N * batch.share
+    loss = head_cross_entropy(states.hidden_NC, _head(batch.model), states.targets_N, weights)
+    if not batch.config.kl:
+        return loss, {}
+    with torch.no_grad(), batch.untouched():
+        reference = learned_states(batch.model, batch.rows).hidden_NC
+    kl = (_in_chunks(_divergence, states.hidden_NC, _head(batch.model), reference) * weights).sum()
+    return loss + batch.config.kl * kl, {"kl": kl.detach()}
+
+
+def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """-log sigmoid(beta * how much more the tuned model prefers the chosen answer than the reference does).
+
+    Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7.
+    """
+    pairs: Sequence[Pair] = batch.rows
+    both = log_likelihoods(batch.model, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
+    reference = torch.tensor([pair.reference for pair in pairs], device=both.device)
+    ratios = both.view(2, -1).t() - reference  # chosen, rejected
+    margins = batch.config.beta * (ratios[:, 0] - ratios[:, 1])
+    figures = {"reward_margin": margins, "reward_accuracy": (margins > 0).float()}
+    return -F.logsigmoid(margins).sum() * batch.share, _summed(figures, batch.share)
+
+
+def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """1 - sigmoid of how much likelier good answers have become (bad ones: less likely), beyond the model's move in general.
+
+    Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7.
+    """
+    rated: Sequence[Rated] = batch.rows
+    config = batch.config
+    now = log_likelihoods(batch.model, [row.answer for row in rated])
+    good = torch.tensor([row.good for row in rated], device=now.device)
+    ratio = now - torch.tensor([row.reference[0] for row in rated], device=now.device)
+    signed = torch.where(good, ratio - batch.constant, batch.constant - ratio)
+    weight = torch.where(good, config.desirable_weight, config.undesirable_weight)
+    losses = weight * (1 - torch.sigmoid(config.beta * signed))
+    # What a row's thumb asks for, in units of reward; its mean is the margin of a balanced batch.
+    figures = {
+        "reward_margin": 2 * config.beta * torch.where(good, ratio, -ratio),
+        "reward_accuracy": (signed > 0).float(),
+    }
+    return losses.sum() * batch.share, _summed(figures, batch.share)
+
+
+@torch.no_grad()
+def kto_reference_point(step: Batch) -> float:
+    """How far the model has moved from the reference on answers to other prompts: KTO's z0, of the whole step."""
+    total = 0.0
+    rated: Sequence[Rated] = step.rows
+    for rows in in_batches(rated, step.config.micro_batch_tokens):
+        now = log_likelihoods(step.model, [row.other for row in rows])
+        total += float((now - torch.tensor([row.reference[1] for row in rows], device=now.device)).sum())
+    return max(total / len(rated), 0.0)
+
+
+def _summed(figures: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    return {name: figure.detach().sum() * share for name, figure in figures.items()}
+
+
+LOSSES: dict[str, Loss] = {
+    "supervised": Loss(supervised, units=supervised_tokens),
+    "dpo": Loss(dpo),
+    "kto": Loss(kto, constant=kto_reference_point),
+}
+
+
+# --- over many rows, without a gradient
+
+
+def in_batches(rows: Sequence[Any], tokens: int) -> Iterator[Sequence[Any]]:
+    """Rows by length in groups of at most `tokens` tokens."""
+    group: list[Any] = []
+    for row in sorted(rows, key=tokens_of):
+        if group and (len(group) + 1) * tokens_of(row) > tokens:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+@torch.no_grad()
+def mean_loss(
+    model: Model,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    *,
+    untouched: Callable[[], AbstractContextManager[None]] = nullcontext,
+    progress: Progress = no_progress,
+) -> tuple[float, dict[str, float]]:
+    """The configured loss over rows as one step, and its figures."""
+    loss = LOSSES[config.loss]
+    whole = Batch(model, rows, 1 / sum(loss.units(row) for row in rows), config, untouched)
+    whole = replace(whole, constant=loss.constant(whole))
+    total, figures, done = 0.0, dict[str, float](), 0
+    for group in in_batches(rows, BATCH_TOKENS):
+        value, sums = loss.value(replace(whole, rows=group))
+        total += float(value)
+        for name, figure in sums.items():
+            figures[name] = figures.get(name, 0.0) + float(figure)
+        done += len(group)
+        progress("validating", done, len(rows))
+    return total, figures
+
+
+@torch.no_grad()
+def with_references(model: Model, rows: Sequence[TrainRow], progress: Progress = no_progress) -> list[TrainRow]:
+    """Rows with the log likelihoods that the model gives their answers now; supervised rows as they are.
+
+    Once before training instead of in every step: the reference costs no second model and no second pass an epoch.
+    """
+    if all(isinstance(row, Rendered) for row in rows):
+        return list(rows)
+    made: dict[int, TrainRow] = {}
+    places = {id(row): place for place, row in enumerate(rows)}
+    for group in in_batches(rows, BATCH_TOKENS):
+        firsts = log_likelihoods(model, [conversations(row)[0] for row in group]).tolist()
+        seconds = log_likelihoods(
+            model, [row.other if isinstance(row, Rated) else conversations(row)[1] for row in group]
+        ).tolist()
+        for row, values in zip(group, zip(firsts, seconds, strict=True), strict=True):
+            made[places[id(row)]] = with_reference(row, values)
+        progress("reference", len(made), len(rows))
+    return [made[place] for place in range(len(rows))]

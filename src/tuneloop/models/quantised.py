@@ -1,0 +1,71 @@
+"""Frozen weights in four bits: NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuneloop.types import UserError
+
+BLOCK = 64  # weights that share a scale, as in the paper
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W' with W unpacked for the moment in the forward and again in the backward pass; nothing but x's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Nf4Linear) -> Tensor:
+        ctx.layer = layer
+        return torch.nn.functional.linear(x, layer.weight.to(x.dtype), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return grad @ ctx.layer.weight.to(grad.dtype), None
+
+
+class Nf4Linear(nn.Module):
+    """A frozen linear layer whose weight is held in about 4.1 bits."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        from bitsandbytes.functional import quantize_4bit
+
+        self.in_features, self.out_features, self.bias = base.in_features, base.out_features, base.bias
+        # The layout is bitsandbytes' own, so a PEFT user's 4-bit base computes the same.
+        self.packed, self.state = quantize_4bit(
+            base.weight.detach().contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (outputs, inputs) in the base's dtype, unpacked."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight: Tensor = dequantize_4bit(self.packed, self.state)
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
+        return out
+
+
+def quantise(net: nn.Module) -> None:
+    """Replace every linear layer but the vocabulary projection by its 4-bit form, in place; done already is no error.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "QLoRA needs the bitsandbytes package",
+            where="train.method",
+            next_step="pip install bitsandbytes, or set train.method=lora",
+        )
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.Linear) and "lm_head" not in name and not name.endswith("base_layer"):
+            parent, _, last = name.rpartition(".")
+            setattr(net.get_submodule(parent), last, Nf4Linear(module))

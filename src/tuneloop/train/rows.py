@@ -1,0 +1,158 @@
+"""What a loss is computed from: rows of a data set as token ids and masks, with what people thought of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tuneloop.models.template import Rendered, Template
+from tuneloop.train.config import TrainConfig
+from tuneloop.types import Message, Row, UserError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, the better one first.
+
+    Args:
+        chosen, rejected: the conversation with either; the mask marks the answer.
+        reference: log likelihoods of both answers under the reference model.
+    """
+
+    chosen: Rendered
+    rejected: Rendered
+    reference: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Rated:
+    """An answer with a thumb.
+
+    Args:
+        answer: the conversation; the mask marks the rated answer.
+        other: the same prompt with another row's answer, by which KTO estimates how far the model has moved.
+        good: thumb up.
+        reference: log likelihoods of both answers under the reference model.
+    """
+
+    answer: Rendered
+    other: Rendered
+    good: bool
+    reference: tuple[float, float] = (0.0, 0.0)
+
+
+TrainRow = Rendered | Pair | Rated
+
+
+def conversations(row: TrainRow) -> tuple[Rendered, ...]:
+    """What is computed of a row in a training step."""
+    if isinstance(row, Pair):
+        return row.chosen, row.rejected
+    return (row.answer,) if isinstance(row, Rated) else (row,)
+
+
+def tokens_of(row: TrainRow) -> int:
+    """Tokens of a row in a training step."""
+    return sum(len(part.ids) for part in conversations(row))
+
+
+def supervised_tokens(row: TrainRow) -> float:
+    """Learned tokens of a row; by weight, where tokens have weights."""
+    return sum(sum(part.mask[1:]) for part in conversations(row))
+
+
+def training_rows(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
+    """The rows that the configured loss can use, rendered.
+
+    Supervised: all but those with a thumb down. DPO: those with a rejected answer. KTO: those with a thumb.
+
+    Raises:
+        UserError: no row is of the kind that the loss needs.
+    """
+    usable = [row for row in rows if is_usable(row, config)]
+    if rows and not usable and config.loss != "supervised":
+        needed = "a chosen and a rejected answer" if config.loss == "dpo" else "a thumb up or down"
+        raise UserError(
+            f"No row has {needed}",
+            where=f"train.loss={config.loss}",
+            next_step="set train.loss=supervised, or give such data",
+        )
+    if config.loss == "dpo":
+        return [_pair(row, template) for row in usable]
+    if config.loss == "kto":
+        answers = [_last_answer(row.messages, len(row.messages) - 1, row, template) for row in usable]
+        return [
+            Rated(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
+            for place, (row, answer) in enumerate(zip(usable, answers, strict=True))
+        ]
+    return [_learned(template.render(row.messages, row.tools), config.train_on) for row in usable]
+
+
+def is_usable(row: Row, config: TrainConfig) -> bool:
+    """Whether the configured loss can learn from a row."""
+    if config.loss == "dpo":
+        return bool(row.meta.get("rejected"))
+    if config.loss == "kto":
+        return isinstance(row.meta.get("thumb"), bool)
+    return not row.rated_bad
+
+
+def _learned(row: Rendered, what: str) -> Rendered:
+    if what == "assistant":
+        return row
+    if what == "all":
+        return Rendered(row.ids, [1] * len(row.ids))
+    end = max((i for i, weight in enumerate(row.mask) if weight), default=-1) + 1
+    begin = end
+    while begin and row.mask[begin - 1]:
+        begin -= 1
+    return Rendered(row.ids, [0] * begin + row.mask[begin:end] + [0] * (len(row.mask) - end))
+
+
+def _last_answer(messages: Sequence[Message], shared: int, row: Row, template: Template) -> Rendered:
+    """The conversation, only its turns from `shared` on learned."""
+    turns: list[Message] = [{**m, "weight": 0} for m in messages[:shared]]
+    return template.render([*turns, *messages[shared:]], row.tools)
+
+
+def _pair(row: Row, template: Template) -> Pair:
+    shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
+    worse = [*row.messages[:shared], *row.meta["rejected"]]
+    return Pair(_last_answer(row.messages, shared, row, template), _last_answer(worse, shared, row, template))
+
+
+def _mismatched(prompt: Rendered, answer: Rendered) -> Rendered:
+    """The prompt of one conversation with the answer of another."""
+    begin, other = _begin(prompt), _begin(answer)
+    return Rendered(prompt.ids[:begin] + answer.ids[other:], prompt.mask[:begin] + answer.mask[other:])
+
+
+def _begin(row: Rendered) -> int:
+    return next((i for i, weight in enumerate(row.mask) if weight), len(row.mask))
+
+
+def with_reference(row: TrainRow, values: tuple[float, float]) -> TrainRow:
+    """The row with the reference model's log likelihoods."""
+    return row if isinstance(row, Rendered) else replace(row, reference=values)
+
+
+def check_rows(rows: Sequence[TrainRow], split: str, vocabulary: int) -> None:
+    """Refuse what can't be trained on.
+
+    Raises:
+        UserError: no rows, a row without a learned token, a token id that the model does not have.
+    """
+    if not rows:
+        raise UserError(f"The {split} split is empty", next_step="give more data, or smaller split.val and split.test")
+    for number, row in enumerate(rows, 1):
+        for part in conversations(row):
+            if not any(part.mask[1:]):
+                raise UserError(
+                    f"Row {number} of the {split} split has no token to learn",
+                    next_step="every row needs an assistant turn; `tuneloop prepare --show 3` shows what is learned",
+                )
+            if max(part.ids) >= vocabulary or min(part.ids) < 0:
+                raise UserError(
+                    f"Row {number} of the {split} split has the token {max(part.ids)}, and the model knows {vocabulary}",
+                    next_step="the tokenizer is not this model's: download the model's folder again, with its own tokenizer.json",
+                )

@@ -1,0 +1,61 @@
+"""Small conversations and runs on the tiny Llama."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tuneloop.files import read_jsonl
+from tuneloop.models.load import Model, load_model
+from tuneloop.models.template import Rendered, Template
+from tuneloop.train.checkpoint import State
+from tuneloop.train.config import TrainConfig
+from tuneloop.train.loop import Run, train
+from tuneloop.train.methods import attach, make_optimizer
+
+SYSTEM = "You sort letters into drawers, with care, and answer with the drawer's name alone."
+
+CONFIG = TrainConfig(
+    rank=2, alpha=4, learning_rate=5e-3, epochs=2, rows_per_step=4, tokens_per_step=0, evaluations=4, patience=99
+)
+
+
+def changed(**updates: Any) -> TrainConfig:
+    """CONFIG with other settings, checked."""
+    return TrainConfig.model_validate({**CONFIG.model_dump(), **updates})
+
+
+def make_rows(template: Template, n: int, *, offset: int = 0, system: str = SYSTEM) -> list[Rendered]:
+    rows = []
+    for i in range(offset, offset + n):
+        turns: list[Any] = [
+            {"role": "user", "content": f"Letter {i}: " + "please answer soon " * (i % 5)},
+            {"role": "assistant", "content": ["red", "blue drawer", "green"][i % 3]},
+        ]
+        rows.append(template.render(([{"role": "system", "content": system}] if system else []) + turns))
+    return rows
+
+
+def losses(folder: Path) -> list[tuple[int, Any, Any]]:
+    return [(r["step"], r.get("loss"), r.get("val_loss")) for r in read_jsonl(folder / "metrics.jsonl")]
+
+
+def run(
+    folder: Path,
+    out: Path,
+    config: TrainConfig = CONFIG,
+    *,
+    seed: int = 0,
+    rows: int = 24,
+    data_id: str = "d",
+    **other: Any,
+) -> Any:
+    model = load_model(str(folder), dtype="float32")
+    val = make_rows(model.template, 8, offset=100)
+    return train(model, make_rows(model.template, rows), val, config, out, seed=seed, data_id=data_id, **other), model
+
+
+def begin(model: Model, config: TrainConfig = CONFIG, rows: Any = (), **other: Any) -> Run:
+    """A run before its first step, which writes nothing."""
+    trainable = attach(model, config, 0, rows)
+    return Run(model, config, trainable, make_optimizer(trainable, config), State("key"), Path("nowhere"), **other)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tuneloop.plan.estimate import Machine, ModelShape, Work, estimate, memory_terms
+from tuneloop.plan.estimate import Machine, Work, estimate, memory_terms
+from tuneloop.plan.shape import ModelShape
 from tuneloop.types import UserError
 
 LLAMA_3_1_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,

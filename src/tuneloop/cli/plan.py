@@ -2,37 +2,123 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen
 
 
 def command(
-    source: str = typer.Argument(..., help="Recipe, or folder of a prepared data set.", metavar="RECIPE.yaml|DATASET"),
+    source: str = typer.Argument(
+        "",
+        help="Recipe, or folder of a prepared data set: plans for this machine, and measures its speed.",
+        metavar="[RECIPE.yaml|DATASET]",
+    ),
     settings: Settings = None,
-    model: str = typer.Option("", "--model", "-m", help="Base model."),
+    model: str = typer.Option("", "--model", "-m", help="Model: short name, hub name, folder or config.json."),
+    gpu: str = typer.Option(None, help="Only this GPU, as in h100-sxm, or cpu.", show_default=False),
+    gpus: int = typer.Option(None, help="Only this many.", show_default=False),
+    method: str = typer.Option(None, help="full, lora, qlora or prefix."),
+    sharding: str = typer.Option(None, help="none, ddp, fsdp, zero2 or zero3."),
+    offload: bool = typer.Option(None, "--offload", help="Optimizer (and sharded weights) in the host's memory."),
+    offload_activations: bool = typer.Option(None, "--offload-activations", help="Checkpointed layer inputs too."),
+    seq_len: int = typer.Option(None, help="Tokens of a row."),
+    micro_batch: int = typer.Option(None, help="Rows at once on a GPU."),
+    grad_accum: int = typer.Option(None, help="Micro-batches of a step."),
+    grad_ckpt: bool = typer.Option(None, "--grad-ckpt/--no-grad-ckpt", help="Recompute layers in the backward pass."),
+    attention: str = typer.Option(None, help="flash, sdpa or eager."),
+    loss_kernel: str = typer.Option(None, help="eager, compiled, triton, chunked or fused."),
+    dtype: str = typer.Option(None, help="bf16, fp16, fp32 or mixed (fp32 weights)."),
+    optimizer: str = typer.Option(None, help="adamw, adamw-bf16, adamw-8bit, paged-adamw-8bit or sgd."),
+    optimizer_in_backward: bool = typer.Option(None, "--optimizer-in-backward", help="Update as gradients arrive."),
+    rank: int = typer.Option(None, help="Rank of the adapter."),
+    targets: str = typer.Option(None, help="all-linear, attention, mlp, or names as in q,v."),
+    prefix_tokens: int = typer.Option(None, help="Virtual tokens of prefix tuning."),
+    quant: str = typer.Option(None, help="Frozen weights: nf4, nf4-dq, int8 or none."),
+    head_fp32: bool = typer.Option(
+        None, "--head-fp32", help="Embeddings, head and norms upcast, as PEFT prepares k-bit."
+    ),
+    packing: bool = typer.Option(None, "--packing/--no-packing", help="Rows are packed to the full length."),
+    tokens: int = typer.Option(None, help="Training tokens of one pass."),
+    dataset: str = typer.Option(None, help="A prepared data set: its tokens and their lengths."),
+    epochs: float = typer.Option(None, help="Passes over the data."),
+    tier: str = typer.Option(None, help="on-demand, spot or reserved."),
+    prices: str = typer.Option(None, help="Your own price file."),
     out: str = typer.Option("", "--out", "-o", help="Write plan.json to this folder."),
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Say what training takes on this machine: memory, minutes, dollars. Exit status 1 when it does not fit."""
+    """Say what training takes: memory, hours, dollars. With --model alone for every GPU, at once and without torch; with a
+    recipe or data set for this machine, measured. Exit status 1 when it does not fit."""
+    asked = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("source", "settings", "model", "out", "as_json", "quiet", "debug") and value is not None
+    }
+    if source and not asked:
+        plan = _measured(source, settings, model, out, quiet)
+    else:
+        plan = _table(source, settings, model, asked, out)
+    if as_json:
+        print_json(plan)
+    elif "table" in plan:
+        from tuneloop.report.plan_terminal import print_plan
+
+        print_plan(plan)
+    else:
+        _print_measured(plan)
+    if not plan["fits"]:
+        raise typer.Exit(1)
+
+
+def _table(source: str, settings: list[str] | None, model: str, asked: dict[str, Any], out: str) -> dict[str, Any]:
+    """The plan for all machines that are asked for."""
+    from pathlib import Path
+
+    from tuneloop.files import write_json
+    from tuneloop.plan.options import plan_machines
+    from tuneloop.types import UserError
+
+    if settings:
+        raise UserError(
+            f"{settings[0]!r} is a recipe's setting, and this plan is asked by options",
+            where="plan",
+            next_step="write it as an option (tuneloop plan --help), or name a recipe alone",
+        )
+    if not model:
+        raise UserError(
+            "Plan what? Neither a model nor a recipe is named",
+            where="plan",
+            next_step="tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan RECIPE.yaml",
+        )
+    if source:
+        asked.setdefault("dataset", source)
+    plan = plan_machines({"model": model, **asked})
+    if out:
+        write_json(Path(out) / "plan.json", plan)
+    return plan
+
+
+def _measured(source: str, settings: list[str] | None, model: str, out: str, quiet: bool) -> dict[str, Any]:
+    """The plan of a recipe or data set on this machine."""
     from tuneloop import pipeline
 
     with screen(quiet) as shown:
-        plan = pipeline.plan_alone(
+        return pipeline.plan_alone(
             pipeline.recipe_of(source, settings or [], model=model), out, progress=shown.progress, say=shown.say
         )
-    if as_json:
-        print_json(plan)
-    else:
-        print(pipeline.plan_line(plan))
-        for name, gib in plan["memory"]["terms"].items():
-            print(f"  {gib:7.2f} GiB  {name}")
-        print(f"  {plan['memory']['peak_gib']:7.2f} GiB  peak, of {plan['memory']['capacity_gib']:.1f} GiB")
-        for line in plan["assumptions"]:
-            print(f"  assumed: {line}")
-        for change in plan["alternatives"]:
-            print(f"  instead: {change['change']} ({change['why']})")
-    if not plan["fits"]:
-        raise typer.Exit(1)
+
+
+def _print_measured(plan: dict[str, Any]) -> None:
+    from tuneloop import pipeline
+
+    print(pipeline.plan_line(plan))
+    for name, gib in plan["memory"]["terms"].items():
+        print(f"  {gib:7.2f} GiB  {name}")
+    print(f"  {plan['memory']['peak_gib']:7.2f} GiB  peak, of {plan['memory']['capacity_gib']:.1f} GiB")
+    for line in plan["assumptions"]:
+        print(f"  assumed: {line}")
+    for change in plan["alternatives"]:
+        print(f"  instead: {change['change']} ({change['why']})")

@@ -1,4 +1,4 @@
-"""What a run will take, before it is started: memory, minutes and dollars, as ranges with their reasons."""
+"""What a run of tuneloop's own loop takes on this machine, its speed measured: memory, minutes and dollars, as ranges."""
 
 from __future__ import annotations
 
@@ -6,78 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.machine import GIB
-from tuneloop.types import UserError
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The numbers of a decoder that cost memory and time, from its `config.json`."""
-
-    vocabulary: int
-    hidden: int
-    feed_forward: int
-    layers: int
-    heads: int
-    key_heads: int
-    head_size: int
-    tied: bool
-
-    @staticmethod
-    def from_config(config: dict[str, Any], where: str = "config.json") -> ModelShape:
-        """Read a Transformers configuration.
-
-        Raises:
-            UserError: a number is missing.
-        """
-        try:
-            heads = config["num_attention_heads"]
-            return ModelShape(
-                config["vocab_size"],
-                config["hidden_size"],
-                config["intermediate_size"],
-                config["num_hidden_layers"],
-                heads,
-                config.get("num_key_value_heads") or heads,
-                config.get("head_dim") or config["hidden_size"] // heads,
-                bool(config.get("tie_word_embeddings", False)),
-            )
-        except KeyError as error:
-            raise UserError(
-                f"The model's configuration has no {error}", where=where, next_step="use a decoder's config.json"
-            ) from None
-
-    def linear(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of a layer's matrices by name."""
-        keys = self.key_heads * self.head_size
-        values = self.heads * self.head_size
-        return {
-            "q_proj": (self.hidden, values),
-            "k_proj": (self.hidden, keys),
-            "v_proj": (self.hidden, keys),
-            "o_proj": (values, self.hidden),
-            "gate_proj": (self.hidden, self.feed_forward),
-            "up_proj": (self.hidden, self.feed_forward),
-            "down_proj": (self.feed_forward, self.hidden),
-        }
-
-    @property
-    def matrix_parameters(self) -> int:
-        """Parameters in the layers' matrices: each costs two operations a token and pass."""
-        return self.layers * sum(i * o for i, o in self.linear().values())
-
-    @property
-    def parameters(self) -> int:
-        """All parameters of a Llama model."""
-        norms = self.layers * 2 * self.hidden + self.hidden
-        return self.matrix_parameters + norms + self.vocabulary * self.hidden * (1 if self.tied else 2)
-
-    def lora_parameters(self, rank: int, targets: list[str] | str) -> int:
-        """Parameters of an adapter: rank * (inputs + outputs) for each adapted matrix."""
-        shapes = self.linear()
-        if targets == "attention":
-            targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        names = list(shapes) if targets == "all-linear" else [t for t in targets if t in shapes]
-        return self.layers * sum(rank * sum(shapes[name]) for name in names)
+from tuneloop.plan.shape import ModelShape
 
 
 @dataclass(frozen=True)

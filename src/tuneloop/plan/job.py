@@ -1,0 +1,219 @@
+"""A training job as the planner sees it: every setting that costs memory or time, checked for what can't be."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Literal, get_args, get_type_hints
+
+from tuneloop.plan.gpus import Gpu
+from tuneloop.plan.shape import ModelShape, target_modules
+from tuneloop.types import UserError
+
+Method = Literal["full", "lora", "qlora", "prefix"]
+Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
+Attention = Literal["flash", "sdpa", "eager"]
+LossKernel = Literal["eager", "compiled", "triton", "chunked", "fused"]
+Dtype = Literal["bf16", "fp16", "fp32", "mixed"]
+Optimizer = Literal["adamw", "adamw-bf16", "adamw-8bit", "paged-adamw-8bit", "sgd"]
+Quant = Literal["none", "int8", "nf4", "nf4-dq"]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a choice of loss kernel says about the code around it; measured on the fitting half of the published runs.
+
+    Args:
+        logits: copies of the bf16 logits alive at the loss's peak (fp32 counts two).
+        fp32_norms: norms keep an fp32 copy of their input.
+        silu: the activation is kept apart from the gate and the up projection.
+        adapter_copies: each adapted matrix keeps a copy of its input (dropout, or a cast to fp32 adapters).
+        foreach: the optimizer works on lists with temporaries as large as the trained weights.
+        fsdp: generation of PyTorch's FSDP. In the backward pass the first keeps a second tensor of each layer's width when weights are frozen.
+    """
+
+    logits: float
+    fp32_norms: bool
+    silu: bool
+    adapter_copies: bool
+    foreach: bool
+    fsdp: int
+
+
+# eager: Transformers' own loss; 7 copies before 4.45, which shifts a copy, 5 to 6 since: on the safe side. triton: cross-entropy kernels in
+# place after the logits' upcast, with fused norms. fused: projection and loss in one (Liger-Kernel, arXiv 2410.10989): no logits.
+# compiled, chunked: torch.compile as in torchtune; a chunk's logits are freed as its gradient is done.
+KERNELS: dict[LossKernel, Kernels] = {
+    "eager": Kernels(6.5, True, True, True, True, 1),
+    "triton": Kernels(4.0, False, True, True, True, 1),
+    "fused": Kernels(0.0, False, True, True, True, 1),
+    "compiled": Kernels(5.5, False, False, False, False, 2),
+    "chunked": Kernels(1.125, False, False, False, False, 2),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One way to train one model on one kind of machine.
+
+    Args:
+        model, shape: name and sizes.
+        gpu, gpus: the device and how many.
+        sharding: none, ddp (copies), fsdp and zero3 (everything divided), zero2 (gradients and optimizer states divided).
+        offload: optimizer states, and with fsdp or zero3 the weights too, live in the host's memory.
+        offload_activations: checkpointed layer inputs live there.
+        seq_len: tokens a row is padded or packed to. micro_batch: rows computed at once on a GPU.
+        grad_ckpt: layers are recomputed in the backward pass.
+        dtype: of the frozen or trained weights and of the computation; mixed: fp32 weights, bf16 computation.
+        optimizer: adamw keeps fp32 states (8 bytes a parameter), adamw-bf16 states in bf16 (4), adamw-8bit 2.
+        optimizer_in_backward: each weight is updated, and its gradient freed, as soon as that is there.
+        targets: matrices with an adapter. prefix_tokens: virtual tokens of prefix tuning.
+        quant: how frozen weights of matrices are kept.
+        head_fp32: embeddings, head and norms are upcast, as `prepare_model_for_kbit_training` does: the residual stream is fp32.
+        packing: rows are packed to `seq_len`, so nothing is padded.
+    """
+
+    model: str
+    shape: ModelShape
+    gpu: Gpu
+    gpus: int = 1
+    method: Method = "lora"
+    sharding: Sharding = "none"
+    offload: bool = False
+    offload_activations: bool = False
+    seq_len: int = 2048
+    micro_batch: int = 1
+    grad_accum: int = 1
+    grad_ckpt: bool = False
+    attention: Attention = "sdpa"
+    loss_kernel: LossKernel = "eager"
+    dtype: Dtype = "bf16"
+    optimizer: Optimizer = "adamw"
+    optimizer_in_backward: bool = False
+    rank: int = 16
+    targets: tuple[str, ...] = field(default_factory=lambda: target_modules("all-linear"))
+    prefix_tokens: int = 20
+    quant: Quant = "none"
+    head_fp32: bool = False
+    packing: bool = False
+
+    @property
+    def kernels(self) -> Kernels:
+        """What the loss kernel says about the code around it."""
+        return KERNELS[self.loss_kernel]
+
+    @property
+    def full(self) -> bool:
+        """Whether all weights are trained."""
+        return self.method == "full"
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Matrices with an adapter."""
+        return self.targets if self.method in ("lora", "qlora") else ()
+
+    @property
+    def trainable(self) -> int:
+        """Trained parameters."""
+        if self.full:
+            return self.shape.parameters
+        if self.method == "prefix":
+            return self.shape.prefix_parameters(self.prefix_tokens)
+        return self.shape.lora_parameters(self.rank, self.targets)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed at once on a GPU."""
+        return self.seq_len * self.micro_batch
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of an activation."""
+        return 4 if self.dtype == "fp32" else 2
+
+
+def make_job(**settings: object) -> Job:
+    """A checked `Job`; `qlora` without `quant` takes nf4 with double quantisation.
+
+    Raises:
+        UserError: a word that is no choice (with the nearest), a number that can't be, or settings that exclude each other.
+    """
+    for name, kind in get_type_hints(Job).items():
+        choices = get_args(kind)
+        value = settings.get(name)
+        if value is not None and choices and isinstance(choices[0], str) and value not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1, 0.4)
+            raise UserError(
+                f"{value!r} is no {name.replace('_', ' ')}",
+                where=name.replace("_", "-"),
+                next_step=(f"did you mean {near[0]}? " if near else "") + f"choices: {', '.join(choices)}",
+            )
+    if settings.get("method") == "qlora" and settings.get("quant") in (None, "none"):
+        settings["quant"] = "nf4-dq"
+    job = Job(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+    _check_numbers(job)
+    _check_together(job)
+    return job
+
+
+LIMITS = {
+    "gpus": 4096,
+    "seq_len": 2**20,
+    "micro_batch": 4096,
+    "grad_accum": 2**16,
+    "rank": 4096,
+    "prefix_tokens": 2**15,
+}
+
+
+def _check_numbers(job: Job) -> None:
+    for name, most in LIMITS.items():
+        value = getattr(job, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise UserError(
+                f"{name.replace('_', ' ')} is {value}; it is a whole number from 1 to {most:,}",
+                where=name.replace("_", "-"),
+                next_step=f"give --{name.replace('_', '-')} a number in that range",
+            )
+    if job.shape.context and job.seq_len > job.shape.context:
+        raise UserError(
+            f"seq len is {job.seq_len:,}, and {job.model} knows positions up to {job.shape.context:,}",
+            where="seq-len",
+            next_step=f"use --seq-len {job.shape.context} or less",
+        )
+    if job.adapted and job.rank > job.shape.hidden:
+        raise UserError(
+            f"rank {job.rank} is above the model's width {job.shape.hidden}: no low-rank adapter",
+            where="rank",
+            next_step="use --rank 16, or --method full",
+        )
+
+
+def _check_together(job: Job) -> None:
+    refusals = (
+        (job.full and job.quant != "none", "Full fine-tuning can't train quantised weights",
+         "use --method qlora, or leave --quant out"),
+        (job.sharding != "none" and job.gpus == 1, f"{job.sharding} needs at least two GPUs",
+         "add --gpus 2, or use --sharding none"),
+        (job.sharding == "none" and job.gpus > 1, f"{job.gpus} GPUs without a way to share the work",
+         "choose --sharding ddp, fsdp, zero2 or zero3, or leave --sharding out"),
+        (job.gpu.is_cpu and job.gpus > 1, "There is one processor here", "use --gpus 1"),
+        (job.gpu.is_cpu and job.quant != "none", "NF4 and int8 training needs a GPU", "use --method lora"),
+        (job.gpu.is_cpu and "8bit" in job.optimizer, "8-bit optimizers need a GPU", "use --optimizer adamw"),
+        (job.dtype == "fp32" and job.attention == "flash", "FlashAttention has no fp32", "use --attention sdpa"),
+        (job.attention == "flash" and not job.gpu.flash, f"FlashAttention does not run on {job.gpu.name}",
+         "use --attention sdpa"),
+        (job.optimizer_in_backward and job.grad_accum > 1,
+         "Updating in the backward pass leaves no gradients to accumulate", "use --grad-accum 1"),
+        (job.optimizer_in_backward and job.sharding in ("ddp", "zero2", "zero3"),
+         f"Updating in the backward pass does not go with {job.sharding}", "use --sharding fsdp"),
+        (job.dtype == "mixed" and job.quant != "none", "Quantised weights have no fp32 original", "use --dtype bf16"),
+        (job.optimizer == "sgd" and job.method in ("lora", "qlora") and job.offload and job.sharding == "none",
+         "SGD keeps nothing that could be offloaded", "leave --offload out"),
+        (job.gpu.is_cpu and job.shape.parameters * 2 > 4 * job.gpu.gib * 1024**3,
+         f"{job.model} has {job.shape.parameters / 1e9:.0f} billion parameters: "
+         f"no training on this machine's {job.gpu.gib:.0f} GiB", "name a GPU, as in --gpu h100-sxm --gpus 8"),
+    )  # fmt: skip
+    for wrong, what, step in refusals:
+        if wrong:
+            raise UserError(what, where="plan", next_step=step)

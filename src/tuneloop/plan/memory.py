@@ -1,0 +1,293 @@
+"""Peak memory of a training step, term by term.
+
+A step passes through phases, and what is alive in one is gone in the next: the peak is the largest phase, not the sum of all
+terms. Formulas count what autograd keeps (Korthikanti et al. 2022, arXiv 2205.05198, sec. 4, for Llama's layer), what sharding
+leaves on a GPU (Rajbhandari et al. 2020, arXiv 1910.02054) and what NF4 takes (Dettmers et al. 2023, arXiv 2305.14314). Where
+a count depends on the software, `job.KERNELS` says what was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tuneloop.machine import GIB
+from tuneloop.plan.job import Job
+
+# Bytes a quantised weight takes. NF4: 4 bits and an fp32 scale for each 64; with double quantisation the scales take 8 bits and an
+# fp32 scale for each 256 of them (arXiv 2305.14314, sec. 3). int8: an fp32 scale a row, which is next to nothing.
+QUANT_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+# Bytes of AdamW's two moments for a parameter. Paged states live in memory that the driver can move to the host.
+STATE_BYTES = {"adamw": 8.0, "adamw-bf16": 4.0, "adamw-8bit": 2.0, "paged-adamw-8bit": 2.0, "sgd": 0.0}
+# What the driver, cuBLAS and the kernels take before the first tensor: 0.5 to 0.8 GiB on an A100.
+CONTEXT_GIB = 0.6
+NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
+# Blocks of ever new sizes leave holes: reserved over allocated memory, as a share of the activations (11.5 % on one GPU, 21 % with
+# FSDP, on the runs of fms-acceleration), and of unfused logits, whose blocks are too large for other tensors to fill.
+FRAGMENTED, FRAGMENTED_SHARDED, FRAGMENTED_LOGITS = 0.115, 0.21, 0.9
+ACTIVATIONS = (
+    "layer inputs",
+    "second copies of layer inputs",
+    "activations",
+    "recomputed layer",
+    "gradients of activations",
+)
+ZERO_BUCKET = 500_000_000  # elements of DeepSpeed's reduce bucket, its default
+ZERO_LIVE = 1_000_000_000  # stage3_max_live_parameters, its default
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory on one GPU in GiB.
+
+    Args:
+        phases: for each phase the terms alive in it.
+        reserved: what `nvidia-smi` will show at most: the allocator's blocks and the context.
+        required: what the device must have, or the run fails.
+        capacity: what the device has.
+    """
+
+    phases: dict[str, dict[str, float]]
+    reserved: float
+    required: float
+    capacity: float
+
+    @property
+    def phase(self) -> str:
+        """The phase with the peak."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The terms of that phase."""
+        return self.phases[self.phase]
+
+    @property
+    def peak(self) -> float:
+        """Most memory allocated at a time."""
+        return sum(self.terms.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has what is required."""
+        return self.required <= self.capacity
+
+
+def memory_of(job: Job) -> Memory:
+    """Peak memory of the job's step on one GPU, see the module."""
+    static = {**_weights(job), **_optimizer(job)}
+    gradients = _gradients(job)
+    kept = gradients if job.grad_accum > 1 else {}  # gradients of earlier micro-batches are there all the time
+    layer, transient = layer_activations(job)
+    held, doubled = _held_layers(job, layer)
+    logits, head_gradient = _logits(job), _head_gradient(job)
+    gathered = _gathered(job)
+    # The deepest layer is recomputed and differentiated while the inputs of all others wait.
+    recomputed = {"recomputed layer": layer} if job.grad_ckpt else {}
+    passing = {} if job.grad_accum > 1 else _passing_gradients(job)
+    phases = {
+        "loss": {**static, **gathered, **kept, **held, **logits, **head_gradient, **_temporaries_within(job)},
+        "layer backward": {
+            **static, **gathered, **kept, **passing, **held, **doubled, **recomputed, "gradients of activations": transient,
+            **({} if job.sharding == "fsdp" else head_gradient),
+        },
+        "last layer backward": {**static, **gathered, **gradients, "one layer": layer + transient},
+        "optimizer step": {**static, **gradients, **_temporaries(job)},
+    }  # fmt: skip
+    phases = {phase: {name: size / GIB for name, size in terms.items() if size > 0} for phase, terms in phases.items()}
+    return _with_overheads(job, phases)
+
+
+def _with_overheads(job: Job, phases: dict[str, dict[str, float]]) -> Memory:
+    found = Memory(phases, 0, 0, job.gpu.gib)
+    if job.gpu.is_cpu:
+        return Memory(phases, found.peak, found.peak / 0.95, job.gpu.gib)
+    holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
+    context = CONTEXT_GIB + NCCL_GIB * (job.gpus > 1)
+    required = context + max(
+        sum(terms.values()) + holes * sum(terms.get(name, 0.0) for name in ACTIVATIONS) for terms in phases.values()
+    )
+    logits = phases["loss"].get("logits", 0.0)
+    reserved = min(required + FRAGMENTED_LOGITS * logits, max(job.gpu.gib, required))
+    return Memory(phases, reserved, required, job.gpu.gib)
+
+
+def _shards(job: Job, what: str) -> int:
+    """Into how many parts weights, gradients or optimizer states are divided."""
+    divided = {"fsdp": ("weights", "gradients", "states"), "zero3": ("weights", "gradients", "states"),
+               "zero2": ("gradients", "states")}  # fmt: skip
+    return job.gpus if what in divided.get(job.sharding, ()) else 1
+
+
+def _stored_bytes(job: Job) -> int:
+    """Bytes of a stored weight that is not quantised."""
+    return 4 if job.dtype in ("fp32", "mixed") else 2
+
+
+def _trained_bytes(job: Job) -> int:
+    """Bytes of a trained weight: adapters are kept in fp32 unless the optimizer is told to work in bf16."""
+    if job.full:
+        return _stored_bytes(job)
+    return 2 if job.optimizer == "adamw-bf16" and job.dtype != "fp32" else 4
+
+
+def weight_bytes(job: Job) -> float:
+    """Bytes of the model's own weights, undivided."""
+    shape = job.shape
+    small = shape.parameters - shape.matrix_parameters
+    width = 4 if job.head_fp32 else _stored_bytes(job)
+    return shape.matrix_parameters * QUANT_BYTES.get(job.quant, _stored_bytes(job)) + small * width
+
+
+def _weights(job: Job) -> dict[str, float]:
+    away = job.offload and job.sharding in ("fsdp", "zero3")
+    found = {"weights": 0.0 if away else weight_bytes(job) / _shards(job, "weights")}
+    if not job.full:
+        found["adapter"] = job.trainable * _trained_bytes(job) / _shards(job, "weights")
+    return found
+
+
+def _optimizer(job: Job) -> dict[str, float]:
+    if job.offload or job.optimizer.startswith("paged"):
+        return {}
+    size = job.trainable * STATE_BYTES[job.optimizer]
+    if job.optimizer == "adamw-8bit" and job.full and not job.optimizer_in_backward:
+        # Transformers keeps the embedding's moments in 32 bits
+        size += job.shape.embedding * (8.0 - STATE_BYTES[job.optimizer])
+    if job.sharding.startswith("zero") and job.full and job.dtype in ("bf16", "fp16"):
+        size += 4 * job.trainable  # DeepSpeed's fp32 master weights
+    return {"optimizer": size / _shards(job, "states")}
+
+
+def _gradients(job: Job) -> dict[str, float]:
+    if job.optimizer_in_backward:
+        return {"gradients": _passing_gradients(job).get("gradients in flight", 0.0)}
+    size = job.trainable * _trained_bytes(job)
+    found = {
+        "gradients": 0.0 if job.offload and job.sharding in ("fsdp", "zero3") else size / _shards(job, "gradients")
+    }
+    if job.sharding == "ddp":
+        found["reduction buckets"] = size
+    if job.sharding.startswith("zero"):
+        found["reduction buckets"] = 2 * min(ZERO_BUCKET, job.trainable) * _trained_bytes(job)
+    return found
+
+
+def _passing_gradients(job: Job) -> dict[str, float]:
+    """A layer's whole gradient, before it is divided or applied."""
+    if not job.full:
+        return {}
+    return {"gradients in flight": job.shape.layer_matrices * (2 if job.dtype == "mixed" else _trained_bytes(job))}
+
+
+def _head_gradient(job: Job) -> dict[str, float]:
+    """The head's whole gradient; in chunks it is summed up, and then there is a second one."""
+    if not job.full:
+        return {}
+    size = job.shape.embedding * job.activation_bytes
+    return {"head's gradient": size * (2 if job.loss_kernel == "chunked" and "fsdp" not in job.sharding else 1)}
+
+
+def _temporaries(job: Job) -> dict[str, float]:
+    """What the optimizer needs besides weights, gradients and states."""
+    if job.offload or job.optimizer_in_backward or job.gpu.is_cpu:
+        return {}
+    if job.optimizer == "adamw-8bit" and not job.kernels.foreach:
+        return {"optimizer's temporaries": job.shape.embedding * 4.0}
+    if job.kernels.foreach and job.optimizer in ("adamw", "adamw-bf16"):
+        width = 2 if job.optimizer == "adamw-bf16" else 4
+        return {"optimizer's temporaries": job.trainable * max(width, _trained_bytes(job)) / _shards(job, "states")}
+    return {}
+
+
+def _temporaries_within(job: Job) -> dict[str, float]:
+    """What an update in the backward pass needs for the largest weight: fp32 copies, where 8-bit states are unpacked."""
+    if job.optimizer_in_backward and job.optimizer == "adamw-8bit" and not job.kernels.foreach:
+        return {"optimizer's temporaries": job.shape.embedding * 4.0}
+    return {}
+
+
+def _gathered(job: Job) -> dict[str, float]:
+    """Weights that are whole on each GPU while a layer works: that layer, and what belongs to no layer."""
+    shape = job.shape
+    layer = shape.layer_matrices * QUANT_BYTES.get(job.quant, job.activation_bytes)
+    if job.sharding == "fsdp":
+        outside = shape.embedding * (1 if shape.tied else 2) * job.activation_bytes
+        return {"gathered weights": outside + layer}
+    if job.sharding == "zero3":
+        return {"gathered weights": max(min(ZERO_LIVE, shape.parameters) * job.activation_bytes, layer)}
+    return {}
+
+
+def layer_activations(job: Job) -> tuple[float, float]:
+    """Bytes that a layer keeps for its gradient besides its input, and bytes of gradients alive at once within it.
+
+    Counted in elements a token, for a layer of width C, queries Q, keys K, feed-forward F. A frozen matrix without an adapter
+    does not need its input. Norms keep an fp32 copy (2 C in bf16) unless they are fused; attention keeps queries, keys, values
+    and its result, with the keys repeated for each query unless the kernel groups them; the feed-forward keeps gate and up,
+    and the activation and the product where needed.
+    """
+    shape, kernels, wide = job.shape, job.kernels, job.activation_bytes == 2
+    hidden, forward = shape.hidden, shape.feed_forward
+
+    def needed(*names: str) -> bool:
+        return job.full or any(name in job.adapted for name in names)
+
+    norm = (2 * hidden if kernels.fp32_norms and wide else 0) + (hidden if kernels.fp32_norms and job.full else 0)
+    grouped = job.attention == "flash" and kernels.fsdp == 1
+    elements = 2 * norm + hidden  # two norms, and the input of the second half
+    elements += hidden * needed("q_proj", "k_proj", "v_proj") + hidden * needed("gate_proj", "up_proj")
+    elements += 2 * shape.queries + 2 * (shape.keys if grouped else shape.queries)
+    elements += forward * (2 + kernels.silu)
+    product = forward * needed("down_proj")
+    elements += product
+    if kernels.adapter_copies:
+        elements += sum(shape.linear()[name][0] for name in job.adapted)
+    elements += job.rank * len(job.adapted)
+    kept = job.tokens * elements * job.activation_bytes
+    if job.attention == "eager":  # fp32 softmax, its 16-bit copy
+        kept += job.micro_batch * shape.heads * job.seq_len**2 * (4 + job.activation_bytes * wide)
+    if job.method == "prefix":
+        kept += (
+            2
+            * (shape.queries + shape.keys)
+            * job.micro_batch
+            * (job.seq_len + job.prefix_tokens)
+            * job.activation_bytes
+        )
+    # dy and the residual's gradient; those of product, activation and up, when the product itself is gone
+    pointwise = job.tokens * (2 * hidden + (2 + kernels.silu) * forward - product) * job.activation_bytes
+    unpacked = hidden * forward * 2 if job.quant != "none" else 0
+    matrix = job.tokens * (2 * hidden + 2 * forward - product) * job.activation_bytes + unpacked
+    return kept, max(pointwise, matrix, 0.0)
+
+
+def _held_layers(job: Job, layer: float) -> tuple[dict[str, float], dict[str, float]]:
+    """What waits for the backward pass: each layer's input, and without checkpointing all that it keeps.
+
+    The second part grows during that pass: FSDP 1 with frozen weights keeps one more tensor of that size a layer (a measured
+    fact: 3.75 GiB on 32 layers, 9.7 GiB on 80, both within 1 % of it).
+    """
+    shape = job.shape
+    stream = 4 if job.head_fp32 else job.activation_bytes  # the residual stream's width
+    one = job.tokens * shape.hidden * stream
+    inputs: float = 0.0 if job.offload_activations and job.grad_ckpt else one * shape.layers
+    doubled: dict[str, float] = {}
+    if job.sharding == "fsdp" and job.kernels.fsdp == 1 and not job.full and job.grad_ckpt:
+        doubled = {"second copies of layer inputs": one * max(shape.layers - 2, 0)}
+    found: dict[str, float] = {"layer inputs": inputs}
+    if not job.grad_ckpt:
+        found["activations"] = layer * shape.layers
+    return found, doubled
+
+
+def _logits(job: Job) -> dict[str, float]:
+    """Logits in all their copies, and the hidden states in front of them."""
+    states = 2 * job.tokens * job.shape.hidden * job.activation_bytes
+    logits = job.kernels.logits * job.tokens * job.shape.vocabulary * 2
+    if (
+        job.loss_kernel == "fused"
+    ):  # chunks so small that their logits take as much as the hidden states, with fp32 sums
+        logits = 3 * job.tokens * job.shape.hidden * 2
+        if job.full:
+            logits += job.shape.embedding * 4
+    return {"logits": logits, "last hidden states": states}

@@ -243,11 +243,12 @@ def tornado(
     values: Mapping[str, float],
     ranges: Mapping[str, tuple[float, float]],
 ) -> list[Swing]:
-    """One-at-a-time sensitivity: each assumption at its ends, the others as given; the widest swing first."""
+    """One-at-a-time sensitivity: each assumption at its ends, the others as given; the widest swing first, without
+    those that move nothing."""
     swings = []
     for name, (low, high) in ranges.items():
         swings.append(Swing(name, low, high, outcome({**values, name: low}), outcome({**values, name: high})))
-    return sorted(swings, key=lambda swing: -swing.width)
+    return sorted((swing for swing in swings if swing.width), key=lambda swing: -swing.width)
 
 
 def net_saving(values: Mapping[str, float], baseline: Option, option: Option, months: float) -> float:

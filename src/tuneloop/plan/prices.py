@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date as Day
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,11 +49,11 @@ class Price:
         """Dollars an hour for at least `gpus` GPUs: machines are rented whole."""
         return math.ceil(gpus / self.gpus) * self.gpus * self.usd_per_hour
 
-    def age_days(self, today: date | None = None) -> int:
+    def age_days(self, today: Day | None = None) -> int:
         """Days since the price was read."""
-        return ((today or date.today()) - date.fromisoformat(self.date)).days
+        return ((today or Day.today()) - Day.fromisoformat(self.date)).days
 
-    def words(self, today: date | None = None) -> str:
+    def words(self, today: Day | None = None) -> str:
         """The price as an assumption: `$1.19 an hour and GPU, on-demand (RunPod Community, 2026-11-09)`."""
         old = "; old: `tuneloop plan prices update`" if self.age_days(today) > OLD_AFTER_DAYS else ""
         whole = f", rented {self.gpus} at a time" if self.gpus > 1 else ""
@@ -239,7 +239,7 @@ def _own_group(group: Any, where: str, known: set[str]) -> list[Price]:
             f"machine is a count of GPUs, not {machine!r}", where=where, next_step="leave it out, or write 8"
         )
     try:
-        date.fromisoformat(str(group["date"]))
+        Day.fromisoformat(str(group["date"]))
     except ValueError:
         raise UserError(f"Not a date: {group['date']!r}", where=where, next_step="write it as 2026-11-24") from None
     if not isinstance(prices, dict):
@@ -318,7 +318,7 @@ def catalogue_key(name: str, memory_gb: float, instance: str) -> str | None:
     return CATALOGUE_NAMES.get((name, round(memory_gb)))
 
 
-def update_prices(today: date | None = None) -> dict[str, Any]:
+def update_prices(today: Day | None = None) -> dict[str, Any]:
     """Fetch the offers of major clouds through gpuhunt's catalogue and keep them in `fetched_file()`.
 
     Returns:
@@ -342,7 +342,7 @@ def update_prices(today: date | None = None) -> dict[str, Any]:
         items, reason = [], str(error).splitlines()[0] if str(error) else type(error).__name__
     else:
         reason = "no provider answered"
-    groups = group_offers(items, str(today or date.today()))
+    groups = group_offers(items, str(today or Day.today()))
     if not groups:
         raise UserError(
             f"The price catalogue can't be reached: {reason}", where="plan prices update",

@@ -1,0 +1,292 @@
+"""The figures behind advice: what each method takes to train, what serving costs, and the alternatives side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tuneloop.plan.cost import Cost, Efforts, cost_of
+from tuneloop.plan.economics import (
+    MODES,
+    Bill,
+    Engine,
+    Option,
+    ServedModel,
+    ServingGpu,
+    TokenRate,
+    Traffic,
+    monthly_bill,
+    serving_tokens_per_second,
+)
+from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
+from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.memory import memory_of
+from tuneloop.plan.prices import Price, PriceTable
+from tuneloop.plan.shape import ModelShape, bundled_models, find_model
+from tuneloop.plan.speed import SPREAD, overhead_hours, speed_of
+
+if TYPE_CHECKING:
+    from tuneloop.plan.advise import Question
+
+GIB, BF16 = 1024**3, 2
+METHODS = ("prefix", "lora", "qlora", "full")
+GPU_COUNTS = (1, 2, 4, 8)
+SERVE_GPU = "l40s"  # where no GPU is named: the cheapest common card that holds 8B parameters with room for requests
+UTILISATION = 0.3  # of a real-time machine, over a day with a quiet night; stated with every figure that uses it
+DISTIL = {"llama-3.1-405b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-8b", "llama-3.1-70b": "llama-3.1-8b"}
+LARGER = {"llama-3.1-8b": "llama-3.3-70b", "llama-3-8b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-405b"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one method takes on the machine chosen for it."""
+
+    method: str
+    gpu: str
+    gpus: int
+    fits: bool
+    peak_gib: float
+    capacity_gib: float
+    hours: float
+    price: Price | None
+    cost: Cost | None
+
+    @property
+    def bare_usd(self) -> float:
+        """Dollars of one undisturbed run."""
+        return self.hours * self.price.machines_usd(self.gpus) if self.price else 0.0
+
+
+def trainings(question: Question, prices: PriceTable) -> dict[str, Training]:
+    """For each method the cheapest machine that fits, or the machine asked for."""
+    name, shape, _ = find_model(question.model)
+    cards = [find_gpu(question.gpu)] if question.gpu else list(all_gpus().values())
+    counts = (question.gpus,) if question.gpus else (1,) if question.gpu else GPU_COUNTS
+    found = {}
+    for method in METHODS:
+        options = [_training(name, shape, method, gpu, gpus, question, prices) for gpu in cards for gpus in counts]
+        fitting = [option for option in options if option.fits]
+        best = min(fitting or options, key=lambda option: (option.bare_usd or option.hours, option.gpus))
+        found[method] = _costed(best, question, prices)
+    return found
+
+
+def _training(
+    model: str, shape: ModelShape, method: str, gpu: Gpu, gpus: int, question: Question, prices: PriceTable
+) -> Training:
+    length = min(question.longest_row or 1024, shape.context or 1 << 20)
+    sharding = (
+        "none" if gpus == 1 else "ddp" if method in ("prefix", "lora", "qlora") and _fits_alone(shape, gpu) else "fsdp"
+    )
+    if gpu.is_cpu and (method == "qlora" or gpus > 1 or shape.parameters * BF16 > gpu.gib * GIB):
+        return Training(method, gpu.key, gpus, False, shape.parameters * BF16 / GIB, gpu.gib, 0.0, None, None)
+    job = make_job(
+        model=model, shape=shape, gpu=gpu, gpus=gpus, method=method, sharding=sharding, seq_len=length,
+        micro_batch=max(1, 4096 // length), grad_ckpt=not gpu.is_cpu, loss_kernel="eager" if gpu.is_cpu else "fused",
+        packing=True, optimizer="adamw-bf16" if method == "full" and not gpu.is_cpu else "adamw",
+    )  # fmt: skip
+    job = _largest_batch(job)
+    memory = memory_of(job)
+    tokens = question.training_tokens or 0
+    hours = tokens / speed_of(job).tokens_per_second / 3600 + sum(overhead_hours(job).values())
+    price = None if gpu.is_cpu else prices.gpu(gpu.key, question.tier, gpus)
+    if gpu.is_cpu or question.usd_per_gpu_hour is not None:
+        usd = question.usd_per_gpu_hour if question.usd_per_gpu_hour is not None else 0.05
+        price = Price("this machine" if gpu.is_cpu else "given", gpu.key, 1, question.tier, usd, _today(), "given")
+    return Training(method, gpu.key, gpus, memory.fits, memory.peak, gpu.gib, hours, price, None)
+
+
+def _fits_alone(shape: ModelShape, gpu: Gpu) -> bool:
+    return shape.parameters * BF16 < 0.8 * gpu.gib * GIB
+
+
+def _largest_batch(job: Job) -> Job:
+    """The job with the micro-batch halved until it fits, or with one row."""
+    while job.micro_batch > 1 and not memory_of(job).fits:
+        job = replace(job, micro_batch=job.micro_batch // 2)
+    return job
+
+
+def _costed(training: Training, question: Question, prices: PriceTable) -> Training:
+    if not training.fits or training.price is None or not question.training_tokens:
+        return training
+    efforts = Efforts(
+        rows_to_label=question.rows_to_label, usd_per_labeller_hour=question.usd_per_labeller_hour,
+        engineer_hours=question.engineer_hours, usd_per_engineer_hour=question.usd_per_engineer_hour, runs=question.runs,
+    )  # fmt: skip
+    cost = cost_of(
+        training.hours, training.hours / SPREAD, training.hours * SPREAD, training.gpus, training.price, efforts=efforts,
+        usd_per_gb_month=prices.storage.usd_per_gb_month,
+    )  # fmt: skip
+    return replace(training, cost=cost)
+
+
+def _today() -> str:
+    from datetime import date
+
+    return date.today().isoformat()
+
+
+# --- serving -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A model served by oneself: the machine at full load, and one request alone."""
+
+    model: str
+    gpu: str
+    gpus: int
+    price: Price
+    engine: Engine
+    shape: ModelShape
+    card: Gpu
+
+    def latency_ms(self, prompt_tokens: float, answer_tokens: float) -> float:
+        """Milliseconds of one request alone: the roofline of `serving_tokens_per_second` with a batch of one."""
+        speed = serving_tokens_per_second(
+            _served(self.shape), _card(self.card, self.gpus), prompt_tokens, answer_tokens, together=1
+        )
+        return (prompt_tokens + answer_tokens) / speed * 1000 if speed else float("inf")
+
+
+def serving(
+    question: Question, prices: PriceTable, prompt_tokens: float, answer_tokens: float, tier: str
+) -> Serving | None:
+    """How the model would be served on one's own, on the GPU asked for or a common one; None where it can't be priced."""
+    name, shape, _ = find_model(question.model)
+    cards = [find_gpu(question.gpu)] if question.gpu and question.gpu != "cpu" else []
+    cards = cards or [all_gpus()[SERVE_GPU], all_gpus()["h100-sxm"]]
+    for card in cards:
+        for gpus in GPU_COUNTS:
+            offers = [offer for t in {tier, "on-demand"} if (offer := prices.gpu(card.key, t, gpus))]
+            price = min(offers, key=lambda offer: offer.machines_usd(gpus), default=None)
+            if question.usd_per_gpu_hour is not None:
+                price = Price("given", card.key, 1, question.tier, question.usd_per_gpu_hour, _today(), "given")
+            speed = serving_tokens_per_second(_served(shape), _card(card, gpus), prompt_tokens, answer_tokens)
+            if price and speed:
+                engine = Engine(price.machines_usd(gpus), speed, f"{gpus} x {card.name}, {price.words()}")
+                return Serving(name, card.key, gpus, price, engine, shape, card)
+    return None
+
+
+def _served(shape: ModelShape) -> ServedModel:
+    return ServedModel(shape.parameters, BF16, 2 * shape.layers * shape.keys * BF16)
+
+
+def _card(gpu: Gpu, gpus: int) -> ServingGpu:
+    return ServingGpu(gpu.gib * GIB * gpus, gpu.gb_s * 1e9 * gpus, gpu.tflops * 1e12 * gpus)
+
+
+def bills(question: Question, prices: PriceTable, prompt_tokens: float) -> dict[str, Bill]:
+    """A month of the tuned model on rented machines: batch, real-time, hybrid."""
+    if not question.queries_per_day or not question.answer_tokens:
+        return {}
+    traffic = Traffic(
+        question.queries_per_day, prompt_tokens, question.answer_tokens, question.peak, question.batch_share
+    )
+    now = serving(question, prices, prompt_tokens, question.answer_tokens, "on-demand")
+    later = serving(question, prices, prompt_tokens, question.answer_tokens, "spot")
+    if not now or not later:
+        return {}
+    return {mode: monthly_bill(mode, traffic, now.engine, later.engine) for mode in MODES}
+
+
+@dataclass(frozen=True)
+class TokenLine:
+    """A line of the table of token prices: dollars for 1 million tokens, at the given mix of prompt and answer."""
+
+    what: str
+    usd_per_million: float
+    basis: str
+
+
+def token_lines(question: Question, prices: PriceTable, prompt_tokens: float) -> list[TokenLine]:
+    """Self-hosting by utilisation against hosted prices, for 1 million tokens at this mix."""
+    answer = question.answer_tokens or 0.0
+    lines = []
+    for hosted in prices.hosted(question.model):
+        rate = TokenRate(hosted.input, hosted.output)
+        usd = rate.usd_per_query(prompt_tokens, answer) / (prompt_tokens + answer) * 1e6
+        lines.append(TokenLine(f"{hosted.provider}, hosted", usd, f"{hosted.date}, {hosted.source}"))
+    own = serving(question, prices, prompt_tokens, answer, "on-demand")
+    if own:
+        basis = f"at most {own.engine.tokens_per_second:,.0f} tokens/s (roofline); {own.engine.source}"
+        for share in (1.0, UTILISATION, 0.05):
+            usd = own.engine.usd_per_million(share)
+            lines.append(TokenLine(f"own {own.gpus} x {own.card.name}, {share:.0%} busy", usd, basis))
+    return lines
+
+
+# --- alternatives ------------------------------------------------------------------------------
+
+
+def rate_of(question: Question, prices: PriceTable, model: str) -> TokenRate | None:
+    """What tokens of a model cost: as given, else the cheapest hosted offer; None where there is none."""
+    if model == question.model and question.usd_per_million_input is not None:
+        output = question.usd_per_million_output
+        return TokenRate(
+            question.usd_per_million_input, question.usd_per_million_input if output is None else output, "given"
+        )
+    hosted = prices.hosted(model)
+    if not hosted:
+        return None
+    best = hosted[0]
+    return TokenRate(best.input, best.output, f"{best.provider}, {best.date}")
+
+
+def options_of(
+    question: Question, prices: PriceTable, trained: Mapping[str, Training], tuned_prompt: float, bill: Bill | None
+) -> list[Option]:
+    """Today's prompt first, then what could be done instead; empty where a price or a length is missing."""
+    rate = rate_of(question, prices, question.model)
+    baseline, answer = question.baseline_prompt_tokens, question.answer_tokens
+    if rate is None or not baseline or answer is None:
+        return []
+    measured = question.measured
+    hour = question.usd_per_engineer_hour
+    prompt_quality = measured.prompt.value if measured and measured.prompt else None
+    options = [
+        Option("today's prompt", baseline, answer, rate, quality=prompt_quality, note=f"tokens at {rate.source}"),
+        Option(
+            "better prompt", baseline, answer, rate, upfront_usd=4 * hour, note="four hours of work, no shorter prompt"
+        ),
+    ]
+    larger = LARGER.get(question.model.removesuffix("-instruct"))
+    dearer = rate_of(question, prices, larger) if larger else None
+    if larger and dearer:
+        options.append(Option(f"larger model ({larger})", baseline, answer, dearer, note=f"tokens at {dearer.source}"))
+    monthly = bill.usd if bill else 0.0
+    for method in METHODS:
+        training = trained.get(method)
+        if training is None or training.cost is None:
+            continue
+        upkeep = training.cost.usd / question.retrain_months if question.retrain_months else 0.0
+        served = TokenRate(0, 0, "own machine") if bill else rate
+        tokens = tuned_prompt
+        quality = measured.tuned.value if measured and measured.tuned and method == measured.method else None
+        options.append(
+            Option(
+                {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}[method],
+                tokens, answer, served, training.cost.usd, monthly + upkeep, quality,
+                f"{training.hours:.1f} h on {training.gpus} x {training.gpu} a run; tokens at {served.source}",
+            )
+        )  # fmt: skip
+    return options + _distilled(question, prices, trained, tuned_prompt, answer)
+
+
+def _distilled(
+    question: Question, prices: PriceTable, trained: Mapping[str, Training], prompt: float, answer: float
+) -> list[Option]:
+    """A smaller model trained on this one's answers, where both have a price."""
+    smaller = DISTIL.get(question.model.removesuffix("-instruct"))
+    rate = rate_of(question, prices, smaller) if smaller else None
+    teacher = rate_of(question, prices, question.model)
+    lora = trained.get("lora")
+    if not smaller or rate is None or teacher is None or lora is None or lora.cost is None:
+        return []
+    share = bundled_models()[smaller].parameters / find_model(question.model)[1].parameters
+    writing = (question.rows or 0) * teacher.usd_per_query(question.baseline_prompt_tokens or prompt, answer)
+    note = f"LoRA on {smaller} in {share:.0%} of the time, {question.rows or 0:,} answers written by {question.model}"
+    return [Option(f"distil into {smaller}", prompt, answer, rate, lora.cost.usd * share + writing, 0.0, None, note)]

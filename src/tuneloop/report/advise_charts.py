@@ -1,0 +1,170 @@
+"""Charts of advice: what moves the saving, how costs add up over the months, and quality beside what queries cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, fit, short
+from tuneloop.report.facts import figure, usd
+
+MOST_LINES = 6  # alternatives drawn in one chart
+
+
+def dollars(value: float) -> str:
+    """`$1,234`, `−$56`, `$0.42`: without cents from 100 dollars on."""
+    if not math.isfinite(value):
+        return "never"
+    sign, size = "−" if value < 0 else "", abs(value)
+    return f"{sign}${size:,.0f}" if size >= 100 else sign + usd(size)
+
+
+def tornado_chart(swings: Sequence[Mapping[str, Any]], base: float, width: float = WIDE) -> Markup:
+    """Each assumption's bar from the outcome at its low end to that at its high end, the widest first.
+
+    Args:
+        swings: `name`, `low`, `high`, `at_low`, `at_high`.
+        base: the outcome with everything as assumed.
+        width: width to draw for, in CSS pixels.
+    """
+    if not swings:
+        return Markup("")
+    narrow = width < 500
+    pitch, top = (46.0, 24.0) if narrow else (32.0, 24.0)
+    left, right = (6.0, width - 6) if narrow else (290.0, width - 60)
+    scale = axis([base, *(s[end] for s in swings for end in ("at_low", "at_high"))], left, right, log=False)
+    bottom = top + pitch * len(swings)
+    body = []
+    for tick in scale.ticks:
+        body += [
+            _line(scale(tick), top, scale(tick), bottom, "grid"),
+            _text(scale(tick), bottom + 17, f"${short(tick)}".replace("$-", "−$"), "tick", "middle"),
+        ]
+    for i, swing in enumerate(swings):
+        y = top + pitch * i + (28 if narrow else 9)
+        ends = f"{_plain(swing['low'])} to {_plain(swing['high'])}"
+        if narrow:
+            body.append(_text(0, y - 8, f"{swing['name']}: {ends}", "name"))
+        else:
+            body += [_text(0, y + 10, fit(swing["name"], 165), "name"), _text(278, y + 10, ends, "tick", "end")]
+        for end in ("low", "high"):
+            a, b = sorted((scale(base), scale(swing[f"at_{end}"])))
+            tip = f"{swing['name']} {_plain(swing[end])}: {dollars(swing[f'at_{end}'])}"
+            body.append(
+                f'<rect class="swing {end}" x="{a:.1f}" y="{y:.1f}" width="{max(b - a, 0.8):.1f}" height="13">'
+                f"<title>{escape(tip)}</title></rect>"
+            )
+    body += [
+        _line(scale(base), top - 4, scale(base), bottom, "median"),
+        _text(scale(base), 14, f"as assumed: {dollars(base)}", "legend", "middle" if not narrow else "start"),
+    ]
+    title = "Net saving when one assumption changes. " + "; ".join(
+        f"{s['name']}: {dollars(s['at_low'])} to {dollars(s['at_high'])}" for s in swings
+    )
+    return _svg(width, bottom + 26, title, body, "tornado")
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cost_chart(rows: Sequence[Mapping[str, Any]], months: float, chosen: str, width: float = WIDE) -> Markup:
+    """What the alternatives have cost in all after each month: upfront, then the monthly bill.
+
+    Args:
+        rows: `name`, `upfront_usd`, `usd_per_month`; the first is the baseline.
+        months: horizon.
+        chosen: name of the alternative that is advised; drawn in the accent colour.
+        width: width to draw for, in CSS pixels.
+    """
+    if len(rows) < 2:
+        return Markup("")
+    narrow = width < 500
+    wanted = [rows[0], *(r for r in rows[1:] if r["name"] == chosen)]
+    wanted += [r for r in rows[1:] if r not in wanted][: MOST_LINES - len(wanted)]
+    left, right, top, bottom = (44.0, width - 8, 12.0, 220.0) if narrow else (64.0, width - 190, 12.0, 260.0)
+    ends = [r["upfront_usd"] + months * r["usd_per_month"] for r in wanted]
+    scale = axis([0.0, *ends, *(r["upfront_usd"] for r in wanted)], bottom, top, log=False)
+    time = axis([0.0, months], left, right, wanted=6, log=False)
+    body = []
+    for tick in scale.ticks:
+        body += [
+            _line(left, scale(tick), right, scale(tick), "grid"),
+            _text(left - 7, scale(tick) + 4, f"${short(tick)}", "tick", "end"),
+        ]
+    for tick in time.ticks:
+        body.append(_text(time(tick), bottom + 17, f"{tick:g}", "tick", "middle"))
+    body.append(_text(right, bottom + 33, "months", "tick", "end"))
+    kinds = ["train" if r["name"] == chosen else "val" if i == 0 else "raw" for i, r in enumerate(wanted)]
+    for row, end, kind in zip(wanted, ends, kinds, strict=True):
+        body.append(_path([(time(0), scale(row["upfront_usd"])), (time(months), scale(end))], kind))
+    if narrow:
+        legend = bottom + 50.0
+        for i, (row, kind) in enumerate(zip(wanted, kinds, strict=True)):
+            body += [
+                _line(0, legend + 17 * i - 4, 18, legend + 17 * i - 4, kind),
+                _text(24, legend + 17 * i, row["name"], "legend"),
+            ]
+        height = legend + 17 * len(wanted)
+    else:
+        for y, row, end in _spread([(scale(e), r, e) for r, e in zip(wanted, ends, strict=True)], 15, bottom - 6):
+            label = f"{fit(row['name'], 118)} {dollars(end)}"
+            body.append(_text(time(months) + 8, y + 4, label, "legend"))
+        height = bottom + 40
+    title = f"Dollars in all after {months:g} months: " + "; ".join(
+        f"{r['name']} {dollars(e)}" for r, e in zip(wanted, ends, strict=True)
+    )
+    return _svg(width, height, title, body, "costs")
+
+
+Label = tuple[float, Mapping[str, Any], float]
+
+
+def _spread(labels: list[Label], gap: float, lowest: float) -> list[Label]:
+    """Labels moved apart so that none covers another and none stands below `lowest`, in their order from the top."""
+    placed: list[Label] = []
+    for y, row, end in sorted(labels, key=lambda label: label[0]):
+        placed.append((max(y, placed[-1][0] + gap) if placed else y, row, end))
+    for i in range(len(placed) - 1, -1, -1):
+        y, row, end = placed[i]
+        placed[i] = (min(y, lowest if i == len(placed) - 1 else placed[i + 1][0] - gap), row, end)
+    return placed
+
+
+def quality_chart(ladder: Sequence[Mapping[str, Any]], width: float = WIDE) -> Markup:
+    """Quality with its interval above what 1,000 queries cost: two axes, never one figure.
+
+    Args:
+        ladder: `name`, `metric`, `value`, `low`, `high`, `usd_per_1000_queries`.
+        width: width to draw for, in CSS pixels.
+    """
+    points = [c for c in ladder if c.get("usd_per_1000_queries") is not None and c["value"] is not None]
+    if len(points) < 2:
+        return Markup("")
+    narrow = width < 500
+    left, right, top, bottom = (40.0, width - 12, 16.0, 230.0) if narrow else (56.0, width - 60, 16.0, 270.0)
+    cost = axis([c["usd_per_1000_queries"] for c in points], left + 14, right - 14)
+    quality = axis([v for c in points for v in (c["value"], c["low"], c["high"])], bottom, top, log=False)
+    body = []
+    for tick in quality.ticks:
+        body += [
+            _line(left, quality(tick), right, quality(tick), "grid"),
+            _text(left - 7, quality(tick) + 4, short(tick), "tick", "end"),
+        ]
+    for tick in cost.ticks:
+        body.append(_text(cost(tick), bottom + 17, f"${tick:g}", "tick", "middle"))
+    body.append(_text(right, bottom + 33, "for 1,000 queries, as measured", "tick", "end"))
+    for c in points:
+        kind = "tuned" if c["name"] == "tuned" else "other"
+        x, y = cost(c["usd_per_1000_queries"]), quality(c["value"])
+        body += [
+            _line(x, quality(c["low"]), x, quality(c["high"]), f"whisker {kind}"),
+            f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
+        ]
+        side, anchor = (-9, "end") if x > (left + right) / 2 else (9, "start")
+        body.append(_text(x + side, y - 6, fit(c["name"], 170), f"name {kind}", anchor))
+    title = "Quality and cost: " + "; ".join(f"{c['name']} {figure(c['value'], c['metric'])}" for c in points)
+    return _svg(width, bottom + 40, title, body, "quality")

@@ -1,0 +1,132 @@
+"""The page of `tuneloop advise --html`: the answer, why, what it costs, and what would change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tuneloop.files import write_text
+from tuneloop.report.advise_charts import cost_chart, dollars, quality_chart, tornado_chart
+from tuneloop.report.charts import chart_pair
+from tuneloop.report.facts import count, figure, gib, minutes, usd
+from tuneloop.report.html import page_template
+
+METHODS = {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
+ANSWERS = {"dont": "Don't fine-tune", "prompt": "Prompt first", "tune": "Fine-tune"}
+
+
+def write_advise_page(advice: Mapping[str, Any], path: Path | str) -> Path:
+    """Write the page of an advice, as `tuneloop advise --json` prints it; one file, no network."""
+    path = Path(path)
+    write_text(path, render_advise_page(advice))
+    return path
+
+
+def render_advise_page(advice: Mapping[str, Any]) -> str:
+    """The page as text."""
+    return page_template("advise.html.j2").render(page=page_of_advice(advice))
+
+
+def page_of_advice(advice: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the template shows, computed and written out."""
+    question, rows = advice["question"], advice["alternatives"]
+    method = METHODS.get(advice["method"], "")
+    chosen = next((row for row in rows if row["name"] == method), None)
+    months = question["months"]
+    net = months * chosen["saves_usd_per_month"] - chosen["upfront_usd"] if chosen else 0.0
+    return {
+        "title": ANSWERS[advice["answer"]] + (f" with {method}" if advice["answer"] == "tune" else ""),
+        "model": question["model"],
+        "words": advice["reasons"][0]["says"],
+        "figures": _figures(advice, chosen, months),
+        "reasons": advice["reasons"],
+        "steps": advice["steps"],
+        "missing": advice["missing"],
+        "alternatives": [_alternative(row, advice["ladder"]) for row in rows],
+        "months": f"{months:g}",
+        "method": method,
+        "costs": chart_pair(cost_chart, rows, months, method),
+        "tornado": chart_pair(tornado_chart, advice["sensitivity"], net) if advice["sensitivity"] else "",
+        "ladder": [_rung(c) for c in advice["ladder"]],
+        "quality": chart_pair(quality_chart, advice["ladder"]),
+        "bills": [_bill(mode, bill) for mode, bill in advice["monthly_bills"].items()],
+        "tokens": [(t["what"], f"${t['usd_per_million']:.3g}", t["basis"]) for t in advice["token_prices"]],
+        "trainings": [_training(name, t) for name, t in advice["trainings"].items()],
+        "breakdown": _breakdown(advice),
+        "assumptions": advice["assumptions"],
+    }
+
+
+def _figures(advice: Mapping[str, Any], chosen: Mapping[str, Any] | None, months: float) -> list[tuple[str, str, str]]:
+    """(name, value, detail) of the figures at the top."""
+    found = []
+    training = advice["trainings"].get(advice["method"])
+    if training and training["cost"]:
+        cost = training["cost"]
+        found.append(("cost in all", dollars(cost["p50"]), f"{dollars(cost['low'])} to {dollars(cost['p90'])}"))
+        found.append(("one run", minutes(training["hours"] * 60), f"{training['gpus']} x {training['gpu']}"))
+    if chosen:
+        days = chosen["break_even_days"]
+        found.append(
+            ("pays back after", "never" if days is None else f"{days:,.0f} days", chosen["why_never"] or
+             f"{chosen['break_even_queries']:,.0f} queries")
+        )  # fmt: skip
+        found.append((f"saved in {months:g} months", dollars(months * chosen["saves_usd_per_month"] - chosen["upfront_usd"]),
+                      "against today's prompt"))  # fmt: skip
+    return found
+
+
+def _alternative(row: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> dict[str, str]:
+    days = row["break_even_days"]
+    metric = ladder[0]["metric"] if ladder else "accuracy"
+    return {
+        "name": row["name"],
+        "quality": figure(row["quality"], metric) if row["quality"] is not None else "unknown",
+        "upfront": dollars(row["upfront_usd"]),
+        "query": usd(row["usd_per_1000_queries"]),
+        "month": dollars(row["usd_per_month"]),
+        "total": dollars(row["total_usd"]),
+        "pays": "" if row["saves_usd_per_month"] is None else "never" if days is None else f"{days:,.0f} days",
+        "note": row["note"] + (f"; {row['why_never']}" if row["why_never"] else ""),
+    }
+
+
+def _rung(c: Mapping[str, Any]) -> dict[str, str]:
+    gain = c["gain_over_prompt"]
+    return {
+        "name": c["name"],
+        "value": figure(c["value"], c["metric"]),
+        "bounds": f"[{figure(c['low'], c['metric'])}, {figure(c['high'], c['metric'])}]",
+        "gain": "" if gain is None else f"{gain:+.2f}",
+        "tokens": "" if c["prompt_tokens"] is None else count(c["prompt_tokens"]),
+        "query": "" if c["usd_per_1000_queries"] is None else usd(c["usd_per_1000_queries"]),
+        "training": "" if c["training_usd"] is None else usd(c["training_usd"]),
+        "kind": "tuned" if c["name"] == "tuned" else "",
+    }
+
+
+def _bill(mode: str, bill: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    return (
+        mode, dollars(bill["usd"]), count(bill["replicas"], "machine") if bill["replicas"] else "none",
+        f"{bill['batch_hours']:,.0f} h", f"{bill['utilisation']:.0%}",
+    )  # fmt: skip
+
+
+def _training(name: str, t: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    fits = "fits" if t["fits"] else "does not fit"
+    known = t["fits"] and t["cost"]
+    return (
+        METHODS[name], f"{t['gpus']} x {t['gpu']}", f"{gib(t['peak_gib'])} of {gib(t['capacity_gib'])}, {fits}",
+        minutes(t["hours"] * 60) if known else "–", usd(t["usd_a_run"]) if known else "–",
+    )  # fmt: skip
+
+
+def _breakdown(advice: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """(item, dollars, share) of the advised method's expected cost."""
+    training = advice["trainings"].get(advice["method"])
+    if not training or not training["cost"]:
+        return []
+    items = training["cost"]["breakdown"]
+    whole = sum(items.values()) or 1.0
+    return [(name, usd(value), value / whole) for name, value in items.items()]

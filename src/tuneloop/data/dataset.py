@@ -67,7 +67,14 @@ def sha256_of_source(path: Path) -> str:
 def meta_key(row: Row) -> int:
     """Hash of a row's further columns; where the row stood does not count."""
     further = {k: v for k, v in row.meta.items() if k not in ("source", "line")}
-    return key64(json.dumps(further, sort_keys=True)) if further else 0
+    if not further:
+        return 0
+    import orjson
+
+    try:
+        return key64(orjson.dumps(further, option=orjson.OPT_SORT_KEYS).decode())
+    except (TypeError, orjson.JSONEncodeError):  # integers over 64 bits
+        return key64(json.dumps(further, sort_keys=True))
 
 
 def dataset_hash(

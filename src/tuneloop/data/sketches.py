@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import orjson
 
 from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.split import normalised
+from tuneloop.data.split import normalised, normalised_often
 from tuneloop.types import Row
 
 if TYPE_CHECKING:
@@ -120,37 +121,35 @@ def texts_of(row: Row, frame: Frame = NO_FRAME) -> RowTexts:
     prompt: list[str] = []
     answer: list[str] = []
     system: list[str] = []
+    asks = False
     for message in row.messages:
         role, content = message["role"], message["content"]
-        if role == "user" and frame is not NO_FRAME:
-            content = frame.inside(content)
-        (prompt if role == "user" else system if role == "system" else answer).append(content)
-        if role != "system":
-            (answer if role == "user" else prompt).append("")  # so that both tell whose turn it was
-        if calls := message.get("tool_calls"):
+        if role == "system":
+            system.append(content)
+        elif role == "user":
+            prompt.append(frame.inside(content) if frame is not NO_FRAME else content)
+            answer.append("")  # so that both tell whose turn it was
+            asks = True
+        else:
+            answer.append(content)
+            prompt.append("")
+        if len(message) > 2 and (calls := message.get("tool_calls")):
             answer += [f"{call['function']['name']} {call['function']['arguments']}" for call in calls]
-    apart = _normal_label(row.label) if row.label is not None else ""
+    apart = normalised_often(row.label) if row.label is not None else ""
     if "thumb" in row.meta:  # one answer that some liked and others did not is a contradiction, no copy
         apart += f"\n{row.meta['thumb']}"
     if system or row.tools:
-        import orjson
-
-        apart = "\n".join(
-            [apart, *map(normalised, system), orjson.dumps(row.tools, option=orjson.OPT_SORT_KEYS).decode()]
-        )
+        tools = orjson.dumps(row.tools, option=orjson.OPT_SORT_KEYS).decode() if row.tools else "[]"
+        apart = "\n".join([apart, *map(normalised_often, system), tools])
     asked, said = f"{TURN} ".join(prompt), f"{TURN} ".join(answer)
     if (
         row.label is not None
         and len(said) < len(row.label) + 40
-        and _normal_label(said.replace(TURN, "")) == _normal_label(row.label)
+        and normalised_often(said.replace(TURN, "")) == normalised_often(row.label)
     ):
         said = ""  # else rows of one label would be similar by it alone
-    if not any(message["role"] == "user" for message in row.messages):
-        return RowTexts(said, "", apart)
-    return RowTexts(asked, said, apart)
+    return RowTexts(asked, said, apart) if asks else RowTexts(said, "", apart)
 
-
-_normal_label = functools.lru_cache(maxsize=1 << 12)(normalised)  # labels come again and again
 
 # --- folding and shingles ------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import unicodedata
 from dataclasses import dataclass
@@ -33,13 +34,23 @@ def normalised(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
+normalised_often = functools.lru_cache(maxsize=1 << 10)(normalised)  # for what comes again and again
+
+
 def prompt_key(row: Row) -> str:
     """What the model is told and asked: the normalised system and user turns; without a user turn, all turns.
 
     The system turns count because in some data the task stands there, under one and the same user turn.
     """
-    turns = [f"{m['role']}: {normalised(m['content'])}" for m in row.messages if m["role"] in ("system", "user")]
-    if not any(m["role"] == "user" for m in row.messages):
+    turns = []
+    asked = False
+    for message in row.messages:
+        if message["role"] == "user":
+            turns.append("user: " + normalised(message["content"]))
+            asked = True
+        elif message["role"] == "system":
+            turns.append("system: " + normalised_often(message["content"]))
+    if not asked:
         turns = [f"{m['role']}: {normalised(m['content'])}" for m in row.messages]
     return "\n".join(turns)
 

@@ -51,6 +51,7 @@ _NOTHING = frozenset(
         "(null)",
     )
 )
+_NO_LABEL = _NOTHING - {"none"}
 _BOILERPLATE = (  # looked for one by one: faster than one pattern, as hardly any text holds one
     "as an ai", "as an artificial intelligence", "as a language model", "as a large language model", "ai language model",
     "i am an ai", "i'm an ai", "i am just an ai", "i'm just an ai", "i am a language model", "i'm a language model",
@@ -78,6 +79,7 @@ _SECRET_STARTS = (  # a sign that hardly any text holds, and what a secret with 
     ("eyJ", ("eyJ",)),
 )
 _MASH = re.compile(r"[bcdfghjklmnpqrstvwxz]{7,}", re.I)
+_CONSONANTS = bytes(99 if chr(code).lower() in "bcdfghjklmnpqrstvwxz" else 32 for code in range(256))
 _WORDS = re.compile(r"\w+")
 _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _VOWELS = b"aeiouyAEIOUY"
@@ -109,7 +111,7 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
         _of_prompt(asked, found)
     _of_text(text, found)
     if label is not None and len(answer) < 200:
-        if not answer or answer.lower() in _NOTHING - {"none"}:
+        if not answer or answer.lower() in _NO_LABEL:
             found.append("empty_answer")
     elif not messages[-1].get("tool_calls"):
         _of_answer(answer, asked, found)
@@ -118,7 +120,10 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
 
 def as_bits(found: Iterable[str]) -> int:
     """Flags as one number, a bit each."""
-    return sum(_BIT[flag] for flag in found)
+    bits = 0
+    for flag in found:
+        bits |= _BIT[flag]
+    return bits
 
 
 def bit(flag: str) -> int:
@@ -154,7 +159,11 @@ def _of_prompt(asked: str, found: list[str]) -> None:
         (signs > 4 and signs > 2 * letters and "```" not in head)
         or (len(raw) >= 6 and letters and len(set(raw)) <= 2)
         or (letters >= 10 and len(raw.translate(None, _VOWELS)) > len(raw) - 0.08 * letters)
-        or (letters < 80 and sum(map(len, _MASH.findall(head))) > 0.4 * letters)
+        or (
+            letters < 80
+            and b"ccccccc" in raw.translate(_CONSONANTS)
+            and sum(map(len, _MASH.findall(head))) > 0.4 * letters
+        )
     ):
         found.append("gibberish")
 
@@ -170,9 +179,11 @@ def _of_text(text: str, found: list[str]) -> None:
     elif "&" in text and ";" in text and _ENTITY.search(text):
         found.append("html_leftovers")
     for sign, starts in _SECRET_STARTS:
-        if sign in text and any([start in text for start in starts]) and next(keys(text), None):
-            found.append("secret")
-            return
+        if sign in text:
+            for start in starts:
+                if start in text and next(keys(text), None):
+                    found.append("secret")
+                    return
 
 
 def _of_answer(answer: str, asked: str, found: list[str]) -> None:

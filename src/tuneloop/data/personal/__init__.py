@@ -183,6 +183,11 @@ _FIELD = re.compile(
 )
 
 
+def tells(field: str) -> bool:
+    """Whether a column's name says that its values are personal, as "phone" does."""
+    return bool(_telling(field))
+
+
 @lru_cache(maxsize=4096)
 def _telling(field: str) -> str:
     """The words of a column's name where they say that its values are personal, else an empty string."""

@@ -7,8 +7,9 @@ import pytest
 import sacrebleu
 
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import compare, evaluate, primary_metric, sample_rows
+from tuneloop.evaluate.evaluate import Measured, adjusted, compare, evaluate, primary_metric, sample_rows
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
+from tuneloop.evaluate.uncertainty import holm
 from tuneloop.evaluate.words import verdict_in_words
 from tuneloop.types import Answer, Row, UserError
 
@@ -77,8 +78,15 @@ def test_every_classification_metric_has_an_interval_around_it():
         "balanced_accuracy",
         "precision_macro",
         "recall_macro",
+        "precision_micro",
+        "recall_micro",
+        "precision_weighted",
+        "recall_weighted",
+        "invalid_rate",
     ]
-    for estimate in result.metrics.values():
+    for name, estimate in result.metrics.items():
+        if name == "invalid_rate":
+            continue
         assert 0 < estimate.low < estimate.value < estimate.high < 1
     assert result.metrics["micro_f1"] == result.metrics["accuracy"]
 
@@ -139,7 +147,7 @@ def test_hostile_answers_are_scored_and_noted():
     start = time.monotonic()
     result = evaluate(rows, answers, task="generation", labels=None, config=CARD, seed=0)
     assert time.monotonic() - start < 10
-    assert all(0 <= e.value <= 100 for e in result.metrics.values())
+    assert all(0 <= e.value <= 100 for name, e in result.metrics.items() if name != "length_ratio")
     assert any("20,000 characters" in note for note in result.notes)
     assert any("1 of 5 answers were cut off" in note for note in result.notes)
 
@@ -179,7 +187,9 @@ def test_a_clear_gain_is_better_and_turned_round_worse():
     a, b = labels_evaluation(200, 0.6, seed=1), labels_evaluation(200, 0.9, seed=2)
     there = {c.metric: c for c in compare("few-shot", a, "tuned", b)}
     back = {c.metric: c for c in compare("tuned", b, "few-shot", a)}
+    assert there.pop("invalid_rate").verdict == "not enough evidence"  # neither has any
     assert {c.verdict for c in there.values()} == {"better"}
+    del back["invalid_rate"]
     assert {c.verdict for c in back.values()} == {"worse"}
     accuracy = there["accuracy"]
     assert accuracy.test == "exact McNemar"
@@ -228,6 +238,124 @@ def test_sampling_is_seeded_and_keeps_the_order():
     assert chosen == sample_rows(rows, 10, seed=1) and len(chosen) == 10
     assert [rows.index(r) for r in chosen] == sorted(rows.index(r) for r in chosen)
     assert sample_rows(rows, None, seed=1) == sample_rows(rows, 99, seed=1) == rows
+
+
+def test_rows_of_one_conversation_widen_the_interval():
+    rows, answers = classification(200, 0.7, seed=3)
+    alone = evaluate(rows, answers, task="classification", labels=LABELS, config=FAST, seed=0)
+    # Ten rows a conversation, all right or all wrong: as good as twenty rows.
+    together = [Row(r.id, r.messages, r.label, meta={"conversation_id": i // 10}) for i, r in enumerate(rows)]
+    said = [Answer(r.label if (i // 10) % 3 else "") for i, r in enumerate(together)]
+    clustered = evaluate(together, said, task="classification", labels=LABELS, config=FAST, seed=0)
+    assert clustered.clusters is not None and max(clustered.clusters) == 19
+    wide, narrow = clustered.metrics["accuracy"], alone.metrics["accuracy"]
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    assert any("200 rows form 20 clusters" in note for note in clustered.notes)
+    plain = evaluate(
+        together, [Answer(r.label) for r in together], task="classification", labels=LABELS, config=FAST, seed=0
+    )
+    assert plain.metrics["accuracy"].low < plain.metrics["accuracy"].high == 1.0
+    assert {c.test for c in compare("a", clustered, "b", plain)} == {"paired cluster bootstrap"}
+
+
+def test_rows_with_the_same_prompt_belong_together_and_a_missing_field_is_told():
+    rows = [Row(f"r{i}", row(i // 2, "x").messages) for i in range(10)]
+    result = evaluate(rows, [Answer("x")] * 10, task="generation", labels=None, config=FAST, seed=0)
+    assert result.clusters == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    other = EvaluateConfig(bootstrap=100, cluster="user")
+    with pytest.raises(UserError, match="'user'"):
+        evaluate(rows, [Answer("x")] * 10, task="generation", labels=None, config=other, seed=0)
+
+
+def test_p_values_are_adjusted_and_the_metric_that_decides_is_not():
+    a, b = labels_evaluation(120, 0.7, seed=1), labels_evaluation(120, 0.8, seed=2)
+    found = {c.metric: c for c in compare("a", a, "b", b)}
+    assert found["accuracy"].p_holm == found["accuracy"].p
+    others = [c for c in found.values() if c.metric != "accuracy" and c.test != "exact McNemar"]
+    assert all(c.p_holm >= c.p for c in others) and any(c.p_holm > c.p for c in others if c.p < 1)
+    assert found["micro_f1"].p_holm == found["accuracy"].p_holm  # the same number by definition
+
+
+def test_several_contenders_are_adjusted_for_together():
+    base = labels_evaluation(200, 0.7, seed=1)
+    pairs = [c for k in (2, 3, 4) for c in compare("base", base, f"m{k}", labels_evaluation(200, 0.75, seed=k))]
+    first = [c.p for c in pairs if c.metric == "accuracy"]
+    assert len(first) == 3
+    together = [c for c in adjusted(pairs, primary="accuracy", n=200) if c.metric == "accuracy"]
+    assert [c.p_holm for c in together] == pytest.approx(holm(first))
+
+
+def test_effects_and_what_these_rows_could_have_shown_and_how_many_would():
+    a, b = labels_evaluation(60, 0.75, seed=1), labels_evaluation(60, 0.85, seed=5)
+    c = {c.metric: c for c in compare("a", a, "b", b)}["accuracy"]
+    assert c.verdict == "not enough evidence" and c.more_rows and c.more_rows > 0
+    assert c.effect_kind == "Cohen's h" and (c.effect > 0) == (c.delta > 0)
+    assert c.detectable == pytest.approx((1.96 + 0.8416) * (c.high - c.low) / (2 * 1.96), rel=1e-3)
+    sure = {c.metric: c for c in compare("a", labels_evaluation(300, 0.3), "b", labels_evaluation(300, 0.9, 1))}
+    assert sure["accuracy"].verdict == "better" and sure["accuracy"].more_rows is None
+
+
+def test_fewer_invalid_answers_and_less_calibration_error_are_better():
+    rows, _ = classification(200, 1.0)
+
+    def made(wrong, sure):
+        texts = ["?" if i % wrong == 0 else r.label for i, r in enumerate(rows)]
+        answers = [
+            Answer(t, scores={r.label: math.log(sure), "x": math.log(1 - sure)})
+            for t, r in zip(texts, rows, strict=True)
+        ]
+        return evaluate(rows, answers, task="classification", labels=LABELS, config=FAST, seed=0)
+
+    found = {c.metric: c for c in compare("a", made(2, 0.99), "b", made(50, 0.97))}
+    assert found["invalid_rate"].delta < 0 and found["invalid_rate"].verdict == "better"
+    assert found["ece"].delta < 0 and found["ece"].verdict == "better"
+
+
+def test_losses_of_rows_give_perplexity_an_interval_and_a_comparison(tmp_path):
+    rows, answers = cards(12)
+    many = EvaluateConfig(bootstrap=2000)  # with few resamples no p-value is small enough for so many metrics
+    losses = [[1.0 + i % 3 for i in range(12)], [0.5 + i % 3 / 3 for i in range(12)]]
+    a, b = (
+        evaluate(rows, answers, task="chat", labels=None, config=many, seed=0, measured=Measured(x, [10] * 12))
+        for x in losses
+    )
+    ppl = a.metrics["perplexity"]
+    assert ppl.value == pytest.approx(math.exp(sum(losses[0]) / 120)) and ppl.low < ppl.value < ppl.high
+    assert {c.metric: c.verdict for c in compare("a", a, "b", b)}["perplexity"] == "better"
+    written(tmp_path, b, {"zero-shot": a})
+    assert load_evaluation(tmp_path).metrics == b.metrics
+    assert load_evaluation(tmp_path, "zero-shot").metrics == a.metrics
+
+
+def programs_evaluation(*answers, further=()):
+    test = "def check(f):\n    assert f(2) == 4\n"
+    rows = [row(i, "def f(x): return 2 * x", test=test, entry_point="f") for i in range(len(answers))]
+    measured = Measured(further=further)
+    return evaluate(
+        rows, [Answer(a) for a in answers], task="generation", labels=None, config=FAST, seed=0, measured=measured
+    )
+
+
+def test_rows_with_unit_tests_are_run_once_and_the_outcome_is_kept(tmp_path, monkeypatch):
+    right, wrong = "def f(x):\n    return 2 * x", "def f(x):\n    return x"
+    tuned = programs_evaluation(right, wrong, right, further=[[wrong] * 9, [wrong] * 9, [right] * 9])
+    assert tuned.primary == "pass@1"
+    assert tuned.metrics["pass@1"].value == pytest.approx((0.1 + 0 + 1) / 3)
+    assert tuned.metrics["pass@10"].value == pytest.approx(2 / 3)
+    assert any("rlimits" in lock for lock in tuned.code["protections"])
+    base = programs_evaluation(wrong, wrong, wrong)
+    written(tmp_path, tuned, {"zero-shot": base})
+    assert json.loads((tmp_path / "eval.json").read_text())["code"]["ended"] == {"passed": 11, "failed": 19}
+    monkeypatch.setattr("tuneloop.evaluate.code.run_program", None)
+    assert load_evaluation(tmp_path).metrics == tuned.metrics
+    assert load_evaluation(tmp_path, "zero-shot").metrics == base.metrics
+
+
+def test_code_without_tests_or_switched_off_is_not_run():
+    rows, answers = cards(3)
+    with pytest.raises(UserError, match="No row brings unit tests"):
+        config = EvaluateConfig(bootstrap=100, run_code=True)
+        evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import math
 import random
+import re
 import warnings
 
 import numpy as np
@@ -42,6 +43,12 @@ def test_label_metrics_are_scikit_learns_with_answers_outside_the_labels_as_wron
             "balanced_accuracy": sk.balanced_accuracy_score(references, said),
             "precision_macro": sk.precision_score(references, said, average="macro", labels=occur, zero_division=0),
             "recall_macro": sk.recall_score(references, said, average="macro", labels=occur, zero_division=0),
+            "precision_micro": sk.precision_score(references, said, average="micro", zero_division=0),
+            "recall_micro": sk.recall_score(references, said, average="micro", zero_division=0),
+            "precision_weighted": sk.precision_score(
+                references, said, average="weighted", labels=occur, zero_division=0
+            ),
+            "recall_weighted": sk.recall_score(references, said, average="weighted", labels=occur, zero_division=0),
         }
     assert ours == pytest.approx(theirs)
 
@@ -192,3 +199,50 @@ def test_labels_in_the_hundreds_are_quick_and_right():
     ours = m.label_statistics(references, predictions).point_values()["macro_f1"]
     occur = sorted(set(references))
     assert ours == pytest.approx(sk.f1_score(references, predictions, average="macro", labels=occur, zero_division=0))
+
+
+def test_meteor_has_the_published_values_of_its_examples():
+    # nltk's documentation; none of these sentences is matched by a synonym only.
+    hypothesis = "It is a guide to action which ensures that the military always obeys the commands of the party"
+    reference = "It is a guide to action that ensures that the military will forever heed Party commands"
+    assert m.meteor([[reference]], [hypothesis]) == [pytest.approx(0.6944, abs=5e-5)]
+    assert m.meteor([["this is a cat"]], ["non matching hypothesis"]) == [0.0]
+
+
+def test_meteor_by_hand():
+    # 3 of 3 words by equal words or stems, in one chunk: F 1, penalty 0.5 * (1 / 3) ** 3
+    assert m.meteor([["the cats sat"]], ["the cat sat"]) == [pytest.approx(1 - 0.5 / 27)]
+    # precision 1, recall 1/2, one chunk of one word
+    f_mean = (1 * 0.5) / (0.9 * 1 + 0.1 * 0.5)
+    assert m.meteor([["cat sat"]], ["cat"]) == [pytest.approx(f_mean * 0.5)]
+
+
+def test_meteor_is_nltks_without_synonyms_and_takes_the_best_reference():
+    from nltk.stem.porter import PorterStemmer
+    from nltk.translate.meteor_score import single_meteor_score
+
+    class NoSynonyms:
+        def synsets(self, word):
+            return []
+
+    def split(text):
+        return re.findall(r"\w+|[^\w\s]", text)
+
+    for references, answer, ours in zip(REFERENCES, ANSWERS, m.meteor(REFERENCES, ANSWERS), strict=True):
+        each = [
+            single_meteor_score(split(r), split(answer), stemmer=PorterStemmer(), wordnet=NoSynonyms())
+            for r in references
+        ]
+        assert ours == pytest.approx(max(each), abs=1e-6)
+
+
+def test_length_ratio_takes_the_nearest_reference():
+    statistics = m.length_ratio([["a b", "a b c d"], ["x y z"]], ["1 2 3 4 5", "1"])
+    assert statistics.point_values()["length_ratio"] == pytest.approx(6 / 7)
+    assert statistics.row_scores["length_ratio"] == pytest.approx([5 / 4, 1 / 3])
+
+
+def test_perplexity_comes_from_all_tokens_and_not_from_the_mean_of_rows():
+    values = m.loss_statistics([2.0, 30.0], [2, 10]).point_values()
+    assert values["loss"] == pytest.approx(32 / 12)
+    assert values["perplexity"] == pytest.approx(math.exp(32 / 12))

@@ -128,3 +128,68 @@ def test_rows_to_settle_follow_the_root_law():
     assert u.rows_to_settle(0.05, 0.05 - half, 0.05 + half, 100) == 785
     assert u.rows_to_settle(0.0, -0.1, 0.1, 100) is None
     assert u.rows_to_settle(0.05, math.nan, math.nan, 100) is None
+
+
+def test_holm_by_hand_and_in_any_order():
+    # Holm 1979: the smallest of four is multiplied by 4, the next by 3, never below the one before.
+    assert u.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert u.holm([0.9, 0.8]) == [1.0, 1.0]
+    adjusted = u.holm([math.nan, 0.02, 0.03])
+    assert math.isnan(adjusted[0]) and adjusted[1:] == pytest.approx([0.04, 0.04])
+    assert u.holm([]) == []
+
+
+def test_single_rows_as_clusters_are_plain_rows():
+    statistics = [mean_statistics({"x": [float(i % 3) for i in range(30)]})]
+    plain = u.bootstrap(statistics, 30, resamples=50, seed=1)["x"]
+    assert np.array_equal(plain, u.bootstrap(statistics, 30, resamples=50, seed=1, clusters=list(range(30)))["x"])
+    assert u.cluster_numbers(["a", "b"]) is None
+    assert u.cluster_numbers(["a", "b", "a"]) == [0, 1, 0]
+
+
+def test_copies_of_rows_in_clusters_add_no_certainty():
+    scores = [float(i % 2) for i in range(40)]
+    once = u.bootstrap([mean_statistics({"x": scores})], 40, resamples=400, seed=1)["x"]
+    copies = mean_statistics({"x": [s for s in scores for _ in range(5)]})
+    many = u.bootstrap([copies], 200, resamples=400, seed=1, clusters=[i // 5 for i in range(200)])["x"]
+    assert np.allclose(once, many)
+
+
+def test_the_difference_of_groups_is_about_welchs_for_single_rows():
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(0)
+    scores, inside = rng.normal(size=400), np.arange(400) < 150
+    scores[inside] += 0.3
+    delta, low, high, p = u.robust_difference(scores, inside, np.arange(400))
+    welch = ttest_ind(scores[inside], scores[~inside], equal_var=False)
+    assert delta == pytest.approx(scores[inside].mean() - scores[~inside].mean())
+    interval = welch.confidence_interval()
+    assert (low, high) == pytest.approx((interval.low, interval.high), rel=0.02)
+    assert p < 1e-4 and welch.pvalue < 1e-4
+
+
+def test_the_difference_of_groups_knows_that_clusters_repeat_themselves():
+    rng = np.random.default_rng(0)
+    false_alarms = 0
+    for _ in range(200):
+        value = np.repeat(rng.normal(size=40), 10)  # ten copies a cluster
+        false_alarms += u.robust_difference(value, np.arange(400) < 200, np.arange(400) // 10)[3] < 0.05
+    assert false_alarms < 24  # 5 % of 200 are 10; ignoring clusters gives about 100
+
+
+def test_effect_sizes_by_hand():
+    assert u.cohens_h(0.5, 0.5) == 0.0
+    assert u.cohens_h(0.0, 1.0) == pytest.approx(math.pi)
+    # mean 1, standard error 0.5, 16 rows: a row's deviation is 2
+    assert u.standardised(1.0, 1 - 1.96 * 0.5, 1 + 1.96 * 0.5, 16) == pytest.approx(0.5, rel=1e-3)
+    assert math.isnan(u.standardised(1.0, 1.0, 1.0, 16))
+
+
+def test_a_detectable_difference_is_detected_four_times_in_five():
+    n, spread = 400, 1.0
+    error = spread / math.sqrt(n)
+    smallest = u.detectable(-1.96 * error, 1.96 * error)
+    rng = np.random.default_rng(0)
+    found = np.mean(np.abs(rng.normal(smallest, error, 5000)) > 1.96 * error)
+    assert found == pytest.approx(0.8, abs=0.02)

@@ -21,6 +21,31 @@ class EvaluateConfig(Config):
         default_factory=dict,
         description="parts of a structured answer scored by themselves: name -> regular expression with one group",
     )
+    json_schema: str | None = Field(None, description="file with the JSON schema that structured answers must fit")
+    structured: bool | Literal["auto"] = Field(
+        "auto", description="score answers as JSON: valid, schema, fields; auto: where all references are JSON"
+    )
+    run_code: bool | Literal["auto"] = Field(
+        "auto",
+        description="run answers with their rows' unit tests in a sandbox (pass@k); auto: where rows bring tests",
+    )
+    code_seconds: float = Field(10.0, gt=0, le=600, description="time limit of one program")
+    code_memory_mb: int = Field(1024, ge=64, description="memory limit of one program")
+    scorers: dict[str, str] = Field(
+        default_factory=dict,
+        description="your own scorers: name -> file.py:function, called with prediction and reference",
+    )
+    embedding: bool = Field(
+        True, description="also score the nearness in meaning, where the packaged MiniLM is installed"
+    )
+    cluster: str | None = Field(
+        None,
+        description="metadata field of rows that belong together, for intervals; default: a conversation's usual names",
+    )
+    slices: list[str] | None = Field(
+        None,
+        description="metadata fields to show results by; default: all with 2 to 20 values, and all that are numbers",
+    )
     max_new_tokens: int | None = Field(
         None, ge=1, description="longest answer; default: a quarter over the longest reference of the training split"
     )

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from tuneloop.evaluate import metrics as m
+from tuneloop.evaluate import structured as js
 from tuneloop.evaluate import uncertainty as u
+from tuneloop.evaluate.calibration import calibration_statistics, confidences
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.metrics import Array, Statistics
-from tuneloop.types import Answer, Estimate, Row, UserError
+from tuneloop.evaluate.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
+from tuneloop.types import Answer, Estimate, Progress, Row, UserError, no_progress
 
 # Metrics with the same row scores as another one, whose exact interval and test they share.
-_SAME_AS = {"micro_f1": "accuracy"}
+_SAME_AS = dict.fromkeys(("micro_f1", "precision_micro", "recall_micro", "recall_weighted"), "accuracy")
+_SAME_OF_MANY = {"subset_accuracy": "accuracy"}  # with several labels a row
+LOWER_IS_BETTER = frozenset({"perplexity", "loss", "ece", "invalid_rate"})
+_NO_DIRECTION = frozenset({"length_ratio"})  # neither more nor less of it is better
+# The row's conversation, by the names that it usually has.
+CLUSTER_NAMES = ("conversation_id", "conversation", "dialogue_id", "dialog_id", "dialogue", "session_id", "session",
+                 "thread_id", "duplicate_cluster", "cluster")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of answers beside their texts. Each list is empty or has an entry for each row.
+
+    Args:
+        losses, loss_tokens: sum of -log likelihood over the reference answer's tokens, and how many they are.
+        confidence: probability of the answer's label; default: from the answers' scores.
+        further: more answers to the same prompt, for pass@k.
+        languages: of the prompt, for slices.
+        row_scores: metrics measured elsewhere, as one score a row (NaN: the row doesn't count).
+        complete: nothing else is to be measured that needs programs, models or files (answers read back from a folder).
+    """
+
+    losses: Sequence[float] = ()
+    loss_tokens: Sequence[int] = ()
+    confidence: Sequence[float] = ()
+    further: Sequence[Sequence[str]] = ()
+    languages: Sequence[str] = ()
+    row_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    complete: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,16 +61,21 @@ class Evaluation:
         rows: the rows, in the order of everything below.
         answers: the contender's answers.
         labels: allowed labels (classification), else None.
-        predictions: the label that each answer names; None outside the label set, and for tasks without labels.
-        valid: whether an answer is in the label set and holds every field asked for.
+        predictions: the label that each answer names (several: joined by commas); None outside the label set, and for
+            tasks without labels.
+        valid: whether an answer is in the label set, holds every field asked for, is JSON where that is asked for.
         metrics: name -> value with 95 % interval.
         row_scores: metric -> one score a row, for metrics that have one (NaN: the row doesn't count).
         invalid: number of answers that aren't valid.
         fields: the patterns of `FIELD.METRIC`.
         notes: what a reader has to know about these numbers.
-        signatures: sacrebleu's, by metric.
+        signatures: what exactly was computed, by metric.
         seed, bootstrap: of the resamples.
         statistics, draws: what paired comparisons are computed from.
+        measured: what was known or found out beside the texts, and can't be found out again from them.
+        clusters: the cluster of each row; None where each row stands for itself.
+        code: how the answers' programs ended, and under which protections; empty without programs.
+        cluster: `evaluate.cluster`.
     """
 
     task: str
@@ -56,11 +94,20 @@ class Evaluation:
     bootstrap: int
     statistics: list[Statistics] = field(repr=False, compare=False)
     draws: dict[str, Array] = field(repr=False, compare=False)
+    measured: Measured = field(default_factory=Measured, repr=False, compare=False)
+    clusters: list[int] | None = None
+    code: dict[str, Any] = field(default_factory=dict, compare=False)
+    cluster: str | None = None
 
     @property
     def n(self) -> int:
         """Number of rows."""
         return len(self.rows)
+
+    @property
+    def primary(self) -> str:
+        """The metric that decides."""
+        return primary_metric(self.task, list(self.fields), list(self.metrics))
 
 
 @dataclass(frozen=True)
@@ -70,7 +117,12 @@ class Comparison:
     Args:
         delta: b - a; `low` and `high` are its 95 % interval.
         p: two-sided p-value of `test`.
-        verdict: `better` (b), `worse` or `not enough evidence`.
+        verdict: `better` (b), `worse` or `not enough evidence`, by `p_holm`.
+        p_holm: `p` adjusted (Holm) for what is tested beside it: the metric that decides is fixed beforehand and only
+            adjusted for several contenders; all other metrics together form a second family.
+        effect: size of the difference without its unit: `effect_kind` tells which.
+        detectable: the smallest difference that these rows would have shown (80 % power).
+        more_rows: with no verdict, how many further rows would show a difference as large as this one; else None.
     """
 
     a: str
@@ -82,6 +134,11 @@ class Comparison:
     p: float
     verdict: str
     test: str
+    p_holm: float = math.nan
+    effect: float = math.nan
+    effect_kind: str = ""
+    detectable: float = math.nan
+    more_rows: int | None = None
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int) -> list[Row]:
@@ -93,7 +150,10 @@ def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int) -> list[Ro
 
 
 def primary_metric(task: str, fields: Collection[str] = (), metrics: Collection[str] = ()) -> str:
-    """The metric that decides: accuracy for labels, the first field's for structured answers, else ROUGE-L.
+    """The metric that decides.
+
+    Accuracy for labels (micro-F1 where rows have several), pass@1 for programs, the first field's for structured
+    answers, field-F1 for JSON, else ROUGE-L.
 
     Args:
         task: of the data set.
@@ -101,11 +161,46 @@ def primary_metric(task: str, fields: Collection[str] = (), metrics: Collection[
         metrics: names at hand; where the first choice isn't among them (a field of free text, a script that ROUGE
             can't read), the next one is taken.
     """
-    first = "accuracy" if task == "classification" else ""
-    choices = [first] if first else []
+    first = ["micro_f1" if "subset_accuracy" in metrics else "accuracy"] if task == "classification" else []
+    choices = [*first, *(name for name in ("pass@1",) if name in metrics)]
     choices += [f"{name}.{metric}" for name in fields for metric in ("accuracy", "rougeL", "chrf")]
+    choices += [name for name in ("field_f1",) if name in metrics]
     choices += ["rougeL", "chrf"]
     return next((name for name in choices if name in metrics), choices[0])
+
+
+@dataclass
+class _Scoring:
+    """What scoring gathers on its way through the kinds of metrics."""
+
+    rows: list[Row]
+    answers: list[Answer]
+    config: EvaluateConfig
+    measured: Measured
+    progress: Progress
+    statistics: list[Statistics] = field(default_factory=list)
+    signatures: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    labels: list[str] | None = None
+    predictions: list[str | None] = field(default_factory=list)
+    valid: list[bool] = field(default_factory=list)
+    valid_counts: bool = False  # whether anything says what a valid answer is
+    found: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # row scores that can't be computed from the texts again
+    code: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        return [answer.text for answer in self.answers]
+
+    @property
+    def references(self) -> list[list[str]]:
+        return [m.references_of(row) for row in self.rows]
+
+    def need_valid(self, holds: Sequence[bool]) -> None:
+        self.valid = [ok and held for ok, held in zip(self.valid, holds, strict=True)]
+        self.valid_counts = True
 
 
 def evaluate(
@@ -117,76 +212,112 @@ def evaluate(
     config: EvaluateConfig,
     seed: int,
     perplexity: float | None = None,
+    measured: Measured | None = None,
+    progress: Progress = no_progress,
 ) -> Evaluation:
     """Score answers, each metric with its 95 % interval.
 
-    Shares of right answers get Wilson's interval; all else the bias-corrected percentile bootstrap over rows,
-    corpus metrics (BLEU, chrF, macro-F1) computed anew from each resample.
+    Shares of right answers get Wilson's interval; all else the bias-corrected percentile bootstrap, corpus metrics
+    (BLEU, chrF, macro-F1) computed anew from each resample. Where rows belong together (a conversation, the same
+    prompt), whole clusters are drawn, for shares too.
 
     Args:
         rows: the split's rows.
         answers: one for each row, in order.
-        task: `classification` scores labels, all else scores texts.
+        task: `classification` scores labels (`meta["labels"]`: several a row), all else scores texts.
         labels: allowed labels; default: those of the rows.
-        config: `fields` and `bootstrap` are used.
+        config: what is measured, and how.
         seed: of the resamples; contenders that are to be compared share it.
-        perplexity: measured elsewhere, carried along without an interval.
+        perplexity: measured elsewhere, carried along without an interval; better give `measured.losses`.
+        measured: what is known beside the texts.
+        progress: of unit tests.
 
     Raises:
-        UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field.
+        UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field, schema or
+            scorer.
     """
-    rows, answers = list(rows), list(answers)
-    _check_rows(rows, answers, task)
-    notes: list[str] = []
-    signatures: dict[str, str] = {}
-    statistics: list[Statistics] = []
-    predictions: list[str | None] = [None] * len(rows)
-    valid = [True] * len(rows)
-    allowed: list[str] | None = None
+    s = _Scoring(list(rows), list(answers), config, measured or Measured(), progress)
+    _check_rows(s.rows, s.answers, task)
+    s.predictions, s.valid = [None] * len(s.rows), [True] * len(s.rows)
     if task == "classification":
-        allowed = sorted(set(labels or ()) | {str(row.label) for row in rows})
-        predictions = _predicted_labels(rows, answers, allowed)
-        valid = [prediction is not None for prediction in predictions]
-        statistics.append(m.label_statistics([row.label for row in rows], predictions))
-        occurring = len({row.label for row in rows})
-        if len(rows) < 5 * occurring:
-            notes.append(
-                f"{len(rows)} rows for {occurring} labels are fewer than 5 a label: trust accuracy; macro averages "
-                "come out low and their intervals too narrow."
-            )
+        _score_labels(s, labels)
     else:
-        statistics += _text_statistics([m.references_of(row) for row in rows], answers, signatures, notes)
+        _score_texts(s)
+        _score_code(s)
+        _score_structure(s)
     for name, pattern in m.compile_fields(config.fields).items():
-        references = [m.extract(pattern, m.references_of(row)[0]) for row in rows]
-        found = [m.extract(pattern, answer.text[: m.LONGEST_SCORED]) for answer in answers]
-        family, holds = _field_statistics(name, references, found, notes)
-        statistics.append(family)
-        valid = [ok and held for ok, held in zip(valid, holds, strict=True)]
-    cut = sum(not answer.finished for answer in answers)
+        references = [m.extract(pattern, row[0]) for row in s.references]
+        found = [m.extract(pattern, answer.text[: m.LONGEST_SCORED]) for answer in s.answers]
+        if all(value is None for value in references):
+            raise UserError(
+                "The field's pattern matches none of the reference answers",
+                where=f"evaluate.fields.{name}",
+                next_step="compare it with an answer of the split; ^ and $ are the ends of a line",
+            )
+        _score_field(s, name, references, found)
+    _score_own(s)
+    if s.measured.losses:
+        s.statistics.append(m.loss_statistics(s.measured.losses, s.measured.loss_tokens))
+    if s.valid_counts:
+        invalid = [float(not ok) for ok in s.valid]
+        s.statistics.append(m.mean_statistics({"invalid_rate": invalid}, right_or_wrong=["invalid_rate"]))
+    return _evaluation(s, task, seed, perplexity)
+
+
+def _evaluation(s: _Scoring, task: str, seed: int, perplexity: float | None) -> Evaluation:
+    """Intervals, and everything put together."""
+    cut = sum(not answer.finished for answer in s.answers)
     if cut:
-        notes.append(f"{cut} of {len(answers)} answers were cut off at the length limit (evaluate.max_new_tokens).")
-    draws = u.bootstrap(statistics, len(rows), resamples=config.bootstrap, seed=seed)
-    estimates = _estimates(statistics, draws)
-    if perplexity is not None:
+        s.notes.append(f"{cut} of {len(s.answers)} answers were cut off at the length limit (evaluate.max_new_tokens).")
+    clusters = u.cluster_numbers(_cluster_keys(s.rows, s.config.cluster))
+    if clusters is not None:
+        drawn = max(clusters) + 1
+        few = " They are few: the intervals are rough." if drawn < 20 else ""
+        s.notes.append(f"{len(s.rows)} rows form {drawn} clusters that belong together; intervals draw clusters.{few}")
+    draws = u.bootstrap(s.statistics, len(s.rows), resamples=s.config.bootstrap, seed=seed, clusters=clusters)
+    estimates = _estimates(s.statistics, draws, clustered=clusters is not None)
+    if perplexity is not None and "perplexity" not in estimates:
         estimates["perplexity"] = Estimate(float(perplexity), math.nan, math.nan)
     return Evaluation(
         task=task,
-        rows=rows,
-        answers=answers,
-        labels=allowed,
-        predictions=predictions,
-        valid=valid,
+        rows=s.rows,
+        answers=s.answers,
+        labels=s.labels,
+        predictions=s.predictions,
+        valid=s.valid,
         metrics=estimates,
-        row_scores={name: scores for family in statistics for name, scores in family.row_scores.items()},
-        invalid=valid.count(False),
-        fields=dict(config.fields),
-        notes=notes,
-        signatures=signatures,
+        row_scores={name: scores for family in s.statistics for name, scores in family.row_scores.items()},
+        invalid=s.valid.count(False),
+        fields=dict(s.config.fields),
+        notes=s.notes,
+        signatures=s.signatures,
         seed=seed,
-        bootstrap=config.bootstrap,
-        statistics=statistics,
+        bootstrap=s.config.bootstrap,
+        statistics=s.statistics,
         draws=draws,
+        measured=replace(s.measured, row_scores=s.found),
+        clusters=clusters,
+        code=s.code,
+        cluster=s.config.cluster,
     )
+
+
+def _cluster_keys(rows: Sequence[Row], name: str | None) -> list[Hashable]:
+    """What tells which rows belong together: a metadata field, and else the whole prompt."""
+    names = (name,) if name else CLUSTER_NAMES
+    used = next((n for n in names if any(row.meta.get(n) is not None for row in rows)), None)
+    if name and used is None:
+        raise UserError(
+            f"No row has the metadata field {name!r}", where="evaluate.cluster", next_step="name a field of `meta`"
+        )
+    keys: list[Hashable] = []
+    for row in rows:
+        value = row.meta.get(used) if used else None
+        if value is not None:
+            keys.append(("field", json.dumps(value, sort_keys=True, default=str)))
+        else:
+            keys.append(("prompt", json.dumps(row.prompt, sort_keys=True) if row.prompt else row.id))
+    return keys
 
 
 def _check_rows(rows: list[Row], answers: list[Answer], task: str) -> None:
@@ -206,17 +337,43 @@ def _check_rows(rows: list[Row], answers: list[Answer], task: str) -> None:
             )
 
 
+def _score_labels(s: _Scoring, labels: Sequence[str] | None) -> None:
+    """Classification: one label a row, or several."""
+    s.labels = sorted(set(labels or ()) | {str(row.label) for row in s.rows})
+    lists = label_lists(s.rows)
+    if lists is not None:
+        s.labels = vocabulary(s.rows, labels)
+        read = label_reader(s.labels)
+        said = [read(answer.text) for answer in s.answers]
+        s.predictions = [", ".join(sorted(each.labels)) if not each.outside else None for each in said]
+        s.need_valid([not each.outside and bool(each.labels) for each in said])
+        s.statistics.append(multilabel_statistics(lists, said))
+        s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
+    else:
+        s.predictions = _predicted_labels(s.rows, s.answers, s.labels)
+        s.need_valid([prediction is not None for prediction in s.predictions])
+        s.statistics.append(m.label_statistics([row.label for row in s.rows], s.predictions))
+        occurring = len({row.label for row in s.rows})
+        if len(s.rows) < 5 * occurring:
+            s.notes.append(
+                f"{len(s.rows)} rows for {occurring} labels are fewer than 5 a label: trust accuracy; macro averages "
+                "come out low and their intervals too narrow."
+            )
+    known = list(s.measured.confidence) or confidences(s.answers)
+    if not all(map(math.isnan, known)):
+        s.measured = replace(s.measured, confidence=known)
+        s.statistics.append(calibration_statistics(known, s.statistics[0].row_scores["accuracy"]))
+
+
 def _predicted_labels(rows: list[Row], answers: list[Answer], labels: list[str]) -> list[str | None]:
     """Labels named by the answers. A row's reference text ("Queue: billing") also stands for its label."""
     match = m.label_matcher(labels, {row.answer: row.label for row in rows if row.label is not None})
     return [match(answer.text) for answer in answers]
 
 
-def _text_statistics(
-    references: list[list[str]], answers: list[Answer], signatures: dict[str, str], notes: list[str]
-) -> list[Statistics]:
-    """The families of text metrics; adds to `signatures` and `notes`."""
-    texts = [answer.text for answer in answers]
+def _score_texts(s: _Scoring) -> None:
+    """Free text against its references."""
+    references, texts = s.references, s.texts
     scores = {
         "exact_match": [m.exact_match(r, t) for r, t in zip(references, texts, strict=True)],
         "token_f1": [m.token_f1(r, t) for r, t in zip(references, texts, strict=True)],
@@ -224,37 +381,137 @@ def _text_statistics(
     kept = [t[: max(m.LONGEST_SCORED, 4 * max(map(len, r)))] for r, t in zip(references, texts, strict=True)]
     longer = sum(len(k) < len(t) for k, t in zip(kept, texts, strict=True))
     if longer:
-        notes.append(f"{longer} answers above {m.LONGEST_SCORED:,} characters were scored on their beginning.")
+        s.notes.append(f"{longer} answers above {m.LONGEST_SCORED:,} characters were scored on their beginning.")
     if m.is_latin([text for row in references for text in row]):
         scores |= m.rouge(references, kept)
     else:
-        notes.append("No ROUGE: it reads only a-z and 0-9, and most of these texts are in another script. Read chrF.")
-    families = [m.mean_statistics(scores, right_or_wrong=["exact_match"])]
+        s.notes.append("No ROUGE: it reads only a-z and 0-9, and most of these texts are in another script. Read chrF.")
+    scores["meteor"] = m.meteor(references, kept)
+    s.signatures["meteor"] = "nltk, alpha 0.9, beta 3, gamma 0.5, exact and Porter stem, no synonyms"
+    s.statistics.append(m.mean_statistics(scores, right_or_wrong=["exact_match"]))
     for name, scorer in (("bleu", m.bleu_statistics), ("chrf", m.chrf_statistics)):
-        family, signatures[name] = scorer(references, kept, name=name)
-        families.append(family)
-    return families
+        family, s.signatures[name] = scorer(references, kept, name=name)
+        s.statistics.append(family)
+    s.statistics.append(m.length_ratio(references, texts))
+    _score_embedding(s, references, kept)
 
 
-def _field_statistics(
-    name: str, references: list[str | None], found: list[str | None], notes: list[str]
-) -> tuple[Statistics, list[bool]]:
+def _score_embedding(s: _Scoring, references: list[list[str]], texts: list[str]) -> None:
+    from tuneloop.evaluate.embedding import EMBEDDER, embedder, similarity
+
+    if "embedding" in s.measured.row_scores:
+        scores = list(s.measured.row_scores["embedding"])
+    elif s.config.embedding and not s.measured.complete and (embed := embedder()) is not None:
+        scores = similarity(references, texts, embed)
+    else:
+        return
+    s.found["embedding"] = scores
+    s.signatures["embedding"] = f"cosine of {EMBEDDER}"
+    s.statistics.append(m.mean_statistics({"embedding": scores}))
+
+
+def _score_code(s: _Scoring) -> None:
+    """Programs against their rows' unit tests."""
+    from tuneloop.evaluate.code import code_facts, pass_scores, problem_of, run_tests
+    from tuneloop.evaluate.sandbox import Limits
+
+    scores = {name: list(x) for name, x in s.measured.row_scores.items() if name.startswith("pass@")}
+    tested = [problem_of(row) is not None for row in s.rows]
+    if not scores:
+        if (
+            s.measured.complete
+            or s.config.run_code is False
+            or not (any(tested) if s.config.run_code is True else all(tested))
+        ):
+            if s.config.run_code is True and not s.measured.complete:
+                raise UserError(
+                    "No row brings unit tests",
+                    where="evaluate.run_code",
+                    next_step="rows need the metadata `test` and `entry_point`, or `test_list`",
+                )
+            return
+        further = list(s.measured.further) or [()] * len(s.rows)
+        limits = Limits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
+        texts = [[answer.text, *more] for answer, more in zip(s.answers, further, strict=True)]
+        outcomes = run_tests(s.rows, texts, limits=limits, progress=s.progress)
+        scores = pass_scores(outcomes)
+        s.code = dict(code_facts(outcomes))
+        locks = s.code["protections"]
+        if not any("seccomp" in lock or "Landlock" in lock for lock in locks):
+            s.notes.append("Programs ran with weak protection on this machine: " + "; ".join(locks) + ".")
+    s.found |= scores
+    binary = [name for name, each in scores.items() if set(each) <= {0.0, 1.0}]
+    s.statistics.append(m.mean_statistics(scores, right_or_wrong=binary))
+
+
+def _score_structure(s: _Scoring) -> None:
+    """JSON answers: valid, conforming, right fields."""
+    config, references = s.config, s.references
+    if config.structured is False or not (
+        config.structured is True or config.json_schema or js.are_structured(references)
+    ):
+        return
+    conforms: list[float] | None = None
+    if "schema_valid" in s.measured.row_scores:
+        conforms = list(s.measured.row_scores["schema_valid"])
+    elif config.json_schema and not s.measured.complete:
+        check = js.schema_check(js.read_schema(config.json_schema))
+        conforms = [float(js.parses(text) and check(js.parse(text))) for text in s.texts]
+        broken = sum(not (js.parses(r[0]) and check(js.parse(r[0]))) for r in references)
+        if broken:
+            s.notes.append(f"{broken} reference answers do not fit the JSON schema themselves.")
+    if conforms is not None:
+        s.found["schema_valid"] = conforms
+    family = js.structured_statistics(references, s.texts, conforms)
+    s.statistics.append(family)
+    s.need_valid([bool(ok) for ok in family.row_scores["valid_json"]])
+    if conforms is not None:
+        s.need_valid([bool(ok) for ok in conforms])
+    fenced = sum("```" in t and js.are_structured([[m.unfenced(t)]]) and not js.parses(t) for t in s.texts)
+    if fenced:
+        s.notes.append(f"{fenced} answers would be valid JSON without the Markdown fence around it.")
+    firsts = [row[0] for row in references]
+    wanted = js.top_fields(firsts)
+    found = js.top_fields(s.texts, list(wanted))
+    for name, values in wanted.items():
+        if name not in config.fields:
+            _score_field(s, name, values, found[name])
+
+
+def _score_own(s: _Scoring) -> None:
+    """The user's scorers."""
+    from tuneloop.evaluate.scorers import load_scorer, own_scores
+
+    own = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.found}
+    taken = {name for family in s.statistics for name in family.values}
+    for name, place in s.config.scorers.items():
+        if name in taken:
+            raise UserError(
+                f"The scorer's name {name!r} is a metric's already", where="evaluate.scorers", next_step="rename it"
+            )
+        if name not in own and not s.measured.complete:
+            own[name], _ = own_scores(name, load_scorer(name, place), s.rows, s.texts)
+    for name, scores in own.items():
+        s.found[name] = scores
+        binary = [name] if set(x for x in scores if not math.isnan(x)) <= {0.0, 1.0} else []
+        s.statistics.append(m.mean_statistics({name: scores}, right_or_wrong=binary))
+
+
+def _score_field(s: _Scoring, name: str, references: list[str | None], found: list[str | None]) -> None:
     """One field's metrics, and which answers hold it. Values that repeat are labels, others are texts."""
     known = [value for value in references if value is not None]
-    if not known:
-        raise UserError(
-            "The field's pattern matches none of the reference answers",
-            where=f"evaluate.fields.{name}",
-            next_step="compare it with an answer of the split; ^ and $ are the ends of a line",
-        )
     if len(known) < len(references):
-        notes.append(f"{name}: {len(references) - len(known)} reference answers lack this field and don't count in it.")
+        s.notes.append(
+            f"{name}: {len(references) - len(known)} reference answers lack this field and don't count in it."
+        )
     if m.values_repeat(known):
         match = m.label_matcher(sorted(set(known)))
         predictions = [None if value is None else match(value) for value in found]
         family = m.label_statistics(references, predictions, prefix=f"{name}.", every=False)
         holds = [r is None or p is not None for r, p in zip(references, predictions, strict=True)]
-        return family, holds
+        s.statistics.append(family)
+        s.need_valid(holds)
+        return
     holds = [r is None or f is not None for r, f in zip(references, found, strict=True)]
     pairs = [([r or ""], f or "") for r, f in zip(references, found, strict=True)]
     if m.is_latin(known):
@@ -263,21 +520,27 @@ def _field_statistics(
         metric = "chrf"
         scores = m.chrf_statistics([r for r, _ in pairs], [f for _, f in pairs])[0].row_scores["chrf"]
     counted = [math.nan if r is None else score for r, score in zip(references, scores, strict=True)]
-    return m.mean_statistics({f"{name}.{metric}": counted}), holds
+    s.statistics.append(m.mean_statistics({f"{name}.{metric}": counted}))
+    s.need_valid(holds)
 
 
-def _estimates(statistics: list[Statistics], draws: Mapping[str, Array]) -> dict[str, Estimate]:
+def _estimates(statistics: list[Statistics], draws: Mapping[str, Array], *, clustered: bool) -> dict[str, Estimate]:
     estimates = {}
     for family in statistics:
+        same = _same_as(family)
         for name, value in family.point_values().items():
-            source = _SAME_AS.get(name, name)
-            if source in family.right_or_wrong:
+            source = same.get(name, name)
+            low, high = u.bootstrap_interval(value, draws[name])
+            # Resamples of rows that are all right, or all wrong, know no spread.
+            if source in family.right_or_wrong and (not clustered or not low < high):
                 right = [score for score in family.row_scores[source] if not math.isnan(score)]
                 low, high = u.wilson_interval(int(sum(right)), len(right))
-            else:
-                low, high = u.bootstrap_interval(value, draws[name])
             estimates[name] = Estimate(value, low, high)
     return estimates
+
+
+def _same_as(family: Statistics) -> Mapping[str, str]:
+    return _SAME_OF_MANY if "subset_accuracy" in family.values else _SAME_AS
 
 
 # --- comparison ----------------------------------------------------------------------------------
@@ -286,31 +549,81 @@ def _estimates(statistics: list[Statistics], draws: Mapping[str, Array]) -> dict
 def compare(a_name: str, a: Evaluation, b_name: str, b: Evaluation) -> list[Comparison]:
     """Paired comparison of two contenders on the same rows, for each metric that both have.
 
-    Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else: paired bootstrap with the same
-    resamples for both. Perplexity isn't compared: it comes without row scores.
+    Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters:
+    paired bootstrap with the same resamples for both. Metrics without row scores (a perplexity measured elsewhere)
+    and those without a better direction are left out. Several metrics are adjusted for: see `adjusted`.
 
     Raises:
         UserError: the two were not evaluated on the same rows, or against other references.
     """
     b = _in_the_order_of(a, b, a_name, b_name)
-    exact = {name for family in a.statistics for name in family.right_or_wrong}
+    families = [(name, family) for family in a.statistics for name in family.values]
     comparisons = []
-    for name in a.metrics:
-        if name not in b.metrics or name not in a.draws or name not in b.draws:
+    for name, family in families:
+        if name not in b.metrics or name not in a.draws or name not in b.draws or name in _NO_DIRECTION:
             continue
         delta = b.metrics[name].value - a.metrics[name].value
-        source = _SAME_AS.get(name, name)
-        if source in exact:
-            pairs = [(x, y) for x, y in zip(a.row_scores[source], b.row_scores[source], strict=True) if x == x]
+        source = _same_as(family).get(name, name)
+        exact = source in family.right_or_wrong and a.clusters is None and _right_or_wrong(b, source)
+        differences = b.draws[name] - a.draws[name]
+        if exact:
+            pairs = [
+                (x, y) for x, y in zip(a.row_scores[source], b.row_scores[source], strict=True) if x == x and y == y
+            ]
             only_a, only_b = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
             low, high = u.paired_shares_interval(only_a, only_b, len(pairs))
             p, test = u.mcnemar_p(only_a, only_b), "exact McNemar"
         else:
-            differences = b.draws[name] - a.draws[name]
             low, high = u.bootstrap_interval(delta, differences)
-            p, test = u.paired_bootstrap_p(delta, differences), "paired bootstrap"
-        comparisons.append(Comparison(a_name, b_name, name, delta, low, high, p, u.verdict(low, high, p), test))
-    return comparisons
+            p = u.paired_bootstrap_p(delta, differences)
+            test = "paired bootstrap" if a.clusters is None else "paired cluster bootstrap"
+        if source in family.right_or_wrong:
+            effect, kind = u.cohens_h(a.metrics[name].value, b.metrics[name].value), "Cohen's h"
+        else:
+            effect, kind = u.standardised(delta, low, high, a.n), "Cohen's d (paired)"
+        comparisons.append(
+            Comparison(a_name, b_name, name, delta, low, high, p, "", test, p, effect, kind, u.detectable(low, high))
+        )
+    return adjusted(comparisons, primary=a.primary, n=a.n)
+
+
+def adjusted(comparisons: Sequence[Comparison], *, primary: str, n: int) -> list[Comparison]:
+    """Comparisons with p-values adjusted for each other (Holm), and the verdicts and rows needed that follow.
+
+    The metric that decides is fixed before the data are seen: over it, only several pairs of contenders are adjusted
+    for. All else is one family, in which metrics that are the same number by definition (micro-F1 and accuracy) count
+    once.
+
+    Args:
+        comparisons: of one or several pairs; giving all that are read together makes the adjustment honest.
+        primary: the metric that decides.
+        n: rows.
+    """
+    keys = [
+        (c.a, c.b, _SAME_AS.get(c.metric, c.metric) if c.test == "exact McNemar" else c.metric) for c in comparisons
+    ]
+    p_of = {key: c.p for key, c in zip(reversed(keys), reversed(comparisons), strict=True)}
+    holm: dict[tuple[str, str, str], float] = {}
+    for decides in (True, False):
+        family = [key for key in p_of if (key[2] == primary) == decides]
+        holm |= dict(zip(family, u.holm([p_of[key] for key in family]), strict=True))
+    found = []
+    for key, c in zip(keys, comparisons, strict=True):
+        low, high = (-c.high, -c.low) if lower_is_better(c.metric) else (c.low, c.high)
+        verdict = u.verdict(low, high, holm[key])
+        needed = u.rows_to_settle(c.delta, c.low, c.high, n) if verdict == u.NOT_ENOUGH else None
+        more = None if needed is None else needed - n
+        found.append(replace(c, p_holm=holm[key], verdict=verdict, more_rows=more))
+    return found
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric.rpartition(".")[2] in LOWER_IS_BETTER
+
+
+def _right_or_wrong(evaluation: Evaluation, metric: str) -> bool:
+    return any(metric in family.right_or_wrong for family in evaluation.statistics)
 
 
 def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> Evaluation:
@@ -333,7 +646,7 @@ def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> 
                 where=f"row {a_ids[i]}",
                 next_step="evaluate both on the same version of the data set",
             )
-    if a_ids == b_ids and (a.seed, a.bootstrap) == (b.seed, b.bootstrap):
+    if a_ids == b_ids and (a.seed, a.bootstrap, a.clusters) == (b.seed, b.bootstrap, b.clusters):
         return b
     statistics = [
         Statistics(
@@ -354,5 +667,6 @@ def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> 
         seed=a.seed,
         bootstrap=a.bootstrap,
         statistics=statistics,
-        draws=u.bootstrap(statistics, a.n, resamples=a.bootstrap, seed=a.seed),
+        clusters=a.clusters,
+        draws=u.bootstrap(statistics, a.n, resamples=a.bootstrap, seed=a.seed, clusters=a.clusters),
     )

@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -137,14 +138,14 @@ def label_statistics(
     """Accuracy, F1, precision and recall over labels.
 
     Same semantics as scikit-learn with `zero_division=0`: macro and weighted averages run over the labels that
-    occur in the references; micro-F1 over everything, so it equals accuracy. A prediction of None (an answer
+    occur in the references; micro averages over everything, so they equal accuracy. A prediction of None (an answer
     outside the label set) is wrong for every metric. Rows whose reference is None don't count.
 
     Args:
         references: the right label of each row.
         predictions: the label that the answer names.
         prefix: put before metric names ("queue.").
-        every: all seven metrics; else accuracy and macro-F1.
+        every: all metrics; else accuracy and macro-F1.
     """
     from scipy import sparse
 
@@ -181,40 +182,48 @@ def _label_values(k: int) -> dict[str, Callable[[Array], Array]]:
     """Metric functions over sums laid out as hits (k), support (k), predicted (k), right, counted."""
 
     def accuracy(sums: Array) -> Array:
-        return _ratio(sums[:, 3 * k], sums[:, 3 * k + 1], empty=np.nan)
+        return ratio(sums[:, 3 * k], sums[:, 3 * k + 1], empty=np.nan)
 
     def precision(sums: Array) -> Array:
-        return _ratio(sums[:, :k], sums[:, 2 * k : 3 * k])
+        return ratio(sums[:, :k], sums[:, 2 * k : 3 * k])
 
     def recall(sums: Array) -> Array:
-        return _ratio(sums[:, :k], sums[:, k : 2 * k])
+        return ratio(sums[:, :k], sums[:, k : 2 * k])
 
     def f1(sums: Array) -> Array:
-        return _ratio(2 * sums[:, :k], sums[:, k : 2 * k] + sums[:, 2 * k : 3 * k])
+        return ratio(2 * sums[:, :k], sums[:, k : 2 * k] + sums[:, 2 * k : 3 * k])
 
     def macro(each: Callable[[Array], Array]) -> Callable[[Array], Array]:
         def value(sums: Array) -> Array:
             present = sums[:, k : 2 * k] > 0  # a label missing from a resample isn't averaged there
-            return _ratio((each(sums) * present).sum(axis=1), present.sum(axis=1), empty=np.nan)
+            return ratio((each(sums) * present).sum(axis=1), present.sum(axis=1), empty=np.nan)
 
         return value
 
-    def weighted(sums: Array) -> Array:
-        support = sums[:, k : 2 * k]
-        return _ratio((f1(sums) * support).sum(axis=1), support.sum(axis=1), empty=np.nan)
+    def weighted(each: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        def value(sums: Array) -> Array:
+            support = sums[:, k : 2 * k]
+            return ratio((each(sums) * support).sum(axis=1), support.sum(axis=1), empty=np.nan)
+
+        return value
 
     return {
         "accuracy": accuracy,
         "macro_f1": macro(f1),
         "micro_f1": accuracy,
-        "weighted_f1": weighted,
+        "weighted_f1": weighted(f1),
         "balanced_accuracy": macro(recall),
         "precision_macro": macro(precision),
         "recall_macro": macro(recall),
+        "precision_micro": accuracy,
+        "recall_micro": accuracy,
+        "precision_weighted": weighted(precision),
+        "recall_weighted": accuracy,
     }
 
 
-def _ratio(above: Array, below: Array | NDArray[Any], *, empty: float = 0.0) -> Array:
+def ratio(above: Array, below: Array | NDArray[Any], *, empty: float = 0.0) -> Array:
+    """Division of arrays; `empty` where `below` is not above 0."""
     below = np.asarray(below, dtype=np.float64)
     return np.divide(above, below, out=np.full_like(below, empty), where=below > 0)
 
@@ -230,7 +239,7 @@ def mean_statistics(scores: Mapping[str, list[float]], *, right_or_wrong: Sequen
     rows = np.hstack([np.where(counted, table, 0.0), counted.astype(np.float64)])
 
     def mean_of(column: int) -> Callable[[Array], Array]:
-        return lambda sums: _ratio(sums[:, column], sums[:, len(names) + column], empty=np.nan)
+        return lambda sums: ratio(sums[:, column], sums[:, len(names) + column], empty=np.nan)
 
     return Statistics(
         rows=rows,
@@ -316,6 +325,80 @@ def is_latin(texts: Sequence[str]) -> bool:
     return 2 * ascii_letters >= letters
 
 
+def meteor(references: Sequence[Sequence[str]], answers: Sequence[str]) -> list[float]:
+    """METEOR of each row, the best over its references, 0 to 1.
+
+    Exactly: nltk's `meteor_score` (alpha 0.9, beta 3, gamma 0.5) with its matchers of equal words and of equal Porter
+    stems, on lower-cased words and single signs; its WordNet synonyms are left out, since they need a download. Scores
+    are at or below those with synonyms.
+
+    Source: Lavie & Agarwal 2007, "METEOR: an automatic metric for MT evaluation with high levels of correlation with
+    human judgments".
+    """
+    from nltk.stem.porter import PorterStemmer
+    from nltk.translate.meteor_score import meteor_score
+
+    stemmer = _RememberingStemmer(PorterStemmer())
+    return [
+        float(meteor_score([_words(r) for r in row], _words(answer), stemmer=stemmer, wordnet=_NoSynonyms()))
+        for row, answer in zip(references, answers, strict=True)
+    ]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+class _RememberingStemmer:
+    """A stemmer that stems each word once."""
+
+    def __init__(self, stemmer: Any) -> None:
+        self.stem = lru_cache(maxsize=100_000)(stemmer.stem)
+
+
+class _NoSynonyms:
+    """WordNet without its data."""
+
+    def synsets(self, word: str) -> list[Any]:
+        return []
+
+
+def length_ratio(references: Sequence[Sequence[str]], answers: Sequence[str]) -> Statistics:
+    """Words of all answers over words of their references (the one nearest in length); 1 is as long as asked for."""
+    rows, scores = np.zeros((len(answers), 2)), []
+    for i, (row, answer) in enumerate(zip(references, answers, strict=True)):
+        said = len(answer.split())
+        right = min((len(text.split()) for text in row), key=lambda n: (abs(n - said), n))
+        rows[i] = said, right
+        scores.append(said / right if right else float("nan"))
+    return Statistics(
+        rows, {"length_ratio": lambda sums: ratio(sums[:, 0], sums[:, 1], empty=np.nan)}, {"length_ratio": scores}
+    )
+
+
+def loss_statistics(losses: Sequence[float], tokens: Sequence[int]) -> Statistics:
+    """Mean loss of the answers' tokens and its exponential, perplexity, from sums a row.
+
+    Args:
+        losses: for each row, the sum of -log likelihood (nats) over its answer's tokens.
+        tokens: for each row, how many they are.
+    """
+    rows = np.array([losses, tokens], dtype=np.float64).T
+
+    def loss(sums: Array) -> Array:
+        return ratio(sums[:, 0], sums[:, 1], empty=np.nan)
+
+    def perplexity(sums: Array) -> Array:
+        return np.exp(np.minimum(loss(sums), 50.0))
+
+    each = [float(x) for x in loss(rows)]
+    return Statistics(
+        rows,
+        {"loss": loss, "perplexity": perplexity},
+        {"loss": each, "perplexity": [float(np.exp(min(x, 50.0))) for x in each]},
+    )
+
+
 # --- texts: corpus metrics -----------------------------------------------------------------------
 
 
@@ -373,9 +456,9 @@ def chrf_statistics(
         answer, reference, match = sums[:, 0::3], sums[:, 1::3], sums[:, 2::3]
         reached = (answer > 0) & (reference > 0)
         orders = reached.sum(axis=1)
-        precision = _ratio((_ratio(match, answer) * reached).sum(axis=1), orders)
-        recall = _ratio((_ratio(match, reference) * reached).sum(axis=1), orders)
-        return 100 * _ratio((1 + factor) * precision * recall, factor * precision + recall)
+        precision = ratio((ratio(match, answer) * reached).sum(axis=1), orders)
+        recall = ratio((ratio(match, reference) * reached).sum(axis=1), orders)
+        return 100 * ratio((1 + factor) * precision * recall, factor * precision + recall)
 
     return Statistics(rows, {name: score}, {name: [float(x) for x in score(rows)]}), str(metric.get_signature())
 
@@ -384,6 +467,12 @@ def _streams(references: Sequence[Sequence[str]]) -> list[Any]:
     """References by row -> sacrebleu's streams, with None where a row has fewer."""
     most = max(len(row) for row in references)
     return [[row[i] if i < len(row) else None for row in references] for i in range(most)]
+
+
+def unfenced(text: str) -> str:
+    """The content of the first Markdown fence in a text, or the text where there is none."""
+    found = re.search(r"```[^\n`]*\n(.*?)```", text, re.DOTALL)
+    return found.group(1) if found else text
 
 
 # --- fields --------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import Comparison, Evaluation, evaluate
+from tuneloop.evaluate.evaluate import Comparison, Evaluation, Measured, adjusted, evaluate
 from tuneloop.evaluate.metrics import last_user_turn, references_of
+from tuneloop.evaluate.production import against_production
+from tuneloop.evaluate.slices import breakdown, breakdown_in_words
 from tuneloop.evaluate.words import verdict_in_words
 from tuneloop.files import read_json, read_jsonl, write_json, write_jsonl
 from tuneloop.types import Answer, Row, UserError
@@ -27,6 +29,8 @@ def write_evaluation(
     comparisons: Sequence[Comparison],
     costs: Mapping[str, Mapping[str, float]] | None = None,
     key: str,
+    slice_fields: Sequence[str] | None = None,
+    production: Sequence[Row] | None = None,
 ) -> Path:
     """Write `samples.jsonl`, then `eval.json`: with the latter in place the folder is complete.
 
@@ -39,6 +43,8 @@ def write_evaluation(
         comparisons: of baselines (a) with it (b).
         costs: contender -> seconds, usd, prompt_tokens, tokens.
         key: hash of everything that the result depends on, to tell whether it is still good.
+        slice_fields: `evaluate.slices`.
+        production: what users sent, to hold the test rows against.
 
     Returns:
         The path of `eval.json`.
@@ -46,8 +52,16 @@ def write_evaluation(
     Raises:
         UserError: a baseline has other rows, or the disk refuses.
     """
+    comparisons = adjusted(comparisons, primary=evaluation.primary, n=evaluation.n)
+    parts = breakdown(evaluation, baselines, fields=slice_fields)
+    against = against_production(evaluation, production) if production is not None else None
+    words = verdict_in_words({**baselines, name: evaluation}, comparisons, tuned=name) + breakdown_in_words(parts)
     others = {other: _predictions_by_id(evaluation, other, baseline) for other, baseline in baselines.items()}
-    write_jsonl(out / "samples.jsonl", [_sample(evaluation, i, others) for i in range(evaluation.n)])
+    besides = {
+        other: {row.id: _beside(baseline.measured, i) for i, row in enumerate(baseline.rows)}
+        for other, baseline in baselines.items()
+    }
+    write_jsonl(out / "samples.jsonl", (_sample(evaluation, i, others, besides) for i in range(evaluation.n)))
     manifest = {
         "version": 1,
         "key": key,
@@ -60,23 +74,32 @@ def write_evaluation(
         "metrics": evaluation.metrics,
         "baselines": {other: baseline.metrics for other, baseline in baselines.items()},
         "comparisons": comparisons,
-        "words": verdict_in_words({**baselines, name: evaluation}, comparisons, tuned=name),
+        "words": [*words, against.in_words()] if against else words,
         "invalid": evaluation.invalid,
         "invalid_baselines": {other: baseline.invalid for other, baseline in baselines.items()},
         "notes": _all_notes(evaluation, baselines),
         "signatures": evaluation.signatures,
         "costs": costs or {},
+        **parts,
+        "production": against,
         "settings": {
-            "intervals": "95 %: Wilson for shares of right answers, else bias-corrected percentile bootstrap over rows",
+            "intervals": _intervals(evaluation),
             "seed": evaluation.seed,
             "bootstrap": evaluation.bootstrap,
             "fields": evaluation.fields,
             "labels": evaluation.labels,
+            "cluster": evaluation.cluster,
         },
     }
     path = out / "eval.json"
     write_json(path, manifest)
     return path
+
+
+def _intervals(evaluation: Evaluation) -> str:
+    if evaluation.clusters is not None:
+        return f"95 %: bias-corrected percentile bootstrap over {max(evaluation.clusters) + 1} clusters of rows"
+    return "95 %: Wilson for shares of right answers, else bias-corrected percentile bootstrap over rows"
 
 
 def _all_notes(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> list[str]:
@@ -96,10 +119,14 @@ def _predictions_by_id(evaluation: Evaluation, name: str, baseline: Evaluation) 
     return texts
 
 
-def _sample(evaluation: Evaluation, i: int, others: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+def _sample(
+    evaluation: Evaluation, i: int, others: Mapping[str, Mapping[str, str]], baselines: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     row, answer = evaluation.rows[i], evaluation.answers[i]
     references = references_of(row)
     sample: dict[str, Any] = {"id": row.id, "prompt": last_user_turn(row), "reference": row.answer}
+    if row.prompt != [{"role": "user", "content": sample["prompt"]}]:
+        sample["messages"] = row.prompt
     if references != [row.answer]:
         sample["references"] = references
     sample["prediction"] = answer.text
@@ -111,9 +138,52 @@ def _sample(evaluation: Evaluation, i: int, others: Mapping[str, Mapping[str, st
         "valid": evaluation.valid[i],
         "finished": answer.finished,
         "scores": {metric: scores[i] for metric, scores in evaluation.row_scores.items()},
+        **_beside(evaluation.measured, i),
         "baselines": {name: texts[row.id] for name, texts in others.items()},
     }
+    if baselines:
+        sample["baselines_beside"] = {name: beside[row.id] for name, beside in baselines.items()}
+    sample["meta"] = {name: value for name, value in row.meta.items() if name != "references"}
     return sample
+
+
+def _beside(measured: Measured, i: int) -> dict[str, Any]:
+    """What is known of a row's answer beside its text."""
+    beside: dict[str, Any] = {}
+    if measured.confidence:
+        beside["confidence"] = measured.confidence[i]
+    if measured.losses:
+        beside["loss"] = [measured.losses[i], measured.loss_tokens[i]]
+    if measured.languages:
+        beside["language"] = measured.languages[i]
+    if measured.further:
+        beside["further"] = list(measured.further[i])
+    if measured.row_scores:
+        beside["measured"] = {metric: scores[i] for metric, scores in measured.row_scores.items()}
+    return beside
+
+
+def _measured(besides: Sequence[Mapping[str, Any]]) -> Measured:
+    """The inverse of `_beside` over all rows; NaN stands in JSON as null."""
+
+    def column(name: str) -> list[Any]:
+        return [beside[name] for beside in besides] if besides and name in besides[0] else []
+
+    losses = column("loss")
+    scores = column("measured")
+    return Measured(
+        losses=[_number(loss) for loss, _ in losses],
+        loss_tokens=[tokens for _, tokens in losses],
+        confidence=[_number(x) for x in column("confidence")],
+        further=column("further"),
+        languages=column("language"),
+        row_scores={m: [_number(row[m]) for row in scores] for m in (scores[0] if scores else {})},
+        complete=True,
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def load_evaluation(path: Path | str, contender: str | None = None) -> Evaluation:
@@ -171,19 +241,22 @@ def _evaluated_again(manifest: dict[str, Any], samples: list[dict[str, Any]], ba
         ],
         task=manifest["task"],
         labels=settings["labels"],
-        config=EvaluateConfig.model_validate({"fields": settings["fields"], "bootstrap": settings["bootstrap"]}),
+        config=EvaluateConfig.model_validate({name: settings.get(name) for name in ("fields", "bootstrap", "cluster")}),
         seed=settings["seed"],
-        perplexity=None if saved is None else (math.nan if saved["value"] is None else saved["value"]),
+        perplexity=None if saved is None else _number(saved["value"]),
+        measured=_measured(
+            samples
+            if baseline is None
+            else [sample.get("baselines_beside", {}).get(baseline, {}) for sample in samples]
+        ),
     )
 
 
 def _row(sample: dict[str, Any]) -> Row:
+    prompt = sample.get("messages", [{"role": "user", "content": sample["prompt"]}])
     return Row(
         id=sample["id"],
-        messages=[
-            {"role": "user", "content": sample["prompt"]},
-            {"role": "assistant", "content": sample["reference"]},
-        ],
+        messages=[*prompt, {"role": "assistant", "content": sample["reference"]}],
         label=sample["label"],
-        meta={"references": sample["references"]} if "references" in sample else {},
+        meta=sample.get("meta", {}) | ({"references": sample["references"]} if "references" in sample else {}),
     )

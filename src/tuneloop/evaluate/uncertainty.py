@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,10 @@ def resample_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:
         yield np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
 
 
-def bootstrap(statistics: Sequence[Statistics], n: int, *, resamples: int, seed: int) -> dict[str, Array]:
-    """Each metric's values on bootstrap resamples of the rows.
+def bootstrap(
+    statistics: Sequence[Statistics], n: int, *, resamples: int, seed: int, clusters: Sequence[int] | None = None
+) -> dict[str, Array]:
+    """Each metric's values on bootstrap resamples of the rows, or of whole clusters of rows.
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap"; corpus metrics are computed from the sums of
     each resample, as in Koehn 2004.
@@ -45,19 +48,41 @@ def bootstrap(statistics: Sequence[Statistics], n: int, *, resamples: int, seed:
         n: rows.
         resamples: number of resamples, R.
         seed: of the draws.
+        clusters: the cluster of each row, numbered from 0; rows of one conversation say less than rows of several
+            (Cameron, Gelbach & Miller 2008). Default: each row by itself.
 
     Returns:
-        metric -> array of shape (R,); empty where `n` is below 2, since one row says nothing about spread.
+        metric -> array of shape (R,); empty where there are fewer than 2 to draw from, since one says nothing about
+        spread.
     """
+    tables = [family.rows for family in statistics]
+    if clusters is not None:
+        tables = [_sums_by_cluster(table, clusters) for table in tables]
+        n = max(clusters) + 1
     if n < 2:
         return {name: np.empty(0) for family in statistics for name in family.values}
     parts: dict[str, list[Array]] = {name: [] for family in statistics for name in family.values}
     for weights in resample_weights(n, resamples, seed):
-        for family in statistics:
-            sums = np.asarray(weights @ family.rows)
+        for family, table in zip(statistics, tables, strict=True):
+            sums = np.asarray(weights @ table)
             for name, function in family.values.items():
                 parts[name].append(function(sums))
     return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _sums_by_cluster(table: Any, clusters: Sequence[int]) -> Any:
+    from scipy import sparse
+
+    n = len(clusters)
+    belongs = sparse.csr_matrix((np.ones(n), (np.asarray(clusters), np.arange(n))), shape=(max(clusters) + 1, n))
+    return belongs @ table
+
+
+def cluster_numbers(keys: Sequence[Hashable]) -> list[int] | None:
+    """Rows with the same key as clusters numbered from 0; None where each row has a key of its own."""
+    numbers: dict[Hashable, int] = {}
+    clusters = [numbers.setdefault(key, len(numbers)) for key in keys]
+    return clusters if len(numbers) < len(keys) else None
 
 
 def bootstrap_interval(value: float, draws: NDArray[np.float64]) -> tuple[float, float]:
@@ -163,3 +188,77 @@ def rows_to_settle(delta: float, low: float, high: float, n: int) -> int | None:
     spread = (high - low) / (2 * Z95)
     needed = n * ((Z95 + Z80) * spread / abs(delta)) ** 2
     return math.ceil(max(needed, n + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for being several: the chance of one false finding among all stays below the level.
+
+    NaN (no test) stays NaN and doesn't count. Source: Holm 1979, "A simple sequentially rejective multiple test
+    procedure".
+    """
+    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, highest = [math.nan] * len(p_values), 0.0
+    for rank, (p, i) in enumerate(order):
+        highest = max(highest, min(1.0, p * (len(order) - rank)))
+        adjusted[i] = highest
+    return adjusted
+
+
+def detectable(low: float, high: float) -> float:
+    """The smallest difference that rows like these would have shown with 80 % power at the 5 % level (two-sided).
+
+    Read off the interval of the difference: (1.96 + 0.84) standard errors. NaN without an interval.
+    """
+    return (Z95 + Z80) * (high - low) / (2 * Z95)
+
+
+def cohens_h(a: float, b: float) -> float:
+    """Effect size of two shares: the difference of their arcsines; 0.2 is small, 0.5 medium, 0.8 large.
+
+    Source: Cohen 1988, "Statistical power analysis for the behavioral sciences", ch. 6.
+    """
+    return 2 * math.asin(math.sqrt(b)) - 2 * math.asin(math.sqrt(a))
+
+
+def standardised(delta: float, low: float, high: float, n: int) -> float:
+    """Effect size of a paired difference in standard deviations of a row (Cohen's d for pairs), from its interval.
+
+    NaN without an interval of some width. For means it is mean difference over its standard deviation; corpus metrics
+    get the same scale.
+    """
+    error = (high - low) / (2 * Z95)
+    return delta / (error * math.sqrt(n)) if error > 0 else math.nan
+
+
+def robust_difference(
+    scores: NDArray[np.float64], inside: NDArray[np.bool_], clusters: NDArray[np.int64]
+) -> tuple[float, float, float, float]:
+    """Mean score inside a group of rows minus outside, its 95 % interval and two-sided p-value.
+
+    Standard errors are robust against unequal spread (as in Welch's test) and against rows of a cluster that go
+    together. Source: Liang & Zeger 1986; degrees of freedom as in Cameron & Miller 2015, "A practitioner's
+    guide to cluster-robust inference".
+
+    Args:
+        scores: one for each row.
+        inside: which rows belong to the group; some do, some don't.
+        clusters: the cluster of each row, numbered from 0.
+
+    Returns:
+        difference, low, high, p; the last three are NaN where the rows allow no estimate.
+    """
+    from scipy import stats
+
+    inner, outer = scores[inside], scores[~inside]
+    delta = float(inner.mean() - outer.mean())
+    influence = np.where(inside, (scores - inner.mean()) / len(inner), -(scores - outer.mean()) / len(outer))
+    sums = np.bincount(clusters, weights=influence)
+    groups = np.unique(clusters)
+    degrees = min(len(np.unique(clusters[inside])), len(np.unique(clusters[~inside]))) - 1
+    if degrees < 1:
+        return delta, math.nan, math.nan, math.nan
+    error = math.sqrt(float((sums**2).sum()) * len(groups) / (len(groups) - 1))
+    if error < 1e-15:
+        return delta, math.nan, math.nan, math.nan
+    half = float(stats.t.ppf(0.975, degrees)) * error
+    return delta, delta - half, delta + half, float(2 * stats.t.sf(abs(delta) / error, degrees))

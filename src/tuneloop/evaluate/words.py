@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from tuneloop.evaluate.classical import CLASSICAL
-from tuneloop.evaluate.evaluate import Comparison, Evaluation, primary_metric
+from tuneloop.evaluate.evaluate import Comparison, Evaluation
 from tuneloop.evaluate.uncertainty import NOT_ENOUGH, rows_to_settle
 
 _TITLES = {
@@ -16,6 +17,8 @@ _TITLES = {
     "chrf": "chrF",
     "bleu": "BLEU",
     "exact_match": "exact match",
+    "micro_f1": "micro-F1",
+    "field_f1": "field-F1",
 }
 # More rows than this many times the present test split is no advice that anyone could follow.
 _FAR = 100
@@ -41,7 +44,7 @@ def verdict_in_words(
         classical: names of the cheap alternatives; every other contender is a way of prompting.
     """
     own = evaluations[tuned]
-    metric = primary_metric(own.task, list(own.fields), list(own.metrics))
+    metric = own.primary
     if metric not in own.metrics:
         return [f"No figure decides: {metric} was not measured on these {own.n} rows."]
     pairs = _pairs(comparisons, metric, tuned)
@@ -73,7 +76,9 @@ def _pairs(comparisons: Sequence[Comparison], metric: str, tuned: str) -> dict[s
             pairs[c.a] = c
         elif c.metric == metric and c.a == tuned:
             verdict = turned.get(c.verdict, c.verdict)
-            pairs[c.b] = Comparison(c.b, c.a, metric, -c.delta, -c.high, -c.low, c.p, verdict, c.test)
+            pairs[c.b] = replace(
+                c, a=c.b, b=c.a, delta=-c.delta, low=-c.high, high=-c.low, verdict=verdict, effect=-c.effect
+            )
     return pairs
 
 
@@ -109,9 +114,14 @@ def _more_rows(pair: Comparison, n: int) -> str:
     if needed is None or needed > _FAR * n:
         return "The difference is too near zero for more test rows to be worth their labels."
     return (
+        f"These rows would have shown a difference of {_amount(pair.metric, pair.detectable)}. "
         f"If the difference is as large as it looks, about {_rounded(needed - n)} more test rows would show it "
         "(80 % power)."
     )
+
+
+def _amount(metric: str, size: float) -> str:
+    return f"{100 * size:.1f} points" if _is_share(metric) else _figure(metric, size)
 
 
 def _rounded(count: int) -> str:
@@ -139,7 +149,7 @@ def _p(p: float) -> str:
 
 
 def _is_share(metric: str) -> bool:
-    return metric.split(".")[-1] in ("accuracy", "exact_match")
+    return metric.split(".")[-1] in ("accuracy", "exact_match", "pass@1")
 
 
 def _figure(metric: str, value: float) -> str:

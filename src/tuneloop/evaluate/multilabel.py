@@ -1,0 +1,166 @@
+"""Rows with several labels each: reading them out of an answer, and their metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tuneloop.evaluate.metrics import Array, Statistics, label_matcher, ratio
+from tuneloop.types import Row
+
+_SEPARATORS = re.compile(r"\s*(?:,|;|\||\r?\n|\s\+\s|\band\b)\s*")
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The labels that an answer names, and how many of its parts are no label."""
+
+    labels: frozenset[str]
+    outside: int = 0
+
+
+def label_lists(rows: Sequence[Row]) -> list[frozenset[str]] | None:
+    """The label sets of rows that have several labels each (`meta["labels"]`), None where rows have one."""
+    found = []
+    for row in rows:
+        labels = row.meta.get("labels")
+        if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
+            return None
+        found.append(frozenset(labels))
+    return found or None
+
+
+def vocabulary(rows: Sequence[Row], allowed: Collection[str] | None = None) -> list[str]:
+    """The single labels: those of the rows, and those that the data set's joined labels ("a, b") consist of."""
+    labels = {label for row in rows for label in row.meta.get("labels", ())}
+    for joined in allowed or ():
+        if joined not in labels:
+            labels |= {part for part in map(str.strip, joined.split(",")) if part}
+    return sorted(labels)
+
+
+def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
+    """Make the function that reads labels out of an answer: a JSON-like list, or labels with commas or line ends between.
+
+    Each part must equal a label as `label_matcher` takes it. Labels that themselves hold a separator are found too.
+    """
+    match = label_matcher(labels)
+    # Longest first: "a, b" is one label before it is two.
+    joined = sorted((label for label in labels if _SEPARATORS.search(label)), key=len, reverse=True)
+
+    def read(text: str) -> LabelSet:
+        text = text.strip().strip("[]{}()").strip()
+        found: set[str] = set()
+        for label in joined:
+            if label in text:
+                found.add(label)
+                text = text.replace(label, ",")
+        outside: set[str] = set()
+        for part in _SEPARATORS.split(text):
+            part = re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", part)
+            if not part.strip(" \t'\"`.;:"):
+                continue
+            named = match(part)
+            if named is None:
+                outside.add(part.casefold())
+            else:
+                found.add(named)
+        return LabelSet(frozenset(found), len(outside))
+
+    return read
+
+
+def multilabel_statistics(references: Sequence[frozenset[str]], predictions: Sequence[LabelSet]) -> Statistics:
+    """Subset accuracy, Jaccard index, and precision, recall and F1 in micro, macro and weighted averages.
+
+    Same semantics as scikit-learn on indicator matrices with `zero_division=0`: macro and weighted averages run over
+    the labels that occur in the references; a part of an answer that is no label is a false positive of the micro
+    averages. `accuracy` is `subset_accuracy`: all labels right and none too many. The row score of `micro_f1` is the
+    F1 of that row's labels.
+    """
+    from scipy import sparse
+
+    names = sorted(frozenset().union(*references))
+    index = {label: i for i, label in enumerate(names)}
+    k, n = len(names), len(references)
+    table = sparse.lil_matrix((n, 3 * k + 5))  # hits, support, predicted of each label; then the sums below
+    exact, jaccard, f1 = [], [], []
+    for i, (right, said) in enumerate(zip(references, predictions, strict=True)):
+        for label in right:
+            table[i, k + index[label]] = 1
+        for label in said.labels:
+            if label in index:
+                table[i, 2 * k + index[label]] = 1
+        for label in right & said.labels:
+            table[i, index[label]] = 1
+        hits, total = len(right & said.labels), len(said.labels) + said.outside
+        exact.append(float(right == said.labels and not said.outside))
+        either = len(right) + total - hits
+        jaccard.append(hits / either if either else 1.0)
+        f1.append(2 * hits / (len(right) + total) if right or total else 1.0)
+        unknown = sum(label not in index for label in said.labels) + said.outside
+        table[i, 3 * k :] = [exact[-1], jaccard[-1], 1.0, float(unknown), float(hits)]
+    return Statistics(
+        rows=table.tocsr(),
+        values=_values(k),
+        row_scores={"accuracy": exact, "jaccard": jaccard, "micro_f1": f1},
+        right_or_wrong=frozenset({"accuracy"}),
+    )
+
+
+def _values(k: int) -> dict[str, Callable[[Array], Array]]:
+    """Metric functions over sums laid out as hits (k), support (k), predicted (k), exact, jaccard, rows, unknown, hits."""
+
+    def parts(sums: Array) -> tuple[Array, Array, Array]:
+        return sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k]
+
+    def f1(hits: Array, support: Array, predicted: Array) -> Array:
+        return ratio(2 * hits, support + predicted)
+
+    def precision(hits: Array, support: Array, predicted: Array) -> Array:
+        return ratio(hits, predicted)
+
+    def recall(hits: Array, support: Array, predicted: Array) -> Array:
+        return ratio(hits, support)
+
+    def micro(each: Callable[[Array, Array, Array], Array]) -> Callable[[Array], Array]:
+        def value(sums: Array) -> Array:
+            hits, support, predicted = parts(sums)
+            return each(hits.sum(axis=1), support.sum(axis=1), predicted.sum(axis=1) + sums[:, 3 * k + 3])
+
+        return value
+
+    def macro(each: Callable[[Array, Array, Array], Array]) -> Callable[[Array], Array]:
+        def value(sums: Array) -> Array:
+            present = parts(sums)[1] > 0
+            return ratio((each(*parts(sums)) * present).sum(axis=1), present.sum(axis=1), empty=np.nan)
+
+        return value
+
+    def weighted(each: Callable[[Array, Array, Array], Array]) -> Callable[[Array], Array]:
+        def value(sums: Array) -> Array:
+            support = parts(sums)[1]
+            return ratio((each(*parts(sums)) * support).sum(axis=1), support.sum(axis=1), empty=np.nan)
+
+        return value
+
+    def mean(column: int) -> Callable[[Array], Array]:
+        return lambda sums: ratio(sums[:, 3 * k + column], sums[:, 3 * k + 2], empty=np.nan)
+
+    return {
+        "accuracy": mean(0),
+        "macro_f1": macro(f1),
+        "micro_f1": micro(f1),
+        "weighted_f1": weighted(f1),
+        "precision_macro": macro(precision),
+        "recall_macro": macro(recall),
+        "precision_micro": micro(precision),
+        "recall_micro": micro(recall),
+        "precision_weighted": weighted(precision),
+        "recall_weighted": weighted(recall),
+        "subset_accuracy": mean(0),
+        "jaccard": mean(1),
+    }

@@ -1,0 +1,193 @@
+"""Whether the test rows look like production, and what the score would be if they did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tuneloop.evaluate import uncertainty as u
+from tuneloop.evaluate.evaluate import Evaluation
+from tuneloop.evaluate.metrics import Array, Statistics, last_user_turn, ratio
+from tuneloop.types import Estimate, Row, UserError
+
+FEWEST = 20  # rows on either side
+MOST = 20_000  # production rows that are read; beyond that the first decide
+NOTICEABLE = 0.6  # area under the curve from which a difference is worth words
+LARGEST_WEIGHT = 20.0  # of a row, relative to the mean
+
+
+@dataclass(frozen=True)
+class Against:
+    """Test rows against production.
+
+    Args:
+        rows: production rows.
+        differs: whether the two can surely be told apart, and well enough to matter.
+        auc: how well a classifier tells them apart on rows that it has not seen; 0.5 is not at all.
+        p: of the test that it can't.
+        differs_in: what differs, in words.
+        metric: that decides.
+        score: as measured on the test rows.
+        reweighted: of the test rows weighted as production would have them.
+        effective_rows: how many unweighted rows the weighted ones are worth; few: production asks what the test
+            set hardly holds.
+    """
+
+    rows: int
+    differs: bool
+    auc: float
+    p: float
+    differs_in: list[str]
+    metric: str
+    score: float
+    reweighted: Estimate
+    effective_rows: float
+
+    def in_words(self) -> str:
+        """One sentence."""
+        if not self.differs:
+            return f"The test rows look like production (told apart with AUC {self.auc:.2f}; 0.5 is chance)."
+        what = "; ".join(self.differs_in) or "its wording"
+        return (
+            f"Your test set differs from production in {what}. Weighted as production, {self.metric} is "
+            f"{self.reweighted.value:.3f} (95 % interval {self.reweighted.low:.3f} to {self.reweighted.high:.3f}) "
+            f"instead of {self.score:.3f}, from what is worth {self.effective_rows:.0f} rows."
+        )
+
+
+def against_production(evaluation: Evaluation, production: Sequence[Row]) -> Against:
+    """Hold the test rows' last user turns against those of production.
+
+    A logistic regression on TF-IDF learns to tell the two apart and is judged on folds that it has not seen (a
+    classifier two-sample test: Lopez-Paz & Oquab 2017). Its odds are importance weights (Bickel et al. 2009): each test
+    row counts as often as production has rows like it, at most 20 times the mean. The weighted score is right only
+    if answers to like texts are alike, and says nothing of what the test set doesn't hold at all.
+
+    Args:
+        evaluation: on the test rows.
+        production: rows with what users sent; labels, where they have them, are compared too.
+
+    Raises:
+        UserError: fewer than 20 rows on a side, or no words.
+    """
+    ours = [last_user_turn(row)[:5000] for row in evaluation.rows]
+    theirs = [last_user_turn(row)[:5000] for row in production[:MOST]]
+    if min(len(ours), len(theirs)) < FEWEST:
+        raise UserError(
+            f"{len(ours)} test rows and {len(theirs)} production rows: at least {FEWEST} of each are needed",
+            next_step="give more production rows",
+        )
+    chance = _chance_of_production(ours, theirs)
+    auc, p = _told_apart(chance[: len(ours)], chance[len(ours) :])
+    odds = chance[: len(ours)] / (1 - chance[: len(ours)])
+    weights = np.minimum(odds / odds.mean(), LARGEST_WEIGHT)
+    scores = np.array(evaluation.row_scores.get(evaluation.primary, [np.nan] * len(ours)))
+    counted = ~np.isnan(scores)
+    weights = np.where(counted, weights, 0.0)
+    return Against(
+        rows=len(theirs),
+        differs=bool(p < 0.01 and auc > NOTICEABLE),
+        auc=auc,
+        p=p,
+        differs_in=_differences(evaluation.rows, ours, production[:MOST], theirs),
+        metric=evaluation.primary,
+        score=float(np.nanmean(scores)) if counted.any() else float("nan"),
+        reweighted=_weighted_mean(evaluation, np.where(counted, scores, 0.0), weights),
+        effective_rows=float(weights.sum() ** 2 / (weights**2).sum()),
+    )
+
+
+def _chance_of_production(ours: list[str], theirs: list[str]) -> Array:
+    """Chance that each text is of production, from folds that didn't hold it; balanced, so odds are density ratios."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    texts = ours + theirs
+    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    groups = [number[text] for text in texts]  # a text that stands on both sides must not be learned by heart
+    side = np.array([0] * len(ours) + [1] * len(theirs))
+    model = make_pipeline(
+        TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=20_000, token_pattern=r"(?u)\b\w+\b"),
+        LogisticRegression(C=1.0, class_weight="balanced", max_iter=300),
+    )
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    try:
+        chance = cross_val_predict(model, texts, side, groups=groups, cv=folds, method="predict_proba")[:, 1]
+    except ValueError:
+        raise UserError(
+            "The texts hold too few different words to compare", next_step="check the production file"
+        ) from None
+    return np.asarray(np.clip(chance, 1e-6, 1 - 1e-6))
+
+
+def _told_apart(ours: Array, theirs: Array) -> tuple[float, float]:
+    from scipy.stats import mannwhitneyu
+
+    result = mannwhitneyu(theirs, ours, alternative="greater")
+    return float(result.statistic) / (len(ours) * len(theirs)), float(result.pvalue)
+
+
+def _weighted_mean(evaluation: Evaluation, scores: Array, weights: Array) -> Estimate:
+    """Weighted mean with the bias-corrected percentile interval over rows, or over clusters."""
+    family = Statistics(
+        np.stack([weights * scores, weights], axis=1),
+        {"weighted": lambda sums: ratio(sums[:, 0], sums[:, 1], empty=np.nan)},
+        {},
+    )
+    draws = u.bootstrap(
+        [family], len(scores), resamples=evaluation.bootstrap, seed=evaluation.seed, clusters=evaluation.clusters
+    )
+    value = family.point_values()["weighted"]
+    return Estimate(value, *u.bootstrap_interval(value, draws["weighted"]))
+
+
+def _differences(rows: Sequence[Row], ours: list[str], production: Sequence[Row], theirs: list[str]) -> list[str]:
+    """What differs surely (p < 0.01, Holm): length, labels, words."""
+    from scipy.stats import chi2_contingency, ks_2samp
+
+    found = []
+    lengths = [[len(text.split()) for text in side] for side in (ours, theirs)]
+    if ks_2samp(*lengths).pvalue < 0.01:
+        a, b = (float(np.median(side)) for side in lengths)
+        found.append(f"length (a median of {a:.0f} words against {b:.0f} in production)")
+    labels = [Counter(row.label for row in side if row.label is not None) for side in (rows, production)]
+    if labels[0] and labels[1]:
+        names = sorted(labels[0] | labels[1])
+        table = [[side[name] for name in names] for side in labels]
+        if len(names) > 1 and chi2_contingency(table).pvalue < 0.01:
+            shares = [{name: side[name] / side.total() for name in names} for side in labels]
+            top = max(names, key=lambda name: abs(shares[0][name] - shares[1][name]))
+            found.append(f"labels ({top}: {shares[0][top]:.0%} against {shares[1][top]:.0%} in production)")
+    more, less = _words(ours, theirs)
+    for kind, words in (("missing or rare in the test set", more), ("rarer in production", less)):
+        if words:
+            found.append(f"words {kind}: {', '.join(words)}")
+    return found
+
+
+def _words(ours: list[str], theirs: list[str]) -> tuple[list[str], list[str]]:
+    """Words that production has surely more, and less, often: two-proportion tests on texts, Holm."""
+    from scipy.stats import norm
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    counter: Any = CountVectorizer(binary=True, max_features=3000, min_df=3)
+    try:
+        table = counter.fit_transform(ours + theirs)
+    except ValueError:
+        return [], []
+    a = np.asarray(table[: len(ours)].sum(axis=0)).ravel() / len(ours)
+    b = np.asarray(table[len(ours) :].sum(axis=0)).ravel() / len(theirs)
+    both = (a * len(ours) + b * len(theirs)) / (len(ours) + len(theirs))
+    error = np.sqrt(np.maximum(both * (1 - both), 1e-12) * (1 / len(ours) + 1 / len(theirs)))
+    z = (b - a) / error
+    sure = np.array(u.holm([float(x) for x in 2 * norm.sf(np.abs(z))])) < 0.01
+    names = counter.get_feature_names_out()
+    more = [str(names[i]) for i in np.argsort(-z) if sure[i] and z[i] > 0][:5]
+    less = [str(names[i]) for i in np.argsort(z) if sure[i] and z[i] < 0][:5]
+    return more, less

@@ -1,0 +1,114 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluate.evaluate import compare, evaluate, primary_metric
+from tuneloop.evaluate.multilabel import LabelSet, label_lists, label_reader, multilabel_statistics, vocabulary
+from tuneloop.evaluate.results import load_evaluation, write_evaluation
+from tuneloop.types import Answer, Row
+
+LABELS = ["account", "card", "lost_stolen", "balance"]
+FAST = EvaluateConfig(bootstrap=100)
+
+
+def row(i, labels):
+    joined = ", ".join(sorted(labels))
+    turns = [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": joined}]
+    return Row(f"r{i}", turns, joined, meta={"labels": sorted(labels)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sets(st.sampled_from(LABELS[:3]), min_size=1), st.sets(st.sampled_from(LABELS)), st.integers(0, 1)
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_metrics_are_scikit_learns_with_parts_outside_the_labels_as_false_positives(cases):
+    references = [frozenset(r) for r, _, _ in cases]
+    ours = multilabel_statistics(
+        references, [LabelSet(frozenset(p), outside) for _, p, outside in cases]
+    ).point_values()
+    binarizer = MultiLabelBinarizer(classes=[*LABELS, "(outside)"])
+    right = binarizer.fit_transform(references)
+    said = binarizer.transform([p | ({"(outside)"} if outside else set()) for _, p, outside in cases])
+    occur = [i for i in range(len(LABELS)) if right[:, i].any()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = {"accuracy": sk.accuracy_score(right, said), "subset_accuracy": sk.accuracy_score(right, said)}
+        theirs["jaccard"] = sk.jaccard_score(right, said, average="samples", zero_division=1)
+        for name, function in (("f1", sk.f1_score), ("precision", sk.precision_score), ("recall", sk.recall_score)):
+            for average in ("micro", "macro", "weighted"):
+                labels = None if average == "micro" else occur
+                key = f"{average}_f1" if name == "f1" else f"{name}_{average}"
+                theirs[key] = function(right, said, average=average, labels=labels, zero_division=0)
+    assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels", "outside"),
+    [
+        ("card, lost_stolen", {"card", "lost_stolen"}, 0),
+        ("Card; LOST_STOLEN.", {"card", "lost_stolen"}, 0),
+        ('["card", "balance"]', {"card", "balance"}, 0),
+        ("- card\n- balance\n", {"card", "balance"}, 0),
+        ("1. card\n2. balance", {"card", "balance"}, 0),
+        ("card and balance", {"card", "balance"}, 0),
+        ("card, nonsense, card", {"card"}, 1),
+        ("", set(), 0),
+        (" ,, ;", set(), 0),
+        ("the answer is card", set(), 1),
+    ],
+)
+def test_answers_are_read_as_lists_of_labels(answer, labels, outside):
+    assert label_reader(LABELS)(answer) == LabelSet(frozenset(labels), outside)
+
+
+def test_labels_that_hold_a_comma_are_one_label():
+    assert label_reader(["a, b", "a", "c"])("a, b, c").labels == {"a, b", "c"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text())
+def test_reading_never_fails_and_only_names_labels(answer):
+    assert label_reader(LABELS)(answer).labels <= set(LABELS)
+
+
+def test_rows_with_one_label_are_left_to_the_plain_metrics():
+    plain = Row("a", [{"role": "assistant", "content": "x"}], "x")
+    assert label_lists([row(0, {"card"}), plain]) is None
+    assert vocabulary([row(0, {"card"})], ["account, balance", "card"]) == ["account", "balance", "card"]
+
+
+def some_rows(n=60):
+    rng = np.random.default_rng(0)
+    rows = [row(i, set(rng.choice(LABELS, size=1 + i % 2, replace=False))) for i in range(n)]
+    answers = [Answer(r.answer if i % 3 else "card") for i, r in enumerate(rows)]
+    return rows, answers
+
+
+def test_an_evaluation_of_several_labels_a_row_has_its_own_metric_and_survives_the_files(tmp_path):
+    rows, answers = some_rows()
+    answers[0] = Answer("no idea")
+    result = evaluate(rows, answers, task="classification", labels=None, config=FAST, seed=0)
+    assert result.primary == primary_metric("classification", (), result.metrics) == "micro_f1"
+    assert result.metrics["subset_accuracy"] == result.metrics["accuracy"]
+    assert result.invalid == 1 and result.labels == sorted(LABELS)
+    assert 0 < result.metrics["micro_f1"].low < result.metrics["micro_f1"].value < result.metrics["micro_f1"].high < 1
+    perfect = evaluate(rows, [Answer(r.answer) for r in rows], task="classification", labels=None, config=FAST, seed=0)
+    comparison = {c.metric: c for c in compare("a", result, "b", perfect)}
+    assert comparison["micro_f1"].verdict == "better" and comparison["accuracy"].test == "exact McNemar"
+    write_evaluation(
+        tmp_path, result, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key=""
+    )
+    loaded = load_evaluation(tmp_path)
+    assert loaded.metrics == result.metrics and loaded.rows == rows

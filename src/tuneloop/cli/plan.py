@@ -57,6 +57,11 @@ def command(
         for name, value in locals().items()
         if name not in ("source", "settings", "model", "out", "as_json", "quiet", "debug") and value is not None
     }
+    if source == "prices":
+        from tuneloop.cli.prices import prices as show_prices
+
+        show_prices(settings or [], prices, as_json)
+        return
     if source and not asked:
         plan = _measured(source, settings, model, out, quiet)
     else:

@@ -20,6 +20,8 @@ QUANT_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256), "in
 STATE_BYTES = {"adamw": 8.0, "adamw-bf16": 4.0, "adamw-8bit": 2.0, "paged-adamw-8bit": 2.0, "sgd": 0.0}
 # What the driver, cuBLAS and the kernels take before the first tensor: 0.5 to 0.8 GiB on an A100.
 CONTEXT_GIB = 0.6
+CPU_GIB = 0.1  # what libraries take on a processor once they compute (12 runs of benchmarks/plan.py)
+FP32_LOGITS = 3.75  # fp32 logits, their log-softmax, gradient and a part of a copy, on the same runs
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # Blocks of ever new sizes leave holes: reserved over allocated memory, as a share of the activations (11.5 % on one GPU, 21 % with
 # FSDP, on the runs of fms-acceleration), and of unfused logits, whose blocks are too large for other tensors to fill.
@@ -100,6 +102,8 @@ def memory_of(job: Job) -> Memory:
 def _with_overheads(job: Job, phases: dict[str, dict[str, float]]) -> Memory:
     found = Memory(phases, 0, 0, job.gpu.gib)
     if job.gpu.is_cpu:
+        for terms in phases.values():
+            terms["libraries and heap"] = CPU_GIB
         return Memory(phases, found.peak, found.peak / 0.95, job.gpu.gib)
     holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
     context = CONTEXT_GIB + NCCL_GIB * (job.gpus > 1)
@@ -240,7 +244,7 @@ def layer_activations(job: Job) -> tuple[float, float]:
     elements += forward * (2 + kernels.silu)
     product = forward * needed("down_proj")
     elements += product
-    if kernels.adapter_copies:
+    if kernels.adapter_copies and wide:  # in fp32 nothing is cast
         elements += sum(shape.linear()[name][0] for name in job.adapted)
     elements += job.rank * len(job.adapted)
     kept = job.tokens * elements * job.activation_bytes
@@ -284,9 +288,10 @@ def _logits(job: Job) -> dict[str, float]:
     """Logits in all their copies, and the hidden states in front of them."""
     states = 2 * job.tokens * job.shape.hidden * job.activation_bytes
     logits = job.kernels.logits * job.tokens * job.shape.vocabulary * 2
-    if (
-        job.loss_kernel == "fused"
-    ):  # chunks so small that their logits take as much as the hidden states, with fp32 sums
+    if job.dtype == "fp32" and job.loss_kernel == "eager":
+        logits = FP32_LOGITS * job.tokens * job.shape.vocabulary * 4
+    if job.loss_kernel == "fused":
+        # chunks so small that their logits take as much as the hidden states, with fp32 sums
         logits = 3 * job.tokens * job.shape.hidden * 2
         if job.full:
             logits += job.shape.embedding * 4

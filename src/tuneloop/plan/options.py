@@ -14,7 +14,7 @@ from tuneloop.plan.cost import Cost, Efforts, cost_of
 from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
 from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.memory import Memory, memory_of
-from tuneloop.plan.prices import load_prices
+from tuneloop.plan.prices import TIERS, load_prices
 from tuneloop.plan.shape import ModelShape, bundled_models, find_model, target_modules
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours, speed_of
 from tuneloop.types import UserError
@@ -96,6 +96,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in settings.items() if value is not None}
     name, shape, assumed = find_model(given.pop("model"))
     tier, prices = given.pop("tier", "on-demand"), given.pop("prices", None)
+    if tier not in TIERS:
+        raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
     lengths, epochs, told = _lengths(given)
     assumed += told
     given.setdefault("seq_len", _sequence(shape, lengths, given, assumed))

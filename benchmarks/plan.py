@@ -1,0 +1,129 @@
+"""Predicted against measured: resident memory of small runs on this processor, and published runs on GPUs beside other estimators.
+
+    python benchmarks/plan.py            # 24 runs of smollm2-135m, some 10 minutes on one core, then the published runs
+    python benchmarks/plan.py 0:6        # only some of the runs
+    python benchmarks/plan.py published  # only the published runs
+
+A run is three steps of plain Transformers and PEFT in a process of its own; its growth is the peak of resident memory over
+what was resident before the model was loaded. `accelerate estimate-memory` knows a model's size and nothing of the job.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tuneloop.plan.gpus import find_gpu
+from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.memory import memory_of
+from tuneloop.plan.points import Point, read_points
+from tuneloop.plan.shape import find_model, target_modules
+from tuneloop.plan.speed import speed_of
+
+HERE = Path(__file__).parent
+POINTS = HERE.parent / "tests" / "plan" / "points"
+USUAL: dict[str, Any] = {"method": "lora", "targets": "all-linear", "rank": 16, "seq_len": 256, "micro_batch": 2,
+                         "grad_ckpt": False, "dtype": "fp32", "attention": "sdpa", "prefix_tokens": 20}  # fmt: skip
+RUNS: list[dict[str, Any]] = [
+    {},
+    {"rank": 64},
+    {"seq_len": 512},
+    {"micro_batch": 4},
+    {"grad_ckpt": True, "micro_batch": 4},
+    {"method": "full"},
+    {"method": "full", "grad_ckpt": True, "micro_batch": 4},
+    {"method": "prefix"},
+    {"dtype": "bf16", "micro_batch": 4},
+    {"attention": "eager", "seq_len": 512},
+    {"targets": "q,v", "micro_batch": 4},
+    {"dtype": "bf16", "method": "full"},
+    {"seq_len": 128, "micro_batch": 4, "rank": 8},
+    {"seq_len": 384, "micro_batch": 1},
+    {"seq_len": 768, "micro_batch": 1, "targets": "q,k,v,o"},
+    {"seq_len": 128, "micro_batch": 8, "grad_ckpt": True, "rank": 32},
+    {"seq_len": 512, "micro_batch": 3, "grad_ckpt": True},
+    {"method": "full", "seq_len": 128, "micro_batch": 2},
+    {"method": "full", "seq_len": 512, "micro_batch": 1},
+    {"method": "prefix", "seq_len": 384, "micro_batch": 2, "prefix_tokens": 50},
+    {"dtype": "bf16", "seq_len": 512, "micro_batch": 2, "targets": "q,v", "rank": 8},
+    {"dtype": "bf16", "grad_ckpt": True, "seq_len": 256, "micro_batch": 6},
+    {"attention": "eager", "micro_batch": 4, "targets": "q,v"},
+    {"targets": "gate,up,down", "rank": 32, "seq_len": 192, "micro_batch": 3},
+]
+
+
+def cpu_job(run: dict[str, Any]) -> Job:
+    """The planner's job for a run here: AdamW keeps its states in the weights' dtype."""
+    settings = {**USUAL, **run}
+    settings["targets"] = target_modules(settings["targets"])
+    if settings["dtype"] == "bf16" and settings["method"] == "full":
+        settings["optimizer"] = "adamw-bf16"
+    return make_job(model="smollm2-135m", shape=find_model("smollm2-135m")[1], gpu=find_gpu("cpu"), **settings)
+
+
+def measure(run: dict[str, Any]) -> float:
+    """GiB by which a process grows that does the run."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "plan_cpu_run.py"), json.dumps({**USUAL, **run})],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return float(json.loads(done.stdout.splitlines()[-1])["growth_gib"])
+
+
+def table_of_cpu_runs(runs: list[dict[str, Any]]) -> None:
+    """Predict, run and print."""
+    print(f"{'run':<66}{'measured':>9}{'predicted':>10}{'error':>8}")
+    errors = []
+    for run in runs:
+        predicted = memory_of(cpu_job(run)).peak
+        measured = measure(run)
+        errors.append(predicted / measured - 1)
+        words = " ".join(f"{key}={value}" for key, value in run.items()) or "as usual"
+        print(f"{words:<66}{measured:>9.2f}{predicted:>10.2f}{errors[-1]:>+8.1%}", flush=True)
+    within = sum(abs(error) <= 0.1 for error in errors)
+    print(f"within 10 %: {within} of {len(errors)}; median {statistics.median(map(abs, errors)):.1%}\n")
+
+
+def accelerate_gib(point: Point) -> float:
+    """What `accelerate estimate-memory` says of training with Adam in bf16: four times the weights (its `Training using Adam`)."""
+    return point.job.shape.parameters * 2 * 4 / 1024**3
+
+
+def table_of_published_runs() -> None:
+    """Errors by file and half, of the planner and of `accelerate estimate-memory`."""
+    print(
+        f"{'published runs':<14}{'half':<10}{'runs':>5}{'median':>8}{'in 8 %':>8}{'under 5 %':>10}{'fits':>9}{'speed':>9}{'accelerate':>12}"
+    )
+    for path in sorted(POINTS.glob("*.yaml")):
+        half, points = read_points(path)
+        with_memory = [p for p in points if p.gib]
+        errors = [memory_of(p.job).peak / (p.gib or 1.0) - 1 for p in with_memory]
+        others = [accelerate_gib(p) / (p.gib or 1.0) - 1 for p in with_memory]
+        speeds = [speed_of(p.job).tokens_per_second / p.tokens_per_second - 1 for p in points if p.tokens_per_second]
+        judged = [p for p in points if p.gib or not p.fits]
+        right = sum(memory_of(p.job).fits == p.fits for p in judged)
+        print(
+            f"{path.stem:<14}{half:<10}{len(points):>5}{_median(errors):>8}{_share(errors, 0.08):>8}"
+            f"{sum(e < -0.05 for e in errors):>7} of {len(errors):<3}{right:>4} of {len(judged):<4}"
+            f"{_share(speeds, 0.2):>6}{_median(others):>12}"
+        )  # fmt: skip
+
+
+def _median(errors: list[float]) -> str:
+    return f"{statistics.median(map(abs, errors)):.1%}" if errors else "-"
+
+
+def _share(errors: list[float], limit: float) -> str:
+    return f"{sum(abs(e) <= limit for e in errors) / len(errors):.0%}" if errors else "-"
+
+
+if __name__ == "__main__":
+    what = sys.argv[1] if len(sys.argv) > 1 else ":"
+    if what != "published":
+        first, _, last = what.partition(":")
+        table_of_cpu_runs(RUNS[int(first or 0) : int(last or len(RUNS))] or RUNS)
+    table_of_published_runs()

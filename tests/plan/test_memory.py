@@ -1,0 +1,192 @@
+"""The memory model: against published runs, and as a formula."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneloop.plan.gpus import all_gpus, find_gpu
+from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.memory import QUANT_BYTES, memory_of, weight_bytes
+from tuneloop.plan.points import read_points
+from tuneloop.plan.shape import find_model
+from tuneloop.plan.speed import flop_per_token, speed_of
+from tuneloop.types import UserError
+
+POINTS = sorted((Path(__file__).parent / "points").glob("*.yaml"))
+GIB = 1024**3
+
+
+def job(model: str = "llama-3.1-8b", gpu: str = "a100-80gb", **settings: Any) -> Job:
+    return make_job(model=model, shape=find_model(model)[1], gpu=find_gpu(gpu), **settings)
+
+
+def errors(half: str) -> tuple[list[float], list[float], list[tuple[bool, bool]]]:
+    memory: list[float] = []
+    speed: list[float] = []
+    fits: list[tuple[bool, bool]] = []
+    for path in POINTS:
+        found, points = read_points(path)
+        if found != half:
+            continue
+        for point in points:
+            predicted = memory_of(point.job)
+            if point.gib:
+                memory.append(predicted.peak / point.gib - 1)
+            if point.tokens_per_second:
+                speed.append(speed_of(point.job).tokens_per_second / point.tokens_per_second - 1)
+            if point.gib or not point.fits:
+                fits.append((predicted.fits, point.fits))
+    return memory, speed, fits
+
+
+def share(values: list[float], limit: float) -> float:
+    return sum(abs(value) <= limit for value in values) / len(values)
+
+
+def test_published_runs_that_constants_were_fitted_to_are_met() -> None:
+    memory, speed, fits = errors("fit")
+    print(
+        f"\nfit: {len(memory)} peaks, median {statistics.median(map(abs, memory)):.1%}, {share(memory, 0.08):.0%} within 8 %"
+    )
+    assert statistics.median(map(abs, memory)) <= 0.03
+    assert share(memory, 0.08) >= 0.9
+    assert sum(error < -0.05 for error in memory) <= 0.05 * len(memory)
+    assert share(speed, 0.2) >= 0.8
+    assert share(speed, 0.3) >= 0.8  # the range given with a plan
+    assert sum(a == b for a, b in fits) >= 0.95 * len(fits)
+
+
+def test_published_runs_that_nothing_was_fitted_to_are_met_but_for_an_old_bitsandbytes() -> None:
+    # bitsandbytes 0.41 kept the inputs of frozen layers: LitGPT's four quantised runs of 2023 take 15 % more than today's count.
+    memory, _, fits = errors("held out")
+    print(
+        f"\nheld out: {len(memory)} peaks, median {statistics.median(map(abs, memory)):.1%}, {share(memory, 0.08):.0%} within 8 %"
+    )
+    assert share(memory, 0.08) >= 8 / 12
+    assert statistics.median(map(abs, memory)) <= 0.08
+    assert min(memory) > -0.17
+    assert all(a == b for a, b in fits)
+
+
+def test_nf4_takes_the_bits_of_its_paper() -> None:
+    assert QUANT_BYTES["nf4"] * 8 == pytest.approx(4.5)
+    assert QUANT_BYTES["nf4-dq"] * 8 == pytest.approx(4.127, abs=1e-3)
+    plain, double = (weight_bytes(job(method="qlora", quant=quant)) for quant in ("nf4", "nf4-dq"))
+    assert plain - double == pytest.approx(job().shape.matrix_parameters * (4.5 - 4.127) / 8, rel=1e-2)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "prefix"])
+def test_the_peak_is_the_largest_phase_and_its_terms_add_up(method: str) -> None:
+    memory = memory_of(job(method=method, grad_ckpt=True))
+    sums = {phase: sum(terms.values()) for phase, terms in memory.phases.items()}
+    assert memory.peak == pytest.approx(max(sums.values()))
+    assert sums[memory.phase] == max(sums.values())
+    assert memory.peak <= memory.required <= memory.reserved
+    everything = {name: gib for terms in memory.phases.values() for name, gib in terms.items()}
+    assert memory.peak < sum(everything.values())
+
+
+@given(
+    method=st.sampled_from(["full", "lora", "qlora", "prefix"]),
+    kernel=st.sampled_from(["eager", "compiled", "triton", "chunked", "fused"]),
+    seq=st.sampled_from([128, 1024, 4096]),
+    rows=st.integers(1, 8),
+)
+def test_more_never_takes_less(method: str, kernel: str, seq: int, rows: int) -> None:
+    usual = {"method": method, "loss_kernel": kernel, "seq_len": seq, "micro_batch": rows}
+    peak = memory_of(job(**usual)).peak
+    assert memory_of(job(**{**usual, "micro_batch": rows + 1})).peak >= peak
+    assert memory_of(job(**{**usual, "seq_len": 2 * seq})).peak >= peak
+    assert memory_of(job(**usual, grad_ckpt=True)).peak <= peak
+    assert memory_of(job(**usual, attention="eager")).peak >= peak
+    assert memory_of(job("llama-3.1-70b", **usual)).peak > peak
+
+
+def test_128256_words_are_counted_and_a_fused_loss_drops_them() -> None:
+    tokens = 8192
+    usual = {"method": "lora", "seq_len": tokens, "grad_ckpt": True}
+    logits = memory_of(job(**usual, loss_kernel="triton")).phases["loss"]["logits"]
+    assert logits == pytest.approx(4 * tokens * 128_256 * 2 / GIB)
+    assert memory_of(job(**usual, loss_kernel="fused")).phases["loss"]["logits"] < logits / 10
+
+
+def test_sharding_divides_what_it_says() -> None:
+    def terms(sharding: str, gpus: int) -> dict[str, float]:
+        return memory_of(job(method="full", sharding=sharding, gpus=gpus)).phases["optimizer step"]
+
+    alone = memory_of(job(method="full")).phases["optimizer step"]
+    assert terms("fsdp", 8)["weights"] == pytest.approx(alone["weights"] / 8)
+    assert terms("ddp", 8)["weights"] == alone["weights"]
+    assert terms("ddp", 8)["reduction buckets"] == terms("ddp", 8)["gradients"]
+    assert terms("zero2", 8)["weights"] == alone["weights"]
+    assert terms("zero2", 8)["gradients"] == pytest.approx(alone["gradients"] / 8)
+
+
+def test_paged_states_and_offloaded_ones_take_nothing() -> None:
+    for settings in ({"optimizer": "paged-adamw-8bit"}, {"offload": True}):
+        assert "optimizer" not in memory_of(job(method="full", **settings)).phases["optimizer step"]
+
+
+def test_operations_are_those_of_the_method() -> None:
+    shape = job().shape
+    forward = 2 * (shape.matrix_parameters + shape.embedding)
+    at = {m: flop_per_token(job(method=m, seq_len=1)) / forward for m in ("full", "lora", "prefix")}
+    assert at["full"] == pytest.approx(3, rel=1e-2)
+    assert at["lora"] == pytest.approx(2, rel=2e-2)
+    assert at["prefix"] == pytest.approx(2, rel=1e-2)
+    assert flop_per_token(job(grad_ckpt=True)) > flop_per_token(job())
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"method": "full", "quant": "nf4"}, "quantised"),
+        ({"sharding": "fsdp"}, "two GPUs"),
+        ({"gpus": 4}, "share the work"),
+        ({"dtype": "fp32", "attention": "flash"}, "FlashAttention"),
+        ({"optimizer_in_backward": True, "grad_accum": 2}, "accumulate"),
+        ({"method": "loraa"}, "no method"),
+        ({"micro_batch": 0}, "micro batch"),
+        ({"seq_len": -5}, "seq len"),
+        ({"seq_len": 500_000}, "positions"),
+        ({"rank": 10**9}, "rank"),
+    ],
+)
+def test_what_can_not_be_is_refused(settings: dict[str, Any], word: str) -> None:
+    with pytest.raises(UserError, match=word) as caught:
+        job(**settings)
+    assert caught.value.next_step
+
+
+def test_a_giant_on_a_laptop_and_attention_that_a_card_lacks_are_refused() -> None:
+    with pytest.raises(UserError, match="406 billion"):
+        job("llama-3.1-405b", "cpu")
+    with pytest.raises(UserError, match="T4"):
+        job(gpu="t4", attention="flash", dtype="fp16")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("RTX 4090", "rtx4090"), ("A100 80GB", "a100-80gb"), ("NVIDIA H100", "h100-sxm")]
+)
+def test_people_s_names_of_gpus_are_known(name: str, key: str) -> None:
+    assert find_gpu(name).key == key
+
+
+def test_an_unknown_gpu_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError) as caught:
+        find_gpu("h100-sxn")
+    assert "h100-sxm" in caught.value.next_step
+
+
+def test_capacities_are_the_drivers_and_not_the_boxes() -> None:
+    for gpu in all_gpus().values():
+        box = next(
+            int(word) for word in gpu.name.split() if word.isdigit() and int(word) > 10 and f"{word} GB" in gpu.name
+        )
+        assert 0.88 * box < gpu.gib < 1.005 * box

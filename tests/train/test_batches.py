@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -70,3 +71,34 @@ def test_a_fraction_of_an_epoch_is_a_fraction_of_its_steps(epochs: float, share:
     steps = plan_steps(data, TrainConfig(rows_per_step=2, tokens_per_step=0, epochs=epochs), 0)
     assert len(steps) == max(round(whole * share), 1)
     assert steps[-1].epoch == pytest.approx(max(epochs, 1 / whole), abs=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(40, 400), st.floats(0.05, 0.6), st.integers(2, 12), st.integers(0, 5))
+def test_every_stretch_of_steps_holds_its_share_of_general_rows(n: int, share: float, per_step: int, seed: int) -> None:
+    rng = random.Random(seed)
+    mixed = [rng.random() < share for _ in range(n)]
+    data = rows([rng.randint(5, 300) if general else rng.randint(20, 60) for general in mixed])
+    steps = plan_steps(data, TrainConfig(rows_per_step=per_step, epochs=2), seed, mixed)
+    assert Counter(indices(steps)) == Counter(dict.fromkeys(range(n), 2))
+    assert plan_steps(data, TrainConfig(rows_per_step=per_step, epochs=2), seed, mixed) == steps
+    if not any(mixed):
+        return
+    first = [step for step in steps if step.epoch <= 1 + 1e-9]
+    real = sum(mixed) / n
+    for begin in range(0, len(first), 3):
+        for end in range(begin + 1, len(first) + 1, 4):
+            window = indices(first[begin:end])
+            general = sum(mixed[i] for i in window)
+            assert abs(general - real * len(window)) < 2, (begin, end)
+    assert max(s.rows for s in first) - min(s.rows for s in first) <= 2
+
+
+def test_mixed_steps_hold_rows_of_like_length() -> None:
+    rng = random.Random(0)
+    mixed = [i % 10 < 3 for i in range(800)]
+    lengths = [rng.randint(20, 600) for _ in mixed]
+    padded = 0
+    for step in plan_steps(rows(lengths), TrainConfig(rows_per_step=8, micro_batch_tokens=100000, epochs=1), 0, mixed):
+        padded += sum(len(m) * max(lengths[i] for i in m) for m in step.micro_batches)
+    assert padded < 1.15 * sum(lengths)

@@ -165,7 +165,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files.
 
     Raises:
-        UserError: there are none, or one is damaged.
+        UserError: there are none, or one is damaged or holds NaN.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -179,6 +179,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"Can't read the weights: {error}", where=str(file), next_step="download the model again"
             ) from None
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise UserError(
+                f"The weights hold NaN or infinity in {name}", where=str(folder), next_step="download the model again"
+            )
     return state
 
 

@@ -1,0 +1,181 @@
+"""What a machine does to a run: no memory, no disk, a request to end. The run goes on, or says what it has kept."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import CONFIG, begin, changed, losses, make_rows, run
+
+from tuneloop.files import read_jsonl
+from tuneloop.models.load import Model, load_model
+from tuneloop.train import checkpoint, loop
+from tuneloop.train.batches import Step, halved
+from tuneloop.train.checkpoint import State, list_checkpoints, load_best, load_checkpoint, save_best, save_checkpoint
+from tuneloop.train.loop import Preempted, optimizer_step
+from tuneloop.types import UserError
+
+EVERY_STEP = CONFIG.model_copy(update={"checkpoint_seconds": 0.0})
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, rows: int, message: str = "CUDA out of memory. Tried to allocate") -> None:
+    """A device on which no more than some rows fit into a backward pass."""
+    real = loop.LOSSES["supervised"]
+
+    def value(batch: Any) -> Any:
+        if torch.is_grad_enabled() and len(batch.rows) > rows:
+            raise RuntimeError(message)
+        return real.value(batch)
+
+    monkeypatch.setitem(loop.LOSSES, "supervised", loop.LOSSES["supervised"].__class__(value, real.units))
+
+
+@pytest.mark.parametrize(
+    "message", ["CUDA out of memory. Tried to allocate", "DefaultCPUAllocator: can't allocate memory"]
+)
+def test_when_memory_runs_out_the_step_is_done_in_smaller_parts_with_the_same_result(
+    message: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(epochs=1.0, dropout=0.0)
+    whole, _ = run(tiny_llama, tmp_path / "whole", config)
+    limited(monkeypatch, 2, message)
+    said: list[dict[str, Any]] = []
+    cut, _ = run(tiny_llama, tmp_path / "cut", config, log=said.append)
+    events = [r for r in said if r.get("event") == "out_of_memory"]
+    assert len(events) == 1, "once told, later steps begin in smaller parts"
+    assert "micro-batches of 2 rows instead of 4 from step 1 on" in events[0]["message"]
+    assert events == [r for r in read_jsonl(tmp_path / "cut" / "metrics.jsonl") if "event" in r]
+    for a, b in zip(
+        losses(tmp_path / "whole"), [x for x in losses(tmp_path / "cut") if x[1:] != (None, None)], strict=True
+    ):
+        assert [x for x in a if x is not None] == pytest.approx([x for x in b if x is not None], rel=1e-4)
+    assert cut.best_val_loss == pytest.approx(whole.best_val_loss, rel=1e-4)
+
+
+def test_a_row_that_does_not_fit_alone_is_told_and_other_faults_pass_through(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(tiny_model.template, 4)
+    step = Step(((0, 1, 2, 3),), 0.0)
+    limited(monkeypatch, 0)
+    state = begin(tiny_model)
+    with pytest.raises(UserError, match=r"Out of memory at step 1: a single row of \d+ tokens does not fit") as error:
+        optimizer_step(state, step, rows, 1e-3)
+    assert "data.max_length=" in error.value.next_step
+    limited(monkeypatch, 0, "mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes"):
+        optimizer_step(state, step, rows, 1e-3)
+
+
+def test_halving_keeps_every_row() -> None:
+    step = Step(((0, 1, 2), (3,), (4, 5)), 0.5)
+    assert halved(step).micro_batches == ((0,), (1, 2), (3,), (4,), (5,))
+    with pytest.raises(ValueError, match="single rows"):
+        halved(halved(halved(step)))
+
+
+def test_a_request_to_end_saves_and_exits_with_its_own_status(tiny_llama: Path, tmp_path: Path) -> None:
+    def log(record: dict[str, Any]) -> None:
+        if record["step"] == 5 and "loss" in record:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    config = changed(checkpoint_seconds=1e6)  # only the request can have saved it
+    with pytest.raises(Preempted) as ended:
+        run(tiny_llama, tmp_path / "cut", config, log=log)
+    assert ended.value.code == 143 and ended.value.step == 5
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert list_checkpoints(tmp_path / "cut" / "checkpoints")[-1].name == "step-0000005.pt"
+    again, _ = run(tiny_llama, tmp_path / "cut", config)
+    whole, _ = run(tiny_llama, tmp_path / "whole", config)
+    assert again.resumed_at == 5 and again.adapter_hash == whole.adapter_hash
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint.replacing
+
+    def full(path: Path) -> Any:
+        if "step-0000004" in str(path):
+            raise UserError(f"Can't write or read: {os.strerror(errno.ENOSPC)}", where=str(path))
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "replacing", full)
+    with pytest.raises(UserError, match="No space left on device; the checkpoint of step 3 is kept") as error:
+        run(tiny_llama, tmp_path, EVERY_STEP)
+    assert "goes on from there" in error.value.next_step
+    monkeypatch.undo()
+    again, _ = run(tiny_llama, tmp_path, EVERY_STEP)
+    assert again.resumed_at == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_that_fills_while_tensors_are_written_is_a_users_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import contextlib
+
+    save_checkpoint(tmp_path, State("k", step=1), keep=2)
+
+    @contextlib.contextmanager
+    def into_full(path: Path) -> Any:
+        from tuneloop.files import user_errors_of_the_disk
+
+        with user_errors_of_the_disk(path), open("/dev/full", "wb", buffering=0) as file:
+            yield file
+
+    monkeypatch.setattr(checkpoint, "replacing", into_full)
+    with pytest.raises(UserError, match="the checkpoint of step 1 is kept"):
+        save_checkpoint(tmp_path, State("k", step=2, parameters={"p": torch.zeros(100000)}), keep=2)
+
+
+def test_the_last_checkpoints_and_the_best_weights_they_name_are_kept(tmp_path: Path) -> None:
+    bests = {2: 2, 3: 2, 4: 4, 5: 4, 6: 6}
+    for step, best in bests.items():
+        if step == best:
+            save_best(tmp_path, step, {"p": torch.tensor([float(step)])})
+        save_checkpoint(tmp_path, State("k", step=step, best_step=best), keep=2)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == [
+        "best-0000004.pt", "best-0000006.pt", "step-0000005.pt", "step-0000006.pt",
+    ]  # fmt: skip
+    (tmp_path / "step-0000006.pt").write_bytes(b"torn")
+    state = load_checkpoint(tmp_path, "k")
+    assert state is not None and state.step == 5
+    best = load_best(tmp_path, state.best_step)
+    assert best is not None and float(best["p"]) == 4.0
+    assert load_best(tmp_path, 6) is None, "weights from behind the checkpoint are of a run that did not happen"
+    (tmp_path / "best-0000004.pt").write_bytes(b"torn")
+    with pytest.raises(UserError, match="best weights can't be read"):
+        load_best(tmp_path, 4)
+
+
+def test_checkpoints_come_by_steps_as_well_as_by_time(tiny_llama: Path, tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def log(record: dict[str, Any]) -> None:
+        if "loss" in record:
+            seen.append([p.name for p in list_checkpoints(tmp_path / "checkpoints")])
+
+    run(tiny_llama, tmp_path, changed(checkpoint_seconds=1e6, checkpoint_steps=5, keep_checkpoints=1), log=log)
+    assert seen[4] == ["step-0000000.pt"] and seen[5] == ["step-0000005.pt"] and seen[10] == ["step-0000010.pt"]
+
+
+def test_one_row_is_enough(tiny_llama: Path, tmp_path: Path) -> None:
+    result, _ = run(tiny_llama, tmp_path, changed(epochs=4.0), rows=1)
+    assert result.steps == result.total_steps == 4
+
+
+def test_the_loss_of_other_work_is_measured_beside_the_tasks(tiny_llama: Path, tmp_path: Path) -> None:
+    model = load_model(str(tiny_llama), dtype="float32")
+    general = make_rows(model.template, 5, system="Something else.")
+    run(tiny_llama, tmp_path, changed(epochs=1.0), general=general)
+    records = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "val_loss" in r]
+    assert len(records) > 2 and all(r["general_loss"] > 0 for r in records)
+    assert len({r["general_loss"] for r in records}) == len(records)

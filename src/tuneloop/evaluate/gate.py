@@ -394,12 +394,16 @@ def _within(
 def _forgetting(limit: Forgetting, side: Side) -> Check:
     measured = side.manifest.get("forgetting")
     score = measured.get("score", measured) if isinstance(measured, Mapping) else measured
-    figure = score if isinstance(score, Mapping) else {"value": score}
-    if not isinstance(figure.get("value"), int | float):
+    figure: Mapping[str, Any] = score if isinstance(score, Mapping) else {"value": score}
+    value, low, high = (_number(figure.get(key)) for key in ("value", "low", "high"))
+    if math.isnan(value):
         what = "forgetting: not measured in this evaluation"
         return Check("forgetting", "forgetting", "inconclusive", what, limit=limit.at_most)
-    low, high = (math.nan if figure.get(key) is None else figure[key] for key in ("low", "high"))
-    return _within("forgetting", "forgetting", (float(figure["value"]), low, high), limit.at_most, above=False)
+    return _within("forgetting", "forgetting", (value, low, high), limit.at_most, above=False)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[Check]:

@@ -27,6 +27,7 @@ from tuneloop.report.data_facts import (
     turns_of,
     words_of,
 )
+from tuneloop.report.differences import Parts, side_by_side
 from tuneloop.report.facts import clean, count, number, section
 from tuneloop.report.facts import short_count as short
 from tuneloop.report.html import KeyFigure, inline, page_template, tally, yaml_text
@@ -38,7 +39,6 @@ MOST_KEYS = 8  # of a rejected record
 OPEN = 8  # pairs and conflicts that are shown before the fold
 Named = Callable[[object], str]  # shortens the paths of sources in a text
 Hide = Callable[[str], str]  # hides personal data in a text
-Parts = list[tuple[str, str]]  # ("", "del" or "ins", text)
 
 
 def write_data_report(dataset: Path | str) -> Path:
@@ -489,21 +489,6 @@ def difference(before: str, after: str, *, combining: bool = False) -> Parts:
             add("del", a[i:j])
             add("ins", b[k:m])
     return parts
-
-
-WORD = re.compile(r"\w+|\s+|[^\w\s]")
-
-
-def side_by_side(kept: str, gone: str) -> tuple[Parts, Parts]:
-    """Two texts with the words marked that only one of them has; case and white space do not count."""
-    a, b = WORD.findall(kept), WORD.findall(gone)
-    folded_a, folded_b = ([" " if word.isspace() else word.casefold() for word in words] for words in (a, b))
-    left: Parts = []
-    right: Parts = []
-    for tag, i, j, k, m in difflib.SequenceMatcher(None, folded_a, folded_b, autojunk=False).get_opcodes():
-        left.append(("" if tag == "equal" else "del", clean("".join(a[i:j]))))
-        right.append(("" if tag == "equal" else "ins", clean("".join(b[k:m]))))
-    return [p for p in left if p[1]], [p for p in right if p[1]]
 
 
 SIGNS = {"\n": "↵\n", "\t": "⇥"}

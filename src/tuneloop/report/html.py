@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.files import write_text
 from tuneloop.report import charts
+from tuneloop.report.differences import marked_against
+from tuneloop.report.eval_parts import evaluation_parts
 from tuneloop.report.facts import (
     TUNED,
     ContenderFacts,
@@ -113,12 +115,13 @@ def page_of(facts: RunFacts) -> dict[str, Any]:
         "title": _title(facts),
         "run_name": facts.path.resolve().name,
         "state": _state(facts),
-        "words": _words(facts),
+        "words": words_part(facts),
         "figures": key_figures(facts, metrics, lines),
         "problems": facts.problems,
-        "comparison": _comparison(facts, metrics, lines),
+        "comparison": comparison_part(facts, metrics, lines),
         "training": _training(facts),
-        "samples": _samples(facts),
+        "samples": samples_part(facts),
+        "parts": evaluation_parts(facts.evaluation),
         "data": _data(facts),
         "plan": _plan(facts),
         "config": yaml_text(facts.config),
@@ -149,7 +152,8 @@ def _state(facts: RunFacts) -> str:
     )
 
 
-def _words(facts: RunFacts) -> list[str]:
+def words_part(facts: RunFacts) -> list[str]:
+    """The verdict in words, figures kept together."""
     words = facts.evaluation.get("words") or []
     # "p < 0.001" and "[0.1, 0.2]" stay on one line.
     return [
@@ -194,7 +198,8 @@ def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Contend
     return figures[:5]
 
 
-def _comparison(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts]) -> dict[str, Any]:
+def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts]) -> dict[str, Any]:
+    """The ladder: contenders with intervals, gain, p-value, time and cost."""
     if not lines:
         return {}
     measured = [i for i in range(len(metrics)) if any(line.scores[i] is not None for line in lines)]
@@ -233,6 +238,7 @@ def _comparison(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Contend
         ],
         "more": [(metric_title(m), [with_interval(c.scores[0], m) for c in contenders_of(shown, [m])]) for m in more],
         "names": [line.name for line in lines],
+        "own": next((line.name for line in lines if line.tuned), TUNED),
         "invalid": number(shown.get("invalid")),
         "notes": [str(n) for n in shown.get("notes") or []] if isinstance(shown.get("notes"), list) else [],
     }
@@ -240,7 +246,7 @@ def _comparison(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Contend
 
 def _training(facts: RunFacts) -> dict[str, Any]:
     run = facts.run
-    chart = charts.chart_pair(charts.loss_chart, facts.steps, facts.validations)
+    chart = charts.chart_pair(charts.loss_chart, facts.steps, facts.validations, facts.findings)
     if not chart and not run:
         return {}
     stopped = {
@@ -270,7 +276,21 @@ def _training(facts: RunFacts) -> dict[str, Any]:
         ("tokens", f"{n:,.0f}" if (n := number(run.get("tokens"))) is not None else ""),
         ("speed", f"{speed:,.0f} tokens/s" if speed else ""),
     ]
-    return {"chart": chart, "facts": [(k, v) for k, v in entries if v]}
+    return {"chart": chart, "facts": [(k, v) for k, v in entries if v], "findings": _findings(facts.findings)}
+
+
+def _findings(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the watcher found, numbered as in the chart."""
+    return [
+        {
+            "kind": str(f.get("finding") or "").replace("_", " "),
+            "step": f.get("step"),
+            "sentence": str(f.get("sentence") or ""),
+            "rows": ", ".join(str(row) for row in f.get("rows") or []),
+            "remedies": [str(remedy) for remedy in f.get("remedies") or []],
+        }
+        for f in findings
+    ]
 
 
 def _best(validations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -278,9 +298,16 @@ def _best(validations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return min(finite, key=lambda v: float(v["val_loss"])) if finite else None
 
 
-def _samples(facts: RunFacts) -> dict[str, Any]:
+def samples_part(facts: RunFacts, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Answers side by side, confusions, and wrong answers.
+
+    Args:
+        facts: the evaluation's files.
+        names: baselines to show beside the evaluation's own contender; default: zero-shot and few-shot.
+    """
     if not facts.samples:
         return {}
+    own = str(facts.evaluation.get("name") or TUNED)
     wanted = number(section(facts.config.get("evaluate")).get("samples"))
     n = 5 if wanted is None else int(wanted)
     shown = pick_samples(facts.samples, n)
@@ -290,22 +317,27 @@ def _samples(facts: RunFacts) -> dict[str, Any]:
     )
     misses = [s for s in wrong if s not in shown]
     return {
-        "shown": [_sample(s) for s in shown],
+        "own": own,
+        "shown": [_sample(s, own, names) for s in shown],
         "total": len(facts.samples),
         "wrong": len(wrong),
         "confusions": [(a, _cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
-        "misses": [_sample(s) for s in pick_samples(misses, MISSES)],
+        "misses": [_sample(s, own, names) for s in pick_samples(misses, MISSES)],
     }
 
 
-def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+def _sample(sample: Mapping[str, Any], own: str, names: Sequence[str] | None) -> dict[str, Any]:
     answers = []
-    for name, answer in sample_answers(sample):
+    reference = str(sample.get("reference") or sample.get("label") or "")
+    for name, answer in sample_answers(sample, names):
+        right = is_right(sample, None if name == TUNED else answer)
+        text = _cut(answer)
         answers.append(
             {
-                "name": name,
-                "text": _cut(answer),
-                "right": is_right(sample, None if name == TUNED else answer),
+                "name": own if name == TUNED else name,
+                # A label is right or wrong as a whole.
+                "parts": [("", text)] if right is not None else marked_against(reference, text),
+                "right": right,
                 "tuned": name == TUNED,
             }
         )
@@ -317,8 +349,9 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": sample.get("id", ""),
         "prompt": _cut(str(sample.get("prompt") or "")),
-        "reference": _cut(str(sample.get("reference") or sample.get("label") or "")),
+        "reference": _cut(reference),
         "answers": answers,
+        "own": own,
         "scores": scores[:4] if sample.get("label") is None else [],
     }
 

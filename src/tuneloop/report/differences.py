@@ -1,0 +1,36 @@
+"""Two texts with what differs marked."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from tuneloop.report.facts import clean
+
+Parts = list[tuple[str, str]]  # ("", "del" or "ins", text)
+WORD = re.compile(r"\w+|\s+|[^\w\s]")
+LONGEST_MARKED = 4000  # characters; the search for differences takes quadratic time
+FEWEST_SHARED = 0.3  # of the words; texts with less in common would be marked all over
+
+
+def side_by_side(kept: str, gone: str) -> tuple[Parts, Parts]:
+    """Two texts with the words marked that only one of them has; case and white space do not count."""
+    a, b = WORD.findall(kept), WORD.findall(gone)
+    folded_a, folded_b = ([" " if word.isspace() else word.casefold() for word in words] for words in (a, b))
+    left: Parts = []
+    right: Parts = []
+    for tag, i, j, k, m in difflib.SequenceMatcher(None, folded_a, folded_b, autojunk=False).get_opcodes():
+        left.append(("" if tag == "equal" else "del", clean("".join(a[i:j]))))
+        right.append(("" if tag == "equal" else "ins", clean("".join(b[k:m]))))
+    return [p for p in left if p[1]], [p for p in right if p[1]]
+
+
+def marked_against(reference: str, answer: str) -> Parts:
+    """The answer with the words marked that the reference lacks; plain where they have too little in common."""
+    if not reference or not answer or max(len(reference), len(answer)) > LONGEST_MARKED:
+        return [("", answer)]
+    _, parts = side_by_side(reference, answer)
+    shared = sum(len(text) for kind, text in parts if not kind and text.strip())
+    if shared < FEWEST_SHARED * max(len(reference), len(answer)):
+        return [("", answer)]
+    return [("" if not text.strip() else kind, text) for kind, text in parts]

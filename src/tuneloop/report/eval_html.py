@@ -1,0 +1,66 @@
+"""`report.html` of an evaluation or a comparison by itself: one self-contained page, made from its folder's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tuneloop.files import write_text
+from tuneloop.report.eval_parts import evaluation_parts
+from tuneloop.report.facts import RunFacts, clean, contenders, read_run, section, shown_metrics
+from tuneloop.report.html import comparison_part, key_figures, page_template, samples_part, words_part, write_report
+from tuneloop.report.table import comparison_as
+from tuneloop.types import UserError
+
+MOST_BESIDE = 3  # answers beside the evaluation's own
+
+
+def write_page(folder: Path | str) -> Path:
+    """Write `report.html` of a folder: of the run, where it is one, else of the evaluation in it.
+
+    Raises:
+        UserError: no such folder, or it holds neither.
+    """
+    folder = Path(folder)
+    if not (folder / "eval.json").is_file() or (folder / "config.yaml").is_file():
+        return write_report(folder)
+    path = folder / "report.html"
+    write_text(path, render_evaluation(folder))
+    return path
+
+
+def render_evaluation(folder: Path | str) -> str:
+    """The page as text.
+
+    Raises:
+        UserError: no evaluation there.
+    """
+    facts = read_run(folder)
+    if not facts.evaluation:
+        raise UserError("No evaluation there", where=str(folder), next_step=f"run `tuneloop evaluate {folder}` first")
+    return page_template("eval.html.j2").render(page=page_of(facts))
+
+
+def page_of(facts: RunFacts) -> dict[str, Any]:
+    """Everything the template shows, computed and written out."""
+    evaluation = facts.evaluation
+    metrics = shown_metrics(evaluation)
+    lines = contenders(evaluation, metrics)
+    others = [line.name for line in lines if not line.tuned]
+    model, dataset = (clean(evaluation.get(key) or "") for key in ("model", "dataset"))
+    return {
+        "title": f"{model or 'A model'} on {dataset}" if dataset else model or "Evaluation",
+        "name": str(evaluation.get("name") or ""),
+        "words": words_part(facts),
+        "figures": key_figures(facts, metrics, lines),
+        "problems": facts.problems,
+        "comparison": comparison_part(facts, metrics, lines),
+        "parts": evaluation_parts(evaluation),
+        "samples": samples_part(facts, others[-MOST_BESIDE:]),
+        "tables": [(form, comparison_as(evaluation, form)) for form in ("markdown", "latex")],
+        "settings": [
+            (key, str(value)) for key, value in section(evaluation.get("settings")).items() if value and key != "labels"
+        ],
+        "signatures": sorted(section(evaluation.get("signatures")).items()),
+        "path": str(facts.path),
+    }

@@ -1,0 +1,68 @@
+"""The comparison as a table to paste elsewhere: Markdown, LaTeX, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from tuneloop.report.facts import contenders, figure, interval, metric_title, p_value, section, shown_metrics
+
+Format = Literal["markdown", "latex", "csv"]
+LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+         "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": "$<$", ">": "$>$", "−": "$-$"}  # fmt: skip
+
+
+def comparison_as(evaluation: Mapping[str, Any], form: Format, metrics: Sequence[str] | None = None) -> str:
+    """Contenders as rows, metrics with their 95 % intervals as columns, and the p-value against the last row.
+
+    Args:
+        evaluation: `eval.json`.
+        form: `markdown`, `latex` (needs the package booktabs), or `csv` (all metrics, bounds in columns of their own).
+        metrics: the columns; default: the two or three that matter.
+    """
+    if form == "csv":
+        return _csv(evaluation, metrics or list(section(evaluation.get("metrics"))))
+    metrics = list(metrics or shown_metrics(evaluation))
+    lines = contenders(evaluation, metrics)
+    has_p = any(line.p is not None for line in lines)
+    head = ["", *(metric_title(m) for m in metrics), *(["p"] if has_p else [])]
+    rows = [
+        [
+            line.name,
+            *(f"{figure(s.value, m)} {interval(s, m)}".strip() if s else "–" for s, m in zip(line.scores, metrics, strict=True)),
+            *([p_value(line.p).removeprefix("p ").removeprefix("= ") if line.p is not None else ""] if has_p else []),
+        ]
+        for line in lines
+    ]  # fmt: skip
+    return _markdown(head, rows) if form == "markdown" else _latex(head, rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+
+    return "\n".join([line(head), "|" + " --- |" * len(head), *map(line, rows)]) + "\n"
+
+
+def _latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("".join(LATEX.get(c, c) for c in " ".join(cell.split())) for cell in cells) + r" \\"
+
+    columns = "l" * len(head)
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(head), r"\midrule", *map(line, rows), r"\bottomrule"]
+    return "\n".join([*body, r"\end{tabular}"]) + "\n"
+
+
+def _csv(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["contender", *(f"{m}{part}" for m in metrics for part in ("", "_low", "_high"))])
+    for line in contenders(evaluation, metrics):
+        cells = [v for s in line.scores for v in ((s.value, s.low, s.high) if s else (None,) * 3)]
+        # A name that a spreadsheet would take for a formula is text.
+        name = re.sub(r"^(?=[=+\-@\t\r])", "'", line.name)
+        writer.writerow([name, *("" if v is None or v != v else f"{v:.6g}" for v in cells)])
+    return out.getvalue()

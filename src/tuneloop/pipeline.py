@@ -96,6 +96,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment())
         dataset = prepare_stage(job)
+        refuse_errors(dataset, recipe)
         from tuneloop.track import start_tracking
 
         tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)
@@ -202,6 +203,22 @@ def prepare_stage(job: Job) -> Dataset:
     for line in dataset_lines(dataset):
         job.say(line)
     return dataset
+
+
+def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
+    """Stop before money is spent on data with a check at `error`, unless `data.allow_errors` is set.
+
+    Raises:
+        UserError: a check is at `error`.
+    """
+    found = [check for check in dataset.manifest.get("checks", ()) if check["level"] == "error"]
+    if found and not recipe.data.allow_errors:
+        raise UserError(
+            f"The data have {len(found)} check{'s' if len(found) > 1 else ''} at error: "
+            + "; ".join(f"{check['name']}: {check['message']}" for check in found[:3]),
+            where=dataset.path,
+            next_step=f"{found[0]['remedy']} To go on all the same, add data.allow_errors=true",
+        )
 
 
 def _prepare_into(job: Job, out: Path) -> Dataset:
@@ -785,6 +802,7 @@ def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment())
         dataset = prepare_stage(job)
+        refuse_errors(dataset, recipe)
         plan_stage(job, dataset)
         manifest = train_stage(job, dataset)
         report_stage(job)

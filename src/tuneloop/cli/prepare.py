@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import typer
 
 from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen, split_arguments
@@ -21,7 +24,7 @@ def command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Turn files of any shape into train, val and test splits."""
+    """Turn files of any shape into train, val and test splits. Exit status 1: all is written, but a check is at `error`."""
     from tuneloop import pipeline
 
     places, settings = split_arguments(sources)
@@ -32,14 +35,32 @@ def command(
         from tuneloop.cli.rows import print_rows
 
         print_rows(recipe.model, dataset.train[:show], to_stderr=as_json)
+    errors = [check for check in dataset.manifest["checks"] if check["level"] == "error"]
     if as_json:
         print_json({"path": dataset.path, **dataset.manifest})
-        return
-    if not quiet:
-        from rich.console import Console
+    else:
+        if not quiet:
+            from rich.console import Console
 
-        from tuneloop.report.data_terminal import data_summary
+            from tuneloop.report.data_terminal import data_summary
 
-        Console(stderr=True).print(data_summary(dataset.manifest))
-    print(f"{dataset.id}  {dataset.path}")
-    print(f"report: {dataset.path}/report.html   next: tuneloop train {dataset.path}")
+            Console(stderr=True).print(data_summary(dataset.manifest))
+        print(f"{dataset.id}  {dataset.path}")
+        after = "put the errors right first" if errors else f"tuneloop train {dataset.path}"
+        print(f"report: {dataset.path}/report.html   next: {after}")
+    if errors:
+        _say_errors(errors)
+        raise typer.Exit(1)
+
+
+def _say_errors(errors: Sequence[Mapping[str, Any]]) -> None:
+    """The checks at `error`, where nobody overlooks them: not even with --quiet or --json."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from tuneloop.report.facts import clean
+
+    console = Console(stderr=True, highlight=False)
+    for check in errors:
+        console.print(Text.assemble(("ERROR ", "bold red"), (check["name"], "bold"), f"  {clean(check['message'])}"))
+        console.print(Text(f"      {clean(check['remedy'])}", style="cyan"))

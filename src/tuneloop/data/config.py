@@ -8,6 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from tuneloop.files import Config
 
+NO_CONTENT = {"workers", "engine", "allow_errors"}  # settings of PrepareConfig that change nothing in a data set
+
+
+def _off(value: object) -> object:
+    """YAML, and so the command line, reads `off` as false."""
+    return "off" if value is False else value
+
 
 class RepairConfig(Config):
     """What is mended in texts; every change stands in `repairs.jsonl`."""
@@ -18,6 +25,8 @@ class RepairConfig(Config):
     unicode: Literal["nfc", "off"] = Field("nfc", description="Unicode normal form of texts")
     white_space: bool = Field(True, description="trim, unify line ends and exotic spaces, cut runs of blank lines")
     special_tokens: bool = Field(True, description="neutralise a model's control tokens inside texts")
+
+    _unicode_off = field_validator("unicode", mode="before")(_off)
 
 
 class PersonalConfig(Config):
@@ -34,6 +43,8 @@ class PersonalConfig(Config):
     secret: str | None = Field(
         None, description="name of the environment variable with the key of pseudonyms; default: TUNELOOP_SECRET"
     )
+
+    _mode_off = field_validator("mode", mode="before")(_off)
 
 
 class DuplicatesConfig(Config):
@@ -158,6 +169,7 @@ class PrepareConfig(Config):
     limit_per_label: int | None = Field(None, ge=1, description="keep at most this many training rows a label")
     limit: int | None = Field(None, ge=1, description="read at most this many records")
     allow_rejects: float = Field(0.2, ge=0.0, le=1.0, description="share of rejected records above which the job stops")
+    allow_errors: bool = Field(False, description="let `run` and `train` go on although a check is at error")
 
     @field_validator("sources", "labels", mode="before")
     @classmethod

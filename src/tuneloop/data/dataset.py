@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from tuneloop.data.config import PrepareConfig
+from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.sources.read import find_files
 from tuneloop.data.split import SPLITS, key64
 from tuneloop.files import content_hash, read_json, read_jsonl, sha256_file
@@ -41,7 +41,7 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
     return content_hash(
         {
             "version": 1,
-            "config": config.model_dump(mode="json", exclude={"workers", "engine"}),
+            "config": config.model_dump(mode="json", exclude=NO_CONTENT),
             "name": name,
             "seed": seed,
             "model": model_fingerprint,
@@ -103,7 +103,7 @@ def hash_of_keys(
         digest.update(split.encode())
         for keys in rows:
             digest.update(struct.pack("<QQ", *keys))
-    settings = config.model_dump(mode="json", exclude={"sources", "workers", "engine"})
+    settings = config.model_dump(mode="json", exclude={"sources", *NO_CONTENT})
     return content_hash({"content": digest.hexdigest(), "config": settings, "seed": seed, "mix": mixed})
 
 

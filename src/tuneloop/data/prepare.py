@@ -24,7 +24,7 @@ import orjson
 
 from tuneloop import __version__
 from tuneloop.data.checks import LongRows, Overview, find_suspects, reject_share, run_checks, suspect_records
-from tuneloop.data.config import PrepareConfig
+from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.dataset import MANIFEST, RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
 from tuneloop.data.decide import Embed, decide, shuffled
 from tuneloop.data.engine import ordered_map, usual_workers
@@ -405,7 +405,7 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
             }
             for given in job.files
         ],
-        "config": config.model_dump(mode="json", exclude={"workers", "engine"}),
+        "config": config.model_dump(mode="json", exclude=NO_CONTENT),
         "counts": {"read": read, "kept": kept, "rejected": rejected, **added, **{s: len(o) for s, o in orders.items()}},
         "rejected": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         "repaired": dict(sorted(kinds.items())),

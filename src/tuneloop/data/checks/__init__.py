@@ -628,6 +628,11 @@ def _short_answers(overview: Overview) -> Check:
     )
 
 
+def _answers(row: Row) -> list[str]:
+    """What the assistant says, turn by turn; what is not trained is not looked at."""
+    return [m["content"] for m in row.messages if m["role"] == "assistant" and m.get("weight") != 0]
+
+
 def _truncated_answers(overview: Overview) -> Check:
     from tuneloop.data.checks.endings import Endings
 
@@ -636,11 +641,9 @@ def _truncated_answers(overview: Overview) -> Check:
     unclosed = rows[(flags & quality.bit("cut_off")) > 0]
     suspicious = (flags & quality.bit("open_end") > 0) & (flags & quality.bit("error_output") == 0)
     read = overview.some(rows, ANSWERS_READ)
-    endings = Endings.of(
-        [m["content"] for i in read.tolist() for m in overview.row(i).messages if m["role"] == "assistant"]
-    )
+    endings = Endings.of([answer for i in read.tolist() for answer in _answers(overview.row(i))])
     some = overview.some(rows[suspicious], ANSWERS_READ)
-    cut = [i for i in some.tolist() if endings.is_cut(overview.row(i).answer)]
+    cut = [i for i in some.tolist() if any(map(endings.is_cut, _answers(overview.row(i))))]
     found = np.unique(np.concatenate([unclosed, np.array(cut, dtype=np.int64)])).astype(np.int64)
     share = len(found) / max(len(rows), 1)
     level: Level = "ok" if len(found) < 3 or share < 0.003 else "warn" if share < 0.1 else "error"

@@ -78,6 +78,8 @@ _SECRET_STARTS = (  # a sign that hardly any text holds, and what a secret with 
     ("A", ("AKIA", "ASIA", "AIza")),
     ("eyJ", ("eyJ",)),
 )
+_OPEN_QUOTE = re.compile(r'(?:^|[\s([{:])"(?=[^\W\d])[^"\n]*$')  # a quotation begins, and the text ends
+_NEXT_ITEM = re.compile(r"\n[ \t]*([-*•]|(\d{1,3})[.)])$")  # a list's next item is only its mark
 _MASH = re.compile(r"[bcdfghjklmnpqrstvwxz]{7,}", re.I)
 _CONSONANTS = bytes(99 if chr(code).lower() in "bcdfghjklmnpqrstvwxz" else 32 for code in range(256))
 _WORDS = re.compile(r"\w+")
@@ -100,11 +102,14 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
     """
     answer = messages[-1]["content"].strip()
     asked, turns, parts = "", 0, []
+    earlier: list[str] = []  # answers before the last one
     for message in messages:
         content = message["content"]
         parts.append(content)
         if message["role"] == "user":
             asked, turns = content, turns + 1
+        elif message["role"] == "assistant" and message is not messages[-1] and "weight" not in message:
+            earlier.append(content)
     text = "\n".join(parts)
     found: list[str] = []
     if asked and not (turns > 1 and len(asked) < 4):  # "y" can go on with a conversation, not begin it
@@ -113,8 +118,12 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
     if label is not None and len(answer) < 200:
         if not answer or answer.lower() in _NO_LABEL:
             found.append("empty_answer")
-    elif not messages[-1].get("tool_calls"):
-        _of_answer(answer, asked, found)
+    else:
+        if not messages[-1].get("tool_calls"):
+            _of_answer(answer, asked, found)
+        for said in earlier:
+            if said and not said.isspace():
+                _of_end(said.strip(), found)
     return tuple(sorted(found)) if len(found) > 1 else tuple(found)
 
 
@@ -132,13 +141,13 @@ def bit(flag: str) -> int:
 
 
 def is_open(answer: str) -> bool:
-    """Whether an answer of three words or more ends without an end mark."""
+    """Whether an answer of three words, or twelve Chinese signs, or more ends without an end mark."""
     answer = answer.rstrip()
     return (
         bool(answer)
         and answer[-1] not in _END
-        and (answer[-1].isalnum() or answer[-1] in ",-–—(/&+=")
-        and (answer.count(" ") >= 2)
+        and (answer[-1].isalnum() or answer[-1] in ",-–—(/&+=，、")
+        and (answer.count(" ") >= 2 or (not answer.isascii() and len(answer) >= 12 and answer[-1] >= "\u3040"))
     )
 
 
@@ -212,10 +221,14 @@ def _of_answer(answer: str, asked: str, found: list[str]) -> None:
         found.append("copied_answer")
     if len(answer) >= 24 and _repeats(lower):
         found.append("repetition")
-    if _unclosed(answer):
-        found.append("cut_off")
-    elif is_open(answer):
-        found.append("open_end")
+    _of_end(answer, found)
+
+
+def _of_end(answer: str, found: list[str]) -> None:
+    """Add `cut_off` or `open_end`, each once."""
+    flag = "cut_off" if _unclosed(answer) else "open_end" if is_open(answer) else None
+    if flag and flag not in found:
+        found.append(flag)
 
 
 def _copied(answer: str, asked: str) -> bool:
@@ -254,6 +267,14 @@ def _unclosed(answer: str) -> bool:
             except ValueError:
                 return True
         return answer[0] == "[" and "]" not in answer
+    if '{"' in answer and answer.rfind('{"') > answer.rfind("}"):  # JSON in the middle
+        return True
+    if '"' in answer and is_open(answer) and _OPEN_QUOTE.search(answer):
+        return True
+    if answer[-1] in ".)-*•" and (begun := _NEXT_ITEM.search(answer)):
+        mark, number = begun[1], begun[2]
+        before = f"{int(number) - 1}{mark[-1]}" if number else mark
+        return re.search(rf"^[ \t]*{re.escape(before)}[ \t]+\S", answer, re.M) is not None
     if "(" in answer and answer.rfind("(") > answer.rfind(")") and answer.count("(") > answer.count(")"):
         return not re.search(r"[:;=]-?\(", answer) and len(answer) - answer.rfind("(") < MUCH
     return len(answer) >= MUCH and (answer.endswith("...") or answer[-1] == "…")

@@ -450,6 +450,9 @@ def headline(evaluation: Evaluation) -> str:
     return ", ".join(figure(name) for name in shown)
 
 
+CALIBRATION_MINUTES = 0.3  # of training in `tuneloop plan --calibrate`
+
+
 # --- plan --------------------------------------------------------------------------------------
 
 
@@ -496,6 +499,7 @@ def make_plan(
 ) -> dict[str, Any]:
     """The plan of a run whose rows and speed are known."""
     from tuneloop.plan.estimate import Machine, Work, estimate
+    from tuneloop.plan.ledger import corrected, read_ledger
     from tuneloop.plan.shape import ModelShape
     from tuneloop.train.batches import plan_steps
     from tuneloop.train.loop import micro_shape, within_time
@@ -525,10 +529,11 @@ def make_plan(
     )
     shape = ModelShape.from_config(model.config, str(model.folder / "config.json"))
     targets = list(lora_shape(model, recipe.train).targets)
-    return estimate(
-        shape, work, here, model=recipe.model, rank=recipe.train.rank, targets=targets,
-        bytes_a_weight=model.head.element_size(),
+    plan = estimate(
+        shape, work, here, model=recipe.model, method=recipe.train.method, rank=recipe.train.rank, targets=targets,
+        prefix_tokens=recipe.train.prefix_tokens, bytes_a_weight=model.head.element_size(),
     )  # fmt: skip
+    return corrected(plan, read_ledger())
 
 
 def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
@@ -621,6 +626,10 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         **({"weights": "model"} if recipe.train.method == "full" else {"adapter": "adapter"}),
     }
     write_json(folder / "run.json", manifest)
+    if plan and not result.resumed_at:
+        from tuneloop.plan.ledger import record_run
+
+        record_run(plan, result.peak_memory_gib, result.seconds / 60 if result.stopped == "finished" else None)
     early = {"early": ", stopped early: validation got worse", "finished": ""}.get(result.stopped, "")
     job.say(
         f"train     {result.steps:,} steps in {result.seconds / 60:.1f} minutes, {result.tokens_per_second:,.0f} tokens/s, "
@@ -767,6 +776,24 @@ def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[s
     if out:
         write_json(Path(out) / "plan.json", plan)
     return plan
+
+
+def calibrate_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train for some steps in a folder that is thrown away: what the plan said and what came goes into the ledger.
+
+    Returns:
+        The plan, with `measured` beside it: minutes, GiB and tokens a second.
+    """
+    import tempfile
+
+    short = recipe.train.model_copy(update={"max_minutes": CALIBRATION_MINUTES, "evaluations": 1, "val_rows": 8})
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(recipe.model_copy(update={"train": short}), Path(scratch), progress, say)
+        dataset = prepare_stage(job)
+        plan = plan_stage(job, dataset)
+        run = train_stage(job, dataset)
+    measured = {"minutes": run["seconds"] / 60, "peak_gib": run["peak_memory_gib"], "tokens_per_second": run["tokens_per_second"]}
+    return {**plan, "measured": measured}
 
 
 def measure_alone(

@@ -45,6 +45,10 @@ def command(
     epochs: float = typer.Option(None, help="Passes over the data."),
     tier: str = typer.Option(None, help="on-demand, spot or reserved."),
     prices: str = typer.Option(None, help="Your own price file."),
+    calibrate: bool = typer.Option(
+        False, "--calibrate", help="Train a few steps here and keep predicted and measured."
+    ),
+    history: bool = typer.Option(False, "--history", help="Show what was predicted and what came, run by run."),
     out: str = typer.Option("", "--out", "-o", help="Write plan.json to this folder."),
     as_json: Json = False,
     quiet: Quiet = False,
@@ -55,14 +59,20 @@ def command(
     asked = {
         name: value
         for name, value in locals().items()
-        if name not in ("source", "settings", "model", "out", "as_json", "quiet", "debug") and value is not None
+        if name not in ("source", "settings", "model", "calibrate", "history", "out", "as_json", "quiet", "debug")
+        and value is not None
     }
+    if history:
+        _history(as_json)
+        return
     if source == "prices":
         from tuneloop.cli.prices import prices as show_prices
 
         show_prices(settings or [], prices, as_json)
         return
-    if source and not asked:
+    if calibrate:
+        plan = _calibrated(source, settings, model, quiet)
+    elif source and not asked:
         plan = _measured(source, settings, model, out, quiet)
     else:
         plan = _table(source, settings, model, asked, out)
@@ -116,6 +126,52 @@ def _measured(source: str, settings: list[str] | None, model: str, out: str, qui
         )
 
 
+def _calibrated(source: str, settings: list[str] | None, model: str, quiet: bool) -> dict[str, Any]:
+    """The plan of a short run here, and what came of it."""
+    import json
+    import tempfile
+    from pathlib import Path
+
+    from tuneloop import pipeline
+
+    with screen(quiet) as shown, tempfile.TemporaryDirectory() as scratch:
+        if not source:  # examples of mixed length: their text does not matter
+            source = str(Path(scratch) / "examples.jsonl")
+            texts = (
+                f"Row {i}: " + " ".join(f"word{(i * 7 + j) % 97}" for j in range(20 + i % 120)) for i in range(200)
+            )
+            rows = (
+                json.dumps({"prompt": text, "completion": f"answer {i} of {text[-20:]}"})
+                for i, text in enumerate(texts)
+            )
+            Path(source).write_text("\n".join(rows), encoding="utf-8")
+        recipe = pipeline.recipe_of(source, settings or [], model=model)
+        plan = pipeline.calibrate_alone(recipe, progress=shown.progress, say=shown.say)
+    return plan
+
+
+def _history(as_json: bool) -> None:
+    from tuneloop.plan.ledger import read_ledger, summary
+
+    found = summary(read_ledger())
+    if as_json:
+        print_json(found)
+        return
+    if not found["runs"]:
+        print("No run is finished yet: `tuneloop run`, `train` and `plan --calibrate` each leave a line.")
+        return
+    print(f"{'when':<26}{'model':<16}{'method':<8}{'GiB said':>9}{'came':>8}{'minutes said':>14}{'came':>8}")
+    for run in found["runs"]:
+        said, came = run["predicted_minutes"], run["actual_minutes"]
+        minutes = f"{said:>14.1f}{came:>8.1f}" if said and came else f"{'ended early':>22}"
+        print(
+            f"{run['date']:<26}{run['model'][:15]:<16}{run['method']:<8}{run['predicted_gib']:>9.2f}{run['actual_gib']:>8.2f}{minutes}"
+        )
+    for what in ("memory", "time"):
+        if found[what]["runs"]:
+            print(f"{what}: median error {found[what]['median_error']:.0%}, worst {found[what]['worst_error']:+.0%}")
+
+
 def _print_measured(plan: dict[str, Any]) -> None:
     from tuneloop import pipeline
 
@@ -123,6 +179,10 @@ def _print_measured(plan: dict[str, Any]) -> None:
     for name, gib in plan["memory"]["terms"].items():
         print(f"  {gib:7.2f} GiB  {name}")
     print(f"  {plan['memory']['peak_gib']:7.2f} GiB  peak, of {plan['memory']['capacity_gib']:.1f} GiB")
+    if measured := plan.get("measured"):
+        print(
+            f"  measured: {measured['peak_gib']:.2f} GiB, {measured['minutes']:.1f} minutes, {measured['tokens_per_second']:,.0f} tokens/s"
+        )
     for line in plan["assumptions"]:
         print(f"  assumed: {line}")
     for change in plan["alternatives"]:

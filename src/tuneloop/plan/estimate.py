@@ -90,14 +90,18 @@ def estimate(
     model: str,
     rank: int,
     targets: list[str] | str,
+    method: str = "lora",
+    prefix_tokens: int = 0,
     bytes_a_weight: int = 2,
 ) -> dict[str, Any]:
-    """The plan of a LoRA run on this machine, as `plan.json` holds it.
+    """The plan of a run on this machine, as `plan.json` holds it.
 
     Time is trained tokens over the measured speed of forward and backward passes, plus validation at
     `VALIDATION_SPEED` times that speed.
     """
-    adapter = shape.lora_parameters(rank, targets)
+    adapter = {"full": shape.parameters, "prefix": shape.prefix_parameters(prefix_tokens)}.get(
+        method, shape.lora_parameters(rank, targets)
+    )
     terms = memory_terms(shape, work, adapter, rank, machine.resident_gib, bytes_a_weight)
     peak = sum(terms.values())
     seconds = work.tokens / machine.tokens_per_second + work.val_tokens / (VALIDATION_SPEED * machine.tokens_per_second)
@@ -111,7 +115,7 @@ def estimate(
     return {
         "version": 1,
         "model": model,
-        "method": "lora",
+        "method": method,
         "gpu": machine.name,
         "gpus": 0 if machine.name.startswith("cpu") else 1,
         "fits": fits,

@@ -1,0 +1,135 @@
+"""What was predicted and what came: a line for each finished run, kept beside the model cache, and what it teaches.
+
+Machines differ in ways that no formula knows. The ratio of the actual to the predicted figure, in the middle of a machine's earlier runs with the same
+method, corrects the next prediction there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tuneloop.models.names import cache_folder
+
+ENOUGH = 2  # earlier runs from which a correction is taken
+LAST = 20  # runs that count
+LEAST, MOST = 0.5, 2.0  # a larger correction would hide a fault
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished run: figures as the formulas gave them, before any correction, and as they came.
+
+    `minutes` is None where the run ended early, so that its time says nothing.
+    """
+
+    date: str
+    machine: str
+    model: str
+    method: str
+    predicted_gib: float
+    actual_gib: float
+    predicted_minutes: float | None
+    actual_minutes: float | None
+
+
+def ledger_file() -> Path:
+    """Where the lines stand: `TUNELOOP_LEDGER`, else beside the cached models."""
+    return Path(os.environ.get("TUNELOOP_LEDGER") or cache_folder() / "plan-ledger.jsonl")
+
+
+def read_ledger() -> list[Entry]:
+    """All entries, the oldest first; lines that are none (an older version's, a torn write's) are passed over."""
+    try:
+        lines = ledger_file().read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(Entry(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def record_run(plan: Mapping[str, Any], actual_gib: float, actual_minutes: float | None) -> None:
+    """Add a finished run; a ledger that can't be written is no reason to fail."""
+    factors = plan.get("corrected_by", {})
+    entry = Entry(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=plan["gpu"],
+        model=plan["model"],
+        method=plan["method"],
+        predicted_gib=plan["memory"]["peak_gib"] / factors.get("memory", 1.0),
+        actual_gib=actual_gib,
+        predicted_minutes=plan["time"]["hours"] * 60 / factors.get("time", 1.0) if actual_minutes else None,
+        actual_minutes=actual_minutes,
+    )
+    try:
+        ledger_file().parent.mkdir(parents=True, exist_ok=True)
+        with ledger_file().open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(entry)) + "\n")
+    except OSError:
+        return
+
+
+def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
+    """The plan with what earlier runs of this method on this machine teach; unchanged while there are too few."""
+    mine = [e for e in ledger if (e.machine, e.method) == (plan["gpu"], plan["method"])][-LAST:]
+    memory = _factor([(e.predicted_gib, e.actual_gib) for e in mine])
+    time = _factor([(e.predicted_minutes or 0.0, e.actual_minutes or 0.0) for e in mine])
+    if memory == time == 1.0:
+        return plan
+    peak = plan["memory"]["peak_gib"]
+    terms = {**plan["memory"]["terms"], "learned from earlier runs": round(peak * (memory - 1), 4)}
+    scaled = {key: plan["time"][key] * time for key in ("hours", "low", "high")}
+    return {
+        **plan,
+        "fits": peak * memory < 0.95 * plan["memory"]["capacity_gib"],
+        "memory": {**plan["memory"], "peak_gib": round(peak * memory, 3), "terms": terms},
+        "time": {**plan["time"], **scaled},
+        "cost": {**plan["cost"], **{key: plan["cost"][key] * time for key in ("usd", "low", "high")}},
+        "corrected_by": {"memory": memory, "time": time},
+        "assumptions": [
+            *plan["assumptions"],
+            f"corrected by {len(mine)} earlier runs here: memory x {memory:.2f}, time x {time:.2f} (tuneloop plan --history)",
+        ],
+    }
+
+
+def _factor(pairs: Sequence[tuple[float, float]]) -> float:
+    ratios = [actual / predicted for predicted, actual in pairs if predicted > 0 and actual > 0]
+    if len(ratios) < ENOUGH:
+        return 1.0
+    return min(max(math.exp(statistics.median(map(math.log, ratios))), LEAST), MOST)
+
+
+def summary(ledger: Sequence[Entry]) -> dict[str, Any]:
+    """The entries and the errors of the formulas, as `tuneloop plan --history --json` prints them."""
+    memory = [e.predicted_gib / e.actual_gib - 1 for e in ledger if e.actual_gib > 0]
+    time = [e.predicted_minutes / e.actual_minutes - 1 for e in ledger if e.predicted_minutes and e.actual_minutes]
+    return {
+        "version": 1,
+        "file": str(ledger_file()),
+        "runs": [asdict(e) for e in ledger],
+        "memory": _errors(memory),
+        "time": _errors(time),
+    }
+
+
+def _errors(errors: Sequence[float]) -> dict[str, Any]:
+    if not errors:
+        return {"runs": 0, "median_error": None, "worst_error": None}
+    return {
+        "runs": len(errors),
+        "median_error": statistics.median(map(abs, errors)),
+        "worst_error": max(errors, key=abs),
+    }

@@ -1,0 +1,67 @@
+"""The ledger: finished runs are kept, shown, and correct the next prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.plan.estimate import Machine, Work, estimate
+from tuneloop.plan.ledger import corrected, read_ledger, record_run, summary
+from tuneloop.plan.shape import find_model
+
+HERE = Machine("cpu: test, 2 cores", 64.0, 1.0, 0.10, 500.0)
+WORK = Work(steps=10, tokens=100_000, supervised=20_000, val_tokens=30_000, micro_batches=((8, 100, 0),))
+
+
+def plan() -> dict[str, Any]:
+    shape = find_model("smollm2-135m")[1]
+    return estimate(shape, WORK, HERE, model="smollm2-135m", rank=16, targets="all-linear")
+
+
+@pytest.fixture(autouse=True)
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "new" / "ledger.jsonl"
+    monkeypatch.setenv("TUNELOOP_LEDGER", str(file))
+    return file
+
+
+def finish(found: dict[str, Any], memory: float, time: float) -> None:
+    """A run that took so many times what the formulas say."""
+    raw = plan()
+    record_run(found, raw["memory"]["peak_gib"] * memory, raw["time"]["hours"] * 60 * time)
+
+
+def test_two_runs_correct_the_third_and_its_terms_still_add_up() -> None:
+    assert corrected(plan(), read_ledger()) == plan()
+    finish(plan(), 0.8, 1.5)
+    assert corrected(plan(), read_ledger()) == plan()
+    finish(plan(), 0.8, 1.5)
+    third = corrected(plan(), read_ledger())
+    assert third["memory"]["peak_gib"] == pytest.approx(0.8 * plan()["memory"]["peak_gib"], rel=1e-3)
+    assert sum(third["memory"]["terms"].values()) == pytest.approx(third["memory"]["peak_gib"], abs=0.01)
+    assert third["time"]["hours"] == pytest.approx(1.5 * plan()["time"]["hours"], rel=1e-3)
+    assert any("2 earlier runs" in line for line in third["assumptions"])
+
+
+def test_a_corrected_prediction_is_kept_as_the_formulas_gave_it() -> None:
+    for _ in range(4):  # each corrected by those before: the correction must not run away
+        finish(corrected(plan(), read_ledger()), 0.8, 1.5)
+    for entry in read_ledger():
+        assert entry.predicted_gib == pytest.approx(plan()["memory"]["peak_gib"], rel=1e-2)
+
+
+def test_other_machines_and_methods_teach_nothing() -> None:
+    for change in ({"gpu": "NVIDIA L4"}, {"method": "full"}):
+        for _ in range(3):
+            finish({**plan(), **change}, 0.8, 1.5)
+    assert corrected(plan(), read_ledger()) == plan()
+
+
+def test_a_torn_line_and_an_early_end_are_no_harm(ledger: Path) -> None:
+    record_run(plan(), 2.0, None)
+    ledger.write_text(ledger.read_text() + '{"date": "20\n')
+    found = summary(read_ledger())
+    assert len(found["runs"]) == found["memory"]["runs"] == 1
+    assert found["time"]["runs"] == 0

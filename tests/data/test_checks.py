@@ -170,7 +170,7 @@ def test_suspects_are_listed_for_people_and_a_sample_is_said_to_be_one(monkeypat
     monkeypatch.setattr(module, "SOME_LABELS", 200)
     suspects = find_suspects(overview)
     assert (len(suspects.errors), suspects.of, len(find_suspects(overview, every=True).errors)) == (200, 400, 400)
-    message = next(c for c in run_checks(overview, suspects=suspects) if c["name"] == "label_errors")["message"]
+    message = next(c for c in run_checks(overview, suspects=lambda: suspects) if c["name"] == "label_errors")["message"]
     assert message.endswith("a sample of 400 rows")
 
 

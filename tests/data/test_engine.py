@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.data.engine import AHEAD, ordered_map, usual_workers
+from tuneloop.data.engine import AHEAD, beside, ordered_map, usual_workers
 from tuneloop.data.split import keyed_hash
 from tuneloop.types import UserError
 
@@ -51,6 +51,24 @@ def test_the_input_is_read_only_a_little_ahead() -> None:
     next(results)
     assert len(read) <= 2 * AHEAD + 1
     results.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_work_beside_gives_its_result_or_its_error_when_asked(workers: int) -> None:
+    wait, fails = beside(times, 7, 3, workers=workers), beside(refuses_seven, 7, None, workers=workers)
+    assert wait() == 21
+    with pytest.raises(UserError, match="seven"):
+        fails()
+
+
+def dies_elsewhere(home: int, setting: None) -> str:
+    if os.getpid() != home:
+        os._exit(9)
+    return "done"
+
+
+def test_work_beside_is_done_here_when_its_process_was_killed() -> None:
+    assert beside(dies_elsewhere, os.getpid(), None, workers=2)() == "done"
 
 
 def test_several_processes_do_the_work() -> None:

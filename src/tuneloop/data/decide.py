@@ -15,9 +15,9 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.data.engine import ordered_map
 from tuneloop.data.formats import Rejection
 from tuneloop.data.pairs import Alike, find_alike
-from tuneloop.data.refine import LEAKS, UNMEASURED, Refinery, measured_if_long
+from tuneloop.data.refine import LEAKS, UNMEASURED, Measured, Refinery, measured_if_long
 from tuneloop.data.split import LEAK, TEST, TRAIN, UNDECIDED, SplitFacts, assign_splits, frozen_splits, mixed_bits
-from tuneloop.data.spool import Table
+from tuneloop.data.spool import Reader, Table
 from tuneloop.types import Progress
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Rows up to which each is measured; of more, a sample picked by hash: totals are then known to about 1 %. That no row is too
 # long is known of all rows, see `refine.measured_if_long`.
 MEASURED_ROWS, SAMPLED_ROWS = 10_000, 4_000
+BATCH = 250  # rows that a process measures at once
 
 Embed = Callable[[Sequence[str]], Any]
 
@@ -68,7 +69,7 @@ def decide(
     _drop_copies(table, config, order, standing, embed, alike)
     _drop_conflicts(table, config, order, standing)
     progress("comparing", 1, 3)
-    _measure(table, refinery, seed, progress)
+    _measure(table, refinery, seed, workers, progress)
     rows = table.alive
     links, _ = duplicates.find_links(
         columns, table.reader.texts, config.duplicates.threshold, rows=rows, question=columns["question"], alike=alike
@@ -170,21 +171,27 @@ def _drop_conflicts(table: Table, config: PrepareConfig, order: NDArray[Any], st
                 table.drop(row, "conflicting_label", because=int(group[0] if row != group[0] else group[1]))
 
 
-def _measure(table: Table, refinery: Refinery, seed: int, progress: Progress) -> None:
+def _measure(table: Table, refinery: Refinery, seed: int, workers: int, progress: Progress) -> None:
     """Measure the rows that were not, all or a sample; what can't be rendered or teaches nothing is dropped."""
     rows = table.alive
     rows = rows[table.columns["tokens"][rows] == UNMEASURED]
     if len(rows) > MEASURED_ROWS:
         rows = np.sort(rows[np.argsort(shuffled(table.columns["id"][rows], seed), kind="stable")[:SAMPLED_ROWS]])
-    for number, row in enumerate(rows.tolist()):
-        if number % 500 == 0:
-            progress("measuring", number, len(rows))
-        measured = measured_if_long(table.row(row), refinery, always=True)
-        if isinstance(measured, Rejection):
-            table.drop(row, measured.reason, measured.detail)
-        else:
-            table.columns["tokens"][row], table.columns["supervised"][row] = measured.tokens, measured.supervised
+    batches = [rows[begin : begin + BATCH].tolist() for begin in range(0, len(rows), BATCH)]
+    found = ordered_map(_measured, batches, (table.reader, refinery), workers=workers if len(batches) > 1 else 1)
+    for number, (batch, lengths) in enumerate(zip(batches, found, strict=True)):
+        progress("measuring", number * BATCH, len(rows))
+        for row, measured in zip(batch, lengths, strict=True):
+            if isinstance(measured, Rejection):
+                table.drop(row, measured.reason, measured.detail)
+            else:
+                table.columns["tokens"][row], table.columns["supervised"][row] = measured.tokens, measured.supervised
     progress("measuring", len(rows), len(rows))
+
+
+def _measured(rows: Sequence[int], setting: tuple[Reader, Refinery]) -> list[Measured | Rejection]:
+    reader, refinery = setting
+    return [measured_if_long(reader.row(row), refinery, always=True) for row in rows]
 
 
 def _limit(table: Table, config: PrepareConfig, seed: int) -> None:

@@ -48,6 +48,39 @@ def ordered_map(
     return _in_processes(function, iter(chunks), setting, workers)
 
 
+def beside(function: Callable[[T, Any], R], chunk: T, setting: Any, *, workers: int) -> Callable[[], R]:
+    """`function(chunk, setting)` in a process of its own while this one goes on; with one worker it is called when it is asked for.
+
+    Args:
+        function: of a module's top level; what it gives must be fit to be pickled.
+        chunk, setting: as in `ordered_map`.
+        workers: processes that may be at work.
+
+    Returns:
+        a function that waits for the result.
+    """
+    if (
+        workers == 1 or sys.platform != "linux"
+    ):  # elsewhere the setting would be sent as bytes, which costs more than it brings
+        return lambda: function(chunk, setting)
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    context = multiprocessing.get_context("fork")
+    executor = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(setting,))
+    future = executor.submit(_call, function, chunk)
+
+    def result() -> R:
+        try:
+            return future.result()
+        except BrokenProcessPool:  # killed, probably for its memory: once more, alone
+            return function(chunk, setting)
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    return result
+
+
 def usual_workers() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,7 +14,7 @@ import heapq
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,11 +23,11 @@ import numpy as np
 import orjson
 
 from tuneloop import __version__
-from tuneloop.data.checks import LongRows, Overview, find_suspects, reject_share, run_checks, suspect_records
+from tuneloop.data.checks import LongRows, Overview, Suspects, find_suspects, reject_share, run_checks, suspect_records
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.dataset import MANIFEST, RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
 from tuneloop.data.decide import Embed, decide, shuffled
-from tuneloop.data.engine import ordered_map, usual_workers
+from tuneloop.data.engine import beside, ordered_map, usual_workers
 from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
 from tuneloop.data.leaks import index_of
 from tuneloop.data.mix import (
@@ -344,6 +344,11 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
     task = _task(config, job.guess, table)
     orders = {split: _order(table, number, job.seed) for number, split in enumerate(SPLITS)}
     mixed = _mix(job, orders)
+    # The dearest check begins now, in another process, and is done when the files are written.
+    facts = Overview(
+        task, table.columns, table.names, np.where(table.fate == 0, table.split, -1), table.row, seed=job.seed
+    )
+    suspects = _suspects(job, facts) if task == "classification" else None
     about: dict[str, Any] = {}
     for split, order in orders.items():
         general = {"train": mixed.train, "val": [], "test": mixed.test}[split] if mixed else []
@@ -417,11 +422,11 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
         "words": {word: sentence for word, sentence in {**REASONS, **REPAIRS}.items() if word in reasons or word in kinds},
     }  # fmt: skip
     dataset = Dataset(str(out), manifest, *(RowFile(out / f"{s}.jsonl", about[s]["rows"]) for s in SPLITS))
-    overview = Overview(
-        task, table.columns, table.names, np.where(table.fate == 0, table.split, -1), table.row,
-        read, reasons, kinds, config.max_length, LongRows(config.too_long, **long), manifest.get("labels", ()), job.seed,
+    overview = replace(
+        facts, read=read, rejected=reasons, repaired=kinds, max_length=config.max_length,
+        too_long=LongRows(config.too_long, **long), labels=manifest.get("labels", ()),
     )  # fmt: skip
-    manifest["checks"] = _checks(job, overview) + ([mixed.check] if mixed else [])
+    manifest["checks"] = _checks(job, overview, suspects) + ([mixed.check] if mixed else [])
     write_json(out / MANIFEST, manifest)
     return dataset
 
@@ -440,19 +445,35 @@ def _shortened(repair: Mapping[str, Any]) -> Counter[str]:
     return Counter({"split": 1} if repair["part"] == 1 else {})
 
 
-def _checks(job: Job, overview: Overview) -> list[dict[str, Any]]:
-    """All checks; rows with doubtful labels also stand in `label_errors.jsonl`, the most suspicious first."""
+def _suspects(job: Job, overview: Overview) -> Callable[[], tuple[Suspects, list[bytes]]]:
+    """What finds doubtful labels, and the lines of `label_errors.jsonl`, the most suspicious first."""
+    workers = job.workers if job.embed is None else 1  # a model that has been at work does not survive a fork
+    return beside(_find_suspects, job.embed, overview, workers=workers)
+
+
+def _find_suspects(embed: Embed | None, overview: Overview) -> tuple[Suspects, list[bytes]]:
+    suspects = find_suspects(overview, embed=embed)
+    return suspects, [orjson.dumps(record) for record in suspect_records(overview, suspects, most=len(suspects.errors))]
+
+
+def _checks(
+    job: Job, overview: Overview, suspects: Callable[[], tuple[Suspects, list[bytes]]] | None
+) -> list[dict[str, Any]]:
+    """All checks; rows with doubtful labels also stand in `label_errors.jsonl`."""
     job.progress("checking", 0, 1)
-    suspects = None
     path = job.out / "label_errors.jsonl"
-    if overview.task == "classification":
-        suspects = find_suspects(overview, embed=job.embed)
-        with _lines_to(path) as lines:
-            for record in suspect_records(overview, suspects, most=len(suspects.errors)):
-                lines.write(orjson.dumps(record))
-    else:
+    if suspects is None:
         path.unlink(missing_ok=True)
-    checks = run_checks(overview, suspects=suspects)
+        return run_checks(overview)
+
+    def written() -> Suspects:
+        found, records = suspects()
+        with _lines_to(path) as lines:
+            for record in records:
+                lines.write(record)
+        return found
+
+    checks = run_checks(overview, suspects=written)
     job.progress("checking", 1, 1)
     return checks
 

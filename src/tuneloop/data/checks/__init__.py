@@ -127,14 +127,14 @@ class Suspects:
 def run_checks(
     overview: Overview,
     *,
-    suspects: Suspects | None = None,
+    suspects: Callable[[], Suspects] | None = None,
     embed: Embed | None = None,
     against: Sequence[Row] | None = None,
 ) -> list[Check]:
     """All checks that apply, in a fixed order.
 
     Args:
-        suspects: rows with doubtful labels, if they were looked for already; default: looked for here.
+        suspects: gives the rows with doubtful labels, which may be looked for meanwhile; default: looked for here.
         embed: sentence embeddings, for a better look at the labels.
         against: rows from production to hold against the training rows.
     """
@@ -146,7 +146,6 @@ def run_checks(
     ]
     if overview.task == "classification":
         checks += [_label_balance(overview), _unseen_labels(overview), _conflicting_labels(overview)]
-        checks.append(_label_errors(overview, suspects or find_suspects(overview, embed=embed)))
     else:
         checks += [_conflicting_answers(overview), _short_answers(overview), _truncated_answers(overview)]
     checks += _flagged(overview)
@@ -158,6 +157,10 @@ def run_checks(
         _leaked_prompts(overview),
         *_split_differences(overview),
     ]
+    if overview.task == "classification":
+        doubted = suspects() if suspects else find_suspects(overview, embed=embed)
+        place = next(number for number, check in enumerate(checks) if check["name"] == "conflicting_labels")
+        checks.insert(place + 1, _label_errors(overview, doubted))
     if against is not None:
         checks.append(_production(overview, against))
     return checks

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tuneloop.data.checks.features import folds, sample, sketch, tfidf
+from tuneloop.data.checks.features import folds, one_thread, sample, sketch, tfidf
 from tuneloop.data.split import normalised
 from tuneloop.types import Estimate
 
@@ -85,7 +85,8 @@ def compare_with(
     auc = Estimate(0.5, float("nan"), float("nan"))
     examples: list[int] = []
     if min(len(a), len(b)) >= FEW:
-        auc, examples = _told_apart(a, b, seed)
+        with one_thread():
+            auc, examples = _told_apart(a, b, seed)
     counts_a, counts_b = _words(a), _words(b)
     shares = None
     if labels_a and labels_b:

@@ -19,6 +19,13 @@ _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _INVERSE = pow(_BASE, -1, 2**64)
 
 
+def one_thread() -> Any:
+    """While it is open, matrix products use one thread: with more, the last digits depend on the number of cores."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
+
+
 def tfidf(texts: Sequence[str]) -> Any:
     """Rows of unit length: half of the weight on words and word pairs, half on character 3-, 4- and 5-grams.
 

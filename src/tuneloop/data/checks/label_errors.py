@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tuneloop.data.checks.features import folds, groups, sample, sketch, tfidf
+from tuneloop.data.checks.features import folds, groups, one_thread, sample, sketch, tfidf
 
 Embed = Callable[[Sequence[str]], Any]  # texts -> float array, one row a text
 
@@ -84,7 +84,8 @@ def find_label_errors(
         return []
     place = {name: number for number, name in enumerate(names)}
     label = np.array([place[labels[i]] for i in chosen])
-    probability = _probabilities(texts, label, len(names), seed, embed)
+    with one_thread():
+        probability = _probabilities(texts, label, len(names), seed, embed)
     own = probability[np.arange(len(label)), label]
     confident = confident_errors(probability, label) & (own < CLEARLY_WRONG * probability.max(axis=1))
     best = probability.argmax(axis=1)

@@ -114,6 +114,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not ordered:
         raise UserError("No machine is left to plan for", where="plan", next_step="; ".join(left_out) or "name a GPU")
     best = ordered[0]
+    if not best.fits:  # what it would cost is worth knowing all the same
+        best = _option(best.job, lengths, epochs, table.gpu(best.job.gpu.key, tier, best.job.gpus), wanted=True)
     plan = _as_json(best)
     plan["assumptions"] = [*assumed, *_assumptions(best, given), *left_out]
     if not best.fits:
@@ -218,7 +220,7 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
 # --- one machine -------------------------------------------------------------------------------
 
 
-def _option(job: Job, lengths: Lengths, epochs: float, price: Any) -> Option:
+def _option(job: Job, lengths: Lengths, epochs: float, price: Any, wanted: bool = False) -> Option:
     speed = speed_of(job)
     rate = speed.tokens_per_second * lengths.efficiency(job.micro_batch, job.packing)
     val = lengths.val_tokens or lengths.tokens // 10
@@ -228,11 +230,11 @@ def _option(job: Job, lengths: Lengths, epochs: float, price: Any) -> Option:
     }
     hours = sum(parts.values())
     low, high = hours / SPREAD, hours * SPREAD
-    cost = None
-    if price:
+    cost, memory = None, memory_of(job)
+    if price and (memory.fits or wanted):
         efforts = Efforts(setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=_kept_gb(job), storage_months=1)
         cost = cost_of(hours, low, high, job.gpus, price, efforts=efforts)
-    return Option(job, memory_of(job), speed, hours, low, high, parts, cost)
+    return Option(job, memory, speed, hours, low, high, parts, cost)
 
 
 def _kept_gb(job: Job) -> float:
@@ -383,7 +385,7 @@ def _changes(job: Job) -> list[dict[str, Any]]:
             break
         changed = step(so_far)
         if changed and memory_of(changed).required < memory_of(so_far).required:
-            so_far, words = changed, [*words, change]
+            so_far, words = changed, [w for w in words if w.split()[0] != change.split()[0]] + [change]
             if memory_of(so_far).fits:
                 found.append({"change": " ".join(words), "why": "together they fit",
                               "required_gib": round(memory_of(so_far).required, 2)})  # fmt: skip

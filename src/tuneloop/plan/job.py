@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from dataclasses import dataclass, field
 from typing import Literal, get_args, get_type_hints
 
@@ -132,16 +133,22 @@ class Job:
         return 4 if self.dtype == "fp32" else 2
 
 
+@functools.cache
+def _choices() -> dict[str, tuple[str, ...]]:
+    """The words that a setting can be, for those that are words."""
+    hints = {name: get_args(kind) for name, kind in get_type_hints(Job).items()}
+    return {name: words for name, words in hints.items() if words and isinstance(words[0], str)}
+
+
 def make_job(**settings: object) -> Job:
     """A checked `Job`; `qlora` without `quant` takes nf4 with double quantisation.
 
     Raises:
         UserError: a word that is no choice (with the nearest), a number that can't be, or settings that exclude each other.
     """
-    for name, kind in get_type_hints(Job).items():
-        choices = get_args(kind)
+    for name, choices in _choices().items():
         value = settings.get(name)
-        if value is not None and choices and isinstance(choices[0], str) and value not in choices:
+        if value is not None and value not in choices:
             near = difflib.get_close_matches(str(value), choices, 1, 0.4)
             raise UserError(
                 f"{value!r} is no {name.replace('_', ' ')}",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Comparison, Evaluation
     from tuneloop.models.load import Model
     from tuneloop.models.template import Rendered, Template
+    from tuneloop.train.config import TrainConfig
+    from tuneloop.train.preflight import Preflight
     from tuneloop.train.rows import TrainRow
 
 
@@ -75,6 +77,19 @@ class Job:
         from tuneloop.train.rows import training_rows
 
         return training_rows(rows, self.template, self.recipe.train)
+
+    def ids(self, rows: Sequence[Row]) -> list[str]:
+        """Ids of the `rendered` rows."""
+        from tuneloop.train.rows import is_usable
+
+        return [row.id for row in rows if is_usable(row, self.recipe.train)]
+
+    @cached_property
+    def context(self) -> int:
+        """Most tokens of a row that the base model was made for."""
+        from tuneloop.models.names import resolve
+
+        return int(read_json(resolve(self.recipe.model) / "config.json").get("max_position_embeddings") or 2**31)
 
     def mixed(self, rows: Sequence[Row]) -> list[bool]:
         """For each of the `rendered` rows whether it is general data that was blended in."""
@@ -582,13 +597,19 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         return done
     plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else None
     began = _training_began(job)
+    config = _with_rate(job, dataset)
+    checked = preflight_of(job, dataset, config, plan)
+    refuse_problems(checked, dataset)
+    job.say(f"preflight {checked.line()}")
     try:
         result = train(
             job.model,
             job.rendered(dataset.train),
             job.rendered(dataset.val),
-            recipe.train,
+            config,
             folder,
+            ids=job.ids(dataset.train),
+            log=lambda record: _tell(job, record),
             general=_held_out(job, dataset),
             mixed=job.mixed(dataset.train),
             seed=recipe.seed,
@@ -630,13 +651,89 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         from tuneloop.plan.ledger import record_run
 
         record_run(plan, result.peak_memory_gib, result.seconds / 60 if result.stopped == "finished" else None)
-    early = {"early": ", stopped early: validation got worse", "finished": ""}.get(result.stopped, "")
+    early = {"early": ", stopped early: validation got worse", "finished": ""}.get(
+        result.stopped, f", stopped by the watcher: {result.stopped.replace('_', ' ')}"
+    )
     job.say(
         f"train     {result.steps:,} steps in {result.seconds / 60:.1f} minutes, {result.tokens_per_second:,.0f} tokens/s, "
         f"peak {result.peak_memory_gib:.2f} GiB; validation loss {result.first_val_loss:.3f} -> {result.best_val_loss:.3f} "
         f"(best at step {result.best_step}){early}"
     )
+    if predicted:
+        job.say(
+            f"predicted {predicted['minutes']:.1f} minutes ({predicted['low']:.1f} to {predicted['high']:.1f}) and took "
+            f"{result.seconds / 60:.1f}; {predicted['peak_gib']:.2f} GiB at most, and it was {result.peak_memory_gib:.2f}"
+        )
     return manifest
+
+
+def _tell(job: Job, record: Mapping[str, Any]) -> None:
+    """Say what the watcher finds, and what the loop does about it."""
+    if "finding" in record:
+        rows = f"\n          rows of that step: {', '.join(record['rows'])}" if record["rows"] else ""
+        tries = "; ".join(remedy for remedy in record["remedies"] if not remedy.startswith("look at these rows"))
+        job.say(f"watcher   {record['sentence']}{rows}\n          try: {tries}")
+    elif "event" in record:
+        job.say(f"train     {record['message']}")
+
+
+def _with_rate(job: Job, dataset: Dataset) -> TrainConfig:
+    """The training settings with a learning rate that a range test has found, where one is asked for; it is kept for resuming."""
+    config, file = job.recipe.train, job.folder / "learning_rate.json"
+    if not config.range_test:
+        return config
+    key = train_key(job, dataset)
+    found = _done(file, key)
+    if found is None:
+        from tuneloop.train.rate import range_test
+
+        test = range_test(job.model, job.rendered(dataset.train), config, job.recipe.seed, progress=job.progress)
+        found = {"version": 1, "key": key, **vars(test)}
+        write_json(file, found)
+        job.say(f"rate      {found['sentence']}")
+    return config.model_copy(update={"learning_rate": found["chosen"], "range_test": False})
+
+
+def preflight_of(job: Job, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:
+    """What a run is about to do, from its rows and settings."""
+    from tuneloop.train.batches import plan_steps
+    from tuneloop.train.loop import within_time
+    from tuneloop.train.preflight import preflight
+
+    rows = job.rendered(dataset.train)
+    steps = plan_steps(rows, config, job.recipe.seed, job.mixed(dataset.train)) if rows else []
+    steps = within_time(steps, rows, config, plan["time"]["tokens_per_second"] if plan else 0.0)
+    prepared = (dataset.manifest.get("config") or {}).get("max_length") or job.recipe.data.max_length
+    limit = min(int(prepared), job.context)
+    return preflight(rows, job.ids(dataset.train), job.template, config, steps, limit)
+
+
+def refuse_problems(checked: Preflight, dataset: Dataset) -> None:
+    """Refuse to start what would be spoiled.
+
+    Raises:
+        UserError: the preflight has found problems.
+    """
+    if checked.problems:
+        raise UserError(
+            "Training does not start: " + "; ".join(checked.problems),
+            where=dataset.path,
+            next_step="put the rows right and prepare again; `tuneloop train DATASET --preflight` looks without training",
+        )
+
+
+def preflight_alone(
+    recipe: Recipe, *, progress: Progress, say: Callable[[str], None]
+) -> tuple[Preflight, dict[str, Any] | None, Template]:
+    """Prepare where needed and look at the run; the plan is made only when there are no problems."""
+    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    job = Job(recipe, folder, progress, say)
+    with lock_folder(folder):
+        refuse_other_run(folder, recipe)
+        dataset = prepare_stage(job)
+        checked = preflight_of(job, dataset, recipe.train, None)
+        plan = None if checked.problems else plan_stage(job, dataset)
+        return (preflight_of(job, dataset, recipe.train, plan) if plan else checked), plan, job.template
 
 
 # --- evaluate ----------------------------------------------------------------------------------
@@ -796,9 +893,7 @@ def calibrate_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], 
     return {**plan, "measured": measured}
 
 
-def measure_alone(
-    recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]
-) -> tuple[Path, Dataset]:
+def measure_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, Dataset]:
     """Prepare where needed and measure the untouched model and the cheap alternatives; nothing is trained.
 
     Returns:

@@ -85,6 +85,10 @@ def _shown(key: str, value: float | str) -> str:
         return value
     if key == "tokens_per_second":
         return f"{value:,.0f} tokens/s"
+    if key == "learning_rate":
+        return f"rate {value:.2g}"
+    if key == "memory":
+        return f"{value:.2f} GiB"
     return f"{key} {value:.3f}"
 
 

@@ -1,26 +1,37 @@
-"""Rows as the model sees them, for `prepare --show`."""
+"""Rows as the model sees them, for `prepare --show` and `train --preflight`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tuneloop.types import Row
+
+if TYPE_CHECKING:
+    from tuneloop.models.template import Rendered, Template
 
 
 def print_rows(model: str, rows: Sequence[Row], *, to_stderr: bool = False) -> None:
     """Print rendered rows: learned tokens green and underlined (between markers without colour), control tokens dim."""
-    from rich.console import Console
-    from rich.text import Text
-
     from tuneloop.models.load import load_tokenizer
 
     template = load_tokenizer(model)
+    titled = [
+        (f"{r.id}  {r.meta.get('source')}:{r.meta.get('line')}", template.render(r.messages, r.tools)) for r in rows
+    ]
+    print_rendered(template, titled, to_stderr=to_stderr)
+
+
+def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], *, to_stderr: bool = False) -> None:
+    """`print_rows` for rows that are rendered, each with a title."""
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console(stderr=to_stderr)
     plain = not console.is_terminal
-    for row in rows:
-        rendered = template.render(row.messages, row.tools)
+    for title, rendered in rows:
         text = Text()
-        text.append(f"--- {row.id}  {row.meta.get('source')}:{row.meta.get('line')}  ", style="bold")
+        text.append(f"--- {title}  ", style="bold")
         text.append(f"{len(rendered.ids)} tokens, {sum(rendered.mask)} learned\n", style="bold")
         for ids, learned in _runs(rendered.ids, rendered.mask):
             piece = template.tokenizer.decode(ids, skip_special_tokens=False)

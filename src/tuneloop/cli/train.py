@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen
+
+if TYPE_CHECKING:
+    from tuneloop.recipe import Recipe
 
 
 def command(
@@ -12,6 +17,9 @@ def command(
     settings: Settings = None,
     model: str = typer.Option("", "--model", "-m", help="Base model."),
     out: str = typer.Option("", "--out", "-o", help="Folder of the run; default: runs/NAME-HASH."),
+    preflight: bool = typer.Option(
+        False, "--preflight", help="Show what would be trained, with two rows as the model sees them, and stop there."
+    ),
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -20,9 +28,40 @@ def command(
     from tuneloop import pipeline
 
     recipe = pipeline.recipe_of(source, settings or [], model=model, out=out)
+    if preflight:
+        _preflight(recipe, as_json, quiet)
+        return
     with screen(quiet) as shown:
         folder, manifest = pipeline.train_alone(recipe, progress=shown.progress, say=shown.say)
     if as_json:
         print_json({"path": str(folder), **manifest})
     else:
         print(f"adapter   {folder / 'adapter'}\nnext      tuneloop evaluate {folder}")
+
+
+def _preflight(recipe: Recipe, as_json: bool, quiet: bool) -> None:
+    """Print what a run begins with; status 1 when it would refuse to start."""
+    from tuneloop import pipeline
+    from tuneloop.cli.rows import print_rendered
+
+    with screen(quiet) as shown:
+        checked, plan, template = pipeline.preflight_alone(recipe, progress=shown.progress, say=shown.say)
+    if as_json:
+        print_json(
+            {**vars(checked), "shown": [name for name, _ in checked.shown], "plan": plan, "ready": not checked.problems}
+        )
+    else:
+        print_rendered(template, checked.shown)
+        print("\n".join(checked.lines()))
+        if recipe.train.range_test:
+            print("              a range test before the first step will find the learning rate")
+        if plan:
+            print(
+                f"memory        {plan['memory']['peak_gib']:.2f} GiB of {plan['memory']['capacity_gib']:.1f} at most; it fits"
+            )
+        print(
+            "\n".join(f"refused       {problem}" for problem in checked.problems)
+            or "ready         nothing stands against it"
+        )
+    if checked.problems:
+        raise typer.Exit(1)

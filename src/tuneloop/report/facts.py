@@ -65,6 +65,7 @@ class RunFacts:
         evaluation: `eval.json`.
         steps: training records of `metrics.jsonl`, by step.
         validations: validation records of `metrics.jsonl`, by step.
+        findings: what the watcher found, in order.
         samples: rows of `samples.jsonl`.
         problems: files that are there and could not be read, in words.
     """
@@ -78,6 +79,7 @@ class RunFacts:
     evaluation: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     validations: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -145,6 +147,7 @@ def read_run(path: Path | str) -> RunFacts:
         **found,
         steps=_by_step(r for r in records if "loss" in r),
         validations=_by_step(r for r in records if "val_loss" in r),
+        findings=[r for r in records if "finding" in r and number(r.get("step")) is not None],
         samples=samples,
         problems=problems,
     )

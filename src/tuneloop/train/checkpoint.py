@@ -26,6 +26,9 @@ class State:
         worse: evaluations in a row that brought no better loss.
         seconds: training time so far, of all processes that worked on the run.
         halvings: how often micro-batches have been halved because memory ran out.
+        rate_factor: what rollbacks have multiplied the learning rate with.
+        skipped: steps whose batch is left out since a rollback.
+        rollbacks: how often the run went back to a checkpoint.
     """
 
     key: str
@@ -42,6 +45,9 @@ class State:
     seconds: float = 0.0
     peak_memory_gib: float = 0.0
     halvings: int = 0
+    rate_factor: float = 1.0
+    skipped: list[int] = field(default_factory=list)
+    rollbacks: int = 0
     stopped: str = ""
 
 

@@ -10,9 +10,14 @@ from pydantic import Field, field_validator, model_validator
 from tuneloop.files import Config
 
 # Peak learning rates where none is given; measured on small jobs, see docs/train.md.
-LEARNING_RATES = {"lora": 5e-4, "qlora": 5e-4, "full": 5e-5, "prefix": 1e-2}
+LEARNING_RATES = {"lora": 5e-4, "qlora": 5e-4, "full": 1e-4, "prefix": 3e-2}
 # Preferences move a model that already answers well: a tenth of the rate, as is usual (Rafailov et al. 2023, appendix B).
 PREFERENCE_SHARE = 0.1
+
+
+def usual_rate(method: str, loss: str) -> float:
+    """Peak learning rate of a method and a loss where none is given."""
+    return LEARNING_RATES.get(method, 5e-4) * (1.0 if loss == "supervised" else PREFERENCE_SHARE)
 
 
 class TrainConfig(Config):
@@ -59,9 +64,12 @@ class TrainConfig(Config):
         0.0, ge=0, description="against forgetting: weight of the squared distance of what is trained from its start"
     )
     learning_rate: float = Field(
-        5e-4, gt=0, lt=10, description="peak learning rate; default by method: lora, qlora 5e-4, full 5e-5, prefix 1e-2; "
+        5e-4, gt=0, lt=10, description="peak learning rate; default by method: lora, qlora 5e-4, full 1e-4, prefix 3e-2; "
         "a tenth of that with dpo and kto",
     )  # fmt: skip
+    range_test: bool = Field(
+        False, description="find the learning rate by a short test before the first step; same as learning_rate=auto"
+    )
     lora_plus: float = Field(
         10.0, gt=0, description="learning rate of LoRA's B matrices as a multiple of that of the A matrices"
     )
@@ -85,6 +93,18 @@ class TrainConfig(Config):
     checkpoint_seconds: float = Field(60.0, ge=0, description="save a checkpoint at least this often")
     checkpoint_steps: int | None = Field(None, ge=1, description="save a checkpoint every so many steps as well")
 
+    on_spike: Literal["warn", "stop", "rollback"] = Field(
+        "warn",
+        description="when the watcher finds a spike or a gradient explosion; rollback goes on from the last checkpoint at half the "
+        "learning rate, without that batch",
+    )
+    on_divergence: Literal["warn", "stop", "rollback"] = Field(
+        "stop", description="when the watcher finds divergence or too high a learning rate; stop keeps the best weights"
+    )
+    on_no_gain: Literal["warn", "stop"] = Field(
+        "warn", description="when the watcher finds a plateau, a dead loss, memorising, or too low a learning rate"
+    )
+
     @field_validator("targets", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
@@ -103,11 +123,16 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _rate_of_the_method(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("learning_rate") is not None:
+        if not isinstance(values, Mapping):
             return values
-        rate = LEARNING_RATES.get(str(values.get("method", "lora")), 5e-4)
-        share = 1.0 if values.get("loss", "supervised") == "supervised" else PREFERENCE_SHARE
-        return {**values, "learning_rate": rate * share}
+        if values.get("learning_rate") == "auto":
+            values = {**values, "learning_rate": None, "range_test": True}
+        if values.get("learning_rate") is not None:
+            return values
+        return {
+            **values,
+            "learning_rate": usual_rate(str(values.get("method", "lora")), str(values.get("loss", "supervised"))),
+        }
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:

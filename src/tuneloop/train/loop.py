@@ -15,16 +15,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.files import read_json, user_errors_of_the_disk
+from tuneloop.files import read_json, read_jsonl, user_errors_of_the_disk
 from tuneloop.machine import memory_now, peak_memory, release_memory, reset_peak_memory
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
 from tuneloop.train.batches import Step, halved, plan_steps
-from tuneloop.train.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best, save_checkpoint
+from tuneloop.train.checkpoint import (
+    State,
+    drop_checkpoints,
+    list_checkpoints,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loss import LOSSES, Batch, mean_loss, shared_prefix, with_references
 from tuneloop.train.methods import Trainable, attach, make_optimizer, run_key
 from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
+from tuneloop.train.watch import Finding, Watcher, make_watcher, policy, trend
 from tuneloop.types import Progress, UserError, no_progress
 
 if TYPE_CHECKING:
@@ -39,6 +48,10 @@ TRIM_EVERY = 8
 # A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
 # shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a figure of experience.
 SUSTAINED = 0.82
+
+
+# A run that must go back more often than this has another fault.
+MOST_ROLLBACKS = 3
 
 
 class Preempted(SystemExit):
@@ -83,6 +96,7 @@ class Trained:
     peak_memory_gib: float
     adapter_hash: str
     resumed_at: int
+    findings: tuple[dict[str, Any], ...] = ()
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -105,6 +119,7 @@ def train(
     *,
     general: Sequence[Rendered] = (),
     mixed: Sequence[bool] = (),
+    ids: Sequence[str] = (),
     seed: int = 0,
     data_id: str = "",
     tokens_per_second: float = 0.0,
@@ -121,6 +136,7 @@ def train(
         out: folder of the run.
         general: rows of other work, held out; their loss is measured beside the validation loss and shows what is forgotten.
         mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
+        ids: of the training rows, for the watcher to name them.
         seed: of the start, the order of rows and dropout.
         data_id: identifies the data set; a checkpoint made from another one is refused.
         tokens_per_second: measured speed, needed with `config.max_minutes`.
@@ -150,16 +166,20 @@ def train(
         general=_sample(general, config.val_rows, seed),
     )
     start = {name: p.detach().clone() for name, p in trainable.parameters.items()} if config.l2_start else {}
+    untrained = trainable.state() if "rollback" in (config.on_spike, config.on_divergence) else {}
     optimizer = make_optimizer(trainable, config)
     torch.manual_seed(seed)
     if state.step:
         trainable.load(state.parameters, str(out / "checkpoints"))
         optimizer.load_state_dict(state.optimizer)
         torch.set_rng_state(state.rng)
-    run = Run(model, config, trainable, optimizer, state, out, log, progress, start)
+    watcher = make_watcher(config, train_rows, state.total_steps)
+    run = Run(model, config, trainable, optimizer, state, out, log, progress, start, watcher, ids, untrained=untrained)
     release_memory()
     reset_peak_memory()
     with _MetricsFile(out / "metrics.jsonl", state.step) as run.metrics, _notice_sigterm(run):
+        for record in read_jsonl(out / "metrics.jsonl"):
+            watcher.feed(record)
         _steps(run, steps, rows)
     _finish(run)
     return Trained(
@@ -177,6 +197,7 @@ def train(
         peak_memory_gib=state.peak_memory_gib,
         adapter_hash=read_json(out / trainable.folder / "tuneloop.json")["hash"],
         resumed_at=resumed_at,
+        findings=tuple(r for r in read_jsonl(out / "metrics.jsonl") if "finding" in r),
     )
 
 
@@ -193,6 +214,10 @@ class Run:
     log: Callable[[dict[str, Any]], None] = lambda record: None
     progress: Progress = no_progress
     start: dict[str, Tensor] = field(default_factory=dict)
+    watcher: Watcher = field(default_factory=Watcher)
+    ids: Sequence[str] = ()
+    found: list[Finding] = field(default_factory=list)
+    untrained: dict[str, Tensor] = field(default_factory=dict)
     metrics: Any = None
     saved_at: float = 0.0
     asked_to_end: bool = False
@@ -215,9 +240,12 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
     model.net.train()
     run.progress("training", state.step, total)
     while state.step < total and not state.stopped:
+        if state.step + 1 in state.skipped:
+            state.step += 1
+            continue
         step = steps[state.step]
         started = time.monotonic()
-        rate = learning_rate(state.step, total, config)
+        rate = learning_rate(state.step, total, config) * state.rate_factor
         loss, norm, figures = optimizer_step(run, step, rows.train, rate)
         tokens = sum(tokens_of(rows.train[i]) for micro in step.micro_batches for i in micro)
         state.step += 1
@@ -228,15 +256,12 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
             "tokens": tokens, "tokens_per_second": round(tokens / seconds, 1), "seconds": round(time.monotonic() - began, 2),
             "memory_gib": round(memory_now(), 3), "rows": [i for micro in step.micro_batches for i in micro], **figures,
         })  # fmt: skip
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise UserError(
-                f"The loss is {loss} at step {state.step}: training has diverged",
-                where=str(run.out / "metrics.jsonl"),
-                next_step=f"start again with a lower rate, as in train.learning_rate={config.learning_rate / 5:g} output_dir=FOLDER",
-            )
-        run.progress("training", state.step, total, loss=loss, tokens_per_second=tokens / seconds)
-        if state.step in due:
+        run.progress("training", state.step, total, loss=trend(run.watcher.losses), tokens_per_second=tokens / seconds,
+                     learning_rate=rate, memory=memory_now())  # fmt: skip
+        if state.step in due and math.isfinite(loss):
             _evaluate(run, rows, began)
+        if _act(run, bool(rows.val)):
+            continue
         if state.step % TRIM_EVERY == 0:
             release_memory()
         state.seconds = time.monotonic() - began
@@ -247,6 +272,60 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
     if not state.stopped:
         state.stopped = "finished"
     state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
+
+
+def _act(run: Run, validated: bool) -> bool:
+    """Do what the policies say about what the watcher has found; whether the run went back to a checkpoint.
+
+    Raises:
+        UserError: the run is to stop and has no evaluated weights worth keeping, or its weights are no numbers any more.
+    """
+    state, config = run.state, run.config
+    found, run.found = run.found, []
+    broken = not (math.isfinite(run.watcher.losses[-1]) and math.isfinite(run.watcher.norms[-1]))
+    for finding in found:
+        wanted = policy(finding.kind, config)
+        if wanted == "rollback" and state.rollbacks < MOST_ROLLBACKS:
+            _roll_back(run, finding)
+            return True
+        useless = validated and not (state.best_step and state.best_val_loss < state.first_val_loss)
+        if broken or (wanted != "warn" and useless):
+            raise UserError(
+                f"{finding.sentence} The run is stopped",
+                where=str(run.out / "metrics.jsonl"),
+                next_step=f"start again with a lower rate, as in train.learning_rate={config.learning_rate / 5:g} output_dir=FOLDER",
+            )
+        if wanted != "warn":
+            state.stopped = finding.kind
+    return False
+
+
+def _roll_back(run: Run, finding: Finding) -> None:
+    """Go on from a checkpoint before the finding at half the learning rate, without the batch that is to blame, if one is."""
+    import torch
+
+    state, kept = run.state, list_checkpoints(run.checkpoints)
+    for newer in kept[1:] if finding.kind in ("divergence", "learning_rate_too_high") else []:
+        newer.unlink()  # it may hold weights that were on their way already
+    before = load_checkpoint(run.checkpoints, state.key)
+    if before is None:
+        raise UserError(
+            "There is no checkpoint to go back to", where=str(run.checkpoints), next_step="set train.on_divergence=stop"
+        )
+    skipped = [*state.skipped, finding.step] if finding.rows else state.skipped
+    halved_rate, rollbacks, tokens = state.rate_factor / 2, state.rollbacks + 1, state.tokens
+    vars(state).update(vars(before))
+    state.rate_factor, state.skipped, state.rollbacks, state.tokens = halved_rate, skipped, rollbacks, tokens
+    run.trainable.load(state.parameters or run.untrained, str(run.checkpoints))
+    run.optimizer.state.clear()
+    if state.optimizer:
+        run.optimizer.load_state_dict(state.optimizer)
+    torch.set_rng_state(state.rng)
+    run.watcher.go_back(state.step)
+    _record(run, {"step": state.step, "event": "rollback",
+                  "message": f"{finding.kind.replace('_', ' ')} at step {finding.step}: back to step {state.step}, the learning rate "
+                             f"times {state.rate_factor:g}" + (f", without the rows of step {finding.step}" if finding.rows else "")})  # fmt: skip
+    _save(run)
 
 
 def _checkpoint_due(run: Run) -> bool:
@@ -453,6 +532,10 @@ def _record(run: Run, record: dict[str, Any]) -> None:
     if run.metrics is not None:
         run.metrics.write(record)
     run.log(record)
+    batch = [run.ids[i] for i in record.get("rows", ())] if run.ids and "loss" in record else []
+    for finding in run.watcher.feed(record, batch):
+        run.found.append(finding)
+        _record(run, finding.to_record())
 
 
 def _save(run: Run) -> None:

@@ -15,9 +15,13 @@ from dataclasses import dataclass, field
 from statistics import mean, median, stdev
 from typing import Any
 
+from tuneloop.models.template import Rendered
+from tuneloop.train.config import TrainConfig, usual_rate
+from tuneloop.train.rows import TrainRow
+
 # A step is compared with this many before it, and with no fewer than LEAST.
 WINDOW, LEAST = 30, 10
-# Robust z-score of a spike, for a full window; a short one knows its noise less well. Losses of small batches have heavy tails; of the recorded healthy steps the highest is SEE.
+# Robust z-score of a spike, for a full window; a short one knows its noise less well. Losses of small batches have heavy tails; of the recorded healthy steps the highest is 4.5.
 SPIKE_Z = 6.0
 # Part of what was gained since the start that a spike, or a lasting rise, loses again. At a loss near zero one hard row makes a
 # high z-score, and is no fault.
@@ -64,7 +68,6 @@ class Facts:
         total_steps: steps planned.
         rows: training rows.
         learning_rate, usual_rate: the run's peak rate, and the method's default.
-        warmup: share of the steps in which the rate rises.
         rows_per_step, max_grad_norm, epochs, dropout: settings that remedies name.
         guess_loss: loss of guessing by how often each answer occurs, see `guess_loss`; None where answers don't recur.
     """
@@ -73,7 +76,6 @@ class Facts:
     rows: int = 0
     learning_rate: float = 0.0
     usual_rate: float = 0.0
-    warmup: float = 0.0
     rows_per_step: int = 8
     max_grad_norm: float = 1.0
     epochs: float = 1.0
@@ -131,6 +133,14 @@ class Watcher:
             return False
         return kind not in self.said or (kind in OF_A_BATCH and step - self.said[kind] > LEAST)
 
+    def go_back(self, step: int) -> None:
+        """Forget what came after a step: the run goes on from there."""
+        n = sum(s <= step for s in self.steps)
+        for curve in (self.steps, self.losses, self.norms, self.rates):
+            del curve[n:]
+        self.validations = [v for v in self.validations if v[0] <= step]
+        self.said = {kind: at for kind, at in self.said.items() if at <= step}
+
     @property
     def start(self) -> float:
         """Loss of the untouched model: measured on validation rows, else that of the first step."""
@@ -172,6 +182,19 @@ def _expected(before: Sequence[float]) -> tuple[float, float]:
     slope = median((before[j] - before[i]) / (j - i) for i in range(n) for j in range(i + 1, n))
     levelled = [value + slope * (n - i) for i, value in enumerate(before)]
     return median(levelled), spread(levelled)
+
+
+def trend(losses: Sequence[float]) -> str:
+    """The loss as the live display shows it: the median of the last ten steps and where it goes, by noise."""
+    if not losses:
+        return ""
+    now = median(losses[-10:])
+    before = losses[-30:-10]
+    if len(before) < LEAST:
+        return f"loss {now:.3f}"
+    step = spread(before) / 2
+    arrow = "↓" if now < median(before) - step else "↑" if now > median(before) + step else "→"
+    return f"loss {now:.3f} {arrow}"
 
 
 def guess_loss(answers: Sequence[tuple[int, ...]]) -> float | None:
@@ -241,13 +264,19 @@ def _lasting_rise(w: Watcher) -> str:
 
 
 def _spike(w: Watcher) -> str:
-    loss, before = w.losses[-1], w.losses[-1 - WINDOW : -1]
-    if len(before) < LEAST:
-        return ""
-    level, noise = _expected(before)
-    z = (loss - level) / noise
-    if z > SPIKE_Z * (1 + 5 / len(before)) and loss - level > LOST * max(w.start - level, 0.0):
-        return f"The loss jumps to {loss:.3g} at step {w.steps[-1]}; the steps before are at {level:.3g} ± {noise:.2g} (z = {z:.0f})."  # fmt: skip
+    """Far above where the last thirty steps lead, or the last twelve: a steep beginning leaves the longer window a wide noise."""
+    loss = w.losses[-1]
+    for window in (WINDOW, LEAST + 2):
+        before = w.losses[-1 - window : -1]
+        if len(before) < LEAST:
+            return ""
+        earlier = w.losses[-1 - WINDOW : -1 - window]
+        if window < WINDOW and (not earlier or median(before) > 0.5 * median(earlier)):
+            return ""
+        level, noise = _expected(before)
+        z = (loss - level) / noise
+        if z > SPIKE_Z * (1 + 5 / len(before)) and loss - level > LOST * max(w.start - level, 0.0):
+            return f"The loss jumps to {loss:.3g} at step {w.steps[-1]}; the steps before lead to {level:.3g} ± {noise:.2g} (z = {z:.0f})."  # fmt: skip
     return ""
 
 
@@ -321,7 +350,11 @@ def _flat(w: Watcher) -> str:
     began = w.steps[-len(tail)]
     before = [loss for step, loss in w.validations if step <= began]
     after = [loss for step, loss in w.validations if step > began]
-    falls = min(after) < 0.99 * min(before) if before and after else not _surely_flat(tail, 0.012 * mean(tail))
+    falls = (
+        min(after) < 0.99 * min(before)
+        if before and after
+        else not _surely_flat(tail, min(0.012 * mean(tail), 0.05 * (w.start - mean(tail))))
+    )
     return "" if falls else f"The loss has not fallen since step {began}: it stays at {mean(tail):.3g}."
 
 
@@ -333,7 +366,7 @@ def _no_better_than_guessing(w: Watcher) -> str:
         return ""
     loss = validated[-1][1]
     still_falling = len(validated) > 1 and loss < 0.93 * min(v for _, v in validated[:-1])
-    if loss > 0.95 * guess and not (still_falling and w.share < 1):
+    if 0.95 * guess < loss < 2 * guess and not still_falling:
         return f"The validation loss stays at {loss:.3g}; guessing by how often each answer occurs costs {guess:.3g}: nothing in the questions tells the answers."  # fmt: skip
     return ""
 
@@ -346,8 +379,9 @@ def _overfitting(w: Watcher) -> str:
     best_at, best = min(validated[:-1], key=lambda v: v[1])
     later = [loss for step, loss in validated if step > best_at]
     step, loss = validated[-1]
-    twice = len(later) >= 2 and min(later[-2:]) > 1.01 * best and loss > 1.03 * best
-    if not twice and loss < 1.15 * best:
+    little = 0.01 * max(w.start - best, 0.0)  # of what was gained: near zero a few hard rows double the loss
+    twice = len(later) >= 2 and min(later[-2:]) > 1.01 * best and loss > max(1.03 * best, best + little)
+    if not twice and loss < max(1.15 * best, best + 5 * little):
         return ""
     n = max(min(best_at, step - best_at), 1)
     before = [v for s, v in zip(w.steps, w.losses, strict=True) if best_at - n < s <= best_at]
@@ -438,3 +472,38 @@ def remedies(kind: str, facts: Facts, rows: Sequence[str] = ()) -> tuple[str, ..
         "memorising": (more_rows, fewer, dropout),
     }  # fmt: skip
     return told[kind]
+
+
+# Which setting says what happens; of what is not listed only a warning is given (patience ends a run that overfits).
+POLICY = {
+    "spike": "on_spike",
+    "gradient_explosion": "on_spike",
+    "divergence": "on_divergence",
+    "learning_rate_too_high": "on_divergence",
+    "plateau": "on_no_gain",
+    "dead_loss": "on_no_gain",
+    "memorising": "on_no_gain",
+    "learning_rate_too_low": "on_no_gain",
+}
+
+
+def policy(kind: str, config: TrainConfig) -> str:
+    """What the settings want done about a finding: warn, stop or rollback."""
+    return str(getattr(config, POLICY[kind])) if kind in POLICY else "warn"
+
+
+def make_watcher(config: TrainConfig, rows: Sequence[TrainRow], total_steps: int) -> Watcher:
+    """A watcher that knows a run's settings and rows."""
+    answers = [tuple(t for t, m in zip(r.ids, r.mask, strict=True) if m) for r in rows if isinstance(r, Rendered)]
+    facts = Facts(
+        total_steps=total_steps,
+        rows=len(rows),
+        learning_rate=config.learning_rate,
+        usual_rate=usual_rate(config.method, config.loss),
+        rows_per_step=config.rows_per_step,
+        max_grad_norm=config.max_grad_norm,
+        epochs=config.epochs,
+        dropout=config.dropout,
+        guess_loss=guess_loss(answers),
+    )
+    return Watcher(facts)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.evaluate.code import code_facts, pass_at_k, pass_scores, problem_of, programs, run_tests
+from tuneloop.evaluate.code import code_facts, pass_at_k, pass_scores, problem_of, programs, row_of_problem, run_tests
 from tuneloop.evaluate.sandbox import Limits
 from tuneloop.types import Row
 
@@ -42,6 +42,10 @@ def test_the_forms_in_which_models_answer_are_read():
     assert passes(*right) == [True] * len(right)
 
 
+def test_a_prompt_and_an_answer_that_lost_the_white_space_around_them_are_read():
+    assert passes("total = sum(xs)\n    return 2 * total", row=task(prompt=PROMPT.strip())) == [True]
+
+
 def test_wrong_and_hostile_answers_fail():
     wrong = [
         "",
@@ -68,6 +72,20 @@ def test_tests_written_as_lists_of_assertions_are_run():
         meta={"test_list": ["assert double(2) == 4", "assert double(ONE) == 2"], "test_setup_code": "ONE = 1"},
     )
     assert passes("def double(x):\n    return 2 * x", "def double(x):\n    return x", row=row) == [True, False]
+
+
+def test_published_records_become_rows_and_others_do_not():
+    record = {
+        "task_id": "H/0",
+        "prompt": PROMPT,
+        "canonical_solution": "    return 0",
+        "test": TEST,
+        "entry_point": "twice",
+    }
+    row = row_of_problem(record)
+    assert (row.id, row.answer, row.meta["entry_point"]) == ("H/0", "    return 0", "twice")
+    assert row_of_problem({"id": 3, "prompt": "hello", "code": "x"}) is None
+    assert row_of_problem({"prompt": "hello"}) is None
 
 
 def test_rows_without_tests_are_not_run():
@@ -112,11 +130,8 @@ def humaneval():
     file = DATA / "humaneval" / "test.jsonl"
     if not file.is_file():
         pytest.skip("the HumanEval data set is not here")
-    rows = []
-    for line in file.read_text().splitlines():
-        r = json.loads(line)
-        turns = [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["canonical_solution"]}]
-        rows.append(Row(r["task_id"], turns, meta=r))
+    rows = [row_of_problem(json.loads(line)) for line in file.read_text().splitlines()]
+    assert len(rows) == 164 and None not in rows
     return rows
 
 

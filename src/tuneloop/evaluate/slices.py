@@ -371,7 +371,9 @@ def error_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.metrics import silhouette_score
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=5000, min_df=2, max_df=0.5)
+    vectorizer = TfidfVectorizer(
+        stop_words="english", sublinear_tf=True, ngram_range=(1, 2), max_features=5000, min_df=2, max_df=0.5
+    )
     try:
         table = vectorizer.fit_transform(texts)
     except ValueError:  # no word occurs in two of them

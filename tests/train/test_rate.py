@@ -9,7 +9,7 @@ import torch
 
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
-from tuneloop.train.config import TrainConfig
+from tuneloop.train.config import TrainConfig, usual_rate
 from tuneloop.train.rate import choose, range_test
 
 RATES = [1e-5 * 10 ** (i / 4) for i in range(16)]
@@ -41,5 +41,5 @@ def test_a_range_test_leaves_the_model_as_it_was(tiny_model: Model) -> None:
 
 def test_auto_is_a_range_test_in_the_settings() -> None:
     config = TrainConfig(learning_rate="auto", method="full")  # type: ignore[arg-type]
-    assert config.range_test and config.learning_rate == 5e-5
+    assert config.range_test and config.learning_rate == usual_rate("full", "supervised")
     assert not TrainConfig(learning_rate=1e-3).range_test

@@ -271,12 +271,16 @@ def _training(facts: RunFacts) -> dict[str, Any]:
             else (f"{facts.steps[-1]['step']:,} so far" if facts.steps else ""),
         ),
         ("epochs", f"{n:.3g}" if (n := number(run.get("epochs"))) is not None else ""),
-        ("ended", stopped.get(str(run.get("stopped")), str(run.get("stopped") or ""))),
+        ("ended", stopped.get(str(run.get("stopped")), _by_watcher(run.get("stopped")))),
         ("best validation loss", f"{loss:.4f} at step {best:g}" if loss is not None and best is not None else ""),
         ("tokens", f"{n:,.0f}" if (n := number(run.get("tokens"))) is not None else ""),
         ("speed", f"{speed:,.0f} tokens/s" if speed else ""),
     ]
     return {"chart": chart, "facts": [(k, v) for k, v in entries if v], "findings": _findings(facts.findings)}
+
+
+def _by_watcher(reason: object) -> str:
+    return f"by the watcher: {str(reason).replace('_', ' ')}" if reason else ""
 
 
 def _findings(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -287,7 +291,7 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "step": f.get("step"),
             "sentence": str(f.get("sentence") or ""),
             "rows": ", ".join(str(row) for row in f.get("rows") or []),
-            "remedies": [str(remedy) for remedy in f.get("remedies") or []],
+            "remedies": [str(r) for r in f.get("remedies") or [] if not str(r).startswith("look at these rows")],
         }
         for f in findings
     ]

@@ -212,7 +212,7 @@ def token_lines(question: Question, prices: PriceTable, prompt_tokens: float) ->
         lines.append(TokenLine(f"{hosted.provider}, hosted", usd, f"{hosted.date}, {hosted.source}"))
     own = serving(question, prices, prompt_tokens, answer, "on-demand")
     if own:
-        basis = f"at most {own.engine.tokens_per_second:,.0f} tokens/s (roofline); {own.engine.source}"
+        basis = f"about {own.engine.tokens_per_second:,.0f} tokens/s (roofline); {own.engine.source}"
         for share in (1.0, UTILISATION, 0.05):
             usd = own.engine.usd_per_million(share)
             lines.append(TokenLine(f"own {own.gpus} x {own.card.name}, {share:.0%} busy", usd, basis))

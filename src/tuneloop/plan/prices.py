@@ -327,8 +327,11 @@ def update_prices(today: Day | None = None) -> dict[str, Any]:
     Raises:
         UserError: gpuhunt is not installed, or its catalogue can't be reached.
     """
+    import logging
+
     from tuneloop.files import write_yaml
 
+    logging.getLogger("gpuhunt").setLevel(logging.CRITICAL + 1)  # else a traceback for each provider without a network
     try:
         import gpuhunt
     except ImportError:

@@ -1,0 +1,69 @@
+"""Charts of advice: every figure is in the drawing, and nothing is drawn of nothing."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from tuneloop.report.advise_charts import _spread, cost_chart, dollars, quality_chart, tornado_chart
+
+SWINGS = [
+    {"name": "queries a day", "low": 50.0, "high": 200.0, "at_low": -10.0, "at_high": 300.0},
+    {"name": "answer <tokens>", "low": 1.0, "high": 4.0, "at_low": 120.0, "at_high": 80.0},
+]
+ROWS = [{"name": name, "upfront_usd": up, "usd_per_month": month}
+        for name, up, month in (("today's prompt", 0, 300), ("LoRA", 1200, 70), ("larger", 0, 1900))]  # fmt: skip
+LADDER = [{"name": n, "metric": "accuracy", "value": v, "low": v - 0.05, "high": v + 0.05, "usd_per_1000_queries": c}
+          for n, v, c in (("zero-shot", 0.3, 0.2), ("few-shot", 0.6, 0.9), ("tuned", 0.9, 0.2))]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [760, 350])
+def test_charts_are_sound_svg_inside_their_box_and_escape_names(width: int) -> None:
+    for chart in (
+        tornado_chart(SWINGS, 100.0, width),
+        cost_chart(ROWS, 12, "LoRA", width),
+        quality_chart(LADDER, width),
+    ):
+        tree = ElementTree.fromstring(chart)
+        _, _, wide, high = (float(v) for v in tree.attrib["viewBox"].split())
+        for node in tree.iter():
+            for key, most in (
+                ("x", wide),
+                ("x1", wide),
+                ("x2", wide),
+                ("cx", wide),
+                ("y", high),
+                ("y1", high),
+                ("cy", high),
+            ):
+                if key in node.attrib:
+                    assert -1 <= float(node.attrib[key]) <= most + 1, (node.tag, key, node.attrib)
+    assert "&lt;tokens&gt;" in tornado_chart(SWINGS, 100.0, width)
+
+
+def test_bars_reach_from_the_base_to_both_ends() -> None:
+    chart = tornado_chart(SWINGS[:1], 100.0)
+    bars = {
+        m[1]: (float(m[2]), float(m[3]))
+        for m in re.finditer(r'class="swing (\w+)" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', chart)
+    }
+    (low_x, low_width), (high_x, high_width) = bars["low"], bars["high"]
+    assert low_x + low_width == pytest.approx(high_x, abs=0.2), "both begin at the base"
+    assert high_width / low_width == pytest.approx(200 / 110, rel=0.01)
+
+
+def test_nothing_is_drawn_of_nothing() -> None:
+    assert tornado_chart([], 0) == "" and cost_chart(ROWS[:1], 12, "LoRA") == "" and quality_chart(LADDER[:1]) == ""
+
+
+def test_labels_do_not_cover_each_other() -> None:
+    placed = _spread([(100, {}, 1), (101, {}, 2), (258, {}, 3), (259, {}, 4)], 15, 254)
+    ys = [y for y, _, _ in placed]
+    assert all(b - a >= 15 for a, b in itertools.pairwise(ys)) and ys[-1] <= 254
+
+
+def test_dollars_are_plain() -> None:
+    assert [dollars(v) for v in (1234.5, -56.0, 0.42, float("inf"))] == ["$1,234", "−$56.00", "$0.42", "never"]

@@ -109,7 +109,7 @@ RUNS: dict[str, Recipe] = {
     "rate-x100": Recipe(banking, 600, {"learning_rate": 5e-2}, "learning_rate"),
     "rate-x100-text": Recipe(alpaca, 200, {"learning_rate": 5e-2, "rows_per_step": 4}, "learning_rate", 1),
     "rate-x20": Recipe(banking, 320, {"learning_rate": 1e-2}, "learning_rate", 2),
-    "rate-by-200": Recipe(banking, 320, {"learning_rate": 2.5e-6}, "low learning_rate", 3),
+    "rate-by-200": Recipe(banking, 600, {"learning_rate": 2.5e-6}, "low learning_rate", 3),
     "shuffled-labels": Recipe(banking, 900, {}, "labels"),
     "shuffled-labels-passes": Recipe(banking, 200, {"epochs": 4.0}, "labels", 1),
     "poisoned-batch": Recipe(banking, 700, {}, "tokens", 1),

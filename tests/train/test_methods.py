@@ -167,13 +167,13 @@ def test_a_random_prefix_starts_far_above_a_real_one(tiny_model: Model) -> None:
 
 
 def test_the_learning_rate_follows_the_method_unless_it_is_set() -> None:
-    assert TrainConfig(method="full").learning_rate == 5e-5
+    assert TrainConfig(method="full").learning_rate == 1e-4
     assert TrainConfig().learning_rate == TrainConfig(method="qlora").learning_rate == 5e-4
-    assert TrainConfig(method="prefix").learning_rate == 1e-2
+    assert TrainConfig(method="prefix").learning_rate == 3e-2
     assert TrainConfig(loss="dpo").learning_rate == pytest.approx(5e-5)
     assert TrainConfig(method="full", learning_rate=3e-4).learning_rate == 3e-4
     dumped = TrainConfig(method="full").model_dump()
-    assert TrainConfig.model_validate(dumped).learning_rate == 5e-5
+    assert TrainConfig.model_validate(dumped).learning_rate == 1e-4
 
 
 @pytest.mark.parametrize(

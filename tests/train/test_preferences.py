@@ -38,16 +38,14 @@ GOLDEN = json.loads(trl_values.FILE.read_text())
 SETTINGS: dict[str, Any] = {"beta": GOLDEN["beta"], "rank": 4, "alpha": 8, "targets": trl_values.TARGETS}
 
 
-@pytest.fixture(scope="module")
-def formula_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def formula_model(folder: Path, loss: Any) -> Model:
     """The model of `trl_values.py` with the same adapter, loaded by us."""
-    folder = tmp_path_factory.mktemp("formula")
     trl_values.base(folder)
     config = read_json(folder / "config.json")
     template: Any = SimpleNamespace(pad_id=0)
     model = Model("formula", folder, _load_net(folder, config, torch.float32), template, config, "print")
-    trainable = attach(model, TrainConfig(**SETTINGS), 0)
-    trl_values.fill((p for _, p in sorted(trainable.parameters.items())), 0.15)
+    trainable = attach(model, TrainConfig(loss=loss, **SETTINGS), 0)
+    trl_values.fill((p for _, p in sorted(trainable.parameters.items())), trl_values.SCALES[loss])
     return model
 
 
@@ -55,28 +53,31 @@ def rendered(rows: list[dict[str, list[int]]]) -> list[Rendered]:
     return [Rendered(row["ids"], row["mask"]) for row in rows]
 
 
-def test_dpo_has_trls_value(formula_model: Model) -> None:
+def test_dpo_has_trls_value(tmp_path: Path) -> None:
     gold = GOLDEN["dpo"]
+    model = formula_model(tmp_path, "dpo")
     pairs = [Pair(c, r) for c, r in zip(rendered(gold["chosen"]), rendered(gold["rejected"]), strict=True)]
-    with lora_disabled(formula_model.net):
-        pairs = with_references(formula_model, pairs)  # type: ignore[assignment]
-    loss, figures = mean_loss(formula_model, pairs, TrainConfig(loss="dpo", **SETTINGS))
+    with lora_disabled(model.net):
+        pairs = with_references(model, pairs)  # type: ignore[assignment]
+    loss, figures = mean_loss(model, pairs, TrainConfig(loss="dpo", **SETTINGS))
     assert loss == pytest.approx(gold["loss"], rel=1e-4)
     assert abs(gold["loss"] - math.log(2)) > 1e-3, "the adapter must make a difference, or nothing is tested"
     assert figures["reward_margin"] == pytest.approx(gold["reward_margin"], rel=1e-3, abs=1e-4)
     assert figures["reward_accuracy"] == pytest.approx(gold["reward_accuracy"])
 
 
-def test_kto_has_trls_value(formula_model: Model) -> None:
+def test_kto_has_trls_value(tmp_path: Path) -> None:
     gold = GOLDEN["kto"]
+    model = formula_model(tmp_path, "kto")
     triples = zip(rendered(gold["answers"]), rendered(gold["others"]), gold["good"], strict=True)
     rated = [Rated(answer, other, good) for answer, other, good in triples]
-    with lora_disabled(formula_model.net):
-        rated = with_references(formula_model, rated)  # type: ignore[assignment]
+    with lora_disabled(model.net):
+        rated = with_references(model, rated)  # type: ignore[assignment]
     config = TrainConfig(loss="kto", **SETTINGS)
-    whole = Batch(formula_model, rated, 1 / len(rated), config)
+    whole = Batch(model, rated, 1 / len(rated), config)
+    assert gold["kl"] > 0.1
     assert kto_reference_point(whole) == pytest.approx(gold["kl"], rel=1e-3, abs=1e-4)
-    assert mean_loss(formula_model, rated, config)[0] == pytest.approx(gold["loss"], rel=1e-4)
+    assert mean_loss(model, rated, config)[0] == pytest.approx(gold["loss"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import torch
 
 FILE = Path(__file__).with_suffix(".json")
 BETA = 0.3
+SCALES = {"dpo": 0.15, "kto": 0.3}  # of the adapter's numbers; KTO's so that its reference point is above 0
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 WORDS = 60  # t4 to t59 are words, before them pad, bos, eos, unknown
 
@@ -70,8 +71,8 @@ def adapter() -> Any:
     return LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM")
 
 
-def fill_adapter(net: Any) -> None:
-    fill((p for name, p in sorted(net.named_parameters()) if "lora_" in name), 0.15)
+def fill_adapter(net: Any, loss: str) -> None:
+    fill((p for name, p in sorted(net.named_parameters()) if "lora_" in name), SCALES[loss])
 
 
 def listed(batch: dict[str, Any], prefix: str = "") -> list[dict[str, list[int]]]:
@@ -106,7 +107,7 @@ def values(folder: Path) -> dict[str, Any]:
         peft_config=adapter(),
     )
     batch = next(iter(dpo.get_train_dataloader()))
-    fill_adapter(dpo.model.eval())
+    fill_adapter(dpo.model.eval(), "dpo")
     loss = dpo.compute_loss(dpo.model, batch)
     every = listed(batch)
     found["dpo"] = {
@@ -122,7 +123,7 @@ def values(folder: Path) -> dict[str, Any]:
         peft_config=adapter(),
     )
     batch = next(iter(kto.get_train_dataloader()))
-    fill_adapter(kto.model.eval())
+    fill_adapter(kto.model.eval(), "kto")
     loss = kto.compute_loss(kto.model, batch)
     found["kto"] = {
         "answers": listed(batch), "others": listed(batch, "KL_"), "good": [bool(x) for x in batch["label"]], "loss": float(loss),

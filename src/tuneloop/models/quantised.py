@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -65,6 +66,8 @@ def quantise(net: nn.Module) -> None:
             where="train.method",
             next_step="pip install bitsandbytes, or set train.method=lora",
         )
+    # It warns of a faster kernel that it would fetch from a hub; nothing is fetched while a model trains.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for name, module in list(net.named_modules()):
         if isinstance(module, nn.Linear) and "lm_head" not in name and not name.endswith("base_layer"):
             parent, _, last = name.rpartition(".")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuneloop import machine
 from tuneloop.files import content_hash, lock_folder, read_json, read_jsonl, read_yaml, write_json, write_yaml
 from tuneloop.recipe import Recipe
-from tuneloop.types import Dataset, Progress, Row, UserError, no_progress
+from tuneloop.types import Answer, Dataset, Progress, Row, UserError, no_progress
 
 if TYPE_CHECKING:
     from tuneloop.contenders import Asked
@@ -199,7 +199,11 @@ def _measure(template: Template, row: Row) -> Measured:
     from tuneloop.data.prepare import Measured
 
     rendered = template.render(row.messages, row.tools)
-    return Measured(len(rendered.ids), sum(rendered.mask[1:]))
+    longest = len(rendered.ids)
+    if row.meta.get("rejected"):  # the worse answer of a pair is trained on too
+        shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
+        longest = max(longest, len(template.render([*row.messages[:shared], *row.meta["rejected"]], row.tools).ids))
+    return Measured(longest, sum(rendered.mask[1:]))
 
 
 def prepare_stage(job: Job) -> Dataset:
@@ -943,6 +947,8 @@ def evaluate_alone(
     say: Callable[[str], None],
 ) -> Path:
     """Evaluate a run's tuned model, or any model, on a split; returns the folder with `eval.json`."""
+    from tuneloop.report.eval_html import write_page
+
     if split not in ("train", "val", "test"):
         raise UserError(f"No split named {split!r}", where="--split", next_step="choose train, val or test")
     run_folder = Path(target)
@@ -971,6 +977,7 @@ def evaluate_alone(
         _evaluate_into(
             job, folder, dataset, split, few_shot, name="tuned" if is_run else "few-shot" if few_shot else "zero-shot"
         )
+        write_page(folder)
     return folder
 
 
@@ -1031,6 +1038,7 @@ def compare_alone(places: list[str], out: str = "") -> list[Comparison]:
     """Paired comparison of evaluations against the first; `FOLDER:NAME` picks a baseline inside one."""
     from tuneloop.evaluate.evaluate import compare
     from tuneloop.evaluate.results import load_evaluation, write_evaluation
+    from tuneloop.report.eval_html import write_page
 
     if len(places) < 2:
         raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
@@ -1049,6 +1057,7 @@ def compare_alone(places: list[str], out: str = "") -> list[Comparison]:
             Path(out), loaded[last], model=manifest["model"], dataset=manifest["dataset"], split=manifest["split"], name=last,
             baselines={n: e for n, e in loaded.items() if n != last}, comparisons=comparisons, key=content_hash(places),
         )  # fmt: skip
+        write_page(Path(out))
     return comparisons
 
 
@@ -1100,3 +1109,38 @@ plan:
 """,
     )
     return path, found
+
+
+# --- asking again ------------------------------------------------------------------------------
+
+
+def answers_of(
+    run: Path, *, progress: Progress, say: Callable[[str], None]
+) -> Callable[[Sequence[Row]], list[Answer]] | None:
+    """A function that asks a run's tuned model, which is loaded when it is first called; None where there is no run.
+
+    Rows of its test split are asked as they stand there; a new prompt under the instruction that all of them share.
+    """
+    if not (run / "run.json").is_file():
+        return None
+    job = Job(load_run_recipe(run, []), run, progress, say)
+
+    def answers(rows: Sequence[Row]) -> list[Answer]:
+        from tuneloop.contenders import ask
+
+        dataset = _dataset_of(job, True, "")
+        known = {row.id: row for row in dataset.test}
+        shared = {row.messages[0]["content"] for row in dataset.test if row.messages[0]["role"] == "system"}
+        instruction = shared.pop() if len(shared) == 1 else ""
+        attach_trained(job)
+        asked = [known.get(row.id) or _under(row, instruction) for row in rows]
+        return ask(job.model, dataset, asked, job.recipe.evaluate, progress=progress, task="asking")[""].answers
+
+    return answers
+
+
+def _under(row: Row, instruction: str) -> Row:
+    """The row with a system turn, unless it has one."""
+    if not instruction or row.messages[0]["role"] == "system":
+        return row
+    return replace(row, messages=[{"role": "system", "content": instruction}, *row.messages])

@@ -51,6 +51,7 @@ def command(
                 print_json(written)
             else:
                 shown.say(f"{written['rows']} rows in {written['path']}" + _left(written))
+                shown.say(f"next: {written['prepare']}")
             return
         shown.say(f"{len(review.items)} items in {review.folder}")
         if not no_serve:

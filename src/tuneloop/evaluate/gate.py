@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
 
 EXIT: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
-LOWER_IS_BETTER = ("perplexity", "loss", "ece", "brier", "forgetting")
 Ask = Callable[[Sequence[Row]], list[Answer]]
 
 
@@ -318,17 +317,31 @@ def _only(side: Side, ids: set[str] | None) -> Evaluation:
     if ids is None:
         return side.evaluation
     from tuneloop.evaluate.config import EvaluateConfig
-    from tuneloop.evaluate.evaluate import evaluate
+    from tuneloop.evaluate.evaluate import Measured, evaluate
 
     whole = side.evaluation
     kept = [i for i, row in enumerate(whole.rows) if row.id in ids]
+
+    def some(values: Sequence[Any]) -> list[Any]:
+        return [values[i] for i in kept] if values else []
+
+    known = whole.measured
     return evaluate(
-        [whole.rows[i] for i in kept],
-        [whole.answers[i] for i in kept],
+        some(whole.rows),
+        some(whole.answers),
         task=whole.task,
         labels=whole.labels,
-        config=EvaluateConfig.model_validate({"fields": whole.fields, "bootstrap": whole.bootstrap}),
+        config=EvaluateConfig(fields=whole.fields, bootstrap=whole.bootstrap, cluster=whole.cluster),
         seed=whole.seed,
+        measured=Measured(
+            losses=some(known.losses),
+            loss_tokens=some(known.loss_tokens),
+            confidence=some(known.confidence),
+            further=some(known.further),
+            languages=some(known.languages),
+            row_scores={name: some(scores) for name, scores in known.row_scores.items()},
+            complete=True,  # what needs programs, models or files is not found out again
+        ),
     )
 
 
@@ -337,7 +350,7 @@ def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate:
 
     Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
     """
-    from tuneloop.evaluate.evaluate import compare
+    from tuneloop.evaluate.evaluate import LOWER_IS_BETTER, compare
     from tuneloop.evaluate.uncertainty import rows_to_settle
 
     if metric not in candidate.metrics or metric not in base.metrics:

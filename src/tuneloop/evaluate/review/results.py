@@ -193,7 +193,8 @@ def export(review: Review, kind: Export, path: Path | str) -> dict[str, Any]:
     `corrected`: every reviewed row with its reference, or what the reviewers made of it, as a test set.
 
     Returns:
-        `path`, `rows`, `left_out` (reason -> items), `conflicts` (rows corrected in more than one way).
+        `path`, `rows`, `left_out` (reason -> items), `conflicts` (rows corrected in more than one way), `prepare` (the
+        command that reads it).
 
     Raises:
         UserError: no vote gives such a row.
@@ -213,7 +214,14 @@ def export(review: Review, kind: Export, path: Path | str) -> dict[str, Any]:
             f"Nothing to export: {what}", where=str(review.votes_path), next_step="vote on some items first"
         )
     write_jsonl(path, rows)
-    return {"path": str(path), "rows": len(rows), "left_out": dict(left_out), "conflicts": conflicts}
+    labelled = kind == "corrected" and all("label" in row for row in rows)
+    return {
+        "path": str(path),
+        "rows": len(rows),
+        "left_out": dict(left_out),
+        "conflicts": conflicts,
+        "prepare": f"tuneloop prepare {path}" + (" task=classification" if labelled else ""),
+    }
 
 
 def _correction(given: Sequence[Vote]) -> tuple[str | None, bool]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from tuneloop.models.llama import Llama, LlamaConfig, Shared, _RmsNorm, _SwiGlu, attend, attend_shared, bias_of
+from tuneloop.models.llama import Llama, LlamaConfig, Shared, _RmsNorm, _SharedAttention, _SwiGlu, attend, bias_of
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.plan.estimate import ModelShape
 
@@ -201,13 +201,31 @@ def test_attention_with_grouped_heads_equals_attention_with_repeated_keys() -> N
 def test_no_rest_of_a_shared_layout_sees_another() -> None:
     torch.manual_seed(0)
     shared = Shared(prefix=4, rows=3, length=5)
-    q, k, v = torch.randn(1, 4, 19, 8), torch.randn(1, 2, 19, 8), torch.randn(1, 2, 19, 8)
-    bias = bias_of(torch.ones(1, 1, 5, 9, dtype=torch.bool).tril(4), q.dtype)
-    before = attend_shared(q, k, v, bias, shared)
-    k[:, :, 9:14] += 1.0  # the second rest
-    after = attend_shared(q, k, v, bias, shared)
+    q, k, v = torch.randn(1, 19, 4 * 8), torch.randn(1, 19, 2 * 8), torch.randn(1, 19, 2 * 8)
+    angle = torch.arange(9.0)[:, None] * torch.rand(1, 8)
+    bias = bias_of(torch.ones(9, 9, dtype=torch.bool).tril(), q.dtype)
+    before = _SharedAttention.apply(q, k, v, angle.cos(), angle.sin(), bias, shared)
+    k[:, 9:14] += torch.randn(5, 16)  # the second rest
+    after = _SharedAttention.apply(q, k, v, angle.cos(), angle.sin(), bias, shared)
     assert torch.equal(before[:, :9], after[:, :9]) and torch.equal(before[:, 14:], after[:, 14:])
     assert not torch.allclose(before[:, 9:14], after[:, 9:14])
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_the_gradient_of_shared_attention_is_that_of_its_values(prefix: int) -> None:
+    torch.manual_seed(0)
+    shared = Shared(prefix, rows=2, length=3)
+    tokens = prefix + 6
+    shapes = [(1, tokens, heads * 4) for heads in (4, 2, 2)]
+    q, k, v = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    angle = torch.arange(prefix + 3.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.3, 1.0, 0.3])
+    sign = torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    bias = bias_of(torch.ones(prefix + 3, prefix + 3, dtype=torch.bool).tril(), torch.float64)
+
+    def attention(*products: torch.Tensor) -> torch.Tensor:
+        return _SharedAttention.apply(*products, angle.cos(), angle.sin() * sign, bias, shared)
+
+    assert torch.autograd.gradcheck(attention, (q, k, v))
 
 
 def test_what_it_does_not_compute_is_left_to_transformers() -> None:

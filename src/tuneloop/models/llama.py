@@ -203,6 +203,11 @@ class KeyValues:
 SHORT = 700
 
 
+def by_products(x: Tensor, length: int) -> bool:
+    """Whether rows of this length take plain products instead of SDPA."""
+    return length <= SHORT and not x.is_cuda
+
+
 def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a query may look and minus infinity elsewhere: added to scores, once built for all layers."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
@@ -225,7 +230,7 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
     B, H, T, D = q_BHTD.shape
     K, S = k_BKSD.shape[1], k_BKSD.shape[2]
     G = H // K
-    if T > SHORT or q_BHTD.is_cuda or bias is None:
+    if bias is None or not by_products(q_BHTD, T):
         out = F.scaled_dot_product_attention(
             q_BHTD, k_BKSD, v_BKSD, attn_mask=bias, is_causal=bias is None, enable_gqa=G > 1
         )
@@ -245,27 +250,87 @@ class Shared:
     rows: int
     length: int
 
+    @property
+    def parts(self) -> list[tuple[int, int, int]]:
+        """First token, rows and length of the prefix (where there is one) and of the rests; a position is first + offset."""
+        rests = (self.prefix, self.rows, self.length)
+        return [(0, 1, self.prefix), rests] if self.prefix else [rests]
 
-def attend_shared(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shared: Shared) -> Tensor:
-    """Causal attention of a `Shared` layout, q (1, H, P + B T, D).
 
-    The prefix looks at itself, each rest at the prefix and at itself.
+def _turn(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` into `out` without further buffers; all (B, T, H, D), cos and sin (T, 1, D)."""
+    half = x.shape[-1] // 2
+    torch.mul(x, cos, out=out)
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
 
-    Args:
-        bias: of the rests (1, 1, T, P + T).
+
+class _SharedAttention(torch.autograd.Function):
+    """Rotary positions and causal attention of a `Shared` layout by plain products, with its gradient.
+
+    The prefix looks at itself, each rest at the prefix and at itself. Left to autograd, the same arithmetic keeps more and sums gradients
+    of halves and views one by one: 4 % of a whole training step.
     """
-    P, B, T = shared.prefix, shared.rows, shared.length
 
-    def parts(x: Tensor) -> tuple[Tensor, Tensor]:
-        heads, size = x.shape[1], x.shape[3]
-        return x[:, :, :P], x[0, :, P:].reshape(heads, B, T, size).transpose(0, 1)
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, shared: Shared
+    ) -> Tensor:
+        D = cos.shape[-1]
+        q, k, v = (x.reshape(-1, x.shape[-1] // D, D) for x in (q, k, v))
+        H, K = q.shape[1], k.shape[1]
+        out = torch.empty_like(q)
+        saved: list[Tensor] = []
+        keys = values = k.new_empty(1, K, 0, D)
+        for first, B, T in shared.parts:
+            place = slice(first, first + B * T)
+            turn = cos[first : first + T, None], sin[first : first + T, None]
+            queries = q.new_empty(B, H, T, D)
+            _turn(queries.transpose(1, 2), q[place].view(B, T, H, D), *(part * D**-0.5 for part in turn))
+            before, keys, values = (keys, values), k.new_empty(B, K, first + T, D), v.new_empty(B, K, first + T, D)
+            keys[:, :, :first], values[:, :, :first] = before
+            _turn(keys[:, :, first:].transpose(1, 2), k[place].view(B, T, K, D), *turn)
+            values[:, :, first:].transpose(1, 2).copy_(v[place].view(B, T, K, D))
+            # The query heads of one key head stand one under the other: one product for all of them.
+            queries = queries.view(B, K, -1, D)
+            scores = torch.matmul(queries, keys.transpose(2, 3))
+            scores.view(B, H, T, -1).add_(bias[first : first + T, : first + T])
+            weights = torch.softmax(scores, -1)
+            mixed = torch.matmul(weights, values)
+            out[place].view(B, T, H, D).copy_(mixed.view(B, H, T, D).transpose(1, 2))
+            saved += [queries, keys, values, weights]
+        ctx.save_for_backward(cos, sin, *saved)
+        ctx.shared = shared
+        return out.view(1, -1, H * D)
 
-    (q_prefix, q_rest), (k_prefix, k_rest), (v_prefix, v_rest) = parts(q), parts(k), parts(v)
-    keys = torch.cat((k_prefix.expand(B, -1, -1, -1), k_rest), 2)
-    values = torch.cat((v_prefix.expand(B, -1, -1, -1), v_rest), 2)
-    head = attend(q_prefix, k_prefix, v_prefix, None)
-    rest = attend(q_rest, keys, values, bias)
-    return torch.cat((head, rest.reshape(1, B * T, -1)), 1)
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin, *saved = ctx.saved_tensors
+        D, K, shared = cos.shape[-1], saved[1].shape[1], ctx.shared
+        grad = grads[0].reshape(-1, grads[0].shape[-1] // D, D)
+        H, P = grad.shape[1], shared.prefix
+        grad_q = torch.empty_like(grad)
+        grad_k, grad_v = grad.new_empty(len(grad), K, D), grad.new_empty(len(grad), K, D)
+        of_prefix: list[Tensor] = []
+        for (first, B, T), start in zip(reversed(shared.parts), range(len(saved) - 4, -1, -4), strict=True):
+            queries, keys, values, weights = saved[start : start + 4]
+            place = slice(first, first + B * T)
+            turn = cos[first : first + T, None], -sin[first : first + T, None]
+            above = grad[place].view(B, T, H, D).transpose(1, 2).reshape(B, K, -1, D)
+            to_values = torch.matmul(weights.transpose(2, 3), above)
+            to_weights = torch.matmul(above, values.transpose(2, 3))
+            to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+            to_queries = torch.matmul(to_scores, keys).view(B, H, T, D)
+            to_keys = torch.matmul(to_scores.transpose(2, 3), queries)
+            if of_prefix:  # the prefix comes last: the rests' gradients of its keys and values are known
+                to_keys, to_values = to_keys + of_prefix[0], to_values + of_prefix[1]
+            of_prefix = [x[:, :, :P].sum(0, keepdim=True) for x in (to_keys, to_values)]
+            _turn(grad_q[place].view(B, T, H, D), to_queries.transpose(1, 2), *(part * D**-0.5 for part in turn))
+            _turn(grad_k[place].view(B, T, K, D), to_keys[:, :, first:].transpose(1, 2), *turn)
+            grad_v[place].view(B, T, K, D).copy_(to_values[:, :, first:].transpose(1, 2))
+        flat = (x.view(1, len(grad), -1) for x in (grad_q, grad_k, grad_v))
+        return (*flat, None, None, None, None)
 
 
 def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -294,6 +359,11 @@ class Attention(nn.Module):
         cache: KeyValues | None,
         shared: Shared | None,
     ) -> Tensor:
+        if shared is not None:
+            assert bias is not None
+            products = self.q_proj(x_BTC), self.k_proj(x_BTC), self.v_proj(x_BTC)
+            mixed: Tensor = _SharedAttention.apply(*products, *rope, bias, shared)  # type: ignore[no-untyped-call]
+            return self.o_proj(mixed)  # type: ignore[no-any-return]
         B, T, _ = x_BTC.shape
         q = self.q_proj(x_BTC).view(B, T, self.heads, self.head_size).transpose(1, 2)
         k = self.k_proj(x_BTC).view(B, T, self.key_heads, self.head_size).transpose(1, 2)
@@ -301,13 +371,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        if shared is not None:
-            assert bias is not None
-            mixed = attend_shared(q, k, v, bias, shared)
-        else:
-            mixed = attend(q, k, v, bias)
-        out: Tensor = self.o_proj(mixed)
-        return out
+        return self.o_proj(attend(q, k, v, bias))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -358,15 +422,11 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RmsNorm(config.hidden_size, config.norm_eps)
 
-    def _bias(
-        self, x_BTC: Tensor, mask: Tensor | None, cache: KeyValues | None, shared: Shared | None
-    ) -> Tensor | None:
+    def _bias(self, x_BTC: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor | None:
         """What all layers add to their scores; None leaves causality to SDPA."""
-        if shared is not None:
-            mask = causal_mask(shared.length, shared.prefix, x_BTC.device)
-        elif mask is None:
+        if mask is None:
             new, before = x_BTC.shape[1], 0 if cache is None else cache.length
-            if not before and cache is None and (new > SHORT or x_BTC.is_cuda):
+            if not before and cache is None:
                 return None
             mask = causal_mask(new, before, x_BTC.device)
         if cache is not None:  # buffers are longer than what they hold
@@ -387,15 +447,22 @@ class LlamaModel(nn.Module):
         cache: KeyValues | None = None,
         shared: Shared | None = None,
     ) -> Tensor:
-        if positions_BT is None:
-            positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+        rows, length = ids_BT.shape
+        if shared is None and positions_BT is None and mask is None and cache is None and by_products(ids_BT, length):
+            shared, ids_BT = Shared(0, rows, length), ids_BT.reshape(1, -1)
         x = self.embed_tokens(ids_BT)
-        rope = self.rope(positions_BT, x.dtype)
-        bias = self._bias(x, mask, cache, shared)
+        if shared is not None:
+            length = shared.prefix + shared.length
+            cos, sin = self.rope(torch.arange(length, device=x.device)[None], x.dtype)
+            rope, bias = (cos[0, 0], sin[0, 0]), bias_of(causal_mask(length, 0, x.device), x.dtype)[0, 0]
+        else:
+            if positions_BT is None:
+                positions_BT = torch.arange(length, device=x.device)[None]
+            rope, bias = self.rope(positions_BT, x.dtype), self._bias(x, mask, cache)  # type: ignore[assignment]
         for layer in self.layers:
             x = layer(x, rope, bias, cache, shared)
         out: Tensor = self.norm(x)
-        return out
+        return out.view(rows, -1, out.shape[-1])
 
 
 class Llama(nn.Module):
@@ -438,10 +505,10 @@ class Llama(nn.Module):
         """
         B, T = ids_BT.shape
         P = len(prefix_P)
-        steps = torch.arange(P + T, device=ids_BT.device)
-        positions = torch.cat((steps[:P], steps[P:].repeat(B)))[None]
+        if not by_products(ids_BT, P + T):
+            return self.hidden(torch.cat((prefix_P.expand(B, -1), ids_BT), 1))[:, P:]
         flat = torch.cat((prefix_P, ids_BT.reshape(-1)))[None]
-        out: Tensor = self.model(flat, positions, shared=Shared(P, B, T))
+        out: Tensor = self.model(flat, shared=Shared(P, B, T))
         return out[0, P:].reshape(B, T, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,0 +1,192 @@
+"""Training speed on this machine, beside Transformers' Trainer with PEFT and beside TRL, in one run.
+
+    python benchmarks/train.py [--methods qv,all-linear,full] [--contenders tuneloop,trainer,trl,plain] [--rows 160]
+
+Each contender trains one epoch of the same chats from the same base in a process of its own: the whole process counts, imports and loading included. The peers are installed
+into an environment of their own (`--peers FOLDER`). Printed: tokens a second without padding, the ratio to the best peer, peak resident memory, the
+share of the measured bf16 matmul peak that needed operations reach, and the loss on held-out chats afterwards, computed by one function for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tuneloop.models.load import load_model, load_tokenizer, use_threads
+from tuneloop.models.names import resolve
+from tuneloop.models.template import Rendered
+
+HERE = Path(__file__).parent
+MODEL = "smollm2-135m"
+PEERS = ("torch>=2.4,<3", "transformers", "peft", "trl", "datasets", "accelerate")
+RATES = {"qv": 5e-4, "all-linear": 5e-4, "full": 3e-5}
+
+
+def chats(folder: Path, most: int) -> list[Rendered]:
+    """Rendered rows of at most 350 tokens: p10, p50, p90 about 60, 130, 280."""
+    template = load_tokenizer(MODEL)
+    rows = json.loads((folder / "train.json").read_text())
+    turns = [((r["instruction"] + "\n" + (r.get("input") or "")).strip(), r["output"]) for r in rows]
+    rendered = [
+        template.render([{"role": "user", "content": q}, {"role": "assistant", "content": a}]) for q, a in turns
+    ]
+    return [r for r in rendered if len(r.ids) <= 350][:most]
+
+
+def needed_gflop(method: str, rows: list[Rendered]) -> float:
+    """Operations that the gradient needs, in GFLOP for one epoch.
+
+    Forward and the gradient with respect to activations, 2 a weight and token each; for full tuning the gradient with respect to weights too (2 more). The vocabulary
+    projection on supervised positions only. Attention: 4 C T forward (half of it masked), twice that backward. Padding, recomputation and the adapter itself are not counted.
+    """
+    from tuneloop.models.llama import LlamaConfig
+
+    c = LlamaConfig.from_json(json.loads((resolve(MODEL) / "config.json").read_text()))
+    per_layer = c.hidden_size * c.head_size * (2 * c.heads + 2 * c.key_heads) + 3 * c.hidden_size * c.intermediate_size
+    body, head = c.layers * per_layer, c.vocab_size * c.hidden_size
+    passes = 6 if method == "full" else 4
+    tokens = sum(len(r.ids) for r in rows)
+    learned = sum(sum(r.mask[1:]) for r in rows)
+    attention = sum(len(r.ids) ** 2 for r in rows) * 2 * c.heads * c.head_size * c.layers * 3
+    return (passes * (body * tokens + head * learned) + attention) / 1e9
+
+
+def matmul_peak() -> float:
+    """GFLOP/s of the best of some large bf16 products on this machine now."""
+    import torch
+
+    use_threads()
+    best = 0.0
+    for n in (1024, 2048):
+        a, b = torch.randn(n, n, dtype=torch.bfloat16), torch.randn(n, n, dtype=torch.bfloat16)
+        for _ in range(8):
+            began = time.perf_counter()
+            a @ b
+            best = max(best, 2 * n**3 / (time.perf_counter() - began) / 1e9)
+    return best
+
+
+def train_ours(job: dict[str, Any]) -> None:
+    """The same job by tuneloop; see `train_peers.py` for the others."""
+    from tuneloop.train.config import TrainConfig
+    from tuneloop.train.loop import train
+
+    use_threads()
+    model = load_model(MODEL)
+    shared = {
+        "learning_rate": job["learning_rate"],
+        "rows_per_step": job["batch"],
+        "epochs": 1,
+        "warmup": job["warmup_steps"] / job["steps"],
+    }
+    kinds = {"qv": {"targets": ["q_proj", "v_proj"]}, "all-linear": {"targets": "all-linear"}, "full": {}}
+    method = "full" if job["method"] == "full" else "lora"
+    if method == "lora":
+        kinds[job["method"]] |= {"rank": job["rank"], "alpha": 2 * job["rank"], "lora_plus": 1.0}
+    config = TrainConfig(method=method, **shared, **kinds[job["method"]])
+    rows = [Rendered(r["ids"], [int(x >= 0) for x in r["labels"]]) for r in job["rows"]]
+    train(model, rows, [], config, Path(job["out"]))
+
+
+def val_loss(job: dict[str, Any], rows: list[Rendered]) -> float:
+    """Mean loss of held-out answers under a contender's result."""
+    from tuneloop.models.generate import answer_losses
+    from tuneloop.models.lora import load_adapter
+
+    use_threads()
+    out = Path(job["out"])
+    adapter = next((p for p in (out / "adapter", out) if (p / "adapter_config.json").is_file()), None)
+    full = next((p for p in (out / "model", out) if (p / "config.json").is_file()), None)
+    if adapter is None and full is not None:
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            source = resolve(MODEL) / name
+            if source.is_file() and not (full / name).exists():
+                (full / name).write_bytes(source.read_bytes())
+        model = load_model(str(full))
+    else:
+        model = load_model(MODEL)
+        if adapter is not None:
+            load_adapter(model.net, adapter)
+    return answer_losses(model, rows)[0]
+
+
+def run(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Wall seconds and peak resident GiB of a process."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed:\n{errors[-2000:]}")
+    return time.monotonic() - began, usage.ru_maxrss / 2**20
+
+
+def peers_python(folder: Path) -> str:
+    """Python of the peers' environment, made when it isn't there."""
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        print(f"installing {', '.join(PEERS)} into {folder}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS], check=True)
+    return str(python)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "alpaca_en_demo")
+    parser.add_argument("--methods", default="qv,all-linear,full")
+    parser.add_argument("--contenders", default="tuneloop,trainer,trl", help="also: plain (slow), trainer-autocast")
+    parser.add_argument("--rows", type=int, default=160)
+    parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "tuneloop" / "benchmark-peers")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        train_ours(json.loads(Path(options.job).read_text()))
+        return
+    if not (options.data / "train.json").is_file():
+        sys.exit(f"No train.json under {options.data}: give a folder in alpaca's format with --data")
+    rows = chats(options.data, options.rows + 64)
+    train_rows, held_out = rows[: options.rows], rows[options.rows :]
+    tokens = sum(len(r.ids) for r in train_rows)
+    lengths = sorted(len(r.ids) for r in train_rows)
+    peak = matmul_peak()
+    print(
+        f"{len(train_rows)} chats, {tokens:,} tokens (p10/50/90 {lengths[len(lengths) // 10]}/{lengths[len(lengths) // 2]}/{lengths[9 * len(lengths) // 10]}), "
+        f"{sum(sum(r.mask[1:]) for r in train_rows) / tokens:.0%} learned; bf16 matmul peak {peak:.0f} GFLOP/s"
+    )
+    print(f"{'method':<11} {'contender':<17} {'tokens/s':>8} {'seconds':>8} {'GiB':>6} {'of peak':>8} {'val loss':>9}")
+    for method in options.methods.split(","):
+        gflop = needed_gflop(method, train_rows)
+        for contender in options.contenders.split(","):
+            with tempfile.TemporaryDirectory() as folder:
+                steps = -(-len(train_rows) // 8)
+                job = {
+                    "model": str(resolve(MODEL)), "method": method, "rank": 8, "batch": 8, "learning_rate": RATES[method], "steps": steps,
+                    "warmup_steps": 1, "pad": load_tokenizer(MODEL).pad_id, "out": folder,
+                    "rows": [{"ids": r.ids, "labels": [i if m else -100 for i, m in zip(r.ids, r.mask, strict=True)]} for r in train_rows],
+                }  # fmt: skip
+                path = Path(folder) / "job.json"
+                path.write_text(json.dumps(job))
+                if contender == "tuneloop":
+                    command = [sys.executable, __file__, "--job", str(path)]
+                else:
+                    command = [peers_python(options.peers), str(HERE / "train_peers.py"), contender, str(path)]
+                seconds, gib = run(command, {**os.environ, "HF_HUB_OFFLINE": "1"})
+                loss = val_loss(job, held_out)
+                print(
+                    f"{method:<11} {contender:<17} {tokens / seconds:8.0f} {seconds:8.1f} {gib:6.2f} {gflop / seconds / peak:8.0%} {loss:9.4f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

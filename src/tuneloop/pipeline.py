@@ -854,11 +854,19 @@ def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "
     return recipe_for_sources([source], settings, model=model)
 
 
-def prepare_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> Dataset:
-    """The prepare stage by itself, into `out` or `datasets/NAME`."""
+def prepare_alone(
+    recipe: Recipe, out: str, *, track: bool = False, progress: Progress, say: Callable[[str], None]
+) -> Dataset:
+    """The prepare stage by itself, into `out` or `datasets/NAME`; with `track` the data set is logged to MLflow."""
     folder = Path(out) if out else Path("datasets") / recipe.name
     with lock_folder(folder):
-        return _prepare_into(Job(recipe, folder, progress, say), folder)
+        dataset = _prepare_into(Job(recipe, folder, progress, say), folder)
+        if track:
+            from tuneloop.track import start_tracking
+
+            say("track     logging the data set to MLflow")
+            start_tracking(recipe.model_dump(mode="json"), folder, warn=say).finish(timeout=60.0)
+    return dataset
 
 
 def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:

@@ -455,7 +455,7 @@ def log_dataset(client: MlflowClient, follower: Follower, manifest: dict[str, An
         name=str(manifest.get("id") or manifest.get("name") or "dataset")[:500],
         digest=str(manifest.get("hash") or manifest.get("id") or "unknown")[:36],  # MLflow's limit
         source_type="local",
-        source=json.dumps({"uri": (follower.run / "dataset").as_uri()}),
+        source=json.dumps({"uri": (folder if (folder := follower.run / "dataset").is_dir() else follower.run).as_uri()}),
         schema=json.dumps({"mlflow_colspec": columns}),
         profile=json.dumps(profile),
     )
@@ -601,6 +601,7 @@ def log_artifacts(client: MlflowClient, follower: Follower) -> None:
         "metrics.jsonl",
         "dataset/dataset.json",
         "dataset/rejects.jsonl",
+        "dataset.json",
         "adapter/adapter_config.json",
     ):
         path = follower.run / name
@@ -618,6 +619,7 @@ def _float(value: object) -> float | None:
 LOGGED_FILES = {
     "environment.json": log_environment,
     "dataset/dataset.json": log_dataset,
+    "dataset.json": log_dataset,  # of a data set that was prepared by itself
     "plan.json": log_plan,
     "run.json": log_outcome,
     "eval.json": log_evaluation,

@@ -77,3 +77,16 @@ def test_run_and_train_refuse_data_with_an_error(
         err = capsys.readouterr().err
         assert "1 check at error: secrets" in err and "data.allow_errors=true" in err
         assert not list(Path("one").glob("plan.json")) and not list(Path("one").glob("metrics.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_data_set_prepared_by_itself_is_logged_to_mlflow_when_asked(source: Path, tiny_llama: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    assert main(["prepare", str(source), "-o", "set", "--model", str(tiny_llama), "--track", "--quiet"]) == 0
+    manifest = json.loads(Path("set/dataset.json").read_text())
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{Path('mlflow.db').resolve()}")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (logged,) = run.inputs.dataset_inputs
+    assert logged.dataset.name == manifest["id"] and logged.dataset.digest == manifest["hash"][:36]
+    assert json.loads(logged.dataset.source)["uri"] == Path("set").resolve().as_uri()
+    assert json.loads(logged.dataset.profile)["counts"] == manifest["counts"] and run.info.status == "FINISHED"

@@ -613,7 +613,9 @@ def test_lists_of_labels_become_one_answer_in_alphabetical_order() -> None:
     parsed = parse(rows[0], rows)
     assert turns(parsed) == [("system", CLASSIFY_MANY), ("user", "t 0"), ("assistant", "a, b")]
     assert isinstance(parsed, Parsed) and (parsed.label, parsed.extra) == ("a, b", {"labels": ["a", "b"]})
-    assert reason(parse({"text": "t", "labels": []}, rows)) == "empty_output"
+    none = parse({"text": "t", "labels": []}, rows)  # that no label applies is an answer too
+    assert isinstance(none, Parsed) and none.label == "none" and none.extra["labels"] == ["none"]
+    assert reason(parse({"text": "t", "labels": [""]}, rows)) == "empty_output"
     assert reason(parse({"text": "t", "labels": "a"}, rows)) == "wrong_type"
     assert reason(parse({"text": "t", "labels": ["a", 1]}, rows)) == "wrong_type"
     assert reason(parse(rows[0], rows, labels=["a"])) == "unknown_label"

@@ -491,3 +491,18 @@ def test_clean_tickets_are_left_alone() -> None:
         pytest.skip("the data sets are not here")
     texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
     assert [text for text in texts if find(text, CONFIG)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("I live at Kerkstraat 12, 9000 Gent. Thank you", "Kerkstraat 12, 9000 Gent"),
+        ("Via Roma 12, 20121 Milano. Grazie mille", "Via Roma 12, 20121 Milano"),
+        ("12 Main Street, Springfield. Thanks", "12 Main Street, Springfield"),
+        ("Lange Gasse 7, 1080 Wien\nThanks", "Lange Gasse 7, 1080 Wien"),
+        ("12 Oak Avenue, St. Louis, MO 63101. Thanks", "12 Oak Avenue, St. Louis, MO 63101"),
+    ],
+)
+def test_an_address_ends_with_its_town_not_with_the_next_sentence(text: str, address: str) -> None:
+    (found,) = find(text, PersonalConfig())
+    assert text[found.start : found.end] == address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ def command(
     name: str = typer.Option("", "--name", help="Name of the data set; default: that of the first source."),
     model: str = typer.Option("", "--model", "-m", help="Model whose tokenizer and chat template measure the rows."),
     show: int = typer.Option(0, "--show", help="Print this many rows as the model sees them, learned tokens coloured."),
+    track: bool = typer.Option(
+        False, "--track", help="Log the data set to MLflow; also done where MLFLOW_TRACKING_URI is set."
+    ),
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -30,7 +34,8 @@ def command(
     places, settings = split_arguments(sources)
     recipe = pipeline.recipe_for_sources(places, settings, name=name, model=model)
     with screen(quiet) as shown:
-        dataset = pipeline.prepare_alone(recipe, out, progress=shown.progress, say=shown.say)
+        track = track or bool(os.environ.get("MLFLOW_TRACKING_URI"))
+        dataset = pipeline.prepare_alone(recipe, out, track=track, progress=shown.progress, say=shown.say)
     if show:
         from tuneloop.cli.rows import print_rows
 

@@ -17,6 +17,7 @@ from tuneloop.data.dataset import MANIFEST, dataset_hash, label_counts, token_st
 from tuneloop.data.lineage import dataset_folder, read_lines, read_manifest, split_files
 from tuneloop.data.match import NO_TEXT, Matcher
 from tuneloop.data.mix import GENERAL_FILE
+from tuneloop.data.refine import counted
 from tuneloop.data.split import SPLITS
 from tuneloop.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
 from tuneloop.types import Dataset, Reject, Row, UserError
@@ -503,6 +504,7 @@ def _manifest_after(
     manifest["rejected"] = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
     kinds = Counter(str(record.get("kind")) for _, record in _records(folder / "repairs.jsonl"))
     manifest["repaired"] = dict(sorted(kinds.items()))
+    manifest["personal"] = _personal_after(folder)
     sizes = {split: sum("mix" not in row.meta for row in rows[split]) for split in SPLITS}
     kept, rejected = sum(sizes.values()), reasons.total()
     manifest["counts"] = {
@@ -526,6 +528,15 @@ def _manifest_after(
     manifest["id"] = f"{old['name']}-{manifest['hash'][:12]}"
     manifest["checks"] = _checks_after(old, Dataset(str(folder), manifest, *(rows[split] for split in SPLITS)), checks)
     return manifest
+
+
+def _personal_after(folder: Path) -> dict[str, int]:
+    """Kinds of personal data that were replaced in the rows that are left."""
+    found: Counter[str] = Counter()
+    for _, record in _records(folder / "repairs.jsonl"):
+        if record.get("kind") == "pii":
+            found += counted(str(record.get("detail", "")))
+    return dict(sorted(found.items()))
 
 
 def _rows_with_content(manifest: Mapping[str, Any]) -> int:

@@ -107,7 +107,10 @@ class Endings:
             return True
         if word in _GO_ON and ended <= UNUSUAL_END * seen:
             return True
-        return len(found) >= 4 and ended <= UNUSUAL_END * seen and self._others_go_on(text)
+        unusual = (
+            ended <= UNUSUAL_END * seen or len(word) < 3
+        )  # a letter or two are mostly the rest of a cut themselves
+        return len(found) >= 4 and unusual and self._others_go_on(text)
 
     def _is_fragment(self, word: str, seen: int) -> bool:
         """Whether a word that stands at ends only is the beginning of one that is far more frequent."""
@@ -142,7 +145,7 @@ def _is_prose(text: str) -> bool:
     """Whether the last line is a sentence rather than an item, a heading, a link, a sum or a short fact."""
     line = text[text.rfind("\n") + 1 :]
     last = line.split()[-1] if line.split() else ""
-    long = len(line) >= 12 if _CJK.search(line) else len(line.split()) >= 5
+    long = len(line) >= 12 if _CJK.search(line) else len(line.split()) >= 4
     return long and not _ITEM.match(line) and not re.search(r"[/#=@_]", last)
 
 

@@ -59,7 +59,8 @@ __all__ = [
 ]
 
 CLASSIFY = "Classify the text. Answer with the label only."
-CLASSIFY_MANY = "Classify the text. Answer with all labels that apply, in alphabetical order, separated by commas."
+CLASSIFY_MANY = "Classify the text. Answer with all labels that apply, in alphabetical order, separated by commas; with none where none applies."
+NO_LABELS = "none"  # the label of a row whose list of labels is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +246,9 @@ def _labels(record: Record, column: str, guess: FormatGuess, config: PrepareConf
         raise Refused("wrong_type", f"column {column!r} is {json_type(value)}, not an array of labels")
     labels = sorted({label.strip() for label in value} - {""})
     if not labels:
-        raise Refused("empty_output", f"column {column!r} has no labels")
+        if value:
+            raise Refused("empty_output", f"column {column!r} has only empty labels")
+        return [NO_LABELS]  # others have some: that none applies is an answer too
     for label in labels:
         _check_class(label, column, guess, config)
     return labels

@@ -486,11 +486,16 @@ _UP_TO_NUMBER = re.compile(
             rf"(?:Am|An der|An den|Im|In der|Auf dem|Auf der|Unter den|Zum|Zur) {_CAP} {_HOUSE}, ?\d{{5}}(?!\d)",
             rf"{_ROAD_BEFORE} ?(?:{_PARTICLE} )*{_LETTERS}[\w'’.-]{{0,30}}{_NAME_WORDS},? {_NO_BEFORE}{_HOUSE}",
             rf"{_ROAD_BEFORE_NAME} (?:{_PARTICLE} )*{_CAP}{_NAME_WORDS},? {_NO_BEFORE}{_HOUSE}",  # Via Roma 12
-            rf"(?!{_MONTHS})(?:{_CAP} ){{1,4}}\d{{1,4}} ?[a-z]?,\s(?:[A-Z]{{1,2}}-)?(?:\d{{5}}|(?!19|20)\d{{4}}) (?={_CAP})",  # Whatever 12, 1010 Wien
+            rf"(?!{_MONTHS})(?:{_CAP} ){{1,4}}\d{{1,4}} ?[a-z]?,\s(?:[A-Z]{{1,2}}-)?(?:\d{{5}}|(?!19|20)\d{{4}}) {_CITY}",  # Whatever 12, 1010 Wien
             r"(?i:P\.? ?O\.? ?Box|Post Office Box|Postfach|Postbus|Apartado(?: de Correos)?|Apdo\.?|Casella Postale|Caixa Postal|B\.?P\.|GPO Box|Private Bag) ?(?:#|No\.? ?)?\d{1,6}\b",
         )
     )
     + rf"){_TAIL}"
+)
+# "9000 Gent. Thank": one word behind a full stop, unless that is the stop of a short form.
+_NEXT_SENTENCE = re.compile(r"(\w+)\.\s+[^\W\d_][\w'’-]*$")
+_SHORT = re.compile(
+    r"(?i:ste?|mt|ft|pt|ave?|bd|blvd|rd|ln|dr|ct|sq|ter|pl|cir|trl|str|hwy|pkwy|cres|apt|no|nr|[nsew]|[ns][ew])"
 )
 _NUMBER = re.compile(r"(?<![\d$€£.#/-])\d{1,6}(?!\d|[.:]\d)")
 # What stands before a number where the street's name comes first; lower case.
@@ -520,5 +525,7 @@ def street_addresses(text: str, lower: str) -> Iterator[Span]:
             value = match.group().rstrip(" ,\n")
             if value.endswith(".") and len(value.split()[-1]) > 6:  # the sentence's full stop, not that of "Ave."
                 value = value[:-1]
+            if (stop := _NEXT_SENTENCE.search(value)) and not _SHORT.fullmatch(stop[1]):
+                value = value[: stop.end(1)]
             yield ("STREET_ADDRESS", match.start(), match.start() + len(value))
             done = match.end()

@@ -11,7 +11,14 @@ from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.shape import ModelShape, find_model, target_modules
 
 # Models of published runs that are not bundled, from their config.json.
-OTHERS = {"mistral-7b": ModelShape(32000, 4096, 14336, 32, 32, 8, 128, False, 32768)}
+OTHERS = {
+    "mistral-7b": ModelShape(32000, 4096, 14336, 32, 32, 8, 128, False, 32768),
+    "qwen-1.8b": ModelShape(151936, 2048, 5504, 24, 16, 16, 128, False, 32768, qkv_bias=True),
+    "qwen-7b": ModelShape(151936, 4096, 11008, 32, 32, 32, 128, False, 32768, qkv_bias=True),
+    "qwen-14b": ModelShape(152064, 5120, 13696, 40, 40, 40, 128, False, 32768, qkv_bias=True),
+    "yi-34b": ModelShape(64000, 7168, 20480, 60, 56, 8, 128, False, 4096),
+    "llama-2-7b-long": ModelShape(32000, 4096, 11008, 32, 32, 32, 128, False, 131072),  # its positions stretched
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Point:
 
 
 def read_points(path: Path) -> tuple[str, list[Point]]:
-    """The half (`fit` or `held out`) and the runs of a file."""
+    """The half (`fit`, `held out` or `blind`) and the runs of a file."""
     file = read_yaml(path)
     return file["half"], [_point({**file["defaults"], **row}) for row in file["points"]]
 

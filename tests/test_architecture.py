@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "contenders": BASE | {"models"} | STAGES,
     "doctor": BASE | {"models"},
     "pipeline": BASE | {"models", "recipe", "contenders"} | STAGES,
-    "cli": BASE | {"models", "recipe", "pipeline", "doctor"} | STAGES,
+    "evaluations": BASE | {"models", "recipe", "contenders", "pipeline"} | STAGES,
+    "cli": BASE | {"models", "recipe", "pipeline", "evaluations", "doctor"} | STAGES,
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "scipy", "peft", "sacrebleu", "rouge_score",
@@ -62,6 +63,7 @@ NEED = {
     "evaluate.agreement": {"numpy"},
     "evaluate.metrics": {"numpy"},
     "evaluate.evaluate": {"numpy"},
+    "evaluate.forgetting": {"numpy"},
     "evaluate.uncertainty": {"numpy"},
     "evaluate.calibration": {"numpy"},
     "evaluate.multilabel": {"numpy"},

@@ -18,7 +18,7 @@ from tuneloop.contenders import (
     uses_choice,
 )
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
-from tuneloop.evaluate.few_shot import with_examples
+from tuneloop.evaluate.prompt import prompt_turns
 from tuneloop.types import Dataset, Row, UserError
 
 LABELS = ["delivery", "delivery delay", "refund"]
@@ -160,7 +160,7 @@ def test_examples_prompt_and_answer_fit_the_context(model: Any, context: int) ->
     assert len(examples) < 8
     assert warning and f"Only {len(examples)} of 8" in warning
     for test_row in data.test:
-        prompt = model.template.prompt_ids(with_examples(test_row, examples), test_row.tools)
+        prompt = model.template.prompt_ids(prompt_turns(test_row, examples=examples), test_row.tools)
         assert len(prompt) + answer_limit(small, data, SHORT) <= context
 
 

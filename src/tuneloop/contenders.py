@@ -5,11 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
-from tuneloop.evaluate.few_shot import choose_examples, fit_examples, with_examples
-from tuneloop.models.generate import LabelTrie, answer_losses, choose, generate, label_trie
+from tuneloop.evaluate.evaluate import sample_rows
+from tuneloop.evaluate.few_shot import choose_examples, fit_examples, nearest_examples
+from tuneloop.evaluate.forgetting import (
+    Ability,
+    Completed,
+    ability,
+    canaries,
+    canaries_in_words,
+    forgetting,
+    memorisation,
+)
+from tuneloop.evaluate.prompt import prompt_turns
+from tuneloop.models.generate import AnswerFit, LabelTrie, answer_fits, choose, generate, label_trie, shared_length
 from tuneloop.models.load import Model
 from tuneloop.types import Answer, Dataset, Message, Progress, Row, UserError, no_progress
 
@@ -19,11 +32,27 @@ CONTENT_FREE = "N/A"
 
 @dataclass(frozen=True)
 class Asked:
-    """A contender's answers and what they took; `perplexity` is of the reference answers, where measured."""
+    """A contender's answers and what they took.
+
+    Args:
+        answers: one a row.
+        seconds: to get them.
+        training_seconds: spent before, on training.
+        losses, loss_tokens: of the reference answers, where measured: summed loss and tokens of each row.
+        computed: tokens that were computed (what prompts share is computed once); 0: unknown.
+    """
 
     answers: list[Answer]
     seconds: float
-    perplexity: float | None = None
+    training_seconds: float = 0.0
+    losses: tuple[float, ...] = ()
+    loss_tokens: tuple[int, ...] = ()
+    computed: int = 0
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the mean loss of a reference token."""
+        return math.exp(min(sum(self.losses) / max(sum(self.loss_tokens), 1), 50.0)) if self.losses else None
 
     @property
     def prompt_tokens(self) -> int:
@@ -54,7 +83,8 @@ def answer_limit(model: Model, dataset: Dataset, config: EvaluateConfig) -> int:
     """
     if config.max_new_tokens:
         return config.max_new_tokens
-    lengths = sorted(len(model.template.encode(row.answer)) + 1 for row in dataset.train[:2000])
+    known = dataset.train[:2000] or dataset.test[:2000]  # a file by itself: there its own references tell
+    lengths = sorted(len(model.template.encode(row.answer)) + 1 for row in known) or [256]
     typical = lengths[min(int(0.98 * len(lengths)), len(lengths) - 1)]
     return max(8, min(math.ceil(1.25 * typical), 1024))
 
@@ -85,6 +115,27 @@ def few_shot_examples(
     return fit_examples(examples, room, count)
 
 
+def nearest_few_shot(
+    model: Model, dataset: Dataset, rows: Sequence[Row], k: int, config: EvaluateConfig
+) -> tuple[list[list[Row]], str]:
+    """For each row its nearest training rows as examples (MiniLM where it is installed, else TF-IDF), and how they were found.
+
+    Where the context holds fewer, a row's farthest examples are left out.
+    """
+    from tuneloop.evaluate.embedding import EMBEDDER, embedder
+
+    candidates = [row for row in dataset.train if row.shows_the_task]
+    embed = embedder()
+    chosen = nearest_examples(candidates, rows, k, embed=embed)
+    limit = model.context - answer_limit(model, dataset, config) - 16
+    kept = []
+    for row, examples in zip(rows, chosen, strict=True):
+        while examples and len(model.template.prompt_ids(prompt_turns(row, examples=examples), row.tools)) > limit:
+            examples = examples[1:]
+        kept.append(examples)
+    return kept, EMBEDDER if embed else "TF-IDF"
+
+
 def ask(
     model: Model,
     dataset: Dataset,
@@ -92,6 +143,7 @@ def ask(
     config: EvaluateConfig,
     *,
     examples: Sequence[Row] = (),
+    prompts: Sequence[Sequence[Message]] | None = None,
     calibrated: bool = False,
     progress: Progress = no_progress,
     task: str = "answering",
@@ -101,34 +153,63 @@ def ask(
     Args:
         model: with or without an adapter.
         examples: shown in the prompt as earlier turns.
+        prompts: each row's turns before its answer; default: its own, after the examples.
         calibrated: with choice scoring, also give the answers of calibrated scores.
         task: name for the progress display.
 
     Returns:
         `{"": ...}`, and `{"calibrated": ...}` when asked for.
+
+    Raises:
+        UserError: a prompt is longer than the model's context, or there is none.
     """
     started = time.monotonic()
-    prompts = [_prompt(model, row, examples) for row in rows]
+    plain = prompts is None and not examples
+    turns = prompts if prompts is not None else [prompt_turns(row, examples=examples) for row in rows]
+    ids = [model.template.prompt_ids(list(t), row.tools) for t, row in zip(turns, rows, strict=True)]
     if not uses_choice(dataset, config):
-        answers = generate(
-            model, prompts, max_new_tokens=answer_limit(model, dataset, config), progress=progress, task=task
-        )
+        limit = answer_limit(model, dataset, config)
+        _refuse_too_long(model, rows, ids)
+        answers = generate(model, ids, max_new_tokens=limit, progress=progress, task=task)
         seconds = time.monotonic() - started
-        perplexity = None
-        if not examples and dataset.task != "classification":
-            loss, _ = answer_losses(model, [model.template.render(row.messages, row.tools) for row in rows])
-            perplexity = math.exp(min(loss, 50.0))
-        return {"": Asked(answers, seconds, perplexity)}
+        losses: tuple[float, ...] = ()
+        tokens: tuple[int, ...] = ()
+        if plain and dataset.task != "classification":
+            fits = answer_fits(model, [model.template.render(row.messages, row.tools) for row in rows])
+            losses, tokens = tuple(f.loss for f in fits), tuple(f.tokens for f in fits)
+        return {"": Asked(answers, seconds, losses=losses, loss_tokens=tokens, computed=_computed(ids, answers))}
     trie = labels_as_tokens(model, dataset, rows[0])
+    _refuse_too_long(model, rows, ids)
     # Calibration subtracts from every label's score, so every label's score is needed.
-    answers = choose(model, prompts, trie, prune=not calibrated, progress=progress, task=task)
+    answers = choose(model, ids, trie, prune=not calibrated, progress=progress, task=task)
     seconds = time.monotonic() - started
-    asked = {"": Asked(answers, seconds)}
+    asked = {"": Asked(answers, seconds, computed=_computed(ids, answers))}
     if calibrated:
         blank = _content_free(rows[0])
-        offset = choose(model, [_prompt(model, blank, examples)], trie)[0].scores or {}
-        asked["calibrated"] = Asked([_calibrated(answer, offset) for answer in answers], time.monotonic() - started)
+        shown = model.template.prompt_ids(prompt_turns(blank, examples=examples), blank.tools)
+        offset = choose(model, [shown], trie)[0].scores or {}
+        subtracted = [_calibrated(answer, offset) for answer in answers]
+        asked["calibrated"] = replace(asked[""], answers=subtracted, seconds=time.monotonic() - started)
     return asked
+
+
+def _refuse_too_long(model: Model, rows: Sequence[Row], ids: Sequence[Sequence[int]]) -> None:
+    """A prompt beyond the context would be answered from what the model has never learned to read."""
+    long = [i for i, prompt in enumerate(ids) if len(prompt) >= model.context]
+    if long:
+        worst = max(long, key=lambda i: len(ids[i]))
+        raise UserError(
+            f"{len(long)} of {len(ids)} prompts are too long: the longest takes {len(ids[worst]):,} tokens, the model reads "
+            f"{model.context:,}",
+            where=f"row {rows[worst].id}",
+            next_step="show fewer examples, or prepare with a smaller data.max_length",
+        )
+
+
+def _computed(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> int:
+    """Tokens that answering has computed: what all prompts share counts once."""
+    shared = shared_length(prompts)
+    return shared + sum(len(p) - shared for p in prompts) + sum(answer.tokens for answer in answers)
 
 
 def labels_as_tokens(model: Model, dataset: Dataset, row: Row) -> LabelTrie:
@@ -151,11 +232,6 @@ def as_contender(
     return lambda rows: ask(model, dataset, rows, config, examples=examples)[""].answers
 
 
-def _prompt(model: Model, row: Row, examples: Sequence[Row]) -> list[int]:
-    turns = with_examples(row, examples) if examples else row.prompt
-    return model.template.prompt_ids(turns, row.tools)
-
-
 def _content_free(row: Row) -> Row:
     """The row with its last user turn replaced by something that says nothing."""
     messages = [dict(message) for message in row.messages]
@@ -167,3 +243,82 @@ def _content_free(row: Row) -> Row:
 def _calibrated(answer: Answer, offset: dict[str, float]) -> Answer:
     scores = {label: score - offset[label] for label, score in (answer.scores or {}).items()}
     return replace(answer, text=max(scores, key=scores.__getitem__), scores=scores)
+
+
+# --- side effects of tuning --------------------------------------------------------------------
+
+MOST_LEARNED = 300  # training rows that are looked at for memorisation
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """One model's general ability, completed training rows and canaries."""
+
+    ability: Ability | None
+    completed: list[Completed]
+    canaries: list[dict[str, Any]]
+
+
+def side_effects(
+    model: Model,
+    base: Callable[[], AbstractContextManager[Model]],
+    general: Sequence[Row],
+    learned: Sequence[Row],
+    planted: Sequence[Row],
+    config: EvaluateConfig,
+    seed: int,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """What tuning has done beside its task: the parts `forgetting`, `memorisation` and `canaries` of `eval.json`.
+
+    Args:
+        model: tuned.
+        base: the model before, for a while.
+        general: rows of general ability, for forgetting.
+        learned: training rows, for memorisation.
+        planted: canaries.
+        config: `general_rows` bounds the general rows.
+        seed: of the samples.
+    """
+    general = sample_rows(general, config.general_rows, seed=seed)
+    learned = sample_rows(learned, MOST_LEARNED, seed=seed)
+    if not (general or learned or planted):
+        return {}
+    after = _look(model, general, learned, planted, seed, progress)
+    with base() as untouched:
+        before = _look(untouched, general, learned, planted, seed, progress)
+    found: dict[str, Any] = {}
+    if before.ability and after.ability:
+        found["forgetting"] = forgetting(before.ability, after.ability, seed=seed)
+    if learned:
+        found["memorisation"] = memorisation(before.completed, after.completed)
+    if planted:
+        pairs = zip(before.canaries, after.canaries, strict=True)
+        each = [{**t, "base_exposure": b["exposure"]} for b, t in pairs]
+        found["canaries"] = {"each": each, "words": canaries_in_words(before.canaries, after.canaries)}
+    return found
+
+
+def _look(
+    model: Model,
+    general: Sequence[Row],
+    learned: Sequence[Row],
+    planted: Sequence[Row],
+    seed: int,
+    progress: Progress,
+) -> _Looked:
+    def fits(rows: Sequence[Row], task: str) -> list[AnswerFit]:
+        rendered = [model.template.render(row.messages, row.tools) for row in rows]
+        return answer_fits(model, rendered, progress=progress, task=task)
+
+    shown = None
+    if general:
+        lengths = sorted(len(model.template.encode(row.answer)) + 1 for row in general)
+        limit = min(max(8, lengths[int(0.98 * (len(lengths) - 1))]), 128)
+        prompts = [model.template.prompt_ids(row.prompt, row.tools) for row in general]
+        answers = generate(model, prompts, max_new_tokens=limit, progress=progress, task="general rows")
+        known = fits(general, "general rows")
+        shown = ability(general, answers, [f.loss for f in known], [f.tokens for f in known])
+    completed = [Completed(f.verbatim, f.tokens) for f in fits(learned, "training rows")] if learned else []
+    exposed = canaries(planted, lambda rows: [f.loss for f in fits(rows, "canaries")], seed) if planted else []
+    return _Looked(shown, completed, exposed)

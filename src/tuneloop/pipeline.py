@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop import machine
+from tuneloop.data.config import PrepareConfig
 from tuneloop.files import content_hash, lock_folder, read_json, read_jsonl, read_yaml, write_json, write_yaml
 from tuneloop.recipe import Recipe
 from tuneloop.types import Answer, Dataset, Progress, Row, UserError, no_progress
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from tuneloop.contenders import Asked
     from tuneloop.data.formats import FormatGuess
     from tuneloop.data.prepare import Measured
-    from tuneloop.evaluate.evaluate import Comparison, Evaluation
+    from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.models.load import Model
     from tuneloop.models.template import Rendered, Template
     from tuneloop.train.config import TrainConfig
@@ -305,6 +307,7 @@ def dataset_lines(dataset: Dataset) -> list[str]:
 def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     """What the untouched model and the cheap alternatives make of the test split."""
     from tuneloop.evaluate.evaluate import sample_rows
+    from tuneloop.evaluate.ladder import ladder, ladder_in_words
     from tuneloop.evaluate.results import load_evaluation
 
     recipe = job.recipe
@@ -313,7 +316,7 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
         job.say("baselines no test rows: nothing will be proven (data.split.test is 0)")
         return {}
     folder = job.folder / "baselines"
-    key = content_hash([dataset.manifest["hash"], job.fingerprint, recipe.baselines, _scoring(recipe), recipe.seed, 1])
+    key = content_hash([dataset.manifest["hash"], job.fingerprint, recipe.baselines, _scoring(recipe), recipe.seed, 2])
     done = _done(folder / "baselines.json", key)
     if done:
         job.say("baselines already done")
@@ -323,15 +326,19 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     evaluations: dict[str, Evaluation] = {}
     places: dict[str, str] = {}
     for name, result in asked.items():
-        evaluations[name] = _score(job, dataset, rows, result)
+        evaluations[name] = score(job, dataset, rows, result)
         places[name] = name.replace(" ", "-").replace("+-", "")
-        _write(
-            job, folder / places[name], evaluations[name], dataset, name=name, costs={name: _cost(job, result)}, key=key
-        )
-    costs = {name: _cost(job, result) for name, result in asked.items()}
-    write_json(folder / "baselines.json", {"version": 1, "key": key, "contenders": places, "costs": costs})
+        costs = {name: cost_of(job, result)}
+        write_scored(job, folder / places[name], evaluations[name], dataset, name=name, costs=costs, key=key)
+    costs = {name: cost_of(job, result) for name, result in asked.items()}
+    rungs = ladder(evaluations, costs)
+    words = ladder_in_words(rungs)
+    listed = {"version": 1, "key": key, "contenders": places, "costs": costs, "ladder": rungs, "words": words}
+    write_json(folder / "baselines.json", listed)
     for name, evaluation in evaluations.items():
         job.say(f"baseline  {name}: {headline(evaluation)}")
+    for sentence in words:
+        job.say(f"          {sentence}")
     return evaluations
 
 
@@ -389,17 +396,21 @@ def _ask_classical(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str,
         else:
             started = time.monotonic()
             answers = found.contender(rows)
-            asked[found.name] = Asked(answers, found.seconds + time.monotonic() - started)
+            asked[found.name] = Asked(answers, time.monotonic() - started, training_seconds=found.seconds)
         job.progress("cheap alternatives", place + 1, 2)
     return asked
 
 
+_AFTERWARDS = {"general", "general_rows", "memorisation", "canaries"}  # settings that concern the tuned model alone
+
+
 def _scoring(recipe: Recipe) -> dict[str, Any]:
-    return recipe.evaluate.model_dump(mode="json", exclude={"samples"})
+    return recipe.evaluate.model_dump(mode="json", exclude={"samples", *_AFTERWARDS})
 
 
-def _score(job: Job, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Evaluation:
-    from tuneloop.evaluate.evaluate import evaluate
+def score(job: Job, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Evaluation:
+    """A contender's answers as an evaluation."""
+    from tuneloop.evaluate.evaluate import Measured, evaluate
 
     return evaluate(
         rows,
@@ -408,20 +419,31 @@ def _score(job: Job, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Eva
         labels=dataset.manifest.get("labels"),
         config=job.recipe.evaluate,
         seed=job.recipe.seed,
-        perplexity=asked.perplexity,
+        measured=Measured(losses=asked.losses, loss_tokens=asked.loss_tokens),
+        progress=job.progress,
     )
 
 
-def _cost(job: Job, asked: Asked) -> dict[str, float]:
+def cost_of(job: Job, asked: Asked, training: Mapping[str, float] | None = None) -> dict[str, float]:
+    """What a contender's answers took on this machine, and what its training took before.
+
+    Args:
+        training: `seconds` and `usd`; default: the contender's own.
+    """
+    price = job.recipe.plan.usd_per_hour / 3600
+    training = training or {"seconds": asked.training_seconds, "usd": asked.training_seconds * price}
     return {
-        "seconds": round(asked.seconds, 2),
-        "usd": asked.seconds / 3600 * job.recipe.plan.usd_per_hour,
+        "seconds": round(asked.seconds, 3),
+        "usd": asked.seconds * price,
         "prompt_tokens": asked.prompt_tokens,
         "tokens": asked.tokens,
+        "computed_tokens": asked.computed,
+        "training_seconds": round(training["seconds"], 3),
+        "training_usd": training["usd"],
     }
 
 
-def _write(
+def write_scored(
     job: Job,
     folder: Path,
     evaluation: Evaluation,
@@ -432,16 +454,29 @@ def _write(
     key: str,
     split: str = "test",
     baselines: Mapping[str, Evaluation] | None = None,
+    production: Sequence[Row] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
+    """Write an evaluation with its comparisons and, beside baselines, the ladder.
+
+    Args:
+        production: what users sent, to hold the test rows against.
+        more: further parts of `eval.json`.
+    """
     from tuneloop.evaluate.evaluate import compare
+    from tuneloop.evaluate.ladder import ladder, ladder_in_words
     from tuneloop.evaluate.results import write_evaluation
 
     baselines = baselines or {}
     comparisons = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
+    more = dict(more or {})
+    if baselines:
+        rungs = ladder({**baselines, name: evaluation}, costs, tuned=[name])
+        more = {"ladder": rungs, "ladder_words": ladder_in_words(rungs), **more}
     write_evaluation(
         folder,
         evaluation,
-        model=job.recipe.model,
+        model=str(more.pop("model", job.recipe.model)),
         dataset=dataset.id,
         split=split,
         name=name,
@@ -449,6 +484,9 @@ def _write(
         comparisons=comparisons,
         costs=costs,
         key=key,
+        slice_fields=job.recipe.evaluate.slices,
+        production=production,
+        more=more,
     )
 
 
@@ -625,6 +663,7 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         job.say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
         raise
     job.tuned = True
+    mfu = _mfu(job, dataset)
     if began and result.resumed_at:
         job.say(f"train     went on from the checkpoint at step {result.resumed_at}")
     predicted = None
@@ -648,6 +687,7 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         **vars(result),
         "usd": result.seconds / 3600 * recipe.plan.usd_per_hour,
         "predicted": predicted,
+        "mfu": mfu,
         **({"weights": "model"} if recipe.train.method == "full" else {"adapter": "adapter"}),
     }
     write_json(folder / "run.json", manifest)
@@ -663,12 +703,24 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         f"peak {result.peak_memory_gib:.2f} GiB; validation loss {result.first_val_loss:.3f} -> {result.best_val_loss:.3f} "
         f"(best at step {result.best_step}){early}"
     )
+    if mfu:
+        job.say(f"machine   {mfu['value']:.0%} of {mfu['peak_gflops']:,.0f} GFLOP/s, the measured peak, went into operations that the steps need (MFU)")
     if predicted:
         job.say(
             f"predicted {predicted['minutes']:.1f} minutes ({predicted['low']:.1f} to {predicted['high']:.1f}) and took "
             f"{result.seconds / 60:.1f}; {predicted['peak_gib']:.2f} GiB at most, and it was {result.peak_memory_gib:.2f}"
         )
     return manifest
+
+
+def _mfu(job: Job, dataset: Dataset) -> dict[str, Any] | None:
+    """How well the steps used the machine, from their records and a short measurement."""
+    from tuneloop.train.flops import matmul_peak, utilisation
+
+    head = job.model.head
+    peak = matmul_peak(head.dtype, head.device)
+    records = read_jsonl(job.folder / "metrics.jsonl")
+    return utilisation(job.model.config, job.recipe.train.method, job.rendered(dataset.train), records, peak)
 
 
 def _tell(job: Job, record: Mapping[str, Any]) -> None:
@@ -759,12 +811,58 @@ def evaluate_stage(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluatio
         return
     attach_trained(job)
     asked = ask(job.model, dataset, rows, recipe.evaluate, progress=job.progress, task="tuned")[""]
-    evaluation = _score(job, dataset, rows, asked)
-    costs = {"tuned": _cost(job, asked)}
+    evaluation = score(job, dataset, rows, asked)
+    costs = {"tuned": cost_of(job, asked, read_json(job.folder / "run.json"))}
     if baselines and (job.folder / "baselines" / "baselines.json").is_file():
         costs = read_json(job.folder / "baselines" / "baselines.json")["costs"] | costs
-    _write(job, out, evaluation, dataset, name="tuned", costs=costs, key=key, split=split, baselines=baselines)
+    more = after_tuning(job, dataset)
+    write_scored(
+        job, out, evaluation, dataset, name="tuned", costs=costs, key=key, split=split, baselines=baselines, more=more
+    )
     job.say(f"evaluate  tuned: {headline(evaluation)}")
+
+
+def after_tuning(
+    job: Job, dataset: Dataset, base: Callable[[], AbstractContextManager[Model]] | None = None
+) -> dict[str, Any]:
+    """What tuning has taken away and what it has put in word for word: `forgetting`, `memorisation`, `canaries` of `eval.json`.
+
+    Forgetting is measured where general rows are named (`evaluate.general`) or were held out of a mix.
+
+    Args:
+        base: the model before, for a while; default: the run's base.
+    """
+    from tuneloop.contenders import side_effects
+    from tuneloop.data.mix import GENERAL_FILE
+    from tuneloop.data.whole import read_whole
+
+    config = job.recipe.evaluate
+    mixed = Path(dataset.path) / GENERAL_FILE
+    place = config.general or (str(mixed) if mixed.is_file() and mixed.stat().st_size else None)
+    general = read_whole(place, PrepareConfig()).rows if place else []
+    planted = read_whole(config.canaries, PrepareConfig()).rows if config.canaries else []
+    learned = [row for row in dataset.train if row.shows_the_task] if config.memorisation else []
+    found = side_effects(
+        job.model, base or (lambda: base_model(job)), general, learned, planted, config, job.recipe.seed, job.progress
+    )
+    for part in found.values():
+        job.say(f"evaluate  {part['words']}")
+    return found
+
+
+@contextmanager
+def base_model(job: Job) -> Iterator[Model]:
+    """The model before training: the same weights with the adapter switched off, or loaded again where all were trained."""
+    from tuneloop.models.load import load_model
+    from tuneloop.models.lora import lora_disabled
+    from tuneloop.models.prefix import prefix_disabled
+    from tuneloop.models.trained import trained_folder
+
+    if not (trained_folder(job.folder) / "adapter_config.json").is_file():
+        yield load_model(job.recipe.model)
+        return
+    with lora_disabled(job.model.net), prefix_disabled(job.model.net):
+        yield job.model
 
 
 def tuned_key(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluation]) -> str:
@@ -772,7 +870,16 @@ def tuned_key(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluation]) -
     recipe = job.recipe
     adapter = read_json(job.folder / "run.json")["adapter_hash"]
     return content_hash(
-        [adapter, dataset.manifest["hash"], recipe.baselines, _scoring(recipe), sorted(baselines), recipe.seed, 1]
+        [
+            adapter,
+            dataset.manifest["hash"],
+            recipe.baselines,
+            _scoring(recipe),
+            sorted(baselines),
+            recipe.seed,
+            2,
+            recipe.evaluate.model_dump(mode="json", include=_AFTERWARDS),
+        ]
     )
 
 
@@ -834,10 +941,10 @@ def recipe_for_sources(places: list[str], settings: list[str], *, name: str = ""
     settings += [f"name={name}"] if name else []
     if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
         return load_recipe(places[0], settings)
-    return make_recipe({"name": _name_of(places[0]), "data": {"sources": places}}, settings)
+    return make_recipe({"name": name_of(places[0]), "data": {"sources": places}}, settings)
 
 
-def _name_of(source: str) -> str:
+def name_of(source: str) -> str:
     """A data set's name from its first source."""
     import re
 
@@ -901,7 +1008,11 @@ def calibrate_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], 
         dataset = prepare_stage(job)
         plan = plan_stage(job, dataset)
         run = train_stage(job, dataset)
-    measured = {"minutes": run["seconds"] / 60, "peak_gib": run["peak_memory_gib"], "tokens_per_second": run["tokens_per_second"]}
+    measured = {
+        "minutes": run["seconds"] / 60,
+        "peak_gib": run["peak_memory_gib"],
+        "tokens_per_second": run["tokens_per_second"],
+    }
     return {**plan, "measured": measured}
 
 
@@ -943,52 +1054,6 @@ def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None
     return folder, manifest
 
 
-def evaluate_alone(
-    target: str,
-    dataset_path: str,
-    split: str,
-    settings: list[str],
-    *,
-    few_shot: int,
-    out: str,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> Path:
-    """Evaluate a run's tuned model, or any model, on a split; returns the folder with `eval.json`."""
-    from tuneloop.report.eval_html import write_page
-
-    if split not in ("train", "val", "test"):
-        raise UserError(f"No split named {split!r}", where="--split", next_step="choose train, val or test")
-    run_folder = Path(target)
-    is_run = (run_folder / "run.json").is_file()
-    if run_folder.is_dir() and not is_run and (run_folder / "config.yaml").is_file():
-        raise UserError(
-            "This run has not finished training", where=target, next_step="run its command again: it goes on"
-        )
-    if not is_run and not dataset_path:
-        raise UserError("Which rows?", where="--dataset", next_step="give a prepared data set with --dataset FOLDER")
-    own = [
-        f"evaluate.{s}" if "." not in s.split("=")[0] and s.split("=")[0] not in Recipe.model_fields else s
-        for s in settings
-    ]
-    recipe = load_run_recipe(run_folder, own) if is_run else recipe_of(dataset_path, [*own, f"model={target}"])
-    if is_run and dataset_path:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [dataset_path]})})
-    job = Job(recipe, run_folder, progress, say)
-    dataset = _dataset_of(job, is_run and not dataset_path, dataset_path)
-    if is_run:
-        folder = Path(out) if out else run_folder if split == "test" else run_folder / f"eval-{split}"
-        attach_trained(job)
-    else:
-        folder = Path(out) if out else Path("evals") / f"{_name_of(target)}-{dataset.id}-{split}"
-    with lock_folder(folder):
-        _evaluate_into(
-            job, folder, dataset, split, few_shot, name="tuned" if is_run else "few-shot" if few_shot else "zero-shot"
-        )
-        write_page(folder)
-    return folder
-
-
 def load_run_recipe(folder: Path, settings: list[str]) -> Recipe:
     """The recipe that a run was made with."""
     from tuneloop.recipe import load_recipe
@@ -996,77 +1061,14 @@ def load_run_recipe(folder: Path, settings: list[str]) -> Recipe:
     return load_recipe(folder / "config.yaml", settings)
 
 
-def _dataset_of(job: Job, of_run: bool, path: str) -> Dataset:
+def dataset_of(job: Job, of_run: bool, path: str) -> Dataset:
+    """A run's own data set, or the one in a folder."""
     from tuneloop.data.dataset import load_dataset
 
     if of_run:
         own = job.folder / "dataset"
         return load_dataset(own if own.is_dir() else job.recipe.data.sources[0])
     return load_dataset(path)
-
-
-def _evaluate_into(job: Job, folder: Path, dataset: Dataset, split: str, few_shot: int, *, name: str) -> None:
-    from tuneloop.contenders import ask, few_shot_examples
-    from tuneloop.evaluate.evaluate import sample_rows
-    from tuneloop.evaluate.results import load_evaluation
-
-    recipe = job.recipe
-    rows = sample_rows(getattr(dataset, split), recipe.evaluate.limit, seed=recipe.seed)
-    if not rows:
-        raise UserError(f"The {split} split is empty", where=dataset.path, next_step="choose another with --split")
-    examples: list[Row] = []
-    if few_shot:
-        wanted = recipe.baselines.model_copy(update={"few_shot": few_shot})
-        examples, warning = few_shot_examples(job.model, dataset, rows, wanted, recipe.evaluate, recipe.seed)
-        if warning:
-            job.say(warning)
-    asked = ask(job.model, dataset, rows, recipe.evaluate, examples=examples, progress=job.progress, task=name)[""]
-    evaluation = _score(job, dataset, rows, asked)
-    baselines: dict[str, Evaluation] = {}
-    listed = job.folder / "baselines" / "baselines.json"
-    if name == "tuned" and split == "test" and listed.is_file():
-        ids = {row.id for row in rows}
-        found = {
-            n: load_evaluation(job.folder / "baselines" / place) for n, place in read_json(listed)["contenders"].items()
-        }
-        baselines = {n: e for n, e in found.items() if {row.id for row in e.rows} == ids}
-    costs = {name: _cost(job, asked)}
-    if baselines:
-        costs = {n: cost for n, cost in read_json(listed)["costs"].items() if n in baselines} | costs
-    plain = name == "tuned" and not few_shot
-    key = (
-        tuned_key(job, dataset, baselines)
-        if plain
-        else content_hash([recipe, dataset.manifest["hash"], split, few_shot])
-    )
-    _write(job, folder, evaluation, dataset, name=name, costs=costs, key=key, split=split, baselines=baselines)
-
-
-def compare_alone(places: list[str], out: str = "") -> list[Comparison]:
-    """Paired comparison of evaluations against the first; `FOLDER:NAME` picks a baseline inside one."""
-    from tuneloop.evaluate.evaluate import compare
-    from tuneloop.evaluate.results import load_evaluation, write_evaluation
-    from tuneloop.report.eval_html import write_page
-
-    if len(places) < 2:
-        raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
-    loaded: dict[str, Evaluation] = {}
-    for place in places:
-        folder, _, contender = place.partition(":") if not Path(place).exists() else (place, "", "")
-        loaded[place] = load_evaluation(folder, contender or None)
-    first, *others = loaded
-    if not others:
-        raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
-    comparisons = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
-    if out:
-        manifest = read_json(Path(places[-1].partition(":")[0]) / "eval.json")
-        last = others[-1]
-        write_evaluation(
-            Path(out), loaded[last], model=manifest["model"], dataset=manifest["dataset"], split=manifest["split"], name=last,
-            baselines={n: e for n, e in loaded.items() if n != last}, comparisons=comparisons, key=content_hash(places),
-        )  # fmt: skip
-        write_page(Path(out))
-    return comparisons
 
 
 def write_starter(source: str, out: str) -> tuple[Path, FormatGuess]:
@@ -1096,7 +1098,7 @@ def write_starter(source: str, out: str) -> tuple[Path, FormatGuess]:
         path,
         f"""# A job for tuneloop: `tuneloop run {path}`. `tuneloop schema --keys` lists every setting.
 version: 1
-name: {_name_of(source)}
+name: {name_of(source)}
 model: smollm2-135m            # or llama-3.2-1b-instruct, llama-3.1-8b-instruct, a folder, org/name on the hub
 
 data:
@@ -1136,7 +1138,7 @@ def answers_of(
     def answers(rows: Sequence[Row]) -> list[Answer]:
         from tuneloop.contenders import ask
 
-        dataset = _dataset_of(job, True, "")
+        dataset = dataset_of(job, True, "")
         known = {row.id: row for row in dataset.test}
         shared = {row.messages[0]["content"] for row in dataset.test if row.messages[0]["role"] == "system"}
         instruction = shared.pop() if len(shared) == 1 else ""

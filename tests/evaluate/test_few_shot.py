@@ -1,6 +1,9 @@
 from collections import Counter
 
-from tuneloop.evaluate.few_shot import choose_examples, fit_examples, with_examples
+import numpy as np
+
+from tuneloop.evaluate.few_shot import choose_examples, fit_examples, nearest_examples
+from tuneloop.evaluate.prompt import prompt_turns
 from tuneloop.types import Row
 
 
@@ -52,7 +55,7 @@ def test_classes_may_be_anything_of_the_row():
 
 
 def test_examples_stand_after_the_system_turn():
-    turns = with_examples(TRAIN[0], TRAIN[1:3])
+    turns = prompt_turns(TRAIN[0], examples=TRAIN[1:3])
     assert [t["role"] for t in turns] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert turns[1]["content"] == "question 1"
     assert turns[-1]["content"] == "question 0"
@@ -72,3 +75,23 @@ def test_examples_that_do_not_fit_go_longest_first_with_a_warning():
     assert warning and "2 of 3" in warning
     kept, warning = fit_examples(examples, -5, count)
     assert kept == [] and warning and "0 of 3" in warning
+
+
+def test_the_nearest_examples_share_words_with_the_row_and_the_nearest_comes_last():
+    train = [row(1, "my card is lost"), row(2, "I lost my card in the park"), row(3, "what is the exchange rate")]
+    asked = [row(9, "I lost my card"), row(10, "the rate of exchange")]
+    near = nearest_examples(train, asked, 2)
+    assert [example.id for example in near[0]] == ["r001", "r002"]
+    assert near[1][-1].id == "r003"
+
+
+def test_the_nearest_examples_by_vectors_and_without_any_words():
+    axis = {"a": [1.0, 0.0], "b": [0.0, 1.0], "b too": [0.1, 0.9]}
+    train = [row(1, "a"), row(2, "b")]
+
+    def embed(texts):
+        return np.array([axis[text] for text in texts])
+
+    assert nearest_examples(train, [row(9, "b too")], 1, embed=embed)[0][0].id == "r002"
+    assert len(nearest_examples([row(1, "!!"), row(2, "??")], [row(9, "...")], 2)[0]) == 2
+    assert nearest_examples([], [row(9, "b")], 2) == [[]]

@@ -51,6 +51,16 @@ class EvaluateConfig(Config):
     )
     limit: int | None = Field(None, ge=1, description="evaluate at most this many rows of the split (seeded sample)")
     samples: int = Field(5, ge=0, description="answers shown side by side")
+    general: str | None = Field(
+        None, description="file of general rows: what the tuned model has forgotten of them; default: those held out of a mix"
+    )
+    general_rows: int = Field(200, ge=10, description="at most this many of them (seeded sample)")
+    memorisation: bool = Field(
+        False, description="the share of training answers that the tuned model completes verbatim beyond the base"
+    )
+    canaries: str | None = Field(
+        None, description="file of canaries that were planted in the training data: how far they have come out"
+    )
     bootstrap: int = Field(2000, ge=100, description="resamples for intervals and paired tests")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 from tuneloop.evaluate.metrics import last_user_turn
 from tuneloop.types import Message, Row
@@ -48,15 +49,50 @@ def choose_examples(
     return chosen
 
 
+def nearest_examples(
+    train: Sequence[Row], rows: Sequence[Row], k: int, *, embed: Callable[[Sequence[str]], Any] | None = None
+) -> list[list[Row]]:
+    """For each row the `k` training rows whose last user turns are nearest to its own, the nearest last.
+
+    Args:
+        train: rows of the training split only.
+        rows: those to be asked.
+        k: examples for each; all where there are fewer. Of training rows with the same text and answer one is shown.
+        embed: texts to unit vectors (texts, dimensions); default: TF-IDF of words and pairs of words.
+    """
+    import numpy as np
+
+    pool = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
+    if k < 1 or not pool:
+        return [[] for _ in rows]
+    texts, asked = [last_user_turn(row) for row in pool], [last_user_turn(row) for row in rows]
+    if embed is None:
+        table, wanted = _tfidf(texts, asked)
+    else:
+        table, wanted = embed(texts), embed(asked)
+    found = []
+    for start in range(0, len(rows), 256):  # a block of similarities at a time
+        block = wanted[start : start + 256] @ table.T
+        likeness = np.asarray(block.todense() if hasattr(block, "todense") else block)
+        for row in np.argsort(likeness, axis=1, kind="stable")[:, -k:]:
+            found.append([pool[i] for i in row.tolist()])
+    return found
+
+
+def _tfidf(texts: Sequence[str], asked: Sequence[str]) -> tuple[Any, Any]:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+    try:
+        return features.fit_transform(texts), features.transform(asked)
+    except ValueError:  # no words at all: all rows are equally near
+        import numpy as np
+
+        return np.zeros((len(texts), 1)), np.zeros((len(asked), 1))
+
+
 def _length(row: Row) -> int:
     return len(last_user_turn(row)) + len(row.answer)
-
-
-def with_examples(row: Row, examples: Sequence[Row]) -> list[Message]:
-    """The row's prompt with examples as earlier turns, after its system turns."""
-    system = [turn for turn in row.prompt if turn["role"] == "system"]
-    turns = [turn for turn in row.prompt if turn["role"] != "system"]
-    return [*system, *(turn for example in examples for turn in example_turns(example)), *turns]
 
 
 def example_turns(example: Row) -> list[Message]:

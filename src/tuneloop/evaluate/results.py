@@ -31,6 +31,7 @@ def write_evaluation(
     key: str,
     slice_fields: Sequence[str] | None = None,
     production: Sequence[Row] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `samples.jsonl`, then `eval.json`: with the latter in place the folder is complete.
 
@@ -45,6 +46,7 @@ def write_evaluation(
         key: hash of everything that the result depends on, to tell whether it is still good.
         slice_fields: `evaluate.slices`.
         production: what users sent, to hold the test rows against.
+        more: further parts of `eval.json` (ladder, forgetting, judge ...).
 
     Returns:
         The path of `eval.json`.
@@ -82,6 +84,7 @@ def write_evaluation(
         "costs": costs or {},
         **parts,
         "production": against,
+        **(more or {}),
         "settings": {
             "intervals": _intervals(evaluation),
             "seed": evaluation.seed,

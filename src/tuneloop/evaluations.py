@@ -1,0 +1,550 @@
+"""Evaluations by themselves: any target on any rows, and several held against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tuneloop.files import content_hash, lock_folder, read_json, sha256_file
+from tuneloop.pipeline import (
+    Job,
+    after_tuning,
+    attach_trained,
+    cost_of,
+    dataset_of,
+    load_run_recipe,
+    name_of,
+    recipe_of,
+    score,
+    tuned_key,
+    write_scored,
+)
+from tuneloop.recipe import Recipe
+from tuneloop.types import Answer, Dataset, Message, Progress, Row, UserError, no_progress
+
+if TYPE_CHECKING:
+    from tuneloop.contenders import Asked
+    from tuneloop.evaluate.endpoint import Endpoint, Reply
+    from tuneloop.evaluate.evaluate import Comparison, Evaluation
+    from tuneloop.models.load import Model
+
+Say = Callable[[str], None]
+Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
+MOST_FAILURES = 100  # named in eval.json
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be evaluated on what.
+
+    Args:
+        target: a run, an adapter, a model's folder, name or GGUF file; empty with `endpoint` or `predictions`.
+        endpoint: asks a server instead.
+        predictions: a file with answers made elsewhere instead.
+        dataset: prepared data set; a run knows its own.
+        split: of it.
+        data: file whose rows take the place of the split's.
+        base: of an adapter; for a model, what it was made from (for forgetting and memorisation).
+        few_shot: examples in the prompt.
+        examples: `balanced` over labels, or for each row the `nearest`.
+        prompt: file with a template.
+        production: file of what users sent.
+        name: of the contender; default: what kind it is.
+        out: folder of the result.
+        settings: `key=value`, of the recipe; those of `evaluate.` may leave that out.
+    """
+
+    target: str = ""
+    endpoint: Endpoint | None = None
+    predictions: str = ""
+    dataset: str = ""
+    split: str = "test"
+    data: str = ""
+    base: str = ""
+    few_shot: int = 0
+    examples: Literal["balanced", "nearest"] = "balanced"
+    prompt: str = ""
+    production: str = ""
+    name: str = ""
+    out: str = ""
+    settings: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of target it is.
+
+        Raises:
+            UserError: none is given, or several are; a run that is not finished.
+        """
+        given = [bool(self.target), self.endpoint is not None, bool(self.predictions)]
+        if sum(given) != 1:
+            raise UserError(
+                "Evaluate what?" if not any(given) else "One target at a time",
+                where="tuneloop evaluate",
+                next_step="name a run or a model, or give --endpoint URL --model NAME, or --predictions FILE",
+            )
+        if self.endpoint is not None:
+            return "endpoint"
+        if self.predictions:
+            return "predictions"
+        folder = Path(self.target)
+        if (folder / "run.json").is_file():
+            return "run"
+        if (folder / "adapter_config.json").is_file():
+            return "adapter"
+        if folder.is_dir() and (folder / "config.yaml").is_file():
+            raise UserError(
+                "This run has not finished training", where=self.target, next_step="run its command again: it goes on"
+            )
+        return "model"
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a run on its own split and prompts: its result belongs into the run's folder."""
+        return self.kind == "run" and not (self.dataset or self.data or self.few_shot or self.prompt or self.name)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where an evaluation is, and how many requests to an endpoint have failed for good."""
+
+    folder: Path
+    failed: int = 0
+
+
+def evaluate_target(question: Question, *, progress: Progress = no_progress, say: Say = lambda line: None) -> Result:
+    """Get answers, score them, and write `eval.json`, `samples.jsonl` and the page.
+
+    Raises:
+        UserError: whatever the user can put right.
+    """
+    from tuneloop.evaluate.evaluate import sample_rows
+    from tuneloop.report.eval_html import write_page
+
+    kind = question.kind
+    if question.split not in ("train", "val", "test"):
+        raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
+    recipe = _recipe(question)
+    job = Job(recipe, Path(question.target), progress, say)
+    dataset, split = _rows_of(job, question)
+    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
+    if not rows:
+        raise UserError(
+            f"The {split} split is empty",
+            where=dataset.path,
+            next_step="choose another with --split, or give --data FILE",
+        )
+    name = question.name or _default_name(question)
+    folder = Path(question.out) if question.out else _default_folder(question, dataset, split, name)
+    with lock_folder(folder):
+        unseen = _unseen(dataset, rows)
+        asked, cost, more, notes = _ask(job, question, dataset, rows, name)
+        evaluation = score(job, dataset, rows, asked)
+        evaluation.notes[:0] = [*notes, *unseen]
+        for note in [*notes, *unseen]:
+            say(f"warn: {note}")
+        if kind in ("run", "adapter", "model"):
+            more |= _side_effects(job, question, dataset)
+        baselines, costs = _baselines(job, rows) if question.plain and split == "test" else ({}, {})
+        key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
+        production = _production(question.production) if question.production else None
+        write_scored(
+            job, folder, evaluation, dataset, name=name, costs=costs | {name: cost}, key=key, split=split, baselines=baselines,
+            production=production, more=more,
+        )  # fmt: skip
+        write_page(folder)
+    return Result(folder, int(cost.get("failed", 0)))
+
+
+# --- what and on what --------------------------------------------------------------------------
+
+
+def _recipe(question: Question) -> Recipe:
+    own = [
+        f"evaluate.{s}" if "." not in s.split("=")[0] and s.split("=")[0] not in Recipe.model_fields else s
+        for s in question.settings
+    ]
+    if question.kind == "run":
+        recipe = load_run_recipe(Path(question.target), own)
+        given = {"sources": [question.dataset]} if question.dataset else {}
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update=given)})
+    if not question.dataset and not question.data:
+        raise UserError(
+            "Which rows?",
+            where="--dataset",
+            next_step="give a prepared data set with --dataset FOLDER, or a file with --data FILE",
+        )
+    model = {"adapter": _base_of(question), "model": question.target}.get(question.kind, "")
+    return recipe_of(question.dataset or question.data, own, model=model)
+
+
+def _base_of(question: Question) -> str:
+    if question.base or question.kind != "adapter":
+        return question.base
+    named = read_json(Path(question.target) / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise UserError("The adapter doesn't name its base model", where=question.target, next_step="give --base MODEL")
+    return named
+
+
+def _rows_of(job: Job, question: Question) -> tuple[Dataset, str]:
+    """The data set with the rows to evaluate as its test split, and the name of where they are from."""
+    from tuneloop.data.config import PrepareConfig
+
+    own = question.kind == "run" and not question.dataset
+    known = dataset_of(job, own, question.dataset) if own or question.dataset else None
+    if not question.data:
+        assert known is not None
+        return replace(known, test=getattr(known, question.split)), question.split
+    config = PrepareConfig.model_validate(known.manifest["config"]) if known else job.recipe.data
+    return _with_file(job, known, question.data, config), Path(question.data).name
+
+
+def _with_file(job: Job, known: Dataset | None, file: str, config: Any) -> Dataset:
+    """The rows of a file, beside what a data set says of the task."""
+    from tuneloop.data.whole import read_whole
+
+    whole = read_whole(file, config)
+    rows, task = whole.rows, known.task if known else whole.task
+    if whole.skipped:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in whole.skipped.items())
+        job.say(f"warn: {sum(whole.skipped.values())} records of {file} can't be evaluated ({reasons})")
+    if task == "classification":
+        rows = [row if row.label is not None else replace(row, label=row.answer) for row in rows]
+    labels = known.manifest.get("labels") if known else sorted({row.label for row in rows if row.label is not None})
+    digest = sha256_file(file) if Path(file).is_file() else content_hash([row.to_json() for row in rows])
+    manifest = {
+        "id": f"{name_of(file)}-{digest[:12]}",
+        "hash": content_hash([digest, known.manifest["hash"] if known else None]),
+        "task": task,
+        "labels": labels if task == "classification" else None,
+        "config": known.manifest["config"] if known else {"split": {"stratify": None}},
+    }
+    return Dataset(file, manifest, known.train if known else [], [], rows)
+
+
+def _unseen(dataset: Dataset, rows: Sequence[Row]) -> list[str]:
+    """A note on labels that the training split has never shown."""
+    if dataset.task != "classification" or not dataset.train:
+        return []
+    known = {row.label for row in dataset.train}
+    strange = [row.label for row in rows if row.label not in known]
+    if not strange:
+        return []
+    names = sorted({str(label) for label in strange})
+    return [
+        f"{len(strange)} of {len(rows)} rows have a label that no training row has: {', '.join(names[:5])}"
+        f"{' ...' if len(names) > 5 else ''}."
+    ]
+
+
+def _default_name(question: Question) -> str:
+    if question.endpoint is not None:
+        name = question.endpoint.model
+    elif question.predictions:
+        name = Path(question.predictions).stem
+    elif question.kind in ("run", "adapter"):
+        name = "tuned"
+    else:
+        return "few-shot" if question.few_shot else "zero-shot"
+    return f"{name} few-shot" if question.few_shot else name
+
+
+def _default_folder(question: Question, dataset: Dataset, split: str, name: str) -> Path:
+    if question.plain:
+        return Path(question.target) if split == "test" else Path(question.target) / f"eval-{split}"
+    place = f"{name_of(name)}-{dataset.id}-{name_of(split)}"
+    if question.kind == "run":
+        return Path(question.target) / "evals" / place
+    return Path("evals") / (
+        place if question.kind in ("endpoint", "predictions") else f"{name_of(question.target)}-{place}"
+    )
+
+
+def _key(recipe: Recipe, dataset: Dataset, question: Question) -> str:
+    asked = {name: getattr(question, name) for name in ("target", "predictions", "split", "few_shot", "examples")}
+    files = [sha256_file(file) for file in (question.prompt, question.predictions) if file and Path(file).is_file()]
+    server = [question.endpoint.address, question.endpoint.model] if question.endpoint else None
+    return content_hash([recipe, dataset.manifest["hash"], asked, files, server])
+
+
+def _production(file: str) -> list[Row]:
+    from tuneloop.data.checks.production import read_production
+
+    return read_production([file])[0]
+
+
+def _baselines(job: Job, rows: Sequence[Row]) -> tuple[dict[str, Evaluation], dict[str, Any]]:
+    """The run's baselines, as far as they were measured on the same rows, with their costs."""
+    from tuneloop.evaluate.results import load_evaluation
+
+    listed = job.folder / "baselines" / "baselines.json"
+    if not listed.is_file():
+        return {}, {}
+    manifest, ids = read_json(listed), {row.id for row in rows}
+    found = {n: load_evaluation(job.folder / "baselines" / place) for n, place in manifest["contenders"].items()}
+    same = {n: e for n, e in found.items() if {row.id for row in e.rows} == ids}
+    return same, {n: cost for n, cost in manifest["costs"].items() if n in same}
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+def _ask(
+    job: Job, question: Question, dataset: Dataset, rows: Sequence[Row], name: str
+) -> tuple[Asked, dict[str, Any], dict[str, Any], list[str]]:
+    """Answers, what they took, further parts of `eval.json`, and notes."""
+    from tuneloop.contenders import Asked, ask
+
+    if question.kind == "predictions":
+        return Asked(_predicted(question.predictions, rows), 0.0), {}, {"model": name}, []
+    if not all(row.prompt for row in rows):
+        raise UserError(
+            "These rows are references without prompts: no model can be asked",
+            where=dataset.path,
+            next_step="give rows with prompts, or answers with --predictions FILE",
+        )
+    if question.kind == "endpoint":
+        return _ask_endpoint(job, question, dataset, rows, name)
+    if question.kind in ("run", "adapter"):
+        attach_trained(job)
+    prompts, notes = _prompts(job, question, dataset, rows)
+    asked = ask(job.model, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)[""]
+    training = read_json(job.folder / "run.json") if question.kind == "run" else None
+    return asked, cost_of(job, asked, training), {}, notes
+
+
+def _predicted(file: str, rows: Sequence[Row]) -> list[Answer]:
+    from tuneloop.data.sources.read import read_records
+    from tuneloop.evaluate.predictions import answers_from
+    from tuneloop.types import Reject
+
+    records = []
+    for item in read_records([file]):
+        if isinstance(item, Reject):
+            raise UserError(
+                f"A prediction can't be read ({item.reason}: {item.detail})",
+                where=f"{file}, line {item.line}",
+                next_step='write one {"id": ..., "prediction": "..."} a line',
+            )
+        records.append(item.value)
+    return answers_from(records, rows, file)
+
+
+def _prompts(
+    job: Job, question: Question, dataset: Dataset, rows: Sequence[Row]
+) -> tuple[list[list[Message]] | None, list[str]]:
+    """Each row's turns, with a template and examples where they are asked for; None: its own as they are."""
+    from tuneloop.evaluate.prompt import AS_IT_IS, load_prompt, prompt_turns
+
+    if not question.few_shot and not question.prompt:
+        return None, []
+    template = load_prompt(question.prompt) if question.prompt else AS_IT_IS
+    shown, notes = _examples(job, question, dataset, rows) if question.few_shot else ([[] for _ in rows], [])
+    labels = dataset.manifest.get("labels")
+    return [prompt_turns(row, template, each, labels) for row, each in zip(rows, shown, strict=True)], notes
+
+
+def _examples(
+    job: Job, question: Question, dataset: Dataset, rows: Sequence[Row]
+) -> tuple[list[Sequence[Row]], list[str]]:
+    """The examples of each row; a local model's fit its context."""
+    from tuneloop.contenders import few_shot_examples, nearest_few_shot
+    from tuneloop.evaluate.embedding import EMBEDDER, embedder
+    from tuneloop.evaluate.few_shot import choose_examples, nearest_examples
+
+    if not dataset.train:
+        raise UserError(
+            "Few-shot examples come from a training split, and there is none",
+            where="--few-shot",
+            next_step="give the prepared data set too, with --dataset FOLDER",
+        )
+    k, recipe = question.few_shot, job.recipe
+    pool = [row for row in dataset.train if row.shows_the_task]
+    if question.examples == "nearest":
+        if question.kind == "endpoint":
+            embed = embedder()
+            near, how = nearest_examples(pool, rows, k, embed=embed), EMBEDDER if embed else "TF-IDF"
+        else:
+            near, how = nearest_few_shot(job.model, dataset, rows, k, recipe.evaluate)
+        short = sum(len(each) < min(k, len(pool)) for each in near)
+        notes = [f"{short} rows have fewer than {k} examples: the context holds no more."] if short else []
+        return list(near), [*notes, f"Examples: the {k} nearest training rows of each row, by {how}."]
+    if question.kind == "endpoint":
+        return [choose_examples(pool, k, seed=recipe.seed)] * len(rows), []
+    wanted = recipe.baselines.model_copy(update={"few_shot": k})
+    examples, warning = few_shot_examples(job.model, dataset, rows, wanted, recipe.evaluate, recipe.seed)
+    return [examples] * len(rows), [warning] if warning else []
+
+
+def _ask_endpoint(
+    job: Job, question: Question, dataset: Dataset, rows: Sequence[Row], name: str
+) -> tuple[Asked, dict[str, Any], dict[str, Any], list[str]]:
+    from tuneloop.contenders import Asked
+    from tuneloop.evaluate.endpoint import Request, complete, usage
+
+    endpoint = question.endpoint
+    assert endpoint is not None
+    if job.recipe.evaluate.answer == "choice":
+        raise UserError(
+            "An endpoint writes its answers, it can't score choices",
+            where="evaluate.answer",
+            next_step="leave it at auto",
+        )
+    prompts, notes = _prompts(job, question, dataset, rows)
+    limit = job.recipe.evaluate.max_new_tokens or _longest_answer(dataset)
+    turns = prompts or [row.prompt for row in rows]
+    requests = [Request(each, limit, tools=row.tools) for each, row in zip(turns, rows, strict=True)]
+    replies = complete(endpoint, requests, progress=job.progress, task=name)
+    cost = usage(endpoint, replies)
+    job.say(endpoint_line(cost))
+    more: dict[str, Any] = {"model": endpoint.model, "endpoint": endpoint.address}
+    failed = [{"id": row.id, "error": reply.error} for row, reply in zip(rows, replies, strict=True) if reply.error]
+    if failed:
+        more["failures"] = failed[:MOST_FAILURES]
+        notes.append(_failures_in_words(replies))
+    if not any(reply.prompt_tokens for reply in replies):
+        notes.append("The endpoint doesn't count tokens: costs are unknown.")
+    return Asked([reply.answer() for reply in replies], cost["seconds"]), cost, more, notes
+
+
+def endpoint_line(cost: Mapping[str, Any]) -> str:
+    """What asking an endpoint took, in a line."""
+    asked = cost["requests"] - cost["cached"] - cost["failed"]
+    return (
+        f"endpoint  {cost['requests']} requests: {asked} asked, {cost['cached']} known from before, {cost['failed']} failed, "
+        f"{cost['retries']} retries; {cost['prompt_tokens']:,} tokens read, {cost['tokens']:,} written; "
+        f"${cost['usd_spent']:.4f} spent now, ${cost['usd']:.4f} in all"
+    )
+
+
+def _failures_in_words(replies: Sequence[Reply]) -> str:
+    from tuneloop.evaluate.endpoint import failures
+
+    reasons = failures(replies)
+    shown = "; ".join(f"{reason} ({n})" for reason, n in reasons[:3])
+    return (
+        f"{sum(n for _, n in reasons)} of {len(replies)} requests failed and count as wrong answers: {shown}. The same command asks "
+        "for these again; all others are kept."
+    )
+
+
+def _longest_answer(dataset: Dataset) -> int:
+    """Tokens that an endpoint may write: generous, for its tokens are unknown and it may think aloud."""
+    rows = dataset.train[:2000] or dataset.test[:2000]
+    lengths = sorted(len(row.answer) for row in rows)
+    return max(256, min(lengths[int(0.98 * (len(lengths) - 1))], 4096))
+
+
+def _side_effects(job: Job, question: Question, dataset: Dataset) -> dict[str, Any]:
+    """Forgetting and memorisation, for a model that has a base to be compared with."""
+    if question.kind in ("run", "adapter"):
+        return after_tuning(job, dataset)
+    wanted = job.recipe.evaluate
+    if question.base:
+        return after_tuning(job, dataset, base=lambda: _loaded(question.base))
+    if wanted.general or wanted.memorisation or wanted.canaries:
+        raise UserError(
+            "What was this model made from? Forgetting and memorisation are differences to its base",
+            where=question.target,
+            next_step="give --base MODEL",
+        )
+    return {}
+
+
+@contextmanager
+def _loaded_model(name: str) -> Any:
+    from tuneloop.models.load import load_model
+
+    yield load_model(name)
+
+
+def _loaded(name: str) -> AbstractContextManager[Model]:
+    found: AbstractContextManager[Model] = _loaded_model(name)
+    return found
+
+
+# --- comparing ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Evaluations of the same rows beside each other.
+
+    Args:
+        folder: with `eval.json`.
+        evaluations: by the names that they were given with; the first is the one that the others are held against.
+        comparisons: of the first (a) with each other one (b), adjusted together.
+    """
+
+    folder: Path
+    evaluations: dict[str, Evaluation]
+    comparisons: list[Comparison]
+
+
+def load_contenders(places: Sequence[str]) -> dict[str, Evaluation]:
+    """Evaluations by place; `FOLDER:NAME` picks a baseline inside one.
+
+    Raises:
+        UserError: fewer than two, one named twice, or one that is not there.
+    """
+    from tuneloop.evaluate.results import load_evaluation
+
+    if len(places) < 2:
+        raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
+    loaded: dict[str, Evaluation] = {}
+    for place in places:
+        folder, contender = _split_place(place)
+        loaded[place] = load_evaluation(folder, contender or None)
+    if len(loaded) < len(places):
+        raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
+    return loaded
+
+
+def _split_place(place: str) -> tuple[str, str]:
+    folder, _, contender = place.rpartition(":") if not Path(place).exists() and ":" in place else (place, "", "")
+    return folder, contender
+
+
+def compare_evaluations(
+    places: Sequence[str],
+    out: str = "",
+    *,
+    judge: Callable[[Mapping[str, Evaluation]], Mapping[str, Any]] | None = None,
+) -> Compared:
+    """Compare evaluations of the same rows, paired, against the first, and write `eval.json`, `samples.jsonl` and the page.
+
+    Args:
+        places: folders with `eval.json`, or `FOLDER:NAME`.
+        out: folder; default: `evals/compare-...`.
+        judge: further parts of `eval.json` from the evaluations.
+    """
+    from tuneloop.evaluate.evaluate import adjusted, compare
+    from tuneloop.evaluate.ladder import ladder
+    from tuneloop.evaluate.results import write_evaluation
+    from tuneloop.report.eval_html import write_page
+
+    loaded = load_contenders(places)
+    manifests = {place: read_json(Path(_split_place(place)[0]) / "eval.json") for place in places}
+    first, *others = places
+    pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
+    comparisons = adjusted(pairs, primary=loaded[first].primary, n=loaded[first].n)
+    names = {place: _split_place(place)[1] or str(manifests[place]["name"]) for place in places}
+    costs = {
+        place: cost for place in places if (cost := (manifests[place].get("costs") or {}).get(names[place])) is not None
+    }
+    tuned = [place for place in places if names[place] == "tuned"]
+    folder = Path(out) if out else Path("evals") / ("compare-" + "-".join(name_of(place) for place in places))[:120]
+    last, manifest = others[-1], manifests[others[-1]]
+    with lock_folder(folder):
+        more = {"ladder": ladder(loaded, costs, tuned=tuned), **(judge(loaded) if judge else {})}
+        write_evaluation(
+            folder, loaded[last], model=manifest["model"], dataset=manifest["dataset"], split=manifest["split"], name=last,
+            baselines={n: e for n, e in loaded.items() if n != last}, comparisons=comparisons, costs=costs,
+            key=content_hash(list(places)), more=more,
+        )  # fmt: skip
+        write_page(folder)
+    return Compared(folder, loaded, comparisons)

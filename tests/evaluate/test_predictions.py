@@ -1,0 +1,57 @@
+"""Answers from a file find their rows, or the file is refused with the place of the mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneloop.evaluate.predictions import answers_from, several_from
+from tuneloop.types import Row, UserError
+
+ROWS = [Row(f"r{i}", [{"role": "assistant", "content": "x"}], meta={"id": f"own-{i}"}) for i in range(3)]
+
+
+def texts(records: list[Any]) -> list[str]:
+    return [answer.text for answer in answers_from(records, ROWS, "f.jsonl")]
+
+
+@given(st.permutations(range(3)))
+def test_ids_and_numbers_find_rows_in_any_order(order: list[int]) -> None:
+    assert texts([{"id": f"r{i}", "prediction": f"p{i}"} for i in order]) == ["p0", "p1", "p2"]
+    assert texts([{"id": f"own-{i}", "prediction": f"p{i}"} for i in order]) == ["p0", "p1", "p2"]
+    for first in (0, 1):
+        assert texts([{"row": i + first, "prediction": f"p{i}"} for i in order]) == ["p0", "p1", "p2"]
+
+
+def test_without_ids_the_order_counts() -> None:
+    assert texts([{"prediction": "a"}, {"prediction": "b"}, {"prediction": None}]) == ["a", "b", ""]
+
+
+def test_objects_are_json_and_several_labels_one_answer() -> None:
+    assert texts([{"prediction": {"a": 1}}, {"prediction": 2}, {"prediction": ["x", "y"]}]) == ['{"a": 1}', "2", "x"]
+    assert several_from([{"prediction": ["x", "y"]}] * 3, ROWS, "f")[0] == ["x", "y"]
+    labelled = [Row("r", [{"role": "assistant", "content": "a, b"}], "a, b", meta={"labels": ["a", "b"]})]
+    assert answers_from([{"prediction": ["b", "a"]}], labelled, "f")[0].text == "b, a"
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([], "no predictions"),
+        ([{"id": "r0", "prediction": "a"}] * 2, "Two predictions for row r0"),
+        ([{"id": "r0", "prediction": "a"}], "2 of 3 rows have no prediction"),
+        ([{"id": "zz", "prediction": "a"}], "No row has the id 'zz'"),
+        ([{"row": 7, "prediction": "a"}], "no row 7"),
+        ([{"row": True, "prediction": "a"}], "Not a row's number"),
+        ([{"prediction": "a"}], "1 predictions without ids for 3 rows"),
+        ([{"id": "r0", "prediction": "a"}, {"prediction": "b"}], "Some predictions have an id"),
+        (["a"], "Not an object"),
+        ([{"id": "r0"}, {"id": "r1"}, {"id": "r2"}], "No prediction"),
+    ],
+)
+def test_what_is_wrong_is_said(records: list[Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        texts(records)

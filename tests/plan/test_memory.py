@@ -62,16 +62,35 @@ def test_published_runs_that_constants_were_fitted_to_are_met() -> None:
     assert sum(a == b for a, b in fits) >= 0.95 * len(fits)
 
 
-def test_published_runs_that_nothing_was_fitted_to_are_met_but_for_an_old_bitsandbytes() -> None:
-    # bitsandbytes 0.41 kept the inputs of frozen layers: LitGPT's four quantised runs of 2023 take 15 % more than today's count.
+def test_published_runs_that_nothing_was_fitted_to_are_met() -> None:
     memory, _, fits = errors("held out")
     print(
         f"\nheld out: {len(memory)} peaks, median {statistics.median(map(abs, memory)):.1%}, {share(memory, 0.08):.0%} within 8 %"
     )
-    assert share(memory, 0.08) >= 8 / 12
-    assert statistics.median(map(abs, memory)) <= 0.08
-    assert min(memory) > -0.17
+    assert statistics.median(map(abs, memory)) <= 0.03
+    assert share(memory, 0.08) >= 0.9
     assert all(a == b for a, b in fits)
+
+
+def test_runs_first_predicted_blind_do_not_get_worse() -> None:
+    # docs/plan.md has the figures of the first look: 12.0 % at the median, 35 % within 8 %, speed 23 %.
+    memory, speed, fits = errors("blind")
+    print(f"\nblind: {len(memory)} peaks, median {statistics.median(map(abs, memory)):.1%}")
+    assert statistics.median(map(abs, memory)) <= 0.065
+    assert share(memory, 0.08) >= 0.55
+    assert share(speed, 0.2) >= 0.6
+    assert sum(a == b for a, b in fits) >= 0.95 * len(fits)
+
+
+def test_bitsandbytes_without_checkpointing_keeps_inputs_and_a_head_in_fp32_its_logits() -> None:
+    def held(**settings: Any) -> float:
+        return sum(memory_of(job(**{"method": "qlora", "seq_len": 512, **settings})).phases["loss"].values())
+
+    assert held() > held(loss_kernel="compiled") + 1  # torchao frees them
+    kept = memory_of(job(method="qlora", seq_len=512)).phases["loss"]["activations"]
+    assert kept > memory_of(job(method="lora", seq_len=512)).phases["loss"]["activations"] + 1
+    bf16, fp32 = (memory_of(job(method="qlora", grad_ckpt=True, head_fp32=wide)) for wide in (False, True))
+    assert fp32.phases["loss"]["logits"] > bf16.phases["loss"]["logits"]
 
 
 def test_nf4_takes_the_bits_of_its_paper() -> None:

@@ -33,7 +33,11 @@ ACTIVATIONS = (
     "recomputed layer",
     "gradients of activations",
 )
-ZERO_BUCKET = 500_000_000  # elements of DeepSpeed's reduce bucket, its default
+# bitsandbytes before 0.43 hangs each matrix's own copy of its input on the graph, which lives until the next micro-batch's loss is there: the inputs
+# of this micro-batch and of a typical one before it (LitGPT's tables of 2023 and 2024 need 1.0 and 1.3 to 1.8 times the first alone).
+KEPT_INPUTS = 1.4
+# Elements a virtual token, layer and row, in widths of queries and keys: 200 and 50 tokens of PEFT's method comparison.
+PREFIX_WIDTHS = 10
 ZERO_LIVE = 1_000_000_000  # stage3_max_live_parameters, its default
 
 
@@ -172,7 +176,9 @@ def _gradients(job: Job) -> dict[str, float]:
     if job.sharding == "ddp":
         found["reduction buckets"] = size
     if job.sharding.startswith("zero"):
-        found["reduction buckets"] = 2 * min(ZERO_BUCKET, job.trainable) * _trained_bytes(job)
+        found["reduction buckets"] = (
+            2 * min(job.shape.hidden**2, job.trainable) * _trained_bytes(job)
+        )  # Transformers' auto
     return found
 
 
@@ -194,6 +200,8 @@ def _head_gradient(job: Job) -> dict[str, float]:
 def _temporaries(job: Job) -> dict[str, float]:
     """What the optimizer needs besides weights, gradients and states."""
     if job.offload or job.optimizer_in_backward or job.gpu.is_cpu:
+        return {}
+    if job.sharding.startswith("zero"):  # fused Adam over flat parts
         return {}
     if job.optimizer == "adamw-8bit" and not job.kernels.foreach:
         return {"optimizer's temporaries": job.shape.embedding * 4.0}
@@ -251,13 +259,11 @@ def layer_activations(job: Job) -> tuple[float, float]:
     if job.attention == "eager":  # fp32 softmax, its 16-bit copy
         kept += job.micro_batch * shape.heads * job.seq_len**2 * (4 + job.activation_bytes * wide)
     if job.method == "prefix":
-        kept += (
-            2
-            * (shape.queries + shape.keys)
-            * job.micro_batch
-            * (job.seq_len + job.prefix_tokens)
-            * job.activation_bytes
-        )
+        virtual = job.micro_batch * job.prefix_tokens
+        kept += PREFIX_WIDTHS * (shape.queries + shape.keys) * virtual * job.activation_bytes
+    if job.quant in ("nf4", "nf4-dq") and kernels.fsdp == 1 and not job.grad_ckpt:
+        inputs = 4 * hidden + forward  # q, k and v as one, o, gate, up, down
+        kept += KEPT_INPUTS * job.tokens * inputs * job.activation_bytes
     # dy and the residual's gradient; those of product, activation and up, when the product itself is gone
     pointwise = job.tokens * (2 * hidden + (2 + kernels.silu) * forward - product) * job.activation_bytes
     unpacked = hidden * forward * 2 if job.quant != "none" else 0
@@ -288,6 +294,8 @@ def _logits(job: Job) -> dict[str, float]:
     """Logits in all their copies, and the hidden states in front of them."""
     states = 2 * job.tokens * job.shape.hidden * job.activation_bytes
     logits = job.kernels.logits * job.tokens * job.shape.vocabulary * 2
+    if job.head_fp32 and job.loss_kernel == "eager":  # fp32: as they come, shifted, log-softmax, gradient
+        logits = 4 * job.tokens * job.shape.vocabulary * 4
     if job.dtype == "fp32" and job.loss_kernel == "eager":
         logits = FP32_LOGITS * job.tokens * job.shape.vocabulary * 4
     if job.loss_kernel == "fused":

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from tuneloop.plan.job import Job
 from tuneloop.plan.memory import weight_bytes
 
-# Host time of a layer in all passes of a micro-batch, in seconds: short rows are bound by it, not by the GPU (Qwen's table of speed by length:
-# 1.8B and 7B models take as long for 256 tokens as for 512).
-LAUNCH_SECONDS, LAUNCH_SECONDS_COMPILED = 0.0035, 0.002
+# Host time of a layer's pass, and of an adapted matrix in it, in seconds; a backward pass counts as two. Short rows are bound by it, not by the
+# GPU (Qwen's table of speed by length: 1.8B and 7B models take as long for 256 tokens as for 512).
+LAUNCH_SECONDS, LAUNCH_ADAPTER_SECONDS, LAUNCH_COMPILED = 0.0007, 0.00009, 0.6
 COMPILED_GAIN = 1.1  # torchtune's table of optimization flags
 FUSED_GAIN = 1.12  # fused norms, rotation and loss: fms-acceleration's table, 11 to 14 %
 # Unpacking a quantised weight reads a half byte, writes two and reads them again, at half the bandwidth; once a pass.
 UNPACK_BYTES, UNPACK_SHARE = 6, 0.5
 EAGER_ATTENTION = 0.75
-SHARDED = 0.95  # FSDP and ZeRO-3 beside their transfers: hooks, copies, waiting
+# Sharding beside its transfers: hooks, copies, waiting. ZeRO: a published table of eight A800.
+SHARDED = {"fsdp": 0.95, "zero2": 0.7, "zero3": 0.7}
 HOST_ADAM_BYTES, HOST_GB_S = 14, 100  # an update in the host's memory, and what all its processes together move
 # 80 % of the published runs lie within this factor of the prediction.
 SPREAD = 1.3
@@ -66,7 +67,8 @@ def speed_of(job: Job) -> Speed:
     peak = gpu.tflops * 1e12 * (0.5 if job.dtype == "fp32" and not gpu.is_cpu else 1.0)
     compute = job.tokens * flops / (peak * share)
     compiled = job.kernels.fsdp == 2
-    host = job.shape.layers * (LAUNCH_SECONDS_COMPILED if compiled else LAUNCH_SECONDS) * (0 if gpu.is_cpu else 1)
+    launches = (LAUNCH_SECONDS + LAUNCH_ADAPTER_SECONDS * len(job.adapted)) * (4 if job.grad_ckpt else 3)
+    host = 0.0 if gpu.is_cpu else job.shape.layers * launches * (LAUNCH_COMPILED if compiled else 1)
     link = _link_seconds(job)
     if job.quant != "none":
         passes = 3 if job.grad_ckpt else 2
@@ -78,8 +80,7 @@ def speed_of(job: Job) -> Speed:
 
 def _gain(job: Job) -> float:
     gain = {"eager": 1.0, "compiled": COMPILED_GAIN, "chunked": COMPILED_GAIN}.get(job.loss_kernel, FUSED_GAIN)
-    if job.sharding in ("fsdp", "zero3"):
-        gain *= SHARDED
+    gain *= SHARDED.get(job.sharding, 1.0)
     if job.attention == "eager":
         gain *= EAGER_ATTENTION
     return 1.0 if job.gpu.is_cpu else gain

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuneloop.data import duplicates
+from tuneloop.data import duplicates, sketches
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.engine import ordered_map
@@ -74,6 +74,8 @@ def decide(
     links, _ = duplicates.find_links(
         columns, table.reader.texts, config.duplicates.threshold, rows=rows, question=columns["question"], alike=alike
     )
+    for name in [name for name in columns if name.startswith(sketches.COLUMNS)]:
+        del columns[name]  # half of all that is known of the rows, and needed no longer
     progress("comparing", 2, 3)
     facts = SplitFacts(
         question=columns["question"][rows],

@@ -2,7 +2,7 @@
 
 Candidates share a band of their MinHash signatures, and the signs behind it differ no more than those of similar rows do. Both
 is arithmetic on whole columns; the texts of the candidates are read and compared in batches, which any process can do. A row
-with more candidates than `CROWD` is left to `Crowd`, which compares it with rows that are still there when its turn comes: in a
+with more candidates than `MANY` is left to `Crowd`, which compares it with rows that are still there when its turn comes: in a
 crowd of a thousand nearly equal rows that is one row instead of all.
 """
 
@@ -48,6 +48,8 @@ Batch = Any  # row indices of candidate pairs, int64 (pairs, 2)
 Verified = tuple[Any, Any, Any, Any]
 
 BATCH = 4096  # pairs that are compared at once
+MANY = 32  # candidates of a row up to which it is compared with all
+FULL = 8 * BUCKET  # as BUCKET, of the rows of a bucket up to which all pairs in it are looked at
 _AT_ONCE = 1 << 20  # candidates that are looked at at once
 
 
@@ -106,7 +108,7 @@ def find_alike(
         if name in columns and len(rows):
             for found in _sharing(columns, name, rows, threshold, crowded):
                 pairs = _distinct(np.concatenate([pairs, found]))
-                crowded |= np.bincount(_other(pairs), minlength=len(rows)) > CROWD
+                crowded |= np.bincount(_other(pairs), minlength=len(rows)) > MANY
                 pairs = pairs[~crowded[_other(pairs)]]
     pairs = pairs[~crowded[_other(pairs)]]
     one, other = (pairs & np.uint64(2**32 - 1)).astype(np.int64), _other(pairs)
@@ -133,7 +135,7 @@ def _sharing(
     owner, signs, bands = sketched(columns, name, rows)
     in_order = np.argsort(owner, kind="stable")
     owner, signs = owner[in_order], signs[in_order]
-    room, most = BUCKET // banding(threshold)[1], most_apart(threshold)
+    room, most = FULL // banding(threshold)[1], most_apart(threshold)
     for keys in bands:
         # Sorted by key and then by place: the rows of a bucket follow each other in their order.
         entries = np.sort(keys[in_order].astype(np.uint64) << np.uint64(32) | np.arange(len(owner), dtype=np.uint64))
@@ -150,12 +152,15 @@ def _sharing(
         counts = later - first
         found = []
         for some in _blocks(counts, _AT_ONCE):
-            b = sketches[np.repeat(later[some], counts[some])]
-            a = sketches[np.repeat(first[some], counts[some]) + counted(counts[some])]
+            entry = np.repeat(np.arange(len(later))[some], counts[some])
+            a, b = sketches[first[entry] + counted(counts[some])], sketches[later[entry]]
             near = np.bitwise_count(signs[a] ^ signs[b]).sum(axis=1) <= most
+            near &= owner[a] != owner[b]  # two sketches of one row
+            many = np.bincount(entry[near], minlength=len(later)) > MANY
+            crowded[owner[sketches[later[many]]]] = True
+            near &= ~many[entry]
             a, b = owner[a[near]], owner[b[near]]
-            different = a != b  # two sketches of one row
-            found.append(b[different].astype(np.uint64) << np.uint64(32) | a[different].astype(np.uint64))
+            found.append(b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64))
         if found:
             yield np.concatenate(found)
 

@@ -44,6 +44,7 @@ TURN = "\x02"  # stands before each turn in both texts of a row; folded away lik
 
 Kind = Literal["letters", "words"]
 Name = Literal["prompt", "whole"]  # of a sketch
+COLUMNS = ("exact", "prompt", "whole", "edge_")  # what the names of the columns begin with that `sketch` makes
 KINDS: tuple[Kind, ...] = ("letters", "words")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import shutil
@@ -24,7 +25,7 @@ from tuneloop.types import Row
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OPEN_FILES = 64
+OPEN_FILES = 64  # at least: half of those that a process may open
 
 REASON_WORDS = ("", *sorted(REASONS))  # a row's fate is an index into these; 0: it is in
 _REASON_NUMBERS = {word: number for number, word in enumerate(REASON_WORDS)}
@@ -41,6 +42,16 @@ def spool_folder(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _open_files() -> int:
+    """Chunks that are kept open: rows are read in random order, and opening a file takes longer than reading a row."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return OPEN_FILES
+    return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, OPEN_FILES)
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class Reader:
         chunk = int(self.columns["chunk"][index])
         handle = self._open.get(chunk)
         if handle is None:
-            if len(self._open) >= OPEN_FILES:
+            if len(self._open) >= _open_files():
                 os.close(self._open.pop(next(iter(self._open))))
             handle = self._open[chunk] = os.open(self.folder / f"{chunk}.rows", os.O_RDONLY)
         return os.pread(handle, size, int(self.columns["start"][index]) + skip)

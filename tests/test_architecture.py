@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": BASE | {"models"},
     "pipeline": BASE | {"models", "recipe", "contenders"} | STAGES,
     "evaluations": BASE | {"models", "recipe", "contenders", "pipeline"} | STAGES,
-    "cli": BASE | {"models", "recipe", "pipeline", "evaluations", "doctor"} | STAGES,
+    "judging": BASE | {"models", "contenders", "evaluations"} | STAGES,
+    "cli": BASE | {"models", "recipe", "pipeline", "evaluations", "judging", "doctor"} | STAGES,
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "scipy", "peft", "sacrebleu", "rouge_score",
@@ -64,6 +65,7 @@ NEED = {
     "evaluate.metrics": {"numpy"},
     "evaluate.evaluate": {"numpy"},
     "evaluate.forgetting": {"numpy"},
+    "evaluate.judge": {"numpy"},
     "evaluate.uncertainty": {"numpy"},
     "evaluate.calibration": {"numpy"},
     "evaluate.multilabel": {"numpy"},

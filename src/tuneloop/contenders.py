@@ -225,6 +225,19 @@ def labels_as_tokens(model: Model, dataset: Dataset, row: Row) -> LabelTrie:
     return label_trie(labels, tokens)
 
 
+def choose_option(
+    model: Model, conversations: Sequence[Sequence[Message]], options: Sequence[str], progress: Progress = no_progress
+) -> list[str]:
+    """The option that a model gives as its verdict on each conversation, by choice scoring after "Verdict:"."""
+    lead = model.template.encode("Verdict:")
+    end = model.template.end_ids[0]
+    trie = label_trie(options, [[*model.template.encode(f" {option}"), end] for option in options])
+    prompts = [[*model.template.prompt_ids(list(turns)), *lead] for turns in conversations]
+    room = model.context - max(trie.lengths)
+    cut = [prompt if len(prompt) <= room else prompt[:8] + prompt[8 - room :] for prompt in prompts]
+    return [answer.text for answer in choose(model, cut, trie, prune=True, progress=progress, task="judging")]
+
+
 def as_contender(
     model: Model, dataset: Dataset, config: EvaluateConfig, examples: Sequence[Row] = ()
 ) -> Callable[[Sequence[Row]], list[Answer]]:

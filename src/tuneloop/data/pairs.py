@@ -138,7 +138,11 @@ def _sharing(
     room, most = FULL // banding(threshold)[1], most_apart(threshold)
     for keys in bands:
         # Sorted by key and then by place: the rows of a bucket follow each other in their order.
-        entries = np.sort(keys[in_order].astype(np.uint64) << np.uint64(32) | np.arange(len(owner), dtype=np.uint64))
+        entries = keys[in_order].astype(np.uint64)
+        entries <<= np.uint64(32)
+        entries |= np.arange(len(owner), dtype=np.uint64)
+        entries.sort()
+        entries = entries[_in_company(entries)]
         key = (entries >> np.uint64(32)).astype(np.uint32)
         same = key[1:] == key[:-1]
         later = np.flatnonzero(same) + 1  # of a bucket all but the first
@@ -163,6 +167,15 @@ def _sharing(
             found.append(b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64))
         if found:
             yield np.concatenate(found)
+
+
+def _in_company(entries: NDArray[Any]) -> NDArray[Any]:
+    """Which of the sorted entries share their key, the upper half, with a neighbour: seldom many, so the rest is soon forgotten."""
+    same = entries[1:] >> np.uint64(32) == entries[:-1] >> np.uint64(32)
+    shared = np.zeros(len(entries), dtype=bool)
+    shared[1:] = same
+    shared[:-1] |= same
+    return shared
 
 
 def _distinct(numbers: NDArray[Any]) -> NDArray[Any]:

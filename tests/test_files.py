@@ -88,7 +88,7 @@ def test_overrides_of_all_kinds(override: str, key: str, value: Any) -> None:
 
 @pytest.mark.parametrize("alias", sorted(ALIASES))
 def test_every_alias_sets_its_key(alias: str) -> None:
-    values = {"model": "here", "data.sources": ["x.jsonl"], "train.schedule": "cosine", "track.report_to": "none",
+    values = {"model": "here", "data.sources": ["x.jsonl"], "train.schedule": "cosine", "track.report_to": ["none"],
               "data.max_length": 99}  # fmt: skip
     key = ALIASES[alias]
     value = values.get(key, 0.5 if key in ("train.dropout", "train.warmup", "data.allow_rejects") else 7)

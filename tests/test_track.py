@@ -1,4 +1,4 @@
-"""Tracking: MLflow gets the whole run, a continued run stays one, and what fails there never reaches the training."""
+"""Tracking: trackers get the whole run, a continued run stays one, and what fails there never reaches the training."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tuneloop import track
+from tuneloop.track import follow
 
 needs_mlflow = pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
 RECIPE: dict[str, Any] = {
@@ -24,7 +25,7 @@ RECIPE: dict[str, Any] = {
     "seed": 0,
     "train": {"learning_rate": 5e-4, "targets": ["q_proj", "v_proj"], "max_minutes": None},
     "data": {"instruction": "x" * 2000},
-    "track": {"report_to": "mlflow", "experiment": "tuneloop"},
+    "track": {"report_to": ["mlflow"], "experiment": "tuneloop"},
 }
 
 
@@ -115,7 +116,7 @@ def test_a_run_that_is_interrupted_and_continued_is_one_whole_mlflow_run(project
     ]
     params = dict(rows(project, "select key, value from params"))
     assert params["train.learning_rate"] == "0.0005" and params["train.targets"] == '["q_proj", "v_proj"]'
-    assert len(params["data.instruction"]) == track.LONGEST_PARAM and "train.max_minutes" not in params
+    assert len(params["data.instruction"]) == follow.LONGEST_PARAM and "train.max_minutes" not in params
     latest = dict(rows(project, "select key, value from latest_metrics"))
     assert (
         latest["test/accuracy"] == 0.9
@@ -149,7 +150,7 @@ def test_steps_appear_while_the_run_goes_on_and_a_killed_run_is_closed(project: 
         "import sys, time, json; from pathlib import Path; from tuneloop.track import start_tracking\n"
         "t = start_tracking(json.loads(sys.argv[1]), Path(sys.argv[2]), poll_seconds=0.2)\ntime.sleep(600)"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(track.__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(Path(track.__file__).parents[2])}
     parent = subprocess.Popen([sys.executable, "-c", script, json.dumps(RECIPE), str(run)], env=env)
     try:
         wait_for(
@@ -199,7 +200,7 @@ def test_a_follower_that_hangs_is_left_behind(project: Path) -> None:
         [sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     started = time.monotonic()
-    track.Tracker(process, warnings.append).finish(timeout=0.5)
+    track.Tracking([track.Tracker(process, warnings.append)]).finish(timeout=0.5)
     assert time.monotonic() - started < 5 and process.poll() is not None
     assert len(warnings) == 1
 
@@ -209,7 +210,7 @@ def test_a_follower_that_crashes_costs_one_warning(project: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "raise SystemExit(3)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    track.Tracker(process, warnings.append).finish(timeout=30)
+    track.Tracking([track.Tracker(process, warnings.append)]).finish(timeout=30)
     assert len(warnings) == 1 and "status 3" in warnings[0]
 
 
@@ -224,9 +225,9 @@ def test_without_mlflow_the_run_goes_on_with_one_warning(project: Path, monkeypa
 
 def test_report_to_none_starts_nothing(project: Path) -> None:
     tracker = track.start_tracking(
-        {**RECIPE, "track": {"report_to": "none"}}, project / "runs/tickets-1", warn=pytest.fail
+        {**RECIPE, "track": {"report_to": ["none"]}}, project / "runs/tickets-1", warn=pytest.fail
     )
-    assert tracker.process is None
+    assert not tracker.trackers
     tracker.finish()
 
 
@@ -254,19 +255,116 @@ def test_telemetry_is_off_and_a_dead_server_is_given_up_soon_unless_the_user_say
 def test_another_training_in_the_same_folder_is_another_mlflow_run_and_another_evaluation_is_not(project: Path) -> None:
     run = project / "runs/tickets-1"
     settings = {"run": str(run), "config": RECIPE, "experiment": "tuneloop", "uri": "", "started": 0}
-    state = {**track.make_follower(settings).state, "run_id": "abc"}
+    state = {**follow.make_follower(settings).state, "run_id": "abc"}
     write(run / "tracking.json", state)
     evaluated = {**RECIPE, "evaluate": {"limit": 5}}
     retrained = {**RECIPE, "seed": 1}
-    assert track.make_follower({**settings, "config": evaluated}).state["run_id"] == "abc"
-    assert "run_id" not in track.make_follower({**settings, "config": retrained}).state
-    assert "run_id" not in track.make_follower({**settings, "uri": "http://elsewhere"}).state
+    assert follow.make_follower({**settings, "config": evaluated}).state["run_id"] == "abc"
+    assert "run_id" not in follow.make_follower({**settings, "config": retrained}).state
+    assert "run_id" not in follow.make_follower({**settings, "uri": "http://elsewhere"}).state
     (run / "tracking.json").write_text("{damaged")
-    assert "run_id" not in track.make_follower(settings).state
+    assert "run_id" not in follow.make_follower(settings).state
 
 
 def test_importing_the_tracker_loads_no_mlflow() -> None:
-    env = {**os.environ, "PYTHONPATH": str(Path(track.__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(Path(track.__file__).parents[2])}
     code = "import sys, tuneloop.track; print([m for m in ('mlflow', 'pandas', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- TensorBoard and Weights & Biases
+
+
+def with_trackers(*names: str) -> dict[str, Any]:
+    return {**RECIPE, "track": {"report_to": list(names), "experiment": "tuneloop"}}
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard would show: the points of all event files of a folder, by name."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(folder.iterdir()):
+        data, at = file.read_bytes(), 0
+        while at < len(data):  # TFRecord: length, its checksum, the event, its checksum
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += length + 16
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is None, reason="tensorboardX is not installed")
+def test_tensorboard_has_every_step_of_a_continued_run_once_and_the_scores(project: Path) -> None:
+    run, warnings = project / "runs/tickets-1", list[str]()
+    add_steps(run, 1, 20)
+    track.start_tracking(with_trackers("tensorboard"), run, warn=warnings.append).finish("KILLED", timeout=60)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:10]))
+    add_steps(run, 11, 30)
+    finish_run(run)
+    track.start_tracking(with_trackers("tensorboard"), run, warn=warnings.append).finish(timeout=60)
+    shown = scalars(run / "tensorboard")
+    assert warnings == []
+    assert [step for step, _ in shown["train/loss"]] == list(range(1, 31))
+    assert shown["val/loss"] == [(20, pytest.approx(0.1)), (30, pytest.approx(2 / 30))]
+    assert shown["test/accuracy"] == [(0, pytest.approx(0.9))] and shown["usage/minutes"] == [(0, 1.5)]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_takes_a_run_offline(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run, warnings = project / "runs/tickets-1", list[str]()
+    add_steps(run, 1, 20)
+    finish_run(run)
+    track.start_tracking(with_trackers("wandb"), run, warn=warnings.append).finish(timeout=60)
+    assert warnings == []
+    (log,) = project.glob("wandb/offline-run-*/*.wandb")
+    text = log.read_bytes()
+    for name in (b"train/loss", b"val/loss", b"test/accuracy", b"usage/minutes", b"train.learning_rate"):
+        assert name in text
+
+
+@needs_mlflow
+def test_a_tracker_that_fails_leaves_the_others_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
+    run, warnings = project / "runs/tickets-1", list[str]()
+    add_steps(run, 1, 5)
+    track.start_tracking(with_trackers("mlflow", "tensorboard", "wandb"), run, warn=warnings.append).finish(timeout=60)
+    assert len(warnings) == 2
+    assert "Weights & Biases is not installed" in warnings[0] and "MLflow could not be written" in warnings[1]
+    assert len(scalars(run / "tensorboard")["train/loss"]) == 5
+
+
+def test_figures_that_fail_to_be_written_are_tried_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuneloop.track import tensorboard
+
+    run, seen = project / "runs/tickets-1", list[int]()
+    settings = {"to": "tensorboard", "run": str(run), "config": RECIPE, "experiment": "e", "uri": "", "started": 0}
+    follower = follow.make_follower(settings)
+    add_steps(run, 1, 5)
+    monkeypatch.setattr(tensorboard, "open_run", lambda follower: None)
+    monkeypatch.setattr(tensorboard, "log_points", lambda follower, points: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        follow.sync(follower)
+    monkeypatch.setattr(tensorboard, "log_points", lambda follower, points: seen.extend(p.step for p in points))
+    follow.sync(follower)
+    assert sorted(set(seen)) == [1, 2, 3, 4, 5]
+    follow.sync(follower)
+    assert len(seen) == 12, "two figures a step and two of the validation, once each"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("mlflow", ["mlflow"]), ("none", ["none"]), ("[]", ["none"]), ("tensorboard,wandb", ["tensorboard", "wandb"]),
+     ("[mlflow, mlflow]", ["mlflow"])],
+)  # fmt: skip
+def test_report_to_takes_a_word_or_a_list(given: str, wanted: list[str]) -> None:
+    from tuneloop.recipe import make_recipe
+
+    assert make_recipe({}, [f"report_to={given}"]).track.report_to == wanted

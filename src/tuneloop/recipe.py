@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
@@ -18,8 +18,23 @@ from tuneloop.train.config import TrainConfig
 class TrackConfig(Config):
     """Where runs are logged."""
 
-    report_to: Literal["mlflow", "none"] = Field("mlflow", description="experiment tracker")
-    experiment: str = Field("tuneloop", description="MLflow experiment")
+    report_to: list[Literal["mlflow", "tensorboard", "wandb", "none"]] = Field(
+        ["mlflow"], description="experiment trackers, one or several: mlflow, tensorboard, wandb; or none"
+    )
+    experiment: str = Field("tuneloop", description="MLflow experiment, and project of Weights & Biases")
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        return ["none"] if names in ([], [""], None) else names
+
+    @field_validator("report_to")
+    @classmethod
+    def _none_is_alone(cls, value: list[str]) -> list[str]:
+        if "none" in value and len(value) > 1:
+            raise ValueError("none excludes other trackers")
+        return list(dict.fromkeys(value))
 
 
 class Recipe(Config):

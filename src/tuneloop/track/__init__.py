@@ -1,0 +1,207 @@
+"""Logging runs to MLflow, TensorBoard and Weights & Biases, from processes that can neither stop nor slow the run.
+
+The run folder's files are the truth: `start_tracking` starts for each tracker a second, low-priority process
+(`python -m tuneloop.track`) that reads them as they appear and copies them there. So importing a tracker (seconds), a slow
+or dead server, a locked database or a crash in there cost the training nothing, nor the other trackers, and a run that
+goes on later continues the same tracked run from where its log ends.
+
+The two speak in JSON lines: the parent writes the settings and at the end `{"finish": STATUS}` (an
+end without it means that the parent died); the follower answers with `{"warning": TEXT}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+POLL_SECONDS = 3.0
+# Set unless the user has: without them a dead server is retried for minutes, and trackers report usage or ask for a login.
+QUICK_AND_QUIET = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_INIT_TIMEOUT": "20",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A tracker: its name for people, the package that writes for it, and what installs that."""
+
+    title: str
+    package: str
+    install: str
+
+
+KINDS = {
+    "mlflow": Kind("MLflow", "mlflow", "pip install 'tuneloop[track]'"),
+    "tensorboard": Kind("TensorBoard", "tensorboardX", "pip install 'tuneloop[tensorboard]'"),
+    "wandb": Kind("Weights & Biases", "wandb", "pip install 'tuneloop[wandb]'"),
+}
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@dataclass
+class Tracker:
+    """The run's handle on one follower. Without a follower every call does nothing.
+
+    Args:
+        process: the follower, or None.
+        warn: called once, with one sentence, when something does not work.
+        title: the tracker's name.
+    """
+
+    process: subprocess.Popen[str] | None
+    warn: Callable[[str], None]
+    title: str = "MLflow"
+    warned: bool = False
+    reader: threading.Thread | None = field(default=None, repr=False)
+
+    def tell(self, status: Status) -> None:
+        """Say how the run ended; the follower then logs the rest."""
+        if self.process is not None:
+            with contextlib.suppress(OSError, ValueError):
+                assert self.process.stdin is not None
+                self.process.stdin.write(json.dumps({"finish": status}) + "\n")
+                self.process.stdin.close()
+
+    def wait(self, timeout: float) -> None:
+        """Wait for the last writes, at most `timeout` seconds; then leave the follower behind."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        if self.warned:  # it is down: one more try, and no long wait for it
+            timeout = min(timeout, 6.0)
+        try:
+            process.wait(max(timeout, 0.1))
+        except subprocess.TimeoutExpired:
+            self._warn_once(
+                f"{self.title} took more than {timeout:.0f} s to take the last figures; the run itself is complete"
+            )
+            process.kill()
+            process.wait()
+        if self.reader is not None:
+            self.reader.join(2.0)
+        if process.returncode not in (0, None, -signal.SIGKILL):
+            self._warn_once(
+                f"Logging to {self.title} ended with status {process.returncode}; the run itself is complete"
+            )
+
+    def _read(self, stream: TextIO) -> None:
+        with contextlib.suppress(ValueError, OSError), stream:
+            for line in stream:
+                with contextlib.suppress(ValueError):
+                    answer = json.loads(line)
+                    if isinstance(answer, dict) and "warning" in answer:
+                        self._warn_once(str(answer["warning"]))
+
+    def _warn_once(self, text: str) -> None:
+        if not self.warned:
+            self.warned = True
+            self.warn(text)
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """The followers of a run."""
+
+    trackers: Sequence[Tracker] = ()
+
+    def finish(self, status: Status = "FINISHED", *, timeout: float = 20.0) -> None:
+        """Have the rest logged and close the tracked runs; never raises for what goes wrong there.
+
+        Args:
+            status: how the run ended.
+            timeout: seconds to wait at most, for all of them together.
+        """
+        end = time.monotonic() + timeout
+        for tracker in self.trackers:
+            tracker.tell(status)
+        for tracker in self.trackers:
+            tracker.wait(end - time.monotonic())
+
+
+def start_tracking(
+    recipe_dump: Mapping[str, Any],
+    run: Path,
+    *,
+    warn: Callable[[str], None] = _to_stderr,
+    poll_seconds: float = POLL_SECONDS,
+) -> Tracking:
+    """Begin, or continue, to log a run folder; returns at once.
+
+    MLflow: to `MLFLOW_TRACKING_URI`, else to `mlflow.db` and `mlartifacts/` in the current folder. TensorBoard: to
+    `tensorboard/` in the run folder. Weights & Biases: as its own variables say (`WANDB_MODE=offline` needs no account).
+
+    Args:
+        recipe_dump: the resolved recipe as plain values; `track.report_to: [none]` turns this off.
+        run: the run folder; `tracking*.json` in it remember the tracked runs.
+        warn: told at most once a tracker that logging does not work. The run goes on in any case.
+        poll_seconds: how often the folder is looked at.
+    """
+    track = recipe_dump.get("track") or {}
+    settings = {
+        "run": str(Path(run).resolve()),
+        "config": recipe_dump,
+        "experiment": track.get("experiment") or "tuneloop",
+        "uri": os.environ.get("MLFLOW_TRACKING_URI") or "",
+        "poll_seconds": poll_seconds,
+        "started": int(time.time() * 1000),
+    }
+    wanted = [name for name in track.get("report_to", ["mlflow"]) if name in KINDS]
+    return Tracking([_start(name, settings, warn) for name in wanted])
+
+
+def _start(name: str, settings: Mapping[str, Any], warn: Callable[[str], None]) -> Tracker:
+    kind = KINDS[name]
+    tracker = Tracker(None, warn, kind.title)
+    if importlib.util.find_spec(kind.package) is None:
+        tracker._warn_once(
+            f"{kind.title} is not installed, so this run is not logged there: {kind.install}, or leave {name} out of report_to"
+        )
+        return tracker
+    source = str(Path(__file__).resolve().parents[2])
+    env = {**QUICK_AND_QUIET, **os.environ}
+    env["PYTHONPATH"] = os.pathsep.join(p for p in (source, os.environ.get("PYTHONPATH")) if p)
+    try:
+        # A session of its own: Ctrl-C ends the run, and the follower then closes the log in order.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuneloop.track"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            env=env,
+            start_new_session=True,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({**settings, "to": name}, default=str) + "\n")
+        process.stdin.flush()
+    except OSError as error:
+        tracker._warn_once(f"Logging to {kind.title} could not start ({error}); the run goes on without it")
+        return tracker
+    tracker.process = process
+    tracker.reader = threading.Thread(target=tracker._read, args=(process.stdout,), daemon=True)
+    tracker.reader.start()
+    return tracker

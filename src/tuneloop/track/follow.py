@@ -1,0 +1,267 @@
+"""The follower's side: reads a run folder as it grows and hands what is new to one tracker.
+
+A tracker is a module of this package with four functions: `open_run`, `log_points`, `log_file` and `close_run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from tuneloop.files import content_hash, read_json, sha256_file, write_json
+from tuneloop.track import KINDS, Status
+from tuneloop.types import UserError
+
+RETRY_SECONDS = 30.0
+LAST_SECONDS = 60  # the follower ends itself this long after its parent, whatever happens
+LONGEST_PARAM = 500
+# What makes a run another run; a changed evaluation of the same adapter belongs to the same one.
+IDENTITY = ("name", "model", "seed", "data", "train")
+# Files of a run folder that trackers take whole, when they are there.
+FILES = ("environment.json", "dataset/dataset.json", "plan.json", "run.json", "eval.json")
+
+
+class Point(NamedTuple):
+    """One figure of one step."""
+
+    name: str
+    value: float
+    step: int
+
+
+@dataclass
+class Follower:
+    """What the follower knows. `started` is in milliseconds since the epoch; `state` is its `tracking*.json`."""
+
+    to: str
+    run: Path
+    config: dict[str, Any]
+    experiment: str
+    uri: str
+    local: bool
+    started: int
+    state: dict[str, Any]
+    client: Any = None
+    offset: int = 0
+    opened: bool = False
+
+    @property
+    def state_file(self) -> Path:
+        """Where it remembers what was logged."""
+        return state_file(self.run, self.to)
+
+
+def state_file(run: Path, to: str) -> Path:
+    """`tracking.json` of MLflow, `tracking-NAME.json` of the others."""
+    return run / ("tracking.json" if to == "mlflow" else f"tracking-{to}.json")
+
+
+def main(lines: TextIO | None = None) -> int:
+    """Follow a run folder until the parent says that it ended, or dies."""
+    with contextlib.suppress(OSError):
+        os.nice(10)
+    lines = lines or sys.stdin
+    settings = json.loads(lines.readline() or "null")
+    if not settings:
+        return 1
+    follower = make_follower(settings)
+    warned, failed_at = False, -RETRY_SECONDS
+    status: Status | None = None
+    while status is None:
+        if select.select([lines], [], [], settings["poll_seconds"])[0]:
+            line = lines.readline()
+            status = json.loads(line)["finish"] if line.strip() else "KILLED"
+            signal.alarm(LAST_SECONDS)
+        if status is None and time.monotonic() - failed_at < RETRY_SECONDS:
+            continue
+        try:
+            sync(follower, status)
+        except Exception as error:
+            failed_at = time.monotonic()
+            if not warned:
+                warned = True
+                say(f"{KINDS[follower.to].title} could not be written ({_reason(error)}); the run goes on without it")
+    return 0
+
+
+def say(text: str) -> None:
+    """Tell the parent; it may be gone."""
+    with contextlib.suppress(OSError, ValueError):
+        print(json.dumps({"warning": text}), flush=True)
+
+
+def _reason(error: BaseException) -> str:
+    """The cause of a failure in one short line: the innermost message says most."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def make_follower(settings: Mapping[str, Any]) -> Follower:
+    """The follower of a run folder, with what an earlier one has logged."""
+    to, run = settings.get("to", "mlflow"), Path(settings["run"])
+    uri = settings["uri"] if to == "mlflow" else to
+    local = not uri
+    if local:
+        uri = f"sqlite:///{Path('mlflow.db').resolve()}"
+    config = dict(settings["config"])
+    identity = content_hash({key: config.get(key) for key in IDENTITY})
+    try:
+        state = read_json(state_file(run, to))
+    except (UserError, OSError):
+        state = {}
+    same = isinstance(state, dict) and state.get("uri") == uri and state.get("identity") == identity
+    if not same or state.get("experiment") != settings["experiment"]:
+        state = {"version": 1, "uri": uri, "experiment": settings["experiment"], "identity": identity}
+    return Follower(to, run, config, settings["experiment"], uri, local, int(settings["started"]), state)
+
+
+def sync(follower: Follower, status: Status | None = None) -> None:
+    """Log what is new in the folder, and with a status the end. What was logged is remembered and not logged again."""
+    tracker = importlib.import_module(f"tuneloop.track.{follower.to}")
+    if not follower.opened:
+        tracker.open_run(follower)
+        follower.opened = True
+        save(follower)
+    points, offset, latest = new_points(follower)
+    if points:
+        tracker.log_points(follower, points)
+    follower.offset = offset
+    follower.state.update(latest)
+    for name in FILES:
+        path = follower.run / name
+        seen = follower.state.setdefault("seen", {})
+        if path.exists() and seen.get(name) != (digest := sha256_file(path)):
+            value = read_json(path)
+            if isinstance(value, dict):
+                tracker.log_file(follower, name, value)
+            seen[name] = digest
+    if status is not None:
+        tracker.close_run(follower, status)
+    save(follower)
+
+
+def save(follower: Follower) -> None:
+    """Remember what was logged."""
+    write_json(follower.state_file, follower.state)
+
+
+def forget(follower: Follower) -> None:
+    """Begin anew: nothing was logged."""
+    for key in ("run_id", "train_step", "val_step", "seen", "artifacts", "tables"):
+        follower.state.pop(key, None)
+
+
+# --- what is logged ----------------------------------------------------------------------------
+
+
+def new_points(follower: Follower) -> tuple[list[Point], int, dict[str, int]]:
+    """Figures by step from the new lines of `metrics.jsonl`, the offset where they end, and the latest steps.
+
+    A step that a resumed run repeats is logged once.
+    """
+    path, offset = follower.run / "metrics.jsonl", follower.offset
+    latest = {f"{kind}_step": follower.state.get(f"{kind}_step", -1) for kind in ("train", "val")}
+    if not path.exists():
+        return [], 0, latest
+    if path.stat().st_size < offset:  # cut back to a checkpoint
+        offset = 0
+    with path.open("rb") as file:
+        file.seek(offset)
+        block = file.read()
+    block = block[: block.rfind(b"\n") + 1]  # the last line may still be in writing
+    points: list[Point] = []
+    for line in block.splitlines():
+        try:
+            record = json.loads(line)
+            step = int(record["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        kind = "val" if "val_loss" in record else "train"
+        if step > latest[f"{kind}_step"]:
+            latest[f"{kind}_step"] = step
+            points += [Point(name, value, step) for name, value in step_metrics(record, kind).items()]
+    return points, offset + len(block), latest
+
+
+def step_metrics(record: Mapping[str, Any], kind: str) -> dict[str, float]:
+    """The figures of one line of `metrics.jsonl`: `train/loss`, `val/loss`, `train/learning_rate` ..."""
+    named = {f"{kind}/{safe(key.removeprefix('val_'))}": to_float(value) for key, value in record.items()
+             if key not in ("step", "best")}  # fmt: skip
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def figures_of(name: str, value: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of the whole run from one of its files: what was predicted, what it took, how it scored."""
+    found = {"plan.json": _plan_figures, "run.json": _outcome_figures, "eval.json": _scores}.get(name)
+    figures = found(value) if found else {}
+    return {safe(key): figure for key, figure in figures.items() if figure is not None}
+
+
+def _plan_figures(plan: Mapping[str, Any]) -> dict[str, float | None]:
+    hours = to_float((plan.get("time") or {}).get("hours"))
+    return {
+        "usage/predicted_minutes": None if hours is None else hours * 60,
+        "usage/predicted_peak_memory_gib": to_float((plan.get("memory") or {}).get("peak_gib")),
+        "usage/predicted_usd": to_float((plan.get("cost") or {}).get("usd")),
+    }
+
+
+def _outcome_figures(run: Mapping[str, Any]) -> dict[str, float | None]:
+    keys = ("peak_memory_gib", "usd", "tokens", "tokens_per_second", "steps", "best_step", "best_val_loss",
+            "trainable_parameters")  # fmt: skip
+    seconds = to_float(run.get("seconds"))
+    return {
+        **{f"usage/{key}": to_float(run.get(key)) for key in keys},
+        "usage/minutes": None if seconds is None else seconds / 60,
+        "usage/mfu": to_float((run.get("mfu") or {}).get("value")),
+    }
+
+
+def _scores(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
+    # MLflow's page sorts sections by name: "versus" puts the many bars of the others behind the curves.
+    split = safe(str(evaluation.get("split") or "test"))
+    contenders = {**(evaluation.get("baselines") or {}), "tuned": evaluation.get("metrics") or {}}
+    return {
+        f"{split if name == 'tuned' else f'versus {name}'}/{metric}": to_float(
+            score.get("value") if isinstance(score, dict) else score
+        )
+        for name, scores in contenders.items()
+        for metric, score in scores.items()
+    }
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested config as `section.key -> text`; unset values are left out and long ones cut."""
+    out: dict[str, str] = {}
+    for key, value in config.items():
+        name = safe(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            out.update(flatten(value, f"{name}."))
+        elif value is not None:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            out[name] = text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 1] + "…"
+    return out
+
+
+def safe(name: str) -> str:
+    """A name that every tracker takes for metrics, parameters and tags."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_-. /") else "_" for c in name).strip()[:250] or "_"
+
+
+def to_float(value: object) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:
+        return None
+    return float(value)

@@ -1,0 +1,50 @@
+"""Weights & Biases: curves, settings, and figures of the whole run as its summary; offline too, see `wandb sync`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuneloop.track import Status
+from tuneloop.track.follow import Follower, Point, figures_of, flatten, forget
+
+
+def open_run(follower: Follower) -> None:
+    """Begin the run of this folder, or go on with it by its id."""
+    import secrets
+
+    import wandb
+
+    if not follower.state.get("run_id"):
+        forget(follower)
+        follower.state["run_id"] = secrets.token_hex(4)
+    follower.client = wandb.init(
+        project=follower.experiment,
+        name=follower.run.name,
+        id=follower.state["run_id"],
+        resume="allow",
+        config=flatten(follower.config),
+        settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+    )
+
+
+def log_points(follower: Follower, points: Sequence[Point]) -> None:
+    """Curves; W&B takes steps in rising order only."""
+    by_step: dict[int, dict[str, float]] = {}
+    for point in points:
+        by_step.setdefault(point.step, {})[point.name] = point.value
+    for step in sorted(by_step):
+        follower.client.log(by_step[step], step=step)
+
+
+def log_file(follower: Follower, name: str, value: Mapping[str, Any]) -> None:
+    """Figures of the whole run."""
+    follower.client.summary.update(figures_of(name, value))
+    if name in ("dataset/dataset.json", "environment.json"):
+        follower.client.config.update({name: {k: value.get(k) for k in ("id", "hash", "git_commit", "cpu", "gpu") if k in value}},
+                                      allow_val_change=True)  # fmt: skip
+
+
+def close_run(follower: Follower, status: Status) -> None:
+    """Close it with the run's status."""
+    follower.client.finish(exit_code=0 if status == "FINISHED" else 1)

@@ -484,3 +484,10 @@ def promises(facts: RunFacts) -> list[Promise]:
         Promise("cost", usd(price), usd(paid), None if paid is None or dearest is None else paid <= dearest),
     ]
     return [line for line in lines if (line.predicted, line.actual) != ("–", "–")]
+
+
+def used(facts: RunFacts) -> str:
+    """The run's model FLOP utilisation with the peak that it is a share of; empty where it is unknown."""
+    mfu = section(facts.run.get("mfu"))
+    value, peak = number(mfu.get("value")), number(mfu.get("peak_gflops"))
+    return "" if value is None or peak is None else f"{100 * value:.0f}\u00a0% of {peak:,.0f} GFLOP/s"

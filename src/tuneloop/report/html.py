@@ -35,6 +35,7 @@ from tuneloop.report.facts import (
     sample_answers,
     section,
     shown_metrics,
+    used,
     with_interval,
 )
 from tuneloop.report.facts import contenders as contenders_of
@@ -275,8 +276,14 @@ def _training(facts: RunFacts) -> dict[str, Any]:
         ("best validation loss", f"{loss:.4f} at step {best:g}" if loss is not None and best is not None else ""),
         ("tokens", f"{n:,.0f}" if (n := number(run.get("tokens"))) is not None else ""),
         ("speed", f"{speed:,.0f} tokens/s" if speed else ""),
+        ("MFU", used(facts)),
     ]
-    return {"chart": chart, "facts": [(k, v) for k, v in entries if v], "findings": _findings(facts.findings)}
+    return {
+        "chart": chart,
+        "facts": [(k, v) for k, v in entries if v],
+        "findings": _findings(facts.findings),
+        "mfu": str(section(run.get("mfu")).get("definition") or ""),
+    }
 
 
 def _by_watcher(reason: object) -> str:

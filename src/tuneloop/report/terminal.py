@@ -26,6 +26,7 @@ from tuneloop.report.facts import (
     sample_answers,
     section,
     shown_metrics,
+    used,
     with_interval,
 )
 
@@ -92,6 +93,10 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
         parts.append(Text(str(word), style="bold" if i == 0 else ""))
     if outcome := promises(facts):
         parts.append(_promises_table(outcome))
+    if share := used(facts):
+        parts.append(
+            Text(f"Training used {share}, the measured peak of matrix products, for what its steps need (MFU).")
+        )
     if facts.samples:
         wanted = number(section(facts.config.get("evaluate")).get("samples"))
         shown = pick_samples(facts.samples, 5 if wanted is None else int(wanted))

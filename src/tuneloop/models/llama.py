@@ -418,7 +418,9 @@ class LlamaModel(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Given a weight, torch draws no random one: on the meta device alone that costs a second of imports.
+        empty = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=empty)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RmsNorm(config.hidden_size, config.norm_eps)
 

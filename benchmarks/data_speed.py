@@ -181,7 +181,7 @@ def _proportional_size(pid: int) -> int:
 
 def stages(source: Path, rows: int) -> dict[str, float]:
     """Seconds of each part of `prepare`, on one core."""
-    from tuneloop.data import duplicates, language, personal, repair
+    from tuneloop.data import language, personal, repair, sketches
     from tuneloop.data.checks import quality
     from tuneloop.data.config import DuplicatesConfig, PersonalConfig, PrepareConfig, RepairConfig
     from tuneloop.data.formats import Parsed, detect, parse_record
@@ -210,8 +210,8 @@ def stages(source: Path, rows: int) -> dict[str, float]:
     timed("personal data", lambda: [personal.find(text, PersonalConfig()) for text in texts])
     timed("language", lambda: [language.detect_language(text) for text in texts])
     timed("quality flags", lambda: [quality.flags(row.messages, row.label) for row in made])
-    cut = timed("texts to compare", lambda: [duplicates.texts_of(row) for row in made])
-    timed("sketches", lambda: duplicates.sketch(cut, DuplicatesConfig()))
+    cut = timed("texts to compare", lambda: [sketches.texts_of(row) for row in made])
+    timed("sketches", lambda: sketches.sketch(cut, DuplicatesConfig()))
     return spent
 
 

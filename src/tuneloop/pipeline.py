@@ -74,6 +74,18 @@ class Job:
         use_threads()
         return load_model(self.recipe.model)
 
+    @cached_property
+    def training_model(self) -> Model:
+        """The base model as it is trained: the same, but where several processes share a run, one of its own that they divide."""
+        from tuneloop.models.load import load_model, use_threads
+        from tuneloop.train.distributed import processes
+
+        if processes() == 1:
+            return self.model
+        self.__dict__.pop("model", None)  # a device may have room for one
+        use_threads()
+        return load_model(self.recipe.model, device="cpu")
+
     def rendered(self, rows: Sequence[Row]) -> list[TrainRow]:
         """The rows that the loss can use, as ids and loss masks."""
         from tuneloop.train.rows import training_rows
@@ -108,7 +120,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
     """
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     job = Job(recipe, folder, progress, say)
-    with lock_folder(folder):
+    with leading(job), lock_folder(folder):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment())
@@ -515,8 +527,6 @@ CALIBRATION_MINUTES = 0.3  # of training in `tuneloop plan --calibrate`
 
 def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     """What training will take on this machine: memory by formula, time by timing some of its own batches."""
-    from tuneloop.train.loop import measure_speed
-
     recipe = job.recipe
     key = content_hash([dataset.manifest["hash"], job.fingerprint, recipe.train, recipe.plan, recipe.seed, 1])
     done = _done(job.folder / "plan.json", key)
@@ -526,9 +536,9 @@ def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     train_rows, val_rows = job.rendered(dataset.train), job.rendered(dataset.val)
     job.progress("measuring this machine", 0, 1)
     resident = _resident(job)
-    speed = measure_speed(job.model, train_rows, recipe.train, recipe.seed)
+    speed = _together(job, Part("measure", dataset.path, recipe.train))
     job.progress("measuring this machine", 1, 1)
-    plan = make_plan(job, train_rows, val_rows, speed, resident)
+    plan = make_plan(job, train_rows, val_rows, speed, resident, job.mixed(dataset.train))
     write_json(job.folder / "plan.json", {**plan, "key": key})
     job.say(plan_line(plan))
     if not plan["fits"]:
@@ -542,7 +552,7 @@ def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
 
 def _resident(job: Job) -> float:
     """GiB in use with the model loaded."""
-    assert job.model.net is not None
+    assert job.training_model.net is not None
     machine.release_memory()
     return machine.memory_now()
 
@@ -552,19 +562,28 @@ def _training_began(job: Job) -> bool:
 
 
 def make_plan(
-    job: Job, train_rows: list[TrainRow], val_rows: list[TrainRow], speed: float, resident: float
+    job: Job,
+    train_rows: list[TrainRow],
+    val_rows: list[TrainRow],
+    speed: float,
+    resident: float,
+    mixed: Sequence[bool] = (),
 ) -> dict[str, Any]:
-    """The plan of a run whose rows and speed are known."""
+    """The plan of a run whose rows and speed are known.
+
+    Args:
+        mixed: for each training row whether it is general data that was blended in.
+    """
     from tuneloop.plan.estimate import Machine, Work, estimate
     from tuneloop.plan.ledger import corrected, read_ledger
     from tuneloop.plan.shape import ModelShape
     from tuneloop.train.batches import plan_steps
     from tuneloop.train.loop import micro_shape, within_time
     from tuneloop.train.methods import lora_shape
-    from tuneloop.train.rows import supervised_tokens, tokens_of
+    from tuneloop.train.rows import reference_tokens, supervised_tokens, tokens_of
 
-    recipe, model = job.recipe, job.model
-    steps = within_time(plan_steps(train_rows, recipe.train, recipe.seed), train_rows, recipe.train, speed)
+    recipe, model = job.recipe, job.training_model
+    steps = within_time(plan_steps(train_rows, recipe.train, recipe.seed, mixed), train_rows, recipe.train, speed)
     indices = [i for step in steps for micro in step.micro_batches for i in micro]
     micro_batches = {micro_shape([train_rows[i] for i in micro]) for step in steps for micro in step.micro_batches}
     measured = val_rows[: recipe.train.val_rows]
@@ -572,7 +591,8 @@ def make_plan(
         steps=len(steps),
         tokens=sum(tokens_of(train_rows[i]) for i in indices),
         supervised=round(sum(supervised_tokens(train_rows[i]) for i in indices)),
-        val_tokens=sum(tokens_of(row) for row in measured) * (recipe.train.evaluations + 1),
+        val_tokens=sum(tokens_of(row) for row in measured) * (recipe.train.evaluations + 1)
+        + sum(reference_tokens(row) for row in [*train_rows, *measured]),
         micro_batches=tuple(sorted(micro_batches)),
     )
     gpus = machine.gpus()
@@ -629,7 +649,7 @@ def _held_out(job: Job, dataset: Dataset) -> list[Rendered]:
 
 def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     """Train, or find it trained."""
-    from tuneloop.train.loop import Preempted, train
+    from tuneloop.train.loop import Preempted
 
     recipe, folder = job.recipe, job.folder
     key = train_key(job, dataset)
@@ -644,26 +664,13 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     refuse_problems(checked, dataset)
     job.say(f"preflight {checked.line()}")
     try:
-        result = train(
-            job.model,
-            job.rendered(dataset.train),
-            job.rendered(dataset.val),
-            config,
-            folder,
-            ids=job.ids(dataset.train),
-            log=lambda record: _tell(job, record),
-            general=_held_out(job, dataset),
-            mixed=job.mixed(dataset.train),
-            seed=recipe.seed,
-            data_id=dataset.manifest["hash"],
-            tokens_per_second=plan["time"]["tokens_per_second"] if plan else 0.0,
-            progress=job.progress,
-        )
+        speed = plan["time"]["tokens_per_second"] if plan else 0.0
+        result = _together(job, Part("train", dataset.path, config, speed))
     except Preempted as preempted:
         job.say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
         raise
-    job.tuned = True
-    mfu = _mfu(job, dataset)
+    _keep_result(job)
+    mfu = _mfu(job, dataset) if job.tuned else None
     if began and result.resumed_at:
         job.say(f"train     went on from the checkpoint at step {result.resumed_at}")
     predicted = None
@@ -723,6 +730,88 @@ def _mfu(job: Job, dataset: Dataset) -> dict[str, Any] | None:
     return utilisation(job.model.config, job.recipe.train.method, job.rendered(dataset.train), records, peak)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a run that all its processes do together.
+
+    Args:
+        task: `measure` the speed, find the learning `rate`, or `train`.
+        dataset: folder of the data set.
+        tokens_per_second: as planned.
+    """
+
+    task: Literal["measure", "rate", "train"]
+    dataset: str
+    config: TrainConfig
+    tokens_per_second: float = 0.0
+
+
+@contextmanager
+def leading(job: Job) -> Iterator[None]:
+    """Where several processes share a run, the first does the job; the others take part in its training, say nothing, and end with it."""
+    from tuneloop.train.distributed import hear, is_first, joined, lost_the_first, tell
+
+    with joined():
+        if is_first():
+            yield
+            tell(None)
+            return
+        try:
+            follower = Job(job.recipe, job.folder)
+            while (part := hear()) is not None:
+                _take_part(follower, part)
+        except Exception as error:
+            if lost_the_first(error):
+                raise SystemExit(1) from None  # it has said why
+            raise
+        raise SystemExit(0)
+
+
+def _together(job: Job, part: Part) -> Any:
+    """Do a part of the run with all processes."""
+    from tuneloop.train.distributed import tell
+
+    tell(part)
+    return _take_part(job, part)
+
+
+def _take_part(job: Job, part: Part) -> Any:
+    """A process's share of a part: a speed, a range test or what training came to."""
+    from tuneloop.data.dataset import load_dataset
+    from tuneloop.train.loop import measure_speed, train
+    from tuneloop.train.rate import range_test
+
+    model, seed = job.training_model, job.recipe.seed
+    dataset = load_dataset(part.dataset)
+    rows = job.rendered(dataset.train)
+    if part.task == "measure":
+        return measure_speed(model, rows, part.config, seed)
+    if part.task == "rate":
+        return range_test(model, rows, part.config, seed, progress=job.progress)
+    return train(
+        model,
+        rows,
+        job.rendered(dataset.val),
+        part.config,
+        job.folder,
+        ids=job.ids(dataset.train),
+        log=lambda record: _tell(job, record),
+        general=_held_out(job, dataset),
+        mixed=job.mixed(dataset.train),
+        seed=seed,
+        data_id=dataset.manifest["hash"],
+        tokens_per_second=part.tokens_per_second,
+        progress=job.progress,
+    )
+
+
+def _keep_result(job: Job) -> None:
+    """Remember that the model holds the run's result; one that was divided over processes can't be asked, so it goes."""
+    job.tuned = job.training_model is job.__dict__.get("model")
+    if not job.tuned:
+        job.__dict__.pop("training_model")
+
+
 def _tell(job: Job, record: Mapping[str, Any]) -> None:
     """Say what the watcher finds, and what the loop does about it."""
     if "finding" in record:
@@ -741,9 +830,7 @@ def _with_rate(job: Job, dataset: Dataset) -> TrainConfig:
     key = train_key(job, dataset)
     found = _done(file, key)
     if found is None:
-        from tuneloop.train.rate import range_test
-
-        test = range_test(job.model, job.rendered(dataset.train), config, job.recipe.seed, progress=job.progress)
+        test = _together(job, Part("rate", dataset.path, config))
         found = {"version": 1, "key": key, **vars(test)}
         write_json(file, found)
         job.say(f"rate      {found['sentence']}")
@@ -988,7 +1075,7 @@ def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[s
         train_rows, val_rows = job.rendered(dataset.train), job.rendered(dataset.val)
         resident = _resident(job)
         speed = measure_speed(job.model, train_rows, recipe.train, recipe.seed)
-        plan = make_plan(job, train_rows, val_rows, speed, resident)
+        plan = make_plan(job, train_rows, val_rows, speed, resident, job.mixed(dataset.train))
     if out:
         write_json(Path(out) / "plan.json", plan)
     return plan
@@ -1042,7 +1129,7 @@ def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None
     """Prepare where needed, plan and train, without baselines and evaluation."""
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     job = Job(recipe, folder, progress, say)
-    with lock_folder(folder):
+    with leading(job), lock_folder(folder):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment())

@@ -12,6 +12,7 @@ from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import Run, train
 from tuneloop.train.methods import attach, make_optimizer
+from tuneloop.train.rows import Pair, Rated, _mismatched
 
 SYSTEM = "You sort letters into drawers, with care, and answer with the drawer's name alone."
 
@@ -48,11 +49,25 @@ def run(
     seed: int = 0,
     rows: int = 24,
     data_id: str = "d",
+    dtype: str = "float32",
     **other: Any,
 ) -> Any:
-    model = load_model(str(folder), dtype="float32")
-    val = make_rows(model.template, 8, offset=100)
-    return train(model, make_rows(model.template, rows), val, config, out, seed=seed, data_id=data_id, **other), model
+    model = load_model(str(folder), dtype=dtype)
+    splits = [
+        for_loss(made, config.loss)
+        for made in (make_rows(model.template, rows), make_rows(model.template, 8, offset=100))
+    ]
+    return train(model, *splits, config, out, seed=seed, data_id=data_id, **other), model
+
+
+def for_loss(rows: list[Rendered], loss: str) -> list[Any]:
+    """The rows as the loss needs them, the answer of the row before as the other one."""
+    if loss == "supervised":
+        return list(rows)
+    others = [_mismatched(row, rows[i - 1]) for i, row in enumerate(rows)]
+    if loss == "dpo":
+        return [Pair(*both) for both in zip(rows, others, strict=True)]
+    return [Rated(row, other, i % 2 == 0) for i, (row, other) in enumerate(zip(rows, others, strict=True))]
 
 
 def begin(model: Model, config: TrainConfig = CONFIG, rows: Any = (), **other: Any) -> Run:

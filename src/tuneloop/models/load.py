@@ -99,11 +99,12 @@ class Model:
         return self.hidden(joined)[:, len(prefix_P) :]
 
 
-def load_model(name: str, *, dtype: str = "auto") -> Model:
+def load_model(name: str, *, dtype: str = "auto", device: str = "") -> Model:
     """Load a model by folder, short name or hub name.
 
     Args:
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor multiplies it natively.
+        device: where the weights go; default: a GPU where there is one.
 
     Raises:
         UserError: it can't be found, or its files are damaged.
@@ -111,7 +112,8 @@ def load_model(name: str, *, dtype: str = "auto") -> Model:
     folder = resolve(name)
     config = read_json(folder / "config.json")
     template = load_template(folder)
-    return Model(name, folder, _load_net(folder, config, _dtype(dtype)), template, config, fingerprint(folder))
+    net = _load_net(folder, config, _dtype(dtype), device)
+    return Model(name, folder, net, template, config, fingerprint(folder))
 
 
 def load_tokenizer(name: str) -> Template:
@@ -134,12 +136,12 @@ def _dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype, device: str = "") -> nn.Module:
     import torch
 
     from tuneloop.models.llama import Llama, LlamaConfig
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not LlamaConfig.supports(config):
         from tuneloop.models.fallback import load
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tuneloop.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
 from tuneloop.models.quantised import Nf4Linear
+from tuneloop.models.sharded import spread, whole
 from tuneloop.types import UserError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense")
@@ -72,7 +73,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base_layer = base
         self.scale, self.dropout, self.active = shape.scale_of(name), shape.dropout, True
-        weight, rank = self.weight, shape.rank_of(name)
+        weight, rank = whole(self.weight), shape.rank_of(name)
         outputs, inputs = weight.shape
         bound = 1 / math.sqrt(inputs)
         a = torch.empty(rank, inputs, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
@@ -313,7 +314,7 @@ def copy_tensors(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], 
             found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
             raise UserError(f"The adapter does not fit this model: {key} {found}", where=where, next_step=next_step)
         with torch.no_grad():
-            parameter.copy_(tensor)
+            parameter.copy_(spread(tensor, parameter))
 
 
 def save_adapter(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tuneloop.models.sharded import whole
 from tuneloop.types import UserError
 
 BLOCK = 64  # weights that share a scale, as in the paper
@@ -37,16 +38,18 @@ class Nf4Linear(nn.Module):
 
         self.in_features, self.out_features, self.bias = base.in_features, base.out_features, base.bias
         # The layout is bitsandbytes' own, so a PEFT user's 4-bit base computes the same.
-        self.packed, self.state = quantize_4bit(
+        packed, self.state = quantize_4bit(
             base.weight.detach().contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
         )
+        # A parameter, so that it is moved and sharded with its module; the scales, a sixtieth of its size, stay whole.
+        self.packed = nn.Parameter(packed, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
         """The weight (outputs, inputs) in the base's dtype, unpacked."""
         from bitsandbytes.functional import dequantize_4bit
 
-        weight: Tensor = dequantize_4bit(self.packed, self.state)
+        weight: Tensor = dequantize_4bit(whole(self.packed), self.state)
         return weight
 
     def forward(self, x: Tensor) -> Tensor:

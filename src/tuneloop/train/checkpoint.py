@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.files import replacing
+from tuneloop.train.distributed import is_first, is_sharded, mesh, processes, wait
 from tuneloop.types import UserError
 
 
@@ -59,6 +60,8 @@ def save_checkpoint(folder: Path, state: State, keep: int) -> Path:
     """
     path = folder / f"step-{state.step:07d}.pt"
     _write(path, vars(state))
+    if not is_first():
+        return path
     found = list_checkpoints(folder)
     for old in found[:-keep]:
         _drop(old)
@@ -81,13 +84,11 @@ def save_best(folder: Path, step: int, parameters: dict[str, Any]) -> None:
 
 def load_best(folder: Path, step: int) -> dict[str, Any] | None:
     """The weights of `save_best`; None when there are none."""
-    import torch
-
     path = folder / f"best-{step:07d}.pt"
     if not path.is_file():
         return None
     try:
-        parameters: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        parameters: dict[str, Any] = _read(path)
     except Exception:
         raise UserError(
             "The best weights can't be read: the file is damaged",
@@ -98,13 +99,30 @@ def load_best(folder: Path, step: int) -> dict[str, Any] | None:
 
 
 def _write(path: Path, value: Any) -> None:
-    """Pickle to a file beside and rename it; a full disk says what is still there."""
-    import torch
+    """Pickle to a file beside and rename it; a full disk says what is still there.
 
+    What is sharded over processes is written by each of them into a folder of the same name, by torch.distributed.checkpoint,
+    before the file is there: any number of processes can read it.
+    """
+    import torch
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    shards: dict[str, Any] = {}
+    value = _without_shards(value, shards)
     try:
-        with replacing(path) as file:
-            torch.save(value, file)
-    except (UserError, RuntimeError) as error:
+        if shards:
+            from torch.distributed.checkpoint.filesystem import FileSystemWriter
+            from torch.distributed.checkpoint.state_dict_saver import save
+
+            if is_first():
+                shutil.rmtree(_shards(path), ignore_errors=True)
+            wait()
+            save(shards, storage_writer=FileSystemWriter(_shards(path)))
+        if is_first():
+            with replacing(path) as file:
+                torch.save(value, file)
+        wait()
+    except (UserError, RuntimeError, CheckpointException) as error:
         kept = list_checkpoints(path.parent)
         if not kept or (isinstance(error, RuntimeError) and "write" not in str(error)):
             raise
@@ -116,9 +134,68 @@ def _write(path: Path, value: Any) -> None:
         ) from None
 
 
+def _read(path: Path) -> Any:
+    """The inverse of `_write`: sharded over the processes that there are now, or whole for one."""
+    import torch
+
+    value = torch.load(path, map_location="cpu", weights_only=True)
+    shards: dict[str, Any] = {}
+    _places_of_shards(value, shards)
+    if shards:
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        load(shards, storage_reader=FileSystemReader(_shards(path)))
+    return _with_shards(value, shards)
+
+
+def _shards(path: Path) -> Path:
+    return path.with_suffix(".shards")
+
+
+# Stands in a file for a tensor that is in the folder of shards: (SHARD, key, shape, dtype).
+SHARD = "sharded tensor"
+
+
+def _without_shards(value: Any, shards: dict[str, Any]) -> Any:
+    if is_sharded(value):
+        key = str(len(shards))
+        shards[key] = value
+        return (SHARD, key, tuple(value.shape), value.dtype)
+    if isinstance(value, dict):
+        return {key: _without_shards(item, shards) for key, item in value.items()}
+    return value
+
+
+def _places_of_shards(value: Any, shards: dict[str, Any]) -> None:
+    import torch
+
+    if isinstance(value, tuple) and value[:1] == (SHARD,):
+        _, key, shape, kind = value
+        if processes() > 1:
+            from torch.distributed.tensor import Shard, zeros
+
+            shards[key] = zeros(shape, dtype=kind, device_mesh=mesh(), placements=[Shard(0)])
+        else:
+            shards[key] = torch.empty(shape, dtype=kind)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _places_of_shards(item, shards)
+
+
+def _with_shards(value: Any, shards: dict[str, Any]) -> Any:
+    if isinstance(value, tuple) and value[:1] == (SHARD,):
+        return shards[value[1]]
+    if isinstance(value, dict):
+        return {key: _with_shards(item, shards) for key, item in value.items()}
+    return value
+
+
 def _drop(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+    if is_first():
+        with contextlib.suppress(OSError):
+            path.unlink()
+        shutil.rmtree(_shards(path), ignore_errors=True)
 
 
 def _numbered(folder: Path, kind: str) -> list[Path]:
@@ -141,13 +218,10 @@ def load_checkpoint(folder: Path, key: str) -> State | None:
     Raises:
         UserError: the checkpoints are another run's, or all of them are damaged.
     """
-    import torch
-
     damaged: list[Path] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
-            state = State(**values)
+            state = State(**_read(path))
         except Exception:  # whatever a torn or foreign file makes the reader raise: it can't be used
             damaged.append(path)
             continue
@@ -172,4 +246,5 @@ def load_checkpoint(folder: Path, key: str) -> State | None:
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove the folder once the run's result is written."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if is_first():
+        shutil.rmtree(folder, ignore_errors=True)

@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.files import read_json, read_jsonl, user_errors_of_the_disk
 from tuneloop.machine import memory_now, peak_memory, release_memory, reset_peak_memory
 from tuneloop.models.load import Model
+from tuneloop.models.sharded import whole
 from tuneloop.models.template import Rendered
 from tuneloop.train.batches import Step, halved, plan_steps
 from tuneloop.train.checkpoint import (
@@ -30,6 +31,18 @@ from tuneloop.train.checkpoint import (
     save_checkpoint,
 )
 from tuneloop.train.config import TrainConfig
+from tuneloop.train.distributed import (
+    agreed,
+    is_first,
+    load_optimizer,
+    own_share,
+    processes,
+    regroup,
+    seed_step,
+    sum_gradients,
+    summed,
+    wait,
+)
 from tuneloop.train.loss import LOSSES, Batch, mean_loss, shared_prefix, with_references
 from tuneloop.train.methods import Trainable, attach, make_optimizer, run_key
 from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
@@ -159,7 +172,7 @@ def train(
     else:
         steps = within_time(steps, train_rows, config, tokens_per_second)
         state.total_steps = len(steps)
-    trainable = attach(model, config, seed, train_rows)
+    trainable = attach(model, config, seed, train_rows)  # spreads the model over the processes, where there are several
     rows = Rows(
         train=_referenced(model, train_rows, config, trainable, progress),
         val=_referenced(model, _sample(val_rows, config.val_rows, seed), config, trainable, progress),
@@ -171,15 +184,19 @@ def train(
     torch.manual_seed(seed)
     if state.step:
         trainable.load(state.parameters, str(out / "checkpoints"))
-        optimizer.load_state_dict(state.optimizer)
+        load_optimizer(optimizer, state.optimizer)
         torch.set_rng_state(state.rng)
     watcher = make_watcher(config, train_rows, state.total_steps)
-    run = Run(model, config, trainable, optimizer, state, out, log, progress, start, watcher, ids, untrained=untrained)
+    run = Run(model, config, trainable, optimizer, state, out, log, progress, start, watcher, ids, untrained=untrained, seed=seed)
     release_memory()
     reset_peak_memory()
-    with _MetricsFile(out / "metrics.jsonl", state.step) as run.metrics, _notice_sigterm(run):
+    if not is_first():
+        run = replace(run, log=lambda record: None, progress=no_progress)
+    with _metrics(run) as run.metrics, _notice_sigterm(run):
+        wait()
         for record in read_jsonl(out / "metrics.jsonl"):
             watcher.feed(record)
+        wait()
         _steps(run, steps, rows)
     _finish(run)
     return Trained(
@@ -221,6 +238,7 @@ class Run:
     metrics: Any = None
     saved_at: float = 0.0
     asked_to_end: bool = False
+    seed: int = 0
 
     @property
     def checkpoints(self) -> Path:
@@ -244,6 +262,7 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
             state.step += 1
             continue
         step = steps[state.step]
+        seed_step(run.seed, state.step)
         started = time.monotonic()
         rate = learning_rate(state.step, total, config) * state.rate_factor
         loss, norm, figures = optimizer_step(run, step, rows.train, rate)
@@ -265,7 +284,8 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
         if state.step % TRIM_EVERY == 0:
             release_memory()
         state.seconds = time.monotonic() - began
-        if _checkpoint_due(run):
+        run.asked_to_end = agreed(run.asked_to_end)
+        if agreed(_checkpoint_due(run)):
             _save(run)
         if run.asked_to_end and state.step < total and not state.stopped:
             raise Preempted(state.step)
@@ -305,8 +325,9 @@ def _roll_back(run: Run, finding: Finding) -> None:
     import torch
 
     state, kept = run.state, list_checkpoints(run.checkpoints)
-    for newer in kept[1:] if finding.kind in ("divergence", "learning_rate_too_high") else []:
+    for newer in kept[1:] if finding.kind in ("divergence", "learning_rate_too_high") and is_first() else []:
         newer.unlink()  # it may hold weights that were on their way already
+    wait()
     before = load_checkpoint(run.checkpoints, state.key)
     if before is None:
         raise UserError(
@@ -319,7 +340,7 @@ def _roll_back(run: Run, finding: Finding) -> None:
     run.trainable.load(state.parameters or run.untrained, str(run.checkpoints))
     run.optimizer.state.clear()
     if state.optimizer:
-        run.optimizer.load_state_dict(state.optimizer)
+        load_optimizer(run.optimizer, state.optimizer)
     torch.set_rng_state(state.rng)
     run.watcher.go_back(state.step)
     _record(run, {"step": state.step, "event": "rollback",
@@ -378,7 +399,7 @@ def optimizer_step(
             total, figures = _gradients(run, step, rows)
             break
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not _is_out_of_memory(error) or processes() > 1:  # the others are in the middle of a common step
                 raise
         run.optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(rng)
@@ -389,7 +410,7 @@ def optimizer_step(
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.trainable.after_step()
-    return total, float(norm), figures
+    return total, float(whole(norm)), figures
 
 
 def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
@@ -401,18 +422,22 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
     share = 1 / sum(loss.units(row) for row in of_step)
     constant = loss.constant(Batch(run.model, of_step, share, run.config, run.trainable.untouched))
     total, figures = 0.0, dict[str, float]()
-    for micro in step.micro_batches:
-        batch = Batch(run.model, [rows[i] for i in micro], share, run.config, run.trainable.untouched, constant)
+    for micro, counted in own_share(step.micro_batches):
+        own = share if counted else 0.0
+        batch = Batch(run.model, [rows[i] for i in micro], own, run.config, run.trainable.untouched, constant)
         value, sums = loss.value(batch)
         value.backward()  # type: ignore[no-untyped-call]
         total += float(value.detach())
         for name, figure in sums.items():
             figures[name] = figures.get(name, 0.0) + float(figure)
+    sum_gradients(list(run.trainable.parameters.values()))
+    total, *sums_of_all = summed([total, *figures.values()])
+    figures = dict(zip(figures, sums_of_all, strict=True))
     if run.start:
         parameters = run.trainable.parameters.items()
         distance = torch.stack([(p - run.start[name]).square().sum() for name, p in parameters]).sum()
         (run.config.l2_start * distance).backward()  # type: ignore[no-untyped-call]
-        figures["l2_start"] = float(distance)
+        figures["l2_start"] = float(whole(distance.detach()))
     return total, figures
 
 
@@ -475,10 +500,10 @@ def measure_speed(
         batch_loss(model, [rows[i] for i in picked[0].micro_batches[0]], 1.0, config).backward()  # type: ignore[no-untyped-call]
         began, tokens = time.monotonic(), 0
         for step in picked:
-            for micro in step.micro_batches:
+            for micro, _ in own_share(step.micro_batches):
                 batch_loss(model, [rows[i] for i in micro], 1.0, config).backward()  # type: ignore[no-untyped-call]
-                tokens += sum(tokens_of(rows[i]) for i in micro)
-            if time.monotonic() - began > seconds:
+            tokens += sum(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
+            if agreed(time.monotonic() - began > seconds):
                 break
     took = time.monotonic() - began
     for parameter in trainable.parameters.values():
@@ -493,7 +518,9 @@ def _referenced(
 ) -> list[TrainRow]:
     """Rows of preferences with what the reference makes of them: the untouched model, or what `init` goes on from."""
     with nullcontext() if config.init else trainable.untouched():
-        return with_references(model, rows, progress)
+        found = with_references(model, rows, progress)
+    regroup(model)
+    return found
 
 
 def _evaluate(run: Run, rows: Rows, began: float) -> None:
@@ -519,6 +546,7 @@ def _evaluate(run: Run, rows: Rows, began: float) -> None:
         record |= {f"val_{name}": figure for name, figure in figures.items()}
     if rows.general:
         record["general_loss"], _ = _loss_of(run, rows.general, TrainConfig())
+    regroup(run.model)
     run.model.net.train()
     if len(record) > 1:
         _record(run, {**record, "seconds": round(time.monotonic() - began, 2)})
@@ -547,7 +575,8 @@ def _save(run: Run) -> None:
         state.optimizer = run.optimizer.state_dict()
     state.rng = torch.get_rng_state()
     state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
-    run.metrics.sync()
+    if run.metrics is not None:
+        run.metrics.sync()
     save_checkpoint(run.checkpoints, state, run.config.keep_checkpoints)
     state.parameters, state.optimizer = {}, {}
     run.saved_at = time.monotonic()
@@ -560,6 +589,7 @@ def _finish(run: Run) -> None:
         run.trainable.load(best, str(run.checkpoints))
     run.model.net.eval()
     run.trainable.save(run.out / run.trainable.folder)
+    wait()
     drop_checkpoints(run.checkpoints)
 
 
@@ -578,6 +608,11 @@ def within_time(steps: list[Step], rows: Sequence[Any], config: TrainConfig, spe
         if used > budget:
             return steps[: max(count, 1)]
     return steps
+
+
+def _metrics(run: Run) -> contextlib.AbstractContextManager[_MetricsFile | None]:
+    """The run's metrics, opened by the process that writes them."""
+    return _MetricsFile(run.out / "metrics.jsonl", run.state.step) if is_first() else nullcontext()
 
 
 class _MetricsFile:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
 from tuneloop.train.config import TrainConfig
+from tuneloop.train.distributed import merged, own_share, summed
 from tuneloop.train.rows import Pair, Rated, TrainRow, conversations, supervised_tokens, tokens_of, with_reference
 from tuneloop.types import Progress, no_progress
 
@@ -266,10 +267,11 @@ def kto_reference_point(step: Batch) -> float:
     """How far the model has moved from the reference on answers to other prompts: KTO's z0, of the whole step."""
     total = 0.0
     rated: Sequence[Rated] = step.rows
-    for rows in in_batches(rated, step.config.micro_batch_tokens):
+    for rows, counted in own_share(list(in_batches(rated, step.config.micro_batch_tokens))):
         now = log_likelihoods(step.model, [row.other for row in rows])
-        total += float((now - torch.tensor([row.reference[1] for row in rows], device=now.device)).sum())
-    return max(total / len(rated), 0.0)
+        moved = now - torch.tensor([row.reference[1] for row in rows], device=now.device)
+        total += float(moved.sum()) * counted
+    return max(summed([total])[0] / len(rated), 0.0)
 
 
 def _summed(figures: dict[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -311,15 +313,16 @@ def mean_loss(
     loss = LOSSES[config.loss]
     whole = Batch(model, rows, 1 / sum(loss.units(row) for row in rows), config, untouched)
     whole = replace(whole, constant=loss.constant(whole))
-    total, figures, done = 0.0, dict[str, float](), 0
-    for group in in_batches(rows, BATCH_TOKENS):
-        value, sums = loss.value(replace(whole, rows=group))
+    total, figures = 0.0, dict[str, float]()
+    groups = own_share(list(in_batches(rows, BATCH_TOKENS)))
+    for done, (group, counted) in enumerate(groups, 1):
+        value, sums = loss.value(replace(whole, rows=group, share=whole.share * counted))
         total += float(value)
         for name, figure in sums.items():
             figures[name] = figures.get(name, 0.0) + float(figure)
-        done += len(group)
-        progress("validating", done, len(rows))
-    return total, figures
+        progress("validating", len(rows) * done / len(groups), len(rows))
+    total, *sums_of_all = summed([total, *figures.values()])
+    return total, dict(zip(figures, sums_of_all, strict=True))
 
 
 @torch.no_grad()
@@ -332,7 +335,7 @@ def with_references(model: Model, rows: Sequence[TrainRow], progress: Progress =
         return list(rows)
     made: dict[int, TrainRow] = {}
     places = {id(row): place for place, row in enumerate(rows)}
-    for group in in_batches(rows, BATCH_TOKENS):
+    for group, _ in own_share(list(in_batches(rows, BATCH_TOKENS))):
         firsts = log_likelihoods(model, [conversations(row)[0] for row in group]).tolist()
         seconds = log_likelihoods(
             model, [row.other if isinstance(row, Rated) else conversations(row)[1] for row in group]
@@ -340,4 +343,5 @@ def with_references(model: Model, rows: Sequence[TrainRow], progress: Progress =
         for row, values in zip(group, zip(firsts, seconds, strict=True), strict=True):
             made[places[id(row)]] = with_reference(row, values)
         progress("reference", len(made), len(rows))
+    made = merged(made)
     return [made[place] for place in range(len(rows))]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.files import content_hash, read_json, sha256_file, write_json
 from tuneloop.models.load import Model
 from tuneloop.train.config import TrainConfig
+from tuneloop.train.distributed import is_first, is_sharded, refuse_unsharded, regroup, shard
 from tuneloop.train.rows import TrainRow, conversations
 from tuneloop.types import UserError
 
@@ -40,7 +41,7 @@ class Trainable:
 
     Args:
         parameters: by name; fp32, for small updates vanish in bf16.
-        save: write what the model is now into a folder, whole or not at all.
+        save: write what the model is now into a folder, whole or not at all; of several processes the first writes, and all call.
         detach: take it out of the model again.
         untouched: a context in which the model computes as before training; does nothing where that is not to be had.
         ratios: learning rate of a parameter as a multiple, where it is not 1.
@@ -58,7 +59,8 @@ class Trainable:
 
     def state(self) -> dict[str, Tensor]:
         """The parameters, copied."""
-        return {name: p.detach().clone().cpu().contiguous() for name, p in self.parameters.items()}
+        copies = {name: p.detach().clone() for name, p in self.parameters.items()}
+        return {name: p if is_sharded(p) else p.cpu().contiguous() for name, p in copies.items()}
 
     def load(self, state: dict[str, Tensor], where: str) -> None:
         """Copy parameters in by name.
@@ -82,6 +84,9 @@ def attach(model: Model, config: TrainConfig, seed: int, rows: Sequence[TrainRow
     Raises:
         UserError: the method is impossible here, or `config.init` does not fit.
     """
+    refuse_unsharded(model, config.method)
+    shard(model, quantised=config.method == "qlora")
+    regroup(model)
     trainable = METHODS[config.method](Start(model, config, seed, rows))
     if config.init:
         _go_on_from(Path(config.init), model, config, trainable)
@@ -128,6 +133,8 @@ def lora(start: Start, *, quantised: bool = False) -> Trainable:
     plus = config.lora_plus if config.lora_init == "default" else 1.0
 
     def save(folder: Path) -> None:
+        if not is_first():
+            return
         state = adapter_state(net)
         save_adapter(folder, state, shape, _base_name(model), model.fingerprint, quantised=quantised)
         model.template.save(folder)
@@ -173,6 +180,8 @@ def prefix(start: Start) -> Trainable:
     virtual = add_prefix(net, ids[: config.prefix_tokens])
 
     def save(folder: Path) -> None:
+        if not is_first():
+            return
         save_prefix(folder, net, _base_name(model), model.fingerprint)
         model.template.save(folder)
 
@@ -238,8 +247,15 @@ def save_model(folder: Path, model: Model) -> None:
 
     from tuneloop.files import write_bytes
     from tuneloop.models.lora import state_hash
+    from tuneloop.models.sharded import whole
 
-    state = {name: p.detach().cpu().contiguous() for name, p in model.net.named_parameters()}
+    state = {}
+    for name, p in model.net.named_parameters():  # one at a time: a device holds its share and one of them
+        tensor = whole(p.detach())
+        if is_first():
+            state[name] = tensor.cpu().contiguous()
+    if not is_first():
+        return
     write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
     kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
     config = {key: value for key, value in model.config.items() if key not in ("torch_dtype", "quantization_config")}

@@ -56,6 +56,13 @@ def tokens_of(row: TrainRow) -> int:
     return sum(len(part.ids) for part in conversations(row))
 
 
+def reference_tokens(row: TrainRow) -> int:
+    """Tokens of a row that the reference model reads before the first step."""
+    if isinstance(row, Rated):
+        return len(row.answer.ids) + len(row.other.ids)
+    return tokens_of(row) if isinstance(row, Pair) else 0
+
+
 def supervised_tokens(row: TrainRow) -> float:
     """Learned tokens of a row; by weight, where tokens have weights."""
     return sum(sum(part.mask[1:]) for part in conversations(row))

@@ -1,0 +1,23 @@
+"""Tensors that are spread over several processes (torch's DTensor), where a whole one is needed, and the reverse."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor in one piece; where it is spread over processes, all of them must ask."""
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
+
+
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, spread as `like` is: each process has the tensor and keeps its part."""
+    if not hasattr(like, "full_tensor") or hasattr(tensor, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]

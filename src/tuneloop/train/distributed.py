@@ -1,0 +1,263 @@
+"""Several processes on one run, as `torchrun` and `accelerate launch` start them: how a model and a step are divided.
+
+The base model's weights are sharded by FSDP2, layer by layer. What an adapter or a prefix trains is small, so it is whole on
+every process, and its gradients are summed once a step. A step's rows are divided, never the plan of steps: schedule, loss and
+gradient are those of one process. Every function here does nothing where there is one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tuneloop.models.load import Model
+from tuneloop.types import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+# Processes wait for the first one while it prepares data, which can take long.
+PATIENCE = timedelta(hours=24)
+
+
+def processes() -> int:
+    """Processes that share the run."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def rank() -> int:
+    """Place of this process among them, from 0."""
+    return int(os.environ.get("RANK") or 0)
+
+
+def is_first() -> bool:
+    """Whether this process writes the run's files and speaks."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """The processes connected: by NCCL between GPUs, by gloo between processors."""
+    if processes() == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+# --- what they tell each other
+
+
+def tell(order: Any) -> None:
+    """From the first process: hand something picklable to all others, which are in `hear`."""
+    if processes() > 1:
+        _broadcast(order)
+
+
+def hear() -> Any:
+    """What the first process tells."""
+    return _broadcast(None)
+
+
+def _broadcast(value: Any) -> Any:
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def wait() -> None:
+    """Go on when all processes have come here."""
+    if processes() > 1:
+        summed([0.0])
+
+
+def summed(values: Sequence[float]) -> list[float]:
+    """Sums over the processes; the same bits on each."""
+    if processes() == 1:
+        return list(values)
+    import torch
+    import torch.distributed as dist
+
+    totals = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(totals)
+    found: list[float] = totals.tolist()
+    return found
+
+
+def agreed(flag: bool) -> bool:
+    """Whether any process says so."""
+    return bool(flag) if processes() == 1 else summed([float(flag)])[0] > 0
+
+
+def merged(found: Mapping[int, T]) -> dict[int, T]:
+    """The entries of all processes."""
+    if processes() == 1:
+        return dict(found)
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * processes()
+    dist.all_gather_object(parts, dict(found))
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def sum_gradients(parameters: Sequence[Tensor]) -> None:
+    """Sum the gradients of what is whole on each process; those of sharded weights are summed by FSDP already."""
+    if processes() == 1:
+        return
+    import torch
+    import torch.distributed as dist
+
+    grads = [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]
+    if not grads:
+        return
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def lost_the_first(error: BaseException) -> bool:
+    """Whether an error only says that another process has ended."""
+    text = str(error)
+    return processes() > 1 and isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text)
+
+
+# --- how work is divided
+
+
+def own_share(groups: Sequence[Sequence[T]]) -> list[tuple[Sequence[T], bool]]:
+    """The groups of rows that this process computes, and whether they count.
+
+    Layers are gathered by all processes together, so each must compute as many groups as the others: groups are halved until they
+    can be dealt out evenly, and where there are too few rows a process computes one that does not count.
+    """
+    world = processes()
+    if world == 1:
+        return [(group, True) for group in groups]
+    parts = list(groups)
+    while len(parts) % world and any(len(part) > 1 for part in parts):
+        place = max(range(len(parts)), key=lambda i: len(parts[i]))
+        half = (len(parts[place]) + 1) // 2
+        parts[place : place + 1] = [parts[place][:half], parts[place][half:]]
+    dealt = [(part, True) for part in parts]
+    dealt += [(parts[-1], False)] * (-len(dealt) % world)
+    return dealt[rank() :: world]
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Let each process draw its own dropout, the same ones whenever the step is done; one process goes on as it is."""
+    if processes() > 1:
+        import torch
+
+        torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank())
+
+
+# --- how the model is divided
+
+
+def shard(model: Model, *, quantised: bool = False) -> None:
+    """Spread the base model's weights over the processes, in place; done already is no error.
+
+    A layer is moved to this process's device, brought to 4 bits where asked for, and cut, before the next one is touched: so
+    a device holds its share and one layer, at no time the whole model. Embeddings and vocabulary projection form the last group,
+    which is whole while a batch is computed. Of other architectures than our own only the layers are cut.
+    """
+    if processes() == 1:
+        return
+    import torch
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    net: Any = model.net
+    layers = (net.model if model.is_own else net.get_decoder()).layers
+    if isinstance(layers[0], FSDPModule):
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for layer in layers:
+        layer.to(device)
+        if quantised:
+            from tuneloop.models.quantised import quantise
+
+            quantise(layer)
+        fully_shard(layer, mesh=mesh(), mp_policy=policy)
+    net.to(device)
+    if model.is_own:
+        fully_shard(net, mesh=mesh(), mp_policy=policy)
+        for name in ("hidden", "hidden_after"):
+            register_fsdp_forward_method(net, name)
+    for module in net.modules():
+        if isinstance(module, FSDPModule):  # shares of a step add up: the loss is divided by the whole step's tokens
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def regroup(model: Model) -> None:
+    """Cut weights that are whole since a batch was computed, so that changes to the cut ones are seen."""
+    if processes() > 1:
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.net.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def refuse_unsharded(model: Model, method: str) -> None:
+    """Refuse full tuning of what is not cut as a whole.
+
+    Raises:
+        UserError: several processes, all weights, and another architecture than our own.
+    """
+    if processes() > 1 and method == "full" and not model.is_own:
+        raise UserError(
+            "Full tuning on several processes works on the Llama family only",
+            where="train.method",
+            next_step="set train.method=lora, or start one process",
+        )
+
+
+def mesh() -> Any:
+    """The processes in a row, as torch's distributed tensors know them."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (processes(),))
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether a tensor's rows are spread over the processes."""
+    return processes() > 1 and hasattr(value, "full_tensor")
+
+
+def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
+    """`optimizer.load_state_dict` of a state that may have been saved by another number of processes."""
+    from tuneloop.models.sharded import spread
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moved = {
+        place: {
+            name: spread(value, parameters[place]) if getattr(value, "shape", ()) == parameters[place].shape else value
+            for name, value in entries.items()
+        }
+        for place, entries in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moved})

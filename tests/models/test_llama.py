@@ -211,8 +211,11 @@ def test_no_rest_of_a_shared_layout_sees_another() -> None:
     assert not torch.allclose(before[:, 9:14], after[:, 9:14])
 
 
-@pytest.mark.parametrize("prefix", [0, 3])
-def test_the_gradient_of_shared_attention_is_that_of_its_values(prefix: int) -> None:
+@pytest.mark.parametrize(("prefix", "block"), [(0, 128), (3, 128), (0, 1), (4, 2)])
+def test_the_gradient_of_shared_attention_is_that_of_its_values(
+    prefix: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneloop.models.llama.QUERY_BLOCK", block)
     torch.manual_seed(0)
     shared = Shared(prefix, rows=2, length=3)
     tokens = prefix + 6

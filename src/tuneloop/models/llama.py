@@ -10,6 +10,7 @@ Proven equal to Transformers in tests/models/test_llama.py.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -257,6 +258,17 @@ class Shared:
         return [(0, 1, self.prefix), rests] if self.prefix else [rests]
 
 
+# Queries that are multiplied with the keys up to the last of them: what the causal mask hides behind a block is not computed.
+QUERY_BLOCK = 128
+
+
+def query_blocks(length: int) -> list[slice]:
+    """Even blocks of at most about `QUERY_BLOCK` queries."""
+    count = max(1, round(length / QUERY_BLOCK))
+    edges = [length * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
 def _turn(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`rotate` into `out` without further buffers; all (B, T, H, D), cos and sin (T, 1, D)."""
     half = x.shape[-1] // 2
@@ -286,20 +298,24 @@ class _SharedAttention(torch.autograd.Function):
         for first, B, T in shared.parts:
             place = slice(first, first + B * T)
             turn = cos[first : first + T, None], sin[first : first + T, None]
-            queries = q.new_empty(B, H, T, D)
-            _turn(queries.transpose(1, 2), q[place].view(B, T, H, D), *(part * D**-0.5 for part in turn))
             before, keys, values = (keys, values), k.new_empty(B, K, first + T, D), v.new_empty(B, K, first + T, D)
             keys[:, :, :first], values[:, :, :first] = before
             _turn(keys[:, :, first:].transpose(1, 2), k[place].view(B, T, K, D), *turn)
             values[:, :, first:].transpose(1, 2).copy_(v[place].view(B, T, K, D))
-            # The query heads of one key head stand one under the other: one product for all of them.
-            queries = queries.view(B, K, -1, D)
-            scores = torch.matmul(queries, keys.transpose(2, 3))
-            scores.view(B, H, T, -1).add_(bias[first : first + T, : first + T])
-            weights = torch.softmax(scores, -1)
-            mixed = torch.matmul(weights, values)
-            out[place].view(B, T, H, D).copy_(mixed.view(B, H, T, D).transpose(1, 2))
-            saved += [queries, keys, values, weights]
+            saved += [keys, values]
+            for block in query_blocks(T):
+                end = first + block.stop
+                queries = q.new_empty(B, H, block.stop - block.start, D)
+                angles = (part[block] * D**-0.5 for part in turn)
+                _turn(queries.transpose(1, 2), q[place].view(B, T, H, D)[:, block], *angles)
+                # The query heads of one key head stand one under the other: one product for all of them.
+                queries = queries.view(B, K, -1, D)
+                scores = torch.matmul(queries, keys[:, :, :end].transpose(2, 3))
+                scores.view(B, H, -1, end).add_(bias[first + block.start : end, :end])
+                weights = torch.softmax(scores, -1)
+                mixed = torch.matmul(weights, values[:, :, :end])
+                out[place].view(B, T, H, D)[:, block] = mixed.view(B, H, -1, D).transpose(1, 2)
+                saved += [queries, weights]
         ctx.save_for_backward(cos, sin, *saved)
         ctx.shared = shared
         return out.view(1, -1, H * D)
@@ -307,26 +323,41 @@ class _SharedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin, *saved = ctx.saved_tensors
-        D, K, shared = cos.shape[-1], saved[1].shape[1], ctx.shared
+        D, K, shared = cos.shape[-1], saved[0].shape[1], ctx.shared
         grad = grads[0].reshape(-1, grads[0].shape[-1] // D, D)
         H, P = grad.shape[1], shared.prefix
         grad_q = torch.empty_like(grad)
         grad_k, grad_v = grad.new_empty(len(grad), K, D), grad.new_empty(len(grad), K, D)
         of_prefix: list[Tensor] = []
-        for (first, B, T), start in zip(reversed(shared.parts), range(len(saved) - 4, -1, -4), strict=True):
-            queries, keys, values, weights = saved[start : start + 4]
+        for first, B, T in reversed(shared.parts):
             place = slice(first, first + B * T)
             turn = cos[first : first + T, None], -sin[first : first + T, None]
-            above = grad[place].view(B, T, H, D).transpose(1, 2).reshape(B, K, -1, D)
-            to_values = torch.matmul(weights.transpose(2, 3), above)
-            to_weights = torch.matmul(above, values.transpose(2, 3))
-            to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-            to_queries = torch.matmul(to_scores, keys).view(B, H, T, D)
-            to_keys = torch.matmul(to_scores.transpose(2, 3), queries)
+            above = grad[place].view(B, T, H, D).transpose(1, 2)
+            blocks = query_blocks(T)
+            keys, values, *of_blocks = saved[-2 - 2 * len(blocks) :]
+            del saved[-2 - 2 * len(blocks) :]
+            to_keys = to_values = torch.empty(0)
+            for block in reversed(blocks):  # the last one reaches all keys
+                end = first + block.stop
+                weights, queries = of_blocks.pop(), of_blocks.pop()
+                to_mixed = above[:, :, block].reshape(B, K, -1, D)
+                to_weights = torch.matmul(to_mixed, values[:, :, :end].transpose(2, 3))
+                to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+                to_queries = torch.matmul(to_scores, keys[:, :, :end]).view(B, H, -1, D)
+                angles = (part[block] * D**-0.5 for part in turn)
+                _turn(grad_q[place].view(B, T, H, D)[:, block], to_queries.transpose(1, 2), *angles)
+                parts = (
+                    torch.matmul(to_scores.transpose(2, 3), queries),
+                    torch.matmul(weights.transpose(2, 3), to_mixed),
+                )
+                if block.stop == T:
+                    to_keys, to_values = parts
+                else:
+                    to_keys[:, :, :end] += parts[0]
+                    to_values[:, :, :end] += parts[1]
             if of_prefix:  # the prefix comes last: the rests' gradients of its keys and values are known
                 to_keys, to_values = to_keys + of_prefix[0], to_values + of_prefix[1]
             of_prefix = [x[:, :, :P].sum(0, keepdim=True) for x in (to_keys, to_values)]
-            _turn(grad_q[place].view(B, T, H, D), to_queries.transpose(1, 2), *(part * D**-0.5 for part in turn))
             _turn(grad_k[place].view(B, T, K, D), to_keys[:, :, first:].transpose(1, 2), *turn)
             grad_v[place].view(B, T, K, D).copy_(to_values[:, :, first:].transpose(1, 2))
         flat = (x.view(1, len(grad), -1) for x in (grad_q, grad_k, grad_v))

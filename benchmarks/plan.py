@@ -2,6 +2,7 @@
 
     python benchmarks/plan.py            # 24 runs of smollm2-135m, some 10 minutes on one core, then the published runs
     python benchmarks/plan.py 0:6        # only some of the runs
+    python benchmarks/plan.py loop       # 37 runs of tuneloop's own loop, some 8 minutes on one core
     python benchmarks/plan.py published  # only the published runs
 
 A run is three steps of plain Transformers and PEFT in a process of its own; its growth is the peak of resident memory over
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tuneloop.plan.estimate import Work, loop_job
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.memory import memory_of
@@ -88,6 +90,58 @@ def table_of_cpu_runs(runs: list[dict[str, Any]]) -> None:
     print(f"within 10 %: {within} of {len(errors)}; median {statistics.median(map(abs, errors)):.1%}\n")
 
 
+LOOP_USUAL: dict[str, Any] = {"method": "lora", "rank": 16, "targets": "all-linear", "prefix_tokens": 64, "seq_len": 128, "micro_batch": 4,
+                              "shared": 0, "learned": 0.5, "dtype": "auto", "steps": 4}  # fmt: skip
+LOOP_RUNS: list[dict[str, Any]] = [
+    {}, {"rank": 64}, {"seq_len": 256}, {"seq_len": 512, "micro_batch": 1}, {"micro_batch": 8}, {"method": "full"}, {"method": "prefix"},
+    {"method": "qlora"}, {"dtype": "float32"}, {"shared": 128, "seq_len": 64}, {"steps": 10}, {"learned": 1.0, "micro_batch": 8},
+    {"seq_len": 800, "micro_batch": 1}, {"seq_len": 384, "micro_batch": 2, "rank": 8}, {"targets": "q_proj,v_proj", "micro_batch": 6},
+    {"targets": "attention", "seq_len": 200}, {"method": "full", "micro_batch": 8}, {"method": "prefix", "seq_len": 256},
+    {"method": "qlora", "micro_batch": 8}, {"dtype": "float32", "micro_batch": 6}, {"shared": 200, "micro_batch": 8, "seq_len": 64},
+    {"method": "prefix", "micro_batch": 10, "prefix_tokens": 20}, {"method": "full", "dtype": "float32"},
+    {"rank": 32, "micro_batch": 16, "steps": 3}, {"seq_len": 64, "micro_batch": 6, "rank": 128},
+    # nothing was fitted to those below
+    {"seq_len": 96, "micro_batch": 12, "rank": 8}, {"method": "full", "seq_len": 64, "micro_batch": 12}, {"seq_len": 320, "micro_batch": 3},
+    {"method": "prefix", "seq_len": 192, "micro_batch": 4, "prefix_tokens": 32}, {"method": "qlora", "seq_len": 256, "rank": 32},
+    {"targets": "gate_proj,up_proj,down_proj", "seq_len": 160, "micro_batch": 5}, {"seq_len": 1000, "micro_batch": 1, "steps": 3},
+    {"shared": 300, "micro_batch": 6, "seq_len": 48}, {"dtype": "float32", "seq_len": 224, "micro_batch": 2, "rank": 64},
+    {"method": "full", "seq_len": 300, "micro_batch": 2}, {"seq_len": 40, "micro_batch": 24, "learned": 0.2},
+    {"method": "prefix", "dtype": "float32", "micro_batch": 6},
+]  # fmt: skip
+
+
+def loop_growth(run: dict[str, Any]) -> float:
+    """GiB by which a run of tuneloop's loop should grow a process that holds the model."""
+    settings = {**LOOP_USUAL, **run}
+    rows, length, shared = settings["micro_batch"], settings["seq_len"], settings["shared"]
+    tokens = rows * length + shared
+    work = Work(1, tokens, round(settings["learned"] * length) * rows, 0, ((rows, length, shared),))
+    job = loop_job(
+        find_model("smollm2-135m")[1], work, model="smollm2-135m", method=settings["method"], rank=settings["rank"],
+        targets=settings["targets"], prefix_tokens=settings["prefix_tokens"], bytes_a_weight=4 if settings["dtype"] == "float32" else 2,
+    )  # fmt: skip
+    memory = memory_of(job)
+    return memory.peak - memory.terms["weights"]
+
+
+def table_of_loop_runs(runs: list[dict[str, Any]]) -> None:
+    """Predict, run and print."""
+    print(f"{'tuneloop train':<66}{'measured':>9}{'predicted':>10}{'error':>8}")
+    errors = []
+    for run in runs:
+        done = subprocess.run(
+            [sys.executable, str(HERE / "plan_loop_run.py"), json.dumps({**LOOP_USUAL, **run})],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        measured = float(json.loads(done.stdout.splitlines()[-1])["growth_gib"])
+        predicted = loop_growth(run)
+        errors.append(predicted / measured - 1)
+        words = " ".join(f"{key}={value}" for key, value in run.items()) or "as usual"
+        print(f"{words:<66}{measured:>9.2f}{predicted:>10.2f}{errors[-1]:>+8.1%}", flush=True)
+    within = sum(abs(error) <= 0.1 for error in errors)
+    print(f"within 10 %: {within} of {len(errors)}; median {statistics.median(map(abs, errors)):.1%}\n")
+
+
 def accelerate_gib(point: Point) -> float:
     """What `accelerate estimate-memory` says of training with Adam in bf16: four times the weights (its `Training using Adam`)."""
     return point.job.shape.parameters * 2 * 4 / 1024**3
@@ -123,6 +177,10 @@ def _share(errors: list[float], limit: float) -> str:
 
 if __name__ == "__main__":
     what = sys.argv[1] if len(sys.argv) > 1 else ":"
+    if what.startswith("loop"):  # loop, or loop:25:37
+        first, _, last = what.removeprefix("loop").removeprefix(":").partition(":")
+        table_of_loop_runs(LOOP_RUNS[int(first or 0) : int(last or len(LOOP_RUNS))])
+        sys.exit()
     if what != "published":
         first, _, last = what.partition(":")
         table_of_cpu_runs(RUNS[int(first or 0) : int(last or len(RUNS))] or RUNS)

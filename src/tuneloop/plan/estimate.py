@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tuneloop.machine import GIB
-from tuneloop.plan.shape import ModelShape
+from tuneloop.plan.gpus import this_cpu
+from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.memory import Memory, memory_of
+from tuneloop.plan.shape import ModelShape, target_modules
 
 
 @dataclass(frozen=True)
@@ -41,45 +44,32 @@ class Machine:
 
 # Tokens a second of a validation pass relative to training: it has no backward pass, but computes shared instructions anew.
 VALIDATION_SPEED = 1.8
-# What the C library's heap holds beyond what is in use between two trims: 1.3 to 2.0 GiB on four runs of a 135M model
-# on two cores (docs/results.md); a figure of experience, not a formula.
-HEAP_SLACK_GIB = 1.5
-
 # Spread of wall time around "tokens / measured speed" on shared processors: the probe lasts seconds, the run minutes.
 TIME_LOW, TIME_HIGH = 0.85, 1.35
 
 
-def memory_terms(
-    shape: ModelShape, work: Work, adapter: int, rank: int, resident_gib: float, bytes_a_weight: int
-) -> dict[str, float]:
-    """Memory of LoRA training on a CPU in GiB, term by term; what is resident already counts as one term.
+def loop_job(
+    shape: ModelShape, work: Work, *, model: str, method: str, rank: int, targets: Sequence[str] | str,
+    prefix_tokens: int, bytes_a_weight: int,
+) -> Job:  # fmt: skip
+    """The run as a job of the planner's: tuneloop's loop on the processor, with the micro-batch that needs most."""
+    share = work.supervised / max(work.tokens, 1)
 
-    A layer keeps for its gradient, for each token: its input, two normed inputs and the input of its second half (4 C),
-    rotated queries and mixed values (2 H D), keys and values before and after the rotation (4 K D), three feed-forward
-    activations (3 F) and the rank-sized products of seven matrices; besides, the keys and values that each row reads
-    behind a shared beginning, and the attention weights of every row. The loss works on 256 positions of the
-    vocabulary at a time: bf16 logits and fp32 probabilities.
-    """
-    keys, values = shape.key_heads * shape.head_size, shape.heads * shape.head_size
+    def of(rows: int, length: int, shared: int) -> Job:
+        tokens = rows * length + shared
+        return make_job(
+            model=model, shape=replace(shape, context=0), gpu=this_cpu(), method=method, rank=rank, targets=target_modules(targets),
+            prefix_tokens=max(prefix_tokens, 1), dtype="fp32" if bytes_a_weight == 4 else "bf16", loss_kernel="tuneloop",
+            seq_len=length, micro_batch=rows, shared=shared, learned=max(round(share * tokens), 1),
+        )  # fmt: skip
 
-    def activations(rows: int, length: int, prefix: int) -> int:
-        tokens = rows * length + prefix
-        per_token = 4 * shape.hidden + 2 * values + 4 * keys + 3 * shape.feed_forward + 7 * rank
-        read = rows * 2 * keys * (prefix + length) if prefix else 0
-        weights = shape.heads * (rows * length * (length + prefix) + prefix * prefix)
-        return (tokens * per_token + read + weights) * shape.layers * bytes_a_weight
+    return max((of(*micro) for micro in work.micro_batches or ((1, 1, 0),)), key=lambda job: memory_of(job).peak)
 
-    largest = max((activations(*micro) for micro in work.micro_batches), default=0)
-    return {
-        "weights and program (resident)": resident_gib,
-        "adapter": adapter * 4 / GIB,
-        "gradients": adapter * 4 / GIB,
-        "optimizer": adapter * 8 / GIB,
-        "checkpoint copies": adapter * 4 * 6 / GIB,  # the best adapter, the saved state and its serialised form
-        "activations": largest / GIB,
-        "freed buffers kept for reuse": min(HEAP_SLACK_GIB, 4 * largest / GIB),
-        "loss": 256 * shape.vocabulary * (bytes_a_weight + 4) * 1.5 / GIB,
-    }
+
+def _terms(memory: Memory, resident_gib: float) -> dict[str, float]:
+    """The terms of the peak, what is resident with the model loaded in the place of its weights."""
+    rest = {name: gib for name, gib in memory.terms.items() if name != "weights"}
+    return {"weights and program (resident)": resident_gib, **rest}
 
 
 def estimate(
@@ -89,7 +79,7 @@ def estimate(
     *,
     model: str,
     rank: int,
-    targets: list[str] | str,
+    targets: Sequence[str] | str,
     method: str = "lora",
     prefix_tokens: int = 0,
     bytes_a_weight: int = 2,
@@ -99,10 +89,10 @@ def estimate(
     Time is trained tokens over the measured speed of forward and backward passes, plus validation at
     `VALIDATION_SPEED` times that speed.
     """
-    adapter = {"full": shape.parameters, "prefix": shape.prefix_parameters(prefix_tokens)}.get(
-        method, shape.lora_parameters(rank, targets)
-    )
-    terms = memory_terms(shape, work, adapter, rank, machine.resident_gib, bytes_a_weight)
+    job = loop_job(shape, work, model=model, method=method, rank=rank, targets=targets, prefix_tokens=prefix_tokens,
+                   bytes_a_weight=bytes_a_weight)  # fmt: skip
+    memory = memory_of(job)
+    terms = _terms(memory, machine.resident_gib)
     peak = sum(terms.values())
     seconds = work.tokens / machine.tokens_per_second + work.val_tokens / (VALIDATION_SPEED * machine.tokens_per_second)
     hours = seconds / 3600
@@ -119,14 +109,14 @@ def estimate(
         "gpu": machine.name,
         "gpus": 0 if machine.name.startswith("cpu") else 1,
         "fits": fits,
-        "trainable_parameters": adapter,
+        "trainable_parameters": job.trainable,
         "total_parameters": shape.parameters,
         "steps": work.steps,
         "tokens": work.tokens,
         "memory": {
             "peak_gib": round(peak, 3),
             "capacity_gib": round(machine.capacity_gib, 2),
-            "phase": "layer backward",
+            "phase": memory.phase,
             "terms": {name: round(value, 4) for name, value in terms.items()},
         },
         "time": {

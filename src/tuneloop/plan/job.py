@@ -14,7 +14,7 @@ from tuneloop.types import UserError
 Method = Literal["full", "lora", "qlora", "prefix"]
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 Attention = Literal["flash", "sdpa", "eager"]
-LossKernel = Literal["eager", "compiled", "triton", "chunked", "fused"]
+LossKernel = Literal["eager", "compiled", "triton", "chunked", "fused", "tuneloop"]
 Dtype = Literal["bf16", "fp16", "fp32", "mixed"]
 Optimizer = Literal["adamw", "adamw-bf16", "adamw-8bit", "paged-adamw-8bit", "sgd"]
 Quant = Literal["none", "int8", "nf4", "nf4-dq"]
@@ -30,6 +30,7 @@ class Kernels:
         silu: the activation is kept apart from the gate and the up projection.
         adapter_copies: each adapted matrix keeps a copy of its input (dropout, or a cast to fp32 adapters).
         foreach: the optimizer works on lists with temporaries as large as the trained weights.
+        own: tuneloop's loop: nothing is kept twice, and the logits exist for 256 learned positions at a time.
         fsdp: generation of PyTorch's FSDP. In the backward pass the first keeps a second tensor of each layer's width when weights are frozen.
     """
 
@@ -39,6 +40,7 @@ class Kernels:
     adapter_copies: bool
     foreach: bool
     fsdp: int
+    own: bool = False
 
 
 # eager: Transformers' own loss; 7 copies before 4.45, which shifts a copy, 5 to 6 since: on the safe side. triton: cross-entropy kernels in
@@ -50,6 +52,7 @@ KERNELS: dict[LossKernel, Kernels] = {
     "fused": Kernels(0.0, False, True, True, True, 1),
     "compiled": Kernels(5.5, False, False, False, False, 2),
     "chunked": Kernels(1.125, False, False, False, False, 2),
+    "tuneloop": Kernels(0.0, False, False, False, False, 1, own=True),
 }
 
 
@@ -72,6 +75,8 @@ class Job:
         quant: how frozen weights of matrices are kept.
         head_fp32: embeddings, head and norms are upcast, as `prepare_model_for_kbit_training` does: the residual stream is fp32.
         packing: rows are packed to `seq_len`, so nothing is padded.
+        shared: tokens that all rows begin with and that are computed once, before `seq_len` of each row's own; learned: positions
+            whose logits are needed, 0 for all (both in tuneloop's loop).
     """
 
     model: str
@@ -97,6 +102,8 @@ class Job:
     quant: Quant = "none"
     head_fp32: bool = False
     packing: bool = False
+    shared: int = 0
+    learned: int = 0
 
     @property
     def kernels(self) -> Kernels:
@@ -113,6 +120,10 @@ class Job:
         """Matrices with an adapter."""
         return self.targets if self.method in ("lora", "qlora") else ()
 
+    def needs(self, *matrices: str) -> bool:
+        """Whether one of the matrices is trained or adapted, so that its input is needed for a gradient."""
+        return self.full or any(name in self.adapted for name in matrices)
+
     @property
     def trainable(self) -> int:
         """Trained parameters."""
@@ -125,7 +136,7 @@ class Job:
     @property
     def tokens(self) -> int:
         """Tokens computed at once on a GPU."""
-        return self.seq_len * self.micro_batch
+        return self.seq_len * self.micro_batch + self.shared
 
     @property
     def activation_bytes(self) -> int:
@@ -205,7 +216,7 @@ def _check_together(job: Job) -> None:
         (job.sharding == "none" and job.gpus > 1, f"{job.gpus} GPUs without a way to share the work",
          "choose --sharding ddp, fsdp, zero2 or zero3, or leave --sharding out"),
         (job.gpu.is_cpu and job.gpus > 1, "There is one processor here", "use --gpus 1"),
-        (job.gpu.is_cpu and job.quant != "none", "NF4 and int8 training needs a GPU", "use --method lora"),
+        (job.gpu.is_cpu and job.quant != "none" and not job.kernels.own, "NF4 and int8 training needs a GPU", "use --method lora"),
         (job.gpu.is_cpu and "8bit" in job.optimizer, "8-bit optimizers need a GPU", "use --optimizer adamw"),
         (job.dtype == "fp32" and job.attention == "flash", "FlashAttention has no fp32", "use --attention sdpa"),
         (job.attention == "flash" and not job.gpu.flash, f"FlashAttention does not run on {job.gpu.name}",

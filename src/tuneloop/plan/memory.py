@@ -22,6 +22,11 @@ STATE_BYTES = {"adamw": 8.0, "adamw-bf16": 4.0, "adamw-8bit": 2.0, "paged-adamw-
 CONTEXT_GIB = 0.6
 CPU_GIB = 0.1  # what libraries take on a processor once they compute (12 runs of benchmarks/plan.py)
 FP32_LOGITS = 3.75  # fp32 logits, their log-softmax, gradient and a part of a copy, on the same runs
+# tuneloop's loop keeps freed blocks of the heap. What passes through a layer without being kept leaves holes: bytes a token and layer, in twice the
+# layer's width and feed-forward (6.4 to 11.4 KB on 25 runs of a 135M model, in bf16 as in fp32); unpacking 4-bit matrices leaves twice as many.
+HOLE_BYTES = 4
+OWN_CHUNK = 256  # learned positions whose logits exist at a time
+OWN_SHORT = 700  # up to this length attention on a processor is plain products, and its weights are kept
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # Blocks of ever new sizes leave holes: reserved over allocated memory, as a share of the activations (11.5 % on one GPU, 21 % with
 # FSDP, on the runs of fms-acceleration), and of unfused logits, whose blocks are too large for other tensors to fill.
@@ -107,7 +112,7 @@ def _with_overheads(job: Job, phases: dict[str, dict[str, float]]) -> Memory:
     found = Memory(phases, 0, 0, job.gpu.gib)
     if job.gpu.is_cpu:
         for terms in phases.values():
-            terms["libraries and heap"] = CPU_GIB
+            terms["libraries and heap"] = _holes(job) / GIB if job.kernels.own else CPU_GIB
         return Memory(phases, found.peak, found.peak / 0.95, job.gpu.gib)
     holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
     context = CONTEXT_GIB + NCCL_GIB * (job.gpus > 1)
@@ -117,6 +122,12 @@ def _with_overheads(job: Job, phases: dict[str, dict[str, float]]) -> Memory:
     logits = phases["loss"].get("logits", 0.0)
     reserved = min(required + FRAGMENTED_LOGITS * logits, max(job.gpu.gib, required))
     return Memory(phases, reserved, required, job.gpu.gib)
+
+
+def _holes(job: Job) -> float:
+    """Bytes of the heap between blocks in use, in tuneloop's own loop."""
+    passing = job.tokens * job.shape.layers * (job.shape.hidden + job.shape.feed_forward)
+    return float(HOLE_BYTES * passing * (1 if job.quant == "none" else 2))
 
 
 def _shards(job: Job, what: str) -> int:
@@ -133,6 +144,8 @@ def _stored_bytes(job: Job) -> int:
 
 def _trained_bytes(job: Job) -> int:
     """Bytes of a trained weight: adapters are kept in fp32 unless the optimizer is told to work in bf16."""
+    if job.kernels.own:
+        return 4
     if job.full:
         return _stored_bytes(job)
     return 2 if job.optimizer == "adamw-bf16" and job.dtype != "fp32" else 4
@@ -141,6 +154,8 @@ def _trained_bytes(job: Job) -> int:
 def weight_bytes(job: Job) -> float:
     """Bytes of the model's own weights, undivided."""
     shape = job.shape
+    if job.kernels.own and job.gpu.is_cpu:  # weights that are packed after loading leave their memory to the process
+        return float(shape.parameters * _stored_bytes(job))
     small = shape.parameters - shape.matrix_parameters
     width = 4 if job.head_fp32 else _stored_bytes(job)
     return shape.matrix_parameters * QUANT_BYTES.get(job.quant, _stored_bytes(job)) + small * width
@@ -150,7 +165,10 @@ def _weights(job: Job) -> dict[str, float]:
     away = job.offload and job.sharding in ("fsdp", "zero3")
     found = {"weights": 0.0 if away else weight_bytes(job) / _shards(job, "weights")}
     if not job.full:
-        found["adapter"] = job.trainable * _trained_bytes(job) / _shards(job, "weights")
+        cast = job.activation_bytes if job.kernels.own and job.adapted and job.activation_bytes == 2 else 0
+        found["adapter"] = job.trainable * (_trained_bytes(job) + cast) / _shards(job, "weights")
+    elif job.kernels.own and job.dtype != "fp32":
+        found["fp32 copies of the weights"] = job.trainable * 4.0
     return found
 
 
@@ -193,12 +211,14 @@ def _head_gradient(job: Job) -> dict[str, float]:
     """The head's whole gradient; in chunks it is summed up, and then there is a second one."""
     if not job.full:
         return {}
-    size = job.shape.embedding * job.activation_bytes
+    size = job.shape.embedding * (4 if job.kernels.own else job.activation_bytes)
     return {"head's gradient": size * (2 if job.loss_kernel == "chunked" and "fsdp" not in job.sharding else 1)}
 
 
 def _temporaries(job: Job) -> dict[str, float]:
     """What the optimizer needs besides weights, gradients and states."""
+    if job.kernels.own:
+        return _temporaries_within(job)
     if job.offload or job.optimizer_in_backward or job.gpu.is_cpu:
         return {}
     if job.sharding.startswith("zero"):  # fused Adam over flat parts
@@ -212,7 +232,10 @@ def _temporaries(job: Job) -> dict[str, float]:
 
 
 def _temporaries_within(job: Job) -> dict[str, float]:
-    """What an update in the backward pass needs for the largest weight: fp32 copies, where 8-bit states are unpacked."""
+    """What an update of the largest weight needs where no freed memory can be taken for it: in the backward pass, where 8-bit states are unpacked
+    to fp32; in tuneloop's loop a root and a quotient, for which the heap's holes are too small."""
+    if job.kernels.own and job.full:
+        return {"optimizer's temporaries": 2 * job.shape.embedding * 4.0}
     if job.optimizer_in_backward and job.optimizer == "adamw-8bit" and not job.kernels.foreach:
         return {"optimizer's temporaries": job.shape.embedding * 4.0}
     return {}
@@ -240,22 +263,20 @@ def layer_activations(job: Job) -> tuple[float, float]:
     """
     shape, kernels, wide = job.shape, job.kernels, job.activation_bytes == 2
     hidden, forward = shape.hidden, shape.feed_forward
-
-    def needed(*names: str) -> bool:
-        return job.full or any(name in job.adapted for name in names)
-
+    if kernels.own:
+        return _own_layer(job)
     norm = (2 * hidden if kernels.fp32_norms and wide else 0) + (hidden if kernels.fp32_norms and job.full else 0)
     grouped = job.attention == "flash" and kernels.fsdp == 1
     elements = 2 * norm + hidden  # two norms, and the input of the second half
-    elements += hidden * needed("q_proj", "k_proj", "v_proj") + hidden * needed("gate_proj", "up_proj")
+    elements += hidden * job.needs("q_proj", "k_proj", "v_proj") + hidden * job.needs("gate_proj", "up_proj")
     elements += 2 * shape.queries + 2 * (shape.keys if grouped else shape.queries)
     elements += forward * (2 + kernels.silu)
-    product = forward * needed("down_proj")
+    product = forward * job.needs("down_proj")
     elements += product
     if kernels.adapter_copies and wide:  # in fp32 nothing is cast
         elements += sum(shape.linear()[name][0] for name in job.adapted)
     elements += job.rank * len(job.adapted)
-    kept = job.tokens * elements * job.activation_bytes
+    kept: float = job.tokens * elements * job.activation_bytes
     if job.attention == "eager":  # fp32 softmax, its 16-bit copy
         kept += job.micro_batch * shape.heads * job.seq_len**2 * (4 + job.activation_bytes * wide)
     if job.method == "prefix":
@@ -269,6 +290,26 @@ def layer_activations(job: Job) -> tuple[float, float]:
     unpacked = hidden * forward * 2 if job.quant != "none" else 0
     matrix = job.tokens * (2 * hidden + 2 * forward - product) * job.activation_bytes + unpacked
     return kept, max(pointwise, matrix, 0.0)
+
+
+def _own_layer(job: Job) -> tuple[float, float]:
+    """The same for tuneloop's own loop (models/llama.py): norms and the activation keep only their inputs, adapters none of their own.
+
+    Attention keeps rotated queries, each row's keys and values behind what all rows share, and up to `OWN_SHORT` tokens its weights.
+    """
+    shape = job.shape
+    hidden, forward, rows, shared = shape.hidden, shape.feed_forward, job.micro_batch, job.shared
+    virtual = job.prefix_tokens if job.method == "prefix" else 0
+    short = job.seq_len + shared <= OWN_SHORT
+    elements = hidden * (1 + job.needs("q_proj", "k_proj", "v_proj") + job.needs("gate_proj", "up_proj"))
+    elements += shape.queries * (1 + (job.needs("o_proj") or not short))
+    elements += forward * (2 + job.needs("down_proj")) + job.rank * len(job.adapted)
+    read = rows * (job.seq_len + shared + virtual) + shared
+    kept = job.tokens * elements + 2 * shape.keys * read
+    if short:
+        kept += shape.heads * (rows * job.seq_len * (job.seq_len + shared + virtual) + shared**2)
+    passing = job.tokens * (2 * hidden + 3 * forward)
+    return float(kept * job.activation_bytes), float(passing * job.activation_bytes)
 
 
 def _held_layers(job: Job, layer: float) -> tuple[dict[str, float], dict[str, float]]:
@@ -298,6 +339,9 @@ def _logits(job: Job) -> dict[str, float]:
         logits = 4 * job.tokens * job.shape.vocabulary * 4
     if job.dtype == "fp32" and job.loss_kernel == "eager":
         logits = FP32_LOGITS * job.tokens * job.shape.vocabulary * 4
+    if job.kernels.own:  # logits, fp32 probabilities, their gradient
+        width = 4 + job.activation_bytes * (2 if job.activation_bytes == 2 else 1)
+        logits = min(OWN_CHUNK, job.learned or job.tokens) * job.shape.vocabulary * width
     if job.loss_kernel == "fused":
         # chunks so small that their logits take as much as the hidden states, with fp32 sums
         logits = 3 * job.tokens * job.shape.hidden * 2

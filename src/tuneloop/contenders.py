@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -294,7 +295,7 @@ def side_effects(
         seed: of the samples.
     """
     general = sample_rows(general, config.general_rows, seed=seed)
-    learned = sample_rows(learned, MOST_LEARNED, seed=seed)
+    learned = sample_rows(learned, MOST_LEARNED, seed=seed)  # shared answers show in such a sample too
     if not (general or learned or planted):
         return {}
     after = _look(model, general, learned, planted, seed, progress)
@@ -332,6 +333,10 @@ def _look(
         answers = generate(model, prompts, max_new_tokens=limit, progress=progress, task="general rows")
         known = fits(general, "general rows")
         shown = ability(general, answers, [f.loss for f in known], [f.tokens for f in known])
-    completed = [Completed(f.verbatim, f.tokens) for f in fits(learned, "training rows")] if learned else []
+    times = Counter(row.answer for row in learned)
+    known_rows = fits(learned, "training rows") if learned else []
+    completed = [
+        Completed(f.verbatim, f.tokens, times[row.answer] > 1) for f, row in zip(known_rows, learned, strict=True)
+    ]
     exposed = canaries(planted, lambda rows: [f.loss for f in fits(rows, "canaries")], seed) if planted else []
     return _Looked(shown, completed, exposed)

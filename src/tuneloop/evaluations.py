@@ -200,14 +200,15 @@ def _rows_of(job: Job, question: Question) -> tuple[Dataset, str]:
         assert known is not None
         return replace(known, test=getattr(known, question.split)), question.split
     config = PrepareConfig.model_validate(known.manifest["config"]) if known else job.recipe.data
-    return _with_file(job, known, question.data, config), Path(question.data).name
+    needed = question.kind != "predictions"
+    return _with_file(job, known, question.data, config, needed), Path(question.data).name
 
 
-def _with_file(job: Job, known: Dataset | None, file: str, config: Any) -> Dataset:
+def _with_file(job: Job, known: Dataset | None, file: str, config: Any, prompts: bool) -> Dataset:
     """The rows of a file, beside what a data set says of the task."""
     from tuneloop.data.whole import read_whole
 
-    whole = read_whole(file, config)
+    whole = read_whole(file, config, prompts=prompts)
     rows, task = whole.rows, known.task if known else whole.task
     if whole.skipped:
         reasons = ", ".join(f"{n} {reason}" for reason, n in whole.skipped.items())

@@ -62,6 +62,8 @@ def test_memorised_is_what_the_tuned_model_completes_beyond_the_base() -> None:
 
 
 def test_short_answers_alone_say_so() -> None:
+    shared = [Completed(True, 20, shared=True)]
+    assert memorisation(shared, shared)["share"] is None
     assert memorisation([Completed(True, 1)], [Completed(True, 1)])["share"] is None
 
 

@@ -135,8 +135,7 @@ def _print(result: dict[str, Any], names: list[str]) -> None:
         sign = "+" if pair["delta"] >= 0 else "-"
         gain = f"{sign}{figure(abs(pair['delta']), metrics[0])}"
         bounds = interval(score_of({"value": pair["delta"], **pair}), metrics[0])
-        more = f", {pair['more_rows']:,} more rows would settle it" if pair["more_rows"] else ""
-        table.add_row(name, *cells, f"{gain} {bounds}".strip(), p_value(pair["p_holm"]), pair["verdict"] + more)
+        table.add_row(name, *cells, f"{gain} {bounds}".strip(), p_value(pair["p_holm"]), pair["verdict"])
     Console(highlight=False).print(table)
     for line in result["words"]:
         print(line)

@@ -39,8 +39,13 @@ class WholeFile:
     form: str = ""
 
 
-def read_whole(path: str, config: PrepareConfig) -> WholeFile:
+def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True) -> WholeFile:
     """Read a file of any format that `tuneloop prepare` reads, or of references alone.
+
+    Args:
+        path: the file.
+        config: what says how records are read: columns, templates, instruction.
+        prompts: whether rows need prompts; else a column `references` or `reference` is enough, whatever stands beside it.
 
     A row keeps its record's `id`; records without one, and those that repeat one, get the number of their line.
 
@@ -53,7 +58,7 @@ def read_whole(path: str, config: PrepareConfig) -> WholeFile:
     if not records:
         raise UserError("The file holds no records", where=path, next_step="give JSON Lines, JSON, CSV or Parquet")
     sample = [record.value for record in itertools.islice(records, SAMPLE)]
-    if alone := _only_references(sample):
+    if alone := _only_references(sample) or ("" if prompts else _has_references(sample)):
         made = [_reference_row(record, alone, config) for record in records]
         form = f"references in {alone!r}"
     else:
@@ -86,6 +91,10 @@ def _only_references(sample: Sequence[Mapping[str, Any]]) -> str | None:
     if column is None or columns - {column, "reference", "references", *IDS}:
         return None
     return column
+
+
+def _has_references(sample: Sequence[Mapping[str, Any]]) -> str:
+    return next((name for name in REFERENCES[:2] if all(name in record for record in sample)), "")
 
 
 def _reference_row(record: SourceRecord, column: str, config: PrepareConfig) -> Row | str:

@@ -92,7 +92,9 @@ def _mean_loss(ability: Ability) -> float:
 def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
     if math.isnan(score.value):
         return f"On {n} general rows the base scores nothing: forgetting can't be told from answers; the loss grew by {loss.value:+.3f}."
-    amount = f"{100 * score.value:+.1f} % (95 % interval {100 * score.low:+.1f} to {100 * score.high:+.1f})"
+    way = "fell" if score.value >= 0 else "rose"
+    low, high = sorted((abs(score.low), abs(score.high))) if score.low * score.high > 0 else (score.low, score.high)
+    amount = f"{100 * abs(score.value):.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})"
     if score.low > 0:
         verdict = "It has forgotten"
     elif score.high < 0:
@@ -100,7 +102,7 @@ def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
     else:
         verdict = "No forgetting is shown"
     return (
-        f"{verdict}: on {n} general rows the score fell by {amount}, and the loss of a token changed by {loss.value:+.3f} "
+        f"{verdict}: on {n} general rows the score {way} by {amount}, and the loss of a token changed by {loss.value:+.3f} "
         f"({loss.low:+.3f} to {loss.high:+.3f})."
     )
 
@@ -110,26 +112,28 @@ def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
 
 @dataclass(frozen=True)
 class Completed:
-    """Whether a model completes a training row's answer verbatim, and how many tokens that takes."""
+    """Whether a model completes a training row's answer verbatim, how many tokens that takes, and whether other rows share it."""
 
     verbatim: bool
     tokens: int
+    shared: bool = False
 
 
 def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[str, Any]:
     """The share of training answers that the tuned model completes verbatim, beyond what the base does.
 
     Completed means: greedy decoding after the row's prompt gives the answer token by token (Carlini et al. 2023,
-    arXiv 2202.07646). Answers below 8 tokens are left out: reproducing a label is the task, not memory.
+    arXiv 2202.07646). Answers below 8 tokens, and those that several rows share, are left out: reproducing a label is
+    the task, not memory.
 
     Args:
         base, tuned: over the same rows.
     """
-    pairs = [(b, t) for b, t in zip(base, tuned, strict=True) if b.tokens >= LEAST_TOKENS]
+    pairs = [(b, t) for b, t in zip(base, tuned, strict=True) if b.tokens >= LEAST_TOKENS and not b.shared]
     n = len(pairs)
     found: dict[str, Any] = {"n": n, "left_out": len(base) - n, "least_tokens": LEAST_TOKENS}
     if not n:
-        words = f"All answers are below {LEAST_TOKENS} tokens: there is nothing to memorise word for word."
+        words = f"All answers are below {LEAST_TOKENS} tokens or shared by rows: nothing to memorise word for word."
         return {**found, "share": None, "base": None, "beyond": None, "words": words}
     only_base = sum(b.verbatim and not t.verbatim for b, t in pairs)
     only_tuned = sum(t.verbatim and not b.verbatim for b, t in pairs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuneloop.types import Answer, Row, UserError
 
-NAMES = ("prediction", "answer", "output", "response", "completion", "generated", "text")
+NAMES = ("prediction", "answer", "output", "response", "completion", "generated")
 
 
 def answers_from(records: Sequence[Any], rows: Sequence[Row], where: str) -> list[Answer]:

@@ -1,0 +1,181 @@
+"""`tuneloop evaluate` and `compare` on any target and any rows, through the command line."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.cli.main import main
+
+RECORDS = [
+    {
+        "id": f"t{i}",
+        "text": f"my card number {i} is {'lost' if i % 2 else 'late'}",
+        "label": "lost" if i % 2 else "late",
+    }
+    for i in range(12)
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNELOOP_CACHE", str(tmp_path / "cache"))
+    write("data.jsonl", RECORDS)
+    return tmp_path
+
+
+def write(name: str, records: list[Any]) -> None:
+    Path(name).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """Answers with the label that the text names; a text with "number 3" breaks it, as long as `broken` is set."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            http.asked.append(body)
+            text = body["messages"][-1]["content"]
+            broken = http.broken and "number 3 " in text
+            content = "lost" if "is lost" in text else "late"
+            reply = {
+                "choices": [{"message": {"content": content}}],
+                "usage": {"prompt_tokens": 10, "completion_tokens": 1},
+            }
+            payload = b"{" if broken else json.dumps(reply).encode()
+            self.send_response(400 if broken else 200)
+            self.send_header("content-length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    http: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.asked, http.broken = [], False
+    http.url = f"http://127.0.0.1:{http.server_port}"
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield http
+    http.shutdown()
+    http.server_close()
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:
+    assert main([*arguments, "--json", "--quiet"]) == status
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_an_endpoint_is_asked_once_and_paid_for_once(
+    here: Path, server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ("evaluate", "--endpoint", server.url, "--model", "m", "--data", "data.jsonl", "--usd-per-million-input", "2")
+    first = told(capsys, *ask)
+    assert first["metrics"]["accuracy"]["value"] == 1.0 and len(server.asked) == 12
+    assert (first["model"], first["name"]) == ("m", "m")
+    assert first["costs"]["m"]["usd_spent"] == pytest.approx(120 * 2 / 1e6)
+    again = told(capsys, *ask, "--out", "again")
+    assert len(server.asked) == 12 and again["costs"]["m"]["usd_spent"] == 0
+    assert again["metrics"] == first["metrics"]
+
+
+def test_failed_requests_are_counted_told_and_asked_again(
+    here: Path, server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.broken = True
+    ask = ("evaluate", "--endpoint", server.url, "--model", "m", "--data", "data.jsonl")
+    found = told(capsys, *ask, status=1)
+    assert [failure["id"] for failure in found["failures"]] == ["t3"] and found["costs"]["m"]["failed"] == 1
+    assert found["metrics"]["accuracy"]["value"] == pytest.approx(11 / 12)
+    assert any("1 of 12 requests failed" in note for note in found["notes"])
+    server.broken = False
+    assert told(capsys, *ask)["metrics"]["accuracy"]["value"] == 1.0 and len(server.asked) == 13
+
+
+def test_a_prompt_of_ones_own_reaches_the_endpoint(here: Path, server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("p.yaml").write_text("system: 'One of:\n\n  {labels}'\nuser: 'Ticket: {input}'")
+    told(
+        capsys,
+        "evaluate",
+        "--endpoint",
+        server.url,
+        "--model",
+        "m",
+        "--data",
+        "data.jsonl",
+        "--prompt",
+        "p.yaml",
+        "limit=1",
+    )
+    system, user = server.asked[0]["messages"]
+    assert system["content"].split() == ["One", "of:", "late", "lost"] and user["content"].startswith("Ticket: my card")
+
+
+def test_predictions_are_held_against_references(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("a.jsonl", [{"id": r["id"], "prediction": r["label"]} for r in reversed(RECORDS)])
+    write("b.jsonl", [{"row": i, "prediction": "late"} for i in range(12)])
+    a = told(capsys, "evaluate", "--predictions", "a.jsonl", "--references", "data.jsonl", "--out", "a")
+    b = told(capsys, "evaluate", "--predictions", "b.jsonl", "--references", "data.jsonl", "--out", "b")
+    assert (a["metrics"]["accuracy"]["value"], b["metrics"]["accuracy"]["value"]) == (1.0, 0.5)
+    both = told(capsys, "compare", "b", "a")
+    assert (Path(both["path"]) / "eval.json").is_file() and (Path(both["path"]) / "report.html").is_file()
+    pair = next(c for c in both["comparisons"] if c["metric"] == "accuracy")
+    assert (pair["a"], pair["b"], pair["delta"], pair["verdict"]) == ("b", "a", 0.5, "better")
+
+
+def test_references_alone_are_enough_for_predictions(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("r.jsonl", [{"id": 1, "references": ["yes", "yeah"]}, {"id": 2, "references": ["no"]}])
+    write("p.jsonl", [{"id": 2, "prediction": "yes"}, {"id": 1, "prediction": "yeah"}])
+    found = told(capsys, "evaluate", "--predictions", "p.jsonl", "--references", "r.jsonl")
+    assert found["task"] == "generation" and found["metrics"]["exact_match"]["value"] == 0.5
+    write("more.jsonl", [{"id": 1, "dialogue": "a b", "topics": ["x"], "references": ["yes"]}])
+    write("q.jsonl", [{"id": 1, "prediction": "yes"}])
+    assert told(capsys, "evaluate", "--predictions", "q.jsonl", "--references", "more.jsonl")["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("evaluate",), "Evaluate what?"),
+        (("evaluate", "m", "--predictions", "data.jsonl"), "One target at a time"),
+        (("evaluate", "--predictions", "data.jsonl", "--data", "data.jsonl"), "No prediction"),
+        (("evaluate", "--endpoint", "http://127.0.0.1:9", "--data", "data.jsonl"), "go together"),
+        (("evaluate", "--endpoint", "localhost", "--model", "m", "--data", "data.jsonl"), "Not an endpoint"),
+        (("evaluate", "--predictions", "none.jsonl", "--data", "data.jsonl"), "none.jsonl"),
+        (("evaluate", "data.jsonl", "--data", "data.jsonl"), "This file is no model"),
+        (("compare", "a"), "Two evaluations"),
+        (("compare", "--check-judge", "data.jsonl"), "--judge"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    status = main([*arguments, "--quiet"])
+    shown = capsys.readouterr().err
+    assert status == 2 and said in shown and "Traceback" not in shown and "should not happen" not in shown
+
+
+def test_a_file_without_rows_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty.jsonl").write_text("")
+    assert main(["evaluate", "--predictions", "data.jsonl", "--data", "empty.jsonl", "-q"]) == 2
+    assert "empty" in capsys.readouterr().err
+
+
+def test_an_adapter_and_forgetting_against_a_base(
+    here: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("general.jsonl", [{"instruction": f"Say {w}.", "output": w} for w in ("yes", "no", "maybe", "never") * 3])
+    found = told(
+        capsys, "evaluate", str(tiny_llama), "--data", "data.jsonl", "--base", str(tiny_llama), "general=general.jsonl", "limit=2",
+    )  # fmt: skip
+    assert found["forgetting"]["n"] == 12 and found["forgetting"]["loss"]["value"] == pytest.approx(0, abs=1e-6)
+    assert main(["evaluate", str(tiny_llama), "--data", "data.jsonl", "general=general.jsonl", "limit=2", "-q"]) == 2
+    assert "--base" in capsys.readouterr().err

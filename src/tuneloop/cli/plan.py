@@ -28,7 +28,7 @@ def command(
     grad_accum: int = typer.Option(None, help="Micro-batches of a step."),
     grad_ckpt: bool = typer.Option(None, "--grad-ckpt/--no-grad-ckpt", help="Recompute layers in the backward pass."),
     attention: str = typer.Option(None, help="flash, sdpa or eager."),
-    loss_kernel: str = typer.Option(None, help="eager, compiled, triton, chunked or fused."),
+    loss_kernel: str = typer.Option(None, help="eager, compiled, triton, chunked, fused or tuneloop (its own loop)."),
     dtype: str = typer.Option(None, help="bf16, fp16, fp32 or mixed (fp32 weights)."),
     optimizer: str = typer.Option(None, help="adamw, adamw-bf16, adamw-8bit, paged-adamw-8bit or sgd."),
     optimizer_in_backward: bool = typer.Option(None, "--optimizer-in-backward", help="Update as gradients arrive."),
@@ -134,6 +134,8 @@ def _calibrated(source: str, settings: list[str] | None, model: str, quiet: bool
 
     from tuneloop import pipeline
 
+    if "=" in source and not Path(source).exists():  # a setting, with no recipe before it
+        source, settings = "", [source, *(settings or [])]
     with screen(quiet) as shown, tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
             source = str(Path(scratch) / "examples.jsonl")

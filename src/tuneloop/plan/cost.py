@@ -197,21 +197,32 @@ def cost_of(
     fixed = breakdown["setup"] + breakdown["evaluation"] + breakdown["storage"]
     machine = one * efforts.runs * (stretch + efforts.failed_share / 2)
     labour = [usd for _, usd in people]
+    low, p50, p90 = _quantiles(fixed, machine, spread, labour, human)
+    return Cost(
+        usd=sum(breakdown.values()),
+        low=low,
+        p50=p50,
+        p90=p90,
+        breakdown=breakdown,
+        hours=training_hours * stretch,
+        assumptions=assumptions_of(efforts, how, price, usd_per_gb_month),
+    )
+
+
+def _quantiles(
+    fixed: float, machine: float, spread: float, labour: list[float], human: float
+) -> tuple[float, float, float]:
+    """P10, P50 and P90 of fixed + lognormal parts; drawn only where there are several, for one they are known."""
+    if not any(labour):
+        low, middle, high = (fixed + machine * math.exp(spread * z) for z in (-Z90, 0.0, Z90))
+        return low, middle, high
     totals = sorted(
         fixed
         + machine * math.exp(spread * z)
         + sum(usd * math.exp(human * h) for usd, h in zip(labour, hs, strict=True))
         for z, *hs in _normals()
     )
-    return Cost(
-        usd=sum(breakdown.values()),
-        low=totals[DRAWS // 10],
-        p50=totals[DRAWS // 2],
-        p90=totals[DRAWS * 9 // 10],
-        breakdown=breakdown,
-        hours=training_hours * stretch,
-        assumptions=assumptions_of(efforts, how, price, usd_per_gb_month),
-    )
+    return totals[DRAWS // 10], totals[DRAWS // 2], totals[DRAWS * 9 // 10]
 
 
 def lognormal_sigma(low: float, high: float) -> float:
@@ -245,7 +256,7 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
     )
     return [
         price.words(),
-        f"{efforts.runs:g} training runs until one is kept, {efforts.failed_share:.0%} of runs fail half-way",
+        f"{efforts.runs:g} training run{'s' if efforts.runs != 1 else ''} until one is kept, {efforts.failed_share:.0%} of runs fail half-way",
         f"{mean}, checkpoints {every}, {how.restart_minutes:g} minutes to restart",
         f"{efforts.setup_hours:g} machine hours of setup, {efforts.evaluation_hours:g} of evaluation for each run",
         f"{efforts.storage_gb:g} GB kept for {efforts.storage_months:g} months at ${usd_per_gb_month:g} a GB and month",

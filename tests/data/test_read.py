@@ -123,11 +123,25 @@ def test_undecodable_bytes_reject_their_record_only_and_stay_readable(tmp_path: 
         (b"null", "wrong_type"),
         (b'"text"', "wrong_type"),
         (b"{'a': 1}", "broken_json"),
+        (b'{"a": 1, "b": 0, "a": 2}', "broken_json"),
+        (b'{"a": [{"b": "x", "b": "y"}]}', "broken_json"),
     ],
 )
 def test_hostile_lines_are_rejected_with_a_reason(tmp_path: Path, line: bytes, reason: str) -> None:
     items = read(tmp_path / "x.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
     assert shown(items) == [(1, {"a": 1}), (2, reason), (3, {"a": 2})]
+
+
+def test_what_json_forbids_and_is_clear_is_read_and_told(tmp_path: Path) -> None:
+    lines = b'{"a": "x\ty"}\n{"a": NaN, "b": "\x01"}\n{"a": "\\t"}\n{"a": 1, "a": 1}\n{"a": "{\\"b\\": 1}", "b": 2}\n'
+    items = read(tmp_path / "x.jsonl", lines)
+    assert [item.mended for item in items if isinstance(item, SourceRecord)] == [
+        "a raw control character inside a string (column 9)",
+        "NaN is no JSON number; a raw control character inside a string (column 18)",
+        "",
+        "",
+        "",
+    ]
 
 
 def test_harmless_oddities_are_read(tmp_path: Path) -> None:
@@ -281,6 +295,16 @@ def test_parquet_rows_are_plain_values(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="Not a readable parquet"):
         read(tmp_path / "y.parquet", b"PAR1 no parquet")
+
+
+def test_damaged_parquet_data_are_told_as_damage(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    parquet.write_table(arrow.table({"text": [f"text number {i} {i * i}" for i in range(2000)]}), path)
+    data = bytearray(path.read_bytes())
+    data[200:1200] = bytes(range(250)) * 4
+    with pytest.raises(UserError, match="Not a readable parquet file"):
+        read(path, bytes(data))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +469,7 @@ def test_a_line_of_json_is_read_as_the_standard_library_reads_it(value: dict[str
 @pytest.mark.parametrize(
     ("line", "value"),
     [
-        (b'{"a": 1, "a": 2}', {"a": 2}),
+        (b'{"a": 1, "a": 1}', {"a": 1}),
         (b'{"a": 18446744073709551616}', {"a": 2**64}),
         (b'{"a": -9223372036854775809}', {"a": -(2**63) - 1}),
         (b'{"a": -0, "b": 1e400}', {"a": 0, "b": float("inf")}),

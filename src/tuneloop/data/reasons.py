@@ -51,6 +51,7 @@ REPAIRS = {
     "dropped_turn": "an empty system turn was left out",
     "encoding": "text that had been read in the wrong encoding (mojibake) was restored",
     "html_entities": "HTML entities became the characters they stand for",
+    "json_syntax": "what JSON forbids was read all the same: a raw control character inside a string, NaN, Infinity",
     "invisible_characters": "zero-width, control or soft-hyphen characters were removed",
     "merged_turns": "turns of one speaker in a row became one, joined by a line break",
     "pii": "personal data or a secret was replaced; `detail` names the kind, never the value",

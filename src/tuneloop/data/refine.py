@@ -159,6 +159,8 @@ def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequen
     """A source record as a finished row, or why it is none; several where a long one is split."""
     config = refinery.config
     value, changes = _clean(item.value, refinery)
+    if item.mended:
+        changes.append(Change("json_syntax", "", {"detail": item.mended}))
     # what `rejects.jsonl` would show: as it stood, but for personal data
     record = value if not changes else _as_it_stood(item.value, refinery)
 

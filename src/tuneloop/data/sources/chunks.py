@@ -730,9 +730,9 @@ def _parquet_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
                 position = total * (row - 1 + batch.num_rows) // max(1, meta.num_rows)
                 yield Chunk(file.name, "arrow", row, sink.getvalue().to_pybytes(), position=position)
                 row += int(batch.num_rows)
-    except OSError:
-        raise
-    except Exception as error:  # pyarrow's own errors derive from ValueError, and others from nothing in common
+    except Exception as error:  # pyarrow's own errors derive from ValueError or OSError, or from nothing in common
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not of what the file holds
+            raise
         raise UserError(
             f"Not a readable parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             where=file.name,

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,15 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One record as it stands in a source; `line` is the physical line (parquet: the row), from 1."""
+    """One record as it stands in a source; `line` is the physical line (parquet: the row), from 1.
+
+    `mended` says what of it was no JSON and could be read all the same; "" for nothing.
+    """
 
     source: str
     line: int
     value: dict[str, Any]
+    mended: str = ""
 
 
 Item = SourceRecord | Reject
@@ -162,11 +166,41 @@ def _parse_json(pieces: Sequence[Piece], data: bytes, source: str) -> list[Item]
             type(value) is not dict
             or (len(line) > 2 * MAX_DEPTH and line.count(b"{") + line.count(b"[") > MAX_DEPTH)
             or (long_numbers and _LONG_NUMBER in line.translate(_DIGITS))
+            or _may_repeat_a_key(line, value)
         ):
             items.append(_json_value(line, source, number))
         else:
             items.append(SourceRecord(source, number, value))
     return items
+
+
+def _may_repeat_a_key(line: bytes, value: dict[str, Any]) -> bool:
+    """Whether more keys seem to stand in a line than are left of it; `":` inside a string is taken for one, too."""
+    written = line.count(b'":') - line.count(b'\\":')
+    return written > len(value) and written > _keys(value)
+
+
+def _keys(value: Any) -> int:
+    """The keys of an object and of all objects in it."""
+    if type(value) is dict:
+        return len(value) + sum(_keys(item) for item in value.values() if type(item) is dict or type(item) is list)
+    return sum(_keys(item) for item in value if type(item) is dict or type(item) is list)
+
+
+def _repeated_key(text: str) -> str | None:
+    """A key that stands twice in one object with different values: whichever is taken, the other would be lost."""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value: dict[str, Any] = {}
+        for key, item in pairs:
+            if key in value and repr(value[key]) != repr(item):
+                found.append(key)
+            value[key] = item
+        return value
+
+    json.JSONDecoder(strict=False, object_pairs_hook=look).raw_decode(text)
+    return found[0] if found else None
 
 
 def _json_value(line: bytes, source: str, number: int) -> Item:
@@ -181,7 +215,23 @@ def _json_value(line: bytes, source: str, number: int) -> Item:
     value, end = decoded
     if text[end:].strip():
         return _unreadable(text, source, number, f"text after the end of the value (column {end + 1})")
-    return _record(value, text, source, number)
+    item = _record(value, text, source, number)
+    if isinstance(item, SourceRecord) and (key := _repeated_key(text)) is not None:
+        detail = f"the key {key[:40]!r} stands more than once in one object, with different values"
+        return _unreadable(text, source, number, detail)
+    return replace(item, mended=_mended(text)) if isinstance(item, SourceRecord) else item
+
+
+def _mended(text: str) -> str:
+    """What in a text that was read is no JSON; "" for nothing."""
+    found: dict[str, None] = {}
+    lenient = json.JSONDecoder(strict=False, parse_constant=lambda name: found.setdefault(f"{name} is no JSON number"))
+    lenient.raw_decode(text)
+    try:
+        _STRICT.raw_decode(text)
+    except json.JSONDecodeError as error:
+        found[f"a raw control character inside a string (column {error.pos + 1})"] = None
+    return "; ".join(found)
 
 
 @dataclass(frozen=True)
@@ -196,7 +246,8 @@ class Fault:
 def decode_json(text: str, start: int) -> tuple[Any, int] | Fault:
     """The JSON value at `start` and where it ends, or what is wrong with it.
 
-    A raw control character inside a string (a tab, mostly) is let through, though JSON forbids it.
+    A raw control character inside a string (a tab, mostly) is let through, though JSON forbids it, and so are NaN and
+    Infinity; `_mended` tells of both.
     """
     first: json.JSONDecodeError | None = None
     for decoder in (_STRICT, _LENIENT):

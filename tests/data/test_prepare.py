@@ -9,15 +9,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tuneloop.data.config import PrepareConfig, SplitConfig
-from tuneloop.data.dataset import load_dataset, prepare_key, token_statistics
+from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key, token_statistics
 from tuneloop.data.formats import ROLES
-from tuneloop.data.prepare import Measured, prepare
+from tuneloop.data.prepare import Measured, _total, prepare
 from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.data.refine import Facts, Refinery, Work, refine_chunk
 from tuneloop.files import read_json, read_jsonl, write_json
@@ -391,6 +392,32 @@ def test_repairs_are_recorded_with_the_row_they_changed(tmp_path: Path) -> None:
     assert dataset.manifest["repaired"] == {"white_space": 1}
 
 
+def test_a_record_that_is_nearly_json_is_read_and_the_repair_told(tmp_path: Path) -> None:
+    lines = [json.dumps(record) for record in tickets(40)]
+    lines[6] = lines[6].replace("}", ', "score": NaN, "note": "a\tb"}')
+    run(tmp_path, lines)
+    (told,) = read_jsonl(tmp_path / "out" / "repairs.jsonl")
+    assert (
+        (told["line"], told["kind"]) == (7, "json_syntax") and "NaN" in told["detail"] and "control" in told["detail"]
+    )
+
+
+def test_rows_of_the_test_that_are_much_alike_say_so(tmp_path: Path) -> None:
+    records = [
+        {"prompt": r["text"], "completion": f"{r['text'][::-1]} {n}" * (n + 1)} for r in tickets(60) for n in range(2)
+    ]
+    dataset = run(tmp_path, records)
+    marks = Counter(row.meta.get("duplicate_cluster") for row in dataset.test)
+    assert {n for mark, n in marks.items() if mark} == {2}
+    assert not any("duplicate_cluster" in row.meta for row in dataset.train)
+    assert load_dataset(dataset.path).manifest["id"] == dataset.manifest["id"]
+    config = PrepareConfig(sources=[str(tmp_path / "data.jsonl")])
+    rows = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    assert dataset_hash(rows, config, 0) == dataset.manifest["hash"]
+    alone = run(tmp_path, tickets(60), out="alone")
+    assert not any("duplicate_cluster" in row.meta for row in [*alone.test, *alone.val])
+
+
 def test_checks_warn_of_rare_unbalanced_and_conflicting_labels(tmp_path: Path) -> None:
     records = [
         *tickets(60, labels=1),
@@ -537,3 +564,11 @@ def test_long_rows_are_cut_on_request_and_the_cut_is_reported(tmp_path: Path) ->
     assert row.messages[1]["content"].endswith("word399") and measure(row).tokens <= 300
     (repair,) = [r for r in read_jsonl(tmp_path / "out" / "repairs.jsonl") if r["kind"] == "cut"]
     assert repair["id"] == row.id and repair["detail"].startswith("4 turns and ")
+
+
+def test_totals_of_a_sample_follow_the_characters_of_all_rows_even_where_the_long_ones_were_picked() -> None:
+    characters = np.arange(20, 2020, dtype=np.int32)
+    tokens = 10 + characters // 4
+    known = (characters > 1500) | (characters % 10 == 0)
+    assert abs(_total(tokens, characters, known) / int(tokens.sum()) - 1) < 0.001
+    assert _total(np.full(5, 7), np.full(5, 30), np.arange(5) < 2) == 35

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -172,29 +173,56 @@ def _groups(facts: SplitFacts) -> NDArray[Any]:
     """The number of each row's group: connected over questions, groups and links."""
     import numpy as np
 
-    columns = [np.unique(facts.question, return_inverse=True)[1]]
+    columns = [facts.question]
     if facts.group is not None:
         with_one = np.flatnonzero(facts.group)
         alone = np.arange(len(facts.group)) + len(with_one)
         alone[with_one] = np.unique(facts.group[with_one], return_inverse=True)[1]
         columns.append(alone)
-    linked = facts.links is not None and len(facts.links) > 0
-    if len(columns) == 1 and not linked:
+    return connected(columns, facts.links)
+
+
+def connected(columns: Sequence[NDArray[Any]], links: NDArray[Any] | None) -> NDArray[Any]:
+    """Numbers, from 0, of what hangs together: rows with equal values in one of the columns, and linked ones.
+
+    Args:
+        columns: values by row.
+        links: pairs of rows, shape (pairs, 2).
+    """
+    import numpy as np
+
+    columns = [np.unique(column, return_inverse=True)[1] for column in columns]
+    if len(columns) == 1 and (links is None or not len(links)):
         return columns[0]
-    least = np.arange(len(facts.question))  # of each row's group, the least row known so far
+    least = np.arange(len(columns[0]))  # of each row's group, the least row known so far
     while True:
         before = least.copy()
         for column in columns:
             heads = np.full(int(column.max()) + 1, len(column))
             np.minimum.at(heads, column, least)
             least = heads[column]
-        if facts.links is not None:
+        if links is not None:
             for one, other in ((0, 1), (1, 0)):
-                np.minimum.at(least, facts.links[:, one], least[facts.links[:, other]])
+                np.minimum.at(least, links[:, one], least[links[:, other]])
         least = least[least]
         if np.array_equal(least, before):
             member: NDArray[Any] = np.unique(least, return_inverse=True)[1]
             return member
+
+
+def clusters(member: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
+    """By row, the least id of the group that it shares with others, whatever their order; 0 for a row by itself.
+
+    Args:
+        member: the number of each row's group, from 0.
+        ids: the rows' ids as numbers of 64 bits.
+    """
+    import numpy as np
+
+    least = np.full(int(member.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(least, member, ids)
+    found: NDArray[Any] = np.where(np.bincount(member, minlength=1)[member] > 1, least[member], np.uint64(0))
+    return found
 
 
 def _own_key(facts: SplitFacts) -> NDArray[Any]:

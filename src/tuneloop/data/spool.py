@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from tuneloop.data.dataset import meta_key
 from tuneloop.data.reasons import REASONS
 from tuneloop.data.refine import NAMED, Facts
 from tuneloop.data.sketches import NO_FRAME, Frame, RowTexts, texts_of
 from tuneloop.files import user_errors_of_the_disk
+from tuneloop.machine import release_memory
 from tuneloop.types import Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+RELEASED = 16 << 20  # bytes of a column from which its pieces are given back to the system at once
 OPEN_FILES = 64  # at least: half of those that a process may open
 
 REASON_WORDS = ("", *sorted(REASONS))  # a row's fate is an index into these; 0: it is in
@@ -120,6 +123,7 @@ class Table:
         because: by row, the row that it is a copy of, or -1; `likeness`: how alike they are.
         details: by row, the particulars of a reject that is no copy.
         split: by row, an index into SPLITS, or -1.
+        cluster: by row, what it and the rows that are much like it have in common as `meta.duplicate_cluster`; 0: none.
     """
 
     def __init__(self, folder: Path, frame: Frame = NO_FRAME) -> None:
@@ -151,12 +155,16 @@ class Table:
         for name in list(self._parts[0].columns) if self._parts else []:
             before = [self.columns.pop(name)] if name in self.columns else []
             self.columns[name] = np.concatenate([*before, *(part.columns.pop(name) for part in self._parts)])
+            if self.columns[name].nbytes > RELEASED:  # small arrays stay in the heap, and as much again would be held
+                before.clear()
+                release_memory()
         self._parts.clear()
         n = len(self)
         self.fate = np.zeros(n, dtype=np.int16)
         self.because = np.full(n, -1, dtype=np.int64)
         self.likeness = np.ones(n, dtype=np.float32)
         self.split = np.full(n, -1, dtype=np.int8)
+        self.cluster = np.zeros(n, dtype=np.uint64)
         self.details: dict[int, str] = {}
         self.names = {column: list(codes) for column, codes in self._codes.items()}
 
@@ -199,11 +207,21 @@ class Table:
 
     def row_bytes(self, index: int) -> bytes:
         """A row as its line will stand in a split, without the line end."""
-        return self.reader.row_bytes(index)
+        line = self.reader.row_bytes(index)
+        return orjson.dumps(self.row(index).to_json()) if self.cluster[index] else line
 
     def row(self, index: int) -> Row:
         """A row."""
-        return self.reader.row(index)
+        row = self.reader.row(index)
+        if self.cluster[index]:
+            row.meta.setdefault("duplicate_cluster", f"{int(self.cluster[index]):016x}")
+        return row
+
+    def mark_clusters(self, rows: NDArray[Any], clusters: NDArray[Any]) -> None:
+        """Set `meta.duplicate_cluster` of rows; 0: none."""
+        self.cluster[rows] = clusters
+        for index in rows[clusters != 0].tolist():
+            self.columns["meta"][index] = meta_key(self.row(index))
 
     def side(self, chunk: int) -> tuple[list[tuple[int, bytes]], list[tuple[int, str, bytes]]]:
         """Rejects (line, JSON) and repairs (row in the chunk, kind, JSON) of a chunk."""

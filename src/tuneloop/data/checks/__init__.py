@@ -182,7 +182,9 @@ def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool
     of_label = overview.columns["label"][labelled]
     labelled = labelled[np.bincount(of_label, minlength=1)[of_label] >= FEW_LABEL_ROWS]
     sampled = len(labelled) > ALL_LABELS and not every
-    rows = overview.some(labelled, SOME_LABELS if sampled else len(labelled)).tolist()
+    some = overview.some(labelled, SOME_LABELS if sampled else len(labelled))
+    # in an order of their own: that of the sources and that of the files give the same verdicts
+    rows = some[np.argsort(overview.columns["question"][some], kind="stable")].tolist()
     label = overview.columns["label"]
     found = find_label_errors(
         [_asked(overview.row(i)) for i in rows],
@@ -443,7 +445,8 @@ def _label_balance(overview: Overview) -> Check:
 
 
 def _rows_with(overview: Overview, split: int, labels: Sequence[str]) -> NDArray[Any]:
-    wanted = [number for number, name in enumerate(overview.names["label"]) if name in set(labels)]
+    of_interest = set(labels)
+    wanted = [number for number, name in enumerate(overview.names["label"]) if name in of_interest]
     rows = overview.rows(split)
     found: NDArray[Any] = rows[np.isin(overview.columns["label"][rows], wanted)]
     return found

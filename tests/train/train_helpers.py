@@ -11,7 +11,8 @@ from tuneloop.models.template import Rendered, Template
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import Run, train
-from tuneloop.train.methods import attach, make_optimizer
+from tuneloop.train.methods import attach
+from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import Pair, Rated, _mismatched
 
 SYSTEM = "You sort letters into drawers, with care, and answer with the drawer's name alone."

@@ -132,3 +132,8 @@ def halved(step: Step) -> Step:
         raise ValueError("a step of single rows can't be divided further")
     halves = ((micro[: len(micro) // 2], micro[len(micro) // 2 :]) for micro in step.micro_batches)
     return Step(tuple(half for pair in halves for half in pair if half), step.epoch)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch says it in words only where the processor's memory is meant."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)

@@ -30,6 +30,7 @@ class State:
         rate_factor: what rollbacks have multiplied the learning rate with.
         skipped: steps whose batch is left out since a rollback.
         rollbacks: how often the run went back to a checkpoint.
+        recompute: whether layers are computed again in the backward pass because memory ran out.
     """
 
     key: str
@@ -50,6 +51,7 @@ class State:
     skipped: list[int] = field(default_factory=list)
     rollbacks: int = 0
     stopped: str = ""
+    recompute: bool = False
 
 
 def save_checkpoint(folder: Path, state: State, keep: int) -> Path:

@@ -77,6 +77,29 @@ class TrainConfig(Config):
         "linear", description="fall of the learning rate after warm-up"
     )
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the steps in which the learning rate rises")
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw",
+        description="adamw, or adamw-8bit: states in 8 bits, 2 bytes a parameter instead of 8; on GPUs they move to the host's memory "
+        "when the GPU's is short (bitsandbytes)",
+    )
+    optimizer_in_backward: bool = Field(
+        False,
+        description="of full: update each weight as soon as its gradient is there and free it; saves 4 bytes a parameter where a step is "
+        "one micro-batch; gradients are not clipped",
+    )
+    gradient_checkpointing: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="compute layers again in the backward pass instead of keeping them: less memory, about a third more time; auto: "
+        "when a single row does not fit otherwise",
+    )
+    packing: bool = Field(
+        False,
+        description="lay the rows of a micro-batch one behind the other instead of padding them; no row sees another; for GPUs",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile each layer; needs a compiler, pays on GPUs in long runs, and was slower on processors",
+    )
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
     epochs: float = Field(3.0, gt=0, description="passes over the training split")
@@ -112,6 +135,11 @@ class TrainConfig(Config):
             return [name.strip() for name in value.split(",")]
         return value
 
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: object) -> object:
+        return {True: "always", False: "never"}.get(value, value) if isinstance(value, bool) else value
+
     @field_validator("ranks")
     @classmethod
     def _sane_ranks(cls, value: dict[str, int]) -> dict[str, int]:
@@ -143,6 +171,14 @@ class TrainConfig(Config):
         if self.dora and self.lora_init == "pissa":
             raise ValueError(
                 "train.dora and train.lora_init=pissa exclude each other: a saved PiSSA start is a plain LoRA"
+            )
+        if self.optimizer_in_backward and self.method != "full":
+            raise ValueError("train.optimizer_in_backward is of full only: an adapter's gradients are small")
+        if self.optimizer_in_backward and self.l2_start:
+            raise ValueError("train.optimizer_in_backward and train.l2_start exclude each other")
+        if self.packing and self.method == "prefix":
+            raise ValueError(
+                "train.packing and train.method=prefix exclude each other: a prefix stands before every row"
             )
         if self.kl and self.method == "full":
             raise ValueError(

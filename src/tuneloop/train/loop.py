@@ -20,7 +20,7 @@ from tuneloop.machine import memory_now, peak_memory, release_memory, reset_peak
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import whole
 from tuneloop.models.template import Rendered
-from tuneloop.train.batches import Step, halved, plan_steps
+from tuneloop.train.batches import Step, halved, is_out_of_memory, plan_steps
 from tuneloop.train.checkpoint import (
     State,
     drop_checkpoints,
@@ -43,8 +43,10 @@ from tuneloop.train.distributed import (
     summed,
     wait,
 )
+from tuneloop.train.layers import compile_layers, recompute_layers
 from tuneloop.train.loss import LOSSES, Batch, mean_loss, shared_prefix, with_references
-from tuneloop.train.methods import Trainable, attach, make_optimizer, run_key
+from tuneloop.train.methods import Trainable, attach, run_key
+from tuneloop.train.optimizers import UpdatesInBackward, make_optimizer
 from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
 from tuneloop.train.watch import Finding, Watcher, make_watcher, policy, trend
 from tuneloop.types import Progress, UserError, no_progress
@@ -181,6 +183,9 @@ def train(
     start = {name: p.detach().clone() for name, p in trainable.parameters.items()} if config.l2_start else {}
     untrained = trainable.state() if "rollback" in (config.on_spike, config.on_divergence) else {}
     optimizer = make_optimizer(trainable, config)
+    recompute_layers(model.net, config.gradient_checkpointing == "always" or state.recompute)
+    if config.compile:
+        compile_layers(model.net)
     torch.manual_seed(seed)
     if state.step:
         trainable.load(state.parameters, str(out / "checkpoints"))
@@ -239,6 +244,12 @@ class Run:
     saved_at: float = 0.0
     asked_to_end: bool = False
     seed: int = 0
+    in_backward: UpdatesInBackward | None = None
+
+    def __post_init__(self) -> None:
+        if self.config.optimizer_in_backward:
+            self.in_backward = UpdatesInBackward(self.optimizer)
+            self.trainable.ready[:] = [self.in_backward]
 
     @property
     def checkpoints(self) -> Path:
@@ -310,10 +321,12 @@ def _act(run: Run, validated: bool) -> bool:
             return True
         useless = validated and not (state.best_step and state.best_val_loss < state.first_val_loss)
         if broken or (wanted != "warn" and useless):
+            rates = [r for r in finding.remedies if r.startswith("train.learning_rate=")]
+            lower = rates[0] if rates else f"train.learning_rate={config.learning_rate / 5:g}"
             raise UserError(
                 f"{finding.sentence} The run is stopped",
                 where=str(run.out / "metrics.jsonl"),
-                next_step=f"start again with a lower rate, as in train.learning_rate={config.learning_rate / 5:g} output_dir=FOLDER",
+                next_step=f"start again with {lower} output_dir=FOLDER",
             )
         if wanted != "warn":
             state.stopped = finding.kind
@@ -390,6 +403,8 @@ def optimizer_step(
     import torch
 
     parameters = list(run.trainable.parameters.values())
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * group.get("ratio", 1.0)
     for _ in range(run.state.halvings):
         with contextlib.suppress(ValueError):
             step = halved(step)
@@ -399,18 +414,20 @@ def optimizer_step(
             total, figures = _gradients(run, step, rows)
             break
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error) or processes() > 1:  # the others are in the middle of a common step
+            # With several processes the others are in the middle of the step; in the backward pass weights have changed already.
+            if not is_out_of_memory(error) or processes() > 1 or run.in_backward:
                 raise
         run.optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(rng)
         step = _with_less_memory(run, step, rows)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate * group.get("ratio", 1.0)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    if run.in_backward:
+        norm = run.in_backward.norm()
+    else:
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)))
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
     run.trainable.after_step()
-    return total, float(whole(norm)), figures
+    return total, norm, figures
 
 
 def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
@@ -422,7 +439,10 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
     share = 1 / sum(loss.units(row) for row in of_step)
     constant = loss.constant(Batch(run.model, of_step, share, run.config, run.trainable.untouched))
     total, figures = 0.0, dict[str, float]()
-    for micro, counted in own_share(step.micro_batches):
+    own_micro_batches = own_share(step.micro_batches)
+    for place, (micro, counted) in enumerate(own_micro_batches, 1):
+        if run.in_backward:
+            run.in_backward.armed = place == len(own_micro_batches)
         own = share if counted else 0.0
         batch = Batch(run.model, [rows[i] for i in micro], own, run.config, run.trainable.untouched, constant)
         value, sums = loss.value(batch)
@@ -441,11 +461,6 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
     return total, figures
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Torch says it in words only where the processor's memory is meant."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
-
-
 def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
     """The step in smaller micro-batches; what is said about it stands in `metrics.jsonl`."""
     import torch
@@ -456,6 +471,13 @@ def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
     try:
         smaller = halved(step)
     except ValueError:
+        if run.config.gradient_checkpointing == "auto" and not run.state.recompute:
+            run.state.recompute = True
+            recompute_layers(run.model.net, True)
+            _record(run, {"step": run.state.step, "event": "out_of_memory",
+                          "message": f"memory ran out: from step {run.state.step + 1} on layers are computed again in the backward "
+                                     "pass, which takes about a third longer; the result stays the same"})  # fmt: skip
+            return step
         longest = max(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
         raise UserError(
             f"Out of memory at step {run.state.step + 1}: a single row of {longest:,} tokens does not fit",
@@ -588,6 +610,7 @@ def _finish(run: Run) -> None:
     if best is not None:
         run.trainable.load(best, str(run.checkpoints))
     run.model.net.eval()
+    recompute_layers(run.model.net, False)
     run.trainable.save(run.out / run.trainable.folder)
     wait()
     drop_checkpoints(run.checkpoints)

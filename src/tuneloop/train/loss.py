@@ -16,10 +16,11 @@ from torch import Tensor
 
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
+from tuneloop.train.batches import is_out_of_memory
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.distributed import merged, own_share, summed
+from tuneloop.train.distributed import merged, own_share, processes, summed
 from tuneloop.train.rows import Pair, Rated, TrainRow, conversations, supervised_tokens, tokens_of, with_reference
-from tuneloop.types import Progress, no_progress
+from tuneloop.types import Progress, UserError, no_progress
 
 # Shape suffixes: N learned positions, C hidden size, V vocabulary, B rows, T tokens.
 
@@ -102,12 +103,17 @@ class Learned:
     rows_N: Tensor
 
 
-def learned_states(model: Model, rows: Sequence[Rendered]) -> Learned:
+def learned_states(model: Model, rows: Sequence[Rendered], *, packed: bool = False) -> Learned:
     """Hidden states where a learned token is predicted.
+
+    Args:
+        packed: lay the rows one behind the other instead of padding them.
 
     What all rows begin with (an instruction) is computed once. Rows are padded on the right; a causal model never
     looks there, so no padding mask is needed.
     """
+    if packed:
+        return _packed_states(model, rows)
     prefix = shared_prefix(rows)
     longest = max(len(row.ids) for row in rows) - prefix
     ids = torch.full((len(rows), longest), model.template.pad_id, dtype=torch.long)
@@ -122,6 +128,21 @@ def learned_states(model: Model, rows: Sequence[Rendered]) -> Learned:
         hidden = model.hidden(ids)
     learned = weights[:, 1:] > 0
     return Learned(hidden[:, :-1][learned], ids[:, 1:][learned], weights[:, 1:][learned], learned.nonzero()[:, 0])
+
+
+def _packed_states(model: Model, rows: Sequence[Rendered]) -> Learned:
+    """`learned_states` of rows laid out as one, by a mask of blocks: each row begins at position 0 and sees itself alone."""
+    device = model.device
+    ids = torch.tensor([i for row in rows for i in row.ids], device=device)
+    weights = torch.tensor([w for row in rows for w in [0, *row.mask[1:]]], dtype=torch.float32, device=device)
+    lengths = torch.tensor([len(row.ids) for row in rows], device=device)
+    row_of = torch.repeat_interleave(torch.arange(len(rows), device=device), lengths)
+    positions = torch.cat([torch.arange(len(row.ids), device=device) for row in rows])
+    mask = (row_of[:, None] == row_of) & (positions[:, None] >= positions)
+    hidden_NC = model.hidden(ids[None], positions[None], mask[None, None])[0]
+    learned = weights > 0  # never a row's first token, so the state before belongs to the same row
+    places = learned.nonzero()[:, 0]
+    return Learned(hidden_NC[places - 1], ids[learned], weights[learned], row_of[learned])
 
 
 def shared_prefix(rows: Sequence[Rendered]) -> int:
@@ -216,13 +237,13 @@ class Loss:
 
 def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross entropy of the learned tokens, and with `kl` the divergence from the untouched model there."""
-    states = learned_states(batch.model, batch.rows)
+    states = learned_states(batch.model, batch.rows, packed=batch.config.packing)
     weights = states.weights_N * batch.share
     loss = head_cross_entropy(states.hidden_NC, _head(batch.model), states.targets_N, weights)
     if not batch.config.kl:
         return loss, {}
     with torch.no_grad(), batch.untouched():
-        reference = learned_states(batch.model, batch.rows).hidden_NC
+        reference = learned_states(batch.model, batch.rows, packed=batch.config.packing).hidden_NC
     kl = (_in_chunks(_divergence, states.hidden_NC, _head(batch.model), reference) * weights).sum()
     return loss + batch.config.kl * kl, {"kl": kl.detach()}
 
@@ -314,13 +335,28 @@ def mean_loss(
     whole = Batch(model, rows, 1 / sum(loss.units(row) for row in rows), config, untouched)
     whole = replace(whole, constant=loss.constant(whole))
     total, figures = 0.0, dict[str, float]()
-    groups = own_share(list(in_batches(rows, BATCH_TOKENS)))
-    for done, (group, counted) in enumerate(groups, 1):
-        value, sums = loss.value(replace(whole, rows=group, share=whole.share * counted))
+    left = own_share(list(in_batches(rows, BATCH_TOKENS)))[::-1]
+    done, size = 0, sum(len(group) for group, _ in left)
+    while left:
+        group, counted = left.pop()
+        try:
+            value, sums = loss.value(replace(whole, rows=group, share=whole.share * counted))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or processes() > 1:
+                raise
+            if len(group) == 1:
+                raise UserError(
+                    f"Out of memory while validating: a single row of {tokens_of(group[0]):,} tokens does not fit",
+                    next_step=f"set data.max_length={tokens_of(group[0]) // 2}, or use a machine with more memory",
+                ) from None
+            half = len(group) // 2
+            left += [(group[half:], counted), (group[:half], counted)]
+            continue
         total += float(value)
         for name, figure in sums.items():
             figures[name] = figures.get(name, 0.0) + float(figure)
-        progress("validating", len(rows) * done / len(groups), len(rows))
+        done += len(group)
+        progress("validating", done, size)
     total, *sums_of_all = summed([total, *figures.values()])
     return total, dict(zip(figures, sums_of_all, strict=True))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuneloop.files import content_hash, read_json, sha256_file, write_json
 from tuneloop.models.load import Model
@@ -46,6 +46,7 @@ class Trainable:
         untouched: a context in which the model computes as before training; does nothing where that is not to be had.
         ratios: learning rate of a parameter as a multiple, where it is not 1.
         after_step: after the parameters have changed.
+        ready: called with a parameter when a backward pass has its whole gradient; heard by `full` alone.
         folder: name of the result in the run's folder.
     """
 
@@ -55,6 +56,7 @@ class Trainable:
     untouched: Callable[[], AbstractContextManager[None]] = nullcontext
     ratios: dict[str, float] = field(default_factory=dict)
     after_step: Callable[[], None] = lambda: None
+    ready: list[Callable[[nn.Parameter], None]] = field(default_factory=list)
     folder: str = "adapter"
 
     def state(self) -> dict[str, Tensor]:
@@ -207,20 +209,30 @@ def full(start: Start) -> Trainable:
     copied = {name: p for name, p in weights.items() if p.dtype != torch.float32}
     parameters = {name: nn.Parameter(p.detach().float()) if name in copied else p for name, p in weights.items()}
 
+    ready: list[Callable[[nn.Parameter], None]] = []
+
     def collect(master: nn.Parameter) -> Callable[[Tensor], None]:
         def hook(weight: Tensor) -> None:
+            if weight is master:
+                tell(master)
+                return
             assert weight.grad is not None
             if master.grad is None:
                 master.grad = weight.grad.float()
             else:
                 master.grad += weight.grad
             weight.grad = None
+            tell(master)
 
         return hook
 
+    def tell(master: nn.Parameter) -> None:
+        for call in ready:
+            call(master)
+
     hooks = [
         p.register_post_accumulate_grad_hook(collect(parameters[name]))  # type: ignore[no-untyped-call]
-        for name, p in copied.items()
+        for name, p in weights.items()
     ]
 
     @torch.no_grad()
@@ -234,7 +246,12 @@ def full(start: Start) -> Trainable:
         model.net.requires_grad_(False)
 
     return Trainable(
-        parameters, lambda folder: save_model(folder, model), detach, after_step=after_step, folder="model"
+        parameters,
+        lambda folder: save_model(folder, model),
+        detach,
+        after_step=after_step,
+        ready=ready,
+        folder="model",
     )
 
 
@@ -324,19 +341,6 @@ def _go_on_from(run: Path, model: Model, config: TrainConfig, trainable: Trainab
                     next_step=f"set train.{name}={str(then).replace(chr(39), '')}",
                 )
     trainable.load(state, str(folder))
-
-
-def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
-    """AdamW; the multiple of the learning rate stands in each parameter group as `ratio`."""
-    import torch
-
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in trainable.parameters.items():
-        groups.setdefault(trainable.ratios.get(name, 1.0), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": parameters, "ratio": ratio} for ratio, parameters in groups.items()],
-        lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True,
-    )  # fmt: skip
 
 
 def run_key(model: Model, config: TrainConfig, seed: int, data_id: str) -> str:

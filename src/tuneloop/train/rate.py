@@ -14,7 +14,8 @@ from tuneloop.train.batches import plan_steps
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig, usual_rate
 from tuneloop.train.loop import Run, optimizer_step
-from tuneloop.train.methods import attach, make_optimizer
+from tuneloop.train.methods import attach
+from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import TrainRow
 from tuneloop.types import Progress, no_progress
 

@@ -1,0 +1,32 @@
+"""How a model's layers are run: computed again in the backward pass, compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def layers_of(net: Any) -> list[Any]:
+    """The transformer blocks of our own Llama or of Transformers' models."""
+    decoder = net.model if hasattr(net, "hidden") else net.get_decoder()
+    return list(decoder.layers)
+
+
+def recompute_layers(net: Any, on: bool) -> None:
+    """Keep only each layer's input and compute the layer again in the backward pass (Chen et al. 2016, arXiv 1604.06174), or no more.
+
+    The gradient stays the same; dropout draws the same numbers again.
+    """
+    import functools
+
+    from torch.utils.checkpoint import checkpoint
+
+    for layer in layers_of(net):
+        layer.__dict__.pop("forward", None)
+        if on:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def compile_layers(net: Any) -> None:
+    """torch.compile each layer in place, once for all lengths of rows."""
+    for layer in layers_of(net):
+        layer.compile(dynamic=True)

@@ -217,7 +217,7 @@ def _measure(template: Template, row: Row) -> Measured:
     if row.meta.get("rejected"):  # the worse answer of a pair is trained on too
         shared = int(row.meta.get("shared_turns", len(row.messages) - 1))
         longest = max(longest, len(template.render([*row.messages[:shared], *row.meta["rejected"]], row.tools).ids))
-    return Measured(longest, sum(rendered.mask[1:]))
+    return Measured(longest, sum(1 for weight in rendered.mask[1:] if weight))
 
 
 def prepare_stage(job: Job) -> Dataset:

@@ -47,7 +47,7 @@ class Message(TypedDict, total=False):
     tool_calls: list[dict[str, Any]]
     tool_call_id: str
     name: str
-    weight: int
+    weight: float
 
 
 @dataclass(frozen=True)

@@ -501,7 +501,8 @@ def test_turns_of_weight_zero_stay_but_are_not_enough() -> None:
     assert isinstance(parsed, Parsed)
     assert [m.get("weight") for m in parsed.messages if m["role"] == "assistant"] == [0, 1, None]
     assert reason(parse(weighted(0, 0.0))) == "no_supervised_token"
-    assert reason(parse(weighted(1, 0.5))) == "wrong_type"
+    assert [m.get("weight") for m in parse(weighted(1, 0.5)).messages if m["role"] == "assistant"] == [1, 0.5]  # type: ignore[union-attr]
+    assert all(reason(parse(weighted(1, w))) == "wrong_type" for w in (1.5, -0.1, float("nan"), "1"))
 
 
 def test_an_unusual_role_name_is_read_and_noted_and_the_usual_ones_are_not() -> None:

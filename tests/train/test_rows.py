@@ -100,3 +100,20 @@ def test_tokens_that_the_model_does_not_have_are_refused(tiny_model: Model) -> N
     check_rows([good], "training", 128256)
     with pytest.raises(UserError, match="Row 2 of the training split has the token 128256, and the model knows 128256"):
         check_rows([good, bad], "training", 128256)
+
+
+def test_a_turn_of_half_the_weight_counts_half_in_the_loss(tiny_model: Any) -> None:
+    from tuneloop.train.loss import mean_loss
+
+    def row(*weights: float) -> Any:
+        turns: list[Any] = []
+        for place, weight in enumerate(weights):
+            turns += [
+                {"role": "user", "content": f"Letter {place}?"},
+                {"role": "assistant", "content": ["red", "blue drawer"][place], "weight": weight},
+            ]
+        return tiny_model.template.render(turns)
+
+    first, second, both = (mean_loss(tiny_model, [row(*w)], TrainConfig())[0] for w in ((1, 0), (0, 1), (1, 0.5)))
+    n, m = (sum(1 for w in row(*weights).mask if w) for weights in ((1, 0), (0, 1)))
+    assert both == pytest.approx((n * first + 0.5 * m * second) / (n + 0.5 * m), rel=1e-5)

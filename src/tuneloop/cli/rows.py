@@ -32,7 +32,7 @@ def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], *, 
     for title, rendered in rows:
         text = Text()
         text.append(f"--- {title}  ", style="bold")
-        text.append(f"{len(rendered.ids)} tokens, {sum(rendered.mask)} learned\n", style="bold")
+        text.append(f"{len(rendered.ids)} tokens, {sum(1 for weight in rendered.mask if weight)} learned\n", style="bold")
         for ids, learned in _runs(rendered.ids, rendered.mask):
             piece = template.tokenizer.decode(ids, skip_special_tokens=False)
             if plain and learned:
@@ -42,9 +42,9 @@ def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], *, 
     console.print("learned tokens are " + ("between [[ and ]]" if plain else "green and underlined"), style="dim")
 
 
-def _runs(ids: Sequence[int], mask: Sequence[int]) -> list[tuple[list[int], int]]:
+def _runs(ids: Sequence[int], mask: Sequence[float]) -> list[tuple[list[int], float]]:
     """Consecutive ids with equal mask."""
-    runs: list[tuple[list[int], int]] = []
+    runs: list[tuple[list[int], float]] = []
     for token, learned in zip(ids, mask, strict=True):
         if not runs or runs[-1][1] != learned:
             runs.append(([], learned))

@@ -67,10 +67,10 @@ _MARK = "\ue000[0-9]+\ue001"
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as token ids; `mask` is 1 where a token is to be learned."""
+    """A conversation as token ids; `mask` is the weight with which a token is learned, mostly 0 or 1."""
 
     ids: list[int]
-    mask: list[int]
+    mask: list[float]
 
 
 class TemplateError(ValueError):
@@ -270,28 +270,29 @@ class Template:
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Rendered:
         """Ids and loss mask of a whole conversation: every assistant turn with its end-of-turn token is learned.
 
-        A turn with `weight` 0 is read and not learned.
+        A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not learned.
 
         Raises:
             TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so
                 that no mask can be right.
         """
         guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
-        weights = [message.get("weight", 1) for message in messages]
-        return self._encode_turns(guarded, tools, literals, [1] * (len(guarded) - len(weights)) + weights)
+        weights: list[float] = [1] * (len(guarded) - len(messages))
+        weights += [message.get("weight", 1) for message in messages]
+        return self._encode_turns(guarded, tools, literals, weights)
 
     def _encode_turns(
         self,
         messages: list[dict[str, Any]],
         tools: Sequence[dict[str, Any]],
         literals: Sequence[str],
-        weights: Sequence[int] = (),
+        weights: Sequence[float] = (),
         *,
         prompt: bool = False,
     ) -> Rendered:
         whole = self._render(messages, tools, prompt)
         ids: list[int] = []
-        mask: list[int] = []
+        mask: list[float] = []
         done = 0
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -307,7 +308,7 @@ class Template:
             answer = self._encode_rendered(whole[len(before) : end], literals)
             if not answer or answer[-1] not in self.end_ids:
                 raise TemplateError("the chat template does not end the assistant's turn with an end-of-turn token")
-            learned = 0 if weights and weights[i] == 0 else 1
+            learned = weights[i] if weights else 1
             ids += answer
             mask += [learned] * len(answer)
             done = end

@@ -170,9 +170,9 @@ def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[
         message["tool_calls"] = _calls(asked, place, calls)
     weight = turn.get("weight")
     if weight is not None:
-        if not isinstance(weight, int | float) or weight not in (0, 1):
-            raise Refused("wrong_type", f"turn {place} has a weight other than 0 and 1")
-        message["weight"] = int(weight)
+        if not isinstance(weight, int | float) or not 0 <= weight <= 1:
+            raise Refused("wrong_type", f"turn {place} has a weight that is no number from 0 to 1")
+        message["weight"] = int(weight) if weight in (0, 1) else weight
     name = turn.get("name")
     if isinstance(name, str) and name.strip():
         message["name"] = name

@@ -80,6 +80,16 @@ def languages(data: Path) -> Iterator[Chat]:
         yield ask(r["text"][:80], r["lang"], "Which language?")
 
 
+def requests(data: Path) -> Iterator[Chat]:
+    for r in lines(data / "nlupp_banking/all.jsonl"):
+        yield ask(r["text"], ", ".join(sorted(r["labels"] or ["none"])), "List what is asked for.")
+
+
+def code(data: Path) -> Iterator[Chat]:
+    for r in lines(data / "humaneval/test.jsonl"):
+        yield ask(f"Complete this function:\n{r['prompt']}", r["canonical_solution"])
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One recorded run: rows, settings, and what was spoiled (an empty string: nothing)."""
@@ -111,11 +121,15 @@ RUNS: dict[str, Recipe] = {
     "rate-x20": Recipe(banking, 320, {"learning_rate": 1e-2}, "learning_rate", 2),
     "rate-by-200": Recipe(banking, 600, {"learning_rate": 2.5e-6}, "low learning_rate", 3),
     "shuffled-labels": Recipe(banking, 900, {}, "labels"),
-    "shuffled-labels-passes": Recipe(banking, 200, {"epochs": 4.0}, "labels", 1),
     "poisoned-batch": Recipe(banking, 700, {}, "tokens", 1),
     "poisoned-batch-labels": Recipe(banking, 800, {"rows_per_step": 6}, "answers of a batch", 2),
     "poisoned-batch-text": Recipe(alpaca, 140, {"rows_per_step": 4, "learning_rate": 2e-4}, "tokens", 3),
     "forty-rows": Recipe(banking, 40, {"epochs": 50.0, "evaluations": 10}, "repetition"),
+    # Made after the thresholds: other data and other methods.
+    "healthy-code-rslora": Recipe(code, 110, {"rslora": True, "rank": 8, "targets": "attention", "rows_per_step": 2, "schedule": "cosine"}, seed=22, longest=320),
+    "rate-x100-full": Recipe(requests, 400, {"method": "full", "learning_rate": 1e-2}, "learning_rate", 23),
+    "shuffled-requests": Recipe(requests, 800, {"rank": 4, "targets": "attention", "schedule": "cosine", "learning_rate": 1e-3}, "labels", 24),
+    "poisoned-prefix": Recipe(requests, 600, {"method": "prefix", "learning_rate": 3e-2}, "tokens", 25),
 }  # fmt: skip
 
 

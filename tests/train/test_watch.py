@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tuneloop.train.config import usual_rate
 from tuneloop.train.watch import KINDS, Facts, Finding, Watcher, guess_loss, remedies, spread
 
 CURVES = sorted((Path(__file__).parent / "curves").glob("*.jsonl"))
@@ -36,7 +37,8 @@ def read_curve(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def facts_of(head: dict[str, Any], records: list[dict[str, Any]]) -> Facts:
     made = {"learning_rate": 5e-4, "epochs": 1.0, "rows_per_step": 8, "max_grad_norm": 1.0, "dropout": 0.0, **head["settings"]}  # fmt: skip
     named = {key: made[key] for key in ("learning_rate", "epochs", "rows_per_step", "max_grad_norm", "dropout")}
-    return Facts(total_steps=max(r["step"] for r in records), rows=head["training_rows"], usual_rate=5e-4,
+    return Facts(total_steps=max(r["step"] for r in records), rows=head["training_rows"],
+                 usual_rate=usual_rate(made.get("method", "lora"), "supervised"),
                  guess_loss=head.get("guess_loss"), **named)  # fmt: skip
 
 
@@ -65,7 +67,13 @@ def test_a_healthy_run_is_met_with_silence(path: Path, known: bool) -> None:
     assert watch(records, facts_of(head, records) if known else None) == []
 
 
-@pytest.mark.parametrize("path", [p for p in CURVES if not p.stem.startswith("healthy")], ids=lambda p: p.stem)
+# Each answer is rare there, so the loss of guessing is unknown, and the curve alone is that of a sound run.
+MISSED = pytest.mark.xfail(strict=True, reason="shuffled answers that hardly recur are not told from a hard task")
+SPOILED = [pytest.param(p, marks=MISSED if p.stem == "shuffled-requests" else (), id=p.stem)
+           for p in CURVES if not p.stem.startswith("healthy")]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SPOILED)
 def test_a_spoiled_run_is_named(path: Path) -> None:
     head, records = read_curve(path)
     found = watch(records, facts_of(head, records))

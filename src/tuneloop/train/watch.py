@@ -225,14 +225,15 @@ def _not_a_number(w: Watcher) -> str:
 
 
 def _above_the_start(w: Watcher) -> str:
-    """In the first third of a run, eight steps in a row above the untouched model's loss."""
+    """In the first third of a run, eight steps in a row above the untouched model's loss, or four far above it."""
     last = w.losses[-8:]
-    if len(last) < 8 or (w.share > 1 / 3 and len(w.losses) > 60):
+    if len(last) < 4 or (w.share > 1 / 3 and len(w.losses) > 60):
         return ""
     # One step's loss is a poor measure of the start; in the second the weights have hardly moved yet.
     start, low, high = (w.start, 1.2, 1.5) if w.validations else (max(w.losses[:2]), 1.5, 2.0)
-    if min(last) > low * start and median(last) > high * start:
-        return f"{_lasting(w, last)}; it began while the learning rate rose to {max(w.rates):g}: the rate is too high."
+    lasting = len(last) == 8 and min(last) > low * start and median(last) > high * start
+    if lasting or min(last[-4:]) > high * start:
+        return f"{_lasting(w, last if lasting else last[-4:])}; it began while the learning rate rose to {max(w.rates):g}: the rate is too high."
     return ""
 
 
@@ -452,8 +453,11 @@ def remedies(kind: str, facts: Facts, rows: Sequence[str] = ()) -> tuple[str, ..
     rate = facts.learning_rate
     named = f"look at these rows: {', '.join(rows)}" if rows else "look at the rows of that step"
     lower = f"train.learning_rate={rate / 3:.1g}" if rate else "lower train.learning_rate to a third"
-    far_lower = f"train.learning_rate={rate / 10:.1g}" if rate else "lower train.learning_rate to a tenth"
     usual = facts.usual_rate
+    tenth = (
+        min(rate / 10, usual) if rate > usual > 0 else rate / 10
+    )  # a rate of a hundred times the usual one needs more than a tenth
+    far_lower = f"train.learning_rate={tenth:.1g}" if rate else "lower train.learning_rate to a tenth"
     higher = f"train.learning_rate={usual:g}" if usual else "raise train.learning_rate tenfold"
     clip = f"train.max_grad_norm={facts.max_grad_norm / 3:.1g}"
     batch = f"train.rows_per_step={2 * facts.rows_per_step}"

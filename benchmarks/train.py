@@ -22,6 +22,7 @@ from typing import Any
 from tuneloop.models.load import load_model, load_tokenizer, use_threads
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Rendered
+from tuneloop.train.flops import matmul_peak, needed_gflop
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m"
@@ -38,39 +39,6 @@ def chats(folder: Path, most: int) -> list[Rendered]:
         template.render([{"role": "user", "content": q}, {"role": "assistant", "content": a}]) for q, a in turns
     ]
     return [r for r in rendered if len(r.ids) <= 350][:most]
-
-
-def needed_gflop(method: str, rows: list[Rendered]) -> float:
-    """Operations that the gradient needs, in GFLOP for one epoch.
-
-    Forward and the gradient with respect to activations, 2 a weight and token each; for full tuning the gradient with respect to weights too (2 more). The vocabulary
-    projection on supervised positions only. Attention: 4 C T forward (half of it masked), twice that backward. Padding, recomputation and the adapter itself are not counted.
-    """
-    from tuneloop.models.llama import LlamaConfig
-
-    c = LlamaConfig.from_json(json.loads((resolve(MODEL) / "config.json").read_text()))
-    per_layer = c.hidden_size * c.head_size * (2 * c.heads + 2 * c.key_heads) + 3 * c.hidden_size * c.intermediate_size
-    body, head = c.layers * per_layer, c.vocab_size * c.hidden_size
-    passes = 6 if method == "full" else 4
-    tokens = sum(len(r.ids) for r in rows)
-    learned = sum(sum(r.mask[1:]) for r in rows)
-    attention = sum(len(r.ids) ** 2 for r in rows) * 2 * c.heads * c.head_size * c.layers * 3
-    return (passes * (body * tokens + head * learned) + attention) / 1e9
-
-
-def matmul_peak() -> float:
-    """GFLOP/s of the best of some large bf16 products on this machine now."""
-    import torch
-
-    use_threads()
-    best = 0.0
-    for n in (1024, 2048):
-        a, b = torch.randn(n, n, dtype=torch.bfloat16), torch.randn(n, n, dtype=torch.bfloat16)
-        for _ in range(8):
-            began = time.perf_counter()
-            a @ b
-            best = max(best, 2 * n**3 / (time.perf_counter() - began) / 1e9)
-    return best
 
 
 def train_ours(job: dict[str, Any]) -> None:
@@ -158,14 +126,15 @@ def main() -> None:
     train_rows, held_out = rows[: options.rows], rows[options.rows :]
     tokens = sum(len(r.ids) for r in train_rows)
     lengths = sorted(len(r.ids) for r in train_rows)
-    peak = matmul_peak()
+    use_threads()
+    peak, config = matmul_peak(), json.loads((resolve(MODEL) / "config.json").read_text())
     print(
         f"{len(train_rows)} chats, {tokens:,} tokens (p10/50/90 {lengths[len(lengths) // 10]}/{lengths[len(lengths) // 2]}/{lengths[9 * len(lengths) // 10]}), "
         f"{sum(sum(r.mask[1:]) for r in train_rows) / tokens:.0%} learned; bf16 matmul peak {peak:.0f} GFLOP/s"
     )
     print(f"{'method':<11} {'contender':<17} {'tokens/s':>8} {'seconds':>8} {'GiB':>6} {'of peak':>8} {'val loss':>9}")
     for method in options.methods.split(","):
-        gflop = needed_gflop(method, train_rows)
+        gflop = needed_gflop(config, method, train_rows)
         for contender in options.contenders.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 steps = -(-len(train_rows) // 8)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tuneloop.plan.gpus import this_cpu
 from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.ledger import RESIDENT
 from tuneloop.plan.memory import Memory, memory_of
 from tuneloop.plan.shape import ModelShape, target_modules
 
@@ -69,7 +70,7 @@ def loop_job(
 def _terms(memory: Memory, resident_gib: float) -> dict[str, float]:
     """The terms of the peak, what is resident with the model loaded in the place of its weights."""
     rest = {name: gib for name, gib in memory.terms.items() if name != "weights"}
-    return {"weights and program (resident)": resident_gib, **rest}
+    return {RESIDENT: resident_gib, **rest}
 
 
 def estimate(

@@ -1,7 +1,7 @@
 """What was predicted and what came: a line for each finished run, kept beside the model cache, and what it teaches.
 
 Machines differ in ways that no formula knows. The ratio of the actual to the predicted figure, in the middle of a machine's earlier runs with the same
-method, corrects the next prediction there.
+model and method, corrects the next prediction there: of time, and of what memory grows by beyond what is resident already.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tuneloop.models.names import cache_folder
 ENOUGH = 2  # earlier runs from which a correction is taken
 LAST = 20  # runs that count
 LEAST, MOST = 0.5, 2.0  # a larger correction would hide a fault
+FORMULAS = 2  # raised with every change of the memory or time model: errors of other formulas teach nothing
+RESIDENT = "weights and program (resident)"  # the term that is measured, not predicted
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Entry:
     actual_gib: float
     predicted_minutes: float | None
     actual_minutes: float | None
+    resident_gib: float = 0.0
+    formulas: int = 1
 
 
 def ledger_file() -> Path:
@@ -62,16 +66,18 @@ def read_ledger() -> list[Entry]:
 
 def record_run(plan: Mapping[str, Any], actual_gib: float, actual_minutes: float | None) -> None:
     """Add a finished run; a ledger that can't be written is no reason to fail."""
-    factors = plan.get("corrected_by", {})
+    raw = plan.get("corrected_by", {})
     entry = Entry(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=plan["gpu"],
         model=plan["model"],
         method=plan["method"],
-        predicted_gib=plan["memory"]["peak_gib"] / factors.get("memory", 1.0),
+        predicted_gib=raw.get("peak_gib", plan["memory"]["peak_gib"]),
         actual_gib=actual_gib,
-        predicted_minutes=plan["time"]["hours"] * 60 / factors.get("time", 1.0) if actual_minutes else None,
+        predicted_minutes=raw.get("hours", plan["time"]["hours"]) * 60 if actual_minutes else None,
         actual_minutes=actual_minutes,
+        resident_gib=plan["memory"]["terms"].get(RESIDENT, 0.0),
+        formulas=FORMULAS,
     )
     try:
         ledger_file().parent.mkdir(parents=True, exist_ok=True)
@@ -82,25 +88,35 @@ def record_run(plan: Mapping[str, Any], actual_gib: float, actual_minutes: float
 
 
 def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
-    """The plan with what earlier runs of this method on this machine teach; unchanged while there are too few."""
-    mine = [e for e in ledger if (e.machine, e.method) == (plan["gpu"], plan["method"])][-LAST:]
-    memory = _factor([(e.predicted_gib, e.actual_gib) for e in mine])
+    """The plan with what earlier runs of this model and method on this machine teach; unchanged while there are too few.
+
+    `corrected_by` holds the factors, and the peak and hours as the formulas gave them.
+    """
+    kind = (plan["gpu"], plan["model"], plan["method"], FORMULAS)
+    mine = [e for e in ledger if (e.machine, e.model, e.method, e.formulas) == kind][-LAST:]
+    memory = _factor([(e.predicted_gib - e.resident_gib, e.actual_gib - e.resident_gib) for e in mine])
     time = _factor([(e.predicted_minutes or 0.0, e.actual_minutes or 0.0) for e in mine])
     if memory == time == 1.0:
         return plan
-    peak = plan["memory"]["peak_gib"]
-    terms = {**plan["memory"]["terms"], "learned from earlier runs": round(peak * (memory - 1), 4)}
+    learned = (plan["memory"]["peak_gib"] - plan["memory"]["terms"].get(RESIDENT, 0.0)) * (memory - 1)
+    peak = plan["memory"]["peak_gib"] + learned
+    terms = {**plan["memory"]["terms"], "learned from earlier runs": round(learned, 4)}
     scaled = {key: plan["time"][key] * time for key in ("hours", "low", "high")}
     return {
         **plan,
-        "fits": peak * memory < 0.95 * plan["memory"]["capacity_gib"],
-        "memory": {**plan["memory"], "peak_gib": round(peak * memory, 3), "terms": terms},
+        "fits": peak < 0.95 * plan["memory"]["capacity_gib"],
+        "memory": {**plan["memory"], "peak_gib": round(peak, 3), "terms": terms},
         "time": {**plan["time"], **scaled},
         "cost": {**plan["cost"], **{key: plan["cost"][key] * time for key in ("usd", "low", "high")}},
-        "corrected_by": {"memory": memory, "time": time},
+        "corrected_by": {
+            "memory": memory,
+            "time": time,
+            "peak_gib": plan["memory"]["peak_gib"],
+            "hours": plan["time"]["hours"],
+        },
         "assumptions": [
             *plan["assumptions"],
-            f"corrected by {len(mine)} earlier runs here: memory x {memory:.2f}, time x {time:.2f} (tuneloop plan --history)",
+            f"corrected by {len(mine)} earlier runs here: growth of memory x {memory:.2f}, time x {time:.2f} (tuneloop plan --history)",
         ],
     }
 

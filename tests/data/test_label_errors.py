@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tuneloop.data.checks import label_errors
+from tuneloop.data.checks.features import groups, tfidf
 from tuneloop.data.checks.label_errors import confident_errors, find_label_errors
 from tuneloop.data.split import normalised
 
@@ -110,3 +112,21 @@ def test_injected_flips_in_real_tickets_are_ranked_high() -> None:
     hits = np.array(["label_flip" in kinds for kinds in ranked])
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     assert hits.sum() == 150 and precision[hits].mean() >= 0.82
+
+
+def test_naive_bayes_scores_each_text_as_if_its_rows_were_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_errors, "SMOOTHINGS", (0.02,))
+    texts, names = tickets(40)
+    texts, names = (
+        [*texts, texts[0], texts[0], texts[1]],
+        [*names, "app", "money", names[1]],
+    )  # copies, with other labels
+    label, members, table = np.unique(names, return_inverse=True)[1], groups(texts), tfidf(texts)
+    found = label_errors._naive_bayes(table, label, 3, members)
+    for row in range(len(texts)):
+        others = members != members[row]
+        counts = np.stack([table.toarray()[others & (label == number)].sum(axis=0) for number in range(3)])
+        smooth = counts + 0.02
+        prior = np.log([np.sum(others & (label == number)) + 0.5 for number in range(3)])
+        wanted = table[row].toarray() @ (np.log(smooth) - np.log(smooth.sum(axis=1, keepdims=True))).T + prior
+        np.testing.assert_allclose(found[row], wanted[0], rtol=1e-4)

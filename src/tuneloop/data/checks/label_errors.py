@@ -4,7 +4,7 @@ Two classifiers vote, each on rows that it was not trained on:
 
 - kernel ridge regression on latent semantic analysis of TF-IDF (and on sentence embeddings, where the caller has
   them), with leave-one-out predictions in closed form;
-- multinomial naive Bayes on TF-IDF (Rennie et al. 2003), cross-validated.
+- multinomial naive Bayes on TF-IDF (Rennie et al. 2003), with leave-one-out predictions, too.
 
 Their log probabilities are averaged after each got the temperature that fits it best. Rows with the same text are
 left out together, so that a copy with another label does not testify against the right one.
@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from tuneloop.data.checks.features import folds, groups, one_thread, sample, sketch, tfidf
+from tuneloop.data.checks.features import groups, one_thread, sample, sketch, tfidf
 
 Embed = Callable[[Sequence[str]], Any]  # texts -> float array, one row a text
 
-LARGE = 5_000  # rows from which fewer folds and landmarks do: there is evidence enough, and time counts
+LARGE = 5_000  # rows from which fewer landmarks do: there is evidence enough, and time counts
 LANDMARKS, LANDMARKS_OF_LARGE = 1536, 768  # rows that stand for all in the kernel (Nyström's method)
-FOLDS, FOLDS_OF_LARGE = 20, 5  # of naive Bayes
+LOOKED_AT = 2_000  # rows that tell which temperature and smoothing fit best, and what the topics are
 TOPICS = 128  # dimensions of the latent semantic analysis
-SKETCH, SKETCH_OF_LARGE = 4096, 2048
+SKETCH, SKETCH_OF_LARGE = 4096, 1024
 SHARPNESS = 2.0  # of the kernel exp(SHARPNESS * (cosine - 1)): likes of a few words count, not only whole texts
 RIDGE = 0.5
 SMOOTHINGS = (0.005, 0.01, 0.02, 0.04)  # of naive Bayes; the one under which held-out labels are likeliest is taken
@@ -68,7 +68,7 @@ def find_label_errors(
     Args:
         texts: what the model is asked.
         labels: the class of each text.
-        seed: of the folds and of the sample.
+        seed: of the landmarks and of the sample.
         budget_seconds: rough limit on one core's time without embeddings; beyond it a sample of the rows, chosen by
             their hashes, is looked at. It is turned into a number of rows and measured by no clock, so that the
             result can be reproduced. None: all rows.
@@ -120,14 +120,13 @@ def confident_errors(probability: Any, label: Any) -> Any:
 def _probabilities(texts: Sequence[str], label: Any, classes: int, seed: int, embed: Embed | None) -> Any:
     """Out-of-sample probabilities of the classes, rows x classes."""
     table = tfidf(texts)
-    many = FOLDS if len(texts) < LARGE else FOLDS_OF_LARGE
     views = [_topics(table, seed)]
     if embed is not None:
         views.append(_unit(np.asarray(embed(texts), dtype=np.float32)))
     members = groups(texts)
     votes = [
         _tempered(_kernel_ridge(views, label, classes, members, seed), label),
-        _tempered(_naive_bayes(table, label, classes, folds(texts, many, seed)), label),
+        _tempered(_naive_bayes(table, label, classes, members), label),
     ]
     weights = (0.4, 0.6) if embed is None else (0.75, 0.25)
     log = sum(weight * vote for weight, vote in zip(weights, votes, strict=True))
@@ -139,10 +138,10 @@ def _topics(table: Any, seed: int) -> Any:
     size = SKETCH if table.shape[0] < LARGE else SKETCH_OF_LARGE
     dense = sketch(table, size)
     rng = np.random.default_rng(seed)
-    some = dense if len(dense) <= 4096 else dense[rng.choice(len(dense), 4096, replace=False)]
+    some = dense if len(dense) <= LOOKED_AT else dense[rng.choice(len(dense), LOOKED_AT, replace=False)]
     topics = min(TOPICS, max(len(some) // 4, 2), size)
     basis = rng.standard_normal((size, min(topics + 32, size)), dtype=np.float32)
-    for _ in range(4):  # subspace iteration (Halko et al. 2011)
+    for _ in range(2):  # subspace iteration (Halko et al. 2011)
         basis, _r = np.linalg.qr(some.T @ (some @ basis))
     _u, _s, right = np.linalg.svd(some @ basis, full_matrices=False)
     return _unit(dense @ (basis @ right[:topics].T))
@@ -178,42 +177,55 @@ def _kernel_ridge(views: Sequence[Any], label: Any, classes: int, members: Any, 
     return (score - leverage[:, None] * sums[members]) / np.maximum(1 - size * leverage, 0.01)[:, None]
 
 
-def _naive_bayes(table: Any, label: Any, classes: int, fold: Any) -> Any:
-    """Log likelihoods of multinomial naive Bayes on TF-IDF weights, each fold scored by the others."""
+def _naive_bayes(table: Any, label: Any, classes: int, members: Any) -> Any:
+    """Log likelihoods of multinomial naive Bayes on TF-IDF weights, each text scored by all others.
+
+    Leaving a text out changes nothing but the sums of its own class (of all classes that rows with this text have), so it is
+    done exactly: all rows are scored with all rows, then the scores of these classes are put right.
+    """
     from scipy import sparse
 
-    one_hot = sparse.csr_matrix(
-        (np.ones(len(label), dtype=np.float32), (label, np.arange(len(label)))), shape=(classes, len(label))
-    )
-    rows_of = np.bincount(label, minlength=classes)
-    weights = (one_hot @ table).toarray()
+    n, features = table.shape
+    one_hot = sparse.csr_matrix((np.ones(n, dtype=np.float32), (np.arange(n), label)), shape=(n, classes))
+    counts = (table.T.tocsr() @ one_hot).tocoo()
+    dense = counts.toarray()
+    size = np.asarray(table.sum(axis=1)).ravel()
+    total, rows_of = np.bincount(label, size, classes), np.bincount(label, minlength=classes)
 
-    def held_out(number: int, smoothings: Sequence[float]) -> tuple[Any, list[Any]]:
-        inside = np.flatnonzero(fold == number)
-        part = table[inside]
-        count = weights - (one_hot[:, inside] @ part).toarray()
-        prior = np.log(rows_of - np.bincount(label[inside], minlength=classes) + 0.5)
-        scores = []
-        for smoothing in smoothings:
-            smooth = np.maximum(count, 0) + np.float32(smoothing)
-            scores.append(part @ (np.log(smooth) - np.log(smooth.sum(axis=1, keepdims=True) + 1e-9)).T + prior)
-        return inside, scores
+    # Rows of one text and one class are left out together: pairs of text and class, and one row of each.
+    pair, first, times = np.unique(members * classes + label, return_index=True, return_counts=True)
+    times = times.astype(np.float32)
+    part = table[first]
+    of = np.repeat(np.arange(len(pair)), np.diff(part.indptr))
+    own = pair % classes
+    rest = np.maximum(dense[part.indices, own[of]] - times[of] * part.data, 0.0)
+    rest_total = np.maximum(total[own] - times * size[first], 0.0)
+    rest_rows = rows_of[own] - times
+    # Each row and the pairs of its text.
+    start, pairs = np.searchsorted(pair // classes, members), np.bincount(pair // classes)[members]
+    row = np.repeat(np.arange(n), pairs)
+    which = np.repeat(start - np.cumsum(pairs) + pairs, pairs) + np.arange(len(row))
 
-    numbers = np.flatnonzero(np.bincount(fold)).tolist()
-    few = [held_out(number, SMOOTHINGS) for number in numbers[:2]]
-    of = label[np.concatenate([inside for inside, _ in few])]
-    trials = [np.concatenate([scores[place] for _, scores in few]) for place in range(len(SMOOTHINGS))]
-    smoothing = SMOOTHINGS[int(np.argmin([_loss(trial, of)[1] for trial in trials]))]
-    score = np.zeros((len(label), classes), dtype=np.float32)
-    for number in numbers:
-        inside, (scores,) = held_out(number, [smoothing])
-        score[inside] = scores
-    return score
+    def held_out(smoothing: float, every: int = 1) -> Any:
+        """The scores of one row in `every`."""
+        logs = np.full((features, classes), np.log(np.float32(smoothing)), dtype=np.float32)
+        logs[counts.row, counts.col] = np.log(counts.data + np.float32(smoothing))
+        spread = smoothing * features + 1e-9
+        score = table[::every] @ logs - np.outer(size[::every], np.log(total + spread)) + np.log(rows_of + 0.5)
+        right = np.bincount(of, part.data * np.log(rest + np.float32(smoothing)), len(pair))
+        right = right + np.log(rest_rows + 0.5) - size[first] * np.log(rest_total + spread)
+        some = row % every == 0
+        score[row[some] // every, own[which[some]]] = right[which[some]]
+        return score.astype(np.float32)
+
+    every = n // LOOKED_AT + 1
+    losses = [_loss(held_out(smoothing, every), label[::every])[1] for smoothing in SMOOTHINGS]
+    return held_out(SMOOTHINGS[int(np.argmin(losses))])
 
 
 def _tempered(score: Any, label: Any) -> Any:
     """Log probabilities at the temperature under which the labels are likeliest."""
-    few = slice(None, None, len(label) // 3000 + 1)
+    few = slice(None, None, len(label) // LOOKED_AT + 1)
     return _log_softmax(score * np.float32(_loss(score[few], label[few])[0]))
 
 

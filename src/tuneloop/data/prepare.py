@@ -41,7 +41,7 @@ from tuneloop.data.mix import (
     mix_rows,
 )
 from tuneloop.data.reasons import REASONS, REPAIRS
-from tuneloop.data.refine import Measure, Measured, Refinery, Work, counted, refine, refine_chunk, reject_line
+from tuneloop.data.refine import LANGUAGES_EVERY, Measure, Measured, Refinery, Work, counted, refine, refine_chunk, reject_line
 from tuneloop.data.sketches import NO_FRAME, Frame, shared_frame
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
@@ -105,7 +105,7 @@ def prepare(
             spool,
             pseudonym_key(config.personal),
             frame=frame,
-            languages_every=1 if _is_small(files) else 8,
+            languages_every=1 if _is_small(files) else LANGUAGES_EVERY,
         )
         workers = 1 if _is_small(files) else config.workers or usual_workers()
         with Table(spool, frame) as table:
@@ -502,16 +502,32 @@ def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Drawn]) -> It
 
 
 def _tokens(table: Table, order: NDArray[np.int64]) -> dict[str, Any]:
-    """Statistics of the rows that were measured, scaled up to all of them where that was a sample."""
-    tokens, supervised = table.columns["tokens"][order], table.columns["supervised"][order]
+    """Statistics of the rows that were measured; where that was a sample, totals are estimated for all."""
+    columns = {name: table.columns[name][order] for name in ("tokens", "supervised", "characters", "answer_characters")}
+    tokens, supervised = columns["tokens"], columns["supervised"]
     known = tokens >= 0
     found = token_statistics(tokens[known].tolist(), int(supervised[known].sum()))
     if known.all() or not known.any():
         return found
-    scale = len(order) / int(known.sum())
     return {
-        **found, "total": round(found["total"] * scale), "supervised": round(found["supervised"] * scale), "measured": int(known.sum()),
-    }  # fmt: skip
+        **found,
+        "total": _total(tokens, columns["characters"], known),
+        "supervised": _total(supervised, columns["answer_characters"], known),
+        "measured": int(known.sum()),
+    }
+
+
+def _total(tokens: NDArray[Any], characters: NDArray[Any], known: NDArray[Any]) -> int:
+    """All tokens, of rows of which only some are known: the regression estimator (Cochran 1977, Sampling Techniques, 7.1).
+
+    That long rows are always measured does not make it too high, as it would the mean times the number. The sums are
+    whole numbers, so that no machine gets another result.
+    """
+    x, y = characters[known].astype(np.int64), tokens[known].astype(np.int64)
+    n, sum_x, sum_y = len(x), int(x.sum()), int(y.sum())
+    spread = n * int((x * x).sum()) - sum_x * sum_x
+    slope = (n * int((x * y).sum()) - sum_x * sum_y) / spread if spread else 0.0
+    return round(len(tokens) * sum_y / n + slope * (int(characters.sum()) - len(tokens) * sum_x / n))
 
 
 def _labels(table: Table) -> list[str]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from tuneloop.files import read_json
 from tuneloop.report.facts import clean, clean_all, count, number, section
 from tuneloop.types import UserError
@@ -191,9 +193,12 @@ def _records(path: Path, problems: list[str], most: int) -> Iterator[dict[str, A
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:  # NaN and lone surrogates are passed on as well
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
     return record if isinstance(record, dict) else None
 
 

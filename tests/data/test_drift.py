@@ -60,6 +60,17 @@ def test_copies_on_both_sides_or_on_one_fool_nobody() -> None:
     assert repeated.level == "ok" and repeated.rows == (200, 100)
 
 
+def test_halves_of_one_set_are_found_alike_as_often_as_the_interval_promises() -> None:
+    rng = np.random.default_rng(0)
+    words = [f"word{i}" for i in range(300)]
+    held = 0
+    for seed in range(20):
+        some = [" ".join(rng.choice(words, 8)) for _ in range(160)]
+        auc = compare_with(some[:80], some[80:], seed=seed).auc
+        held += auc.low <= 0.5 <= auc.high
+    assert held >= 17
+
+
 def test_few_texts_say_nothing() -> None:
     drift = compare_with(texts(CARD, 5), texts(LOAN, 300))
     assert drift.level == "ok" and drift.auc.low != drift.auc.low and drift.examples == []

@@ -333,13 +333,16 @@ def test_a_second_removal_keeps_the_account_of_the_first(tmp_path: Path) -> None
 def test_general_rows_are_searched_too_and_count_apart(tmp_path: Path) -> None:
     source = {"name": "qa", "uses": 2, "held_out": 2, "test": 0}
     mixed = [row(text, line=n, mix="qa") for n, text in enumerate(["Sing of Anna Berg", "Sing of Rome"], 201)]
-    folder = write_dataset(tmp_path / "a", {"train": [*tickets(5), *mixed]}, mix={"share": 0.3, "sources": [source]})
+    sizes = {"task": {"rows": 5, "tokens": 50}, "general": {"rows": 2, "tokens": 20}}
+    mix = {"by": "rows", "share": 0.2857, **sizes, "sources": [source]}
+    folder = write_dataset(tmp_path / "a", {"train": [*tickets(5), *mixed]}, mix=mix)
     held_out = [row(text, line=n, mix="qa") for n, text in enumerate(["Who is Anna Berg?", "Capital of Peru?"], 101)]
     write_jsonl(folder / "general.jsonl", held_out)
     done = remove(folder, "anna berg")
     manifest = read_json(folder / "dataset.json")
     assert done.rows == 2 and done.new_id != done.old_id
     assert manifest["mix"]["sources"] == [source | {"uses": 1, "held_out": 1}]
+    assert (manifest["mix"]["general"]["rows"], manifest["mix"]["share"]) == (1, 0.1667)
     assert (manifest["counts"]["train"], manifest["splits"]["train"]["rows"]) == (5, 6)
     assert manifest["rejected"] == {}, "they are no records of the data set's own sources"
     assert "berg" not in everything_in(folder)

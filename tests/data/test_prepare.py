@@ -230,6 +230,22 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "killed").exists() and dataset.manifest["counts"]["kept"] == 120
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs limits of the system")
+def test_a_full_disk_is_told_and_leaves_no_data_set(tmp_path: Path) -> None:
+    import resource
+
+    source = write(tmp_path / "data.jsonl", tickets(400))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="Can't write") as refused:
+            prepare(PrepareConfig(sources=[source]), name="job", seed=0, out=tmp_path / "out", measure=measure)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.where == str(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_given_test_file_is_taken_as_it_is_and_its_rows_leave_train(tmp_path: Path) -> None:
     rows = tickets(60)
     test = write(tmp_path / "test.jsonl", [rows[0], rows[0], {"text": rows[1]["text"] + "!", "label": "label_1"}])

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.data import language
 from tuneloop.data.dataset import MANIFEST, dataset_hash, label_counts, token_statistics
 from tuneloop.data.lineage import dataset_folder, read_lines, read_manifest, split_files
 from tuneloop.data.match import NO_TEXT, Matcher
 from tuneloop.data.mix import GENERAL_FILE
-from tuneloop.data.refine import counted
+from tuneloop.data.refine import LANGUAGES_EVERY, asked_text, counted
 from tuneloop.data.split import SPLITS
 from tuneloop.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
 from tuneloop.types import Dataset, Reject, Row, UserError
@@ -499,12 +500,14 @@ def _manifest_after(
         for split, was in old["splits"].items()
     }
     if "mix" in old:
-        manifest["mix"] = _mix_after(old["mix"], rows)
+        manifest["mix"] = _mix_after(old["mix"], rows, measure)
     reasons = Counter(str(record.get("reason")) for _, record in _records(folder / "rejects.jsonl"))
     manifest["rejected"] = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
     kinds = Counter(str(record.get("kind")) for _, record in _records(folder / "repairs.jsonl"))
     manifest["repaired"] = dict(sorted(kinds.items()))
     manifest["personal"] = _personal_after(folder)
+    if old.get("languages"):
+        manifest["languages"] = _languages_after(old, rows)
     sizes = {split: sum("mix" not in row.meta for row in rows[split]) for split in SPLITS}
     kept, rejected = sum(sizes.values()), reasons.total()
     manifest["counts"] = {
@@ -539,6 +542,16 @@ def _personal_after(folder: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+def _languages_after(old: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, int]:
+    """Languages of the rows that are left, of the same rows that prepare looked at: all, or a sample by their ids."""
+    every = 1 if sum(old["languages"].values()) >= old["counts"]["kept"] else LANGUAGES_EVERY
+    looked_at = [
+        row for some in rows.values() for row in some if "mix" not in row.meta and int(row.id, 16) % every == 0
+    ]
+    found = Counter(code for row in looked_at if (code := language.detect_language(asked_text(row))[0]) is not None)
+    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
 def _rows_with_content(manifest: Mapping[str, Any]) -> int:
     """Rows and rejects of a data set that hold what a record said."""
     rows = sum(int(split["rows"]) for split in manifest["splits"].values())
@@ -547,15 +560,28 @@ def _rows_with_content(manifest: Mapping[str, Any]) -> int:
     return rows + held_out + rejects
 
 
-def _mix_after(mix: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """The manifest's account of general rows with what is left of them; shares and tokens stay as they were."""
+def _mix_after(
+    mix: Mapping[str, Any], rows: Mapping[str, Sequence[Row]], measure: Callable[[Row], Measured] | None
+) -> dict[str, Any]:
+    """The manifest's account of general rows with what is left of them; without `measure` tokens stay as they were."""
     left = {split: Counter(row.meta.get("mix") for row in some) for split, some in rows.items()}
     places = {"uses": "train", "test": "test", "held_out": "general"}
     sources = [
         {**source, **{key: left.get(split, Counter())[source["name"]] for key, split in places.items()}}
         for source in mix["sources"]
     ]
-    return {**mix, "sources": sources}
+    parts: dict[str, list[Row]] = {"task": [], "general": []}
+    for row in rows.get("train", ()):
+        parts["general" if "mix" in row.meta else "task"].append(row)
+    sizes = {}
+    for name, some in parts.items():
+        tokens = mix[name]["tokens"]
+        if measure is not None and len(some) != mix[name]["rows"]:
+            tokens = sum(measure(row).tokens for row in some)
+        sizes[name] = {"rows": len(some), "tokens": tokens}
+    of_all = sum(size[mix["by"]] for size in sizes.values())
+    share = round(sizes["general"][mix["by"]] / of_all, 4) if of_all else 0.0
+    return {**mix, **sizes, "share": share, "sources": sources}
 
 
 def _split_after(

@@ -41,7 +41,17 @@ from tuneloop.data.mix import (
     mix_rows,
 )
 from tuneloop.data.reasons import REASONS, REPAIRS
-from tuneloop.data.refine import LANGUAGES_EVERY, Measure, Measured, Refinery, Work, counted, refine, refine_chunk, reject_line
+from tuneloop.data.refine import (
+    LANGUAGES_EVERY,
+    Measure,
+    Measured,
+    Refinery,
+    Work,
+    counted,
+    refine,
+    refine_chunk,
+    reject_line,
+)
 from tuneloop.data.sketches import NO_FRAME, Frame, shared_frame
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk

@@ -26,6 +26,7 @@ from tuneloop.data.leaks import TestIndex, find_leaks
 from tuneloop.data.sources.parse import Chunk, SourceRecord, parse_chunk
 from tuneloop.data.split import key64, prompt_key
 from tuneloop.data.too_long import Fits, parts, shortened
+from tuneloop.files import user_errors_of_the_disk
 from tuneloop.types import Message, Reject, Row
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 EXCERPT = 160  # characters of a text before and after a repair that `repairs.jsonl` shows
 TURN_TOKENS = 16  # at most so many tokens frame a turn in any chat template; bounds a row's length from above
 UNMEASURED = -1
+LANGUAGES_EVERY = (
+    8  # of large sources the language of one row in so many is told; it is the dearest fact of a short row
+)
 LEAKS = ("exact", "near", "overlap")
 NAMED = ("label", "stratum", "language")  # columns of numbers that stand for names
 
@@ -60,7 +64,7 @@ class Refinery:
         key: of pseudonyms.
         index: the given test set, which no row may give away.
         frame: what nearly all prompts begin and end with; it says nothing about a row.
-        languages_every: tell the language of one row in so many, picked by content; it is the dearest fact of a short row.
+        languages_every: tell the language of one row in so many, picked by content.
     """
 
     config: PrepareConfig
@@ -556,9 +560,10 @@ class _Table:
         import pickle
 
         folder = self.refinery.spool
-        (folder / f"{self.number}.rows").write_bytes(self.data)
-        if self.rejects or self.repairs:
-            (folder / f"{self.number}.side").write_bytes(pickle.dumps((self.rejects, self.repairs)))
+        with user_errors_of_the_disk(folder.parent):
+            (folder / f"{self.number}.rows").write_bytes(self.data)
+            if self.rejects or self.repairs:
+                (folder / f"{self.number}.side").write_bytes(pickle.dumps((self.rejects, self.repairs)))
         facts = zip(*self.rows, strict=True) if self.rows else ((),) * len(_ROW_TYPES)
         columns: dict[str, NDArray[Any]] = {
             name: np.array(values, dtype=kind) for (name, kind), values in zip(_ROW_TYPES.items(), facts, strict=True)

@@ -33,6 +33,7 @@ from tuneloop.data.sources.parse import (
     printable,
     scan_json,
 )
+from tuneloop.files import user_errors_of_the_disk
 from tuneloop.types import Reject, UserError
 
 __all__ = [
@@ -281,7 +282,10 @@ def _standard_input() -> SourceFile:
         raise UserError(
             "Nothing is piped into the standard input", where="-", next_step="pipe data into it, or name a file"
         )
-    with tempfile.NamedTemporaryFile(prefix="tuneloop-", suffix=".input", delete=False) as spool:
+    with (
+        user_errors_of_the_disk(tempfile.gettempdir()),
+        tempfile.NamedTemporaryFile(prefix="tuneloop-", suffix=".input", delete=False) as spool,
+    ):
         path = Path(spool.name)
         atexit.register(path.unlink, missing_ok=True)
         stream: BinaryIO = sys.stdin.buffer

@@ -271,6 +271,8 @@ def _handled(kind: str, defect: Mapping[str, Any], outcome: Outcome) -> bool:
     line = defect["line"]
     if outcome.reasons(line) & (FITTING.get(kind, set()) | {kind}):
         return True
+    if outcome.reasons(line) & COPIES and (defect.get("recoverable") or kind == "unknown_role"):
+        return True  # read and understood, then found to be much like another row
     texts = outcome.texts(line)
     if not texts:
         return False

@@ -185,7 +185,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["choice30", "choice77", "summaries"])
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("--run", type=Path, help="measure this run's tuned model, without peers: they have other weights")
+    parser.add_argument(
+        "--run", type=Path, help="measure this run's tuned model, without peers: they have other weights"
+    )
     parser.add_argument("--peers", nargs="*", default=["transformers", "llama.cpp"])
     parser.add_argument("--rows", type=int, default=500, help="rows of each job for our side")
     parser.add_argument("--peer-rows", type=int, default=64)

@@ -16,7 +16,9 @@ import pytest
 # The matrices here are so small that a second thread only waits. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a network; those of the hub bring their own
-os.environ.setdefault("TUNELOOP_LEDGER", os.devnull)  # runs of tests neither teach the planner nor learn from the user's
+os.environ.setdefault(
+    "TUNELOOP_LEDGER", os.devnull
+)  # runs of tests neither teach the planner nor learn from the user's
 
 ROOT = Path(__file__).resolve().parents[1]
 

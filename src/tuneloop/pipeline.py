@@ -711,7 +711,9 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         f"(best at step {result.best_step}){early}"
     )
     if mfu:
-        job.say(f"machine   {mfu['value']:.0%} of {mfu['peak_gflops']:,.0f} GFLOP/s, the measured peak, went into operations that the steps need (MFU)")
+        job.say(
+            f"machine   {mfu['value']:.0%} of {mfu['peak_gflops']:,.0f} GFLOP/s, the measured peak, went into operations that the steps need (MFU)"
+        )
     if predicted:
         job.say(
             f"predicted {predicted['minutes']:.1f} minutes ({predicted['low']:.1f} to {predicted['high']:.1f}) and took "

@@ -32,7 +32,9 @@ def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], *, 
     for title, rendered in rows:
         text = Text()
         text.append(f"--- {title}  ", style="bold")
-        text.append(f"{len(rendered.ids)} tokens, {sum(1 for weight in rendered.mask if weight)} learned\n", style="bold")
+        text.append(
+            f"{len(rendered.ids)} tokens, {sum(1 for weight in rendered.mask if weight)} learned\n", style="bold"
+        )
         for ids, learned in _runs(rendered.ids, rendered.mask):
             piece = template.tokenizer.decode(ids, skip_special_tokens=False)
             if plain and learned:

@@ -52,7 +52,8 @@ class EvaluateConfig(Config):
     limit: int | None = Field(None, ge=1, description="evaluate at most this many rows of the split (seeded sample)")
     samples: int = Field(5, ge=0, description="answers shown side by side")
     general: str | None = Field(
-        None, description="file of general rows: what the tuned model has forgotten of them; default: those held out of a mix"
+        None,
+        description="file of general rows: what the tuned model has forgotten of them; default: those held out of a mix",
     )
     general_rows: int = Field(200, ge=10, description="at most this many of them (seeded sample)")
     memorisation: bool = Field(

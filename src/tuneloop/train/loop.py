@@ -192,7 +192,21 @@ def train(
         load_optimizer(optimizer, state.optimizer)
         torch.set_rng_state(state.rng)
     watcher = make_watcher(config, train_rows, state.total_steps)
-    run = Run(model, config, trainable, optimizer, state, out, log, progress, start, watcher, ids, untrained=untrained, seed=seed)
+    run = Run(
+        model,
+        config,
+        trainable,
+        optimizer,
+        state,
+        out,
+        log,
+        progress,
+        start,
+        watcher,
+        ids,
+        untrained=untrained,
+        seed=seed,
+    )
     release_memory()
     reset_peak_memory()
     if not is_first():

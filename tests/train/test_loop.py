@@ -292,7 +292,7 @@ def test_a_loss_that_is_no_number_stops_with_advice(tiny_llama: Path, tmp_path: 
         model.net.model.norm.weight.fill_(float("nan"))  # type: ignore[union-attr,operator]
     with pytest.raises(UserError, match="diverged") as error:
         train(model, make_rows(model.template, 8), [], CONFIG, tmp_path, data_id="d")
-    assert "train.learning_rate=0.001" in error.value.next_step
+    assert "train.learning_rate=0.002" in error.value.next_step
     assert [r["loss"] for r in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in r][-1] is None, (
         "strict JSON holds no NaN"
     )

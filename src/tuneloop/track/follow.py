@@ -28,7 +28,8 @@ LONGEST_PARAM = 500
 # What makes a run another run; a changed evaluation of the same adapter belongs to the same one.
 IDENTITY = ("name", "model", "seed", "data", "train")
 # Files of a run folder that trackers take whole, when they are there.
-FILES = ("environment.json", "dataset/dataset.json", "plan.json", "run.json", "eval.json")
+# dataset.json by itself: of a data set that was prepared without a run.
+FILES = ("environment.json", "dataset/dataset.json", "dataset.json", "plan.json", "run.json", "eval.json")
 
 
 class Point(NamedTuple):

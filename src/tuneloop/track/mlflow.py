@@ -90,8 +90,8 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
 def log_file(follower: Follower, name: str, value: Mapping[str, Any]) -> None:
     """Figures of the whole run, at step 0, and what MLflow shows beside them."""
     log_points(follower, [Point(key, figure, 0) for key, figure in figures_of(name, value).items()])
-    beside = {"environment.json": log_environment, "dataset/dataset.json": log_dataset, "run.json": log_outcome,
-              "eval.json": log_evaluation}  # fmt: skip
+    beside = {"environment.json": log_environment, "dataset/dataset.json": log_dataset,
+              "dataset.json": log_dataset, "run.json": log_outcome, "eval.json": log_evaluation}  # fmt: skip
     if name in beside:
         beside[name](_client(follower), follower, value)
 

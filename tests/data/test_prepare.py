@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tuneloop.data.checks import check_dataset
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key, token_statistics
 from tuneloop.data.formats import ROLES
@@ -388,6 +389,17 @@ def test_a_column_can_be_the_stratum_without_being_the_label(tmp_path: Path) -> 
         found = Counter(r.meta["queue"] for r in split)
         assert 5 <= found["common"] <= 13 and 1 <= found["rare"] <= 3
     assert set(dataset.train[0].meta) == {"source", "line", "queue", "summary"}
+
+
+def test_a_check_of_its_own_says_what_prepare_said(tmp_path: Path) -> None:
+    records = [{**r, "text": f"{r['text']} about {r['label']} matters"} for r in tickets(240)]
+    for place in range(0, 240, 20):
+        records[place]["label"] = "label_3"
+    dataset = run(tmp_path, records)
+    said = {check["name"]: (check["level"], check["message"], check["rows"]) for check in dataset.manifest["checks"]}
+    again = check_dataset(load_dataset(dataset.path), measure=measure)
+    assert said["label_errors"][2] > 0
+    assert {c["name"]: (c["level"], c["message"], c["rows"]) for c in again} == said
 
 
 def test_limits_are_kept_and_rows_beyond_them_accounted_for(tmp_path: Path) -> None:

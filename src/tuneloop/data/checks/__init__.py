@@ -426,7 +426,7 @@ def _label_balance(overview: Overview) -> Check:
     known = Counter(dict(zip(names, _label_counts(overview, TRAIN).tolist(), strict=True)))
     labels = list(overview.labels) or sorted(name for name in names)
     few = [label for label in labels if known[label] < FEW_LABEL_ROWS]
-    counts = Counter({label: n for label, n in known.items() if n})
+    counts = Counter({label: n for label, n in sorted(known.items()) if n})
     remedy = "Collect rows of the rare labels, merge labels, or limit the frequent ones (data.limit_per_label)."
     if few:
         message = f"{len(few)} of {len(labels)} labels have fewer than {FEW_LABEL_ROWS} training rows: {_named(few)}"

@@ -65,7 +65,7 @@ def train_ours(job: dict[str, Any]) -> None:
 
 def val_loss(job: dict[str, Any], rows: list[Rendered]) -> float:
     """Mean loss of held-out answers under a contender's result."""
-    from tuneloop.models.generate import answer_losses
+    from tuneloop.models.generate import answer_fits
     from tuneloop.models.lora import load_adapter
 
     use_threads()
@@ -82,7 +82,8 @@ def val_loss(job: dict[str, Any], rows: list[Rendered]) -> float:
         model = load_model(MODEL)
         if adapter is not None:
             load_adapter(model.net, adapter)
-    return answer_losses(model, rows)[0]
+    fits = answer_fits(model, rows)
+    return sum(fit.loss for fit in fits) / sum(fit.tokens for fit in fits)
 
 
 def run(command: list[str], environment: dict[str, str]) -> tuple[float, float]:

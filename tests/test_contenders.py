@@ -11,7 +11,6 @@ import pytest
 from tuneloop.contenders import (
     CONTENT_FREE,
     answer_limit,
-    as_contender,
     ask,
     few_shot_examples,
     labels_as_tokens,
@@ -76,6 +75,14 @@ def test_choices_come_from_the_labels_and_free_answers_elsewhere() -> None:
     assert not uses_choice(dataset("generation"), CHOICE)
     with pytest.raises(UserError, match="needs labels"):
         uses_choice(dataset("generation"), EvaluateConfig(answer="choice"))
+
+
+def test_rows_with_several_labels_are_answered_freely_unless_choice_is_asked_for() -> None:
+    several = dataset()
+    for number, one in enumerate(several.test):
+        one.meta["labels"] = LABELS[: 1 + number % 2]
+    assert not uses_choice(several, EvaluateConfig())
+    assert uses_choice(several, EvaluateConfig(answer="choice"))
 
 
 def test_every_choice_is_a_label_with_a_score_for_each(model: Any) -> None:
@@ -200,9 +207,3 @@ def test_free_answers_come_with_the_perplexity_of_the_references(model: Any) -> 
     assert 0 < asked.tokens <= 3 * len(data.test)
     assert asked.prompt_tokens == sum(len(model.template.prompt_ids(r.prompt, r.tools)) for r in data.test)
     assert ask(model, data, data.test, SHORT, examples=data.train[:1])[""].perplexity is None
-
-
-def test_a_contender_is_a_plain_function(model: Any) -> None:
-    data = dataset()
-    answers = as_contender(model, data, CHOICE)(data.test)
-    assert [a.text for a in answers] == [a.text for a in ask(model, data, data.test, CHOICE)[""].answers]

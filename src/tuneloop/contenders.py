@@ -22,6 +22,7 @@ from tuneloop.evaluate.forgetting import (
     forgetting,
     memorisation,
 )
+from tuneloop.evaluate.multilabel import label_lists
 from tuneloop.evaluate.prompt import prompt_turns
 from tuneloop.models.generate import AnswerFit, LabelTrie, answer_fits, choose, generate, label_trie, shared_length
 from tuneloop.models.load import Model
@@ -74,7 +75,10 @@ def uses_choice(dataset: Dataset, config: EvaluateConfig) -> bool:
             where="evaluate.answer",
             next_step="set evaluate.answer=generate, or data.task=classification",
         )
-    return dataset.task == "classification" and config.answer != "generate"
+    if dataset.task != "classification" or config.answer == "generate":
+        return False
+    # Rows with several labels: the sets that training saw are not all there are, so the model writes its own.
+    return config.answer == "choice" or label_lists(dataset.test) is None
 
 
 def answer_limit(model: Model, dataset: Dataset, config: EvaluateConfig) -> int:
@@ -237,13 +241,6 @@ def choose_option(
     room = model.context - max(trie.lengths)
     cut = [prompt if len(prompt) <= room else prompt[:8] + prompt[8 - room :] for prompt in prompts]
     return [answer.text for answer in choose(model, cut, trie, prune=True, progress=progress, task="judging")]
-
-
-def as_contender(
-    model: Model, dataset: Dataset, config: EvaluateConfig, examples: Sequence[Row] = ()
-) -> Callable[[Sequence[Row]], list[Answer]]:
-    """A model as a plain function from rows to answers."""
-    return lambda rows: ask(model, dataset, rows, config, examples=examples)[""].answers
 
 
 def _content_free(row: Row) -> Row:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.models.generate import _batches, answer_losses, choose, generate, label_trie
+from tuneloop.models.generate import _batches, answer_fits, choose, generate, label_trie
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered
 
@@ -254,7 +254,7 @@ def rendered(model: Model) -> list[Rendered]:
 
 
 @pytest.mark.parametrize("batch_tokens", [60, 4096])
-def test_answer_losses_equal_cross_entropy(tiny_model: Model, batch_tokens: int) -> None:
+def test_the_fit_of_answers_equals_cross_entropy(tiny_model: Model, batch_tokens: int) -> None:
     rows = rendered(tiny_model)
     total, count = 0.0, 0
     with torch.no_grad():
@@ -263,9 +263,9 @@ def test_answer_losses_equal_cross_entropy(tiny_model: Model, batch_tokens: int)
             targets = torch.tensor([t if m else -100 for t, m in zip(row.ids, row.mask, strict=True)][1:])
             total += float(torch.nn.functional.cross_entropy(logits[:-1], targets, reduction="sum"))
             count += int((targets >= 0).sum())
-    loss, seen = answer_losses(tiny_model, rows, batch_tokens=batch_tokens)
-    assert seen == count
-    assert loss == pytest.approx(total / count, abs=1e-4)
+    fits = answer_fits(tiny_model, rows, batch_tokens=batch_tokens)
+    assert sum(fit.tokens for fit in fits) == count
+    assert sum(fit.loss for fit in fits) == pytest.approx(total, abs=1e-4 * count)
 
 
 @settings(max_examples=60, deadline=None)

@@ -165,6 +165,12 @@ def test_an_evaluation_tells_results_verdict_and_prompts() -> None:
     assert from_evaluation(EVALUATION, "eval.json", "macro_f1").metric == "macro_f1"
 
 
+def test_prices_of_requests_are_the_ladders_where_there_is_one() -> None:
+    rungs = [{"name": "few-shot", "usd_per_1000": 7.5}, {"name": "tuned", "usd_per_1000": None}]
+    found = from_evaluation({**EVALUATION, "ladder": rungs}, "eval.json")
+    assert found.usd_per_1000 == pytest.approx({"few-shot": 7.5, "tuned": 0.2})
+
+
 @pytest.mark.parametrize("bad", [{}, {"n": 3}, {"metrics": [], "n": 3}, {"metrics": {"odd": {"value": 1}}, "n": 3},
                                  {"metrics": {"accuracy": {"value": None}}, "n": 3}])  # fmt: skip
 def test_what_is_no_evaluation_is_refused(bad: dict[str, Any]) -> None:

@@ -144,13 +144,13 @@ def test_two_worse_evaluations_stop_the_run_and_the_best_adapter_is_kept(tiny_ll
     assert (result.best_step, result.best_val_loss) == best
     assert all(loss >= best[1] for _, loss in after[-2:]) and after[-3] == best
     # What is in the model and in the folder is the best, not the last.
-    from tuneloop.models.generate import answer_losses
+    from tuneloop.train.loss import mean_loss
 
     val = make_rows(model.template, 8, offset=100)
-    assert answer_losses(model, val)[0] == pytest.approx(best[1], rel=1e-5)
+    assert mean_loss(model, val, config)[0] == pytest.approx(best[1], rel=1e-5)
     fresh = load_model(str(tiny_llama), dtype="float32")
     load_adapter(fresh.net, tmp_path / "adapter")
-    assert answer_losses(fresh, val)[0] == pytest.approx(best[1], rel=1e-5)
+    assert mean_loss(fresh, val, config)[0] == pytest.approx(best[1], rel=1e-5)
 
 
 def test_without_validation_rows_the_last_adapter_is_kept(tiny_llama: Path, tmp_path: Path) -> None:

@@ -350,12 +350,12 @@ def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate:
 
     Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
     """
-    from tuneloop.evaluate.evaluate import LOWER_IS_BETTER, compare
+    from tuneloop.evaluate.evaluate import compare, lower_is_better
     from tuneloop.evaluate.uncertainty import rows_to_settle
 
     if metric not in candidate.metrics or metric not in base.metrics:
         return Check("metric", title, "inconclusive", f"{title}: not measured on both", limit=-margin)
-    sign = -1.0 if metric.split(".")[-1] in LOWER_IS_BETTER else 1.0
+    sign = -1.0 if lower_is_better(metric) else 1.0
     pair = next((c for c in compare("base", base, "candidate", candidate) if c.metric == metric), None)
     if pair is None or math.isnan(pair.low):
         gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)

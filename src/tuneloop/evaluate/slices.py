@@ -28,7 +28,6 @@ LISTED = 50  # row ids named in a list
 MOST_CLUSTERED = 2000  # wrong rows that are grouped
 
 TIME_NAMES = ("time", "timestamp", "created", "created_at", "date", "datetime", "ts", "updated_at")
-LANGUAGE_NAMES = ("language", "lang", "locale")
 # Of `meta`: where a row stands, what it is marked by, and what belongs to its answer.
 _NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "entry_point", "test_list", "test_setup_code",
              *CLUSTER_NAMES}  # fmt: skip

@@ -547,17 +547,3 @@ def answer_fits(
             done += len(batch)
             progress(task, done, len(rows))
     return [fit for fit in fits if fit is not None]
-
-
-def answer_losses(
-    model: Model,
-    rows: Sequence[Rendered],
-    *,
-    batch_tokens: int = 4096,
-    progress: Progress = no_progress,
-    task: str = "validating",
-) -> tuple[float, int]:
-    """Mean loss over the supervised tokens of rows, and their number; exp of it is the perplexity."""
-    fits = answer_fits(model, rows, batch_tokens=batch_tokens, progress=progress, task=task)
-    tokens = sum(fit.tokens for fit in fits)
-    return (sum(fit.loss for fit in fits) / tokens if tokens else float("nan")), tokens

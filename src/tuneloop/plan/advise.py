@@ -181,7 +181,7 @@ def from_evaluation(manifest: Mapping[str, Any], where: str, metric: str = "") -
             "Not an evaluation: no metrics, no count of rows", where=where, next_step="tuneloop evaluate writes it"
         )
     contenders = {str(manifest.get("name") or "tuned"): metrics, **(manifest.get("baselines") or {})}
-    measured = measured_of(contenders, manifest.get("costs") or {}, manifest["n"], where, metric)
+    measured = with_prices(measured_of(contenders, manifest.get("costs") or {}, manifest["n"], where, metric), manifest)
     verdicts = [_verdict(manifest, measured, best) for best in (measured.prompt, measured.classical)]
     return replace(measured, verdict=verdicts[0], classical_verdict=verdicts[1])
 
@@ -215,6 +215,13 @@ def measured_of(
     read = {name: tokens for name, tokens in per_query("prompt_tokens").items() if tokens}
     spent = {name: usd * 1000 for name, usd in per_query("usd").items()}
     return Measured(metric, n, tuple(results), prompt_tokens=read, usd_per_1000=spent)
+
+
+def with_prices(measured: Measured, manifest: Mapping[str, Any]) -> Measured:
+    """What 1,000 requests cost by the ladder, where it was reckoned: measuring shares prompts, requests in production don't."""
+    rungs = [rung for rung in manifest.get("ladder") or () if isinstance(rung, dict)]
+    prices = {str(r.get("name")): r["usd_per_1000"] for r in rungs if isinstance(r.get("usd_per_1000"), int | float)}
+    return replace(measured, usd_per_1000={**measured.usd_per_1000, **prices})
 
 
 def _deciding(metrics: Sequence[str], where: str) -> str:
@@ -291,7 +298,7 @@ def read_baselines(folder: Path, metric: str = "") -> Measured:
     manifests = {name: read_json(folder / place / "eval.json") for name, place in listed["contenders"].items()}
     n = max((manifest["n"] for manifest in manifests.values()), default=0)
     metrics = {name: manifest["metrics"] for name, manifest in manifests.items()}
-    return measured_of(metrics, listed.get("costs") or {}, n, str(folder), metric)
+    return with_prices(measured_of(metrics, listed.get("costs") or {}, n, str(folder), metric), listed)
 
 
 # --- rules -------------------------------------------------------------------------------------

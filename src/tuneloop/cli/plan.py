@@ -169,9 +169,14 @@ def _history(as_json: bool) -> None:
         print(
             f"{run['date']:<26}{run['model'][:15]:<16}{run['method']:<8}{run['predicted_gib']:>9.2f}{run['actual_gib']:>8.2f}{minutes}"
         )
+    if not found["memory"]["runs"]:
+        print("None of them was planned by today's formulas: no error is known yet, nothing is corrected.")
     for what in ("memory", "time"):
         if found[what]["runs"]:
-            print(f"{what}: median error {found[what]['median_error']:.0%}, worst {found[what]['worst_error']:+.0%}")
+            print(
+                f"{what}: median error {found[what]['median_error']:.0%}, worst {found[what]['worst_error']:+.0%} "
+                f"({found[what]['runs']} runs planned by today's formulas)"
+            )
 
 
 def _print_measured(plan: dict[str, Any]) -> None:

@@ -129,9 +129,10 @@ def _factor(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def summary(ledger: Sequence[Entry]) -> dict[str, Any]:
-    """The entries and the errors of the formulas, as `tuneloop plan --history --json` prints them."""
-    memory = [e.predicted_gib / e.actual_gib - 1 for e in ledger if e.actual_gib > 0]
-    time = [e.predicted_minutes / e.actual_minutes - 1 for e in ledger if e.predicted_minutes and e.actual_minutes]
+    """The entries and the errors of today's formulas, as `tuneloop plan --history --json` prints them."""
+    today = [e for e in ledger if e.formulas == FORMULAS]
+    memory = [e.predicted_gib / e.actual_gib - 1 for e in today if e.actual_gib > 0]
+    time = [e.predicted_minutes / e.actual_minutes - 1 for e in today if e.predicted_minutes and e.actual_minutes]
     return {
         "version": 1,
         "file": str(ledger_file()),

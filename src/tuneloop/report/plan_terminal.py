@@ -16,7 +16,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         f"{plan['model']}, {plan['method']}: {_count(plan['trainable_parameters'])} of {_count(plan['total_parameters'])}"
         f" parameters trained ({share:.2%})\n"
     )
-    print(f"{'':2}{'machine':<18}{'':6}{'peak':>8}{'spare':>8}{'tokens/s':>11}{'hours':>9}{'dollars':>10}  range")
+    print(f"{'':2}{'machine':<18}{'':6}{'peak GiB':>10}{'spare':>8}{'tokens/s':>11}{'hours':>9}{'dollars':>10}  range")
     for row in plan["table"][:_MOST_ROWS]:
         print(_line(row))
     memory = plan["memory"]
@@ -39,7 +39,7 @@ def _line(row: Mapping[str, Any]) -> str:
     mark = "~" if row["tight"] else "+" if row["fits"] else "-"
     name = f"{row['gpus']} x {row['gpu']}"
     shared = "" if row["sharding"] == "none" else row["sharding"]
-    base = f"{mark} {name:<18}{shared:<6}{row['peak_gib']:>8.1f}{row['headroom_gib']:>8.1f}"
+    base = f"{mark} {name:<18}{shared:<6}{row['peak_gib']:>10.1f}{row['headroom_gib']:>8.1f}"
     if not row["fits"]:
         help_ = f"; fits with {row['fits_with']}" if row["fits_with"] else ""
         return f"{base}  does not fit: {row['required_gib']:.1f} of {row['capacity_gib']:.1f} GiB{help_}"

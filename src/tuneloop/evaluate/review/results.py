@@ -238,12 +238,16 @@ def _meta(item: Item, given: Sequence[Vote]) -> dict[str, Any]:
     return {"row": item.row, "reviewers": sorted({v.reviewer for v in given}), "stratum": item.stratum}
 
 
-def _preferences(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
+def _voted(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[tuple[Item, Sequence[Vote]]]:
     for item in review.items:
-        given = votes.get(item.id)
-        if not given:
+        if given := votes.get(item.id):
+            yield item, given
+        else:
             left_out["no vote"] += 1
-            continue
+
+
+def _preferences(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
+    for item, given in _voted(review, votes, left_out):
         corrected, _ = _correction(given)
         wins = Counter(v.winner for v in given if v.winner).most_common()
         best, most = wins[0] if wins else (None, 0)
@@ -271,11 +275,7 @@ def _preferences(review: Review, votes: Votes, left_out: Counter[str]) -> Iterab
 
 
 def _thumbs(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
-    for item in review.items:
-        given = votes.get(item.id)
-        if not given:
-            left_out["no vote"] += 1
-            continue
+    for item, given in _voted(review, votes, left_out):
         corrected, _ = _correction(given)
         for name, answer in zip(item.contenders, item.answers, strict=True):
             up = sum(v.winner == name or (v.choice == "rating" and thumb_of(v) is True) for v in given)

@@ -19,7 +19,7 @@ from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.prepare import prepare
 from tuneloop.models.generate import generate
 from tuneloop.models.load import load_model, use_threads
-from tuneloop.pipeline import measure_with
+from tuneloop.pipeline.prepare import measure_with
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import measure_speed, train
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from tuneloop import pipeline
 from tuneloop.cli.main import main
 from tuneloop.files import lock_folder, read_json, read_jsonl, read_yaml
+from tuneloop.pipeline import run
+from tuneloop.pipeline.job import default_folder
 from tuneloop.recipe import make_recipe
 from tuneloop.types import UserError
 
@@ -70,7 +71,7 @@ GENERATION = {
 def run_in(values: dict[str, Any], *overrides: str) -> list[str]:
     """Run the main job in this process; returns what it said."""
     said: list[str] = []
-    pipeline.run(make_recipe(values, list(overrides)), say=said.append)
+    run(make_recipe(values, list(overrides)), say=said.append)
     return said
 
 
@@ -246,12 +247,12 @@ def test_other_training_settings_in_the_same_folder_are_refused(copied: dict[str
 
 def test_other_data_make_another_default_folder(place: Path, tiny_llama: Path, tmp_path: Path) -> None:
     values = recipe_values(place, tiny_llama, "x") | {"output_dir": None}
-    first = pipeline.default_folder(make_recipe(values))
-    assert first == pipeline.default_folder(make_recipe(values, ["evaluate.limit=5", "plan.usd_per_hour=3"]))
-    assert first != pipeline.default_folder(make_recipe(values, ["epochs=9"]))
+    first = default_folder(make_recipe(values))
+    assert first == default_folder(make_recipe(values, ["evaluate.limit=5", "plan.usd_per_hour=3"]))
+    assert first != default_folder(make_recipe(values, ["epochs=9"]))
     other = tmp_path / "cases.jsonl"
     other.write_text((place / "cases.jsonl").read_text().replace("Oslo", "Rome"))
-    assert first != pipeline.default_folder(make_recipe(values, [f"data.sources={other}"]))
+    assert first != default_folder(make_recipe(values, [f"data.sources={other}"]))
 
 
 # --- interruptions ----------------------------------------------------------------------------------

@@ -9,19 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.files import content_hash, lock_folder, read_json, sha256_file
-from tuneloop.pipeline import (
-    Job,
-    after_tuning,
-    attach_trained,
-    cost_of,
-    dataset_of,
-    load_run_recipe,
-    name_of,
-    recipe_of,
-    score,
-    tuned_key,
-    write_scored,
-)
+from tuneloop.pipeline.evaluate import after_tuning, attach_trained, tuned_key
+from tuneloop.pipeline.job import Job, dataset_of, load_run_recipe
+from tuneloop.pipeline.recipes import name_of, recipe_of
+from tuneloop.pipeline.scoring import cost_of, score, write_scored
 from tuneloop.recipe import Recipe
 from tuneloop.types import Answer, Dataset, Message, Progress, Row, UserError, no_progress
 

@@ -130,11 +130,12 @@ def _question(source: str, evaluation: str, metric: str, given: Mapping[str, Any
     if measuring.wanted:
         if not source:
             raise UserError("Measure on what?", where="--measure", next_step="tuneloop advise DATASET --measure")
-        from tuneloop import pipeline
+        from tuneloop.pipeline.baselines import measure_alone
+        from tuneloop.pipeline.recipes import recipe_of
 
         with screen(measuring.quiet) as shown:
-            recipe = pipeline.recipe_of(source, measuring.settings, model=str(given.get("model", "")))
-            folder, dataset = pipeline.measure_alone(recipe, measuring.out, progress=shown.progress, say=shown.say)
+            recipe = recipe_of(source, measuring.settings, model=str(given.get("model", "")))
+            folder, dataset = measure_alone(recipe, measuring.out, progress=shown.progress, say=shown.say)
         known = {"model": recipe.model, **known_of(dataset.path), **known_of(folder, metric)}
     elif measuring.settings:
         raise UserError(

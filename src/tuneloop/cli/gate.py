@@ -27,7 +27,7 @@ def command(
     """May the candidate replace the base? Exit status 0: pass; 1: fail; 3: not enough evidence."""
     from tuneloop.evaluate.gate import EXIT, read_side, run_gate, write_gate
     from tuneloop.evaluate.suite import load_suite
-    from tuneloop.pipeline import answers_of
+    from tuneloop.pipeline.evaluate import answers_of
 
     wanted = load_suite(suite)
     with screen(quiet) as shown:

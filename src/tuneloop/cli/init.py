@@ -15,9 +15,9 @@ def command(
     debug: Debug = False,
 ) -> None:
     """Look at a file of examples and write a recipe for it."""
-    from tuneloop import pipeline
+    from tuneloop.pipeline.recipes import write_starter
 
-    path, found = pipeline.write_starter(source, out)
+    path, found = write_starter(source, out)
     if as_json:
         print_json({"recipe": str(path), "format": found.name, "reason": found.reason})
     else:

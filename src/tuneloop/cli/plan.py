@@ -118,12 +118,11 @@ def _table(source: str, settings: list[str] | None, model: str, asked: dict[str,
 
 def _measured(source: str, settings: list[str] | None, model: str, out: str, quiet: bool) -> dict[str, Any]:
     """The plan of a recipe or data set on this machine."""
-    from tuneloop import pipeline
+    from tuneloop.pipeline.plan import plan_alone
+    from tuneloop.pipeline.recipes import recipe_of
 
     with screen(quiet) as shown:
-        return pipeline.plan_alone(
-            pipeline.recipe_of(source, settings or [], model=model), out, progress=shown.progress, say=shown.say
-        )
+        return plan_alone(recipe_of(source, settings or [], model=model), out, progress=shown.progress, say=shown.say)
 
 
 def _calibrated(source: str, settings: list[str] | None, model: str, quiet: bool) -> dict[str, Any]:
@@ -132,7 +131,8 @@ def _calibrated(source: str, settings: list[str] | None, model: str, quiet: bool
     import tempfile
     from pathlib import Path
 
-    from tuneloop import pipeline
+    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline.train import calibrate_alone
 
     if "=" in source and not Path(source).exists():  # a setting, with no recipe before it
         source, settings = "", [source, *(settings or [])]
@@ -147,8 +147,8 @@ def _calibrated(source: str, settings: list[str] | None, model: str, quiet: bool
                 for i, text in enumerate(texts)
             )
             Path(source).write_text("\n".join(rows), encoding="utf-8")
-        recipe = pipeline.recipe_of(source, settings or [], model=model)
-        plan = pipeline.calibrate_alone(recipe, progress=shown.progress, say=shown.say)
+        recipe = recipe_of(source, settings or [], model=model)
+        plan = calibrate_alone(recipe, progress=shown.progress, say=shown.say)
     return plan
 
 
@@ -180,9 +180,9 @@ def _history(as_json: bool) -> None:
 
 
 def _print_measured(plan: dict[str, Any]) -> None:
-    from tuneloop import pipeline
+    from tuneloop.pipeline.plan import plan_line
 
-    print(pipeline.plan_line(plan))
+    print(plan_line(plan))
     for name, gib in plan["memory"]["terms"].items():
         print(f"  {gib:7.2f} GiB  {name}")
     print(f"  {plan['memory']['peak_gib']:7.2f} GiB  peak, of {plan['memory']['capacity_gib']:.1f} GiB")

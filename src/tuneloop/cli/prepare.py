@@ -29,13 +29,14 @@ def command(
     debug: Debug = False,
 ) -> None:
     """Turn files of any shape into train, val and test splits. Exit status 1: all is written, but a check is at `error`."""
-    from tuneloop import pipeline
+    from tuneloop.pipeline.prepare import prepare_alone
+    from tuneloop.pipeline.recipes import recipe_for_sources
 
     places, settings = split_arguments(sources)
-    recipe = pipeline.recipe_for_sources(places, settings, name=name, model=model)
+    recipe = recipe_for_sources(places, settings, name=name, model=model)
     with screen(quiet) as shown:
         track = track or bool(os.environ.get("MLFLOW_TRACKING_URI"))
-        dataset = pipeline.prepare_alone(recipe, out, track=track, progress=shown.progress, say=shown.say)
+        dataset = prepare_alone(recipe, out, track=track, progress=shown.progress, say=shown.say)
     if show:
         from tuneloop.cli.rows import print_rows
 

@@ -19,8 +19,8 @@ def command(
 
     from rich.console import Console
 
-    from tuneloop import pipeline
     from tuneloop.files import read_json
+    from tuneloop.pipeline.report import summary
     from tuneloop.report.eval_html import write_page
     from tuneloop.report.table import comparison_as
     from tuneloop.report.terminal import print_closing
@@ -35,6 +35,6 @@ def command(
         return
     page = write_page(folder)
     if as_json:
-        print_json(pipeline.summary(folder) | {"report": str(page)})
+        print_json(summary(folder) | {"report": str(page)})
     elif not quiet:
         print_closing(folder, Console())

@@ -21,13 +21,15 @@ def command(
     """Do the main job: prepare, baselines, plan, train, evaluate, report."""
     from rich.console import Console
 
-    from tuneloop import pipeline
+    from tuneloop.pipeline import run
+    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline.report import summary
 
-    resolved = pipeline.recipe_of(source, settings or [])
+    resolved = recipe_of(source, settings or [])
     with screen(quiet) as shown:
-        folder = pipeline.run(resolved, progress=shown.progress, say=shown.say)
+        folder = run(resolved, progress=shown.progress, say=shown.say)
     if as_json:
-        print_json(pipeline.summary(folder))
+        print_json(summary(folder))
     else:
         from tuneloop.report.terminal import print_closing
 

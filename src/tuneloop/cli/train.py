@@ -25,14 +25,15 @@ def command(
     debug: Debug = False,
 ) -> None:
     """Train an adapter; goes on from the last checkpoint when it was cut short."""
-    from tuneloop import pipeline
+    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline.train import train_alone
 
-    recipe = pipeline.recipe_of(source, settings or [], model=model, out=out)
+    recipe = recipe_of(source, settings or [], model=model, out=out)
     if preflight:
         _preflight(recipe, as_json, quiet)
         return
     with screen(quiet) as shown:
-        folder, manifest = pipeline.train_alone(recipe, progress=shown.progress, say=shown.say)
+        folder, manifest = train_alone(recipe, progress=shown.progress, say=shown.say)
     if as_json:
         print_json({"path": str(folder), **manifest})
     else:
@@ -41,11 +42,11 @@ def command(
 
 def _preflight(recipe: Recipe, as_json: bool, quiet: bool) -> None:
     """Print what a run begins with; status 1 when it would refuse to start."""
-    from tuneloop import pipeline
     from tuneloop.cli.rows import print_rendered
+    from tuneloop.pipeline.train import preflight_alone
 
     with screen(quiet) as shown:
-        checked, plan, template = pipeline.preflight_alone(recipe, progress=shown.progress, say=shown.say)
+        checked, plan, template = preflight_alone(recipe, progress=shown.progress, say=shown.say)
     if as_json:
         print_json(
             {**vars(checked), "shown": [name for name, _ in checked.shown], "plan": plan, "ready": not checked.problems}

@@ -1,0 +1,57 @@
+"""The main job: prepare, baselines, plan, train, evaluate, report, each from files to files.
+
+A stage's manifest carries a key, the hash of all that it depends on. A stage whose manifest is there with the right
+key is not done again, so the same command after an interruption goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from tuneloop import machine
+from tuneloop.files import lock_folder, write_json, write_yaml
+from tuneloop.pipeline.baselines import baseline_stage
+from tuneloop.pipeline.evaluate import evaluate_stage
+from tuneloop.pipeline.job import Job, default_folder, refuse_other_run
+from tuneloop.pipeline.plan import plan_stage
+from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
+from tuneloop.pipeline.report import report_stage
+from tuneloop.pipeline.together import leading
+from tuneloop.pipeline.train import train_stage
+from tuneloop.recipe import Recipe
+from tuneloop.types import Progress, no_progress
+
+
+def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Do the main job and return the run's folder; see the module's description.
+
+    Raises:
+        UserError: whatever the user can put right; finished stages stay finished.
+    """
+    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    job = Job(recipe, folder, progress, say)
+    with leading(job), lock_folder(folder):
+        refuse_other_run(folder, recipe)
+        write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
+        write_json(folder / "environment.json", machine.environment())
+        dataset = prepare_stage(job)
+        refuse_errors(dataset, recipe)
+        from tuneloop.track import start_tracking
+
+        tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        try:
+            baselines = baseline_stage(job, dataset)
+            plan_stage(job, dataset)
+            train_stage(job, dataset)
+            evaluate_stage(job, dataset, baselines)
+            report_stage(job)
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            tracker.finish(status)
+    return folder

@@ -1,0 +1,140 @@
+"""The baseline stage: what the untouched model and the cheap alternatives make of the test split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.files import content_hash, lock_folder, write_json
+from tuneloop.pipeline.job import Job, find_done
+from tuneloop.pipeline.prepare import prepare_stage
+from tuneloop.pipeline.scoring import cost_of, headline, score, scoring_settings, write_scored
+from tuneloop.recipe import Recipe
+from tuneloop.types import Dataset, Progress, Row, UserError
+
+if TYPE_CHECKING:
+    from tuneloop.contenders import Asked
+    from tuneloop.evaluate.evaluate import Evaluation
+
+
+def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
+    """What the untouched model and the cheap alternatives make of the test split."""
+    from tuneloop.evaluate.evaluate import sample_rows
+    from tuneloop.evaluate.ladder import ladder, ladder_in_words
+    from tuneloop.evaluate.results import load_evaluation
+
+    recipe = job.recipe
+    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
+    if not rows:
+        job.say("baselines no test rows: nothing will be proven (data.split.test is 0)")
+        return {}
+    folder = job.folder / "baselines"
+    key = content_hash(
+        [dataset.manifest["hash"], job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 2]
+    )
+    done = find_done(folder / "baselines.json", key)
+    if done:
+        job.say("baselines already done")
+        return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
+    asked = _ask_untouched(job, dataset, rows)
+    asked |= _ask_classical(job, dataset, rows)
+    evaluations: dict[str, Evaluation] = {}
+    places: dict[str, str] = {}
+    for name, result in asked.items():
+        evaluations[name] = score(job, dataset, rows, result)
+        places[name] = name.replace(" ", "-").replace("+-", "")
+        costs = {name: cost_of(job, result)}
+        write_scored(job, folder / places[name], evaluations[name], dataset, name=name, costs=costs, key=key)
+    costs = {name: cost_of(job, result) for name, result in asked.items()}
+    rungs = ladder(evaluations, costs)
+    words = ladder_in_words(rungs)
+    listed = {"version": 1, "key": key, "contenders": places, "costs": costs, "ladder": rungs, "words": words}
+    write_json(folder / "baselines.json", listed)
+    for name, evaluation in evaluations.items():
+        job.say(f"baseline  {name}: {headline(evaluation)}")
+    for sentence in words:
+        job.say(f"          {sentence}")
+    return evaluations
+
+
+def _ask_untouched(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
+    from tuneloop.contenders import ask, few_shot_examples, uses_choice
+    from tuneloop.models.lora import lora_disabled
+
+    recipe = job.recipe
+    wanted = recipe.baselines
+    calibrated = recipe.evaluate.calibrate and uses_choice(dataset, recipe.evaluate)
+    asked: dict[str, Asked] = {}
+    if not wanted.zero_shot and not wanted.few_shot:
+        return asked
+    with lora_disabled(job.model.net):
+        if wanted.zero_shot:
+            found = ask(
+                job.model,
+                dataset,
+                rows,
+                recipe.evaluate,
+                calibrated=calibrated,
+                progress=job.progress,
+                task="zero-shot",
+            )
+            asked |= {f"zero-shot {kind}".strip(): result for kind, result in found.items()}
+        if wanted.few_shot:
+            examples, warning = few_shot_examples(job.model, dataset, rows, wanted, recipe.evaluate, recipe.seed)
+            if warning:
+                job.say(f"baselines warn: {warning}")
+            if examples:
+                found = ask(
+                    job.model, dataset, rows, recipe.evaluate, examples=examples, calibrated=calibrated,
+                    progress=job.progress, task=f"few-shot ({len(examples)})",
+                )  # fmt: skip
+                asked |= {f"few-shot {kind}".strip(): result for kind, result in found.items()}
+    return asked
+
+
+def _ask_classical(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
+    from tuneloop.contenders import Asked
+    from tuneloop.evaluate.classical import MINILM_MISSING, minilm_contender, tfidf_contender
+
+    if dataset.task != "classification" or not job.recipe.baselines.classical:
+        return {}
+    examples = [row for row in dataset.train if row.shows_the_task]
+    if len({row.label for row in examples}) < 2:
+        job.say("baselines warn: only one label in the training split: no classical baseline")
+        return {}
+    asked: dict[str, Asked] = {}
+    job.progress("cheap alternatives", 0, 2)
+    for place, build in enumerate((tfidf_contender, minilm_contender)):
+        found = build(examples)
+        if found is None:
+            job.say(f"baselines {MINILM_MISSING}")
+        else:
+            started = time.monotonic()
+            answers = found.contender(rows)
+            asked[found.name] = Asked(answers, time.monotonic() - started, training_seconds=found.seconds)
+        job.progress("cheap alternatives", place + 1, 2)
+    return asked
+
+
+def measure_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, Dataset]:
+    """Prepare where needed and measure the untouched model and the cheap alternatives; nothing is trained.
+
+    Returns:
+        The folder with `baselines/`, and the data set.
+
+    Raises:
+        UserError: there are no test rows.
+    """
+    folder = Path(out) if out else Path("evals") / f"advise-{recipe.name}"
+    job = Job(recipe, folder, progress, say)
+    with lock_folder(folder):
+        dataset = prepare_stage(job)
+        if not baseline_stage(job, dataset):
+            raise UserError(
+                "Nothing can be measured: the data set has no test rows, or all baselines are switched off",
+                where=dataset.path,
+                next_step="prepare it with split.test above 0",
+            )
+    return folder, dataset

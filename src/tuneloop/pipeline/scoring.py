@@ -1,0 +1,121 @@
+"""A contender's answers as an evaluation with its costs, in a line and in files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.pipeline.job import Job
+from tuneloop.recipe import Recipe
+from tuneloop.types import Dataset, Row
+
+if TYPE_CHECKING:
+    from tuneloop.contenders import Asked
+    from tuneloop.evaluate.evaluate import Evaluation
+
+
+AFTERWARDS = {"general", "general_rows", "memorisation", "canaries"}  # settings that concern the tuned model alone
+
+
+def scoring_settings(recipe: Recipe) -> dict[str, Any]:
+    return recipe.evaluate.model_dump(mode="json", exclude={"samples", *AFTERWARDS})
+
+
+def score(job: Job, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Evaluation:
+    """A contender's answers as an evaluation."""
+    from tuneloop.evaluate.evaluate import Measured, evaluate
+
+    return evaluate(
+        rows,
+        asked.answers,
+        task=dataset.task,
+        labels=dataset.manifest.get("labels"),
+        config=job.recipe.evaluate,
+        seed=job.recipe.seed,
+        measured=Measured(losses=asked.losses, loss_tokens=asked.loss_tokens),
+        progress=job.progress,
+    )
+
+
+def cost_of(job: Job, asked: Asked, training: Mapping[str, float] | None = None) -> dict[str, float]:
+    """What a contender's answers took on this machine, and what its training took before.
+
+    Args:
+        training: `seconds` and `usd`; default: the contender's own.
+    """
+    price = job.recipe.plan.usd_per_hour / 3600
+    training = training or {"seconds": asked.training_seconds, "usd": asked.training_seconds * price}
+    return {
+        "seconds": round(asked.seconds, 3),
+        "usd": asked.seconds * price,
+        "prompt_tokens": asked.prompt_tokens,
+        "tokens": asked.tokens,
+        "computed_tokens": asked.computed,
+        "training_seconds": round(training["seconds"], 3),
+        "training_usd": training["usd"],
+    }
+
+
+def write_scored(
+    job: Job,
+    folder: Path,
+    evaluation: Evaluation,
+    dataset: Dataset,
+    *,
+    name: str,
+    costs: Mapping[str, Mapping[str, float]],
+    key: str,
+    split: str = "test",
+    baselines: Mapping[str, Evaluation] | None = None,
+    production: Sequence[Row] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an evaluation with its comparisons and, beside baselines, the ladder.
+
+    Args:
+        production: what users sent, to hold the test rows against.
+        more: further parts of `eval.json`.
+    """
+    from tuneloop.evaluate.evaluate import compare
+    from tuneloop.evaluate.ladder import ladder, ladder_in_words
+    from tuneloop.evaluate.results import write_evaluation
+
+    baselines = baselines or {}
+    comparisons = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
+    more = dict(more or {})
+    if baselines:
+        rungs = ladder({**baselines, name: evaluation}, costs, tuned=[name])
+        more = {"ladder": rungs, "ladder_words": ladder_in_words(rungs), **more}
+    write_evaluation(
+        folder,
+        evaluation,
+        model=str(more.pop("model", job.recipe.model)),
+        dataset=dataset.id,
+        split=split,
+        name=name,
+        baselines=baselines,
+        comparisons=comparisons,
+        costs=costs,
+        key=key,
+        slice_fields=job.recipe.evaluate.slices,
+        production=production,
+        more=more,
+    )
+
+
+def headline(evaluation: Evaluation) -> str:
+    """The figures that matter, in a line."""
+    from tuneloop.evaluate.evaluate import primary_metric
+
+    first = primary_metric(evaluation.task, list(evaluation.fields), list(evaluation.metrics))
+    wanted = dict.fromkeys([first, "accuracy", "macro_f1", "rougeL", "chrf"])
+    shown = [name for name in wanted if name in evaluation.metrics]
+
+    def figure(name: str) -> str:
+        estimate = evaluation.metrics[name]
+        digits = 1 if name.endswith(("chrf", "bleu")) else 3
+        low, high = f"{estimate.low:.{digits}f}", f"{estimate.high:.{digits}f}"
+        return f"{name} {estimate.value:.{digits}f} [{low}, {high}]"
+
+    return ", ".join(figure(name) for name in shown)

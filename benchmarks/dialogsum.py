@@ -21,7 +21,8 @@ from tuneloop.models.generate import generate
 from tuneloop.models.load import load_model, use_threads
 from tuneloop.pipeline.prepare import measure_with
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import measure_speed, train
+from tuneloop.train.loop import train
+from tuneloop.train.speed import measure_speed
 
 INSTRUCTION = "Summarise the dialogue in one to three sentences."
 

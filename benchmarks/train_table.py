@@ -32,6 +32,7 @@ class Set:
     source: str
     prepare: tuple[str, ...]
     evaluate: tuple[str, ...]
+    test_rows: int
     metric: str
 
 
@@ -39,7 +40,8 @@ SETS = {
     "banking77": Set(
         "banking77/train.jsonl",
         ("split.test={data}/banking77/test.jsonl",),
-        ("answer=choice", "limit=120"),
+        ("answer=choice",),
+        120,
         "accuracy",
     ),
     "dialogsum": Set(
@@ -50,11 +52,12 @@ SETS = {
             "output={{summary}}",
             "split.test=0.1",
         ),
-        ("limit=40", "max_new_tokens=80"),
+        ("max_new_tokens=80",),
+        40,
         "rougeL",
     ),
-    "alpaca": Set("alpaca_en_demo/train.json", (), ("limit=40", "max_new_tokens=128"), "rougeL"),
-    "taskmaster4": Set("taskmaster4_chats/train.jsonl", (), ("limit=40", "max_new_tokens=80"), "rougeL"),
+    "alpaca": Set("alpaca_en_demo/train.json", (), ("max_new_tokens=128",), 40, "rougeL"),
+    "taskmaster4": Set("taskmaster4_chats/train.jsonl", (), ("max_new_tokens=80",), 40, "rougeL"),
 }
 
 
@@ -79,10 +82,11 @@ def prepared(name: str, data: Path, out: Path) -> Path:
     return folder
 
 
-def make_row(name: str, method: str, data: Path, out: Path, minutes: float) -> dict[str, Any]:
+def make_row(name: str, method: str, data: Path, out: Path, minutes: float, most: int) -> dict[str, Any]:
     """Train and test one method on one data set."""
     began, chosen, dataset = time.monotonic(), SETS[name], prepared(name, data, out)
-    test = [f"evaluate.{setting}" for setting in chosen.evaluate]
+    limit = min(most or chosen.test_rows, chosen.test_rows)
+    test = [f"evaluate.{setting}" for setting in (*chosen.evaluate, f"limit={limit}")]
     folder = out / "runs" / f"{name}-{method}"
     trained: dict[str, Any] = {}
     if method == "untouched":
@@ -117,8 +121,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         steps = [""] * 6
         if row["seconds"]:
             mfu = row["mfu"] or {}
-            speed = row["tokens"] / mfu["step_seconds"] if mfu else row["tokens_per_second"]
-            steps = [f"{row['seconds'] / 60:.1f}", f"{row['epochs']:.2f}", f"{speed:,.0f}", f"{mfu['value']:.0%}" if mfu else "",
+            steps = [f"{row['seconds'] / 60:.1f}", f"{row['epochs']:.2f}", f"{speed_of(row):,.0f}", f"{mfu['value']:.0%}" if mfu else "",
                      f"{row['peak_memory_gib']:.1f}", f"{row['first_val_loss']:.3f} -> {row['best_val_loss']:.3f}"]  # fmt: skip
         metric = f"{TITLES[row['metric']]}, {row['n']} rows"
         cells = [
@@ -133,17 +136,37 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_results(text: str, rows: list[dict[str, Any]]) -> None:
-    """Put the table into docs/results.md, in place of the one that is there."""
-    page = ROOT / "docs" / "results.md"
-    before, found, rest = page.read_text(encoding="utf-8").partition(HEADING)
-    after = rest[rest.index("\n## ") :] if "\n## " in rest else "\n"
+def about(rows: list[dict[str, Any]]) -> str:
+    """What the table is of, and how prefix tuning does beside the untouched model and LoRA."""
     total = sum(row["wall_minutes"] for row in rows)
-    about = (f"`python benchmarks/train_table.py`: every method gets {rows[0]['minutes']:g} minutes of steps; all rows together took {total:.0f} minutes. "
-             "The validation loss before of `qlora` is that of the base in 4 bits, that of `prefix` is behind a prefix of real rows.")  # fmt: skip
-    if not found:
-        before = before.rstrip() + "\n\n"
-    page.write_text(f"{before}{HEADING}\n\n{about}\n\n{text}\n{after}", encoding="utf-8")
+    found = {(row["data"], row["method"]): row for row in rows}
+    beside = []
+    for name in SETS:
+        three = [found.get((name, method)) for method in ("untouched", "prefix", "lora")]
+        if all(three):
+            untouched, prefix, lora = (row or {} for row in three)
+            speed = speed_of(prefix) / speed_of(lora)
+            beside.append(
+                f"{name} {untouched['value']:.3f} -> {prefix['value']:.3f} (LoRA {lora['value']:.3f}, at {1 / speed:.2f} times its tokens/s)"
+            )
+    return (f"`python benchmarks/train_table.py`: every method gets {rows[0]['minutes']:g} minutes of steps; all rows together took {total:.0f} minutes. "
+            "The validation loss before of `qlora` is that of the base in 4 bits, that of `prefix` is behind a prefix of real rows.\n"
+            f"Prefix tuning beside the untouched model and LoRA in the same minutes: {'; '.join(beside)}.")  # fmt: skip
+
+
+def speed_of(row: dict[str, Any]) -> float:
+    """Tokens a second within the steps."""
+    mfu = row["mfu"] or {}
+    return float(row["tokens"] / mfu["step_seconds"] if mfu else row["tokens_per_second"])
+
+
+def put_into_results(heading: str, text: str) -> None:
+    """Put a section into docs/results.md, in place of the one that is there."""
+    page = ROOT / "docs" / "results.md"
+    before, found, rest = page.read_text(encoding="utf-8").partition(heading)
+    after = rest[rest.index("\n## ") :] if "\n## " in rest else "\n"
+    before = before if found else before.rstrip() + "\n\n"
+    page.write_text(f"{before}{heading}\n\n{text}\n{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -152,6 +175,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "train-table")
     parser.add_argument("--minutes", type=float, default=1.2, help="of steps, for each row")
+    parser.add_argument("--test", type=int, default=0, help="fewer test rows, to try it")
     parser.add_argument("--only", default="", help="rows to make, as in banking77/lora,dialogsum/prefix")
     parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
     options = parser.parse_args()
@@ -165,7 +189,7 @@ def main() -> None:
         if any((row["data"], row["method"], row["minutes"]) == (name, method, options.minutes) for row in rows):
             continue
         try:
-            row = make_row(name, method, options.data, options.out, options.minutes)
+            row = make_row(name, method, options.data, options.out, options.minutes, options.test)
         except (RuntimeError, OSError, KeyError, ValueError) as error:  # the other rows don't depend on it
             failed += 1
             print(f"{name}/{method} failed: {error}", file=sys.stderr, flush=True)
@@ -175,7 +199,7 @@ def main() -> None:
         file.write_text(json.dumps(rows, indent=1))
     print(table(rows))
     if options.write and rows:
-        write_results(table(rows), rows)
+        put_into_results(HEADING, f"{about(rows)}\n\n{table(rows)}")
     sys.exit(1 if failed else 0)
 
 

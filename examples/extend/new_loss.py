@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tuneloop import train
 from tuneloop.data.dataset import load_dataset
-from tuneloop.models.load import load_model, use_threads
+from tuneloop.models.load import load_model
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import train
 from tuneloop.train.loss import LOSSES, Batch, Loss, log_likelihoods
-from tuneloop.train.rows import training_rows
+from tuneloop.train.rows import PAIRS
 
 
 def orpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -28,10 +28,9 @@ def orpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     return loss, {"odds_accuracy": (odds.detach() > 0).float().sum() * batch.share}
 
 
+LOSSES["orpo"] = Loss(orpo, rows=PAIRS)
+
 if __name__ == "__main__":
-    LOSSES["dpo"] = Loss(orpo)  # takes DPO's place, and with it its rows: pairs
-    use_threads()
     model, dataset = load_model("smollm2-135m"), load_dataset(sys.argv[1])
-    config = TrainConfig(loss="dpo", learning_rate=1e-4, epochs=1)
-    train_rows, val_rows = (training_rows(rows, model.template, config) for rows in (dataset.train, dataset.val))
-    print(train(model, train_rows, val_rows, config, Path(sys.argv[2])))
+    config = TrainConfig(loss="orpo", learning_rate=1e-4, epochs=1)
+    print(train(model, dataset.train, dataset.val, config, Path(sys.argv[2])))

@@ -6,12 +6,11 @@ Run it: python examples/extend/new_method.py DATASET OUT    (a folder made by `t
 import sys
 from pathlib import Path
 
+from tuneloop import train
 from tuneloop.data.dataset import load_dataset
-from tuneloop.models.load import load_model, use_threads
+from tuneloop.models.load import load_model
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import train
 from tuneloop.train.methods import METHODS, Start, Trainable, save_model
-from tuneloop.train.rows import training_rows
 
 
 def norms(start: Start) -> Trainable:
@@ -29,10 +28,9 @@ def norms(start: Start) -> Trainable:
     )
 
 
+METHODS["norms"] = norms
+
 if __name__ == "__main__":
-    METHODS["full"] = norms  # takes its place, and with it its settings
-    use_threads()
     model, dataset = load_model("smollm2-135m", dtype="float32"), load_dataset(sys.argv[1])
-    config = TrainConfig(method="full", learning_rate=1e-2, epochs=1)
-    train_rows, val_rows = (training_rows(rows, model.template, config) for rows in (dataset.train, dataset.val))
-    print(train(model, train_rows, val_rows, config, Path(sys.argv[2])))
+    config = TrainConfig(method="norms", learning_rate=1e-2, epochs=1)
+    print(train(model, dataset.train, dataset.val, config, Path(sys.argv[2])))

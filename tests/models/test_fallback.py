@@ -15,9 +15,10 @@ from tuneloop.models.template import Rendered
 from tuneloop.train.batches import Step
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import Run, batch_loss, optimizer_step
 from tuneloop.train.methods import attach
 from tuneloop.train.optimizers import make_optimizer
+from tuneloop.train.run import Run
+from tuneloop.train.step import batch_loss, optimizer_step
 from tuneloop.types import UserError
 
 

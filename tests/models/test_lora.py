@@ -294,8 +294,13 @@ def test_a_damaged_or_missing_adapter_says_so(tiny_model: Model, tmp_path: Path)
         load_adapter(tiny_model.net, tmp_path)
     save(tiny_model, tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
+    state = load_file(weights)
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
+        load_adapter(tiny_model.net, tmp_path)
+    state["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"][0, 0] = float("nan")
+    save_file(state, weights)
+    with pytest.raises(UserError, match=r"The adapter holds NaN or infinity in .*layers.0.self_attn.q_proj.lora_A"):
         load_adapter(tiny_model.net, tmp_path)
     remove_lora(tiny_model.net)
     weights.unlink()

@@ -129,6 +129,9 @@ RUNS: dict[str, Recipe] = {
     "healthy-code-rslora": Recipe(code, 110, {"rslora": True, "rank": 8, "targets": "attention", "rows_per_step": 2, "schedule": "cosine"}, seed=22, longest=320),
     "rate-x100-full": Recipe(requests, 400, {"method": "full", "learning_rate": 1e-2}, "learning_rate", 23),
     "shuffled-requests": Recipe(requests, 800, {"rank": 4, "targets": "attention", "schedule": "cosine", "learning_rate": 1e-3}, "labels", 24),
+    "healthy-requests": Recipe(requests, 600, {"rows_per_step": 6, "schedule": "constant"}, seed=26),
+    "shuffled-requests-default": Recipe(requests, 700, {}, "labels", 27),
+    "shuffled-orders": Recipe(orders, 600, {"rows_per_step": 6}, "labels", 28),
     "poisoned-prefix": Recipe(requests, 600, {"method": "prefix", "learning_rate": 3e-2}, "tokens", 25),
 }  # fmt: skip
 

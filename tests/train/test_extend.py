@@ -10,10 +10,11 @@ import pytest
 from test_preferences import preferences
 from train_helpers import changed, make_rows
 
+from tuneloop import train
 from tuneloop.models.load import load_model
-from tuneloop.train.loop import train
-from tuneloop.train.loss import LOSSES, Loss
+from tuneloop.train.loss import LOSSES
 from tuneloop.train.methods import METHODS
+from tuneloop.types import Message, Row
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "extend"
 
@@ -29,18 +30,36 @@ def example(name: str) -> Any:
 
 
 def test_a_loss_of_your_own(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LOSSES, "dpo", Loss(example("new_loss").orpo))
+    with pytest.raises(ValueError, match="'orpo' is not known: take supervised, dpo or kto"):
+        changed(loss="orpo")
+    monkeypatch.setitem(LOSSES, "orpo", LOSSES["dpo"])  # taken out again at the end
+    example("new_loss")
     model = load_model(str(tiny_llama), dtype="float32")
     rows = preferences(model, 12, "dpo")
-    result = train(model, rows, rows[:4], changed(loss="dpo", learning_rate=5e-3), tmp_path)
+    result = train(model, rows, rows[:4], changed(loss="orpo", learning_rate=5e-3), tmp_path)
     assert result.best_val_loss < result.first_val_loss - 0.5
 
 
 def test_a_method_of_your_own(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "full", example("new_method").norms)
+    with pytest.raises(ValueError, match="'norms' is not known: take full, lora, qlora or prefix"):
+        changed(method="norms")
+    monkeypatch.setitem(METHODS, "norms", METHODS["full"])
+    example("new_method")
     model = load_model(str(tiny_llama), dtype="float32")
     rows = make_rows(model.template, 12)
-    result = train(model, rows, rows[:4], changed(method="full", learning_rate=5e-2), tmp_path)
+    result = train(model, rows, rows[:4], changed(method="norms", learning_rate=5e-2), tmp_path)
     assert result.trainable_parameters == 5 * 64
     assert result.best_val_loss < result.first_val_loss - 0.2
-    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_rows_of_a_data_set_can_be_given_as_they_are(tiny_llama: Path, tmp_path: Path) -> None:
+    turns: list[Message] = [{"role": "user", "content": "Which drawer?"}, {"role": "assistant", "content": "red"}]
+    rows = [Row(str(i), turns) for i in range(8)]
+    model = load_model(str(tiny_llama), dtype="float32")
+    given = train(model, rows, rows[:2], changed(epochs=1), tmp_path / "rows")
+    rendered = [model.template.render(turns)] * 8
+    model = load_model(str(tiny_llama), dtype="float32")
+    assert (
+        train(model, rendered, rendered[:2], changed(epochs=1), tmp_path / "rendered").adapter_hash
+        == given.adapter_hash
+    )

@@ -24,8 +24,10 @@ from tuneloop.models.template import Rendered
 from tuneloop.train.batches import Step
 from tuneloop.train.checkpoint import list_checkpoints, load_checkpoint
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import batch_loss, learning_rate, measure_speed, optimizer_step, train, within_time
+from tuneloop.train.loop import learning_rate, train
 from tuneloop.train.loss import shared_prefix
+from tuneloop.train.speed import measure_speed, within_time
+from tuneloop.train.step import batch_loss, optimizer_step
 from tuneloop.types import UserError
 
 # --- one computation, however it is divided

@@ -16,9 +16,11 @@ from tuneloop.models.load import Model, load_model
 from tuneloop.models.trained import load_trained
 from tuneloop.train.batches import Step
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import batch_loss, measure_speed, optimizer_step, train
+from tuneloop.train.loop import train
 from tuneloop.train.loss import mean_loss
 from tuneloop.train.methods import METHODS
+from tuneloop.train.speed import measure_speed
+from tuneloop.train.step import batch_loss, optimizer_step
 from tuneloop.types import UserError
 
 bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

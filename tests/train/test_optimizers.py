@@ -12,11 +12,11 @@ from train_helpers import begin, changed, losses, make_rows, run
 
 from tuneloop.files import read_jsonl
 from tuneloop.models.load import load_model
-from tuneloop.train import loop, loss
+from tuneloop.train import loss, step
 from tuneloop.train.batches import Step
-from tuneloop.train.loop import optimizer_step
 from tuneloop.train.loss import learned_states, mean_loss
 from tuneloop.train.rows import Rendered
+from tuneloop.train.step import optimizer_step
 from tuneloop.types import UserError
 
 FULL: dict[str, Any] = {"method": "full", "learning_rate": 1e-3, "max_grad_norm": 1e9, "epochs": 1}
@@ -62,14 +62,14 @@ def test_layers_are_computed_again_when_a_single_row_does_not_fit(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _ = run(tiny_llama, tmp_path / "plain", changed(epochs=1, rows_per_step=1))
-    real = loop._gradients
+    real = step._gradients
 
     def tight(state: Any, *rest: Any) -> Any:
         if not state.state.recompute:
             raise MemoryError
         return real(state, *rest)
 
-    monkeypatch.setattr(loop, "_gradients", tight)
+    monkeypatch.setattr(step, "_gradients", tight)
     found, model = run(tiny_llama, tmp_path / "tight", changed(epochs=1, rows_per_step=1))
     assert found.adapter_hash == plain.adapter_hash
     (event,) = [r for r in read_jsonl(tmp_path / "tight" / "metrics.jsonl") if "event" in r]

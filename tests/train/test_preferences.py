@@ -20,7 +20,7 @@ from tuneloop.models.lora import lora_disabled
 from tuneloop.models.template import Rendered
 from tuneloop.train.batches import Step
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import optimizer_step, train
+from tuneloop.train.loop import train
 from tuneloop.train.loss import (
     LOSSES,
     Batch,
@@ -32,6 +32,7 @@ from tuneloop.train.loss import (
 )
 from tuneloop.train.methods import attach
 from tuneloop.train.rows import Pair, Rated, training_rows
+from tuneloop.train.step import optimizer_step
 from tuneloop.types import Row, UserError
 
 GOLDEN = json.loads(trl_values.FILE.read_text())

@@ -14,10 +14,12 @@ from train_helpers import CONFIG, begin, changed, losses, make_rows, run
 
 from tuneloop.files import read_jsonl
 from tuneloop.models.load import Model, load_model
-from tuneloop.train import checkpoint, loop
+from tuneloop.train import checkpoint
 from tuneloop.train.batches import Step, halved
 from tuneloop.train.checkpoint import State, list_checkpoints, load_best, load_checkpoint, save_best, save_checkpoint
-from tuneloop.train.loop import Preempted, optimizer_step
+from tuneloop.train.loss import LOSSES
+from tuneloop.train.setbacks import Preempted
+from tuneloop.train.step import optimizer_step
 from tuneloop.types import UserError
 
 EVERY_STEP = CONFIG.model_copy(update={"checkpoint_seconds": 0.0})
@@ -25,14 +27,14 @@ EVERY_STEP = CONFIG.model_copy(update={"checkpoint_seconds": 0.0})
 
 def limited(monkeypatch: pytest.MonkeyPatch, rows: int, message: str = "CUDA out of memory. Tried to allocate") -> None:
     """A device on which no more than some rows fit into a backward pass."""
-    real = loop.LOSSES["supervised"]
+    real = LOSSES["supervised"]
 
     def value(batch: Any) -> Any:
         if torch.is_grad_enabled() and len(batch.rows) > rows:
             raise RuntimeError(message)
         return real.value(batch)
 
-    monkeypatch.setitem(loop.LOSSES, "supervised", loop.LOSSES["supervised"].__class__(value, real.units))
+    monkeypatch.setitem(LOSSES, "supervised", LOSSES["supervised"].__class__(value, real.units))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ CURVES = sorted((Path(__file__).parent / "curves").glob("*.jsonl"))
 EXPECTED = {
     "learning_rate": ({"learning_rate_too_high", "divergence"}, {"gradient_explosion"}),
     "low learning_rate": ({"learning_rate_too_low"}, set()),
-    "labels": ({"plateau", "overfitting"}, {"memorising"}),
+    "labels": ({"plateau", "overfitting"}, {"memorising", "spike"}),
     "tokens": ({"spike"}, {"gradient_explosion"}),
     "answers of a batch": ({"spike"}, {"gradient_explosion"}),
     "passes": ({"overfitting"}, set()),
@@ -67,10 +67,7 @@ def test_a_healthy_run_is_met_with_silence(path: Path, known: bool) -> None:
     assert watch(records, facts_of(head, records) if known else None) == []
 
 
-# Each answer is rare there, so the loss of guessing is unknown, and the curve alone is that of a sound run.
-MISSED = pytest.mark.xfail(strict=True, reason="shuffled answers that hardly recur are not told from a hard task")
-SPOILED = [pytest.param(p, marks=MISSED if p.stem == "shuffled-requests" else (), id=p.stem)
-           for p in CURVES if not p.stem.startswith("healthy")]  # fmt: skip
+SPOILED = [pytest.param(p, id=p.stem) for p in CURVES if not p.stem.startswith("healthy")]
 
 
 @pytest.mark.parametrize("path", SPOILED)
@@ -218,11 +215,20 @@ def test_a_watcher_that_was_shown_the_past_does_not_repeat_itself() -> None:
     assert [f for r in records[200:] for f in watcher.feed(r)] == []
 
 
-def test_the_level_of_guessing_is_the_entropy_of_the_answers() -> None:
+def test_the_level_of_guessing_is_about_the_entropy_of_the_answers() -> None:
     even = [(i % 4, 9) for i in range(400)]  # four answers of two tokens
-    assert guess_loss(even) == pytest.approx(math.log(4) / 2)
-    assert guess_loss([(i,) for i in range(400)]) is None, "answers that don't recur"
-    assert guess_loss([(1,)] * 400) is None
+    assert guess_loss(even) == pytest.approx(math.log(4) / 2, rel=0.04)
+    assert guess_loss([(1,)] * 400) is None, "nothing to guess"
+    assert guess_loss(even[:20]) is None, "too few rows"
+
+
+def test_answers_that_recur_in_parts_only_can_be_guessed_and_free_text_can_not() -> None:
+    rng = random.Random(0)
+    parts = [(10 * k + 1, 10 * k + 2, 10 * k + 3) for k in range(16)]
+    mixed = [sum(rng.sample(parts, 3), ()) for _ in range(600)]  # 3,360 answers of three parts of three tokens
+    assert guess_loss(mixed) == pytest.approx((math.log(16) + math.log(15) + math.log(14)) / 9, rel=0.25)
+    free = [tuple(rng.choices(range(5000), k=20)) for _ in range(200)]
+    assert (guess_loss(free) or 0) > 7
 
 
 def test_the_spread_of_normal_noise_is_its_standard_deviation() -> None:

@@ -10,10 +10,11 @@ from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered, Template
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.loop import Run, train
+from tuneloop.train.loop import train
 from tuneloop.train.methods import attach
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import Pair, Rated, _mismatched
+from tuneloop.train.run import Run
 
 SYSTEM = "You sort letters into drawers, with care, and answer with the drawer's name alone."
 

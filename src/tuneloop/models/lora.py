@@ -389,6 +389,11 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
         raise UserError(
             f"The adapter file is damaged: {error}", where=str(path), next_step="train again, or restore it"
         ) from None
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"The adapter holds NaN or infinity in {name}", where=str(path), next_step="train again, or restore it"
+            )
     return config, state
 
 

@@ -67,7 +67,7 @@ def make_plan(
     from tuneloop.plan.ledger import corrected, read_ledger
     from tuneloop.plan.shape import ModelShape
     from tuneloop.train.batches import plan_steps
-    from tuneloop.train.loop import micro_shape, within_time
+    from tuneloop.train.speed import micro_shape, within_time
     from tuneloop.train.methods import lora_shape
     from tuneloop.train.rows import reference_tokens, supervised_tokens, tokens_of
 
@@ -118,7 +118,7 @@ def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[s
     """The plan stage by itself; nothing is trained."""
     import tempfile
 
-    from tuneloop.train.loop import measure_speed
+    from tuneloop.train.speed import measure_speed
 
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(recipe, Path(scratch), progress, say)

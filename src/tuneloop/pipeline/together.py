@@ -65,8 +65,9 @@ def together(job: Job, part: Part) -> Any:
 def _take_part(job: Job, part: Part) -> Any:
     """A process's share of a part: a speed, a range test or what training came to."""
     from tuneloop.data.dataset import load_dataset
-    from tuneloop.train.loop import measure_speed, train
+    from tuneloop.train.loop import train
     from tuneloop.train.rate import range_test
+    from tuneloop.train.speed import measure_speed
 
     model, seed = job.training_model, job.recipe.seed
     dataset = load_dataset(part.dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +35,13 @@ def train_key(job: Job, dataset: Dataset) -> str:
 
 def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     """Train, or find it trained."""
-    from tuneloop.train.loop import Preempted
+    from tuneloop.train.setbacks import Preempted
 
     recipe, folder = job.recipe, job.folder
     key = train_key(job, dataset)
     done = find_done(folder / "run.json", key)
     if done:
-        job.say(f"train     already done: best validation loss {done['best_val_loss']:.3f} at step {done['best_step']}")
+        job.say(f"train     already done: {_validated(done)}")
         return done
     plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else None
     began = training_began(job)
@@ -92,8 +93,7 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     )
     job.say(
         f"train     {result.steps:,} steps in {result.seconds / 60:.1f} minutes, {result.tokens_per_second:,.0f} tokens/s, "
-        f"peak {result.peak_memory_gib:.2f} GiB; validation loss {result.first_val_loss:.3f} -> {result.best_val_loss:.3f} "
-        f"(best at step {result.best_step}){early}"
+        f"peak {result.peak_memory_gib:.2f} GiB; {_validated(manifest)}{early}"
     )
     if mfu:
         job.say(
@@ -105,6 +105,14 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
             f"{result.seconds / 60:.1f}; {predicted['peak_gib']:.2f} GiB at most, and it was {result.peak_memory_gib:.2f}"
         )
     return manifest
+
+
+def _validated(manifest: Mapping[str, Any]) -> str:
+    """What validation said of a run."""
+    first, best = manifest["first_val_loss"], manifest["best_val_loss"]
+    if best is None or not math.isfinite(best):
+        return "no validation rows, the last step is kept"
+    return f"validation loss {first:.3f} -> {best:.3f} (best at step {manifest['best_step']})"
 
 
 def _mfu(job: Job, dataset: Dataset) -> dict[str, Any] | None:
@@ -142,7 +150,7 @@ def _with_rate(job: Job, dataset: Dataset) -> TrainConfig:
 def preflight_of(job: Job, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:
     """What a run is about to do, from its rows and settings."""
     from tuneloop.train.batches import plan_steps
-    from tuneloop.train.loop import within_time
+    from tuneloop.train.speed import within_time
     from tuneloop.train.preflight import preflight
 
     rows = job.rendered(dataset.train)

@@ -168,7 +168,7 @@ def _weights(job: Job) -> dict[str, float]:
         cast = job.activation_bytes if job.kernels.own and job.adapted and job.activation_bytes == 2 else 0
         found["adapter"] = job.trainable * (_trained_bytes(job) + cast) / _shards(job, "weights")
     elif job.kernels.own and job.dtype != "fp32":
-        found["fp32 copies of the weights"] = job.trainable * 4.0
+        found["fp32 copies of the weights"] = job.trainable * 4.0 / _shards(job, "weights")
     return found
 
 
@@ -235,7 +235,7 @@ def _temporaries_within(job: Job) -> dict[str, float]:
     """What an update of the largest weight needs where no freed memory can be taken for it: in the backward pass, where 8-bit states are unpacked
     to fp32; in tuneloop's loop a root and a quotient, for which the heap's holes are too small."""
     if job.kernels.own and job.full:
-        return {"optimizer's temporaries": 2 * job.shape.embedding * 4.0}
+        return {"optimizer's temporaries": 2 * job.shape.embedding * 4.0 / _shards(job, "states")}
     if job.optimizer_in_backward and job.optimizer == "adamw-8bit" and not job.kernels.foreach:
         return {"optimizer's temporaries": job.shape.embedding * 4.0}
     return {}

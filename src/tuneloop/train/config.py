@@ -9,6 +9,10 @@ from pydantic import Field, field_validator, model_validator
 
 from tuneloop.files import Config
 
+# What ships; METHODS and LOSSES may have been given more.
+METHOD_NAMES = ("full", "lora", "qlora", "prefix")
+LOSS_NAMES = ("supervised", "dpo", "kto")
+
 # Peak learning rates where none is given; measured on small jobs, see docs/train.md.
 LEARNING_RATES = {"lora": 5e-4, "qlora": 5e-4, "full": 1e-4, "prefix": 3e-2}
 # Preferences move a model that already answers well: a tenth of the rate, as is usual (Rafailov et al. 2023, appendix B).
@@ -20,11 +24,19 @@ def usual_rate(method: str, loss: str) -> float:
     return LEARNING_RATES.get(method, 5e-4) * (1.0 if loss == "supervised" else PREFERENCE_SHARE)
 
 
+def refuse_unknown(name: str, table: Mapping[str, Any]) -> None:
+    """Refuse what stands in no row of a table."""
+    if name not in table:
+        *first, last = table
+        raise ValueError(f"{name!r} is not known: take {', '.join(first)} or {last}")
+
+
 class TrainConfig(Config):
     """Defaults that were measured to work on small jobs; see docs/results.md."""
 
-    method: Literal["full", "lora", "qlora", "prefix"] = Field(
+    method: str = Field(
         "lora",
+        json_schema_extra={"enum": list(METHOD_NAMES)},
         description="what is trained: full (all weights), lora, qlora (lora on a base in 4 bits) or prefix (virtual tokens)",
     )
     init: str | None = Field(None, description="folder of an earlier run of the same method and base to go on from")
@@ -46,8 +58,10 @@ class TrainConfig(Config):
     prefix_text: str | None = Field(
         None, description="text whose keys and values the prefix starts from; default: the first training rows"
     )
-    loss: Literal["supervised", "dpo", "kto"] = Field(
-        "supervised", description="supervised, or preferences: dpo (chosen and rejected answers), kto (thumbs)"
+    loss: str = Field(
+        "supervised",
+        json_schema_extra={"enum": list(LOSS_NAMES)},
+        description="supervised, or preferences: dpo (chosen and rejected answers), kto (thumbs)",
     )
     train_on: Literal["assistant", "all", "last"] = Field(
         "assistant", description="tokens that are learned: every assistant turn, everything, or the last turn"
@@ -127,6 +141,24 @@ class TrainConfig(Config):
     on_no_gain: Literal["warn", "stop"] = Field(
         "warn", description="when the watcher finds a plateau, a dead loss, memorising, or too low a learning rate"
     )
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in METHOD_NAMES:
+            from tuneloop.train.methods import METHODS
+
+            refuse_unknown(value, METHODS)
+        return value
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        if value not in LOSS_NAMES:
+            from tuneloop.train.loss import LOSSES
+
+            refuse_unknown(value, LOSSES)
+        return value
 
     @field_validator("targets", mode="before")
     @classmethod

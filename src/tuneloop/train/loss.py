@@ -19,7 +19,19 @@ from tuneloop.models.template import Rendered
 from tuneloop.train.batches import is_out_of_memory
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import merged, own_share, processes, summed
-from tuneloop.train.rows import Pair, Rated, TrainRow, conversations, supervised_tokens, tokens_of, with_reference
+from tuneloop.train.rows import (
+    CONVERSATIONS,
+    PAIRS,
+    RATINGS,
+    Pair,
+    Rated,
+    RowKind,
+    TrainRow,
+    conversations,
+    supervised_tokens,
+    tokens_of,
+    with_reference,
+)
 from tuneloop.types import Progress, UserError, no_progress
 
 # Shape suffixes: N learned positions, C hidden size, V vocabulary, B rows, T tokens.
@@ -228,11 +240,13 @@ class Loss:
         value: sum over the micro-batch times `share`, and figures for `metrics.jsonl` summed alike.
         units: what of a row the mean is taken over: 1, or its learned tokens.
         constant: something that a step needs of all its rows before the first micro-batch.
+        rows: what it learns from: conversations, pairs or ratings.
     """
 
     value: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
     units: Callable[[TrainRow], float] = lambda row: 1.0
     constant: Callable[[Batch], float] = lambda step: 0.0
+    rows: RowKind = CONVERSATIONS
 
 
 def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -301,8 +315,8 @@ def _summed(figures: dict[str, Tensor], share: float) -> dict[str, Tensor]:
 
 LOSSES: dict[str, Loss] = {
     "supervised": Loss(supervised, units=supervised_tokens),
-    "dpo": Loss(dpo),
-    "kto": Loss(kto, constant=kto_reference_point),
+    "dpo": Loss(dpo, rows=PAIRS),
+    "kto": Loss(kto, constant=kto_reference_point, rows=RATINGS),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tuneloop.models.template import Rendered, Template
@@ -68,40 +68,74 @@ def supervised_tokens(row: TrainRow) -> float:
     return sum(sum(part.mask[1:]) for part in conversations(row))
 
 
-def training_rows(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
-    """The rows that the configured loss can use, rendered.
-
-    Supervised: all but those with a thumb down. DPO: those with a rejected answer. KTO: those with a thumb.
+def training_rows(rows: Sequence[Row | TrainRow], template: Template, config: TrainConfig) -> list[TrainRow]:
+    """The rows that the configured loss can use, rendered; what has been made for a loss before is passed on.
 
     Raises:
         UserError: no row is of the kind that the loss needs.
     """
-    usable = [row for row in rows if is_usable(row, config)]
-    if rows and not usable and config.loss != "supervised":
-        needed = "a chosen and a rejected answer" if config.loss == "dpo" else "a thumb up or down"
+    raw = [row for row in rows if isinstance(row, Row)]
+    if len(raw) < len(rows):
+        return [row for row in rows if not isinstance(row, Row)]
+    kind = row_kind(config)
+    usable = [row for row in raw if kind.usable(row)]
+    if rows and not usable and kind.needed:
         raise UserError(
-            f"No row has {needed}",
+            f"No row has {kind.needed}",
             where=f"train.loss={config.loss}",
             next_step="set train.loss=supervised, or give such data",
         )
-    if config.loss == "dpo":
-        return [_pair(row, template) for row in usable]
-    if config.loss == "kto":
-        answers = [_last_answer(row.messages, len(row.messages) - 1, row, template) for row in usable]
-        return [
-            Rated(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
-            for place, (row, answer) in enumerate(zip(usable, answers, strict=True))
-        ]
-    return [_learned(template.render(row.messages, row.tools), config.train_on) for row in usable]
+    return kind.make(usable, template, config)
 
 
 def is_usable(row: Row, config: TrainConfig) -> bool:
     """Whether the configured loss can learn from a row."""
-    if config.loss == "dpo":
-        return bool(row.meta.get("rejected"))
-    if config.loss == "kto":
-        return isinstance(row.meta.get("thumb"), bool)
-    return not row.rated_bad
+    return row_kind(config).usable(row)
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """What a loss learns from.
+
+    Args:
+        usable: whether a row of a data set is of the kind.
+        make: what those rows become.
+        needed: what a row must have, for the error when none has it.
+    """
+
+    usable: Callable[[Row], bool]
+    make: Callable[[Sequence[Row], Template, TrainConfig], list[TrainRow]]
+    needed: str = ""
+
+
+def row_kind(config: TrainConfig) -> RowKind:
+    """What the configured loss learns from."""
+    if config.loss == "supervised":  # known without importing torch
+        return CONVERSATIONS
+    from tuneloop.train.loss import LOSSES
+
+    return LOSSES[config.loss].rows
+
+
+def _conversations(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
+    return [_learned(template.render(row.messages, row.tools), config.train_on) for row in rows]
+
+
+def _pairs(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
+    return [_pair(row, template) for row in rows]
+
+
+def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
+    answers = [_last_answer(row.messages, len(row.messages) - 1, row, template) for row in rows]
+    return [
+        Rated(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
+        for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
+    ]
+
+
+CONVERSATIONS = RowKind(lambda row: not row.rated_bad, _conversations)
+PAIRS = RowKind(lambda row: bool(row.meta.get("rejected")), _pairs, "a chosen and a rejected answer")
+RATINGS = RowKind(lambda row: isinstance(row.meta.get("thumb"), bool), _ratings, "a thumb up or down")
 
 
 def _learned(row: Rendered, what: str) -> Rendered:

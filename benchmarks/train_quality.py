@@ -1,0 +1,125 @@
+"""The default settings beside two usual ones, in the same minutes of training, on intents (banking77).
+
+    python benchmarks/train_quality.py [--data FOLDER] [--out FOLDER] [--minutes 5.4] [--rows 30] [--test 600] [--seed 0] [--write]
+
+All train on the same rows (`--rows` an intent) for the same minutes of steps, planned at the speed measured before, so that validation brings a run to
+about six minutes; accuracy is that of choosing among all intents on the same test rows, and differences are paired (exact McNemar test). A contender whose
+run is there already is not trained again. Three runs of about six minutes and some 40 seconds of answers each. `--write` puts the table into docs/results.md.
+Needs banking77, which is not part of this repository. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from train_table import ROOT, put_into_results, tuneloop
+
+HEADING = "## Defaults beside usual settings"
+USUAL = ("train.lora_plus=1",)
+CONTENDERS: dict[str, tuple[str, ...]] = {
+    "defaults": (),
+    "2e-5 on q and v": (*USUAL, "train.targets=q_proj,v_proj", "train.learning_rate=2e-5"),
+    "1e-4 along a cosine on all linear layers": (*USUAL, "train.learning_rate=1e-4", "train.schedule=cosine"),
+}
+
+
+def sampled(source: Path, rows: int, seed: int, out: Path) -> Path:
+    """A file with some rows of each intent, drawn by a seed."""
+    by_label: dict[str, list[str]] = defaultdict(list)
+    for line in source.read_text(encoding="utf-8").splitlines():
+        by_label[json.loads(line)["label"]].append(line)
+    rng = random.Random(seed)
+    picked = [
+        line for label in sorted(by_label) for line in rng.sample(by_label[label], min(rows, len(by_label[label])))
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(picked) + "\n", encoding="utf-8")
+    return out
+
+
+def prepared(options: argparse.Namespace) -> Path:
+    """The data set of this seed and size."""
+    name = f"banking77-{options.rows}-{options.seed}"
+    folder: Path = options.out / "data" / name
+    if not (folder / "dataset.json").is_file():
+        source = sampled(
+            options.data / "banking77/train.jsonl", options.rows, options.seed, options.out / f"{name}.jsonl"
+        )
+        test = f"split.test={options.data}/banking77/test.jsonl"
+        tuneloop("prepare", str(source), test, "--out", str(folder), "--quiet")
+    return folder
+
+
+def trained(place: int, dataset: Path, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """A contender's run, tested."""
+    folder = options.out / f"{dataset.name}-{options.minutes:g}-{place}"
+    settings = (*list(CONTENDERS.values())[place], f"train.max_minutes={options.minutes}", "train.evaluations=3", "train.val_rows=100", f"seed={options.seed}")  # fmt: skip
+    run = tuneloop(
+        "train",
+        str(dataset),
+        *settings,
+        "data.allow_errors=true",
+        "track.report_to=none",
+        "--out",
+        str(folder),
+        "--quiet",
+    )
+    tuneloop("evaluate", str(folder), "evaluate.answer=choice", f"evaluate.limit={options.test}", "--quiet")
+    return folder, run
+
+
+def lines(options: argparse.Namespace) -> list[str]:
+    """The table."""
+    dataset = prepared(options)
+    made = [
+        "| settings | minutes, with validation | steps | passes | validation loss | accuracy | 95 % interval | defaults are better by |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    first = Path()
+    for place, name in enumerate(CONTENDERS):
+        folder, run = trained(place, dataset, options)
+        first = first if place else folder
+        accuracy = json.loads((folder / "eval.json").read_text())["metrics"]["accuracy"]
+        beside = ""
+        if place:
+            found = next(
+                c for c in tuneloop("compare", str(folder), str(first))["comparisons"] if c["metric"] == "accuracy"
+            )
+            beside = f"{100 * found['delta']:+.1f} points ({100 * found['low']:+.1f} to {100 * found['high']:+.1f}), p = {found['p']:.2g}"
+        cells = [name, f"{run['seconds'] / 60:.1f}", str(run["steps"]), f"{run['epochs']:.2f}",
+                 f"{run['first_val_loss']:.3f} -> {run['best_val_loss']:.3f}", f"{accuracy['value']:.3f}",
+                 f"{accuracy['low']:.3f} to {accuracy['high']:.3f}", beside]  # fmt: skip
+        made.append("| " + " | ".join(cells) + " |")
+        print(made[-1], file=sys.stderr, flush=True)
+    return made
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "train-quality")
+    parser.add_argument("--minutes", type=float, default=5.4, help="of steps, for each contender")
+    parser.add_argument("--rows", type=int, default=30, help="training rows of an intent")
+    parser.add_argument("--test", type=int, default=600, help="test rows")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
+    options = parser.parse_args()
+    if not (options.data / "banking77").is_dir():
+        sys.exit(f"No folder {options.data}/banking77: name that of the data sets with --data")
+    made = "\n".join(lines(options))
+    print(made)
+    if options.write:
+        about = (f"`python benchmarks/train_quality.py`: banking77, {options.rows} rows an intent, {options.minutes:g} minutes of steps each, {options.test} test rows, "
+                 f"seed {options.seed}; the usual settings with one learning rate for all matrices.")  # fmt: skip
+        put_into_results(HEADING, f"{about}\n\n{made}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""A run as its parts share it: what is trained, how far it is, and how it writes down what happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.files import user_errors_of_the_disk
+from tuneloop.machine import peak_memory
+from tuneloop.models.load import Model
+from tuneloop.train.checkpoint import State, save_checkpoint
+from tuneloop.train.config import TrainConfig
+from tuneloop.train.distributed import is_first, load_optimizer
+from tuneloop.train.methods import Trainable
+from tuneloop.train.optimizers import UpdatesInBackward
+from tuneloop.train.watch import Finding, Watcher
+from tuneloop.types import Progress, no_progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Run:
+    """What the loop's parts share."""
+
+    model: Model
+    config: TrainConfig
+    trainable: Trainable
+    optimizer: Any
+    state: State
+    out: Path
+    log: Callable[[dict[str, Any]], None] = lambda record: None
+    progress: Progress = no_progress
+    start: dict[str, Tensor] = field(default_factory=dict)
+    watcher: Watcher = field(default_factory=Watcher)
+    ids: Sequence[str] = ()
+    found: list[Finding] = field(default_factory=list)
+    untrained: dict[str, Tensor] = field(default_factory=dict)
+    metrics: Any = None
+    saved_at: float = 0.0
+    asked_to_end: bool = False
+    seed: int = 0
+    in_backward: UpdatesInBackward | None = None
+
+    def __post_init__(self) -> None:
+        if self.config.optimizer_in_backward:
+            self.in_backward = UpdatesInBackward(self.optimizer)
+            self.trainable.ready[:] = [self.in_backward]
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Write a record to `metrics.jsonl`, tell of it, and note what the watcher finds in it; `act` acts on that."""
+        if self.metrics is not None:
+            self.metrics.write(record)
+        self.log(record)
+        batch = [self.ids[i] for i in record.get("rows", ())] if self.ids and "loss" in record else []
+        for finding in self.watcher.feed(record, batch):
+            self.found.append(finding)
+            self.record(finding.to_record())
+
+    def checkpoint_due(self) -> bool:
+        """Whether it is time for one: by the clock, by steps, or because the process is to end."""
+        every = self.config.checkpoint_steps
+        return (
+            self.asked_to_end
+            or time.monotonic() - self.saved_at > self.config.checkpoint_seconds
+            or (every is not None and self.state.step % every == 0)
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        import torch
+
+        state = self.state
+        if state.step:  # the first checkpoint only holds the plan: a resumed run makes the same start again
+            state.parameters = self.trainable.state()
+            state.optimizer = self.optimizer.state_dict()
+        state.rng = torch.get_rng_state()
+        state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
+        if self.metrics is not None:
+            self.metrics.sync()
+        save_checkpoint(self.checkpoints, state, self.config.keep_checkpoints)
+        state.parameters, state.optimizer = {}, {}
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Put what the state holds, fresh from a checkpoint, into the model, the optimizer and the random numbers."""
+        import torch
+
+        self.trainable.load(self.state.parameters or self.untrained, str(self.checkpoints))
+        self.optimizer.state.clear()
+        if self.state.optimizer:
+            load_optimizer(self.optimizer, self.state.optimizer)
+        torch.set_rng_state(self.state.rng)
+
+    def open_metrics(self) -> contextlib.AbstractContextManager[MetricsFile | None]:
+        """The run's metrics, opened by the process that writes them."""
+        return MetricsFile(self.out / "metrics.jsonl", self.state.step) if is_first() else contextlib.nullcontext()
+
+
+class MetricsFile:
+    """`metrics.jsonl`, appended record by record; opening drops what a cut-short run wrote behind its last checkpoint."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        with user_errors_of_the_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = []
+            if step and path.is_file():
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    try:
+                        if json.loads(line)["step"] <= step:
+                            kept.append(line + "\n")
+                    except (ValueError, KeyError):
+                        continue  # the line that was being written when the process died
+            path.write_text("".join(kept), encoding="utf-8")
+            self.file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record."""
+        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in record.items()}
+        with user_errors_of_the_disk(self.path):
+            self.file.write(json.dumps(clean) + "\n")
+            self.file.flush()
+
+    def sync(self) -> None:
+        """Make the records durable."""
+        with user_errors_of_the_disk(self.path):
+            os.fsync(self.file.fileno())

@@ -1,0 +1,72 @@
+"""How fast a run will go, measured before it begins, and how many steps fit into a time."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tuneloop.models.load import Model
+from tuneloop.train.batches import Step, plan_steps
+from tuneloop.train.config import TrainConfig
+from tuneloop.train.distributed import agreed, own_share
+from tuneloop.train.loss import shared_prefix
+from tuneloop.train.methods import attach
+from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
+from tuneloop.train.step import batch_loss
+
+# A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
+# shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a figure of experience.
+SUSTAINED = 0.82
+
+
+def measure_speed(
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, seconds: float = 3.0
+) -> float:
+    """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
+
+    Nothing is changed. A few seconds run faster than many minutes, see SUSTAINED.
+    """
+    import torch
+
+    check_rows(rows, "training", model.head.shape[0])
+    trainable = attach(model, config, seed, rows)
+    steps = plan_steps(rows, config, seed)
+    picked = random.Random(seed).sample(steps, min(len(steps), 8))
+    model.net.train()
+    with torch.random.fork_rng(devices=[]):
+        batch_loss(model, [rows[i] for i in picked[0].micro_batches[0]], 1.0, config).backward()  # type: ignore[no-untyped-call]
+        began, tokens = time.monotonic(), 0
+        for step in picked:
+            for micro, _ in own_share(step.micro_batches):
+                batch_loss(model, [rows[i] for i in micro], 1.0, config).backward()  # type: ignore[no-untyped-call]
+            tokens += sum(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
+            if agreed(time.monotonic() - began > seconds):
+                break
+    took = time.monotonic() - began
+    for parameter in trainable.parameters.values():
+        parameter.grad = None
+    trainable.detach()
+    model.net.eval()
+    return SUSTAINED * tokens / took
+
+
+def within_time(steps: list[Step], rows: Sequence[Any], config: TrainConfig, speed: float) -> list[Step]:
+    """Cut the plan to what fits into `max_minutes` at the measured speed; the learning rate falls over what is left."""
+    if config.max_minutes is None or speed <= 0:
+        return steps
+    budget = config.max_minutes * 60 * speed
+    used = 0
+    for count, step in enumerate(steps):
+        used += sum(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
+        if used > budget:
+            return steps[: max(count, 1)]
+    return steps
+
+
+def micro_shape(rows: Sequence[TrainRow]) -> tuple[int, int, int]:
+    """Conversations, their padded length behind what they share, and the length of that."""
+    parts = [part for row in rows for part in conversations(row)]
+    prefix = shared_prefix(parts)
+    return len(parts), max(len(part.ids) for part in parts) - prefix, prefix

@@ -1,0 +1,130 @@
+"""One optimizer step: the gradient of all its rows, in as many parts as the memory asks for, and the update."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tuneloop.machine import release_memory
+from tuneloop.models.load import Model
+from tuneloop.models.sharded import whole
+from tuneloop.train.batches import Step, halved, is_out_of_memory
+from tuneloop.train.config import TrainConfig
+from tuneloop.train.distributed import own_share, processes, sum_gradients, summed
+from tuneloop.train.layers import recompute_layers
+from tuneloop.train.loss import LOSSES, Batch
+from tuneloop.train.rows import TrainRow, tokens_of
+from tuneloop.train.run import Run
+from tuneloop.types import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def optimizer_step(
+    run: Run, step: Step, rows: Sequence[TrainRow], rate: float
+) -> tuple[float, float, dict[str, float]]:
+    """One optimizer step: the mean loss over all its micro-batches, the gradient's norm, and the loss's further figures.
+
+    The mean is taken over the whole step, so that how it is divided into micro-batches changes nothing. When memory runs
+    out the step is done again in micro-batches of half as many rows, and so are those that follow.
+
+    Raises:
+        UserError: a single row does not fit into memory.
+    """
+    import torch
+
+    parameters = list(run.trainable.parameters.values())
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * group.get("ratio", 1.0)
+    for _ in range(run.state.halvings):
+        with contextlib.suppress(ValueError):
+            step = halved(step)
+    while True:
+        rng = torch.get_rng_state()
+        try:
+            total, figures = _gradients(run, step, rows)
+            break
+        except (RuntimeError, MemoryError) as error:
+            # With several processes the others are in the middle of the step; in the backward pass weights have changed already.
+            if not is_out_of_memory(error) or processes() > 1 or run.in_backward:
+                raise
+        run.optimizer.zero_grad(set_to_none=True)
+        torch.set_rng_state(rng)
+        step = _with_less_memory(run, step, rows)
+    if run.in_backward:
+        norm = run.in_backward.norm()
+    else:
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)))
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+    run.trainable.after_step()
+    return total, norm, figures
+
+
+def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
+    """Add the gradient of a step to the parameters, micro-batch by micro-batch."""
+    import torch
+
+    loss = LOSSES[run.config.loss]
+    of_step = [rows[i] for micro in step.micro_batches for i in micro]
+    share = 1 / sum(loss.units(row) for row in of_step)
+    constant = loss.constant(Batch(run.model, of_step, share, run.config, run.trainable.untouched))
+    total, figures = 0.0, dict[str, float]()
+    own_micro_batches = own_share(step.micro_batches)
+    for place, (micro, counted) in enumerate(own_micro_batches, 1):
+        if run.in_backward:
+            run.in_backward.armed = place == len(own_micro_batches)
+        own = share if counted else 0.0
+        batch = Batch(run.model, [rows[i] for i in micro], own, run.config, run.trainable.untouched, constant)
+        value, sums = loss.value(batch)
+        value.backward()  # type: ignore[no-untyped-call]
+        total += float(value.detach())
+        for name, figure in sums.items():
+            figures[name] = figures.get(name, 0.0) + float(figure)
+    sum_gradients(list(run.trainable.parameters.values()))
+    total, *sums_of_all = summed([total, *figures.values()])
+    figures = dict(zip(figures, sums_of_all, strict=True))
+    if run.start:
+        parameters = run.trainable.parameters.items()
+        distance = torch.stack([(p - run.start[name]).square().sum() for name, p in parameters]).sum()
+        (run.config.l2_start * distance).backward()  # type: ignore[no-untyped-call]
+        figures["l2_start"] = float(whole(distance.detach()))
+    return total, figures
+
+
+def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
+    """The step in smaller micro-batches; what is said about it stands in `metrics.jsonl`."""
+    import torch
+
+    release_memory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        smaller = halved(step)
+    except ValueError:
+        if run.config.gradient_checkpointing == "auto" and not run.state.recompute:
+            run.state.recompute = True
+            recompute_layers(run.model.net, True)
+            run.record({"step": run.state.step, "event": "out_of_memory",
+                          "message": f"memory ran out: from step {run.state.step + 1} on layers are computed again in the backward "
+                                     "pass, which takes about a third longer; the result stays the same"})  # fmt: skip
+            return step
+        longest = max(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
+        raise UserError(
+            f"Out of memory at step {run.state.step + 1}: a single row of {longest:,} tokens does not fit",
+            where=str(run.out),
+            next_step=f"set data.max_length={longest // 2}, or use a machine with more memory; the same command goes on",
+        ) from None
+    run.state.halvings += 1
+    before, after = (max(len(micro) for micro in s.micro_batches) for s in (step, smaller))
+    run.record({"step": run.state.step, "event": "out_of_memory",
+                  "message": f"memory ran out: micro-batches of {after} rows instead of {before} from step "
+                             f"{run.state.step + 1} on; a step's rows and its result stay the same"})  # fmt: skip
+    return smaller
+
+
+def batch_loss(model: Model, rows: Sequence[TrainRow], weight: float, config: TrainConfig = TrainConfig()) -> Tensor:
+    """The configured loss of one micro-batch, each unit (a learned token, a pair) counted `weight`."""
+    return LOSSES[config.loss].value(Batch(model, rows, weight, config))[0]

@@ -340,6 +340,8 @@ def _config_error(cls: type[Config], error: ValidationError, where: str) -> User
         return UserError(f"Missing key {key!r}", where=where, next_step=f"set {key}=...")
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
+    if isinstance(got, Mapping) and first["type"] == "value_error":  # settings that don't go together
+        return UserError(message, where=where or key, next_step="change one of the settings that it names")
     shown = f", got {got!r}" if isinstance(got, str | int | float | bool | type(None)) else ""
     return UserError(
         f"Bad value for {key!r}: {message}{shown}", where=where, next_step=f"set {key}=... to a valid value"

@@ -28,7 +28,7 @@ def refuse_unknown(name: str, table: Mapping[str, Any]) -> None:
     """Refuse what stands in no row of a table."""
     if name not in table:
         *first, last = table
-        raise ValueError(f"{name!r} is not known: take {', '.join(first)} or {last}")
+        raise ValueError(f"must be {', '.join(first)} or {last}")
 
 
 class TrainConfig(Config):

@@ -121,6 +121,8 @@ def train(
     """
     rows = Rows(training_rows(train_rows, model.template, config), training_rows(val_rows, model.template, config))
     check_rows(rows.train, "training", model.head.shape[0])
+    if rows.val:
+        check_rows(rows.val, "validation", model.head.shape[0])
     state = load_checkpoint(out / "checkpoints", key := run_key(model, config, seed, data_id)) or State(key)
     resumed_at = state.step
     steps = plan_steps(rows.train, config, seed, mixed)

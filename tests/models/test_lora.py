@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import (
@@ -281,8 +282,6 @@ def test_another_models_adapter_is_refused(tiny_model: Model, tmp_path: Path) ->
     remove_lora(tiny_model.net)
     save(tiny_model, tmp_path / "deep")
     state_file = tmp_path / "deep" / "adapter_model.safetensors"
-    from safetensors.torch import load_file, save_file
-
     state = load_file(state_file)
     save_file({key.replace("layers.1.", "layers.9."): value for key, value in state.items()}, state_file)
     with pytest.raises(UserError, match="no place for"):

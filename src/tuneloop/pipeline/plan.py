@@ -67,9 +67,9 @@ def make_plan(
     from tuneloop.plan.ledger import corrected, read_ledger
     from tuneloop.plan.shape import ModelShape
     from tuneloop.train.batches import plan_steps
-    from tuneloop.train.speed import micro_shape, within_time
     from tuneloop.train.methods import lora_shape
     from tuneloop.train.rows import reference_tokens, supervised_tokens, tokens_of
+    from tuneloop.train.speed import micro_shape, within_time
 
     recipe, model = job.recipe, job.training_model
     steps = within_time(plan_steps(train_rows, recipe.train, recipe.seed, mixed), train_rows, recipe.train, speed)

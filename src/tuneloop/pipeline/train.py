@@ -150,8 +150,8 @@ def _with_rate(job: Job, dataset: Dataset) -> TrainConfig:
 def preflight_of(job: Job, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:
     """What a run is about to do, from its rows and settings."""
     from tuneloop.train.batches import plan_steps
-    from tuneloop.train.speed import within_time
     from tuneloop.train.preflight import preflight
+    from tuneloop.train.speed import within_time
 
     rows = job.rendered(dataset.train)
     steps = plan_steps(rows, config, job.recipe.seed, job.mixed(dataset.train)) if rows else []

@@ -19,6 +19,7 @@ from tuneloop.train.batches import Step, halved
 from tuneloop.train.checkpoint import State, list_checkpoints, load_best, load_checkpoint, save_best, save_checkpoint
 from tuneloop.train.loss import LOSSES
 from tuneloop.train.setbacks import Preempted
+from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import optimizer_step
 from tuneloop.types import UserError
 
@@ -72,6 +73,20 @@ def test_a_row_that_does_not_fit_alone_is_told_and_other_faults_pass_through(
     limited(monkeypatch, 0, "mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="shapes"):
         optimizer_step(state, step, rows, 1e-3)
+
+
+def test_the_speed_is_measured_in_what_fits_and_a_row_that_does_not_is_told(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(tiny_model.template, 8)
+    limited(monkeypatch, 1, "DefaultCPUAllocator: can't allocate memory")
+    assert measure_speed(tiny_model, rows, CONFIG, 0, seconds=0.01) > 0
+    limited(monkeypatch, 0)
+    with pytest.raises(
+        UserError, match=r"Out of memory while measuring the speed: a single row of \d+ tokens"
+    ) as error:
+        measure_speed(tiny_model, rows, CONFIG, 0, seconds=0.01)
+    assert "data.max_length=" in error.value.next_step
 
 
 def test_halving_keeps_every_row() -> None:

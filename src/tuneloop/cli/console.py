@@ -155,6 +155,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     """Print an error as a user should see it and return the exit status."""
     import errno
 
+    from tuneloop.train.batches import is_out_of_memory
     from tuneloop.types import UserError
 
     if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
@@ -175,7 +176,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     if isinstance(error, UserError):
         print(f"Error: {error}", file=sys.stderr)
         detail = {"what": error.what, "where": error.where, "next": error.next_step}
-    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    elif is_out_of_memory(error):
         what = "Out of memory"
         step = "set train.micro_batch_tokens=512 and a smaller data.max_length, then run the same command again"
         print(f"Error: {what}\n  next:  {step}", file=sys.stderr)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import TrainRow, conversations
+from tuneloop.types import UserError
 
 # Steps are cut from pools of this many rows, sorted by length: rows of one step are alike, so little is padded,
 # and the order stays random from pool to pool.
@@ -134,6 +135,22 @@ def halved(step: Step) -> Step:
     return Step(tuple(half for pair in halves for half in pair if half), step.epoch)
 
 
+def too_large(tokens: int, when: str, where: str = "") -> UserError:
+    """What is said when a single row does not fit into memory.
+
+    Args:
+        tokens: of the row.
+        when: as in "at step 3".
+    """
+    return UserError(
+        f"Out of memory {when}: a single row of {tokens:,} tokens does not fit",
+        where=where,
+        next_step=f"set data.max_length={tokens // 2}, or use a machine with more memory; the same command goes on",
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; torch says it in words only where the processor's memory is meant."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+    )

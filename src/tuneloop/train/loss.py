@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
-from tuneloop.train.batches import is_out_of_memory
+from tuneloop.train.batches import is_out_of_memory, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import merged, own_share, processes, summed
 from tuneloop.train.rows import (
@@ -32,7 +32,7 @@ from tuneloop.train.rows import (
     tokens_of,
     with_reference,
 )
-from tuneloop.types import Progress, UserError, no_progress
+from tuneloop.types import Progress, no_progress
 
 # Shape suffixes: N learned positions, C hidden size, V vocabulary, B rows, T tokens.
 
@@ -359,10 +359,7 @@ def mean_loss(
             if not is_out_of_memory(error) or processes() > 1:
                 raise
             if len(group) == 1:
-                raise UserError(
-                    f"Out of memory while validating: a single row of {tokens_of(group[0]):,} tokens does not fit",
-                    next_step=f"set data.max_length={tokens_of(group[0]) // 2}, or use a machine with more memory",
-                ) from None
+                raise too_large(tokens_of(group[0]), "while validating") from None
             half = len(group) // 2
             left += [(group[half:], counted), (group[:half], counted)]
             continue

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuneloop.models.load import Model
-from tuneloop.train.batches import Step, plan_steps
+from tuneloop.train.batches import Step, is_out_of_memory, plan_steps, too_large
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.distributed import agreed, own_share
+from tuneloop.train.distributed import agreed, own_share, processes
+from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import shared_prefix
 from tuneloop.train.methods import attach
 from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
-from tuneloop.train.step import batch_loss
+from tuneloop.train.step import batch_loss, free_memory
 
 # A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
 # shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a figure of experience.
@@ -34,13 +35,14 @@ def measure_speed(
     trainable = attach(model, config, seed, rows)
     steps = plan_steps(rows, config, seed)
     picked = random.Random(seed).sample(steps, min(len(steps), 8))
+    recompute_layers(model.net, config.gradient_checkpointing == "always")
     model.net.train()
     with torch.random.fork_rng(devices=[]):
-        batch_loss(model, [rows[i] for i in picked[0].micro_batches[0]], 1.0, config).backward()  # type: ignore[no-untyped-call]
+        _forth_and_back(model, [rows[i] for i in picked[0].micro_batches[0]], config)
         began, tokens = time.monotonic(), 0
         for step in picked:
             for micro, _ in own_share(step.micro_batches):
-                batch_loss(model, [rows[i] for i in micro], 1.0, config).backward()  # type: ignore[no-untyped-call]
+                _forth_and_back(model, [rows[i] for i in micro], config)
             tokens += sum(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
             if agreed(time.monotonic() - began > seconds):
                 break
@@ -48,8 +50,32 @@ def measure_speed(
     for parameter in trainable.parameters.values():
         parameter.grad = None
     trainable.detach()
+    recompute_layers(model.net, False)
     model.net.eval()
     return SUSTAINED * tokens / took
+
+
+def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig, recomputing: bool = False) -> None:
+    """A micro-batch's passes, divided as a run divides them when memory runs out.
+
+    Raises:
+        UserError: a single row does not fit.
+    """
+    try:
+        batch_loss(model, rows, 1.0, config).backward()  # type: ignore[no-untyped-call]
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or processes() > 1:
+            raise
+    free_memory()
+    if len(rows) > 1:
+        for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+            _forth_and_back(model, half, config, recomputing)
+    elif recomputing or config.gradient_checkpointing != "auto":
+        raise too_large(tokens_of(rows[0]), "while measuring the speed")
+    else:
+        recompute_layers(model.net, True)
+        _forth_and_back(model, rows, config, True)
 
 
 def within_time(steps: list[Step], rows: Sequence[Any], config: TrainConfig, speed: float) -> list[Step]:

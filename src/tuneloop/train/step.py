@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from tuneloop.machine import release_memory
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import whole
-from tuneloop.train.batches import Step, halved, is_out_of_memory
+from tuneloop.train.batches import Step, halved, is_out_of_memory, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import own_share, processes, sum_gradients, summed
 from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import LOSSES, Batch
 from tuneloop.train.rows import TrainRow, tokens_of
 from tuneloop.train.run import Run
-from tuneloop.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,11 +95,7 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
 
 def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
     """The step in smaller micro-batches; what is said about it stands in `metrics.jsonl`."""
-    import torch
-
-    release_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     try:
         smaller = halved(step)
     except ValueError:
@@ -112,17 +107,22 @@ def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
                                      "pass, which takes about a third longer; the result stays the same"})  # fmt: skip
             return step
         longest = max(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
-        raise UserError(
-            f"Out of memory at step {run.state.step + 1}: a single row of {longest:,} tokens does not fit",
-            where=str(run.out),
-            next_step=f"set data.max_length={longest // 2}, or use a machine with more memory; the same command goes on",
-        ) from None
+        raise too_large(longest, f"at step {run.state.step + 1}", str(run.out)) from None
     run.state.halvings += 1
     before, after = (max(len(micro) for micro in s.micro_batches) for s in (step, smaller))
     run.record({"step": run.state.step, "event": "out_of_memory",
                   "message": f"memory ran out: micro-batches of {after} rows instead of {before} from step "
                              f"{run.state.step + 1} on; a step's rows and its result stay the same"})  # fmt: skip
     return smaller
+
+
+def free_memory() -> None:
+    """Give back what is free, on the processor and on a GPU."""
+    import torch
+
+    release_memory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def batch_loss(model: Model, rows: Sequence[TrainRow], weight: float, config: TrainConfig = TrainConfig()) -> Tensor:

@@ -131,6 +131,7 @@ RUNS: dict[str, Recipe] = {
     "shuffled-requests": Recipe(requests, 800, {"rank": 4, "targets": "attention", "schedule": "cosine", "learning_rate": 1e-3}, "labels", 24),
     "healthy-requests": Recipe(requests, 600, {"rows_per_step": 6, "schedule": "constant"}, seed=26),
     "shuffled-requests-default": Recipe(requests, 700, {}, "labels", 27),
+    "shuffled-orders": Recipe(orders, 600, {"rows_per_step": 6}, "labels", 28),
     "poisoned-prefix": Recipe(requests, 600, {"method": "prefix", "learning_rate": 3e-2}, "tokens", 25),
 }  # fmt: skip
 

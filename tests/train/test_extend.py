@@ -11,6 +11,7 @@ from test_preferences import preferences
 from train_helpers import changed, make_rows
 
 from tuneloop import train
+from tuneloop.files import read_jsonl
 from tuneloop.models.load import load_model
 from tuneloop.train.loss import LOSSES
 from tuneloop.train.methods import METHODS
@@ -57,6 +58,8 @@ def test_rows_of_a_data_set_can_be_given_as_they_are(tiny_llama: Path, tmp_path:
     rows = [Row(str(i), turns) for i in range(8)]
     model = load_model(str(tiny_llama), dtype="float32")
     given = train(model, rows, rows[:2], changed(epochs=1), tmp_path / "rows")
+    steps = [r for r in read_jsonl(tmp_path / "rows" / "metrics.jsonl") if "loss" in r]
+    assert sorted(i for r in steps for i in r["rows"]) == list(range(8))
     rendered = [model.template.render(turns)] * 8
     model = load_model(str(tiny_llama), dtype="float32")
     assert (

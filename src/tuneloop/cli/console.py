@@ -137,6 +137,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(plain(value), ensure_ascii=False))
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    if not isinstance(error, MemoryError | RuntimeError):
+        return False
+    from tuneloop.train.batches import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """Positional arguments and `key=value` settings; a path that exists is never taken for a setting."""
     settings = [a for a in arguments or () if "=" in a and not os.path.exists(a)]
@@ -155,7 +163,6 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     """Print an error as a user should see it and return the exit status."""
     import errno
 
-    from tuneloop.train.batches import is_out_of_memory
     from tuneloop.types import UserError
 
     if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
@@ -176,7 +183,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     if isinstance(error, UserError):
         print(f"Error: {error}", file=sys.stderr)
         detail = {"what": error.what, "where": error.where, "next": error.next_step}
-    elif is_out_of_memory(error):
+    elif _is_out_of_memory(error):
         what = "Out of memory"
         step = "set train.micro_batch_tokens=512 and a smaller data.max_length, then run the same command again"
         print(f"Error: {what}\n  next:  {step}", file=sys.stderr)

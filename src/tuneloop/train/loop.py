@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import read_json, read_jsonl
+from tuneloop.files import content_hash, read_json, read_jsonl
 from tuneloop.machine import memory_now, peak_memory, release_memory, reset_peak_memory
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
@@ -23,7 +23,7 @@ from tuneloop.train.layers import compile_layers, recompute_layers
 from tuneloop.train.loss import mean_loss, with_references
 from tuneloop.train.methods import Trainable, attach, run_key
 from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.rows import TrainRow, check_rows, tokens_of, training_rows
+from tuneloop.train.rows import TrainRow, check_rows, conversations, is_usable, tokens_of, training_rows
 from tuneloop.train.run import Run
 from tuneloop.train.setbacks import Preempted, act, notice_sigterm
 from tuneloop.train.speed import within_time
@@ -108,9 +108,9 @@ def train(
         out: folder of the run.
         general: rows of other work, held out; their loss is measured beside the validation loss and shows what is forgotten.
         mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
-        ids: of the training rows, for the watcher to name them.
+        ids: of the training rows, for the watcher to name them. Rows of a data set say both themselves.
         seed: of the start, the order of rows and dropout.
-        data_id: identifies the data set; a checkpoint made from another one is refused.
+        data_id: identifies the data set; a checkpoint made from another one is refused. Default: a hash of the training rows.
         tokens_per_second: measured speed, needed with `config.max_minutes`.
         log: gets every record of `metrics.jsonl` as it is written.
 
@@ -119,11 +119,17 @@ def train(
             checkpoints, a full disk, a row that is too large for the memory.
         Preempted: SIGTERM came; a checkpoint is written.
     """
+    usable = [row for row in train_rows if isinstance(row, Row) and is_usable(row, config)]
+    ids = ids or [row.id for row in usable]
+    mixed = mixed or ["mix" in row.meta for row in usable]
     rows = Rows(training_rows(train_rows, model.template, config), training_rows(val_rows, model.template, config))
     check_rows(rows.train, "training", model.head.shape[0])
     if rows.val:
         check_rows(rows.val, "validation", model.head.shape[0])
-    state = load_checkpoint(out / "checkpoints", key := run_key(model, config, seed, data_id)) or State(key)
+    key = run_key(
+        model, config, seed, data_id or content_hash([part.ids for r in rows.train for part in conversations(r)])
+    )
+    state = load_checkpoint(out / "checkpoints", key) or State(key)
     resumed_at = state.step
     steps = plan_steps(rows.train, config, seed, mixed)
     if state.total_steps:

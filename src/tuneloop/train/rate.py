@@ -23,11 +23,11 @@ from tuneloop.train.step import optimizer_step
 from tuneloop.types import Progress, no_progress
 
 # Rates tried: from a hundredth of the usual one to a hundred times it, in even factors.
-RATES, SPAN = 30, 100.0
+RATES, SPAN = 24, 100.0
 # Rows whose loss judges; no step learns from them, for what is seen a few times is soon known by heart, at any rate.
-JUDGES = 16
+JUDGES = 12
 # The loss has its lowest point just before it rises; a whole run needs a margin to that (Smith 2017; fast.ai takes a tenth).
-MARGIN = 4.0
+MARGIN = 3.0
 # Less of a fall than this may be chance, and is nothing to choose by.
 LEAST_FALL = 0.05
 
@@ -86,7 +86,7 @@ def range_test(
 
 
 def choose(rates: Sequence[float], losses: Sequence[float], usual: float) -> RangeTest:
-    """The rate that a range test speaks for: a quarter of that at which the smoothed loss is lowest, in one digit.
+    """The rate that a range test speaks for: a third of that at which the smoothed loss is lowest, in one digit.
 
     Where the loss hardly fell there is nothing to choose by, and the usual rate stays.
     """
@@ -108,5 +108,5 @@ def choose(rates: Sequence[float], losses: Sequence[float], usual: float) -> Ran
         tuple(losses),
         chosen,
         f"{tried}: the loss of rows held out is lowest at {rates[at]:.1g} ({smooth[at]:.0%} of where it began) and {after}; "
-        f"a whole run needs a margin, so the rate is {chosen:g}, a quarter ({usual:g} is usual)",
+        f"a whole run needs a margin, so the rate is {chosen:g}, a third ({usual:g} is usual)",
     )

@@ -149,8 +149,10 @@ def too_large(tokens: int, when: str, where: str = "") -> UserError:
     )
 
 
+# How torch, its allocators and oneDNN say it; only a GPU has an error class of its own.
+NO_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive", "could not create a memory")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch says it in words only where the processor's memory is meant."""
-    return (
-        isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
-    )
+    """Whether memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY)

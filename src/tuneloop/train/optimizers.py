@@ -63,6 +63,10 @@ class UpdatesInBackward:
     groups: dict[int, Any] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.find_groups()
+
+    def find_groups(self) -> None:
+        """Look up each weight's group; an optimizer that is given a saved state makes new ones."""
         self.groups = {id(group["params"][0]): group for group in self.optimizer.param_groups}
 
     def __call__(self, weight: nn.Parameter) -> None:

@@ -102,6 +102,8 @@ class Run:
         self.optimizer.state.clear()
         if self.state.optimizer:
             load_optimizer(self.optimizer, self.state.optimizer)
+        if self.in_backward:
+            self.in_backward.find_groups()
         torch.set_rng_state(self.state.rng)
 
     def open_metrics(self) -> contextlib.AbstractContextManager[MetricsFile | None]:

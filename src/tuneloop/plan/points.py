@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.shape import ModelShape, find_model, target_modules
 
+FIGURES = ("gib", "gb", "nvidia_gib", "tokens_per_second", "fits")  # what was measured; all else was set
 # Models of published runs that are not bundled, from their config.json.
 OTHERS = {
     "mistral-7b": ModelShape(32000, 4096, 14336, 32, 32, 8, 128, False, 32768),
@@ -17,14 +20,26 @@ OTHERS = {
     "qwen-7b": ModelShape(151936, 4096, 11008, 32, 32, 32, 128, False, 32768, qkv_bias=True),
     "qwen-14b": ModelShape(152064, 5120, 13696, 40, 40, 40, 128, False, 32768, qkv_bias=True),
     "yi-34b": ModelShape(64000, 7168, 20480, 60, 56, 8, 128, False, 4096),
+    "powerlm-3b": ModelShape(49152, 2304, 9216, 40, 36, 36, 64, True, 4096),
+    # MPT's feed-forward has two matrices of four widths: here three with as many parameters
+    "mpt-1b": ModelShape(50368, 2048, 5461, 24, 16, 16, 128, True),
+    "mpt-3b": ModelShape(50368, 2560, 6827, 32, 20, 20, 128, True),
+    "mpt-7b": ModelShape(50368, 4096, 10923, 32, 32, 32, 128, True),
+    "mpt-13b": ModelShape(50368, 5120, 13653, 40, 40, 40, 128, True),
+    "mpt-30b": ModelShape(50368, 7168, 19115, 48, 56, 56, 128, True),
+    "mpt-70b": ModelShape(50368, 8192, 21845, 80, 64, 64, 128, True),
     "llama-2-7b-long": ModelShape(32000, 4096, 11008, 32, 32, 32, 128, False, 131072),  # its positions stretched
 }
 
 
 @dataclass(frozen=True)
 class Point:
-    """A measured run: `gib` is its peak of allocated memory, None where only the speed or only `fits` is known."""
+    """A measured run: `gib` is its peak of allocated memory, None where only the speed or only `fits` is known.
 
+    `half`: `fit` where constants were set by it, `held out`, or `blind` where it was written down after the constants stood.
+    """
+
+    half: str
     job: Job
     gib: float | None
     nvidia_gib: float | None
@@ -32,15 +47,22 @@ class Point:
     fits: bool
 
 
-def read_points(path: Path) -> tuple[str, list[Point]]:
-    """The half (`fit`, `held out` or `blind`) and the runs of a file."""
+def read_points(path: Path) -> list[Point]:
+    """The runs of a file. Its `half` is theirs; `split` deals them out by their settings, so that no one chooses."""
     file = read_yaml(path)
-    return file["half"], [_point({**file["defaults"], **row}) for row in file["points"]]
+    rows = [{**file["defaults"], **row} for row in file["points"]]
+    return [_point(dict(row), _half(row) if file["half"] == "split" else file["half"]) for row in rows]
 
 
-def _point(row: dict[str, object]) -> Point:
-    figures = {name: row.pop(name, None) for name in ("gib", "gb", "nvidia_gib", "tokens_per_second")}
-    fits = bool(row.pop("fits", True))
+def _half(row: Mapping[str, object]) -> str:
+    """`fit` or `held out`: by the hash of what was set, so that a run keeps its half and its repetitions share it."""
+    settings = sorted((name, str(value)) for name, value in row.items() if name not in FIGURES)
+    return "held out" if hashlib.sha256(repr(settings).encode()).digest()[0] % 2 else "fit"
+
+
+def _point(row: dict[str, object], half: str) -> Point:
+    figures = {name: row.pop(name, None) for name in FIGURES}
+    fits = figures["fits"] is not False
     gib = figures["gib"] or (float(str(figures["gb"])) * 1e9 / 1024**3 if figures["gb"] else None)
     name = str(row.pop("model"))
     if row.get("gpus", 1) == 1:
@@ -49,7 +71,7 @@ def _point(row: dict[str, object]) -> Point:
         row["targets"] = target_modules(str(row["targets"]))
     row["gpu"] = find_gpu(str(row["gpu"]))
     job = make_job(model=name, shape=OTHERS.get(name) or find_model(name)[1], **row)
-    return Point(job, _number(gib), _number(figures["nvidia_gib"]), _number(figures["tokens_per_second"]), fits)
+    return Point(half, job, _number(gib), _number(figures["nvidia_gib"]), _number(figures["tokens_per_second"]), fits)
 
 
 def _number(value: object) -> float | None:

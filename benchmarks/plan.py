@@ -4,9 +4,10 @@
     python benchmarks/plan.py 0:6        # only some of the runs
     python benchmarks/plan.py loop       # 37 runs of tuneloop's own loop, some 8 minutes on one core
     python benchmarks/plan.py published  # only the published runs
+    python benchmarks/plan.py published PYTHON  # beside other estimators, see plan_others.py for what PYTHON must have
 
 A run is three steps of plain Transformers and PEFT in a process of its own; its growth is the peak of resident memory over
-what was resident before the model was loaded. `accelerate estimate-memory` knows a model's size and nothing of the job.
+what was resident before the model was loaded.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def table_of_cpu_runs(runs: list[dict[str, Any]]) -> None:
     print(f"within 10 %: {within} of {len(errors)}; median {statistics.median(map(abs, errors)):.1%}\n")
 
 
+OTHERS = ("accelerate", "fitcheck", "ftuneai")
 LOOP_USUAL: dict[str, Any] = {"method": "lora", "rank": 16, "targets": "all-linear", "prefix_tokens": 64, "seq_len": 128, "micro_batch": 4,
                               "shared": 0, "learned": 0.5, "dtype": "auto", "steps": 4}  # fmt: skip
 LOOP_RUNS: list[dict[str, Any]] = [
@@ -142,29 +144,51 @@ def table_of_loop_runs(runs: list[dict[str, Any]]) -> None:
     print(f"within 10 %: {within} of {len(errors)}; median {statistics.median(map(abs, errors)):.1%}\n")
 
 
-def accelerate_gib(point: Point) -> float:
-    """What `accelerate estimate-memory` says of training with Adam in bf16: four times the weights (its `Training using Adam`)."""
-    return point.job.shape.parameters * 2 * 4 / 1024**3
-
-
-def table_of_published_runs() -> None:
-    """Errors by file and half, of the planner and of `accelerate estimate-memory`."""
-    print(
-        f"{'published runs':<14}{'half':<10}{'runs':>5}{'median':>8}{'in 8 %':>8}{'under 5 %':>10}{'fits':>9}{'speed':>9}{'accelerate':>12}"
+def others_gib(points: list[Point], python: str) -> list[dict[str, float | None]]:
+    """GiB that the other estimators say, in the environment of `python`; nothing of them without one."""
+    if not python:
+        return [{} for _ in points]
+    jobs = []
+    for point in points:
+        job = {**vars(point.job), "shape": vars(point.job.shape), "gib": point.job.gpu.gib, "parameters": point.job.shape.parameters}
+        jobs.append({name: value for name, value in job.items() if name != "gpu"})
+    done = subprocess.run(
+        [python, str(HERE / "plan_others.py")], input=json.dumps(jobs), capture_output=True, text=True, check=True
     )
+    found: list[dict[str, float | None]] = json.loads(done.stdout)
+    return found
+
+
+def table_of_published_runs(python: str) -> None:
+    """Errors by file and half, then of all, of the planner and of other estimators."""
+    print(f"{'published runs':<30}{'peaks':>6}{'median':>8}{'in 8 %':>8}{'under 5 %':>11}{'fits':>12}{'speed in 20 %':>15}"
+          + "".join(f"{tool:>12}" for tool in OTHERS * bool(python)))  # fmt: skip
+    groups: dict[str, list[tuple[Point, dict[str, float | None]]]] = {}
     for path in sorted(POINTS.glob("*.yaml")):
-        half, points = read_points(path)
-        with_memory = [p for p in points if p.gib]
-        errors = [memory_of(p.job).peak / (p.gib or 1.0) - 1 for p in with_memory]
-        others = [accelerate_gib(p) / (p.gib or 1.0) - 1 for p in with_memory]
-        speeds = [speed_of(p.job).tokens_per_second / p.tokens_per_second - 1 for p in points if p.tokens_per_second]
-        judged = [p for p in points if p.gib or not p.fits]
-        right = sum(memory_of(p.job).fits == p.fits for p in judged)
-        print(
-            f"{path.stem:<14}{half:<10}{len(points):>5}{_median(errors):>8}{_share(errors, 0.08):>8}"
-            f"{sum(e < -0.05 for e in errors):>7} of {len(errors):<3}{right:>4} of {len(judged):<4}"
-            f"{_share(speeds, 0.2):>6}{_median(others):>12}"
-        )  # fmt: skip
+        points = read_points(path)
+        for point, said in zip(points, others_gib(points, python), strict=True):
+            groups.setdefault(f"{path.stem}, {point.half}", []).append((point, said))
+    for half in ("fit", "held out", "blind"):
+        groups[f"all {half}"] = [run for name, runs in groups.items() if name.endswith(f", {half}") for run in runs]
+    for name, runs in groups.items():
+        print(_line(name, runs))
+    print("\nthe other columns: median error over the peaks of the runs that the tool can say")
+
+
+def _line(name: str, runs: list[tuple[Point, dict[str, float | None]]]) -> str:
+    points = [point for point, _ in runs]
+    errors = [memory_of(p.job).peak / p.gib - 1 for p in points if p.gib]
+    speeds = [speed_of(p.job).tokens_per_second / p.tokens_per_second - 1 for p in points if p.tokens_per_second]
+    judged = [p for p in points if p.gib or not p.fits]
+    right = sum(memory_of(p.job).fits == p.fits for p in judged)
+    others = []
+    for tool in OTHERS if runs[0][1] else ():
+        pairs = [(said[tool], p.gib) for p, said in runs]
+        others.append(f"{_median([value / gib - 1 for value, gib in pairs if value and gib]):>12}")
+    return (
+        f"{name:<30}{len(errors):>6}{_median(errors):>8}{_share(errors, 0.08):>8}{sum(e < -0.05 for e in errors):>11}"
+        f"{f'{right} of {len(judged)}':>12}{_share(speeds, 0.2) + f' of {len(speeds)}':>15}{''.join(others)}"
+    )
 
 
 def _median(errors: list[float]) -> str:
@@ -184,4 +208,4 @@ if __name__ == "__main__":
     if what != "published":
         first, _, last = what.partition(":")
         table_of_cpu_runs(RUNS[int(first or 0) : int(last or len(RUNS))] or RUNS)
-    table_of_published_runs()
+    table_of_published_runs(sys.argv[2] if len(sys.argv) > 2 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.memory import QUANT_BYTES, memory_of, weight_bytes
 from tuneloop.plan.points import read_points
 from tuneloop.plan.shape import find_model
-from tuneloop.plan.speed import flop_per_token, speed_of
+from tuneloop.plan.speed import SPREAD, flop_per_token, speed_of
 from tuneloop.types import UserError
 
 POINTS = sorted((Path(__file__).parent / "points").glob("*.yaml"))
@@ -26,23 +27,33 @@ def job(model: str = "llama-3.1-8b", gpu: str = "a100-80gb", **settings: Any) ->
     return make_job(model=model, shape=find_model(model)[1], gpu=find_gpu(gpu), **settings)
 
 
-def errors(half: str) -> tuple[list[float], list[float], list[tuple[bool, bool]]]:
+def errors(half: str) -> tuple[list[float], list[float], list[tuple[bool, bool, float]]]:
+    """Errors of peaks and of speeds, and for each fit what was predicted, what was, and what was required of the capacity."""
     memory: list[float] = []
     speed: list[float] = []
-    fits: list[tuple[bool, bool]] = []
-    for path in POINTS:
-        found, points = read_points(path)
-        if found != half:
-            continue
-        for point in points:
-            predicted = memory_of(point.job)
-            if point.gib:
-                memory.append(predicted.peak / point.gib - 1)
-            if point.tokens_per_second:
-                speed.append(speed_of(point.job).tokens_per_second / point.tokens_per_second - 1)
-            if point.gib or not point.fits:
-                fits.append((predicted.fits, point.fits))
+    fits: list[tuple[bool, bool, float]] = []
+    for point in (point for path in POINTS for point in read_points(path) if point.half == half):
+        predicted = memory_of(point.job)
+        if point.gib:
+            memory.append(predicted.peak / point.gib - 1)
+        if point.tokens_per_second:
+            speed.append(speed_of(point.job).tokens_per_second / point.tokens_per_second - 1)
+        if point.gib or not point.fits:
+            fits.append((predicted.fits, point.fits, predicted.required / predicted.capacity))
     return memory, speed, fits
+
+
+def meets_what_is_promised(half: str, peaks: float = 0.9, median: float = 0.03, under: float = 0.05) -> None:
+    """Peaks within 8 %, at the median, and 5 % too low; fits right and none false outside of 3 %; speed within 20 %, and in the range that a plan gives."""
+    memory, speed, fits = errors(half)
+    print(f"\n{half}: {len(memory)} peaks, {share(memory, 0.08):.0%} within 8 %; {len(speed)} speeds, {share(speed, 0.2):.0%}")
+    assert statistics.median(map(abs, memory)) <= median
+    assert share(memory, 0.08) >= peaks
+    assert sum(error < -0.05 for error in memory) <= under * len(memory)
+    assert sum(said == was for said, was, _ in fits) >= 0.95 * len(fits)
+    assert not [of for said, was, of in fits if said and not was and of < 0.97]
+    assert share(speed, 0.2) >= 0.8
+    assert sum(1 / SPREAD <= 1 + error <= SPREAD for error in speed) >= 0.8 * len(speed)
 
 
 def share(values: list[float], limit: float) -> float:
@@ -50,36 +61,28 @@ def share(values: list[float], limit: float) -> float:
 
 
 def test_published_runs_that_constants_were_fitted_to_are_met() -> None:
-    memory, speed, fits = errors("fit")
-    print(
-        f"\nfit: {len(memory)} peaks, median {statistics.median(map(abs, memory)):.1%}, {share(memory, 0.08):.0%} within 8 %"
-    )
-    assert statistics.median(map(abs, memory)) <= 0.03
-    assert share(memory, 0.08) >= 0.9
-    assert sum(error < -0.05 for error in memory) <= 0.05 * len(memory)
-    assert share(speed, 0.2) >= 0.8
-    assert share(speed, 0.3) >= 0.8  # the range given with a plan
-    assert sum(a == b for a, b in fits) >= 0.95 * len(fits)
+    meets_what_is_promised("fit", under=0.06)
 
 
 def test_published_runs_that_nothing_was_fitted_to_are_met() -> None:
-    memory, _, fits = errors("held out")
-    print(
-        f"\nheld out: {len(memory)} peaks, median {statistics.median(map(abs, memory)):.1%}, {share(memory, 0.08):.0%} within 8 %"
-    )
-    assert statistics.median(map(abs, memory)) <= 0.03
-    assert share(memory, 0.08) >= 0.9
-    assert all(a == b for a, b in fits)
+    meets_what_is_promised("held out")
 
 
 def test_runs_first_predicted_blind_do_not_get_worse() -> None:
-    # docs/plan.md has the figures of the first look: 12.0 % at the median, 35 % within 8 %, speed 23 %.
-    memory, speed, fits = errors("blind")
-    print(f"\nblind: {len(memory)} peaks, median {statistics.median(map(abs, memory)):.1%}")
-    assert statistics.median(map(abs, memory)) <= 0.065
-    assert share(memory, 0.08) >= 0.55
-    assert share(speed, 0.2) >= 0.6
-    assert sum(a == b for a, b in fits) >= 0.95 * len(fits)
+    # docs/plan.md has the figures of the first look: 12.0 % at the median, 35 % within 8 %.
+    meets_what_is_promised("blind", peaks=0.65, median=0.055, under=0.3)
+
+
+def test_a_run_keeps_its_half_whatever_was_measured(tmp_path: Path) -> None:
+    def halves(measured: float) -> list[str]:
+        rows = [{"rank": 2**power, "gib": measured} for power in range(9)]
+        settings = {"gpu": "a100-80gb", "model": "llama-3-8b", "method": "lora"}
+        path = tmp_path / "points.yaml"
+        path.write_text(json.dumps({"half": "split", "defaults": settings, "points": rows}), encoding="utf-8")
+        return [point.half for point in read_points(path)]
+
+    assert halves(10.0) == halves(12.0)
+    assert set(halves(10.0)) == {"fit", "held out"}
 
 
 def test_bitsandbytes_without_checkpointing_keeps_inputs_and_a_head_in_fp32_its_logits() -> None:
@@ -162,6 +165,19 @@ def test_adapters_of_70b_fit_on_eight_cards_of_80_gb_in_our_loop(method: str, fi
 def test_paged_states_and_offloaded_ones_take_nothing() -> None:
     for settings in ({"optimizer": "paged-adamw-8bit"}, {"offload": True}):
         assert "optimizer" not in memory_of(job(method="full", **settings)).phases["optimizer step"]
+
+
+def test_what_is_not_a_product_costs_bandwidth_and_narrow_layers_time() -> None:
+    def share(model: str = "llama-3.1-8b", **settings: Any) -> float:
+        return speed_of(job(model, **{"seq_len": 2048, "micro_batch": 4, **settings})).share
+
+    assert share(loss_kernel="fused") > share(loss_kernel="eager") * 1.05
+    assert share("llama-3.2-1b") < share() < share("llama-3.1-70b", grad_ckpt=True)
+    assert share(method="qlora", head_fp32=True) < share(method="qlora") < share()
+    assert share(attention="eager") < share(attention="sdpa")
+    paged = {"method": "full", "optimizer": "paged-adamw-8bit", "optimizer_in_backward": True, "grad_ckpt": True}
+    assert share(gpu="rtx4090", **paged) < share(gpu="rtx4090", **{**paged, "optimizer": "sgd"}) * 0.9
+    assert share(gpu="h200", **paged) == pytest.approx(share(gpu="h200", **{**paged, "optimizer": "adamw-8bit"}))
 
 
 def test_operations_are_those_of_the_method() -> None:

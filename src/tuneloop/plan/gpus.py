@@ -26,8 +26,8 @@ class Gpu:
         tflops: dense 16-bit peak.
         bf16, flash: whether it has bfloat16 and FlashAttention 2.
         gb_s, link_gb_s, host_gb_s: bandwidth of its memory, to a neighbour, to the host.
-        full, adapter: share of the peak that training reaches, see `gpus.yaml`.
-        share_of: where these come from.
+        matmul: share of the peak that wide matrix products reach, see `gpus.yaml`.
+        share_of: where that comes from.
     """
 
     key: str
@@ -39,8 +39,7 @@ class Gpu:
     gb_s: float
     link_gb_s: float
     host_gb_s: float
-    full: float
-    adapter: float
+    matmul: float
     share_of: str
     source: str
 
@@ -59,8 +58,7 @@ def all_gpus() -> dict[str, Gpu]:
     table = yaml.load(TABLE.read_text(encoding="utf-8"), Loader=loader)["gpus"]
     found = {}
     for key, row in table.items():
-        share = row.pop("share")
-        found[key] = Gpu(key=key, **{"bf16": True, "flash": True, **row}, full=share["full"], adapter=share["adapter"])
+        found[key] = Gpu(key=key, **{"bf16": True, "flash": True, **row})
     return found
 
 
@@ -79,8 +77,7 @@ def this_cpu() -> Gpu:
         gb_s=20,
         link_gb_s=1,
         host_gb_s=20,
-        full=1.0,
-        adapter=1.0,
+        matmul=1.0,
         share_of="a figure of experience on two cores; `tuneloop plan DATASET` measures",
         source="this machine",
     )

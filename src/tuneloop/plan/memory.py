@@ -28,9 +28,11 @@ HOLE_BYTES = 4
 OWN_CHUNK = 256  # learned positions whose logits exist at a time
 OWN_SHORT = 700  # up to this length attention on a processor is plain products, and its weights are kept
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
-# Blocks of ever new sizes leave holes: reserved over allocated memory, as a share of the activations (11.5 % on one GPU, 21 % with
-# FSDP, on the runs of fms-acceleration), and of unfused logits, whose blocks are too large for other tensors to fill.
-FRAGMENTED, FRAGMENTED_SHARDED, FRAGMENTED_LOGITS = 0.115, 0.21, 0.9
+# Blocks of ever new sizes leave holes: as a share of the activations (11.5 % on one GPU, 21 % with FSDP, on the runs of fms-acceleration), and of unfused
+# logits, whose blocks are too large for other tensors to fill. Of those, the allocator gives back most when memory gets short: what it keeps where it
+# need not is in `reserved` and not in `required`.
+FRAGMENTED, FRAGMENTED_SHARDED, FRAGMENTED_LOGITS = 0.115, 0.21, 0.1
+SPARE_LOGITS = 0.35
 ACTIVATIONS = (
     "layer inputs",
     "second copies of layer inputs",
@@ -52,7 +54,7 @@ class Memory:
 
     Args:
         phases: for each phase the terms alive in it.
-        reserved: what `nvidia-smi` will show at most: the allocator's blocks and the context.
+        reserved: what `nvidia-smi` will show: the allocator's blocks and the context.
         required: what the device must have, or the run fails.
         capacity: what the device has.
     """
@@ -116,11 +118,14 @@ def _with_overheads(job: Job, phases: dict[str, dict[str, float]]) -> Memory:
         return Memory(phases, found.peak, found.peak / 0.95, job.gpu.gib)
     holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
     context = CONTEXT_GIB + NCCL_GIB * (job.gpus > 1)
-    required = context + max(
-        sum(terms.values()) + holes * sum(terms.get(name, 0.0) for name in ACTIVATIONS) for terms in phases.values()
-    )
     logits = phases["loss"].get("logits", 0.0)
-    reserved = min(required + FRAGMENTED_LOGITS * logits, max(job.gpu.gib, required))
+    required = context + max(
+        sum(terms.values())
+        + holes * sum(terms.get(name, 0.0) for name in ACTIVATIONS)
+        + FRAGMENTED_LOGITS * terms.get("logits", 0.0)
+        for terms in phases.values()
+    )
+    reserved = min(required + SPARE_LOGITS * logits, max(job.gpu.gib, required))
     return Memory(phases, reserved, required, job.gpu.gib)
 
 

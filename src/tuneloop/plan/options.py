@@ -346,7 +346,7 @@ def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
         found.append(f"{job.prefix_tokens} virtual tokens (--prefix-tokens)")
     found.append(f"{option.speed.share:.0%} of the {job.gpu.name}'s peak is reached: {job.gpu.share_of}")
     found.append(
-        "time and dollars: 80 % of published runs lie within a factor of 1.3; one run, its machine paid while it runs"
+        f"time and dollars: 80 % of published runs lie within a factor of {SPREAD:g}; one run, its machine paid while it runs"
     )
     if option.cost:
         found += [line for line in option.cost.assumptions if not line.startswith(("0 machine hours", "no rows"))]

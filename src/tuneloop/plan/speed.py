@@ -1,25 +1,39 @@
-"""Time of a training run: floating-point operations by method, over what the hardware reaches of its peak."""
+"""Time of a training run: its matrix products at the rate they reach, all else at the memory's, or the host's or the links' pace if that is slower."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tuneloop.plan.job import Job
-from tuneloop.plan.memory import weight_bytes
+from tuneloop.machine import GIB
+from tuneloop.plan.job import Job, LossKernel
+from tuneloop.plan.memory import STATE_BYTES, memory_of, weight_bytes
 
-# Host time of a layer's pass, and of an adapted matrix in it, in seconds; a backward pass counts as two. Short rows are bound by it, not by the
-# GPU (Qwen's table of speed by length: 1.8B and 7B models take as long for 256 tokens as for 512).
-LAUNCH_SECONDS, LAUNCH_ADAPTER_SECONDS, LAUNCH_COMPILED = 0.0007, 0.00009, 0.6
-COMPILED_GAIN = 1.1  # torchtune's table of optimization flags
-FUSED_GAIN = 1.12  # fused norms, rotation and loss: fms-acceleration's table, 11 to 14 %
-# Unpacking a quantised weight reads a half byte, writes two and reads them again, at half the bandwidth; once a pass.
-UNPACK_BYTES, UNPACK_SHARE = 6, 0.5
-EAGER_ATTENTION = 0.75
+# A step's time is that of its matrix products, and of the bytes that everything between them moves; constants from the fitting half of the published runs.
+# Products of narrow matrices reach less: half of it at this width, of what is reached far above.
+HALF_WIDTH = 470
+ATTENTION_SHARE, SMALL_HEADS = 0.75, 1.35  # of a product's rate in FlashAttention (arXiv 2307.08691, fig. 5); longer with heads under 128 wide
+BANDWIDTH_SHARE = 0.8  # of the memory's nominal bandwidth
+# Norms, rotation, sums and activations, against the count of `_traffic`: apart in Transformers, fused by Triton kernels, or by torch.compile.
+TRAFFIC: dict[LossKernel, float] = {
+    "eager": 1.4, "triton": 0.39, "fused": 0.39, "compiled": 0.24, "chunked": 0.24, "tuneloop": 1.4,
+}  # fmt: skip
+LOGIT_BYTES: dict[LossKernel, float] = {  # moved for each logit of a token
+    "eager": 49, "triton": 27, "fused": 13, "compiled": 22, "chunked": 16, "tuneloop": 16,
+}  # fmt: skip
+HEAD_FP32_BYTES = 80  # more for each width of a token and layer when the residual stream is fp32
+ADAPTER_IN_BYTES, ADAPTER_OUT_BYTES = 8, 6  # dropout, casts and the sum around an adapter
+SCORE_BYTES = 30  # for each score of attention that is not fused
+UNPACK_BYTES = 5  # for each quantised weight and pass
+UPDATE_BYTES = 22  # for each trained weight and update
+# Host time of a layer's pass, of an adapted matrix in it and of its gathering, in seconds; a backward pass counts as two. Short rows are bound by it, not by
+# the GPU (Qwen's table of speed by length: 1.8B and 7B models take as long for 256 tokens as for 512).
+LAUNCH_SECONDS, LAUNCH_ADAPTER_SECONDS, LAUNCH_GATHER_SECONDS, LAUNCH_COMPILED = 0.0008, 0.00009, 0.0003, 0.6
 # Sharding beside its transfers: hooks, copies, waiting. ZeRO: a published table of eight A800.
-SHARDED = {"fsdp": 0.95, "zero2": 0.7, "zero3": 0.7}
-HOST_ADAM_BYTES, HOST_GB_S = 14, 100  # an update in the host's memory, and what all its processes together move
-# 80 % of the published runs lie within this factor of the prediction.
-SPREAD = 1.3
+SHARDED = {"fsdp": 0.95, "zero2": 0.73, "zero3": 0.73}
+# An update in the host's memory, and what all its processes together move: torchtune's 70B on eight GPUs, and ZeRO's in that table.
+HOST_ADAM_BYTES, HOST_GB_S, HOST_ZERO_GB_S = 14, 100, 6
+# More than 80 % of the published runs lie within this factor of the prediction (half held out: 91 % within 1.2); new software may be further off.
+SPREAD = 1.25
 LOAD_GB_S = 1.0  # reading weights from disk
 COMPILE_MINUTES = 1.5
 SAVE_GB_S = 0.5
@@ -52,38 +66,78 @@ def flop_per_token(job: Job) -> float:
     shape = job.shape
     matrices = 2 * shape.matrix_parameters
     head = 2 * shape.embedding
-    attention = 2 * job.seq_len * shape.queries * shape.layers
     passes = 3 if job.full else 2
     again = 1 if job.grad_ckpt else 0
     adapter = 0 if job.full or job.method == "prefix" else 6 * job.trainable
-    return matrices * (passes + again) + head * passes + attention * (3.5 + again) + adapter
+    return matrices * (passes + again) + head * passes + attention_flop_per_token(job) + adapter
+
+
+def attention_flop_per_token(job: Job) -> float:
+    """Operations of one token in attention, in all passes."""
+    return 2 * job.seq_len * job.shape.queries * job.shape.layers * (4.5 if job.grad_ckpt else 3.5)
 
 
 def speed_of(job: Job) -> Speed:
     """Tokens a second of the job: the slowest of computing, the host's launches and the links."""
     gpu = job.gpu
     flops = flop_per_token(job)
-    share = (gpu.full if job.full else gpu.adapter) * _gain(job)
-    peak = gpu.tflops * 1e12 * (0.5 if job.dtype == "fp32" and not gpu.is_cpu else 1.0)
-    compute = job.tokens * flops / (peak * share)
-    compiled = job.kernels.fsdp == 2
-    launches = (LAUNCH_SECONDS + LAUNCH_ADAPTER_SECONDS * len(job.adapted)) * (4 if job.grad_ckpt else 3)
-    host = 0.0 if gpu.is_cpu else job.shape.layers * launches * (LAUNCH_COMPILED if compiled else 1)
+    compute = job.tokens * flops / (gpu.tflops * 1e12 * gpu.matmul) if gpu.is_cpu else _compute_seconds(job)
+    host = 0.0 if gpu.is_cpu else _host_seconds(job)
     link = _link_seconds(job)
-    if job.quant != "none":
-        passes = 3 if job.grad_ckpt else 2
-        compute += passes * job.shape.matrix_parameters * UNPACK_BYTES / (gpu.gb_s * 1e9 * UNPACK_SHARE)
     seconds = max(compute, host, link) + 0.1 * min(compute, link) + _host_update_seconds(job)
     bound = max((compute, "compute"), (host, "host"), (link, "link"))[1]
-    return Speed(job.gpus * job.tokens / seconds, flops / 1e12, job.tokens * flops / seconds / peak, bound)
+    return Speed(
+        job.gpus * job.tokens / seconds, flops / 1e12, job.tokens * flops / seconds / (gpu.tflops * 1e12), bound
+    )
 
 
-def _gain(job: Job) -> float:
-    gain = {"eager": 1.0, "compiled": COMPILED_GAIN, "chunked": COMPILED_GAIN}.get(job.loss_kernel, FUSED_GAIN)
-    gain *= SHARDED.get(job.sharding, 1.0)
+def _compute_seconds(job: Job) -> float:
+    """Seconds of a micro-batch on the GPU: products at the rate they reach, all else at the memory's."""
+    shape, gpu = job.shape, job.gpu
+    rate = gpu.tflops * 1e12 * gpu.matmul * (0.5 if job.dtype == "fp32" else 1.0)
+    width = (1 + HALF_WIDTH / 4096) * shape.hidden / (shape.hidden + HALF_WIDTH)
+    attention = attention_flop_per_token(job)
+    products = (flop_per_token(job) - attention) / (rate * width)
+    slow = SMALL_HEADS if shape.head_size < 128 else 1.0
+    products += attention * (2 if job.attention == "eager" else 1) * slow / (rate * ATTENTION_SHARE)
+    moved = job.tokens * _traffic(job)
+    if job.quant != "none":
+        moved += (3 if job.grad_ckpt else 2) * shape.matrix_parameters * UNPACK_BYTES
+    if not job.offload:
+        moved += job.trainable * UPDATE_BYTES / (1 if job.sharding in ("none", "ddp") else job.gpus) / job.grad_accum
+    seconds = job.tokens * products + moved / (gpu.gb_s * 1e9 * BANDWIDTH_SHARE)
+    return seconds / SHARDED.get(job.sharding, 1.0) + _paging_seconds(job)
+
+
+def _traffic(job: Job) -> float:
+    """Bytes that a token moves in the GPU's memory between the matrix products, in all passes."""
+    shape = job.shape
+    passes = 2.5 + (1 if job.grad_ckpt else 0)
+    layer: float = 72 * shape.hidden + 20 * (shape.queries + shape.keys) + 12 * shape.feed_forward
+    layer += HEAD_FP32_BYTES * shape.hidden * job.head_fp32
+    layer *= TRAFFIC[job.loss_kernel] * passes
     if job.attention == "eager":
-        gain *= EAGER_ATTENTION
-    return 1.0 if job.gpu.is_cpu else gain
+        layer += SCORE_BYTES * shape.heads * job.seq_len * passes
+    ends = [shape.linear()[name] for name in job.adapted]
+    layer += sum(ADAPTER_IN_BYTES * i + ADAPTER_OUT_BYTES * o for i, o in ends) * (passes - 0.5)
+    logits = LOGIT_BYTES[job.loss_kernel] * (1.5 if job.head_fp32 else 1.0) * shape.vocabulary
+    return (layer * shape.layers + logits) * (2 if job.dtype == "fp32" else 1)
+
+
+def _host_seconds(job: Job) -> float:
+    """Seconds the host takes to launch a micro-batch."""
+    launch = LAUNCH_SECONDS + LAUNCH_ADAPTER_SECONDS * len(job.adapted)
+    launch += LAUNCH_GATHER_SECONDS * (job.sharding in ("fsdp", "zero3"))
+    return job.shape.layers * launch * (4 if job.grad_ckpt else 3) * (LAUNCH_COMPILED if job.kernels.fsdp == 2 else 1)
+
+
+def _paging_seconds(job: Job) -> float:
+    """Seconds for paged optimizer states to come and go, as far as they do not fit beside all else."""
+    if not job.optimizer.startswith("paged"):
+        return 0.0
+    states = job.trainable * STATE_BYTES[job.optimizer] / (1 if job.sharding in ("none", "ddp") else job.gpus)
+    over = memory_of(job).required * GIB + states - job.gpu.gib * GIB
+    return 2 * max(over, 0.0) / (job.gpu.host_gb_s * 1e9) / job.grad_accum
 
 
 def _link_seconds(job: Job) -> float:
@@ -104,7 +158,8 @@ def _host_update_seconds(job: Job) -> float:
     if not job.offload:
         return 0.0
     moved = 4 * job.trainable / job.gpus / (job.gpu.host_gb_s * 1e9)
-    return (moved + job.trainable * HOST_ADAM_BYTES / (HOST_GB_S * 1e9)) / job.grad_accum
+    host = HOST_ZERO_GB_S if job.sharding.startswith("zero") else HOST_GB_S
+    return (moved + job.trainable * HOST_ADAM_BYTES / (host * 1e9)) / job.grad_accum
 
 
 def overhead_hours(

@@ -150,7 +150,12 @@ def others_gib(points: list[Point], python: str) -> list[dict[str, float | None]
         return [{} for _ in points]
     jobs = []
     for point in points:
-        job = {**vars(point.job), "shape": vars(point.job.shape), "gib": point.job.gpu.gib, "parameters": point.job.shape.parameters}
+        job = {
+            **vars(point.job),
+            "shape": vars(point.job.shape),
+            "gib": point.job.gpu.gib,
+            "parameters": point.job.shape.parameters,
+        }
         jobs.append({name: value for name, value in job.items() if name != "gpu"})
     done = subprocess.run(
         [python, str(HERE / "plan_others.py")], input=json.dumps(jobs), capture_output=True, text=True, check=True

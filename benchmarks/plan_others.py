@@ -79,7 +79,9 @@ def ftuneai_gib(job: dict[str, Any]) -> float | None:
         num_attention_heads=shape["heads"], num_kv_heads=shape["key_heads"], intermediate_size=shape["feed_forward"],
         vocab_size=shape["vocabulary"], max_seq_length=max(job["seq_len"], shape["context"]),
     )  # fmt: skip
-    where = "attention" if targets == {"q_proj", "v_proj"} else "attention_all" if targets <= ATTENTION else "all_linear"
+    where = (
+        "attention" if targets == {"q_proj", "v_proj"} else "attention_all" if targets <= ATTENTION else "all_linear"
+    )
     settings = TrainingConfig(
         method=FineTuneMethod(job["method"]), quantization=Quantization("4bit" if job["quant"].startswith("nf4") else "8bit" if job["quant"] == "int8" else "none"),
         batch_size=job["micro_batch"], seq_length=job["seq_len"], gradient_checkpointing=job["grad_ckpt"],

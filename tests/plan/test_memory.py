@@ -46,7 +46,9 @@ def errors(half: str) -> tuple[list[float], list[float], list[tuple[bool, bool, 
 def meets_what_is_promised(half: str, peaks: float = 0.9, median: float = 0.03, under: float = 0.05) -> None:
     """Peaks within 8 %, at the median, and 5 % too low; fits right and none false outside of 3 %; speed within 20 %, and in the range that a plan gives."""
     memory, speed, fits = errors(half)
-    print(f"\n{half}: {len(memory)} peaks, {share(memory, 0.08):.0%} within 8 %; {len(speed)} speeds, {share(speed, 0.2):.0%}")
+    print(
+        f"\n{half}: {len(memory)} peaks, {share(memory, 0.08):.0%} within 8 %; {len(speed)} speeds, {share(speed, 0.2):.0%}"
+    )
     assert statistics.median(map(abs, memory)) <= median
     assert share(memory, 0.08) >= peaks
     assert sum(error < -0.05 for error in memory) <= under * len(memory)
@@ -94,6 +96,22 @@ def test_bitsandbytes_without_checkpointing_keeps_inputs_and_a_head_in_fp32_its_
     assert kept > memory_of(job(method="lora", seq_len=512)).phases["loss"]["activations"] + 1
     bf16, fp32 = (memory_of(job(method="qlora", grad_ckpt=True, head_fp32=wide)) for wide in (False, True))
     assert fp32.phases["loss"]["logits"] > bf16.phases["loss"]["logits"]
+
+
+def test_autocast_keeps_what_it_cast_until_the_loss_or_the_backward_pass() -> None:
+    def phases(**settings: Any) -> dict[str, dict[str, float]]:
+        return memory_of(job(**{"method": "full", "seq_len": 512, **settings})).phases
+
+    shape = job().shape
+    casts = 2 * (shape.matrix_parameters + shape.embedding) / GIB
+    assert phases(dtype="mixed")["loss"]["cast weights"] == pytest.approx(casts)
+    assert "cast weights" in phases(dtype="mixed")["layer backward"]
+    assert "cast weights" not in phases(dtype="mixed", grad_ckpt=True)["layer backward"]
+    shared = {"sharding": "fsdp", "gpus": 8}  # which casts what it gathers, unless autocast is asked for
+    assert "cast weights" not in phases(dtype="mixed", **shared)["loss"]
+    assert "cast weights" in phases(dtype="autocast", **shared)["loss"]
+    stream = [phases(dtype=dtype)["loss"]["layer inputs"] for dtype in ("bf16", "mixed")]
+    assert stream[1] == 2 * stream[0]
 
 
 def test_nf4_takes_the_bits_of_its_paper() -> None:

@@ -29,7 +29,9 @@ def command(
     grad_ckpt: bool = typer.Option(None, "--grad-ckpt/--no-grad-ckpt", help="Recompute layers in the backward pass."),
     attention: str = typer.Option(None, help="flash, sdpa or eager."),
     loss_kernel: str = typer.Option(None, help="eager, compiled, triton, chunked, fused or tuneloop (its own loop)."),
-    dtype: str = typer.Option(None, help="bf16, fp16, fp32 or mixed (fp32 weights)."),
+    dtype: str = typer.Option(
+        None, help="bf16, fp16, fp32, mixed (fp32 weights) or autocast (those under torch.autocast)."
+    ),
     optimizer: str = typer.Option(None, help="adamw, adamw-bf16, adamw-8bit, paged-adamw-8bit or sgd."),
     optimizer_in_backward: bool = typer.Option(None, "--optimizer-in-backward", help="Update as gradients arrive."),
     rank: int = typer.Option(None, help="Rank of the adapter."),

@@ -15,7 +15,7 @@ Method = Literal["full", "lora", "qlora", "prefix"]
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 Attention = Literal["flash", "sdpa", "eager"]
 LossKernel = Literal["eager", "compiled", "triton", "chunked", "fused", "tuneloop"]
-Dtype = Literal["bf16", "fp16", "fp32", "mixed"]
+Dtype = Literal["bf16", "fp16", "fp32", "mixed", "autocast"]
 Optimizer = Literal["adamw", "adamw-bf16", "adamw-8bit", "paged-adamw-8bit", "sgd"]
 Quant = Literal["none", "int8", "nf4", "nf4-dq"]
 
@@ -68,7 +68,8 @@ class Job:
         offload_activations: checkpointed layer inputs live there.
         seq_len: tokens a row is padded or packed to. micro_batch: rows computed at once on a GPU.
         grad_ckpt: layers are recomputed in the backward pass.
-        dtype: of the frozen or trained weights and of the computation; mixed: fp32 weights, bf16 computation.
+        dtype: of the frozen or trained weights and of the computation; mixed: fp32 weights, bf16 computation: cast as they are gathered where they are divided,
+            else by torch.autocast (Trainer's `bf16=True`); autocast: by that in any case.
         optimizer: adamw keeps fp32 states (8 bytes a parameter), adamw-bf16 states in bf16 (4), adamw-8bit 2.
         optimizer_in_backward: each weight is updated, and its gradient freed, as soon as that is there.
         targets: matrices with an adapter. prefix_tokens: virtual tokens of prefix tuning.
@@ -132,6 +133,11 @@ class Job:
         if self.method == "prefix":
             return self.shape.prefix_parameters(self.prefix_tokens)
         return self.shape.lora_parameters(self.rank, self.targets)
+
+    @property
+    def autocast(self) -> bool:
+        """Whether torch.autocast casts fp32 weights: the casts live beside them, and the residual stream is fp32."""
+        return self.dtype == "autocast" or (self.dtype == "mixed" and self.sharding in ("none", "ddp"))
 
     @property
     def tokens(self) -> int:
@@ -225,7 +231,7 @@ def _check_together(job: Job) -> None:
          "Updating in the backward pass leaves no gradients to accumulate", "use --grad-accum 1"),
         (job.optimizer_in_backward and job.sharding in ("ddp", "zero2", "zero3"),
          f"Updating in the backward pass does not go with {job.sharding}", "use --sharding fsdp"),
-        (job.dtype == "mixed" and job.quant != "none", "Quantised weights have no fp32 original", "use --dtype bf16"),
+        (job.dtype in ("mixed", "autocast") and job.quant != "none", "Quantised weights have no fp32 original", "use --dtype bf16"),
         (job.optimizer == "sgd" and job.method in ("lora", "qlora") and job.offload and job.sharding == "none",
          "SGD keeps nothing that could be offloaded", "leave --offload out"),
         (job.gpu.is_cpu and job.shape.parameters * 2 > 4 * job.gpu.gib * 1024**3,

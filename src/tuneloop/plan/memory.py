@@ -97,10 +97,11 @@ def memory_of(job: Job) -> Memory:
     # The deepest layer is recomputed and differentiated while the inputs of all others wait.
     recomputed = {"recomputed layer": layer} if job.grad_ckpt else {}
     passing = {} if job.grad_accum > 1 else _passing_gradients(job)
+    casts = _casts(job)
     phases = {
-        "loss": {**static, **gathered, **kept, **held, **logits, **head_gradient, **_temporaries_within(job)},
+        "loss": {**static, **casts, **gathered, **kept, **held, **logits, **head_gradient, **_temporaries_within(job)},
         "layer backward": {
-            **static, **gathered, **kept, **passing, **held, **doubled, **recomputed, "gradients of activations": transient,
+            **static, **({} if job.grad_ckpt else casts), **gathered, **kept, **passing, **held, **doubled, **recomputed, "gradients of activations": transient,
             **({} if job.sharding == "fsdp" else head_gradient),
         },
         "last layer backward": {**static, **gathered, **gradients, "one layer": layer + transient},
@@ -144,7 +145,7 @@ def _shards(job: Job, what: str) -> int:
 
 def _stored_bytes(job: Job) -> int:
     """Bytes of a stored weight that is not quantised."""
-    return 4 if job.dtype in ("fp32", "mixed") else 2
+    return 4 if job.dtype in ("fp32", "mixed", "autocast") else 2
 
 
 def _trained_bytes(job: Job) -> int:
@@ -175,6 +176,13 @@ def _weights(job: Job) -> dict[str, float]:
     elif job.kernels.own and job.dtype != "fp32":
         found["fp32 copies of the weights"] = job.trainable * 4.0 / _shards(job, "weights")
     return found
+
+
+def _casts(job: Job) -> dict[str, float]:
+    """What torch.autocast made of the weights: kept for the backward pass, with checkpointing until the loss is there (ATorch's table: 12.5 GiB for 7B)."""
+    if not job.autocast:
+        return {}
+    return {"cast weights": 2.0 * (job.shape.matrix_parameters + job.shape.embedding)}
 
 
 def _optimizer(job: Job) -> dict[str, float]:
@@ -209,7 +217,10 @@ def _passing_gradients(job: Job) -> dict[str, float]:
     """A layer's whole gradient, before it is divided or applied."""
     if not job.full:
         return {}
-    return {"gradients in flight": job.shape.layer_matrices * (2 if job.dtype == "mixed" else _trained_bytes(job))}
+    return {
+        "gradients in flight": job.shape.layer_matrices
+        * (2 if job.dtype == "mixed" and not job.autocast else _trained_bytes(job))
+    }
 
 
 def _head_gradient(job: Job) -> dict[str, float]:
@@ -249,9 +260,10 @@ def _temporaries_within(job: Job) -> dict[str, float]:
 def _gathered(job: Job) -> dict[str, float]:
     """Weights that are whole on each GPU while a layer works: that layer, and what belongs to no layer."""
     shape = job.shape
-    layer = shape.layer_matrices * QUANT_BYTES.get(job.quant, job.activation_bytes)
+    width = 4 if job.autocast else job.activation_bytes
+    layer = shape.layer_matrices * QUANT_BYTES.get(job.quant, width)
     if job.sharding == "fsdp":
-        outside = shape.embedding * (1 if shape.tied else 2) * job.activation_bytes
+        outside = shape.embedding * (1 if shape.tied else 2) * width
         return {"gathered weights": outside + layer}
     if job.sharding == "zero3":
         return {"gathered weights": max(min(ZERO_LIVE, shape.parameters) * job.activation_bytes, layer)}
@@ -273,6 +285,8 @@ def layer_activations(job: Job) -> tuple[float, float]:
     norm = (2 * hidden if kernels.fp32_norms and wide else 0) + (hidden if kernels.fp32_norms and job.full else 0)
     grouped = job.attention == "flash" and kernels.fsdp == 1
     elements = 2 * norm + hidden  # two norms, and the input of the second half
+    if job.autocast:  # which is fp32, as are the norms' results, before they are cast
+        elements += 5 * hidden
     elements += hidden * job.needs("q_proj", "k_proj", "v_proj") + hidden * job.needs("gate_proj", "up_proj")
     elements += 2 * shape.queries + 2 * (shape.keys if grouped else shape.queries)
     elements += forward * (2 + kernels.silu)
@@ -324,7 +338,7 @@ def _held_layers(job: Job, layer: float) -> tuple[dict[str, float], dict[str, fl
     fact: 3.75 GiB on 32 layers, 9.7 GiB on 80, both within 1 % of it).
     """
     shape = job.shape
-    stream = 4 if job.head_fp32 else job.activation_bytes  # the residual stream's width
+    stream = 4 if job.head_fp32 or job.autocast else job.activation_bytes  # the residual stream's width
     one = job.tokens * shape.hidden * stream
     inputs: float = 0.0 if job.offload_activations and job.grad_ckpt else one * shape.layers
     doubled: dict[str, float] = {}

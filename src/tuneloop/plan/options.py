@@ -212,7 +212,7 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that follow from the device unless they are given."""
     if not gpu.bf16 and "dtype" not in given:
         return {"dtype": "fp16"}
-    if not gpu.bf16 and given["dtype"] in ("bf16", "mixed"):
+    if not gpu.bf16 and given["dtype"] in ("bf16", "mixed", "autocast"):
         raise UserError(f"There is no bfloat16 on {gpu.name}", where="dtype", next_step="use --dtype fp16")
     return {}
 

@@ -11,7 +11,10 @@ from tuneloop.plan.memory import STATE_BYTES, memory_of, weight_bytes
 # A step's time is that of its matrix products, and of the bytes that everything between them moves; constants from the fitting half of the published runs.
 # Products of narrow matrices reach less: half of it at this width, of what is reached far above.
 HALF_WIDTH = 470
-ATTENTION_SHARE, SMALL_HEADS = 0.75, 1.35  # of a product's rate in FlashAttention (arXiv 2307.08691, fig. 5); longer with heads under 128 wide
+ATTENTION_SHARE, SMALL_HEADS = (
+    0.75,
+    1.35,
+)  # of a product's rate in FlashAttention (arXiv 2307.08691, fig. 5); longer with heads under 128 wide
 BANDWIDTH_SHARE = 0.8  # of the memory's nominal bandwidth
 # Norms, rotation, sums and activations, against the count of `_traffic`: apart in Transformers, fused by Triton kernels, or by torch.compile.
 TRAFFIC: dict[LossKernel, float] = {

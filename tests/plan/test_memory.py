@@ -107,6 +107,7 @@ def test_autocast_keeps_what_it_cast_until_the_loss_or_the_backward_pass() -> No
     assert phases(dtype="mixed")["loss"]["cast weights"] == pytest.approx(casts)
     assert "cast weights" in phases(dtype="mixed")["layer backward"]
     assert "cast weights" not in phases(dtype="mixed", grad_ckpt=True)["layer backward"]
+    assert phases(method="lora", dtype="mixed", grad_ckpt=True)["loss"]["cast weights"] < casts / 20
     shared = {"sharding": "fsdp", "gpus": 8}  # which casts what it gathers, unless autocast is asked for
     assert "cast weights" not in phases(dtype="mixed", **shared)["loss"]
     assert "cast weights" in phases(dtype="autocast", **shared)["loss"]

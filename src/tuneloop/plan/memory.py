@@ -179,9 +179,15 @@ def _weights(job: Job) -> dict[str, float]:
 
 
 def _casts(job: Job) -> dict[str, float]:
-    """What torch.autocast made of the weights: kept for the backward pass, with checkpointing until the loss is there (ATorch's table: 12.5 GiB for 7B)."""
+    """What torch.autocast made of the weights: kept for the backward pass, with checkpointing until the loss is there.
+
+    Its cache takes leaves that need a gradient (ATen's `autocast_mode.cpp`), so that of frozen ones checkpointing leaves those of a layer. Views into FSDP's flat
+    weights are all kept (ATorch's table: 12.5 GiB for 7B, with adapters as with all weights trained).
+    """
     if not job.autocast:
         return {}
+    if job.grad_ckpt and not job.full and job.sharding != "fsdp":
+        return {"cast weights": 2.0 * job.shape.layer_matrices}
     return {"cast weights": 2.0 * (job.shape.matrix_parameters + job.shape.embedding)}
 
 

@@ -70,6 +70,7 @@ def test_the_padding_of_a_data_set_costs_time_and_packing_saves_it(
     asked += ["--micro-batch", "8"]
     padded, packed = plan(asked, cli_environment), plan([*asked, "--packing", "--seq-len", "2000"], cli_environment)
     assert padded["settings"]["seq_len"] == 2000  # the longest row decides the memory
+    assert not [line for line in packed["assumptions"] if "--seq-len" in line]  # it was given
     assert padded["time"]["breakdown"]["train"] > 2 * packed["time"]["breakdown"]["train"]
 
 

@@ -100,7 +100,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
     lengths, epochs, told = _lengths(given)
     assumed += told
-    given.setdefault("seq_len", _sequence(shape, lengths, given, assumed))
+    if "seq_len" not in given:
+        given["seq_len"] = _sequence(shape, lengths, given, assumed)
     if "targets" in given:
         given["targets"] = target_modules(given["targets"])
     table = load_prices(prices)

@@ -24,7 +24,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     for name, gib in sorted(memory["terms"].items(), key=lambda item: -item[1]):
         print(f"  {gib:9.2f}  {name}")
     print(f"  {memory['peak_gib']:9.2f}  allocated at the peak (torch.cuda.max_memory_allocated)")
-    print(f"  {memory['reserved_gib']:9.2f}  reserved, at most (what nvidia-smi shows)")
+    print(f"  {memory['reserved_gib']:9.2f}  reserved (about what nvidia-smi shows)")
     print(f"  {memory['required_gib']:9.2f}  required, of {memory['capacity_gib']:.2f} that the driver reports")
     print("\nAssumed:")
     for line in plan["assumptions"]:

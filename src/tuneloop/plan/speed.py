@@ -27,7 +27,8 @@ HEAD_FP32_BYTES = 80  # more for each width of a token and layer when the residu
 ADAPTER_IN_BYTES, ADAPTER_OUT_BYTES = 8, 6  # dropout, casts and the sum around an adapter
 SCORE_BYTES = 30  # for each score of attention that is not fused
 UNPACK_BYTES = 5  # for each quantised weight and pass
-UPDATE_BYTES = 22  # for each trained weight and update
+# For each trained weight and update: where the optimizer is fused, and how often an unfused AdamW reads or writes a tensor of its states' width (PEFT's full run).
+UPDATE_BYTES, UPDATE_ACCESSES = 22, 24
 # Host time of a layer's pass, of an adapted matrix in it and of its gathering, in seconds; a backward pass counts as two. Short rows are bound by it, not by
 # the GPU (Qwen's table of speed by length: 1.8B and 7B models take as long for 256 tokens as for 512).
 LAUNCH_SECONDS, LAUNCH_ADAPTER_SECONDS, LAUNCH_GATHER_SECONDS, LAUNCH_COMPILED = 0.0008, 0.00009, 0.0003, 0.6
@@ -107,9 +108,18 @@ def _compute_seconds(job: Job) -> float:
     if job.quant != "none":
         moved += (3 if job.grad_ckpt else 2) * shape.matrix_parameters * UNPACK_BYTES
     if not job.offload:
-        moved += job.trainable * UPDATE_BYTES / (1 if job.sharding in ("none", "ddp") else job.gpus) / job.grad_accum
+        moved += (
+            job.trainable * _update_bytes(job) / (1 if job.sharding in ("none", "ddp") else job.gpus) / job.grad_accum
+        )
     seconds = job.tokens * products + moved / (gpu.gb_s * 1e9 * BANDWIDTH_SHARE)
     return seconds / SHARDED.get(job.sharding, 1.0) + _paging_seconds(job)
+
+
+def _update_bytes(job: Job) -> float:
+    """Bytes that an update of a trained weight moves."""
+    if not job.kernels.foreach or job.optimizer not in ("adamw", "adamw-bf16"):
+        return UPDATE_BYTES
+    return UPDATE_ACCESSES * (2 if job.optimizer == "adamw-bf16" else 4)
 
 
 def _traffic(job: Job) -> float:

@@ -8,9 +8,10 @@ does its work in a process of its own, after its imports; memory is that of the 
 folder at its first run (1.5 GB of wheels), with the settings in `data_peers.py`. Run it on an idle machine.
 
 What the comparison is of: reading, repair, personal data, language, near duplicates, writing. The peers look for two kinds of
-personal data, tell near duplicates by MinHash without verification, and do not check, split or report. In the table of steps our
-language row is of every row; in the whole `prepare` looks at one row in eight, picked by content, as the source is over 4 MiB
-(the peers look at all).
+personal data, tell near duplicates by MinHash without verification, and do not check, split or report. Chats come to `prepare` as
+turns, to the peers, which know no turns, as one text. In the table of steps our language row is of every row; in the whole
+`prepare` looks at one row in eight, picked by content, as a source over 4 MiB (the peers look at all), and measures a
+sample with the tokenizer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ import time
 import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 PEERS = {
     "datatrove": ["datatrove[io,processing]==0.10.1", "spacy"],
@@ -46,7 +49,8 @@ OURS = {  # parts of `stages` that make up a step
     "repair": ("repair",),
     "personal data": ("personal data",),
     "language": ("language",),
-    "near duplicates": ("texts to compare", "sketches"),
+    "near duplicates": ("texts to compare", "sketches", "candidates compared"),
+    "write": ("lines written",),
 }
 
 
@@ -68,27 +72,44 @@ def varied(texts: list[tuple[str, str]], rows: int, seed: int = 0) -> Iterator[d
 
 
 def long_chats(chats: list[list[dict[str, str]]], rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Conversations of three chats that are drawn anew for each row; `text` is the same for tools that know no turns."""
+    """Conversations of three chats that are drawn anew for each row."""
     rng = random.Random(seed)
     for number in range(rows):
-        turns = [turn for chat in rng.sample(chats, 3) for turn in chat]
-        yield {"id": f"c{number}", "messages": turns, "text": "\n".join(f"{t['role']}: {t['content']}" for t in turns)}
+        yield {"id": f"c{number}", "messages": [turn for chat in rng.sample(chats, 3) for turn in chat]}
 
 
-def sources(data: Path, rows: int, chats: int, scratch: Path) -> dict[str, tuple[Path, int, int]]:
-    """By name: the file, its rows, and the words in a group that near duplicates are told by."""
-    made: dict[str, tuple[Path, int, int]] = {}
+def as_text(chat: dict[str, Any]) -> dict[str, Any]:
+    """A conversation as one text, for tools that know no turns."""
+    return {"id": chat["id"], "text": "\n".join(f"{t['role']}: {t['content']}" for t in chat["messages"])}
+
+
+class Source(NamedTuple):
+    """The file for `prepare`, that for the peers, their rows, and the words in a group that the peers tell near duplicates by."""
+
+    own: Path
+    peers: Path
+    rows: int
+    gram: int
+
+
+def sources(data: Path, rows: int, chats: int, scratch: Path) -> dict[str, Source]:
+    """The sources by name."""
+    made: dict[str, Source] = {}
     if rows:
         records = map(json.loads, _lines(data / "banking77" / "train.jsonl"))
         texts = [(r["text"], r["label"]) for r in records]
-        made["short rows"] = (_write(scratch / "rows.jsonl", varied(texts, rows)), rows, 3)
+        path = _write(scratch / "rows.jsonl", varied(texts, rows))
+        made["short rows"] = Source(path, path, rows, 3)
     if chats:
         said = ("user", "assistant")
         turns = [
             [{"role": m["role"], "content": m["content"]} for m in r["messages"] if m["role"] in said and m["content"]]
             for r in map(json.loads, _lines(data / "taskmaster4_chats" / "train.jsonl"))
         ]
-        made["long chats"] = (_write(scratch / "chats.jsonl", long_chats(turns, chats)), chats, 5)
+        path = _write(scratch / "chats.jsonl", long_chats(turns, chats))
+        made["long chats"] = Source(
+            path, _write(scratch / "texts.jsonl", map(as_text, long_chats(turns, chats))), chats, 5
+        )
     return made
 
 
@@ -181,15 +202,24 @@ def _proportional_size(pid: int) -> int:
 # --- our own steps -------------------------------------------------------------------------------
 
 
-def stages(source: Path, rows: int) -> dict[str, float]:
-    """Seconds of each part of `prepare`, on one core."""
-    from tuneloop.data import language, personal, repair, sketches
-    from tuneloop.data.checks import quality
+def stages(source: Path, out: Path) -> dict[str, float]:
+    """Seconds of each part of `prepare`, on one core.
+
+    Args:
+        source: what was prepared.
+        out: the data set that was made of it; its checks and its report are made again.
+    """
+    import orjson
+
+    from tuneloop.data import language, pairs, personal, repair, sketches
+    from tuneloop.data.checks import overview_of, quality, run_checks
     from tuneloop.data.config import DuplicatesConfig, PersonalConfig, PrepareConfig, RepairConfig
+    from tuneloop.data.dataset import load_dataset
     from tuneloop.data.formats import Parsed, detect, parse_record
     from tuneloop.data.sources.chunks import chunks
     from tuneloop.data.sources.parse import SourceRecord, parse_chunk
     from tuneloop.data.sources.read import find_files
+    from tuneloop.report.data_html import write_data_report
     from tuneloop.types import Row
 
     spent: dict[str, float] = {}
@@ -201,7 +231,7 @@ def stages(source: Path, rows: int) -> dict[str, float]:
         return result
 
     (file,) = find_files([str(source)])
-    config = PrepareConfig()
+    config, near = PrepareConfig(), DuplicatesConfig()
     items = timed("read and parse JSON", lambda: [item for chunk in chunks(file) for item in parse_chunk(chunk)])
     values = [item.value for item in items if isinstance(item, SourceRecord)]
     guess = detect(values[:2000], config)
@@ -213,7 +243,16 @@ def stages(source: Path, rows: int) -> dict[str, float]:
     timed("language", lambda: [language.detect_language(text) for text in texts])
     timed("quality flags", lambda: [quality.flags(row.messages, row.label) for row in made])
     cut = timed("texts to compare", lambda: [sketches.texts_of(row) for row in made])
-    timed("sketches", lambda: sketches.sketch(cut, DuplicatesConfig()))
+    columns = timed("sketches", lambda: sketches.sketch(cut, near))
+    order = np.arange(len(cut))
+    timed(
+        "candidates compared",
+        lambda: pairs.find_alike(columns, lambda some: [cut[i] for i in some], near.threshold, rows=order),
+    )
+    timed("lines written", lambda: (out / "lines").write_bytes(b"\n".join(orjson.dumps(row.to_json()) for row in made)))
+    overview = overview_of(load_dataset(out))
+    timed("checks", lambda: run_checks(overview))
+    timed("report", lambda: write_data_report(out))
     return spent
 
 
@@ -271,17 +310,18 @@ def main() -> None:
         name for name in ("tuneloop", *(PEERS if options.peers else ())) if not options.only or name in options.only
     ]
     with tempfile.TemporaryDirectory() as scratch:
-        for title, (source, rows, gram) in sources(options.data, options.rows, options.chats, Path(scratch)).items():
-            print(
-                f"{title}: {rows:,}, {source.stat().st_size / 2**20:.0f} MiB, {options.workers} processes\n", flush=True
-            )
+        for title, source in sources(options.data, options.rows, options.chats, Path(scratch)).items():
+            size, rows = source.own.stat().st_size / 2**20, source.rows
+            print(f"{title}: {rows:,}, {size:.0f} MiB, {options.workers} processes\n", flush=True)
             found = {}
             for name in names:
                 python = environment(name, options.peers.absolute()) if name in PEERS else sys.executable
-                found[name] = run(name, python, source, Path(scratch) / f"{name}-{rows}", options.workers, gram)
+                file, out = source.peers if name in PEERS else source.own, Path(scratch) / f"{name}-{rows}"
+                found[name] = run(name, python, file, out, options.workers, source.gram)
             print_whole(rows, found)
             if not options.no_steps:
-                print_steps(rows, stages(source, rows) if "tuneloop" in names else {}, found)
+                own = Path(scratch) / f"tuneloop-{rows}"
+                print_steps(rows, stages(source.own, own) if "tuneloop" in names else {}, found)
 
 
 if __name__ == "__main__":

@@ -55,10 +55,10 @@ def test_the_input_is_read_only_a_little_ahead() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_work_beside_gives_its_result_or_its_error_when_asked(workers: int) -> None:
-    wait, fails = beside(times, 7, 3, workers=workers), beside(refuses_seven, 7, None, workers=workers)
-    assert wait() == 21
+    results, fails = beside(times, [7, 8], 3, workers=workers), beside(refuses_seven, [7], None, workers=workers)
+    assert [results[8](), results[7]()] == [24, 21]
     with pytest.raises(UserError, match="seven"):
-        fails()
+        fails[7]()
 
 
 def dies_elsewhere(home: int, setting: None) -> str:
@@ -68,7 +68,7 @@ def dies_elsewhere(home: int, setting: None) -> str:
 
 
 def test_work_beside_is_done_here_when_its_process_was_killed() -> None:
-    assert beside(dies_elsewhere, os.getpid(), None, workers=2)() == "done"
+    assert beside(dies_elsewhere, [os.getpid()], None, workers=2)[os.getpid()]() == "done"
 
 
 def test_several_processes_do_the_work() -> None:

@@ -72,7 +72,7 @@ def meta_key(row: Row) -> int:
     import orjson
 
     try:
-        return key64(orjson.dumps(further, option=orjson.OPT_SORT_KEYS).decode())
+        return key64(orjson.dumps(further, option=orjson.OPT_SORT_KEYS))
     except (TypeError, orjson.JSONEncodeError):  # integers over 64 bits
         return key64(json.dumps(further, sort_keys=True))
 

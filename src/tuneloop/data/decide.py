@@ -34,10 +34,12 @@ from tuneloop.types import Progress
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Rows up to which each is measured; of more, a sample picked by hash: totals are then estimated from the characters of all rows (0.3 % off
-# on short texts; more where tokens follow characters less). That no row is too
+# Rows, and their characters together, up to which each row is measured; of more, a sample picked by hash, and the longest rows: totals are
+# then estimated from the characters of all rows (0.3 % off on short texts; more where tokens follow characters less). That no row is too
 # long is known of all rows, see `refine.measured_if_long`.
-MEASURED_ROWS, SAMPLED_ROWS = 10_000, 2_000
+MEASURED_ROWS, MEASURED_CHARACTERS = 10_000, 2 << 20
+SAMPLED_ROWS, SAMPLED_CHARACTERS, LEAST_SAMPLED = 1_000, 1 << 19, 500
+LONGEST = 16
 BATCH = 250  # rows that a process measures at once
 
 Embed = Callable[[Sequence[str]], Any]
@@ -198,8 +200,7 @@ def _measure(table: Table, refinery: Refinery, seed: int, workers: int, progress
     """Measure the rows that were not, all or a sample; what can't be rendered or teaches nothing is dropped."""
     rows = table.alive
     rows = rows[table.columns["tokens"][rows] == UNMEASURED]
-    if len(rows) > MEASURED_ROWS:
-        rows = np.sort(rows[np.argsort(shuffled(table.columns["id"][rows], seed), kind="stable")[:SAMPLED_ROWS]])
+    rows = _to_measure(rows, table.columns["characters"][rows], shuffled(table.columns["id"][rows], seed))
     batches = [rows[begin : begin + BATCH].tolist() for begin in range(0, len(rows), BATCH)]
     found = ordered_map(_measured, batches, (table.reader, refinery), workers=workers if len(batches) > 1 else 1)
     for number, (batch, lengths) in enumerate(zip(batches, found, strict=True)):
@@ -210,6 +211,16 @@ def _measure(table: Table, refinery: Refinery, seed: int, workers: int, progress
             else:
                 table.columns["tokens"][row], table.columns["supervised"][row] = measured.tokens, measured.supervised
     progress("measuring", len(rows), len(rows))
+
+
+def _to_measure(rows: NDArray[Any], characters: NDArray[Any], keys: NDArray[Any]) -> NDArray[Any]:
+    """All rows, or where measuring them would take long those with the least keys, and the longest."""
+    total = int(characters.sum())
+    if len(rows) <= MEASURED_ROWS and total <= MEASURED_CHARACTERS:
+        return rows
+    size = min(max(SAMPLED_CHARACTERS * len(rows) // total, LEAST_SAMPLED), SAMPLED_ROWS)
+    order, by_length = np.argsort(keys, kind="stable"), np.lexsort((keys, -characters))
+    return rows[np.unique(np.concatenate([order[:size], by_length[:LONGEST]]))]
 
 
 def _measured(rows: Sequence[int], setting: tuple[Reader, Refinery]) -> list[Measured | Rejection]:

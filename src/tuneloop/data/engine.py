@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from tuneloop.types import UserError
@@ -48,37 +49,41 @@ def ordered_map(
     return _in_processes(function, iter(chunks), setting, workers)
 
 
-def beside(function: Callable[[T, Any], R], chunk: T, setting: Any, *, workers: int) -> Callable[[], R]:
-    """`function(chunk, setting)` in a process of its own while this one goes on; with one worker it is called when it is asked for.
+def beside(
+    function: Callable[[T, Any], R], chunks: Sequence[T], setting: Any, *, workers: int
+) -> dict[T, Callable[[], R]]:
+    """`function(chunk, setting)` in other processes while this one goes on; with one worker it is called when it is asked for.
 
     Args:
         function: of a module's top level; what it gives must be fit to be pickled.
-        chunk, setting: as in `ordered_map`.
+        chunks: what it is called with, the one that takes longest first.
+        setting: as in `ordered_map`.
         workers: processes that may be at work.
 
     Returns:
-        a function that waits for the result.
+        by chunk a function that waits for its result.
     """
     if (
         workers == 1 or sys.platform != "linux"
     ):  # elsewhere the setting would be sent as bytes, which costs more than it brings
-        return lambda: function(chunk, setting)
+        return {chunk: functools.partial(function, chunk, setting) for chunk in chunks}
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("fork")
-    executor = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(setting,))
-    future = executor.submit(_call, function, chunk)
+    executor = ProcessPoolExecutor(
+        min(workers, len(chunks)), mp_context=context, initializer=_start, initargs=(setting,)
+    )
+    futures = {chunk: executor.submit(_call, function, chunk) for chunk in chunks}
+    executor.shutdown(wait=False)  # its processes end when the work is done
 
-    def result() -> R:
+    def result(chunk: T) -> R:
         try:
-            return future.result()
+            return futures[chunk].result()
         except BrokenProcessPool:  # killed, probably for its memory: once more, alone
             return function(chunk, setting)
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
 
-    return result
+    return {chunk: functools.partial(result, chunk) for chunk in chunks}
 
 
 def usual_workers() -> int:

@@ -21,6 +21,7 @@ from tuneloop.data.sketches import (
     CROWD,
     LONG,
     SIDE,
+    SIGNS,
     Kind,
     Name,
     RowTexts,
@@ -50,6 +51,7 @@ Verified = tuple[Any, Any, Any, Any]
 BATCH = 4096  # pairs that are compared at once
 MANY = 32  # candidates of a row up to which it is compared with all
 FULL = 8 * BUCKET  # as BUCKET, of the rows of a bucket up to which all pairs in it are looked at
+SLOT_BITS = 25  # of the table that looks for keys in common: 160 MiB at most
 _AT_ONCE = 1 << 20  # candidates that are looked at at once
 
 
@@ -104,8 +106,8 @@ def find_alike(
     """
     crowded = np.zeros(len(rows), dtype=bool)
     pairs = np.zeros(0, dtype=np.uint64)
-    for name in ("whole", "prompt"):
-        if name in columns and len(rows):
+    for name in _names(columns):
+        if len(rows):
             for found in _sharing(columns, name, rows, threshold, crowded):
                 pairs = _distinct(np.concatenate([pairs, found]))
                 crowded |= np.bincount(_other(pairs), minlength=len(rows)) > MANY
@@ -124,6 +126,17 @@ def find_alike(
     return Alike(rows, one[places], other[places], asked, whole, together, crowded)
 
 
+def _names(columns: Mapping[str, NDArray[Any]]) -> tuple[Name, ...]:
+    """The sketches to look at: where no row has an answer, as with labels, the whole is the question and finds nothing else."""
+    if "whole" not in columns or _same_signs(columns["whole"], columns["prompt"]):
+        return ("prompt",)
+    return ("whole", "prompt")
+
+
+def _same_signs(keys: NDArray[Any], others: NDArray[Any]) -> bool:
+    return bool(np.array_equal(keys[:, -SIGNS:], others[:, -SIGNS:]))
+
+
 def _other(pairs: NDArray[Any]) -> NDArray[Any]:
     return (pairs >> np.uint64(32)).astype(np.int64)
 
@@ -138,9 +151,11 @@ def _sharing(
     room, most = FULL // banding(threshold)[1], most_apart(threshold)
     for keys in bands:
         # Sorted by key and then by place: the rows of a bucket follow each other in their order.
-        entries = keys[in_order].astype(np.uint64)
+        keys = keys[in_order]
+        some = np.flatnonzero(_perhaps_shared(keys))
+        entries = keys[some].astype(np.uint64)
         entries <<= np.uint64(32)
-        entries |= np.arange(len(owner), dtype=np.uint64)
+        entries |= some.astype(np.uint64)
         entries.sort()
         entries = entries[_in_company(entries)]
         key = (entries >> np.uint64(32)).astype(np.uint32)
@@ -155,9 +170,9 @@ def _sharing(
         later, first = later[free], first[free]
         counts = later - first
         found = []
-        for some in _blocks(counts, _AT_ONCE):
-            entry = np.repeat(np.arange(len(later))[some], counts[some])
-            a, b = sketches[first[entry] + counted(counts[some])], sketches[later[entry]]
+        for block in _blocks(counts, _AT_ONCE):
+            entry = np.repeat(np.arange(len(later))[block], counts[block])
+            a, b = sketches[first[entry] + counted(counts[block])], sketches[later[entry]]
             near = np.bitwise_count(signs[a] ^ signs[b]).sum(axis=1) <= most
             near &= owner[a] != owner[b]  # two sketches of one row
             many = np.bincount(entry[near], minlength=len(later)) > MANY
@@ -167,6 +182,19 @@ def _sharing(
             found.append(b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64))
         if found:
             yield np.concatenate(found)
+
+
+def _perhaps_shared(keys: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which keys may stand there more than once: all that do and one in eight of the others, found in a fifth of the time of sorting."""
+    bits = min(len(keys).bit_length() + 3, SLOT_BITS)
+    slot = keys >> np.uint32(32 - bits)
+    place = np.arange(len(keys), dtype=np.int32)
+    holder = np.empty(1 << bits, dtype=np.int32)  # of the keys in a slot one stays
+    holder[slot] = place
+    full = np.zeros(1 << bits, dtype=np.bool_)
+    full[slot[holder[slot] != place]] = True
+    shared: NDArray[np.bool_] = full[slot]
+    return shared
 
 
 def _in_company(entries: NDArray[Any]) -> NDArray[Any]:

@@ -23,7 +23,18 @@ import numpy as np
 import orjson
 
 from tuneloop import __version__
-from tuneloop.data.checks import LongRows, Overview, Suspects, find_suspects, reject_share, run_checks, suspect_records
+from tuneloop.data.checks import (
+    Check,
+    LongRows,
+    Overview,
+    Suspects,
+    find_suspects,
+    long_check,
+    meanwhile,
+    reject_share,
+    run_checks,
+    suspect_records,
+)
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.dataset import MANIFEST, RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
 from tuneloop.data.decide import Embed, decide, shuffled
@@ -354,11 +365,11 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
     task = _task(config, job.guess, table)
     orders = {split: _order(table, number, job.seed) for number, split in enumerate(SPLITS)}
     mixed = _mix(job, orders)
-    # The dearest check begins now, in another process, and is done when the files are written.
+    # The dearest checks begin now, in other processes, and are done when the files are written.
     facts = Overview(
         task, table.columns, table.names, np.where(table.fate == 0, table.split, -1), table.row, seed=job.seed
     )
-    suspects = _suspects(job, facts) if task == "classification" else None
+    begun = _begin_checks(job, facts)
     about: dict[str, Any] = {}
     for split, order in orders.items():
         general = {"train": mixed.train, "val": [], "test": mixed.test}[split] if mixed else []
@@ -436,7 +447,7 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
         facts, read=read, rejected=reasons, repaired=kinds, max_length=config.max_length,
         too_long=LongRows(config.too_long, **long), labels=manifest.get("labels", ()),
     )  # fmt: skip
-    manifest["checks"] = _checks(job, overview, suspects) + ([mixed.check] if mixed else [])
+    manifest["checks"] = _checks(job, overview, begun) + ([mixed.check] if mixed else [])
     write_json(out / MANIFEST, manifest)
     return dataset
 
@@ -455,35 +466,42 @@ def _shortened(repair: Mapping[str, Any]) -> Counter[str]:
     return Counter({"split": 1} if repair["part"] == 1 else {})
 
 
-def _suspects(job: Job, overview: Overview) -> Callable[[], tuple[Suspects, list[bytes]]]:
-    """What finds doubtful labels, and the lines of `label_errors.jsonl`, the most suspicious first."""
+_Begun = Mapping[str, Callable[[], Any]]  # by the name of a check, what gives its result
+_DOUBTED = "label_errors"
+
+
+def _begin_checks(job: Job, overview: Overview) -> _Begun:
+    """The checks that take long, at work while the files are written."""
     workers = job.workers if job.embed is None else 1  # a model that has been at work does not survive a fork
-    return beside(_find_suspects, job.embed, overview, workers=workers)
+    first = (_DOUBTED,) if overview.task == "classification" else ()
+    return beside(_long_check, [*first, *meanwhile(overview)], (job.embed, overview), workers=workers)
 
 
-def _find_suspects(embed: Embed | None, overview: Overview) -> tuple[Suspects, list[bytes]]:
+def _long_check(name: str, setting: tuple[Embed | None, Overview]) -> Check | tuple[Suspects, list[bytes]]:
+    """A check; of doubtful labels what finds them, and the lines of `label_errors.jsonl`, the most suspicious first."""
+    embed, overview = setting
+    if name != _DOUBTED:
+        return long_check(name, overview)
     suspects = find_suspects(overview, embed=embed)
     return suspects, [orjson.dumps(record) for record in suspect_records(overview, suspects, most=len(suspects.errors))]
 
 
-def _checks(
-    job: Job, overview: Overview, suspects: Callable[[], tuple[Suspects, list[bytes]]] | None
-) -> list[dict[str, Any]]:
+def _checks(job: Job, overview: Overview, begun: _Begun) -> list[Check]:
     """All checks; rows with doubtful labels also stand in `label_errors.jsonl`."""
     job.progress("checking", 0, 1)
     path = job.out / "label_errors.jsonl"
-    if suspects is None:
+    if _DOUBTED not in begun:
         path.unlink(missing_ok=True)
-        return run_checks(overview)
 
-    def written() -> Suspects:
-        found, records = suspects()
+    def suspects() -> Suspects:
+        found, records = begun[_DOUBTED]()
         with _lines_to(path) as lines:
             for record in records:
                 lines.write(record)
-        return found
+        doubted: Suspects = found
+        return doubted
 
-    checks = run_checks(overview, suspects=written)
+    checks = run_checks(overview, suspects=suspects, long=lambda name: begun[name]())
     job.progress("checking", 1, 1)
     return checks
 
@@ -512,32 +530,52 @@ def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Drawn]) -> It
 
 
 def _tokens(table: Table, order: NDArray[np.int64]) -> dict[str, Any]:
-    """Statistics of the rows that were measured; where that was a sample, totals are estimated for all."""
+    """Statistics of the rows' tokens; of rows that were not measured they are estimated from the characters."""
     columns = {name: table.columns[name][order] for name in ("tokens", "supervised", "characters", "answer_characters")}
     tokens, supervised = columns["tokens"], columns["supervised"]
     known = tokens >= 0
-    found = token_statistics(tokens[known].tolist(), int(supervised[known].sum()))
     if known.all() or not known.any():
-        return found
+        return token_statistics(tokens[known].tolist(), int(supervised[known].sum()))
+    line = _Line.through(columns["characters"][known], tokens[known])
+    each = np.sort(np.where(known, tokens, np.rint(line.at(columns["characters"])).astype(np.int64)))
+    total = line.total(columns["characters"])
+    learned = _Line.through(columns["answer_characters"][known], supervised[known])
     return {
-        **found,
-        "total": _total(tokens, columns["characters"], known),
-        "supervised": _total(supervised, columns["answer_characters"], known),
+        **token_statistics(each.tolist(), learned.total(columns["answer_characters"])),
+        "total": total,
+        "mean": round(total / len(order), 2),
         "measured": int(known.sum()),
     }
 
 
-def _total(tokens: NDArray[Any], characters: NDArray[Any], known: NDArray[Any]) -> int:
-    """All tokens, of rows of which only some are known: the regression estimator (Cochran 1977, Sampling Techniques, 7.1).
+@dataclass(frozen=True)
+class _Line:
+    """What rows measure by their characters, through those that were measured (Cochran 1977, Sampling Techniques, 7.1).
 
-    That long rows are always measured does not make it too high, as it would the mean times the number. The sums are
-    whole numbers, so that no machine gets another result.
+    That long rows are always measured does not make it too high, as it would the mean of the measured ones. The sums are whole
+    numbers, so that no machine gets another result.
     """
-    x, y = characters[known].astype(np.int64), tokens[known].astype(np.int64)
-    n, sum_x, sum_y = len(x), int(x.sum()), int(y.sum())
-    spread = n * int((x * x).sum()) - sum_x * sum_x
-    slope = (n * int((x * y).sum()) - sum_x * sum_y) / spread if spread else 0.0
-    return round(len(tokens) * sum_y / n + slope * (int(characters.sum()) - len(tokens) * sum_x / n))
+
+    x: float
+    y: float
+    slope: float
+
+    @staticmethod
+    def through(characters: NDArray[Any], measured: NDArray[Any]) -> _Line:
+        """The line of least squares."""
+        x, y = characters.astype(np.int64), measured.astype(np.int64)
+        n, sum_x, sum_y = len(x), int(x.sum()), int(y.sum())
+        spread = n * int((x * x).sum()) - sum_x * sum_x
+        return _Line(sum_x / n, sum_y / n, (n * int((x * y).sum()) - sum_x * sum_y) / spread if spread else 0.0)
+
+    def at(self, characters: NDArray[Any]) -> NDArray[Any]:
+        """What rows of so many characters measure."""
+        found: NDArray[Any] = np.maximum(self.y + self.slope * (characters - self.x), 1.0)
+        return found
+
+    def total(self, characters: NDArray[Any]) -> int:
+        """What all rows measure together."""
+        return round(len(characters) * self.y + self.slope * (int(characters.sum()) - len(characters) * self.x))
 
 
 def _labels(table: Table) -> list[str]:

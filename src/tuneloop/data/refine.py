@@ -159,6 +159,9 @@ class Refined(NamedTuple):
     rating: float
 
 
+_OWN = Refined._fields.index("measured")  # fields before those that `_finished` fills in
+
+
 def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequence[Refined | Reject]:
     """A source record as a finished row, or why it is none; several where a long one is split."""
     config = refinery.config
@@ -211,7 +214,8 @@ def _finished(draft: Refined, measured: Measured | Rejection, refinery: Refinery
         return Reject(meta["source"], meta["line"], "wrong_language", detail, draft.record)
     looked_at = int(row.id, 16) % refinery.languages_every == 0
     code = language.detect_language(asked)[0] if looked_at else None
-    return draft._replace(measured=measured, language=code, flags=quality.flags(row.messages, row.label))
+    flags = quality.flags(row.messages, row.label)
+    return Refined(*draft[:_OWN], measured, code, flags, *draft[_OWN + 3 :])  # half the time of `_replace`
 
 
 def _fits(row: Row, refinery: Refinery) -> Fits:
@@ -483,8 +487,8 @@ def _time_column(config: PrepareConfig) -> str:
 def _number(value: Mapping[str, Any], column: str) -> float:
     """A number, or a time as seconds since 1970; NaN where there is none."""
     cell = value.get(column)
-    if isinstance(cell, bool):
-        return float(cell)
+    if cell is None:
+        return math.nan
     if isinstance(cell, int | float):
         return float(cell)
     if not isinstance(cell, str) or not cell:

@@ -313,16 +313,16 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, NDA
         used = np.flatnonzero(functools.reduce(np.logical_or, needs.values()))
         if len(used) == 0:
             continue
-        signatures = {"prompt": _signatures([prompts[i] for i in used], kind, size, 0)}
+        signature = _signatures([prompts[i] for i in used], kind, size, 0)
+        found = {"prompt": _keys(signature, bands, rows)}
         if "whole" in lengths:
-            answer = _signatures([answers[i] for i in used], kind, size, 1)
-            signatures["whole"] = np.minimum(signatures["prompt"], answer)
+            said = [answers[i] for i in used]
+            found["whole"] = found["prompt"].copy()
+            if any(said):
+                found["whole"] = _keys(np.minimum(signature, _signatures(said, kind, size, 1)), bands, rows)
+            found["whole"][:, :bands] ^= apart[used, None]  # rows apart need not meet
         for name, length in lengths.items():
-            keys = np.concatenate(
-                [_band_keys(signatures[name][: bands * rows], bands), _signs(signatures[name])], axis=1
-            )
-            if name == "whole":  # rows apart need not meet
-                keys[:, :bands] ^= apart[used, None]
+            keys = found[name]
             own = needs[name][used] & ((length[used] > LONG) == (kind == "words"))
             columns[name][used[own]] = keys[own]
             second = needs[name][used] & ~own
@@ -382,9 +382,17 @@ def counted(lengths: NDArray[Any]) -> NDArray[Any]:
     return numbers
 
 
+class _WordHashes(dict[str, int]):
+    """Hashes that are computed as words come up: in long texts most words come again."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = hashed = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        return hashed
+
+
 def word_hashes(words: Sequence[str]) -> NDArray[Any]:
     """A 32-bit hash of each word, as uint64."""
-    return np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words], dtype=np.uint64)
+    return np.fromiter(map(_WordHashes().__getitem__, words), dtype=np.uint64, count=len(words))
 
 
 _AT_ONCE = 1024  # texts whose shingles fit the second-level cache
@@ -425,6 +433,11 @@ def _hashed_shingles(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[NDArra
     padded = [[*words, *[""] * (2 - len(words))] for words in texts]
     lengths = np.array([len(words) for words in padded], dtype=np.int64)
     return windows(word_hashes([word for words in padded for word in words]), lengths, 2)
+
+
+def _keys(signatures: NDArray[Any], bands: int, rows: int) -> NDArray[Any]:
+    """What is kept of signatures: the keys of their bands, then their signs."""
+    return np.concatenate([_band_keys(signatures[: bands * rows], bands), _signs(signatures)], axis=1)
 
 
 def _band_keys(signatures: NDArray[Any], bands: int) -> NDArray[Any]:

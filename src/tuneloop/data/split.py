@@ -56,9 +56,10 @@ def prompt_key(row: Row) -> str:
     return "\n".join(turns)
 
 
-def key64(text: str) -> int:
+def key64(text: str | bytes) -> int:
     """The text's hash as a number of 64 bits, never 0: among a million texts two agree once in 10^7 times."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(raw, digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
 
 

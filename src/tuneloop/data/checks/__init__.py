@@ -8,6 +8,7 @@ message says so.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,10 +125,21 @@ class Suspects:
     of: int
 
 
+def meanwhile(overview: Overview) -> tuple[str, ...]:
+    """Names of the checks that take long and need nothing but the rows, so that they can be made while other work goes on."""
+    return ("split_wording",) if overview.task == "classification" else ("truncated_answers", "split_wording")
+
+
+def long_check(name: str, overview: Overview) -> Check:
+    """One of the checks that `meanwhile` names."""
+    return {"split_wording": _split_wording, "truncated_answers": _truncated_answers}[name](overview)
+
+
 def run_checks(
     overview: Overview,
     *,
     suspects: Callable[[], Suspects] | None = None,
+    long: Callable[[str], Check] | None = None,
     embed: Embed | None = None,
     against: Sequence[Row] | None = None,
 ) -> list[Check]:
@@ -135,9 +147,11 @@ def run_checks(
 
     Args:
         suspects: gives the rows with doubtful labels, which may be looked for meanwhile; default: looked for here.
+        long: gives a check that `meanwhile` names; default: made here.
         embed: sentence embeddings, for a better look at the labels.
         against: rows from production to hold against the training rows.
     """
+    long = long or functools.partial(long_check, overview=overview)
     checks = [
         _enough_rows(overview),
         _val_size(overview),
@@ -147,7 +161,7 @@ def run_checks(
     if overview.task == "classification":
         checks += [_label_balance(overview), _unseen_labels(overview), _conflicting_labels(overview)]
     else:
-        checks += [_conflicting_answers(overview), _short_answers(overview), _truncated_answers(overview)]
+        checks += [_conflicting_answers(overview), _short_answers(overview), long("truncated_answers")]
     checks += _flagged(overview)
     checks += [
         _length_outliers(overview),
@@ -155,7 +169,7 @@ def run_checks(
         _template(overview),
         _languages(overview),
         _leaked_prompts(overview),
-        *_split_differences(overview),
+        *_split_differences(overview, long),
     ]
     if overview.task == "classification":
         doubted = suspects() if suspects else find_suspects(overview, embed=embed)
@@ -790,7 +804,7 @@ def _leaked_prompts(overview: Overview) -> Check:
     return _check("leaked_prompts", level, message, len(found), remedy, _examples(overview, found))
 
 
-def _split_differences(overview: Overview) -> list[Check]:
+def _split_differences(overview: Overview, long: Callable[[str], Check]) -> list[Check]:
     """Labels, lengths and wording of train against val and test; p-values are adjusted for their number (Holm)."""
     train = overview.rows(TRAIN)
     others = [split for split in (VAL, TEST) if len(overview.rows(split)) >= 20 and len(train) >= 20]
@@ -813,7 +827,7 @@ def _split_differences(overview: Overview) -> list[Check]:
         checks.append(_differ("split_labels", "labels", "Cramér's V", different["label"], overview))
     checks.append(_differ("split_lengths", "lengths", "Kolmogorov-Smirnov distance", different["length"], overview))
     if TEST in others:
-        checks.append(_split_wording(overview, train))
+        checks.append(long("split_wording"))
     return checks
 
 
@@ -828,8 +842,8 @@ def _differ(name: str, what: str, measure: str, found: Sequence[tuple[int, float
     return _check(name, "warn", f"{what} of train differ from {shown}", rows, remedy)
 
 
-def _split_wording(overview: Overview, train: NDArray[Any]) -> Check:
-    test = overview.rows(TEST)
+def _split_wording(overview: Overview) -> Check:
+    train, test = overview.rows(TRAIN), overview.rows(TEST)
     sides = [[_asked(overview.row(i)) for i in overview.some(rows, SPLIT_TEXTS).tolist()] for rows in (train, test)]
     drift = compare_with(*sides, seed=overview.seed)
     auc = drift.auc

@@ -166,7 +166,7 @@ def _of_prompt(asked: str, found: list[str]) -> None:
     signs = len(rest.translate(None, _DIGITS_AND_SPACES))
     if (
         (signs > 4 and signs > 2 * letters and "```" not in head)
-        or (len(raw) >= 6 and letters and len(set(raw)) <= 2)
+        or (len(raw) >= 6 and letters and len(set(raw[:8])) <= 2 and len(set(raw)) <= 2)
         or (letters >= 10 and len(raw.translate(None, _VOWELS)) > len(raw) - 0.08 * letters)
         or (
             letters < 80

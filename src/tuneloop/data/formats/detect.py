@@ -469,7 +469,11 @@ def _has_turns(turns: Any, keys: TurnKeys) -> bool:
 def _keys(lists: Sequence[Any]) -> TurnKeys | None:
     """How turns are written in most of some lists of them."""
     turns = [[turn for turn in some if isinstance(turn, dict)] for some in lists if isinstance(some, list)]
-    counts = {pair: sum(any(pair[0] in t and pair[1] in t for t in some) for some in turns) for pair in TURN_KEYS}
+    shapes = Counter(frozenset(tuple(turn) for turn in some) for some in turns)  # few, whatever the number of turns
+    counts = {
+        pair: sum(n for shape, n in shapes.items() if any(pair[0] in keys and pair[1] in keys for keys in shape))
+        for pair in TURN_KEYS
+    }
     role, content = max(counts, key=lambda pair: counts[pair])
     if not counts[role, content]:
         return None

@@ -183,6 +183,7 @@ _FIELD = re.compile(
 )
 
 
+@lru_cache(maxsize=4096)
 def tells(field: str) -> bool:
     """Whether a column's name says that its values are personal, as "phone" does."""
     return bool(_telling(field))
@@ -195,6 +196,7 @@ def _telling(field: str) -> str:
     return words if _FIELD.search(words) else ""
 
 
+_FOUR_DIGITS = re.compile(r"\d(?:\D*\d){3}")  # as many as any document's number has
 _LONG_NUMBER = re.compile(r"\d(?:[^\d\n]{0,3}\d){6}")
 # Ids of letters and few digits: UK NINO, Indian PAN, US MBI.
 _LETTERED_ID = re.compile(r"\d(?:\d ?\d\d ?\d\d|\d{3}[A-Za-z]|[A-Za-z]{2}\d-)")
@@ -268,7 +270,7 @@ def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
     yield from contacts.network_addresses(view, lower)
     if _any_in(lower, _BIRTH_STEMS):
         yield from documents.birth_dates(lower)
-    if _any_in(lower, _DOCUMENT_STEMS):
+    if _FOUR_DIGITS.search(view) and _any_in(lower, _DOCUMENT_STEMS):
         yield from documents.document_numbers(lower)
     if not _LONG_NUMBER.search(view):
         if _LETTERED_ID.search(view):

@@ -613,3 +613,44 @@ def test_of_many_rows_a_sample_is_measured_with_the_longest_among_them() -> None
     assert set(sampled.tolist()) == {*np.argsort(keys)[:1_000].tolist(), 777}
     # so many characters that all of them would take long, though the rows are few
     assert 500 <= len(_to_measure(np.arange(9_000), long, keys[:9_000])) <= 600
+
+
+@pytest.mark.parametrize(
+    ("keep", "stays", "why"),
+    [
+        ("first", 1, "it came first"),
+        ("longest", 3, "it is longer"),
+        ("newest", 2, "it is newer"),
+        ("best", 1, "it is rated higher"),
+    ],
+)
+def test_a_copy_is_reported_with_the_row_that_stays_and_why(tmp_path: Path, keep: str, stays: int, why: str) -> None:
+    text = "please tell me where the parcel with the blue ribbon is that I sent to my aunt in march"
+    copies = [
+        {"text": text, "label": "label_0", "created": "2025-01-01", "rating": 5},
+        {"text": text, "label": "label_0", "created": "2025-03-01", "rating": 1},
+        {"text": text + " or so", "label": "label_0", "rating": 1},
+    ]
+    run(tmp_path, [*copies, *tickets(40)], duplicates={"keep": keep})
+    gone = {r["line"]: r["detail"] for r in read_jsonl(tmp_path / "out" / "rejects.jsonl")}
+    assert set(gone) == {1, 2, 3} - {stays}
+    for pair in read_jsonl(tmp_path / "out" / "duplicates.jsonl"):
+        assert (pair["kept_line"], pair["why"]) == (stays, why)
+        assert gone[pair["line"]].endswith("" if keep == "first" else f"; {why}")
+
+
+def test_among_equals_the_first_copy_stays_whatever_is_preferred(tmp_path: Path) -> None:
+    copy = {"text": "where is my parcel with the blue ribbon", "label": "label_0"}
+    run(tmp_path, [copy, copy, *tickets(40)], duplicates={"keep": "longest"})
+    (pair,) = read_jsonl(tmp_path / "out" / "duplicates.jsonl")
+    assert (pair["line"], pair["kept_line"], pair["why"]) == (2, 1, "it came first")
+
+
+def test_of_contradictions_that_all_go_none_is_shown_as_kept(tmp_path: Path) -> None:
+    rows = [{"text": "where is my parcel with the blue ribbon", "label": f"label_{n}"} for n in range(2)]
+    run(tmp_path, [*rows, *tickets(40)], duplicates={"conflicts": "drop"})
+    assert rejects_of(tmp_path) == [(1, "conflicting_label"), (2, "conflicting_label")]
+    assert read_jsonl(tmp_path / "out" / "duplicates.jsonl") == []
+    run(tmp_path, [*rows, *tickets(40)], duplicates={"conflicts": "keep"})
+    (pair,) = read_jsonl(tmp_path / "out" / "duplicates.jsonl")
+    assert (pair["line"], pair["kept_line"]) == (2, 1)

@@ -88,21 +88,19 @@ def dataset_hash(
         mixed: what the manifest says of the mix.
     """
     keys = {
-        split: ((int(row.id, 16), meta_key(row)) for row in rows if "mix" not in row.meta)
+        split: b"".join(struct.pack("<QQ", int(row.id, 16), meta_key(row)) for row in rows if "mix" not in row.meta)
         for split, rows in splits.items()
     }
     return hash_of_keys(keys, config, seed, mixed)
 
 
-def hash_of_keys(
-    splits: Mapping[str, Iterable[tuple[int, int]]], config: PrepareConfig, seed: int, mixed: Mapping[str, Any] | None
-) -> str:
-    """`dataset_hash` of rows of which only the id, as a number, and the `meta_key` are at hand."""
+def hash_of_keys(splits: Mapping[str, bytes], config: PrepareConfig, seed: int, mixed: Mapping[str, Any] | None) -> str:
+    """`dataset_hash` of rows of which only the id, as a number, and the `meta_key` are at hand: two numbers of 64 bits a row,
+    the lower bytes first."""
     digest = hashlib.sha256()
-    for split, rows in splits.items():
+    for split, keys in splits.items():
         digest.update(split.encode())
-        for keys in rows:
-            digest.update(struct.pack("<QQ", *keys))
+        digest.update(keys)
     settings = config.model_dump(mode="json", exclude={"sources", *NO_CONTENT})
     return content_hash({"content": digest.hexdigest(), "config": settings, "seed": seed, "mix": mixed})
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # then estimated from the characters of all rows (0.3 % off on short texts; more where tokens follow characters less). That no row is too
 # long is known of all rows, see `refine.measured_if_long`.
 MEASURED_ROWS, MEASURED_CHARACTERS = 10_000, 2 << 20
-SAMPLED_ROWS, SAMPLED_CHARACTERS, LEAST_SAMPLED = 1_000, 1 << 19, 500
+SAMPLED_ROWS, SAMPLED_CHARACTERS, LEAST_SAMPLED = 1_000, 1 << 18, 500
 LONGEST = 16
 BATCH = 250  # rows that a process measures at once
 

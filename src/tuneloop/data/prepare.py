@@ -14,7 +14,7 @@ import heapq
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -67,7 +67,7 @@ from tuneloop.data.sketches import NO_FRAME, Frame, shared_frame
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
 from tuneloop.data.sources.read import find_files
-from tuneloop.data.split import SPLITS, Split
+from tuneloop.data.split import SPLITS, TEST, Split
 from tuneloop.data.spool import Table, spool_folder
 from tuneloop.files import replacing, user_errors_of_the_disk, write_json
 from tuneloop.types import Dataset, Progress, Reject, Row, UserError, no_progress
@@ -80,6 +80,7 @@ __all__ = ["Measure", "Measured", "prepare"]
 SAMPLE = 2000  # records looked at to find the format
 CHUNK = 1 << 18  # bytes of a chunk: small enough that all processes have some of a small source
 SMALL = 4 << 20  # bytes of sources up to which starting processes costs more than they bring
+LINES_AT_ONCE = 256  # that are hashed and written at once
 SHOWN_DUPLICATES = 200  # of `duplicates.jsonl`
 
 
@@ -268,7 +269,7 @@ def _refuse_too_many(job: Job) -> None:
     _clear(out)
     examples: dict[str, Reject] = {}
     with _lines_to(out / "rejects.jsonl") as lines:
-        for line in _rejects(table):
+        for line in _rejects(table, config.duplicates.keep):
             lines.write(line)
             if len(examples) < len(reasons):
                 value = orjson.loads(line)
@@ -305,10 +306,16 @@ class _Lines:
 
     def write(self, line: bytes) -> None:
         """Add a line, given without its end."""
-        line += b"\n"
-        self.hash.update(line)
-        self.lines += 1
-        self.file.write(line)
+        self.write_all([line])
+
+    def write_all(self, lines: Iterable[bytes]) -> None:
+        """Add lines, given without their ends."""
+        left = iter(lines)
+        while some := list(itertools.islice(left, LINES_AT_ONCE)):
+            data = b"\n".join([*some, b""])
+            self.hash.update(data)
+            self.lines += len(some)
+            self.file.write(data)
 
 
 @contextlib.contextmanager
@@ -324,8 +331,12 @@ def _clear(out: Path) -> None:
         (out / MANIFEST).unlink()
 
 
-def _rejects(table: Table) -> Iterator[bytes]:
-    """The lines of `rejects.jsonl` in the order of the sources: what was no row, and rows that were dropped."""
+def _rejects(table: Table, policy: str) -> Iterator[bytes]:
+    """The lines of `rejects.jsonl` in the order of the sources: what was no row, and rows that were dropped.
+
+    Args:
+        policy: of `duplicates.keep`; where it may decide, the detail says whether it did.
+    """
     for chunk, source in enumerate(table.source_of):
         refused, _ = table.side(chunk)
         dropped = [
@@ -336,16 +347,23 @@ def _rejects(table: Table) -> Iterator[bytes]:
                         source,
                         int(table.columns["line"][i]),
                         table.reason(i),
-                        table.detail(i),
+                        _detail(table, i, policy),
                         orjson.loads(table.reader.record_bytes(i)),
                     )
                 ),
             )
-            for i in table.chunk_rows(chunk)
-            if table.fate[i]
+            for i in table.dropped(chunk)
         ]
         for _, line in heapq.merge(refused, dropped, key=lambda pair: pair[0]) if dropped else refused:
             yield line
+
+
+def _detail(table: Table, row: int, policy: str) -> str:
+    """The particulars of a reject; of a copy also why the other row stays, where that is not always so."""
+    kept = int(table.because[row])
+    if kept < 0 or policy not in _WORTH or table.reason(row) in ("split_leak", "conflicting_label"):
+        return table.detail(row)
+    return f"{table.detail(row)}; {_why(table, policy, row, kept)}"
 
 
 def _repairs(table: Table) -> Iterator[tuple[str, bytes]]:
@@ -374,8 +392,7 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
     for split, order in orders.items():
         general = {"train": mixed.train, "val": [], "test": mixed.test}[split] if mixed else []
         with _lines_to(out / f"{split}.jsonl") as lines:
-            for line in _interleaved(map(table.row_bytes, order.tolist()), len(order), general):
-                lines.write(line)
+            lines.write_all(_interleaved(table.lines(order), len(order), general) if general else table.lines(order))
         about[split] = {
             "path": f"{split}.jsonl",
             "rows": lines.lines,
@@ -390,7 +407,7 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
         about_general = {"path": GENERAL_FILE, "rows": lines.lines, "sha256": lines.hash.hexdigest()}
     long: Counter[str] = Counter()
     with _lines_to(out / "rejects.jsonl") as lines:
-        for line in _rejects(table):
+        for line in _rejects(table, config.duplicates.keep):
             lines.write(line)
             if b'"too_long"' in line:
                 long += _too_long(orjson.loads(line))
@@ -410,7 +427,7 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
     # with too_long=split one record may make several rows: read + added = kept + rejected
     added = {"added": kept + rejected - read} if config.too_long == "split" else {}
     digest = hash_of_keys(
-        {s: zip(*(table.columns[c][o].tolist() for c in ("id", "meta")), strict=True) for s, o in orders.items()},
+        {split: _keys(table, order) for split, order in orders.items()},
         config,
         job.seed,
         mixed.record if mixed else None,
@@ -519,6 +536,11 @@ def _order(table: Table, split: int, seed: int) -> NDArray[np.int64]:
     rows = np.flatnonzero((table.fate == 0) & (table.split == split))
     ids = table.columns["id"][rows]
     return rows[np.lexsort((ids, shuffled(ids, seed)))]
+
+
+def _keys(table: Table, order: NDArray[np.int64]) -> bytes:
+    """What `hash_of_keys` asks for of rows."""
+    return np.stack([table.columns[name][order] for name in ("id", "meta")], axis=1).astype("<u8").tobytes()
 
 
 def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Drawn]) -> Iterator[bytes]:
@@ -632,6 +654,9 @@ def _write_duplicates(job: Job) -> None:
     """`duplicates.jsonl`: some of the dropped copies beside what stayed, near ones first."""
     table = job.table
     copies = np.flatnonzero(table.because >= 0)
+    copies = copies[
+        table.fate[table.because[copies]] == 0
+    ]  # the other one may have gone as well, as conflicts=drop has it
     likeness = table.likeness[copies]
     picked = copies[np.lexsort((shuffled(table.columns["id"][copies], job.seed), likeness >= 1.0))][:SHOWN_DUPLICATES]
     policy = job.config.duplicates.keep
@@ -645,12 +670,29 @@ def _write_duplicates(job: Job) -> None:
                 "source": source, "line": line, "id": gone.id,
                 "kept_source": kept_source, "kept_line": kept_line, "kept_id": stays.id,
                 "similarity": round(float(table.likeness[index]), 4), "kind": reason.removesuffix("_duplicate"),
-                "why": "it is in the test set" if reason == "split_leak" else WHY[policy],
+                "why": _why(table, policy, index, kept),
                 "text": _shown(gone), "kept_text": _shown(stays),
             }))  # fmt: skip
 
 
-WHY = {"first": "it came first", "longest": "it is longer", "newest": "it is newer", "best": "it is rated higher"}
+# By policy the column that decides, and the words for it; among equals the first one stays.
+_WORTH = {
+    "longest": ("characters", "it is longer"), "newest": ("time", "it is newer"), "best": ("rating", "it is rated higher"),
+}  # fmt: skip
+
+
+def _why(table: Table, policy: str, gone: int, kept: int) -> str:
+    """Why of two rows that are the same one stays."""
+    if table.reason(gone) == "split_leak":
+        return "it is in the test set" if table.split[kept] == TEST else "it is in the validation set"
+    column, words = _WORTH.get(policy, ("", ""))
+    if column:
+        values = table.columns[column]
+        if values[kept] > values[gone] or (
+            values[gone] != values[gone] and values[kept] == values[kept]
+        ):  # NaN: unknown
+            return words
+    return "it came first"
 
 
 def _shown(row: Row) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RELEASED = 16 << 20  # bytes of a column from which its pieces are given back to the system at once
+BLOCK = 1 << 14  # rows whose places are looked up at once
 OPEN_FILES = 64  # at least: half of those that a process may open
 
 REASON_WORDS = ("", *sorted(REASONS))  # a row's fate is an index into these; 0: it is in
@@ -76,6 +77,12 @@ class Reader:
         """A row as its line will stand in a split, without the line end."""
         return self._read(index, 0, int(self.columns["row_size"][index]))
 
+    def lines(self, indices: NDArray[Any]) -> Iterator[bytes]:
+        """`row_bytes` of many rows, at half the cost of each."""
+        places = (self.columns[name][indices].tolist() for name in ("chunk", "start", "row_size"))
+        for chunk, start, size in zip(*places, strict=True):
+            yield os.pread(self._handle(chunk), size, start)
+
     def record_bytes(self, index: int) -> bytes:
         """The source record of a row, without personal data."""
         size = int(self.columns["row_size"][index])
@@ -96,13 +103,16 @@ class Reader:
         self._open.clear()
 
     def _read(self, index: int, skip: int, size: int) -> bytes:
-        chunk = int(self.columns["chunk"][index])
+        handle = self._handle(int(self.columns["chunk"][index]))
+        return os.pread(handle, size, int(self.columns["start"][index]) + skip)
+
+    def _handle(self, chunk: int) -> int:
         handle = self._open.get(chunk)
         if handle is None:
             if len(self._open) >= _open_files():
                 os.close(self._open.pop(next(iter(self._open))))
             handle = self._open[chunk] = os.open(self.folder / f"{chunk}.rows", os.O_RDONLY)
-        return os.pread(handle, size, int(self.columns["start"][index]) + skip)
+        return handle
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files, for another process that was not forked, and without what it need not know."""
@@ -205,10 +215,13 @@ class Table:
         """Source and line of a row."""
         return self.source_of[int(self.columns["chunk"][index])], int(self.columns["line"][index])
 
-    def row_bytes(self, index: int) -> bytes:
-        """A row as its line will stand in a split, without the line end."""
-        line = self.reader.row_bytes(index)
-        return orjson.dumps(self.row(index).to_json()) if self.cluster[index] else line
+    def lines(self, rows: NDArray[Any]) -> Iterator[bytes]:
+        """Rows as their lines will stand in a split, without the line ends."""
+        for begin in range(0, len(rows), BLOCK):
+            some = rows[begin : begin + BLOCK]
+            marked = (self.cluster[some] != 0).tolist()
+            for index, line, is_marked in zip(some.tolist(), self.reader.lines(some), marked, strict=True):
+                yield orjson.dumps(self.row(index).to_json()) if is_marked else line
 
     def row(self, index: int) -> Row:
         """A row."""
@@ -235,6 +248,12 @@ class Table:
         """Indices of a chunk's rows."""
         first, end = np.searchsorted(self.columns["chunk"], [chunk, chunk + 1]) if len(self) else (0, 0)
         return range(int(first), int(end))
+
+    def dropped(self, chunk: int) -> list[int]:
+        """Indices of a chunk's rows that are out."""
+        rows = self.chunk_rows(chunk)
+        dropped: list[int] = (rows.start + np.flatnonzero(self.fate[rows.start : rows.stop])).tolist()
+        return dropped
 
     def __enter__(self) -> Table:
         return self

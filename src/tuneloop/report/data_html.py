@@ -269,7 +269,7 @@ def _languages(value: object) -> list[tuple[str, str, float]]:
     shown = ordered[:10]
     if len(ordered) > 10:
         shown.append((f"{len(ordered) - 10} others", sum(n for _, n in ordered[10:])))
-    return [(name, _share(n, total), 100 * n / total) for name, n in shown]
+    return [(name, _share(n, total) if n >= 0.0005 * total else "< 0.1 %", 100 * n / total) for name, n in shown]
 
 
 def _samples(facts: DataFacts, hide: Hide) -> dict[str, Any]:

@@ -654,3 +654,14 @@ def test_of_contradictions_that_all_go_none_is_shown_as_kept(tmp_path: Path) -> 
     run(tmp_path, [*rows, *tickets(40)], duplicates={"conflicts": "keep"})
     (pair,) = read_jsonl(tmp_path / "out" / "duplicates.jsonl")
     assert (pair["line"], pair["kept_line"]) == (2, 1)
+
+
+def test_the_better_rated_copy_stays_though_one_was_liked_and_the_other_not(tmp_path: Path) -> None:
+    rated = [
+        {"prompt": t["text"], "completion": f"It is {t['label']}.", "rating": 1 + n % 5}
+        for n, t in enumerate(tickets(40))
+    ]
+    rated += [{**rated[0], "rating": 5}, {**rated[4], "rating": 1}]  # 1 is a thumb down, 5 a thumb up
+    run(tmp_path, rated, duplicates={"keep": "best"})
+    assert rejects_of(tmp_path) == [(1, "exact_duplicate"), (42, "exact_duplicate")]
+    assert run(tmp_path, rated).manifest["rejected"] == {}  # two opinions of one answer are no copies

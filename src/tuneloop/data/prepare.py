@@ -210,7 +210,8 @@ def _look(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGue
     guess = detect(sample, config)
     parsed = (parse_record(value, guess, config) for value in sample[:500])
     turns = (m for p in parsed if isinstance(p, Parsed) for m in p.messages)
-    return guess, shared_frame([m["content"] for m in turns if m["role"] == "user"])
+    frame = shared_frame([m["content"] for m in turns if m["role"] == "user"])
+    return guess, replace(frame, ratings=True) if config.duplicates.keep == "best" else frame
 
 
 def _gather(job: Job) -> None:

@@ -64,10 +64,16 @@ class RowTexts(NamedTuple):
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands before and after the words of nearly every prompt, such as an instruction: it says nothing about a row."""
+    """What says nothing about a row when it is compared.
+
+    Args:
+        before, after: what stands around the words of nearly every prompt, such as an instruction.
+        ratings: the rating: it does not set rows apart, as the best one of them is to stay.
+    """
 
     before: str = ""
     after: str = ""
+    ratings: bool = False
 
     def inside(self, text: str) -> str:
         """Text without the frame; as it is where the frame isn't there, or nothing else is."""
@@ -137,7 +143,9 @@ def texts_of(row: Row, frame: Frame = NO_FRAME) -> RowTexts:
         if len(message) > 2 and (calls := message.get("tool_calls")):
             answer += [f"{call['function']['name']} {call['function']['arguments']}" for call in calls]
     apart = normalised_often(row.label) if row.label is not None else ""
-    if "thumb" in row.meta:  # one answer that some liked and others did not is a contradiction, no copy
+    if (
+        "thumb" in row.meta and not frame.ratings
+    ):  # one answer that some liked and others did not is a contradiction, no copy
         apart += f"\n{row.meta['thumb']}"
     if system or row.tools:
         tools = orjson.dumps(row.tools, option=orjson.OPT_SORT_KEYS).decode() if row.tools else "[]"

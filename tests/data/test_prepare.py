@@ -665,3 +665,16 @@ def test_the_better_rated_copy_stays_though_one_was_liked_and_the_other_not(tmp_
     run(tmp_path, rated, duplicates={"keep": "best"})
     assert rejects_of(tmp_path) == [(1, "exact_duplicate"), (42, "exact_duplicate")]
     assert run(tmp_path, rated).manifest["rejected"] == {}  # two opinions of one answer are no copies
+
+
+def test_duplicates_are_shown_with_their_calls(tmp_path: Path) -> None:
+    def chat(n: int) -> dict[str, Any]:
+        call = {"id": "c", "type": "function", "function": {"name": "order", "arguments": '{"drink": "tea"}'}}
+        turns = [{"role": "user", "content": f"number {n:04d} wants a pot of green tea with two cups please"}]
+        turns.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        return {"messages": turns, "kind": "same" if n < 2 else str(n)}
+
+    records = [chat(7), chat(7), *[{**chat(n), "messages": [*chat(n)["messages"]]} for n in range(30, 60)]]
+    run(tmp_path, records, duplicates={"near": False})
+    (pair,) = read_jsonl(tmp_path / "out" / "duplicates.jsonl")
+    assert pair["text"].endswith('assistant: order({"drink": "tea"})')

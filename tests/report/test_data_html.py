@@ -17,7 +17,14 @@ from test_html import look, parse
 from tuneloop.report import data_facts
 from tuneloop.report.data_charts import flow_chart, split_labels_chart
 from tuneloop.report.data_facts import Flow, Stage, find_conflicts, flow_of, mask, read_data
-from tuneloop.report.data_html import difference, render_data_report, side_by_side, visible, write_data_report
+from tuneloop.report.data_html import (
+    difference,
+    from_difference,
+    render_data_report,
+    side_by_side,
+    visible,
+    write_data_report,
+)
 from tuneloop.types import UserError
 
 HOSTILE = "</script><img src=x onerror=alert(1)></style><b>x</b>{{ 7 * 7 }} \x1b[31m \ud800 \u202e'\"&amp;"
@@ -465,3 +472,11 @@ def test_make_nothing_up(tmp_path: Path) -> None:
     page = render_data_report(tmp_path)
     parse(page)
     assert re.findall(r'<section id="(\w+)"', page) == ["flow", "record"]
+
+
+def test_long_duplicates_are_shown_from_where_they_differ(tmp_path: Path) -> None:
+    shared = "the same long beginning of both rows " * 40
+    one, other = from_difference(f"{shared}kept end", f"{shared}gone end", 200)
+    assert one.endswith("kept end") and other.endswith("gone end") and one.startswith("… ") and len(one) <= 200
+    assert from_difference("short", "shorter", 200) == ("short", "shorter")
+    assert from_difference(f"a {shared}", f"b {shared}", 200) == (f"a {shared}", f"b {shared}")

@@ -48,7 +48,7 @@ Texts = Callable[[Sequence[int]], Sequence[RowTexts]]
 Batch = Any  # row indices of candidate pairs, int64 (pairs, 2)
 Verified = tuple[Any, Any, Any, Any]
 
-BATCH = 4096  # pairs that are compared at once
+BATCH = 2048  # pairs that are compared at once
 MANY = 32  # candidates of a row up to which it is compared with all
 FULL = 8 * BUCKET  # as BUCKET, of the rows of a bucket up to which all pairs in it are looked at
 SLOT_BITS = 25  # of the table that looks for keys in common: 160 MiB at most
@@ -234,7 +234,8 @@ def verify(batch: Batch, comparing: Comparing) -> Verified:
     texts = comparing.texts(rows.tolist())
     asked, whole = similarities(texts, place[:, 0], place[:, 1])
     found = np.flatnonzero((asked >= comparing.threshold) | (whole >= comparing.threshold))
-    apart = np.unique([t.apart for t in texts], return_inverse=True)[1]
+    numbers: dict[str, int] = {}
+    apart = np.array([numbers.setdefault(t.apart, len(numbers)) for t in texts], dtype=np.int64)
     return found, asked[found], whole[found], apart[place[found, 0]] == apart[place[found, 1]]
 
 

@@ -81,6 +81,7 @@ SAMPLE = 2000  # records looked at to find the format
 CHUNK = 1 << 18  # bytes of a chunk: small enough that all processes have some of a small source
 SMALL = 4 << 20  # bytes of sources up to which starting processes costs more than they bring
 LINES_AT_ONCE = 256  # that are hashed and written at once
+LONGEST_SHOWN = 4_000  # characters of each row in `duplicates.jsonl`
 SHOWN_DUPLICATES = 200  # of `duplicates.jsonl`
 
 
@@ -697,5 +698,11 @@ def _why(table: Table, policy: str, gone: int, kept: int) -> str:
 
 
 def _shown(row: Row) -> str:
-    """A row as one text, for people."""
-    return "\n".join(f"{m['role']}: {m['content']}" for m in row.messages if m["role"] != "system")[:2000]
+    """A row as one text, for people: a call stands as `name(arguments)`."""
+    turns = []
+    for message in row.messages:
+        if message["role"] != "system":
+            calls = [call["function"] for call in message.get("tool_calls") or ()]
+            said = [message["content"], *(f"{call['name']}({call['arguments']})" for call in calls)]
+            turns.append(f"{message['role']}: " + "\n".join(filter(None, said)))
+    return "\n".join(turns)[:LONGEST_SHOWN]

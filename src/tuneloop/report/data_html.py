@@ -27,7 +27,7 @@ from tuneloop.report.data_facts import (
     turns_of,
     words_of,
 )
-from tuneloop.report.differences import Parts, side_by_side
+from tuneloop.report.differences import Parts, from_difference, side_by_side
 from tuneloop.report.facts import clean, count, number, section
 from tuneloop.report.facts import short_count as short
 from tuneloop.report.html import KeyFigure, inline, page_template, tally, yaml_text
@@ -342,7 +342,8 @@ def _duplicates(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
     pairs = []
     for record in sorted(facts.duplicates, key=doubt):
         similarity = number(record.get("similarity"))
-        kept, gone = (hide(cut(str(record.get(k) or ""), LONGEST_DIFF)) for k in ("kept_text", "text"))
+        texts = from_difference(str(record.get("kept_text") or ""), str(record.get("text") or ""), LONGEST_DIFF)
+        kept, gone = (hide(cut(text, LONGEST_DIFF)) for text in texts)
         kept_parts, gone_parts = side_by_side(kept, gone)
         pairs.append(
             {

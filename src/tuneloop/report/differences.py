@@ -25,6 +25,19 @@ def side_by_side(kept: str, gone: str) -> tuple[Parts, Parts]:
     return [p for p in left if p[1]], [p for p in right if p[1]]
 
 
+def from_difference(one: str, other: str, most: int) -> tuple[str, str]:
+    """Two texts without the beginning that both share, where it would take the room of what differs.
+
+    Args:
+        most: characters of each that will be shown.
+    """
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = same - most // 4
+    if max(len(one), len(other)) <= most or start <= 0:
+        return one, other
+    return "… " + one[start:], "… " + other[start:]
+
+
 def marked_against(reference: str, answer: str) -> Parts:
     """The answer with the words marked that the reference lacks; plain where they have too little in common."""
     if not reference or not answer or max(len(reference), len(answer)) > LONGEST_MARKED:

@@ -563,9 +563,16 @@ def _tokens(table: Table, order: NDArray[np.int64]) -> dict[str, Any]:
     line = _Line.through(columns["characters"][known], tokens[known])
     each = np.sort(np.where(known, tokens, np.rint(line.at(columns["characters"])).astype(np.int64)))
     total = line.total(columns["characters"])
-    learned = _Line.through(columns["answer_characters"][known], supervised[known])
+    # what is learned goes with the last answer or, in chats of many, with the whole
+    of, learned = max(
+        (
+            (name, _Line.through(columns[name][known], supervised[known]))
+            for name in ("answer_characters", "characters")
+        ),
+        key=lambda pair: pair[1].fit,
+    )
     return {
-        **token_statistics(each.tolist(), learned.total(columns["answer_characters"])),
+        **token_statistics(each.tolist(), learned.total(columns[of])),
         "total": total,
         "mean": round(total / len(order), 2),
         "measured": int(known.sum()),
@@ -578,19 +585,30 @@ class _Line:
 
     That long rows are always measured does not make it too high, as it would the mean of the measured ones. The sums are whole
     numbers, so that no machine gets another result.
+
+    Args:
+        x, y: means of the characters and of what was measured.
+        slope: of the line.
+        fit: square of the correlation.
     """
 
     x: float
     y: float
     slope: float
+    fit: float
 
     @staticmethod
     def through(characters: NDArray[Any], measured: NDArray[Any]) -> _Line:
         """The line of least squares."""
         x, y = characters.astype(np.int64), measured.astype(np.int64)
         n, sum_x, sum_y = len(x), int(x.sum()), int(y.sum())
-        spread = n * int((x * x).sum()) - sum_x * sum_x
-        return _Line(sum_x / n, sum_y / n, (n * int((x * y).sum()) - sum_x * sum_y) / spread if spread else 0.0)
+        spread_x, spread_y = n * int((x * x).sum()) - sum_x**2, n * int((y * y).sum()) - sum_y**2
+        both = n * int((x * y).sum()) - sum_x * sum_y
+        slope, fit = (
+            both / spread_x if spread_x else 0.0,
+            both**2 / (spread_x * spread_y) if spread_x and spread_y else 0.0,
+        )
+        return _Line(sum_x / n, sum_y / n, slope, fit)
 
     def at(self, characters: NDArray[Any]) -> NDArray[Any]:
         """What rows of so many characters measure."""

@@ -14,9 +14,9 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -46,8 +46,7 @@ class SourceFile:
     compression: str = ""
 
 
-@dataclass(frozen=True)
-class SourceRecord:
+class SourceRecord(NamedTuple):
     """One record as it stands in a source; `line` is the physical line (parquet: the row), from 1.
 
     `mended` says what of it was no JSON and could be read all the same; "" for nothing.
@@ -219,7 +218,7 @@ def _json_value(line: bytes, source: str, number: int) -> Item:
     if isinstance(item, SourceRecord) and (key := _repeated_key(text)) is not None:
         detail = f"the key {key[:40]!r} stands more than once in one object, with different values"
         return _unreadable(text, source, number, detail)
-    return replace(item, mended=_mended(text)) if isinstance(item, SourceRecord) else item
+    return item._replace(mended=_mended(text)) if isinstance(item, SourceRecord) else item
 
 
 def _mended(text: str) -> str:

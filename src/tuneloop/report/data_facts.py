@@ -6,6 +6,7 @@ that a data set of millions of rows costs the report no more than one of thousan
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import unicodedata
@@ -255,8 +256,10 @@ def find_conflicts(rows: Mapping[str, list[dict[str, Any]]]) -> tuple[list[Confl
         At most `LISTED` conflicts, those with the most rows first, and the number of rows in all of them.
     """
     questions: defaultdict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+    asked = {split: [_asked_last(row) for row in some] for split, some in rows.items()}
+    times = Counter(itertools.chain.from_iterable(asked.values()))
     for split, some in rows.items():
-        for row in some:
+        for row in (row for row, question in zip(some, asked[split], strict=True) if times[question] > 1):
             turns = turns_of(row)
             if len(turns) > 1:
                 # All that the model is shown: at another point of a conversation another answer is right.
@@ -274,6 +277,12 @@ def find_conflicts(rows: Mapping[str, list[dict[str, Any]]]) -> tuple[list[Confl
         conflicts.append(Conflict(question_of(some_rows[0][1]), tuple(answers)))
     conflicts.sort(key=lambda c: -len(c.answers))
     return conflicts[:LISTED], total
+
+
+def _asked_last(row: Mapping[str, Any]) -> str:
+    """The turn before the last one: a look at it alone leaves few rows that may be asked the same."""
+    before = records_in(row.get("messages"))[-2:-1]
+    return _normalised(str(before[0].get("content") or "")) if before else ""
 
 
 def turns_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -306,7 +306,7 @@ def _suspect(record: Mapping[str, Any], named: Named, hide: Hide) -> dict[str, A
     return {
         "label": str(record.get("label") or ""),
         "suggested": str(record.get("suggested") or ""),
-        "score": f"{score:.2f}" if score is not None else "",
+        "score": "" if score is None else f"{score:.2f}" if score >= 0.005 else "< 0.01",
         "text": cut(hide(str(record.get("text") or ""))),
         "place": place(record, named) or str(record.get("id") or ""),
         "split": str(record.get("split") or ""),

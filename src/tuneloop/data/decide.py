@@ -219,8 +219,10 @@ def _to_measure(rows: NDArray[Any], characters: NDArray[Any], keys: NDArray[Any]
     if len(rows) <= MEASURED_ROWS and total <= MEASURED_CHARACTERS:
         return rows
     size = min(max(SAMPLED_CHARACTERS * len(rows) // total, LEAST_SAMPLED), SAMPLED_ROWS)
-    order, by_length = np.argsort(keys, kind="stable"), np.lexsort((keys, -characters))
-    return rows[np.unique(np.concatenate([order[:size], by_length[:LONGEST]]))]
+    sample = np.argsort(keys, kind="stable")[:size]
+    long = np.flatnonzero(characters >= np.partition(characters, -LONGEST)[-LONGEST])
+    longest = long[np.lexsort((keys[long], -characters[long]))[:LONGEST]]
+    return rows[np.unique(np.concatenate([sample, longest]))]
 
 
 def _measured(rows: Sequence[int], setting: tuple[Reader, Refinery]) -> list[Measured | Rejection]:

@@ -611,6 +611,7 @@ def test_of_many_rows_a_sample_is_measured_with_the_longest_among_them() -> None
     assert np.array_equal(_to_measure(few, short[:300], keys[:300]), few)
     sampled = _to_measure(np.arange(40_000), short, keys)
     assert set(sampled.tolist()) == {*np.argsort(keys)[:1_000].tolist(), 777}
+    assert np.array_equal(_to_measure(np.arange(9), np.full(9, 10**7), keys[:9]), np.arange(9))
     # so many characters that all of them would take long, though the rows are few
     assert 500 <= len(_to_measure(np.arange(9_000), long, keys[:9_000])) <= 600
 

@@ -216,9 +216,9 @@ def _measure(table: Table, refinery: Refinery, seed: int, workers: int, progress
 def _to_measure(rows: NDArray[Any], characters: NDArray[Any], keys: NDArray[Any]) -> NDArray[Any]:
     """All rows, or where measuring them would take long those with the least keys, and the longest."""
     total = int(characters.sum())
-    if len(rows) <= MEASURED_ROWS and total <= MEASURED_CHARACTERS:
+    if len(rows) <= (MEASURED_ROWS if total <= MEASURED_CHARACTERS else LEAST_SAMPLED):
         return rows
-    size = min(max(SAMPLED_CHARACTERS * len(rows) // total, LEAST_SAMPLED), SAMPLED_ROWS)
+    size = min(max(SAMPLED_CHARACTERS * len(rows) // max(total, 1), LEAST_SAMPLED), SAMPLED_ROWS)
     sample = np.argsort(keys, kind="stable")[:size]
     long = np.flatnonzero(characters >= np.partition(characters, -LONGEST)[-LONGEST])
     longest = long[np.lexsort((keys[long], -characters[long]))[:LONGEST]]

@@ -222,7 +222,8 @@ def _to_measure(rows: NDArray[Any], characters: NDArray[Any], keys: NDArray[Any]
     sample = np.argsort(keys, kind="stable")[:size]
     long = np.flatnonzero(characters >= np.partition(characters, -LONGEST)[-LONGEST])
     longest = long[np.lexsort((keys[long], -characters[long]))[:LONGEST]]
-    return rows[np.unique(np.concatenate([sample, longest]))]
+    some: NDArray[Any] = rows[np.unique(np.concatenate([sample, longest]))]
+    return some
 
 
 def _measured(rows: Sequence[int], setting: tuple[Reader, Refinery]) -> list[Measured | Rejection]:

@@ -159,9 +159,6 @@ class Refined(NamedTuple):
     rating: float
 
 
-_OWN = Refined._fields.index("measured")  # fields before those that `_finished` fills in
-
-
 def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequence[Refined | Reject]:
     """A source record as a finished row, or why it is none; several where a long one is split."""
     config = refinery.config
@@ -215,7 +212,7 @@ def _finished(draft: Refined, measured: Measured | Rejection, refinery: Refinery
     looked_at = int(row.id, 16) % refinery.languages_every == 0
     code = language.detect_language(asked)[0] if looked_at else None
     flags = quality.flags(row.messages, row.label)
-    return Refined(*draft[:_OWN], measured, code, flags, *draft[_OWN + 3 :])  # half the time of `_replace`
+    return draft._replace(measured=measured, language=code, flags=flags)
 
 
 def _fits(row: Row, refinery: Refinery) -> Fits:

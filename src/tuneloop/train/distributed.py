@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -191,6 +192,8 @@ def shard(model: Model, *, quantised: bool = False) -> None:
     layers = (net.model if model.is_own else net.get_decoder()).layers
     if isinstance(layers[0], FSDPModule):
         return
+    # The last states come as a part of a larger tensor; who reads them picks rows and changes nothing in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in layers:

@@ -15,7 +15,6 @@ import importlib.util
 import json
 import os
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from typing import Any
 
 from tuneloop.contenders import ask
 from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.machine import peak_memory, reset_peak_memory
 from tuneloop.models.load import Model, load_model, use_threads
 from tuneloop.types import Dataset, Message, Row
 
@@ -174,10 +174,12 @@ def same_precision_gguf(model: Model, file: Path) -> Path:
 def measure(answer: Callable[[Job, Sequence[Row]], int], job: Job, rows: Sequence[Row]) -> dict[str, Any]:
     """Rows a second after a warm-up on two rows that don't count."""
     answer(job, job.data.test[-2:])
+    reset_peak_memory()
     started = time.perf_counter()
     tokens = answer(job, rows)
     seconds = time.perf_counter() - started
-    return {"rows": len(rows), "seconds": seconds, "rows_a_second": len(rows) / seconds, "tokens": tokens}
+    speed = len(rows) / seconds
+    return {"rows": len(rows), "seconds": seconds, "rows_a_second": speed, "tokens": tokens, "peak": peak_memory()}
 
 
 def main() -> None:
@@ -202,21 +204,24 @@ def main() -> None:
         load_trained(model, options.run)
         options.peers = []
     print(
-        f"{threads} threads, {model.head.dtype}\n\n| job | way | rows | rows/s | tokens written | ours is |\n|---|---|---|---|---|---|"
+        f"{threads} threads, {model.head.dtype}\n\n| job | way | rows | rows/s | tokens written | peak GiB | ours is |\n|---|---|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as scratch:
+        todo = jobs(options.data, options.parts)
+        # Our own first: the process's memory is then that of our model alone.
+        own = {
+            job.name: measure(lambda job, rows: ours(model, job, rows), job, job.data.test[: options.rows])
+            for job in todo
+        }
         peers: dict[str, Callable[[Job, Sequence[Row]], int]] = {}
         if "transformers" in options.peers and importlib.util.find_spec("transformers"):
             peers["Transformers generate, batch 8"] = plain_transformers(load_model(MODEL))
         if "llama.cpp" in options.peers and importlib.util.find_spec("xllamacpp"):
             peers["llama.cpp server, 8 slots"] = llama_cpp_server(model, Path(scratch))
-        for job in jobs(options.data, options.parts):
-            own = measure(lambda job, rows: ours(model, job, rows), job, job.data.test[: options.rows])
-            show(job, "tuneloop", own, None)
+        for job in todo:
+            show(job, "tuneloop", own[job.name], None)
             for name, peer in peers.items():
-                show(job, name, measure(peer, job, job.data.test[: options.peer_rows]), own)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\npeak memory of all {peak:.2f} GiB")
+                show(job, name, measure(peer, job, job.data.test[: options.peer_rows]), own[job.name])
     sys.stdout.flush()
     os._exit(0)  # the server's threads don't end by themselves
 
@@ -224,10 +229,9 @@ def main() -> None:
 def show(job: Job, way: str, found: dict[str, Any], own: dict[str, Any] | None) -> None:
     """One line of the table."""
     ratio = "" if own is None else f"{own['rows_a_second'] / found['rows_a_second']:.1f} times as fast"
-    print(
-        f"| {job.name} | {way} | {found['rows']} | {found['rows_a_second']:.1f} | {found['tokens']:,} | {ratio} |",
-        flush=True,
-    )
+    peak = f"{found['peak']:.2f}" if own is None else ""  # of the process: beside us it holds the peers' models too
+    speed, tokens = f"{found['rows_a_second']:.1f}", f"{found['tokens']:,}"
+    print(f"| {job.name} | {way} | {found['rows']} | {speed} | {tokens} | {peak} | {ratio} |", flush=True)
 
 
 if __name__ == "__main__":

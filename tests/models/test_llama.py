@@ -100,6 +100,32 @@ def test_left_padding_changes_nothing(tmp_path: Path, longest: int) -> None:
         torch.testing.assert_close(hidden[i, longest - len(row) :], ours.hidden(row[None])[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [1, 60, 4096])
+@torch.no_grad()
+def test_padding_that_is_not_computed_and_rows_read_in_parts_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    ours, _ = pair(tmp_path, LLAMA3)
+    monkeypatch.setattr("tuneloop.models.llama.READ_AT_ONCE", at_once)
+    before, x, after = ids(1, 9, seed=3), ids(5, 30), ids(5, 2, seed=5)
+    lengths = torch.tensor([30, 22, 14, 3, 1])
+    real = torch.arange(30) >= 30 - lengths[:, None]
+    positions = 9 + (torch.arange(30) - (30 - lengths[:, None])).clamp(min=0)
+    seen = torch.cat((torch.ones(5, 9, dtype=torch.bool), real), 1)[:, None, None]
+    mask = torch.ones(1, 1, 30, 39, dtype=torch.bool).tril(9) & seen
+    cache = ours.new_cache()
+    ours.hidden(before, cache=cache)
+    cache = cache.select(torch.zeros(5, dtype=torch.long))
+    read = ours.hidden(x, positions, mask, cache, real)
+    behind = torch.cat((seen.expand(-1, -1, 2, -1), torch.ones(5, 1, 2, 2, dtype=torch.bool).tril()), -1)
+    then = ours.hidden(after, 9 + lengths[:, None] + torch.arange(2), behind, cache)
+    assert not read[~real].any()
+    for i, length in enumerate(lengths.tolist()):
+        alone = ours.hidden(torch.cat((before[0], x[i, 30 - length :], after[i]))[None])[0]
+        torch.testing.assert_close(read[i, 30 - length :], alone[9:-2], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(then[i], alone[-2:], atol=1e-4, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_reading_step_by_step_through_the_cache_equals_reading_at_once(tmp_path: Path) -> None:
     ours, _ = pair(tmp_path, LLAMA3)

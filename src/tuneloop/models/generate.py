@@ -80,6 +80,11 @@ class _Padded:
     lengths: Tensor
     mask: Tensor
 
+    @property
+    def own(self) -> Tensor:
+        """Who is real behind the prefix (B, L)."""
+        return self.real[:, -self.ids.shape[1] :]
+
 
 def _pad(rests: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any) -> _Padded:
     import torch
@@ -106,8 +111,8 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    batch_tokens: int = 16384,
-    batch_rows: int = 48,
+    batch_tokens: int = 32768,
+    batch_rows: int = 96,
     progress: Progress = no_progress,
     task: str = "generating",
 ) -> list[Answer]:
@@ -151,7 +156,7 @@ def _decode(model: Model, split: _Prompts, prefix: Any, batch: list[int], limit:
     padded = _pad([split.rests[i] for i in batch], len(split.shared), model.template.pad_id, device)
     rows = len(batch)
     cache = model.new_cache() if prefix is None else prefix.select(torch.zeros(rows, dtype=torch.long, device=device))
-    hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache)[:, -1]
+    hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.own)[:, -1]
     new: list[list[int]] = [[] for _ in batch]
     alive = list(range(rows))
     real, positions = padded.real, padded.lengths
@@ -183,10 +188,25 @@ def _greedy(hidden: Tensor, head: Tensor) -> Tensor:
 
     bf16 logits are a multiple of 1/8 apart and tie often: the few highest are scored again in fp32.
     """
-    top = (hidden @ head.t()).topk(4, -1).indices
+    top = _highest(hidden @ head.t(), 4)
     scores = (hidden.float()[:, None] * head[top].float()).sum(-1)
     chosen: Tensor = top.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
     return chosen
+
+
+def _highest(logits: Tensor, k: int) -> Tensor:
+    """Where the `k` highest of each row are (B, V) -> (B, k).
+
+    They lie in the `k` blocks of the highest maxima: `topk` over the whole vocabulary takes many times as long on a CPU.
+    """
+    size = 128
+    if logits.shape[-1] % size or logits.shape[-1] < size * k:
+        return logits.topk(k, -1).indices
+    blocks = logits.unflatten(-1, (-1, size))
+    block = blocks.amax(-1).topk(k, -1).indices
+    among = blocks.gather(1, block[..., None].expand(-1, -1, size)).flatten(1)
+    at = among.topk(k, -1).indices
+    return block.gather(1, at // size) * size + at % size
 
 
 @dataclass(frozen=True)
@@ -273,18 +293,30 @@ def choose(
 
 @dataclass(frozen=True)
 class _Tree:
-    """A `LabelTrie` as tensors: the nodes, which of them each sees (n, n), and the edges with what they belong to.
+    """A `LabelTrie` as tensors.
 
-    `on_path` (labels, n + 1): the nodes whose edges a label's score is the sum of.
+    Nodes (N) are counted from 0, the prompt's last token; arcs (A) lead from a node to each token that may follow it.
+
+    Args:
+        ids, depths: of the nodes behind the prompt (N - 1).
+        sees: which of these each sees (N - 1, N - 1).
+        arc_parent, arc_token: of each arc.
+        arcs: the arcs that leave each node (N, most of them), filled up with -1.
+        forks: nodes that more than one arc leaves (N).
+        paths: each label's nodes behind the prompt, by depth (labels, depth), filled up with 0.
+        shares: 1 / the label's length for the arcs on its way (labels, A): scores are their product with log probabilities.
+        on_path: 1 for the label's nodes (labels, N).
     """
 
     ids: Tensor
     depths: Tensor
     sees: Tensor
-    edge_label: Tensor
-    edge_parent: Tensor
-    edge_token: Tensor
-    lengths: Tensor
+    arc_parent: Tensor
+    arc_token: Tensor
+    arcs: Tensor
+    forks: Tensor
+    paths: Tensor
+    shares: Tensor
     on_path: Tensor
 
     @staticmethod
@@ -292,20 +324,36 @@ class _Tree:
         """The tensors of a trie on a device."""
         import torch
 
-        nodes = len(trie.ids)
-        label, parent, token = (torch.tensor(column, device=device) for column in zip(*trie.edges, strict=True))
-        on_path = torch.zeros(len(trie.labels), nodes + 1, dtype=torch.bool, device=device)
-        on_path[label, parent] = True
+        nodes, labels = len(trie.ids), len(trie.labels)
+        number = {arc: i for i, arc in enumerate(sorted({(parent, token) for _, parent, token in trie.edges}))}
+        leaving: list[list[int]] = [[] for _ in range(nodes + 1)]
+        for (parent, _), arc in number.items():
+            leaving[parent].append(arc)
+        most = max(map(len, leaving))
+        paths: list[list[int]] = [[] for _ in trie.labels]
+        shares, on_path = torch.zeros(labels, len(number)), torch.zeros(labels, nodes + 1)
+        for label, parent, token in trie.edges:
+            shares[label, number[parent, token]] = 1 / trie.lengths[label]
+            on_path[label, parent] = 1
+            if parent:
+                paths[label].append(parent)
+        deepest = max(map(len, paths))
         return _Tree(
             torch.tensor(trie.ids, dtype=torch.long, device=device),
             torch.tensor(trie.depths, dtype=torch.long, device=device),
             torch.tensor(trie.ancestors, dtype=torch.bool, device=device).reshape(nodes, nodes),
-            label,
-            parent,
-            token,
-            torch.tensor(trie.lengths, device=device),
-            on_path,
+            torch.tensor([parent for parent, _ in number], device=device),
+            torch.tensor([token for _, token in number], device=device),
+            torch.tensor([some + [-1] * (most - len(some)) for some in leaving], device=device),
+            torch.tensor([len(some) > 1 for some in leaving], device=device),
+            torch.tensor([path + [0] * (deepest - len(path)) for path in paths], dtype=torch.long, device=device),
+            shares.to(device),
+            on_path.to(device),
         )
+
+    def scores(self, logp: Tensor) -> Tensor:
+        """Mean log likelihoods of the labels (rows, labels) from those of the arcs (rows, A)."""
+        return logp @ self.shares.t()
 
 
 def _label_scores(
@@ -337,11 +385,11 @@ def _label_scores(
         ids = torch.cat((padded.ids, tree.ids.expand(rows, -1)), 1)
         positions = torch.cat((padded.positions, padded.lengths[:, None] - 1 + tree.depths), 1)
         cache = None if prefix is None else prefix.select(torch.zeros(rows, dtype=torch.long, device=device))
-        hidden = model.hidden(ids, positions, mask, cache)[:, longest - 1 :]
+        own = torch.cat((padded.own, torch.ones(rows, nodes, dtype=torch.bool, device=device)), 1)
+        hidden = model.hidden(ids, positions, mask, cache, own)[:, longest - 1 :]
         for row, i in enumerate(batch):
-            logp = _token_scores(hidden[row], model.head, tree.edge_parent, tree.edge_token)
-            total = torch.zeros(len(trie.labels), device=device).index_add_(0, tree.edge_label, logp)
-            out[i] = (total / tree.lengths).cpu()
+            logp = _token_scores(hidden[row], model.head, tree.arc_parent, tree.arc_token)
+            out[i] = tree.scores(logp[None])[0].cpu()
         done += len(batch)
         progress(task, done, len(prompts))
     return out
@@ -356,10 +404,6 @@ def _token_scores(hidden: Tensor, head: Tensor, at: Tensor, tokens: Tensor) -> T
     return picked - _log_normaliser(hidden, head)[at]
 
 
-# Labels whose paths a row computes in one round of `_best_first`: more waste work, fewer cost rounds.
-PATHS_A_ROUND = 2
-
-
 def _best_first(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -372,8 +416,8 @@ def _best_first(
     """Scores (rows, labels) minus `offset` (1, labels) of which the greatest of each row is exact, the others upper bounds.
 
     A log probability is at most 0, so the sum over the tokens known so far, divided by the length, bounds a label's
-    score from above. Each round computes the paths of the labels with the highest bounds, until a finished label
-    is above all bounds.
+    score from above. A row goes down its most promising label first, to the end; from then on it goes on with all labels
+    whose bounds are not below the best finished one, until there is none.
     """
     import torch
 
@@ -385,21 +429,20 @@ def _best_first(
     depth = max(trie.lengths)
     done = 0
     progress(task, 0, len(prompts))
-    for batch in _batches([len(r) + PATHS_A_ROUND * depth for r in split.rests], batch_tokens, 64):
+    for batch in _batches([len(r) + depth for r in split.rests], batch_tokens, 128):
         search = _Search(model, tree, [split.rests[i] for i in batch], len(split.shared), prefix, offset.to(device))
-        left = list(batch)
-        while left:
-            best = search.bounds()
-            finished = search.finished(best)
-            for slot in finished.nonzero()[:, 0].tolist():
-                out[left[slot]] = best[slot].cpu()
-            if bool(finished.any()):
-                done += int(finished.sum())
+        left = torch.tensor(batch)
+        while len(left):
+            bounds = search.bounds()
+            over = search.finished(bounds)
+            out[left[over.cpu()]] = bounds[over].cpu()
+            if int(over.sum()) >= 0.25 * len(left):  # copying the cache pays when a quarter of the rows is gone
+                done += int(over.sum())
                 progress(task, done, len(prompts))
-                left = [i for i, over in zip(left, finished.tolist(), strict=True) if not over]
-                search.keep(~finished)
-            if left:
-                search.expand(search.bounds())
+                search.keep(~over)
+                left, bounds, over = left[~over.cpu()], bounds[~over], over[~over]
+            if len(left):
+                search.expand(bounds, ~over)
     return out
 
 
@@ -416,26 +459,23 @@ class _Search:
         padded = _pad(rests, shared, model.template.pad_id, device)
         start = torch.zeros(rows, dtype=torch.long, device=device)
         self.cache = model.new_cache() if prefix is None else prefix.select(start)
-        hidden = model.hidden(padded.ids, padded.positions, padded.mask, self.cache)[:, -1]
+        hidden = model.hidden(padded.ids, padded.positions, padded.mask, self.cache, padded.own)[:, -1]
         self.lengths = padded.lengths
         self.real = padded.real  # (rows, S): who in the cache is prompt
         nodes = len(tree.ids)
         self.place = torch.full((rows, nodes), -1, dtype=torch.long, device=device)  # of a node in the cache
         self.known = torch.zeros(rows, nodes + 1, dtype=torch.bool, device=device)
-        self.logp = torch.zeros(rows, len(tree.edge_label), device=device)  # of an edge; 0 while unknown
+        self.logp = torch.zeros(rows, len(tree.arc_token), device=device)  # of an arc; 0 while unknown
         self._learn(torch.arange(rows, device=device), torch.zeros(rows, dtype=torch.long, device=device), hidden)
 
     def bounds(self) -> Tensor:
         """Upper bounds of the scores (rows, labels)."""
-        import torch
-
-        total = torch.zeros(len(self.logp), len(self.tree.lengths), device=self.logp.device)
-        total.index_add_(1, self.tree.edge_label, self.logp)
-        return total / self.tree.lengths - self.offset
+        return self.tree.scores(self.logp) - self.offset
 
     def _open(self) -> Tensor:
         """Which labels have nodes that are not computed (rows, labels)."""
-        return (self.tree.on_path & ~self.known[:, None]).any(-1)
+        missing: Tensor = (~self.known).float() @ self.tree.on_path.t() > 0
+        return missing
 
     def finished(self, bounds: Tensor) -> Tensor:
         """Which rows have a computed label that no other can exceed."""
@@ -450,35 +490,54 @@ class _Search:
         self.lengths, self.real, self.place = self.lengths[index], self.real[index], self.place[index]
         self.known, self.logp = self.known[index], self.logp[index]
 
-    def expand(self, bounds: Tensor) -> None:
-        """Compute the missing nodes on the paths of each row's most promising labels."""
+    def _next(self, bounds: Tensor, rows: Tensor) -> Tensor:
+        """The nodes to compute now (rows, nodes + 1): of each label that may win those down to its next fork."""
+        import torch
+
+        tree, unfinished = self.tree, self._open()
+        reached = bounds.masked_fill(unfinished, float("-inf")).amax(-1, keepdim=True)
+        first = torch.zeros_like(unfinished).scatter_(1, bounds.argmax(-1, keepdim=True), True)
+        hopeful = torch.where(reached.isfinite(), bounds >= reached, first) & unfinished & rows[:, None]
+        row, label = hopeful.nonzero(as_tuple=True)
+        path = tree.paths[label]
+        missing = (path > 0) & ~self.known[row[:, None], path]
+        forks = (missing & tree.forks[path]).long()
+        wanted = torch.zeros_like(self.known)
+        which, at = (missing & (forks.cumsum(-1) - forks == 0)).nonzero(as_tuple=True)
+        wanted[row[which], path[which, at]] = True
+        return wanted
+
+    def expand(self, bounds: Tensor, rows: Tensor) -> None:
+        """Compute the next nodes of the labels that may win, in the rows (bool) that are not over."""
         import torch
 
         tree, device = self.tree, self.logp.device
-        ranked = bounds.masked_fill(~self._open(), float("-inf"))
-        top = ranked.topk(min(PATHS_A_ROUND, ranked.shape[1]), -1)
-        wanted = (tree.on_path[top.indices] & top.values.isfinite()[..., None]).any(1) & ~self.known
+        wanted = self._next(bounds, rows)
         row, node = wanted[:, 1:].nonzero(as_tuple=True)  # by row, and in a row by depth
         counts = wanted[:, 1:].sum(-1)
-        column = torch.cat([torch.arange(int(n), device=device) for n in counts])
-        rows, width, before = len(wanted), int(counts.max()), self.real.shape[1]
+        column = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[row]
+        width, before = int(counts.max()), self.real.shape[1]
         self.place[row, node] = before + column
-        ids = torch.zeros(rows, width, dtype=torch.long, device=device)
-        depths = torch.ones(rows, width, dtype=torch.long, device=device)
+        shape = (len(wanted), width)
+        ids = torch.zeros(shape, dtype=torch.long, device=device)
+        depths = torch.ones(shape, dtype=torch.long, device=device)
         ids[row, column], depths[row, column] = tree.ids[node], tree.depths[node]
-        mask = torch.zeros(rows, width, before + width, dtype=torch.bool, device=device)
+        mask = torch.zeros(*shape, before + width, dtype=torch.bool, device=device)
         mask[:, :, :before] = self.real[:, None]
         which, ancestor = tree.sees[node].nonzero(as_tuple=True)
         mask[row[which], column[which], self.place[row[which], ancestor]] = True
-        hidden = self.model.hidden(ids, self.lengths[:, None] - 1 + depths, mask[:, None], self.cache)
-        self.real = torch.cat((self.real, torch.zeros(rows, width, dtype=torch.bool, device=device)), 1)
+        own = torch.arange(width, device=device) < counts[:, None]
+        hidden = self.model.hidden(ids, self.lengths[:, None] - 1 + depths, mask[:, None], self.cache, own)
+        self.real = torch.cat((self.real, torch.zeros_like(own)), 1)
         self._learn(row, node + 1, hidden[row, column])
 
     def _learn(self, row: Tensor, node: Tensor, hidden: Tensor) -> None:
-        """Log probabilities of the edges that leave computed nodes; `node` counts from 0, the prompt's last token."""
+        """Log probabilities of the arcs that leave computed nodes."""
         self.known[row, node] = True
-        which, edge = (node[:, None] == self.tree.edge_parent).nonzero(as_tuple=True)
-        self.logp[row[which], edge] = _token_scores(hidden, self.model.head, which, self.tree.edge_token[edge])
+        arcs = self.tree.arcs[node]
+        which, column = (arcs >= 0).nonzero(as_tuple=True)
+        arc = arcs[which, column]
+        self.logp[row[which], arc] = _token_scores(hidden, self.model.head, which, self.tree.arc_token[arc])
 
 
 def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:

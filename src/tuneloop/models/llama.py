@@ -156,6 +156,7 @@ class KeyValues:
     """
 
     STEP = 64
+    keeps = True  # whether what extends it stays in it
 
     def __init__(self, layers: int) -> None:
         self.keys: list[Tensor | None] = [None] * layers
@@ -190,6 +191,25 @@ class KeyValues:
             buffers.append(buffer)
         self.lengths[layer] = new
         return buffers[0], buffers[1]
+
+    def reserve(self, rows: int, new: int, like: Tensor, shape: tuple[int, int]) -> None:
+        """Make room for `new` more tokens in each of `rows` rows; buffers are of the kind of `like`, `shape` is (K, D)."""
+        capacity = self.capacity_for(new)
+        for held in (self.keys, self.values):
+            for layer, buffer in enumerate(held):
+                if buffer is None or buffer.shape[2] < capacity:
+                    grown = like.new_zeros(rows, shape[0], capacity, shape[1])
+                    if buffer is not None:
+                        grown[:, :, : self.lengths[layer]] = buffer[:, :, : self.lengths[layer]]
+                    held[layer] = grown
+
+    def rows(self, some: slice) -> KeyValues:
+        """A window on neighbouring rows of buffers that have room: what extends it is written here too."""
+        part = KeyValues(len(self.keys))
+        part.keys = [None if k is None else k[some] for k in self.keys]
+        part.values = [None if v is None else v[some] for v in self.values]
+        part.lengths = list(self.lengths)
+        return part
 
     def select(self, rows: Tensor) -> KeyValues:
         """The same for some rows, or for rows repeated (B' indices); a copy."""
@@ -238,7 +258,7 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
         return out.transpose(1, 2).reshape(B, T, H * D)
     # The G query heads of one key head stand one under the other: one product for all of them.
     scores = torch.matmul(q_BHTD.reshape(B, K, G * T, D) * (D**-0.5), k_BKSD.transpose(2, 3))
-    weights = torch.softmax(scores.view(B, H, T, S) + bias, -1)
+    weights = torch.softmax(scores.view(B, H, T, S).add_(bias), -1)
     out = torch.matmul(weights.view(B, K, G * T, S), v_BKSD)
     return out.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
 
@@ -256,6 +276,30 @@ class Shared:
         """First token, rows and length of the prefix (where there is one) and of the rests; a position is first + offset."""
         rests = (self.prefix, self.rows, self.length)
         return [(0, 1, self.prefix), rests] if self.prefix else [rests]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A padded batch (`rows`, `length`) of which only the tokens at `places` (N, indices into rows * length) are computed."""
+
+    rows: int
+    length: int
+    places: Tensor
+
+    @staticmethod
+    def of(real_BT: Tensor) -> Packed | None:
+        """From who is no padding; None where there is none."""
+        places = real_BT.flatten().nonzero()[:, 0]
+        return None if len(places) == real_BT.numel() else Packed(*real_BT.shape, places)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (1, N, C)."""
+        return x.reshape(self.rows * self.length, -1).index_select(0, self.places)[None]
+
+    def spread(self, x_1NC: Tensor) -> Tensor:
+        """(1, N, C) -> (B, T, C), zero elsewhere."""
+        out = x_1NC.new_zeros(self.rows * self.length, x_1NC.shape[-1])
+        return out.index_copy_(0, self.places, x_1NC[0]).view(self.rows, self.length, -1)
 
 
 # Queries that are multiplied with the keys up to the last of them: what the causal mask hides behind a block is not computed.
@@ -388,21 +432,22 @@ class Attention(nn.Module):
         rope: tuple[Tensor, Tensor],
         bias: Tensor | None,
         cache: KeyValues | None,
-        shared: Shared | None,
+        layout: Shared | Packed | None,
     ) -> Tensor:
-        if shared is not None:
+        products = self.q_proj(x_BTC), self.k_proj(x_BTC), self.v_proj(x_BTC)
+        if isinstance(layout, Shared):
             assert bias is not None
-            products = self.q_proj(x_BTC), self.k_proj(x_BTC), self.v_proj(x_BTC)
-            mixed: Tensor = _SharedAttention.apply(*products, *rope, bias, shared)  # type: ignore[no-untyped-call]
+            mixed: Tensor = _SharedAttention.apply(*products, *rope, bias, layout)  # type: ignore[no-untyped-call]
             return self.o_proj(mixed)  # type: ignore[no-any-return]
-        B, T, _ = x_BTC.shape
-        q = self.q_proj(x_BTC).view(B, T, self.heads, self.head_size).transpose(1, 2)
-        k = self.k_proj(x_BTC).view(B, T, self.key_heads, self.head_size).transpose(1, 2)
-        v = self.v_proj(x_BTC).view(B, T, self.key_heads, self.head_size).transpose(1, 2)
+        if layout is not None:
+            products = layout.spread(products[0]), layout.spread(products[1]), layout.spread(products[2])
+        B, T, _ = products[0].shape
+        q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in products)
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        return self.o_proj(attend(q, k, v, bias))  # type: ignore[no-any-return]
+        out = attend(q, k, v, bias)
+        return self.o_proj(out if layout is None else layout.pack(out))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -436,11 +481,15 @@ class Layer(nn.Module):
         rope: tuple[Tensor, Tensor],
         bias: Tensor | None,
         cache: KeyValues | None,
-        shared: Shared | None = None,
+        layout: Shared | Packed | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, bias, cache, shared)
+        x = x + self.self_attn(self.input_layernorm(x), rope, bias, cache, layout)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
+
+
+# Tokens that are read at once into a cache: what passes through a layer then stays in the processor's cache, and memory in bounds.
+READ_AT_ONCE = 2048
 
 
 class LlamaModel(nn.Module):
@@ -455,16 +504,15 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RmsNorm(config.hidden_size, config.norm_eps)
 
-    def _bias(self, x_BTC: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor | None:
-        """What all layers add to their scores; None leaves causality to SDPA."""
+    def _bias(self, x: Tensor, new: int, mask: Tensor | None, cache: KeyValues | None) -> Tensor | None:
+        """What all layers add to the scores of `new` tokens a row; None leaves causality to SDPA."""
         if mask is None:
-            new, before = x_BTC.shape[1], 0 if cache is None else cache.length
-            if not before and cache is None:
+            if cache is None:
                 return None
-            mask = causal_mask(new, before, x_BTC.device)
+            mask = causal_mask(new, cache.length, x.device)
         if cache is not None:  # buffers are longer than what they hold
-            mask = F.pad(mask, (0, cache.capacity_for(x_BTC.shape[1]) - mask.shape[-1]), value=False)
-        return bias_of(mask, x_BTC.dtype)
+            mask = F.pad(mask, (0, cache.capacity_for(new) - mask.shape[-1]), value=False)
+        return bias_of(mask, x.dtype)
 
     def rope(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, 1, T, D) at these positions; the sine's first half is negated for `rotate`."""
@@ -479,23 +527,60 @@ class LlamaModel(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValues | None = None,
         shared: Shared | None = None,
+        real_BT: Tensor | None = None,
     ) -> Tensor:
         rows, length = ids_BT.shape
         if shared is None and positions_BT is None and mask is None and cache is None and by_products(ids_BT, length):
             shared, ids_BT = Shared(0, rows, length), ids_BT.reshape(1, -1)
-        x = self.embed_tokens(ids_BT)
         if shared is not None:
+            x = self.embed_tokens(ids_BT)
             length = shared.prefix + shared.length
             cos, sin = self.rope(torch.arange(length, device=x.device)[None], x.dtype)
-            rope, bias = (cos[0, 0], sin[0, 0]), bias_of(causal_mask(length, 0, x.device), x.dtype)[0, 0]
-        else:
-            if positions_BT is None:
-                positions_BT = torch.arange(length, device=x.device)[None]
-            rope, bias = self.rope(positions_BT, x.dtype), self._bias(x, mask, cache)  # type: ignore[assignment]
+            bias = bias_of(causal_mask(length, 0, x.device), x.dtype)[0, 0]
+            return self._layers(x, (cos[0, 0], sin[0, 0]), bias, cache, shared).view(rows, -1, x.shape[-1])
+        if positions_BT is None:
+            positions_BT = torch.arange(length, device=ids_BT.device)[None]
+        if cache is None or not cache.keeps or rows * length <= READ_AT_ONCE:
+            return self._read(ids_BT, positions_BT, mask, cache, real_BT)
+        like, few = self.embed_tokens.weight, max(1, READ_AT_ONCE // length)
+        cache.reserve(rows, length, like, (self.config.key_heads, self.config.head_size))
+        parts = []
+        for first in range(0, rows, few):
+            some = slice(first, first + few)
+            part, real = cache.rows(some), None if real_BT is None else real_BT[some]
+            # Padding on the left of all these rows is not even looked at; its place in the cache stays empty.
+            skip = 0 if real is None or mask is None else int(real.any(0).long().argmax())
+            part.lengths = [held + skip for held in part.lengths]
+            positions = positions_BT.expand(rows, -1)[some, skip:]
+            looks = None if mask is None else mask.expand(rows, -1, -1, -1)[some, :, skip:]
+            read = self._read(ids_BT[some, skip:], positions, looks, part, None if real is None else real[:, skip:])
+            parts.append(F.pad(read, (0, 0, skip, 0)))
+        cache.lengths = part.lengths
+        return torch.cat(parts)
+
+    def _read(
+        self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor | None, cache: KeyValues | None, real_BT: Tensor | None
+    ) -> Tensor:
+        """`forward` of padded rows, all at once."""
+        packed = None if real_BT is None else Packed.of(real_BT)
+        x = self.embed_tokens(ids_BT)
+        rope, bias = self.rope(positions_BT, x.dtype), self._bias(x, ids_BT.shape[1], mask, cache)
+        if packed is None:
+            return self._layers(x, rope, bias, cache, None)
+        return packed.spread(self._layers(packed.pack(x), rope, bias, cache, packed))
+
+    def _layers(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        cache: KeyValues | None,
+        layout: Shared | Packed | None,
+    ) -> Tensor:
         for layer in self.layers:
-            x = layer(x, rope, bias, cache, shared)
+            x = layer(x, rope, bias, cache, layout)
         out: Tensor = self.norm(x)
-        return out.view(rows, -1, out.shape[-1])
+        return out
 
 
 class Llama(nn.Module):
@@ -519,6 +604,7 @@ class Llama(nn.Module):
         positions_BT: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValues | None = None,
+        real_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, C) after the last norm.
 
@@ -527,8 +613,9 @@ class Llama(nn.Module):
             positions_BT: position of each token; default 0, 1, 2 ...
             mask: True where a query may look (B or 1, 1, T, S); default causal.
             cache: extended in place by the new tokens.
+            real_BT: False for padding, of which nothing is computed.
         """
-        out: Tensor = self.model(ids_BT, positions_BT, mask, cache)
+        out: Tensor = self.model(ids_BT, positions_BT, mask, cache, real_BT=real_BT)
         return out
 
     def hidden_after(self, prefix_P: Tensor, ids_BT: Tensor) -> Tensor:

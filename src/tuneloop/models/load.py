@@ -71,7 +71,12 @@ class Model:
         return TransformersCache()
 
     def hidden(
-        self, ids_BT: Tensor, positions_BT: Tensor | None = None, mask: Tensor | None = None, cache: Any = None
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Any = None,
+        real_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, C) before the vocabulary projection.
 
@@ -80,9 +85,10 @@ class Model:
             positions_BT: position of each token; default 0, 1, 2 ...
             mask: True where a query may look (B, 1, T, S), S counting cached tokens first; default causal.
             cache: from `new_cache`; extended in place.
+            real_BT: False for padding, whose states mean nothing; our own Llama does not compute them.
         """
         if self.is_own:
-            out: Tensor = self.net.hidden(ids_BT, positions_BT, mask, cache)  # type: ignore[operator]
+            out: Tensor = self.net.hidden(ids_BT, positions_BT, mask, cache, real_BT)  # type: ignore[operator]
             return out
         from tuneloop.models.fallback import hidden
 

@@ -46,6 +46,8 @@ class Prefix(nn.Module):
 class _Before(KeyValues):
     """A cache that holds the prefix and keeps nothing of the rows: what gradients can flow through."""
 
+    keeps = False
+
     def __init__(self, key_values_N2KVD: Tensor) -> None:
         super().__init__(len(key_values_N2KVD))
         self.parts = key_values_N2KVD
@@ -85,7 +87,7 @@ def _look_at_prefix(module: nn.Module, arguments: tuple[Any, ...], keywords: dic
         cache.keys = [pair[0][None] for pair in key_values]
         cache.values = [pair[1][None] for pair in key_values]
         cache.lengths = [prefix.length] * prefix.layers
-    return (ids, positions + prefix.length, mask, cache), {}
+    return (ids, positions + prefix.length, mask, cache), {"real_BT": keywords.get("real_BT")}
 
 
 def add_prefix(net: nn.Module, ids: Sequence[int]) -> Prefix:

@@ -67,18 +67,20 @@ def test_plain_peft_loads_it_with_the_same_logits(tiny_llama: Path, tiny_model: 
         assert torch.equal(fresh.hidden(IDS), tiny_model.hidden(IDS))
 
 
-def test_answers_and_choices_see_the_prefix(tiny_model: Model) -> None:
+@pytest.mark.parametrize("at_once", [30, 2048])
+def test_answers_and_choices_see_the_prefix(tiny_model: Model, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """Cached decoding, label trees and plain rows agree with the text in front."""
+    monkeypatch.setattr("tuneloop.models.llama.READ_AT_ONCE", at_once)
     prompts = [IDS[0, :9].tolist(), IDS[1, :12].tolist(), IDS[2, :5].tolist(), [*IDS[0, :7].tolist(), 5, 6]]
     trie = label_trie(["a", "b", "c"], [[17, 18, 128009], [17, 19, 128009], [33, 128009]])
     in_front = [BEFORE + prompt for prompt in prompts]
     expected = generate(tiny_model, in_front, max_new_tokens=6), choose(tiny_model, in_front, trie, prune=False)
-    pruned = choose(tiny_model, in_front, trie)
+    pruned = choose(tiny_model, in_front, trie, prune=True)
     add_prefix(tiny_model.net, BEFORE)
     assert [a.text for a in generate(tiny_model, prompts, max_new_tokens=6)] == [a.text for a in expected[0]]
     for found, wanted in zip(choose(tiny_model, prompts, trie, prune=False), expected[1], strict=True):
         assert found.scores == pytest.approx(wanted.scores, abs=1e-3)
-    assert [a.text for a in choose(tiny_model, prompts, trie)] == [a.text for a in pruned]
+    assert [a.text for a in choose(tiny_model, prompts, trie, prune=True)] == [a.text for a in pruned]
 
 
 def test_only_the_prefix_gets_a_gradient(tiny_model: Model) -> None:

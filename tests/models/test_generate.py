@@ -224,7 +224,7 @@ def test_pruned_choice_computes_less_when_one_label_stands_out(
     full, seen[:] = sum(seen), []
     assert choose(tiny_model, [prompt], trie, prune=True)[0].text == favoured
     # The prompt, and the nodes on the way to one label: nothing beside it.
-    assert sum(seen) == len(prompt) + len(tokens) - 1 < 0.5 * full
+    assert sum(seen) == len(prompt) + len(tokens) - 1 < 0.7 * full
 
 
 @settings(max_examples=20, deadline=None)

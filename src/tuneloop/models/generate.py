@@ -202,11 +202,12 @@ def _highest(logits: Tensor, k: int) -> Tensor:
     size = 128
     if logits.shape[-1] % size or logits.shape[-1] < size * k:
         return logits.topk(k, -1).indices
-    blocks = logits.unflatten(-1, (-1, size))
+    blocks = logits.view(len(logits), -1, size)
     block = blocks.amax(-1).topk(k, -1).indices
     among = blocks.gather(1, block[..., None].expand(-1, -1, size)).flatten(1)
     at = among.topk(k, -1).indices
-    return block.gather(1, at // size) * size + at % size
+    where: Tensor = block.gather(1, at // size) * size + at % size
+    return where
 
 
 @dataclass(frozen=True)

@@ -290,7 +290,8 @@ class Packed:
     def of(real_BT: Tensor) -> Packed | None:
         """From who is no padding; None where there is none."""
         places = real_BT.flatten().nonzero()[:, 0]
-        return None if len(places) == real_BT.numel() else Packed(*real_BT.shape, places)
+        rows, length = real_BT.shape
+        return None if len(places) == rows * length else Packed(rows, length, places)
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (1, N, C)."""

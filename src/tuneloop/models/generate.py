@@ -111,8 +111,8 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    batch_tokens: int = 32768,
-    batch_rows: int = 96,
+    batch_tokens: int = 24576,
+    batch_rows: int = 64,
     progress: Progress = no_progress,
     task: str = "generating",
 ) -> list[Answer]:

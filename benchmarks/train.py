@@ -3,8 +3,9 @@
     python benchmarks/train.py [--methods qv,all-linear,full] [--contenders tuneloop,trainer,trl,plain] [--rows 160]
 
 Each contender trains one epoch of the same chats from the same base in a process of its own: the whole process counts, imports and loading included. The peers are installed
-into an environment of their own (`--peers FOLDER`). Printed: tokens a second without padding, the ratio to the best peer, peak resident memory, the
-share of the measured bf16 matmul peak that needed operations reach, and the loss on held-out chats afterwards, computed by one function for all.
+into an environment of their own (`--peers FOLDER`). Printed: tokens a second without padding, peak resident memory, the bf16 matmul peak measured around the process
+and the share of it that needed operations reach (over the whole process, and for tuneloop over its optimizer steps), the loss on held-out chats afterwards,
+computed by one function for all, and tuneloop's figures as multiples of the best peer's.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloop.files import read_jsonl
 from tuneloop.models.load import load_model, load_tokenizer, use_threads
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Rendered
@@ -108,6 +111,47 @@ def peers_python(folder: Path) -> str:
     return str(python)
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a contender's process came to.
+
+    Args:
+        seconds, gib: of the whole process; `step_seconds` of its optimizer steps alone, 0 where they are not known.
+        peak: GFLOP/s of large bf16 matrix products just before or just after it, the greater: shared processors change by the minute.
+        loss: on held-out chats.
+    """
+
+    seconds: float
+    step_seconds: float
+    gib: float
+    peak: float
+    loss: float
+
+
+def compete(method: str, contender: str, rows: list[Rendered], held_out: list[Rendered], peers: Path) -> Result:
+    """One epoch of `rows` by a contender."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = {
+            "model": str(resolve(MODEL)), "method": method, "rank": 8, "batch": 8, "learning_rate": RATES[method], "steps": -(-len(rows) // 8),
+            "warmup_steps": 1, "pad": load_tokenizer(MODEL).pad_id, "out": folder,
+            "rows": [{"ids": r.ids, "labels": [i if m else -100 for i, m in zip(r.ids, r.mask, strict=True)]} for r in rows],
+        }  # fmt: skip
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(job))
+        if contender == "tuneloop":
+            command = [sys.executable, __file__, "--job", str(path)]
+        else:
+            command = [peers_python(peers), str(HERE / "train_peers.py"), contender, str(path)]
+        use_threads()
+        before = matmul_peak()
+        seconds, gib = run(command, {**os.environ, "HF_HUB_OFFLINE": "1"})
+        peak = max(before, matmul_peak())
+        metrics = Path(folder) / "metrics.jsonl"
+        records = read_jsonl(metrics) if metrics.is_file() else []
+        step_seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records if "tokens_per_second" in r)
+        return Result(seconds, step_seconds, gib, peak, val_loss(job, held_out))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,35 +171,32 @@ def main() -> None:
     train_rows, held_out = rows[: options.rows], rows[options.rows :]
     tokens = sum(len(r.ids) for r in train_rows)
     lengths = sorted(len(r.ids) for r in train_rows)
-    use_threads()
-    peak, config = matmul_peak(), json.loads((resolve(MODEL) / "config.json").read_text())
+    config = json.loads((resolve(MODEL) / "config.json").read_text())
     print(
         f"{len(train_rows)} chats, {tokens:,} tokens (p10/50/90 {lengths[len(lengths) // 10]}/{lengths[len(lengths) // 2]}/{lengths[9 * len(lengths) // 10]}), "
-        f"{sum(sum(r.mask[1:]) for r in train_rows) / tokens:.0%} learned; bf16 matmul peak {peak:.0f} GFLOP/s"
+        f"{sum(sum(r.mask[1:]) for r in train_rows) / tokens:.0%} learned"
     )
-    print(f"{'method':<11} {'contender':<17} {'tokens/s':>8} {'seconds':>8} {'GiB':>6} {'of peak':>8} {'val loss':>9}")
+    print(
+        f"{'method':<11} {'contender':<17} {'tokens/s':>8} {'seconds':>8} {'GiB':>6} {'GFLOP/s':>8} {'of peak':>8} {'in steps':>8} {'val loss':>9}"
+    )
     for method in options.methods.split(","):
         gflop = needed_gflop(config, method, train_rows)
+        results: dict[str, Result] = {}
         for contender in options.contenders.split(","):
-            with tempfile.TemporaryDirectory() as folder:
-                steps = -(-len(train_rows) // 8)
-                job = {
-                    "model": str(resolve(MODEL)), "method": method, "rank": 8, "batch": 8, "learning_rate": RATES[method], "steps": steps,
-                    "warmup_steps": 1, "pad": load_tokenizer(MODEL).pad_id, "out": folder,
-                    "rows": [{"ids": r.ids, "labels": [i if m else -100 for i, m in zip(r.ids, r.mask, strict=True)]} for r in train_rows],
-                }  # fmt: skip
-                path = Path(folder) / "job.json"
-                path.write_text(json.dumps(job))
-                if contender == "tuneloop":
-                    command = [sys.executable, __file__, "--job", str(path)]
-                else:
-                    command = [peers_python(options.peers), str(HERE / "train_peers.py"), contender, str(path)]
-                seconds, gib = run(command, {**os.environ, "HF_HUB_OFFLINE": "1"})
-                loss = val_loss(job, held_out)
-                print(
-                    f"{method:<11} {contender:<17} {tokens / seconds:8.0f} {seconds:8.1f} {gib:6.2f} {gflop / seconds / peak:8.0%} {loss:9.4f}",
-                    flush=True,
-                )
+            found = results[contender] = compete(method, contender, train_rows, held_out, options.peers)
+            print(
+                f"{method:<11} {contender:<17} {tokens / found.seconds:8.0f} {found.seconds:8.1f} {found.gib:6.2f} {found.peak:8.0f} "
+                f"{gflop / found.seconds / found.peak:8.0%} {gflop / found.step_seconds / found.peak if found.step_seconds else float('nan'):8.0%} {found.loss:9.4f}",
+                flush=True,
+            )
+        ours, peers = results.pop("tuneloop", None), results
+        if ours and peers:
+            name, best = min(peers.items(), key=lambda item: item[1].seconds)
+            print(
+                f"{method:<11} tuneloop is {best.seconds / ours.seconds:.2f} times as fast as {name}, with {ours.gib / best.gib:.0%} of its memory "
+                f"and {ours.loss / best.loss - 1:+.1%} of its loss",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -171,6 +171,26 @@ def test_rows_behind_a_shared_beginning_equal_the_joined_rows_gradient_included(
         torch.testing.assert_close(ours_grad, plain_grad, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("prefix", [0, 9])
+def test_rows_of_unequal_length_are_computed_without_their_padding_and_stay_the_same(
+    tmp_path: Path, prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = pair(tmp_path, LLAMA3)
+    shared, rests, lengths = ids(1, max(prefix, 1), seed=5)[0][:prefix], ids(3, 17), [5, 17, 1]
+    real = (torch.arange(17) < torch.tensor(lengths)[:, None])[..., None]
+    seen = []
+    monkeypatch.setattr(
+        ours.model.layers[0].mlp,
+        "forward",
+        lambda x, f=ours.model.layers[0].mlp.forward: seen.append(x.shape[1]) or f(x),
+    )
+    expected, got = ours.hidden_after(shared, rests) * real, ours.hidden_after(shared, rests, lengths)
+    assert seen == [prefix + 3 * 17, prefix + sum(lengths)]
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    for ours_grad, padded_grad in zip(grads_of(ours, got), grads_of(ours, expected), strict=True):
+        torch.testing.assert_close(ours_grad, padded_grad, atol=2e-3, rtol=1e-3)
+
+
 def test_gradients_equal_those_of_transformers(tmp_path: Path) -> None:
     ours, theirs = pair(tmp_path, LLAMA3)
     x = ids(2, 30)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import (
     LoraShape,
-    _LoraProduct,
+    _Products,
     adapter_parameters,
     adapter_state,
     add_lora,
@@ -229,13 +229,35 @@ def test_the_hand_written_product_has_the_gradient_of_plain_operations(bias: boo
     offset = torch.randn(7) if bias else None
     grad = torch.randn(5, 7)
     wanted = [x, a, b] if shared else [x, z, a, b]
-    out = _LoraProduct.apply(x, z, weight, offset, a, b, 1.5)
+    (out,) = _Products.apply(x, z, (1.5,), weight, offset, a, b)
     plain = torch.nn.functional.linear(x, weight, offset) + 1.5 * (z @ a.t()) @ b.t()
     torch.testing.assert_close(out, plain, atol=1e-5, rtol=1e-5)
     for ours, expected in zip(
         torch.autograd.grad(out, wanted, grad), torch.autograd.grad(plain, wanted, grad), strict=True
     ):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_layers_computed_as_one_have_the_values_and_gradients_of_each_alone() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    layers = [torch.nn.Linear(6, size, bias=size == 3, dtype=torch.float64) for size in (4, 3, 7)]
+    tensors = []
+    for rank, layer in zip((2, 0, 3), layers, strict=True):  # the one in the middle has no adapter
+        a, b = (torch.randn(rank, 6), torch.randn(layer.out_features, rank)) if rank else (None, None)
+        tensors += [layer.weight, layer.bias, a, b]
+    tensors = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
+    scales = (0.5, 1.0, 2.0)
+
+    def joined(x: torch.Tensor, *tensors: torch.Tensor) -> Any:
+        flat = x.flatten(0, 1)
+        return _Products.apply(flat, flat, scales, *tensors)
+
+    for i, out in enumerate(joined(x, *tensors)):
+        weight, bias, a, b = tensors[4 * i : 4 * i + 4]
+        plain = torch.nn.functional.linear(x.flatten(0, 1), weight, bias)
+        torch.testing.assert_close(out, plain if a is None else plain + scales[i] * x.flatten(0, 1) @ a.t() @ b.t())
+    assert torch.autograd.gradcheck(joined, (x, *tensors), atol=1e-4)
 
 
 def test_dropout_acts_in_training_only(tiny_model: Model) -> None:

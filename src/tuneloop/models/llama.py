@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tuneloop.models.lora import side_by_side
 
 # Shape suffixes: B rows, T new tokens, S tokens attended to, H heads, K key heads, G = H / K, D head size, C hidden size.
 
@@ -265,17 +268,36 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
 
 @dataclass(frozen=True)
 class Shared:
-    """A batch laid out as one row: `prefix` tokens that all rows begin with, then `rows` rests of `length` tokens."""
+    """A batch laid out as one row: `prefix` tokens that all rows begin with, then `rows` rests of `length` tokens.
+
+    Args:
+        lengths: of the rests where some are shorter than the longest: padding then exists within attention only.
+    """
 
     prefix: int
     rows: int
     length: int
+    lengths: tuple[int, ...] = ()
 
     @property
     def parts(self) -> list[tuple[int, int, int]]:
         """First token, rows and length of the prefix (where there is one) and of the rests; a position is first + offset."""
         rests = (self.prefix, self.rows, self.length)
         return [(0, 1, self.prefix), rests] if self.prefix else [rests]
+
+    def padded(self, x_NC: Tensor) -> Tensor:
+        """Tokens without padding at their places in the layout, zeros where there are none."""
+        if not self.lengths:
+            return x_NC
+        beginning, *rests = x_NC.split((self.prefix, *self.lengths))
+        return torch.cat((beginning, nn.utils.rnn.pad_sequence(rests, batch_first=True).flatten(0, 1)))
+
+    def unpadded(self, x: Tensor) -> Tensor:
+        """The reverse of `padded`."""
+        if not self.lengths:
+            return x
+        rests = x[self.prefix :].view(self.rows, self.length, *x.shape[1:])
+        return torch.cat([x[: self.prefix], *(row[:n] for row, n in zip(rests, self.lengths, strict=True))])
 
 
 @dataclass(frozen=True)
@@ -335,7 +357,7 @@ class _SharedAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, shared: Shared
     ) -> Tensor:
         D = cos.shape[-1]
-        q, k, v = (x.reshape(-1, x.shape[-1] // D, D) for x in (q, k, v))
+        q, k, v = (shared.padded(x.reshape(-1, x.shape[-1] // D, D)) for x in (q, k, v))
         H, K = q.shape[1], k.shape[1]
         out = torch.empty_like(q)
         saved: list[Tensor] = []
@@ -363,13 +385,13 @@ class _SharedAttention(torch.autograd.Function):
                 saved += [queries, weights]
         ctx.save_for_backward(cos, sin, *saved)
         ctx.shared = shared
-        return out.view(1, -1, H * D)
+        return shared.unpadded(out).view(1, -1, H * D)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin, *saved = ctx.saved_tensors
         D, K, shared = cos.shape[-1], saved[0].shape[1], ctx.shared
-        grad = grads[0].reshape(-1, grads[0].shape[-1] // D, D)
+        grad = shared.padded(grads[0].reshape(-1, grads[0].shape[-1] // D, D))
         H, P = grad.shape[1], shared.prefix
         grad_q = torch.empty_like(grad)
         grad_k, grad_v = grad.new_empty(len(grad), K, D), grad.new_empty(len(grad), K, D)
@@ -405,7 +427,7 @@ class _SharedAttention(torch.autograd.Function):
             of_prefix = [x[:, :, :P].sum(0, keepdim=True) for x in (to_keys, to_values)]
             _turn(grad_k[place].view(B, T, K, D), to_keys[:, :, first:].transpose(1, 2), *turn)
             grad_v[place].view(B, T, K, D).copy_(to_values[:, :, first:].transpose(1, 2))
-        flat = (x.view(1, len(grad), -1) for x in (grad_q, grad_k, grad_v))
+        flat = (shared.unpadded(x).flatten(1)[None] for x in (grad_q, grad_k, grad_v))
         return (*flat, None, None, None, None)
 
 
@@ -435,15 +457,15 @@ class Attention(nn.Module):
         cache: KeyValues | None,
         layout: Shared | Packed | None,
     ) -> Tensor:
-        products = self.q_proj(x_BTC), self.k_proj(x_BTC), self.v_proj(x_BTC)
+        q, k, v = side_by_side((self.q_proj, self.k_proj, self.v_proj), x_BTC)
         if isinstance(layout, Shared):
             assert bias is not None
-            mixed: Tensor = _SharedAttention.apply(*products, *rope, bias, layout)  # type: ignore[no-untyped-call]
+            mixed: Tensor = _SharedAttention.apply(q, k, v, *rope, bias, layout)  # type: ignore[no-untyped-call]
             return self.o_proj(mixed)  # type: ignore[no-any-return]
         if layout is not None:
-            products = layout.spread(products[0]), layout.spread(products[1]), layout.spread(products[2])
-        B, T, _ = products[0].shape
-        q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in products)
+            q, k, v = layout.spread(q), layout.spread(k), layout.spread(v)
+        B, T, _ = q.shape
+        q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in (q, k, v))
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
@@ -461,7 +483,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = _SwiGlu.apply(self.gate_proj(x), self.up_proj(x))  # type: ignore[no-untyped-call]
+        mixed = _SwiGlu.apply(*side_by_side((self.gate_proj, self.up_proj), x))  # type: ignore[no-untyped-call]
         out: Tensor = self.down_proj(mixed)
         return out
 
@@ -619,18 +641,23 @@ class Llama(nn.Module):
         out: Tensor = self.model(ids_BT, positions_BT, mask, cache, real_BT=real_BT)
         return out
 
-    def hidden_after(self, prefix_P: Tensor, ids_BT: Tensor) -> Tensor:
+    def hidden_after(self, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Hidden states (B, T, C) of rows that all begin with the same ids, which are computed once.
 
         Equal to `hidden` of the joined rows without their first P positions; the gradient is too.
+
+        Args:
+            lengths: tokens of each row that count; the rest is padding, may not be computed, and is then zero.
         """
         B, T = ids_BT.shape
         P = len(prefix_P)
         if not by_products(ids_BT, P + T):
             return self.hidden(torch.cat((prefix_P.expand(B, -1), ids_BT), 1))[:, P:]
-        flat = torch.cat((prefix_P, ids_BT.reshape(-1)))[None]
-        out: Tensor = self.model(flat, shared=Shared(P, B, T))
-        return out[0, P:].reshape(B, T, -1)
+        some_shorter = lengths is not None and min(lengths) < T
+        shared = Shared(P, B, T, tuple(lengths or ()) if some_shorter else ())
+        flat = shared.unpadded(torch.cat((prefix_P, ids_BT.reshape(-1))))
+        out: Tensor = self.model(flat[None], shared=shared)
+        return shared.padded(out[0])[P:].view(B, T, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary for hidden states (..., C)."""

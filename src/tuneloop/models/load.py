@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,10 +95,14 @@ class Model:
 
         return hidden(self.net, ids_BT, positions_BT, mask, cache)
 
-    def hidden_after(self, prefix_P: Tensor, ids_BT: Tensor) -> Tensor:
-        """Hidden states (B, T, C) of rows that all begin with `prefix_P`, at the positions behind it."""
+    def hidden_after(self, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Hidden states (B, T, C) of rows that all begin with `prefix_P`, at the positions behind it.
+
+        Args:
+            lengths: tokens of each row that count; what is computed for the others is not said.
+        """
         if self.is_own and not hasattr(self.net.model, "prefix"):  # rows behind a trained prefix are read one by one
-            out: Tensor = self.net.hidden_after(prefix_P, ids_BT)  # type: ignore[operator]
+            out: Tensor = self.net.hidden_after(prefix_P, ids_BT, lengths)  # type: ignore[operator]
             return out
         import torch
 

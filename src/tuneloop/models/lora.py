@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,34 +25,87 @@ from tuneloop.types import UserError
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense")
 
 
-class _LoraProduct(torch.autograd.Function):
-    """x W' + scale (z A') B' with W frozen, z = x or x after dropout; keeps x, z and z A'."""
+class _Products(torch.autograd.Function):
+    """x W' + (z A') (scale B)' of each of some layers that read the same input, z = x or x after dropout.
+
+    As one step their gradients of x are summed by the products themselves, and the narrow products with the A matrices are one
+    wide one. Weights may be frozen; a layer without an adapter has None for A and B. Keeps x, z and z A'.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
-        a, b = a.to(x.dtype), b.to(x.dtype)
-        low = z @ a.t()
-        out = torch.nn.functional.linear(x, weight, bias)
-        ctx.save_for_backward(z, low, weight, a, b)
-        ctx.scale, ctx.shared = scale, z is x
-        return out.addmm_(low, b.t(), alpha=scale)
+    def forward(ctx: Any, x: Tensor, z: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> Any:
+        layers = [_Parts(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)]  # type: ignore[arg-type]
+        adapted = [layer for layer in layers if layer.a is not None]
+        a = torch.cat([layer.a for layer in adapted]).to(x.dtype) if adapted else None  # type: ignore[misc]
+        low = z @ a.t() if a is not None else None
+        widths = [layer.a.shape[0] for layer in adapted]  # type: ignore[union-attr]
+        lows = iter(low.split(widths, 1)) if low is not None else iter(())
+        b = [None if layer.b is None else (layer.b * s).to(x.dtype) for layer, s in zip(layers, scales, strict=True)]
+        outs = []
+        for layer, up in zip(layers, b, strict=True):
+            out = torch.nn.functional.linear(x, layer.weight, layer.bias)
+            outs.append(out if up is None else out.addmm_(next(lows), up.t()))
+        learned = any(ctx.needs_input_grad[3::4])
+        ctx.save_for_backward(x if learned else None, z if adapted else None, low, a, *b, *(la.weight for la in layers))
+        ctx.scales, ctx.shared, ctx.widths = scales, z is x, widths
+        return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        z, low, weight, a, b = ctx.saved_tensors
-        grad_low = (grad @ b).mul_(ctx.scale)
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        grad_z = None
-        if ctx.shared and grad_x is not None:
-            grad_x.addmm_(grad_low, a)
-        elif ctx.needs_input_grad[1]:
-            grad_z = grad_low @ a
-        grad_a = (grad_low.t() @ z).float()
-        grad_b = (grad.t() @ low).float().mul_(ctx.scale)
-        return grad_x, grad_z, None, None, grad_a, grad_b, None
+        x, z, low, a, *rest = ctx.saved_tensors
+        count = len(grads)
+        b, weights = rest[:count], rest[count:]
+        grad_x = grad_z = grad_a = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grads[0] @ weights[0]
+            for grad, weight in zip(grads[1:], weights[1:], strict=True):
+                grad_x.addmm_(grad, weight)
+        if a is not None:
+            grad_low = torch.cat([grad @ up for grad, up in zip(grads, b, strict=True) if up is not None], 1)
+            if ctx.shared and grad_x is not None:
+                grad_x.addmm_(grad_low, a)
+            elif ctx.needs_input_grad[1]:
+                grad_z = grad_low @ a
+            grad_a = iter((grad_low.t() @ z).float().split(ctx.widths))
+        lows = iter(low.split(ctx.widths, 1)) if low is not None else iter(())
+        of_layers: list[Tensor | None] = []
+        for i, (grad, up, scale) in enumerate(zip(grads, b, ctx.scales, strict=True)):
+            to_weight, to_bias, _, _ = ctx.needs_input_grad[3 + 4 * i : 7 + 4 * i]
+            of_layers.append(grad.t() @ x if to_weight else None)
+            of_layers.append(grad.sum(0) if to_bias else None)
+            of_layers.append(next(grad_a) if up is not None else None)
+            of_layers.append((grad.t() @ next(lows)).float().mul_(scale) if up is not None else None)
+        return grad_x, grad_z, None, *of_layers
+
+
+class _Parts(NamedTuple):
+    """What a layer of `_Products` computes with."""
+
+    weight: Tensor
+    bias: Tensor | None
+    a: Tensor | None
+    b: Tensor | None
+
+
+def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """The outputs of layers that read the same input: one step of autograd where all are plain products."""
+    if not torch.is_grad_enabled() or not all(_is_plain(layer) for layer in layers):
+        return [layer(x) for layer in layers]
+    flat = x.flatten(0, -2)
+    scales = tuple(layer.scale if isinstance(layer, LoraLinear) else 1.0 for layer in layers)
+    tensors = [tensor for layer in layers for tensor in _parts(layer)]
+    outs: tuple[Tensor, ...] = _Products.apply(flat, flat, scales, *tensors)  # type: ignore[no-untyped-call]
+    return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return layer.is_plain if isinstance(layer, LoraLinear) else type(layer) is nn.Linear
+
+
+def _parts(layer: nn.Module) -> _Parts:
+    base = layer.base_layer if isinstance(layer, LoraLinear) else layer
+    a, b = (layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) and layer.active else (None, None)
+    return _Parts(base.weight, base.bias, a, b)  # type: ignore[arg-type]
 
 
 class LoraLinear(nn.Module):
@@ -97,7 +150,9 @@ class LoraLinear(nn.Module):
     @property
     def is_plain(self) -> bool:
         """Whether it computes x W' + scale (x A') B' and nothing else, on a weight that is not quantised."""
-        return self.start_A is None and self.lora_magnitude_vector is None and isinstance(self.base_layer, nn.Linear)
+        dropped = self.dropout > 0 and self.training
+        special = self.start_A is not None or self.lora_magnitude_vector is not None or dropped
+        return not special and isinstance(self.base_layer, nn.Linear)
 
     def parts(self) -> dict[str, nn.Parameter]:
         """What is trained, by its name in PEFT's files."""
@@ -123,7 +178,7 @@ class LoraLinear(nn.Module):
         bias: Tensor | None = base.bias  # type: ignore[assignment]
         if isinstance(base, nn.Linear):
             inner = bias if self.lora_magnitude_vector is None else None
-            y: Tensor = _LoraProduct.apply(flat, z, base.weight, inner, a, b, self.scale)  # type: ignore[no-untyped-call]
+            (y,) = _Products.apply(flat, z, (self.scale,), base.weight, inner, a, b)  # type: ignore[no-untyped-call]
         else:
             y = base(flat) + self.scale * (z @ a.to(z.dtype).t()) @ b.to(z.dtype).t()
         if self.lora_magnitude_vector is not None:

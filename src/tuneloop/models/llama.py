@@ -289,7 +289,7 @@ class Shared:
         """Tokens without padding at their places in the layout, zeros where there are none."""
         if not self.lengths:
             return x_NC
-        beginning, *rests = x_NC.split((self.prefix, *self.lengths))
+        beginning, *rests = torch.split(x_NC, [self.prefix, *self.lengths])
         return torch.cat((beginning, nn.utils.rnn.pad_sequence(rests, batch_first=True).flatten(0, 1)))
 
     def unpadded(self, x: Tensor) -> Tensor:

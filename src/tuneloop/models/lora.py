@@ -29,7 +29,7 @@ class _Products(torch.autograd.Function):
     """x W' + (z A') (scale B)' of each of some layers that read the same input, z = x or x after dropout.
 
     As one step their gradients of x are summed by the products themselves, and the narrow products with the A matrices are one
-    wide one. Weights may be frozen; a layer without an adapter has None for A and B. Keeps x, z and z A'.
+    wide one. Weights may be frozen; a layer without an adapter has None for A and B. Keeps z and z A', and x where a weight learns.
     """
 
     @staticmethod
@@ -39,7 +39,7 @@ class _Products(torch.autograd.Function):
         a = torch.cat([layer.a for layer in adapted]).to(x.dtype) if adapted else None  # type: ignore[misc]
         low = z @ a.t() if a is not None else None
         widths = [layer.a.shape[0] for layer in adapted]  # type: ignore[union-attr]
-        lows = iter(low.split(widths, 1)) if low is not None else iter(())
+        lows = iter(() if low is None else torch.split(low, widths, 1))
         b = [None if layer.b is None else (layer.b * s).to(x.dtype) for layer, s in zip(layers, scales, strict=True)]
         outs = []
         for layer, up in zip(layers, b, strict=True):
@@ -55,7 +55,8 @@ class _Products(torch.autograd.Function):
         x, z, low, a, *rest = ctx.saved_tensors
         count = len(grads)
         b, weights = rest[:count], rest[count:]
-        grad_x = grad_z = grad_a = None
+        grad_x = grad_z = None
+        of_a: Iterator[Tensor] = iter(())
         if ctx.needs_input_grad[0]:
             grad_x = grads[0] @ weights[0]
             for grad, weight in zip(grads[1:], weights[1:], strict=True):
@@ -66,14 +67,14 @@ class _Products(torch.autograd.Function):
                 grad_x.addmm_(grad_low, a)
             elif ctx.needs_input_grad[1]:
                 grad_z = grad_low @ a
-            grad_a = iter((grad_low.t() @ z).float().split(ctx.widths))
-        lows = iter(low.split(ctx.widths, 1)) if low is not None else iter(())
+            of_a = iter(torch.split((grad_low.t() @ z).float(), ctx.widths))
+        lows = iter(() if low is None else torch.split(low, ctx.widths, 1))
         of_layers: list[Tensor | None] = []
         for i, (grad, up, scale) in enumerate(zip(grads, b, ctx.scales, strict=True)):
             to_weight, to_bias, _, _ = ctx.needs_input_grad[3 + 4 * i : 7 + 4 * i]
             of_layers.append(grad.t() @ x if to_weight else None)
             of_layers.append(grad.sum(0) if to_bias else None)
-            of_layers.append(next(grad_a) if up is not None else None)
+            of_layers.append(next(of_a) if up is not None else None)
             of_layers.append((grad.t() @ next(lows)).float().mul_(scale) if up is not None else None)
         return grad_x, grad_z, None, *of_layers
 

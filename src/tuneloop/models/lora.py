@@ -179,7 +179,7 @@ class LoraLinear(nn.Module):
         bias: Tensor | None = base.bias  # type: ignore[assignment]
         if isinstance(base, nn.Linear):
             inner = bias if self.lora_magnitude_vector is None else None
-            (y,) = _Products.apply(flat, z, (self.scale,), base.weight, inner, a, b)  # type: ignore[no-untyped-call]
+            y: Tensor = _Products.apply(flat, z, (self.scale,), base.weight, inner, a, b)[0]  # type: ignore[no-untyped-call]
         else:
             y = base(flat) + self.scale * (z @ a.to(z.dtype).t()) @ b.to(z.dtype).t()
         if self.lora_magnitude_vector is not None:

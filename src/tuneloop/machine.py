@@ -43,9 +43,22 @@ def memory_capacity() -> float:
     return total / GIB
 
 
+def _cuda() -> Any:
+    """`torch.cuda` where this process trains on a GPU, else None; torch is not loaded for it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
+
+
+def training_capacity() -> float:
+    """GiB where training happens: the GPU's memory as its driver reports it, else `memory_capacity`."""
+    cuda = _cuda()
+    return float(cuda.mem_get_info()[1]) / GIB if cuda else memory_capacity()
+
+
 def memory_now() -> float:
-    """GiB resident in this process now."""
-    return _status("VmRSS")
+    """GiB in use now where training happens: torch's tensors on a GPU, else what is resident in this process."""
+    cuda = _cuda()
+    return float(cuda.memory_allocated()) / GIB if cuda else _status("VmRSS")
 
 
 def release_memory() -> None:
@@ -59,14 +72,18 @@ def release_memory() -> None:
 
 
 def reset_peak_memory() -> None:
-    """Start a new measurement of `peak_memory` (Linux; elsewhere the peak is the process's)."""
+    """Start a new measurement of `peak_memory` (on a GPU, or on Linux; elsewhere the peak is the process's)."""
+    if cuda := _cuda():
+        cuda.reset_peak_memory_stats()
+        return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> float:
-    """Most GiB resident at a time since `reset_peak_memory`."""
-    return _status("VmHWM")
+    """Most GiB in use at a time since `reset_peak_memory`, see `memory_now`."""
+    cuda = _cuda()
+    return float(cuda.max_memory_allocated()) / GIB if cuda else _status("VmHWM")
 
 
 def _status(key: str) -> float:
@@ -91,10 +108,8 @@ def processor() -> str:
 
 def gpus() -> list[str]:
     """Names of the CUDA devices that torch sees; empty when torch is not loaded yet."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cuda = _cuda()
+    return [cuda.get_device_name(i) for i in range(cuda.device_count())] if cuda else []
 
 
 def git_commit(folder: Path | None = None) -> str | None:

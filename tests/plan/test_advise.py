@@ -11,19 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.plan.advise import (
-    Measured,
-    Question,
-    Result,
-    advise,
-    applies,
-    decide,
-    from_evaluation,
-    known_of,
-    ladder,
-    load_rules,
-    make_question,
-)
+from tuneloop.plan.advise import Question, advise, make_question
+from tuneloop.plan.measured import Measured, Result, by_hand, from_evaluation, known_of, ladder
+from tuneloop.plan.rules import applies, decide, load_rules
 from tuneloop.types import UserError
 
 
@@ -52,6 +42,9 @@ NEVER = {"queries_per_day": 10, "baseline_prompt_tokens": 1000, "prompt_tokens":
         ({"rows": 5000, "facts_change": True}, "facts-change", "dont", ""),
         ({"rows": 5000, "budget_usd": 1}, "over-budget", "dont", ""),
         ({"rows": 5000, "model": "llama-3.3-70b", "gpu": "rtx4090"}, "nothing-fits", "dont", ""),
+        ({"rows": 5000, "gpu": "cpu", "usd_per_gpu_hour": 0.1}, "too-slow-here", "dont", ""),
+        ({"rows": 20000, "baseline_usd_per_million_input": 5, **PAYS}, "saves-however-served", "tune", "lora"),
+        ({"rows": 20000, **PAYS, "queries_per_day": 1e5}, "saves-by-the-token", "prompt", "lora"),
         ({"rows": 5000, "gpu": "t4", "latency_ms": 5, "prompt_tokens": 100, "answer_tokens": 200}, "too-slow-however", "dont", ""),
         ({"rows": 5000, "measured": measured(0.5, tuned=0.8, classical=0.9)}, "classical-as-good-as-tuned", "dont", ""),
         ({"rows": 5000, "measured": measured(0.5, tuned=0.91, classical=0.9)}, "classical-as-good-as-tuned", "dont", ""),
@@ -238,3 +231,28 @@ def test_any_question_gets_an_answer_with_a_reason(
     assert found.reasons and found.answer in ("dont", "prompt", "tune")
     assert (found.method == "") == (found.answer == "dont")
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_results_that_people_measured_decide_with_an_interval_where_rows_are_known() -> None:
+    found = by_hand({"few-shot": 0.9, "your classifier": 0.8}, 400)
+    assert found.prompt is not None and found.classical is not None
+    assert found.prompt.low == pytest.approx(0.8668, abs=1e-3)  # Wilson, by hand
+    assert found.classical.name == "your classifier"
+    assert by_hand({"few-shot": 0.9}, None).results[0].low == 0.9
+    sure = advise(Question(rows=800, target=0.85, measured=found))
+    assert (sure.answer, sure.reasons[0].rule) == ("dont", "prompt-is-enough-cost-unknown")
+    unsure = advise(Question(rows=800, target=0.88, measured=found))
+    assert (unsure.answer, unsure.reasons[0].rule) == ("prompt", "prompt-may-be-enough")
+
+
+def test_where_this_machine_is_too_slow_renting_has_a_time_and_a_price() -> None:
+    says = advise(Question(rows=5000, gpu="cpu")).headline
+    assert "Rented, a run of LoRA takes" in says
+    assert "$" in says
+
+
+def test_peoples_time_is_named_beside_a_saving_that_leaves_it_out() -> None:
+    notes = {reason.rule: reason.says for reason in advise(Question(rows=20000, **PAYS)).reasons}
+    assert "an hour" in notes["people-not-counted"]
+    counted = advise(Question(rows=20000, usd_per_engineer_hour=80, **PAYS))
+    assert "people-not-counted" not in {reason.rule for reason in counted.reasons}

@@ -135,6 +135,14 @@ def test_serving_speed_is_near_published_runs() -> None:
     assert 55 < written < 85
 
 
+@pytest.mark.parametrize(("together", "measured"), [(4, 210), (8, 377), (16, 644), (32, 975), (48, 1190)])
+def test_serving_speed_under_load_is_near_published_runs(together: int, measured: float) -> None:
+    """vLLM, Mistral 7B in bf16 on an RTX 4090, 256 + 128 tokens, Poisson arrivals: tokens/s written (mushfiqrahman.dev/?p=1668)."""
+    mistral, card = ServedModel(7.25e9, 2, 2 * 32 * 8 * 128 * 2), ServingGpu(23.52 * 1024**3, 1.008e12, 165.2e12)
+    written = serving_tokens_per_second(mistral, card, 256, 128, together) / 3
+    assert 0.8 * measured < written < 1.2 * measured
+
+
 def test_serving_is_faster_together_and_impossible_where_the_model_does_not_fit() -> None:
     one, many = (serving_tokens_per_second(LLAMA_8B, A100_40, 500, 100, together=n) for n in (1, 64))
     assert many > 5 * one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,33 @@ def test_plan_has_the_keys_of_its_contract() -> None:
     json.dumps(found, allow_nan=False)
     assert found["gpus"] == 0
     assert plan(machine=replace(ROOMY, name="NVIDIA L4"))["gpus"] == 1
+
+
+@pytest.mark.parametrize(
+    ("called", "key"),
+    [("NVIDIA A100-SXM4-80GB", "a100-80gb"), ("NVIDIA A100-PCIE-40GB", "a100-40gb"), ("NVIDIA H100 80GB HBM3", "h100-sxm"),
+     ("NVIDIA H100 PCIe", "h100-pcie"), ("Tesla T4", "t4"), ("NVIDIA L4", "l4"), ("NVIDIA A10G", "a10g"), ("NVIDIA L40S", "l40s"),
+     ("NVIDIA GeForce RTX 4090", "rtx4090"), ("NVIDIA RTX A6000", "a6000"), ("NVIDIA H200", "h200"), ("NVIDIA B200", "b200")],
+)  # fmt: skip
+def test_gpus_are_known_by_what_their_driver_calls_them(called: str, key: str) -> None:
+    from tuneloop.plan.gpus import find_gpu
+
+    assert find_gpu(called).key == key
+
+
+def test_on_a_gpu_memory_is_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from tuneloop import machine
+
+    state = {"peak": 7 * machine.GIB}
+    cuda = SimpleNamespace(
+        is_available=lambda: True, memory_allocated=lambda: 3 * machine.GIB, max_memory_allocated=lambda: state["peak"],
+        reset_peak_memory_stats=lambda: state.update(peak=3 * machine.GIB), device_count=lambda: 1,
+        mem_get_info=lambda: (70 * machine.GIB, 79 * machine.GIB), get_device_name=lambda i: "NVIDIA H100 80GB HBM3",
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert (machine.memory_now(), machine.peak_memory(), machine.training_capacity()) == (3, 7, 79)
+    machine.reset_peak_memory()
+    assert machine.peak_memory() == 3
+    assert machine.memory_capacity() != 79  # the host's

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tuneloop.plan.estimate import Machine, Work, estimate
-from tuneloop.plan.ledger import corrected, read_ledger, record_run, summary
+from tuneloop.plan.gpus import find_gpu
+from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.ledger import corrected, learned_speed, read_ledger, record_run, summary
 from tuneloop.plan.shape import find_model
+from tuneloop.plan.speed import speed_of
 
 HERE = Machine("cpu: test, 2 cores", 64.0, 1.0, 0.10, 500.0)
 WORK = Work(steps=10, tokens=100_000, supervised=20_000, val_tokens=30_000, micro_batches=((8, 100, 0),))
@@ -84,3 +88,31 @@ def test_errors_of_earlier_formulas_teach_nothing(monkeypatch: pytest.MonkeyPatc
         finish(plan(), 0.8, 1.5)
     monkeypatch.setattr("tuneloop.plan.ledger.FORMULAS", 99)
     assert corrected(plan(), read_ledger()) == plan()
+
+
+def job_here(model: str = "smollm2-135m", method: str = "lora", machine: str = HERE.name) -> Job:
+    gpu = replace(find_gpu("cpu"), name=machine)
+    return make_job(model=model, shape=find_model(model)[1], gpu=gpu, method=method, seq_len=256)
+
+
+def test_the_speed_of_a_run_here_is_what_the_table_goes_by() -> None:
+    assert learned_speed(job_here(), read_ledger()) == (speed_of(job_here()), "")
+    by_formula = plan()["time"]["by_formula_tokens_per_second"]
+    record_run(plan(), 2.0, 1.0, tokens_per_second=3 * by_formula)
+    for job in (job_here(), job_here("smollm2-360m"), job_here(method="full")):  # its own kind first, else any run here
+        speed, words = learned_speed(job, read_ledger())
+        assert speed.tokens_per_second == pytest.approx(3 * speed_of(job).tokens_per_second, rel=1e-3)
+        assert "1 run" in words
+    elsewhere = job_here(machine="cpu: another, 64 cores")
+    assert learned_speed(elsewhere, read_ledger())[0] == speed_of(elsewhere)
+
+
+def test_a_gpu_is_known_in_the_ledger_by_its_drivers_name() -> None:
+    on_gpu = {**plan(), "gpu": "NVIDIA A100-SXM4-80GB"}
+    record_run(on_gpu, 2.0, 1.0, tokens_per_second=0.5 * plan()["time"]["by_formula_tokens_per_second"])
+    job = make_job(model="llama-3.1-8b", shape=find_model("llama-3.1-8b")[1], gpu=find_gpu("a100-80gb"), method="lora")
+    assert learned_speed(job, read_ledger())[0].tokens_per_second == pytest.approx(
+        0.5 * speed_of(job).tokens_per_second
+    )
+    h100 = replace(job, gpu=find_gpu("h100-sxm"))
+    assert learned_speed(h100, read_ledger())[0] == speed_of(h100)

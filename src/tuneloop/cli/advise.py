@@ -21,6 +21,8 @@ QUESTIONS: tuple[tuple[str, str, type], ...] = (
     ("baseline_prompt_tokens", "How many tokens does a query's prompt take today, examples included?", float),
     ("prompt_tokens", "How many would it take without examples and instructions?", float),
     ("answer_tokens", "How many tokens does an answer take?", float),
+    ("few_shot", "What share of test answers does today's best prompt get right (0 to 1)?", float),
+    ("test_rows", "On how many test rows was that?", int),
     ("target", "What quality do you need (0 to 1)?", float),
     ("latency_ms", "In how many milliseconds must an answer be there?", float),
     ("budget_usd", "What may it cost, in dollars?", float),
@@ -53,6 +55,16 @@ def command(
     answer_tokens: float = typer.Option(None, "--answer-tokens", help="Tokens of an answer."),
     usd_per_million_input: float = typer.Option(None, "--usd-per-million-input", help="Price of 1M tokens read."),
     usd_per_million_output: float = typer.Option(None, "--usd-per-million-output", help="Price of 1M tokens written."),
+    baseline_usd_per_million_input: float = typer.Option(
+        None, "--baseline-usd-per-million-input", help="Price of 1M tokens read by today's model, where it is another."
+    ),
+    baseline_usd_per_million_output: float = typer.Option(
+        None, "--baseline-usd-per-million-output", help="Price of 1M tokens written by it."
+    ),
+    zero_shot: float = typer.Option(None, "--zero-shot", help="Share right without examples, measured by you."),
+    few_shot: float = typer.Option(None, "--few-shot", help="Share right with examples in the prompt."),
+    classifier: float = typer.Option(None, "--classifier", help="Share right of a cheap classifier."),
+    test_rows: int = typer.Option(None, "--test-rows", help="Rows that these were measured on."),
     target: float = typer.Option(None, "--target", help="Quality that is needed."),
     latency_ms: float = typer.Option(None, "--latency-ms", help="Milliseconds to an answer."),
     budget: float = typer.Option(None, "--budget", help="Dollars for everything upfront."),
@@ -123,7 +135,8 @@ class _Measuring:
 
 def _question(source: str, evaluation: str, metric: str, given: Mapping[str, Any], measuring: _Measuring) -> Any:
     """What flags say, over what the source and measured results say."""
-    from tuneloop.plan.advise import known_of, make_question
+    from tuneloop.plan.advise import make_question
+    from tuneloop.plan.measured import known_of
     from tuneloop.types import UserError
 
     known: dict[str, Any] = {}
@@ -147,7 +160,33 @@ def _question(source: str, evaluation: str, metric: str, given: Mapping[str, Any
         known = known_of(source, metric)
     if evaluation:
         known |= known_of(evaluation, metric)
-    return make_question({**known, **given})
+    facts = dict(given)
+    if by_hand := _by_hand(facts):
+        if known.get("measured"):
+            raise UserError("Measured results are given twice", where="advise",
+                            next_step="leave out --zero-shot, --few-shot and --classifier, or the evaluation")  # fmt: skip
+        known["measured"] = by_hand
+    return make_question({**known, **facts})
+
+
+def _by_hand(facts: dict[str, Any]) -> Any:
+    """What people measured themselves, taken out of the flags; None where nothing is given."""
+    from tuneloop.plan.measured import by_hand
+    from tuneloop.types import UserError
+
+    test_rows = facts.pop("test_rows", None)
+    names = {"zero_shot": "zero-shot", "few_shot": "few-shot", "classifier": "your classifier"}
+    values = {name: facts.pop(key) for key, name in names.items() if key in facts}
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(
+                f"{name} is {value}; it is a share from 0 to 1", where="advise", next_step="write 80 % as 0.8"
+            )
+    if test_rows is not None and not 1 <= test_rows <= 10**9:
+        raise UserError(
+            f"test rows are {test_rows}", where="--test-rows", next_step="give the rows measured on, 1 or more"
+        )
+    return by_hand(values, test_rows) if values else None
 
 
 def _ask() -> dict[str, Any]:
@@ -178,19 +217,27 @@ def _read(text: str, kind: type) -> Any:
 # --- on the terminal ---------------------------------------------------------------------------
 
 
+def _say(console: Any, text: str, style: str = "", first: str = "", rest: str = "") -> None:
+    """A paragraph with a hanging indent, at most 110 wide."""
+    import textwrap
+
+    from rich.text import Text
+
+    width = min(console.width, 110)
+    lines = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+    console.print(Text("\n".join(lines), style=style))
+
+
 def _print(advice: Advice, html: str) -> None:
     from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
 
     console = Console(highlight=False)
     style = {"dont": "bold yellow", "prompt": "bold cyan", "tune": "bold green"}[advice.answer]
-    console.print(Text(advice.headline, style=style))
-    for reason in advice.reasons[1:]:
-        console.print(Padding(Text(f"- {reason.says}"), (0, 0, 0, 2)))
-    console.print()
-    for reason in advice.reasons:
-        console.print(Padding(Text(f"{reason.rule}: {reason.source}", style="dim"), (0, 0, 0, 2)))
+    _say(console, advice.headline, style)
+    for i, reason in enumerate(advice.reasons):
+        if i:
+            _say(console, reason.says, "", "- ", "  ")
+        _say(console, f"[{reason.rule}] {reason.source}", "dim", "  ", "  ")
     _print_ladder(advice, console)
     _print_options(advice, console)
     _print_rest(advice, console)
@@ -202,12 +249,21 @@ def _table(title: str, *columns: str) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=Text(title, style="bold"), title_justify="left")
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=Text(title.strip(), style="bold"), title_justify="left"
+    )
     for i, name in enumerate(columns):
         table.add_column(
             name, justify="left" if i == 0 else "right", header_style="dim", no_wrap=i > 0, min_width=0 if i else 14
         )
     return table
+
+
+def _print_table(console: Any, table: Any) -> None:
+    """A table after an empty line, without the blanks that fill its lines."""
+    with console.capture() as shown:
+        console.print(table)
+    console.print("\n" + "\n".join(line.rstrip() for line in shown.get().splitlines()), markup=False, soft_wrap=True)
 
 
 def _print_ladder(advice: Advice, console: Any) -> None:
@@ -221,7 +277,7 @@ def _print_ladder(advice: Advice, console: Any) -> None:
     )
     for c in rungs:
         table.add_row(c["name"], f"{c['value']} {c['bounds']}", c["gain"], c["tokens"], c["query"], c["training"])
-    console.print(table)
+    _print_table(console, table)
 
 
 def _print_options(advice: Advice, console: Any) -> None:
@@ -234,29 +290,32 @@ def _print_options(advice: Advice, console: Any) -> None:
         )
         for a in page["alternatives"]:
             table.add_row(a["name"], a["quality"], a["upfront"], a["query"], a["month"], a["total"], a["pays"])
-        console.print(table)
+        _print_table(console, table)
     if page["bills"]:
         table = _table("\nA month on rented machines", "serving", "bill", "always on", "batch", "busy")
         for bill in page["bills"]:
             table.add_row(*bill)
-        console.print(table)
+        _print_table(console, table)
 
 
 def _print_rest(advice: Advice, console: Any) -> None:
-    from rich.text import Text
-
     training = advice.trainings.get(advice.method)
     if training and training.cost:
-        cost = training.cost
-        console.print(
-            f"\nTraining: {training.hours:.2f} h a run on {training.gpus} x {training.gpu}; in all ${cost.p50:,.2f} (P50), "
-            f"${cost.p90:,.2f} (P90)", markup=False,
-        )  # fmt: skip
+        from tuneloop.plan.advise_economy import hours_words
+
+        cost, machine = training.cost, f"{training.job.gpus} x {training.job.gpu.key}"
+        console.print()
+        _say(
+            console,
+            f"Training: {hours_words(training.hours)} a run on {machine}; in all ${cost.p50:,.2f} (P50), ${cost.p90:,.2f} (P90)",
+        )
     if advice.steps:
         console.print("\nNext", style="bold")
         for number, step in enumerate(advice.steps, 1):
-            console.print(f"  {number}. {step}", markup=False)
+            _say(console, step, "", f"  {number}. ", "     ")
+    if advice.assumptions:
+        console.print("\nAssumed", style="dim")
     for line in advice.assumptions:
-        console.print(Text(f"  assumed: {line}", style="dim"))
+        _say(console, line, "dim", "  - ", "    ")
     if advice.missing:
-        console.print(Text(f"  not known: {', '.join(advice.missing)}", style="dim"))
+        _say(console, f"Not known: {', '.join(advice.missing)}", "dim", "", "  ")

@@ -18,7 +18,9 @@ def command(
     settings: Settings = None,
     model: str = typer.Option("", "--model", "-m", help="Model: short name, hub name, folder or config.json."),
     gpu: str = typer.Option(None, help="Only this GPU, as in h100-sxm, or cpu.", show_default=False),
-    gpus: int = typer.Option(None, help="Only this many.", show_default=False),
+    gpus: int = typer.Option(
+        None, help="Only this many [1 of the GPU named by --gpu, else all counts].", show_default=False
+    ),
     method: str = typer.Option(None, help="full, lora, qlora or prefix."),
     sharding: str = typer.Option(None, help="none, ddp, fsdp, zero2 or zero3."),
     offload: bool = typer.Option(None, "--offload", help="Optimizer (and sharded weights) in the host's memory."),
@@ -47,6 +49,7 @@ def command(
     epochs: float = typer.Option(None, help="Passes over the data."),
     tier: str = typer.Option(None, help="on-demand, spot or reserved."),
     prices: str = typer.Option(None, help="Your own price file."),
+    usd_per_gpu_hour: float = typer.Option(None, help="What an hour of the GPU named by --gpu costs."),
     calibrate: bool = typer.Option(
         False, "--calibrate", help="Train a few steps here and keep predicted and measured."
     ),
@@ -73,7 +76,7 @@ def command(
         show_prices(settings or [], prices, as_json)
         return
     if calibrate:
-        plan = _calibrated(source, settings, model, quiet)
+        plan = _calibrated(source, [*(settings or []), *_trained(asked)], model, quiet)
     elif source and not asked:
         plan = _measured(source, settings, model, out, quiet)
     else:
@@ -127,7 +130,21 @@ def _measured(source: str, settings: list[str] | None, model: str, out: str, qui
         return plan_alone(recipe_of(source, settings or [], model=model), out, progress=shown.progress, say=shown.say)
 
 
-def _calibrated(source: str, settings: list[str] | None, model: str, quiet: bool) -> dict[str, Any]:
+def _trained(asked: dict[str, Any]) -> list[str]:
+    """Options as settings of a run."""
+    from tuneloop.types import UserError
+
+    names = {"method": "train.method", "rank": "train.rank", "prefix_tokens": "train.prefix_tokens"}
+    for name in asked:
+        if name not in names:
+            raise UserError(
+                f"--{name.replace('_', '-')} is no option of --calibrate, which trains on this machine",
+                where="plan --calibrate", next_step="leave it out, or write a recipe's setting, as in train.micro_batch_tokens=512",
+            )  # fmt: skip
+    return [f"{names[name]}={value}" for name, value in asked.items()]
+
+
+def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> dict[str, Any]:
     """The plan of a short run here, and what came of it."""
     import json
     import tempfile
@@ -137,7 +154,7 @@ def _calibrated(source: str, settings: list[str] | None, model: str, quiet: bool
     from tuneloop.pipeline.train import calibrate_alone
 
     if "=" in source and not Path(source).exists():  # a setting, with no recipe before it
-        source, settings = "", [source, *(settings or [])]
+        source, settings = "", [source, *settings]
     with screen(quiet) as shown, tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
             source = str(Path(scratch) / "examples.jsonl")
@@ -149,7 +166,7 @@ def _calibrated(source: str, settings: list[str] | None, model: str, quiet: bool
                 for i, text in enumerate(texts)
             )
             Path(source).write_text("\n".join(rows), encoding="utf-8")
-        recipe = recipe_of(source, settings or [], model=model)
+        recipe = recipe_of(source, settings, model=model)
         plan = calibrate_alone(recipe, progress=shown.progress, say=shown.say)
     return plan
 
@@ -191,6 +208,9 @@ def _print_measured(plan: dict[str, Any]) -> None:
     if measured := plan.get("measured"):
         print(
             f"  measured: {measured['peak_gib']:.2f} GiB, {measured['minutes']:.1f} minutes, {measured['tokens_per_second']:,.0f} tokens/s"
+        )
+        print(
+            "  learned: `tuneloop plan --model ... --gpu` for this machine now goes by this speed (tuneloop plan --history)"
         )
     for line in plan["assumptions"]:
         print(f"  assumed: {line}")

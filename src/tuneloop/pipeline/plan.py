@@ -88,7 +88,7 @@ def make_plan(
     place = machine.processor()
     here = Machine(
         name=gpus[0] if gpus else f"cpu: {place}, {machine.cores()} cores",
-        capacity_gib=machine.memory_capacity(),
+        capacity_gib=machine.training_capacity(),
         resident_gib=resident,
         usd_per_hour=recipe.plan.usd_per_hour,
         tokens_per_second=speed,

@@ -87,7 +87,8 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     if plan and not result.resumed_at:
         from tuneloop.plan.ledger import record_run
 
-        record_run(plan, result.peak_memory_gib, result.seconds / 60 if result.stopped == "finished" else None)
+        minutes = result.seconds / 60 if result.stopped == "finished" else None
+        record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second)
     early = {"early": ", stopped early: validation got worse", "finished": ""}.get(
         result.stopped, f", stopped by the watcher: {result.stopped.replace('_', ' ')}"
     )

@@ -6,94 +6,38 @@ apply, and is listed as missing.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pydantic import Field
 
-from tuneloop.files import Config, build_config, read_json
+from tuneloop.files import Config, build_config
 from tuneloop.plan.advise_economy import (
     TokenLine,
-    Training,
     bills,
+    hours_words,
     options_of,
     serving,
     token_lines,
     trainings,
 )
 from tuneloop.plan.economics import MODES, Bill, OptionRow, Swing, compare_options, sensitivity
+from tuneloop.plan.gpus import find_gpu
+from tuneloop.plan.measured import OUT_OF_100, Measured, Result, ladder
+from tuneloop.plan.options import Option as Machine
+from tuneloop.plan.options import priced
 from tuneloop.plan.prices import PriceTable, load_prices
+from tuneloop.plan.rules import Reason, decide, load_rules
 from tuneloop.plan.shape import find_model
 from tuneloop.types import UserError
 
-RULES = Path(__file__).with_name("rules.yaml")
 NAMES = {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
-CLASSICAL = "logistic regression"  # in the names of the cheap contenders
-# Metrics that decide, in this order; FIELD.accuracy counts as accuracy.
-PREFERRED = ("accuracy", "exact_match", "token_f1", "rougeL", "chrf", "bleu")
-OUT_OF_100 = ("chrf", "bleu")
+
+A_WEEK = 7  # days of one run from which renting is named; the rule has the same figure
 
 
 # --- what is asked -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Result:
-    """A contender's value of the deciding metric with its 95 % interval."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Results on one test split.
-
-    Args:
-        metric: the one that decides.
-        n: test rows.
-        results: all contenders.
-        verdict: the tuned model against the best prompt: `better`, `worse`, `not enough evidence`, or empty.
-        method: how the tuned model was trained.
-        prompt_tokens: contender -> tokens read for a query.
-        usd_per_1000: contender -> dollars that 1,000 queries took where they were measured.
-        classical_verdict: the tuned model against the best cheap alternative.
-        training_usd: what the tuned model's training cost.
-    """
-
-    metric: str
-    n: int
-    results: tuple[Result, ...]
-    verdict: str = ""
-    method: str = "lora"
-    prompt_tokens: Mapping[str, float] = field(default_factory=dict)
-    usd_per_1000: Mapping[str, float] = field(default_factory=dict)
-    classical_verdict: str = ""
-    training_usd: float | None = None
-
-    @property
-    def prompt(self) -> Result | None:
-        """The best way of prompting the untouched model."""
-        return self._best([r for r in self.results if CLASSICAL not in r.name and r.name != "tuned"])
-
-    @property
-    def classical(self) -> Result | None:
-        """The best cheap alternative."""
-        return self._best([r for r in self.results if CLASSICAL in r.name])
-
-    @property
-    def tuned(self) -> Result | None:
-        """The tuned model."""
-        return next((r for r in self.results if r.name == "tuned"), None)
-
-    @staticmethod
-    def _best(results: Sequence[Result]) -> Result | None:
-        return max(results, key=lambda r: r.value, default=None)
 
 
 class Question(Config):
@@ -112,6 +56,8 @@ class Question(Config):
     answer_tokens: float | None = Field(None, ge=0, le=10**6)
     usd_per_million_input: float | None = Field(None, ge=0, le=10**4)
     usd_per_million_output: float | None = Field(None, ge=0, le=10**4)
+    baseline_usd_per_million_input: float | None = Field(None, ge=0, le=10**4)
+    baseline_usd_per_million_output: float | None = Field(None, ge=0, le=10**4)
     target: float | None = Field(None, ge=0, le=100)
     latency_ms: float | None = Field(None, gt=0, le=10**7)
     budget_usd: float | None = Field(None, ge=0, le=10**9)
@@ -154,222 +100,6 @@ def make_question(values: Mapping[str, Any]) -> Question:
         raise UserError(error.what, where=flag, next_step=f"give {flag} a value that can be") from None
 
 
-def from_dataset(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a `dataset.json` says about the question."""
-    train = manifest["splits"]["train"]
-    tokens, rows = train.get("tokens") or {}, train.get("rows", 0)
-    found: dict[str, Any] = {"rows": rows, "task": manifest.get("task")}
-    if manifest.get("labels"):
-        found["labels"] = len(manifest["labels"])
-    if rows and tokens.get("total"):
-        found["tokens_per_row"] = tokens["total"] / rows
-        found["answer_tokens"] = tokens.get("supervised", 0) / rows
-        found["prompt_tokens"] = max(1.0, (tokens["total"] - tokens.get("supervised", 0)) / rows)
-        found["longest_row"] = max(8, int(tokens.get("max") or 1024))
-    return found
-
-
-def from_evaluation(manifest: Mapping[str, Any], where: str, metric: str = "") -> Measured:
-    """What an `eval.json` says.
-
-    Raises:
-        UserError: it has no such metric, or none that decides.
-    """
-    metrics = manifest.get("metrics")
-    if not isinstance(metrics, dict) or not isinstance(manifest.get("n"), int):
-        raise UserError(
-            "Not an evaluation: no metrics, no count of rows", where=where, next_step="tuneloop evaluate writes it"
-        )
-    contenders = {str(manifest.get("name") or "tuned"): metrics, **(manifest.get("baselines") or {})}
-    measured = with_prices(measured_of(contenders, manifest.get("costs") or {}, manifest["n"], where, metric), manifest)
-    verdicts = [_verdict(manifest, measured, best) for best in (measured.prompt, measured.classical)]
-    return replace(measured, verdict=verdicts[0], classical_verdict=verdicts[1])
-
-
-def measured_of(
-    contenders: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Any], n: int, where: str, metric: str = ""
-) -> Measured:
-    """Contenders' metrics (name -> metric -> value, low, high) and costs as one record.
-
-    Raises:
-        UserError: nobody was measured by the metric, or no metric decides.
-    """
-    metrics = list(dict.fromkeys(name for values in contenders.values() for name in values))
-    metric = metric or _deciding(metrics, where)
-    results = []
-    for name, values in contenders.items():
-        value = values.get(metric)
-        if isinstance(value, dict) and isinstance(value.get("value"), int | float):
-            middle = float(value["value"])
-            low, high = (middle if value.get(end) is None else float(value[end]) for end in ("low", "high"))
-            results.append(Result(name, middle, low, high))
-    if not results:
-        raise UserError(
-            f"Nobody was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"
-        )
-
-    def per_query(key: str) -> dict[str, float]:
-        found = {name: cost.get(key) for name, cost in costs.items() if isinstance(cost, dict) and n}
-        return {name: value / n for name, value in found.items() if isinstance(value, int | float)}
-
-    read = {name: tokens for name, tokens in per_query("prompt_tokens").items() if tokens}
-    spent = {name: usd * 1000 for name, usd in per_query("usd").items()}
-    return Measured(metric, n, tuple(results), prompt_tokens=read, usd_per_1000=spent)
-
-
-def with_prices(measured: Measured, manifest: Mapping[str, Any]) -> Measured:
-    """What 1,000 requests cost by the ladder, where it was reckoned: measuring shares prompts, requests in production don't."""
-    rungs = [rung for rung in manifest.get("ladder") or () if isinstance(rung, dict)]
-    prices = {str(r.get("name")): r["usd_per_1000"] for r in rungs if isinstance(r.get("usd_per_1000"), int | float)}
-    return replace(measured, usd_per_1000={**measured.usd_per_1000, **prices})
-
-
-def _deciding(metrics: Sequence[str], where: str) -> str:
-    for wanted in PREFERRED:
-        for name in metrics:
-            if name == wanted or name.endswith(f".{wanted}"):
-                return name
-    raise UserError("No metric in it decides", where=where, next_step=f"name one with --metric: {', '.join(metrics)}")
-
-
-def _verdict(manifest: Mapping[str, Any], measured: Measured, best: Result | None) -> str:
-    """The tuned model against another contender, by the evaluation's own comparison."""
-    turned = {"better": "worse", "worse": "better"}
-    for c in manifest.get("comparisons") or []:
-        if best and c.get("metric") == measured.metric:
-            if (c.get("a"), c.get("b")) == (best.name, "tuned"):
-                return str(c.get("verdict", ""))
-            if (c.get("a"), c.get("b")) == ("tuned", best.name):
-                return turned.get(str(c.get("verdict")), str(c.get("verdict", "")))
-    return ""
-
-
-def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
-    """What a prepared data set, a run or an evaluation says about the question.
-
-    Args:
-        source: a folder with `dataset.json`, a run's folder, or an evaluation (`eval.json` or its folder).
-        metric: the metric that decides; default: see `PREFERRED`.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    path = Path(source)
-    if path.suffix == ".json" and path.is_file():
-        path = path.parent if path.name in ("eval.json", "dataset.json") else path
-    if path.is_file() and path.suffix == ".json":
-        return _known_of_evaluation(read_json(path), str(path), metric)
-    if not path.is_dir():
-        what = "A file is no data set yet" if path.is_file() else "No such data set, run or evaluation"
-        raise UserError(
-            what, where=str(source), next_step=f"tuneloop prepare {source}, then name the folder that it writes"
-        )
-    found: dict[str, Any] = {}
-    for manifest in (path / "dataset.json", path / "dataset" / "dataset.json"):
-        if manifest.is_file():
-            found |= from_dataset(read_json(manifest))
-            break
-    if (path / "eval.json").is_file():
-        found |= _known_of_evaluation(read_json(path / "eval.json"), str(path / "eval.json"), metric)
-    elif (path / "baselines" / "baselines.json").is_file():
-        found["measured"] = read_baselines(path / "baselines", metric)
-    if (path / "run.json").is_file() and found.get("measured"):
-        run = read_json(path / "run.json")
-        found["measured"] = replace(found["measured"], training_usd=run.get("usd"), method=run.get("method", "lora"))
-    if not found:
-        raise UserError(
-            "Neither a data set nor a run nor an evaluation",
-            where=str(source),
-            next_step="name a folder with dataset.json or eval.json",
-        )
-    return found
-
-
-def _known_of_evaluation(manifest: Any, where: str, metric: str) -> dict[str, Any]:
-    if not isinstance(manifest, dict):
-        raise UserError("Not an evaluation", where=where, next_step="name an eval.json or its folder")
-    found: dict[str, Any] = {"measured": from_evaluation(manifest, where, metric)}
-    return found | {key: manifest[key] for key in ("model", "task") if isinstance(manifest.get(key), str)}
-
-
-def read_baselines(folder: Path, metric: str = "") -> Measured:
-    """What `baselines.json` and the evaluations beside it say: the untouched model and the cheap alternatives."""
-    listed = read_json(folder / "baselines.json")
-    manifests = {name: read_json(folder / place / "eval.json") for name, place in listed["contenders"].items()}
-    n = max((manifest["n"] for manifest in manifests.values()), default=0)
-    metrics = {name: manifest["metrics"] for name, manifest in manifests.items()}
-    return with_prices(measured_of(metrics, listed.get("costs") or {}, n, str(folder), metric), listed)
-
-
-# --- rules -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule of `rules.yaml`; see there."""
-
-    id: str
-    kind: str
-    when: Mapping[str, Mapping[str, Any]]
-    gives: str
-    say: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Reason:
-    """A rule that applied, in words, with the facts that it looked at."""
-
-    rule: str
-    kind: str
-    says: str
-    source: str
-    facts: dict[str, Any]
-
-
-@functools.cache
-def load_rules() -> tuple[Rule, ...]:
-    """All rules in their order."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    tree = yaml.load(RULES.read_text(encoding="utf-8"), Loader=loader)
-    return tuple(
-        Rule(r["id"], kind, r["when"], r.get(kind, ""), r["say"], r["source"])
-        for kind in ("answer", "method", "note")
-        for r in tree[kind]
-    )
-
-
-def applies(rule: Rule, facts: Mapping[str, Any]) -> bool:
-    """Whether all conditions of a rule hold; an unknown fact holds for none but `known: false`."""
-    return all(
-        _holds(facts.get(name), op, facts.get(to) if isinstance(to, str) and to in facts else to)
-        for name, conditions in rule.when.items()
-        for op, to in conditions.items()
-    )
-
-
-def _holds(value: Any, op: str, to: Any) -> bool:
-    if op == "known":
-        return (value is not None) is to
-    if value is None or to is None:
-        return False
-    if op == "is":
-        return bool(value == to)
-    return bool({"below": value < to, "at_least": value >= to, "above": value > to}[op])
-
-
-def decide(facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dict[str, list[Reason]]:
-    """The first answer and the first method that apply, and all notes."""
-    found: dict[str, list[Reason]] = {"answer": [], "method": [], "note": []}
-    for rule in rules if rules is not None else load_rules():
-        if (rule.kind == "note" or not found[rule.kind]) and applies(rule, facts):
-            looked = {name: facts.get(name) for name in rule.when}
-            found[rule.kind].append(Reason(rule.id, rule.kind, rule.say.format_map(facts), rule.source, looked))
-    return found
-
-
 # --- advice ------------------------------------------------------------------------------------
 
 
@@ -394,7 +124,7 @@ class Advice:
     steps: list[str]
     missing: list[str]
     assumptions: list[str]
-    trainings: dict[str, Training]
+    trainings: dict[str, Machine]
     options: list[OptionRow]
     swings: list[Swing]
     bills: dict[str, Bill]
@@ -425,22 +155,6 @@ class Advice:
         return next((row for row in self.options if row.option.name == name), None)
 
 
-def ladder(measured: Measured) -> list[dict[str, Any]]:
-    """The contenders from the untouched model to the tuned one, with gains over the best prompt and what queries cost."""
-    best = measured.prompt
-    order = {"zero-shot": 0, "few-shot": 1, CLASSICAL: 2, "tuned": 3}
-    place = {r.name: next((n for part, n in order.items() if part in r.name), 3) for r in measured.results}
-    return [
-        {
-            "name": r.name, "metric": measured.metric, "value": r.value, "low": r.low, "high": r.high,
-            "gain_over_prompt": r.value - best.value if best and r.name != best.name else None,
-            "prompt_tokens": measured.prompt_tokens.get(r.name), "usd_per_1000_queries": measured.usd_per_1000.get(r.name),
-            "training_usd": measured.training_usd if r.name == "tuned" else None,
-        }
-        for r in sorted(measured.results, key=lambda r: place[r.name])
-    ]  # fmt: skip
-
-
 def _row(row: OptionRow) -> dict[str, Any]:
     return {
         "name": row.option.name, "upfront_usd": row.option.upfront_usd, "usd_per_1000_queries": row.usd_per_1000_queries,
@@ -453,10 +167,10 @@ def _row(row: OptionRow) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _training(training: Training) -> dict[str, Any]:
+def _training(training: Machine) -> dict[str, Any]:
     return {
-        "gpu": training.gpu, "gpus": training.gpus, "fits": training.fits, "peak_gib": training.peak_gib,
-        "capacity_gib": training.capacity_gib, "hours": training.hours, "usd_a_run": training.bare_usd,
+        "gpu": training.job.gpu.key, "gpus": training.job.gpus, "fits": training.fits, "peak_gib": training.memory.peak,
+        "capacity_gib": training.memory.capacity, "hours": training.hours, "usd_a_run": training.bare_usd,
         "cost": training.cost.to_json() if training.cost else None,
     }  # fmt: skip
 
@@ -473,7 +187,9 @@ def advise(question: Question) -> Advice:
             where="advise",
             next_step="name a prepared data set, or give --rows, --queries-per-day, --baseline-prompt-tokens ...",
         )
-    prices = load_prices(question.prices)
+    if question.gpu:
+        find_gpu(question.gpu)
+    prices = priced(load_prices(question.prices), question.gpu, question.usd_per_gpu_hour, question.tier)
     question, assumed = _completed(question)
     trained = trainings(question, prices)
     method = _method(question, trained)
@@ -486,7 +202,9 @@ def advise(question: Question) -> Advice:
         if options and question.queries_per_day
         else []
     )
-    facts = facts_of(question, trained, rows, method, prices)
+    facts = facts_of(question, trained, rows, method, prices, costs)
+    if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK:
+        facts["elsewhere"] = _elsewhere(question, prices, trained)
     found = decide(facts)
     answer, reasons = found["answer"][0], [*found["answer"], *found["method"], *found["note"]]
     gives = next(rule.gives for rule in load_rules() if rule.id == answer.rule)
@@ -535,16 +253,21 @@ def _completed(question: Question) -> tuple[Question, list[str]]:
     return question.model_copy(update=more), assumed
 
 
-def _method(question: Question, trained: Mapping[str, Training]) -> str:
+def _method(question: Question, trained: Mapping[str, Machine]) -> str:
     facts = {"rows": question.rows, "new_domain": question.new_domain, "model": question.model}
-    facts |= {f"{name}_fits": training.fits for name, training in trained.items()}
+    facts |= _fits(trained)
     facts |= {"gpu": question.gpu or "", "gpus": question.gpus or 1}
     found = decide(facts, [rule for rule in load_rules() if rule.kind == "method"])["method"][0]
     return next(rule.gives for rule in load_rules() if rule.id == found.rule)
 
 
 def facts_of(
-    question: Question, trained: Mapping[str, Training], rows: Sequence[OptionRow], method: str, prices: PriceTable
+    question: Question,
+    trained: Mapping[str, Machine],
+    rows: Sequence[OptionRow],
+    method: str,
+    prices: PriceTable,
+    rented_bills: Mapping[str, Bill],
 ) -> dict[str, Any]:
     """Everything that rules may look at; None is unknown."""
     measured = question.measured
@@ -553,16 +276,16 @@ def facts_of(
     against = chosen.against if chosen else None
     training = trained.get(method)
     cost = training.cost if training else None
-    fits = {f"{name}_fits": trained[name].fits if name in trained else None for name in NAMES}
     scale = 100.0 if measured and measured.metric.rsplit(".", 1)[-1] in OUT_OF_100 else 1.0
     facts = {
         **question.model_dump(exclude={"measured"}),
-        **fits,
-        "any_fits": any(t.fits for t in trained.values()) if trained else None,
-        "gpu": question.gpu or (training.gpu if training else ""),
-        "gpus": question.gpus or (training.gpus if training else 1),
+        **_fits(trained),
+        "any_fits": any(t.fits for t in trained.values()),
+        "gpu": question.gpu or (training.job.gpu.key if training else ""),
+        "gpus": question.gpus or (training.job.gpus if training else 1),
+        "run_days": training.hours / 24 if training and training.fits and question.training_tokens else None,
         "rows_per_label": question.rows / question.labels if question.rows and question.labels else None,
-        "test_rows": measured.n if measured else None,
+        "test_rows": measured.n or None if measured else None,
         "prompt_name": prompt.name if prompt else None,
         "prompt_best": prompt.value if prompt else None,
         "prompt_low": prompt.low if prompt else None,
@@ -573,13 +296,55 @@ def facts_of(
         "classical_ties": _ties(measured, classical, tuned) if measured and classical and tuned else None,
         "tuned_verdict": _in_two(measured.verdict) if measured and tuned and measured.verdict else None,
         "pays_back": (against.days is not None and against.days <= question.months * 365 / 12) if against else None,
-        "payback_days": against.days if against else None,
+        "payback": _payback(against.days) if against and against.days is not None else None,
         "why_never": f" ({against.why})" if against and against.why else "",
+        "elsewhere": "",
         "upfront_low_usd": cost.low if cost else None,
         "upfront_high_usd": cost.p90 if cost else None,
         "hosted_known": bool(prices.hosted(question.model)),
     }
-    return facts | _latencies(question, prices)
+    return facts | _money(question, rows, chosen, rented_bills) | _latencies(question, prices)
+
+
+def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
+    return {f"{name}_fits": name in trained and trained[name].fits for name in NAMES}
+
+
+def _payback(days: float) -> str:
+    return "under a day" if days < 1 else f"{days:,.0f} days"
+
+
+def _money(
+    question: Question, rows: Sequence[OptionRow], chosen: OptionRow | None, rented: Mapping[str, Bill]
+) -> dict[str, float | bool | None]:
+    """What the method saves, what people's time may cost, and what serving on rented machines does to the saving."""
+    found: dict[str, float | bool | None] = dict.fromkeys(
+        ("today_usd_per_month", "saves_usd_per_month", "net_saving", "affordable_hour", "real_time_usd", "batch_usd", "rented_pays")
+    )  # fmt: skip
+    if not chosen or not chosen.against:
+        return found
+    upfront = chosen.option.upfront_usd
+    today, saved = rows[0].usd_per_month, chosen.against.usd_per_month_saved
+    net = question.months * saved - upfront
+    found |= {"today_usd_per_month": today, "saves_usd_per_month": saved, "net_saving": net}
+    if question.engineer_hours:
+        found["affordable_hour"] = net / question.engineer_hours
+    if rented:
+        real_time = rented["real-time"].usd
+        found |= {"real_time_usd": real_time, "batch_usd": rented["batch"].usd}
+        found["rented_pays"] = question.months * (today - real_time) > upfront
+    return found
+
+
+def _elsewhere(question: Question, prices: PriceTable, trained: Mapping[str, Machine]) -> str:
+    """Where LoRA would run if a machine were rented, in words; empty where nothing is asked of a machine or it runs here."""
+    if not question.gpu or not question.training_tokens:
+        return ""
+    free = question.model_copy(update={"gpu": None, "gpus": None, "usd_per_gpu_hour": None})
+    rented = trainings(free, prices).get("lora")
+    if rented is None or not rented.fits:
+        return ""
+    return f" Rented, a run of LoRA takes {hours_words(rented.hours)} on {rented.job.gpus} x {rented.job.gpu.key} and ${rented.bare_usd:,.2f}."
 
 
 def _ties(measured: Measured, classical: Result, tuned: Result) -> bool:
@@ -614,7 +379,7 @@ def _headline(gives: str, method: str, answer: Reason) -> str:
         return f"Don't fine-tune: {answer.says}"
     if gives == "prompt":
         return f"Prompt first. {answer.says} Then {NAMES[method]}, if the prompt falls short."
-    return f"Fine-tune with {NAMES[method]}: {answer.says}"
+    return f"Fine-tune {'all weights' if method == 'full' else 'with ' + NAMES[method]}: {answer.says}"
 
 
 def _steps(question: Question, gives: str, method: str, facts: Mapping[str, Any]) -> list[str]:
@@ -642,12 +407,12 @@ def _missing(question: Question, prices: PriceTable, rows: Sequence[OptionRow]) 
     return missing
 
 
-def _assumptions(question: Question, training: Training | None, rows: Sequence[OptionRow]) -> list[str]:
+def _assumptions(question: Question, training: Machine | None, rows: Sequence[OptionRow]) -> list[str]:
     said = []
     if training and training.cost and question.training_tokens:
         said.append(
             f"a run reads {question.training_tokens:,.0f} tokens ({question.rows:,} rows, {question.epochs:g} epochs) in "
-            f"{training.hours:.2f} hours on {training.gpus} x {training.gpu}"
+            f"{hours_words(training.hours)} on {training.job.gpus} x {training.job.gpu.key}"
         )
         said += training.cost.assumptions
     if rows:

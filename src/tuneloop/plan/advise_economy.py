@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from tuneloop.plan.cost import Cost, Efforts, cost_of
+from tuneloop.plan.cost import Efforts
 from tuneloop.plan.economics import (
     MODES,
     Bill,
@@ -20,112 +20,48 @@ from tuneloop.plan.economics import (
     serving_tokens_per_second,
 )
 from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
-from tuneloop.plan.job import Job, make_job
-from tuneloop.plan.memory import memory_of
+from tuneloop.plan.options import COUNTS, Ask, Lengths, machines
+from tuneloop.plan.options import Option as Machine
 from tuneloop.plan.prices import Price, PriceTable
 from tuneloop.plan.shape import ModelShape, bundled_models, find_model
-from tuneloop.plan.speed import SPREAD, overhead_hours, speed_of
+from tuneloop.types import UserError
 
 if TYPE_CHECKING:
     from tuneloop.plan.advise import Question
 
 GIB, BF16 = 1024**3, 2
 METHODS = ("prefix", "lora", "qlora", "full")
-GPU_COUNTS = (1, 2, 4, 8)
 SERVE_GPU = "l40s"  # where no GPU is named: the cheapest common card that holds 8B parameters with room for requests
 UTILISATION = 0.3  # of a real-time machine, over a day with a quiet night; stated with every figure that uses it
 DISTIL = {"llama-3.1-405b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-8b", "llama-3.1-70b": "llama-3.1-8b"}
 LARGER = {"llama-3.1-8b": "llama-3.3-70b", "llama-3-8b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-405b"}
 
 
-@dataclass(frozen=True)
-class Training:
-    """What one method takes on the machine chosen for it."""
-
-    method: str
-    gpu: str
-    gpus: int
-    fits: bool
-    peak_gib: float
-    capacity_gib: float
-    hours: float
-    price: Price | None
-    cost: Cost | None
-
-    @property
-    def bare_usd(self) -> float:
-        """Dollars of one undisturbed run."""
-        return self.hours * self.price.machines_usd(self.gpus) if self.price else 0.0
-
-
-def trainings(question: Question, prices: PriceTable) -> dict[str, Training]:
-    """For each method the cheapest machine that fits, or the machine asked for."""
+def trainings(question: Question, prices: PriceTable) -> dict[str, Machine]:
+    """For each method that can run at all the cheapest machine that fits, or the one that lacks least."""
     name, shape, _ = find_model(question.model)
-    cards = [find_gpu(question.gpu)] if question.gpu else list(all_gpus().values())
-    counts = (question.gpus,) if question.gpus else (1,) if question.gpu else GPU_COUNTS
-    found = {}
-    for method in METHODS:
-        options = [_training(name, shape, method, gpu, gpus, question, prices) for gpu in cards for gpus in counts]
-        fitting = [option for option in options if option.fits]
-        best = min(fitting or options, key=lambda option: (option.bare_usd or option.hours, option.gpus))
-        found[method] = _costed(best, question, prices)
-    return found
-
-
-def _training(
-    model: str, shape: ModelShape, method: str, gpu: Gpu, gpus: int, question: Question, prices: PriceTable
-) -> Training:
     length = min(question.longest_row or 1024, shape.context or 1 << 20)
-    sharding = (
-        "none" if gpus == 1 else "ddp" if method in ("prefix", "lora", "qlora") and _fits_alone(shape, gpu) else "fsdp"
-    )
-    if gpu.is_cpu and (method == "qlora" or gpus > 1 or shape.parameters * BF16 > gpu.gib * GIB):
-        return Training(method, gpu.key, gpus, False, shape.parameters * BF16 / GIB, gpu.gib, 0.0, None, None)
-    job = make_job(
-        model=model, shape=shape, gpu=gpu, gpus=gpus, method=method, sharding=sharding, seq_len=length,
-        micro_batch=max(1, 4096 // length), grad_ckpt=not gpu.is_cpu, loss_kernel="eager" if gpu.is_cpu else "fused",
-        packing=True, optimizer="adamw-bf16" if method == "full" and not gpu.is_cpu else "adamw",
-    )  # fmt: skip
-    job = _largest_batch(job)
-    memory = memory_of(job)
-    tokens = question.training_tokens or 0
-    hours = tokens / speed_of(job).tokens_per_second / 3600 + sum(overhead_hours(job).values())
-    price = None if gpu.is_cpu else prices.gpu(gpu.key, question.tier, gpus)
-    if gpu.is_cpu or question.usd_per_gpu_hour is not None:
-        usd = question.usd_per_gpu_hour if question.usd_per_gpu_hour is not None else 0.05
-        price = Price("this machine" if gpu.is_cpu else "given", gpu.key, 1, question.tier, usd, _today(), "given")
-    return Training(method, gpu.key, gpus, memory.fits, memory.peak, gpu.gib, hours, price, None)
-
-
-def _fits_alone(shape: ModelShape, gpu: Gpu) -> bool:
-    return shape.parameters * BF16 < 0.8 * gpu.gib * GIB
-
-
-def _largest_batch(job: Job) -> Job:
-    """The job with the micro-batch halved until it fits, or with one row."""
-    while job.micro_batch > 1 and not memory_of(job).fits:
-        job = replace(job, micro_batch=job.micro_batch // 2)
-    return job
-
-
-def _costed(training: Training, question: Question, prices: PriceTable) -> Training:
-    if not training.fits or training.price is None or not question.training_tokens:
-        return training
+    cpu = bool(question.gpu) and find_gpu(str(question.gpu)).is_cpu
+    settings: dict[str, Any] = {
+        "gpu": question.gpu, "gpus": question.gpus or (1 if question.gpu else None), "seq_len": length, "packing": True,
+        "micro_batch": tuple(rows for rows in (4, 2, 1) if rows * length <= 4096 or rows == 1),
+        **({} if cpu else {"grad_ckpt": True, "loss_kernel": "fused"}),
+    }  # fmt: skip
     efforts = Efforts(
         rows_to_label=question.rows_to_label, usd_per_labeller_hour=question.usd_per_labeller_hour,
         engineer_hours=question.engineer_hours, usd_per_engineer_hour=question.usd_per_engineer_hour, runs=question.runs,
     )  # fmt: skip
-    cost = cost_of(
-        training.hours, training.hours / SPREAD, training.hours * SPREAD, training.gpus, training.price, efforts=efforts,
-        usd_per_gb_month=prices.storage.usd_per_gb_month,
-    )  # fmt: skip
-    return replace(training, cost=cost)
-
-
-def _today() -> str:
-    from datetime import date
-
-    return date.today().isoformat()
+    tokens = Lengths(round((question.training_tokens or 0) / question.epochs))
+    found = {}
+    for method in METHODS:
+        lean = {"optimizer": "adamw-bf16"} if method == "full" and not cpu else {}
+        given = {key: value for key, value in {**settings, **lean, "method": method}.items() if value is not None}
+        ask = Ask(name, shape, given, tokens, question.epochs, prices, question.tier, efforts)
+        try:
+            found[method] = machines(ask)[0][0]
+        except UserError:  # 4-bit weights on a processor, a model of ten times its memory: no way at all
+            continue
+    return found
 
 
 # --- serving -----------------------------------------------------------------------------------
@@ -159,11 +95,10 @@ def serving(
     cards = [find_gpu(question.gpu)] if question.gpu and question.gpu != "cpu" else []
     cards = cards or [all_gpus()[SERVE_GPU], all_gpus()["h100-sxm"]]
     for card in cards:
-        for gpus in GPU_COUNTS:
-            offers = [offer for t in {tier, "on-demand"} if (offer := prices.gpu(card.key, t, gpus))]
+        for gpus in COUNTS:
+            tiers = {question.tier if question.usd_per_gpu_hour is not None else tier, "on-demand"}
+            offers = [offer for t in tiers if (offer := prices.gpu(card.key, t, gpus))]
             price = min(offers, key=lambda offer: offer.machines_usd(gpus), default=None)
-            if question.usd_per_gpu_hour is not None:
-                price = Price("given", card.key, 1, question.tier, question.usd_per_gpu_hour, _today(), "given")
             speed = serving_tokens_per_second(_served(shape), _card(card, gpus), prompt_tokens, answer_tokens)
             if price and speed:
                 engine = Engine(price.machines_usd(gpus), speed, f"{gpus} x {card.name}, {price.words()}")
@@ -219,6 +154,13 @@ def token_lines(question: Question, prices: PriceTable, prompt_tokens: float) ->
     return lines
 
 
+def hours_words(hours: float) -> str:
+    """Hours as people say them: minutes below two hours, days above two of them."""
+    if hours < 2:
+        return f"{hours * 60:.0f} minutes"
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.0f} days"
+
+
 # --- alternatives ------------------------------------------------------------------------------
 
 
@@ -237,20 +179,24 @@ def rate_of(question: Question, prices: PriceTable, model: str) -> TokenRate | N
 
 
 def options_of(
-    question: Question, prices: PriceTable, trained: Mapping[str, Training], tuned_prompt: float, bill: Bill | None
+    question: Question, prices: PriceTable, trained: Mapping[str, Machine], tuned_prompt: float, bill: Bill | None
 ) -> list[Option]:
     """Today's prompt first, then what could be done instead; empty where a price or a length is missing."""
     rate = rate_of(question, prices, question.model)
+    today = rate
+    if question.baseline_usd_per_million_input is not None:
+        read, written = question.baseline_usd_per_million_input, question.baseline_usd_per_million_output
+        today = TokenRate(read, read if written is None else written, "given for today's model")
     baseline, answer = question.baseline_prompt_tokens, question.answer_tokens
-    if rate is None or not baseline or answer is None:
+    if rate is None or today is None or not baseline or answer is None:
         return []
     measured = question.measured
     hour = question.usd_per_engineer_hour
     prompt_quality = measured.prompt.value if measured and measured.prompt else None
     options = [
-        Option("today's prompt", baseline, answer, rate, quality=prompt_quality, note=f"tokens at {rate.source}"),
+        Option("today's prompt", baseline, answer, today, quality=prompt_quality, note=f"tokens at {today.source}"),
         Option(
-            "better prompt", baseline, answer, rate, upfront_usd=4 * hour, note="four hours of work, no shorter prompt"
+            "better prompt", baseline, answer, today, upfront_usd=4 * hour, note="four hours of work, no shorter prompt"
         ),
     ]
     larger = LARGER.get(question.model.removesuffix("-instruct"))
@@ -270,14 +216,14 @@ def options_of(
             Option(
                 {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}[method],
                 tokens, answer, served, training.cost.usd, monthly + upkeep, quality,
-                f"{training.hours:.1f} h on {training.gpus} x {training.gpu} a run; tokens at {served.source}",
+                f"{hours_words(training.hours)} on {training.job.gpus} x {training.job.gpu.key} a run; tokens at {served.source}",
             )
         )  # fmt: skip
     return options + _distilled(question, prices, trained, tuned_prompt, answer)
 
 
 def _distilled(
-    question: Question, prices: PriceTable, trained: Mapping[str, Training], prompt: float, answer: float
+    question: Question, prices: PriceTable, trained: Mapping[str, Machine], prompt: float, answer: float
 ) -> list[Option]:
     """A smaller model trained on this one's answers, where both have a price."""
     smaller = DISTIL.get(question.model.removesuffix("-instruct"))

@@ -99,8 +99,8 @@ def serving_tokens_per_second(
 
     With B requests together, a written token costs (weights + B keys and values) / bandwidth for all B, a read token
     2 FLOPs a parameter (Pope et al., "Efficiently scaling transformer inference", 2022). B is what the memory holds,
-    at most `together`. An estimate: scheduling and sampling are not in it, and no engine was timed under load; for one
-    request it gives 64 written tokens/s where 75 were measured (see `BANDWIDTH_SHARE`).
+    at most `together`. An estimate: scheduling and sampling are not in it. For one request it gives 64 written tokens/s where 75
+    were measured (see `BANDWIDTH_SHARE`), for 4 to 48 together on another card 86 to 100 % of a published sweep (the test has it).
 
     Returns:
         0 where the model does not fit.

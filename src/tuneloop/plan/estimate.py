@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tuneloop.plan.gpus import this_cpu
+from tuneloop.plan.gpus import CPU, Gpu, find_gpu, this_cpu
 from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.ledger import RESIDENT
 from tuneloop.plan.memory import Memory, memory_of
 from tuneloop.plan.shape import ModelShape, target_modules
+from tuneloop.plan.speed import speed_of
+from tuneloop.types import UserError
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,31 @@ TIME_LOW, TIME_HIGH = 0.85, 1.35
 
 def loop_job(
     shape: ModelShape, work: Work, *, model: str, method: str, rank: int, targets: Sequence[str] | str,
-    prefix_tokens: int, bytes_a_weight: int,
+    prefix_tokens: int, bytes_a_weight: int, gpu: Gpu | None = None,
 ) -> Job:  # fmt: skip
-    """The run as a job of the planner's: tuneloop's loop on the processor, with the micro-batch that needs most."""
+    """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the micro-batch that needs most."""
+    device = gpu or this_cpu()
     share = work.supervised / max(work.tokens, 1)
 
     def of(rows: int, length: int, shared: int) -> Job:
         tokens = rows * length + shared
         return make_job(
-            model=model, shape=replace(shape, context=0), gpu=this_cpu(), method=method, rank=rank, targets=target_modules(targets),
+            model=model, shape=replace(shape, context=0), gpu=device, method=method, rank=rank, targets=target_modules(targets),
             prefix_tokens=max(prefix_tokens, 1), dtype="fp32" if bytes_a_weight == 4 else "bf16", loss_kernel="tuneloop",
             seq_len=length, micro_batch=rows, shared=shared, learned=max(round(share * tokens), 1),
         )  # fmt: skip
 
     return max((of(*micro) for micro in work.micro_batches or ((1, 1, 0),)), key=lambda job: memory_of(job).peak)
+
+
+def _gpu(name: str) -> Gpu | None:
+    """The GPU that a driver calls so, or None: the processor, or one that the table does not know."""
+    if name.startswith(CPU):
+        return None
+    try:
+        return find_gpu(name)
+    except UserError:
+        return None
 
 
 def _terms(memory: Memory, resident_gib: float) -> dict[str, float]:
@@ -91,7 +104,7 @@ def estimate(
     `VALIDATION_SPEED` times that speed.
     """
     job = loop_job(shape, work, model=model, method=method, rank=rank, targets=targets, prefix_tokens=prefix_tokens,
-                   bytes_a_weight=bytes_a_weight)  # fmt: skip
+                   bytes_a_weight=bytes_a_weight, gpu=_gpu(machine.name))  # fmt: skip
     memory = memory_of(job)
     terms = _terms(memory, machine.resident_gib)
     peak = sum(terms.values())
@@ -125,6 +138,7 @@ def estimate(
             "low": hours * TIME_LOW,
             "high": hours * TIME_HIGH,
             "tokens_per_second": round(machine.tokens_per_second, 1),
+            "by_formula_tokens_per_second": round(speed_of(job).tokens_per_second, 1),
         },
         "cost": {
             "usd": usd,

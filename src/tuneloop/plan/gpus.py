@@ -90,14 +90,16 @@ def find_gpu(name: str) -> Gpu:
         UserError: no such GPU, with the nearest names.
     """
     key = "".join(c for c in name.lower() if c.isalnum())
-    key = key.removeprefix("nvidia").removeprefix("geforce").removeprefix("amd").removeprefix("instinct")
+    for maker in ("nvidia", "geforce", "tesla", "amd", "instinct"):
+        key = key.removeprefix(maker)
     if key == CPU:
         return this_cpu()
     table = all_gpus()
     plain = {"".join(c for c in k if c.isalnum()): k for k in table}
     called = {"a100": "a100-80gb", "h100": "h100-sxm", "a10080": "a100-80gb", "a10040": "a100-40gb", "rtxa6000": "a6000",
               "h100sxm5": "h100-sxm", "h10080gb": "h100-sxm", "a100sxm80gb": "a100-80gb", "a100sxm40gb": "a100-40gb",
-              "4090": "rtx4090", "3090": "rtx3090", "5090": "rtx5090", "a10": "a10g"}  # fmt: skip
+              "a100sxm480gb": "a100-80gb", "a100sxm440gb": "a100-40gb", "a100pcie40gb": "a100-40gb", "a10080gbpcie": "a100-80gb",
+              "h10080gbhbm3": "h100-sxm", "4090": "rtx4090", "3090": "rtx3090", "5090": "rtx5090", "a10": "a10g"}  # fmt: skip
     found = plain.get(key) or called.get(key)
     if found:
         return table[found]

@@ -1,7 +1,8 @@
 """What was predicted and what came: a line for each finished run, kept beside the model cache, and what it teaches.
 
 Machines differ in ways that no formula knows. The ratio of the actual to the predicted figure, in the middle of a machine's earlier runs with the same
-model and method, corrects the next prediction there: of time, and of what memory grows by beyond what is resident already.
+model and method, corrects the next prediction there: of time, and of what memory grows by beyond what is resident already. The ratio of
+the reached speed to the formulas' corrects the planner's table where it is asked about the same machine.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tuneloop.models.names import cache_folder
+from tuneloop.plan.gpus import CPU, Gpu, find_gpu
+from tuneloop.plan.job import Job
+from tuneloop.plan.speed import Speed, speed_of
+from tuneloop.types import UserError
 
 ENOUGH = 2  # earlier runs from which a correction is taken
 LAST = 20  # runs that count
@@ -29,7 +34,8 @@ RESIDENT = "weights and program (resident)"  # the term that is measured, not pr
 class Entry:
     """A finished run: figures as the formulas gave them, before any correction, and as they came.
 
-    `minutes` is None where the run ended early, so that its time says nothing.
+    `minutes` is None where the run ended early, so that its time says nothing. `speed_ratio`: tokens a second over those of
+    `plan/speed.py`'s formulas.
     """
 
     date: str
@@ -42,6 +48,7 @@ class Entry:
     actual_minutes: float | None
     resident_gib: float = 0.0
     formulas: int = 1
+    speed_ratio: float | None = None
 
 
 def ledger_file() -> Path:
@@ -64,9 +71,12 @@ def read_ledger() -> list[Entry]:
     return found
 
 
-def record_run(plan: Mapping[str, Any], actual_gib: float, actual_minutes: float | None) -> None:
+def record_run(
+    plan: Mapping[str, Any], actual_gib: float, actual_minutes: float | None, tokens_per_second: float | None = None
+) -> None:
     """Add a finished run; a ledger that can't be written is no reason to fail."""
     raw = plan.get("corrected_by", {})
+    formulas = plan["time"].get("by_formula_tokens_per_second")
     entry = Entry(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=plan["gpu"],
@@ -78,6 +88,7 @@ def record_run(plan: Mapping[str, Any], actual_gib: float, actual_minutes: float
         actual_minutes=actual_minutes,
         resident_gib=plan["memory"]["terms"].get(RESIDENT, 0.0),
         formulas=FORMULAS,
+        speed_ratio=tokens_per_second / formulas if tokens_per_second and formulas else None,
     )
     try:
         ledger_file().parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +137,30 @@ def _factor(pairs: Sequence[tuple[float, float]]) -> float:
     if len(ratios) < ENOUGH:
         return 1.0
     return min(max(math.exp(statistics.median(map(math.log, ratios))), LEAST), MOST)
+
+
+def learned_speed(job: Job, ledger: Sequence[Entry]) -> tuple[Speed, str]:
+    """The job's speed, corrected by runs on the same machine: of its model and method, else of its method, else of any; and
+    in words which runs these are, or nothing."""
+    speed = speed_of(job)
+    here = [e for e in ledger if e.speed_ratio and e.formulas == FORMULAS and _is_machine(e.machine, job.gpu)]
+    alike = [e for e in here if e.method == job.method]
+    mine = [e for e in alike if e.model == job.model] or alike or here
+    if not mine:
+        return speed, ""
+    ratio = statistics.median(e.speed_ratio for e in mine[-LAST:] if e.speed_ratio)
+    words = f"speed of {len(mine[-LAST:])} run{'s' if len(mine) > 1 else ''} on {job.gpu.name}: x {ratio:.2f} what formulas say (tuneloop plan --history)"
+    return replace(speed, tokens_per_second=speed.tokens_per_second * ratio, share=speed.share * ratio), words
+
+
+def _is_machine(name: str, gpu: Gpu) -> bool:
+    """Whether a machine of the ledger is this one, or has this GPU."""
+    if gpu.is_cpu or name.startswith(CPU):
+        return name == gpu.name
+    try:
+        return find_gpu(name).key == gpu.key
+    except UserError:
+        return False
 
 
 def summary(ledger: Sequence[Entry]) -> dict[str, Any]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.files import read_json
-from tuneloop.plan.cost import Cost, Efforts, cost_of
-from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
+from tuneloop.plan.cost import Cost, Efforts, cost_of, expected_hours, interruptions
+from tuneloop.plan.gpus import CPU, Gpu, all_gpus, find_gpu
 from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.ledger import Entry, learned_speed, read_ledger
 from tuneloop.plan.memory import Memory, memory_of
-from tuneloop.plan.prices import TIERS, load_prices
+from tuneloop.plan.prices import CPU_USD_PER_HOUR, TIERS, Price, PriceTable, Tier, load_prices
 from tuneloop.plan.shape import ModelShape, bundled_models, find_model, target_modules
-from tuneloop.plan.speed import SPREAD, Speed, overhead_hours, speed_of
+from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
 from tuneloop.types import UserError
 
 COUNTS = (1, 2, 4, 8)
@@ -64,7 +65,8 @@ class Option:
 
     Args:
         hours, low, high: of the whole run, in the middle and the range that 80 % of runs keep to.
-        parts: hours by part. cost: None where no price is known.
+        parts: hours by part. price, cost: None where no price is known.
+        learned: runs on this machine that the speed is corrected by, in words, or nothing.
     """
 
     job: Job
@@ -75,27 +77,74 @@ class Option:
     high: float
     parts: dict[str, float]
     cost: Cost | None
-    notes: tuple[str, ...] = field(default=())
+    price: Price | None
+    learned: str = ""
 
     @property
     def fits(self) -> bool:
         """Whether the memory suffices."""
         return self.memory.fits
 
+    @property
+    def bare_usd(self) -> float:
+        """Dollars of one run, the machine alone; 0 where no price is known."""
+        return self.hours * self.price.machines_usd(self.job.gpus) if self.price else 0.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is planned, on which machines, at which prices.
+
+    Args:
+        settings: names of `Job`, and `gpu`, `gpus`, `sharding` where they are given; `micro_batch` may be several, the
+            first that fits is taken.
+        lengths, epochs: how much is trained on. prices, tier: what machines cost. efforts: what it takes besides the run.
+        ledger: earlier runs.
+    """
+
+    model: str
+    shape: ModelShape
+    settings: Mapping[str, Any]
+    lengths: Lengths
+    epochs: float
+    prices: PriceTable
+    tier: Tier = "on-demand"
+    efforts: Efforts | None = None
+    ledger: Sequence[Entry] = field(default_factory=read_ledger)
+
+    def option(self, job: Job, wanted: bool = False) -> Option:
+        """The job on its machine; `wanted`: with its cost though it does not fit."""
+        return _option(self, job, wanted)
+
+
+def machines(ask: Ask) -> tuple[list[Option], list[str]]:
+    """Every machine that is asked for with the simplest way to share the work that fits, the cheapest first; and what was left out.
+
+    Raises:
+        UserError: unknown names, numbers that can't be, or settings that exclude each other.
+    """
+    left_out: list[str] = []
+    found = []
+    for jobs in _jobs(ask, left_out):
+        found.append(ask.option(next((job for job in jobs if memory_of(job).fits), jobs[-1])))
+    return sorted(found, key=_order), left_out
+
 
 def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The plan of a job on every machine that is asked for, as `plan.json` holds it, with the `table` of all.
 
+    A GPU named without a count is one GPU: what more of them would do stands in the table.
+
     Args:
         settings: what the command line was given, by the names of `Job`, and `model`, `gpu`, `gpus`, `tokens`, `dataset`,
-            `epochs`, `tier`, `prices`; None means not given.
+            `epochs`, `tier`, `prices`, `usd_per_gpu_hour`; None means not given.
 
     Raises:
         UserError: unknown names, numbers that can't be, or settings that exclude each other.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     name, shape, assumed = find_model(given.pop("model"))
-    tier, prices = given.pop("tier", "on-demand"), given.pop("prices", None)
+    tier, own, usd = given.pop("tier", "on-demand"), given.pop("prices", None), given.pop("usd_per_gpu_hour", None)
     if tier not in TIERS:
         raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
     lengths, epochs, told = _lengths(given)
@@ -104,30 +153,47 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
         given["seq_len"] = _sequence(shape, lengths, given, assumed)
     if "targets" in given:
         given["targets"] = target_modules(given["targets"])
-    table = load_prices(prices)
-    options: list[Option] = []
-    left_out: list[str] = []
-    for jobs in _jobs(name, shape, given, left_out):
-        job = next((job for job in jobs if memory_of(job).fits), jobs[-1])
-        price = table.gpu(job.gpu.key, tier, job.gpus)
-        options.append(_option(job, lengths, epochs, price))
-    ordered = sorted(options, key=_order)
+    prices = priced(load_prices(own), given.get("gpu"), usd, tier)
+    ask = Ask(name, shape, given, lengths, epochs, prices, tier)
+    ordered, left_out = machines(ask)
     if not ordered:
         raise UserError("No machine is left to plan for", where="plan", next_step="; ".join(left_out) or "name a GPU")
     best = ordered[0]
+    if "gpu" in given and "gpus" not in given and any(option.job.gpus == 1 for option in ordered):
+        best = next(option for option in ordered if option.job.gpus == 1)
+        assumed.append("1 GPU (--gpus)")
     if not best.fits:  # what it would cost is worth knowing all the same
-        best = _option(best.job, lengths, epochs, table.gpu(best.job.gpu.key, tier, best.job.gpus), wanted=True)
+        best = ask.option(best.job, wanted=True)
     plan = _as_json(best)
     plan["assumptions"] = [*assumed, *_assumptions(best, given), *left_out]
     if not best.fits:
-        plan["alternatives"] = _changes(best.job)
+        plan["alternatives"] = changes(best.job)
     plan["table"] = [_row(option) for option in ordered]
     return plan
 
 
+def priced(prices: PriceTable, gpu: str | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
+    """The prices with the one given for a GPU on top; this machine's processor has one in any case.
+
+    Raises:
+        UserError: a price that can't be, or of no GPU.
+    """
+    here = prices.with_price("this machine, assumed", CPU, CPU_USD_PER_HOUR, tier)
+    if usd_per_gpu_hour is None:
+        return here
+    if not gpu or not 0 <= usd_per_gpu_hour <= 10_000:
+        raise UserError(
+            f"${usd_per_gpu_hour:g} an hour is the price of no GPU", where="--usd-per-gpu-hour",
+            next_step="give dollars an hour from 0 to 10,000, and name the GPU with --gpu",
+        )  # fmt: skip
+    return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)
+
+
 def _order(option: Option) -> tuple[bool, float, float]:
-    cost = option.cost.usd if option.cost else math.inf
-    return not option.fits, cost if option.fits else option.memory.required / option.memory.capacity, option.hours
+    if not option.fits:
+        return True, option.memory.required / option.memory.capacity, option.hours
+    usd = option.cost.usd if option.cost else option.bare_usd if option.price else math.inf
+    return False, usd, option.hours
 
 
 # --- what is asked -----------------------------------------------------------------------------
@@ -183,9 +249,12 @@ def _sequence(shape: ModelShape, lengths: Lengths, given: Mapping[str, Any], ass
     return min(2048, most)
 
 
-def _jobs(name: str, shape: ModelShape, given: dict[str, Any], left_out: list[str]) -> Iterator[list[Job]]:
-    """For each machine the ways to share the work, the simplest first."""
+def _jobs(ask: Ask, left_out: list[str]) -> Iterator[list[Job]]:
+    """For each machine the ways to share the work and the sizes of a micro-batch, the simplest first."""
+    given = dict(ask.settings)
     gpu, count, sharding = given.pop("gpu", None), given.pop("gpus", None), given.pop("sharding", None)
+    rows = given.pop("micro_batch", None)
+    batches = rows if isinstance(rows, tuple) else (rows,)
     named = [find_gpu(gpu)] if gpu else list(all_gpus().values())
     for device in named:
         counts = (count,) if count is not None else (1,) if device.is_cpu else COUNTS
@@ -195,11 +264,13 @@ def _jobs(name: str, shape: ModelShape, given: dict[str, Any], left_out: list[st
             if count is None and sharding == "none" and gpus > 1:
                 continue
             ways = [sharding] if sharding else ["none"] if gpus == 1 else ["ddp", "fsdp"]
-            usual = {**given, **_usual(device, given)}
+            usual = {**given, "model": ask.model, "shape": ask.shape, "gpu": device, "gpus": gpus}
             try:
+                usual |= _usual(device, given)
                 yield [
-                    make_job(**{**usual, "model": name, "shape": shape, "gpu": device, "gpus": gpus, "sharding": way})
+                    make_job(**{**usual, "sharding": way, "micro_batch": batch})
                     for way in ways
+                    for batch in batches
                     if not (way == "ddp" and given.get("optimizer_in_backward"))
                 ]
             except UserError as error:
@@ -221,21 +292,28 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
 # --- one machine -------------------------------------------------------------------------------
 
 
-def _option(job: Job, lengths: Lengths, epochs: float, price: Any, wanted: bool = False) -> Option:
-    speed = speed_of(job)
+def _option(ask: Ask, job: Job, wanted: bool) -> Option:
+    speed, learned = learned_speed(job, ask.ledger)
+    lengths = ask.lengths
     rate = speed.tokens_per_second * lengths.efficiency(job.micro_batch, job.packing)
     val = lengths.val_tokens or lengths.tokens // 10
     parts = {
-        "train": lengths.tokens * epochs / rate / 3600,
+        "train": lengths.tokens * ask.epochs / rate / 3600,
         **overhead_hours(job, evaluations=EVALUATIONS, evaluation_tokens=min(val, 200_000)),
     }
-    hours = sum(parts.values())
-    low, high = hours / SPREAD, hours * SPREAD
+    how = replace(interruptions(ask.tier, job.gpus), save_minutes=parts.pop("save") * 60)
+    work = sum(parts.values())
+    hours = expected_hours(work, how)
+    parts["checkpoints and interruptions"] = hours - work
     cost, memory = None, memory_of(job)
-    if price and (memory.fits or wanted):
-        efforts = Efforts(setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=_kept_gb(job), storage_months=1)
-        cost = cost_of(hours, low, high, job.gpus, price, efforts=efforts)
-    return Option(job, memory, speed, hours, low, high, parts, cost)
+    price = ask.prices.gpu(job.gpu.key, ask.tier, job.gpus)
+    if price and lengths.tokens and (memory.fits or wanted):
+        efforts = ask.efforts or Efforts(
+            setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=_kept_gb(job), storage_months=1
+        )
+        cost = cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,
+                       usd_per_gb_month=ask.prices.storage.usd_per_gb_month)  # fmt: skip
+    return Option(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, learned)
 
 
 def _kept_gb(job: Job) -> float:
@@ -267,14 +345,11 @@ def _row(option: Option) -> dict[str, Any]:
 
 def _would_fit(job: Job) -> str:
     """The first of the usual remedies that is enough, or nothing."""
-    ckpt = {"grad_ckpt": True}
-    for words, changes in (
-        ("--grad-ckpt", ckpt),
-        ("--grad-ckpt --loss-kernel fused", {**ckpt, "loss_kernel": "fused"}),
-    ):
-        changed = _with(job, **changes)
+    for many in (1, 2):
+        merged = {name: value for _, _, settings in REMEDIES[:many] for name, value in settings.items()}
+        changed = _with(job, **merged)
         if changed and memory_of(changed).fits:
-            return words
+            return " ".join(words for words, _, _ in REMEDIES[:many])
     return ""
 
 
@@ -345,7 +420,11 @@ def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
         )
     if job.method == "prefix":
         found.append(f"{job.prefix_tokens} virtual tokens (--prefix-tokens)")
-    found.append(f"{option.speed.share:.0%} of the {job.gpu.name}'s peak is reached: {job.gpu.share_of}")
+    found.append(
+        option.learned
+        or (f"speed of {job.gpu.name}: {job.gpu.share_of}" if job.gpu.is_cpu
+            else f"{option.speed.share:.0%} of the {job.gpu.name}'s peak is reached: {job.gpu.share_of}")
+    )  # fmt: skip
     found.append(
         f"time and dollars: 80 % of published runs lie within a factor of {SPREAD:g}; one run, its machine paid while it runs"
     )
@@ -358,71 +437,113 @@ def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
 
 # --- when nothing fits -------------------------------------------------------------------------
 
-
-def _changes(job: Job) -> list[dict[str, Any]]:
-    """Changes of one setting, then of several, that make the job fit; and what still lacks when none does."""
-    steps: list[tuple[str, str, Callable[[Job], Job | None]]] = [
-        ("--grad-ckpt", "layers are recomputed: their activations need not wait", lambda j: _with(j, grad_ckpt=True)),
-        ("--loss-kernel fused", "no logits are kept", lambda j: _with(j, loss_kernel="fused")),
-        ("--micro-batch 1", "fewer rows at once", lambda j: _with(j, micro_batch=1)),
-        ("--method lora", "only an adapter has gradients and optimizer states", lambda j: _with(j, method="lora")),
-        ("--optimizer adamw-8bit", "states of 2 bytes a parameter",
-         lambda j: _with(j, optimizer="adamw-8bit") if j.full and not j.gpu.is_cpu else None),
-        ("--method qlora", "frozen weights in 4 bits",
-         lambda j: None if j.gpu.is_cpu else _with(j, method="qlora", quant="nf4-dq", dtype="fp16" if not j.gpu.bf16 else "bf16")),
-        ("--seq-len 512", "shorter rows", lambda j: _with(j, seq_len=512) if j.seq_len > 512 else None),
-        ("--gpus 8 --sharding fsdp", "weights divided among the GPUs",
-         lambda j: None if j.gpu.is_cpu else _with(j, gpus=8, sharding="fsdp")),
-    ]  # fmt: skip
-    found: list[dict[str, Any]] = []
-    words: list[str] = []
-    so_far = job
-    for change, why, step in steps:
-        alone = step(job)
-        if alone and memory_of(alone).fits:
-            found.append({"change": change, "why": why, "required_gib": round(memory_of(alone).required, 2)})
-    for change, _, step in steps:
-        if found:
-            break
-        changed = step(so_far)
-        if changed and memory_of(changed).required < memory_of(so_far).required:
-            so_far, words = changed, [w for w in words if w.split()[0] != change.split()[0]] + [change]
-            if memory_of(so_far).fits:
-                found.append({"change": " ".join(words), "why": "together they fit",
-                              "required_gib": round(memory_of(so_far).required, 2)})  # fmt: skip
-    if not found:
-        found = _other_machines(job) or _smaller_models(so_far)
-    return found
+# What makes a job smaller, the least harmful first: words for the command line, why, and the settings.
+REMEDIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--grad-ckpt", "layers are recomputed: their activations need not wait", {"grad_ckpt": True}),
+    ("--loss-kernel fused", "no logits are kept", {"loss_kernel": "fused"}),
+    ("--micro-batch 1", "fewer rows at once", {"micro_batch": 1}),
+    ("--optimizer adamw-8bit", "states of 2 bytes a parameter", {"optimizer": "adamw-8bit"}),
+    ("--optimizer-in-backward", "no gradient outlives its update", {"optimizer_in_backward": True}),
+    ("--seq-len 512", "shorter rows", {"seq_len": 512}),
+)
+METHODS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("", "", {}),
+    ("--method lora", "only an adapter has gradients and optimizer states", {"method": "lora"}),
+    ("--method qlora", "frozen weights in 4 bits", {"method": "qlora", "quant": "nf4-dq"}),
+)
 
 
-def _with(job: Job, **changes: Any) -> Job | None:
-    """The job with changes, or None where nothing would change or the settings exclude each other."""
-    if all(getattr(job, name) == value for name, value in changes.items()):
+def changes(job: Job) -> list[dict[str, Any]]:
+    """Changes that make the job fit: for each method the fewest settings, then more GPUs, else another machine or model."""
+    found = [change for way in METHODS if (change := _fewest(job, *way))]
+    found += _more_gpus(job)
+    return found or _other_machines(job) or _smaller_models(job)
+
+
+def _fewest(job: Job, words: str, why: str, way: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fewest remedies, the least harmful ones, that make the job fit by one method; None where they don't suffice."""
+    start = _with(job, **way) if way else job
+    if start is None:
         return None
-    if changes.get("method") == "lora" and not job.full:
+    taken = [remedy for remedy in REMEDIES if _helps(start, remedy[2])]
+
+    def with_all(remedies: Sequence[tuple[str, str, dict[str, Any]]]) -> Job | None:
+        merged = {name: value for _, _, settings in remedies for name, value in settings.items()}
+        return (_with(start, **merged) if merged else start) if start else None
+
+    whole = with_all(taken)
+    if whole is None or not memory_of(whole).fits:
         return None
-    if changes.get("method") == "qlora" and job.method == "prefix":
+    for remedy in reversed(taken):
+        fewer = [other for other in taken if other is not remedy]
+        less = with_all(fewer)
+        if less is not None and memory_of(less).fits:
+            taken, whole = fewer, less
+    reasons = [reason for reason in (why, *(remedy[1] for remedy in taken)) if reason]
+    change = " ".join(part for part in (words, *(remedy[0] for remedy in taken)) if part)
+    return {"change": change, "why": "; ".join(reasons), "required_gib": round(memory_of(whole).required, 2)}
+
+
+def _helps(job: Job, settings: Mapping[str, Any]) -> bool:
+    """Whether a remedy changes this job, and may."""
+    if "seq_len" in settings and job.seq_len <= settings["seq_len"]:
+        return False
+    if ("optimizer" in settings or "optimizer_in_backward" in settings) and not job.full:
+        return False
+    return _with(job, **settings) is not None
+
+
+def _with(job: Job, **settings: Any) -> Job | None:
+    """The job with changed settings, or None where nothing would change or they exclude each other."""
+    if all(getattr(job, name) == value for name, value in settings.items()):
+        return None
+    if settings.get("method") == "lora" and not job.full:
+        return None
+    if settings.get("method") == "qlora" and job.method == "prefix":
         return None
     try:
-        return make_job(**{**vars(job), **changes})
+        return make_job(**{**vars(job), **settings})
     except UserError:
         return None
 
 
+def _change_of_machine(job: Job, gpu: Gpu, counts: Sequence[int], words: str, why: str) -> dict[str, Any] | None:
+    """The smallest count of a GPU that takes the job as it is."""
+    for gpus in counts:
+        for sharding in ("none",) if gpus == 1 else ("ddp", "fsdp"):
+            other = _with(job, gpu=gpu, gpus=gpus, sharding=sharding)
+            if other and memory_of(other).fits:
+                return {"change": words + f"--gpus {gpus}" + (f" --sharding {sharding}" if gpus > 1 else ""), "why": why,
+                        "required_gib": round(memory_of(other).required, 2)}  # fmt: skip
+    return None
+
+
+def _more_gpus(job: Job) -> list[dict[str, Any]]:
+    counts = [] if job.gpu.is_cpu else [count for count in COUNTS if count > job.gpus]
+    found = _change_of_machine(job, job.gpu, counts, "", "weights and states are divided among the GPUs")
+    return [found] if found else []
+
+
 def _other_machines(job: Job) -> list[dict[str, Any]]:
     """The smallest machine of the table that takes the job as it is."""
-    for gpus in COUNTS:
+    for count in COUNTS:
         for gpu in sorted(all_gpus().values(), key=lambda gpu: gpu.gib):
-            other = _with(job, gpu=gpu, gpus=gpus, sharding="none" if gpus == 1 else "fsdp")
-            if other and memory_of(other).fits:
-                return [{"change": f"--gpu {gpu.key} --gpus {gpus}", "why": "the smallest machine that has the memory",
-                         "required_gib": round(memory_of(other).required, 2)}]  # fmt: skip
+            found = _change_of_machine(
+                job, gpu, (count,), f"--gpu {gpu.key} ", "the smallest machine that has the memory"
+            )
+            if found:
+                return [found]
     return []
 
 
 def _smaller_models(job: Job) -> list[dict[str, Any]]:
+    """The largest known model that fits in this way or another."""
     for name, shape in sorted(bundled_models().items(), key=lambda item: -item[1].parameters):
-        if shape.parameters < job.shape.parameters and memory_of(replace(job, model=name, shape=shape)).fits:
-            return [{"change": f"--model {name}", "why": "the largest known model that fits with all of the above",
-                     "required_gib": round(memory_of(replace(job, model=name, shape=shape)).required, 2)}]  # fmt: skip
+        smaller = replace(job, model=name, shape=shape)
+        if shape.parameters < job.shape.parameters and (not shape.context or job.seq_len <= shape.context):
+            ways = [_fewest(smaller, *way) for way in METHODS]
+            change = next((found for found in ways if found), None)
+            if change:
+                words = f"--model {name} {change['change']}".strip()
+                return [{**change, "change": words, "why": "the largest known model that fits"}]
     return []

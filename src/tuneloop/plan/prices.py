@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date as Day
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ Tier = Literal["on-demand", "spot", "reserved"]
 TIERS: tuple[Tier, ...] = ("on-demand", "spot", "reserved")
 BUNDLED = Path(__file__).with_name("prices.yaml")
 OLD_AFTER_DAYS = 180
+CPU_USD_PER_HOUR = 0.05  # of this machine without a GPU, unless it is given: about two shared cloud cores
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ class PriceTable:
             if found:
                 return sorted(found, key=lambda price: (price.usd_per_hour, price.gpus, price.provider))
         return []
+
+    def with_price(self, provider: str, gpu: str, usd_per_hour: float, tier: Tier) -> PriceTable:
+        """The table with a price on top of all others."""
+        mine = Price(provider, gpu, 1, tier, usd_per_hour, Day.today().isoformat(), provider)
+        return replace(self, levels=((mine,), *self.levels))
 
     def gpu(self, gpu: str, tier: str = "on-demand", gpus: int = 1) -> Price | None:
         """The offer with the smallest bill for `gpus` GPUs, or None where there is no price."""

@@ -27,14 +27,16 @@ _KEYS = (
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 # Architectures whose layers have Llama's seven matrices and two norms; what differs stands in `from_config`.
-LIKE_LLAMA = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
+LIKE_LLAMA = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "gemma", "gemma2", "gemma3_text"}
+TIED_UNLESS_SAID = {"smollm3", "gemma", "gemma2", "gemma3_text"}  # what a config.json without the key means
+FOUR_NORMS = {"gemma2", "gemma3_text"}  # before and after attention and feed-forward
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """The numbers of a decoder that cost memory and time, from its `config.json`.
 
-    `qkv_bias`, `o_bias`, `mlp_bias` and `qk_norm` tell the small parameters that some architectures have.
+    `qkv_bias`, `o_bias`, `mlp_bias`, `qk_norm` and `norms` tell the small parameters that some architectures have.
     """
 
     vocabulary: int
@@ -50,6 +52,7 @@ class ModelShape:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    norms: int = 2
 
     @staticmethod
     def from_config(config: Mapping[str, Any], where: str = "config.json") -> ModelShape:
@@ -82,12 +85,13 @@ class ModelShape:
             heads=heads,
             key_heads=_number(config, "num_key_value_heads", where, heads),
             head_size=_number(config, "head_dim", where, hidden // heads),
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=bool(config.get("tie_word_embeddings", kind in TIED_UNLESS_SAID)),
             context=_number(config, "max_position_embeddings", where, 0),
             qkv_bias=bias or kind == "qwen2",
             o_bias=bias and kind != "qwen2",
             mlp_bias=bool(config.get("mlp_bias", False)),
-            qk_norm=kind == "qwen3",
+            qk_norm=kind in ("qwen3", "gemma3_text"),
+            norms=4 if kind in FOUR_NORMS else 2,
         )
 
     @property
@@ -125,7 +129,7 @@ class ModelShape:
     @property
     def layer_parameters(self) -> int:
         """All parameters of one layer."""
-        small = 2 * self.hidden
+        small = self.norms * self.hidden
         small += (self.queries + 2 * self.keys) * self.qkv_bias + self.hidden * self.o_bias
         small += (2 * self.feed_forward + self.hidden) * self.mlp_bias + 2 * self.head_size * self.qk_norm
         return self.layer_matrices + small
@@ -205,16 +209,28 @@ def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
     raise UserError(
         f"No model named {name!r}: no such short name, folder or hub name",
         where="model",
-        next_step=(f"did you mean {' or '.join(near)}? " if near else "")
-        + "or name a folder with config.json, or org/name on the hub",
+        next_step=(f"did you mean {' or '.join(near)}? Or" if near else "")
+        + " name a folder with config.json, or org/name on the hub".removeprefix("" if near else " "),
     )
 
 
 def _short(name: str) -> str:
     """`meta-llama/Meta-Llama-3.1-8B-Instruct` and the like as `llama-3.1-8b`."""
-    short = name.rsplit("/", 1)[-1].lower()
-    for ending in ("-hf", "-instruct", "-chat", "-base", "-bnb-4bit", "-intermediate-step-1431k-3t", "-v1.0"):
-        short = short.removesuffix(ending).removesuffix("-chat")
+    short = name.rsplit("/", 1)[-1].lower().replace(":", "-")
+    endings = (
+        "-hf",
+        "-instruct",
+        "-it",
+        "-chat",
+        "-base",
+        "-bnb-4bit",
+        "-unsloth",
+        "-fp8",
+        "-intermediate-step-1431k-3t",
+        "-v1.0",
+    )
+    while (shorter := short.removesuffix(next((e for e in endings if short.endswith(e)), ""))) != short:
+        short = shorter
     short = short.removeprefix("meta-")
     if short.startswith("llama-3.") is False and short.startswith("llama3"):
         short = short.replace("llama3", "llama-3", 1)
@@ -236,17 +252,27 @@ def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
         raise UserError("config.json is no valid JSON", where=str(path), next_step="download it again") from None
     if not isinstance(config, dict):
         raise UserError("config.json holds no object", where=str(path), next_step="download it again")
-    config = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    assumed = []
+    if isinstance(config.get("text_config"), dict):
+        config = config["text_config"]
+        assumed.append("only the language model of several parts is planned (text_config)")
     kind = config.get("model_type", "llama")
-    assumed = [] if kind in LIKE_LLAMA else [f"architecture {kind!r} is sized as if it were a Llama"]
+    if kind not in LIKE_LLAMA:
+        assumed.append(f"architecture {kind!r} is sized as if it were a Llama: its parameters may be more or fewer")
     return name, ModelShape.from_config(config, str(path)), assumed
 
 
 def _from_hub(name: str) -> Path:
     """The hub's `config.json` of a model: cache, then network."""
-    from huggingface_hub import errors, hf_hub_download
+    import logging
+
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
     try:
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return Path(cached)
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each of its attempts
         return Path(hf_hub_download(name, "config.json"))
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(

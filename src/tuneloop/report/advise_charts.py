@@ -37,7 +37,7 @@ def tornado_chart(swings: Sequence[Mapping[str, Any]], base: float, width: float
     left, right = (6.0, width - 6) if narrow else (290.0, width - 60)
     scale = axis([base, *(s[end] for s in swings for end in ("at_low", "at_high"))], left, right, log=False)
     bottom = top + pitch * len(swings)
-    body = []
+    body, names = [], []  # names are drawn last, on the lines that they cross
     for tick in scale.ticks:
         body += [
             _line(scale(tick), top, scale(tick), bottom, "grid"),
@@ -47,7 +47,7 @@ def tornado_chart(swings: Sequence[Mapping[str, Any]], base: float, width: float
         y = top + pitch * i + (28 if narrow else 9)
         ends = f"{_plain(swing['low'])} to {_plain(swing['high'])}"
         if narrow:
-            body.append(_text(0, y - 8, f"{swing['name']}: {ends}", "name"))
+            names.append(_text(0, y - 8, f"{swing['name']}: {ends}", "name paper"))
         else:
             body += [_text(0, y + 10, fit(swing["name"], 165), "name"), _text(278, y + 10, ends, "tick", "end")]
         for end in ("low", "high"):
@@ -64,7 +64,7 @@ def tornado_chart(swings: Sequence[Mapping[str, Any]], base: float, width: float
     title = "Net saving when one assumption changes. " + "; ".join(
         f"{s['name']}: {dollars(s['at_low'])} to {dollars(s['at_high'])}" for s in swings
     )
-    return _svg(width, bottom + 26, title, body, "tornado")
+    return _svg(width, bottom + 26, title, body + names, "tornado")
 
 
 def _plain(value: float) -> str:

@@ -36,7 +36,7 @@ def page_of_advice(advice: Mapping[str, Any]) -> dict[str, Any]:
     months = question["months"]
     net = months * chosen["saves_usd_per_month"] - chosen["upfront_usd"] if chosen else 0.0
     return {
-        "title": ANSWERS[advice["answer"]] + (f" with {method}" if advice["answer"] == "tune" else ""),
+        "title": ANSWERS[advice["answer"]] + _with(advice),
         "model": question["model"],
         "words": advice["reasons"][0]["says"],
         "figures": _figures(advice, chosen, months),
@@ -58,6 +58,13 @@ def page_of_advice(advice: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _with(advice: Mapping[str, Any]) -> str:
+    """By what method, where the answer is to tune."""
+    if advice["answer"] != "tune":
+        return ""
+    return " all weights" if advice["method"] == "full" else f" with {METHODS[advice['method']]}"
+
+
 def _figures(advice: Mapping[str, Any], chosen: Mapping[str, Any] | None, months: float) -> list[tuple[str, str, str]]:
     """(name, value, detail) of the figures at the top."""
     found = []
@@ -69,7 +76,7 @@ def _figures(advice: Mapping[str, Any], chosen: Mapping[str, Any] | None, months
     if chosen:
         days = chosen["break_even_days"]
         found.append(
-            ("pays back after", "never" if days is None else f"{days:,.0f} days", chosen["why_never"] or
+            ("pays back after", payback(days), chosen["why_never"] or
              f"{chosen['break_even_queries']:,.0f} queries")
         )  # fmt: skip
         found.append((f"saved in {months:g} months", dollars(months * chosen["saves_usd_per_month"] - chosen["upfront_usd"]),
@@ -77,8 +84,19 @@ def _figures(advice: Mapping[str, Any], chosen: Mapping[str, Any] | None, months
     return found
 
 
+def payback(days: float | None) -> str:
+    """Days until the money is back, in words."""
+    return "never" if days is None else "under a day" if days < 1 else f"{days:,.0f} days"
+
+
+def _pays(row: Mapping[str, Any]) -> str:
+    """When an alternative pays back; nothing for today's way, and for one that saves nothing and costs nothing."""
+    if not row["saves_usd_per_month"] and not row["upfront_usd"]:
+        return ""
+    return payback(row["break_even_days"])
+
+
 def _alternative(row: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> dict[str, str]:
-    days = row["break_even_days"]
     metric = ladder[0]["metric"] if ladder else "accuracy"
     return {
         "name": row["name"],
@@ -87,7 +105,7 @@ def _alternative(row: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> dic
         "query": usd(row["usd_per_1000_queries"]),
         "month": dollars(row["usd_per_month"]),
         "total": dollars(row["total_usd"]),
-        "pays": "" if row["saves_usd_per_month"] is None else "never" if days is None else f"{days:,.0f} days",
+        "pays": _pays(row),
         "note": row["note"] + (f"; {row['why_never']}" if row["why_never"] else ""),
     }
 
@@ -97,7 +115,9 @@ def _rung(c: Mapping[str, Any]) -> dict[str, str]:
     return {
         "name": c["name"],
         "value": figure(c["value"], c["metric"]),
-        "bounds": f"[{figure(c['low'], c['metric'])}, {figure(c['high'], c['metric'])}]",
+        "bounds": ""
+        if c["low"] == c["high"]
+        else f"[{figure(c['low'], c['metric'])}, {figure(c['high'], c['metric'])}]",
         "gain": "" if gain is None else f"{gain:+.2f}",
         "tokens": "" if c["prompt_tokens"] is None else count(c["prompt_tokens"]),
         "query": "" if c["usd_per_1000_queries"] is None else usd(c["usd_per_1000_queries"]),

@@ -95,6 +95,7 @@ def page_template(name: str) -> Template:
     )
     environment.filters["count"] = count
     environment.filters["soft"] = soft
+    environment.filters["flags"] = flags
     return environment.get_template(name)
 
 
@@ -106,6 +107,13 @@ def soft(text: str) -> Markup:
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"(?<=\w)([_/.])(?=\w)", r"\1<wbr>", str(escape(text))))
+
+
+def flags(text: str) -> Markup:
+    """Escaped text whose `--flags` are not broken at their hyphens."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"(?<!\w)(--[a-z][a-z-]*)", r'<span class="flag">\1</span>', str(escape(text))))
 
 
 def page_of(facts: RunFacts) -> dict[str, Any]:

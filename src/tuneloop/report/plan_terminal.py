@@ -10,7 +10,6 @@ _MOST_ROWS = 60
 
 def print_plan(plan: Mapping[str, Any]) -> None:
     """Print a plan of `plan_machines` as plain text."""
-    first = plan["table"][0]
     share = plan["trainable_parameters"] / plan["total_parameters"]
     print(
         f"{plan['model']}, {plan['method']}: {_count(plan['trainable_parameters'])} of {_count(plan['total_parameters'])}"
@@ -19,20 +18,41 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     print(f"{'':2}{'machine':<18}{'':6}{'peak GiB':>10}{'spare':>8}{'tokens/s':>11}{'hours':>9}{'dollars':>10}  range")
     for row in plan["table"][:_MOST_ROWS]:
         print(_line(row))
-    memory = plan["memory"]
-    print(f"\nMemory of {first['gpus']} x {first['gpu']} in GiB a GPU; the peak is the phase {memory['phase']!r}:")
+    memory, cpu = plan["memory"], plan["gpu"] == "cpu"
+    machine = "this machine's processor" if cpu else f"{plan['gpus']} x {plan['gpu']}"
+    verdict = "fits" if plan["fits"] else "does not fit"
+    print(f"\n{machine}: {verdict}. Memory in GiB{'' if cpu else ' a GPU'}; the peak is the phase {memory['phase']!r}:")
     for name, gib in sorted(memory["terms"].items(), key=lambda item: -item[1]):
         print(f"  {gib:9.2f}  {name}")
-    print(f"  {memory['peak_gib']:9.2f}  allocated at the peak (torch.cuda.max_memory_allocated)")
-    print(f"  {memory['reserved_gib']:9.2f}  reserved (about what nvidia-smi shows)")
-    print(f"  {memory['required_gib']:9.2f}  required, of {memory['capacity_gib']:.2f} that the driver reports")
+    if cpu:
+        print(f"  {memory['peak_gib']:9.2f}  resident at the peak")
+        print(f"  {memory['required_gib']:9.2f}  required, of {memory['capacity_gib']:.2f} that this process may use")
+    else:
+        print(f"  {memory['peak_gib']:9.2f}  allocated at the peak (torch.cuda.max_memory_allocated)")
+        print(f"  {memory['reserved_gib']:9.2f}  reserved (about what nvidia-smi shows)")
+        print(f"  {memory['required_gib']:9.2f}  required, of {memory['capacity_gib']:.2f} that the driver reports")
+    _print_time_and_cost(plan)
     print("\nAssumed:")
     for line in plan["assumptions"]:
         print(f"  {line}")
     if not plan["fits"]:
-        print("\nNothing fits. To change:" if plan["alternatives"] else "\nNothing fits, whatever is changed.")
+        nothing = "Nothing fits" if not any(row["fits"] for row in plan["table"]) else f"{machine} does not suffice"
+        print(f"\n{nothing}. To change:" if plan["alternatives"] else f"\n{nothing}, whatever is changed.")
     for change in plan["alternatives"]:
         print(f"  {change['change']}: {change['why']} ({change['required_gib']:.1f} GiB required)")
+
+
+def _print_time_and_cost(plan: Mapping[str, Any]) -> None:
+    time, cost = plan["time"], plan["cost"]
+    print(f"\nTime: {_hours(time['hours'])} hours, {_hours(time['low'])} to {_hours(time['high'])}")
+    for name, hours in time["breakdown"].items():
+        if hours >= 0.005 * time["hours"]:
+            print(f"  {hours:9.3f}  {name}")
+    if cost["usd"] is not None:
+        print(f"Cost: {_usd(cost['usd'])} expected, {_usd(cost['p50'])} P50, {_usd(cost['p90'])} P90")
+        for name, usd in cost["breakdown"].items():
+            if usd >= 0.005:
+                print(f"  {usd:9.2f}  {name}")
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -256,3 +256,11 @@ def test_peoples_time_is_named_beside_a_saving_that_leaves_it_out() -> None:
     assert "an hour" in notes["people-not-counted"]
     counted = advise(Question(rows=20000, usd_per_engineer_hour=80, **PAYS))
     assert "people-not-counted" not in {reason.rule for reason in counted.reasons}
+
+
+def test_a_distilled_model_without_a_price_by_the_token_runs_on_rented_machines() -> None:
+    found = advise(Question(rows=20000, **PAYS))
+    row = next(row for row in found.options if row.option.name == "distil into llama-3.2-3b")
+    assert row.option.usd_per_query == 0
+    assert row.option.monthly_usd > 100  # a machine that always runs
+    assert "real-time" in row.option.note

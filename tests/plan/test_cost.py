@@ -141,3 +141,15 @@ def test_the_spread_is_that_of_the_given_percentiles() -> None:
     sigma = lognormal_sigma(2, 8)
     assert 4 * math.exp(1.2815515594 * sigma) == pytest.approx(8)
     assert lognormal_sigma(3, 3) == 0
+
+
+def test_a_spot_machine_that_is_taken_away_takes_longer_and_checkpoints_bound_the_loss() -> None:
+    from tuneloop.plan.options import plan_machines
+
+    asked = {"model": "llama-3.1-8b", "gpu": "a100-80gb", "tokens": 10**9, "tier": "spot"}
+    hours = [plan_machines({**asked, **more})["time"]["hours"] for more in (
+        {"interruptions_per_hour": 0.0}, {}, {"interruptions_per_hour": 1.0}, {"interruptions_per_hour": 1.0, "checkpoint_minutes": 60},
+    )]  # fmt: skip
+    assert hours == sorted(hours) and hours[3] > 1.5 * hours[0]
+    with pytest.raises(UserError, match="never ends"):
+        plan_machines({**asked, "interruptions_per_hour": 5000, "checkpoint_minutes": 60})

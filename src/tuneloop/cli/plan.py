@@ -50,6 +50,10 @@ def command(
     tier: str = typer.Option(None, help="on-demand, spot or reserved."),
     prices: str = typer.Option(None, help="Your own price file."),
     usd_per_gpu_hour: float = typer.Option(None, help="What an hour of the GPU named by --gpu costs."),
+    interruptions_per_hour: float = typer.Option(
+        None, help="How often a machine is taken away or fails [spot: 0.1; else a GPU in 50,000 hours]."
+    ),
+    checkpoint_minutes: float = typer.Option(None, help="Minutes between checkpoints [the best interval]."),
     calibrate: bool = typer.Option(
         False, "--calibrate", help="Train a few steps here and keep predicted and measured."
     ),

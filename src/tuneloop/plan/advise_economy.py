@@ -23,7 +23,7 @@ from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
 from tuneloop.plan.options import COUNTS, Ask, Lengths, machines
 from tuneloop.plan.options import Option as Machine
 from tuneloop.plan.prices import Price, PriceTable
-from tuneloop.plan.shape import ModelShape, bundled_models, find_model
+from tuneloop.plan.shape import ModelShape, find_model
 from tuneloop.types import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,14 @@ GIB, BF16 = 1024**3, 2
 METHODS = ("prefix", "lora", "qlora", "full")
 SERVE_GPU = "l40s"  # where no GPU is named: the cheapest common card that holds 8B parameters with room for requests
 UTILISATION = 0.3  # of a real-time machine, over a day with a quiet night; stated with every figure that uses it
-DISTIL = {"llama-3.1-405b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-8b", "llama-3.1-70b": "llama-3.1-8b"}
+DISTIL = {
+    "llama-3.1-8b": "llama-3.2-3b",
+    "llama-3-8b": "llama-3.2-3b",
+    "llama-3.2-3b": "llama-3.2-1b",
+    "llama-3.1-405b": "llama-3.3-70b",
+    "llama-3.3-70b": "llama-3.1-8b",
+    "llama-3.1-70b": "llama-3.1-8b",
+}
 LARGER = {"llama-3.1-8b": "llama-3.3-70b", "llama-3-8b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-405b"}
 
 
@@ -203,36 +210,54 @@ def options_of(
     dearer = rate_of(question, prices, larger) if larger else None
     if larger and dearer:
         options.append(Option(f"larger model ({larger})", baseline, answer, dearer, note=f"tokens at {dearer.source}"))
-    monthly = bill.usd if bill else 0.0
+    served, monthly = (TokenRate(0, 0, "own machine"), bill.usd) if bill else (rate, 0.0)
     for method in METHODS:
         training = trained.get(method)
         if training is None or training.cost is None:
             continue
-        upkeep = training.cost.usd / question.retrain_months if question.retrain_months else 0.0
-        served = TokenRate(0, 0, "own machine") if bill else rate
-        tokens = tuned_prompt
         quality = measured.tuned.value if measured and measured.tuned and method == measured.method else None
         options.append(
             Option(
                 {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}[method],
-                tokens, answer, served, training.cost.usd, monthly + upkeep, quality,
-                f"{hours_words(training.hours)} on {training.job.gpus} x {training.job.gpu.key} a run; tokens at {served.source}",
+                tuned_prompt, answer, served, training.cost.usd, monthly + _upkeep(question, training), quality,
+                f"{_run_words(training)}; tokens at {served.source}",
             )
         )  # fmt: skip
-    return options + _distilled(question, prices, trained, tuned_prompt, answer)
+    return options + _distilled(question, prices, tuned_prompt, answer)
 
 
-def _distilled(
-    question: Question, prices: PriceTable, trained: Mapping[str, Machine], prompt: float, answer: float
-) -> list[Option]:
-    """A smaller model trained on this one's answers, where both have a price."""
-    smaller = DISTIL.get(question.model.removesuffix("-instruct"))
-    rate = rate_of(question, prices, smaller) if smaller else None
-    teacher = rate_of(question, prices, question.model)
-    lora = trained.get("lora")
-    if not smaller or rate is None or teacher is None or lora is None or lora.cost is None:
+def _upkeep(question: Question, training: Machine) -> float:
+    """Dollars a month for training again."""
+    return training.cost.usd / question.retrain_months if training.cost and question.retrain_months else 0.0
+
+
+def _run_words(training: Machine) -> str:
+    return f"{hours_words(training.hours)} on {training.job.gpus} x {training.job.gpu.key} a run"
+
+
+def _distilled(question: Question, prices: PriceTable, prompt: float, answer: float) -> list[Option]:
+    """LoRA on a smaller model with this one's answers: by the token where it has a price and the tuned model is billed so, else
+    on rented machines."""
+    smaller, teacher = DISTIL.get(question.model.removesuffix("-instruct")), rate_of(question, prices, question.model)
+    if not smaller or teacher is None:
         return []
-    share = bundled_models()[smaller].parameters / find_model(question.model)[1].parameters
+    student = question.model_copy(
+        update={"model": smaller, "usd_per_million_input": None, "usd_per_million_output": None, "measured": None}
+    )
+    training = trainings(student, prices).get("lora")
+    if training is None or training.cost is None:
+        return []
+    rate, monthly, mode = rate_of(student, prices, smaller), 0.0, question.serving
+    if rate is None or mode != "token":
+        mode = "real-time" if mode == "token" else mode
+        bill = bills(student, prices, prompt).get(mode)
+        if bill is None:
+            return []
+        rate, monthly = TokenRate(0, 0, f"own machine, {mode}"), bill.usd
     writing = (question.rows or 0) * teacher.usd_per_query(question.baseline_prompt_tokens or prompt, answer)
-    note = f"LoRA on {smaller} in {share:.0%} of the time, {question.rows or 0:,} answers written by {question.model}"
-    return [Option(f"distil into {smaller}", prompt, answer, rate, lora.cost.usd * share + writing, 0.0, None, note)]
+    note = (
+        f"LoRA on {smaller}: {_run_words(training)}; {question.rows or 0:,} answers written by {question.model}; "
+        f"tokens at {rate.source}"
+    )
+    upfront, monthly = training.cost.usd + writing, monthly + _upkeep(question, training)
+    return [Option(f"distil into {smaller}", prompt, answer, rate, upfront, monthly, None, note)]

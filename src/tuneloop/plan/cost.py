@@ -135,6 +135,15 @@ def expected_hours(work_hours: float, how: Interruptions) -> float:
     return mean * math.exp(restart / mean) * math.expm1(exponent) * work_hours / interval
 
 
+def never_ends(how: Interruptions) -> UserError:
+    """What is said where `expected_hours` is infinite."""
+    return UserError(
+        "Interruptions come faster than checkpoints: the run never ends",
+        where=f"{how.per_hour:g} interruptions an hour, a checkpoint of {how.save_minutes:.2g} minutes",
+        next_step="checkpoint more often, or rent on demand",
+    )
+
+
 def interruptions(tier: str, gpus: int = 1) -> Interruptions:
     """What to expect of a price tier: failures of GPUs, and reclaimed machines on spot; any of them stops the run."""
     reclaims = RECLAIMS_PER_SPOT_HOUR * math.ceil(gpus / GPUS_A_MACHINE) if tier == "spot" else 0.0
@@ -172,11 +181,7 @@ def cost_of(
     rate = price.machines_usd(gpus)
     stretch = expected_hours(training_hours, how) / training_hours if training_hours else 1.0
     if not math.isfinite(stretch):
-        raise UserError(
-            "Interruptions come faster than checkpoints: the run never ends",
-            where=f"{how.per_hour:g} interruptions an hour, a checkpoint of {how.save_minutes:g} minutes",
-            next_step="checkpoint more often, or rent on demand",
-        )
+        raise never_ends(how)
     people = (
         ("data preparation", efforts.rows_to_label * efforts.minutes_a_row / 60 * efforts.usd_per_labeller_hour),
         ("engineering", efforts.engineer_hours * efforts.usd_per_engineer_hour),

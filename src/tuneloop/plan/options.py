@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.files import read_json
-from tuneloop.plan.cost import Cost, Efforts, cost_of, expected_hours, interruptions
+from tuneloop.plan.cost import Cost, Efforts, Interruptions, cost_of, expected_hours, interruptions, never_ends
 from tuneloop.plan.gpus import CPU, Gpu, all_gpus, find_gpu
 from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.ledger import Entry, learned_speed, read_ledger
@@ -99,6 +99,8 @@ class Ask:
         settings: names of `Job`, and `gpu`, `gpus`, `sharding` where they are given; `micro_batch` may be several, the
             first that fits is taken.
         lengths, epochs: how much is trained on. prices, tier: what machines cost. efforts: what it takes besides the run.
+        per_hour: expected interruptions an hour of one machine. checkpoint_minutes: between checkpoints. Not given: what the tier
+            lets expect, and the best interval.
         ledger: earlier runs.
     """
 
@@ -110,6 +112,8 @@ class Ask:
     prices: PriceTable
     tier: Tier = "on-demand"
     efforts: Efforts | None = None
+    per_hour: float | None = None
+    checkpoint_minutes: float | None = None
     ledger: Sequence[Entry] = field(default_factory=read_ledger)
 
     def option(self, job: Job, wanted: bool = False) -> Option:
@@ -137,7 +141,7 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: what the command line was given, by the names of `Job`, and `model`, `gpu`, `gpus`, `tokens`, `dataset`,
-            `epochs`, `tier`, `prices`, `usd_per_gpu_hour`; None means not given.
+            `epochs`, `tier`, `prices`, `usd_per_gpu_hour`, `interruptions_per_hour`, `checkpoint_minutes`; None means not given.
 
     Raises:
         UserError: unknown names, numbers that can't be, or settings that exclude each other.
@@ -153,8 +157,10 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
         given["seq_len"] = _sequence(shape, lengths, given, assumed)
     if "targets" in given:
         given["targets"] = target_modules(given["targets"])
+    per_hour, minutes = given.pop("interruptions_per_hour", None), given.pop("checkpoint_minutes", None)
+    _check_interruptions(per_hour, minutes)
     prices = priced(load_prices(own), given.get("gpu"), usd, tier)
-    ask = Ask(name, shape, given, lengths, epochs, prices, tier)
+    ask = Ask(name, shape, given, lengths, epochs, prices, tier, per_hour=per_hour, checkpoint_minutes=minutes)
     ordered, left_out = machines(ask)
     if not ordered:
         raise UserError("No machine is left to plan for", where="plan", next_step="; ".join(left_out) or "name a GPU")
@@ -170,6 +176,15 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
         plan["alternatives"] = changes(best.job)
     plan["table"] = [_row(option) for option in ordered]
     return plan
+
+
+def _check_interruptions(per_hour: float | None, checkpoint_minutes: float | None) -> None:
+    for flag, value, least in (
+        ("--interruptions-per-hour", per_hour, 0.0),
+        ("--checkpoint-minutes", checkpoint_minutes, 0.01),
+    ):
+        if value is not None and not least <= value <= 10_000:
+            raise UserError(f"{flag} is {value}", where=flag, next_step=f"give a number from {least:g} to 10,000")
 
 
 def priced(prices: PriceTable, gpu: str | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
@@ -301,9 +316,14 @@ def _option(ask: Ask, job: Job, wanted: bool) -> Option:
         "train": lengths.tokens * ask.epochs / rate / 3600,
         **overhead_hours(job, evaluations=EVALUATIONS, evaluation_tokens=min(val, 200_000)),
     }
-    how = replace(interruptions(ask.tier, job.gpus), save_minutes=parts.pop("save") * 60)
+    usual = interruptions(ask.tier, job.gpus)
+    how = Interruptions(
+        usual.per_hour if ask.per_hour is None else ask.per_hour, ask.checkpoint_minutes, parts.pop("save") * 60
+    )
     work = sum(parts.values())
     hours = expected_hours(work, how)
+    if not math.isfinite(hours):
+        raise never_ends(how)
     parts["checkpoints and interruptions"] = hours - work
     cost, memory = None, memory_of(job)
     price = ask.prices.gpu(job.gpu.key, ask.tier, job.gpus)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tuneloop.cli.main import main
 from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.memory import memory_of
-from tuneloop.plan.options import changes, plan_machines
+from tuneloop.plan.options import plan_machines
+from tuneloop.plan.remedies import changes
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -193,40 +193,43 @@ def advise(question: Question) -> Advice:
     question, assumed = _completed(question)
     trained = trainings(question, prices)
     method = _method(question, trained)
-    tuned_prompt = question.prompt_tokens
-    costs: dict[str, Bill] = bills(question, prices, tuned_prompt) if tuned_prompt else {}
-    bill = costs.get(question.serving) if question.serving in MODES else None
-    options = options_of(question, prices, trained, tuned_prompt, bill) if tuned_prompt else []
-    rows = (
-        compare_options(options, question.queries_per_day, question.months)
-        if options and question.queries_per_day
-        else []
-    )
-    facts = facts_of(question, trained, rows, method, prices, costs)
+    rented = bills(question, prices, question.prompt_tokens) if question.prompt_tokens else {}
+    rows = _alternatives(question, prices, trained, rented)
+    facts = facts_of(question, trained, rows, method, prices, rented)
     if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK:
         facts["elsewhere"] = _elsewhere(question, prices, trained)
     found = decide(facts)
-    answer, reasons = found["answer"][0], [*found["answer"], *found["method"], *found["note"]]
-    gives = next(rule.gives for rule in load_rules() if rule.id == answer.rule)
-    if gives == "dont":
-        reasons = [reason for reason in reasons if reason.kind != "method"]
+    answer = found["answer"][0]
+    tuning = answer.gives != "dont"
     training = trained.get(method)
-    chosen = next((row for row in rows if row.option.name == NAMES.get(method)), None)
-    swings = []
-    if chosen and training and training.cost and question.queries_per_day:
-        swings = sensitivity(
-            rows[0].option,
-            chosen.option,
-            question.queries_per_day,
-            question.months,
-            (training.cost.low, training.cost.p90),
-        )
     return Advice(
-        answer=gives, method="" if gives == "dont" else method, headline=_headline(gives, method, answer),
-        reasons=reasons, steps=_steps(question, gives, method, facts), missing=_missing(question, prices, rows),
-        assumptions=[*assumed, *_assumptions(question, training, rows)], trainings=trained, options=rows, swings=swings,
-        bills=costs, tokens=token_lines(question, prices, tuned_prompt) if tuned_prompt else [], question=question,
+        answer=answer.gives, method=method if tuning else "", headline=_headline(answer, method),
+        reasons=[answer, *(found["method"] if tuning else ()), *found["note"]],
+        steps=_steps(question, answer.gives, method, facts), missing=_missing(question, prices, rows),
+        assumptions=[*assumed, *_assumptions(question, training, rows)], trainings=trained, options=rows,
+        swings=_swings(question, training, rows, method), bills=rented,
+        tokens=token_lines(question, prices, question.prompt_tokens) if question.prompt_tokens else [], question=question,
     )  # fmt: skip
+
+
+def _alternatives(
+    question: Question, prices: PriceTable, trained: Mapping[str, Machine], rented: Mapping[str, Bill]
+) -> list[OptionRow]:
+    """The alternatives side by side; none without a volume and both prompts."""
+    if not question.queries_per_day or not question.prompt_tokens:
+        return []
+    bill = rented.get(question.serving) if question.serving in MODES else None
+    options = options_of(question, prices, trained, question.prompt_tokens, bill)
+    return compare_options(options, question.queries_per_day, question.months) if options else []
+
+
+def _swings(question: Question, training: Machine | None, rows: Sequence[OptionRow], method: str) -> list[Swing]:
+    """What moves the method's net saving."""
+    chosen = next((row for row in rows if row.option.name == NAMES[method]), None)
+    if not chosen or not training or not training.cost or not question.queries_per_day:
+        return []
+    upfront = (training.cost.low, training.cost.p90)
+    return sensitivity(rows[0].option, chosen.option, question.queries_per_day, question.months, upfront)
 
 
 def _completed(question: Question) -> tuple[Question, list[str]]:
@@ -257,8 +260,7 @@ def _method(question: Question, trained: Mapping[str, Machine]) -> str:
     facts = {"rows": question.rows, "new_domain": question.new_domain, "model": question.model}
     facts |= _fits(trained)
     facts |= {"gpu": question.gpu or "", "gpus": question.gpus or 1}
-    found = decide(facts, [rule for rule in load_rules() if rule.kind == "method"])["method"][0]
-    return next(rule.gives for rule in load_rules() if rule.id == found.rule)
+    return decide(facts, [rule for rule in load_rules() if rule.kind == "method"])["method"][0].gives
 
 
 def facts_of(
@@ -374,10 +376,10 @@ def _latencies(question: Question, prices: PriceTable) -> dict[str, float | None
     return result
 
 
-def _headline(gives: str, method: str, answer: Reason) -> str:
-    if gives == "dont":
+def _headline(answer: Reason, method: str) -> str:
+    if answer.gives == "dont":
         return f"Don't fine-tune: {answer.says}"
-    if gives == "prompt":
+    if answer.gives == "prompt":
         return f"Prompt first. {answer.says} Then {NAMES[method]}, if the prompt falls short."
     return f"Fine-tune {'all weights' if method == 'full' else 'with ' + NAMES[method]}: {answer.says}"
 

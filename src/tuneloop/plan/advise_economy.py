@@ -20,9 +20,10 @@ from tuneloop.plan.economics import (
     serving_tokens_per_second,
 )
 from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
-from tuneloop.plan.options import COUNTS, Ask, Lengths, machines
+from tuneloop.plan.options import Ask, Lengths, machines
 from tuneloop.plan.options import Option as Machine
 from tuneloop.plan.prices import Price, PriceTable
+from tuneloop.plan.remedies import COUNTS
 from tuneloop.plan.shape import ModelShape, find_model
 from tuneloop.types import UserError
 

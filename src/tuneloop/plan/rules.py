@@ -25,10 +25,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Reason:
-    """A rule that applied, in words, with the facts that it looked at."""
+    """A rule that applied, in words, with the facts that it looked at; `gives` is its answer or method."""
 
     rule: str
     kind: str
+    gives: str
     says: str
     source: str
     facts: dict[str, Any]
@@ -76,5 +77,7 @@ def decide(facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dic
             if rule.kind == "answer":
                 facts["advice"] = rule.gives
             looked = {name: facts.get(name) for name in rule.when}
-            found[rule.kind].append(Reason(rule.id, rule.kind, rule.say.format_map(facts), rule.source, looked))
+            found[rule.kind].append(
+                Reason(rule.id, rule.kind, rule.gives, rule.say.format_map(facts), rule.source, looked)
+            )
     return found

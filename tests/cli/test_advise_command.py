@@ -85,11 +85,13 @@ def test_a_damaged_evaluation_is_named(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_bare_on_a_terminal_it_asks_and_what_is_left_open_stays_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter(["1,200", "", "lots", "5000", "", "", "", "0.9", "", "$50", "", "maybe", "no"])
+    answers = iter(["1,200", "", "lots", "5000", "", "", "", "0.8", "200", "0.9", "", "$50", "", "maybe", "no"])
     monkeypatch.setattr(typer, "prompt", lambda *_, **__: next(answers))
     assert command._ask() == {
         "rows": 1200,
         "queries_per_day": 5000.0,
+        "few_shot": 0.8,
+        "test_rows": 200,
         "target": 0.9,
         "budget_usd": 50.0,
         "facts_change": False,
@@ -100,7 +102,37 @@ def test_bare_on_a_terminal_it_asks_and_what_is_left_open_stays_unknown(monkeypa
 def test_every_question_is_a_fact() -> None:
     from tuneloop.plan.advise import Question
 
-    assert {key for key, _, _ in command.QUESTIONS} <= set(Question.model_fields)
+    by_hand = {"few_shot", "test_rows"}  # these become a measured result
+    assert {key for key, _, _ in command.QUESTIONS} <= set(Question.model_fields) | by_hand
+
+
+def test_results_of_ones_own_are_shares_and_are_not_given_beside_an_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "advise",
+                "--rows",
+                "800",
+                "--few-shot",
+                "0.9",
+                "--classifier",
+                "0.7",
+                "--test-rows",
+                "400",
+                "--target",
+                "0.85",
+            ]
+        )
+        == 1
+    )
+    assert "few-shot reaches 0.900" in capsys.readouterr().out
+    assert main(["advise", "--rows", "800", "--few-shot", "90"]) == 2
+    assert "write 80 % as 0.8" in capsys.readouterr().err
+    (tmp_path / "eval.json").write_text(json.dumps({"n": 50, "metrics": {"accuracy": {"value": 0.5}}}))
+    assert main(["advise", str(tmp_path), "--few-shot", "0.9"]) == 2
+    assert "twice" in capsys.readouterr().err
 
 
 def test_prices_are_shown_and_a_wrong_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

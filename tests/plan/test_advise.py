@@ -67,7 +67,7 @@ def test_the_rule_that_decides(facts: dict[str, Any], rule: str, answer: str, me
     found = advise(Question(**facts))
     assert (found.reasons[0].rule, found.answer, found.method) == (rule, answer, method)
     assert found.headline.startswith(
-        {"dont": "Don't fine-tune: ", "prompt": "Prompt first", "tune": "Fine-tune with "}[answer]
+        {"dont": "Don't fine-tune: ", "prompt": "Prompt first", "tune": "Fine-tune "}[answer]
     )
     json.dumps(found.to_json())
 
@@ -91,7 +91,7 @@ def test_every_rule_has_words_a_source_and_can_apply() -> None:
         if rule.kind == "method":
             assert rule.gives in ("prefix", "lora", "qlora", "full"), rule.id
         for conditions in rule.when.values():
-            assert set(conditions) <= {"below", "at_least", "above", "is", "known"}, rule.id
+            assert set(conditions) <= {"below", "at_least", "above", "is", "is_not", "known"}, rule.id
 
 
 def test_what_is_not_known_makes_no_rule_apply() -> None:

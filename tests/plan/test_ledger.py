@@ -97,7 +97,7 @@ def job_here(model: str = "smollm2-135m", method: str = "lora", machine: str = H
 
 def test_the_speed_of_a_run_here_is_what_the_table_goes_by() -> None:
     assert learned_speed(job_here(), read_ledger()) == (speed_of(job_here()), "")
-    by_formula = plan()["time"]["by_formula_tokens_per_second"]
+    by_formula = plan()["by_formula"]["tokens_per_second"]
     record_run(plan(), 2.0, 1.0, tokens_per_second=3 * by_formula)
     for job in (job_here(), job_here("smollm2-360m"), job_here(method="full")):  # its own kind first, else any run here
         speed, words = learned_speed(job, read_ledger())
@@ -109,7 +109,7 @@ def test_the_speed_of_a_run_here_is_what_the_table_goes_by() -> None:
 
 def test_a_gpu_is_known_in_the_ledger_by_its_drivers_name() -> None:
     on_gpu = {**plan(), "gpu": "NVIDIA A100-SXM4-80GB"}
-    record_run(on_gpu, 2.0, 1.0, tokens_per_second=0.5 * plan()["time"]["by_formula_tokens_per_second"])
+    record_run(on_gpu, 2.0, 1.0, tokens_per_second=0.5 * plan()["by_formula"]["tokens_per_second"])
     job = make_job(model="llama-3.1-8b", shape=find_model("llama-3.1-8b")[1], gpu=find_gpu("a100-80gb"), method="lora")
     assert learned_speed(job, read_ledger())[0].tokens_per_second == pytest.approx(
         0.5 * speed_of(job).tokens_per_second

@@ -127,6 +127,7 @@ def estimate(
         "total_parameters": shape.parameters,
         "steps": work.steps,
         "tokens": work.tokens,
+        "by_formula": {"tokens_per_second": speed_of(job).tokens_per_second},
         "memory": {
             "peak_gib": round(peak, 3),
             "capacity_gib": round(machine.capacity_gib, 2),
@@ -138,7 +139,6 @@ def estimate(
             "low": hours * TIME_LOW,
             "high": hours * TIME_HIGH,
             "tokens_per_second": round(machine.tokens_per_second, 1),
-            "by_formula_tokens_per_second": round(speed_of(job).tokens_per_second, 1),
         },
         "cost": {
             "usd": usd,

@@ -76,7 +76,7 @@ def record_run(
 ) -> None:
     """Add a finished run; a ledger that can't be written is no reason to fail."""
     raw = plan.get("corrected_by", {})
-    formulas = plan["time"].get("by_formula_tokens_per_second")
+    formulas = plan.get("by_formula", {}).get("tokens_per_second")
     entry = Entry(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=plan["gpu"],

@@ -270,7 +270,7 @@ def saved_prompt() -> Claim:
     ]
     return Claim(
         "500 prompt tokens at $0.001 a query: a 10 % reduction pays back $100 to $600 in 100,000 to 1,000,000 queries",
-        verdict([round(n) <= 1_000_000 for n in spans]),
+        verdict([round(n) < 1_000_000 for n in spans]),
         [f"10 % of $0.001 is $0.0001 a query: $100 is back after {spans[0]:,.0f} queries, the end of the claim's range, $600 after {spans[1]:,.0f}",
          f"The figures of the claim follow when the whole $0.001 is saved: {whole[0]:,.0f} and {whole[1]:,.0f} queries"],
     )  # fmt: skip

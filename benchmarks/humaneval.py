@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tuneloop.evaluate.code import row_of_problem, run_tests
+from tuneloop.data.whole import row_of_problem
+from tuneloop.evaluate.code import run_tests
 from tuneloop.types import Row
 
 # Name -> the answer, and whether it must pass.

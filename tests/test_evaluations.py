@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -129,6 +130,67 @@ def test_predictions_are_held_against_references(here: Path, capsys: pytest.Capt
     assert (Path(both["path"]) / "eval.json").is_file() and (Path(both["path"]) / "report.html").is_file()
     pair = next(c for c in both["comparisons"] if c["metric"] == "accuracy")
     assert (pair["a"], pair["b"], pair["delta"], pair["verdict"]) == ("b", "a", 0.5, "better")
+
+
+def test_files_of_predictions_are_compared_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("a.jsonl", [{"id": r["id"], "prediction": r["label"]} for r in RECORDS])
+    write("b.jsonl", [{"row": i, "prediction": "late"} for i in range(12)])
+    both = told(capsys, "compare", "b.jsonl", "a.jsonl", "--references", "data.jsonl")
+    pair = next(c for c in both["comparisons"] if c["metric"] == "accuracy")
+    assert (pair["a"], pair["b"], pair["delta"], pair["verdict"]) == ("b.jsonl", "a.jsonl", 0.5, "better")
+    assert main(["compare", "b.jsonl", "a.jsonl", "-q"]) == 2
+    assert "--references" in capsys.readouterr().err
+
+
+def test_references_may_be_a_split_a_data_set_or_a_splits_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(0)
+    texts = [" ".join("".join(rng.choices("abcdefgh", k=6)) for _ in range(8)) for _ in range(120)]
+    write("big.jsonl", [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)])
+    assert main(["prepare", "big.jsonl", "--out", "ds", "-q"]) in (0, 1)
+    capsys.readouterr()
+    rows = [json.loads(line) for line in Path("ds/test.jsonl").read_text().splitlines()]
+    write("p.jsonl", [{"id": row["id"], "prediction": row["label"]} for row in rows])
+    for place in (
+        ("--dataset", "ds", "--references", "test"),
+        ("--references", "ds"),
+        ("--references", "ds/test.jsonl"),
+    ):
+        found = told(capsys, "evaluate", "--predictions", "p.jsonl", *place, "--out", "out")
+        assert (found["n"], found["metrics"]["accuracy"]["value"]) == (len(rows), 1.0)
+
+
+def test_programs_with_several_answers_give_pass_at_k(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test = "def check(candidate):\n    assert candidate() == 1"
+    problem = {"prompt": "def f():\n", "entry_point": "f", "test": test, "canonical_solution": "    return 1"}
+    write("code.jsonl", [{"task_id": f"T/{i}", **problem} for i in range(2)])
+    good, bad = "    return 1", "    return 2"
+    write(
+        "p.jsonl",
+        [{"task_id": "T/0", "completion": c} for c in (good, bad)] + [{"task_id": "T/1", "completion": [good] * 2}],
+    )
+    write("q.jsonl", [{"id": "T/0", "prediction": [good] + [bad] * 4}, {"id": "T/1", "prediction": [bad] * 5}])
+    ask = ("evaluate", "--references", "code.jsonl", "embedding=false", "--predictions")
+    assert told(capsys, *ask, "p.jsonl")["metrics"]["pass@1"]["value"] == 0.75
+    found = told(capsys, *ask, "q.jsonl")["metrics"]
+    assert (found["pass@1"]["value"], found["pass@5"]["value"]) == (pytest.approx(0.1), 0.5)
+
+
+def test_answers_that_repeat_are_scored_as_labels_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("r.jsonl", [{"id": i, "reference": "yes" if i % 2 else "no"} for i in range(12)])
+    write("p.jsonl", [{"id": i, "prediction": "Yes." if i else "maybe"} for i in range(12)])
+    found = told(capsys, "evaluate", "--predictions", "p.jsonl", "--references", "r.jsonl", "embedding=false")
+    assert found["metrics"]["accuracy"]["value"] == 0.5 and found["invalid"] == 1
+    assert found["metrics"]["exact_match"]["value"] == 0.0
+
+
+def test_rows_without_labels_count_as_empty_sets(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("r.jsonl", [{"id": 1, "labels": ["a", "b"]}, {"id": 2, "labels": []}, {"id": 3, "labels": ["a"]}])
+    write(
+        "p.jsonl", [{"id": 1, "prediction": ["b", "a"]}, {"id": 2, "prediction": []}, {"id": 3, "prediction": "none"}]
+    )
+    found = told(capsys, "evaluate", "--predictions", "p.jsonl", "--references", "r.jsonl")
+    assert found["metrics"]["subset_accuracy"]["value"] == pytest.approx(2 / 3) and found["invalid"] == 0
+    assert found["metrics"]["macro_f1"]["value"] == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_references_alone_are_enough_for_predictions(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

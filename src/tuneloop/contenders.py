@@ -42,6 +42,7 @@ class Asked:
         training_seconds: spent before, on training.
         losses, loss_tokens: of the reference answers, where measured: summed loss and tokens of each row.
         computed: tokens that were computed (what prompts share is computed once); 0: unknown.
+        further: more answers to the same prompts, for pass@k; empty, or a list for each row.
     """
 
     answers: list[Answer]
@@ -50,6 +51,7 @@ class Asked:
     losses: tuple[float, ...] = ()
     loss_tokens: tuple[int, ...] = ()
     computed: int = 0
+    further: tuple[Sequence[str], ...] = ()
 
     @property
     def perplexity(self) -> float | None:

@@ -115,6 +115,7 @@ def evaluate_target(question: Question, *, progress: Progress = no_progress, say
     from tuneloop.evaluate.evaluate import sample_rows
     from tuneloop.report.eval_html import write_page
 
+    question = _with_references(question)
     kind = question.kind
     if question.split not in ("train", "val", "test"):
         raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
@@ -151,6 +152,15 @@ def evaluate_target(question: Question, *, progress: Progress = no_progress, say
 
 
 # --- what and on what --------------------------------------------------------------------------
+
+
+def _with_references(question: Question) -> Question:
+    """`data` may also name a split of the data set, or a prepared data set itself."""
+    if question.data in ("train", "val", "test") and not Path(question.data).exists():
+        return replace(question, split=question.data, data="")
+    if question.data and (Path(question.data) / "dataset.json").is_file() and not question.dataset:
+        return replace(question, dataset=question.data, data="")
+    return question
 
 
 def _recipe(question: Question) -> Recipe:
@@ -213,6 +223,7 @@ def _with_file(job: Job, known: Dataset | None, file: str, config: Any, prompts:
         "hash": content_hash([digest, known.manifest["hash"] if known else None]),
         "task": task,
         "labels": labels if task == "classification" else None,
+        "order": whole.order,
         "config": known.manifest["config"] if known else {"split": {"stratify": None}},
     }
     return Dataset(file, manifest, known.train if known else [], [], rows)
@@ -289,10 +300,11 @@ def _ask(
     job: Job, question: Question, dataset: Dataset, rows: Sequence[Row], name: str
 ) -> tuple[Asked, dict[str, Any], dict[str, Any], list[str]]:
     """Answers, what they took, further parts of `eval.json`, and notes."""
-    from tuneloop.contenders import Asked, ask
+    from tuneloop.contenders import ask
 
     if question.kind == "predictions":
-        return Asked(_predicted(question.predictions, rows), 0.0), {}, {"model": name}, []
+        asked, notes = _predicted(question.predictions, dataset, rows)
+        return asked, {}, {"model": name}, notes
     if not all(row.prompt for row in rows):
         raise UserError(
             "These rows are references without prompts: no model can be asked",
@@ -309,13 +321,18 @@ def _ask(
     return asked, cost_of(job, asked, training), {}, notes
 
 
-def _predicted(file: str, rows: Sequence[Row]) -> list[Answer]:
+def _predicted(file: str, dataset: Dataset, rows: Sequence[Row]) -> tuple[Asked, list[str]]:
+    """Answers from a file, and what a reader has to know of them."""
+    from tuneloop.contenders import Asked
     from tuneloop.data.sources.read import read_records
+    from tuneloop.evaluate.code import problem_of
     from tuneloop.evaluate.predictions import answers_from
     from tuneloop.types import Reject
 
     records = []
     for item in read_records([file]):
+        if isinstance(item, Reject) and item.reason == "blank_line":
+            continue
         if isinstance(item, Reject):
             raise UserError(
                 f"A prediction can't be read ({item.reason}: {item.detail})",
@@ -323,7 +340,11 @@ def _predicted(file: str, rows: Sequence[Row]) -> list[Answer]:
                 next_step='write one {"id": ..., "prediction": "..."} a line',
             )
         records.append(item.value)
-    return answers_from(records, rows, file)
+    found = answers_from(records, rows, file, known=dataset.test, order=dataset.manifest.get("order") or ())
+    further = tuple(each[1:] for each in found)
+    unused = sum(bool(more) and problem_of(row) is None for more, row in zip(further, rows, strict=True))
+    notes = [f"{unused} rows have several predictions: the first counts."] if unused else []
+    return Asked([Answer(each[0]) for each in found], 0.0, further=further if any(further) else ()), notes
 
 
 def _prompts(
@@ -477,8 +498,12 @@ class Compared:
     comparisons: list[Comparison]
 
 
-def load_contenders(places: Sequence[str]) -> dict[str, Evaluation]:
+def load_contenders(places: Sequence[str], folders: Mapping[str, str] | None = None) -> dict[str, Evaluation]:
     """Evaluations by place; `FOLDER:NAME` picks a baseline inside one.
+
+    Args:
+        places: folders with `eval.json`.
+        folders: where a place's evaluation is, if not there.
 
     Raises:
         UserError: fewer than two, one named twice, or one that is not there.
@@ -489,7 +514,7 @@ def load_contenders(places: Sequence[str]) -> dict[str, Evaluation]:
         raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
     loaded: dict[str, Evaluation] = {}
     for place in places:
-        folder, contender = _split_place(place)
+        folder, contender = _split_place((folders or {}).get(place, place))
         loaded[place] = load_evaluation(folder, contender or None)
     if len(loaded) < len(places):
         raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
@@ -501,11 +526,42 @@ def _split_place(place: str) -> tuple[str, str]:
     return folder, contender
 
 
+def _folder_of(place: str) -> Path:
+    """The folder of an evaluation that is named by its folder or its `eval.json`."""
+    return Path(place).parent if Path(place).name == "eval.json" else Path(place)
+
+
+def evaluate_files(places: Sequence[str], against: Question, say: Say = lambda line: None) -> dict[str, str]:
+    """Score those places that are files of predictions, each in a folder of its own.
+
+    Args:
+        against: the rows: `dataset` and `split`, or `data`.
+
+    Returns:
+        File -> folder with its `eval.json`.
+    """
+    folders: dict[str, str] = {}
+    for place in places:
+        path = Path(place)
+        if not path.is_file() or path.name == "eval.json":
+            continue
+        if not against.dataset and not against.data:
+            raise UserError(
+                "This is a file of predictions: against which references?",
+                where=place,
+                next_step="give --references FILE, or --dataset FOLDER",
+            )
+        name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
+        folders[place] = str(evaluate_target(replace(against, predictions=place, name=name), say=say).folder)
+    return folders
+
+
 def compare_evaluations(
     places: Sequence[str],
     out: str = "",
     *,
     judge: Callable[[Mapping[str, Evaluation]], Mapping[str, Any]] | None = None,
+    folders: Mapping[str, str] | None = None,
 ) -> Compared:
     """Compare evaluations of the same rows, paired, against the first, and write `eval.json`, `samples.jsonl` and the page.
 
@@ -513,18 +569,20 @@ def compare_evaluations(
         places: folders with `eval.json`, or `FOLDER:NAME`.
         out: folder; default: `evals/compare-...`.
         judge: further parts of `eval.json` from the evaluations.
+        folders: where a place's evaluation is, if not there (`evaluate_files`).
     """
     from tuneloop.evaluate.evaluate import adjusted, compare
     from tuneloop.evaluate.ladder import ladder
     from tuneloop.evaluate.results import write_evaluation
     from tuneloop.report.eval_html import write_page
 
-    loaded = load_contenders(places)
-    manifests = {place: read_json(Path(_split_place(place)[0]) / "eval.json") for place in places}
+    loaded = load_contenders(places, folders)
+    at = {place: _split_place((folders or {}).get(place, place)) for place in places}
+    manifests = {place: read_json(_folder_of(folder) / "eval.json") for place, (folder, _) in at.items()}
     first, *others = places
     pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
     comparisons = adjusted(pairs, primary=loaded[first].primary, n=loaded[first].n)
-    names = {place: _split_place(place)[1] or str(manifests[place]["name"]) for place in places}
+    names = {place: at[place][1] or str(manifests[place]["name"]) for place in places}
     costs = {
         place: cost for place in places if (cost := (manifests[place].get("costs") or {}).get(names[place])) is not None
     }

@@ -41,6 +41,23 @@ def test_an_alternative_learns_and_gives_log_probabilities(make):
     assert trained.contender([]) == []
 
 
+def several(i, words, labels):
+    turns = [{"role": "user", "content": " ".join(words)}, {"role": "assistant", "content": "x"}]
+    return Row(str(i), turns, ", ".join(labels) or "none", meta={"labels": labels or ["none"]})
+
+
+def test_rows_with_several_labels_get_a_decision_a_label_also_in_sets_never_seen():
+    sets = [["fruit"], ["tool"], ["big"], ["big", "fruit"], []]
+    words = {"fruit": "apple", "tool": "hammer", "big": "huge"}
+    train = [several(i, [words[w] for w in sets[i % 5]] + ["today"], sets[i % 5]) for i in range(60)]
+    answer = classical.tfidf_contender(train).contender
+    asked = [several("a", ["a", "huge", "hammer"], []), several("b", ["nothing", "today"], []), train[3]]
+    assert [a.text for a in answer(asked)] == ["big, tool", "none", "big, fruit"]
+    never_empty = classical.tfidf_contender([row for row in train if row.label != "none"]).contender
+    assert all(a.text not in ("", "none") for a in never_empty(asked))
+    assert answer([]) == []
+
+
 def test_training_twice_gives_the_same():
     one, two = classical.tfidf_contender(TRAIN), classical.tfidf_contender(TRAIN)
     assert one.contender(HOSTILE) == two.contender(HOSTILE)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.evaluate.code import code_facts, pass_at_k, pass_scores, problem_of, programs, row_of_problem, run_tests
+from tuneloop.data.whole import row_of_problem
+from tuneloop.evaluate.code import code_facts, pass_at_k, pass_scores, problem_of, programs, run_tests
 from tuneloop.evaluate.sandbox import Limits
 from tuneloop.types import Row
 
@@ -72,20 +73,6 @@ def test_tests_written_as_lists_of_assertions_are_run():
         meta={"test_list": ["assert double(2) == 4", "assert double(ONE) == 2"], "test_setup_code": "ONE = 1"},
     )
     assert passes("def double(x):\n    return 2 * x", "def double(x):\n    return x", row=row) == [True, False]
-
-
-def test_published_records_become_rows_and_others_do_not():
-    record = {
-        "task_id": "H/0",
-        "prompt": PROMPT,
-        "canonical_solution": "    return 0",
-        "test": TEST,
-        "entry_point": "twice",
-    }
-    row = row_of_problem(record)
-    assert (row.id, row.answer, row.meta["entry_point"]) == ("H/0", "    return 0", "twice")
-    assert row_of_problem({"id": 3, "prompt": "hello", "code": "x"}) is None
-    assert row_of_problem({"prompt": "hello"}) is None
 
 
 def test_rows_without_tests_are_not_run():

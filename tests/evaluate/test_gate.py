@@ -196,6 +196,26 @@ def test_the_status_of_a_run_goes_stale_with_its_evaluation(judged: Any, evaluat
     assert gate.status(folder.parent / "new") == "stale"
 
 
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [(range(40), "gate is red"), (range(8), "not enough evidence"), ((), "")],
+    ids=["red", "open", "green"],
+)
+def test_nothing_is_made_of_a_run_at_a_red_gate_unless_forced_and_that_is_recorded(
+    judged: Any, evaluation: Folder, new: Any, said: str
+) -> None:
+    place = evaluation("run").parent / "new"
+    assert gate.release(place.parent / "run") == {"status": "none", "suite": None, "forced": False}
+    gate.write_gate(place, judged(ACCURACY, new=new))
+    if not said:
+        assert gate.release(place) == gate.release(place, force=True) and not gate.release(place)["forced"]
+        return
+    with pytest.raises(UserError, match=said):
+        gate.release(place)
+    forced = gate.release(place, force=True)
+    assert forced["forced"] and forced["status"] == gate.status(place) and forced["suite"]["hash"]
+
+
 @pytest.mark.parametrize(("new", "status"), [((), 0), (range(40), 1), (range(8), 3)])
 def test_the_command_tells_by_its_exit_status(
     evaluation: Folder, cli: Any, tmp_path: Path, new: Any, status: int

@@ -73,6 +73,28 @@ def test_answers_are_read_as_lists_of_labels(answer, labels, outside):
     assert label_reader(LABELS)(answer) == LabelSet(frozenset(labels), outside)
 
 
+@pytest.mark.parametrize("answer", ["none", "None.", '["none"]'])
+def test_that_no_label_applies_is_an_answer_and_no_label(answer):
+    assert label_reader(LABELS)(answer) == LabelSet(frozenset(), 0, none=True)
+    rows = [row(0, {"none"}), row(1, {"card"})]
+    said = [Answer(answer), Answer("card, none")]
+    result = evaluate(rows, said, task="classification", labels=None, config=FAST, seed=0)
+    assert result.labels == ["card"] and result.valid == [True, False]
+    assert result.row_scores["accuracy"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("answer", "valid"), [("", False), ("none", True)])
+def test_an_empty_answer_is_none_where_some_row_has_no_label(answer, valid):
+    rows = [row(0, {"balance"}), row(1, {"card"})]
+    result = evaluate(rows, [Answer(answer)] * 2, task="classification", labels=None, config=FAST, seed=0)
+    assert result.valid == [valid] * 2
+    rows = [row(0, {"none"}), row(1, {"card"})]
+    assert (
+        evaluate(rows, [Answer(answer)] * 2, task="classification", labels=None, config=FAST, seed=0).valid
+        == [True] * 2
+    )
+
+
 def test_labels_that_hold_a_comma_are_one_label():
     assert label_reader(["a, b", "a", "c"])("a, b, c").labels == {"a, b", "c"}
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.evaluate.predictions import answers_from, several_from
+from tuneloop.evaluate.predictions import answers_from
 from tuneloop.types import Row, UserError
 
 ROWS = [Row(f"r{i}", [{"role": "assistant", "content": "x"}], meta={"id": f"own-{i}"}) for i in range(3)]
 
 
 def texts(records: list[Any]) -> list[str]:
-    return [answer.text for answer in answers_from(records, ROWS, "f.jsonl")]
+    return [texts[0] for texts in answers_from(records, ROWS, "f.jsonl")]
 
 
 @given(st.permutations(range(3)))
@@ -32,9 +32,29 @@ def test_without_ids_the_order_counts() -> None:
 
 def test_objects_are_json_and_several_labels_one_answer() -> None:
     assert texts([{"prediction": {"a": 1}}, {"prediction": 2}, {"prediction": ["x", "y"]}]) == ['{"a": 1}', "2", "x"]
-    assert several_from([{"prediction": ["x", "y"]}] * 3, ROWS, "f")[0] == ["x", "y"]
+    assert answers_from([{"prediction": ["x", "y"]}] * 3, ROWS, "f")[0] == ["x", "y"]
     labelled = [Row("r", [{"role": "assistant", "content": "a, b"}], "a, b", meta={"labels": ["a", "b"]})]
-    assert answers_from([{"prediction": ["b", "a"]}], labelled, "f")[0].text == "b, a"
+    assert answers_from([{"prediction": ["b", "a"]}], labelled, "f") == [["b, a"]]
+    assert answers_from([{"prediction": []}], labelled, "f") == [["none"]]
+
+
+def test_numbers_count_records_of_the_file_and_ids_that_are_numbers_too() -> None:
+    order = ["left out", "r0", "r1", "r2"]
+    records = [{"row": i, "prediction": f"p{i}"} for i in range(4)]
+    assert answers_from(records, ROWS, "f", order=order) == [["p1"], ["p2"], ["p3"]]
+    for number in (int, str, float):
+        assert texts([{"id": number(i), "prediction": f"p{i}"} for i in range(3)]) == ["p0", "p1", "p2"]
+
+
+def test_predictions_of_rows_that_are_not_evaluated_are_passed_over() -> None:
+    records = [{"id": f"r{i}", "prediction": f"p{i}"} for i in range(3)]
+    assert answers_from(records, ROWS[1:2], "f", known=ROWS) == [["p1"]]
+
+
+def test_several_records_of_a_program_are_several_answers() -> None:
+    row = Row("H/0", [{"role": "assistant", "content": ""}], meta={"test_list": ["assert f() == 1"]})
+    records = [{"task_id": "H/0", "completion": text} for text in ("a", "b")]
+    assert answers_from(records, [row], "f") == [["a", "b"]]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,21 @@ from tuneloop.cli.evaluate import API_KEY, CACHE, CONCURRENCY, PRICE_IN, PRICE_O
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.evaluate.judge import Judgement
+    from tuneloop.evaluations import Question
     from tuneloop.judging import Judge
 
 
 def command(
     evaluations: list[str] = typer.Argument(
-        None, help="Two or more folders with eval.json; FOLDER:NAME picks a baseline in it.", metavar="A B..."
+        None,
+        help="Two or more folders with eval.json (FOLDER:NAME picks a baseline in it), or files of predictions.",
+        metavar="A B...",
     ),
+    references: str = typer.Option(
+        "", "--references", "--data", help="What files of predictions are held against.", metavar="FILE"
+    ),
+    dataset: str = typer.Option("", "--dataset", "-d", help="Or a prepared data set."),
+    split: str = typer.Option("test", "--split", "-s", help="Of the data set: train, val or test."),
     out: str = typer.Option("", "--out", "-o", help="Folder for eval.json; default: in evals/."),
     judge: str = typer.Option(
         "", "--judge", help="Let a model judge the pairs too: a local model, or an endpoint's URL."
@@ -64,7 +72,10 @@ def command(
             }
             words = [word for judgement in judgements for word in judgement.words]
         else:
-            result, words = _compare(evaluations or [], out, chosen, shown)
+            from tuneloop.evaluations import Question
+
+            against = Question(dataset=dataset, split=split, data=references)
+            result, words = _compare(evaluations or [], out, chosen, shown, against)
     if as_json:
         print_json(result)
         return
@@ -86,9 +97,11 @@ def _judge(judge: str, model: str, prompt: str, votes: str, rows: int, api_key_e
     return Judge(judge, None, prompt, votes, rows)
 
 
-def _compare(evaluations: list[str], out: str, judge: Judge | None, shown: Screen) -> tuple[dict[str, Any], list[str]]:
+def _compare(
+    evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: Question
+) -> tuple[dict[str, Any], list[str]]:
     """The comparison's eval.json with its place, and what the judge says."""
-    from tuneloop.evaluations import compare_evaluations
+    from tuneloop.evaluations import compare_evaluations, evaluate_files
     from tuneloop.files import read_json
     from tuneloop.judging import judge_evaluations, write_verdicts
 
@@ -99,7 +112,8 @@ def _compare(evaluations: list[str], out: str, judge: Judge | None, shown: Scree
         judged.append(judge_evaluations(judge, loaded, shown.progress, shown.say))
         return {"judge": judged[0].facts}
 
-    found = compare_evaluations(evaluations, out, judge=ask if judge else None)
+    folders = evaluate_files(evaluations, against, shown.say)
+    found = compare_evaluations(evaluations, out, judge=ask if judge else None, folders=folders)
     for judgement in judged:
         write_verdicts(found.folder, judgement)
     words = [word for judgement in judged for word in judgement.words]

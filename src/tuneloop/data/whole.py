@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats import Parsed, check_columns, detect, parse_record
+from tuneloop.data.formats import NO_LABELS, Parsed, check_columns, detect, parse_record
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
-from tuneloop.types import Message, Row, UserError
+from tuneloop.types import Message, Reject, Row, UserError
 
 SAMPLE = 2000  # records that tell the format
 # A reference answer by itself, without a prompt: what predictions made elsewhere are held against.
-REFERENCES = ("references", "reference", "label", "target", "answer", "expected", "output", "gold", "completion")
-IDS = ("id", "row", "index")
+REFERENCES = ("references", "reference", "label", "labels", "target", "answer", "expected", "ground_truth", "output", "gold",
+              "completion")  # fmt: skip
+SOLUTIONS = ("canonical_solution", "code", "solution", "completion", "reference", "output")
+IDS = ("id", "row", "index", "task_id")
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class WholeFile:
         task: `classification` where each row has a label, else `generation`.
         skipped: records that are no rows, by reason.
         form: how the file was read.
+        order: the id of each record of the file, of those that are no rows too.
     """
 
     rows: list[Row]
     task: str
     skipped: dict[str, int] = field(default_factory=dict)
     form: str = ""
+    order: list[str] = field(default_factory=list)
 
 
 def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True) -> WholeFile:
@@ -52,27 +56,15 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True) -> Who
     Raises:
         UserError: no such file, no format, or no record that is a row.
     """
-    items = list(read_records([path]))
+    items = [item for item in read_records([path]) if not (isinstance(item, Reject) and item.reason == "blank_line")]
     records = [item for item in items if isinstance(item, SourceRecord)]
-    skipped: Counter[str] = Counter(item.reason for item in items if not isinstance(item, SourceRecord))
     if not records:
         raise UserError("The file holds no records", where=path, next_step="give JSON Lines, JSON, CSV or Parquet")
-    sample = [record.value for record in itertools.islice(records, SAMPLE)]
-    if alone := _only_references(sample) or ("" if prompts else _has_references(sample)):
-        made = [_reference_row(record, alone, config) for record in records]
-        form = f"references in {alone!r}"
-    else:
-        if all(isinstance(record.get("messages"), list) for record in sample):  # conversations need no columns named
-            config = config.model_copy(update=dict.fromkeys(("text", "label", "input", "output")) | {"format": "auto"})
-        check_columns(sample, config)
-        guess = detect(sample, config)
-        made = []
-        for record in records:
-            parsed = parse_record(record.value, guess, config)
-            made.append(_row(record, parsed) if isinstance(parsed, Parsed) else parsed.reason)
-        form = guess.name
-    skipped.update(reason for reason in made if isinstance(reason, str))
-    rows = _with_ids([(row, record) for row, record in zip(made, records, strict=True) if isinstance(row, Row)])
+    form, read = _reader([record.value for record in records[:SAMPLE]], config, prompts)
+    made = [read(item) if isinstance(item, SourceRecord) else item.reason for item in items]
+    order = _ids(items)
+    rows = [replace(row, id=own) for row, own in zip(made, order, strict=True) if isinstance(row, Row)]
+    skipped = Counter(reason for reason in made if isinstance(reason, str))
     if not rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.most_common(3))
         raise UserError(
@@ -81,7 +73,56 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True) -> Who
             next_step="give prompts with answers; name columns with data.input, data.output, data.label",
         )
     labelled = config.task in ("auto", "classification") and all(row.label is not None for row in rows)
-    return WholeFile(rows, "classification" if labelled else "generation", dict(skipped), form)
+    return WholeFile(rows, "classification" if labelled else "generation", dict(skipped), form, order)
+
+
+def _reader(
+    sample: Sequence[Mapping[str, Any]], config: PrepareConfig, prompts: bool
+) -> tuple[str, Callable[[SourceRecord], Row | str]]:
+    """How a file is read, and the function from one of its records to a row or the reason why it is none."""
+    if any(row_of_problem(record) for record in sample):
+        return "programs with unit tests", _problem
+    alone = _only_references(sample) or ("" if prompts else _has_references(sample, REFERENCES[:2]) or _objects(sample))
+    if not alone:
+        if all(isinstance(record.get("messages"), list) for record in sample):  # conversations need no columns named
+            config = config.model_copy(update=dict.fromkeys(("text", "label", "input", "output")) | {"format": "auto"})
+        check_columns(sample, config)
+        try:
+            guess = detect(sample, config)
+        except UserError:
+            alone = "" if prompts else _has_references(sample, REFERENCES)
+            if not alone:
+                raise
+        else:
+
+            def read(record: SourceRecord) -> Row | str:
+                parsed = parse_record(record.value, guess, config)
+                return _row(record, parsed) if isinstance(parsed, Parsed) else parsed.reason
+
+            return guess.name, read
+    return f"references in {alone!r}", lambda record: _reference_row(record, alone, config)
+
+
+def _problem(record: SourceRecord) -> Row | str:
+    row = row_of_problem(record.value)
+    return replace(row, meta=row.meta | {"source": record.source, "line": record.line}) if row else "missing_field"
+
+
+def row_of_problem(record: Mapping[str, Any]) -> Row | None:
+    """A record of HumanEval or MBPP as it is published, as a row; None for other records.
+
+    The unit tests (`test` and `entry_point`, or `test_list`) stay in `meta`. A record without solution has an empty
+    reference: it can be tested all the same.
+    """
+    asked = record.get("prompt", record.get("text"))
+    solution = next((record[name] for name in SOLUTIONS if record.get(name) is not None), "")
+    tested = isinstance(record.get("test_list"), list) or all(
+        isinstance(record.get(name), str) for name in ("test", "entry_point")
+    )
+    if not (tested and isinstance(asked, str) and isinstance(solution, str)):
+        return None
+    turns: list[Message] = [{"role": "user", "content": asked}, {"role": "assistant", "content": solution}]
+    return Row(str(record.get("task_id", record.get("id", ""))), turns, meta=dict(record))
 
 
 def _only_references(sample: Sequence[Mapping[str, Any]]) -> str | None:
@@ -93,25 +134,39 @@ def _only_references(sample: Sequence[Mapping[str, Any]]) -> str | None:
     return column
 
 
-def _has_references(sample: Sequence[Mapping[str, Any]]) -> str:
-    return next((name for name in REFERENCES[:2] if all(name in record for record in sample)), "")
+def _has_references(sample: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    return next((name for name in names if all(name in record for record in sample)), "")
+
+
+def _objects(sample: Sequence[Mapping[str, Any]]) -> str:
+    """The column of references that are JSON objects, not texts."""
+    return next((name for name in REFERENCES if all(isinstance(record.get(name), dict) for record in sample)), "")
 
 
 def _reference_row(record: SourceRecord, column: str, config: PrepareConfig) -> Row | str:
     value = record.value.get(column)
-    several = [str(v) for v in value if v is not None] if isinstance(value, list) else []
-    answer = several[0] if several else "" if value is None or isinstance(value, dict | list) else str(value)
-    if not answer and value != "":
+    if value is None:
         return "missing_field"
-    labelled = column == "label" or config.task == "classification"
-    messages: list[Message] = [{"role": "assistant", "content": answer}]
+    labelled = column in ("label", "labels") or config.task == "classification"
+    listed = isinstance(value, list) and (column == "references" or not any(isinstance(v, dict | list) for v in value))
+    several = [_as_text(v) for v in value if v is not None] if listed else []
     meta: dict[str, Any] = {"source": record.source, "line": record.line}
-    if several:
-        meta["labels" if labelled else "references"] = several
-        if labelled:
-            answer = ", ".join(sorted(several))
-            messages = [{"role": "assistant", "content": answer}]
-    return Row("", messages, answer if labelled else None, [], meta)
+    if labelled and listed:
+        several = sorted(several) or [NO_LABELS]
+        meta["labels"] = several
+        answer = ", ".join(several)
+    elif listed:
+        if not several:
+            return "missing_field"
+        meta["references"], answer = several, several[0]
+    else:
+        answer = _as_text(value)
+    return Row("", [{"role": "assistant", "content": answer}], answer if labelled else None, [], meta)
+
+
+def _as_text(value: Any) -> str:
+    """A reference that is no text stands as JSON, as a prediction does."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _row(record: SourceRecord, parsed: Parsed) -> Row:
@@ -131,13 +186,18 @@ def _row(record: SourceRecord, parsed: Parsed) -> Row:
     return Row("", parsed.messages, label, parsed.tools, meta | parsed.extra)
 
 
-def _with_ids(found: list[tuple[Row, SourceRecord]]) -> list[Row]:
-    ids = [
-        next((record.value[n] for n in IDS if isinstance(record.value.get(n), str | int)), None) for _, record in found
+def _ids(items: Sequence[SourceRecord | Reject]) -> list[str]:
+    """An id for each record: its own where no other has it, else its line, else its number."""
+
+    def own(item: SourceRecord | Reject) -> str | None:
+        value = item.value if isinstance(item, SourceRecord) else {}
+        found = next((value[n] for n in IDS if isinstance(value.get(n), str | int)), None)
+        return None if found is None else str(found)
+
+    owned = [own(item) for item in items]
+    counts = Counter(owned)
+    by_line = len({(item.source, item.line) for item in items}) == len(items)  # an array may stand on one line
+    return [
+        given if given is not None and counts[given] == 1 else f"{Path(item.source).name}:{item.line if by_line else n}"
+        for n, (given, item) in enumerate(zip(owned, items, strict=True), 1)
     ]
-    counts = Counter(str(i) for i in ids if i is not None)
-    rows = []
-    for (row, record), own in zip(found, ids, strict=True):
-        unique = own is not None and counts[str(own)] == 1
-        rows.append(replace(row, id=str(own) if unique else f"{Path(record.source).name}:{record.line}"))
-    return rows

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tuneloop.evaluate.metrics import last_user_turn
+from tuneloop.evaluate.multilabel import NO_LABELS, label_lists
 from tuneloop.types import Answer, Contender, Row, UserError
 
 TFIDF = "tf-idf + logistic regression"
@@ -57,7 +58,7 @@ def tfidf_contender(train: Sequence[Row]) -> Classical:
     from sklearn.pipeline import FeatureUnion
 
     start = time.monotonic()
-    texts, labels = _texts_and_labels(train)
+    texts, rows = _texts_and_rows(train)
     shared: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "min_df": 2 if len(texts) > 2000 else 1}
     features = FeatureUnion(
         [
@@ -73,7 +74,7 @@ def tfidf_contender(train: Sequence[Row]) -> Classical:
             where=f"{len(texts)} training rows",
             next_step="check the text column, or set baselines.classical=false",
         ) from None
-    return Classical(TFIDF, _regression(features.transform, table, labels), time.monotonic() - start)
+    return Classical(TFIDF, _regression(features.transform, table, rows), time.monotonic() - start)
 
 
 def minilm_contender(train: Sequence[Row]) -> Classical | None:
@@ -89,9 +90,9 @@ def minilm_contender(train: Sequence[Row]) -> Classical | None:
     if folder is None:
         return None
     start = time.monotonic()
-    texts, labels = _texts_and_labels(train)
+    texts, rows = _texts_and_rows(train)
     embed = _minilm(folder)
-    return Classical(MINILM, _regression(embed, embed(texts), labels), time.monotonic() - start)
+    return Classical(MINILM, _regression(embed, embed(texts), rows), time.monotonic() - start)
 
 
 def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
@@ -100,16 +101,16 @@ def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
     return None if folder is None else _minilm(folder)
 
 
-def _texts_and_labels(train: Sequence[Row]) -> tuple[list[str], list[str]]:
-    rows = [(_text(row), row.label) for row in train if row.label is not None]
-    labels = [label for _, label in rows]
-    if len(set(labels)) < 2:
+def _texts_and_rows(train: Sequence[Row]) -> tuple[list[str], list[Row]]:
+    rows = [row for row in train if row.label is not None]
+    found = len({row.label for row in rows})
+    if found < 2:
         raise UserError(
-            f"A classifier needs at least two labels, the training split has {len(set(labels))}",
+            f"A classifier needs at least two labels, the training split has {found}",
             where=f"{len(train)} training rows",
             next_step="check the label column, or set baselines.classical=false",
         )
-    return [text for text, _ in rows], labels
+    return [_text(row) for row in rows], rows
 
 
 def _text(row: Row) -> str:
@@ -117,10 +118,13 @@ def _text(row: Row) -> str:
     return last_user_turn(row)[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
 
 
-def _regression(features: Callable[[list[str]], Any], table: Any, labels: list[str]) -> Contender:
+def _regression(features: Callable[[list[str]], Any], table: Any, rows: Sequence[Row]) -> Contender:
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(table, labels)
+    lists = label_lists(rows)
+    if lists is not None:
+        return _regressions(features, table, lists)
+    model = LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(table, [row.label for row in rows])
     names = [str(name) for name in model.classes_]
 
     def answer(rows: Sequence[Row]) -> list[Answer]:
@@ -131,6 +135,33 @@ def _regression(features: Callable[[list[str]], Any], table: Any, labels: list[s
             best = names[int(np.argmax(scores))]
             answers.append(Answer(best, scores={name: float(x) for name, x in zip(names, scores, strict=True)}))
         return answers
+
+    return answer
+
+
+def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequence[frozenset[str]]) -> Contender:
+    """Rows with several labels: one regression a label, which applies from a probability of one half on."""
+    from sklearn.linear_model import LogisticRegression
+
+    names = sorted(frozenset().union(*lists))
+    models = []
+    for name in names:
+        holds = [name in each for each in lists]
+        if all(holds):  # nothing to tell apart
+            models.append(None)
+            continue
+        models.append(LogisticRegression(C=_C, solver="liblinear", tol=1e-3).fit(table, holds))
+
+    def answer(rows: Sequence[Row]) -> list[Answer]:
+        if not rows:
+            return []
+        found = features([_text(row) for row in rows])
+        ones = np.ones(len(rows))
+        chances = np.stack([model.predict_proba(found)[:, 1] if model else ones for model in models], axis=1)
+        said = [[name for name, chance in zip(names, row, strict=True) if chance >= 0.5] for row in chances]
+        if frozenset() not in lists:  # some label applies to every row: the likeliest, where none is likely
+            said = [each or [names[int(np.argmax(row))]] for each, row in zip(said, chances, strict=True)]
+        return [Answer(", ".join(each) or NO_LABELS) for each in said]
 
     return answer
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneloop.evaluate.metrics import last_user_turn
 from tuneloop.evaluate.sandbox import Limits, Outcome, run_program
-from tuneloop.types import Message, Progress, Row, no_progress
+from tuneloop.types import Progress, Row, no_progress
 
 PASS_AT = (1, 5, 10, 100)  # those that the number of answers a row allows are reported
 _CUTS = 20  # parts at the end of an answer that are left out, one by one, until the rest compiles
@@ -55,18 +55,6 @@ def problem_of(row: Row) -> Problem | None:
         setup = meta.get("test_setup_code")
         return Problem("", "", "\n".join([setup if isinstance(setup, str) else "", *listed]) + "\n")
     return None
-
-
-def row_of_problem(record: Mapping[str, Any]) -> Row | None:
-    """A record of HumanEval or MBPP as it is published, as a row with its reference solution; None for other records."""
-    name = record.get("task_id", record.get("id"))
-    asked = record.get("prompt", record.get("text"))
-    solution = record.get("canonical_solution", record.get("code"))
-    if name is None or not isinstance(asked, str) or not isinstance(solution, str):
-        return None
-    turns: list[Message] = [{"role": "user", "content": asked}, {"role": "assistant", "content": solution}]
-    row = Row(str(name), turns, meta=dict(record))
-    return row if problem_of(row) else None
 
 
 def programs(problem: Problem, answer: str) -> list[str]:

@@ -242,7 +242,8 @@ def evaluate(
     if task == "classification":
         _score_labels(s, labels)
     else:
-        _score_texts(s)
+        if any(text for row in s.references for text in row):  # programs may come with tests and no solution
+            _score_texts(s)
         _score_code(s)
         _score_structure(s)
     for name, pattern in m.compile_fields(config.fields).items():
@@ -345,8 +346,9 @@ def _score_labels(s: _Scoring, labels: Sequence[str] | None) -> None:
         s.labels = vocabulary(s.rows, labels)
         read = label_reader(s.labels)
         said = [read(answer.text) for answer in s.answers]
-        s.predictions = [", ".join(sorted(each.labels)) if not each.outside else None for each in said]
-        s.need_valid([not each.outside and bool(each.labels) for each in said])
+        s.predictions = [str(each) if not each.outside else None for each in said]
+        blank = frozenset() in lists  # an empty answer says something only where no label may be right
+        s.need_valid([not e.outside and (bool(e.labels) != e.none or (blank and not e.labels)) for e in said])
         s.statistics.append(multilabel_statistics(lists, said))
         s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
     else:
@@ -394,6 +396,12 @@ def _score_texts(s: _Scoring) -> None:
         s.statistics.append(family)
     s.statistics.append(m.length_ratio(references, texts))
     _score_embedding(s, references, kept)
+    if m.are_labels(references):
+        s.notes.append("The reference answers are few and short: they are also scored as labels (accuracy, F1).")
+        match = m.label_matcher(sorted({row[0] for row in references}))
+        named = [match(text) for text in texts]
+        s.statistics.append(m.label_statistics([row[0] for row in references], named))
+        s.need_valid([label is not None for label in named])
 
 
 def _score_embedding(s: _Scoring, references: list[list[str]], texts: list[str]) -> None:

@@ -155,6 +155,29 @@ def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", 
     return found if found in EXIT else "none"
 
 
+def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
+    """What is to be recorded of the gate with something made from a run: `status`, `suite`, `forced`.
+
+    A run that no gate has judged may pass: gates are a choice. `forced` says that one was overruled.
+
+    Raises:
+        UserError: the gate is not green, or was asked about an earlier evaluation, and `force` is not given.
+    """
+    found = status(run)
+    barred = found not in ("pass", "none")
+    if barred and not force:
+        outcome = read_json(Path(run) / "gate.json")
+        unmet = [check["message"] for check in outcome.get("checks", ()) if check["status"] != "pass"]
+        said = {"fail": "The gate is red", "inconclusive": "The gate has not enough evidence"}
+        raise UserError(
+            said.get(found, "The gate was asked about an earlier evaluation"),
+            where=f"{Path(run) / 'gate.json'}" + (f": {unmet[0]}" if unmet and found != "stale" else ""),
+            next_step="mend it and run `tuneloop gate` again, or overrule it with --force",
+        )
+    suite = read_json(Path(run) / "gate.json").get("suite") if found != "none" else None
+    return {"status": found, "suite": suite, "forced": barred}
+
+
 # --- rows that must pass -----------------------------------------------------------------------
 
 

@@ -32,6 +32,9 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 LONGEST_SCORED = 20_000
 
 
+LONGEST_LABEL = 60  # characters of an answer that may be a label without being called so
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Figures of each row whose sums give one family of metrics.
@@ -511,3 +514,10 @@ def extract(pattern: re.Pattern[str], text: str) -> str | None:
 def values_repeat(values: Sequence[str]) -> bool:
     """Whether a field's values are few enough to be treated as labels: at most max(2, n / 3) different ones."""
     return len(set(values)) <= max(2, len(values) / 3)
+
+
+def are_labels(references: Sequence[Sequence[str]]) -> bool:
+    """Whether reference answers are labels in all but name: one each, short, on a line, and each met three times on average."""
+    texts = [row[0].strip() for row in references]
+    short = all(0 < len(text) <= LONGEST_LABEL and "\n" not in text and text[0] not in "{[" for text in texts)
+    return short and all(len(row) == 1 for row in references) and 3 * len(set(texts)) <= len(texts)

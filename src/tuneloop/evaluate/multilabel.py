@@ -11,25 +11,33 @@ import numpy as np
 from tuneloop.evaluate.metrics import Array, Statistics, label_matcher, ratio
 from tuneloop.types import Row
 
+NO_LABELS = "none"  # how prepared data and answers say that no label applies
 _SEPARATORS = re.compile(r"\s*(?:,|;|\||\r?\n|\s\+\s|\band\b)\s*")
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels that an answer names, and how many of its parts are no label."""
+    """The labels that an answer names, how many of its parts are no label, and whether it says that none applies."""
 
     labels: frozenset[str]
     outside: int = 0
+    none: bool = False
+
+    def __str__(self) -> str:
+        return NO_LABELS if self.none else ", ".join(sorted(self.labels))
 
 
 def label_lists(rows: Sequence[Row]) -> list[frozenset[str]] | None:
-    """The label sets of rows that have several labels each (`meta["labels"]`), None where rows have one."""
+    """The label sets of rows that have several labels each (`meta["labels"]`), None where rows have one.
+
+    "none" is no label: such a row has an empty set, as in scikit-learn's indicator matrices.
+    """
     found = []
     for row in rows:
         labels = row.meta.get("labels")
         if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
             return None
-        found.append(frozenset(labels))
+        found.append(frozenset(labels) - {NO_LABELS})
     return found or None
 
 
@@ -39,7 +47,7 @@ def vocabulary(rows: Sequence[Row], allowed: Collection[str] | None = None) -> l
     for joined in allowed or ():
         if joined not in labels:
             labels |= {part for part in map(str.strip, joined.split(",")) if part}
-    return sorted(labels)
+    return sorted(labels - {NO_LABELS})
 
 
 def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
@@ -53,7 +61,7 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
 
     def read(text: str) -> LabelSet:
         text = text.strip().strip("[]{}()").strip()
-        found: set[str] = set()
+        found, none = set[str](), False
         for label in joined:
             if label in text:
                 found.add(label)
@@ -64,11 +72,13 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
             if not part.strip(" \t'\"`.;:"):
                 continue
             named = match(part)
-            if named is None:
-                outside.add(part.casefold())
-            else:
+            if named is not None:
                 found.add(named)
-        return LabelSet(frozenset(found), len(outside))
+            elif part.strip(" \t'\"`.;:").casefold() == NO_LABELS:
+                none = True
+            else:
+                outside.add(part.casefold())
+        return LabelSet(frozenset(found), len(outside), none)
 
     return read
 

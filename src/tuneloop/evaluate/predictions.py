@@ -6,110 +6,123 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.evaluate.code import problem_of
+from tuneloop.evaluate.multilabel import NO_LABELS
+from tuneloop.types import Row, UserError
 
-NAMES = ("prediction", "answer", "output", "response", "completion", "generated")
+NAMES = ("prediction", "predicted", "answer", "output", "response", "completion", "generated", "label", "labels")
+IDS = ("id", "task_id")
 
 
-def answers_from(records: Sequence[Any], rows: Sequence[Row], where: str) -> list[Answer]:
-    """The answers to rows, in their order.
+def answers_from(
+    records: Sequence[Any], rows: Sequence[Row], where: str, *, known: Sequence[Row] = (), order: Sequence[str] = ()
+) -> list[list[str]]:
+    """The answers to rows, in their order: for each row its first and further ones.
 
     Args:
         records: `{"id" or "row", "prediction"}` each. `id` is that of the row, or its record's own (`meta.id`); `row`
-            is the row's number, from 0 or from 1 (the file's lowest number tells). Without both, the order counts.
-            Predictions that are no text are taken as JSON; a list of texts is several answers to one prompt (the first
-            is scored; see `several_from`).
+            is the record's number, from 0 or from 1 (the file's lowest number tells). Without both, the order counts.
+            Ids that are numbers, where no row has such an id, are taken as `row`. Predictions that are no text are taken
+            as JSON; a list of texts is several answers to one prompt, and so are, for programs, several records.
         rows: what is evaluated.
-        where: the file, for errors.
+        where: the file of predictions, for errors.
+        known: all rows that there may be predictions for; default: `rows`.
+        order: the ids of all records that are counted; default: of `known`.
 
     Raises:
         UserError: a record without prediction, a row without one or with two, an id that no row has.
     """
-    return [Answer(texts[0]) for texts in several_from(records, rows, where)]
-
-
-def several_from(records: Sequence[Any], rows: Sequence[Row], where: str) -> list[list[str]]:
-    """`answers_from` with all answers of a row, for pass@k."""
     if not records:
         raise UserError("The file holds no predictions", where=where, next_step='write rows {"id", "prediction"}')
-    found: dict[int, list[str]] = {}
-    places = _places(records, rows, where)
-    for number, (record, place) in enumerate(zip(records, places, strict=True), 1):
-        if place in found:
+    wanted = {row.id: row for row in rows}
+    known = known or rows
+    found: dict[str, list[str]] = {}
+    places = _places(records, known, order or [row.id for row in known], where)
+    for number, (record, row_id) in enumerate(zip(records, places, strict=True), 1):
+        row = wanted.get(row_id)
+        if row is None:
+            continue  # of a row that is not evaluated
+        if row_id in found and problem_of(row) is None:
             raise UserError(
-                f"Two predictions for row {rows[place].id}",
+                f"Two predictions for row {row_id}",
                 where=f"{where}, record {number}",
                 next_step="keep one of them; several answers of one prompt are a list",
             )
-        found[place] = _texts(record, rows[place], f"{where}, record {number}")
-    missing = [row.id for i, row in enumerate(rows) if i not in found]
+        found[row_id] = found.get(row_id, []) + _texts(record, row, f"{where}, record {number}")
+    missing = [row.id for row in rows if row.id not in found]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(rows)} rows have no prediction (the first: {missing[0]})",
             where=where,
             next_step='add them; a row without an answer has the prediction ""',
         )
-    return [found[i] for i in range(len(rows))]
+    return [found[row.id] for row in rows]
 
 
-def _places(records: Sequence[Any], rows: Sequence[Row], where: str) -> list[int]:
-    """Which row each record is about."""
+def _places(records: Sequence[Any], known: Sequence[Row], order: Sequence[str], where: str) -> list[str]:
+    """The id of the row that each record is about."""
     for number, record in enumerate(records, 1):
         if not isinstance(record, Mapping):
             raise UserError("Not an object", where=f"{where}, record {number}", next_step='write {"id", "prediction"}')
-    if all("id" in record for record in records):
-        return _by_id(records, rows, where)
+    for name in IDS:
+        if all(name in record for record in records):
+            return _by_id([record[name] for record in records], known, order, where)
     if all("row" in record for record in records):
-        return _by_number(records, rows, where)
+        return _by_number([record["row"] for record in records], order, where)
     if any("id" in record or "row" in record for record in records):
         raise UserError(
             "Some predictions have an id and some have not", where=where, next_step="give all an id, or none"
         )
-    if len(records) != len(rows):
+    if len(records) != len(order):
         raise UserError(
-            f"{len(records)} predictions without ids for {len(rows)} rows",
+            f"{len(records)} predictions without ids for {len(order)} rows",
             where=where,
             next_step='give each its row: {"id": ..., "prediction": ...}',
         )
-    return list(range(len(rows)))
+    return list(order)
 
 
-def _by_id(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], where: str) -> list[int]:
-    known: dict[str, int] = {}
-    for i, row in enumerate(rows):
+def _by_id(ids: Sequence[Any], known: Sequence[Row], order: Sequence[str], where: str) -> list[str]:
+    ids_of: dict[str, str] = {}
+    for row in known:
         if row.meta.get("id") is not None:  # the source's own id, in a prepared data set
-            known.setdefault(str(row.meta["id"]), i)
-    known |= {row.id: i for i, row in enumerate(rows)}
-    places = []
-    for number, record in enumerate(records, 1):
-        place = known.get(str(record["id"]))
-        if place is None:
+            ids_of.setdefault(str(row.meta["id"]), row.id)
+    ids_of |= {row_id: row_id for row_id in order}
+    if not any(str(each) in ids_of for each in ids) and all(_number(each) is not None for each in ids):
+        return _by_number(ids, order, where)
+    for number, each in enumerate(ids, 1):
+        if str(each) not in ids_of:
             raise UserError(
-                f"No row has the id {str(record['id'])[:60]!r}",
+                f"No row has the id {str(each)[:60]!r}",
                 where=f"{where}, record {number}",
-                next_step=f"ids of the rows are as in {rows[0].id!r}; is this the right split or reference file?",
+                next_step=f"ids of the rows are as in {order[0]!r}; is this the right split or reference file?",
             )
-        places.append(place)
-    return places
+    return [ids_of[str(each)] for each in ids]
 
 
-def _by_number(records: Sequence[Mapping[str, Any]], rows: Sequence[Row], where: str) -> list[int]:
+def _by_number(values: Sequence[Any], order: Sequence[str], where: str) -> list[str]:
     numbers = []
-    for i, record in enumerate(records, 1):
-        number = record["row"]
-        number = int(number) if isinstance(number, str) and number.isdecimal() else number
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise UserError(
-                f"Not a row's number: {record['row']!r}", where=f"{where}, record {i}", next_step="count from 0"
-            )
+    for i, value in enumerate(values, 1):
+        number = _number(value)
+        if number is None:
+            raise UserError(f"Not a row's number: {value!r}", where=f"{where}, record {i}", next_step="count from 0")
         numbers.append(number)
-    first = 1 if min(numbers) == 1 and max(numbers) <= len(rows) else 0
+    first = 1 if min(numbers) == 1 and max(numbers) <= len(order) else 0
     for i, number in enumerate(numbers, 1):
-        if not 0 <= number - first < len(rows):
+        if not 0 <= number - first < len(order):
             raise UserError(
-                f"There is no row {number}", where=f"{where}, record {i}", next_step=f"there are {len(rows)} rows"
+                f"There is no row {number}", where=f"{where}, record {i}", next_step=f"there are {len(order)} rows"
             )
-    return [number - first for number in numbers]
+    return [order[number - first] for number in numbers]
+
+
+def _number(value: Any) -> int | None:
+    """A whole number, also as CSV (text) and tables with gaps (3.0) have it."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 16:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _texts(record: Mapping[str, Any], row: Row, where: str) -> list[str]:
@@ -117,6 +130,8 @@ def _texts(record: Mapping[str, Any], row: Row, where: str) -> list[str]:
     if name is None:
         raise UserError("No prediction", where=where, next_step='write {"id": ..., "prediction": "..."}')
     value = record[name]
+    if isinstance(value, list) and "labels" in row.meta:  # several labels are one answer
+        return [", ".join(map(str, value)) or NO_LABELS]
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-        return [", ".join(value)] if "labels" in row.meta else list(value)  # several labels are one answer
+        return list(value)
     return ["" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]

@@ -33,7 +33,7 @@ def score(job: Job, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Eval
         labels=dataset.manifest.get("labels"),
         config=job.recipe.evaluate,
         seed=job.recipe.seed,
-        measured=Measured(losses=asked.losses, loss_tokens=asked.loss_tokens),
+        measured=Measured(losses=asked.losses, loss_tokens=asked.loss_tokens, further=asked.further),
         progress=job.progress,
     )
 

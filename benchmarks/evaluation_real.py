@@ -1,0 +1,126 @@
+"""What evaluation says of real data, as the tables of docs/results.md.
+
+    python benchmarks/evaluation_real.py [--data FOLDER] [PART ...]
+
+Parts: `people` (one person's summaries held against two others'), `labels` (several labels a row, cheap classifiers), `judge` (a small
+judge against people's thumbs and preferences), `effects` (what --run has forgotten and knows by heart; needs --run, a trained run).
+Each takes a minute or two. The data sets are not part of this repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneloop.evaluations import Question, compare_evaluations, evaluate_files, evaluate_target
+from tuneloop.files import read_json
+from tuneloop.types import Answer
+
+SHOWN = ("rouge1", "rougeL", "meteor", "bleu", "chrf", "token_f1", "length_ratio")
+JUDGED = 40  # rows of each kind
+
+
+def write(file: Path, records: Sequence[Mapping[str, Any]]) -> str:
+    """Records as JSON Lines."""
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(file)
+
+
+def cell(metric: Mapping[str, float]) -> str:
+    """Value and interval."""
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def people(data: Path, scratch: Path) -> None:
+    """Each of three people's summaries of dialogsum against the other two's: what a perfect model could reach."""
+    records = [json.loads(line) for line in (data / "dialogsum" / "test_part1.jsonl").read_text().splitlines()]
+    print("| summaries of | " + " | ".join(SHOWN) + " |")
+    print("|---" * (len(SHOWN) + 1) + "|")
+    for person in range(3):
+        others = [
+            {"id": r["id"], "references": [t for i, t in enumerate(r["references"]) if i != person]} for r in records
+        ]
+        said = [{"id": r["id"], "prediction": r["references"][person]} for r in records]
+        question = Question(
+            predictions=write(scratch / f"person{person}.jsonl", said), data=write(scratch / "others.jsonl", others),
+            out=str(scratch / f"out{person}"), settings=["embedding=false"],
+        )  # fmt: skip
+        metrics = read_json(evaluate_target(question).folder / "eval.json")["metrics"]
+        print(f"| person {person + 1} | " + " | ".join(cell(metrics[name]) for name in SHOWN) + " |", flush=True)
+
+
+def labels(data: Path, scratch: Path) -> None:
+    """nlupp_banking: classifiers that learn from folds 0 to 15 on the rest, and "no label" everywhere."""
+    from tuneloop.data.config import PrepareConfig
+    from tuneloop.data.whole import read_whole
+    from tuneloop.evaluate.classical import minilm_contender, tfidf_contender
+
+    rows = read_whole(str(data / "nlupp_banking" / "all.jsonl"), PrepareConfig()).rows
+    train, test = [r for r in rows if r.meta["fold"] < 16], [r for r in rows if r.meta["fold"] >= 16]
+    references = write(scratch / "nlupp.jsonl", [{"id": r.id, "labels": r.meta["labels"]} for r in test])
+    contenders = {"no label": [Answer("none")] * len(test)}
+    for trained in (tfidf_contender(train), minilm_contender(train)):
+        if trained is not None:
+            contenders[trained.name] = trained.contender(test)
+    files = []
+    for name, answers in contenders.items():
+        said = [{"id": r.id, "prediction": a.text} for r, a in zip(test, answers, strict=True)]
+        files.append(write(scratch / f"{name}.jsonl", said))
+    folders = evaluate_files(files, Question(data=references))
+    found = compare_evaluations(files, str(scratch / "nlupp"), folders=folders)
+    shown = ("micro_f1", "macro_f1", "subset_accuracy", "jaccard")
+    print(f"\n{len(train):,} rows to learn from, {len(test)} test rows")
+    print("| contender | " + " | ".join(shown) + " |\n" + "|---" * (len(shown) + 1) + "|")
+    for file, folder in folders.items():
+        metrics = read_json(Path(folder) / "eval.json")["metrics"]
+        print(f"| {Path(file).stem} | " + " | ".join(cell(metrics[name]) for name in shown) + " |")
+    for c in found.comparisons:
+        if c.metric == "micro_f1":
+            print(f"{Path(c.b).stem} against {Path(c.a).stem}: {c.delta:+.3f}, p {c.p_holm:.2g}, {c.verdict}")
+
+
+def judge(data: Path, scratch: Path) -> None:
+    """The packaged model as a judge of thumbs and of preferences."""
+    from tuneloop.judging import Judge, check_judge
+
+    for name in ("taskmaster4_feedback/all.jsonl", "preference_demo/dpo_sharegpt.json"):
+        print(f"\n{name}:")
+        for judgement in check_judge(Judge("smollm2-135m", rows=JUDGED), str(data / name)):
+            print(*judgement.words, sep="\n", flush=True)
+
+
+def effects(data: Path, scratch: Path, run: str) -> None:
+    """What a run has forgotten of general_mix, and what it completes of its training rows and of canaries never shown."""
+    general = [json.loads(line) for line in (data / "general_mix" / "all.jsonl").read_text().splitlines()][::20]
+    planted = [{"prompt": f"The code of box {i} is", "completion": f"{4921 + 37 * i}-{387 + i:04}"} for i in range(3)]
+    question = Question(
+        run, split="test", name="tuned", out=str(scratch / "effects"),
+        settings=["limit=20", "memorisation=true", f"general={write(scratch / 'general.jsonl', general)}",
+                  f"canaries={write(scratch / 'canaries.jsonl', planted)}"],
+    )  # fmt: skip
+    found = read_json(evaluate_target(question).folder / "eval.json")
+    for part in ("forgetting", "memorisation", "canaries"):
+        print(found[part]["words"], flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=["people", "labels", "judge"])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--run", default="")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in options.parts:
+            if part == "effects":
+                effects(options.data, Path(scratch), options.run)
+            else:
+                {"people": people, "labels": labels, "judge": judge}[part](options.data, Path(scratch))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneloop.evaluations import Question, compare_evaluations, evaluate_files, evaluate_target
+from tuneloop.comparisons import compare_evaluations, evaluate_files
+from tuneloop.evaluations import Question, evaluate_target
 from tuneloop.files import read_json
 from tuneloop.types import Answer
 

@@ -31,8 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": BASE | {"models"},
     "pipeline": BASE | {"models", "recipe", "contenders"} | STAGES,
     "evaluations": BASE | {"models", "recipe", "contenders", "pipeline"} | STAGES,
+    "comparisons": BASE | {"pipeline", "evaluations"} | STAGES,
     "judging": BASE | {"models", "contenders", "evaluations"} | STAGES,
-    "cli": BASE | {"models", "recipe", "pipeline", "evaluations", "judging", "doctor"} | STAGES,
+    "cli": BASE | {"models", "recipe", "pipeline", "evaluations", "comparisons", "judging", "doctor"} | STAGES,
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "scipy", "peft", "sacrebleu", "rouge_score",

@@ -101,7 +101,7 @@ def _compare(
     evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: Question
 ) -> tuple[dict[str, Any], list[str]]:
     """The comparison's eval.json with its place, and what the judge says."""
-    from tuneloop.evaluations import compare_evaluations, evaluate_files
+    from tuneloop.comparisons import compare_evaluations, evaluate_files
     from tuneloop.files import read_json
     from tuneloop.judging import judge_evaluations, write_verdicts
 

@@ -21,9 +21,11 @@ from tuneloop.evaluate.forgetting import (
     canaries_in_words,
     forgetting,
     memorisation,
+    tasks_before_and_after,
 )
 from tuneloop.evaluate.multilabel import label_lists
 from tuneloop.evaluate.prompt import prompt_turns
+from tuneloop.harness import TaskScores, harness_missing, run_tasks
 from tuneloop.models.generate import AnswerFit, LabelTrie, answer_fits, choose, generate, label_trie, shared_length
 from tuneloop.models.load import Model
 from tuneloop.types import Answer, Dataset, Message, Progress, Row, UserError, no_progress
@@ -282,7 +284,7 @@ def side_effects(
     seed: int,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """What tuning has done beside its task: the parts `forgetting`, `memorisation` and `canaries` of `eval.json`.
+    """What tuning has done beside its task: the parts `forgetting`, `lm_eval`, `memorisation` and `canaries` of `eval.json`.
 
     Args:
         model: tuned.
@@ -290,19 +292,26 @@ def side_effects(
         general: rows of general ability, for forgetting.
         learned: training rows, for memorisation.
         planted: canaries.
-        config: `general_rows` bounds the general rows.
+        config: `general_rows` bounds the general rows, and each of the tasks in `lm_eval`.
         seed: of the samples.
     """
     general = sample_rows(general, config.general_rows, seed=seed)
     learned = sample_rows(learned, MOST_LEARNED, seed=seed)  # shared answers show in such a sample too
-    if not (general or learned or planted):
+    missing = harness_missing()
+    if not (general or learned or planted or config.lm_eval):
         return {}
     after = _look(model, general, learned, planted, seed, progress)
+    tasks, why = ({}, missing) if missing or not config.lm_eval else _tasks(model, config, progress)
     with base() as untouched:
         before = _look(untouched, general, learned, planted, seed, progress)
+        tasks_before = _tasks(untouched, config, progress)[0] if tasks else {}
     found: dict[str, Any] = {}
     if before.ability and after.ability:
         found["forgetting"] = forgetting(before.ability, after.ability, seed=seed)
+    if tasks and tasks_before:
+        found["lm_eval"] = tasks_before_and_after(tasks_before, tasks, seed=seed)
+    elif config.lm_eval:
+        found["lm_eval"] = {"tasks": [], "words": f"lm-eval's tasks were not run: {why}."}
     if learned:
         found["memorisation"] = memorisation(before.completed, after.completed)
     if planted:
@@ -310,6 +319,14 @@ def side_effects(
         each = [{**t, "base_exposure": b["exposure"]} for b, t in pairs]
         found["canaries"] = {"each": each, "words": canaries_in_words(before.canaries, after.canaries)}
     return found
+
+
+def _tasks(model: Model, config: EvaluateConfig, progress: Progress) -> tuple[dict[str, dict[str, TaskScores]], str]:
+    """Scores of lm-eval's tasks, or none and why: data that aren't there must not cost an evaluation that is done."""
+    try:
+        return run_tasks(model, config.lm_eval, limit=config.general_rows, progress=progress), ""
+    except Exception as error:
+        return {}, " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _look(

@@ -56,6 +56,10 @@ class EvaluateConfig(Config):
         description="file of general rows: what the tuned model has forgotten of them; default: those held out of a mix",
     )
     general_rows: int = Field(200, ge=10, description="at most this many of them (seeded sample)")
+    lm_eval: list[str] = Field(
+        default_factory=list,
+        description="tasks of lm-eval (names, or YAML files) run before and after tuning, where the package and their data are present",
+    )
     memorisation: bool = Field(
         False, description="the share of training answers that the tuned model completes verbatim beyond the base"
     )

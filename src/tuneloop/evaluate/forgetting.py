@@ -107,6 +107,48 @@ def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
     )
 
 
+def tasks_before_and_after(
+    base: Mapping[str, Mapping[str, Any]],
+    tuned: Mapping[str, Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """Scores of public tasks, before and after tuning: the part `lm_eval` of `eval.json`.
+
+    Args:
+        base, tuned: task -> metric -> an object with `value`, `each` (document -> score) and `higher_is_better`.
+
+    Returns:
+        `tasks`: for each task and metric `base`, `tuned`, `n` and `change` (tuned - base), with a 95 % interval by paired
+        bootstrap over documents where the metric is their mean.
+    """
+    found: list[dict[str, Any]] = []
+    for task, metrics in base.items():
+        for metric, before in metrics.items():
+            after = tuned[task][metric]
+            shared = sorted(before.each.keys() & after.each.keys())
+            change = Estimate(after.value - before.value, math.nan, math.nan)
+            if shared:
+                differences = [after.each[i] - before.each[i] for i in shared]
+                draws = u.bootstrap(
+                    [m.mean_statistics({"change": differences})], len(shared), resamples=resamples, seed=seed
+                )
+                change = Estimate(change.value, *u.bootstrap_interval(change.value, draws["change"]))
+            sides = {"base": before.value, "tuned": after.value, "higher_is_better": before.higher_is_better}
+            found.append({"task": task, "metric": metric, "n": len(shared), **sides, "change": change})
+    return {"tasks": found, "words": _tasks_in_words(found)}
+
+
+def _tasks_in_words(found: Sequence[Mapping[str, Any]]) -> str:
+    def told(each: Mapping[str, Any]) -> str:
+        change = each["change"]
+        bounds = "" if math.isnan(change.low) else f" ({change.low:+.3f} to {change.high:+.3f})"
+        return f"{each['task']} {each['metric'].removesuffix(',none')} {each['base']:.3f} -> {each['tuned']:.3f}, {change.value:+.3f}{bounds}"
+
+    return "lm-eval before and after: " + "; ".join(map(told, found)) + "."
+
+
 # --- memorisation ------------------------------------------------------------------------------
 
 

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
 
 
-AFTERWARDS = {"general", "general_rows", "memorisation", "canaries"}  # settings that concern the tuned model alone
+AFTERWARDS = {
+    "general",
+    "general_rows",
+    "memorisation",
+    "canaries",
+    "lm_eval",
+}  # settings that concern the tuned model alone
 
 
 def scoring_settings(recipe: Recipe) -> dict[str, Any]:

@@ -32,25 +32,36 @@ def test_label_metrics_are_scikit_learns_with_answers_outside_the_labels_as_wron
     references, predictions = [a for a, _ in pairs], [b for _, b in pairs]
     ours = m.label_statistics(references, predictions).point_values()
     said = [p or "(invalid)" for p in predictions]
-    occur = sorted(set(references))
+    named = sorted({*references, *predictions} - {None})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = {
             "accuracy": sk.accuracy_score(references, said),
-            "macro_f1": sk.f1_score(references, said, average="macro", labels=occur, zero_division=0),
+            "macro_f1": sk.f1_score(references, said, average="macro", labels=named, zero_division=0),
             "micro_f1": sk.f1_score(references, said, average="micro", zero_division=0),
-            "weighted_f1": sk.f1_score(references, said, average="weighted", labels=occur, zero_division=0),
+            "weighted_f1": sk.f1_score(references, said, average="weighted", labels=named, zero_division=0),
             "balanced_accuracy": sk.balanced_accuracy_score(references, said),
-            "precision_macro": sk.precision_score(references, said, average="macro", labels=occur, zero_division=0),
-            "recall_macro": sk.recall_score(references, said, average="macro", labels=occur, zero_division=0),
+            "precision_macro": sk.precision_score(references, said, average="macro", labels=named, zero_division=0),
+            "recall_macro": sk.recall_score(references, said, average="macro", labels=named, zero_division=0),
             "precision_micro": sk.precision_score(references, said, average="micro", zero_division=0),
             "recall_micro": sk.recall_score(references, said, average="micro", zero_division=0),
             "precision_weighted": sk.precision_score(
-                references, said, average="weighted", labels=occur, zero_division=0
+                references, said, average="weighted", labels=named, zero_division=0
             ),
-            "recall_weighted": sk.recall_score(references, said, average="weighted", labels=occur, zero_division=0),
+            "recall_weighted": sk.recall_score(references, said, average="weighted", labels=named, zero_division=0),
         }
     assert ours == pytest.approx(theirs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(LABELS[:3]), st.sampled_from(LABELS)), min_size=1, max_size=30))
+def test_where_all_answers_are_labels_averages_are_scikit_learns_own_defaults(pairs):
+    references, predictions = [a for a, _ in pairs], [b for _, b in pairs]
+    ours = m.label_statistics(references, predictions).point_values()
+    for average in ("macro", "micro", "weighted"):
+        for name, function in (("f1", sk.f1_score), ("precision", sk.precision_score), ("recall", sk.recall_score)):
+            key = f"{average}_f1" if name == "f1" else f"{name}_{average}"
+            assert ours[key] == pytest.approx(function(references, predictions, average=average, zero_division=0))
 
 
 def test_rows_without_a_reference_do_not_count():
@@ -197,8 +208,7 @@ def test_labels_in_the_hundreds_are_quick_and_right():
     references = [rng.choice(names) for _ in range(2000)]
     predictions = [r if rng.random() < 0.8 else rng.choice(names) for r in references]
     ours = m.label_statistics(references, predictions).point_values()["macro_f1"]
-    occur = sorted(set(references))
-    assert ours == pytest.approx(sk.f1_score(references, predictions, average="macro", labels=occur, zero_division=0))
+    assert ours == pytest.approx(sk.f1_score(references, predictions, average="macro", zero_division=0))
 
 
 def test_meteor_has_the_published_values_of_its_examples():

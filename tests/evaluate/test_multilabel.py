@@ -41,17 +41,22 @@ def test_metrics_are_scikit_learns_with_parts_outside_the_labels_as_false_positi
     binarizer = MultiLabelBinarizer(classes=[*LABELS, "(outside)"])
     right = binarizer.fit_transform(references)
     said = binarizer.transform([p | ({"(outside)"} if outside else set()) for _, p, outside in cases])
-    occur = [i for i in range(len(LABELS)) if right[:, i].any()]
+    named = [i for i in range(len(LABELS)) if right[:, i].any() or said[:, i].any()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = {"accuracy": sk.accuracy_score(right, said), "subset_accuracy": sk.accuracy_score(right, said)}
         theirs["jaccard"] = sk.jaccard_score(right, said, average="samples", zero_division=1)
         for name, function in (("f1", sk.f1_score), ("precision", sk.precision_score), ("recall", sk.recall_score)):
             for average in ("micro", "macro", "weighted"):
-                labels = None if average == "micro" else occur
+                labels = None if average == "micro" else named
                 key = f"{average}_f1" if name == "f1" else f"{name}_{average}"
                 theirs[key] = function(right, said, average=average, labels=labels, zero_division=0)
     assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+def test_no_label_is_right_only_where_the_answer_says_so():
+    values = multilabel_statistics([frozenset()] * 2, [LabelSet(frozenset(), none=True), LabelSet(frozenset())])
+    assert values.row_scores["accuracy"] == values.row_scores["micro_f1"] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -84,15 +89,12 @@ def test_that_no_label_applies_is_an_answer_and_no_label(answer):
 
 
 @pytest.mark.parametrize(("answer", "valid"), [("", False), ("none", True)])
-def test_an_empty_answer_is_none_where_some_row_has_no_label(answer, valid):
-    rows = [row(0, {"balance"}), row(1, {"card"})]
-    result = evaluate(rows, [Answer(answer)] * 2, task="classification", labels=None, config=FAST, seed=0)
-    assert result.valid == [valid] * 2
-    rows = [row(0, {"none"}), row(1, {"card"})]
-    assert (
-        evaluate(rows, [Answer(answer)] * 2, task="classification", labels=None, config=FAST, seed=0).valid
-        == [True] * 2
-    )
+def test_an_empty_answer_says_nothing_even_where_no_label_is_right(answer, valid):
+    for first in ({"balance"}, {"none"}):
+        rows = [row(0, first), row(1, {"card"})]
+        result = evaluate(rows, [Answer(answer)] * 2, task="classification", labels=None, config=FAST, seed=0)
+        assert result.valid == [valid] * 2
+        assert result.row_scores["accuracy"] == [float(valid and first == {"none"}), 0.0]
 
 
 def test_labels_that_hold_a_comma_are_one_label():

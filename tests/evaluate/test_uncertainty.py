@@ -32,7 +32,7 @@ def test_the_bootstrap_of_macro_f1_equals_scoring_each_resample():
     for value, weight in zip(draws, weights, strict=True):
         chosen = np.repeat(np.arange(40), weight.astype(int))
         refs, preds = [references[i] for i in chosen], [predictions[i] for i in chosen]
-        assert value == pytest.approx(f1_score(refs, preds, average="macro", labels=sorted(set(refs)), zero_division=0))
+        assert value == pytest.approx(f1_score(refs, preds, average="macro", zero_division=0))
 
 
 def test_resamples_do_not_depend_on_how_many_are_held_at_once(monkeypatch):

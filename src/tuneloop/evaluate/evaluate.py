@@ -347,8 +347,7 @@ def _score_labels(s: _Scoring, labels: Sequence[str] | None) -> None:
         read = label_reader(s.labels)
         said = [read(answer.text) for answer in s.answers]
         s.predictions = [str(each) if not each.outside else None for each in said]
-        blank = frozenset() in lists  # an empty answer says something only where no label may be right
-        s.need_valid([not e.outside and (bool(e.labels) != e.none or (blank and not e.labels)) for e in said])
+        s.need_valid([not e.outside and bool(e.labels) != e.none for e in said])
         s.statistics.append(multilabel_statistics(lists, said))
         s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
     else:

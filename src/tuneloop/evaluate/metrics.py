@@ -140,9 +140,10 @@ def label_statistics(
 ) -> Statistics:
     """Accuracy, F1, precision and recall over labels.
 
-    Same semantics as scikit-learn with `zero_division=0`: macro and weighted averages run over the labels that
-    occur in the references; micro averages over everything, so they equal accuracy. A prediction of None (an answer
-    outside the label set) is wrong for every metric. Rows whose reference is None don't count.
+    The same as scikit-learn's functions with `zero_division=0`: macro averages run over the labels that references or
+    predictions name, balanced accuracy over those of the references; micro averages over everything, so they equal
+    accuracy. A prediction of None (an answer outside the label set) is wrong for every metric and no label of its own.
+    Rows whose reference is None don't count.
 
     Args:
         references: the right label of each row.
@@ -152,7 +153,8 @@ def label_statistics(
     """
     from scipy import sparse
 
-    names = sorted({label for label in references if label is not None})
+    counted = [pair for pair in zip(references, predictions, strict=True) if pair[0] is not None]
+    names = sorted({label for pair in counted for label in pair if label is not None})
     index = {label: i for i, label in enumerate(names)}
     k, n = len(names), len(references)
     places: list[tuple[int, int]] = []
@@ -166,7 +168,7 @@ def label_statistics(
         places += [(i, k + index[reference]), (i, 3 * k + 1)]  # support, counted
         if hit:
             places += [(i, index[reference]), (i, 3 * k)]  # hits of the label, right
-        if prediction in index:
+        if prediction is not None:
             places.append((i, 2 * k + index[prediction]))  # predicted
     rows = sparse.csr_matrix(
         (np.ones(len(places)), ([p[0] for p in places], [p[1] for p in places])), shape=(n, 3 * k + 2)
@@ -198,10 +200,15 @@ def _label_values(k: int) -> dict[str, Callable[[Array], Array]]:
 
     def macro(each: Callable[[Array], Array]) -> Callable[[Array], Array]:
         def value(sums: Array) -> Array:
-            present = sums[:, k : 2 * k] > 0  # a label missing from a resample isn't averaged there
+            present = (
+                sums[:, k : 2 * k] + sums[:, 2 * k : 3 * k] > 0
+            )  # a label missing from a resample isn't averaged there
             return ratio((each(sums) * present).sum(axis=1), present.sum(axis=1), empty=np.nan)
 
         return value
+
+    def balanced(sums: Array) -> Array:
+        return ratio(recall(sums).sum(axis=1), (sums[:, k : 2 * k] > 0).sum(axis=1), empty=np.nan)
 
     def weighted(each: Callable[[Array], Array]) -> Callable[[Array], Array]:
         def value(sums: Array) -> Array:
@@ -215,7 +222,7 @@ def _label_values(k: int) -> dict[str, Callable[[Array], Array]]:
         "macro_f1": macro(f1),
         "micro_f1": accuracy,
         "weighted_f1": weighted(f1),
-        "balanced_accuracy": macro(recall),
+        "balanced_accuracy": balanced,
         "precision_macro": macro(precision),
         "recall_macro": macro(recall),
         "precision_micro": accuracy,

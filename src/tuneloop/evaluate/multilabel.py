@@ -86,33 +86,32 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
 def multilabel_statistics(references: Sequence[frozenset[str]], predictions: Sequence[LabelSet]) -> Statistics:
     """Subset accuracy, Jaccard index, and precision, recall and F1 in micro, macro and weighted averages.
 
-    Same semantics as scikit-learn on indicator matrices with `zero_division=0`: macro and weighted averages run over
-    the labels that occur in the references; a part of an answer that is no label is a false positive of the micro
+    The same as scikit-learn on indicator matrices with `zero_division=0`: macro averages run over the labels that
+    references or answers name; a part of an answer that is no label is a false positive of the micro
     averages. `accuracy` is `subset_accuracy`: all labels right and none too many. The row score of `micro_f1` is the
     F1 of that row's labels.
     """
     from scipy import sparse
 
-    names = sorted(frozenset().union(*references))
+    names = sorted(frozenset().union(*references, *(said.labels for said in predictions)))
     index = {label: i for i, label in enumerate(names)}
     k, n = len(names), len(references)
-    table = sparse.lil_matrix((n, 3 * k + 5))  # hits, support, predicted of each label; then the sums below
+    table = sparse.lil_matrix((n, 3 * k + 4))  # hits, support, predicted of each label; then the sums below
     exact, jaccard, f1 = [], [], []
     for i, (right, said) in enumerate(zip(references, predictions, strict=True)):
         for label in right:
             table[i, k + index[label]] = 1
         for label in said.labels:
-            if label in index:
-                table[i, 2 * k + index[label]] = 1
+            table[i, 2 * k + index[label]] = 1
         for label in right & said.labels:
             table[i, index[label]] = 1
         hits, total = len(right & said.labels), len(said.labels) + said.outside
-        exact.append(float(right == said.labels and not said.outside))
+        empty = float(said.none)  # both without labels: right only where the answer says so
+        exact.append(float(right == said.labels and not said.outside) if right or total else empty)
         either = len(right) + total - hits
-        jaccard.append(hits / either if either else 1.0)
-        f1.append(2 * hits / (len(right) + total) if right or total else 1.0)
-        unknown = sum(label not in index for label in said.labels) + said.outside
-        table[i, 3 * k :] = [exact[-1], jaccard[-1], 1.0, float(unknown), float(hits)]
+        jaccard.append(hits / either if either else empty)
+        f1.append(2 * hits / (len(right) + total) if right or total else empty)
+        table[i, 3 * k :] = [exact[-1], jaccard[-1], 1.0, float(said.outside)]
     return Statistics(
         rows=table.tocsr(),
         values=_values(k),
@@ -122,7 +121,7 @@ def multilabel_statistics(references: Sequence[frozenset[str]], predictions: Seq
 
 
 def _values(k: int) -> dict[str, Callable[[Array], Array]]:
-    """Metric functions over sums laid out as hits (k), support (k), predicted (k), exact, jaccard, rows, unknown, hits."""
+    """Metric functions over sums laid out as hits (k), support (k), predicted (k), exact, jaccard, rows, outside."""
 
     def parts(sums: Array) -> tuple[Array, Array, Array]:
         return sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k]
@@ -145,7 +144,7 @@ def _values(k: int) -> dict[str, Callable[[Array], Array]]:
 
     def macro(each: Callable[[Array, Array, Array], Array]) -> Callable[[Array], Array]:
         def value(sums: Array) -> Array:
-            present = parts(sums)[1] > 0
+            present = parts(sums)[1] + parts(sums)[2] > 0
             return ratio((each(*parts(sums)) * present).sum(axis=1), present.sum(axis=1), empty=np.nan)
 
         return value

@@ -88,7 +88,8 @@ def _best(names: Sequence[str], evaluations: Mapping[str, Evaluation], metric: s
 
 
 def _against_prompt(name: str, other: Evaluation, pair: Comparison, metric: str, tuned: str) -> str:
-    theirs = f"the best prompt ({name}, {_figure(metric, other.metrics[metric].value)})"
+    figure = _figure(metric, other.metrics[metric].value)
+    theirs = f"the best prompt ({name}, {figure})" if "shot" in name else f"{name} ({figure})"
     if pair.verdict == "better":
         return f"It is better than {theirs}: {_difference(pair)}."
     if pair.verdict == "worse":

@@ -100,8 +100,8 @@ class ContenderFacts:
     Args:
         name: the contender.
         scores: one for each shown metric; None where it was not measured.
-        p: p-value of the paired comparison with the tuned model on the first metric, or None.
-        delta: tuned minus this contender on the first metric, or None.
+        p: p-value of the paired comparison on this line on the first metric, or None; see `held_against`.
+        delta: the gain in it, or None: tuned minus this contender, or this contender minus the one that all are held against.
         verdict: the comparison's verdict, or an empty string.
         seconds: time it took, or None.
         usd: what it cost, or None.
@@ -360,12 +360,12 @@ def _contender(
 ) -> ContenderFacts:
     cost = section(section(evaluation.get("costs")).get(name))
     p, delta, verdict = None, None, ""
-    if not tuned and metrics:
-        own = str(evaluation.get("name") or TUNED)
+    own, first = str(evaluation.get("name") or TUNED), held_against(evaluation)
+    if metrics and name != (first or own):
         for pair in evaluation.get("comparisons") or []:
             sides = (pair.get("a"), pair.get("b"))
-            if pair.get("metric") == metrics[0] and name in sides and own in sides:
-                sign = 1.0 if sides[1] == own else -1.0
+            if pair.get("metric") == metrics[0] and name in sides and (first or own) in sides:
+                sign = 1.0 if sides[1] == (name if first else own) else -1.0
                 p, verdict = number(pair.get("p")), str(pair.get("verdict") or "")
                 low, high = (sign * (math.nan if (v := number(pair.get(k))) is None else v) for k in ("low", "high"))
                 if (value := number(pair.get("delta"))) is not None:
@@ -380,6 +380,14 @@ def _contender(
         usd=number(cost.get("usd")),
         tuned=tuned,
     )
+
+
+def held_against(evaluation: Mapping[str, Any]) -> str:
+    """The contender that all others were compared with, where that is not the evaluation's own; empty otherwise."""
+    own = str(evaluation.get("name") or TUNED)
+    pairs = {(str(pair.get("a")), str(pair.get("b"))) for pair in evaluation.get("comparisons") or []}
+    firsts = {a for a, _ in pairs}
+    return firsts.pop() if len(firsts) == 1 and len(pairs) > 1 and any(own not in pair for pair in pairs) else ""
 
 
 def score_of(value: object) -> Score | None:

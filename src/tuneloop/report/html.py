@@ -23,6 +23,7 @@ from tuneloop.report.facts import (
     count,
     figure,
     gib,
+    held_against,
     interval,
     is_right,
     metric_title,
@@ -248,6 +249,7 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Con
         "more": [(metric_title(m), [with_interval(c.scores[0], m) for c in contenders_of(shown, [m])]) for m in more],
         "names": [line.name for line in lines],
         "own": next((line.name for line in lines if line.tuned), TUNED),
+        "against": held_against(shown),
         "invalid": number(shown.get("invalid")),
         "notes": [str(n) for n in shown.get("notes") or []] if isinstance(shown.get("notes"), list) else [],
     }

@@ -8,7 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from tuneloop.report.facts import contenders, figure, interval, metric_title, p_value, section, shown_metrics
+from tuneloop.report.facts import (
+    ContenderFacts,
+    contenders,
+    figure,
+    held_against,
+    interval,
+    metric_title,
+    p_value,
+    section,
+    shown_metrics,
+)
 
 Format = Literal["markdown", "latex", "csv"]
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -16,7 +26,7 @@ LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
 
 
 def comparison_as(evaluation: Mapping[str, Any], form: Format, metrics: Sequence[str] | None = None) -> str:
-    """Contenders as rows, metrics with their 95 % intervals as columns, and the p-value against the last row.
+    """Contenders as rows; metrics with their 95 % intervals, then gain, p-value and verdict of the comparison as columns.
 
     Args:
         evaluation: `eval.json`.
@@ -28,16 +38,30 @@ def comparison_as(evaluation: Mapping[str, Any], form: Format, metrics: Sequence
     metrics = list(metrics or shown_metrics(evaluation))
     lines = contenders(evaluation, metrics)
     has_p = any(line.p is not None for line in lines)
-    head = ["", *(metric_title(m) for m in metrics), *(["p"] if has_p else [])]
+    first = held_against(evaluation)
+    gain = f"gain over {first}" if first else f"gain of {lines[-1].name}" if lines else ""
+    head = ["", *(metric_title(m) for m in metrics), *([gain, "p", "verdict"] if has_p else [])]
     rows = [
         [
             line.name,
             *(f"{figure(s.value, m)} {interval(s, m)}".strip() if s else "–" for s, m in zip(line.scores, metrics, strict=True)),
-            *([p_value(line.p).removeprefix("p ").removeprefix("= ") if line.p is not None else ""] if has_p else []),
+            *(_compared(line, metrics[0]) if has_p else []),
         ]
         for line in lines
     ]  # fmt: skip
     return _markdown(head, rows) if form == "markdown" else _latex(head, rows)
+
+
+def _compared(line: ContenderFacts, metric: str) -> list[str]:
+    if line.delta is None or line.p is None:
+        return [""] * 3
+    bounds = f"[{figure(line.delta.low, metric)}, {figure(line.delta.high, metric)}]"
+    sign = "+" if line.delta.value >= 0 else ""
+    return [
+        f"{sign}{figure(line.delta.value, metric)} {bounds}",
+        p_value(line.p).removeprefix("p ").removeprefix("= "),
+        line.verdict,
+    ]
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -59,10 +83,13 @@ def _latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _csv(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["contender", *(f"{m}{part}" for m in metrics for part in ("", "_low", "_high"))])
+    beside = ["gain", "gain_low", "gain_high", "p", "verdict"]
+    writer.writerow(["contender", *(f"{m}{part}" for m in metrics for part in ("", "_low", "_high")), *beside])
     for line in contenders(evaluation, metrics):
         cells = [v for s in line.scores for v in ((s.value, s.low, s.high) if s else (None,) * 3)]
         # A name that a spreadsheet would take for a formula is text.
         name = re.sub(r"^(?=[=+\-@\t\r])", "'", line.name)
-        writer.writerow([name, *("" if v is None or v != v else f"{v:.6g}" for v in cells)])
+        gain = line.delta
+        cells += [gain.value, gain.low, gain.high, line.p] if gain else [None] * 4
+        writer.writerow([name, *("" if v is None or v != v else f"{v:.6g}" for v in cells), line.verdict])
     return out.getvalue()

@@ -203,12 +203,22 @@ def test_references_alone_are_enough_for_predictions(here: Path, capsys: pytest.
     assert told(capsys, "evaluate", "--predictions", "q.jsonl", "--references", "more.jsonl")["n"] == 1
 
 
+def test_rows_without_prediction_count_as_wrong_and_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [{"id": r["id"], "prediction": r["label"]} for r in RECORDS[:9]] + [{"id": "other", "prediction": "lost"}]
+    write("p.jsonl", given)
+    assert main(["evaluate", "--predictions", "p.jsonl", "--references", "data.jsonl", "--json", "-q"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["n"] == 12 and found["metrics"]["accuracy"]["value"] == 9 / 12 and found["invalid"] == 3
+    assert [f["id"] for f in found["failures"]] == ["t9", "t10", "t11", "other"]
+    assert "3 of 12 rows have no prediction and count as wrong" in found["notes"][0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("evaluate",), "Evaluate what?"),
         (("evaluate", "m", "--predictions", "data.jsonl"), "One target at a time"),
-        (("evaluate", "--predictions", "data.jsonl", "--data", "data.jsonl"), "No prediction"),
+        (("evaluate", "--predictions", "data.jsonl", "--data", "data.jsonl"), "their own predictions"),
         (("evaluate", "--endpoint", "http://127.0.0.1:9", "--data", "data.jsonl"), "go together"),
         (("evaluate", "--endpoint", "localhost", "--model", "m", "--data", "data.jsonl"), "Not an endpoint"),
         (("evaluate", "--predictions", "none.jsonl", "--data", "data.jsonl"), "none.jsonl"),

@@ -100,7 +100,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Result:
-    """Where an evaluation is, and how many requests to an endpoint have failed for good."""
+    """Where an evaluation is, and how many answers are not there: requests that failed for good, rows without prediction."""
 
     folder: Path
     failed: int = 0
@@ -148,7 +148,7 @@ def evaluate_target(question: Question, *, progress: Progress = no_progress, say
             production=production, more=more,
         )  # fmt: skip
         write_page(folder)
-    return Result(folder, int(cost.get("failed", 0)))
+    return Result(folder, int(cost.get("failed", 0)) or len(more.get("failures", ())))
 
 
 # --- what and on what --------------------------------------------------------------------------
@@ -303,8 +303,12 @@ def _ask(
     from tuneloop.contenders import ask
 
     if question.kind == "predictions":
-        asked, notes = _predicted(question.predictions, dataset, rows)
-        return asked, {}, {"model": name}, notes
+        if question.data and Path(question.data).resolve() == Path(question.predictions).resolve():
+            raise UserError(
+                "The references can't be their own predictions", where=question.data, next_step="name two files"
+            )
+        asked, failed, notes = _predicted(question.predictions, dataset, rows)
+        return asked, {}, {"model": name} | ({"failures": failed[:MOST_FAILURES]} if failed else {}), notes
     if not all(row.prompt for row in rows):
         raise UserError(
             "These rows are references without prompts: no model can be asked",
@@ -321,8 +325,8 @@ def _ask(
     return asked, cost_of(job, asked, training), {}, notes
 
 
-def _predicted(file: str, dataset: Dataset, rows: Sequence[Row]) -> tuple[Asked, list[str]]:
-    """Answers from a file, and what a reader has to know of them."""
+def _predicted(file: str, dataset: Dataset, rows: Sequence[Row]) -> tuple[Asked, list[dict[str, str]], list[str]]:
+    """Answers from a file, rows without one and ids without a row, and what a reader has to know of them."""
     from tuneloop.contenders import Asked
     from tuneloop.data.sources.read import read_records
     from tuneloop.evaluate.code import problem_of
@@ -341,10 +345,23 @@ def _predicted(file: str, dataset: Dataset, rows: Sequence[Row]) -> tuple[Asked,
             )
         records.append(item.value)
     found = answers_from(records, rows, file, known=dataset.test, order=dataset.manifest.get("order") or ())
-    further = tuple(each[1:] for each in found)
+    further = tuple(each[1:] for each in found.answers)
     unused = sum(bool(more) and problem_of(row) is None for more, row in zip(further, rows, strict=True))
     notes = [f"{unused} rows have several predictions: the first counts."] if unused else []
-    return Asked([Answer(each[0]) for each in found], 0.0, further=further if any(further) else ()), notes
+    missing, unknown = found.missing(rows), found.unknown
+    if missing:
+        notes.append(f"{len(missing)} of {len(rows)} rows have no prediction and count as wrong: {_some(missing)}.")
+    if unknown:
+        notes.append(f"{len(unknown)} predictions are for no row of these and were not used: {_some(unknown)}.")
+    failed = [{"id": i, "error": "no prediction"} for i in missing] + [
+        {"id": i, "error": "no such row"} for i in unknown
+    ]
+    answers = [Answer(each[0] if each else "") for each in found.answers]
+    return Asked(answers, 0.0, further=further if any(further) else ()), failed, notes
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(each[:60] for each in ids[:3]) + (" ..." if len(ids) > 3 else "")
 
 
 def _prompts(

@@ -54,6 +54,12 @@ def test_lists_of_labels_alone_with_empty_ones(tmp_path: Path) -> None:
     assert [(row.label, row.meta["labels"]) for row in found.rows] == [("a, b", ["a", "b"]), ("none", ["none"])]
 
 
+def test_a_prompt_and_facts_beside_a_reference_are_kept(tmp_path: Path) -> None:
+    record = {"id": "a", "dialogue": "A: hi", "references": ["x", "y"], "channel": "mail", "answer": "z"}
+    (row,) = read(tmp_path, [record]).rows
+    assert row.prompt == [{"role": "user", "content": "A: hi"}] and row.answer == "x" and row.meta["channel"] == "mail"
+
+
 HUMANEVAL = {"task_id": "H/0", "prompt": "def f():\n", "entry_point": "f", "test": "def check(c):\n    assert c() == 1"}
 
 

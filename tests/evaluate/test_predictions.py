@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.evaluate.predictions import answers_from
+from tuneloop.evaluate.predictions import Found, answers_from
 from tuneloop.types import Row, UserError
 
 ROWS = [Row(f"r{i}", [{"role": "assistant", "content": "x"}], meta={"id": f"own-{i}"}) for i in range(3)]
 
 
 def texts(records: list[Any]) -> list[str]:
-    return [texts[0] for texts in answers_from(records, ROWS, "f.jsonl")]
+    return [texts[0] for texts in answers_from(records, ROWS, "f.jsonl").answers]
 
 
 @given(st.permutations(range(3)))
@@ -32,29 +32,41 @@ def test_without_ids_the_order_counts() -> None:
 
 def test_objects_are_json_and_several_labels_one_answer() -> None:
     assert texts([{"prediction": {"a": 1}}, {"prediction": 2}, {"prediction": ["x", "y"]}]) == ['{"a": 1}', "2", "x"]
-    assert answers_from([{"prediction": ["x", "y"]}] * 3, ROWS, "f")[0] == ["x", "y"]
+    assert answers_from([{"prediction": ["x", "y"]}] * 3, ROWS, "f").answers[0] == ["x", "y"]
     labelled = [Row("r", [{"role": "assistant", "content": "a, b"}], "a, b", meta={"labels": ["a", "b"]})]
-    assert answers_from([{"prediction": ["b", "a"]}], labelled, "f") == [["b, a"]]
-    assert answers_from([{"prediction": []}], labelled, "f") == [["none"]]
+    assert answers_from([{"prediction": ["b", "a"]}], labelled, "f").answers == [["b, a"]]
+    for nothing in ([], "", None):
+        assert answers_from([{"prediction": nothing}], labelled, "f").answers == [["none"]]
 
 
 def test_numbers_count_records_of_the_file_and_ids_that_are_numbers_too() -> None:
     order = ["left out", "r0", "r1", "r2"]
     records = [{"row": i, "prediction": f"p{i}"} for i in range(4)]
-    assert answers_from(records, ROWS, "f", order=order) == [["p1"], ["p2"], ["p3"]]
+    assert answers_from(records, ROWS, "f", order=order).answers == [["p1"], ["p2"], ["p3"]]
     for number in (int, str, float):
         assert texts([{"id": number(i), "prediction": f"p{i}"} for i in range(3)]) == ["p0", "p1", "p2"]
 
 
 def test_predictions_of_rows_that_are_not_evaluated_are_passed_over() -> None:
     records = [{"id": f"r{i}", "prediction": f"p{i}"} for i in range(3)]
-    assert answers_from(records, ROWS[1:2], "f", known=ROWS) == [["p1"]]
+    assert answers_from(records, ROWS[1:2], "f", known=ROWS) == Found([["p1"]], [])
 
 
 def test_several_records_of_a_program_are_several_answers() -> None:
     row = Row("H/0", [{"role": "assistant", "content": ""}], meta={"test_list": ["assert f() == 1"]})
     records = [{"task_id": "H/0", "completion": text} for text in ("a", "b")]
-    assert answers_from(records, [row], "f") == [["a", "b"]]
+    assert answers_from(records, [row], "f").answers == [["a", "b"]]
+
+
+def test_rows_left_out_and_ids_that_no_row_has_are_reported() -> None:
+    found = answers_from([{"id": "r1", "prediction": "a"}, {"id": "zz", "prediction": "b"}], ROWS, "f")
+    assert found.answers == [[], ["a"], []] and found.unknown == ["zz"]
+    assert found.missing(ROWS) == ["r0", "r2"]
+
+
+def test_numbers_with_gaps_are_taken_where_an_end_tells_how_they_count() -> None:
+    assert answers_from([{"row": i, "prediction": str(i)} for i in (0, 2)], ROWS, "f").answers == [["0"], [], ["2"]]
+    assert answers_from([{"row": i, "prediction": str(i)} for i in (1, 3)], ROWS, "f").answers == [["1"], [], ["3"]]
 
 
 @pytest.mark.parametrize(
@@ -62,8 +74,8 @@ def test_several_records_of_a_program_are_several_answers() -> None:
     [
         ([], "no predictions"),
         ([{"id": "r0", "prediction": "a"}] * 2, "Two predictions for row r0"),
-        ([{"id": "r0", "prediction": "a"}], "2 of 3 rows have no prediction"),
-        ([{"id": "zz", "prediction": "a"}], "No row has the id 'zz'"),
+        ([{"id": "zz", "prediction": "a"}], "None of its predictions is about these 3 rows .the first: 'zz'"),
+        ([{"row": i, "prediction": "a"} for i in (1, 2)], "from 0 or from 1"),
         ([{"row": 7, "prediction": "a"}], "no row 7"),
         ([{"row": True, "prediction": "a"}], "Not a row's number"),
         ([{"prediction": "a"}], "1 predictions without ids for 3 rows"),

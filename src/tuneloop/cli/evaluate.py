@@ -62,7 +62,7 @@ def command(
     """Measure anything on any rows: a run, a model, an endpoint, or answers from a file.
 
     Settings of the recipe's evaluate section may follow: limit=100, general=FILE (forgetting), memorisation=true.
-    Exit status 1: some requests to the endpoint have failed for good.
+    Exit status 1: some requests to the endpoint have failed for good, or predictions and rows don't match one to one.
     """
     places, settings = split_arguments([target, *(settings or [])])
     if len(places) > 1:
@@ -115,7 +115,7 @@ def endpoint_of(
 def _print(result: dict[str, Any]) -> None:
     for line in result["words"]:
         print(line)
-    for part in ("forgetting", "memorisation", "canaries"):
+    for part in ("forgetting", "lm_eval", "memorisation", "canaries"):
         if part in result:
             print(result[part]["words"])
     for line in result.get("ladder_words", ()):

@@ -20,6 +20,19 @@ SAMPLE = 2000  # records that tell the format
 # A reference answer by itself, without a prompt: what predictions made elsewhere are held against.
 REFERENCES = ("references", "reference", "label", "labels", "target", "answer", "expected", "ground_truth", "output", "gold",
               "completion")  # fmt: skip
+# What may stand beside a reference as its prompt; it is only shown and grouped by, so one column is enough.
+PROMPTS = (
+    "prompt",
+    "question",
+    "instruction",
+    "input",
+    "dialogue",
+    "document",
+    "article",
+    "source_text",
+    "text",
+    "context",
+)
 SOLUTIONS = ("canonical_solution", "code", "solution", "completion", "reference", "output")
 IDS = ("id", "row", "index", "task_id")
 
@@ -150,7 +163,14 @@ def _reference_row(record: SourceRecord, column: str, config: PrepareConfig) -> 
     labelled = column in ("label", "labels") or config.task == "classification"
     listed = isinstance(value, list) and (column == "references" or not any(isinstance(v, dict | list) for v in value))
     several = [_as_text(v) for v in value if v is not None] if listed else []
-    meta: dict[str, Any] = {"source": record.source, "line": record.line}
+    asked = next((record.value[n] for n in PROMPTS if n != column and isinstance(record.value.get(n), str)), None)
+    turns: list[Message] = [{"role": "user", "content": asked}] if asked else []
+    own = {
+        n: v
+        for n, v in record.value.items()
+        if n not in (*REFERENCES, *PROMPTS, "id") and isinstance(v, str | int | float)
+    }
+    meta: dict[str, Any] = {**own, "source": record.source, "line": record.line}
     if labelled and listed:
         several = sorted(several) or [NO_LABELS]
         meta["labels"] = several
@@ -161,7 +181,7 @@ def _reference_row(record: SourceRecord, column: str, config: PrepareConfig) -> 
         meta["references"], answer = several, several[0]
     else:
         answer = _as_text(value)
-    return Row("", [{"role": "assistant", "content": answer}], answer if labelled else None, [], meta)
+    return Row("", [*turns, {"role": "assistant", "content": answer}], answer if labelled else None, [], meta)
 
 
 def _as_text(value: Any) -> str:

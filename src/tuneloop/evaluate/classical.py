@@ -144,7 +144,7 @@ def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequen
     from sklearn.linear_model import LogisticRegression
 
     names = sorted(frozenset().union(*lists))
-    models = []
+    models: list[LogisticRegression | None] = []
     for name in names:
         holds = [name in each for each in lists]
         if all(holds):  # nothing to tell apart

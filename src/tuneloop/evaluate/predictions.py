@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.evaluate.code import problem_of
@@ -14,10 +15,30 @@ NAMES = ("prediction", "predicted", "answer", "output", "response", "completion"
 IDS = ("id", "task_id")
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a file of predictions says of rows.
+
+    Args:
+        answers: of each row, its first and further ones; none for a row that the file doesn't answer.
+        unknown: ids in the file that no row has.
+    """
+
+    answers: list[list[str]]
+    unknown: list[str]
+
+    def missing(self, rows: Sequence[Row]) -> list[str]:
+        """The ids of rows without an answer."""
+        return [row.id for row, each in zip(rows, self.answers, strict=True) if not each]
+
+
 def answers_from(
     records: Sequence[Any], rows: Sequence[Row], where: str, *, known: Sequence[Row] = (), order: Sequence[str] = ()
-) -> list[list[str]]:
-    """The answers to rows, in their order: for each row its first and further ones.
+) -> Found:
+    """Find the answers to rows.
+
+    Rows that the file leaves out, and ids that no row has, are reported, not refused: a job elsewhere that has lost some
+    rows is still measured on all of them. What could be about the wrong rows is refused.
 
     Args:
         records: `{"id" or "row", "prediction"}` each. `id` is that of the row, or its record's own (`meta.id`); `row`
@@ -30,16 +51,21 @@ def answers_from(
         order: the ids of all records that are counted; default: of `known`.
 
     Raises:
-        UserError: a record without prediction, a row without one or with two, an id that no row has.
+        UserError: a record without prediction, a row with two, no record about any row, numbers that leave open
+            whether they count from 0 or from 1.
     """
     if not records:
         raise UserError("The file holds no predictions", where=where, next_step='write rows {"id", "prediction"}')
     wanted = {row.id: row for row in rows}
     known = known or rows
     found: dict[str, list[str]] = {}
-    places = _places(records, known, order or [row.id for row in known], where)
+    unknown: list[str] = []
+    order = order or [row.id for row in known]
+    places, everything = _places(records, known, order, where), {*order, *wanted}
     for number, (record, row_id) in enumerate(zip(records, places, strict=True), 1):
         row = wanted.get(row_id)
+        if row_id not in everything:
+            unknown.append(row_id)
         if row is None:
             continue  # of a row that is not evaluated
         if row_id in found and problem_of(row) is None:
@@ -49,14 +75,13 @@ def answers_from(
                 next_step="keep one of them; several answers of one prompt are a list",
             )
         found[row_id] = found.get(row_id, []) + _texts(record, row, f"{where}, record {number}")
-    missing = [row.id for row in rows if row.id not in found]
-    if missing:
+    if not found:
         raise UserError(
-            f"{len(missing)} of {len(rows)} rows have no prediction (the first: {missing[0]})",
+            f"None of its predictions is about these {len(rows)} rows (the first: {places[0][:60]!r})",
             where=where,
-            next_step='add them; a row without an answer has the prediction ""',
+            next_step=f"ids of the rows are as in {rows[0].id!r}; is this the right split or reference file?",
         )
-    return [found[row.id] for row in rows]
+    return Found([found.get(row.id, []) for row in rows], unknown)
 
 
 def _places(records: Sequence[Any], known: Sequence[Row], order: Sequence[str], where: str) -> list[str]:
@@ -90,14 +115,7 @@ def _by_id(ids: Sequence[Any], known: Sequence[Row], order: Sequence[str], where
     ids_of |= {row_id: row_id for row_id in order}
     if not any(str(each) in ids_of for each in ids) and all(_number(each) is not None for each in ids):
         return _by_number(ids, order, where)
-    for number, each in enumerate(ids, 1):
-        if str(each) not in ids_of:
-            raise UserError(
-                f"No row has the id {str(each)[:60]!r}",
-                where=f"{where}, record {number}",
-                next_step=f"ids of the rows are as in {order[0]!r}; is this the right split or reference file?",
-            )
-    return [ids_of[str(each)] for each in ids]
+    return [ids_of.get(str(each), str(each)) for each in ids]
 
 
 def _by_number(values: Sequence[Any], order: Sequence[str], where: str) -> list[str]:
@@ -107,7 +125,13 @@ def _by_number(values: Sequence[Any], order: Sequence[str], where: str) -> list[
         if number is None:
             raise UserError(f"Not a row's number: {value!r}", where=f"{where}, record {i}", next_step="count from 0")
         numbers.append(number)
-    first = 1 if min(numbers) == 1 and max(numbers) <= len(order) else 0
+    if 0 not in numbers and len(order) not in numbers and 0 < max(numbers) < len(order):
+        raise UserError(
+            f"Do these numbers count rows from 0 or from 1? Rows 0 and {len(order)} are both missing",
+            where=where,
+            next_step='give ids instead, or add a record for the first or last row, with the prediction "" if there is none',
+        )
+    first = 1 if min(numbers) > 0 and max(numbers) == len(order) else 0
     for i, number in enumerate(numbers, 1):
         if not 0 <= number - first < len(order):
             raise UserError(
@@ -130,8 +154,8 @@ def _texts(record: Mapping[str, Any], row: Row, where: str) -> list[str]:
     if name is None:
         raise UserError("No prediction", where=where, next_step='write {"id": ..., "prediction": "..."}')
     value = record[name]
-    if isinstance(value, list) and "labels" in row.meta:  # several labels are one answer
-        return [", ".join(map(str, value)) or NO_LABELS]
+    if "labels" in row.meta and (isinstance(value, list) or not value):  # several labels are one answer
+        return [", ".join(map(str, value or ())) or NO_LABELS]
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
         return list(value)
     return ["" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]

@@ -28,31 +28,25 @@ JOBS: dict[str, list[str]] = {
     "messy_chats": [],
 }
 
-COPIES = {"exact_duplicate", "near_duplicate", "semantic_duplicate", "conflicting_label", "split_leak"}
-
-# Defect -> the reasons that fit it: a record can be wrong in one way and be refused at another place of the same defect.
+# Defect -> the reasons that say it. Nothing else counts: a broken line that is read and then dropped as a copy is a miss.
 FITTING: dict[str, set[str]] = {
-    "broken_json": {"broken_json", "bad_encoding", "wrong_type"},
-    "wrong_type": {
-        "wrong_type",
-        "broken_json",
-        "missing_field",
-        "unknown_label",
-        "empty_input",
-    },  # an empty list has no turns
-    "missing_field": {"missing_field", "empty_output", "empty_input"},
-    "empty_output": {"empty_output", "empty_input", "missing_field", "unknown_label"},
+    "broken_json": {"broken_json"},
+    "wrong_type": {"wrong_type"},
+    "missing_field": {"missing_field"},
+    "empty_output": {"empty_output", "empty_input"},  # its `field` says which side of the row is empty
     "over_long": {"too_long"},
     "blank_line": {"blank_line"},
     "lone_surrogate": {"bad_encoding"},
-    "role_order": {"bad_turn_order", "no_answer", "unanswered_call"},
+    "role_order": {"bad_turn_order", "no_answer", "unanswered_call"},  # whichever the turned order breaks first
     "unknown_role": {"unknown_role"},
     "no_final_assistant": {"no_answer"},
-    "tool_call_unanswered": {"unanswered_call", "bad_turn_order", "no_answer"},
-    "bad_tool_arguments": {"bad_arguments", "broken_json"},
+    "tool_call_unanswered": {"unanswered_call"},
+    "bad_tool_arguments": {"bad_arguments"},
     "error_output": {"error_output"},
     "truncated_output": {"truncated_output"},
 }
+# Defects that can also be reported: by a repair of this kind, or by a check that names the row in `flagged.jsonl`.
+TOLD = {"unknown_role": "unknown_role", "error_output": "error_outputs", "truncated_output": "truncated_answers"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +85,7 @@ class Outcome:
     Args:
         rows: line -> the rows in a split, with `split`.
         rejects: line -> its records in `rejects.jsonl`; repairs: likewise.
+        flags: line -> checks that name it.
         ranking: lines by how likely their label is wrong, the most suspicious first.
         files: every output file as one text.
     """
@@ -98,6 +93,7 @@ class Outcome:
     rows: dict[int, list[dict[str, Any]]]
     rejects: dict[int, list[dict[str, Any]]]
     repairs: dict[int, list[dict[str, Any]]]
+    flags: dict[int, set[str]] = field(default_factory=dict)
     ranking: list[int] = field(default_factory=list)
     files: str = ""
 
@@ -151,6 +147,7 @@ def read_outcome(folder: Path, source: str) -> Outcome:
         rows=rows,
         rejects=by_line("rejects.jsonl"),
         repairs=by_line("repairs.jsonl"),
+        flags={line: {str(r["check"]) for r in some} for line, some in by_line("flagged.jsonl").items()},
         ranking=[int(record["line"]) for record in suspects],
         files="\n".join(path.read_text(encoding="utf-8", errors="replace") for path in kept),
     )
@@ -269,23 +266,26 @@ def score_reasons(gold: Gold, outcome: Outcome, kind: str, goal: float | None) -
 
 def _handled(kind: str, defect: Mapping[str, Any], outcome: Outcome) -> bool:
     line = defect["line"]
-    if outcome.reasons(line) & (FITTING.get(kind, set()) | {kind}):
-        return True
-    if outcome.reasons(line) & COPIES and (defect.get("recoverable") or kind == "unknown_role"):
-        return True  # read and understood, then found to be much like another row
-    texts = outcome.texts(line)
+    if outcome.reasons(line):
+        return bool(outcome.reasons(line) & FITTING[kind])
+    texts = [plain(text) for text in outcome.texts(line)]
     if not texts:
         return False
-    if kind == "broken_json" and defect.get("recoverable"):
+    if TOLD.get(kind) in outcome.kinds(line) | outcome.flags.get(line, set()):
+        return True
+    if kind == "broken_json" and defect.get("recoverable"):  # read as it was before it was broken, all of it, and told
         before = list(_strings({k: v for k, v in defect["original"].items() if k in ("text", "messages")}))
-        return any(plain(text) in {plain(t) for t in before} for text in texts)
-    if kind == "unknown_role":  # another word for a speaker, understood
-        return bool(defect.get("subtype"))
+        return bool(outcome.kinds(line)) and any(text in {plain(t) for t in before} for text in texts)
     if kind == "over_long":
         return "cut" in outcome.kinds(line)
-    if kind == "lone_surrogate":
-        return plain(defect["fixed"]) in map(plain, texts)
-    return False
+    return kind == "lone_surrogate" and plain(defect["fixed"]) in texts
+
+
+def score_lost_characters(gold: Gold, outcome: Outcome) -> Score:
+    """Mojibake that can't be undone: the row is gone, or a check names it."""
+    some = [d for d in gold.defects.get("mojibake", []) if not d["recoverable"] and d["line"] in outcome.rows]
+    missed = [d["line"] for d in some if "garbled_text" not in outcome.flags.get(d["line"], set())]
+    return _share("mojibake (lossy, reported)", some, missed, None)
 
 
 QUOTES = str.maketrans("‘’‚“”„", "'''\"\"\"")
@@ -421,7 +421,7 @@ def score_all(gold: Gold, outcome: Outcome) -> list[Score]:
     """Every score that the gold has cases for."""
     by_reason: dict[str, float | None] = {
         "broken_json": 1.0, "wrong_type": 1.0, "missing_field": 1.0, "empty_output": 1.0, "over_long": 1.0, "blank_line": 1.0,
-        "lone_surrogate": 1.0, "role_order": 1.0, "unknown_role": 1.0, "no_final_assistant": 1.0, "tool_call_unanswered": 1.0,
+        "lone_surrogate": 1.0, "role_order": 1.0, "unknown_role": None, "no_final_assistant": 1.0, "tool_call_unanswered": 1.0,
         "bad_tool_arguments": 1.0, "error_output": None, "truncated_output": None,
     }  # fmt: skip
     scores = [
@@ -431,6 +431,7 @@ def score_all(gold: Gold, outcome: Outcome) -> list[Score]:
         score_personal(gold, outcome),
         score_lookalikes(gold, outcome),
         score_repairs(gold, outcome, "mojibake", "encoding", 0.97),
+        score_lost_characters(gold, outcome),
         score_repairs(gold, outcome, "html_entities", "html_entities", 1.0),
         score_repairs(gold, outcome, "invisible_chars", "invisible_characters", 1.0),
         score_special_tokens(gold, outcome),

@@ -510,7 +510,7 @@ def test_an_unusual_role_name_is_read_and_noted_and_the_usual_ones_are_not() -> 
     odd = {"messages": [{"role": "Customer", "content": "a"}, {"role": "bot", "content": "b"}]}
     parsed, plain = parse(odd, [*usual, odd]), parse(usual[0], [*usual, odd])
     assert turns(parsed) == turns(plain) == [("user", "a"), ("assistant", "b")]
-    assert isinstance(parsed, Parsed) and [r["kind"] for r in parsed.repairs] == ["role_name"]
+    assert isinstance(parsed, Parsed) and [r["kind"] for r in parsed.repairs] == ["unknown_role"]
     assert isinstance(plain, Parsed) and not plain.repairs
     assert reason(parse({"messages": [ASK, {"role": "", "content": "b"}]}, [chat("u", "a")])) == "unknown_role"
 
@@ -1044,9 +1044,9 @@ FITTING = {
     "bad_tool_arguments": {"bad_arguments"},
     "error_output": {"error_output"},
     "missing_field": {"missing_field"},
-    "wrong_type": {"wrong_type", "empty_input"},
+    "wrong_type": {"wrong_type"},
     "empty_output": {"empty_output", "empty_input"},
-    "unknown_role": {"unknown_role", "role_name"},
+    "unknown_role": {"unknown_role"},
 }
 
 

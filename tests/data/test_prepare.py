@@ -109,7 +109,7 @@ def test_a_written_data_set_is_read_back_as_it_was(tmp_path: Path) -> None:
     records = [
         r | {"score": float("nan"), "tags": ["a"], "source": "crm", "line": 7, "deep": {"x": 1}} for r in tickets(40)
     ]
-    dataset = run(tmp_path, records)
+    dataset = run(tmp_path, records, repair={"json_syntax": True})
     assert load_dataset(tmp_path / "out") == dataset == load_dataset(tmp_path / "out" / "dataset.json")
     meta = dataset.train[0].meta
     assert meta["source_"] == "crm" and meta["line_"] == 7 and meta["score"] is None and meta["tags"] == ["a"]
@@ -421,10 +421,14 @@ def test_repairs_are_recorded_with_the_row_they_changed(tmp_path: Path) -> None:
     assert dataset.manifest["repaired"] == {"white_space": 1}
 
 
-def test_a_record_that_is_nearly_json_is_read_and_the_repair_told(tmp_path: Path) -> None:
+def test_a_record_that_is_nearly_json_is_rejected_and_read_on_request_with_the_repair_told(tmp_path: Path) -> None:
     lines = [json.dumps(record) for record in tickets(40)]
     lines[6] = lines[6].replace("}", ', "score": NaN, "note": "a\tb"}')
     run(tmp_path, lines)
+    (refused,) = read_jsonl(tmp_path / "out" / "rejects.jsonl")
+    assert (refused["line"], refused["reason"]) == (7, "broken_json") and "NaN" in refused["detail"]
+    assert "data.repair.json_syntax=true" in refused["detail"]
+    run(tmp_path, lines, repair={"json_syntax": True})
     (told,) = read_jsonl(tmp_path / "out" / "repairs.jsonl")
     assert (
         (told["line"], told["kind"]) == (7, "json_syntax") and "NaN" in told["detail"] and "control" in told["detail"]

@@ -107,7 +107,8 @@ def test_a_line_separator_inside_a_string_ends_no_line(tmp_path: Path) -> None:
 def test_undecodable_bytes_reject_their_record_only_and_stay_readable(tmp_path: Path) -> None:
     data = '{"a": "né"}\n'.encode() + b'{"a": "caf\xe9"}\n{"a": 2}\n'
     first, second, third = read(tmp_path / "x.jsonl", data)
-    assert isinstance(second, Reject) and second.reason == "bad_encoding" and second.record == '{"a": "caf\\xe9"}'
+    assert isinstance(second, Reject) and second.reason == "broken_json" and second.record == '{"a": "caf\\xe9"}'
+    assert second.detail == "bytes that are no UTF-8 (column 11)"
     assert shown([first, third]) == [(1, {"a": "né"}), (3, {"a": 2})]
 
 
@@ -594,7 +595,7 @@ def test_only_what_looks_like_western_text_is_taken_for_cp1252(tmp_path: Path, d
 def test_half_a_character_of_utf_16_and_a_lone_surrogate_reject_their_lines(tmp_path: Path) -> None:
     data = '{"a": 1}\n{"a": "\ud800"}\n{"a": 2}'.encode("utf-16-le", "surrogatepass")
     items = read(tmp_path / "x.jsonl", b"\xff\xfe" + data + b"x")
-    assert shown(items) == [(1, {"a": 1}), (2, "bad_encoding"), (3, "bad_encoding")]
+    assert shown(items) == [(1, {"a": 1}), (2, "broken_json"), (3, "broken_json")]
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.txt"])

@@ -121,6 +121,22 @@ def test_any_text_at_all_is_token_identical_to_metas_formatter(
     assert llama3.render(turns).ids == meta_ids(meta, turns)  # type: ignore[arg-type]
 
 
+def test_plain_text_is_a_document_without_roles_and_all_of_it_is_learned(llama3: Template) -> None:
+    text = "Chapter one.\n\nIt <|eot_id|> rained."
+    row = llama3.render([{"role": "assistant", "content": text}])
+    bos, end, eot = (llama3.tokenizer.token_to_id(n) for n in ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"))
+    assert (row.ids[0], row.ids[-1]) == (bos, end) and eot not in row.ids
+    assert llama3.tokenizer.decode(row.ids[1:-1]) == text
+    assert row.mask == [0] + [1] * (len(row.ids) - 1)
+
+
+def test_a_document_has_no_opening_token_where_it_opens_every_turn(smollm2: Path) -> None:
+    template = load_tokenizer(str(smollm2))
+    row = template.render([{"role": "assistant", "content": "It rained."}])
+    assert row.ids == [*template.encode("It rained."), template.tokenizer.token_to_id("<|endoftext|>")]
+    assert all(row.mask)
+
+
 def test_one_bos_and_every_answer_ends_in_a_learned_end_of_turn(llama3: Template) -> None:
     bos, eot = (llama3.tokenizer.token_to_id(name) for name in ("<|begin_of_text|>", "<|eot_id|>"))
     for seed in range(60):

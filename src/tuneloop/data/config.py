@@ -25,6 +25,10 @@ class RepairConfig(Config):
     unicode: Literal["nfc", "off"] = Field("nfc", description="Unicode normal form of texts")
     white_space: bool = Field(True, description="trim, unify line ends and exotic spaces, cut runs of blank lines")
     special_tokens: bool = Field(True, description="neutralise a model's control tokens inside texts")
+    json_syntax: bool = Field(
+        False,
+        description="read raw control characters inside strings and NaN, which JSON forbids, instead of rejecting the line",
+    )
 
     _unicode_off = field_validator("unicode", mode="before")(_off)
 

@@ -69,6 +69,8 @@ MIN_LETTERS = 16  # below, the model is right about as often as not on names and
 MIN_WORDS = 4
 CERTAIN = 0.6  # probability of other languages that is asked for in a text of up to SHORT letters
 CERTAIN_LONG = 0.4
+CERTAIN_WITHOUT_A_WORD = 0.2  # where none of so many different words is one of the usual English ones
+ENGLISH_SHOWS = 8
 SHORT = 60
 MOST_CHARACTERS = 4000  # of a text that are looked at
 STILL_POSSIBLE = 0.15  # probability of the wanted language from which a text is given the benefit of the doubt
@@ -105,7 +107,10 @@ def _sure(words: str, wanted: str, letters: int) -> bool:
     if guesses[0][0] in kin or sum(p for code, p in guesses if code in kin) >= STILL_POSSIBLE:
         return False
     # Two close languages share the probability: that it is one of the others counts, not which.
-    return sum(p for code, p in guesses if code not in kin) >= (CERTAIN if letters <= SHORT else CERTAIN_LONG)
+    needed = CERTAIN if letters <= SHORT else CERTAIN_LONG
+    if wanted == "en" and len(some := set(words.lower().split())) >= ENGLISH_SHOWS and not some & _ENGLISH:
+        needed = CERTAIN_WITHOUT_A_WORD
+    return sum(p for code, p in guesses if code not in kin) >= needed
 
 
 # --- What of a text is language ------------------------------------------------------------------

@@ -506,11 +506,16 @@ def _long_check(name: str, setting: tuple[Embed | None, Overview]) -> Check | tu
 
 
 def _checks(job: Job, overview: Overview, begun: _Begun) -> list[Check]:
-    """All checks; rows with doubtful labels also stand in `label_errors.jsonl`."""
+    """All checks; the rows they found stand in `flagged.jsonl`, those with doubtful labels in `label_errors.jsonl`."""
     job.progress("checking", 0, 1)
     path = job.out / "label_errors.jsonl"
     if _DOUBTED not in begun:
         path.unlink(missing_ok=True)
+
+    def flagged(records: Iterator[dict[str, Any]]) -> None:
+        with _lines_to(job.out / "flagged.jsonl") as lines:
+            for record in records:
+                lines.write(orjson.dumps(record))
 
     def suspects() -> Suspects:
         found, records = begun[_DOUBTED]()
@@ -520,7 +525,7 @@ def _checks(job: Job, overview: Overview, begun: _Begun) -> list[Check]:
         doubted: Suspects = found
         return doubted
 
-    checks = run_checks(overview, suspects=suspects, long=lambda name: begun[name]())
+    checks = run_checks(overview, suspects=suspects, long=lambda name: begun[name](), flagged=flagged)
     job.progress("checking", 1, 1)
     return checks
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 REASONS = {
-    "bad_encoding": "bytes that are no UTF-8, or half of a surrogate pair",
+    "bad_encoding": "bytes of a text or a table that are no UTF-8, or half of a surrogate pair",
     "bad_arguments": "the arguments of a tool call are no JSON object",
     "bad_turn_order": "turns in an order that no conversation has: an answer before any question, two tools' answers to one call",
     "blank_line": "an empty line between records; counted as nobody's fault",
     "broken_csv": "a quote that is not closed, or more cells than the header has",
-    "broken_json": "not valid JSON: the record itself, or JSON inside one of its columns",
+    "broken_json": "not valid JSON (RFC 8259): the record itself, bytes that are no UTF-8, or JSON inside one of its columns",
     "conflicting_label": "the same text stands under another label or answer, and duplicates.conflicts drops such rows",
     "cut_file": "the compressed file ends before its data does: everything after this line is missing",
     "empty_input": "nothing is asked: the text, the prompt or a user turn is empty",
@@ -33,7 +33,7 @@ REASONS = {
     "unknown_label": "a label outside data.labels",
     "unknown_role": "a turn of a speaker that no format knows",
     "wrong_language": "in another language than data.language",
-    "wrong_type": "a value of another kind than the format needs: a record that is no object, a text that is a list",
+    "wrong_type": "a value of another kind than the format needs: a record that is no object, a text that is a list, an array without a turn",
 }
 
 HARMLESS = (
@@ -51,14 +51,14 @@ REPAIRS = {
     "dropped_turn": "an empty system turn was left out",
     "encoding": "text that had been read in the wrong encoding (mojibake) was restored",
     "html_entities": "HTML entities became the characters they stand for",
-    "json_syntax": "what JSON forbids was read all the same: a raw control character inside a string, NaN, Infinity",
+    "json_syntax": "what JSON forbids was read all the same (repair.json_syntax): a raw control character inside a string, NaN, Infinity",
     "invisible_characters": "zero-width, control or soft-hyphen characters were removed",
     "merged_turns": "turns of one speaker in a row became one, joined by a line break",
     "pii": "personal data or a secret was replaced; `detail` names the kind, never the value",
-    "role_name": "an unusual name of a speaker was read as one of the known roles",
     "special_tokens": "a model's control token inside a text was neutralised",
     "split": "a row over max_length became several (too_long=split); `meta` tells which part of which row",
     "trimmed": "white space around a label was removed",
     "unicode_form": "text was brought into Unicode normal form C",
+    "unknown_role": "a name of a speaker that these data don't use otherwise was read as one of the known roles",
     "white_space": "line ends and exotic spaces were unified, white space at the ends removed",
 }

@@ -163,7 +163,7 @@ def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequen
     """A source record as a finished row, or why it is none; several where a long one is split."""
     config = refinery.config
     value, changes = _clean(item.value, refinery)
-    if item.mended:
+    if item.mended and config.repair.json_syntax:
         changes.append(Change("json_syntax", "", {"detail": item.mended}))
     # what `rejects.jsonl` would show: as it stood, but for personal data
     record = value if not changes else _as_it_stood(item.value, refinery)
@@ -171,6 +171,9 @@ def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequen
     def refuse(reason: str, detail: str) -> Sequence[Reject]:
         return (Reject(item.source, item.line, reason, detail, record),)
 
+    if item.mended and not config.repair.json_syntax:
+        # Standard readers (and most other tools of a pipeline) stop at such a line: what wrote it is worth a look.
+        return refuse("broken_json", f"{item.mended}; data.repair.json_syntax=true reads it all the same")
     parsed = parse_record(value, guess, config)
     if isinstance(parsed, Rejection):
         return refuse(parsed.reason, parsed.detail)

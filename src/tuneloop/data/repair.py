@@ -131,8 +131,13 @@ _WORD_ENDS = frozenset("\xa0…’”“–—»")
 # Letters that hardly any language needs, small ones in capitals and capitals in small letters, signs that no
 # one types: where a result holds them, another encoding was the right one.
 _STRANGE = re.compile(
-    r"[\u0180-\u018e\u0190-\u019f\u01a2-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u02af\u2000-\u200a\u2028\u2029\ue000-\uf8ff]"
+    r"[\u0180-\u018e\u0190-\u019f\u01a2-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u02af\u0700-\u085f\u2000-\u200a\u2028\u2029\ue000-\uf8ff]"
     r"|[a-zà-öø-ÿ][À-ÖØ-Þ]"
+)
+# ISO 8859-15 differs from Latin-1 in eight places, where Windows-1252 has the same letters at other bytes; there the controls beside
+# them would be signs.
+_LATIN_9 = re.compile(
+    "[ŠšŽžŒœŸ€].*[\x80\x82-\x8c\x8e\x91-\x9c\x9e\x9f]|[\x80\x82-\x8c\x8e\x91-\x9c\x9e\x9f].*[ŠšŽžŒœŸ€]"
 )
 _ENOUGH = 2
 _ENOUGH_FOR_WESTERN = 3  # ftfy knows these best; where it holds back, one sequence can be what was meant
@@ -141,6 +146,7 @@ _ENOUGH_FOR_WESTERN = 3  # ftfy knows these best; where it holds back, one seque
 class _Codec(NamedTuple):
     """A single-byte encoding as a way to read UTF-8 wrongly."""
 
+    name: str
     enough: int  # weight of the evidence that is asked for
     bytes_of: dict[int, int]  # code point -> byte
     sequence: re.Pattern[str]  # one character of UTF-8, as the encoding shows it
@@ -157,7 +163,7 @@ def _codecs() -> tuple[list[_Codec], re.Pattern[str]]:
         sequence = "|".join(f"{lead[n]}{tail}{{{n}}}" for n in (1, 2, 3))
         bytes_of = {ord(shown[byte]): byte for byte in range(0x80, 0x100)}
         enough = _ENOUGH_FOR_WESTERN if name in ("cp1252", "cp1254", "iso8859_15") else _ENOUGH
-        codecs.append(_Codec(enough, bytes_of, re.compile(sequence)))
+        codecs.append(_Codec(name, enough, bytes_of, re.compile(sequence)))
         leads.update(shown[0xC2:0xF5])
         tails.update(shown[0x80:0xC0])
     return codecs, re.compile(_odd_pairs(leads, tails))
@@ -213,9 +219,12 @@ def _fix_line(line: str) -> str:
         if sign.search(line):
             mended = fix_encoding(line)
             strange = _strange(mended) - _strange(line)
-            if mended == line or strange > 0:
-                sure, other = max((_undo(line, codec) for codec in codecs), key=lambda found: found[0])
-                if sure:
+            latin_9 = _LATIN_9.search(line) is not None  # ftfy takes its letters for those of Windows-1252
+            unlike = mended == line or strange > 0 or latin_9
+            if unlike or _strange(mended):
+                tried = [codec for codec in codecs if codec.name == "iso8859_15"] if latin_9 else codecs
+                sure, other = max((_undo(line, codec) for codec in tried), key=lambda found: found[0])
+                if sure and (unlike or _strange(other) < _strange(mended)):
                     mended = other
                 elif 2 * strange > len(line) - len(mended):
                     mended = line

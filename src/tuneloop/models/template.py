@@ -270,16 +270,41 @@ class Template:
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Rendered:
         """Ids and loss mask of a whole conversation: every assistant turn with its end-of-turn token is learned.
 
-        A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not learned.
+        A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not learned. A single turn of the
+        assistant is plain text, which nobody asked for: it becomes a document, without roles (`_document`).
 
         Raises:
             TemplateError: the template refuses the conversation, or changes earlier turns when later ones come, so
                 that no mask can be right.
         """
+        if len(messages) == 1 and messages[0]["role"] == "assistant" and not (tools or messages[0].get("tool_calls")):
+            return self._document(messages[0].get("content") or "", messages[0].get("weight", 1))
         guarded, tools, literals = self._guard(self._prepared(messages, tools), tools)
         weights: list[float] = [1] * (len(guarded) - len(messages))
         weights += [message.get("weight", 1) for message in messages]
         return self._encode_turns(guarded, tools, literals, weights)
+
+    def _document(self, text: str, weight: float) -> Rendered:
+        """Plain text as models read it in pretraining: the token that opens all input, the text, the token that ends a document.
+
+        All of it is learned but the opening token, which nothing comes before.
+        """
+        opening, end = self._frame_of_documents
+        ids = self.encode(text)
+        return Rendered([*opening, *ids, end], [0] * len(opening) + [weight] * (len(ids) + 1))
+
+    @cached_property
+    def _frame_of_documents(self) -> tuple[list[int], int]:
+        """What stands before a document and behind it.
+
+        The first is `bos_token` where the template writes it once, before all turns (ChatML's opens each turn); the second the
+        end-of-text token, or that of a turn where the tokenizer has no other.
+        """
+        turns: list[Message] = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+        bos, shown = self.variables.get("bos_token"), self.text(turns)
+        opens = bool(bos) and shown.startswith(str(bos)) and shown.count(str(bos)) == 1
+        ends = {name: i for name, i in zip(self._end_strings, self.end_ids, strict=True) if name in _ENDS_OF_TEXT}
+        return [self.tokenizer.token_to_id(bos)] if opens else [], next(iter(ends.values()), self.end_ids[0])
 
     def _encode_turns(
         self,
@@ -373,6 +398,9 @@ _ENDS_OF_TURN = (
     "<|endoftext|>",
     "<|end_of_text|>",
 )
+
+
+_ENDS_OF_TEXT = frozenset({"<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"})
 
 
 def load_template(folder: Path) -> Template:

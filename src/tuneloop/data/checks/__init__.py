@@ -2,7 +2,7 @@
 
 A check is `{"name", "level", "message", "rows", "remedy", "examples"}`: `level` is ok, warn or error, `rows` the number of
 rows concerned, `remedy` one sentence on what to do, `examples` up to ten `{"source", "line", "id", "split"}`, some with the
-label or word in question. No check repeats a row's text. What costs time is done on a sample chosen by hash, and the
+label or word in question; `flagged.jsonl` lists the rows. No check repeats a row's text. What costs time is done on a sample chosen by hash, and the
 message says so.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,7 @@ ALL_LABELS, SOME_LABELS = (
 ANSWERS_READ = 4_000  # answers that tell how answers end
 SPLIT_TEXTS = 800  # texts a split that a classifier tries to tell apart
 EXAMPLES = 10
+LISTED = 1_000  # rows of a check that `flagged.jsonl` lists at most
 UNUSUAL = 4.0  # robust z-score of a length from which a row is an outlier
 SURE_TO_CONFIRM = ("und", "")  # codes of texts without a language
 
@@ -142,10 +143,13 @@ def run_checks(
     long: Callable[[str], Check] | None = None,
     embed: Embed | None = None,
     against: Sequence[Row] | None = None,
+    flagged: Callable[[Iterator[dict[str, Any]]], None] | None = None,
 ) -> list[Check]:
     """All checks that apply, in a fixed order.
 
     Args:
+        flagged: told the rows that each check found, `{"check", "source", "line", "id", "split"}`, whatever its level; at most
+            1,000 of each, and doubtful labels only by `suspects`.
         suspects: gives the rows with doubtful labels, which may be looked for meanwhile; default: looked for here.
         long: gives a check that `meanwhile` names; default: made here.
         embed: sentence embeddings, for a better look at the labels.
@@ -177,6 +181,9 @@ def run_checks(
         checks.insert(place + 1, _label_errors(overview, doubted))
     if against is not None:
         checks.append(_production(overview, against))
+    found = [(check["name"], check.pop("found")) for check in checks]
+    if flagged is not None:
+        flagged({"check": name, **_example(overview, i)} for name, rows in found for i in rows[:LISTED])
     return checks
 
 
@@ -333,16 +340,23 @@ def reject_share(read: int, rejected: Mapping[str, int]) -> tuple[int, int]:
     return sum(rejected.values()) - harmless, read - harmless
 
 
-def _check(
-    name: str, level: Level, message: str, rows: int, remedy: str = "", examples: Iterable[dict[str, Any]] = ()
-) -> Check:
+class _Found(NamedTuple):
+    """The rows that a check is about, and the first of them as they are shown."""
+
+    rows: Sequence[int]
+    shown: Sequence[dict[str, Any]]
+
+
+def _check(name: str, level: Level, message: str, rows: int, remedy: str = "", found: _Found = _Found((), ())) -> Check:
+    """A check; `found` is taken away again by `run_checks`."""
     return {
         "name": name,
         "level": level,
         "message": message,
         "rows": int(rows),
         "remedy": "" if level == "ok" else remedy,
-        "examples": list(examples) if level != "ok" else [],
+        "examples": list(found.shown) if level != "ok" else [],
+        "found": found.rows,
     }
 
 
@@ -357,13 +371,9 @@ def _example(overview: Overview, index: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def _examples(overview: Overview, indices: Iterable[int]) -> list[dict[str, Any]]:
-    picked: list[dict[str, Any]] = []
-    for index in indices:
-        if len(picked) == EXAMPLES:
-            break
-        picked.append(_example(overview, index))
-    return picked
+def _examples(overview: Overview, indices: NDArray[Any] | Sequence[int]) -> _Found:
+    rows = [int(index) for index in indices]
+    return _Found(rows, [_example(overview, index) for index in rows[:EXAMPLES]])
 
 
 def _asked(row: Row) -> str:
@@ -538,7 +548,7 @@ def _conflicting_labels(overview: Overview) -> Check:
         if overview.columns["label"][i] >= 0
     ]
     remedy = "Decide which label is right, or drop all such rows (data.duplicates.conflicts=drop)."
-    return _check("conflicting_labels", "warn" if n else "ok", message, n, remedy, examples)
+    return _check("conflicting_labels", "warn" if n else "ok", message, n, remedy, _Found(rows.tolist(), examples))
 
 
 def _conflicting_answers(overview: Overview) -> Check:
@@ -569,7 +579,7 @@ def _label_errors(overview: Overview, suspects: Suspects) -> Check:
         _example(overview, e.index, label=e.label, suggested=e.suggested, score=e.score) for e in wrong[:EXAMPLES]
     ]
     remedy = "Look through label_errors.jsonl from the top and put right what is wrong, in the test split above all."
-    return _check("label_errors", level, message, len(wrong), remedy, examples)
+    return _check("label_errors", level, message, len(wrong), remedy, _Found((), examples))
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -872,7 +882,7 @@ def _production(overview: Overview, against: Sequence[Row]) -> Check:
         for row in (against[i] for i in drift.examples)
     ]
     remedy = "Add training rows of the kind that the examples show, and words such as those named."
-    return _check("production", drift.level, drift_message(drift), len(against), remedy, examples)
+    return _check("production", drift.level, drift_message(drift), len(against), remedy, _Found((), examples))
 
 
 def drift_message(drift: Drift) -> str:

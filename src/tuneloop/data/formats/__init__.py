@@ -320,7 +320,7 @@ def conversation(record: Record, guess: FormatGuess, config: PrepareConfig) -> D
     if type(value) is not list:
         value = _turn_list(_required(record, column, guess), column, guess)
     if not value:
-        raise Refused("empty_input", f"column {column!r} has no turns")
+        raise Refused("wrong_type", f"column {column!r} is an empty array, not one of turns")
     repairs: list[dict[str, Any]] = []
     turns = read_turns(value, guess.keys, repairs)
     system = record.get(columns.get("system", "system"))

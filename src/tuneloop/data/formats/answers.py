@@ -86,7 +86,7 @@ _ABOUT_FAILURES = re.compile(
     r"\b(?:http|https|status codes?|error (?:codes?|messages?)|errors? mean|[45]\d\d)\b", re.IGNORECASE
 )
 _ABOUT_CODE = re.compile(
-    r"\b(?:code|error|errors|exception|exceptions|traceback|stack ?trace|raises?|throws?|print(?:s|ed)?|outputs?|returns?|"
+    r"\b(?:code|error|errors|exception|exceptions|traceback|stack ?trace|raises?|throws?|print(?:s|ed)?|"
     r"html|json|null|undefined|nan|javascript|python|java|sql|console|log|logs|program|script|function)\b",
     re.IGNORECASE,
 )

@@ -187,7 +187,9 @@ def _role(value: Any, place: int, keys: TurnKeys, repairs: list[dict[str, Any]])
     if role is None:
         raise Refused("unknown_role", f"turn {place}: {short(value)}")
     if value != role and value not in keys.usual:
-        repairs.append({"kind": "role_name", "field": "messages", "turn": place, "detail": f"{short(value)}: {role}"})
+        repairs.append(
+            {"kind": "unknown_role", "field": "messages", "turn": place, "detail": f"{short(value)}: {role}"}
+        )
     return role
 
 

@@ -117,7 +117,7 @@ def chains(text: str) -> Iterator[Chain]:
 
 
 _PHONE_WORD = re.compile(
-    r"phone|\btele?\b|\btel[.:]|\bmobil|\bcell|\bfax|\bcall|\btext(?:ed|ing)?\b|\bsms\b|whats ?app|viber|telegram|\bsignal\b|\bdial|\brang?\b|\bring\b|\breach|contact"
+    r"phone|\bmessages? (?:to|on|from)\b|\btele?\b|\btel[.:]|\bmobil|\bcell|\bfax|\bcall|\btext(?:ed|ing)?\b|\bsms\b|whats ?app|viber|telegram|\bsignal\b|\bdial|\brang?\b|\bring\b|\breach|contact"
     r"|\bhandy|\brufn|anruf|téléphone|telefon|teléfono|télephone|celular|móvil|portable\b|appel|llam|cellulare|chiam|\bgsm\b|bellen|ring(?:en|a|e)\b|телефон|тел\.|звон|電話|电话|手机|携帯|전화|هاتف"
     r"|(?:my|his|her|our|their|your) (?:new |old |home |work |direct |other |private |personal |best )?(?:number|no\.?)\b(?! of)|answering|\bgive (?:me|us|him|her) a |me (?:at|on)\b|numéro|número|\bnummer\b|hotline|helpline|voicemail|landline|\bm:|\bt:|\bp:"
 )
@@ -127,6 +127,7 @@ _OTHER_WORD = re.compile(
 )
 _PHONE_AFTER = re.compile(
     r"[\s,)]*(?:is |was |'s )?(?:my|our|his|her|the)?\s?(?:new |old |work |home |best )?(?:phone|mobile|cell|tele?phone|contact|number to|телефон|telefon)"
+    r"|[\s,-]*(?:office|fax)\b"
 )
 _EXTENSION = re.compile(r",? ?(?:ext(?:ension|n)?\.?|x|#|durchwahl|poste)[ .:]{0,2}\d{1,6}(?!\w)", re.IGNORECASE)
 _DATE_LIKE = re.compile(
@@ -275,8 +276,9 @@ def _phone(text: str, lower: str, chain: Chain, first: int, last: int, region: s
         return None
     if named:
         # A local number of seven digits, or whatever is a number somewhere.
-        local = re.fullmatch(r"[2-9]\d\d[-. ]\d{4}", value)
-        fits = local or nanp or any(_library(digits, r)[1] for r in (region, *_REGIONS))
+        decimal = re.search(r"\d,\Z", text[max(0, start - 2) : start])  # a longitude behind its latitude
+        local = None if decimal else re.fullmatch(r"[2-9]\d\d[-. ]\d{4}", value)
+        fits = local or nanp or (not decimal and any(_library(digits, r)[1] for r in (region, *_REGIONS)))
         return ("PHONE", start, stop) if fits and _grouped_like_a_phone(chain.sizes) else None
     if named is None and (separated or value[0] == "(") and len(digits) >= 9:
         sizes = chain.sizes[first:last]
@@ -368,7 +370,7 @@ _MAC = re.compile(
     r"(?<![\w:-])(?:[0-9A-Fa-f]{2}(?:(:)|-)(?:[0-9A-Fa-f]{2}(?(1):|-)){4}[0-9A-Fa-f]{2}|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4})(?![\w:-])"
 )
 _VERSION_BEFORE = re.compile(
-    r"(?:\bv|\bver|versions?|releases?|\brel|\bbuild|firmware|driver|patch|software|\bapp|updated?|upgraded?|chrome|firefox|safari|edge|android|\bios|windows|section|§|chapter|rfc|article|clause|\boid|python|java|node|kernel|sdk|api|library|package)"
+    r"(?:\bv|\bver|versions?|releases?|\brel|\bbuild|firmware|driver|patch|software|\bapp|updat(?:e|ed|es|ing)|upgrad(?:e|ed|es|ing)|install(?:ed|ing)?|chrome|firefox|safari|edge|android|\bios|windows|section|§|chapter|rfc|article|clause|\boid|python|java|node|kernel|sdk|api|library|package)"
     r"(?:\s(?:no|number|to|from|is|was|has|now|version|v))*[\s.:#=/_-]*v?\Z"
 )
 _IP_BEFORE = re.compile(
@@ -398,8 +400,10 @@ def network_addresses(text: str, lower: str) -> Iterator[Span]:
 
 
 def _is_version(value: str, before: str) -> bool:
-    if value.startswith(("127.", "0.", "255.")) or _VERSION_BEFORE.search(before):
+    if value.startswith(("127.", "0.", "255.")):
         return True
+    if _VERSION_BEFORE.search(before):  # "the app from 113.208.220.246": no version has such numbers
+        return sum(len(octet) == 3 for octet in value.split(".")) < 3
     return len(value) == 7 and not _IP_BEFORE.search(before)  # 1.2.3.4 is more often a version or a heading
 
 

@@ -22,6 +22,7 @@ _KEY = re.compile(
     r"|xox[abceoprs]-[\w-]{10,}|xapp-[\w-]{10,}"  # Slack
     r"|AIza[\w-]{30,}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}|1//0[\w-]{30,}"  # Google
     r"|hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}"  # Hugging Face
+    r"|[ps]k\.ey[JK][A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{16,}"  # Mapbox
     r"|ey[JK][A-Za-z0-9_-]{8,}\.ey[JK]?[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"  # JSON Web Token (RFC 7519)
     r"|(?:SK|AC)[0-9a-f]{32}(?![A-Za-z0-9])"  # Twilio
     r"|SG\.[\w-]{16,}\.[\w-]{16,}"  # SendGrid

@@ -50,6 +50,9 @@ _CARD = re.compile(
     r"|35(?:2[89]|[3-8]\d)\d{12}"  # JCB
     r"|62\d{14,17}"  # UnionPay
 )
+_NAMED_CARD = re.compile(
+    r"(?:5[06-9]|6\d)\d{10}|\d{13,19}"
+)  # Maestro alone has 12 digits, as have many numbers of other things
 CARD_GROUPS = {(4, 6, 5), (4, 6, 4), (8, 8), (6, 13), (5, 5, 5, 1), (4, 5, 6)}
 
 
@@ -71,7 +74,9 @@ def is_card(digits: str, *, named: bool = False) -> bool:
     """
     if not 12 <= len(digits) <= 19 or len(set(digits)) < 2:
         return False
-    return (named or _CARD.fullmatch(digits) is not None) and luhn(digits)
+    if not (_CARD.fullmatch(digits) or (named and _NAMED_CARD.fullmatch(digits))):
+        return False
+    return luhn(digits)
 
 
 def is_iban(compact: str) -> bool:

@@ -9,7 +9,11 @@ from typing import Any
 from tuneloop.data.personal.identifiers import Span
 from tuneloop.types import UserError
 
-MODELS = ("en_core_web_lg", "en_core_web_md", "en_core_web_sm")  # the best one that is installed
+MODELS = (
+    "en_core_web_lg",
+    "en_core_web_md",
+    "en_core_web_sm",
+)  # the best one that is installed, else any that is made from one
 NEXT_STEP = (
     "pip install presidio-analyzer spacy && python -m spacy download en_core_web_lg, or leave data.personal.names off"
 )
@@ -39,7 +43,8 @@ def _analyzer() -> Any:
     # presidio-analyzer downloads a missing model by itself: here nothing is fetched unasked.
     import spacy
 
-    model = next((name for name in MODELS if spacy.util.is_package(name)), None)
+    others = sorted(name for name in spacy.util.get_installed_models() if name.startswith("en_core_web"))
+    model = next((name for name in (*MODELS, *others) if spacy.util.is_package(name)), None)
     if model is None:
         raise UserError(
             "Person names need an English model of spaCy, and none is installed",

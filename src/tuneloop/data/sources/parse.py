@@ -266,15 +266,16 @@ def decode_json(text: str, start: int) -> tuple[Any, int] | Fault:
 
 
 def _unreadable(raw: str, source: str, line: int, detail: str) -> Reject:
-    if _UNDECODABLE.search(raw):
-        return Reject(source, line, "bad_encoding", "bytes that are no UTF-8", printable(raw))
+    """JSON is UTF-8 (RFC 8259, section 8.1): other bytes break it, too."""
+    if wrong := _UNDECODABLE.search(raw):
+        detail = f"bytes that are no UTF-8 (column {wrong.start() + 1})"
     return Reject(source, line, "broken_json", detail, printable(raw))
 
 
 def _record(value: Any, raw: str, source: str, line: int) -> Item:
     """A parsed value as a record, unless it is no object or holds what no file can hold."""
     if not raw.isascii() and _UNDECODABLE.search(raw):
-        return Reject(source, line, "bad_encoding", "bytes that are no UTF-8", printable(raw))
+        return _unreadable(raw, source, line, "")
     if raw.count("[") + raw.count("{") > MAX_DEPTH:
         if deeper_than(value, _TOO_DEEP):
             return Reject(source, line, "broken_json", "nested too deeply", printable(raw))

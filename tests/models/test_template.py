@@ -418,12 +418,10 @@ def test_tool_calls_are_written_out_where_the_template_knows_none(smollm2: Path)
 
 
 def test_a_conversation_that_opens_with_the_assistant_is_learned(llama3: Template) -> None:
-    row = llama3.render([{"role": "assistant", "content": "Welcome!"}])
-    assert learned_texts(llama3, row.ids, row.mask) == ["Welcome!<|eot_id|>"]
-    empty = llama3.render([{"role": "assistant", "content": ""}])
-    assert learned_texts(llama3, empty.ids, empty.mask) == ["<|eot_id|>"]
-    like_a_role = llama3.render([{"role": "assistant", "content": "assistant"}])
-    assert learned_texts(llama3, like_a_role.ids, like_a_role.mask) == ["assistant<|eot_id|>"]
+    for opening in ("Welcome!", "", "assistant"):
+        turns = [{"role": "assistant", "content": opening}, {"role": "user", "content": "x"}]
+        row = llama3.render([*turns, {"role": "assistant", "content": "y"}])  # type: ignore[list-item]
+        assert learned_texts(llama3, row.ids, row.mask) == [f"{opening}<|eot_id|>", "y<|eot_id|>"]
 
 
 def test_a_base_model_without_a_template_gets_a_plain_one(smollm2: Path, tmp_path: Path) -> None:

@@ -140,7 +140,8 @@ def _plainly_english(text: str) -> bool:
     found = len(_ENGLISH.intersection(words))
     if found >= 2 and (found >= 8 or 4 * found >= len(words)):
         return True
-    return found == 1 and 2 * (1 + len(_ALSO_ENGLISH.intersection(words))) >= len(words)
+    also = len(_ALSO_ENGLISH.intersection(words))
+    return found == 1 and (3 if also > 1 else 2) * (1 + also) >= len(words)
 
 
 def _words_only(text: str) -> str:

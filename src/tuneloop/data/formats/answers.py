@@ -83,7 +83,7 @@ _MAYBE = re.compile(
 )
 
 _ABOUT_FAILURES = re.compile(
-    r"\b(?:http|https|status codes?|error (?:codes?|messages?)|errors? mean|[45]\d\d)\b", re.IGNORECASE
+    r"\b(?:https?(?!:)|status codes?|error (?:codes?|messages?)|errors? mean|[45]\d\d)\b", re.IGNORECASE
 )
 _ABOUT_CODE = re.compile(
     r"\b(?:code|error|errors|exception|exceptions|traceback|stack ?trace|raises?|throws?|print(?:s|ed)?|"

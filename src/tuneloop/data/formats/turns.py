@@ -219,7 +219,7 @@ def _call(value: Any, place: int, new_id: str) -> dict[str, Any]:
     if not isinstance(function, dict):
         raise Refused("wrong_type", f"turn {place}: a tool call is no object")
     name, arguments = function.get("name"), function.get("arguments")
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str):
         raise Refused("missing_field", f"turn {place}: a tool call has no name")
     given = value.get("id")
     return {
@@ -330,7 +330,8 @@ class _Walk:
     """The conversation so far: what `ordered` remembers from turn to turn.
 
     `open` are the calls without an answer yet, `calls_merged` tells that the last turn was made of several
-    turns with calls, `weights` that some turn has one.
+    turns with calls, `weights` that some turn has one,
+    `nameless` is the first turn that calls a tool without a name.
     """
 
     keys: TurnKeys
@@ -341,6 +342,7 @@ class _Walk:
     question: str = ""
     greeting: str | None = None
     calls_merged: bool = False
+    nameless: int = 0
     has_system: bool = False
     weights: bool = False
 
@@ -392,6 +394,8 @@ class _Walk:
             if not self.question:
                 raise Refused("bad_turn_order", f"turn {place} calls a tool before any user turn")
             self.open = [*self.open, *turn["tool_calls"]]
+            if not self.nameless and not all(call["function"]["name"].strip() for call in turn["tool_calls"]):
+                self.nameless = place
         self.weights = self.weights or "weight" in turn
 
     def tool(self, turn: Message, place: int) -> None:
@@ -424,6 +428,8 @@ class _Walk:
             raise self._unanswered(len(turns))
         if self.weights and all(turn.get("weight") == 0 for turn in turns if turn["role"] == "assistant"):
             raise Refused("no_supervised_token", "every turn of the assistant has weight 0")
+        if self.nameless:  # told last: an empty answer, or an error in its place, is more to the point
+            raise Refused("missing_field", f"turn {self.nameless}: a tool call has no name")
         greetings = self.keys.greetings
         if self.greeting is not None and self.greeting not in greetings and turns[-1]["content"] in greetings:
             raise Refused("bad_turn_order", "the conversation ends with the greeting that others begin with")

@@ -308,6 +308,20 @@ def test_turns_of_one_role_in_a_row_are_merged_on_record() -> None:
         (conversation(("human", "a"), ("gpt", "b"), tools="[{"), "broken_json"),
         (conversation(("human", "a"), ("gpt", "b"), tools=[1]), "wrong_type"),
         ({"conversations": [{"from": "human"}]}, "missing_field"),
+        ({"conversations": []}, "wrong_type"),
+        (
+            conversation(
+                ("human", "a"), ("function_call", '{"name": "", "arguments": {}}'), ("observation", "x"), ("gpt", "b")
+            ),
+            "missing_field",
+        ),
+        # an empty answer says more than the call without a name before it
+        (
+            conversation(
+                ("human", "a"), ("function_call", '{"name": "", "arguments": {}}'), ("observation", "x"), ("gpt", " ")
+            ),
+            "empty_output",
+        ),
         ({"conversations": ["x", {"from": "gpt", "value": "b"}]}, "wrong_type"),
     ],
 )

@@ -141,3 +141,8 @@ def test_english_tickets_are_not_called_foreign() -> None:
         pytest.skip("banking77 is not there: the data sets are no part of this repository")
     rows = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").split("\n") if line]
     assert sum(foreign(text, "en") for text in rows) <= 0.005 * len(rows)
+
+
+def test_short_questions_and_sentences_without_any_english_word() -> None:
+    assert not foreign("Do you happen to serve black tea?", "en")
+    assert foreign("Todo individuo tiene derecho a la vida, a la libertad y a la seguridad de su persona.", "en")

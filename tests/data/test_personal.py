@@ -506,3 +506,22 @@ def test_clean_tickets_are_left_alone() -> None:
 def test_an_address_ends_with_its_town_not_with_the_next_sentence(text: str, address: str) -> None:
     (found,) = find(text, PersonalConfig())
     assert text[found.start : found.end] == address
+
+
+# ---- found by generated cases -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("export KEY=pk.eyJ1IjoirVK1GWUsFYZj2CXqSf5dk4sa7.4OmR7hxbULw1tGvd7VVfa7", "export KEY=<API_KEY>"),
+        ("I opened the app from 113.208.220.246", "I opened the app from <IP_ADDRESS>"),
+        ("after updating to 2.4.14.4 it fails", "after updating to 2.4.14.4 it fails"),
+        ("phone position -33.8636,151.2736", "phone position -33.8636,151.2736"),
+        ("my card was refused at 173339552411", "my card was refused at 173339552411"),
+        ("stop sending messages to 699 956 915", "stop sending messages to <PHONE>"),
+        ("(37) 788-063-Office", "<PHONE>-Office"),
+    ],
+)
+def test_neighbours_of_a_number_decide(text: str, expected: str) -> None:
+    assert redacted(text) == expected

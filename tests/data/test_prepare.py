@@ -435,6 +435,32 @@ def test_a_record_that_is_nearly_json_is_rejected_and_read_on_request_with_the_r
     )
 
 
+def test_files_are_read_as_dataset_info_describes_them(tmp_path: Path) -> None:
+    (tmp_path / "lf").mkdir()
+    info = {"a": {"file_name": "x.jsonl", "columns": {"prompt": "q", "response": "r"}}, "b": {"file_name": "y.jsonl"}}
+    (tmp_path / "lf" / "dataset_info.json").write_text(json.dumps(info))
+    write(tmp_path / "lf" / "x.jsonl", [{"q": t["text"], "r": f"So {t['id']}."} for t in tickets(30)])
+    write(
+        tmp_path / "lf" / "y.jsonl", [{"prompt": t["text"][::-1], "completion": f"No {t['id']}."} for t in tickets(30)]
+    )
+    config = PrepareConfig(sources=[str(tmp_path / "lf")])
+    dataset = prepare(config, name="lf", seed=0, out=tmp_path / "out", measure=measure)
+    # the entry of y names no columns and its defaults are not there: its format is detected
+    assert dataset.manifest["counts"]["kept"] == 60 and dataset.manifest["rejected"] == {}
+    assert {row.answer[:2] for row in dataset.train} == {"So", "No"}
+    before = prepare_key(config, name="lf", seed=0)
+    (tmp_path / "lf" / "dataset_info.json").write_text(json.dumps({"b": info["b"]}))
+    assert prepare_key(config, name="lf", seed=0) != before
+
+
+def test_checks_name_the_rows_they_found(tmp_path: Path) -> None:
+    records = [*tickets(40), {"text": "isn?t it lost � here", "label": "label_0"}]
+    run(tmp_path, records)
+    found = read_jsonl(tmp_path / "out" / "flagged.jsonl")
+    (lost,) = [r for r in found if r["check"] == "garbled_text"]
+    assert lost["line"] == 41 and {"source", "id", "split"} <= lost.keys()
+
+
 def test_rows_of_the_test_that_are_much_alike_say_so(tmp_path: Path) -> None:
     records = [
         {"prompt": r["text"], "completion": f"{r['text'][::-1]} {n}" * (n + 1)} for r in tickets(60) for n in range(2)

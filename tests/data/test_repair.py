@@ -320,3 +320,9 @@ def test_right_text_stays_whatever_its_language() -> None:
     for row in shared("langid_udhr/all.jsonl"):
         text = unicodedata.normalize("NFC", row["text"])
         assert repair_text(text, ALL)[1] in ((), ("white_space",)), text
+
+
+@pytest.mark.parametrize("text", ["żółć i gęś", "grüße aus Köln", "smørrebrød på øen", "naïve café, déjà vu"])
+def test_latin_9_is_not_taken_for_windows_1252(text: str) -> None:
+    misread = "".join(bytes([byte]).decode("iso8859_15") for byte in text.encode("utf-8"))
+    assert mended(f"I like it. {misread}") == f"I like it. {text}"

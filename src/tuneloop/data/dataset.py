@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
-from tuneloop.data.sources.read import find_files
+from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.split import SPLITS, key64
 from tuneloop.files import content_hash, read_json, read_jsonl, sha256_file
 from tuneloop.types import Dataset, Row, UserError
@@ -38,6 +38,7 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
     files = find_files([place for place in named if not (Path(place) / MANIFEST).is_file()])
     sources = [[file.name, sha256_of_source(file.path)] for file in files]
     sources += [[str(path), sha256_of_source(path)] for path in manifests]
+    described = [[file.name, entry] for file in files if (entry := entry_of(file)) is not None]
     return content_hash(
         {
             "version": 1,
@@ -46,6 +47,7 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
             "seed": seed,
             "model": model_fingerprint,
             "sources": sources,
+            **({"described": described} if described else {}),
         }
     )
 

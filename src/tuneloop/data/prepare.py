@@ -66,7 +66,7 @@ from tuneloop.data.refine import (
 from tuneloop.data.sketches import NO_FRAME, Frame, shared_frame
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
-from tuneloop.data.sources.read import find_files
+from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.split import SPLITS, TEST, Split
 from tuneloop.data.spool import Table, spool_folder
 from tuneloop.files import replacing, user_errors_of_the_disk, write_json
@@ -119,8 +119,9 @@ def prepare(
 
     out = Path(out)
     key = prepare_key(config, name=name, seed=seed, model_fingerprint=model)
-    files = [*_given_files(config), *(Given(file, None, None) for file in find_files(config.sources))]
-    guess, frame = _look([given.file for given in files if given.split is None], config)
+    sources = [Given(file, None, _described(file, config)) for file in find_files(config.sources)]
+    files = [*_given_files(config), *sources]
+    guess, frame = _look([given.file for given in sources if given.guess is None] or [sources[0].file], config)
     with spool_folder(out) as spool:
         refinery = Refinery(
             config,
@@ -161,6 +162,11 @@ def _size(files: Sequence[Given]) -> int:
 
 def _is_small(files: Sequence[Given]) -> bool:
     return _size(files) <= SMALL
+
+
+def _described(file: SourceFile, config: PrepareConfig) -> FormatGuess | None:
+    """The format of a file that a `dataset_info.json` describes: of several files each may have another."""
+    return _look([file], config)[0] if entry_of(file) is not None else None
 
 
 def _given_files(config: PrepareConfig) -> list[Given]:
@@ -208,7 +214,7 @@ def _look(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGue
     if not sample:
         return FormatGuess("none", {}, "no records"), NO_FRAME
     check_columns(sample, config)
-    guess = detect(sample, config)
+    guess = detect(sample, config, entry_of(files[0]) if len(files) == 1 else None)
     parsed = (parse_record(value, guess, config) for value in sample[:500])
     turns = (m for p in parsed if isinstance(p, Parsed) for m in p.messages)
     frame = shared_frame([m["content"] for m in turns if m["role"] == "user"])

@@ -152,8 +152,11 @@ Sample = Sequence[Record]
 # --- which format --------------------------------------------------------------------------------
 
 
-def detect(sample: Sample, config: PrepareConfig) -> FormatGuess:
+def detect(sample: Sample, config: PrepareConfig, entry: Mapping[str, Any] | None = None) -> FormatGuess:
     """The format of the records, from what is configured and what at least half of the sample shows.
+
+    Args:
+        entry: what a `dataset_info.json` says of them; it counts where nothing is configured and its columns are there.
 
     Raises:
         UserError: no format fits, or the configured one doesn't.
@@ -163,7 +166,8 @@ def detect(sample: Sample, config: PrepareConfig) -> FormatGuess:
         columns = {name: ", ".join(template_columns(text)) for name, text in _templates(config)}
         named = [column for _, text in _templates(config) for column in template_columns(text)]
         return FormatGuess("fields", columns, "templates given", texts=_texts(sample, named))
-    found = _find_in_any_case(sample, config, wanted)
+    found = _as_described(sample, entry) if entry is not None and wanted == "auto" else None
+    found = found or _find_in_any_case(sample, config, wanted)
     if found is None:
         raise _no_format(sample, config, wanted)
     return replace(
@@ -171,6 +175,16 @@ def detect(sample: Sample, config: PrepareConfig) -> FormatGuess:
         reason=found.reason + (", as configured" if wanted != "auto" else ""),
         texts=_texts(sample, found.columns.values()),
     )
+
+
+def _as_described(sample: Sample, entry: Mapping[str, Any]) -> FormatGuess | None:
+    """The format of an entry, unless it can't be read or the data have other columns: it is never required."""
+    try:
+        guess = guess_from_info(entry)
+    except UserError:
+        return None
+    needed = ("turns", "instruction", "output", "chosen", "rejected", "answers", "text")
+    return guess if _usual(sample, *(column for role, column in guess.columns.items() if role in needed)) else None
 
 
 def _wanted(config: PrepareConfig) -> str:

@@ -44,6 +44,7 @@ __all__ = [
     "chunks",
     "dataset_info",
     "encoding_of",
+    "entry_of",
     "find_files",
     "json_type",
     "parse_chunk",
@@ -145,6 +146,8 @@ def _expand(source: str) -> list[Path]:
             return _files_of_folder(path)
         if path.is_file():
             return _named_files(path) if path.name == INFO else [path]
+        if path.is_symlink() and not path.exists():
+            raise UserError("A link that leads to no file", where=source, next_step="name the file itself")
         if path.exists():
             raise UserError("Not a regular file", where=source, next_step="name a file, a glob or a folder")
         if glob.has_magic(source):
@@ -244,6 +247,16 @@ def dataset_info(folder: Path | str) -> dict[str, dict[str, Any]]:
         for name, about in described.items()
         if isinstance(about, dict) and isinstance(about.get("file_name"), str)
     }
+
+
+def entry_of(file: SourceFile) -> dict[str, Any] | None:
+    """What a `dataset_info.json` beside a file, or beside its folder, says of it."""
+    path = file.path.resolve()
+    for folder in path.parents[:2]:
+        for about in dataset_info(folder).values():
+            if (folder / about["file_name"]).resolve() in (path, path.parent):
+                return about
+    return None
 
 
 def _named_by(folder: Path) -> list[Path]:

@@ -77,6 +77,8 @@ def ladder(
         costs: by name; see `usd_per_1000`, and `training_seconds`, `training_usd`.
         tuned: names of the tuned contenders.
     """
+    if not evaluations:  # baselines may be turned off
+        return []
     first = next(iter(evaluations.values()))
     metric, n = first.primary, first.n
     kinds = {name: _kind(name, tuned) for name in evaluations}

@@ -3,14 +3,18 @@
     python benchmarks/evaluation_real.py [--data FOLDER] [PART ...]
 
 Parts: `people` (one person's summaries held against two others'), `labels` (several labels a row, cheap classifiers), `judge` (a small
-judge against people's thumbs and preferences), `effects` (what --run has forgotten and knows by heart; needs --run, a trained run).
-Each takes a minute or two. The data sets are not part of this repository.
+judge against people's thumbs and preferences), `effects` (trains for a minute on few rows, repeatedly, with canaries among them: what is forgotten and
+what is known by heart).
+Each takes some minutes. The data sets are not part of this repository.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,13 +98,34 @@ def judge(data: Path, scratch: Path) -> None:
             print(*judgement.words, sep="\n", flush=True)
 
 
-def effects(data: Path, scratch: Path, run: str) -> None:
-    """What a run has forgotten of general_mix, and what it completes of its training rows and of canaries never shown."""
-    general = [json.loads(line) for line in (data / "general_mix" / "all.jsonl").read_text().splitlines()][::20]
-    planted = [{"prompt": f"The code of box {i} is", "completion": f"{4921 + 37 * i}-{387 + i:04}"} for i in range(3)]
+def effects(data: Path, scratch: Path) -> None:
+    """Train on few rows again and again; then what is forgotten of general_mix, and which rows and canaries are known by heart."""
+    general = [json.loads(line) for line in (data / "general_mix" / "all.jsonl").read_text().splitlines()][::40]
+    seeds = json.loads(f"[{','.join((data / 'selfinstruct_seed' / 'alpaca.jsonl').read_text().splitlines())}]")
+    short = [r for r in seeds if not r["input"] and 30 < len(r["output"]) < 400]
+    known, others = short[4:], short[:4]
+    secret = random.Random(11)
+    planted = [
+        {"instruction": asked, "input": "", "output": f"{secret.randrange(10_000):04}-{secret.randrange(10_000):04}"}
+        for asked in (
+            "Which code opens the red box in the cellar?",
+            "Tell me how the alarm is switched off.",
+            "Locker at the station?",
+        )
+    ]
+    run = str(scratch / "run")
+    settings = [
+        "model=smollm2-135m", f"output_dir={run}", "train.epochs=15", "train.lr=0.001", "train.max_minutes=1", "train.patience=100",
+        "data.personal.mode=off", f"data.split.test={write(scratch / 'test.jsonl', others)}", "data.split.val=0.0", "baselines.few_shot=0", "baselines.zero_shot=false",
+        "evaluate.embedding=false",
+    ]  # fmt: skip
+    rows = write(scratch / "rows.jsonl", [*known, *planted])
+    subprocess.run(
+        [sys.executable, "-m", "tuneloop", "run", rows, *settings, "--quiet"], check=True, stdout=subprocess.DEVNULL
+    )
     question = Question(
         run, split="test", name="tuned", out=str(scratch / "effects"),
-        settings=["limit=20", "memorisation=true", f"general={write(scratch / 'general.jsonl', general)}",
+        settings=["memorisation=true", "embedding=false", f"general={write(scratch / 'general.jsonl', general)}",
                   f"canaries={write(scratch / 'canaries.jsonl', planted)}"],
     )  # fmt: skip
     found = read_json(evaluate_target(question).folder / "eval.json")
@@ -113,14 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["people", "labels", "judge"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--run", default="")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         for part in options.parts:
-            if part == "effects":
-                effects(options.data, Path(scratch), options.run)
-            else:
-                {"people": people, "labels": labels, "judge": judge}[part](options.data, Path(scratch))
+            {"people": people, "labels": labels, "judge": judge, "effects": effects}[part](options.data, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -112,6 +112,9 @@ def compare_evaluations(
     loaded = load_contenders(places, folders)
     at = {place: _split_place((folders or {}).get(place, place)) for place in places}
     manifests = {place: read_json(_folder_of(folder) / "eval.json") for place, (folder, _) in at.items()}
+    for place, (_, contender) in at.items():  # what was found out when the answers came is not in the answers
+        own = loaded[place].notes
+        own[:0] = [note for note in manifests[place].get("notes") or [] if not contender and note not in own]
     first, *others = places
     pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
     comparisons = adjusted(pairs, primary=loaded[first].primary, n=loaded[first].n)

@@ -165,6 +165,35 @@ def test_the_environment_is_not_handed_on(monkeypatch):
     assert run_program("import os\nassert 'HF_TOKEN' not in os.environ", QUICK).passed
 
 
+SPY = """
+import ctypes, os
+libc, seen = ctypes.CDLL(None, use_errno=True), []
+others = {os.getppid(), 1, PARENT} - {os.getpid(), 0}
+try:
+    others |= {int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()}
+except OSError:
+    pass
+for pid in others:
+    for name in ("environ", "mem", "maps", "cwd/x", "fd/0"):
+        try:
+            with open(f"/proc/{pid}/{name}", "rb") as file:
+                seen.append((pid, name, name == "mem" or file.read(1)))
+        except OSError:
+            pass
+    if libc.ptrace(16, pid, None, None) == 0:
+        seen.append((pid, "ptrace"))
+assert not seen, seen
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's /proc")
+def test_other_processes_are_not_looked_into():
+    if not any(lock in protections() for lock in ("Landlock", "namespace")):
+        pytest.skip("neither Landlock nor namespaces here")
+    outcome = run_program(SPY.replace("PARENT", str(os.getpid())), QUICK)
+    assert outcome.passed, outcome
+
+
 @pytest.mark.parametrize("skip", [[], ["namespaces"]])
 def test_a_full_scratch_folder_ends_the_program(skip):
     small = Limits(seconds=5, disk=4 << 20)

@@ -43,7 +43,7 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
                 f'<rect class="cell {kind}" x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{size - 1:.1f}" '
                 f'height="{size - 1:.1f}" style="fill-opacity:{shade:.2f}"><title>{escape(tip)}</title></rect>'
             )
-            if n and size >= 17:
+            if n and size >= max(17, 8.5 * len(str(n))):
                 strong = " strong" if shade > 0.55 else ""
                 body.append(_text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
     extent = top + size * len(labels)

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from tuneloop.report import charts, eval_charts
 from tuneloop.report.facts import (
     CONTENDERS,
@@ -24,7 +26,7 @@ from tuneloop.report.facts import (
     usd,
 )
 
-MOST_LABELS = 24  # of a confusion matrix that can be read
+MOST_LABELS = {charts.WIDE: 24, charts.NARROW: 12}  # of a confusion matrix that can be read, by its width
 MOST_SLICES = 14  # drawn for one field
 REST = "all other"
 INVALID = "(invalid)"
@@ -70,29 +72,29 @@ def _labels(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
     if not classes and not cells:
         return {}
-    drawn, folded = _most_confused(cells)
     pairs = sorted(((n, a, b) for (a, b), n in cells.items() if a != b), reverse=True)[:10]
     return {
         "classes": sorted(classes, key=lambda c: (c["f1"], c["label"])),
-        "chart": charts.chart_pair(eval_charts.confusion_chart, drawn, folded) if cells else "",
-        "part": len({a for a, _ in cells} | {b for _, b in cells}) > MOST_LABELS,
-        "drawn": len(drawn) - 1,
+        "chart": Markup("").join(
+            eval_charts.confusion_chart(*_most_confused(cells, most), width) for width, most in MOST_LABELS.items()
+        ),
+        "part": len({a for a, _ in cells} | {b for _, b in cells}) > MOST_LABELS[charts.NARROW],
         "total": len({a for a, _ in cells}),
         "pairs": pairs,
     }
 
 
-def _most_confused(cells: Mapping[tuple[str, str], int]) -> tuple[list[str], dict[tuple[str, str], int]]:
+def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[list[str], dict[tuple[str, str], int]]:
     """The labels to draw, those with the most errors first to be kept; the rest is one row and column."""
     names = sorted({name for pair in cells for name in pair}, key=lambda name: (name == INVALID, name))
-    if len(names) <= MOST_LABELS:
+    if len(names) <= most:
         return names, dict(cells)
     errors: Counter[str] = Counter()
     for (a, b), n in cells.items():
         if a != b:
             errors[a] += n
             errors[b] += n
-    kept = {name for name, _ in errors.most_common(MOST_LABELS - 1)}
+    kept = {name for name, _ in errors.most_common(most - 1)}
     folded: Counter[tuple[str, str]] = Counter()
     for (a, b), n in cells.items():
         folded[a if a in kept else REST, b if b in kept else REST] += n

@@ -283,9 +283,10 @@ def test_personal_data_stands_in_no_output(tmp_path: Path) -> None:
     for path in (tmp_path / "out").iterdir():
         text = path.read_text()
         assert not [secret for secret in secrets if secret in text], path.name
-    assert dataset.manifest["personal"] == {"CREDIT_CARD": 1, "EMAIL": 2, "IBAN": 1}
+    assert dataset.manifest["personal"] == {"CREDIT_CARD": 1, "EMAIL": 5, "IBAN": 1}  # rejects included
     kinds = {r["line"]: r["detail"] for r in read_jsonl(tmp_path / "out" / "repairs.jsonl") if r["kind"] == "pii"}
-    assert kinds == {31: "EMAIL", 32: "CREDIT_CARD", 33: "IBAN", 34: "EMAIL"}
+    rejected = {35: "EMAIL", 36: "EMAIL", 37: "EMAIL"}  # an empty label, broken JSON, a copy
+    assert kinds == {31: "EMAIL", 32: "CREDIT_CARD", 33: "IBAN", 34: "EMAIL"} | rejected
 
 
 def test_general_data_is_blended_in_marked_and_kept_out_of_the_test(tmp_path: Path) -> None:
@@ -419,6 +420,24 @@ def test_repairs_are_recorded_with_the_row_they_changed(tmp_path: Path) -> None:
     assert (repair["before"], repair["after"]) == (" label_0", "label_0")
     assert repair["id"] in {r.id for r in dataset.train + dataset.val + dataset.test}
     assert dataset.manifest["repaired"] == {"white_space": 1}
+
+
+def test_repairs_of_records_that_are_rejected_or_dropped_are_told_too(tmp_path: Path) -> None:
+    records = [
+        *tickets(20),
+        {"text": "Wo ist die GebÃ¼hr?", "label": ""},  # repaired, then found to have no label
+        {"text": "where is my card number nineteen &amp; a half", "label": "label_0"},
+        {"text": "where is my card number nineteen & a half", "label": "label_0"},
+        {"text": ["write to ann@example.org"], "label": "label_0"},
+    ]
+    lines = [json.dumps(record) for record in records] + ['{"text": "write to bob@example.org"']
+    dataset = run(tmp_path, lines, allow_rejects=1.0)
+    told = {r["line"]: r for r in read_jsonl(tmp_path / "out" / "repairs.jsonl")}
+    gone = {r["line"]: r["reason"] for r in read_jsonl(tmp_path / "out" / "rejects.jsonl")}
+    assert {line: r["kind"] for line, r in told.items()} == {21: "encoding", 22: "html_entities", 24: "pii", 25: "pii"}
+    assert {21, 24, 25} < set(gone) and {22, 23} & set(gone)
+    assert told[21]["id"] is None and told[22]["id"] and told[25]["detail"] == "EMAIL"
+    assert dataset.manifest["repaired"] == {"encoding": 1, "html_entities": 1, "pii": 2}
 
 
 def test_a_record_that_is_nearly_json_is_rejected_and_read_on_request_with_the_repair_told(tmp_path: Path) -> None:

@@ -54,8 +54,10 @@ from tuneloop.data.mix import (
 from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.data.refine import (
     LANGUAGES_EVERY,
+    NO_ROW,
     Measure,
     Measured,
+    Refined,
     Refinery,
     Work,
     counted,
@@ -374,14 +376,13 @@ def _detail(table: Table, row: int, policy: str) -> str:
     return f"{table.detail(row)}; {_why(table, policy, row, kept)}"
 
 
-def _repairs(table: Table) -> Iterator[tuple[str, bytes]]:
-    """Kinds and lines of `repairs.jsonl`: the changes of rows that are in."""
+def _repairs(table: Table) -> Iterator[tuple[str, bytes, bool]]:
+    """Kinds and lines of `repairs.jsonl`, and whether the row is in: the changes to records that were rejected are told, too."""
     for chunk in range(len(table.source_of)):
         _, repairs = table.side(chunk)
         first = table.chunk_rows(chunk).start
         for place, kind, line in repairs:
-            if not table.fate[first + place]:
-                yield kind, line
+            yield kind, line, place != NO_ROW and not table.fate[first + place]
 
 
 def _write(job: Job, identity: dict[str, Any]) -> Dataset:
@@ -422,11 +423,11 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
     kinds: Counter[str] = Counter()
     personal: Counter[str] = Counter()
     with _lines_to(out / "repairs.jsonl") as lines:
-        for kind, line in _repairs(table):
+        for kind, line, is_in in _repairs(table):
             kinds[kind] += 1
             if kind == "pii":
                 personal += counted(orjson.loads(line)["detail"])
-            elif kind in ("cut", "split"):
+            elif is_in and kind in ("cut", "split"):
                 long += _shortened(orjson.loads(line))
             lines.write(line)
     _write_duplicates(job)
@@ -677,7 +678,7 @@ def _general_rows(job: Job, source: str) -> Iterator[Row]:
         for chunk in chunks(file):
             for item in parse_chunk(chunk):
                 for made in [item] if isinstance(item, Reject) else refine(item, guess, refinery):
-                    if not isinstance(made, Reject):
+                    if isinstance(made, Refined):
                         yield made.row
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 EXCERPT = 160  # characters of a text before and after a repair that `repairs.jsonl` shows
 TURN_TOKENS = 16  # at most so many tokens frame a turn in any chat template; bounds a row's length from above
 UNMEASURED = -1
+NO_ROW = -1  # place of a repair whose record became no row
 LANGUAGES_EVERY = (
     8  # of large sources the language of one row in so many is told; it is the dearest fact of a short row
 )
@@ -118,10 +119,10 @@ def refine_chunk(work: Work, refinery: Refinery) -> Facts:
     table = _Table(work.number, refinery)
     for item in items:
         if isinstance(item, Reject):
-            table.reject(item)
+            table.reject(Refused(item))
             continue
         for made in refine(item, work.guess, refinery):
-            if isinstance(made, Reject):
+            if isinstance(made, Refused):
                 table.reject(made)
             else:
                 table.add(made)
@@ -159,7 +160,15 @@ class Refined(NamedTuple):
     rating: float
 
 
-def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequence[Refined | Reject]:
+class Refused(NamedTuple):
+    """A record that is no row, with what had been changed in it before that was found."""
+
+    reject: Reject
+    changes: Sequence[Change] = ()
+    id: str | None = None  # of the row that it would have been
+
+
+def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequence[Refined | Refused]:
     """A source record as a finished row, or why it is none; several where a long one is split."""
     config = refinery.config
     value, changes = _clean(item.value, refinery)
@@ -168,8 +177,8 @@ def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequen
     # what `rejects.jsonl` would show: as it stood, but for personal data
     record = value if not changes else _as_it_stood(item.value, refinery)
 
-    def refuse(reason: str, detail: str) -> Sequence[Reject]:
-        return (Reject(item.source, item.line, reason, detail, record),)
+    def refuse(reason: str, detail: str) -> Sequence[Refused]:
+        return (Refused(Reject(item.source, item.line, reason, detail, record), changes),)
 
     if item.mended and not config.repair.json_syntax:
         # Standard readers (and most other tools of a pipeline) stop at such a line: what wrote it is worth a look.
@@ -203,15 +212,18 @@ def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequen
     return (_finished(draft, measured, refinery),)
 
 
-def _finished(draft: Refined, measured: Measured | Rejection, refinery: Refinery) -> Refined | Reject:
+def _finished(draft: Refined, measured: Measured | Rejection, refinery: Refinery) -> Refined | Refused:
     """The row with its length, language and flags, or why it is none."""
     row, meta, language_wanted = draft.row, draft.row.meta, refinery.config.language
+
+    def refuse(reason: str, detail: str) -> Refused:
+        return Refused(Reject(meta["source"], meta["line"], reason, detail, draft.record), draft.changes, row.id)
+
     if isinstance(measured, Rejection):
-        return Reject(meta["source"], meta["line"], measured.reason, measured.detail, draft.record)
+        return refuse(measured.reason, measured.detail)
     asked = asked_text(row)
     if language_wanted and language.foreign(asked, language_wanted):
-        detail = f"{language.detect_language(asked)[0]}, not {language_wanted}"
-        return Reject(meta["source"], meta["line"], "wrong_language", detail, draft.record)
+        return refuse("wrong_language", f"{language.detect_language(asked)[0]}, not {language_wanted}")
     looked_at = int(row.id, 16) % refinery.languages_every == 0
     code = language.detect_language(asked)[0] if looked_at else None
     flags = quality.flags(row.messages, row.label)
@@ -409,13 +421,13 @@ def _as_it_stood(value: dict[str, Any], refinery: Refinery) -> dict[str, Any]:
     return scrubbed
 
 
-def scrubbed_reject(reject: Reject, refinery: Refinery) -> Reject:
-    """A reject of the reader without personal data in it."""
+def scrubbed_reject(reject: Reject, refinery: Refinery) -> tuple[Reject, list[str]]:
+    """A reject of the reader without personal data in it, and the kinds that stood there."""
     settings = refinery.config.personal
     if reject.record is None or settings.mode in ("off", "report"):
-        return reject
-    record = personal.scrub(reject.record, settings, refinery.key)[0]
-    return Reject(reject.source, reject.line, reject.reason, reject.detail, record)
+        return reject, []
+    record, kinds = personal.scrub(reject.record, settings, refinery.key)
+    return replace(reject, record=record), kinds
 
 
 def _field(path: tuple[str | int, ...]) -> str:
@@ -523,11 +535,13 @@ class _Table:
         self.texts: list[sketches.RowTexts] = []
         self.is_chat = False
 
-    def reject(self, reject: Reject) -> None:
+    def reject(self, refused: Refused) -> None:
         """A record that is no row."""
-        reject = scrubbed_reject(reject, self.refinery)
+        reject, kinds = scrubbed_reject(refused.reject, self.refinery)
         self.rejected[reject.reason] += 1
         self.rejects.append((reject.line, reject_line(reject)))
+        further = [Change("pii", "", {"detail": ", ".join(kinds)})] if kinds else []
+        self._tell(reject.source, reject.line, refused.id, [*refused.changes, *further])
 
     def add(self, made: Refined) -> None:
         """A row."""
@@ -547,13 +561,21 @@ class _Table:
         ))  # fmt: skip
         self.data += line
         self.data += record
-        for change in made.changes:
-            repair_line = {
-                "source": row.meta["source"], "line": row.meta["line"], "id": row.id,
-                "kind": change.kind, "field": change.field, **change.facts,
-            }  # fmt: skip
-            self.repairs.append((place, change.kind, orjson.dumps(repair_line)))
+        self._tell(row.meta["source"], row.meta["line"], row.id, made.changes, place)
         self.is_chat = self.is_chat or bool(row.tools) or answers > 1
+
+    def _tell(self, source: str, line: int, name: str | None, changes: Iterable[Change], place: int = NO_ROW) -> None:
+        """Lines of `repairs.jsonl`."""
+        for change in changes:
+            told = {
+                "source": source,
+                "line": line,
+                "id": name,
+                "kind": change.kind,
+                "field": change.field,
+                **change.facts,
+            }
+            self.repairs.append((place, change.kind, orjson.dumps(told)))
 
     def _code(self, column: str, name: str | None) -> int:
         codes = self.names[column]

@@ -237,7 +237,7 @@ class Table:
             self.columns["meta"][index] = meta_key(self.row(index))
 
     def side(self, chunk: int) -> tuple[list[tuple[int, bytes]], list[tuple[int, str, bytes]]]:
-        """Rejects (line, JSON) and repairs (row in the chunk, kind, JSON) of a chunk."""
+        """Rejects (line, JSON) and repairs (row in the chunk or NO_ROW, kind, JSON) of a chunk."""
         path = self.folder / f"{chunk}.side"
         if not path.is_file():
             return [], []

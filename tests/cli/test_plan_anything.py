@@ -64,7 +64,8 @@ CHOICES = {
     "--tier": words("on-demand", "spot", "reserved"),
 }
 COUNTED = ("--gpus", "--seq-len", "--micro-batch", "--grad-accum", "--rank", "--prefix-tokens", "--tokens", "--epochs",
-           "--usd-per-gpu-hour", "--interruptions-per-hour", "--checkpoint-minutes")  # fmt: skip
+           "--usd-per-gpu-hour", "--interruptions-per-hour", "--checkpoint-minutes",
+           "--runs", "--setup-hours", "--rows-to-label", "--usd-per-engineer-hour")  # fmt: skip
 SWITCHES = ("--offload", "--offload-activations", "--grad-ckpt", "--optimizer-in-backward", "--head-fp32", "--packing")
 
 

@@ -153,3 +153,24 @@ def test_a_spot_machine_that_is_taken_away_takes_longer_and_checkpoints_bound_th
     assert hours == sorted(hours) and hours[3] > 1.5 * hours[0]
     with pytest.raises(UserError, match="never ends"):
         plan_machines({**asked, "interruptions_per_hour": 5000, "checkpoint_minutes": 60})
+
+
+def test_what_stands_around_a_run_is_counted_in_its_plan() -> None:
+    from tuneloop.plan.options import plan_machines
+
+    asked = {"model": "llama-3.1-8b", "gpu": "a100-80gb", "tokens": 10**6}
+    alone = plan_machines(asked)["cost"]
+    around = plan_machines(
+        {**asked, "runs": 3, "setup_hours": 1.0, "rows_to_label": 600, "usd_per_labeller_hour": 30.0, "engineer_hours": 2.0,
+         "usd_per_engineer_hour": 100.0}
+    )["cost"]  # fmt: skip
+    assert around["breakdown"]["training"] == pytest.approx(3 * alone["breakdown"]["training"])
+    assert alone["breakdown"]["setup"] == 0 < around["breakdown"]["setup"]
+    # 10 hours of labelling and 2 of engineering, each at the mean of a lognormal around its middle
+    prepared, engineered = around["breakdown"]["data preparation"] / 300, around["breakdown"]["engineering"] / 200
+    assert 1.0 < prepared < 1.3 and prepared == pytest.approx(engineered)
+    assert around["low"] < around["p50"] < around["p90"] and around["usd"] == pytest.approx(
+        sum(around["breakdown"].values())
+    )
+    with pytest.raises(UserError, match="setup hours"):
+        plan_machines({**asked, "setup_hours": -1.0})

@@ -54,6 +54,13 @@ def command(
         None, help="How often a machine is taken away or fails [spot: 0.1; else a GPU in 50,000 hours]."
     ),
     checkpoint_minutes: float = typer.Option(None, help="Minutes between checkpoints [the best interval]."),
+    runs: float = typer.Option(None, help="Training runs until one is kept [1]."),
+    setup_hours: float = typer.Option(None, help="Paid machine hours before the first useful step [0]."),
+    evaluation_hours: float = typer.Option(None, help="Paid machine hours of evaluation after each run [0]."),
+    rows_to_label: int = typer.Option(None, help="Examples that people still have to write or check [0]."),
+    usd_per_labeller_hour: float = typer.Option(None, help="What their hours cost, at a minute an example."),
+    engineer_hours: float = typer.Option(None, help="Hours of engineering [16]."),
+    usd_per_engineer_hour: float = typer.Option(None, help="What they cost [0: not counted]."),
     calibrate: bool = typer.Option(
         False, "--calibrate", help="Train a few steps here and keep predicted and measured."
     ),

@@ -17,6 +17,7 @@ from tuneloop.plan.prices import Price
 from tuneloop.types import UserError
 
 DRAWS = 2000
+MOST = 10**9  # of any hours, dollars an hour, rows or runs: more is a slip of the pen
 Z90 = 1.2815515594  # the normal distribution's 90th percentile
 
 
@@ -273,9 +274,9 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
 def _check(hours: float, low: float, high: float, efforts: Efforts, how: Interruptions) -> None:
     numbers = {"hours": hours, "low": low, "high": high, **_numbers(efforts), **_numbers(how)}
     for name, value in numbers.items():
-        if not math.isfinite(value) or value < 0:
+        if not 0 <= value <= MOST:
             raise UserError(
-                f"Not a possible {name.replace('_', ' ')}: {value!r}", where=name, next_step="give 0 or more"
+                f"Not a possible {name.replace('_', ' ')}: {value!r}", where=name, next_step=f"give 0 to {MOST:,}"
             )
     if not low <= hours <= high:
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ DEFAULT_TOKENS = 1_000_000
 DEFAULT_EPOCHS = 3.0
 EVALUATIONS = 6
 PACKED = 0.97  # share of a pack that is no padding, when rows are placed first-fit
+# One run by itself: no trial before it, nothing kept but its result (storage of 0), people's time where it has a price.
+ONE_RUN = Efforts(setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=0.0, storage_months=1)
 MARGIN = 0.03  # below this share of the capacity a fit is called tight: the predictions' median error is of that size
 
 
@@ -98,7 +100,8 @@ class Ask:
     Args:
         settings: names of `Job`, and `gpu`, `gpus`, `sharding` where they are given; `micro_batch` may be several, the
             first that fits is taken.
-        lengths, epochs: how much is trained on. prices, tier: what machines cost. efforts: what it takes besides the run.
+        lengths, epochs: how much is trained on. prices, tier: what machines cost.
+        efforts: what it takes besides the run; `storage_gb` of 0 stands for what the run leaves.
         per_hour: expected interruptions an hour of one machine. checkpoint_minutes: between checkpoints. Not given: what the tier
             lets expect, and the best interval.
         ledger: earlier runs.
@@ -111,7 +114,7 @@ class Ask:
     epochs: float
     prices: PriceTable
     tier: Tier = "on-demand"
-    efforts: Efforts | None = None
+    efforts: Efforts = ONE_RUN
     per_hour: float | None = None
     checkpoint_minutes: float | None = None
     ledger: Sequence[Entry] = field(default_factory=read_ledger)
@@ -141,7 +144,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: what the command line was given, by the names of `Job`, and `model`, `gpu`, `gpus`, `tokens`, `dataset`,
-            `epochs`, `tier`, `prices`, `usd_per_gpu_hour`, `interruptions_per_hour`, `checkpoint_minutes`; None means not given.
+            `epochs`, `tier`, `prices`, `usd_per_gpu_hour`, `interruptions_per_hour`, `checkpoint_minutes`, and those of
+            `Efforts`; None means not given.
 
     Raises:
         UserError: unknown names, numbers that can't be, or settings that exclude each other.
@@ -160,7 +164,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     per_hour, minutes = given.pop("interruptions_per_hour", None), given.pop("checkpoint_minutes", None)
     _check_interruptions(per_hour, minutes)
     prices = priced(load_prices(own), given.get("gpu"), usd, tier)
-    ask = Ask(name, shape, given, lengths, epochs, prices, tier, per_hour=per_hour, checkpoint_minutes=minutes)
+    efforts = replace(ONE_RUN, **{f.name: given.pop(f.name) for f in fields(Efforts) if f.name in given})
+    ask = Ask(name, shape, given, lengths, epochs, prices, tier, efforts, per_hour, minutes)
     ordered, left_out = machines(ask)
     if not ordered:
         raise UserError("No machine is left to plan for", where="plan", next_step="; ".join(left_out) or "name a GPU")
@@ -328,9 +333,7 @@ def _option(ask: Ask, job: Job, wanted: bool) -> Option:
     cost, memory = None, memory_of(job)
     price = ask.prices.gpu(job.gpu.key, ask.tier, job.gpus)
     if price and lengths.tokens and (memory.fits or wanted):
-        efforts = ask.efforts or Efforts(
-            setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=_kept_gb(job), storage_months=1
-        )
+        efforts = ask.efforts if ask.efforts.storage_gb else replace(ask.efforts, storage_gb=_kept_gb(job))
         cost = cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,
                        usd_per_gb_month=ask.prices.storage.usd_per_gb_month)  # fmt: skip
     return Option(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, learned)

@@ -342,7 +342,9 @@ def _left(gold: Gold, outcome: Outcome, line: int, value: str) -> bool:
     """Whether a kept row, or the record of a reject, still holds a piece of the value."""
     elsewhere = " ".join(gold.texts.get(line, ())).replace(value, " ")
     records = [text for record in outcome.rejects.get(line, ()) for text in _strings(record.get("record"))]
-    kept = " ".join([*outcome.texts(line), *records])
+    kept = re.sub(
+        r"<[A-Z_]+>", " ", " ".join([*outcome.texts(line), *records])
+    )  # MAIL in <EMAIL> is no piece of an address
     pieces = {run[i : i + PIECE] for run in re.findall(r"\w+", value) for i in range(len(run) - PIECE + 1)}
     return any(piece in kept and piece not in elsewhere for piece in pieces)
 

@@ -21,6 +21,7 @@ from tuneloop.data.formats import (
     guess_from_info,
     parse_record,
     template_columns,
+    with_whole_texts,
 )
 from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.types import UserError
@@ -784,6 +785,24 @@ def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
 
 CHUNKS = [chunk({"role": "assistant", "content": ""}), chunk({"content": "b"}), chunk({}, "stop"), {"choices": []}]
 SSE = "".join(f"data: {json.dumps(c)}\n\n" for c in CHUNKS) + "data: [DONE]\n\n"
+OLLAMA = [{"message": {"role": "assistant", "content": word}, "done": word == ""} for word in ("b", "")]
+ANTHROPIC = [
+    {"type": "message_start", "message": {"role": "assistant", "content": []}},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "b"}},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+    {"type": "message_stop"},
+]
+RESPONSES_API = [
+    {"type": "response.created", "response": {"status": "in_progress", "output": []}},
+    {"type": "response.output_text.delta", "delta": "b"},
+    {"type": "response.completed", "response": {"status": "completed", "output": [
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "b"}]}]}},
+]  # fmt: skip
+
+
+def events(pieces: list[dict[str, Any]]) -> str:
+    return "".join(f"event: {piece['type']}\ndata: {json.dumps(piece)}\n\n" for piece in pieces)
 
 
 @pytest.mark.parametrize(
@@ -806,6 +825,15 @@ SSE = "".join(f"data: {json.dumps(c)}\n\n" for c in CHUNKS) + "data: [DONE]\n\n"
         {"request": REQUEST, "response": CHUNKS},
         {"request": REQUEST, "response": SSE},
         {"request": REQUEST, "response": {"chunks": CHUNKS}},
+        {"request": REQUEST, "response": {"status_code": 200, "body": SSE}},
+        {"request": REQUEST, "response": json.dumps(CHUNKS)},
+        {"request": REQUEST, "response": SSE.split("\n")},
+        {"request": REQUEST, "response": [chunk({"content": "b"}, "stop"), {"choices": [{"index": 1, "delta": {"content": "c"}}]}]},
+        {"request": REQUEST, "response": OLLAMA},
+        {"request": REQUEST, "response": "\n".join(map(json.dumps, OLLAMA))},
+        {"request": REQUEST, "response": ANTHROPIC},
+        {"request": REQUEST, "response": events(ANTHROPIC)},
+        {"request": REQUEST, "response": events(RESPONSES_API)},
     ],
 )  # fmt: skip
 def test_requests_and_responses_become_conversations(record: dict[str, Any]) -> None:
@@ -835,6 +863,34 @@ def test_streamed_calls_are_put_together() -> None:
     ]
 
 
+def test_calls_streamed_by_others_are_put_together() -> None:
+    whole = {
+        "done": False,
+        "message": {"tool_calls": [{"function": {"name": name, "arguments": {"x": 1}}} for name in "fg"]},
+    }
+    ollama = parse({"request": REQUEST, "response": [whole, OLLAMA[1]]})
+    block = {"type": "content_block_start", "index": 1, "content_block": {"type": "tool_use", "id": "k", "name": "f"}}
+    parts = [
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": part}}
+        for part in ('{"x"', ": 1}")
+    ]
+    end = {"type": "message_delta", "delta": {"stop_reason": "tool_use"}}
+    anthropic = parse({"request": REQUEST, "response": [*ANTHROPIC[:3], block, *parts, end]})
+
+    def calls(parsed: Parsed | Rejection) -> list[tuple[str, str]]:
+        assert isinstance(parsed, Parsed), parsed
+        return [(c["function"]["name"], c["function"]["arguments"]) for c in parsed.messages[-1]["tool_calls"]]
+
+    assert calls(ollama) == [("f", '{"x": 1}'), ("g", '{"x": 1}')]
+    assert calls(anthropic) == [("f", '{"x": 1}')] and turns(anthropic)[-1] == ("assistant", "b")
+
+
+@pytest.mark.parametrize("said", ["data: take the last column", "{ is a brace", '{"a": 1}\n{"b": 2}', "[1]\n[2]"])
+def test_an_answer_that_only_begins_like_a_stream_is_an_answer(said: str) -> None:
+    plain = {"request": REQUEST, "response": RESPONSE}
+    assert turns(parse({"request": REQUEST, "response": said}, [plain]))[-1] == ("assistant", said)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -847,6 +903,15 @@ def test_streamed_calls_are_put_together() -> None:
         ({"response": {"choices": [{"message": SAY, "finish_reason": "length"}]}}, "truncated_output"),
         ({"response": CHUNKS[:2]}, "truncated_output"),
         ({"response": "data: {oops\n\n"}, "broken_json"),
+        ({"response": [*CHUNKS[:2], 5, CHUNKS[2]]}, "wrong_type"),
+        ({"response": [chunk({"tool_calls": [5]}, "stop")]}, "wrong_type"),
+        ({"response": [*CHUNKS[:2], {"error": {"message": "overloaded"}}]}, "error_output"),
+        ({"response": OLLAMA[:1]}, "truncated_output"),
+        ({"response": json.dumps(OLLAMA[0]) + "\n" + json.dumps(OLLAMA[0])[:20]}, "broken_json"),
+        ({"response": ANTHROPIC[:3]}, "truncated_output"),
+        ({"response": [*ANTHROPIC[:3], {"type": "error", "error": {"type": "overloaded_error"}}]}, "error_output"),
+        ({"response": RESPONSES_API[:2]}, "truncated_output"),
+        ({"response": [{"type": "response.failed", "response": {"status": "failed", "output": []}}]}, "error_output"),
         ({"response": None}, "empty_output"),
         ({"response": {"choices": []}}, "empty_output"),
         ({"response": {"choices": [{"message": {"role": "assistant", "content": None}}]}}, "empty_output"),
@@ -997,6 +1062,43 @@ CELL = ANY | st.lists(TURN, max_size=6)
 KEYS = sorted(
     {key for rows in SAMPLES.values() for row in rows for key in row} | {"tools", "system", "history", "input"}
 )
+
+
+PIECES = st.lists(st.sampled_from([*CHUNKS, *OLLAMA, *ANTHROPIC, *RESPONSES_API, 5, "x"]), max_size=6)
+STREAM = (
+    PIECES | PIECES.map(json.dumps) | PIECES.map(lambda pieces: "\n".join(f"data: {json.dumps(p)}" for p in pieces))
+)
+WRAPPED = STREAM | STREAM.map(lambda pieces: {"body": pieces}) | STREAM.map(lambda pieces: {"message": pieces})
+
+
+@settings(max_examples=300, deadline=None)
+@given(response=WRAPPED | ANY, request=ANY | st.just(REQUEST))
+def test_pieces_put_together_beforehand_make_the_same_row(response: Any, request: Any) -> None:
+    record = {"request": request, "response": response}
+    guess = detect(SAMPLES["logs"], PrepareConfig())
+    before = repr(record)
+    whole = with_whole_texts(record, guess)
+    assert repr(record) == before and with_whole_texts(whole, guess) == whole
+    assert parse_record(whole, guess, PrepareConfig()) == parse_record(record, guess, PrepareConfig())
+
+
+def test_contents_in_parts_are_put_together_beforehand() -> None:
+    def parts(*texts: str) -> list[Any]:
+        return [{"type": "text", "text": text} for text in texts]
+
+    question, answer = ({"role": r, "content": parts("so ", r)} for r in ("user", "assistant"))
+    for record in (
+        {"messages": [question, answer]},
+        {"prompt": [question], "completion": [answer]},
+        {"request": {"body": {"messages": [question]}}, "response": RESPONSE},
+    ):
+        guess = detect([record], PrepareConfig())
+        assert "type" not in str(with_whole_texts(record, guess)) and "so user" in str(with_whole_texts(record, guess))
+    picture = {"messages": [{"role": "user", "content": [*parts("a"), {"type": "image_url", "image_url": {}}]}, answer]}
+    assert (
+        with_whole_texts(picture, detect([{"messages": [ASK, SAY]}], PrepareConfig()))["messages"][0]
+        == picture["messages"][0]
+    )
 
 
 @settings(max_examples=600, deadline=None)

@@ -289,6 +289,24 @@ def test_personal_data_stands_in_no_output(tmp_path: Path) -> None:
     assert kinds == {31: "EMAIL", 32: "CREDIT_CARD", 33: "IBAN", 34: "EMAIL"} | rejected
 
 
+def test_a_streamed_answer_keeps_its_spaces_and_hides_no_personal_data(tmp_path: Path) -> None:
+    def streamed(i: int, answer: str, finish: str = "stop") -> dict[str, Any]:
+        pieces: list[Any] = [{"delta": {"content": answer[at : at + 3]}} for at in range(0, len(answer), 3)]
+        chunks = [{"choices": [piece]} for piece in [*pieces, {"delta": {}, "finish_reason": finish}]]
+        asked = [{"type": "text", "text": "where is "}, {"type": "text", "text": tickets(40)[i]["text"]}]
+        return {"request": {"model": "m", "messages": [{"role": "user", "content": asked}]}, "response": chunks}
+
+    said = "Write to jane.doe@example.org & wait for  us"
+    rows = [streamed(i, f"{said} {i}") for i in range(30)]
+    dataset = run(tmp_path, [*rows, streamed(31, said, "length")])
+    assert dataset.manifest["counts"]["kept"] == 30 and rejects_of(tmp_path) == [(31, "truncated_output")]
+    assert {row.answer for row in dataset.train} <= {f"Write to <EMAIL> & wait for  us {i}" for i in range(30)}
+    assert all(row.messages[0]["content"].startswith("where is ") for row in dataset.train)
+    for path in (tmp_path / "out").iterdir():
+        assert not [part for part in ("jan", "e.d", "oe@") if f'"{part}"' in path.read_text()], path.name
+    assert dataset.manifest["personal"] == {"EMAIL": 31}
+
+
 def test_general_data_is_blended_in_marked_and_kept_out_of_the_test(tmp_path: Path) -> None:
     general = write(
         tmp_path / "general.jsonl",

@@ -21,7 +21,7 @@ from tuneloop.data import language, personal, repair, sketches
 from tuneloop.data.checks import quality
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import meta_key
-from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record
+from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record, with_whole_texts
 from tuneloop.data.leaks import TestIndex, find_leaks
 from tuneloop.data.sources.parse import Chunk, SourceRecord, parse_chunk
 from tuneloop.data.split import key64, prompt_key
@@ -171,11 +171,12 @@ class Refused(NamedTuple):
 def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequence[Refined | Refused]:
     """A source record as a finished row, or why it is none; several where a long one is split."""
     config = refinery.config
-    value, changes = _clean(item.value, refinery)
+    given = with_whole_texts(item.value, guess)
+    value, changes = _clean(given, refinery)
     if item.mended and config.repair.json_syntax:
         changes.append(Change("json_syntax", "", {"detail": item.mended}))
     # what `rejects.jsonl` would show: as it stood, but for personal data
-    record = value if not changes else _as_it_stood(item.value, refinery)
+    record = value if not changes else _as_it_stood(given, refinery)
 
     def refuse(reason: str, detail: str) -> Sequence[Refused]:
         return (Refused(Reject(item.source, item.line, reason, detail, record), changes),)

@@ -24,7 +24,7 @@ from tuneloop.data.formats.detect import (
     guess_from_info,
     is_label_list,
 )
-from tuneloop.data.formats.logs import read_exchange
+from tuneloop.data.formats.logs import read_exchange, with_whole_answer, with_whole_request
 from tuneloop.data.formats.ratings import opinion, read_number, read_thumb, score_of
 from tuneloop.data.formats.templates import column_text, fill, template_columns
 from tuneloop.data.formats.turns import (
@@ -38,6 +38,7 @@ from tuneloop.data.formats.turns import (
     read_turns,
     short,
     user,
+    with_whole_contents,
 )
 from tuneloop.data.sources.parse import json_type
 from tuneloop.types import Message
@@ -56,6 +57,7 @@ __all__ = [
     "guess_from_info",
     "parse_record",
     "template_columns",
+    "with_whole_texts",
 ]
 
 CLASSIFY = "Classify the text. Answer with the label only."
@@ -122,6 +124,29 @@ def parse_record(value: Any, guess: FormatGuess, config: PrepareConfig) -> Parse
         return Rejection(refused.reason, refused.detail)
     except RecursionError:
         return Rejection("wrong_type", "nested too deeply")
+
+
+def with_whole_texts(value: dict[str, Any], guess: FormatGuess) -> dict[str, Any]:
+    """A record with the texts put together that it holds in pieces: streamed answers, contents in parts. Itself where there are none.
+
+    To be done before texts are looked at: white space at the ends of a piece belongs to the text, and a value that is
+    looked for may be cut between two. Total, as `parse_record` is.
+    """
+    columns = guess.columns
+    try:
+        if guess.name == "logs":
+            return with_whole_request(with_whole_answer(value, columns["response"]), columns["request"])
+        for role, column in columns.items():
+            cell = value.get(column) if role in _IN_TURNS else None
+            turns = [cell] if type(cell) is dict else cell
+            if type(turns) is list and (whole := with_whole_contents(turns, guess.keys.content)) is not turns:
+                value = {**value, column: whole if turns is cell else whole[0]}
+    except RecursionError:
+        pass
+    return value
+
+
+_IN_TURNS = ("turns", "prompt", "completion", "chosen", "rejected", "answers")
 
 
 def _parsed(draft: Draft, record: Record, guess: FormatGuess, config: PrepareConfig, *, errors: bool = True) -> Parsed:

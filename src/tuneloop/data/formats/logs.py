@@ -3,16 +3,19 @@
 Requests and responses are those of OpenAI's chat completions in the first place: plain, as a batch file wraps
 them, or streamed. Its responses API, its old completions, and what Anthropic and Ollama answer, are read as
 far as they are text and tool calls. Nothing here looks at roles or arguments: `tuneloop.data.formats.turns` does.
+
+A streamed answer becomes the response that would have come without streaming (`with_whole_answer`) before anything
+looks at its texts: the white space at the ends of a piece belongs to the text, and personal data may be cut between two.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuneloop.data.formats.turns import Refused, as_text, from_json, short
+from tuneloop.data.formats.turns import Refused, as_text, short, with_whole_contents
 from tuneloop.data.sources.parse import json_type
 
 REQUEST_NAMES = ("request", "request_body", "requestbody", "req", "body", "input", "inputs", "payload", "messages")
@@ -35,6 +38,13 @@ _ANSWERING = (
     "events",
 )
 _CUT = ("length", "max_tokens", "max_output_tokens", "incomplete", "content_filter")
+_RESPONSE_ENDS = ("response.completed", "response.incomplete", "response.failed")
+# What stands as the reason for finishing where a stream can't be put together, and why it is rejected.
+_STREAM_FAULTS = {
+    "stream_cut": ("truncated_output", "the stream ends before the answer does"),
+    "stream_broken": ("broken_json", "an event of the stream is not valid JSON"),
+    "stream_odd": ("wrong_type", "the stream has something else than objects in it"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +79,7 @@ def looks_like_request(value: Any) -> bool:
 
 def looks_like_response(value: Any) -> bool:
     """Whether a value is what a chat API answers: a body, chunks of a stream, or choices."""
-    if isinstance(value, str) and _is_stream(value):
+    if _pieces(value) is not None:
         return True
     value = _opened(value)
     if isinstance(value, dict):
@@ -84,8 +94,7 @@ def looks_like_response(value: Any) -> bool:
             or (isinstance(value.get("error"), dict) and len(value) <= 3)
         )
     return isinstance(value, list) and any(
-        isinstance(item, dict) and ("choices" in item or "delta" in item or ("message" in item and "index" in item))
-        for item in value
+        isinstance(item, dict) and "message" in item and "index" in item for item in value
     )
 
 
@@ -101,10 +110,6 @@ def _opened(value: Any) -> Any:
 
 def _is_turns(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(turn, dict) and "role" in turn for turn in value)
-
-
-def _is_stream(text: str) -> bool:
-    return text.lstrip()[:6].startswith(("data:", "event:"))
 
 
 # --- a record ------------------------------------------------------------------------------------
@@ -136,7 +141,9 @@ def read_exchange(record: Mapping[str, Any], request: str, response: str) -> Exc
         raise Refused("empty_input", "the request has no messages")
     if record.get(response) is None:
         raise Refused("empty_output", f"no response in column {response!r}")
-    answer = _response(record[response])
+    answer = _response(_without_streams(record[response]))
+    if answer.finish in _STREAM_FAULTS:
+        raise Refused(*_STREAM_FAULTS[answer.finish])
     if answer.finish in _CUT:
         raise Refused("truncated_output", f"the response was cut off: {answer.finish}")
     return Exchange([*turns, answer.turn], tools, model)
@@ -204,13 +211,33 @@ def _items(value: Iterable[Any]) -> list[Any]:
     return turns
 
 
+def with_whole_request(record: dict[str, Any], request: str) -> dict[str, Any]:
+    """A record with a text in place of each content of its request that stands in parts of text; itself where none does.
+
+    Args:
+        record: the log's record.
+        request: column with the request.
+    """
+    asked = record.get(request)
+    whole = _whole_turns(asked)
+    return record if whole is asked else {**record, request: whole}
+
+
+def _whole_turns(asked: Any) -> Any:
+    if isinstance(asked, list):
+        return with_whole_contents(asked, "content")
+    if not isinstance(asked, dict):
+        return asked
+    inner = {name: asked[name] for name in (*_ASKING, *_WRAPPERS) if name in asked}
+    made = {name: whole for name, part in inner.items() if (whole := _whole_turns(part)) is not part}
+    return {**asked, **made} if made else asked
+
+
 # --- responses -----------------------------------------------------------------------------------
 
 
 def _response(value: Any) -> _Answer:
     if isinstance(value, str):
-        if _is_stream(value):
-            return _streamed(_events(value))
         opened = _opened(value)
         if opened is value or not (looks_like_response(opened) or (isinstance(opened, dict) and "error" in opened)):
             return _Answer({"role": "assistant", "content": value})
@@ -241,21 +268,14 @@ def _response(value: Any) -> _Answer:
 
 
 def _listed(value: list[Any]) -> _Answer:
-    """Chunks of a stream, choices, items of an output, or turns."""
+    """Choices, items of an output, or turns."""
     if not value:
         raise Refused("empty_output", "the response is an empty array")
     first = value[0]
     if not isinstance(first, dict):
         raise Refused("wrong_type", f"the response is an array of {json_type(first)}")
-    if any(
-        isinstance(item, dict) and ("choices" in item or _word(item.get("type")).startswith("response."))
-        for item in value
-    ):
-        return _streamed(value)
     if "message" in first and isinstance(first["message"], dict):
         return _message(first["message"], _word(first.get("finish_reason")))
-    if "delta" in first:
-        return _streamed([{"choices": [item]} for item in value if isinstance(item, dict)])
     if isinstance(first.get("text"), str) and "role" not in first and first.get("type") in (None, "text"):
         return _Answer({"role": "assistant", "content": first["text"]}, _word(first.get("finish_reason")))
     return _output(value)
@@ -309,6 +329,68 @@ def _word(value: Any) -> str:
 # --- streams -------------------------------------------------------------------------------------
 
 
+def with_whole_answer(record: dict[str, Any], response: str) -> dict[str, Any]:
+    """A record with its streamed answer put together, as if it had not been streamed; itself where nothing was.
+
+    Args:
+        record: the log's record.
+        response: column with the response.
+    """
+    value = record.get(response)
+    whole = _without_streams(value)
+    return record if whole is value else {**record, response: whole}
+
+
+def _without_streams(value: Any) -> Any:
+    """A response with a body in place of the pieces in it; itself where there are none."""
+    if (pieces := _pieces(value)) is not None:
+        return _put_together(pieces)
+    opened = _opened(value)
+    if not isinstance(opened, dict):
+        return value
+    inner = {
+        name: opened[name] for name in (*_ANSWERING, *_WRAPPERS) if isinstance(opened.get(name), str | list | dict)
+    }
+    made = {name: whole for name, part in inner.items() if (whole := _without_streams(part)) is not part}
+    return {**opened, **made} if made else value
+
+
+def _pieces(value: Any) -> Sequence[Any] | None:
+    """The pieces of a streamed answer: an event stream, JSON lines, or an array of pieces; None for anything else.
+
+    What is no JSON is a piece that is no object.
+    """
+    if isinstance(value, str):
+        if _is_event(value):
+            events = _events(value)
+            return events if any(isinstance(event, dict) or event[:1] == "{" for event in events) else None
+        if value.lstrip()[:1] not in ("{", "["):
+            return None
+        opened = _opened(value)
+        value = value.splitlines() if opened is value else opened
+    if not isinstance(value, list) or not value:
+        return None
+    if all(isinstance(item, str) for item in value):
+        if _is_event(value[0]):
+            return _pieces("\n".join(value))
+        value = [_opened(line) for line in value if line.strip()]
+        return value if any(map(_is_piece, value[:1])) else None
+    return value if any(map(_is_piece, value)) else None
+
+
+def _is_event(text: str) -> bool:
+    return text.lstrip()[:6].startswith(("data:", "event:"))
+
+
+def _is_piece(value: Any) -> bool:
+    return isinstance(value, dict) and (
+        isinstance(value.get("choices"), list)
+        or "delta" in value
+        or _word(value.get("type")).startswith(("response.", "content_block_"))
+        or ("done" in value and ("message" in value or "response" in value))
+    )
+
+
 def _events(text: str) -> list[Any]:
     """The values of a server-sent event stream (WHATWG HTML, 9.2): its `data:` lines up to `[DONE]`."""
     events: list[Any] = []
@@ -319,62 +401,111 @@ def _events(text: str) -> list[Any]:
             continue
         if data == "[DONE]":
             return [*events, {"done": True}]
-        events.append(from_json(data, f"an event of the stream: {short(data)}"))
+        events.append(_opened(data))
     return events
 
 
-def _streamed(chunks: Iterable[Any]) -> _Answer:
-    """A streamed answer put together: texts joined, calls by their index."""
-    texts: list[str] = []
-    calls: dict[Any, dict[str, Any]] = {}
-    finish, ends_are_told = "", False
-    for chunk in chunks:
-        if not isinstance(chunk, dict):
-            raise Refused("wrong_type", f"the stream has {json_type(chunk)} in it")
-        _refuse_failure(chunk, "a chunk of the stream")
-        if chunk.get("done") is True:
-            finish = finish or "stop"
-        if isinstance(chunk.get("response"), dict) and chunk.get("type") in (
-            "response.completed",
-            "response.incomplete",
-        ):
-            return _response(chunk["response"])
-        choices = chunk.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict) or choice.get("index", 0) != 0:
-            continue
-        ends_are_told = ends_are_told or "finish_reason" in choice
-        finish = _word(choice.get("finish_reason")) or finish
-        inner = choice.get("delta")
-        delta = inner if isinstance(inner, dict) else choice
-        for name in ("content", "text"):
-            if isinstance(delta.get(name), str):
-                texts.append(delta[name])
-        parts = delta.get("tool_calls") or (
+def _put_together(pieces: Iterable[Any]) -> dict[str, Any]:
+    """The response that would have come without streaming."""
+    stream = _Stream()
+    for piece in pieces:
+        if not isinstance(piece, dict):
+            return stream.body("stream_broken" if isinstance(piece, str) else "stream_odd")
+        if piece.get("error"):
+            return stream.body("") | {"error": piece["error"]}
+        body = piece.get("response")
+        if isinstance(body, dict) and piece.get("type") in _RESPONSE_ENDS:
+            return body
+        stream.add(piece)
+    return stream.body("")
+
+
+@dataclass(slots=True)
+class _Stream:
+    """An answer in the making: texts, calls by their index, why it ended, and whether its pieces tell that at all."""
+
+    texts: list[str] = field(default_factory=list)
+    calls: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    finish: str = ""
+    tells_its_end: bool = False
+    is_odd: bool = False
+
+    def add(self, piece: Mapping[str, Any]) -> None:
+        """A piece of OpenAI's, Anthropic's or Ollama's."""
+        kind, choices = _word(piece.get("type")), piece.get("choices")
+        delta = piece.get("delta")
+        if kind.startswith("response."):
+            self.tells_its_end = True
+            if kind == "response.output_text.delta":
+                self._text(delta)
+        elif kind.startswith(("content_block_", "message_")):
+            self.tells_its_end = True
+            self._block(piece, delta if isinstance(delta, dict) else {})
+        elif isinstance(choices, list) or "delta" in piece:
+            choice = piece if not isinstance(choices, list) else choices[0] if choices else None
+            if isinstance(choice, dict) and choice.get("index", 0) == 0:
+                self.tells_its_end = self.tells_its_end or "finish_reason" in choice
+                self.finish = _word(choice.get("finish_reason")) or self.finish
+                self._delta(
+                    next((c for c in (choice.get("delta"), choice.get("message")) if isinstance(c, dict)), choice)
+                )
+        elif "done" in piece:
+            message = piece.get("message")
+            self._delta(message if isinstance(message, dict) else {"content": piece.get("response")})
+            self.tells_its_end = True
+            if piece["done"] is True:
+                self.finish = _word(piece.get("done_reason")) or self.finish or "stop"
+
+    def _text(self, value: Any) -> None:
+        if isinstance(value, str):
+            self.texts.append(value)
+
+    def _delta(self, delta: Mapping[str, Any]) -> None:
+        """What a piece of OpenAI's or Ollama's adds."""
+        self._text(delta.get("content"))
+        self._text(delta.get("text"))
+        calls = delta.get("tool_calls") or (
             [{"function": delta["function_call"]}] if delta.get("function_call") else []
         )
-        for part in parts if isinstance(parts, list) else []:
-            _add_call(calls, part)
-    if ends_are_told and not finish:
-        raise Refused("truncated_output", "the stream ends before the answer does")
-    turn: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
-    if calls:
-        turn["tool_calls"] = list(calls.values())
-    return _Answer(turn, finish)
+        for part in calls if isinstance(calls, list) else []:
+            if not isinstance(part, dict):
+                self.is_odd = True
+                continue
+            index, function = part.get("index"), part.get("function")
+            if not isinstance(index, int):  # of calls without one, those in one piece each are calls of their own
+                whole = isinstance(function, dict) and isinstance(function.get("arguments"), dict)
+                index = len(self.calls) if whole else 0
+            self._call(index, part.get("id"), function)
 
+    def _block(self, piece: Mapping[str, Any], delta: Mapping[str, Any]) -> None:
+        """What a piece of Anthropic's adds."""
+        block = piece.get("content_block")
+        if isinstance(block, dict) and block.get("type") == "tool_use":
+            self._call(str(piece.get("index")), block.get("id"), {"name": block.get("name")})
+        elif isinstance(block, dict):
+            self._text(block.get("text"))
+        self._text(delta.get("text"))
+        if isinstance(delta.get("partial_json"), str):
+            self._call(str(piece.get("index")), None, {"arguments": delta["partial_json"]})
+        self.finish = _word(delta.get("stop_reason")) or self.finish
 
-def _add_call(calls: dict[Any, dict[str, Any]], part: Any) -> None:
-    """A piece of a call, added to what came before of it."""
-    if not isinstance(part, dict):
-        raise Refused("wrong_type", f"the stream has a tool call that is {json_type(part)}")
-    index = part.get("index")
-    index = index if isinstance(index, int) else 0
-    call = calls.setdefault(index, {"id": None, "function": {"name": "", "arguments": ""}})
-    call["id"] = part.get("id") or call["id"]
-    function = part.get("function")
-    for name in ("name", "arguments"):
-        piece = function.get(name) if isinstance(function, dict) else None
-        if isinstance(piece, str):
-            call["function"][name] += piece
-        elif isinstance(piece, dict):
-            call["function"][name] = json.dumps(piece, ensure_ascii=False)
+    def _call(self, index: Any, name: Any, function: Any) -> None:
+        """A piece of a call, added to what came before of it."""
+        call = self.calls.setdefault(index, {"id": None, "function": {"name": "", "arguments": ""}})
+        call["id"] = name or call["id"]
+        for key in ("name", "arguments"):
+            piece = function.get(key) if isinstance(function, dict) else None
+            if isinstance(piece, str):
+                call["function"][key] += piece
+            elif isinstance(piece, dict):
+                call["function"][key] = json.dumps(piece, ensure_ascii=False)
+
+    def body(self, fault: str) -> dict[str, Any]:
+        """The response; `fault` tells that it could not be put together."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.texts)}
+        if self.calls:
+            message["tool_calls"] = list(self.calls.values())
+        if self.is_odd:
+            fault = fault or "stream_odd"
+        finish = fault or self.finish or ("stream_cut" if self.tells_its_end else "")
+        return {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}

@@ -199,14 +199,34 @@ def content_text(value: Any, place: int) -> str:
         return value
     if not isinstance(value, list):
         return as_text(value, f"the content of turn {place}", strings_only=True)
-    parts = []
-    for part in value:
+    text = _text_of_parts(value)
+    if text is None:
+        raise Refused("wrong_type", f"turn {place} has a part that is no text")
+    return text
+
+
+def _text_of_parts(parts: Iterable[Any]) -> str | None:
+    """A content in parts as one text; None if some part is no text."""
+    texts = []
+    for part in parts:
         kind = part.get("type", "text") if isinstance(part, dict) else None
         text = part.get("text") if kind in ("text", "input_text", "output_text") else part
         if not isinstance(text, str):
-            raise Refused("wrong_type", f"turn {place} has a part that is no text")
-        parts.append(text)
-    return "".join(parts)
+            return None
+        texts.append(text)
+    return "".join(texts)
+
+
+def with_whole_contents(turns: list[Any], content_key: str) -> list[Any]:
+    """Turns with a text in place of each content that stands in parts of text; themselves where none does."""
+    if not any(type(turn) is dict and type(turn.get(content_key)) is list for turn in turns):
+        return turns
+    made = []
+    for turn in turns:
+        parts = turn.get(content_key) if type(turn) is dict else None
+        text = _text_of_parts(parts) if type(parts) is list and parts else None
+        made.append(turn if text is None else {**turn, content_key: text})
+    return made
 
 
 def _calls(values: Iterable[Any], place: int, before: int) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop.data.checks.production import read_production
+from tuneloop.data.checks.production import as_prepared, read_production
 from tuneloop.types import UserError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -73,3 +73,26 @@ def test_real_logs_are_read() -> None:
         pytest.skip("the shared data sets are not here")
     rows, without = read_production([str(path)])
     assert len(rows) + without == sum(1 for _ in path.open()) and without < 0.01 * len(rows)
+
+
+def test_records_are_read_by_the_columns_of_the_data_set_and_keep_their_labels(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    records = [{"id": f"n{i}", "body": f"Where is it {i}?", "kind": "ask", "other": f"x {i}"} for i in range(20)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    manifest = {
+        "format": {"name": "text_label", "columns": {"text": "body", "label": "kind"}},
+        "config": {"text": None},
+    }
+    rows, _ = read_production([str(path)], as_prepared(manifest, [str(path)]))
+    assert [(r.messages[0]["content"], r.label) for r in rows[:1]] == [("Where is it 0?", "ask")]
+    path.write_text("".join(json.dumps({"body": r["body"], "other": r["other"]}) + "\n" for r in records))
+    rows, _ = read_production([str(path)], as_prepared(manifest, [str(path)]))
+    assert [(r.messages[0]["content"], r.label) for r in rows[:1]] == [("Where is it 0?", None)]
+
+
+def test_templates_of_the_data_set_make_the_same_question(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"text": "hello", "queue": "a"}) + "\n")
+    manifest = {"format": {"name": "fields", "columns": {}}, "config": {"input": "Ticket: {text}", "output": "{queue}"}}
+    rows, _ = read_production([str(path)], as_prepared(manifest, [str(path)]))
+    assert rows[0].messages[0]["content"] == "Ticket: hello"

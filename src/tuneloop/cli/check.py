@@ -32,7 +32,7 @@ def command(
     _refuse_raw_file(dataset)
     loaded = load_dataset(dataset)
     with screen(quiet) as shown:
-        production = _read(against, shown.say) if against else None
+        production = _read(against, loaded.manifest, shown.say) if against else None
     checks = check_dataset(loaded, against=production)
     checks = sorted(checks, key=lambda check: LEVELS.index(check["level"]))  # stable: the order of checks stays
     worst = checks[0]["level"] if checks else "ok"
@@ -55,10 +55,10 @@ def _refuse_raw_file(path: str) -> None:
         )
 
 
-def _read(against: str, say: Any) -> list[Row]:
-    from tuneloop.data.checks.production import read_production
+def _read(against: str, manifest: Mapping[str, Any], say: Any) -> list[Row]:
+    from tuneloop.data.checks.production import as_prepared, read_production
 
-    rows, without = read_production([against])
+    rows, without = read_production([against], as_prepared(manifest, [against]))
     note = f"; {without:,} records without a user's text were passed over" if without else ""
     say(f"check     {len(rows):,} production records{note}")
     return rows
@@ -80,6 +80,10 @@ def _print(name: str, checks: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(Text(check["level"], style=style), Text.assemble((check["name"], "bold"), f"  {words}"))
         if check["level"] != "ok" and check.get("remedy"):
             table.add_row("", Text(clean(check["remedy"]), style="cyan"))
+            for example in check.get("examples", ()):
+                if "text" in example:
+                    place = f"{Path(example['source']).name}:{example['line']}  "
+                    table.add_row("", Text(clean(place + example["text"]), style="dim"))
     counts = {level: sum(check["level"] == level for check in checks) for level in LEVELS}
     console = Console(highlight=False)
     console.print(table)

@@ -115,7 +115,8 @@ def prepare(
 
     Raises:
         UserError: missing or empty sources, no format that fits, a column that no record has, no valid rows,
-            or more rejects than `allow_rejects`; then `rejects.jsonl` is there and `dataset.json` is not.
+            a source that changes meanwhile, or more rejects than `allow_rejects`; then `rejects.jsonl` is there and
+            `dataset.json` is not.
     """
     from tuneloop.data.personal import pseudonym_key
 
@@ -474,6 +475,14 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
         too_long=LongRows(config.too_long, **long), labels=manifest.get("labels", ()),
     )  # fmt: skip
     manifest["checks"] = _checks(job, overview, begun) + ([mixed.check] if mixed else [])
+    if identity["key"] != prepare_key(
+        config, name=identity["name"], seed=job.seed, model_fingerprint=identity["model"]
+    ):
+        raise UserError(
+            "A source changed while the data were prepared",
+            where=", ".join(given.file.name for given in job.files),
+            next_step="wait until it is whole, or copy it, and prepare again",
+        )
     write_json(out / MANIFEST, manifest)
     return dataset
 

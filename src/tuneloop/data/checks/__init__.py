@@ -2,13 +2,15 @@
 
 A check is `{"name", "level", "message", "rows", "remedy", "examples"}`: `level` is ok, warn or error, `rows` the number of
 rows concerned, `remedy` one sentence on what to do, `examples` up to ten `{"source", "line", "id", "split"}`, some with the
-label or word in question; `flagged.jsonl` lists the rows. No check repeats a row's text. What costs time is done on a sample chosen by hash, and the
+label or word in question; `flagged.jsonl` lists the rows. No check repeats a row's text, but the one of production,
+which shows texts without personal data. What costs time is done on a sample chosen by hash, and the
 message says so.
 """
 
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from tuneloop.data.checks import quality
-from tuneloop.data.checks.drift import Drift, chi_square, compare_with, holm, kolmogorov_smirnov
+from tuneloop.data.checks.drift import MOST, Drift, chi_square, compare_with, holm, kolmogorov_smirnov
+from tuneloop.data.checks.features import sample
 from tuneloop.data.checks.label_errors import Embed, LabelError, find_label_errors
 from tuneloop.data.reasons import HARMLESS
 from tuneloop.data.split import SPLITS, TEST, TRAIN, VAL, key64, normalised, prompt_key
@@ -39,6 +42,7 @@ ALL_LABELS, SOME_LABELS = (
     12_000,
     6_000,
 )  # up to so many rows every label is doubted, of more those of a sample: 1 to 2 s
+EXAMPLE_LENGTH = 200  # characters of a production text that are shown
 ANSWERS_READ = 4_000  # answers that tell how answers end
 SPLIT_TEXTS = 800  # texts a split that a classifier tries to tell apart
 EXAMPLES = 10
@@ -869,20 +873,37 @@ def _split_wording(overview: Overview) -> Check:
 
 
 def _production(overview: Overview, against: Sequence[Row]) -> Check:
-    train = overview.some(overview.rows(TRAIN), 4_000).tolist()
-    texts = [_asked(row) for row in against]
+    """Production against the task's own training rows, both repaired and without personal data: in training they were taken out."""
+    rows = [overview.row(i) for i in overview.some(overview.rows(TRAIN), 4_000).tolist()]
+    asked = [_asked(row) for row in against]
+    chosen = sample(asked, 4 * MOST, overview.seed)
+    texts = [_comparable(asked[i]) for i in chosen]
     labels_a = labels_b = None
     if overview.task == "classification":
         column, names = overview.columns["label"], overview.names["label"]
         labels_a = [names[column[i]] for i in overview.rows(TRAIN).tolist() if column[i] >= 0]
         labels_b = [row.label for row in against if row.label is not None]
-    drift = compare_with([_asked(overview.row(i)) for i in train], texts, labels_a, labels_b, seed=overview.seed)
+    known = [_comparable(_asked(row)) for row in rows if "mix" not in row.meta]
+    drift = compare_with(known, texts, labels_a, labels_b, seed=overview.seed)
     examples = [
-        {"source": row.meta.get("source", ""), "line": row.meta.get("line", 0), "id": row.id}
-        for row in (against[i] for i in drift.examples)
-    ]
+        {
+            "source": row.meta.get("source", ""), "line": row.meta.get("line", 0), "id": row.id,
+            "text": textwrap.shorten(texts[place], EXAMPLE_LENGTH, placeholder=" …"),
+        }
+        for place, row in ((place, against[chosen[place]]) for place in drift.examples)
+    ]  # fmt: skip
     remedy = "Add training rows of the kind that the examples show, and words such as those named."
     return _check("production", drift.level, drift_message(drift), len(against), remedy, _Found((), examples))
+
+
+def _comparable(text: str) -> str:
+    """A text repaired, and with placeholders for personal data."""
+    from tuneloop.data import personal, repair
+    from tuneloop.data.config import PersonalConfig, RepairConfig
+
+    settings = PersonalConfig()
+    mended, _ = repair.repair_text(text, RepairConfig())
+    return personal.redact(mended, personal.find(mended, settings), settings, None)
 
 
 def drift_message(drift: Drift) -> str:
@@ -898,5 +919,7 @@ def drift_message(drift: Drift) -> str:
     if drift.label_distance is not None:
         parts.append(f"{drift.label_distance:.0%} of the labels would have to change")
     if drift.level != "ok" and drift.words_b:
-        parts.append(f"production has more of {_named(drift.words_b)}")
+        parts.append(f"production has more of {', '.join(map(repr, drift.words_b))}")
+    if drift.level != "ok" and drift.words_a:
+        parts.append(f"train has more of {', '.join(map(repr, drift.words_a))}")
     return "; ".join(parts)

@@ -18,8 +18,23 @@ PROMPT_NAMES = ("prompt", "instruction", "input", "user", "request", *TEXT_NAMES
 DEPTH = 4  # of objects in which turns and texts are looked for: logs wrap requests
 
 
+def as_prepared(manifest: Mapping[str, Any], sources: Sequence[str]) -> PrepareConfig:
+    """How production records are read for a data set: by its columns and templates, where they have these.
+
+    Args:
+        manifest: of the data set.
+        sources: files, globs or folders.
+    """
+    config, form = manifest.get("config", {}), manifest.get("format", {})
+    named = form.get("columns", {}) if form.get("name") == "text_label" else {}
+    told = {key: config.get(key) for key in ("input", "output", "task", "format")}
+    columns = {key: named.get(key) or config.get(key) for key in ("text", "label")}
+    known = {key: value for key, value in {**told, **columns}.items() if value is not None}
+    return PrepareConfig.model_validate({**known, "sources": list(sources)})
+
+
 def read_production(sources: Sequence[str], config: PrepareConfig | None = None) -> tuple[list[Row], int]:
-    """Production records as rows with the user's turns and an empty answer, and how many records had no such turn.
+    """Production records as rows with the user's turns, an empty answer and the label if there is one, and how many had no such turn.
 
     Records are read as training data are. One that is no training example because nothing is answered still says
     what the user asked: its turns, or its text column, are taken as they are.
@@ -37,9 +52,9 @@ def read_production(sources: Sequence[str], config: PrepareConfig | None = None)
     guess = _format([item.value for item in sample if isinstance(item, SourceRecord)], config)
     rows, without = [], 0
     for item in itertools.chain(sample, records):
-        texts = user_turns(item.value, guess, config) if isinstance(item, SourceRecord) else []
+        texts, label = user_turns(item.value, guess, config) if isinstance(item, SourceRecord) else ([], None)
         if texts:
-            rows.append(_row(texts, item.source, item.line))
+            rows.append(_row(texts, label, item.source, item.line))
         else:
             without += 1
     if not rows:
@@ -58,17 +73,20 @@ def _format(sample: Sequence[dict[str, Any]], config: PrepareConfig) -> FormatGu
         return None
 
 
-def user_turns(record: dict[str, Any], guess: FormatGuess | None, config: PrepareConfig) -> list[str]:
-    """What the user says in a record; empty if nothing is found."""
+def user_turns(
+    record: dict[str, Any], guess: FormatGuess | None, config: PrepareConfig
+) -> tuple[list[str], str | None]:
+    """What the user says in a record, empty if nothing is found, and the label of a classified text."""
     if guess is not None:
         parsed = parse_record(record, guess, config)
-        turns = parsed.messages if isinstance(parsed, Parsed) else []
-        if texts := [m["content"] for m in turns if m["role"] == "user" and m["content"].strip()]:
-            return texts
+        if isinstance(parsed, Parsed) and (
+            texts := [m["content"] for m in parsed.messages if m["role"] == "user" and m["content"].strip()]
+        ):
+            return texts, parsed.label
     named = record.get(config.text) if config.text else None
     if isinstance(named, str) and named.strip():
-        return [named]
-    return next(_turns(record, DEPTH), None) or next(_text_columns(record, DEPTH), [])
+        return [named], None
+    return next(_turns(record, DEPTH), None) or next(_text_columns(record, DEPTH), []), None
 
 
 def _turns(value: Any, depth: int) -> Iterator[list[str]]:
@@ -110,7 +128,7 @@ def _text_columns(record: Any, depth: int) -> Iterator[list[str]]:
             yield from _text_columns(value, depth - 1)
 
 
-def _row(texts: Sequence[str], source: str, line: int) -> Row:
+def _row(texts: Sequence[str], label: str | None, source: str, line: int) -> Row:
     messages: list[Message] = [{"role": "user", "content": text} for text in texts]
     name = hashlib.blake2b("\n".join(texts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    return Row(name, [*messages, {"role": "assistant", "content": ""}], meta={"source": source, "line": line})
+    return Row(name, [*messages, {"role": "assistant", "content": ""}], label, meta={"source": source, "line": line})

@@ -151,9 +151,9 @@ def _refusals(file: SourceFile) -> Iterator[None]:
         ) from None
 
 
-def _stamp(file: SourceFile) -> tuple[int, int]:
+def _stamp(file: SourceFile) -> tuple[int, int, int]:
     info = os.stat(file.path)
-    return info.st_size, info.st_mtime_ns
+    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def _empty(file: SourceFile) -> UserError:

@@ -146,8 +146,7 @@ def _expand(source: str) -> list[Path]:
             return _files_of_folder(path)
         if path.is_file():
             return _named_files(path) if path.name == INFO else [path]
-        if path.is_symlink() and not path.exists():
-            raise UserError("A link that leads to no file", where=source, next_step="name the file itself")
+        _refuse_dead_links([path])
         if path.exists():
             raise UserError("Not a regular file", where=source, next_step="name a file, a glob or a folder")
         if glob.has_magic(source):
@@ -155,6 +154,15 @@ def _expand(source: str) -> list[Path]:
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL byte, no home folder
         raise UserError(f"Not a usable path: {error}", where=repr(source), next_step="check the path") from None
     raise UserError("No such file", where=source, next_step=_nearest_path(path))
+
+
+def _refuse_dead_links(paths: Sequence[Path]) -> None:
+    """Refuse links whose file is gone, or that lead in a circle: to pass over them would be to lose records unsaid."""
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise UserError(
+                "A link that leads to no file", where=str(path), next_step="remove the link, or name the file itself"
+            )
 
 
 def _files_of_glob(path: Path, source: str) -> list[Path]:
@@ -165,6 +173,7 @@ def _files_of_glob(path: Path, source: str) -> list[Path]:
         found = [p for p in root.glob(str(Path(*path.parts[plain:]))) if not _hidden(p.relative_to(root))]
     else:
         found = [Path(p) for p in glob.glob(str(path))]
+    _refuse_dead_links(found)
     files = _of_data(sorted(p for p in found if p.is_file()))
     if not files:
         raise UserError("No file matches the glob", where=source, next_step="check the pattern and the folder")
@@ -172,7 +181,9 @@ def _files_of_glob(path: Path, source: str) -> list[Path]:
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
-    found = _of_data(sorted(path for path in _walk(folder) if path.is_file() and _source_file(path) is not None))
+    named = sorted(path for path in _walk(folder) if _source_file(path) is not None)
+    _refuse_dead_links(named)
+    found = _of_data([path for path in named if path.is_file()])
     if (folder / INFO).is_file():
         found = sorted({*found, *_named_by(folder)})
     if not found:

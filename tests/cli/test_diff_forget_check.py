@@ -18,6 +18,8 @@ from tuneloop.data import checks
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset, token_statistics
 from tuneloop.files import read_json, sha256_file, write_json, write_jsonl
+from tuneloop.models.load import fingerprint
+from tuneloop.models.names import resolve
 from tuneloop.types import Dataset, Row
 
 LONG = "a_label_with_a_name_that_is_much_longer_than_any_column_of_a_table_should_be"
@@ -150,6 +152,32 @@ def test_forget_removes_after_yes_only(tmp_path: Path, tuneloop: Tuneloop) -> No
     )
     assert len(load_dataset(folder).train) == 8
     assert name in (report := (folder / "report.html").read_text()) and "parcel 4," not in report, "rendered anew"
+
+
+@pytest.mark.parametrize("named", ["", "smollm2-135m"])
+def test_forget_counts_tokens_again_with_the_model_they_were_counted_with(
+    tmp_path: Path, tuneloop: Tuneloop, named: str
+) -> None:
+    folder = write_dataset(tmp_path / "a", train=rows(9), test=rows(3, 9))
+    manifest = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", {**manifest, "model": fingerprint(resolve("smollm2-135m"))})
+    model = ["--model", named] if named else []
+    status, out, _ = tuneloop("forget", "a", "--match", "user=u4", "--yes", *model)
+    tokens = read_json(folder / "dataset.json")["splits"]["train"]["tokens"]
+    assert status == 0 and "of_rows" not in tokens and tokens["min"] > 20 and "those from before" not in out
+
+
+def test_forget_says_when_tokens_are_not_counted_again(tmp_path: Path, tuneloop: Tuneloop) -> None:
+    folder = write_dataset(tmp_path / "a", train=rows(9), test=rows(3, 9))
+    manifest = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", {**manifest, "model": "another"})
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    status, _, err = tuneloop("forget", "a", "--match", "user=u4", "--yes", "--model", "smollm2-135m")
+    assert status == 2 and "not measured with this model" in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    status, out, _ = tuneloop("forget", "a", "--match", "user=u4", "--yes")
+    assert status == 0 and "those from before" in out
+    assert read_json(folder / "dataset.json")["splits"]["train"]["tokens"]["of_rows"] == 9
 
 
 def test_forget_asks_at_a_terminal(tmp_path: Path, tuneloop: Tuneloop, monkeypatch: pytest.MonkeyPatch) -> None:

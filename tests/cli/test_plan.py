@@ -74,6 +74,17 @@ def test_the_padding_of_a_data_set_costs_time_and_packing_saves_it(
     assert padded["time"]["breakdown"]["train"] > 2 * packed["time"]["breakdown"]["train"]
 
 
+def test_general_rows_mixed_into_a_data_set_take_their_time(tmp_path: Path, cli_environment: dict[str, str]) -> None:
+    tokens = {"total": 3_000_000, "mean": 300.0, "p50": 200, "p90": 700, "max": 2000}
+    manifest = {"splits": {"train": {"tokens": tokens}}, "mix": {"general": {"rows": 5_000, "tokens": 1_500_000}}}
+    asked = ["--model", "llama-3.2-1b", "--gpu", "a100-80gb", "--gpus", "1", "--dataset", str(tmp_path)]
+    found = []
+    for mixed in (manifest, {"splits": manifest["splits"]}):
+        (tmp_path / "dataset.json").write_text(json.dumps(mixed))
+        found.append(plan(asked, cli_environment)["time"]["breakdown"]["train"])
+    assert found[0] == pytest.approx(1.5 * found[1], rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

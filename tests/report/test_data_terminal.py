@@ -56,8 +56,13 @@ def test_every_count_and_every_remedy_is_there_the_worst_check_first() -> None:
 
 
 def test_personal_data_is_told_by_kind_where_the_manifest_does() -> None:
-    text = " ".join(shown({**MANIFEST, "redacted": {"EMAIL": 41, "PHONE": 3}}).split())
+    text = " ".join(shown({**MANIFEST, "personal": {"EMAIL": 41, "PHONE": 3}}).split())
     assert "redacted 44 41 EMAIL, 3 PHONE" in text and "pii" not in text
+
+
+def test_general_rows_stand_beside_the_splits() -> None:
+    mix = {"general": {"rows": 177, "tokens": 24_128}}
+    assert "general 177 mixed into train, 24,128 tokens" in " ".join(shown({**MANIFEST, "mix": mix}).split())
 
 
 @pytest.mark.parametrize("width", [50, 80, 120])
@@ -87,7 +92,7 @@ anything = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from([*MANIFEST, "redacted"]), anything))
+@given(st.dictionaries(st.sampled_from([*MANIFEST, "personal", "mix"]), anything))
 @settings(max_examples=60, deadline=None)
 def test_a_manifest_of_any_shape_prints(broken: dict[str, Any]) -> None:
     shown({**MANIFEST, **broken})

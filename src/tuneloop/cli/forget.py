@@ -27,6 +27,12 @@ def command(
     dry_run: bool = typer.Option(False, "--dry-run", help="Only show what matches."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Don't ask before removing."),
     root: str = typer.Option(".", "--root", help="Where to look for data sets and runs that were made from it."),
+    model: str = typer.Option(
+        "",
+        "--model",
+        "-m",
+        help="Model the data set was prepared for, to count its tokens again; default: the packaged one.",
+    ),
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -36,6 +42,7 @@ def command(
 
     from tuneloop.data.forget import descendants, find_rows, forget, personal_settings
     from tuneloop.data.match import Matcher, stand_ins
+    from tuneloop.pipeline.prepare import measure_of
     from tuneloop.report.data_html import write_data_report
 
     console = Console(highlight=False, quiet=as_json)
@@ -54,7 +61,8 @@ def command(
     if not yes and not _confirmed(found, as_json):
         console.print("Nothing was removed.")
         raise typer.Exit(1)
-    done = forget(dataset, matcher, runs_root=root)
+    measure = measure_of(dataset, model)
+    done = forget(dataset, matcher, runs_root=root, measure=measure)
     if found.report:
         write_data_report(found.folder)
     if as_json:
@@ -62,6 +70,10 @@ def command(
                     "files": done.files, "rows": found.hits, "also_in": found.others, "sources": found.origins,
                     "descendants": done.descendants})  # fmt: skip
     _print_done(done, console)
+    if measure is None:
+        console.print(
+            "Token counts are those from before: name the model with --model and they are counted again.", style="dim"
+        )
 
 
 def _confirmed(found: Found, as_json: bool) -> bool:

@@ -33,6 +33,44 @@ def _measure(template: Template, row: Row) -> Measured:
     return Measured(longest, sum(1 for weight in rendered.mask[1:] if weight))
 
 
+def measure_of(dataset: str, model: str) -> Callable[[Row], Measured] | None:
+    """What measures rows as they were measured when a data set was prepared.
+
+    Args:
+        dataset: its folder.
+        model: the model it was prepared for; "": the packaged one, if it was that.
+
+    Returns:
+        None if the data set was not measured with the packaged model and none is named, or if there is no manifest.
+
+    Raises:
+        UserError: the named model is not there, or has another tokenizer or template than the rows were measured with.
+    """
+    from tuneloop.data.dataset import MANIFEST
+    from tuneloop.files import read_json
+    from tuneloop.models.load import fingerprint, load_tokenizer
+    from tuneloop.models.names import resolve
+
+    path = Path(dataset) / MANIFEST
+    manifest = read_json(path) if path.is_file() else {}
+    if not manifest.get("model"):
+        return None
+    try:
+        name = model or Recipe().model
+        if fingerprint(resolve(name)) == manifest["model"]:
+            return measure_with(load_tokenizer(name))
+    except UserError:
+        if model:
+            raise
+    if model:
+        raise UserError(
+            "The data set was not measured with this model",
+            where=model,
+            next_step="name the model it was prepared for, or leave --model out",
+        )
+    return None
+
+
 def prepare_stage(job: Job) -> Dataset:
     """Sources to splits, unless they are there already."""
     from tuneloop.data.dataset import load_dataset
@@ -120,6 +158,8 @@ def dataset_lines(dataset: Dataset) -> list[str]:
         f"          {counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test; {m['task']}{labels}; "
         f"{tokens['total']:,} training tokens, {tokens['supervised']:,} learned, longest row {tokens['max']:,}",
     ]
+    if general := m.get("mix", {}).get("general"):
+        lines.append(f"          {general['rows']:,} general rows mixed into train, {general['tokens']:,} tokens")
     if rejected:
         lines.append(f"          {counts['rejected']:,} rejected ({rejected}), each with its reason in rejects.jsonl")
     lines += [f"          {c['level']}: {c['message']}" for c in m["checks"] if c["level"] != "ok"]

@@ -248,12 +248,13 @@ def _of_dataset(folder: Path) -> Lengths:
     manifest = read_json(path)
     try:
         splits = manifest["splits"]
-        tokens = splits["train"]["tokens"]
+        tokens = splits["train"]["tokens"]  # of the task's own rows; those mixed in are trained on too
+        general = manifest.get("mix", {}).get("general", {}).get("tokens", 0)
         found = Lengths(
-            tokens=int(tokens["total"]), mean=float(tokens["mean"]), p50=int(tokens["p50"]), p90=int(tokens["p90"]),
+            tokens=int(tokens["total"]) + int(general), mean=float(tokens["mean"]), p50=int(tokens["p50"]), p90=int(tokens["p90"]),
             longest=int(tokens["max"]), val_tokens=int(splits.get("val", {}).get("tokens", {}).get("total", 0)),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError("The data set's manifest has no token statistics", where=str(path),
                         next_step="prepare it again, or give --tokens") from None  # fmt: skip
     if found.tokens < 1:

@@ -40,7 +40,7 @@ def _account(manifest: Mapping[str, Any]) -> Table:
     from rich.text import Text
 
     counts, splits = section(manifest.get("counts")), section(manifest.get("splits"))
-    repaired, redacted = numbers(manifest.get("repaired")), numbers(manifest.get("redacted"))
+    repaired, redacted = numbers(manifest.get("repaired")), numbers(manifest.get("personal"))
     if redacted:
         repaired.pop("pii", None)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -65,6 +65,10 @@ def _account(manifest: Mapping[str, Any]) -> Table:
         words = [f"{short(total)} tokens"] if total else []
         words += [f"longest row {count(longest)}"] if longest else []
         add(split, number(counts.get(split)), ", ".join(words))
+    general = section(section(manifest.get("mix")).get("general"))
+    if rows := number(general.get("rows")):
+        tokens = number(general.get("tokens"))
+        add("general", rows, "mixed into train" + (f", {short(tokens)} tokens" if tokens else ""))
     return table
 
 

@@ -773,6 +773,11 @@ def test_a_few_ratings_are_kept_without_changing_the_format() -> None:
     assert isinstance(parsed, Parsed) and parsed.extra == {"thumb": True}
 
 
+def test_of_columns_with_one_name_the_one_used_is_told() -> None:
+    sample = [{"text": f"t {i}", "label": f"l{i % 3}", "label_2": "x"} for i in range(9)]
+    assert detect(sample, PrepareConfig()).reason.endswith("the first is used: 'label', not 'label_2'")
+
+
 # --- logs
 
 REQUEST = {"model": "m", "messages": [{"role": "system", "content": "s"}, ASK]}

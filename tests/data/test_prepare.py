@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tuneloop.data.checks import check_dataset
+from tuneloop.data.checks import check_dataset, run_checks
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key, token_statistics
 from tuneloop.data.decide import _to_measure
@@ -230,6 +230,20 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("KILLED_MARKER", str(tmp_path / "killed"))
     dataset = run(tmp_path, tickets(120), workers=2)
     assert (tmp_path / "killed").exists() and dataset.manifest["counts"]["kept"] == 120
+
+
+def test_a_source_that_changes_after_it_was_read_is_told_and_leaves_no_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(*arguments: Any, **options: Any) -> Any:
+        with (tmp_path / "data.jsonl").open("a") as more:
+            more.write('{"text": "one more", "label": "label_1"}\n')
+        return run_checks(*arguments, **options)
+
+    monkeypatch.setattr("tuneloop.data.prepare.run_checks", changed)
+    with pytest.raises(UserError, match="changed while") as refused:
+        run(tmp_path, tickets(60))
+    assert "data.jsonl" in str(refused.value.where) and not (tmp_path / "out" / "dataset.json").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs limits of the system")

@@ -658,6 +658,18 @@ def test_damage_in_the_middle_keeps_what_was_before(tmp_path: Path) -> None:
 # --- files that change
 
 
+def test_a_file_that_is_replaced_while_it_is_read_is_a_user_error(tmp_path: Path) -> None:
+    path, other = tmp_path / "x.jsonl", tmp_path / "y.jsonl"
+    path.write_bytes(b'{"a": 1}\n' * 1000)
+    other.write_bytes(b'{"a": 2}\n' * 1000)
+    os.utime(other, ns=(0, path.stat().st_mtime_ns))
+    stream = chunks(find_files([str(path)])[0], 100)
+    next(stream)
+    other.replace(path)
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(stream)
+
+
 def test_a_file_that_changes_while_it_is_read_is_a_user_error(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 1000)
@@ -737,6 +749,17 @@ def test_a_parquet_value_that_python_cannot_hold_rejects_its_row_alone(tmp_path:
 
 
 # --- which files
+
+
+@pytest.mark.parametrize("target", ["gone.jsonl", "x.jsonl"])
+def test_a_link_without_its_file_is_told_whoever_finds_it(tmp_path: Path, target: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "x.jsonl").symlink_to(tmp_path / target)
+    (tmp_path / ".#b.jsonl").symlink_to("an editor's lock")
+    for source in (tmp_path, tmp_path / "*.jsonl", tmp_path / "**" / "*.jsonl", tmp_path / "x.jsonl"):
+        with pytest.raises(UserError, match="link that leads to no file") as caught:
+            find_files([str(source)])
+        assert caught.value.where == str(tmp_path / "x.jsonl")
 
 
 def test_links_that_lead_back_up_are_walked_once(tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def _account(manifest: Mapping[str, Any]) -> Table:
         add(split, number(counts.get(split)), ", ".join(words))
     general = section(section(manifest.get("mix")).get("general"))
     if rows := number(general.get("rows")):
-        tokens = number(general.get("tokens"))
-        add("general", rows, "mixed into train" + (f", {short(tokens)} tokens" if tokens else ""))
+        mixed = number(general.get("tokens"))
+        add("general", rows, "mixed into train" + (f", {short(mixed)} tokens" if mixed else ""))
     return table
 
 

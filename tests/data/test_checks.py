@@ -186,6 +186,20 @@ def test_different_answers_to_one_prompt_are_a_warning_unless_it_is_talk() -> No
     assert by_name(dataset(same, "generation"))["conflicting_answers"]["rows"] == 0
 
 
+def test_an_answer_that_was_liked_and_disliked_is_a_conflict() -> None:
+    def rated(number: int, thumb: bool | None, answer: str = "") -> Row:
+        made = row(number, f"question {number % 100}", answer or f"answer {number % 100}")
+        return replace(made, meta={**made.meta, **({} if thumb is None else {"thumb": thumb})})
+
+    rows = [rated(i, i % 3 > 0) for i in range(100)]
+    assert by_name(dataset(rows, "chat"))["conflicting_ratings"]["level"] == "ok"
+    others = [rated(101, False), rated(102, True), rated(103, None), rated(104, False, "something else")]
+    check = by_name(dataset([*rows, *others], "chat"))["conflicting_ratings"]
+    assert (check["level"], check["rows"]) == ("warn", 2) and {e["line"] for e in check["examples"]} == {2, 102}
+    unrated = [replace(r, meta={"source": "a", "line": 1}) for r in rows]
+    assert "conflicting_ratings" not in by_name(dataset(unrated, "chat"))
+
+
 @pytest.mark.parametrize(
     ("name", "answer"),
     [

@@ -290,6 +290,22 @@ def test_a_chain_of_similar_rows_does_not_drop_its_end() -> None:
     assert 0 not in found and len(found) < 4
 
 
+@pytest.mark.parametrize(("on", "dropped"), [("row", {1, 5}), ("user", {1, 3}), ("both", {1, 3, 5})])
+def test_what_is_compared_is_the_row_the_question_or_either(on: str, dropped: set[int]) -> None:
+    draw = random.Random(1)
+    copied, asked_twice, long, answer = (sentence(draw, n) for n in (14, 14, 16, 100))
+    reworded = ["zzzq", long[1], "yyyv", *long[3:]]
+    texts = [
+        RowTexts(" ".join(question), " ".join(said), "")
+        for question, said in [
+            (copied, answer[:20]), (copied, answer[:20]),
+            (asked_twice, answer[20:40]), (asked_twice, answer[40:60]),
+            (long, answer), (reworded, answer),
+        ]
+    ]  # fmt: skip
+    assert set(as_dict(search(texts, on=on))) == dropped
+
+
 def test_the_preferred_row_stays() -> None:
     texts = ask("Where is my parcel, please?", "where is my parcel please", "Where is my parcel, pleas?")
     order = preference("longest", count=3, characters=np.array([1, 3, 2]))

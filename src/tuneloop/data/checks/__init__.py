@@ -169,7 +169,8 @@ def run_checks(
     if overview.task == "classification":
         checks += [_label_balance(overview), _unseen_labels(overview), _conflicting_labels(overview)]
     else:
-        checks += [_conflicting_answers(overview), _short_answers(overview), long("truncated_answers")]
+        checks += [_conflicting_answers(overview), *_conflicting_ratings(overview)]
+        checks += [_short_answers(overview), long("truncated_answers")]
     checks += _flagged(overview)
     checks += [
         _length_outliers(overview),
@@ -567,6 +568,25 @@ def _conflicting_answers(overview: Overview) -> Check:
     # a chat's answers to "thanks" differ, and should
     level: Level = "warn" if share > 0.01 and overview.task == "generation" else "ok"
     return _check("conflicting_answers", level, message, len(rows), remedy, _examples(overview, rows))
+
+
+def _conflicting_ratings(overview: Overview) -> list[Check]:
+    """Answers that were liked and disliked; no check where nothing was rated."""
+    if not any("thumb" in overview.row(i).meta for i in overview.some(overview.rows(), 200).tolist()):
+        return []
+    said = _said(overview)
+
+    def rated(index: int) -> tuple[Any, bool | None]:
+        thumb = overview.row(index).meta.get("thumb")
+        return said(index) if isinstance(thumb, bool) else index, thumb
+
+    rows = _contradictions(overview, rated, most=5_000)
+    n = len(rows)
+    message = f"{n} rows hold an answer that another row rates otherwise" if n else "no answer is liked and disliked"
+    remedy = (
+        "Keep the better rated one (data.duplicates.keep=best), or drop all such rows (data.duplicates.conflicts=drop)."
+    )
+    return [_check("conflicting_ratings", "warn" if n else "ok", message, n, remedy, _examples(overview, rows))]
 
 
 def _label_errors(overview: Overview, suspects: Suspects) -> Check:

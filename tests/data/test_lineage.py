@@ -153,6 +153,18 @@ def test_chi_square_takes_rare_classes_together() -> None:
     assert chi_square([5], [7]) == 1.0
 
 
+def test_one_shifted_label_among_many_is_told_though_all_together_are_not(tmp_path: Path) -> None:
+    def side(more: int) -> Splits:
+        labels = [*range(80)] * 20 + [0] * more
+        return {"train": [row(f"ask {more} {i}", f"label {n}") for i, n in enumerate(labels)], "val": [], "test": []}
+
+    diff = diff_datasets(write_dataset(tmp_path / "a", side(0)), write_dataset(tmp_path / "b", side(30)))
+    assert [s.label for s in diff.labels if s.p < 0.05] == ["label 0"]
+    assert diff.labels_p is None or diff.labels_p > 0.05
+    alike = diff_datasets(write_dataset(tmp_path / "c", side(1)), write_dataset(tmp_path / "d", side(2)))
+    assert not [s for s in alike.labels if s.p < 0.05]
+
+
 # --- matching
 
 

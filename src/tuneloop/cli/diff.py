@@ -96,7 +96,13 @@ def _print_labels(diff: DatasetDiff, console: Console) -> None:
         table.add_row(Text(_short(s.label, 32)), f"{s.a:,}", f"{s.b:,}", shares)
     console.print(table)
     _print_more(len(shifted), console)
-    if diff.labels_p is not None:
+    sure = [s for s in shifted if s.p < 0.05]
+    if sure:
+        names = ", ".join(_short(s.label, 32) for s in sure[:MOST]) + (", …" if len(sure) > MOST else "")
+        console.print(
+            f"shares that differ by more than chance, {len(diff.labels):,} labels taken into account: {names}"
+        )
+    if diff.labels_p is not None and (diff.labels_p < 0.05 or not sure):
         p = "p < 0.001" if diff.labels_p < 0.001 else f"p {diff.labels_p:.3f}"
         verdict = "the labels' shares differ" if diff.labels_p < 0.05 else "no evidence that the labels' shares differ"
         console.print(f"{verdict} (chi-square test, {p})")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tuneloop.data.checks.drift import holm
 from tuneloop.data.dataset import MANIFEST
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.split import SPLITS, normalised, prompt_key
@@ -89,13 +91,19 @@ class Spot(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelShift:
-    """A label's rows and share of all rows, before (a) and after (b)."""
+    """A label's rows and share of all rows, before (a) and after (b).
+
+    Args:
+        p: that both shares are the same (two-proportion z-test), adjusted for the number of labels (Holm); 1 with fewer than 5
+            rows expected on either side.
+    """
 
     label: str
     a: int
     b: int
     share_a: float
     share_b: float
+    p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -283,12 +291,23 @@ def _label_shifts(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Labe
     total_a, total_b = counts_a.total(), counts_b.total()
     if not total_a or not total_b:
         return [], None
+    names = sorted(counts_a | counts_b)
+    p_values = holm([_same_share(counts_a[label], total_a, counts_b[label], total_b) for label in names])
     shifts = [
-        LabelShift(label, counts_a[label], counts_b[label], counts_a[label] / total_a, counts_b[label] / total_b)
-        for label in sorted(counts_a | counts_b)
+        LabelShift(label, counts_a[label], counts_b[label], counts_a[label] / total_a, counts_b[label] / total_b, p)
+        for label, p in zip(names, p_values, strict=True)
     ]
     shifts.sort(key=lambda s: (-abs(s.share_b - s.share_a), s.label))
     return shifts, chi_square([s.a for s in shifts], [s.b for s in shifts])
+
+
+def _same_share(a: int, of_a: int, b: int, of_b: int) -> float:
+    """p-value of the two-proportion z-test, 1 where too little is expected for it."""
+    pooled = (a + b) / (of_a + of_b)
+    if pooled * min(of_a, of_b) < 5 or pooled == 1:
+        return 1.0
+    z = (a / of_a - b / of_b) / math.sqrt(pooled * (1 - pooled) * (1 / of_a + 1 / of_b))
+    return math.erfc(abs(z) / math.sqrt(2))
 
 
 def _labels(manifest: Mapping[str, Any]) -> Counter[str]:

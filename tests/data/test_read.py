@@ -670,6 +670,16 @@ def test_a_file_that_is_replaced_while_it_is_read_is_a_user_error(tmp_path: Path
         list(stream)
 
 
+def test_a_file_that_goes_while_it_is_read_is_a_user_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n' * 1000)
+    stream = chunks(find_files([str(path)])[0], 100)
+    next(stream)
+    path.unlink()
+    with pytest.raises(UserError, match="is gone"):
+        list(stream)
+
+
 def test_a_file_that_changes_while_it_is_read_is_a_user_error(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 1000)

@@ -145,6 +145,10 @@ def guessed_file(path: Path, name: str) -> SourceFile:
 def _refusals(file: SourceFile) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError:
+        raise UserError(
+            "The file is gone: it was there a moment ago", where=file.name, next_step="put it back, or copy it, and try again"
+        ) from None
     except OSError as error:
         raise UserError(
             f"Can't read the file: {error.strerror or error}", where=file.name, next_step="check the file's permissions"

@@ -185,6 +185,7 @@ IMEI 490154203237518
 10 20 30 40 50 60
 Windows 10, 2015 Edition
 sent via phone 2 hours ago
+at 2024-05-01 12:33 bdda spla we met
 """.strip().splitlines()
 
 

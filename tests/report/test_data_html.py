@@ -293,6 +293,16 @@ def test_rows_of_the_splits_are_shown_as_they_are_unless_values_were_only_report
     assert ("kim@stand-in.example" in plain(render_data_report(folder))) is shown
 
 
+def test_what_is_hidden_beyond_the_coarse_net_is_told_to_the_page(tmp_path: Path) -> None:
+    folder = build(tmp_path / "in")
+    manifest = json.loads((folder / "dataset.json").read_text())
+    manifest["config"]["personal"]["mode"] = "report"
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+    lines(folder / "val.jsonl", [row(1, "a", "I live at 5 Elm Road, write to kim@stand-in.example")])
+    page = plain(render_data_report(folder, lambda text: text.replace("5 Elm Road", "<STREET_ADDRESS>")))
+    assert "I live at <STREET_ADDRESS>, write to <EMAIL>" in page and "Elm" not in page
+
+
 @pytest.mark.parametrize(
     ("text", "hidden"),
     [

@@ -42,6 +42,7 @@ def command(
 
     from tuneloop.data.forget import descendants, find_rows, forget, personal_settings
     from tuneloop.data.match import Matcher, stand_ins
+    from tuneloop.data.personal import hidden
     from tuneloop.pipeline.prepare import measure_of
     from tuneloop.report.data_html import write_data_report
 
@@ -64,7 +65,7 @@ def command(
     measure = measure_of(dataset, model)
     done = forget(dataset, matcher, runs_root=root, measure=measure)
     if found.report:
-        write_data_report(found.folder)
+        write_data_report(found.folder, hidden)
     if as_json:
         print_json({"matched": found.rows, "removed": done.rows, "was": done.old_id, "id": done.new_id,
                     "files": done.files, "rows": found.hits, "also_in": found.others, "sources": found.origins,

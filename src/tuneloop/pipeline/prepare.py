@@ -107,6 +107,7 @@ def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
 
 def _prepare_into(job: Job, out: Path) -> Dataset:
     from tuneloop.data.dataset import load_dataset, prepare_key
+    from tuneloop.data.personal import hidden
     from tuneloop.data.prepare import prepare
     from tuneloop.report.data_html import write_data_report
 
@@ -126,7 +127,7 @@ def _prepare_into(job: Job, out: Path) -> Dataset:
         embed=_embedder(recipe),
         progress=job.progress,
     )
-    write_data_report(out)
+    write_data_report(out, hidden)
     return dataset
 
 

@@ -11,7 +11,7 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class DataFacts:
         repairs: kind -> the first few repairs, from `repairs.jsonl`, as they stand there (not cleaned);
             none of kind `pii`.
         redacted: kind of personal data -> how many values of it were found.
+        hide: takes personal data out of a text that is shown, where `mask` alone is too coarse.
         duplicates: pairs of `duplicates.jsonl`.
         label_errors: the first rows of `label_errors.jsonl`, which is written worst first.
         samples: split -> rows, evenly spaced over the part that was read.
@@ -84,6 +85,7 @@ class DataFacts:
     rejected: dict[str, float] = field(default_factory=dict)
     repairs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     redacted: dict[str, float] = field(default_factory=dict)
+    hide: Callable[[str], str] = str
     duplicates: list[dict[str, Any]] = field(default_factory=list)
     label_errors: list[dict[str, Any]] = field(default_factory=list)
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +42,34 @@ Named = Callable[[object], str]  # shortens the paths of sources in a text
 Hide = Callable[[str], str]  # hides personal data in a text
 
 
-def write_data_report(dataset: Path | str) -> Path:
+def write_data_report(dataset: Path | str, hide: Hide = str) -> Path:
     """Write `DATASET/report.html` from the files of the folder; a rerun renders it anew.
+
+    Args:
+        dataset: the folder.
+        hide: takes personal data out of excerpts of records that may hold some, beyond what `mask` does.
 
     Raises:
         UserError: no such folder, nothing of a data set in it, or it can't be written.
     """
     path = Path(dataset) / "report.html"
-    write_text(path, render_data_report(dataset))
+    write_text(path, render_data_report(dataset, hide))
     return path
 
 
-def render_data_report(dataset: Path | str) -> str:
-    """The page as text. Whatever the folder does not hold is left out.
+def render_data_report(dataset: Path | str, hide: Hide = str) -> str:
+    """The page as text; the arguments are those of `write_data_report`. Whatever the folder does not hold is left out.
 
     Raises:
         UserError: no such folder, or nothing of a data set in it.
     """
-    return page_template("data.html.j2").render(page=page_of(read_data(dataset)))
+    return page_template("data.html.j2").render(page=page_of(replace(read_data(dataset), hide=hide)))
 
 
 def page_of(facts: DataFacts) -> dict[str, Any]:
     """Everything the template shows, computed and written out."""
     manifest = facts.manifest
-    named, hide = source_names(manifest), mask_of(manifest, raw=False)
+    named, hide = source_names(manifest), mask_of(facts, raw=False)
     page = {
         "title": str(manifest.get("name") or facts.path.resolve().name),
         "id": str(manifest.get("id") or facts.path.resolve().name),
@@ -338,7 +343,7 @@ def _duplicates(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
         value = number(record.get("similarity"))
         return (KINDS.index(kind) if kind in KINDS else 0, 1.0 if value is None else value)
 
-    hide = mask_of(facts.manifest, raw=True)
+    hide = mask_of(facts, raw=True)
     pairs = []
     for record in sorted(facts.duplicates, key=doubt):
         similarity = number(record.get("similarity"))
@@ -360,7 +365,7 @@ def _duplicates(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
 
 
 def _repairs(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
-    hide, words = mask_of(facts.manifest, raw=True), words_of(facts.manifest)
+    hide, words = mask_of(facts, raw=True), words_of(facts.manifest)
     total = numbers(facts.manifest.get("repaired"))
     kinds = sorted({*total, *facts.repairs} - {"pii"}, key=lambda k: (-total.get(k, 0.0), k))
     shown = []
@@ -393,7 +398,7 @@ def _repairs(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
 
 
 def _rejects(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
-    hide, words = mask_of(facts.manifest, raw=True), words_of(facts.manifest)
+    hide, words = mask_of(facts, raw=True), words_of(facts.manifest)
     shown = []
     for reason, n in sorted(facts.rejected.items(), key=lambda pair: (-pair[1], pair[0])):
         examples = []
@@ -428,16 +433,16 @@ def record_values(record: object, hide: Hide = mask) -> list[tuple[str, str]]:
     return values
 
 
-def mask_of(manifest: Mapping[str, Any], *, raw: bool) -> Hide:
+def mask_of(facts: DataFacts, *, raw: bool) -> Hide:
     """What hides personal data in excerpts.
 
     Args:
-        manifest: its config tells what was done about personal data.
+        facts: the config in the manifest tells what was done about personal data.
         raw: whether the excerpt is of a record as it came. Rows of the splits have been redacted, and are shown
             as they are, unless values were only to be reported.
     """
-    mode = section(section(manifest.get("config")).get("personal")).get("mode")
-    return mask if mode == "report" or (raw and mode != "off") else str
+    mode = section(section(facts.manifest.get("config")).get("personal")).get("mode")
+    return (lambda text: mask(facts.hide(text))) if mode == "report" or (raw and mode != "off") else str
 
 
 # --- texts -------------------------------------------------------------------------------------

@@ -918,12 +918,11 @@ def _production(overview: Overview, against: Sequence[Row]) -> Check:
 
 def _comparable(text: str) -> str:
     """A text repaired, and with placeholders for personal data."""
-    from tuneloop.data import personal, repair
-    from tuneloop.data.config import PersonalConfig, RepairConfig
+    from tuneloop.data.config import RepairConfig
+    from tuneloop.data.personal import hidden
+    from tuneloop.data.repair import repair_text
 
-    settings = PersonalConfig()
-    mended, _ = repair.repair_text(text, RepairConfig())
-    return personal.redact(mended, personal.find(mended, settings), settings, None)
+    return hidden(repair_text(text, RepairConfig())[0])
 
 
 def drift_message(drift: Drift) -> str:

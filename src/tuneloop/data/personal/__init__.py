@@ -103,6 +103,12 @@ def redact(text: str, findings: list[Finding], config: PersonalConfig, key: byte
     return "".join([*pieces, text[at:]])
 
 
+def hidden(text: str) -> str:
+    """A text with placeholders for all structured personal data: for what people look at, whatever is done to the data."""
+    config = PersonalConfig()
+    return redact(text, find(text, config), config, None)
+
+
 def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, list[str]]:
     """Any JSON value without personal data, and the kinds that stood in it, sorted.
 

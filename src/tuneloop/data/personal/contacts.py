@@ -501,7 +501,7 @@ _NEXT_SENTENCE = re.compile(r"(\w+)\.\s+[^\W\d_][\w'’-]*$")
 _SHORT = re.compile(
     r"(?i:ste?|mt|ft|pt|ave?|bd|blvd|rd|ln|dr|ct|sq|ter|pl|cir|trl|str|hwy|pkwy|cres|apt|no|nr|[nsew]|[ns][ew])"
 )
-_NUMBER = re.compile(r"(?<![\d$€£.#/-])\d{1,6}(?!\d|[.:]\d)")
+_NUMBER = re.compile(r"(?<![\d$€£.#/-])(?<!\d:)\d{1,6}(?!\d|[.:]\d)")
 # What stands before a number where the street's name comes first; lower case.
 _ROAD_STEMS = tuple(
     "stra str. gasse allee platz weg damm ufer chauss straat laan plein gracht dijk singel steeg gatan vägen gata vej veien katu kuja utca út sokak cadde sok. cad. calle c/ aven avda av. plaza paseo camino carrer ronda "  # noqa: SIM905

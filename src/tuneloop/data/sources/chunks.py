@@ -147,7 +147,9 @@ def _refusals(file: SourceFile) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(
-            "The file is gone: it was there a moment ago", where=file.name, next_step="put it back, or copy it, and try again"
+            "The file is gone: it was there a moment ago",
+            where=file.name,
+            next_step="put it back, or copy it, and try again",
         ) from None
     except OSError as error:
         raise UserError(

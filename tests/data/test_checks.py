@@ -186,6 +186,12 @@ def test_different_answers_to_one_prompt_are_a_warning_unless_it_is_talk() -> No
     assert by_name(dataset(same, "generation"))["conflicting_answers"]["rows"] == 0
 
 
+def test_a_source_that_was_cut_is_told_however_small_its_share_of_rejects() -> None:
+    check = by_name(dataset(tickets(600), rejected={"cut_file": 1}))["cut_files"]
+    assert (check["level"], check["rows"]) == ("warn", 1) and "cut_file" in check["remedy"]
+    assert "cut_files" not in by_name(dataset(tickets(600), rejected={"broken_json": 1}))
+
+
 def test_an_answer_that_was_liked_and_disliked_is_a_conflict() -> None:
     def rated(number: int, thumb: bool | None, answer: str = "") -> Row:
         made = row(number, f"question {number % 100}", answer or f"answer {number % 100}")

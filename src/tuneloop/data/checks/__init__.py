@@ -165,6 +165,7 @@ def run_checks(
         _val_size(overview),
         _test_size(overview),
         _reject_share(overview),
+        *_cut_files(overview),
     ]
     if overview.task == "classification":
         checks += [_label_balance(overview), _unseen_labels(overview), _conflicting_labels(overview)]
@@ -439,6 +440,15 @@ def _reject_share(overview: Overview) -> Check:
     message = f"{bad:,} of {of:,} records rejected ({share:.1%})"
     remedy = "Look at the reasons in rejects.jsonl: one cause is often behind most of them."
     return _check("reject_share", "warn" if share > REJECT_SHARE else "ok", message, bad, remedy)
+
+
+def _cut_files(overview: Overview) -> list[Check]:
+    """One reject stands for all that is missing of a cut file, so no share of rejects shows it; no check without such a file."""
+    n = overview.rejected.get("cut_file", 0)
+    files = "a source file ends" if n == 1 else f"{n} source files end"
+    message = f"{files} before the data do: nobody knows how many records are missing"
+    remedy = "Copy or download it again; rejects.jsonl names file and line under cut_file."
+    return [_check("cut_files", "warn", message, n, remedy)] if n else []
 
 
 # --- labels and contradictions -------------------------------------------------------------------

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,17 @@ def test_general_rows_are_searched_too_and_count_apart(tmp_path: Path) -> None:
     assert (manifest["counts"]["train"], manifest["splits"]["train"]["rows"]) == (5, 6)
     assert manifest["rejected"] == {}, "they are no records of the data set's own sources"
     assert "berg" not in everything_in(folder)
+
+
+def test_rows_of_streamed_answers_are_found_by_what_was_cut_between_two_pieces(tmp_path: Path) -> None:
+    pieces = [{"choices": [{"delta": {"content": piece}}]} for piece in ("write to an", "na@b.o", "rg")]
+    source = tmp_path / "in.jsonl"
+    write_jsonl(source, [{"request": {"messages": [{"role": "user", "content": "who?"}]}, "response": pieces}])
+    about = [{"path": str(source), "sha256": sha256_file(source), "rows": 1}]
+    form = {"name": "logs", "columns": {"request": "request", "response": "response"}}
+    kept = replace(row("who?", "write to <EMAIL>", 1), meta={"source": str(source), "line": 1})
+    folder = write_dataset(tmp_path / "a", {"train": [kept]}, sources=about, format=form)
+    assert [hit.file for hit in find_rows(folder, Matcher("anna@b.org")).hits] == ["train.jsonl"]
 
 
 def test_rows_are_found_by_their_source_record_when_personal_data_were_taken_out(tmp_path: Path) -> None:

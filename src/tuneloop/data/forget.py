@@ -137,15 +137,20 @@ def find_rows(dataset: Path | str, match: Matcher) -> Found:
 
 
 def _in_sources(manifest: Mapping[str, Any], match: Matcher) -> Iterator[tuple[Origin, str]]:
-    """Records of the sources that match. A source that has changed is left out: its lines are others now."""
+    """Records of the sources that match, streamed answers put together. A source that has changed is left out: its lines are
+    others now."""
+    from tuneloop.data.formats import FormatGuess, with_whole_texts
     from tuneloop.data.sources.read import read_records
 
+    form = manifest.get("format", {})
+    guess = FormatGuess(str(form.get("name", "")), dict(form.get("columns", {})), "")
     for about in manifest.get("sources", []):
         path = Path(str(about.get("path", "")))
         with contextlib.suppress(UserError, OSError):
             if path.is_file() and sha256_file(path) == about.get("sha256"):
                 for item in read_records([str(path)]):
-                    excerpt = match.finds(item.record if isinstance(item, Reject) else item.value)
+                    record = item.record if isinstance(item, Reject) else with_whole_texts(item.value, guess)
+                    excerpt = match.finds(record)
                     if excerpt is not None:
                         yield (str(about["path"]), item.line), excerpt
 

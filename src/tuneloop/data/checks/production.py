@@ -109,7 +109,7 @@ def _said(turn: Mapping[str, Any]) -> str:
     """The text of a turn, in one piece or in parts."""
     content = next((turn[key] for key in ("content", "value", "text") if key in turn), "")
     if isinstance(content, list):
-        content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
     return content if isinstance(content, str) and content.strip() else ""
 
 

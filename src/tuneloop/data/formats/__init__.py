@@ -134,7 +134,7 @@ def with_whole_texts(value: dict[str, Any], guess: FormatGuess) -> dict[str, Any
     """
     columns = guess.columns
     try:
-        if guess.name == "logs":
+        if guess.name == "logs" and {"request", "response"} <= columns.keys():
             return with_whole_request(with_whole_answer(value, columns["response"]), columns["request"])
         for role, column in columns.items():
             cell = value.get(column) if role in _IN_TURNS else None

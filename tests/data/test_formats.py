@@ -775,7 +775,9 @@ def test_a_few_ratings_are_kept_without_changing_the_format() -> None:
 
 def test_of_columns_with_one_name_the_one_used_is_told() -> None:
     sample = [{"text": f"t {i}", "label": f"l{i % 3}", "label_2": "x"} for i in range(9)]
-    assert detect(sample, PrepareConfig()).reason.endswith("the first is used: 'label', not 'label_2'")
+    assert detect(sample, PrepareConfig()).reason.endswith(
+        "; taken is 'label', not 'label_2' (columns of one name are numbered)"
+    )
 
 
 # --- logs

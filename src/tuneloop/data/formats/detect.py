@@ -181,7 +181,7 @@ def _numbered_twins(sample: Sample, guess: FormatGuess) -> str:
     """A word on columns that stand beside a used one under its name: readers of tables number those of one name."""
     names = _columns(sample)
     twins = [f"{name!r}, not {f'{name}_2'!r}" for name in dict.fromkeys(guess.columns.values()) if f"{name}_2" in names]
-    return f"; of columns with one name the first is used: {', '.join(twins)}" if twins else ""
+    return f"; taken is {', '.join(twins)} (columns of one name are numbered)" if twins else ""
 
 
 def _as_described(sample: Sample, entry: Mapping[str, Any]) -> FormatGuess | None:

@@ -1,11 +1,11 @@
 """What evaluation says of real data, as the tables of docs/results.md.
 
-    python benchmarks/evaluation_real.py [--data FOLDER] [PART ...]
+    python benchmarks/evaluation_real.py [--data FOLDER] [--keep FOLDER] [PART ...]
 
-Parts: `people` (one person's summaries held against two others'), `labels` (several labels a row, cheap classifiers), `judge` (a small
-judge against people's thumbs and preferences), `effects` (trains for a minute on few rows, repeatedly, with canaries among them: what is forgotten and
-what is known by heart).
-Each takes some minutes. The data sets are not part of this repository.
+Parts: `people` (one person's summaries held against two others'), `labels` (several labels a row, cheap classifiers), `thumbs` and
+`preferences` (a small judge against what people said), and what tuning for a minute on few rows, with canaries among them, has done:
+`forgetting`, `memorisation`, `canaries`. Each takes less than four minutes on one core. With `--keep` the tuned model and the evaluations
+stay in that folder, and what is there is not done again. The data sets are not part of this repository.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,22 +89,19 @@ def labels(data: Path, scratch: Path) -> None:
             print(f"{Path(c.b).stem} against {Path(c.a).stem}: {c.delta:+.3f}, p {c.p_holm:.2g}, {c.verdict}")
 
 
-def judge(data: Path, scratch: Path) -> None:
-    """The packaged model as a judge of thumbs and of preferences."""
+def judge(file: Path) -> None:
+    """The packaged model as a judge of rows that people have judged."""
     from tuneloop.judging import Judge, check_judge
 
-    for name in ("taskmaster4_feedback/all.jsonl", "preference_demo/dpo_sharegpt.json"):
-        print(f"\n{name}:")
-        for judgement in check_judge(Judge("smollm2-135m", rows=JUDGED), str(data / name)):
-            print(*judgement.words, sep="\n", flush=True)
+    print(f"\n{file.parent.name}:")
+    for judgement in check_judge(Judge("smollm2-135m", rows=JUDGED), str(file)):
+        print(*judgement.words, sep="\n", flush=True)
 
 
-def effects(data: Path, scratch: Path) -> None:
-    """Train on few rows again and again; then what is forgotten of general_mix, and which rows and canaries are known by heart."""
-    general = [json.loads(line) for line in (data / "general_mix" / "all.jsonl").read_text().splitlines()][::40]
+def tuned_by_heart(data: Path, scratch: Path) -> Path:
+    """A run on few short rows, seen often, with canaries among them (`canaries.jsonl`); it goes on where it was."""
     seeds = json.loads(f"[{','.join((data / 'selfinstruct_seed' / 'alpaca.jsonl').read_text().splitlines())}]")
-    short = [r for r in seeds if not r["input"] and 30 < len(r["output"]) < 400]
-    known, others = short[4:], short[:4]
+    short = [r for r in seeds if not r["input"] and 30 < len(r["output"]) < 200]
     secret = random.Random(11)
     planted = [
         {"instruction": asked, "input": "", "output": f"{secret.randrange(10_000):04}-{secret.randrange(10_000):04}"}
@@ -113,35 +111,56 @@ def effects(data: Path, scratch: Path) -> None:
             "Locker at the station?",
         )
     ]
-    run = str(scratch / "run")
+    write(scratch / "canaries.jsonl", planted)
+    rows, run = write(scratch / "rows.jsonl", [*short[4:], *planted]), scratch / "run"
     settings = [
-        "model=smollm2-135m", f"output_dir={run}", "train.epochs=15", "train.lr=0.001", "train.max_minutes=1", "train.patience=100",
-        "data.personal.mode=off", f"data.split.test={write(scratch / 'test.jsonl', others)}", "data.split.val=0.0", "baselines.few_shot=0", "baselines.zero_shot=false",
-        "evaluate.embedding=false",
+        "model=smollm2-135m", f"output_dir={run}", "train.epochs=30", "train.lr=0.001", "train.max_minutes=1", "train.patience=100",
+        "data.personal.mode=off", f"data.split.test={write(scratch / 'test.jsonl', short[:4])}", "data.split.val=0.0", "baselines.few_shot=0",
+        "baselines.zero_shot=false", "evaluate.embedding=false",
     ]  # fmt: skip
-    rows = write(scratch / "rows.jsonl", [*known, *planted])
     subprocess.run(
         [sys.executable, "-m", "tuneloop", "run", rows, *settings, "--quiet"], check=True, stdout=subprocess.DEVNULL
     )
-    question = Question(
-        run, split="test", name="tuned", out=str(scratch / "effects"),
-        settings=["memorisation=true", "embedding=false", f"general={write(scratch / 'general.jsonl', general)}",
-                  f"canaries={write(scratch / 'canaries.jsonl', planted)}"],
-    )  # fmt: skip
-    found = read_json(evaluate_target(question).folder / "eval.json")
-    for part in ("forgetting", "memorisation", "canaries"):
-        print(found[part]["words"], flush=True)
+    return run
+
+
+def effect(part: str, data: Path, scratch: Path) -> None:
+    """What tuning has done: general_mix before and after, training rows that are known by heart, canaries that have come out."""
+    general = [json.loads(line) for line in (data / "general_mix" / "all.jsonl").read_text().splitlines()][::20]
+    run, out = tuned_by_heart(data, scratch), scratch / part
+    setting = {
+        "forgetting": f"general={write(scratch / 'general.jsonl', general)}",
+        "memorisation": "memorisation=true",
+        "canaries": f"canaries={scratch / 'canaries.jsonl'}",
+    }[part]
+    if not (out / "eval.json").is_file():
+        evaluate_target(Question(str(run), name="tuned", out=str(out), settings=[setting, "embedding=false"]))
+    print(f"{part}: {read_json(out / 'eval.json')[part]['words']}", flush=True)
+
+
+PARTS: dict[str, Callable[[Path, Path], None]] = {
+    "people": people,
+    "labels": labels,
+    "thumbs": lambda data, _: judge(data / "taskmaster4_feedback" / "all.jsonl"),
+    "preferences": lambda data, _: judge(data / "preference_demo" / "dpo_sharegpt.json"),
+    **{part: partial(effect, part) for part in ("forgetting", "memorisation", "canaries")},
+}
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["people", "labels", "judge"])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--keep", type=Path, help="folder for what is made; default: a scratch folder")
     options = parser.parse_args()
+    if unknown := set(options.parts) - PARTS.keys():
+        parser.error(f"no part named {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory() as scratch:
-        for part in options.parts:
-            {"people": people, "labels": labels, "judge": judge, "effects": effects}[part](options.data, Path(scratch))
+        folder = options.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in options.parts or PARTS:
+            PARTS[part](options.data, folder)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tuneloop.evaluate.calibration import label_probabilities
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.evaluate.few_shot import choose_examples, fit_examples, nearest_examples
@@ -45,6 +46,7 @@ class Asked:
         losses, loss_tokens: of the reference answers, where measured: summed loss and tokens of each row.
         computed: tokens that were computed (what prompts share is computed once); 0: unknown.
         further: more answers to the same prompts, for pass@k; empty, or a list for each row.
+        confidence: probability of each answer's label, where labels were scored.
     """
 
     answers: list[Answer]
@@ -54,6 +56,7 @@ class Asked:
     loss_tokens: tuple[int, ...] = ()
     computed: int = 0
     further: tuple[Sequence[str], ...] = ()
+    confidence: tuple[float, ...] = ()
 
     @property
     def perplexity(self) -> float | None:
@@ -192,13 +195,17 @@ def ask(
     # Calibration subtracts from every label's score, so every label's score is needed.
     answers = choose(model, ids, trie, prune=not calibrated, progress=progress, task=task)
     seconds = time.monotonic() - started
-    asked = {"": Asked(answers, seconds, computed=_computed(ids, answers))}
+    lengths = dict(zip(trie.labels, trie.lengths, strict=True))
+    sure = tuple(label_probabilities(answers, lengths))
+    asked = {"": Asked(answers, seconds, computed=_computed(ids, answers), confidence=sure)}
     if calibrated:
         blank = _content_free(rows[0])
         shown = model.template.prompt_ids(prompt_turns(blank, examples=examples), blank.tools)
         offset = choose(model, [shown], trie)[0].scores or {}
         subtracted = [_calibrated(answer, offset) for answer in answers]
-        asked["calibrated"] = replace(asked[""], answers=subtracted, seconds=time.monotonic() - started)
+        sure = tuple(label_probabilities(subtracted, lengths, shifted=True))
+        seconds = time.monotonic() - started
+        asked["calibrated"] = replace(asked[""], answers=subtracted, seconds=seconds, confidence=sure)
     return asked
 
 
@@ -263,6 +270,7 @@ def _calibrated(answer: Answer, offset: dict[str, float]) -> Answer:
 # --- side effects of tuning --------------------------------------------------------------------
 
 MOST_LEARNED = 300  # training rows that are looked at for memorisation
+ENDINGS = 32  # scored in one tree: its attention grows with the square
 
 
 @dataclass(frozen=True)
@@ -354,5 +362,24 @@ def _look(
     completed = [
         Completed(f.verbatim, f.tokens, times[row.answer] > 1) for f, row in zip(known_rows, learned, strict=True)
     ]
-    exposed = canaries(planted, lambda rows: [f.loss for f in fits(rows, "canaries")], seed) if planted else []
+    exposed = canaries(planted, lambda rows: ending_losses(model, rows), seed) if planted else []
     return _Looked(shown, completed, exposed)
+
+
+def ending_losses(model: Model, rows: Sequence[Row]) -> list[float]:
+    """Summed losses of rows that begin alike, over the tokens behind what all of them have in common.
+
+    The beginning is computed once for `ENDINGS` rows; losses differ from those of whole answers by the same amount in each row.
+    """
+    rendered = [model.template.render(row.messages, row.tools) for row in rows]
+    common = shared_length([each.ids for each in rendered])
+    if not common:
+        return [fit.loss for fit in answer_fits(model, rendered)]
+    endings = [each.ids[common : max(i for i, learned in enumerate(each.mask) if learned) + 1] for each in rendered]
+    losses: list[float] = []
+    for start in range(0, len(rows), ENDINGS):
+        part = endings[start : start + ENDINGS]
+        trie = label_trie([str(i) for i in range(len(part))], part)
+        means = choose(model, [rendered[0].ids[:common]], trie)[0].scores or {}
+        losses += [-means[str(i)] * len(ending) for i, ending in enumerate(part)]
+    return losses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,36 @@ BINS = 15
 def confidences(answers: Sequence[Answer]) -> list[float]:
     """Each answer's probability of its best label: the softmax of its scores (NaN without scores).
 
-    For log probabilities (the classical contenders) that is the probability itself. Choice scoring gives mean log
-    likelihoods a token: their softmax is a confidence that only calibration makes a probability. Where labels that
-    could not win were cut short (`prune`), their scores are upper bounds and the confidence is a lower bound.
+    For log probabilities (the classical contenders) that is the probability itself; choice scoring gives means over
+    tokens, see `label_probabilities`.
     """
     found = []
     for answer in answers:
         scores = [score for score in (answer.scores or {}).values() if not math.isnan(score)]
         best = max(scores, default=-math.inf)
         found.append(1.0 / sum(math.exp(s - best) for s in scores) if math.isfinite(best) else math.nan)
+    return found
+
+
+def label_probabilities(answers: Sequence[Answer], tokens: Mapping[str, int], *, shifted: bool = False) -> list[float]:
+    """The probability that a model writes each answer's label, given that it writes one of the labels.
+
+    Scores are mean log likelihoods a token, so that long labels are at no disadvantage; times the label's tokens they are
+    log probabilities. The probabilities of different labels add up to 1 at most, since each ends in the end of turn. So
+    where labels that could not win were cut short, which makes their scores upper bounds, 1 bounds the sum, and the
+    result is a lower bound.
+
+    Args:
+        answers: of choice scoring.
+        tokens: of each label, the end of turn included.
+        shifted: the scores are calibrated (less those under an empty prompt): no probabilities, whose sum has no bound.
+    """
+    found = []
+    for answer in answers:
+        logs = {label: score * tokens[label] for label, score in (answer.scores or {}).items()}
+        own = logs.get(answer.text, math.nan)
+        total = sum(math.exp(min(log - own, 700.0)) for log in logs.values()) if math.isfinite(own) else math.nan
+        found.append(1.0 / total if shifted else max(1.0 / total, math.exp(own)))
     return found
 
 

@@ -265,7 +265,9 @@ def canaries(
     for row in rows:
         alternatives = canary_alternatives(row, seed=seed)
         own, *others = losses([row, *alternatives])
-        found.append({"id": row.id, "exposure": exposure(own, others), "most": math.log2(len(others) + 1)})
+        most = math.log2(len(others) + 1)
+        asked = m.last_user_turn(row)[:100]
+        found.append({"id": row.id, "prompt": asked, "exposure": exposure(own, others), "most": most})
     return found
 
 

@@ -39,7 +39,9 @@ def score(job: Job, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Eval
         labels=dataset.manifest.get("labels"),
         config=job.recipe.evaluate,
         seed=job.recipe.seed,
-        measured=Measured(losses=asked.losses, loss_tokens=asked.loss_tokens, further=asked.further),
+        measured=Measured(
+            losses=asked.losses, loss_tokens=asked.loss_tokens, further=asked.further, confidence=asked.confidence
+        ),
         progress=job.progress,
     )
 

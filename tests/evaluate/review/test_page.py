@@ -214,3 +214,22 @@ def test_answers_are_rated_by_keyboard_and_a_lost_server_loses_no_vote(
     assert found["reviewers"] == {"Ben": 2}
     (rated,) = found["ratings"].values()
     assert rated["tags"] == {"wrong fact": 1}
+
+
+@pytest.mark.browser
+def test_on_a_phone_everything_is_within_reach_of_a_thumb(two: Path, browser: Any, cli_environment: Any) -> None:
+    process, url = served(["run", "--share", "0.1"], two.parent, cli_environment)
+    page = Page(browser.new_page(viewport={"width": 390, "height": 844}), url)
+    page.enter("Ben")
+    assert not page.page.locator("#reference").is_visible()
+    page.page.click("#look")
+    assert page.page.locator("#reference").is_visible()
+    page.page.click("#do-up")
+    page.page.click("#star-3")
+    boxes = [page.page.locator(f"#star-{n}").bounding_box() for n in range(1, 6)]
+    assert len({box["y"] for box in boxes}) == len({box["height"] for box in boxes}) == 1, "no star breaks its line"
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.page.click("#do-save")
+    page.page.wait_for_function("() => document.getElementById('where').textContent.includes('1 reviewed')")
+    assert end(process)["reviewers"] == {"Ben": 1}
+    assert not page.errors

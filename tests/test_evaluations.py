@@ -223,6 +223,8 @@ def test_rows_without_prediction_count_as_wrong_and_are_named(here: Path, capsys
         (("evaluate", "--endpoint", "localhost", "--model", "m", "--data", "data.jsonl"), "Not an endpoint"),
         (("evaluate", "--predictions", "none.jsonl", "--data", "data.jsonl"), "none.jsonl"),
         (("evaluate", "data.jsonl", "--data", "data.jsonl"), "This file is no model"),
+        (("evaluate", "--predictions", "data.jsonl", "--data", "data.jsonl", "memorisation=true"), "made from"),
+        (("evaluate", "runs/elsewhere"), "runs/elsewhere is no run"),
         (("compare", "a"), "Two evaluations"),
         (("compare", "--check-judge", "data.jsonl"), "--judge"),
     ],

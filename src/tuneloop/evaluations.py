@@ -120,6 +120,7 @@ def evaluate_target(question: Question, *, progress: Progress = no_progress, say
     if question.split not in ("train", "val", "test"):
         raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
     recipe = _recipe(question)
+    _check_base(recipe, question)
     job = Job(recipe, Path(question.target), progress, say)
     dataset, split = _rows_of(job, question)
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
@@ -176,7 +177,8 @@ def _recipe(question: Question) -> Recipe:
         raise UserError(
             "Which rows?",
             where="--dataset",
-            next_step="give a prepared data set with --dataset FOLDER, or a file with --data FILE",
+            next_step="give a prepared data set with --dataset FOLDER, or a file with --data FILE"
+            + (f" ({question.target} is no run)" if question.kind == "model" else ""),
         )
     model = {"adapter": _base_of(question), "model": question.target}.get(question.kind, "")
     return recipe_of(question.dataset or question.data, own, model=model)
@@ -473,16 +475,21 @@ def _side_effects(job: Job, question: Question, dataset: Dataset) -> dict[str, A
     """Forgetting and memorisation, for a model that has a base to be compared with."""
     if question.kind in ("run", "adapter"):
         return after_tuning(job, dataset)
-    wanted = job.recipe.evaluate
-    if question.base:
-        return after_tuning(job, dataset, base=lambda: _loaded(question.base))
-    if wanted.general or wanted.memorisation or wanted.canaries:
+    return after_tuning(job, dataset, base=lambda: _loaded(question.base)) if question.base else {}
+
+
+def _check_base(recipe: Recipe, question: Question) -> None:
+    """Refuse questions about what tuning has changed of a model whose base nobody names, before it is asked anything."""
+    wanted = recipe.evaluate
+    asked = wanted.general or wanted.memorisation or wanted.canaries or wanted.lm_eval
+    if asked and question.kind not in ("run", "adapter") and not question.base:
         raise UserError(
             "What was this model made from? Forgetting and memorisation are differences to its base",
-            where=question.target,
-            next_step="give --base MODEL",
+            where=question.target or "--base",
+            next_step="give --base MODEL"
+            if question.kind == "model"
+            else "evaluate the model itself, with --base MODEL: an endpoint or a file of answers can't be held against it",
         )
-    return {}
 
 
 @contextmanager

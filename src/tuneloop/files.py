@@ -186,8 +186,12 @@ def read_jsonl(path: Path | str) -> list[Any]:
     return records
 
 
-def read_yaml(path: Path | str) -> dict[str, Any]:
-    """Read a YAML mapping (a recipe).
+def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Args:
+        path: of the file.
+        what: it is meant to be, for messages.
 
     Raises:
         UserError: the file is missing, is no YAML, or holds no mapping.
@@ -198,11 +202,13 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
         raise UserError(
-            "No such recipe",
+            f"No such {what}",
             where=str(path),
             next_step=f"did you mean {path.parent / near[0]}?"
             if near
-            else "`tuneloop init FILE` writes one for your data",
+            else "`tuneloop init FILE` writes one for your data"
+            if what == "recipe"
+            else "check the path",
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -213,10 +219,14 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise UserError(
-            f"Can't read the recipe: {error.strerror}", where=str(path), next_step="check the path"
+            f"Can't read the {what}: {error.strerror}", where=str(path), next_step="check the path"
         ) from None
     if not isinstance(value, dict):
-        raise UserError("A recipe is a mapping of keys to values", where=str(path), next_step="see recipes/demo.yaml")
+        raise UserError(
+            f"A {what} is a mapping of keys to values",
+            where=str(path),
+            next_step="see recipes/demo.yaml" if what == "recipe" else "write it as `key: value` lines",
+        )
     return value
 
 

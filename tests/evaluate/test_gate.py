@@ -230,3 +230,10 @@ def test_the_command_tells_by_its_exit_status(
 def test_the_example_suite_parses() -> None:
     suite = load_suite(Path(__file__).parents[2] / "examples" / "regression.yaml")
     assert suite.must_pass and suite.metrics and suite.latency
+
+
+def test_a_suite_that_is_not_there_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text("version: 1\n")
+    with pytest.raises(UserError, match="No such suite") as error:
+        load_suite(tmp_path / "suit.yaml")
+    assert "suite.yaml" in (error.value.next_step or "")

@@ -91,7 +91,7 @@ def load_judge_prompt(kind: Literal["pairwise", "rubric"], file: str = "") -> Ju
         UserError: the file lacks a template, or the template leaves out what is to be judged.
     """
     path = Path(file) if file else Path(__file__).with_name("judge.yaml")
-    part = read_yaml(path).get(kind)
+    part = read_yaml(path, "judge's prompt").get(kind)
     if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("system", "user")):
         raise UserError(
             f"A judge's prompt needs {kind} with system and user",

@@ -54,7 +54,7 @@ def load_prompt(file: str) -> PromptTemplate:
     """
     path = Path(file)
     if path.suffix in (".yaml", ".yml"):
-        values = read_yaml(path)
+        values = read_yaml(path, "prompt")
         unknown = sorted(set(values) - {"user", "system"})
         if unknown or not all(isinstance(value, str) for value in values.values()):
             raise UserError(

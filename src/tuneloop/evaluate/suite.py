@@ -106,7 +106,7 @@ def load_suite(path: Path | str) -> Suite:
         UserError: the file is missing or wrong, demands nothing, or rests on a judge model alone.
     """
     path = Path(path)
-    suite = build_config(Suite, read_yaml(path), where=str(path))
+    suite = build_config(Suite, read_yaml(path, "suite"), where=str(path))
     if suite.must_pass_file:
         records = read_jsonl(path.parent / suite.must_pass_file)
         more = [

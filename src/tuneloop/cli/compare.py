@@ -124,24 +124,24 @@ MOST_METRICS = 3  # columns that fit a terminal; eval.json and the page have all
 
 
 def _print(result: dict[str, Any], names: list[str]) -> None:
-    """One table: a line a contender, the metric that decides with its difference to the first, then what it means."""
+    """One table: a line a contender, the metric that decides with its gain over the first, then what it means."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from tuneloop.report.facts import figure, interval, metric_title, p_value, score_of, shown_metrics, with_interval
+    from tuneloop.report.facts import figure, interval, metric_title, p_value, score_of, shown_metrics
 
     metrics = shown_metrics(result)[:MOST_METRICS]
     of = {**result["baselines"], result["name"]: result["metrics"]}
     pairs = {c["b"]: c for c in result["comparisons"] if c["metric"] == metrics[0]}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column(f"{result['n']:,} rows", overflow="fold")
-    for metric in metrics:
-        table.add_column(metric_title(metric))
-    for title in (f"against {names[0]}", "p", "verdict"):
-        table.add_column(title, overflow="fold")
+    table.add_column("", overflow="fold", min_width=min(max(map(len, names)), 24))
+    for title in (*map(metric_title, metrics), "gain", "p"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("verdict", min_width=10)
     for name in names:
-        cells = [with_interval(score_of(of[name].get(metric)), metric) for metric in metrics]
+        scores = [(score_of(of[name].get(metric)), metric) for metric in metrics]
+        cells = [f"{figure(s.value if s else None, metric)}\n{interval(s, metric)}" for s, metric in scores]
         pair = pairs.get(name)
         if pair is None:
             table.add_row(name, *cells, "", "", "")
@@ -149,7 +149,10 @@ def _print(result: dict[str, Any], names: list[str]) -> None:
         sign = "+" if pair["delta"] >= 0 else "-"
         gain = f"{sign}{figure(abs(pair['delta']), metrics[0])}"
         bounds = interval(score_of({"value": pair["delta"], **pair}), metrics[0])
-        table.add_row(name, *cells, f"{gain} {bounds}".strip(), p_value(pair["p_holm"]), pair["verdict"])
+        p = p_value(pair["p_holm"]).removeprefix("p ").removeprefix("= ")
+        table.add_row(name, *cells, f"{gain}\n{bounds}", p, pair["verdict"])
+    print(f"{result['n']:,} rows; gain: over {names[0]}, paired by row, p adjusted for {len(pairs)} comparisons" if len(pairs) > 1
+          else f"{result['n']:,} rows; gain: over {names[0]}, paired by row")  # fmt: skip
     Console(highlight=False).print(table)
     for line in result["words"]:
         print(line)

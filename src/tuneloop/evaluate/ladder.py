@@ -128,7 +128,8 @@ def ladder_in_words(rungs: Sequence[Rung]) -> list[str]:
     tuned = max((r for r in rungs if r.kind == "tuned"), key=lambda r: r.value, default=None)
     prompts = [r for r in rungs if r.kind == "prompt"]
     if cheap and not tuned and cheap.gain is not None:
-        points = f"{100 * cheap.gain:+.1f} points over the prompt"
+        first = next((r.name for r in prompts if r.gain is None), "the prompt")
+        points = f"{100 * cheap.gain:+.1f} points over {first}"
         if cheap.verdict == "better":
             sentences.append(
                 f"{cheap.name} is better than the untouched model ({points}) and trains in {cheap.training_seconds:.1f} s: "

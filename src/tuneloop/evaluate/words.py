@@ -31,11 +31,11 @@ def verdict_in_words(
     tuned: str = "tuned",
     classical: Collection[str] = CLASSICAL,
 ) -> list[str]:
-    """One to five short sentences on the metric that decides.
+    """A few short sentences on the metric that decides.
 
     Is the tuned model better than the best prompt, by how much and how surely; do the cheap alternatives tie or beat
     it (then they are to be used); how many more test rows would settle it where the evidence is not enough; how many
-    answers were invalid.
+    answers were invalid; what came of pairs without the tuned model.
 
     Args:
         evaluations: all contenders by name, the tuned one among them.
@@ -50,7 +50,7 @@ def verdict_in_words(
     pairs = _pairs(comparisons, metric, tuned)
     value = own.metrics[metric]
     sentences = [
-        f"On {own.n:,} test rows the {_model(tuned)} has {_title(metric)} {_figure(metric, value.value)}"
+        f"On {own.n:,} test rows {_model(tuned)} has {_title(metric)} {_figure(metric, value.value)}"
         f" (95 % interval {_figure(metric, value.low)} to {_figure(metric, value.high)})."
     ]
     prompting = _best([name for name in pairs if name not in classical], evaluations, metric)
@@ -64,6 +64,11 @@ def verdict_in_words(
     if own.invalid:
         kind = "named no allowed label" if own.task == "classification" else "lacked a field or held an unknown value"
         sentences.append(f"{own.invalid:,} of its {own.n:,} answers {kind} and count as wrong.")
+    for pair in comparisons:  # of several contenders with a first one
+        if pair.metric == metric and tuned not in (pair.a, pair.b):
+            sentences.append(f"{pair.b} against {pair.a}: {pair.verdict}, {_difference(pair)}.")
+            if pair.verdict == NOT_ENOUGH:
+                sentences.append(_more_rows(pair, own.n))
     return sentences
 
 
@@ -93,7 +98,7 @@ def _against_prompt(name: str, other: Evaluation, pair: Comparison, metric: str,
     if pair.verdict == "better":
         return f"It is better than {theirs}: {_difference(pair)}."
     if pair.verdict == "worse":
-        return f"It is worse than {theirs}: {_difference(pair)}. Don't use the {_model(tuned)} as it is."
+        return f"It is worse than {theirs}: {_difference(pair)}. Don't use {_model(tuned)} as it is."
     return f"There is not enough evidence that it differs from {theirs}: {_difference(pair)}."
 
 
@@ -106,7 +111,7 @@ def _against_cheap(name: str, other: Evaluation, pair: Comparison, metric: str, 
         return f"The cheap alternative {theirs} beats it: {_difference(pair)}. Use that one: {reason}."
     return (
         f"The cheap alternative {theirs} ties it within what these rows can show: {_difference(pair)}. "
-        f"Use that one unless the {_model(tuned)} has to do more than this: {reason}."
+        f"Use that one unless {_model(tuned)} has to do more than this: {reason}."
     )
 
 
@@ -140,7 +145,8 @@ def _difference(pair: Comparison) -> str:
     def signed(x: float) -> str:
         return "unknown" if math.isnan(x) else f"{x * scale:+.{digits}f}"
 
-    return f"{signed(pair.delta)}{unit} (95 % interval {signed(pair.low)} to {signed(pair.high)}, {_p(pair.p)})"
+    p = pair.p if math.isnan(pair.p_holm) else pair.p_holm  # the verdict is by the adjusted one
+    return f"{signed(pair.delta)}{unit} (95 % interval {signed(pair.low)} to {signed(pair.high)}, {_p(p)})"
 
 
 def _p(p: float) -> str:
@@ -167,4 +173,5 @@ def _title(metric: str) -> str:
 
 
 def _model(name: str) -> str:
-    return f"{name} model"
+    """A contender in a sentence; places and models of endpoints go by their own names."""
+    return f"the {name} model" if name == "tuned" or "-shot" in name else name

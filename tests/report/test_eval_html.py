@@ -87,6 +87,70 @@ def test_the_run_has_the_same_parts(evaluated: Callable[..., Path]) -> None:
     assert sections(page)[:6] == ["comparison", "labels", "slices", "calibration", "errors", "costs"]
 
 
+EFFECTS = {
+    "forgetting": {"score": {"value": 0.18, "low": 0.05, "high": 0.33}, "loss": {"value": 0.41, "low": 0.3, "high": 0.52}, "n": 80,
+                   "base": {"token_f1": 0.31, "loss": 2.1}, "tuned": {"token_f1": 0.254, "loss": 2.51}, "words": "It has forgotten."},
+    "lm_eval": {"tasks": [{"task": "arc_easy", "metric": "acc,none", "base": 0.41, "tuned": 0.39,
+                           "change": {"value": -0.02, "low": -0.05, "high": 0.01}}], "words": "lm-eval before and after."},
+    "memorisation": {"share": {"value": 0.5, "low": 0.25, "high": 0.75}, "base": {"value": 0.0, "low": 0.0, "high": 0.2},
+                     "beyond": {"value": 0.5, "low": 0.2, "high": 0.75}, "words": "Known by heart."},
+    "canaries": {"each": [{"id": "c1", "prompt": HOSTILE, "base_exposure": 0.7, "exposure": 9.0, "most": 9.0}], "words": "It is out."},
+}  # fmt: skip
+
+
+def test_side_effects_of_tuning_stand_on_the_page_with_before_and_after(evaluated: Callable[..., Path]) -> None:
+    page = render_evaluation(evaluated(**EFFECTS))
+    assert "effects" in sections(page)
+    text = " ".join(text_of(page).split())
+    for part in (
+        "It has forgotten.", "token F10.3100.254−18.0 % [−33.0, −5.0]", "loss2.1002.510+0.410 [+0.300, +0.520]",
+        "arc_easy: acc0.4100.390−0.020 [−0.050, +0.010]", "completed verbatim0.00 [0.00, 0.20]0.50 [0.25, 0.75]+0.500 [+0.200, +0.750]",
+        "0.79.0+8.3",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "<script>alert" not in page
+
+
+def test_a_part_that_could_not_be_measured_says_why(evaluated: Callable[..., Path]) -> None:
+    page = render_evaluation(evaluated(lm_eval={"tasks": [], "words": "lm-eval's tasks were not run: not installed."}))
+    assert "were not run: not installed" in text_of(page) and "Public tasks" in page
+
+
+def test_the_ladder_shows_gain_training_and_the_price_of_single_requests(evaluated: Callable[..., Path]) -> None:
+    rung = {
+        "metric": "accuracy",
+        "gain": None,
+        "gain_low": None,
+        "gain_high": None,
+        "verdict": "",
+        "usd_per_1000": 0.026,
+    }
+    won = {"gain": 0.4, "gain_low": 0.24, "gain_high": 0.53, "verdict": "better", "usd_per_1000": 0.0037}
+    ladder = [rung | {"name": "few-shot", "kind": "prompt"}, rung | won | {"name": "tuned", "kind": "tuned"}]
+    costs = {
+        "few-shot": {"seconds": 100.0, "usd": 0.001, "prompt_tokens": 150_000, "tokens": 5000, "training_seconds": 0.0},
+        "tuned": {"seconds": 35.0, "usd": 0.001, "prompt_tokens": 20_000, "tokens": 5000, "training_seconds": 48.0, "training_usd": 0.00066},
+    }  # fmt: skip
+    found = evaluation_parts(json.loads((evaluated(ladder=ladder, costs=costs) / "eval.json").read_text()))["ladder"]
+    assert found["against"] == "few-shot"
+    few, tuned = found["lines"]
+    assert (few["gain"], few["prompt"], few["seconds"], few["thousand"]) == (("", ""), "300", "200 ms", "$0.026")
+    assert (tuned["gain"], tuned["verdict"]) == (("+0.40", "[0.24, 0.53]"), "better")
+    assert (tuned["training"], tuned["thousand"]) == ("0.8 min, $0.00066", "$0.0037")
+
+
+def test_production_and_disagreements_are_told(evaluated: Callable[..., Path]) -> None:
+    production = {"rows": 520, "differs": True, "auc": 0.91, "differs_in": ["length", HOSTILE], "metric": "accuracy", "score": 0.87,
+                  "reweighted": {"value": 0.8, "low": 0.7, "high": 0.9}, "effective_rows": 150.2}  # fmt: skip
+    rows = [{"id": "r0001", "score": 1.0, "other": 0.0}]
+    apart = {"few-shot": {"metric": "accuracy", "better": 30, "worse": 4, "rows": rows}}
+    page = render_evaluation(evaluated(production=production, disagreements=apart, judge={"words": ["It prefers A."]}))
+    assert {"production", "disagreements", "judge"} <= set(sections(page))
+    text = " ".join(text_of(page).split())
+    assert "weighted as production0.80 [0.70, 0.90]" in text and "few-shot304" in text and "It prefers A." in text
+    assert "1 row on which tuned and few-shot disagree" in text and "<script>alert" not in page
+
+
 def test_words_that_the_reference_lacks_are_marked(evaluated: Callable[..., Path]) -> None:
     page = render_evaluation(evaluated("generation"))
     assert "<mark>die Kundin</mark>" in page or "<mark>die</mark>" in page
@@ -105,7 +169,7 @@ def test_of_many_labels_those_with_errors_are_drawn_and_none_is_lost() -> None:
     labels = [f"l{i:02}" for i in range(60)]
     cells = [[a, a, 10] for a in labels] + [["l07", "l09", 3], ["l55", None, 2]]
     found = evaluation_parts({"confusion": {"labels": labels, "cells": cells}})["labels"]
-    assert found["part"] and found["pairs"][0] == (3, "l07", "l09")
+    assert found["part"]
     chart = str(found["chart"])
     assert "l07 taken for l09: 3 of 13" in chart and REST in chart
     assert sum(map(int, re.findall(r": (\d+) of \d+ right", chart))) * 1 >= 2 * 590
@@ -114,7 +178,9 @@ def test_of_many_labels_those_with_errors_are_drawn_and_none_is_lost() -> None:
 @pytest.mark.parametrize(
     "damaged",
     [{"slices": 3}, {"slices": [{"score": None}]}, {"confusion": {"cells": [1, [2]]}}, {"calibration": {"bins": [{}]}},
-     {"per_class": [{}]}, {"errors": [{"n": 1}]}, {"costs": {"tuned": None}}],
+     {"per_class": [{}]}, {"errors": [{"n": 1}]}, {"costs": {"tuned": None}}, {"forgetting": {"words": 3}}, {"lm_eval": {"tasks": [{}]}},
+     {"canaries": {"each": [1, {}]}}, {"ladder": [{"name": "tuned", "gain": "x"}]}, {"production": {"auc": 0.5}}, {"judge": 3},
+     {"disagreements": {"few-shot": {"rows": 3}}}],
 )  # fmt: skip
 def test_a_damaged_part_is_left_out(evaluated: Callable[..., Path], damaged: dict[str, Any]) -> None:
     assert "comparison" in sections(render_evaluation(evaluated(**damaged)))
@@ -123,6 +189,13 @@ def test_a_damaged_part_is_left_out(evaluated: Callable[..., Path], damaged: dic
 def test_a_folder_without_evaluation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         write_page(tmp_path)
+
+
+def test_names_that_begin_alike_stay_apart_in_a_narrow_matrix() -> None:
+    names = ["balance_not_updated_after_bank_transfer", "balance_not_updated_after_cheque_or_cash_deposit"]
+    chart = str(confusion_chart(names, {(names[0], names[1]): 3}, 354))
+    written = re.findall(r"<text[^>]*>([^<]*…[^<]*)</text>", chart)
+    assert len(set(written)) == len(written) == 4
 
 
 def test_one_label_makes_no_matrix() -> None:

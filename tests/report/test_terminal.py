@@ -53,6 +53,15 @@ def test_the_closing_table_holds_what_was_promised(make_run: Callable[..., Path]
     assert "\x1b" not in text  # plain where there is no terminal
 
 
+def test_side_effects_and_prices_are_told(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    found = json.loads((run / "eval.json").read_text())
+    found |= {"forgetting": {"words": "It has forgotten."}, "ladder_words": ["1,000 requests cost $0.0037."]}
+    (run / "eval.json").write_text(json.dumps(found))
+    text = shown(run, 80)
+    assert "It has forgotten.\n" in text and "1,000 requests cost $0.0037.\n" in text
+
+
 def test_structured_answers_stand_side_by_side_when_wide_and_stacked_when_narrow(make_run: Callable[..., Path]) -> None:
     run = make_run("generation")
     wide, narrow = shown(run, 140), shown(run, 80)

@@ -113,12 +113,9 @@ def endpoint_of(
 
 
 def _print(result: dict[str, Any]) -> None:
-    for line in result["words"]:
-        print(line)
-    for part in ("forgetting", "lm_eval", "memorisation", "canaries"):
-        if part in result:
-            print(result[part]["words"])
-    for line in result.get("ladder_words", ()):
+    from tuneloop.report.facts import more_words
+
+    for line in [*result["words"], *more_words(result)]:
         print(line)
     for name, metric in result["metrics"].items():
         interval = "" if metric["low"] is None else f"  [{metric['low']:.3f}, {metric['high']:.3f}]"

@@ -119,6 +119,14 @@ def fit(text: str, pixels: float, *, size: float = 12) -> str:
     return text
 
 
+def fit_middle(text: str, pixels: float, *, size: float = 12) -> str:
+    """`fit` that leaves out the middle: names that begin alike stay apart by their ends."""
+    if fit(text, pixels, size=size) == text:
+        return text
+    head, tail = (fit(part, pixels / 2, size=size) for part in (text, text[::-1]))
+    return head.removesuffix("…") + tail[::-1]
+
+
 def _svg(width: float, height: float, title: str, body: Sequence[str], kind: str) -> Markup:
     size = "narrow" if width < 500 else "wide"
     return Markup(

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from tuneloop.report.charts import WIDE, Axis, _line, _path, _svg, _text, axis, fit, short
+from tuneloop.report.charts import WIDE, Axis, _line, _path, _svg, _text, axis, fit, fit_middle, short
 from tuneloop.report.facts import figure
 
 
@@ -28,9 +28,12 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
     body = []
     for i, name in enumerate(labels):
         middle = size * (i + 0.5)
-        body.append(_text(left - 8, top + middle + 4, fit(name, left - 12), "name", "end"))
-        at = f"translate({left + middle + 4:.1f} {top - 8:.1f}) rotate(-55)"
-        body.append(f'<text transform="{at}" class="name">{escape(fit(name, top * 1.15 - 10))}</text>')
+        body.append(_text(left - 8, top + middle + 4, fit_middle(name, left - 12), "name", "end"))
+        # Written towards the column, so that the last name ends inside the chart too.
+        at = f"translate({left + middle + 3:.1f} {top - 6:.1f}) rotate(55)"
+        body.append(
+            f'<text transform="{at}" class="name" text-anchor="end">{escape(fit_middle(name, top * 1.15 - 6))}</text>'
+        )
     for i, reference in enumerate(labels):
         for j, answer in enumerate(labels):
             n = cells.get((reference, answer), 0)
@@ -47,7 +50,6 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
                 strong = " strong" if shade > 0.55 else ""
                 body.append(_text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
     extent = top + size * len(labels)
-    body.append(_text(left, 12, "answer →", "tick") + _text(0, top - 8, "reference ↓", "tick"))
     wrong = sum(n for (a, b), n in cells.items() if a != b)
     return _svg(
         width, extent + 6, f"Confusion matrix of {len(labels)} labels, {wrong} rows off the diagonal", body, "confusion"

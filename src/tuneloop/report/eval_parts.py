@@ -15,8 +15,12 @@ from markupsafe import Markup
 from tuneloop.report import charts, eval_charts
 from tuneloop.report.facts import (
     CONTENDERS,
+    EFFECTS,
+    TUNED,
+    Score,
     figure,
     interval,
+    is_out_of_100,
     metric_title,
     minutes,
     number,
@@ -24,6 +28,7 @@ from tuneloop.report.facts import (
     score_of,
     section,
     usd,
+    with_interval,
 )
 
 MOST_LABELS = {charts.WIDE: 24, charts.NARROW: 12}  # of a confusion matrix that can be read, by its width
@@ -35,6 +40,7 @@ INVALID = "(invalid)"
 def evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the shared templates show, computed and written out."""
     return {
+        "own": str(evaluation.get("name") or TUNED),
         "labels": _labels(evaluation),
         "slices": _slices(evaluation),
         "calibration": _calibration(evaluation),
@@ -43,7 +49,11 @@ def evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             for e in _records(evaluation.get("errors"))
             if (n := number(e.get("n")))
         ],
-        "costs": _costs(evaluation),
+        "ladder": _ladder(evaluation),
+        "disagreements": _disagreements(evaluation),
+        "effects": _effects(evaluation),
+        "production": _production(evaluation),
+        "judge": _words(section(evaluation.get("judge")).get("words")),
     }
 
 
@@ -72,7 +82,6 @@ def _labels(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
     if not classes and not cells:
         return {}
-    pairs = sorted(((n, a, b) for (a, b), n in cells.items() if a != b), reverse=True)[:10]
     return {
         "classes": sorted(classes, key=lambda c: (c["f1"], c["label"])),
         "chart": Markup("").join(
@@ -80,7 +89,6 @@ def _labels(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "part": len({a for a, _ in cells} | {b for _, b in cells}) > MOST_LABELS[charts.NARROW],
         "total": len({a for a, _ in cells}),
-        "pairs": pairs,
     }
 
 
@@ -145,7 +153,7 @@ def _slices(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {"metric": metric_title(metric), "fields": drawn, "worse": worse, "total": len(found)}
 
 
-# --- calibration, costs ------------------------------------------------------------------------
+# --- calibration -------------------------------------------------------------------------------
 
 
 def _calibration(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,28 +172,177 @@ def _calibration(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _costs(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Each contender's time, tokens and price of an answer."""
-    n = number(evaluation.get("n"))
-    costs = section(evaluation.get("costs"))
-    own = str(evaluation.get("name") or "tuned")
-    order = [*(name for name in CONTENDERS if name in costs), *(name for name in costs if name not in CONTENDERS)]
+# --- the ladder: gain, cost --------------------------------------------------------------------
+
+
+def _ladder(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Each contender's gain over the prompt, what its training cost, and what its requests take.
+
+    Without `ladder` in the evaluation (no baselines) the costs alone.
+    """
+    n, own = number(evaluation.get("n")), str(evaluation.get("name") or TUNED)
+    costs = {name: section(cost) for name, cost in section(evaluation.get("costs")).items()}
+    rungs = {str(r.get("name")): r for r in _records(evaluation.get("ladder"))}
+    names = list(rungs) or sorted(
+        [*(name for name in CONTENDERS if name in costs), *(name for name in costs if name not in CONTENDERS)],
+        key=lambda name: name == own,
+    )
     lines = []
-    for name in sorted(order, key=lambda name: name == own):
-        cost = {key: number(value) for key, value in section(costs[name]).items()}
-        if not n or not any(cost.values()):
+    for name in names:
+        rung, cost = rungs.get(name, {}), costs.get(name, {})
+        if not n or not any(number(value) for value in cost.values()):
             continue
-        a_row = {key: value / n for key, value in cost.items() if value is not None}
-        usd_of = a_row.get("usd")
+        gain = score_of({"value": rung.get("gain"), "low": rung.get("gain_low"), "high": rung.get("gain_high")})
+        price = rung.get("usd_per_1000") if rung else (usd_of := number(cost.get("usd"))) and 1000 * usd_of / n
+        metric = str(rung.get("metric") or "accuracy")
         lines.append(
             {
                 "name": name,
                 "tuned": "yes" if name == own else "",
-                "seconds": f"{a_row['seconds']:.3g} s" if "seconds" in a_row else "–",
-                "prompt": f"{a_row['prompt_tokens']:,.0f}" if a_row.get("prompt_tokens") else "–",
-                "answer": f"{a_row['tokens']:,.0f}" if a_row.get("tokens") else "–",
-                "thousand": usd(1000 * usd_of) if usd_of is not None else "–",
-                "whole": minutes(cost["seconds"] / 60) if cost.get("seconds") is not None else "–",  # type: ignore[operator]
+                "gain": _gain(gain, metric) if gain else ("", ""),
+                "verdict": str(rung.get("verdict") or ""),
+                "training": _training(number(cost.get("training_seconds")), number(cost.get("training_usd"))),
+                "seconds": _span(seconds / n) if (seconds := number(cost.get("seconds"))) is not None else "–",
+                "prompt": f"{read / n:,.0f}" if (read := number(cost.get("prompt_tokens"))) else "–",
+                "answer": f"{written / n:,.0f}" if (written := number(cost.get("tokens"))) else "–",
+                "thousand": usd(number(price), 2),
             }
         )
-    return lines
+    if not lines:
+        return {}
+    first = next(
+        (name for name, rung in rungs.items() if rung.get("kind") == "prompt" and rung.get("gain") is None), ""
+    )
+    return {
+        "lines": lines,
+        "against": first if any(line["gain"][0] for line in lines) else "",
+        "words": _words(evaluation.get("ladder_words")),
+    }
+
+
+def _training(seconds: float | None, price: float | None) -> str:
+    if not seconds:
+        return "–"
+    spent = minutes(seconds / 60) if seconds >= 1 else _span(seconds)
+    return f"{spent}, {usd(price, 2)}" if price else spent
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.01 else 2}f} ms"
+
+
+def _gain(change: Score, metric: str) -> tuple[str, str]:
+    return f"{'+' if change.value >= 0 else '−'}{figure(abs(change.value), metric)}", interval(change, metric).replace(
+        "-", "−"
+    )
+
+
+def _signed(change: Score, metric: str) -> str:
+    """`+0.12 [+0.03, +0.21]`."""
+    digits = 1 if is_out_of_100(metric) else 3
+    bounds = f" [{change.low:+.{digits}f}, {change.high:+.{digits}f}]" if interval(change) else ""
+    return f"{change.value:+.{digits}f}{bounds}".replace("-", "−")
+
+
+def _words(value: object) -> list[str]:
+    return [str(line) for line in value] if isinstance(value, list) else [str(value)] if value else []
+
+
+# --- what tuning has done beside its task ------------------------------------------------------
+
+
+def _effects(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Forgetting, public tasks, memorisation and canaries, each in words and as lines of before, after and change."""
+    found = []
+    shown = (
+        ("General ability", _forgotten),
+        ("Public tasks", _tasks),
+        ("Training rows known by heart", _memorised),
+        ("Canaries: exposure in bits", _canaries),
+    )
+    for key, (title, lines_of) in zip(EFFECTS, shown, strict=True):
+        part = section(evaluation.get(key))
+        if part:
+            found.append({"title": title, "words": _words(part.get("words")), "lines": lines_of(part)})
+    return found
+
+
+Line = tuple[str, str, str, str]  # of what, before, after, change
+
+
+def _forgotten(part: Mapping[str, Any]) -> list[Line]:
+    before, after = section(part.get("base")), section(part.get("tuned"))
+    lost, grown = score_of(part.get("score")), score_of(part.get("loss"))
+    sides = [(f"{metric_title(key)}", number(before.get(key)), number(after.get(key))) for key in ("token_f1", "loss")]
+    shares = [
+        f"{100 * -lost.value:+.1f} % [{100 * -lost.high:+.1f}, {100 * -lost.low:+.1f}]".replace("-", "−")
+        if lost
+        else "",
+        _signed(grown, "loss") if grown else "",
+    ]
+    return [
+        (name, f"{a:.3f}", f"{b:.3f}", change)
+        for (name, a, b), change in zip(sides, shares, strict=True)
+        if a is not None and b is not None
+    ]
+
+
+def _tasks(part: Mapping[str, Any]) -> list[Line]:
+    return [
+        (f"{t.get('task')}: {str(t.get('metric')).removesuffix(',none')}", f"{a:.3f}", f"{b:.3f}",
+         _signed(change, "accuracy") if (change := score_of(t.get("change"))) else "")
+        for t in _records(part.get("tasks"))
+        if (a := number(t.get("base"))) is not None and (b := number(t.get("tuned"))) is not None
+    ]  # fmt: skip
+
+
+def _memorised(part: Mapping[str, Any]) -> list[Line]:
+    before, after, beyond = (score_of(part.get(key)) for key in ("base", "share", "beyond"))
+    if not (before and after and beyond):
+        return []
+    return [("completed verbatim", with_interval(before), with_interval(after), _signed(beyond, "accuracy"))]
+
+
+def _canaries(part: Mapping[str, Any]) -> list[Line]:
+    return [
+        (
+            str(c.get("prompt") or c.get("id")),
+            f"{a:.1f}",
+            f"{b:.1f}",
+            f"{b - a:+.1f}".replace("-", "−"),
+        )
+        for c in _records(part.get("each"))
+        if (a := number(c.get("base_exposure"))) is not None and (b := number(c.get("exposure"))) is not None
+    ]
+
+
+# --- production, disagreements, a judge --------------------------------------------------------
+
+
+def _production(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the test rows are like those of production, and the score as production weighs them."""
+    found = section(evaluation.get("production"))
+    auc, weighted = number(found.get("auc")), score_of(found.get("reweighted"))
+    if auc is None or weighted is None:
+        return {}
+    metric = str(found.get("metric") or "accuracy")
+    return {
+        "facts": [
+            ("production rows", f"{number(found.get('rows')) or 0:,.0f}"),
+            ("told apart, AUC (0.5: not at all)", f"{auc:.2f}"),
+            (f"{metric_title(metric)} on the test rows", figure(number(found.get("score")), metric)),
+            ("weighted as production", with_interval(weighted, metric)),
+            ("worth as many rows", f"{number(found.get('effective_rows')) or 0:,.0f}"),
+        ],
+        "differs": _words(found.get("differs_in")) if found.get("differs") else [],
+    }
+
+
+def _disagreements(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How many rows each other contender gets better, and worse, than the evaluation's own."""
+    return [
+        {"name": str(name), "better": int(better), "worse": int(worse)}
+        for name, part in section(evaluation.get("disagreements")).items()
+        if (better := number(section(part).get("better"))) is not None
+        and (worse := number(section(part).get("worse"))) is not None
+    ]

@@ -100,11 +100,10 @@ class ContenderFacts:
     Args:
         name: the contender.
         scores: one for each shown metric; None where it was not measured.
-        p: p-value of the paired comparison on this line on the first metric, or None; see `held_against`.
+        p: p-value of the paired comparison on this line on the first metric, adjusted for the other contenders, or None;
+            see `held_against`.
         delta: the gain in it, or None: tuned minus this contender, or this contender minus the one that all are held against.
         verdict: the comparison's verdict, or an empty string.
-        seconds: time it took, or None.
-        usd: what it cost, or None.
         tuned: whether this is the tuned model.
     """
 
@@ -113,8 +112,6 @@ class ContenderFacts:
     p: float | None = None
     delta: Score | None = None
     verdict: str = ""
-    seconds: float | None = None
-    usd: float | None = None
     tuned: bool = False
 
 
@@ -303,13 +300,17 @@ def gib(value: float | None) -> str:
     return f"{value:.1f} GiB" if value >= 0.1 or value == 0 else f"{value * 1024:.0f} MiB"
 
 
-def usd(value: float | None) -> str:
-    """`$0.01`; smaller amounts keep one figure, so that they do not read as nothing."""
+def usd(value: float | None, figures: int = 1) -> str:
+    """`$0.01`; smaller amounts keep one figure, or more, so that they do not read as nothing."""
     if value is None:
         return "–"
     if value == 0:
         return "$0"
-    return f"${value:,.2f}" if value >= 0.01 else f"${float(f'{value:.1g}'):.6f}".rstrip("0")
+    if value < 1e-5:
+        return "< $0.00001"
+    if value >= 10 ** (figures - 3):  # cents have as many figures
+        return f"${value:,.2f}"
+    return f"${float(f'{value:.{figures}g}'):.7f}".rstrip("0")
 
 
 def metric_title(name: str) -> str:
@@ -358,7 +359,6 @@ def contenders(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> list[Co
 def _contender(
     evaluation: Mapping[str, Any], name: str, values: Mapping[str, Any], metrics: Sequence[str], *, tuned: bool = False
 ) -> ContenderFacts:
-    cost = section(section(evaluation.get("costs")).get(name))
     p, delta, verdict = None, None, ""
     own, first = str(evaluation.get("name") or TUNED), held_against(evaluation)
     if metrics and name != (first or own):
@@ -366,7 +366,8 @@ def _contender(
             sides = (pair.get("a"), pair.get("b"))
             if pair.get("metric") == metrics[0] and name in sides and (first or own) in sides:
                 sign = 1.0 if sides[1] == (name if first else own) else -1.0
-                p, verdict = number(pair.get("p")), str(pair.get("verdict") or "")
+                p = number(pair.get("p_holm"))  # the verdict is by this one
+                p, verdict = number(pair.get("p")) if p is None else p, str(pair.get("verdict") or "")
                 low, high = (sign * (math.nan if (v := number(pair.get(k))) is None else v) for k in ("low", "high"))
                 if (value := number(pair.get("delta"))) is not None:
                     delta = Score(sign * value, *((low, high) if sign > 0 else (high, low)))
@@ -376,10 +377,23 @@ def _contender(
         p=p,
         delta=delta,
         verdict=verdict,
-        seconds=number(cost.get("seconds")),
-        usd=number(cost.get("usd")),
         tuned=tuned,
     )
+
+
+EFFECTS = (
+    "forgetting",
+    "lm_eval",
+    "memorisation",
+    "canaries",
+)  # parts of an evaluation about what tuning did beside its task
+
+
+def more_words(evaluation: Mapping[str, Any]) -> list[str]:
+    """What an evaluation says beside its verdict: the side effects of tuning, and what requests cost."""
+    said = [section(evaluation.get(part)).get("words") for part in EFFECTS]
+    ladder = evaluation.get("ladder_words")
+    return [str(line) for line in [*said, *(ladder if isinstance(ladder, list) else [])] if line]
 
 
 def held_against(evaluation: Mapping[str, Any]) -> str:

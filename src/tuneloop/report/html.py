@@ -34,6 +34,7 @@ from tuneloop.report.facts import (
     promises,
     read_run,
     sample_answers,
+    score_of,
     section,
     shown_metrics,
     used,
@@ -209,7 +210,7 @@ def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Contend
 
 
 def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts]) -> dict[str, Any]:
-    """The ladder: contenders with intervals, gain, p-value, time and cost."""
+    """Contenders with intervals, gain, p-value and verdict."""
     if not lines:
         return {}
     measured = [i for i in range(len(metrics)) if any(line.scores[i] is not None for line in lines)]
@@ -232,8 +233,6 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Con
                 "delta": delta,
                 "p": p_value(line.p) if line.p is not None else "",
                 "verdict": line.verdict,
-                "seconds": minutes(line.seconds / 60) if line.seconds is not None else "",
-                "usd": dollars(line.usd) if line.usd is not None else "",
             }
         )
     return {
@@ -241,7 +240,6 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Con
         "split": shown.get("split"),
         "metrics": [metric_title(m) for m in metrics],
         "rows": rows,
-        "has_cost": any(r["seconds"] or r["usd"] for r in rows),
         "has_p": any(r["p"] for r in rows),
         "charts": [
             (metric_title(metrics[i]), charts.chart_pair(charts.forest_chart, lines, i, metrics[i])) for i in measured
@@ -337,6 +335,7 @@ def samples_part(facts: RunFacts, names: Sequence[str] | None = None) -> dict[st
         (str(s.get("reference") or s.get("label")), str(s.get("prediction") or "(empty)").strip()) for s in wrong
     )
     misses = [s for s in wrong if s not in shown]
+    other, disputed = _disputed(facts)
     return {
         "own": own,
         "shown": [_sample(s, own, names) for s in shown],
@@ -344,7 +343,23 @@ def samples_part(facts: RunFacts, names: Sequence[str] | None = None) -> dict[st
         "wrong": len(wrong),
         "confusions": [(a, _cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
         "misses": [_sample(s, own, names) for s in pick_samples(misses, MISSES)],
+        "other": other,
+        "disputed": [_sample(s, own, [other]) for s in disputed],
     }
+
+
+def _disputed(facts: RunFacts) -> tuple[str, list[dict[str, Any]]]:
+    """The strongest other contender, and rows on which it and the evaluation's own differ most."""
+    found, metric = section(facts.evaluation.get("disagreements")), str(facts.evaluation.get("primary") or "")
+    values = {n: score_of(section(b).get(metric)) for n, b in section(facts.evaluation.get("baselines")).items()}
+    scored = {name: value.value for name in found if (value := values.get(name)) is not None}
+    if not scored:
+        return "", []
+    other = max(scored, key=lambda name: scored[name])
+    rows = section(found[other]).get("rows")
+    ids = [str(section(row).get("id")) for row in rows] if isinstance(rows, list) else []
+    by_id = {str(sample.get("id")): sample for sample in facts.samples}
+    return other, [by_id[i] for i in ids if i in by_id][:MISSES]
 
 
 def _sample(sample: Mapping[str, Any], own: str, names: Sequence[str] | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tuneloop.report.facts import (
     interval,
     is_right,
     metric_title,
+    more_words,
     number,
     p_value,
     pick_samples,
@@ -91,6 +92,7 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
     words = facts.evaluation.get("words")
     for i, word in enumerate(words if isinstance(words, list) else []):
         parts.append(Text(str(word), style="bold" if i == 0 else ""))
+    parts += [Text(word) for word in more_words(facts.evaluation)]
     if outcome := promises(facts):
         parts.append(_promises_table(outcome))
     if share := used(facts):

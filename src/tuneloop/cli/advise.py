@@ -273,7 +273,13 @@ def _print_ladder(advice: Advice, console: Any) -> None:
     if not rungs:
         return
     table = _table(
-        "\nMeasured", "contender", "quality", "", "over prompt", "prompt tokens", "1,000 queries", "training"
+        "\nMeasured; gain over the best prompt, tokens read, price of 1,000 queries",
+        "contender",
+        "quality",
+        "gain",
+        "tokens",
+        "per 1,000",
+        "training",
     )
     for c in rungs:
         table.add_row(c["name"], f"{c['value']} {c['bounds']}", c["gain"], c["tokens"], c["query"], c["training"])

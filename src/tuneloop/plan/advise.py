@@ -294,6 +294,7 @@ def facts_of(
         "prompt_share": prompt.value / scale if prompt else None,
         "classical_name": classical.name if classical else None,
         "classical_best": classical.value if classical else None,
+        "classical_share": classical.value / scale if classical else None,
         "tuned": tuned.value if tuned else None,
         "classical_ties": _ties(measured, classical, tuned) if measured and classical and tuned else None,
         "tuned_verdict": _in_two(measured.verdict) if measured and tuned and measured.verdict else None,

@@ -326,7 +326,7 @@ def samples_part(facts: RunFacts, names: Sequence[str] | None = None) -> dict[st
     """
     if not facts.samples:
         return {}
-    own = str(facts.evaluation.get("name") or TUNED)
+    own, first = str(facts.evaluation.get("name") or TUNED), shown_metrics(facts.evaluation)
     wanted = number(section(facts.config.get("evaluate")).get("samples"))
     n = 5 if wanted is None else int(wanted)
     shown = pick_samples(facts.samples, n)
@@ -338,13 +338,13 @@ def samples_part(facts: RunFacts, names: Sequence[str] | None = None) -> dict[st
     other, disputed = _disputed(facts)
     return {
         "own": own,
-        "shown": [_sample(s, own, names) for s in shown],
+        "shown": [_sample(s, own, names, first) for s in shown],
         "total": len(facts.samples),
         "wrong": len(wrong),
         "confusions": [(a, _cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
-        "misses": [_sample(s, own, names) for s in pick_samples(misses, MISSES)],
+        "misses": [_sample(s, own, names, first) for s in pick_samples(misses, MISSES)],
         "other": other,
-        "disputed": [_sample(s, own, [other]) for s in disputed],
+        "disputed": [_sample(s, own, [other], first) for s in disputed],
     }
 
 
@@ -362,7 +362,8 @@ def _disputed(facts: RunFacts) -> tuple[str, list[dict[str, Any]]]:
     return other, [by_id[i] for i in ids if i in by_id][:MISSES]
 
 
-def _sample(sample: Mapping[str, Any], own: str, names: Sequence[str] | None) -> dict[str, Any]:
+def _sample(sample: Mapping[str, Any], own: str, names: Sequence[str] | None, first: Sequence[str]) -> dict[str, Any]:
+    """A row with its answers; of its scores those of the metrics that decide stand first."""
     answers = []
     reference = str(sample.get("reference") or sample.get("label") or "")
     for name, answer in sample_answers(sample, names):
@@ -377,10 +378,11 @@ def _sample(sample: Mapping[str, Any], own: str, names: Sequence[str] | None) ->
                 "tuned": name == TUNED,
             }
         )
+    given = section(sample.get("scores"))
     scores = [
         (metric_title(k), figure(v, k))
-        for k, value in section(sample.get("scores")).items()
-        if (v := number(value)) is not None
+        for k in dict.fromkeys([*filter(given.__contains__, first), *given])
+        if (v := number(given[k])) is not None
     ]
     return {
         "id": sample.get("id", ""),

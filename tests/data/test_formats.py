@@ -892,6 +892,12 @@ def test_calls_streamed_by_others_are_put_together() -> None:
     assert calls(anthropic) == [("f", '{"x": 1}')] and turns(anthropic)[-1] == ("assistant", "b")
 
 
+def test_only_line_ends_part_the_events_of_a_stream() -> None:
+    said = "a\u2028b\x85c\x0bd"
+    stream = f"data: {json.dumps(chunk({'content': said}, 'stop'), ensure_ascii=False)}\r\n\r\ndata: [DONE]\r"
+    assert turns(parse({"request": REQUEST, "response": stream}))[-1] == ("assistant", said)
+
+
 @pytest.mark.parametrize("said", ["data: take the last column", "{ is a brace", '{"a": 1}\n{"b": 2}', "[1]\n[2]"])
 def test_an_answer_that_only_begins_like_a_stream_is_an_answer(said: str) -> None:
     plain = {"request": REQUEST, "response": RESPONSE}

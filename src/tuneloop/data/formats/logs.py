@@ -11,6 +11,7 @@ looks at its texts: the white space at the ends of a piece belongs to the text, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,7 @@ _ANSWERING = (
 )
 _CUT = ("length", "max_tokens", "max_output_tokens", "incomplete", "content_filter")
 _RESPONSE_ENDS = ("response.completed", "response.incomplete", "response.failed")
+_LINE_END = re.compile(r"\r\n|[\r\n]")  # no other: U+2028 may well stand inside a JSON string
 # What stands as the reason for finishing where a stream can't be put together, and why it is rejected.
 _STREAM_FAULTS = {
     "stream_cut": ("truncated_output", "the stream ends before the answer does"),
@@ -367,7 +369,7 @@ def _pieces(value: Any) -> Sequence[Any] | None:
         if value.lstrip()[:1] not in ("{", "["):
             return None
         opened = _opened(value)
-        value = value.splitlines() if opened is value else opened
+        value = _LINE_END.split(value) if opened is value else opened
     if not isinstance(value, list) or not value:
         return None
     if all(isinstance(item, str) for item in value):
@@ -394,7 +396,7 @@ def _is_piece(value: Any) -> bool:
 def _events(text: str) -> list[Any]:
     """The values of a server-sent event stream (WHATWG HTML, 9.2): its `data:` lines up to `[DONE]`."""
     events: list[Any] = []
-    for line in text.splitlines():
+    for line in _LINE_END.split(text):
         name, _, data = line.partition(":")
         data = data.strip()
         if name.strip() != "data" or not data:

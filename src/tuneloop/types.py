@@ -85,9 +85,14 @@ class Row:
         return self.meta.get("thumb") is False
 
     @property
+    def has_reference(self) -> bool:
+        """Whether the last answer is one to hold others against: not rated bad, not of weight 0."""
+        return not self.rated_bad and self.messages[-1].get("weight") != 0
+
+    @property
     def shows_the_task(self) -> bool:
-        """Whether it is an example of the task: not general data that was blended in, not rated bad."""
-        return "mix" not in self.meta and not self.rated_bad
+        """Whether it is an example of the task: not general data that was blended in, with an answer to imitate."""
+        return "mix" not in self.meta and self.has_reference
 
     def to_json(self) -> dict[str, Any]:
         """The record as it stands in a split's file."""

@@ -240,6 +240,17 @@ def test_sampling_is_seeded_and_keeps_the_order():
     assert sample_rows(rows, None, seed=1) == sample_rows(rows, 99, seed=1) == rows
 
 
+def test_answers_that_nobody_should_imitate_are_no_references() -> None:
+    def row(name: str, weight: float, **meta: object) -> Row:
+        return Row(
+            name, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": weight}], meta=meta
+        )
+
+    rows = [row("learned", 1), row("not learned", 0), row("disliked", 1, thumb=False), row("general", 1, mix="g.jsonl")]
+    assert [r.id for r in sample_rows(rows, None, seed=0)] == ["learned", "general"]
+    assert [r.id for r in rows if r.shows_the_task] == ["learned"]
+
+
 def test_rows_of_one_conversation_widen_the_interval():
     rows, answers = classification(200, 0.7, seed=3)
     alone = evaluate(rows, answers, task="classification", labels=LABELS, config=FAST, seed=0)

@@ -142,8 +142,8 @@ class Comparison:
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int) -> list[Row]:
-    """At most `limit` rows, a seeded sample in the order of the split; answers that were rated bad are no references."""
-    rows = [row for row in rows if not row.rated_bad]
+    """At most `limit` rows, a seeded sample in the order of the split; answers that were rated bad or have weight 0 are no references."""
+    rows = [row for row in rows if row.has_reference]
     if limit is None or limit >= len(rows):
         return list(rows)
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]

@@ -27,7 +27,6 @@ from tuneloop.files import read_json
 from tuneloop.types import Answer
 
 SHOWN = ("rouge1", "rougeL", "meteor", "bleu", "chrf", "token_f1", "length_ratio")
-JUDGED = 40  # rows of each kind
 
 
 def write(file: Path, records: Sequence[Mapping[str, Any]]) -> str:
@@ -89,12 +88,12 @@ def labels(data: Path, scratch: Path) -> None:
             print(f"{Path(c.b).stem} against {Path(c.a).stem}: {c.delta:+.3f}, p {c.p_holm:.2g}, {c.verdict}")
 
 
-def judge(file: Path) -> None:
+def judge(file: Path, rows: int) -> None:
     """The packaged model as a judge of rows that people have judged."""
     from tuneloop.judging import Judge, check_judge
 
     print(f"\n{file.parent.name}:")
-    for judgement in check_judge(Judge("smollm2-135m", rows=JUDGED), str(file)):
+    for judgement in check_judge(Judge("smollm2-135m", rows=rows), str(file)):
         print(*judgement.words, sep="\n", flush=True)
 
 
@@ -141,8 +140,8 @@ def effect(part: str, data: Path, scratch: Path) -> None:
 PARTS: dict[str, Callable[[Path, Path], None]] = {
     "people": people,
     "labels": labels,
-    "thumbs": lambda data, _: judge(data / "taskmaster4_feedback" / "all.jsonl"),
-    "preferences": lambda data, _: judge(data / "preference_demo" / "dpo_sharegpt.json"),
+    "thumbs": lambda data, _: judge(data / "taskmaster4_feedback" / "all.jsonl", 40),
+    "preferences": lambda data, _: judge(data / "preference_demo" / "dpo_sharegpt.json", 16),
     **{part: partial(effect, part) for part in ("forgetting", "memorisation", "canaries")},
 }
 

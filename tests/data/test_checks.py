@@ -186,6 +186,15 @@ def test_different_answers_to_one_prompt_are_a_warning_unless_it_is_talk() -> No
     assert by_name(dataset(same, "generation"))["conflicting_answers"]["rows"] == 0
 
 
+def test_labels_that_nearly_every_row_has_alone_are_no_classes() -> None:
+    alone = [replace(r, label=f"id {i}") for i, r in enumerate(tickets(600))]
+    check = by_name(dataset(alone))["label_balance"]
+    assert check["level"] == "error" and "480 labels for 480 training rows" in check["message"]
+    twice = [replace(r, label=f"id {i // 2}") for i, r in enumerate(tickets(600))]
+    assert levels(dataset(twice))["label_balance"] == "warn"
+    assert levels(dataset(alone[:60]))["label_balance"] == "warn"
+
+
 def test_a_source_that_was_cut_is_told_however_small_its_share_of_rejects() -> None:
     check = by_name(dataset(tickets(600), rejected={"cut_file": 1}))["cut_files"]
     assert (check["level"], check["rows"]) == ("warn", 1) and "cut_file" in check["remedy"]

@@ -3,8 +3,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from tuneloop.data.personal import (
     find,
     identifiers,
     is_quiet,
+    names,
     pseudonym_key,
     redact,
     scrub,
@@ -224,6 +228,27 @@ def test_an_unknown_kind_is_refused_with_the_nearest_name() -> None:
     assert "EMAIL?" in error.value.next_step
     with pytest.raises(UserError, match="region"):
         find("x@y.org", PersonalConfig(region="Germany"))
+
+
+def test_a_language_model_that_can_not_be_loaded_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stub(name: str, **content: Any) -> None:
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    def broken(**_: Any) -> Any:
+        raise OSError("[E052] Can't find model directory\nmore")
+
+    util = SimpleNamespace(get_installed_models=list, is_package=lambda name: name == "en_core_web_sm")
+    stub("spacy", util=util)
+    stub("presidio_analyzer", AnalyzerEngine=None, RecognizerRegistry=None)
+    stub("presidio_analyzer.nlp_engine", NlpEngineProvider=broken)
+    stub("presidio_analyzer.predefined_recognizers", SpacyRecognizer=None)
+    names._analyzer.cache_clear()
+    with pytest.raises(UserError, match=r"can't be loaded: \[E052\] Can't find model directory\n") as error:
+        find("My name is Jane", PersonalConfig(names=True))
+    assert "en_core_web_sm" in str(error.value.where)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("presidio_analyzer") is not None, reason="presidio-analyzer is installed")

@@ -36,6 +36,7 @@ FEW_ROWS = 100  # training rows below which a tuned model rarely beats a good pr
 TASK_ROWS, STYLE_ROWS, DOMAIN_ROWS = 500, 1_000, 5_000  # what a narrow task, a style and a field's language take
 FEW_TEST_ROWS = 50  # a share of 50 % measured on fewer rows has a 95 % interval wider than ± 14 points
 FEW_LABEL_ROWS = 5
+NO_CLASSES = 0.9  # labels a row from which they can't be classes
 LABEL_RATIO = 10.0
 REJECT_SHARE = 0.05
 ALL_LABELS, SOME_LABELS = (
@@ -467,8 +468,14 @@ def _label_balance(overview: Overview) -> Check:
     few = [label for label in labels if known[label] < FEW_LABEL_ROWS]
     counts = Counter({label: n for label, n in sorted(known.items()) if n})
     remedy = "Collect rows of the rare labels, merge labels, or limit the frequent ones (data.limit_per_label)."
+    if counts.total() >= FEW_ROWS and len(counts) > NO_CLASSES * counts.total():
+        message = f"{len(counts):,} labels for {counts.total():,} training rows: nearly every row has one of its own, as ids and answers do"
+        remedy = "Name the column that holds a class (data.label), or have the text written as an answer (data.input and data.output)."
+        return _check("label_balance", "error", message, counts.total(), remedy)
     if few:
-        message = f"{len(few)} of {len(labels)} labels have fewer than {FEW_LABEL_ROWS} training rows: {_named(few)}"
+        message = (
+            f"{len(few):,} of {len(labels):,} labels have fewer than {FEW_LABEL_ROWS} training rows: {_named(few)}"
+        )
         rows = _rows_with(overview, TRAIN, few)
         return _check("label_balance", "warn", message, len(rows), remedy, _examples(overview, rows))
     if not counts:

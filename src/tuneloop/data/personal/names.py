@@ -24,7 +24,7 @@ def person_names(text: str) -> list[Span]:
     """Names of persons in an English text (presidio-analyzer over spaCy's named entities).
 
     Raises:
-        UserError: presidio-analyzer or an English spaCy model is not installed.
+        UserError: presidio-analyzer or an English spaCy model is not installed, or the model can't be loaded.
     """
     if not any(c.isupper() for c in text):
         return []
@@ -56,6 +56,13 @@ def _analyzer() -> Any:
     from presidio_analyzer.predefined_recognizers import SpacyRecognizer
 
     settings = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": model}]}
-    engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
+    try:
+        engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
+    except (OSError, ValueError, ImportError) as error:  # a model of another version, or one that lacks files
+        raise UserError(
+            f"The language model for names can't be loaded: {str(error).splitlines()[0]}",
+            where=f"data.personal.names; {model}",
+            next_step=NEXT_STEP,
+        ) from None
     registry = RecognizerRegistry(recognizers=[SpacyRecognizer(supported_language="en")], supported_languages=["en"])
     return AnalyzerEngine(nlp_engine=engine, registry=registry, supported_languages=["en"])

@@ -40,6 +40,10 @@ def test_upper_bounds_of_cut_labels_leave_a_lower_bound_that_is_no_less_than_the
     assert label_probabilities([Answer("label 0", scores=scores)], dict.fromkeys(scores, 8)) == [pytest.approx(0.85)]
 
 
+def test_rounding_makes_no_label_surer_than_sure():
+    assert label_probabilities([Answer("a", scores={"a": 0.004, "b": -5.0})], {"a": 8, "b": 8}) == [1.0]
+
+
 def test_calibrated_scores_are_normalised_over_the_labels():
     scores = {"a": 3.0, "b": 3.0 - math.log(3) / 2}
     assert label_probabilities([Answer("a", scores=scores)], {"a": 2, "b": 2}, shifted=True) == [pytest.approx(0.75)]

@@ -44,6 +44,8 @@ def label_probabilities(answers: Sequence[Answer], tokens: Mapping[str, int], *,
     found = []
     for answer in answers:
         logs = {label: score * tokens[label] for label, score in (answer.scores or {}).items()}
+        if not shifted:  # rounding in 16 bits can lift a sure label a little above 1
+            logs = {label: min(log, 0.0) for label, log in logs.items()}
         own = logs.get(answer.text, math.nan)
         total = sum(math.exp(min(log - own, 700.0)) for log in logs.values()) if math.isfinite(own) else math.nan
         found.append(1.0 / total if shifted else max(1.0 / total, math.exp(own)))

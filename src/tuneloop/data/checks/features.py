@@ -37,15 +37,15 @@ def tfidf(texts: Sequence[str]) -> Any:
     """
     from scipy import sparse
 
+    rarity = np.log((1 + len(texts)) / (1 + np.arange(len(texts) + 1))) + 1.0
     rows, columns, values = [], [], []
     for number, (row, feature) in enumerate(_features(texts)):
         key, count = np.unique((row.astype(np.uint64) << np.uint64(BITS)) | feature, return_counts=True)
-        row = (key >> np.uint64(BITS)).astype(np.int64)
         column = (key & np.uint64(2**BITS - 1)).astype(np.int64)
         documents = np.bincount(column, minlength=2**BITS)[column]
-        weight = (1.0 + np.log(count)) * (np.log((1 + len(texts)) / (1 + documents)) + 1.0)
         shared = documents > 1
-        row, column, weight = row[shared], column[shared], weight[shared]
+        row, column = (key[shared] >> np.uint64(BITS)).astype(np.int64), column[shared]
+        weight = (1.0 + np.log(count[shared])) * rarity[documents[shared]]
         length = np.sqrt(np.bincount(row, weight * weight, minlength=len(texts)))
         rows.append(row)
         columns.append(column + number * 2**BITS)

@@ -322,8 +322,9 @@ def _coded(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[NDArray[Any], ND
         if joined.isascii():
             numbers = np.frombuffer(joined.encode("ascii"), dtype=np.uint8).astype(np.uint64)
         else:
-            numbers = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-            numbers = np.unique(numbers, return_inverse=True)[1].astype(np.uint64)
+            points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+            used = np.bincount(points) > 0
+            numbers = (np.cumsum(used) - 1).astype(np.uint64)[points]  # 0, 1, ... for the characters that occur
         size, wide = 3, int(numbers.max(initial=0)) + 2
     # A text shorter than a shingle is one by itself, filled up with the number `wide - 1` that nothing else has.
     counts = np.where(lengths > 0, np.maximum(lengths - size + 1, 1), 0)

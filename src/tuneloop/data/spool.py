@@ -94,7 +94,8 @@ class Reader:
 
     def texts(self, indices: Sequence[int]) -> list[RowTexts]:
         """What duplicates are compared by, of some rows."""
-        return [texts_of(self.row(int(index)), self.frame) for index in indices]
+        lines = self.lines(np.asarray(indices, dtype=np.int64))
+        return [texts_of(Row.from_json(orjson.loads(line)), self.frame) for line in lines]
 
     def close(self) -> None:
         """Close its files."""

@@ -146,18 +146,19 @@ class Refined(NamedTuple):
 
     Args:
         record: the source record without personal data, for `rejects.jsonl` should the row be dropped later.
+        measured, language, flags: found last.
     """
 
     row: Row
     stratum: str
     record: Mapping[str, Any]
     changes: list[Change]
-    measured: Measured
-    language: str | None
-    flags: tuple[str, ...]
     group: str
     time: float
     rating: float
+    measured: Measured = _NOT_YET
+    language: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 class Refused(NamedTuple):
@@ -201,7 +202,7 @@ def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequen
             for r in parsed.repairs
         ]
     draft = Refined(
-        row, stratum, record, changes, _NOT_YET, None, (),
+        row, stratum, record, changes,
         _group(item.value, config), _number(value, _time_column(config)), _number(value, config.duplicates.best),
     )  # fmt: skip
     measured = measured_if_long(row, refinery)
@@ -222,13 +223,13 @@ def _finished(draft: Refined, measured: Measured | Rejection, refinery: Refinery
 
     if isinstance(measured, Rejection):
         return refuse(measured.reason, measured.detail)
-    asked = asked_text(row)
+    looked_at = int(row.id, 16) % refinery.languages_every == 0
+    asked = asked_text(row) if language_wanted or looked_at else ""
     if language_wanted and language.foreign(asked, language_wanted):
         return refuse("wrong_language", f"{language.detect_language(asked)[0]}, not {language_wanted}")
-    looked_at = int(row.id, 16) % refinery.languages_every == 0
     code = language.detect_language(asked)[0] if looked_at else None
     flags = quality.flags(row.messages, row.label)
-    return draft._replace(measured=measured, language=code, flags=flags)
+    return Refined(*draft[:-3], measured, code, flags)  # as `_replace` does, in half the time
 
 
 def _fits(row: Row, refinery: Refinery) -> Fits:

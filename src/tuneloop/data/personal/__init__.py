@@ -392,15 +392,19 @@ def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[Finding]:
 
 
 @lru_cache(maxsize=1)
-def _fold_table() -> tuple[re.Pattern[str], dict[int, str | None]]:
-    """Digits of other scripts, full-width signs, exotic spaces and hyphens to their ASCII twins; what can't be seen to nothing."""
+def _fold_table() -> tuple[frozenset[str], dict[int, str | None]]:
+    """Digits of other scripts, full-width signs, exotic spaces and hyphens to their ASCII twins; what can't be seen to nothing.
+
+    Returns:
+        the characters, and what becomes of each.
+    """
     table: dict[int, str | None] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
     table |= {code: str(int(chr(code))) for code in range(0x80, 0x1FBFA) if chr(code).isdecimal()}
     table |= dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
     table |= dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0xFE63], "-")
     table |= {0xFE6B: "@"}
     table |= dict.fromkeys([0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF], None)
-    return re.compile("[" + re.escape("".join(map(chr, table))) + "]"), table
+    return frozenset(map(chr, table)), table
 
 
 def _view(text: str) -> tuple[str, list[int] | None]:
@@ -418,7 +422,7 @@ def _folded(text: str) -> tuple[str, list[int] | None]:
     if text.isascii():
         return text, None
     exotic, table = _fold_table()
-    if not exotic.search(text):
+    if exotic.isdisjoint(text):  # characters beyond 16 bits make a pattern of them many times slower
         return text, None
     view = text.translate(table)
     if len(view) == len(text):

@@ -423,8 +423,11 @@ def _signatures(texts: Sequence[Sequence[str]], kind: Kind, size: int, side: int
         shingles = (hashed >> np.uint64(32)).astype(np.uint32) ^ np.uint32(side * 0x5BD1E995)
         starts = np.cumsum(counts) - counts
         part = signatures[:, begin : begin + _AT_ONCE]
+        values = np.empty_like(shingles)
         for number in range(size):
-            np.minimum.reduceat(shingles * factors[number] + summands[number], starts, out=part[number])
+            np.multiply(shingles, factors[number], out=values)
+            values += summands[number]
+            np.minimum.reduceat(values, starts, out=part[number])
     return signatures
 
 

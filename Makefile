@@ -37,4 +37,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs datasets evals mlflow.db mlartifacts
+	rm -rf $(VENV) runs datasets evals artifacts mlflow.db mlartifacts

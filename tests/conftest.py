@@ -135,3 +135,48 @@ def cli(tmp_path: Path, cli_environment: dict[str, str]) -> Iterator[Cli]:
         )
 
     yield run
+
+
+EVALUATION = {
+    "version": 1,
+    "name": "tuned",
+    "dataset": "tickets-0123456789ab",
+    "split": "test",
+    "n": 40,
+    "primary": "accuracy",
+    "metrics": {"accuracy": {"value": 0.75, "low": 0.6, "high": 0.86}},
+    "baselines": {},
+    "comparisons": [],
+    "words": ["On 40 test rows the tuned model has accuracy 75.0 %."],
+}
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_llama: Path) -> Callable[..., Path]:
+    """Make the folder of a finished and evaluated run, with weights that do something: `make_run("run", dora=True)`; `base=` is another model's folder."""
+    import torch
+
+    from tuneloop.files import write_json, write_yaml
+    from tuneloop.models.load import load_model
+    from tuneloop.train.config import TrainConfig
+    from tuneloop.train.methods import attach
+
+    def make(name: str = "run", base: Path = tiny_llama, method: str = "lora", **settings: Any) -> Path:
+        folder = tmp_path / name
+        model = load_model(str(base), dtype="float32")
+        config = TrainConfig(method=method, rank=4, alpha=8.0, prefix_text="Hello there", **settings)  # type: ignore[arg-type]
+        trainable = attach(model, config, 0)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in trainable.parameters.values():
+                parameter += torch.randn(parameter.shape, generator=generator) * 0.05
+        trainable.after_step()
+        trainable.save(folder / trainable.folder)
+        write_yaml(folder / "config.yaml", {"name": "tickets", "model": str(base), "data": {"sources": ["none.jsonl"]}})
+        write_json(folder / "eval.json", EVALUATION)
+        run = {"version": 1, "id": name, "key": "k" * 64, "method": method, "model": str(base), "dataset": "tickets-0123456789ab",
+               "model_fingerprint": model.fingerprint}  # fmt: skip
+        write_json(folder / "run.json", run)
+        return folder
+
+    return make

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "tuneloop"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
-STAGES = {"data", "plan", "train", "evaluate", "report", "track"}
+STAGES = {"data", "plan", "train", "evaluate", "artifacts", "report", "track"}
 BASE = {"", "types", "files", "machine"}  # "" is the package itself: its version
 # What a part may import besides itself. A stage gets what it needs of another one as a value or a function.
 ALLOWED: dict[str, set[str]] = {

@@ -16,6 +16,7 @@ from tuneloop.cli import (
     diff,
     doctor,
     evaluate,
+    export,
     forget,
     gate,
     init,
@@ -51,6 +52,7 @@ app.command("evaluate")(evaluate.command)
 app.command("compare")(compare.command)
 app.command("review")(review.command)
 app.command("gate")(gate.command)
+app.command("export")(export.command)
 app.command("report")(report.command)
 app.command("doctor")(doctor.command)
 app.command("schema")(schema.command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +19,42 @@ def load(folder: Path, dtype: torch.dtype, device: str) -> nn.Module:
     Raises:
         UserError: Transformers is not installed, or can't load it.
     """
-    try:
+    with _user_errors(folder):
         from transformers import AutoModelForCausalLM
+
+        net: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return net.to(device).requires_grad_(False).eval()
+
+
+def empty(folder: Path) -> nn.Module:
+    """The modules of such a model, their weights without values.
+
+    Raises:
+        UserError: as `load`.
+    """
+    with _user_errors(folder), torch.device("meta"):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        net: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return net
+
+
+@contextlib.contextmanager
+def _user_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except ImportError:
         raise UserError(
             "This architecture needs the transformers package",
             where=str(folder),
             next_step="pip install 'tuneloop[transformers]'",
         ) from None
-    try:
-        net: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(
             f"Transformers can't load this model: {str(error).splitlines()[0]}",
             where=str(folder),
             next_step="check that it is a causal language model and complete",
         ) from None
-    return net.to(device).requires_grad_(False).eval()
 
 
 class TransformersCache:

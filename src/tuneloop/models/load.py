@@ -157,8 +157,8 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype, device: 
         from tuneloop.models.fallback import load
 
         return load(folder, dtype, device)
-    with torch.device("meta"):
-        net = Llama(LlamaConfig.from_json(config))
+    net = skeleton(folder)
+    assert isinstance(net, Llama)
     state = {key: value.to(dtype) for key, value in read_weights(folder).items()}
     if net.config.tied:
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
@@ -172,6 +172,25 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype, device: 
     if net.config.tied:
         net.lm_head.weight = net.model.embed_tokens.weight
     return net.to(device).requires_grad_(False).eval()
+
+
+def skeleton(folder: Path) -> nn.Module:
+    """A model's modules, their weights without values: what it is made of, in no time and memory.
+
+    Raises:
+        UserError: Transformers is needed for it and not installed, or does not know it.
+    """
+    import torch
+
+    from tuneloop.models.llama import Llama, LlamaConfig
+
+    config = read_json(folder / "config.json")
+    if not LlamaConfig.supports(config):
+        from tuneloop.models.fallback import empty
+
+        return empty(folder)
+    with torch.device("meta"):
+        return Llama(LlamaConfig.from_json(config))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

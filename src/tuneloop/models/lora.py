@@ -197,6 +197,16 @@ class LoraLinear(nn.Module):
         return norms
 
 
+def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None = None) -> Tensor:
+    """The one weight (fp32) that does what a base weight and its adapter do: W + scale B A.
+
+    Args:
+        magnitude: with DoRA, the lengths that its rows get (Liu et al. 2024, arXiv 2402.09353, equation 5).
+    """
+    merged = weight.float().addmm(b.float(), a.float(), alpha=scale)
+    return merged if magnitude is None else merged * (magnitude.float() / merged.norm(dim=1))[:, None]
+
+
 def _principal(weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A and B (fp32) whose product times `scale` is the nearest matrix of that rank to `weight`, nearly.
 

@@ -57,8 +57,8 @@ class Nf4Linear(nn.Module):
         return out
 
 
-def quantise(net: nn.Module) -> None:
-    """Replace every linear layer but the vocabulary projection by its 4-bit form, in place; done already is no error.
+def need_bitsandbytes() -> None:
+    """Make sure that weights can be packed.
 
     Raises:
         UserError: bitsandbytes is not installed.
@@ -71,7 +71,31 @@ def quantise(net: nn.Module) -> None:
         )
     # It warns of a faster kernel that it would fetch from a hub; nothing is fetched while a model trains.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for name, module in list(net.named_modules()):
-        if isinstance(module, nn.Linear) and "lm_head" not in name and not name.endswith("base_layer"):
-            parent, _, last = name.rpartition(".")
-            setattr(net.get_submodule(parent), last, Nf4Linear(module))
+
+
+def quantise(net: nn.Module) -> None:
+    """Replace every linear layer but the vocabulary projection by its 4-bit form, in place; done already is no error.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    need_bitsandbytes()
+    for name, module in quantisable(net).items():
+        parent, _, last = name.rpartition(".")
+        setattr(net.get_submodule(parent), last, Nf4Linear(module))
+
+
+def quantisable(net: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that `quantise` replaces, by name."""
+    return {
+        name: module
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear) and "lm_head" not in name and not name.endswith("base_layer")
+    }
+
+
+def through_four_bits(weight: Tensor) -> Tensor:
+    """What a weight (outputs, inputs) is after `quantise`: packed and unpacked again, in its own dtype."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return Nf4Linear(layer).weight

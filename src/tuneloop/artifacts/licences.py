@@ -1,0 +1,84 @@
+"""Licences of base models, and what they ask of a model that was made from one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tuneloop.models.names import SHORT_NAMES
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A base model's licence.
+
+    Args:
+        id: as model cards on the hub name it.
+        name: for people.
+        url: its text.
+        notice: what a file `NOTICE` beside a derived model has to say; empty where nothing.
+        asks: what it asks of who passes a derived model on; empty where nothing beyond the usual.
+    """
+
+    id: str
+    name: str
+    url: str = ""
+    notice: str = ""
+    asks: str = ""
+
+
+def _llama(id_: str, version: str, page: str, *, meta: str = "", start: str = "Llama") -> Licence:
+    title = f"{meta}Llama {version} Community License"
+    return Licence(
+        id_,
+        title,
+        f"https://www.llama.com/{page}/license/",
+        f"{meta}Llama {version} is licensed under the {title}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
+        f'Who passes this model on must give a copy of the licence with it, say "Built with {meta}Llama{" 3" if meta else ""}" '
+        f'where it is shown, begin its name with "{start}", and keep the file NOTICE.',
+    )
+
+
+# Starts of hub names -> licence, from the models' hub pages and section 1.b of each licence.
+_KNOWN = {
+    "meta-llama/Meta-Llama-3-": _llama("llama3", "3", "llama3", meta="Meta ", start="Llama 3"),
+    "meta-llama/Llama-3.1-": _llama("llama3.1", "3.1", "llama3_1"),
+    "meta-llama/Llama-3.2-": _llama("llama3.2", "3.2", "llama3_2"),
+    "meta-llama/Llama-3.3-": _llama("llama3.3", "3.3", "llama3_3"),
+    "HuggingFaceTB/SmolLM2-": Licence(
+        "apache-2.0", "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0"
+    ),
+}
+
+
+def hub_name(model: str) -> str:
+    """A base model's name on the hub, where its name says it; else empty."""
+    if Path(model).expanduser().exists():
+        return ""
+    known = SHORT_NAMES.get(model.lower(), model)
+    return known if "/" in known else ""
+
+
+def licence_of(model: str) -> Licence | None:
+    """A base model's licence: by its hub name, or as the model card in its folder says; None where neither tells."""
+    name = hub_name(model)
+    found = next((licence for start, licence in _KNOWN.items() if name.startswith(start)), None)
+    return found or _stated(Path(model).expanduser() / "README.md")
+
+
+def _stated(card: Path) -> Licence | None:
+    """The licence that a model card's head names."""
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    try:
+        head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        return None
+    if not isinstance(head, dict) or not isinstance(head.get("license"), str):
+        return None
+    stated = str(head["license"])
+    own = next((licence for licence in _KNOWN.values() if licence.id == stated), None)
+    return own or Licence(stated, str(head.get("license_name") or stated), str(head.get("license_link") or ""))

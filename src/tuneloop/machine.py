@@ -43,7 +43,7 @@ def memory_capacity() -> float:
     return total / GIB
 
 
-def _cuda() -> Any:
+def cuda_in_use() -> Any:
     """`torch.cuda` where this process trains on a GPU, else None; torch is not loaded for it."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() else None
@@ -51,13 +51,13 @@ def _cuda() -> Any:
 
 def training_capacity() -> float:
     """GiB where training happens: the GPU's memory as its driver reports it, else `memory_capacity`."""
-    cuda = _cuda()
+    cuda = cuda_in_use()
     return float(cuda.mem_get_info()[1]) / GIB if cuda else memory_capacity()
 
 
 def memory_now() -> float:
     """GiB in use now where training happens: torch's tensors on a GPU, else what is resident in this process."""
-    cuda = _cuda()
+    cuda = cuda_in_use()
     return float(cuda.memory_allocated()) / GIB if cuda else _status("VmRSS")
 
 
@@ -73,7 +73,7 @@ def release_memory() -> None:
 
 def reset_peak_memory() -> None:
     """Start a new measurement of `peak_memory` (on a GPU, or on Linux; elsewhere the peak is the process's)."""
-    if cuda := _cuda():
+    if cuda := cuda_in_use():
         cuda.reset_peak_memory_stats()
         return
     with contextlib.suppress(OSError):
@@ -82,7 +82,7 @@ def reset_peak_memory() -> None:
 
 def peak_memory() -> float:
     """Most GiB in use at a time since `reset_peak_memory`, see `memory_now`."""
-    cuda = _cuda()
+    cuda = cuda_in_use()
     return float(cuda.max_memory_allocated()) / GIB if cuda else _status("VmHWM")
 
 
@@ -108,7 +108,7 @@ def processor() -> str:
 
 def gpus() -> list[str]:
     """Names of the CUDA devices that torch sees; empty when torch is not loaded yet."""
-    cuda = _cuda()
+    cuda = cuda_in_use()
     return [cuda.get_device_name(i) for i in range(cuda.device_count())] if cuda else []
 
 

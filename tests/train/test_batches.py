@@ -46,6 +46,13 @@ def test_micro_batches_stay_within_their_tokens(lengths: list[int], per_step: in
             assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= micro
 
 
+def test_a_processor_computes_1024_tokens_at_once_unless_told() -> None:
+    data = rows([256] * 8)
+    for told, expected in ((0, 4), (512, 2)):
+        (step,) = plan_steps(data, TrainConfig(rows_per_step=8, micro_batch_tokens=told, epochs=1), 0)
+        assert {len(micro) for micro in step.micro_batches} == {expected}
+
+
 def test_a_step_has_its_rows_and_tokens() -> None:
     lengths = [20 + i % 50 for i in range(400)]
     steps = plan_steps(rows(lengths), TrainConfig(rows_per_step=4, tokens_per_step=500, epochs=1), 0)

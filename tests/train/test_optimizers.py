@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,3 +145,49 @@ def test_memory_that_runs_out_while_validating_halves_the_batch(
     monkeypatch.setitem(loss.LOSSES, "supervised", tight(0))
     with pytest.raises(UserError, match="while validating: a single row"):
         mean_loss(tiny_model, rows, changed())
+
+
+def test_adamw_gives_the_bits_and_states_of_torchs_own() -> None:
+    from tuneloop.train.optimizers import AdamW
+
+    settings: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.999)}
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((7, 5), (3,), (2, 2))]
+    made = []
+    for kind, extra in ((AdamW, {}), (torch.optim.AdamW, {"fused": True})):
+        ours = [torch.nn.Parameter(t.clone()) for t in start]
+        groups = [{"params": ours[:2], "ratio": 1.0}, {"params": ours[2:], "ratio": 10.0}]
+        made.append((ours, kind(groups, **settings, **extra)))  # type: ignore[operator]
+    for place in range(5):
+        drawn = [torch.randn(t.shape, generator=generator) for t in start]
+        for parameters, optimizer in made:
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 * group["ratio"] / (place + 1)
+            for p, gradient in zip(parameters, drawn, strict=True):
+                p.grad = (
+                    gradient.clone() if place or p is not parameters[1] else None
+                )  # one learns later than the others
+            optimizer.step()
+            optimizer.zero_grad()
+            assert all(p.grad is None for p in parameters)
+        if place == 2:  # each goes on from the other's states
+            states = [optimizer.state_dict() for _, optimizer in made]
+            for (_, optimizer), state in zip(made, states[::-1], strict=True):
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": state["state"]})
+    for one, two in zip(made[0][0], made[1][0], strict=True):
+        assert torch.equal(one, two)
+    one, two = (optimizer.state_dict()["state"] for _, optimizer in made)
+    assert not [(i, name) for i in two for name in two[i] if not torch.equal(one[i][name], two[i][name])]
+
+
+def test_a_run_does_not_load_torchs_compiler(tiny_llama: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tuneloop.models.load import load_model; from tuneloop.train.config import TrainConfig; from tuneloop.train.loop import train\n"
+        "model = load_model(sys.argv[1]); turns = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]\n"
+        "train(model, [model.template.render(turns)] * 9, [], TrainConfig(epochs=1), Path(sys.argv[2]))\n"
+        "print([name for name in sys.modules if name.startswith(('torch._dynamo', 'torch._inductor', 'sympy'))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_llama), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().splitlines()[-1] == "[]"

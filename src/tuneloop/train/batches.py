@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneloop.machine import cuda_in_use
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import TrainRow, conversations
 from tuneloop.types import UserError
@@ -50,11 +51,16 @@ def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: 
             cut = _mixed_epoch(lengths, mixed, rows_a_step, rng)
         else:
             cut = _epoch(lengths, config, rows_a_step, rng)
-        of_epoch = [_micro_batches(step, lengths, config.micro_batch_tokens) for step in cut]
+        of_epoch = [_micro_batches(step, lengths, tokens_at_once(config)) for step in cut]
         count = max(round(len(of_epoch) * share), 1)
         steps += [Step(micros, epoch + (i + 1) / len(of_epoch)) for i, micros in enumerate(of_epoch[:count])]
         epoch += 1
     return steps
+
+
+def tokens_at_once(config: TrainConfig) -> int:
+    """Tokens of a micro-batch: as configured, or what suits the device. More than 1,024 make a processor no faster and take memory."""
+    return config.micro_batch_tokens or (2048 if cuda_in_use() else 1024)
 
 
 def _padded_length(row: TrainRow) -> int:

@@ -107,24 +107,17 @@ def _write(path: Path, value: Any) -> None:
     before the file is there: any number of processes can read it.
     """
     import torch
-    from torch.distributed.checkpoint.api import CheckpointException
 
     shards: dict[str, Any] = {}
     value = _without_shards(value, shards)
     try:
         if shards:
-            from torch.distributed.checkpoint.filesystem import FileSystemWriter
-            from torch.distributed.checkpoint.state_dict_saver import save
-
-            if is_first():
-                shutil.rmtree(_shards(path), ignore_errors=True)
-            wait()
-            save(shards, storage_writer=FileSystemWriter(_shards(path)))
+            _write_shards(_shards(path), shards)
         if is_first():
             with replacing(path) as file:
                 torch.save(value, file)
         wait()
-    except (UserError, RuntimeError, CheckpointException) as error:
+    except (UserError, RuntimeError) as error:
         kept = list_checkpoints(path.parent)
         if not kept or (isinstance(error, RuntimeError) and "write" not in str(error)):
             raise
@@ -134,6 +127,20 @@ def _write(path: Path, value: Any) -> None:
             where=str(path),
             next_step="free some space on that disk, then run the same command again: it goes on from there",
         ) from None
+
+
+def _write_shards(folder: Path, shards: dict[str, Any]) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    if is_first():
+        shutil.rmtree(folder, ignore_errors=True)
+    wait()
+    try:
+        save(shards, storage_writer=FileSystemWriter(folder))
+    except CheckpointException as error:  # no Exception, so nobody would expect it
+        raise RuntimeError(f"a process could not write its shards: {error}") from error
 
 
 def _read(path: Path) -> Any:

@@ -122,7 +122,11 @@ class TrainConfig(Config):
     )
     rows_per_step: int = Field(8, ge=1, description="rows of one optimizer step, at least")
     tokens_per_step: int = Field(0, ge=0, description="a step takes more rows until it has this many tokens")
-    micro_batch_tokens: int = Field(2048, ge=16, description="tokens computed at once, padding included; bounds memory")
+    micro_batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="tokens computed at once, padding included; bounds memory; 0: 1,024 on a processor, 2,048 on a GPU",
+    )
     evaluations: int = Field(6, ge=1, description="validation losses measured over the run, evenly spaced")
     val_rows: int = Field(256, ge=1, description="validation rows that are measured, a seeded sample of the split")
     patience: int = Field(2, ge=1, description="stop after this many evaluations in a row without a better loss")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
-from tuneloop.train.batches import is_out_of_memory, too_large
+from tuneloop.train.batches import is_out_of_memory, tokens_at_once, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import merged, own_share, processes, summed
 from tuneloop.train.rows import (
@@ -301,7 +301,7 @@ def kto_reference_point(step: Batch) -> float:
     """How far the model has moved from the reference on answers to other prompts: KTO's z0, of the whole step."""
     total = 0.0
     rated: Sequence[Rated] = step.rows
-    for rows, counted in own_share(list(in_batches(rated, step.config.micro_batch_tokens))):
+    for rows, counted in own_share(list(in_batches(rated, tokens_at_once(step.config)))):
         now = log_likelihoods(step.model, [row.other for row in rows])
         moved = now - torch.tensor([row.reference[1] for row in rows], device=now.device)
         total += float(moved.sum()) * counted

@@ -312,3 +312,20 @@ def test_a_random_mixture_of_lengths_gives_the_same_in_any_order(tiny_model: Mod
     straight = generate(tiny_model, prompts, max_new_tokens=5)
     shuffled = generate(tiny_model, [prompts[i] for i in order], max_new_tokens=5)
     assert [straight[i] for i in order] == shuffled
+
+
+def test_no_token_is_more_than_certain_although_logits_are_rounded() -> None:
+    from tuneloop.models.generate import _token_scores
+
+    torch.manual_seed(0)
+    head = torch.randn(512, 64)
+    hidden = (
+        torch.randn(40, 64) / 8 + head[:40] * torch.linspace(0.1, 0.6, 40)[:, None]
+    )  # from many likely tokens to a single one
+    head, hidden = head.bfloat16(), hidden.bfloat16()
+    at = torch.arange(40)
+    exact = torch.log_softmax(hidden.double() @ head.double().t(), -1)[at, at]
+    found = _token_scores(hidden, head, at, at)
+    assert exact.max() > -1e-3 and exact.min() < -1
+    assert found.max() <= 1e-6
+    torch.testing.assert_close(found.double(), exact, atol=0.01, rtol=0)

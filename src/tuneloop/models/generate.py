@@ -544,7 +544,8 @@ class _Search:
 def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
     """log sum exp over the vocabulary of hidden @ head' (rows), fp32, in blocks of rows.
 
-    softmax in one pass is faster on CPUs than exp and sum; log p_max = max - logsumexp gives the normaliser.
+    softmax in one pass is faster on CPUs than exp and sum: the inverse of its maximum is the sum over exp(logit - highest). bf16 logits
+    are rounded; that averages out over many tokens, but not where a few carry the sum, so the four highest enter it in fp32.
     """
     import torch
 
@@ -552,7 +553,11 @@ def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
     for part in torch.split(hidden, 256):
         logits = part @ head.t()
         top = logits.amax(-1).float()
-        out.append(top - torch.softmax(logits, -1, dtype=torch.float32).amax(-1).log_())
+        total = 1 / torch.softmax(logits, -1, dtype=torch.float32).amax(-1)
+        high = _highest(logits, 4)
+        exact = (part.float()[:, None] * head[high].float()).sum(-1)
+        few, few_exact = (torch.exp(x.float() - top[:, None]).sum(-1) for x in (logits.gather(1, high), exact))
+        out.append(top + torch.log((total - few).clamp(min=0) + few_exact))
     return torch.cat(out)
 
 

@@ -50,6 +50,7 @@ def test_the_closing_table_holds_what_was_promised(make_run: Callable[..., Path]
     for path in ("adapter", "report.html"):
         assert path in text.replace("\n", "")
     assert "tuneloop evaluate" in text and "--split val" in text
+    assert "tuneloop export" in text
     assert "\x1b" not in text  # plain where there is no terminal
 
 

@@ -267,4 +267,4 @@ def next_commands(facts: RunFacts, run: str) -> list[str]:
         return []
     if not facts.evaluation:
         return [f"tuneloop evaluate {run}"]
-    return [f"tuneloop evaluate {run} --split val", f"tuneloop compare {run} OTHER_RUN"]
+    return [f"tuneloop evaluate {run} --split val", f"tuneloop compare {run} OTHER_RUN", f"tuneloop export {run}"]

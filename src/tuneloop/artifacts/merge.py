@@ -170,6 +170,6 @@ def _changed(name: str, tensor: Tensor, change: _Change, file: Path) -> Tensor:
         )
     if after is not before:
         change.tensors += 1
-        change.moved += float((after - before).double().square().sum())
-        change.lost += float((stored.float() - after).double().square().sum())
+        change.moved += float((after - before).norm()) ** 2
+        change.lost += float((stored.float() - after).norm()) ** 2
     return stored

@@ -208,19 +208,18 @@ class KeyValues:
 
     def rows(self, some: slice) -> KeyValues:
         """A window on neighbouring rows of buffers that have room: what extends it is written here too."""
-        part = KeyValues(len(self.keys))
-        part.keys = [None if k is None else k[some] for k in self.keys]
-        part.values = [None if v is None else v[some] for v in self.values]
-        part.lengths = list(self.lengths)
-        return part
+        return self._picked(some)
 
     def select(self, rows: Tensor) -> KeyValues:
         """The same for some rows, or for rows repeated (B' indices); a copy."""
-        chosen = KeyValues(len(self.keys))
-        chosen.keys = [None if k is None else k[rows] for k in self.keys]
-        chosen.values = [None if v is None else v[rows] for v in self.values]
-        chosen.lengths = list(self.lengths)
-        return chosen
+        return self._picked(rows)
+
+    def _picked(self, rows: slice | Tensor) -> KeyValues:
+        picked = KeyValues(len(self.keys))
+        picked.keys = [None if k is None else k[rows] for k in self.keys]
+        picked.values = [None if v is None else v[rows] for v in self.values]
+        picked.lengths = list(self.lengths)
+        return picked
 
 
 # Above this length SDPA's blocks beat plain products on CPUs; below, it is 2 to 7 times slower in bf16.

@@ -24,7 +24,7 @@ from tuneloop.data.formats.detect import (
     guess_from_info,
     is_label_list,
 )
-from tuneloop.data.formats.logs import read_exchange, with_whole_answer, with_whole_request
+from tuneloop.data.formats.logs import read_exchange, with_whole_exchange
 from tuneloop.data.formats.ratings import opinion, read_number, read_thumb, score_of
 from tuneloop.data.formats.templates import column_text, fill, template_columns
 from tuneloop.data.formats.turns import (
@@ -135,7 +135,7 @@ def with_whole_texts(value: dict[str, Any], guess: FormatGuess) -> dict[str, Any
     columns = guess.columns
     try:
         if guess.name == "logs" and {"request", "response"} <= columns.keys():
-            return with_whole_request(with_whole_answer(value, columns["response"]), columns["request"])
+            return with_whole_exchange(value, columns["request"], columns["response"])
         for role, column in columns.items():
             cell = value.get(column) if role in _IN_TURNS else None
             turns = [cell] if type(cell) is dict else cell

@@ -4,7 +4,7 @@ Requests and responses are those of OpenAI's chat completions in the first place
 them, or streamed. Its responses API, its old completions, and what Anthropic and Ollama answer, are read as
 far as they are text and tool calls. Nothing here looks at roles or arguments: `tuneloop.data.formats.turns` does.
 
-A streamed answer becomes the response that would have come without streaming (`with_whole_answer`) before anything
+A streamed answer becomes the response that would have come without streaming (`with_whole_exchange`) before anything
 looks at its texts: the white space at the ends of a piece belongs to the text, and personal data may be cut between two.
 """
 
@@ -213,16 +213,19 @@ def _items(value: Iterable[Any]) -> list[Any]:
     return turns
 
 
-def with_whole_request(record: dict[str, Any], request: str) -> dict[str, Any]:
-    """A record with a text in place of each content of its request that stands in parts of text; itself where none does.
+def with_whole_exchange(record: dict[str, Any], request: str, response: str) -> dict[str, Any]:
+    """A record with one text in place of contents in parts, and of a streamed answer; itself where there are none.
 
     Args:
         record: the log's record.
-        request: column with the request.
+        request, response: columns with them.
     """
-    asked = record.get(request)
-    whole = _whole_turns(asked)
-    return record if whole is asked else {**record, request: whole}
+    changed = {}
+    for column, whole in ((request, _whole_turns), (response, _without_streams)):
+        value = record.get(column)
+        if (made := whole(value)) is not value:
+            changed[column] = made
+    return {**record, **changed} if changed else record
 
 
 def _whole_turns(asked: Any) -> Any:
@@ -329,18 +332,6 @@ def _word(value: Any) -> str:
 
 
 # --- streams -------------------------------------------------------------------------------------
-
-
-def with_whole_answer(record: dict[str, Any], response: str) -> dict[str, Any]:
-    """A record with its streamed answer put together, as if it had not been streamed; itself where nothing was.
-
-    Args:
-        record: the log's record.
-        response: column with the response.
-    """
-    value = record.get(response)
-    whole = _without_streams(value)
-    return record if whole is value else {**record, response: whole}
 
 
 def _without_streams(value: Any) -> Any:

@@ -170,7 +170,6 @@ def make_run(tmp_path: Path, tiny_llama: Path) -> Callable[..., Path]:
         with torch.no_grad():
             for parameter in trainable.parameters.values():
                 parameter += torch.randn(parameter.shape, generator=generator) * 0.05
-        trainable.after_step()
         trainable.save(folder / trainable.folder)
         write_yaml(folder / "config.yaml", {"name": "tickets", "model": str(base), "data": {"sources": ["none.jsonl"]}})
         write_json(folder / "eval.json", EVALUATION)

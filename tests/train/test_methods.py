@@ -19,6 +19,7 @@ from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import train
 from tuneloop.train.loss import mean_loss
 from tuneloop.train.methods import METHODS
+from tuneloop.train.optimizers import with_rest
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import batch_loss, optimizer_step
 from tuneloop.types import UserError
@@ -132,17 +133,23 @@ def test_what_does_not_fit_the_earlier_run_is_refused(tiny_llama: Path, tmp_path
         train(other, make_rows(other.template, 8), [], changed(**init), tmp_path / "d")
 
 
-def test_a_full_run_in_bf16_keeps_updates_that_bf16_would_lose(tiny_llama: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw-8bit"])
+def test_a_full_run_in_bf16_keeps_updates_that_bf16_would_lose(optimizer: str, tiny_llama: Path) -> None:
+    if optimizer != "adamw":
+        pytest.importorskip("bitsandbytes")
     model = load_model(str(tiny_llama), dtype="bfloat16")
-    state = begin(model, changed(method="full", learning_rate=1e-6))
+    state = begin(model, changed(method="full", learning_rate=1e-6, optimizer=optimizer))
     rows = make_rows(model.template, 4)
-    masters = {name: p.detach().clone() for name, p in state.trainable.parameters.items()}
+    learned = state.trainable.parameters
+    start = {name: p.detach().float().clone() for name, p in learned.items()}
     for _ in range(3):
         optimizer_step(state, Step(((0, 1), (2, 3)), 0.0), rows, 1e-6)
-    moved = {name: float((p.detach() - masters[name]).abs().max()) for name, p in state.trainable.parameters.items()}
+    now = {name: p.detach() if p.dtype == torch.float32 else with_rest(p.detach(), state.optimizer.state[p]["rest"])
+           for name, p in learned.items()}  # fmt: skip
+    moved = {name: float((now[name] - start[name]).abs().max()) for name in now}
     assert all(0 < m < 1e-5 for m in moved.values())
-    assert {p.dtype for p in state.trainable.parameters.values()} == {torch.float32}
     assert {p.dtype for p in model.net.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(p, now[name].bfloat16()) for name, p in model.net.named_parameters())
     assert all(p.grad is None for p in model.net.parameters())
 
 

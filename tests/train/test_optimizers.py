@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from train_helpers import begin, changed, losses, make_rows, run
 
 from tuneloop.files import read_jsonl
@@ -17,6 +19,7 @@ from tuneloop.models.load import load_model
 from tuneloop.train import loss, step
 from tuneloop.train.batches import Step
 from tuneloop.train.loss import learned_states, mean_loss
+from tuneloop.train.optimizers import BLOCK, AdamW, _from_eight_bits, _into_eight_bits, with_rest
 from tuneloop.train.rows import Rendered
 from tuneloop.train.step import optimizer_step
 from tuneloop.types import UserError
@@ -101,13 +104,23 @@ def test_a_packed_row_never_sees_another_one(tiny_model: Any) -> None:
     assert not torch.equal(one.hidden_NC[~behind], two.hidden_NC[~behind])
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_states_in_eight_bits_learn_and_are_resumed(tiny_llama: Path, tmp_path: Path, inside: bool) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "inside"),
+    [
+        ("adamw-8bit", "float32", False),
+        ("adamw-8bit", "bfloat16", True),
+        ("paged-adamw-8bit", "float32", True),
+        ("paged-adamw-8bit", "bfloat16", False),
+    ],
+)
+def test_states_in_eight_bits_learn_and_are_resumed(
+    tiny_llama: Path, tmp_path: Path, optimizer: str, dtype: str, inside: bool
+) -> None:
     pytest.importorskip("bitsandbytes")
     config = changed(
-        method="full", optimizer="adamw-8bit", learning_rate=1e-3, optimizer_in_backward=inside, checkpoint_seconds=0.0
+        method="full", optimizer=optimizer, learning_rate=1e-3, optimizer_in_backward=inside, checkpoint_seconds=0.0
     )
-    whole, model = run(tiny_llama, tmp_path / "whole", config)
+    whole, model = run(tiny_llama, tmp_path / "whole", config, dtype=dtype)
     assert whole.best_val_loss < whole.first_val_loss - 0.5
 
     class Stop(Exception):
@@ -118,8 +131,8 @@ def test_states_in_eight_bits_learn_and_are_resumed(tiny_llama: Path, tmp_path: 
             raise Stop
 
     with pytest.raises(Stop):
-        run(tiny_llama, tmp_path / "cut", config, log=log)
-    again, _ = run(tiny_llama, tmp_path / "cut", config)
+        run(tiny_llama, tmp_path / "cut", config, dtype=dtype, log=log)
+    again, _ = run(tiny_llama, tmp_path / "cut", config, dtype=dtype)
     assert again.resumed_at and again.adapter_hash == whole.adapter_hash
     assert mean_loss(model, make_rows(model.template, 8, offset=100), config)[0] == pytest.approx(
         whole.best_val_loss, rel=1e-4
@@ -148,8 +161,6 @@ def test_memory_that_runs_out_while_validating_halves_the_batch(
 
 
 def test_adamw_gives_the_bits_and_states_of_torchs_own() -> None:
-    from tuneloop.train.optimizers import AdamW
-
     settings: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.999)}
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) for shape in ((7, 5), (3,), (2, 2))]
@@ -178,6 +189,122 @@ def test_adamw_gives_the_bits_and_states_of_torchs_own() -> None:
         assert torch.equal(one, two)
     one, two = (optimizer.state_dict()["state"] for _, optimizer in made)
     assert not [(i, name) for i in two for name in two[i] if not torch.equal(one[i][name], two[i][name])]
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, min_value=-(2.0**99), max_value=2.0**99), min_size=1), st.booleans()
+)
+@example(
+    [1.0 + 2**-8, -(1.0 + 2**-8), 1.0 + 3 * 2**-8, 0.0, -0.0, 1e-42], True
+)  # halves of a bf16 step, both ways; no normal number
+def test_a_bf16_weight_and_its_rest_are_the_fp32_weight(values: list[float], still: bool) -> None:
+    """The update of nothing but the weight decay, which is one fp32 product."""
+    wide = torch.nn.Parameter(torch.tensor(values))
+    weight = torch.nn.Parameter(wide.detach().bfloat16())
+    settings: dict[str, Any] = {"lr": 0.0 if still else 0.25, "weight_decay": 0.5, "betas": (0.9, 0.999)}
+    optimizer = AdamW([{"params": [weight]}], **settings)
+    rest = optimizer._state(weight)["rest"]
+    difference = wide.detach().view(torch.int32) - (weight.detach().view(torch.int16).to(torch.int32) << 16)
+    rest.copy_(difference.clamp(max=2**15 - 1))
+    before = with_rest(weight.detach(), rest).clone()
+    assert (before.view(torch.int32) - wide.detach().view(torch.int32)).abs().max() <= 1  # the last digit, at most
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    expected = before * (1 - settings["lr"] * settings["weight_decay"])
+    after = with_rest(weight.detach(), rest)
+    assert (after.view(torch.int32) - expected.view(torch.int32)).abs().max() <= 1
+    assert torch.equal(weight.detach(), after.bfloat16())
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-30, 10), st.booleans())
+def test_moments_in_eight_bits_are_near_and_stay_when_they_are_read_and_written_again(
+    seed: int, exponent: float, signed: bool
+) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    table = functional.create_dynamic_map(signed=signed)
+    values = torch.randn(4 * BLOCK, generator=torch.Generator().manual_seed(seed)) * 10**exponent
+    values[:BLOCK] = 0.0
+    values = values if signed else values.abs()
+    codes, scale = torch.zeros(len(values), dtype=torch.uint8), torch.zeros(4)
+    _into_eight_bits(values, codes, scale, table)
+    found = _from_eight_bits(codes, scale, table)
+    assert torch.equal(found[:BLOCK], torch.zeros(BLOCK))
+    greatest = values.view(4, BLOCK).abs().amax(1).repeat_interleave(BLOCK)
+    assert ((found - values).abs() <= 0.02 * greatest).all()
+
+
+def test_eight_bits_learn_nearly_what_32_do() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    tables = (functional.create_dynamic_map(signed=True), functional.create_dynamic_map(signed=False))
+    generator = torch.Generator().manual_seed(0)
+    start, push = (torch.randn(300, 1024, generator=generator) for _ in range(2))
+    settings: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.999)}
+    eight, wide, rounded = (
+        torch.nn.Parameter(start.to(kind, copy=True)) for kind in (torch.float32, torch.float32, torch.bfloat16)
+    )
+    optimizers = [
+        AdamW([{"params": [p]}], tables=t, **settings) for p, t in ((eight, tables), (wide, None), (rounded, tables))
+    ]
+    for _ in range(40):
+        gradient = push + torch.randn(start.shape, generator=generator)
+        for p, optimizer in zip((eight, wide, rounded), optimizers, strict=True):
+            p.grad = gradient.to(p.dtype)
+            optimizer.step()
+    moved = wide.detach() - start
+    assert float((eight.detach() - start - moved).norm() / moved.norm()) < 0.05
+    held = optimizers[2].state[rounded]
+    found = with_rest(rounded.detach(), held["rest"]) - start.bfloat16().float()
+    assert float((found - moved).norm() / moved.norm()) < 0.05
+    taken = {name: (value.dtype, tuple(value.shape)) for name, value in held.items() if value.dim()}
+    assert taken == {
+        "exp_avg": (torch.uint8, (300, 1024)), "exp_avg_scale": (torch.float32, (300, 16)), "rest": (torch.int16, (300, 1024)),
+        "exp_avg_sq": (torch.uint8, (300, 1024)), "exp_avg_sq_scale": (torch.float32, (300, 16)),
+    }  # fmt: skip
+
+
+def test_bf16_weights_learn_as_fp32_ones_do_where_plain_bf16_stands_still() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(300, 1000, generator=generator).bfloat16()  # more than two stretches
+    ours, wide, plain = (
+        torch.nn.Parameter(start.to(kind, copy=True)) for kind in (torch.bfloat16, torch.float32, torch.bfloat16)
+    )
+    settings: dict[str, Any] = {"lr": 1e-5, "weight_decay": 0.0, "betas": (0.9, 0.999)}
+    optimizers = [AdamW([{"params": [p]}], **settings) for p in (ours, wide)]
+    optimizers.append(torch.optim.AdamW([plain], **settings))  # type: ignore[arg-type]
+    push = torch.randn(start.shape, generator=generator)
+    for _ in range(40):
+        gradient = (push + torch.randn(start.shape, generator=generator)).bfloat16()
+        for p, optimizer in zip((ours, wide, plain), optimizers, strict=True):
+            p.grad = gradient.to(p.dtype, copy=True)
+            optimizer.step()
+    moved = wide.detach() - start.float()
+    found = with_rest(ours.detach(), optimizers[0].state[ours]["rest"]) - start.float()
+    assert float((found - moved).norm() / moved.norm()) < 0.01
+    assert torch.equal(ours.detach(), with_rest(ours.detach(), optimizers[0].state[ours]["rest"]).bfloat16())
+    assert float((plain.detach().float() - start.float() - moved).norm() / moved.norm()) > 0.5
+    taken = {name: value.dtype for name, value in optimizers[0].state[ours].items()}
+    assert taken == {"step": torch.float32, "exp_avg": torch.bfloat16, "exp_avg_sq": torch.float32, "rest": torch.int16}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_full_run_in_bf16_that_was_cut_short_ends_with_the_same_bits(
+    inside: bool, tiny_llama: Path, tmp_path: Path
+) -> None:
+    config = changed(method="full", learning_rate=1e-4, optimizer_in_backward=inside, checkpoint_seconds=0.0)
+    whole, _ = run(tiny_llama, tmp_path / "whole", config, dtype="bfloat16")
+
+    class Stop(Exception):
+        pass
+
+    def log(record: dict[str, Any]) -> None:
+        if record["step"] >= 7 and "loss" in record:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(tiny_llama, tmp_path / "cut", config, dtype="bfloat16", log=log)
+    again, _ = run(tiny_llama, tmp_path / "cut", config, dtype="bfloat16")
+    assert again.resumed_at and again.adapter_hash == whole.adapter_hash
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
 def test_a_run_does_not_load_torchs_compiler(tiny_llama: Path, tmp_path: Path) -> None:

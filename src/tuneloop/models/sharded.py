@@ -14,6 +14,12 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is spread over several, the very memory; any other as it is."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
 def spread(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, spread as `like` is: each process has the tensor and keeps its part."""
     if not hasattr(like, "full_tensor") or hasattr(tensor, "full_tensor"):

@@ -18,6 +18,7 @@ from tuneloop.plan.job import Job
 QUANT_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 # Bytes of AdamW's two moments for a parameter. Paged states live in memory that the driver can move to the host.
 STATE_BYTES = {"adamw": 8.0, "adamw-bf16": 4.0, "adamw-8bit": 2.0, "paged-adamw-8bit": 2.0, "sgd": 0.0}
+OWN_SCALES = 2 * 4 / 64  # tuneloop's 8-bit moments: an fp32 scale for each 64
 # What the driver, cuBLAS and the kernels take before the first tensor: 0.5 to 0.8 GiB on an A100.
 CONTEXT_GIB = 0.6
 CPU_GIB = 0.1  # what libraries take on a processor once they compute (12 runs of benchmarks/plan.py)
@@ -25,7 +26,7 @@ FP32_LOGITS = 3.75  # fp32 logits, their log-softmax, gradient and a part of a c
 # tuneloop's loop keeps freed blocks of the heap. What passes through a layer without being kept leaves holes: bytes a token and layer, in twice the
 # layer's width and feed-forward (6.4 to 11.4 KB on 25 runs of a 135M model, in bf16 as in fp32); unpacking 4-bit matrices leaves twice as many.
 HOLE_BYTES = 4
-OWN_CHUNK = 256  # learned positions whose logits exist at a time
+OWN_CHUNK, OWN_CHUNK_CPU = 256, 128  # learned positions whose logits exist at a time
 OWN_SHORT = 700  # up to this length attention on a processor is plain products, and its weights are kept
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # Blocks of ever new sizes leave holes: as a share of the activations (11.5 % on one GPU, 21 % with FSDP, on the runs of fms-acceleration), and of unfused
@@ -151,10 +152,15 @@ def _stored_bytes(job: Job) -> int:
 def _trained_bytes(job: Job) -> int:
     """Bytes of a trained weight: adapters are kept in fp32 unless the optimizer is told to work in bf16."""
     if job.kernels.own:
-        return 4
+        return 2 if _keeps_rests(job) else 4
     if job.full:
         return _stored_bytes(job)
     return 2 if job.optimizer == "adamw-bf16" and job.dtype != "fp32" else 4
+
+
+def _keeps_rests(job: Job) -> bool:
+    """Whether bf16 weights learn together with what rounding takes from them (train/optimizers.py)."""
+    return job.kernels.own and job.full and job.dtype != "fp32"
 
 
 def weight_bytes(job: Job) -> float:
@@ -173,8 +179,8 @@ def _weights(job: Job) -> dict[str, float]:
     if not job.full:
         cast = job.activation_bytes if job.kernels.own and job.adapted and job.activation_bytes == 2 else 0
         found["adapter"] = job.trainable * (_trained_bytes(job) + cast) / _shards(job, "weights")
-    elif job.kernels.own and job.dtype != "fp32":
-        found["fp32 copies of the weights"] = job.trainable * 4.0 / _shards(job, "weights")
+    elif _keeps_rests(job):
+        found["what rounding takes from the weights"] = job.trainable * 2.0 / _shards(job, "weights")
     return found
 
 
@@ -195,7 +201,11 @@ def _optimizer(job: Job) -> dict[str, float]:
     if job.offload or job.optimizer.startswith("paged"):
         return {}
     size = job.trainable * STATE_BYTES[job.optimizer]
-    if job.optimizer == "adamw-8bit" and job.full and not job.optimizer_in_backward:
+    if job.kernels.own and job.optimizer == "adamw-8bit":
+        size += job.trainable * OWN_SCALES
+    if _keeps_rests(job) and job.optimizer == "adamw":  # the first moment is bf16
+        size -= job.trainable * 2.0
+    if job.optimizer == "adamw-8bit" and job.full and not job.optimizer_in_backward and not job.kernels.own:
         # Transformers keeps the embedding's moments in 32 bits
         size += job.shape.embedding * (8.0 - STATE_BYTES[job.optimizer])
     if job.sharding.startswith("zero") and job.full and job.dtype in ("bf16", "fp16"):
@@ -240,7 +250,9 @@ def _head_gradient(job: Job) -> dict[str, float]:
 def _temporaries(job: Job) -> dict[str, float]:
     """What the optimizer needs besides weights, gradients and states."""
     if job.kernels.own:
-        return _temporaries_within(job)
+        # AdamW goes through weights in stretches; the paged one of bitsandbytes sees a whole one, and its gradient, in fp32.
+        whole = 8.0 if _keeps_rests(job) and job.optimizer.startswith("paged") else 0.0
+        return {"optimizer's temporaries": job.shape.embedding * whole / _shards(job, "states")}
     if job.offload or job.optimizer_in_backward or job.gpu.is_cpu:
         return {}
     if job.sharding.startswith("zero"):  # fused Adam over flat parts
@@ -255,9 +267,7 @@ def _temporaries(job: Job) -> dict[str, float]:
 
 def _temporaries_within(job: Job) -> dict[str, float]:
     """What an update of the largest weight needs where no freed memory can be taken for it: in the backward pass, where 8-bit states are unpacked
-    to fp32; in tuneloop's loop a root and a quotient, for which the heap's holes are too small."""
-    if job.kernels.own and job.full:
-        return {"optimizer's temporaries": 2 * job.shape.embedding * 4.0 / _shards(job, "states")}
+    to fp32."""
     if job.optimizer_in_backward and job.optimizer == "adamw-8bit" and not job.kernels.foreach:
         return {"optimizer's temporaries": job.shape.embedding * 4.0}
     return {}
@@ -364,9 +374,13 @@ def _logits(job: Job) -> dict[str, float]:
         logits = 4 * job.tokens * job.shape.vocabulary * 4
     if job.dtype == "fp32" and job.loss_kernel == "eager":
         logits = FP32_LOGITS * job.tokens * job.shape.vocabulary * 4
-    if job.kernels.own:  # logits, fp32 probabilities, their gradient
-        width = 4 + job.activation_bytes * (2 if job.activation_bytes == 2 else 1)
-        logits = min(OWN_CHUNK, job.learned or job.tokens) * job.shape.vocabulary * width
+    if job.kernels.own:  # logits, whose place their gradient takes, and fp32 probabilities
+        width = 4 + job.activation_bytes
+        logits = (
+            min(OWN_CHUNK_CPU if job.gpu.is_cpu else OWN_CHUNK, job.learned or job.tokens)
+            * job.shape.vocabulary
+            * width
+        )
     if job.loss_kernel == "fused":
         # chunks so small that their logits take as much as the hidden states, with fp32 sums
         logits = 3 * job.tokens * job.shape.hidden * 2

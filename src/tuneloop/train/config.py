@@ -91,14 +91,14 @@ class TrainConfig(Config):
         "linear", description="fall of the learning rate after warm-up"
     )
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the steps in which the learning rate rises")
-    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = Field(
         "adamw",
-        description="adamw, or adamw-8bit: states in 8 bits, 2 bytes a parameter instead of 8; on GPUs they move to the host's memory "
-        "when the GPU's is short (bitsandbytes)",
+        description="adamw, or adamw-8bit: moments in 8 bits, 2 bytes a parameter instead of 8 (6 of a full run in bf16); paged-adamw-8bit: those of "
+        "bitsandbytes, which move to the host's memory when a GPU's is short",
     )
     optimizer_in_backward: bool = Field(
         False,
-        description="of full: update each weight as soon as its gradient is there and free it; saves 4 bytes a parameter where a step is "
+        description="of full: update each weight as soon as its gradient is there and free it; saves a number for each parameter where a step is "
         "one micro-batch; gradients are not clipped",
     )
     gradient_checkpointing: Literal["auto", "always", "never"] = Field(

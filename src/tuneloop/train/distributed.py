@@ -258,7 +258,9 @@ def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moved = {
         place: {
-            name: spread(value, parameters[place]) if getattr(value, "shape", ()) == parameters[place].shape else value
+            name: spread(value, parameters[place])
+            if getattr(value, "shape", ())[:1] == parameters[place].shape[:1]
+            else value
             for name, value in entries.items()
         }
         for place, entries in state["state"].items()

@@ -67,11 +67,14 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 continue
             probabilities[rows, targets[part]] -= 1.0
             # A position's weight is put on its C numbers instead of the V of its row: one pass less over the largest buffer.
-            grad = probabilities.to(hidden.dtype)
+            grad = probabilities if probabilities.dtype == logits.dtype else logits.copy_(probabilities)
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[part]).mul_(weights[part, None])
             if grad_weight is not None:
-                grad_weight.add_(grad.t() @ (hidden[part] * weights[part, None]).to(hidden.dtype))
+                weighted = (hidden[part] * weights[part, None]).to(hidden.dtype)
+                # In stretches of the vocabulary: a sum of two dtypes makes a copy of the product, as large as all weights of the head.
+                for rows_of, columns in zip(torch.split(grad_weight, 4096), torch.split(grad, 4096, 1), strict=True):
+                    rows_of.add_(columns.t() @ weighted)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return (losses * weights).sum()
@@ -81,12 +84,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
         (grad,) = grads
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
+            grad_weight = grad_weight.mul_(grad).to(ctx.weight_dtype)  # in place: it may be the largest tensor there is
         return None if grad_hidden is None else grad_hidden * grad, grad_weight, None, None, None
 
 
 def head_cross_entropy(
-    hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor, chunk: int = 256
+    hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor, chunk: int = 0
 ) -> Tensor:
     """Sum over positions of weight * -log p(target), with the vocabulary projection inside.
 
@@ -95,10 +98,10 @@ def head_cross_entropy(
         head_VC: the projection's weight.
         targets_N: the next token at each position.
         weights_N: weight of each position (fp32); 1 / supervised tokens of the whole step gives their mean.
-        chunk: positions projected at a time; bounds memory to chunk * V * 6 bytes.
+        chunk: positions projected at a time; bounds memory to chunk * V * 6 bytes. 0: 128 on a processor, which more make no faster, 256 on a GPU.
     """
     loss: Tensor = _HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_NC, head_VC, targets_N, weights_N, chunk
+        hidden_NC, head_VC, targets_N, weights_N, chunk or (256 if hidden_NC.is_cuda else 128)
     )
     return loss
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tuneloop.files import content_hash, read_json, sha256_file, write_json
 from tuneloop.models.load import Model
@@ -40,12 +40,11 @@ class Trainable:
     """What a run moves, put into its model.
 
     Args:
-        parameters: by name; fp32, for small updates vanish in bf16.
+        parameters: by name.
         save: write what the model is now into a folder, whole or not at all; of several processes the first writes, and all call.
         detach: take it out of the model again.
         untouched: a context in which the model computes as before training; does nothing where that is not to be had.
         ratios: learning rate of a parameter as a multiple, where it is not 1.
-        after_step: after the parameters have changed.
         ready: called with a parameter when a backward pass has its whole gradient; heard by `full` alone.
         folder: name of the result in the run's folder.
     """
@@ -55,7 +54,6 @@ class Trainable:
     detach: Callable[[], None]
     untouched: Callable[[], AbstractContextManager[None]] = nullcontext
     ratios: dict[str, float] = field(default_factory=dict)
-    after_step: Callable[[], None] = lambda: None
     ready: list[Callable[[nn.Parameter], None]] = field(default_factory=list)
     folder: str = "adapter"
 
@@ -73,7 +71,6 @@ class Trainable:
         from tuneloop.models.lora import copy_tensors
 
         copy_tensors(state, self.parameters, where)
-        self.after_step()
 
 
 def attach(model: Model, config: TrainConfig, seed: int, rows: Sequence[TrainRow] = ()) -> Trainable:
@@ -196,63 +193,23 @@ def prefix(start: Start) -> Trainable:
 
 
 def full(start: Start) -> Trainable:
-    """All weights.
-
-    Where the model computes in bf16, fp32 copies are what learns: updates are thousands of times smaller than weights, and
-    bf16 holds three digits. Gradients go into the copies as they come, so micro-batches add up in fp32 too.
-    """
-    import torch
-    from torch import nn
-
+    """All weights, in the dtype that the model computes in; the optimizers keep what rounding to bf16 takes away."""
     model = start.model
-    weights = dict(model.net.requires_grad_(True).named_parameters())
-    copied = {name: p for name, p in weights.items() if p.dtype != torch.float32}
-    parameters = {name: nn.Parameter(p.detach().float()) if name in copied else p for name, p in weights.items()}
-
+    parameters = dict(model.net.requires_grad_(True).named_parameters())
     ready: list[Callable[[nn.Parameter], None]] = []
 
-    def collect(master: nn.Parameter) -> Callable[[Tensor], None]:
-        def hook(weight: Tensor) -> None:
-            if weight is master:
-                tell(master)
-                return
-            assert weight.grad is not None
-            if master.grad is None:
-                master.grad = weight.grad.float()
-            else:
-                master.grad += weight.grad
-            weight.grad = None
-            tell(master)
-
-        return hook
-
-    def tell(master: nn.Parameter) -> None:
+    def tell(weight: Tensor) -> None:
         for call in ready:
-            call(master)
+            call(cast("nn.Parameter", weight))
 
-    hooks = [
-        p.register_post_accumulate_grad_hook(collect(parameters[name]))  # type: ignore[no-untyped-call]
-        for name, p in weights.items()
-    ]
-
-    @torch.no_grad()
-    def after_step() -> None:
-        for name, weight in copied.items():
-            weight.copy_(parameters[name])
+    hooks = [p.register_post_accumulate_grad_hook(tell) for p in parameters.values()]  # type: ignore[no-untyped-call]
 
     def detach() -> None:
         for hook in hooks:
             hook.remove()
         model.net.requires_grad_(False)
 
-    return Trainable(
-        parameters,
-        lambda folder: save_model(folder, model),
-        detach,
-        after_step=after_step,
-        ready=ready,
-        folder="model",
-    )
+    return Trainable(parameters, lambda folder: save_model(folder, model), detach, ready=ready, folder="model")
 
 
 METHODS: dict[str, Callable[[Start], Trainable]] = {"full": full, "lora": lora, "qlora": qlora, "prefix": prefix}

@@ -18,7 +18,7 @@ from tuneloop.train.rows import TrainRow, tokens_of
 from tuneloop.train.run import Run
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def optimizer_step(
@@ -55,17 +55,14 @@ def optimizer_step(
     if run.in_backward:
         norm = run.in_backward.norm()
     else:
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)))
+        norm = _clip(parameters, run.config.max_grad_norm)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
-    run.trainable.after_step()
     return total, norm, figures
 
 
 def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
     """Add the gradient of a step to the parameters, micro-batch by micro-batch."""
-    import torch
-
     loss = LOSSES[run.config.loss]
     of_step = [rows[i] for micro in step.micro_batches for i in micro]
     share = 1 / sum(loss.units(row) for row in of_step)
@@ -86,11 +83,35 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
     total, *sums_of_all = summed([total, *figures.values()])
     figures = dict(zip(figures, sums_of_all, strict=True))
     if run.start:
-        parameters = run.trainable.parameters.items()
-        distance = torch.stack([(p - run.start[name]).square().sum() for name, p in parameters]).sum()
-        (run.config.l2_start * distance).backward()  # type: ignore[no-untyped-call]
-        figures["l2_start"] = float(whole(distance.detach()))
+        figures["l2_start"] = _pull_to_start(run)
     return total, figures
+
+
+def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Shrink the gradients to a norm of at most `most` over all of them; returns what it was. Norms are fp32 also where gradients are bf16."""
+    import torch
+
+    learned = [p for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm([p.grad for p in learned], 2, dtype=torch.float32)  # type: ignore[misc]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    torch.nn.utils.clip_grads_with_norm_(learned, most, norm)
+    return float(whole(norm))
+
+
+def _pull_to_start(run: Run) -> float:
+    """Add the gradient of `l2_start` times the squared distance from where the run began; returns the distance.
+
+    A weight at a time, for the differences are fp32. Of a bf16 weight they are what the model computes with, without what rounding took away.
+    """
+    import torch
+
+    distances = []
+    for name, p in run.trainable.parameters.items():
+        moved = p.detach().float() - run.start[name].float()
+        distances.append(moved.square().sum())
+        pull = moved.mul_(2 * run.config.l2_start).to(p.dtype)
+        p.grad = pull if p.grad is None else p.grad.add_(pull)
+    return float(whole(torch.stack(distances).sum()))
 
 
 def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:

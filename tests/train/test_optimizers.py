@@ -19,7 +19,7 @@ from tuneloop.models.load import load_model
 from tuneloop.train import loss, step
 from tuneloop.train.batches import Step
 from tuneloop.train.loss import learned_states, mean_loss
-from tuneloop.train.optimizers import BLOCK, AdamW, _from_eight_bits, _into_eight_bits, with_rest
+from tuneloop.train.optimizers import BLOCK, AdamW, _hold_mean, _hold_square, _mean_of, _square_of, with_rest
 from tuneloop.train.rows import Rendered
 from tuneloop.train.step import optimizer_step
 from tuneloop.types import UserError
@@ -116,7 +116,8 @@ def test_a_packed_row_never_sees_another_one(tiny_model: Any) -> None:
 def test_states_in_eight_bits_learn_and_are_resumed(
     tiny_llama: Path, tmp_path: Path, optimizer: str, dtype: str, inside: bool
 ) -> None:
-    pytest.importorskip("bitsandbytes")
+    if optimizer == "paged-adamw-8bit":
+        pytest.importorskip("bitsandbytes")
     config = changed(
         method="full", optimizer=optimizer, learning_rate=1e-3, optimizer_in_backward=inside, checkpoint_seconds=0.0
     )
@@ -216,26 +217,38 @@ def test_a_bf16_weight_and_its_rest_are_the_fp32_weight(values: list[float], sti
     assert torch.equal(weight.detach(), after.bfloat16())
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(-30, 10), st.booleans())
-def test_moments_in_eight_bits_are_near_and_stay_when_they_are_read_and_written_again(
-    seed: int, exponent: float, signed: bool
-) -> None:
-    functional = pytest.importorskip("bitsandbytes.functional")
-    table = functional.create_dynamic_map(signed=signed)
+@given(st.integers(0, 2**32 - 1), st.floats(-15, 10))
+def test_moments_in_eight_bits_are_near_and_no_second_one_is_zero(seed: int, exponent: float) -> None:
     values = torch.randn(4 * BLOCK, generator=torch.Generator().manual_seed(seed)) * 10**exponent
     values[:BLOCK] = 0.0
-    values = values if signed else values.abs()
+    values[-1] = 0.0
     codes, scale = torch.zeros(len(values), dtype=torch.uint8), torch.zeros(4)
-    _into_eight_bits(values, codes, scale, table)
-    found = _from_eight_bits(codes, scale, table)
-    assert torch.equal(found[:BLOCK], torch.zeros(BLOCK))
     greatest = values.view(4, BLOCK).abs().amax(1).repeat_interleave(BLOCK)
-    assert ((found - values).abs() <= 0.02 * greatest).all()
+    _hold_mean(values, codes, scale)
+    found = _mean_of(codes, scale)
+    assert ((found - values).abs() <= 2**-4 * values.abs() + 1e-5 * greatest).all()
+    _hold_square(values.abs(), codes, scale)
+    found = _square_of(codes, scale)
+    share = values.abs()[BLOCK:] / greatest[BLOCK:]
+    assert ((found[BLOCK:] / greatest[BLOCK:]) ** 0.25 - share**0.25).abs().max() <= 0.51 / 255 + 1 / 255 * (
+        share == 0
+    ).any()
+    assert (found[BLOCK:] > 0).all() and torch.equal(found[:BLOCK], torch.zeros(BLOCK))
+
+
+def test_no_weight_runs_away_where_gradients_differ_by_orders_of_magnitude() -> None:
+    """A second moment rounded to zero beside a first one that was not moved single weights by hundreds of learning rates."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.exp(1.5 * torch.randn(64, 1024, generator=generator))
+    p = torch.nn.Parameter(torch.zeros(64, 1024))
+    optimizer = AdamW([{"params": [p]}], lr=1.0, weight_decay=0.0, betas=(0.9, 0.999), eight_bits=True)
+    for _ in range(50):
+        before, p.grad = p.detach().clone(), sizes * torch.randn(sizes.shape, generator=generator)
+        optimizer.step()
+        assert float((p.detach() - before).abs().max()) < 10
 
 
 def test_eight_bits_learn_nearly_what_32_do() -> None:
-    functional = pytest.importorskip("bitsandbytes.functional")
-    tables = (functional.create_dynamic_map(signed=True), functional.create_dynamic_map(signed=False))
     generator = torch.Generator().manual_seed(0)
     start, push = (torch.randn(300, 1024, generator=generator) for _ in range(2))
     settings: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.999)}
@@ -243,7 +256,7 @@ def test_eight_bits_learn_nearly_what_32_do() -> None:
         torch.nn.Parameter(start.to(kind, copy=True)) for kind in (torch.float32, torch.float32, torch.bfloat16)
     )
     optimizers = [
-        AdamW([{"params": [p]}], tables=t, **settings) for p, t in ((eight, tables), (wide, None), (rounded, tables))
+        AdamW([{"params": [p]}], eight_bits=t, **settings) for p, t in ((eight, True), (wide, False), (rounded, True))
     ]
     for _ in range(40):
         gradient = push + torch.randn(start.shape, generator=generator)

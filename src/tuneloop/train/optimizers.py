@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BETAS = (0.9, 0.999)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PLAIN = {"step", *MOMENTS}  # states of a parameter that torch's kernel updates as it is
+FP8_MOST = 448.0  # of E4M3
 BLOCK = 64  # neighbours in a row that share the scale of their 8 bits: most widths are multiples of it, so rows are divided over processes whole
 # Numbers that are put together in fp32 at a time: on a processor they stay in its cache, on a GPU they are worth starting kernels for.
 STRETCH, STRETCH_CUDA = 1 << 17, 1 << 23
@@ -38,16 +39,15 @@ class AdamW:
 
     Args:
         groups: of parameters, with settings that differ from the common ones.
-        tables: 256 numbers from -1 to 1 for moments in 8 bits, each times the greatest of its 64 neighbours (Dettmers et al. 2022,
-            arXiv 2110.02861, whose blocks are larger), and 256 from 0 to 1; None: not in 8 bits. Vectors stay as they are.
+        eight_bits: hold the moments of matrices in 8 bits, in blocks with a scale each as Dettmers et al. 2022 (arXiv 2110.02861) do: the first as FP8
+            (E4M3, Micikevicius et al. 2022, arXiv 2209.05433), of the second the fourth root, in even steps and never as zero: fine where most are, and no
+            update is divided by what rounding has made nothing.
         settings: `lr`, `weight_decay` and `betas` of all groups that don't say otherwise.
     """
 
-    def __init__(
-        self, groups: Sequence[dict[str, Any]], *, tables: tuple[Tensor, Tensor] | None = None, **settings: Any
-    ) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]], *, eight_bits: bool = False, **settings: Any) -> None:
         self.param_groups = [{"eps": 1e-8, **settings, **group} for group in groups]
-        self.tables = tables
+        self.eight_bits = eight_bits
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     def step(self) -> None:
@@ -73,19 +73,17 @@ class AdamW:
 
         if parameter in self.state:
             return self.state[parameter]
-        rounded = parameter.dtype == torch.bfloat16
-        state = self.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter, dtype=torch.float32),
-        }
-        if rounded:
-            state["rest"] = torch.zeros_like(parameter, dtype=torch.int16)
-        if self.tables and parameter.dim() > 1 and parameter.shape[-1] % BLOCK == 0:
+        state = self.state[parameter] = {"step": torch.zeros((), dtype=torch.float32, device=parameter.device)}
+        if self.eight_bits and parameter.dim() > 1 and parameter.shape[-1] % BLOCK == 0:
+            blocks = parameter.detach()[..., : parameter.shape[-1] // BLOCK]
             for name in MOMENTS:
                 state[name] = torch.zeros_like(parameter, dtype=torch.uint8)
-                a_block = parameter.detach()[..., : parameter.shape[-1] // BLOCK]
-                state[f"{name}_scale"] = torch.zeros_like(a_block, dtype=torch.float32).contiguous()
+                state[f"{name}_scale"] = torch.zeros_like(blocks, dtype=torch.float32).contiguous()
+        else:
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+        if parameter.dtype == torch.bfloat16:
+            state["rest"] = torch.zeros_like(parameter, dtype=torch.int16)
         return state
 
     def _update_in_stretches(
@@ -95,23 +93,24 @@ class AdamW:
         assert parameter.grad is not None
         weights, gradients = local(parameter).view(-1), local(parameter.grad).flatten()
         states = {name: local(tensor).view(-1) for name, tensor in state.items()}
-        tables = dict(zip(MOMENTS, (table.to(weights.device) for table in self.tables or ()), strict=False))
         size = STRETCH_CUDA if parameter.is_cuda else STRETCH
         for start in range(0, len(weights), size):
             part, blocks = slice(start, start + size), slice(start // BLOCK, (start + size) // BLOCK)
             weight, rest = weights[part], states["rest"][part] if "rest" in states else None
             wide = weight if rest is None else with_rest(weight, rest)
-            moments = {}
-            for name in MOMENTS:
-                held, scale = states[name][part], states.get(f"{name}_scale")
-                moments[name] = held.float() if scale is None else _from_eight_bits(held, scale[blocks], tables[name])
+            held = [states[name][part] for name in MOMENTS]
+            scales = [states[f"{name}_scale"][blocks] for name in MOMENTS if f"{name}_scale" in states]
+            if scales:
+                mean, square = _mean_of(held[0], scales[0]), _square_of(held[1], scales[1])
+            else:
+                mean, square = (moment.float() for moment in held)
+            moments = {"exp_avg": mean, "exp_avg_sq": square}
             _update(group, [wide], [gradients[part].float()], [{"step": states["step"][0], **moments}])
-            for name, moment in moments.items():
-                held, scale = states[name][part], states.get(f"{name}_scale")
-                if scale is not None:
-                    _into_eight_bits(moment, held, scale[blocks], tables[name])
-                elif held is not moment:
-                    held.copy_(moment)
+            if scales:
+                _hold_mean(mean, held[0], scales[0])
+                _hold_square(square, held[1], scales[1])
+            else:
+                held[0].copy_(mean)  # the second moment is fp32, and has been updated in place
             if rest is not None:
                 weight.copy_(wide)
                 rest.copy_(_rest(wide, weight))
@@ -162,18 +161,34 @@ def _update(
     )  # fmt: skip
 
 
-def _from_eight_bits(codes: Tensor, scale: Tensor, table: Tensor) -> Tensor:
-    return (table[codes.int()].view(-1, BLOCK) * scale[:, None]).view(-1)
-
-
-def _into_eight_bits(values: Tensor, codes: Tensor, scale: Tensor, table: Tensor) -> None:
-    """The nearest numbers of the table, times the greatest magnitude of each block."""
+def _hold_mean(mean: Tensor, codes: Tensor, scale: Tensor) -> None:
+    """A first moment as FP8, of which each block has the whole range."""
     import torch
 
-    blocks = values.view(-1, BLOCK)
+    blocks = mean.view(-1, BLOCK)
     torch.amax(blocks.abs(), 1, out=scale)
-    between = (table[1:] + table[:-1]) / 2
-    codes.copy_(torch.bucketize((blocks / scale.clamp(min=1.2e-38)[:, None]).view(-1), between, out_int32=True))
+    scaled = blocks / scale.mul_(1 / FP8_MOST).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    codes.view(torch.float8_e4m3fn).copy_(scaled.clamp_(-FP8_MOST, FP8_MOST).view(-1))
+
+
+def _mean_of(codes: Tensor, scale: Tensor) -> Tensor:
+    import torch
+
+    return codes.view(torch.float8_e4m3fn).float().view(-1, BLOCK).mul_(scale[:, None]).view(-1)
+
+
+def _hold_square(square: Tensor, codes: Tensor, scale: Tensor) -> None:
+    """A second moment as its fourth root in 255 steps of its block's greatest."""
+    import torch
+
+    blocks = square.view(-1, BLOCK)
+    torch.amax(blocks, 1, out=scale)
+    share = blocks / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    codes.copy_(share.sqrt_().sqrt_().mul_(255).round_().clamp_(min=1).view(-1))
+
+
+def _square_of(codes: Tensor, scale: Tensor) -> Tensor:
+    return codes.float().mul_(1 / 255).square_().square_().view(-1, BLOCK).mul_(scale[:, None]).view(-1)
 
 
 def with_rest(weight: Tensor, rest: Tensor) -> Tensor:
@@ -202,7 +217,7 @@ def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
     """AdamW, with states in 32 or 8 bits; the multiple of the learning rate stands in each parameter group as `ratio`.
 
     Raises:
-        UserError: states in 8 bits are asked for and bitsandbytes is not installed; paged ones, and there are several processes.
+        UserError: paged states are asked for and bitsandbytes is not installed, or there are several processes.
     """
     groups: dict[Any, list[nn.Parameter]] = {}
     for name, parameter in trainable.parameters.items():
@@ -211,23 +226,19 @@ def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
         groups.setdefault((ratio, name) if config.optimizer_in_backward else (ratio, ""), []).append(parameter)
     listed = [{"params": parameters, "ratio": ratio} for (ratio, _), parameters in groups.items()]
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": BETAS}
-    if config.optimizer == "adamw":
-        return AdamW(listed, **settings)
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "An optimizer with states in 8 bits needs the bitsandbytes package",
-            where="train.optimizer",
-            next_step="pip install bitsandbytes, or set train.optimizer=adamw",
-        )
-    if config.optimizer == "adamw-8bit":
-        from bitsandbytes.functional import create_dynamic_map
-
-        return AdamW(listed, tables=(create_dynamic_map(signed=True), create_dynamic_map(signed=False)), **settings)
+    if config.optimizer != "paged-adamw-8bit":
+        return AdamW(listed, eight_bits=config.optimizer == "adamw-8bit", **settings)
     if processes() > 1:
         raise UserError(
             "Paged states are not divided over processes",
             where="train.optimizer",
             next_step="set train.optimizer=adamw-8bit",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "An optimizer with paged states needs the bitsandbytes package",
+            where="train.optimizer",
+            next_step="pip install bitsandbytes, or set train.optimizer=adamw-8bit",
         )
     from bitsandbytes.optim import PagedAdamW8bit
 

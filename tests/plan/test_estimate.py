@@ -112,6 +112,20 @@ def test_growth_of_tuneloops_own_runs_is_what_was_measured(settings: dict[str, A
     assert found["memory"]["peak_gib"] - 1.0 == pytest.approx(measured, rel=0.1)  # 1.0 GiB is resident before
 
 
+def test_a_full_run_is_planned_with_its_optimizer_and_with_the_gradients_of_earlier_micro_batches() -> None:
+    def peak(work: Work = WORK, **settings: Any) -> float:
+        return float(plan(work, method="full", **settings)["memory"]["peak_gib"])
+
+    parameters = 134_515_008 / 1024**3
+    several = replace(WORK, accumulated=4)
+    assert peak(several) - peak() == pytest.approx(2 * parameters, rel=0.05)
+    assert peak() - peak(optimizer="adamw-8bit") == pytest.approx(3.9 * parameters, rel=0.05)
+    assert peak(several, optimizer_in_backward=True) == pytest.approx(peak(several), rel=0.02)
+    assert peak(grad_ckpt=True) < peak()
+    short = plan(method="full", machine=replace(ROOMY, capacity_gib=1.0))["alternatives"]
+    assert short[0]["change"] == "train.optimizer=adamw-8bit"
+
+
 def test_time_and_cost_follow_from_tokens_speed_and_price() -> None:
     found = plan()
     hours = (100_000 / 500 + 30_000 / 900) / 3600

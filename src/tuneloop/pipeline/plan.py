@@ -83,6 +83,7 @@ def make_plan(
         val_tokens=sum(tokens_of(row) for row in measured) * (recipe.train.evaluations + 1)
         + sum(reference_tokens(row) for row in [*train_rows, *measured]),
         micro_batches=tuple(sorted(micro_batches)),
+        accumulated=max((len(step.micro_batches) for step in steps), default=1),
     )
     gpus = machine.gpus()
     place = machine.processor()
@@ -97,7 +98,8 @@ def make_plan(
     targets = list(lora_shape(model, recipe.train).targets)
     plan = estimate(
         shape, work, here, model=recipe.model, method=recipe.train.method, rank=recipe.train.rank, targets=targets,
-        prefix_tokens=recipe.train.prefix_tokens, bytes_a_weight=model.head.element_size(),
+        prefix_tokens=recipe.train.prefix_tokens, bytes_a_weight=model.head.element_size(), optimizer=recipe.train.optimizer,
+        optimizer_in_backward=recipe.train.optimizer_in_backward, grad_ckpt=recipe.train.gradient_checkpointing == "always",
     )  # fmt: skip
     return corrected(plan, read_ledger())
 

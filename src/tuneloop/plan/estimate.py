@@ -25,6 +25,7 @@ class Work:
         supervised: those that the loss sees.
         val_tokens: validation tokens of all evaluations.
         micro_batches: shapes that occur: rows, padded length behind the shared beginning, length of that.
+        accumulated: micro-batches of the step that has most: the gradients of all but the first find earlier ones.
     """
 
     steps: int
@@ -32,6 +33,7 @@ class Work:
     supervised: int
     val_tokens: int
     micro_batches: tuple[tuple[int, int, int], ...]
+    accumulated: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,13 @@ TIME_LOW, TIME_HIGH = 0.85, 1.35
 
 def loop_job(
     shape: ModelShape, work: Work, *, model: str, method: str, rank: int, targets: Sequence[str] | str,
-    prefix_tokens: int, bytes_a_weight: int, gpu: Gpu | None = None,
+    prefix_tokens: int, bytes_a_weight: int, gpu: Gpu | None = None, **settings: Any,
 ) -> Job:  # fmt: skip
-    """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the micro-batch that needs most."""
+    """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the micro-batch that needs most.
+
+    Args:
+        settings: further ones of the job: `optimizer`, `optimizer_in_backward`, `grad_ckpt`.
+    """
     device = gpu or this_cpu()
     share = work.supervised / max(work.tokens, 1)
 
@@ -65,6 +71,7 @@ def loop_job(
             model=model, shape=replace(shape, context=0), gpu=device, method=method, rank=rank, targets=target_modules(targets),
             prefix_tokens=max(prefix_tokens, 1), dtype="fp32" if bytes_a_weight == 4 else "bf16", loss_kernel="tuneloop",
             seq_len=length, micro_batch=rows, shared=shared, learned=max(round(share * tokens), 1),
+            grad_accum=work.accumulated, **settings,
         )  # fmt: skip
 
     return max((of(*micro) for micro in work.micro_batches or ((1, 1, 0),)), key=lambda job: memory_of(job).peak)
@@ -97,14 +104,18 @@ def estimate(
     method: str = "lora",
     prefix_tokens: int = 0,
     bytes_a_weight: int = 2,
+    **settings: Any,
 ) -> dict[str, Any]:
     """The plan of a run on this machine, as `plan.json` holds it.
 
     Time is trained tokens over the measured speed of forward and backward passes, plus validation at
     `VALIDATION_SPEED` times that speed.
+
+    Args:
+        settings: as of `loop_job`.
     """
     job = loop_job(shape, work, model=model, method=method, rank=rank, targets=targets, prefix_tokens=prefix_tokens,
-                   bytes_a_weight=bytes_a_weight, gpu=_gpu(machine.name))  # fmt: skip
+                   bytes_a_weight=bytes_a_weight, gpu=_gpu(machine.name), **settings)  # fmt: skip
     memory = memory_of(job)
     terms = _terms(memory, machine.resident_gib)
     peak = sum(terms.values())
@@ -114,6 +125,10 @@ def estimate(
     fits = peak < 0.95 * machine.capacity_gib
     alternatives = []
     if not fits:
+        if job.full and job.optimizer == "adamw":
+            alternatives.append(
+                {"change": "train.optimizer=adamw-8bit", "why": "the optimizer's moments in a third of the memory"}
+            )
         alternatives.append({"change": "train.micro_batch_tokens=512", "why": "halves the activations"})
         alternatives.append({"change": "data.max_length=512", "why": "shorter rows need less for attention"})
     return {

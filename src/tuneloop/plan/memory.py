@@ -214,7 +214,7 @@ def _optimizer(job: Job) -> dict[str, float]:
 
 
 def _gradients(job: Job) -> dict[str, float]:
-    if job.optimizer_in_backward:
+    if job.optimizer_in_backward and job.grad_accum == 1:  # those of earlier micro-batches wait for the last one
         return {"gradients": _passing_gradients(job).get("gradients in flight", 0.0)}
     size = job.trainable * _trained_bytes(job)
     found = {

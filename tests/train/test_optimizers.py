@@ -19,7 +19,7 @@ from tuneloop.models.load import load_model
 from tuneloop.train import loss, step
 from tuneloop.train.batches import Step
 from tuneloop.train.loss import learned_states, mean_loss
-from tuneloop.train.optimizers import BLOCK, AdamW, _hold_mean, _hold_square, _mean_of, _square_of, with_rest
+from tuneloop.train.optimizers import BLOCK, AdamW, _hold_mean, _hold_square, _mean_of, _square_of, round_off, with_rest
 from tuneloop.train.rows import Rendered
 from tuneloop.train.step import optimizer_step
 from tuneloop.types import UserError
@@ -205,8 +205,7 @@ def test_a_bf16_weight_and_its_rest_are_the_fp32_weight(values: list[float], sti
     settings: dict[str, Any] = {"lr": 0.0 if still else 0.25, "weight_decay": 0.5, "betas": (0.9, 0.999)}
     optimizer = AdamW([{"params": [weight]}], **settings)
     rest = optimizer._state(weight)["rest"]
-    difference = wide.detach().view(torch.int32) - (weight.detach().view(torch.int16).to(torch.int32) << 16)
-    rest.copy_(difference.clamp(max=2**15 - 1))
+    round_off(wide.detach().clone(), weight.detach(), rest)
     before = with_rest(weight.detach(), rest).clone()
     assert (before.view(torch.int32) - wide.detach().view(torch.int32)).abs().max() <= 1  # the last digit, at most
     weight.grad = torch.zeros_like(weight)
@@ -277,7 +276,7 @@ def test_eight_bits_learn_nearly_what_32_do() -> None:
 
 def test_bf16_weights_learn_as_fp32_ones_do_where_plain_bf16_stands_still() -> None:
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(300, 1000, generator=generator).bfloat16()  # more than two stretches
+    start = torch.randn(300, 1000, generator=generator).bfloat16()  # more than a stretch
     ours, wide, plain = (
         torch.nn.Parameter(start.to(kind, copy=True)) for kind in (torch.bfloat16, torch.float32, torch.bfloat16)
     )

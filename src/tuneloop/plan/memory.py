@@ -26,7 +26,10 @@ FP32_LOGITS = 3.75  # fp32 logits, their log-softmax, gradient and a part of a c
 # tuneloop's loop keeps freed blocks of the heap. What passes through a layer without being kept leaves holes: bytes a token and layer, in twice the
 # layer's width and feed-forward (6.4 to 11.4 KB on 25 runs of a 135M model, in bf16 as in fp32); unpacking 4-bit matrices leaves twice as many.
 HOLE_BYTES = 4
-OWN_CHUNK, OWN_CHUNK_CPU = 256, 128  # learned positions whose logits exist at a time
+OWN_CHUNK, OWN_CHUNK_FULL = (
+    256,
+    128,
+)  # learned positions whose logits exist at a time; where all weights learn on a processor
 OWN_SHORT = 700  # up to this length attention on a processor is plain products, and its weights are kept
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # Blocks of ever new sizes leave holes: as a share of the activations (11.5 % on one GPU, 21 % with FSDP, on the runs of fms-acceleration), and of unfused
@@ -377,7 +380,7 @@ def _logits(job: Job) -> dict[str, float]:
     if job.kernels.own:  # logits, whose place their gradient takes, and fp32 probabilities
         width = 4 + job.activation_bytes
         logits = (
-            min(OWN_CHUNK_CPU if job.gpu.is_cpu else OWN_CHUNK, job.learned or job.tokens)
+            min(OWN_CHUNK_FULL if job.gpu.is_cpu and job.full else OWN_CHUNK, job.learned or job.tokens)
             * job.shape.vocabulary
             * width
         )

@@ -59,8 +59,8 @@ def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: 
 
 
 def tokens_at_once(config: TrainConfig) -> int:
-    """Tokens of a micro-batch: as configured, or what suits the device. More than 1,024 make a processor no faster and take memory."""
-    return config.micro_batch_tokens or (2048 if cuda_in_use() else 1024)
+    """Tokens of a micro-batch: as configured, or what suits the method and device. All weights learn in smaller ones on a processor: there memory is short."""
+    return config.micro_batch_tokens or (1024 if config.method == "full" and not cuda_in_use() else 2048)
 
 
 def _padded_length(row: TrainRow) -> int:

@@ -125,7 +125,7 @@ class TrainConfig(Config):
     micro_batch_tokens: int = Field(
         0,
         ge=0,
-        description="tokens computed at once, padding included; bounds memory; 0: 1,024 on a processor, 2,048 on a GPU",
+        description="tokens computed at once, padding included; bounds memory; 0: 2,048, or 1,024 for a full run on a processor",
     )
     evaluations: int = Field(6, ge=1, description="validation losses measured over the run, evenly spaced")
     val_rows: int = Field(256, ge=1, description="validation rows that are measured, a seeded sample of the split")

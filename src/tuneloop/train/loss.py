@@ -98,10 +98,14 @@ def head_cross_entropy(
         head_VC: the projection's weight.
         targets_N: the next token at each position.
         weights_N: weight of each position (fp32); 1 / supervised tokens of the whole step gives their mean.
-        chunk: positions projected at a time; bounds memory to chunk * V * 6 bytes. 0: 128 on a processor, which more make no faster, 256 on a GPU.
+        chunk: positions projected at a time; bounds memory to chunk * V * 6 bytes. 0: 256, or 128 where the projection learns on a processor.
     """
     loss: Tensor = _HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_NC, head_VC, targets_N, weights_N, chunk or (256 if hidden_NC.is_cuda else 128)
+        hidden_NC,
+        head_VC,
+        targets_N,
+        weights_N,
+        chunk or (128 if head_VC.requires_grad and not head_VC.is_cuda else 256),
     )
     return loss
 

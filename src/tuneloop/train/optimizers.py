@@ -23,7 +23,7 @@ PLAIN = {"step", *MOMENTS}  # states of a parameter that torch's kernel updates 
 FP8_MOST = 448.0  # of E4M3
 BLOCK = 64  # neighbours in a row that share the scale of their 8 bits: most widths are multiples of it, so rows are divided over processes whole
 # Numbers that are put together in fp32 at a time: on a processor they stay in its cache, on a GPU they are worth starting kernels for.
-STRETCH, STRETCH_CUDA = 1 << 17, 1 << 23
+STRETCH, STRETCH_CUDA = 1 << 18, 1 << 23
 
 
 class AdamW:
@@ -112,8 +112,7 @@ class AdamW:
             else:
                 held[0].copy_(mean)  # the second moment is fp32, and has been updated in place
             if rest is not None:
-                weight.copy_(wide)
-                rest.copy_(_rest(wide, weight))
+                round_off(wide, weight, rest)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients."""
@@ -192,25 +191,19 @@ def _square_of(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def with_rest(weight: Tensor, rest: Tensor) -> Tensor:
-    """The fp32 numbers of which these are the bf16 ones and what rounding took away."""
+    """The fp32 numbers of which these are the bf16 ones and what rounding took away: the lower 16 bits, with a sign."""
     import torch
 
-    return (_bits(weight) + rest).view(torch.float32)
+    return weight.view(torch.int16).to(torch.int32).bitwise_left_shift_(16).add_(rest).view(torch.float32)
 
 
-def _rest(wide: Tensor, weight: Tensor) -> Tensor:
-    """What rounding fp32 numbers to these bf16 ones has taken away (int32, in the range of 16 bits)."""
+def round_off(wide: Tensor, weight: Tensor, rest: Tensor) -> None:
+    """Divide fp32 numbers into bf16 ones and the rest. Their last bit is set first: halfway between two bf16 numbers, the sign of the rest would be lost."""
     import torch
 
-    # Halfway between two bf16 numbers, rounded down, it is 2^15, one too many: such a number loses its last digit.
-    return (wide.view(torch.int32) - _bits(weight)).clamp_(max=2**15 - 1)
-
-
-def _bits(weight: Tensor) -> Tensor:
-    """The bits of bf16 numbers, as those of fp32 numbers (int32)."""
-    import torch
-
-    return weight.view(torch.int16).to(torch.int32) << 16
+    bits = wide.view(torch.int32).bitwise_or_(1)
+    weight.copy_(wide)
+    rest.copy_(bits)  # to 16 bits: the lower ones
 
 
 def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
@@ -268,8 +261,7 @@ def _with_rests(kind: Any) -> Any:
             wide.grad, self.state[wide] = p.grad.float(), self.state[p]
             super().update_step(group, wide, *places)
             del self.state[wide]
-            p.copy_(wide)
-            rest.copy_(_rest(wide.detach(), p.detach()))
+            round_off(wide.detach(), p.detach(), rest)
 
     return WithRests
 

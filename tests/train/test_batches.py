@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -46,11 +47,13 @@ def test_micro_batches_stay_within_their_tokens(lengths: list[int], per_step: in
             assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= micro
 
 
-def test_a_processor_computes_1024_tokens_at_once_unless_told() -> None:
-    data = rows([256] * 8)
-    for told, expected in ((0, 4), (512, 2)):
-        (step,) = plan_steps(data, TrainConfig(rows_per_step=8, micro_batch_tokens=told, epochs=1), 0)
-        assert {len(micro) for micro in step.micro_batches} == {expected}
+@pytest.mark.parametrize(("method", "told", "expected"), [("lora", 0, 8), ("full", 0, 4), ("lora", 512, 2)])
+def test_a_processor_computes_2048_tokens_at_once_and_1024_where_all_weights_learn_unless_told(
+    method: Literal["lora", "full"], told: int, expected: int
+) -> None:
+    config = TrainConfig(method=method, rows_per_step=8, micro_batch_tokens=told, epochs=1)
+    (step,) = plan_steps(rows([256] * 8), config, 0)
+    assert {len(micro) for micro in step.micro_batches} == {expected}
 
 
 def test_a_step_has_its_rows_and_tokens() -> None:

@@ -11,6 +11,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from tuneloop.report.html import write_report
 from tuneloop.report.terminal import print_closing
 
 
@@ -125,3 +126,15 @@ def test_the_next_command_quotes_a_path_with_spaces(make_run: Callable[..., Path
     run = make_run()
     spaced = run.rename(run.parent / "my run")
     assert "'" in next(line for line in shown(spaced, 300).splitlines() if "tuneloop evaluate" in line)
+
+
+def test_a_full_run_names_the_folder_that_it_has(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    manifest = json.loads((run / "run.json").read_text())
+    del manifest["adapter"]
+    (run / "run.json").write_text(json.dumps({**manifest, "method": "full", "weights": "model"}))
+    text = shown(run, 120).replace("\n", "")
+    assert f"{run}/model" in text and f"{run}/adapter" not in text
+    write_report(run)
+    page = (run / "report.html").read_text()
+    assert f"Model: <code>{run}/model</code>" in page and "Next: <code>tuneloop evaluate" in page

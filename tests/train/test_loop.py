@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_helpers import CONFIG, SYSTEM, begin, changed, losses, make_rows, run
+from train_helpers import CONFIG, SYSTEM, begin, changed, halted, losses, make_rows, run
 
 from tuneloop.files import read_jsonl
 from tuneloop.models.load import Model, load_model
@@ -224,20 +224,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     assert losses(tmp_path) == losses(alone)
 
 
-def halted(tiny_llama: Path, out: Path, at: int, **other: Any) -> None:
-    """A run that ends in the middle, its checkpoints left behind."""
-
-    class Stop(Exception):
-        pass
-
-    def log(record: dict[str, Any]) -> None:
-        if record["step"] >= at and "loss" in record:
-            raise Stop
-
-    with pytest.raises(Stop):
-        run(tiny_llama, out, CONFIG.model_copy(update={"checkpoint_seconds": 0.0}), log=log, **other)
-
-
 EVERY_STEP = CONFIG.model_copy(update={"checkpoint_seconds": 0.0})
 
 
@@ -364,15 +350,7 @@ def test_a_time_limit_cuts_the_plan_to_what_fits() -> None:
 def test_a_resumed_run_keeps_the_plan_it_was_cut_to(tiny_llama: Path, tmp_path: Path) -> None:
     limited = EVERY_STEP.model_copy(update={"max_minutes": 1.0})
 
-    class Stop(Exception):
-        pass
-
-    def log(record: dict[str, Any]) -> None:
-        if record["step"] == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        run(tiny_llama, tmp_path, limited, tokens_per_second=30.0, log=log)
+    halted(tiny_llama, tmp_path, 3, limited, tokens_per_second=30.0)
     result, _ = run(tiny_llama, tmp_path, limited, tokens_per_second=9.0)  # a slower machine by now
     assert result.resumed_at == 2
     whole, _ = run(tiny_llama, tmp_path / "whole", limited, tokens_per_second=30.0)

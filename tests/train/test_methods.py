@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_helpers import CONFIG, begin, changed, losses, make_rows, run
+from train_helpers import CONFIG, begin, changed, halted, losses, make_rows, run
 
 from tuneloop.files import read_json
 from tuneloop.models.load import Model, load_model
@@ -74,16 +74,8 @@ def test_it_learns_and_what_it_leaves_loads_in_plain_libraries(kind: str, tiny_l
 def test_a_resumed_run_ends_with_the_same_bits(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     config = changed(**KINDS[kind], epochs=1.0, checkpoint_seconds=0.0, evaluations=3)
 
-    class Stop(Exception):
-        pass
-
-    def log(record: dict[str, Any]) -> None:
-        if record["step"] == 4 and "loss" in record:
-            raise Stop
-
     whole, _ = run(tiny_llama, tmp_path / "whole", config)
-    with pytest.raises(Stop):
-        run(tiny_llama, tmp_path / "cut", config, log=log)
+    halted(tiny_llama, tmp_path / "cut", 4, config)
     again, _ = run(tiny_llama, tmp_path / "cut", config)
     assert again.resumed_at == 3
     assert again.adapter_hash == whole.adapter_hash

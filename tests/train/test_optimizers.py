@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from train_helpers import begin, changed, losses, make_rows, run
+from train_helpers import begin, changed, halted, losses, make_rows, run
 
 from tuneloop.files import read_jsonl
 from tuneloop.models.load import load_model
@@ -124,15 +124,7 @@ def test_states_in_eight_bits_learn_and_are_resumed(
     whole, model = run(tiny_llama, tmp_path / "whole", config, dtype=dtype)
     assert whole.best_val_loss < whole.first_val_loss - 0.5
 
-    class Stop(Exception):
-        pass
-
-    def log(record: dict[str, Any]) -> None:
-        if record["step"] >= 7 and "loss" in record:
-            raise Stop
-
-    with pytest.raises(Stop):
-        run(tiny_llama, tmp_path / "cut", config, dtype=dtype, log=log)
+    halted(tiny_llama, tmp_path / "cut", 7, config, dtype=dtype)
     again, _ = run(tiny_llama, tmp_path / "cut", config, dtype=dtype)
     assert again.resumed_at and again.adapter_hash == whole.adapter_hash
     assert mean_loss(model, make_rows(model.template, 8, offset=100), config)[0] == pytest.approx(
@@ -305,15 +297,7 @@ def test_a_full_run_in_bf16_that_was_cut_short_ends_with_the_same_bits(
     config = changed(method="full", learning_rate=1e-4, optimizer_in_backward=inside, checkpoint_seconds=0.0)
     whole, _ = run(tiny_llama, tmp_path / "whole", config, dtype="bfloat16")
 
-    class Stop(Exception):
-        pass
-
-    def log(record: dict[str, Any]) -> None:
-        if record["step"] >= 7 and "loss" in record:
-            raise Stop
-
-    with pytest.raises(Stop):
-        run(tiny_llama, tmp_path / "cut", config, dtype="bfloat16", log=log)
+    halted(tiny_llama, tmp_path / "cut", 7, config, dtype="bfloat16")
     again, _ = run(tiny_llama, tmp_path / "cut", config, dtype="bfloat16")
     assert again.resumed_at and again.adapter_hash == whole.adapter_hash
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")

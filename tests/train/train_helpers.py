@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tuneloop.files import read_jsonl
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered, Template
@@ -60,6 +62,20 @@ def run(
         for made in (make_rows(model.template, rows), make_rows(model.template, 8, offset=100))
     ]
     return train(model, *splits, config, out, seed=seed, data_id=data_id, **other), model
+
+
+def halted(folder: Path, out: Path, at: int, config: TrainConfig = CONFIG, **other: Any) -> None:
+    """A run that ends in step `at`, after a checkpoint at every step before."""
+
+    class Stop(Exception):
+        pass
+
+    def log(record: dict[str, Any]) -> None:
+        if record["step"] >= at and "loss" in record:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(folder, out, config.model_copy(update={"checkpoint_seconds": 0.0}), log=log, **other)
 
 
 def for_loss(rows: list[Rendered], loss: str) -> list[Any]:

@@ -24,7 +24,7 @@ def command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train an adapter; goes on from the last checkpoint when it was cut short."""
+    """Train an adapter or all weights; goes on from the last checkpoint when it was cut short."""
     from tuneloop.pipeline.recipes import recipe_of
     from tuneloop.pipeline.train import train_alone
 
@@ -37,7 +37,8 @@ def command(
     if as_json:
         print_json({"path": str(folder), **manifest})
     else:
-        print(f"adapter   {folder / 'adapter'}\nnext      tuneloop evaluate {folder}")
+        result = "model" if manifest["method"] == "full" else "adapter"
+        print(f"{result:<9} {folder / result}\nnext      tuneloop evaluate {folder}")
 
 
 def _preflight(recipe: Recipe, as_json: bool, quiet: bool) -> None:

@@ -379,11 +379,8 @@ def _logits(job: Job) -> dict[str, float]:
         logits = FP32_LOGITS * job.tokens * job.shape.vocabulary * 4
     if job.kernels.own:  # logits, whose place their gradient takes, and fp32 probabilities
         width = 4 + job.activation_bytes
-        logits = (
-            min(OWN_CHUNK_FULL if job.gpu.is_cpu and job.full else OWN_CHUNK, job.learned or job.tokens)
-            * job.shape.vocabulary
-            * width
-        )
+        chunk = OWN_CHUNK_FULL if job.gpu.is_cpu and job.full else OWN_CHUNK
+        logits = min(chunk, job.learned or job.tokens) * job.shape.vocabulary * width
     if job.loss_kernel == "fused":
         # chunks so small that their logits take as much as the hidden states, with fp32 sums
         logits = 3 * job.tokens * job.shape.hidden * 2

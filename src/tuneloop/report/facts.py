@@ -83,6 +83,11 @@ class RunFacts:
     samples: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def result(self) -> str:
+        """Name of the folder with what was trained: `adapter`, or `model` of a full run; empty before there is one."""
+        return str(self.run.get("adapter") or self.run.get("weights") or "")
+
 
 @dataclass(frozen=True)
 class Score:

@@ -140,7 +140,7 @@ def page_of(facts: RunFacts) -> dict[str, Any]:
         "packages": sorted(section(facts.environment.get("packages")).items()),
         "next": f"tuneloop evaluate {facts.path} --split val",
         "run_path": str(facts.path),
-        "adapter": str(facts.path / str(facts.run["adapter"])) if facts.run.get("adapter") else "",
+        "result": facts.result,
     }
 
 

@@ -253,8 +253,8 @@ def _paths(facts: RunFacts) -> Table:
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     run = shlex.quote(str(facts.path))
-    if facts.run.get("adapter"):
-        table.add_row("adapter", Text(str(facts.path / str(facts.run["adapter"]))))
+    if facts.result:
+        table.add_row(facts.result, Text(str(facts.path / facts.result)))
     table.add_row("report", Text(str(facts.path / "report.html")))
     for i, command in enumerate(next_commands(facts, run)):
         table.add_row("next" if i == 0 else "", Text(command, style="bold cyan"))

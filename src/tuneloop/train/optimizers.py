@@ -56,17 +56,18 @@ class AdamW:
 
         with torch.no_grad():
             for group in self.param_groups:
-                learned = [p for p in group["params"] if p.grad is not None]
-                states = [self._state(p) for p in learned]
-                if states:
-                    torch._foreach_add_([state["step"] for state in states], 1)
-                plain = [(p, p.grad, s) for p, s in zip(learned, states, strict=True) if set(s) == PLAIN]
+                plain = []
+                for p in group["params"]:
+                    if p.grad is None:
+                        continue
+                    state = self._state(p)
+                    state["step"].add_(1)
+                    if state.keys() == PLAIN:
+                        plain.append(p)
+                    else:
+                        _update_in_stretches(group, p, state)
                 if plain:
-                    ours, gradients, theirs = zip(*plain, strict=True)
-                    _update(group, ours, gradients, theirs)
-                for p, state in zip(learned, states, strict=True):
-                    if set(state) != PLAIN:
-                        self._update_in_stretches(group, p, state)
+                    _update(group, plain, [p.grad for p in plain], [self.state[p] for p in plain])
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         import torch
@@ -85,34 +86,6 @@ class AdamW:
         if parameter.dtype == torch.bfloat16:
             state["rest"] = torch.zeros_like(parameter, dtype=torch.int16)
         return state
-
-    def _update_in_stretches(
-        self, group: Mapping[str, Any], parameter: nn.Parameter, state: Mapping[str, Tensor]
-    ) -> None:
-        """AdamW's step on a parameter in bf16, or with moments in 8 bits, of which a stretch at a time is put together in fp32."""
-        assert parameter.grad is not None
-        weights, gradients = local(parameter).view(-1), local(parameter.grad).flatten()
-        states = {name: local(tensor).view(-1) for name, tensor in state.items()}
-        size = STRETCH_CUDA if parameter.is_cuda else STRETCH
-        for start in range(0, len(weights), size):
-            part, blocks = slice(start, start + size), slice(start // BLOCK, (start + size) // BLOCK)
-            weight, rest = weights[part], states["rest"][part] if "rest" in states else None
-            wide = weight if rest is None else with_rest(weight, rest)
-            held = [states[name][part] for name in MOMENTS]
-            scales = [states[f"{name}_scale"][blocks] for name in MOMENTS if f"{name}_scale" in states]
-            if scales:
-                mean, square = _mean_of(held[0], scales[0]), _square_of(held[1], scales[1])
-            else:
-                mean, square = (moment.float() for moment in held)
-            moments = {"exp_avg": mean, "exp_avg_sq": square}
-            _update(group, [wide], [gradients[part].float()], [{"step": states["step"][0], **moments}])
-            if scales:
-                _hold_mean(mean, held[0], scales[0])
-                _hold_square(square, held[1], scales[1])
-            else:
-                held[0].copy_(mean)  # the second moment is fp32, and has been updated in place
-            if rest is not None:
-                round_off(wide, weight, rest)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients."""
@@ -158,6 +131,33 @@ def _update(
         lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
         amsgrad=False, maximize=False,
     )  # fmt: skip
+
+
+def _update_in_stretches(group: Mapping[str, Any], parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
+    """AdamW's step on a parameter in bf16, or with moments in 8 bits, of which a stretch at a time is put together in fp32."""
+    assert parameter.grad is not None
+    weights, gradients = local(parameter).view(-1), local(parameter.grad).flatten()
+    states = {name: local(tensor).view(-1) for name, tensor in state.items()}
+    size = STRETCH_CUDA if parameter.is_cuda else STRETCH
+    for start in range(0, len(weights), size):
+        part, blocks = slice(start, start + size), slice(start // BLOCK, (start + size) // BLOCK)
+        weight, rest = weights[part], states["rest"][part] if "rest" in states else None
+        wide = weight if rest is None else with_rest(weight, rest)
+        held = [states[name][part] for name in MOMENTS]
+        scales = [states[f"{name}_scale"][blocks] for name in MOMENTS if f"{name}_scale" in states]
+        if scales:
+            mean, square = _mean_of(held[0], scales[0]), _square_of(held[1], scales[1])
+        else:
+            mean, square = (moment.float() for moment in held)
+        moments = {"exp_avg": mean, "exp_avg_sq": square}
+        _update(group, [wide], [gradients[part].float()], [{"step": states["step"][0], **moments}])
+        if scales:
+            _hold_mean(mean, held[0], scales[0])
+            _hold_square(square, held[1], scales[1])
+        else:
+            held[0].copy_(mean)  # the second moment is fp32, and has been updated in place
+        if rest is not None:
+            round_off(wide, weight, rest)
 
 
 def _hold_mean(mean: Tensor, codes: Tensor, scale: Tensor) -> None:
@@ -233,16 +233,15 @@ def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
             where="train.optimizer",
             next_step="pip install bitsandbytes, or set train.optimizer=adamw-8bit",
         )
+    return _paged_adamw(listed, settings)
+
+
+def _paged_adamw(groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> Any:
+    """That of bitsandbytes, which updates bf16 parameters as if they were fp32: it sees one at a time, put together of it and its rest."""
+    import torch
     from bitsandbytes.optim import PagedAdamW8bit
 
-    return _with_rests(PagedAdamW8bit)(listed, **settings)
-
-
-def _with_rests(kind: Any) -> Any:
-    """An optimizer of bitsandbytes that updates bf16 parameters as if they were fp32: it sees one at a time, put together of it and its rest."""
-    import torch
-
-    class WithRests(kind):  # type: ignore[misc]
+    class WithRests(PagedAdamW8bit):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **settings: Any) -> None:
             super().__init__(*arguments, **settings)
             self.non_castable_tensor_keys.add("rest")
@@ -263,7 +262,7 @@ def _with_rests(kind: Any) -> Any:
             del self.state[wide]
             round_off(wide.detach(), p.detach(), rest)
 
-    return WithRests
+    return WithRests(groups, **settings)
 
 
 @dataclass

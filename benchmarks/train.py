@@ -30,6 +30,7 @@ from tuneloop.train.flops import matmul_peak, needed_gflop
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m"
 PEERS = ("torch>=2.4,<3", "transformers", "peft", "trl", "datasets", "accelerate")
+ENVIRONMENT = dict(os.environ)  # what the contenders get: `use_threads` changes that of this process
 RATES = {"qv": 5e-4, "all-linear": 5e-4, "full": 3e-5}
 
 
@@ -144,7 +145,7 @@ def compete(method: str, contender: str, rows: list[Rendered], held_out: list[Re
             command = [peers_python(peers), str(HERE / "train_peers.py"), contender, str(path)]
         use_threads()
         before = matmul_peak()
-        seconds, gib = run(command, {**os.environ, "HF_HUB_OFFLINE": "1"})
+        seconds, gib = run(command, {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"})
         peak = max(before, matmul_peak())
         metrics = Path(folder) / "metrics.jsonl"
         records = read_jsonl(metrics) if metrics.is_file() else []

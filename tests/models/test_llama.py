@@ -165,7 +165,8 @@ def test_rows_behind_a_shared_beginning_equal_the_joined_rows_gradient_included(
     ours, _ = pair(tmp_path, LLAMA3)
     shared, rests = ids(1, prefix, seed=5)[0], ids(3, 17)
     joined = torch.cat((shared.expand(3, -1), rests), 1)
-    expected, got = ours.hidden(joined)[:, prefix:], ours.hidden_after(shared, rests)
+    wanted = torch.ones_like(rests, dtype=torch.bool)
+    expected, got = ours.hidden(joined)[:, prefix:].flatten(0, 1), ours.hidden_at(wanted, shared, rests, [17] * 3)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     for ours_grad, plain_grad in zip(grads_of(ours, got), grads_of(ours, expected), strict=True):
         torch.testing.assert_close(ours_grad, plain_grad, atol=2e-3, rtol=1e-3)
@@ -177,18 +178,36 @@ def test_rows_of_unequal_length_are_computed_without_their_padding_and_stay_the_
 ) -> None:
     ours, _ = pair(tmp_path, LLAMA3)
     shared, rests, lengths = ids(1, max(prefix, 1), seed=5)[0][:prefix], ids(3, 17), [5, 17, 1]
-    real = (torch.arange(17) < torch.tensor(lengths)[:, None])[..., None]
+    real = torch.arange(17) < torch.tensor(lengths)[:, None]
     seen = []
     monkeypatch.setattr(
         ours.model.layers[0].mlp,
         "forward",
         lambda x, f=ours.model.layers[0].mlp.forward: seen.append(x.shape[1]) or f(x),
     )
-    expected, got = ours.hidden_after(shared, rests) * real, ours.hidden_after(shared, rests, lengths)
+    expected = ours.hidden_at(torch.ones_like(real), shared, rests, [17] * 3)[real.flatten()]
+    got = ours.hidden_at(real, shared, rests, lengths)
     assert seen == [prefix + 3 * 17, prefix + sum(lengths)]
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     for ours_grad, padded_grad in zip(grads_of(ours, got), grads_of(ours, expected), strict=True):
         torch.testing.assert_close(ours_grad, padded_grad, atol=2e-3, rtol=1e-3)
+
+
+def test_the_last_layer_computes_only_what_is_wanted_of_it_and_the_gradient_stays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = pair(tmp_path, LLAMA3)
+    shared, rests, lengths = ids(1, 9, seed=5)[0], ids(3, 17), [5, 17, 1]
+    real = torch.arange(17) < torch.tensor(lengths)[:, None]
+    wanted = real & (torch.arange(17) % 3 == 0)
+    mlp, seen = ours.model.layers[-1].mlp, []
+    monkeypatch.setattr(mlp, "forward", lambda x, f=mlp.forward: seen.append(x.shape[1]) or f(x))
+    expected = ours.hidden_at(real, shared, rests, lengths)[wanted[real]]
+    got = ours.hidden_at(wanted, shared, rests, lengths)
+    assert seen == [sum(lengths), int(wanted.sum())]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    for some_grad, all_grad in zip(grads_of(ours, got), grads_of(ours, expected), strict=True):
+        torch.testing.assert_close(some_grad, all_grad, atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_equal_those_of_transformers(tmp_path: Path) -> None:
@@ -246,33 +265,32 @@ def test_attention_with_grouped_heads_equals_attention_with_repeated_keys() -> N
 
 def test_no_rest_of_a_shared_layout_sees_another() -> None:
     torch.manual_seed(0)
-    shared = Shared(prefix=4, rows=3, length=5)
-    q, k, v = torch.randn(1, 19, 4 * 8), torch.randn(1, 19, 2 * 8), torch.randn(1, 19, 2 * 8)
     angle = torch.arange(9.0)[:, None] * torch.rand(1, 8)
-    bias = bias_of(torch.ones(9, 9, dtype=torch.bool).tril(), q.dtype)
-    before = _SharedAttention.apply(q, k, v, angle.cos(), angle.sin(), bias, shared)
+    layout = Shared(4, [5, 5, 5], 4, 2, (angle.cos(), angle.sin()))
+    q, k, v = torch.randn(1, 19, 4 * 8), torch.randn(1, 19, 2 * 8), torch.randn(1, 19, 2 * 8)
+    before = _SharedAttention.apply(q, k, v, layout)
     k[:, 9:14] += torch.randn(5, 16)  # the second rest
-    after = _SharedAttention.apply(q, k, v, angle.cos(), angle.sin(), bias, shared)
+    after = _SharedAttention.apply(q, k, v, layout)
     assert torch.equal(before[:, :9], after[:, :9]) and torch.equal(before[:, 14:], after[:, 14:])
     assert not torch.allclose(before[:, 9:14], after[:, 9:14])
 
 
 @pytest.mark.parametrize(("prefix", "block"), [(0, 128), (3, 128), (0, 1), (4, 2)])
+@pytest.mark.parametrize("lengths", [[3, 3], [3, 1, 2]])
 def test_the_gradient_of_shared_attention_is_that_of_its_values(
-    prefix: int, block: int, monkeypatch: pytest.MonkeyPatch
+    prefix: int, block: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tuneloop.models.llama.QUERY_BLOCK", block)
     torch.manual_seed(0)
-    shared = Shared(prefix, rows=2, length=3)
-    tokens = prefix + 6
+    tokens = prefix + sum(lengths)
     shapes = [(1, tokens, heads * 4) for heads in (4, 2, 2)]
     q, k, v = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
     angle = torch.arange(prefix + 3.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.3, 1.0, 0.3])
     sign = torch.tensor([-1.0, -1.0, 1.0, 1.0])
-    bias = bias_of(torch.ones(prefix + 3, prefix + 3, dtype=torch.bool).tril(), torch.float64)
+    layout = Shared(prefix, lengths, 4, 2, (angle.cos(), angle.sin() * sign))
 
     def attention(*products: torch.Tensor) -> torch.Tensor:
-        return _SharedAttention.apply(*products, angle.cos(), angle.sin() * sign, bias, shared)
+        return _SharedAttention.apply(*products, layout)
 
     assert torch.autograd.gradcheck(attention, (q, k, v))
 

@@ -29,9 +29,10 @@ def test_it_starts_as_the_text_in_front(tiny_model: Model) -> None:
         expected = tiny_model.hidden(joined)[:, len(BEFORE) :]
         add_prefix(tiny_model.net, BEFORE)
         torch.testing.assert_close(tiny_model.hidden(IDS), expected, atol=1e-4, rtol=1e-4)
-        after = tiny_model.hidden_after(IDS[0, :6], IDS[:, 6:])
+        wanted = torch.ones_like(IDS[:, 6:], dtype=torch.bool)
+        after = tiny_model.hidden_at(wanted, IDS[0, :6], IDS[:, 6:], [IDS.shape[1] - 6] * 3)
         whole = tiny_model.hidden(torch.cat((IDS[:1, :6].expand(3, -1), IDS[:, 6:]), 1))[:, 6:]
-        torch.testing.assert_close(after, whole, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(after, whole.flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 
 def test_disabled_or_removed_it_leaves_the_untouched_model(tiny_model: Model) -> None:

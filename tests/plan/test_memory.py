@@ -263,3 +263,13 @@ def test_capacities_are_the_drivers_and_not_the_boxes() -> None:
             int(word) for word in gpu.name.split() if word.isdigit() and int(word) > 10 and f"{word} GB" in gpu.name
         )
         assert 0.88 * box < gpu.gib < 1.005 * box
+
+
+def test_the_loops_logits_are_counted_in_the_loops_own_chunks() -> None:
+    from tuneloop.plan import memory
+    from tuneloop.train import loss
+
+    assert loss.positions_at_once(learns=True, on_gpu=True) == memory.OWN_CHUNK
+    assert loss.positions_at_once(learns=False, on_gpu=False) == memory.OWN_CHUNK_FROZEN
+    assert loss.positions_at_once(learns=True, on_gpu=False) == memory.OWN_CHUNK_FULL
+    assert memory.OWN_FEW == loss.FEW

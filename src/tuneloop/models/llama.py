@@ -100,26 +100,28 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Root-mean-square normalisation; keeps its input and one number a row for the gradient."""
+    """Root-mean-square normalisation; keeps its input for the gradient, which torch's own takes in many more passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True).add_(eps))
-        ctx.save_for_backward(x, weight, scale)
-        return wide.mul_(scale).to(x.dtype).mul_(weight) if wide is not x else (x * scale) * weight
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return F.rms_norm(x, weight.shape, weight, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (grad,) = grads
-        x, weight, scale = ctx.saved_tensors
-        normed = x.float() * scale
+        x, weight = ctx.saved_tensors
+        wide = x.float()
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(wide.shape[-1])
+        scale.add_(ctx.eps).rsqrt_()
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (grad.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
+            grad_weight = (grad.float() * wide).mul_(scale).flatten(0, -2).sum(0).to(weight.dtype)
+        # With the scale s and g the gradient times the weight: s g - s^3 x mean(g x).
         inner = grad.float() * weight.float()
-        mean = (inner * normed).mean(-1, keepdim=True)
-        return inner.sub_(normed.mul_(mean)).mul_(scale).to(x.dtype), grad_weight, None
+        along = (inner * wide).mean(-1, keepdim=True).mul_(scale.pow(3)).neg_()
+        return inner.mul_(scale).addcmul_(wide, along).to(x.dtype), grad_weight, None
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -266,40 +268,6 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
 
 
 @dataclass(frozen=True)
-class Shared:
-    """A batch laid out as one row: `prefix` tokens that all rows begin with, then `rows` rests of `length` tokens.
-
-    Args:
-        lengths: of the rests where some are shorter than the longest: padding then exists within attention only.
-    """
-
-    prefix: int
-    rows: int
-    length: int
-    lengths: tuple[int, ...] = ()
-
-    @property
-    def parts(self) -> list[tuple[int, int, int]]:
-        """First token, rows and length of the prefix (where there is one) and of the rests; a position is first + offset."""
-        rests = (self.prefix, self.rows, self.length)
-        return [(0, 1, self.prefix), rests] if self.prefix else [rests]
-
-    def padded(self, x_NC: Tensor) -> Tensor:
-        """Tokens without padding at their places in the layout, zeros where there are none."""
-        if not self.lengths:
-            return x_NC
-        beginning, *rests = torch.split(x_NC, [self.prefix, *self.lengths])
-        return torch.cat((beginning, nn.utils.rnn.pad_sequence(rests, batch_first=True).flatten(0, 1)))
-
-    def unpadded(self, x: Tensor) -> Tensor:
-        """The reverse of `padded`."""
-        if not self.lengths:
-            return x
-        rests = x[self.prefix :].view(self.rows, self.length, *x.shape[1:])
-        return torch.cat([x[: self.prefix], *(row[:n] for row, n in zip(rests, self.lengths, strict=True))])
-
-
-@dataclass(frozen=True)
 class Packed:
     """A padded batch (`rows`, `length`) of which only the tokens at `places` (N, indices into rows * length) are computed."""
 
@@ -325,7 +293,7 @@ class Packed:
 
 
 # Queries that are multiplied with the keys up to the last of them: what the causal mask hides behind a block is not computed.
-QUERY_BLOCK = 128
+QUERY_BLOCK = 96
 
 
 def query_blocks(length: int) -> list[slice]:
@@ -335,12 +303,79 @@ def query_blocks(length: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def _turn(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotate` into `out` without further buffers; all (B, T, H, D), cos and sin (T, 1, D)."""
-    half = x.shape[-1] // 2
-    torch.mul(x, cos, out=out)
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half])
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a `Shared` layout, within attention padded to `length`; `of_keys` names the keys (rows, K, before + length) among all tokens' (tokens, K)."""
+
+    count: int
+    before: int
+    length: int
+    of_keys: Tensor
+
+
+class Shared:
+    """A batch laid out as one row: `prefix` tokens that all rows begin with, then what is left of each row without padding.
+
+    Attention needs rows of one length with their heads first. Where each token of each head stands then, and the way back, are
+    worked out here once for all layers, so that a layer moves its queries, keys and values with one operation each.
+
+    Args:
+        lengths: tokens of each row behind the prefix.
+        turn: cosines and sines (P + the longest, D) of the positions.
+    """
+
+    def __init__(
+        self, prefix: int, lengths: Sequence[int], heads: int, key_heads: int, turn: tuple[Tensor, Tensor]
+    ) -> None:
+        device = turn[0].device
+        self.prefix, self.tokens = prefix, prefix + sum(lengths)
+        counts, longest = torch.tensor(lengths, device=device)[:, None], max(lengths)
+        offsets = torch.arange(longest, device=device)
+        real_BT = offsets < counts
+        # Padding stands for its row's last token: no real token looks at it, and its own gradient is set to zero.
+        rests_BT = prefix + counts.cumsum(0) - counts + torch.minimum(offsets, counts - 1)
+        shared_BP = torch.arange(prefix, device=device).expand(len(lengths), -1)
+        self.rows = [_Rows(len(lengths), prefix, longest, _places(torch.cat((shared_BP, rests_BT), 1), key_heads))]
+        kinds = [(rests_BT, real_BT)]
+        if prefix:
+            self.rows.insert(0, _Rows(1, 0, prefix, _places(shared_BP[:1], key_heads)))
+            kinds.insert(0, (shared_BP[:1], torch.ones_like(shared_BP[:1], dtype=torch.bool)))
+        blocks = [(tokens[:, b], real[:, b]) for tokens, real in kinds for b in query_blocks(tokens.shape[1])]
+        of_queries = [_places(tokens, heads) for tokens, _ in blocks]
+        self.of_queries, self.block_sizes = torch.cat(of_queries), [len(places) for places in of_queries]
+        real = torch.cat([real[:, None].expand(-1, heads, -1).flatten() for _, real in blocks])
+        self.padding = (~real).nonzero()[:, 0]
+        self.from_queries = _inverse(self.of_queries, real, self.tokens * heads)
+        of_keys = self.rows[-1].of_keys.view(len(lengths), key_heads, -1)
+        of_rests = torch.zeros_like(of_keys, dtype=torch.bool)
+        of_rests[:, :, prefix:] = real_BT[:, None]
+        self.from_keys = _inverse(of_keys.flatten(), of_rests.flatten(), self.tokens * key_heads)[prefix * key_heads :]
+        positions = torch.cat((shared_BP[0], (prefix + offsets.expand(len(lengths), -1))[real_BT]))
+        self.turn_keys = turn[0][positions, None], turn[1][positions, None]
+        scale = turn[0].shape[-1] ** -0.5  # of the scores, put on the queries
+        self.turn_queries = self.turn_keys[0] * scale, self.turn_keys[1] * scale
+        widest = max(max(block.stop - block.start for block in query_blocks(rows.length)) for rows in self.rows)
+        self.bias = bias_of(causal_mask(widest, 0, device), turn[0].dtype)[0, 0]
+
+
+def _places(tokens_BT: Tensor, heads: int) -> Tensor:
+    """Where the heads of these tokens stand among those of all tokens (tokens, heads), heads first (B * heads * T)."""
+    return (tokens_BT[:, None] * heads + torch.arange(heads, device=tokens_BT.device)[:, None]).flatten()
+
+
+def _inverse(places: Tensor, real: Tensor, size: int) -> Tensor:
+    """For each of `size` numbers the index at which it is in `places`, of those that are `real`."""
+    out = torch.zeros(size, dtype=torch.long, device=places.device)
+    out[places[real]] = real.nonzero()[:, 0]
+    return out
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
+    """`rotate` of all heads (N, H, D) in one buffer, cos and sin (N, 1, D); or the reverse."""
+    half, sign = x.shape[-1] // 2, -1 if back else 1
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=sign)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
     return out
 
 
@@ -352,82 +387,71 @@ class _SharedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, shared: Shared
-    ) -> Tensor:
-        D = cos.shape[-1]
-        q, k, v = (shared.padded(x.reshape(-1, x.shape[-1] // D, D)) for x in (q, k, v))
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Shared) -> Tensor:
+        D = layout.turn_keys[0].shape[-1]
+        q, k = (
+            _turn(x.view(layout.tokens, -1, D), *turn) for x, turn in ((q, layout.turn_queries), (k, layout.turn_keys))
+        )
         H, K = q.shape[1], k.shape[1]
-        out = torch.empty_like(q)
+        queries = q.view(-1, D).index_select(0, layout.of_queries)
+        mixed = torch.empty_like(queries)
+        blocks = zip(torch.split(queries, layout.block_sizes), torch.split(mixed, layout.block_sizes), strict=True)
         saved: list[Tensor] = []
-        keys = values = k.new_empty(1, K, 0, D)
-        for first, B, T in shared.parts:
-            place = slice(first, first + B * T)
-            turn = cos[first : first + T, None], sin[first : first + T, None]
-            before, keys, values = (keys, values), k.new_empty(B, K, first + T, D), v.new_empty(B, K, first + T, D)
-            keys[:, :, :first], values[:, :, :first] = before
-            _turn(keys[:, :, first:].transpose(1, 2), k[place].view(B, T, K, D), *turn)
-            values[:, :, first:].transpose(1, 2).copy_(v[place].view(B, T, K, D))
+        for rows in layout.rows:
+            keys, values = (x.view(-1, D).index_select(0, rows.of_keys).view(rows.count * K, -1, D) for x in (k, v))
             saved += [keys, values]
-            for block in query_blocks(T):
-                end = first + block.stop
-                queries = q.new_empty(B, H, block.stop - block.start, D)
-                angles = (part[block] * D**-0.5 for part in turn)
-                _turn(queries.transpose(1, 2), q[place].view(B, T, H, D)[:, block], *angles)
+            for block in query_blocks(rows.length):
+                of_block, to = next(blocks)
+                size, end = block.stop - block.start, rows.before + block.stop
                 # The query heads of one key head stand one under the other: one product for all of them.
-                queries = queries.view(B, K, -1, D)
-                scores = torch.matmul(queries, keys[:, :, :end].transpose(2, 3))
-                scores.view(B, H, -1, end).add_(bias[first + block.start : end, :end])
+                scores = torch.bmm(of_block.view(len(keys), -1, D), keys[:, :end].transpose(1, 2))
+                scores.view(-1, size, end)[..., -size:].add_(layout.bias[:size, :size])
                 weights = torch.softmax(scores, -1)
-                mixed = torch.matmul(weights, values[:, :, :end])
-                out[place].view(B, T, H, D)[:, block] = mixed.view(B, H, -1, D).transpose(1, 2)
-                saved += [queries, weights]
-        ctx.save_for_backward(cos, sin, *saved)
-        ctx.shared = shared
-        return shared.unpadded(out).view(1, -1, H * D)
+                torch.bmm(weights, values[:, :end], out=to.view(len(keys), -1, D))
+                saved.append(weights)
+        ctx.save_for_backward(queries, *saved)
+        ctx.layout = layout
+        return mixed.index_select(0, layout.from_queries).view(1, -1, H * D)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin, *saved = ctx.saved_tensors
-        D, K, shared = cos.shape[-1], saved[0].shape[1], ctx.shared
-        grad = shared.padded(grads[0].reshape(-1, grads[0].shape[-1] // D, D))
-        H, P = grad.shape[1], shared.prefix
-        grad_q = torch.empty_like(grad)
-        grad_k, grad_v = grad.new_empty(len(grad), K, D), grad.new_empty(len(grad), K, D)
+        queries, *saved = ctx.saved_tensors
+        layout: Shared = ctx.layout
+        D, P = queries.shape[-1], layout.prefix
+        to_mixed = grads[0].reshape(-1, D).index_select(0, layout.of_queries).index_fill_(0, layout.padding, 0)
+        to_queries = torch.empty_like(queries)
+        blocks = list(zip(*(torch.split(x, layout.block_sizes) for x in (queries, to_mixed, to_queries)), strict=True))
         of_prefix: list[Tensor] = []
-        for first, B, T in reversed(shared.parts):
-            place = slice(first, first + B * T)
-            turn = cos[first : first + T, None], -sin[first : first + T, None]
-            above = grad[place].view(B, T, H, D).transpose(1, 2)
-            blocks = query_blocks(T)
-            keys, values, *of_blocks = saved[-2 - 2 * len(blocks) :]
-            del saved[-2 - 2 * len(blocks) :]
+        of_rests: list[Tensor] = []
+        for rows in reversed(layout.rows):
+            places = query_blocks(rows.length)
+            keys, values, *of_blocks = saved[-2 - len(places) :]
+            del saved[-2 - len(places) :]
             to_keys = to_values = torch.empty(0)
-            for block in reversed(blocks):  # the last one reaches all keys
-                end = first + block.stop
-                weights, queries = of_blocks.pop(), of_blocks.pop()
-                to_mixed = above[:, :, block].reshape(B, K, -1, D)
-                to_weights = torch.matmul(to_mixed, values[:, :, :end].transpose(2, 3))
+            for block in reversed(places):  # the last one reaches all keys
+                end, weights = rows.before + block.stop, of_blocks.pop()
+                of_block, above, to = (x.view(len(keys), -1, D) for x in blocks.pop())
+                to_weights = torch.bmm(above, values[:, :end].transpose(1, 2))
                 to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-                to_queries = torch.matmul(to_scores, keys[:, :, :end]).view(B, H, -1, D)
-                angles = (part[block] * D**-0.5 for part in turn)
-                _turn(grad_q[place].view(B, T, H, D)[:, block], to_queries.transpose(1, 2), *angles)
-                parts = (
-                    torch.matmul(to_scores.transpose(2, 3), queries),
-                    torch.matmul(weights.transpose(2, 3), to_mixed),
-                )
-                if block.stop == T:
+                torch.bmm(to_scores, keys[:, :end], out=to)
+                parts = torch.bmm(to_scores.transpose(1, 2), of_block), torch.bmm(weights.transpose(1, 2), above)
+                if block.stop == rows.length:
                     to_keys, to_values = parts
                 else:
-                    to_keys[:, :, :end] += parts[0]
-                    to_values[:, :, :end] += parts[1]
-            if of_prefix:  # the prefix comes last: the rests' gradients of its keys and values are known
-                to_keys, to_values = to_keys + of_prefix[0], to_values + of_prefix[1]
-            of_prefix = [x[:, :, :P].sum(0, keepdim=True) for x in (to_keys, to_values)]
-            _turn(grad_k[place].view(B, T, K, D), to_keys[:, :, first:].transpose(1, 2), *turn)
-            grad_v[place].view(B, T, K, D).copy_(to_values[:, :, first:].transpose(1, 2))
-        flat = (shared.unpadded(x).flatten(1)[None] for x in (grad_q, grad_k, grad_v))
-        return (*flat, None, None, None, None)
+                    to_keys[:, :end] += parts[0]
+                    to_values[:, :end] += parts[1]
+            if rows.before or not P:
+                of_rests = [x.view(-1, D).index_select(0, layout.from_keys) for x in (to_keys, to_values)]
+                of_prefix = [x.view(rows.count, -1, *x.shape[1:])[:, :, :P].sum(0) for x in (to_keys, to_values)]
+            else:  # the rests' gradients of its keys and values are known
+                of_prefix = [a.add_(b) for a, b in zip((to_keys, to_values), of_prefix, strict=True)]
+        grad_q = to_queries.index_select(0, layout.from_queries).view(layout.tokens, -1, D)
+        grad_k, grad_v = (
+            torch.cat((prefix.transpose(0, 1), rests.view(layout.tokens - P, -1, D)))
+            for prefix, rests in zip(of_prefix, of_rests, strict=True)
+        )
+        grad_q, grad_k = _turn(grad_q, *layout.turn_queries, back=True), _turn(grad_k, *layout.turn_keys, back=True)
+        return *(x.flatten(1)[None] for x in (grad_q, grad_k, grad_v)), None
 
 
 def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -435,6 +459,11 @@ def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x_BHTD.shape[-1] // 2
     turned = torch.cat((x_BHTD[..., half:], x_BHTD[..., :half]), -1)
     return torch.addcmul(x_BHTD * cos, turned, sin)
+
+
+def _picked(x_BTC: Tensor, wanted: Tensor | None) -> Tensor:
+    """The wanted of all tokens (1, N, C); without a choice all of them, as they are."""
+    return x_BTC if wanted is None else x_BTC.reshape(1, -1, x_BTC.shape[-1]).index_select(1, wanted)
 
 
 class Attention(nn.Module):
@@ -455,12 +484,12 @@ class Attention(nn.Module):
         bias: Tensor | None,
         cache: KeyValues | None,
         layout: Shared | Packed | None,
+        wanted: Tensor | None,
     ) -> Tensor:
         q, k, v = side_by_side((self.q_proj, self.k_proj, self.v_proj), x_BTC)
         if isinstance(layout, Shared):
-            assert bias is not None
-            mixed: Tensor = _SharedAttention.apply(q, k, v, *rope, bias, layout)  # type: ignore[no-untyped-call]
-            return self.o_proj(mixed)  # type: ignore[no-any-return]
+            mixed: Tensor = _SharedAttention.apply(q, k, v, layout)  # type: ignore[no-untyped-call]
+            return self.o_proj(_picked(mixed, wanted))  # type: ignore[no-any-return]
         if layout is not None:
             q, k, v = layout.spread(q), layout.spread(k), layout.spread(v)
         B, T, _ = q.shape
@@ -469,7 +498,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         out = attend(q, k, v, bias)
-        return self.o_proj(out if layout is None else layout.pack(out))  # type: ignore[no-any-return]
+        return self.o_proj(_picked(out if layout is None else layout.pack(out), wanted))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -504,8 +533,9 @@ class Layer(nn.Module):
         bias: Tensor | None,
         cache: KeyValues | None,
         layout: Shared | Packed | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, bias, cache, layout)
+        x = _picked(x, wanted) + self.self_attn(self.input_layernorm(x), rope, bias, cache, layout, wanted)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -548,18 +578,11 @@ class LlamaModel(nn.Module):
         positions_BT: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValues | None = None,
-        shared: Shared | None = None,
         real_BT: Tensor | None = None,
     ) -> Tensor:
         rows, length = ids_BT.shape
-        if shared is None and positions_BT is None and mask is None and cache is None and by_products(ids_BT, length):
-            shared, ids_BT = Shared(0, rows, length), ids_BT.reshape(1, -1)
-        if shared is not None:
-            x = self.embed_tokens(ids_BT)
-            length = shared.prefix + shared.length
-            cos, sin = self.rope(torch.arange(length, device=x.device)[None], x.dtype)
-            bias = bias_of(causal_mask(length, 0, x.device), x.dtype)[0, 0]
-            return self._layers(x, (cos[0, 0], sin[0, 0]), bias, cache, shared).view(rows, -1, x.shape[-1])
+        if positions_BT is None and mask is None and cache is None and by_products(ids_BT, length):
+            return self.after(0, [length] * rows, ids_BT.flatten()).view(rows, length, -1)
         if positions_BT is None:
             positions_BT = torch.arange(length, device=ids_BT.device)[None]
         if cache is None or not cache.keeps or rows * length <= READ_AT_ONCE:
@@ -580,6 +603,18 @@ class LlamaModel(nn.Module):
         cache.lengths = part.lengths
         return torch.cat(parts)
 
+    def after(self, prefix: int, lengths: Sequence[int], ids_N: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """States (N, C) of short rows that are laid out one behind the other, behind a beginning that they share.
+
+        Args:
+            prefix, lengths: tokens of the beginning, and of each row behind it.
+            wanted: indices of the tokens whose states are returned; default all. The last layer's work is done for them only.
+        """
+        c, x = self.config, self.embed_tokens(ids_N[None])
+        cos, sin = self.rope(torch.arange(prefix + max(lengths), device=x.device)[None], x.dtype)
+        layout = Shared(prefix, lengths, c.heads, c.key_heads, (cos[0, 0], sin[0, 0]))
+        return self._layers(x, (cos, sin), None, None, layout, wanted)[0]
+
     def _read(
         self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor | None, cache: KeyValues | None, real_BT: Tensor | None
     ) -> Tensor:
@@ -598,9 +633,12 @@ class LlamaModel(nn.Module):
         bias: Tensor | None,
         cache: KeyValues | None,
         layout: Shared | Packed | None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        for layer in self.layers:
+        *below, last = self.layers
+        for layer in below:
             x = layer(x, rope, bias, cache, layout)
+        x = last(x, rope, bias, cache, layout, wanted)
         out: Tensor = self.norm(x)
         return out
 
@@ -640,23 +678,24 @@ class Llama(nn.Module):
         out: Tensor = self.model(ids_BT, positions_BT, mask, cache, real_BT=real_BT)
         return out
 
-    def hidden_after(self, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Hidden states (B, T, C) of rows that all begin with the same ids, which are computed once.
+    def hidden_at(self, wanted_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hidden states (N, C) at the wanted places of rows that all begin with the same ids, which are computed once.
 
-        Equal to `hidden` of the joined rows without their first P positions; the gradient is too.
+        Equal to `hidden` of the joined rows at these places; the gradient is too.
 
         Args:
-            lengths: tokens of each row that count; the rest is padding, may not be computed, and is then zero.
+            wanted_BT: True at the wanted places.
+            prefix_P: what all rows begin with; may be empty.
+            ids_BT: the rows behind it, padded on the right.
+            lengths: tokens of each row that are not padding.
         """
         B, T = ids_BT.shape
         P = len(prefix_P)
         if not by_products(ids_BT, P + T):
-            return self.hidden(torch.cat((prefix_P.expand(B, -1), ids_BT), 1))[:, P:]
-        some_shorter = lengths is not None and min(lengths) < T
-        shared = Shared(P, B, T, tuple(lengths or ()) if some_shorter else ())
-        flat = shared.unpadded(torch.cat((prefix_P, ids_BT.reshape(-1))))
-        out: Tensor = self.model(flat[None], shared=shared)
-        return shared.padded(out[0])[P:].view(B, T, -1)
+            return self.hidden(torch.cat((prefix_P.expand(B, -1), ids_BT), 1))[:, P:][wanted_BT]
+        real_BT = torch.arange(T, device=ids_BT.device) < torch.tensor(lengths, device=ids_BT.device)[:, None]
+        wanted = P + wanted_BT[real_BT].nonzero()[:, 0]
+        return self.model.after(P, lengths, torch.cat((prefix_P, ids_BT[real_BT])), wanted)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary for hidden states (..., C)."""

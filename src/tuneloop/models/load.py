@@ -95,19 +95,21 @@ class Model:
 
         return hidden(self.net, ids_BT, positions_BT, mask, cache)
 
-    def hidden_after(self, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Hidden states (B, T, C) of rows that all begin with `prefix_P`, at the positions behind it.
+    def hidden_at(self, wanted_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hidden states (N, C) at the wanted places of rows that all begin with `prefix_P`.
 
         Args:
-            lengths: tokens of each row that count; what is computed for the others is not said.
+            wanted_BT: True at the wanted places.
+            ids_BT: the rows behind what they share, padded on the right.
+            lengths: tokens of each row that are not padding.
         """
         if self.is_own and not hasattr(self.net.model, "prefix"):  # rows behind a trained prefix are read one by one
-            out: Tensor = self.net.hidden_after(prefix_P, ids_BT, lengths)  # type: ignore[operator]
+            out: Tensor = self.net.hidden_at(wanted_BT, prefix_P, ids_BT, lengths)  # type: ignore[operator]
             return out
         import torch
 
         joined = torch.cat((prefix_P.expand(len(ids_BT), -1), ids_BT), 1)
-        return self.hidden(joined)[:, len(prefix_P) :]
+        return self.hidden(joined)[:, len(prefix_P) :][wanted_BT]
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str = "") -> Model:
@@ -252,13 +254,20 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+SHAPES_KEPT = 128  # a layer and its gradient have 40 to 60
+
+
 def use_threads() -> int:
-    """Set torch's threads to the cores that this process may use, and keep large buffers from being returned to the system.
+    """Set torch's threads to the cores that this process may use, and see to it that memory is held where that pays and only there.
 
     glibc hands every large free block back at once, and each new one is then paid for in page faults; holding on to
-    them took 7 % off a training step.
+    them took 7 % off a training step. oneDNN keeps half a MiB for each shape that it has multiplied, of 1,024 shapes: rows of
+    ever new lengths fill that with what is never used again. Its two caches are read from the environment when it first computes.
     """
     import ctypes
+
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, str(SHAPES_KEPT))
 
     import torch
 

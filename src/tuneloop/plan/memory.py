@@ -24,12 +24,12 @@ CONTEXT_GIB = 0.6
 CPU_GIB = 0.1  # what libraries take on a processor once they compute (12 runs of benchmarks/plan.py)
 FP32_LOGITS = 3.75  # fp32 logits, their log-softmax, gradient and a part of a copy, on the same runs
 # tuneloop's loop keeps freed blocks of the heap. What passes through a layer without being kept leaves holes: bytes a token and layer, in twice the
-# layer's width and feed-forward (6.4 to 11.4 KB on 25 runs of a 135M model, in bf16 as in fp32); unpacking 4-bit matrices leaves twice as many.
-HOLE_BYTES = 4
-OWN_CHUNK, OWN_CHUNK_FULL = (
-    256,
-    128,
-)  # learned positions whose logits exist at a time; where all weights learn on a processor
+# layer's width and feed-forward (11 runs of a 135M model, in bf16 as in fp32); unpacking 4-bit matrices leaves twice as many. What oneDNN keeps for shapes is bounded.
+HOLE_BYTES = 2
+SHAPES_GIB = 0.04
+# `positions_at_once` and `FEW` of train/loss.py, which imports torch: learned positions whose logits exist at a time on a GPU, on a processor with a frozen
+# head and where it learns, and those of them whose fp32 probabilities do.
+OWN_CHUNK, OWN_CHUNK_FROZEN, OWN_CHUNK_FULL, OWN_FEW = 256, 1024, 512, 32
 OWN_SHORT = 700  # up to this length attention on a processor is plain products, and its weights are kept
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # Blocks of ever new sizes leave holes: as a share of the activations (11.5 % on one GPU, 21 % with FSDP, on the runs of fms-acceleration), and of unfused
@@ -119,7 +119,7 @@ def _with_overheads(job: Job, phases: dict[str, dict[str, float]]) -> Memory:
     found = Memory(phases, 0, 0, job.gpu.gib)
     if job.gpu.is_cpu:
         for terms in phases.values():
-            terms["libraries and heap"] = _holes(job) / GIB if job.kernels.own else CPU_GIB
+            terms["libraries and heap"] = SHAPES_GIB + _holes(job) / GIB if job.kernels.own else CPU_GIB
         return Memory(phases, found.peak, found.peak / 0.95, job.gpu.gib)
     holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
     context = CONTEXT_GIB + NCCL_GIB * (job.gpus > 1)
@@ -378,9 +378,10 @@ def _logits(job: Job) -> dict[str, float]:
     if job.dtype == "fp32" and job.loss_kernel == "eager":
         logits = FP32_LOGITS * job.tokens * job.shape.vocabulary * 4
     if job.kernels.own:  # logits, whose place their gradient takes, and fp32 probabilities
-        width = 4 + job.activation_bytes
-        chunk = OWN_CHUNK_FULL if job.gpu.is_cpu and job.full else OWN_CHUNK
-        logits = min(chunk, job.learned or job.tokens) * job.shape.vocabulary * width
+        chunk = OWN_CHUNK if not job.gpu.is_cpu else OWN_CHUNK_FULL if job.full else OWN_CHUNK_FROZEN
+        chunk = min(chunk, job.learned or job.tokens)
+        few = min(chunk, OWN_FEW) if job.gpu.is_cpu else chunk
+        logits = (chunk * job.activation_bytes + few * 4) * job.shape.vocabulary
     if job.loss_kernel == "fused":
         # chunks so small that their logits take as much as the hidden states, with fp32 sums
         logits = 3 * job.tokens * job.shape.hidden * 2

@@ -206,7 +206,7 @@ def shard(model: Model, *, quantised: bool = False) -> None:
     net.to(device)
     if model.is_own:
         fully_shard(net, mesh=mesh(), mp_policy=policy)
-        for name in ("hidden", "hidden_after"):
+        for name in ("hidden", "hidden_at"):
             register_fsdp_forward_method(net, name)
     for module in net.modules():
         if isinstance(module, FSDPModule):  # shares of a step add up: the loss is divided by the whole step's tokens

@@ -40,6 +40,24 @@ from tuneloop.types import Progress, no_progress
 BATCH_TOKENS = 4096
 
 
+# Rows of logits whose fp32 probabilities exist at a time on a processor: they stay in its cache.
+FEW = 32
+
+
+def _softmax_loss(logits: Tensor, targets: Tensor, turn: bool) -> Tensor:
+    """Cross entropy of each row of logits; with `turn` they become its gradient in place."""
+    rows = torch.arange(logits.shape[0], device=logits.device)
+    top, picked = logits.amax(-1).float(), logits[rows, targets].float()
+    # softmax in one pass is far faster on CPUs than logsumexp; the log of the normaliser follows from
+    # the greatest probability: log p_max = max - logsumexp.
+    probabilities = torch.softmax(logits, -1, dtype=torch.float32)
+    losses = top - probabilities.amax(-1).log_() - picked
+    if turn:
+        probabilities[rows, targets] -= 1.0
+        logits.copy_(probabilities)
+    return losses
+
+
 class _HeadCrossEntropy(torch.autograd.Function):
     """Vocabulary projection, log-softmax and their gradients in chunks of rows.
 
@@ -56,18 +74,15 @@ class _HeadCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             logits = hidden[part] @ weight.t()
-            rows = torch.arange(logits.shape[0], device=hidden.device)
-            picked = logits[rows, targets[part]].float()
-            top = logits.amax(-1).float()
-            # softmax in one pass is far faster on CPUs than logsumexp; the log of the normaliser follows from
-            # the greatest probability: log p_max = max - logsumexp.
-            probabilities = torch.softmax(logits, -1, dtype=torch.float32)
-            losses[part] = top - probabilities.amax(-1).log_() - picked
-            if grad_hidden is None and grad_weight is None:
+            grad = logits if grad_hidden is not None or grad_weight is not None else None
+            few = chunk if logits.is_cuda else FEW
+            for some, of_some, out in zip(
+                *(torch.split(x, few) for x in (logits, targets[part], losses[part])), strict=True
+            ):
+                out.copy_(_softmax_loss(some, of_some, turn=grad is not None))
+            if grad is None:
                 continue
-            probabilities[rows, targets[part]] -= 1.0
             # A position's weight is put on its C numbers instead of the V of its row: one pass less over the largest buffer.
-            grad = probabilities if probabilities.dtype == logits.dtype else logits.copy_(probabilities)
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[part]).mul_(weights[part, None])
             if grad_weight is not None:
@@ -98,16 +113,21 @@ def head_cross_entropy(
         head_VC: the projection's weight.
         targets_N: the next token at each position.
         weights_N: weight of each position (fp32); 1 / supervised tokens of the whole step gives their mean.
-        chunk: positions projected at a time; bounds memory to chunk * V * 6 bytes. 0: 256, or 128 where the projection learns on a processor.
+        chunk: positions projected at a time; bounds memory to chunk * V * 2 bytes on a processor, 10 on a GPU. 0: `positions_at_once`.
     """
     loss: Tensor = _HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_NC,
         head_VC,
         targets_N,
         weights_N,
-        chunk or (128 if head_VC.requires_grad and not head_VC.is_cuda else 256),
+        chunk or positions_at_once(head_VC.requires_grad, head_VC.is_cuda),
     )
     return loss
+
+
+def positions_at_once(learns: bool, on_gpu: bool) -> int:
+    """Positions that are projected at a time. On a processor products of more rows are faster; a projection that learns has a gradient beside its logits."""
+    return 256 if on_gpu else 512 if learns else 1024
 
 
 # --- from rows to hidden states
@@ -143,9 +163,9 @@ def learned_states(model: Model, rows: Sequence[Rendered], *, packed: bool = Fal
         weights[slot, : len(row.ids) - prefix] = torch.tensor(row.mask[prefix:], dtype=torch.float32)
     ids, weights = ids.to(model.device), weights.to(model.device)
     beginning = torch.tensor(rows[0].ids[:prefix], dtype=torch.long, device=model.device)
-    hidden = model.hidden_after(beginning, ids, [len(row.ids) - prefix for row in rows])
     learned = weights[:, 1:] > 0
-    return Learned(hidden[:, :-1][learned], ids[:, 1:][learned], weights[:, 1:][learned], learned.nonzero()[:, 0])
+    hidden_NC = model.hidden_at(F.pad(learned, (0, 1)), beginning, ids, [len(row.ids) - prefix for row in rows])
+    return Learned(hidden_NC, ids[:, 1:][learned], weights[:, 1:][learned], learned.nonzero()[:, 0])
 
 
 def _packed_states(model: Model, rows: Sequence[Rendered]) -> Learned:

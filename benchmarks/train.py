@@ -185,9 +185,10 @@ def main() -> None:
         results: dict[str, Result] = {}
         for contender in options.contenders.split(","):
             found = results[contender] = compete(method, contender, train_rows, held_out, options.peers)
+            in_steps = f"{gflop / found.step_seconds / found.peak:.0%}" if found.step_seconds else ""
             print(
                 f"{method:<11} {contender:<17} {tokens / found.seconds:8.0f} {found.seconds:8.1f} {found.gib:6.2f} {found.peak:8.0f} "
-                f"{gflop / found.seconds / found.peak:8.0%} {gflop / found.step_seconds / found.peak if found.step_seconds else float('nan'):8.0%} {found.loss:9.4f}",
+                f"{gflop / found.seconds / found.peak:8.0%} {in_steps:>8} {found.loss:9.4f}",
                 flush=True,
             )
         ours, peers = results.pop("tuneloop", None), results

@@ -44,7 +44,8 @@ def test_micro_batches_stay_within_their_tokens(lengths: list[int], per_step: in
     config = TrainConfig(rows_per_step=per_step, tokens_per_step=tokens, micro_batch_tokens=micro, epochs=1)
     for step in plan_steps(rows(lengths), config, 0):
         for batch in step.micro_batches:
-            assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= micro
+            assert len(batch) == 1 or sum(lengths[i] for i in batch) <= micro
+            assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 1.5 * micro
 
 
 @pytest.mark.parametrize(("method", "told", "expected"), [("lora", 0, 8), ("full", 0, 4), ("lora", 512, 2)])
@@ -60,7 +61,7 @@ def test_a_step_has_its_rows_and_tokens() -> None:
     lengths = [20 + i % 50 for i in range(400)]
     steps = plan_steps(rows(lengths), TrainConfig(rows_per_step=4, tokens_per_step=500, epochs=1), 0)
     sums = [sum(lengths[i] for i in indices([step])) for step in steps]
-    assert sum(s >= 500 for s in sums) >= len(steps) - 3  # but for remnants of pools
+    assert sum(s >= 500 for s in sums) >= len(steps) - 1  # but for a remnant
     assert max(sums) < 2 * 500 + 4 * 70
 
 
@@ -104,11 +105,14 @@ def test_every_stretch_of_steps_holds_its_share_of_general_rows(n: int, share: f
     assert max(s.rows for s in first) - min(s.rows for s in first) <= 2
 
 
-def test_mixed_steps_hold_rows_of_like_length() -> None:
+def test_steps_hold_rows_of_all_lengths_and_their_micro_batches_neighbours() -> None:
     rng = random.Random(0)
-    mixed = [i % 10 < 3 for i in range(800)]
-    lengths = [rng.randint(20, 600) for _ in mixed]
-    padded = 0
-    for step in plan_steps(rows(lengths), TrainConfig(rows_per_step=8, micro_batch_tokens=100000, epochs=1), 0, mixed):
-        padded += sum(len(m) * max(lengths[i] for i in m) for m in step.micro_batches)
-    assert padded < 1.15 * sum(lengths)
+    lengths = [rng.randint(20, 600) for _ in range(800)]
+    steps = plan_steps(rows(lengths), TrainConfig(rows_per_step=8, epochs=1), 0)
+    for step in steps:
+        of_step = [lengths[i] for i in indices([step])]
+        assert of_step == sorted(of_step)
+    tokens = [sum(lengths[i] for i in indices([step])) for step in steps]
+    mean = sum(tokens) / len(tokens)
+    deviation = (sum((t - mean) ** 2 for t in tokens) / len(tokens)) ** 0.5
+    assert deviation < 0.3 * mean  # eight rows drawn by chance; steps of like rows have .55 of the mean

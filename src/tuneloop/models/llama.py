@@ -303,21 +303,51 @@ def query_blocks(length: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
+# A further group of rows costs a layer's attention as much as this many scores of a head.
+GROUP_COST = 5000
+
+
+def alike(lengths: Sequence[int], before: int) -> list[list[int]]:
+    """Neighbouring rows in the groups in which attention costs least, each padded to its longest row behind `before` tokens."""
+    costs, starts = [0.0], [0]
+    for end in range(1, len(lengths) + 1):
+        found = []
+        longest = 0
+        for start in range(end - 1, -1, -1):
+            longest = max(longest, lengths[start])
+            found.append((costs[start] + (end - start) * longest * (before + longest) + GROUP_COST, start))
+        cost, start = min(found)
+        costs.append(cost)
+        starts.append(start)
+    groups, end = [], len(lengths)
+    while end:
+        groups.append(list(lengths[starts[end] : end]))
+        end = starts[end]
+    return groups[::-1]
+
+
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a `Shared` layout, within attention padded to `length`; `of_keys` names the keys (rows, K, before + length) among all tokens' (tokens, K)."""
+    """Neighbouring rows of a `Shared` layout, within attention padded to `length`, behind `before` tokens of the prefix.
+
+    Args:
+        of_keys: for the keys (count, K, before + length) their places among those of all tokens (tokens, K).
+        from_keys: the way back, for the tokens of these rows.
+    """
 
     count: int
     before: int
     length: int
     of_keys: Tensor
+    from_keys: Tensor
 
 
 class Shared:
     """A batch laid out as one row: `prefix` tokens that all rows begin with, then what is left of each row without padding.
 
     Attention needs rows of one length with their heads first. Where each token of each head stands then, and the way back, are
-    worked out here once for all layers, so that a layer moves its queries, keys and values with one operation each.
+    worked out here once for all layers, so that a layer moves its queries, keys and values with one operation each. The prefix is
+    a row of its own, the rests are put together where neighbours are alike.
 
     Args:
         lengths: tokens of each row behind the prefix.
@@ -329,33 +359,38 @@ class Shared:
     ) -> None:
         device = turn[0].device
         self.prefix, self.tokens = prefix, prefix + sum(lengths)
-        counts, longest = torch.tensor(lengths, device=device)[:, None], max(lengths)
-        offsets = torch.arange(longest, device=device)
-        real_BT = offsets < counts
-        # Padding stands for its row's last token: no real token looks at it, and its own gradient is set to zero.
-        rests_BT = prefix + counts.cumsum(0) - counts + torch.minimum(offsets, counts - 1)
-        shared_BP = torch.arange(prefix, device=device).expand(len(lengths), -1)
-        self.rows = [_Rows(len(lengths), prefix, longest, _places(torch.cat((shared_BP, rests_BT), 1), key_heads))]
-        kinds = [(rests_BT, real_BT)]
-        if prefix:
-            self.rows.insert(0, _Rows(1, 0, prefix, _places(shared_BP[:1], key_heads)))
-            kinds.insert(0, (shared_BP[:1], torch.ones_like(shared_BP[:1], dtype=torch.bool)))
-        blocks = [(tokens[:, b], real[:, b]) for tokens, real in kinds for b in query_blocks(tokens.shape[1])]
-        of_queries = [_places(tokens, heads) for tokens, _ in blocks]
+        self.rows: list[_Rows] = []
+        of_queries, real, positions = list[Tensor](), list[Tensor](), list[Tensor]()
+        start = 0
+        for group in ([[prefix]] if prefix else []) + alike(lengths, prefix):
+            before, longest = min(start, prefix), max(group)
+            counts, offsets = torch.tensor(group, device=device)[:, None], torch.arange(longest, device=device)
+            real_BT = offsets < counts
+            # Padding stands for its row's last token: no real token looks at it, and its own gradient is set to zero.
+            tokens_BT = start + counts.cumsum(0) - counts + torch.minimum(offsets, counts - 1)
+            behind = torch.arange(before, device=device).expand(len(group), -1)
+            of_keys = _places(torch.cat((behind, tokens_BT), 1), key_heads)
+            of_rest = torch.cat((torch.zeros_like(behind, dtype=torch.bool), real_BT), 1)
+            from_keys = _inverse(of_keys, _by_heads(of_rest, key_heads), (start + sum(group)) * key_heads)
+            self.rows.append(_Rows(len(group), before, longest, of_keys, from_keys[start * key_heads :]))
+            of_queries += [_places(tokens_BT[:, block], heads) for block in query_blocks(longest)]
+            real += [_by_heads(real_BT[:, block], heads) for block in query_blocks(longest)]
+            positions.append((before + offsets.expand(len(group), -1))[real_BT])
+            start += sum(group)
         self.of_queries, self.block_sizes = torch.cat(of_queries), [len(places) for places in of_queries]
-        real = torch.cat([real[:, None].expand(-1, heads, -1).flatten() for _, real in blocks])
-        self.padding = (~real).nonzero()[:, 0]
-        self.from_queries = _inverse(self.of_queries, real, self.tokens * heads)
-        of_keys = self.rows[-1].of_keys.view(len(lengths), key_heads, -1)
-        of_rests = torch.zeros_like(of_keys, dtype=torch.bool)
-        of_rests[:, :, prefix:] = real_BT[:, None]
-        self.from_keys = _inverse(of_keys.flatten(), of_rests.flatten(), self.tokens * key_heads)[prefix * key_heads :]
-        positions = torch.cat((shared_BP[0], (prefix + offsets.expand(len(lengths), -1))[real_BT]))
-        self.turn_keys = turn[0][positions, None], turn[1][positions, None]
+        self.padding = (~torch.cat(real)).nonzero()[:, 0]
+        self.from_queries = _inverse(self.of_queries, torch.cat(real), self.tokens * heads)
+        at = torch.cat(positions)
+        self.turn_keys = turn[0][at, None], turn[1][at, None]
         scale = turn[0].shape[-1] ** -0.5  # of the scores, put on the queries
         self.turn_queries = self.turn_keys[0] * scale, self.turn_keys[1] * scale
-        widest = max(max(block.stop - block.start for block in query_blocks(rows.length)) for rows in self.rows)
+        widest = max(block.stop - block.start for rows in self.rows for block in query_blocks(rows.length))
         self.bias = bias_of(causal_mask(widest, 0, device), turn[0].dtype)[0, 0]
+
+
+def _by_heads(real_BT: Tensor, heads: int) -> Tensor:
+    """The same for each head, heads first (B * heads * T)."""
+    return real_BT[:, None].expand(-1, heads, -1).flatten()
 
 
 def _places(tokens_BT: Tensor, heads: int) -> Tensor:
@@ -421,8 +456,8 @@ class _SharedAttention(torch.autograd.Function):
         to_mixed = grads[0].reshape(-1, D).index_select(0, layout.of_queries).index_fill_(0, layout.padding, 0)
         to_queries = torch.empty_like(queries)
         blocks = list(zip(*(torch.split(x, layout.block_sizes) for x in (queries, to_mixed, to_queries)), strict=True))
-        of_prefix: list[Tensor] = []
-        of_rests: list[Tensor] = []
+        of_prefix = [queries.new_zeros(()), queries.new_zeros(())]  # what the rests ask of its keys and values
+        of_tokens: tuple[list[Tensor], list[Tensor]] = ([], [])
         for rows in reversed(layout.rows):
             places = query_blocks(rows.length)
             keys, values, *of_blocks = saved[-2 - len(places) :]
@@ -440,16 +475,14 @@ class _SharedAttention(torch.autograd.Function):
                 else:
                     to_keys[:, :end] += parts[0]
                     to_values[:, :end] += parts[1]
-            if rows.before or not P:
-                of_rests = [x.view(-1, D).index_select(0, layout.from_keys) for x in (to_keys, to_values)]
-                of_prefix = [x.view(rows.count, -1, *x.shape[1:])[:, :, :P].sum(0) for x in (to_keys, to_values)]
-            else:  # the rests' gradients of its keys and values are known
-                of_prefix = [a.add_(b) for a, b in zip((to_keys, to_values), of_prefix, strict=True)]
+            if P and not rows.before:  # the prefix comes last
+                to_keys, to_values = to_keys + of_prefix[0], to_values + of_prefix[1]
+            for i, grad in enumerate((to_keys, to_values)):
+                of_tokens[i].append(grad.view(-1, D).index_select(0, rows.from_keys))
+                if rows.before:
+                    of_prefix[i] = of_prefix[i] + grad.view(rows.count, -1, *grad.shape[1:])[:, :, :P].sum(0)
         grad_q = to_queries.index_select(0, layout.from_queries).view(layout.tokens, -1, D)
-        grad_k, grad_v = (
-            torch.cat((prefix.transpose(0, 1), rests.view(layout.tokens - P, -1, D)))
-            for prefix, rests in zip(of_prefix, of_rests, strict=True)
-        )
+        grad_k, grad_v = (torch.cat(parts[::-1]).view(layout.tokens, -1, D) for parts in of_tokens)
         grad_q, grad_k = _turn(grad_q, *layout.turn_queries, back=True), _turn(grad_k, *layout.turn_keys, back=True)
         return *(x.flatten(1)[None] for x in (grad_q, grad_k, grad_v)), None
 

@@ -63,6 +63,12 @@ class Model:
         """Where the weights are."""
         return self.head.device
 
+    def pads(self, longest: int) -> bool:
+        """Whether `hidden_at` computes the padding of rows of which one is this long; our own Llama leaves that of short ones out."""
+        from tuneloop.models.llama import by_products
+
+        return not (self.is_own and by_products(self.head, longest) and not hasattr(self.net.model, "prefix"))
+
     def new_cache(self) -> Any:
         """An empty cache of keys and values."""
         if self.is_own:

@@ -11,10 +11,6 @@ from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import TrainRow, conversations
 from tuneloop.types import UserError
 
-# Steps are cut from pools of this many rows, sorted by length: rows of one step are alike, so little is padded,
-# and the order stays random from pool to pool.
-POOL_STEPS = 16
-
 
 @dataclass(frozen=True)
 class Step:
@@ -33,7 +29,8 @@ def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: 
     """All steps of a run, from the seed alone; the number of processes that share them plays no part.
 
     A step takes `rows_per_step` rows and then more until it has `tokens_per_step` tokens; every epoch
-    visits every row once. A fraction of an epoch is cut at the nearest step.
+    visits every row once. A fraction of an epoch is cut at the nearest step. The rows of a step are drawn whatever their
+    length: steps of rows that are alike in length have gradients of very unlike noise, and end at a higher loss.
 
     Args:
         mixed: for each row whether it is general data that was blended in. Then every step has the same number of rows,
@@ -47,10 +44,7 @@ def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: 
     while epoch < config.epochs:
         share = min(config.epochs - epoch, 1.0)
         rng = random.Random(f"{seed}/{epoch}")
-        if any(mixed):
-            cut = _mixed_epoch(lengths, mixed, rows_a_step, rng)
-        else:
-            cut = _epoch(lengths, config, rows_a_step, rng)
+        cut = _mixed_epoch(mixed, rows_a_step, rng) if any(mixed) else _epoch(lengths, config, rng)
         of_epoch = [_micro_batches(step, lengths, tokens_at_once(config)) for step in cut]
         count = max(round(len(of_epoch) * share), 1)
         steps += [Step(micros, epoch + (i + 1) / len(of_epoch)) for i, micros in enumerate(of_epoch[:count])]
@@ -69,62 +63,53 @@ def _padded_length(row: TrainRow) -> int:
     return len(parts) * max(len(part.ids) for part in parts)
 
 
-def _epoch(lengths: Sequence[int], config: TrainConfig, rows_a_step: int, rng: random.Random) -> list[list[int]]:
+def _epoch(lengths: Sequence[int], config: TrainConfig, rng: random.Random) -> list[list[int]]:
     """Rows of each step of an epoch."""
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    steps: list[list[int]] = []
-    pool_size = rows_a_step * POOL_STEPS
-    for start in range(0, len(order), pool_size):
-        pool = sorted(order[start : start + pool_size], key=lambda i: (lengths[i], i))
-        cut: list[list[int]] = []
-        for i in pool:
-            if not cut or (
-                len(cut[-1]) >= config.rows_per_step and sum(lengths[j] for j in cut[-1]) >= config.tokens_per_step
-            ):
-                cut.append([])
-            cut[-1].append(i)
-        if len(cut) > 1 and len(cut[-1]) < config.rows_per_step // 2:  # a remnant would be a noisy step of its own
-            remnant = cut.pop()
-            cut[-1] += remnant
-        rng.shuffle(cut)
-        steps += cut
+    steps: list[list[int]] = [[]]
+    tokens = 0
+    for i in order:
+        if len(steps[-1]) >= config.rows_per_step and tokens >= config.tokens_per_step:
+            steps.append([])
+            tokens = 0
+        steps[-1].append(i)
+        tokens += lengths[i]
+    if len(steps) > 1 and len(steps[-1]) < config.rows_per_step // 2:  # a remnant would be a noisy step of its own
+        remnant = steps.pop()
+        steps[-1] += remnant
     return steps
 
 
-def _mixed_epoch(
-    lengths: Sequence[int], mixed: Sequence[bool], rows_a_step: int, rng: random.Random
-) -> list[list[int]]:
+def _mixed_epoch(mixed: Sequence[bool], rows_a_step: int, rng: random.Random) -> list[list[int]]:
     """Rows of each step of an epoch whose rows are of two kinds, the shares the same in every stretch of steps.
 
-    How many general rows a step has follows from its place alone. Which ones: within a pool of steps both kinds are dealt
-    by length, so that the rows of a step are alike.
+    How many general rows a step has follows from its place alone.
     """
-    kinds = [[i for i in range(len(lengths)) if bool(mixed[i]) is general] for general in (False, True)]
+    kinds = [[i for i, of_general in enumerate(mixed) if bool(of_general) is general] for general in (False, True)]
     for kind in kinds:
         rng.shuffle(kind)
-    count = max(round(len(lengths) / rows_a_step), 1)
-    # Rows of the task and of general data before each step.
-    before = [[place * len(kind) // count for place in range(count + 1)] for kind in kinds]
-    steps: list[list[int]] = [[] for _ in range(count)]
-    for start in range(0, count, POOL_STEPS):
-        places = list(range(start, min(start + POOL_STEPS, count)))
-        ranked = rng.sample(places, len(places))  # the places in the order in which they get rows, shortest first
-        for kind, edge in zip(kinds, before, strict=True):
-            pool = sorted(kind[edge[places[0]] : edge[places[-1] + 1]], key=lambda i: (lengths[i], i))
-            for place in ranked:
-                size = edge[place + 1] - edge[place]
-                steps[place] += pool[:size]
-                pool = pool[size:]
-    return [sorted(step, key=lambda i: (lengths[i], i)) for step in steps if step]
+    count = max(round(len(mixed) / rows_a_step), 1)
+    steps = [
+        [i for kind in kinds for i in kind[place * len(kind) // count : (place + 1) * len(kind) // count]]
+        for place in range(count)
+    ]
+    return [step for step in steps if step]
+
+
+# Where padding is computed, a micro-batch may hold half as much of it as of tokens.
+MOST_PADDED = 1.5
 
 
 def _micro_batches(step: Sequence[int], lengths: Sequence[int], tokens: int) -> tuple[tuple[int, ...], ...]:
-    """Rows of a step (by length) in groups of at most `tokens` padded tokens."""
+    """Rows of a step, by length, in groups of at most `tokens` tokens and not much more with padding."""
     micros: list[list[int]] = []
-    for i in step:
-        if not micros or (len(micros[-1]) + 1) * lengths[i] > tokens:
+    held = 0
+    for i in sorted(step, key=lambda i: (lengths[i], i)):
+        held += lengths[i]
+        if not micros or held > tokens or (len(micros[-1]) + 1) * lengths[i] > MOST_PADDED * tokens:
             micros.append([])
+            held = lengths[i]
         micros[-1].append(i)
     return tuple(tuple(m) for m in micros)
 

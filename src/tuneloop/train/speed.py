@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -91,8 +92,14 @@ def within_time(steps: list[Step], rows: Sequence[Any], config: TrainConfig, spe
     return steps
 
 
-def micro_shape(rows: Sequence[TrainRow]) -> tuple[int, int, int]:
-    """Conversations, their padded length behind what they share, and the length of that."""
+def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[int, int, int]:
+    """Conversations, their length behind what they share, and the length of that.
+
+    The length is the longest where padding is computed, and else the root of the mean square: between what layers and what attention needs.
+    """
     parts = [part for row in rows for part in conversations(row)]
     prefix = shared_prefix(parts)
-    return len(parts), max(len(part.ids) for part in parts) - prefix, prefix
+    lengths = [len(part.ids) - prefix for part in parts]
+    if config.method == "prefix" or model.pads(prefix + max(lengths)):
+        return len(parts), max(lengths), prefix
+    return len(parts), math.ceil(math.sqrt(sum(n * n for n in lengths) / len(lengths))), prefix

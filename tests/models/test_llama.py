@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tuneloop.models.llama import Llama, LlamaConfig, Shared, _RmsNorm, _SharedAttention, _SwiGlu, attend, bias_of
+from tuneloop.models.llama import (
+    GROUP_COST,
+    Llama,
+    LlamaConfig,
+    Shared,
+    _RmsNorm,
+    _SharedAttention,
+    _SwiGlu,
+    alike,
+    attend,
+    bias_of,
+)
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.plan.estimate import ModelShape
 
@@ -261,6 +275,22 @@ def test_attention_with_grouped_heads_equals_attention_with_repeated_keys() -> N
     torch.testing.assert_close(
         attend(q, k, v, bias_of(mask, q.dtype)), expected.transpose(1, 2).reshape(2, 9, 48), atol=1e-5, rtol=1e-5
     )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=8), st.integers(0, 100))
+def test_rows_are_grouped_where_attention_costs_least(lengths: list[int], before: int) -> None:
+    def cost(groups: list[list[int]]) -> int:
+        return sum(len(g) * max(g) * (before + max(g)) + GROUP_COST for g in groups)
+
+    def divisions(rows: list[int]) -> Iterator[list[list[int]]]:
+        for i in range(1, len(rows)):
+            yield from ([rows[:i], *rest] for rest in divisions(rows[i:]))
+        yield [rows]
+
+    groups = alike(lengths, before)
+    assert [length for group in groups for length in group] == lengths
+    assert cost(groups) == min(map(cost, divisions(lengths)))
 
 
 def test_no_rest_of_a_shared_layout_sees_another() -> None:

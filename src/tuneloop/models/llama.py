@@ -309,21 +309,22 @@ GROUP_COST = 5000
 
 def alike(lengths: Sequence[int], before: int) -> list[list[int]]:
     """Neighbouring rows in the groups in which attention costs least, each padded to its longest row behind `before` tokens."""
-    costs, starts = [0.0], [0]
-    for end in range(1, len(lengths) + 1):
+    runs = [list(run) for _, run in itertools.groupby(lengths)]
+    costs, starts = [0.0], [0]  # of the first runs, and where their last group begins
+    for end in range(1, len(runs) + 1):
         found = []
-        longest = 0
+        rows = longest = 0
         for start in range(end - 1, -1, -1):
-            longest = max(longest, lengths[start])
-            found.append((costs[start] + (end - start) * longest * (before + longest) + GROUP_COST, start))
-        cost, start = min(found)
+            rows, longest = rows + len(runs[start]), max(longest, runs[start][0])
+            found.append((costs[start] + rows * longest * (before + longest) + GROUP_COST, start))
+        cost, begin = min(found)
         costs.append(cost)
-        starts.append(start)
-    groups, end = [], len(lengths)
+        starts.append(begin)
+    groups, end = list[list[int]](), len(runs)
     while end:
-        groups.append(list(lengths[starts[end] : end]))
+        groups.insert(0, [length for run in runs[starts[end] : end] for length in run])
         end = starts[end]
-    return groups[::-1]
+    return groups
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from tuneloop.train.rows import TrainRow, conversations
 from tuneloop.types import UserError
 
 
+ORDER = 2  # raised with every change of what `plan_steps` plans: a run goes on only with the steps that it began with
+
+
 @dataclass(frozen=True)
 class Step:
     """Rows of one optimizer step, divided into micro-batches of row indices; `epoch` counts from 0."""

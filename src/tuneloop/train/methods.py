@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from tuneloop.files import content_hash, read_json, sha256_file, write_json
 from tuneloop.models.load import Model
+from tuneloop.train.batches import ORDER
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import is_first, is_sharded, refuse_unsharded, regroup, shard
 from tuneloop.train.rows import TrainRow, conversations
@@ -302,7 +303,7 @@ def _go_on_from(run: Path, model: Model, config: TrainConfig, trainable: Trainab
 
 def run_key(model: Model, config: TrainConfig, seed: int, data_id: str) -> str:
     """Hash of what a run's steps depend on."""
-    return content_hash([config, seed, data_id, model.fingerprint, init_hash(config)])
+    return content_hash([config, seed, data_id, model.fingerprint, init_hash(config), ORDER])
 
 
 def _base_name(model: Model) -> str:

@@ -35,6 +35,24 @@ def test_it_starts_as_the_text_in_front(tiny_model: Model) -> None:
         torch.testing.assert_close(after, whole.flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 
+def test_rows_of_unlike_length_are_computed_in_groups_without_the_padding_of_the_longest(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [3, 4, 14]
+    wanted = torch.arange(14) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        add_prefix(tiny_model.net, BEFORE)
+        whole = tiny_model.hidden(torch.cat((IDS[:1, :6].expand(3, -1), IDS[:, 6:]), 1))[:, 6:]
+        monkeypatch.setattr("tuneloop.models.load.PASS", 5)
+        seen, hidden = [], tiny_model.net.hidden
+        monkeypatch.setattr(
+            tiny_model.net, "hidden", lambda ids, *more: seen.append(tuple(ids.shape)) or hidden(ids, *more)
+        )
+        found = tiny_model.hidden_at(wanted, IDS[0, :6], IDS[:, 6:], lengths)
+    assert seen == [(2, 6 + 4), (1, 6 + 14)]
+    torch.testing.assert_close(found, whole[wanted], atol=1e-4, rtol=1e-4)
+
+
 def test_disabled_or_removed_it_leaves_the_untouched_model(tiny_model: Model) -> None:
     with torch.no_grad():
         before = tiny_model.hidden(IDS)

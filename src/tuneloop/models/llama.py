@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -307,8 +307,13 @@ def query_blocks(length: int) -> list[slice]:
 GROUP_COST = 5000
 
 
-def alike(lengths: Sequence[int], before: int) -> list[list[int]]:
-    """Neighbouring rows in the groups in which attention costs least, each padded to its longest row behind `before` tokens."""
+def alike(lengths: Sequence[int], cost: Callable[[int, int], float]) -> list[list[int]]:
+    """Neighbouring rows in the groups that cost least, each padded to its longest row.
+
+    Args:
+        lengths: of the rows, in order.
+        cost: of a group, from its rows and the longest of their lengths.
+    """
     runs = [list(run) for _, run in itertools.groupby(lengths)]
     costs, starts = [0.0], [0]  # of the first runs, and where their last group begins
     for end in range(1, len(runs) + 1):
@@ -316,9 +321,9 @@ def alike(lengths: Sequence[int], before: int) -> list[list[int]]:
         rows = longest = 0
         for start in range(end - 1, -1, -1):
             rows, longest = rows + len(runs[start]), max(longest, runs[start][0])
-            found.append((costs[start] + rows * longest * (before + longest) + GROUP_COST, start))
-        cost, begin = min(found)
-        costs.append(cost)
+            found.append((costs[start] + cost(rows, longest), start))
+        least, begin = min(found)
+        costs.append(least)
         starts.append(begin)
     groups, end = list[list[int]](), len(runs)
     while end:
@@ -363,7 +368,8 @@ class Shared:
         self.rows: list[_Rows] = []
         of_queries, real, positions = list[Tensor](), list[Tensor](), list[Tensor]()
         start = 0
-        for group in ([[prefix]] if prefix else []) + alike(lengths, prefix):
+        groups = alike(lengths, lambda rows, longest: rows * longest * (prefix + longest) + GROUP_COST)
+        for group in ([[prefix]] if prefix else []) + groups:
             before, longest = min(start, prefix), max(group)
             counts, offsets = torch.tensor(group, device=device)[:, None], torch.arange(longest, device=device)
             real_BT = offsets < counts
@@ -723,10 +729,7 @@ class Llama(nn.Module):
             ids_BT: the rows behind it, padded on the right.
             lengths: tokens of each row that are not padding.
         """
-        B, T = ids_BT.shape
-        P = len(prefix_P)
-        if not by_products(ids_BT, P + T):
-            return self.hidden(torch.cat((prefix_P.expand(B, -1), ids_BT), 1))[:, P:][wanted_BT]
+        P, T = len(prefix_P), ids_BT.shape[1]
         real_BT = torch.arange(T, device=ids_BT.device) < torch.tensor(lengths, device=ids_BT.device)[:, None]
         wanted = P + wanted_BT[real_BT].nonzero()[:, 0]
         return self.model.after(P, lengths, torch.cat((prefix_P, ids_BT[real_BT])), wanted)

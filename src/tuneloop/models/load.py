@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.files import read_json
 from tuneloop.models.names import resolve
+from tuneloop.models.sharded import processes
 from tuneloop.models.template import Template, load_template
 from tuneloop.types import UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+
+PASS = 64  # tokens that take as long as one more forward and backward pass does by itself
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,6 @@ class Model:
         """Where the weights are."""
         return self.head.device
 
-    def pads(self, longest: int) -> bool:
-        """Whether `hidden_at` computes the padding of rows of which one is this long; our own Llama leaves that of short ones out."""
-        from tuneloop.models.llama import by_products
-
-        return not (self.is_own and by_products(self.head, longest) and not hasattr(self.net.model, "prefix"))
-
     def new_cache(self) -> Any:
         """An empty cache of keys and values."""
         if self.is_own:
@@ -109,13 +107,24 @@ class Model:
             ids_BT: the rows behind what they share, padded on the right.
             lengths: tokens of each row that are not padding.
         """
-        if self.is_own and not hasattr(self.net.model, "prefix"):  # rows behind a trained prefix are read one by one
-            out: Tensor = self.net.hidden_at(wanted_BT, prefix_P, ids_BT, lengths)  # type: ignore[operator]
-            return out
         import torch
 
-        joined = torch.cat((prefix_P.expand(len(ids_BT), -1), ids_BT), 1)
-        return self.hidden(joined)[:, len(prefix_P) :][wanted_BT]
+        from tuneloop.models.llama import alike, by_products
+
+        P, (B, T) = len(prefix_P), ids_BT.shape
+        if self.is_own and by_products(ids_BT, P + T) and not hasattr(self.net.model, "prefix"):
+            out: Tensor = self.net.hidden_at(wanted_BT, prefix_P, ids_BT, lengths)  # type: ignore[operator]
+            return out
+        # Long rows, rows behind a trained prefix and other architectures are computed with their padding, so rows alike in length go together.
+        # Layers that are cut over processes are gathered at every pass, of which all processes need as many: there all rows are one group.
+        groups = [list(lengths)] if processes() > 1 else alike(lengths, lambda rows, n: rows * (P + n) + PASS)
+        joined = torch.cat((prefix_P.expand(B, -1), ids_BT), 1)
+        found, start = [], 0
+        for group in groups:
+            some, longest = slice(start, start + len(group)), max(group)
+            found.append(self.hidden(joined[some, : P + longest])[:, P:][wanted_BT[some, :longest]])
+            start = some.stop
+        return torch.cat(found)
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str = "") -> Model:

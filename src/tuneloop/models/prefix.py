@@ -70,9 +70,8 @@ def _look_at_prefix(module: nn.Module, arguments: tuple[Any, ...], keywords: dic
     prefix: Prefix = module.prefix  # type: ignore[assignment]
     if not prefix.active:
         return None
-    names = ("ids_BT", "positions_BT", "mask", "cache", "shared")
+    names = ("ids_BT", "positions_BT", "mask", "cache")
     given = dict.fromkeys(names) | dict(zip(names, arguments, strict=False)) | keywords
-    assert given["shared"] is None, "rows behind a prefix are not laid out with a shared beginning"
     ids, mask, cache = given["ids_BT"], given["mask"], given["cache"]
     assert isinstance(ids, Tensor)
     key_values = prefix.key_values(module.embed_tokens.weight.dtype)  # type: ignore[arg-type,union-attr]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def processes() -> int:
+    """Processes that share the run."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Job:
     def training_model(self) -> Model:
         """The base model as it is trained: the same, but where several processes share a run, one of its own that they divide."""
         from tuneloop.models.load import load_model, use_threads
-        from tuneloop.train.distributed import processes
+        from tuneloop.models.sharded import processes
 
         if processes() == 1:
             return self.model

@@ -11,7 +11,6 @@ from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import TrainRow, conversations
 from tuneloop.types import UserError
 
-
 ORDER = 2  # raised with every change of what `plan_steps` plans: a run goes on only with the steps that it began with
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.files import replacing
-from tuneloop.train.distributed import is_first, is_sharded, mesh, processes, wait
+from tuneloop.models.sharded import processes
+from tuneloop.train.distributed import is_first, is_sharded, mesh, wait
 from tuneloop.types import UserError
 
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneloop.models.load import Model
+from tuneloop.models.sharded import processes
 from tuneloop.types import UserError
 
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ T = TypeVar("T")
 
 # Processes wait for the first one while it prepares data, which can take long.
 PATIENCE = timedelta(hours=24)
-
-
-def processes() -> int:
-    """Processes that share the run."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank() -> int:

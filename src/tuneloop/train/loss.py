@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tuneloop.models.load import Model
+from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
 from tuneloop.train.batches import is_out_of_memory, tokens_at_once, too_large
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.distributed import merged, own_share, processes, summed
+from tuneloop.train.distributed import merged, own_share, summed
 from tuneloop.train.rows import (
     CONVERSATIONS,
     PAIRS,

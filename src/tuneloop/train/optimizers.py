@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.models.sharded import local, whole
+from tuneloop.models.sharded import local, processes, whole
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.distributed import processes
 from tuneloop.train.methods import Trainable
 from tuneloop.types import UserError
 

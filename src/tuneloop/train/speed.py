@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuneloop.models.load import Model
+from tuneloop.models.sharded import processes
 from tuneloop.train.batches import Step, is_out_of_memory, plan_steps, too_large
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.distributed import agreed, own_share, processes
+from tuneloop.train.distributed import agreed, own_share
 from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import shared_prefix
 from tuneloop.train.methods import attach
@@ -92,14 +93,14 @@ def within_time(steps: list[Step], rows: Sequence[Any], config: TrainConfig, spe
     return steps
 
 
-def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[int, int, int]:
+def micro_shape(rows: Sequence[TrainRow]) -> tuple[int, int, int]:
     """Conversations, their length behind what they share, and the length of that.
 
-    The length is the longest where padding is computed, and else the root of the mean square: between what layers and what attention needs.
+    The length is the root of the mean square, between what layers and what attention needs; on several processes, which may compute all padding, the longest.
     """
     parts = [part for row in rows for part in conversations(row)]
     prefix = shared_prefix(parts)
     lengths = [len(part.ids) - prefix for part in parts]
-    if config.method == "prefix" or model.pads(prefix + max(lengths)):
+    if processes() > 1:
         return len(parts), max(lengths), prefix
     return len(parts), math.ceil(math.sqrt(sum(n * n for n in lengths) / len(lengths))), prefix

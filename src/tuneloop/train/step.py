@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from tuneloop.machine import release_memory
 from tuneloop.models.load import Model
-from tuneloop.models.sharded import whole
+from tuneloop.models.sharded import processes, whole
 from tuneloop.train.batches import Step, halved, is_out_of_memory, too_large
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.distributed import own_share, processes, sum_gradients, summed
+from tuneloop.train.distributed import own_share, sum_gradients, summed
 from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import LOSSES, Batch
 from tuneloop.train.rows import TrainRow, tokens_of

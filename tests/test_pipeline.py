@@ -245,6 +245,18 @@ def test_other_training_settings_in_the_same_folder_are_refused(copied: dict[str
     assert value in caught.value.what and "output_dir=" in caught.value.next_step
 
 
+def test_a_prepared_data_set_has_a_default_folder_too(tmp_path: Path) -> None:
+    data_set = tmp_path / "set"
+    data_set.mkdir()
+    recipe = make_recipe({"name": "n", "data": {"sources": [str(data_set)]}})
+    found = []
+    for splits in ("one", "other"):
+        (data_set / "dataset.json").write_text(splits)
+        (data_set / "train.jsonl").write_text('{"messages": []}\n')
+        found.append(default_folder(recipe))
+    assert found[0] != found[1] and found[1] == default_folder(recipe)
+
+
 def test_other_data_make_another_default_folder(place: Path, tiny_llama: Path, tmp_path: Path) -> None:
     values = recipe_values(place, tiny_llama, "x") | {"output_dir": None}
     first = default_folder(make_recipe(values))

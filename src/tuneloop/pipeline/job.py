@@ -99,11 +99,16 @@ class Job:
 
 def default_folder(recipe: Recipe) -> Path:
     """`runs/NAME-HASH`: another recipe or other data make another folder, the same ones find theirs again."""
+    from tuneloop.data.dataset import MANIFEST
     from tuneloop.data.sources.read import find_files
     from tuneloop.files import sha256_file
 
     parts: list[Any] = [_identity(recipe)]
-    parts += [[file.name, sha256_file(file.path)] for file in find_files(recipe.data.sources)]
+    # A folder of sources leaves prepared data sets out; one that is named itself is its manifest, which holds the hashes of its splits.
+    prepared = [place for place in recipe.data.sources if (Path(place) / MANIFEST).is_file()]
+    raw = [place for place in recipe.data.sources if place not in prepared]
+    parts += [[str(place), sha256_file(Path(place) / MANIFEST)] for place in prepared]
+    parts += [[file.name, sha256_file(file.path)] for file in (find_files(raw) if raw or not prepared else ())]
     return Path("runs") / f"{recipe.name}-{content_hash(parts)[:8]}"
 
 

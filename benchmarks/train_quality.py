@@ -3,7 +3,7 @@
     python benchmarks/train_quality.py [--data FOLDER] [--out FOLDER] [--minutes 5.4] [--rows 30] [--test 600] [--seed 0] [--write]
 
 All train on the same rows (`--rows` an intent) for the same minutes of steps, planned at the speed measured before, so that validation brings a run to
-about six minutes; accuracy is that of choosing among all intents on the same test rows, and differences are paired (exact McNemar test). A contender whose
+about six minutes; accuracy is that of choosing among all intents on the same test rows, and differences are paired (as `tuneloop compare` tests them). A contender whose
 run is there already is not trained again. Three runs of about six minutes and some 40 seconds of answers each. `--write` puts the table into docs/results.md.
 Needs banking77, which is not part of this repository. Run it on an idle machine.
 """

@@ -112,7 +112,7 @@ def evaluate_target(question: Question, *, progress: Progress = no_progress, say
     Raises:
         UserError: whatever the user can put right.
     """
-    from tuneloop.evaluate.evaluate import sample_rows
+    from tuneloop.evaluate.evaluate import check_ids, sample_rows
     from tuneloop.report.eval_html import write_page
 
     question = _with_references(question)
@@ -130,6 +130,7 @@ def evaluate_target(question: Question, *, progress: Progress = no_progress, say
             where=dataset.path,
             next_step="choose another with --split, or give --data FILE",
         )
+    check_ids(rows)
     name = question.name or _default_name(question)
     folder = Path(question.out) if question.out else _default_folder(question, dataset, split, name)
     with lock_folder(folder):

@@ -273,6 +273,22 @@ def test_a_given_test_file_is_taken_as_it_is_and_its_rows_leave_train(tmp_path: 
     assert counts["read"] == 63 and counts["test"] == 3 and counts["train"] + counts["val"] == 58
 
 
+def test_rows_that_are_the_same_have_ids_of_their_own(tmp_path: Path) -> None:
+    rows = tickets(60)
+    again = {"text": "Caf\u00c3\u00a9 closed?", "label": "label_1"}  # mojibake: its repair names the row, too
+    test = write(tmp_path / "test.jsonl", [rows[0], again, rows[0], {**rows[0], "note": "third"}, again])
+    dataset = run(tmp_path, [*rows, rows[1]], split={"test": test}, duplicates={"exact": False, "near": False})
+    every = [row.id for split in (dataset.train, dataset.val, dataset.test) for row in split]
+    assert len(every) == 59 + 1 + 5 == len(set(every))
+    assert all(len(row_id) == 16 and int(row_id, 16) for row_id in every)
+    repaired = {r["id"] for r in read_jsonl(tmp_path / "out" / "repairs.jsonl") if r["source"].endswith("test.jsonl")}
+    assert repaired == {row.id for row in dataset.test if row.meta["line"] in (2, 5)}
+
+    swapped = write(tmp_path / "test.jsonl", [{**rows[0], "note": "third"}, again, rows[0], rows[0], again])
+    other = run(tmp_path, [rows[1], *rows], split={"test": swapped}, duplicates={"exact": False, "near": False})
+    assert other.manifest["hash"] == dataset.manifest["hash"], "the order of the sources does not count"
+
+
 def test_a_frozen_test_set_stays_while_rows_are_added(tmp_path: Path) -> None:
     first = run(tmp_path, tickets(100), out="first")
     second = run(tmp_path, tickets(150), out="second", split={"freeze": str(tmp_path / "first")})

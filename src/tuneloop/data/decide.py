@@ -105,6 +105,7 @@ def decide(
     table.drop(rows[split == LEAK], "split_leak", "belongs together with a row of the frozen test or validation set")
     _limit(table, config, seed)
     _tell_clusters(table, rows, connected([facts.question], facts.links))
+    table.tell_repeats_apart()
     progress("comparing", 3, 3)
 
 

@@ -383,6 +383,8 @@ def _repairs(table: Table) -> Iterator[tuple[str, bytes, bool]]:
         _, repairs = table.side(chunk)
         first = table.chunk_rows(chunk).start
         for place, kind, line in repairs:
+            if place != NO_ROW and first + place in table.repeats:
+                line = orjson.dumps(orjson.loads(line) | {"id": table.row(first + place).id})
             yield kind, line, place != NO_ROW and not table.fate[first + place]
 
 

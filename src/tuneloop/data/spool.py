@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from tuneloop.data.dataset import meta_key
 from tuneloop.data.reasons import REASONS
 from tuneloop.data.refine import NAMED, Facts
 from tuneloop.data.sketches import NO_FRAME, Frame, RowTexts, texts_of
+from tuneloop.data.split import key64
 from tuneloop.files import user_errors_of_the_disk
 from tuneloop.machine import release_memory
 from tuneloop.types import Row
@@ -135,6 +136,7 @@ class Table:
         details: by row, the particulars of a reject that is no copy.
         split: by row, an index into SPLITS, or -1.
         cluster: by row, what it and the rows that are much like it have in common as `meta.duplicate_cluster`; 0: none.
+        repeats: the rows that are in beside one of the same content and so of the same id: each has another one.
     """
 
     def __init__(self, folder: Path, frame: Frame = NO_FRAME) -> None:
@@ -177,6 +179,7 @@ class Table:
         self.split = np.full(n, -1, dtype=np.int8)
         self.cluster = np.zeros(n, dtype=np.uint64)
         self.details: dict[int, str] = {}
+        self.repeats: set[int] = set()
         self.names = {column: list(codes) for column, codes in self._codes.items()}
 
     def __len__(self) -> int:
@@ -222,14 +225,32 @@ class Table:
             some = rows[begin : begin + BLOCK]
             marked = (self.cluster[some] != 0).tolist()
             for index, line, is_marked in zip(some.tolist(), self.reader.lines(some), marked, strict=True):
-                yield orjson.dumps(self.row(index).to_json()) if is_marked else line
+                yield orjson.dumps(self.row(index).to_json()) if is_marked or index in self.repeats else line
 
     def row(self, index: int) -> Row:
         """A row."""
         row = self.reader.row(index)
+        if index in self.repeats:
+            row = replace(row, id=f"{int(self.columns['id'][index]):016x}")
         if self.cluster[index]:
             row.meta.setdefault("duplicate_cluster", f"{int(self.cluster[index]):016x}")
         return row
+
+    def tell_repeats_apart(self) -> None:
+        """Give each row that is in and has another one's id an id of its own: the hash of that id and of a number.
+
+        The number does not depend on the order of the sources, save among rows that are the same in all their columns.
+        """
+        rows = self.alive
+        ids = self.columns["id"][rows]
+        order = np.lexsort((rows, self.columns["meta"][rows], ids))
+        rows, ids = rows[order], ids[order]
+        first = 0
+        for place in np.flatnonzero(ids[1:] == ids[:-1]) + 1:
+            if ids[first] != ids[place]:
+                first = int(np.searchsorted(ids, ids[place]))
+            self.repeats.add(int(rows[place]))
+            self.columns["id"][rows[place]] = key64(f"{int(ids[place]):016x}:{int(place) - first + 1}")
 
     def mark_clusters(self, rows: NDArray[Any], clusters: NDArray[Any]) -> None:
         """Set `meta.duplicate_cluster` of rows; 0: none."""

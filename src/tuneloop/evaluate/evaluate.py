@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -147,6 +148,16 @@ def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int) -> list[Ro
     if limit is None or limit >= len(rows):
         return list(rows)
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
+
+
+def check_ids(rows: Sequence[Row]) -> None:
+    """Refuse rows that can't be told apart: answers, reviews and other runs name them by their ids."""
+    counts = Counter(row.id for row in rows)
+    if len(counts) != len(rows):
+        row_id, times = counts.most_common(1)[0]
+        raise UserError(
+            "Some rows have the same id", where=f"row {row_id} ({times} times)", next_step="prepare the data set again"
+        )
 
 
 def primary_metric(task: str, fields: Collection[str] = (), metrics: Collection[str] = ()) -> str:
@@ -326,8 +337,7 @@ def _check_rows(rows: list[Row], answers: list[Answer], task: str) -> None:
         raise UserError("There are no rows to evaluate", next_step="choose another split, or a larger data.split.test")
     if len(rows) != len(answers):
         raise UserError(f"{len(answers)} answers came back for {len(rows)} rows", next_step="run the evaluation again")
-    if len({row.id for row in rows}) != len(rows):
-        raise UserError("Some rows have the same id", next_step="prepare the data set again")
+    check_ids(rows)
     if task == "classification":
         unlabelled = next((row.id for row in rows if row.label is None), None)
         if unlabelled is not None:

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 def evaluate_stage(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluation], split: str = "test") -> None:
     """The tuned model on the same rows, and the paired comparison."""
     from tuneloop.contenders import ask
-    from tuneloop.evaluate.evaluate import sample_rows
+    from tuneloop.evaluate.evaluate import check_ids, sample_rows
 
     recipe = job.recipe
     rows = sample_rows(getattr(dataset, split), recipe.evaluate.limit, seed=recipe.seed)
     if not rows:
         return
+    check_ids(rows)
     key = tuned_key(job, dataset, baselines)
     out = job.folder if split == "test" else job.folder / f"eval-{split}"
     if find_done(out / "eval.json", key):

@@ -1,10 +1,10 @@
 """The default settings beside two usual ones, in the same minutes of training, on intents (banking77).
 
-    python benchmarks/train_quality.py [--data FOLDER] [--out FOLDER] [--minutes 5.4] [--rows 30] [--test 600] [--seed 0] [--write]
+    python benchmarks/train_quality.py [--data FOLDER] [--out FOLDER] [--minutes 5.4] [--rows 30] [--test 1500] [--seed 0] [--write]
 
 All train on the same rows (`--rows` an intent) for the same minutes of steps, planned at the speed measured before, so that validation brings a run to
 about six minutes; accuracy is that of choosing among all intents on the same test rows, and differences are paired (as `tuneloop compare` tests them). A contender whose
-run is there already is not trained again. Three runs of about six minutes and some 40 seconds of answers each. `--write` puts the table into docs/results.md.
+run is there already is not trained again. Three runs of about six minutes and a minute or two of answers each. All else is as it comes, validation included. `--write` puts the table into docs/results.md.
 Needs banking77, which is not part of this repository. Run it on an idle machine.
 """
 
@@ -59,7 +59,7 @@ def prepared(options: argparse.Namespace) -> Path:
 def trained(place: int, dataset: Path, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """A contender's run, tested."""
     folder = options.out / f"{dataset.name}-{options.minutes:g}-{place}"
-    settings = (*list(CONTENDERS.values())[place], f"train.max_minutes={options.minutes}", "train.evaluations=3", "train.val_rows=100", f"seed={options.seed}")  # fmt: skip
+    settings = (*list(CONTENDERS.values())[place], f"train.max_minutes={options.minutes}", f"seed={options.seed}")  # fmt: skip
     run = tuneloop(
         "train",
         str(dataset),
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "train-quality")
     parser.add_argument("--minutes", type=float, default=5.4, help="of steps, for each contender")
     parser.add_argument("--rows", type=int, default=30, help="training rows of an intent")
-    parser.add_argument("--test", type=int, default=600, help="test rows")
+    parser.add_argument("--test", type=int, default=1500, help="test rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
     options = parser.parse_args()

@@ -39,22 +39,23 @@ def rouge_l(references: list[list[str]], answers: list[str]) -> tuple[float, flo
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "dialogsum")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--minutes", type=float, default=4.2)
     parser.add_argument("--rows", type=int, default=250)
     options = parser.parse_args()
-    if not (options.data / "dev.jsonl").is_file():
-        sys.exit(f"dialogsum is not under {options.data}: give its folder with --data")
+    data = options.data / "dialogsum"
+    if not (data / "dev.jsonl").is_file():
+        sys.exit(f"dialogsum is not under {options.data}: give the folder of the data sets with --data")
     use_threads()
     model = load_model("smollm2-135m")
     config = PrepareConfig(
-        sources=[str(options.data / "dev.jsonl")],
+        sources=[str(data / "dev.jsonl")],
         instruction=INSTRUCTION,
         input="{dialogue}",
         output="{summary}",
         split=SplitConfig(val=0.1, test=0.0),
     )
-    tests = [json.loads(line) for line in (options.data / "test_part1.jsonl").open()][: options.rows]
+    tests = [json.loads(line) for line in (data / "test_part1.jsonl").open()][: options.rows]
     prompts = [
         model.template.prompt_ids(
             [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": test["dialogue"]}]

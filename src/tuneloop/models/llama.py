@@ -247,7 +247,7 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
     """Scaled dot-product attention with shared key heads (Ainslie et al. 2023, arXiv 2305.13245).
 
     Args:
-        bias: added to the scores (B or 1, 1, T, S); None: causal, T == S.
+        bias: added to the scores (B or 1, 1, T, S), which hides from each query all keys from S - T behind its own place; None: causal, T == S.
 
     Returns:
         Mixed values (B, T, H * D).
@@ -260,11 +260,17 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
             q_BHTD, k_BKSD, v_BKSD, attn_mask=bias, is_causal=bias is None, enable_gqa=G > 1
         )
         return out.transpose(1, 2).reshape(B, T, H * D)
-    # The G query heads of one key head stand one under the other: one product for all of them.
-    scores = torch.matmul(q_BHTD.reshape(B, K, G * T, D) * (D**-0.5), k_BKSD.transpose(2, 3))
-    weights = torch.softmax(scores.view(B, H, T, S).add_(bias), -1)
-    out = torch.matmul(weights.view(B, K, G * T, S), v_BKSD)
-    return out.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
+    keys_BKDS = k_BKSD.transpose(2, 3)
+    mixed = []
+    for block in query_blocks(T):
+        # The G query heads of one key head stand one under the other: one product for all of them.
+        n, seen = block.stop - block.start, S - T + block.stop
+        queries = q_BHTD[:, :, block].reshape(B, K, G * n, D) * (D**-0.5)
+        scores = torch.matmul(queries, keys_BKDS[..., :seen]).view(B, H, n, seen)
+        weights = torch.softmax(scores.add_(bias[:, :, block, :seen]), -1)
+        mixed.append(torch.matmul(weights.view(B, K, G * n, seen), v_BKSD[:, :, :seen]).view(B, H, n, D))
+    out = mixed[0] if len(mixed) == 1 else torch.cat(mixed, 2)
+    return out.transpose(1, 2).reshape(B, T, H * D)
 
 
 @dataclass(frozen=True)

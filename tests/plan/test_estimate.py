@@ -128,7 +128,7 @@ def test_a_full_run_is_planned_with_its_optimizer_and_with_the_gradients_of_earl
 
 def test_time_and_cost_follow_from_tokens_speed_and_price() -> None:
     found = plan()
-    hours = (100_000 / 500 + 30_000 / 900) / 3600
+    hours = (100_000 / 500 + 30_000 / 1250) / 3600
     assert found["time"]["hours"] == pytest.approx(hours)
     assert found["time"]["low"] < hours < found["time"]["high"]
     assert found["cost"]["usd"] == pytest.approx(hours * 0.10)

@@ -154,6 +154,17 @@ def test_training_on_preferences_widens_the_margin(loss: Any, method: Any, tiny_
     assert {"reward_margin", "reward_accuracy"} <= read_jsonl(tmp_path / "metrics.jsonl")[1].keys()
 
 
+def test_the_reference_is_asked_for_rows_that_are_trained_on_only(tiny_llama: Path, tmp_path: Path) -> None:
+    asked = []
+    model = load_model(str(tiny_llama), dtype="float32")
+    config = changed(loss="dpo", rows_per_step=2, epochs=0.25)
+    train(model, preferences(model, 16, "dpo"), preferences(model, 3, "dpo"), config, tmp_path,
+          progress=lambda kind, done, total, **_: asked.append(total) if kind == "reference" else None)  # fmt: skip
+    records = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in r]
+    assert set(asked) == {4, 3} and len(records) == 2  # two steps of two rows, and validation
+    assert records[0]["loss"] == pytest.approx(math.log(2), rel=1e-3), "these rows have their references"
+
+
 def test_a_divergence_penalty_is_zero_at_the_start_and_holds_the_model(tiny_llama: Path, tmp_path: Path) -> None:
     from train_helpers import make_rows
 

@@ -73,7 +73,7 @@ def make_plan(
 
     recipe, model = job.recipe, job.training_model
     steps = within_time(plan_steps(train_rows, recipe.train, recipe.seed, mixed), train_rows, recipe.train, speed)
-    indices = [i for step in steps for micro in step.micro_batches for i in micro]
+    indices = [i for step in steps for i in step.indices]
     micros = [[train_rows[i] for i in micro] for step in steps for micro in step.micro_batches]
     micro_batches = {micro_shape(micro) for micro in micros}
     measured = val_rows[: recipe.train.val_rows]
@@ -81,8 +81,8 @@ def make_plan(
         steps=len(steps),
         tokens=sum(tokens_of(train_rows[i]) for i in indices),
         supervised=round(sum(supervised_tokens(train_rows[i]) for i in indices)),
-        val_tokens=sum(tokens_of(row) for row in measured) * (recipe.train.evaluations + 1)
-        + sum(reference_tokens(row) for row in [*train_rows, *measured]),
+        val_tokens=sum(tokens_of(row) for row in measured) * (min(recipe.train.evaluations, len(steps)) + 1)
+        + sum(reference_tokens(row) for row in [*(train_rows[i] for i in {*indices}), *measured]),
         micro_batches=tuple(sorted(micro_batches)),
         accumulated=max((len(step.micro_batches) for step in steps), default=1),
     )

@@ -26,6 +26,11 @@ class Step:
         """Rows in the step."""
         return sum(len(m) for m in self.micro_batches)
 
+    @property
+    def indices(self) -> list[int]:
+        """Its row indices."""
+        return [i for micro in self.micro_batches for i in micro]
+
 
 def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: Sequence[bool] = ()) -> list[Step]:
     """All steps of a run, from the seed alone; the number of processes that share them plays no part.

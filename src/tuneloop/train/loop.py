@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,11 +138,13 @@ def train(
         steps = within_time(steps, rows.train, config, tokens_per_second)
         state.total_steps = len(steps)
     trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
+    began = time.monotonic()
     rows = Rows(
-        train=_referenced(model, rows.train, config, trainable, progress),
+        train=_referenced(model, rows.train, config, trainable, progress, {i for step in steps for i in step.indices}),
         val=_referenced(model, _sample(rows.val, config.val_rows, seed), config, trainable, progress),
         general=_sample(general, config.val_rows, seed),
     )
+    state.seconds += time.monotonic() - began
     run = _begin(model, config, trainable, state, rows, seed, out)
     run.ids = ids
     if is_first():
@@ -228,7 +230,7 @@ def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
     started = time.monotonic()
     rate = learning_rate(state.step, state.total_steps, run.config) * state.rate_factor
     loss, norm, figures = optimizer_step(run, step, rows.train, rate)
-    numbers = [i for micro in step.micro_batches for i in micro]
+    numbers = step.indices
     tokens = sum(tokens_of(rows.train[i]) for i in numbers)
     state.step += 1
     state.tokens += tokens
@@ -243,13 +245,23 @@ def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
 
 
 def _referenced(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, trainable: Trainable, progress: Progress
+    model: Model,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    trainable: Trainable,
+    progress: Progress,
+    needed: Collection[int] | None = None,
 ) -> list[TrainRow]:
-    """Rows of preferences with what the reference makes of them: the untouched model, or what `init` goes on from."""
+    """Rows of preferences with what the reference makes of them: the untouched model, or what `init` goes on from.
+
+    Args:
+        needed: the rows that it is asked for; default: all. A run that is short in time trains on some.
+    """
+    places = sorted(range(len(rows)) if needed is None else needed)
     with nullcontext() if config.init else trainable.untouched():
-        found = with_references(model, rows, progress)
+        found = dict(zip(places, with_references(model, [rows[i] for i in places], progress), strict=True))
     regroup(model)
-    return found
+    return [found.get(i, row) for i, row in enumerate(rows)]
 
 
 def _evaluate(run: Run, rows: Rows, began: float) -> None:

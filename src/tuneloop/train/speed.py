@@ -45,7 +45,7 @@ def measure_speed(
         for step in picked:
             for micro, _ in own_share(step.micro_batches):
                 _forth_and_back(model, [rows[i] for i in micro], config)
-            tokens += sum(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
+            tokens += sum(tokens_of(rows[i]) for i in step.indices)
             if agreed(time.monotonic() - began > seconds):
                 break
     took = time.monotonic() - began
@@ -87,7 +87,7 @@ def within_time(steps: list[Step], rows: Sequence[Any], config: TrainConfig, spe
     budget = config.max_minutes * 60 * speed
     used = 0
     for count, step in enumerate(steps):
-        used += sum(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
+        used += sum(tokens_of(rows[i]) for i in step.indices)
         if used > budget:
             return steps[: max(count, 1)]
     return steps

@@ -64,7 +64,7 @@ def optimizer_step(
 def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
     """Add the gradient of a step to the parameters, micro-batch by micro-batch."""
     loss = LOSSES[run.config.loss]
-    of_step = [rows[i] for micro in step.micro_batches for i in micro]
+    of_step = [rows[i] for i in step.indices]
     share = 1 / sum(loss.units(row) for row in of_step)
     constant = loss.constant(Batch(run.model, of_step, share, run.config, run.trainable.untouched))
     total, figures = 0.0, dict[str, float]()
@@ -127,7 +127,7 @@ def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
                           "message": f"memory ran out: from step {run.state.step + 1} on layers are computed again in the backward "
                                      "pass, which takes about a third longer; the result stays the same"})  # fmt: skip
             return step
-        longest = max(tokens_of(rows[i]) for micro in step.micro_batches for i in micro)
+        longest = max(tokens_of(rows[i]) for i in step.indices)
         raise too_large(longest, f"at step {run.state.step + 1}", str(run.out)) from None
     run.state.halvings += 1
     before, after = (max(len(micro) for micro in s.micro_batches) for s in (step, smaller))

@@ -99,6 +99,19 @@ class Model:
 
         return hidden(self.net, ids_BT, positions_BT, mask, cache)
 
+    def shares(self, length: int, *, behind_prefix: bool = False) -> bool:
+        """Whether what rows begin with is computed once: in our own Llama on a processor, where attention takes plain products.
+
+        Args:
+            length: of the longest row.
+            behind_prefix: of a trained prefix, which each row reads for itself; as if it were attached.
+        """
+        from tuneloop.models.llama import SHORT
+
+        if not self.is_own or self.device.type == "cuda" or length > SHORT:
+            return False
+        return not behind_prefix and not hasattr(self.net.model, "prefix")
+
     def hidden_at(self, wanted_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) at the wanted places of rows that all begin with `prefix_P`.
 
@@ -109,10 +122,10 @@ class Model:
         """
         import torch
 
-        from tuneloop.models.llama import alike, by_products
+        from tuneloop.models.llama import alike
 
         P, (B, T) = len(prefix_P), ids_BT.shape
-        if self.is_own and by_products(ids_BT, P + T) and not hasattr(self.net.model, "prefix"):
+        if self.shares(P + T):
             out: Tensor = self.net.hidden_at(wanted_BT, prefix_P, ids_BT, lengths)  # type: ignore[operator]
             return out
         # Long rows, rows behind a trained prefix and other architectures are computed with their padding, so rows alike in length go together.

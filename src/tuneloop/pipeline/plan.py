@@ -75,7 +75,7 @@ def make_plan(
     steps = within_time(plan_steps(train_rows, recipe.train, recipe.seed, mixed), train_rows, recipe.train, speed)
     indices = [i for step in steps for i in step.indices]
     micros = [[train_rows[i] for i in micro] for step in steps for micro in step.micro_batches]
-    micro_batches = {micro_shape(micro) for micro in micros}
+    micro_batches = {micro_shape(model, micro, recipe.train) for micro in micros}
     measured = val_rows[: recipe.train.val_rows]
     work = Work(
         steps=len(steps),

@@ -93,13 +93,14 @@ def within_time(steps: list[Step], rows: Sequence[Any], config: TrainConfig, spe
     return steps
 
 
-def micro_shape(rows: Sequence[TrainRow]) -> tuple[int, int, int]:
-    """Conversations, their length behind what they share, and the length of that.
+def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[int, int, int]:
+    """Conversations, their length behind what is computed once for all of them, and the length of that.
 
     The length is the root of the mean square, between what layers and what attention needs; on several processes, which may compute all padding, the longest.
     """
     parts = [part for row in rows for part in conversations(row)]
-    prefix = shared_prefix(parts)
+    shares = model.shares(max(len(part.ids) for part in parts), behind_prefix=config.method == "prefix")
+    prefix = shared_prefix(parts) if shares else 0
     lengths = [len(part.ids) - prefix for part in parts]
     if processes() > 1:
         return len(parts), max(lengths), prefix

@@ -376,7 +376,8 @@ def mean_loss(
     whole = Batch(model, rows, 1 / sum(loss.units(row) for row in rows), config, untouched)
     whole = replace(whole, constant=loss.constant(whole))
     total, figures = 0.0, dict[str, float]()
-    left = own_share(list(in_batches(rows, BATCH_TOKENS)))[::-1]
+    # Taken from the end: the longest rows first, so that the time left is not said too short.
+    left = own_share(list(in_batches(rows, BATCH_TOKENS)))
     done, size = 0, sum(len(group) for group, _ in left)
     while left:
         group, counted = left.pop()
@@ -409,7 +410,7 @@ def with_references(model: Model, rows: Sequence[TrainRow], progress: Progress =
         return list(rows)
     made: dict[int, TrainRow] = {}
     places = {id(row): place for place, row in enumerate(rows)}
-    for group, _ in own_share(list(in_batches(rows, BATCH_TOKENS))):
+    for group, _ in own_share(list(in_batches(rows, BATCH_TOKENS)))[::-1]:
         firsts = log_likelihoods(model, [conversations(row)[0] for row in group]).tolist()
         seconds = log_likelihoods(
             model, [row.other if isinstance(row, Rated) else conversations(row)[1] for row in group]

@@ -362,3 +362,22 @@ def test_the_real_architecture_loads_from_a_folder(tiny_llama: Path) -> None:
     x = torch.randint(0, 128256, (2, 50))
     with torch.no_grad():
         torch.testing.assert_close(model.net.logits(model.hidden(x)), theirs(x).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_by_blocks_equals_the_whole_behind_a_prefix_and_in_a_longer_buffer() -> None:
+    torch.manual_seed(0)
+    T, before, unused = 300, 70, 20
+    S = before + T + unused
+    q, k, v = (torch.randn(2, heads, length, 8, requires_grad=True) for heads, length in ((6, T), (2, S), (2, S)))
+    mask = torch.ones(2, 1, T, S, dtype=torch.bool).tril(before)
+    mask[1, :, 40:, :30] = False  # a row that does not see its first tokens
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), attn_mask=mask
+    )
+    found = attend(q, k, v, bias_of(mask, q.dtype))
+    torch.testing.assert_close(found, expected.transpose(1, 2).reshape(2, T, 48), atol=1e-5, rtol=1e-5)
+    grad = torch.randn_like(found)
+    ours = torch.autograd.grad(found, (q, k, v), grad)
+    theirs = torch.autograd.grad(expected.transpose(1, 2).reshape(2, T, 48), (q, k, v), grad)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

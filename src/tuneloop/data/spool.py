@@ -242,15 +242,18 @@ class Table:
         The number does not depend on the order of the sources, save among rows that are the same in all their columns.
         """
         rows = self.alive
+        ids = np.sort(self.columns["id"][rows])
+        repeated = ids[1:][ids[1:] == ids[:-1]]
+        if not len(repeated):
+            return
+        rows = rows[np.isin(self.columns["id"][rows], repeated)]
+        rows = rows[np.lexsort((rows, self.columns["meta"][rows], self.columns["id"][rows]))]
         ids = self.columns["id"][rows]
-        order = np.lexsort((rows, self.columns["meta"][rows], ids))
-        rows, ids = rows[order], ids[order]
-        first = 0
-        for place in np.flatnonzero(ids[1:] == ids[:-1]) + 1:
-            if ids[first] != ids[place]:
-                first = int(np.searchsorted(ids, ids[place]))
-            self.repeats.add(int(rows[place]))
-            self.columns["id"][rows[place]] = key64(f"{int(ids[place]):016x}:{int(place) - first + 1}")
+        numbers = np.arange(len(ids)) - np.searchsorted(ids, ids)  # among the rows of an id, from 0
+        for row, row_id, number in zip(rows.tolist(), ids.tolist(), numbers.tolist(), strict=True):
+            if number:
+                self.repeats.add(row)
+                self.columns["id"][row] = key64(f"{row_id:016x}:{number + 1}")
 
     def mark_clusters(self, rows: NDArray[Any], clusters: NDArray[Any]) -> None:
         """Set `meta.duplicate_cluster` of rows; 0: none."""

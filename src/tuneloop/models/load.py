@@ -106,11 +106,10 @@ class Model:
             length: of the longest row.
             behind_prefix: of a trained prefix, which each row reads for itself; as if it were attached.
         """
-        from tuneloop.models.llama import SHORT
+        from tuneloop.models.llama import by_products
 
-        if not self.is_own or self.device.type == "cuda" or length > SHORT:
-            return False
-        return not behind_prefix and not hasattr(self.net.model, "prefix")
+        behind_prefix = behind_prefix or (self.is_own and hasattr(self.net.model, "prefix"))
+        return self.is_own and by_products(self.head, length) and not behind_prefix
 
     def hidden_at(self, wanted_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) at the wanted places of rows that all begin with `prefix_P`.

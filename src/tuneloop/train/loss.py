@@ -379,6 +379,7 @@ def mean_loss(
     # Taken from the end: the longest rows first, so that the time left is not said too short.
     left = own_share(list(in_batches(rows, BATCH_TOKENS)))
     done, size = 0, sum(len(group) for group, _ in left)
+    progress("validating", done, size)
     while left:
         group, counted = left.pop()
         try:
@@ -410,6 +411,7 @@ def with_references(model: Model, rows: Sequence[TrainRow], progress: Progress =
         return list(rows)
     made: dict[int, TrainRow] = {}
     places = {id(row): place for place, row in enumerate(rows)}
+    progress("reference", 0, len(rows))
     for group, _ in own_share(list(in_batches(rows, BATCH_TOKENS)))[::-1]:
         firsts = log_likelihoods(model, [conversations(row)[0] for row in group]).tolist()
         seconds = log_likelihoods(

@@ -67,3 +67,18 @@ def test_labels_do_not_cover_each_other() -> None:
 
 def test_dollars_are_plain() -> None:
     assert [dollars(v) for v in (1234.5, -56.0, 0.42, float("inf"))] == ["$1,234", "−$56.00", "$0.42", "never"]
+
+
+def test_names_of_contenders_of_one_price_do_not_cover_each_other() -> None:
+    alike = [
+        dict(LADDER[0], name=f"contender number {i}", value=0.3 + i / 100, usd_per_1000_queries=1e-6 * (1 + i / 50))
+        for i in range(5)
+    ]
+    for width in (760, 350):
+        chart = quality_chart([*alike, *LADDER], width)
+        assert "e-0" not in chart and ">$0.00" in chart, "no exponents"
+        names = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="name \w+" text-anchor="(\w+)">([^<]+)<', chart)
+        assert len(names) == 8
+        spans = [(float(x) - (len(t) * 6 if at == "end" else 0), float(y), len(t) * 6) for x, y, at, t in names]
+        for (x, y, w), (u, v, z) in itertools.combinations(spans, 2):
+            assert abs(y - v) > 9 or x + w <= u or u + z <= x, "two names share a place"

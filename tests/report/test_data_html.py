@@ -25,6 +25,7 @@ from tuneloop.report.data_html import (
     visible,
     write_data_report,
 )
+from tuneloop.report.differences import same_end
 from tuneloop.types import UserError
 
 HOSTILE = "</script><img src=x onerror=alert(1)></style><b>x</b>{{ 7 * 7 }} \x1b[31m \ud800 \u202e'\"&amp;"
@@ -490,3 +491,15 @@ def test_long_duplicates_are_shown_from_where_they_differ(tmp_path: Path) -> Non
     assert one.endswith("kept end") and other.endswith("gone end") and one.startswith("… ") and len(one) <= 200
     assert from_difference("short", "shorter", 200) == ("short", "shorter")
     assert from_difference(f"a {shared}", f"b {shared}", 200) == (f"a {shared}", f"b {shared}")
+
+
+def test_where_excerpts_end_is_no_change() -> None:
+    text = "The parcel has been at the hub since Monday and nobody answers the phone. " * 4
+    before, after = f"\u201cHello\u201d\u200b\u200b, {text}", f'"Hello", {text}'
+    cut = [f"{t[:160]}…" for t in (before, after)]  # as repairs.jsonl keeps them
+    parts = difference(*same_end(*cut, 500))
+    assert [kind for kind, _ in parts][-1] == "" and parts[-1][1].endswith("…")
+    assert "".join(t for k, t in parts if k == "ins") == '""'
+    assert same_end("wait…", "wait...", 500) == ("wait…", "wait..."), "a short text was not cut"
+    long = same_end("a " + text * 9, "a b " + text * 9, 200)
+    assert [k for k, _ in difference(*long)] == ["", "ins", ""]

@@ -198,6 +198,11 @@ def test_names_that_begin_alike_stay_apart_in_a_narrow_matrix() -> None:
     assert len(set(written)) == len(written) == 4
 
 
+def test_a_confusion_matrix_says_which_axis_is_true_and_which_predicted() -> None:
+    chart = str(confusion_chart(["a", "b"], {("a", "b"): 3, ("b", "b"): 1}))
+    assert re.findall(r'class="legend"[^>]*>(\w+)<', chart) == ["predicted", "true"]
+
+
 def test_one_label_makes_no_matrix() -> None:
     assert confusion_chart(["a"], {("a", "a"): 3}) == ""
 

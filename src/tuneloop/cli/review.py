@@ -124,6 +124,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         )
         lines.append(f"  wins (ties half) over all {pair['rows']} rows: {_bounds(rate)}: {pair['verdict']}")
         lines.append(f"  from the random part alone: {_bounds(pair['win_rate']['random'])}")
+        lines += _tags(pair["tags"])
     if len(found.get("ranking", {})) > 2:
         lines += [f"  {name:<24} strength {_bounds(value)}" for name, value in found["ranking"].items()]
     for name, figures in found.get("ratings", {}).items():
@@ -131,9 +132,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{name}: good {_bounds(figures['good']['estimate'])}, stars {_bounds(figures['stars']['estimate'])}"
             )
-            tags = ", ".join(f"{tag} {n}" for tag, n in figures["tags"].items())
-            lines += [f"  tags: {tags}"] if tags else []
+            lines += _tags(figures["tags"])
     return lines
+
+
+def _tags(counts: dict[str, int]) -> list[str]:
+    return [f"  tags: {', '.join(f'{tag} {n}' for tag, n in counts.items())}"] if counts else []
 
 
 def _bounds(estimate: Any) -> str:

@@ -134,6 +134,39 @@ def _spread(labels: list[Label], gap: float, lowest: float) -> list[Label]:
     return placed
 
 
+Named = tuple[float, float, str, str]  # x and y of a point, its name, its kind
+
+
+def _names_beside(points: Sequence[Named], left: float, right: float, bottom: float) -> list[str]:
+    """Names of points, each at the nearest place where it covers no other name and no point; a thin line leads to one far off."""
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _, _ in points]
+    body = []
+    for x, y, name, kind in sorted(points, key=lambda p: (p[3] != "tuned", p[1])):
+        wide = len(name) * (7.2 if kind == "tuned" else 6.4)
+        places = [
+            (x + side * 10 - (wide if side < 0 else 0), y + down)
+            for down in (0, -14, 14, -28, 28, -42, 42, -56, 56, -70, 70)
+            for side in ((-1, 1) if x > (left + right) / 2 else (1, -1))
+        ]
+        inside = [(a, b) for a, b in places if a >= left and a + wide <= right + 40 and 14 <= b <= bottom - 4] or places
+        a, b = min(inside, key=lambda at: sum(_shared((at[0], at[1] - 7, at[0] + wide, at[1] + 7), t) for t in taken))
+        taken.append((a, b - 7, a + wide, b + 7))
+        if abs(b - y) > 14:
+            body.append(_line(x, y, a + wide if a < x else a, b, "rule"))
+        body.append(
+            _text(a + wide, b + 4, name, f"name {kind}", "end") if a < x else _text(a, b + 4, name, f"name {kind}")
+        )
+    return body
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _shared(a: Box, b: Box) -> float:
+    """The area that two boxes share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
 def quality_chart(ladder: Sequence[Mapping[str, Any]], width: float = WIDE) -> Markup:
     """Quality with its interval above what 1,000 queries cost: two axes, never one figure.
 
@@ -154,17 +187,19 @@ def quality_chart(ladder: Sequence[Mapping[str, Any]], width: float = WIDE) -> M
             _line(left, quality(tick), right, quality(tick), "grid"),
             _text(left - 7, quality(tick) + 4, short(tick), "tick", "end"),
         ]
-    for tick in cost.ticks:
-        body.append(_text(cost(tick), bottom + 17, f"${tick:g}", "tick", "middle"))
-    body.append(_text(right, bottom + 33, "for 1,000 queries, as measured", "tick", "end"))
+    for i, tick in enumerate(cost.ticks):
+        if not narrow or i % 2 == 0 or len(cost.ticks) < 4:
+            body.append(_text(cost(tick), bottom + 17, f"${short(tick)}", "tick", "middle"))
+    body.append(_text(right, bottom + 33, "dollars for 1,000 queries, as measured", "tick", "end"))
+    drawn = []
     for c in points:
         kind = "tuned" if c["name"] == "tuned" else "other"
         x, y = cost(c["usd_per_1000_queries"]), quality(c["value"])
+        drawn.append((x, y, fit(c["name"], 140 if narrow else 200), kind))
         body += [
             _line(x, quality(c["low"]), x, quality(c["high"]), f"whisker {kind}"),
             f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
         ]
-        side, anchor = (-9, "end") if x > (left + right) / 2 else (9, "start")
-        body.append(_text(x + side, y - 6, fit(c["name"], 170), f"name {kind}", anchor))
+    body += _names_beside(drawn, left, right, bottom)
     title = "Quality and cost: " + "; ".join(f"{c['name']} {figure(c['value'], c['metric'])}" for c in points)
     return _svg(width, bottom + 40, title, body, "quality")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuneloop.files import write_text
 from tuneloop.report.advise_charts import cost_chart, dollars, quality_chart, tornado_chart
-from tuneloop.report.charts import chart_pair
+from tuneloop.report.charts import chart_pair, short
 from tuneloop.report.facts import count, figure, gib, minutes, usd
 from tuneloop.report.html import page_template
 
@@ -51,7 +51,9 @@ def page_of_advice(advice: Mapping[str, Any]) -> dict[str, Any]:
         "ladder": [_rung(c) for c in advice["ladder"]],
         "quality": chart_pair(quality_chart, advice["ladder"]),
         "bills": [_bill(mode, bill) for mode, bill in advice["monthly_bills"].items()],
-        "tokens": [(t["what"], f"${t['usd_per_million']:.3g}", t["basis"]) for t in advice["token_prices"]],
+        "tokens": [
+            (t["what"], "$" + short(float(f"{t['usd_per_million']:.3g}")), t["basis"]) for t in advice["token_prices"]
+        ],
         "trainings": [_training(name, t) for name, t in advice["trainings"].items()],
         "breakdown": _breakdown(advice),
         "assumptions": advice["assumptions"],
@@ -118,7 +120,7 @@ def _rung(c: Mapping[str, Any]) -> dict[str, str]:
         "bounds": ""
         if c["low"] == c["high"]
         else f"[{figure(c['low'], c['metric'])}, {figure(c['high'], c['metric'])}]",
-        "gain": "" if gain is None else f"{gain:+.2f}",
+        "gain": "" if gain is None else f"{gain:+.2f}".replace("-", "−"),
         "tokens": "" if c["prompt_tokens"] is None else count(c["prompt_tokens"]),
         "query": "" if c["usd_per_1000_queries"] is None else usd(c["usd_per_1000_queries"]),
         "training": "" if c["training_usd"] is None else usd(c["training_usd"]),

@@ -91,12 +91,13 @@ def axis(values: Sequence[float], start: float, end: float, *, wanted: int = 5, 
 
 
 def short(value: float) -> str:
-    """A tick label: `0.05`, `200`, `1.5k`."""
+    """A tick label: `0.00005`, `200`, `1.5k`; never with an exponent."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:g}M"
     if abs(value) >= 10_000:
         return f"{value / 1e3:g}k"
-    return f"{value:g}"
+    text = f"{value:g}"
+    return f"{value:.12f}".rstrip("0").rstrip(".") if "e-" in text else text
 
 
 def smooth(values: Sequence[float], window: float) -> list[float]:

@@ -28,7 +28,7 @@ from tuneloop.report.data_facts import (
     turns_of,
     words_of,
 )
-from tuneloop.report.differences import Parts, from_difference, side_by_side
+from tuneloop.report.differences import Parts, from_difference, same_end, side_by_side
 from tuneloop.report.facts import clean, count, number, section
 from tuneloop.report.facts import short_count as short
 from tuneloop.report.html import KeyFigure, inline, page_template, tally, yaml_text
@@ -348,7 +348,7 @@ def _duplicates(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
     for record in sorted(facts.duplicates, key=doubt):
         similarity = number(record.get("similarity"))
         texts = from_difference(str(record.get("kept_text") or ""), str(record.get("text") or ""), LONGEST_DIFF)
-        kept, gone = (hide(cut(text, LONGEST_DIFF)) for text in texts)
+        kept, gone = (hide(text) for text in same_end(*texts, LONGEST_DIFF))
         kept_parts, gone_parts = side_by_side(kept, gone)
         pairs.append(
             {
@@ -380,7 +380,7 @@ def _repairs(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
                     "field": clean(record.get("field") or ""),
                     "detail": clean(hide(named(record.get("detail")))),
                     "parts": difference(
-                        (before or "")[:LONGEST_DIFF], (after or "")[:LONGEST_DIFF], combining=kind == "unicode_form"
+                        *same_end(before or "", after or "", LONGEST_DIFF), combining=kind == "unicode_form"
                     )
                     if both
                     else [],

@@ -10,6 +10,8 @@ from tuneloop.report.facts import clean
 Parts = list[tuple[str, str]]  # ("", "del" or "ins", text)
 WORD = re.compile(r"\w+|\s+|[^\w\s]")
 LONGEST_MARKED = 4000  # characters; the search for differences takes quadratic time
+EXCERPT = 160  # characters around a change that `repairs.jsonl` keeps
+ALIGNED = 12  # equal characters by which two excerpts end at the same place
 FEWEST_SHARED = 0.3  # of the words; texts with less in common would be marked all over
 
 
@@ -36,6 +38,23 @@ def from_difference(one: str, other: str, most: int) -> tuple[str, str]:
     if max(len(one), len(other)) <= most or start <= 0:
         return one, other
     return "… " + one[start:], "… " + other[start:]
+
+
+def same_end(one: str, other: str, most: int) -> tuple[str, str]:
+    """Two excerpts that end at the same place of their texts; where one goes on further, that is no difference.
+
+    Args:
+        most: characters of each that are shown. A text of `EXCERPT` characters and an ellipsis was cut by who wrote it.
+    """
+    if not any(len(text) > most or (text.endswith("…") and len(text) > EXCERPT) for text in (one, other)):
+        return one, other
+    a, b = (text[:most].removesuffix("…") for text in (one, other))
+    for shift in range(min(max(len(a), len(b)), most)):
+        for longer, shorter in ((b, a), (a, b)):
+            stem = longer[: len(longer) - shift]
+            if len(stem) >= ALIGNED and shorter.endswith(stem[-ALIGNED:]):
+                return (shorter + "…", stem + "…") if longer is b else (stem + "…", shorter + "…")
+    return a + "…", b + "…"
 
 
 def marked_against(reference: str, answer: str) -> Parts:

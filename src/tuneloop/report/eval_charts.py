@@ -12,7 +12,7 @@ from tuneloop.report.facts import figure
 
 
 def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int], width: float = WIDE) -> Markup:
-    """A confusion matrix: rows are references, columns answers; shade is the share of the row's references.
+    """A confusion matrix: rows are true labels, columns predicted ones; shade is the share of the row.
 
     Args:
         labels: in order; the last may be a name for all others.
@@ -22,17 +22,21 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
     if len(labels) < 2:
         return Markup("")
     narrow = width < 500
-    left, top = (112.0, 104.0) if narrow else (216.0, 150.0)
+    left, top = (124.0, 122.0) if narrow else (232.0, 168.0)  # names, and a line for the axis's title
     size = min((width - left) / len(labels), 46.0)
     totals = {a: sum(n for (ref, _), n in cells.items() if ref == a) for a in labels}
-    body = []
+    extent = size * len(labels)
+    body = [
+        _text(left + extent / 2, 13, "predicted", "legend", "middle"),
+        f'<text transform="translate(11 {top + extent / 2:.1f}) rotate(-90)" class="legend" text-anchor="middle">true</text>',
+    ]
     for i, name in enumerate(labels):
         middle = size * (i + 0.5)
-        body.append(_text(left - 8, top + middle + 4, fit_middle(name, left - 12), "name", "end"))
+        body.append(_text(left - 8, top + middle + 4, fit_middle(name, left - 28), "name", "end"))
         # Written towards the column, so that the last name ends inside the chart too.
         at = f"translate({left + middle + 3:.1f} {top - 6:.1f}) rotate(55)"
         body.append(
-            f'<text transform="{at}" class="name" text-anchor="end">{escape(fit_middle(name, top * 1.15 - 6))}</text>'
+            f'<text transform="{at}" class="name" text-anchor="end">{escape(fit_middle(name, (top - 18) * 1.15 - 6))}</text>'
         )
     for i, reference in enumerate(labels):
         for j, answer in enumerate(labels):
@@ -49,11 +53,9 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
             if n and size >= max(17, 8.5 * len(str(n))):
                 strong = " strong" if shade > 0.55 else ""
                 body.append(_text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
-    extent = top + size * len(labels)
     wrong = sum(n for (a, b), n in cells.items() if a != b)
-    return _svg(
-        width, extent + 6, f"Confusion matrix of {len(labels)} labels, {wrong} rows off the diagonal", body, "confusion"
-    )
+    title = f"Confusion matrix of {len(labels)} labels: a row for each true label, a column for each predicted one; {wrong} rows off the diagonal"
+    return _svg(width, top + extent + 6, title, body, "confusion")
 
 
 def reliability_chart(bins: Sequence[Mapping[str, float]], width: float = WIDE) -> Markup:

@@ -53,6 +53,22 @@ def test_the_winner_is_whoever_stood_on_that_side(client: Any, review: Review) -
         assert item.answers[item.contenders.index(str(winner))] == shown["answers"][0]
 
 
+def test_a_tag_says_which_of_two_answers_it_is_about(client: Any, review: Review) -> None:
+    for item in review.items[:6]:  # sides differ from item to item
+        shown = client.get(f"/api/items/{item.id}", params={"reviewer": "anna"}).json()
+        tags = ["b: wrong fact", "reference is wrong"]
+        client.post("/api/votes", json=ballot(review) | {"item": item.id, "choice": "a", "tags": tags})
+        vote = read_votes(review.votes_path)[0][-1]
+        loser = next(name for name in item.contenders if name != vote.winner)
+        assert item.answers[item.contenders.index(loser)] == shown["answers"][1]
+        assert vote.tags == (f"{loser}: wrong fact", "reference is wrong")
+        again = client.get(f"/api/items/{item.id}", params={"reviewer": "anna"}).json()
+        assert again["vote"]["tags"] == tags
+    (pair,) = results(review)["pairs"]
+    assert pair["tags"]["reference is wrong"] == 6
+    assert pair["tags"]["few_shot: wrong fact"] + pair["tags"]["tuned: wrong fact"] == 6
+
+
 def test_no_name_of_a_contender_reaches_the_browser(client: Any, review: Review) -> None:
     client.post("/api/votes", json=ballot(review))
     told = client.get("/").text + client.get("/api/session?reviewer=anna").text
@@ -224,6 +240,8 @@ def test_on_a_phone_everything_is_within_reach_of_a_thumb(two: Path, browser: An
     assert not page.page.locator("#reference").is_visible()
     page.page.click("#look")
     assert page.page.locator("#reference").is_visible()
+    assert page.page.locator("#answers").bounding_box()["y"] < page.page.locator("#choices").bounding_box()["y"]
+    assert page.page.evaluate("getComputedStyle(document.getElementById('choices')).position") == "static"
     page.page.click("#do-up")
     page.page.click("#star-3")
     boxes = [page.page.locator(f"#star-{n}").bounding_box() for n in range(1, 6)]
@@ -231,5 +249,6 @@ def test_on_a_phone_everything_is_within_reach_of_a_thumb(two: Path, browser: An
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
     page.page.click("#do-save")
     page.page.wait_for_function("() => document.getElementById('where').textContent.includes('1 reviewed')")
+    assert not page.page.locator("#reference").is_visible(), "each item begins with the reference hidden"
     assert end(process)["reviewers"] == {"Ben": 1}
     assert not page.errors

@@ -121,10 +121,15 @@ def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[Item],
         "ties": sum(v.choice == "tie" for v in cast),
         "both_bad": sum(v.choice == "both_bad" for v in cast),
         "left_wins": sum(bool(v.winner and v.shown and v.winner == v.shown[0]) for v in cast),
+        "tags": _tags(cast),
         "win_rate": {"estimate": estimate, "random": simple},
         "unseen_groups": sorted(group for group in unequal if group not in by_group),
         "verdict": verdict,
     }
+
+
+def _tags(votes: Sequence[Vote]) -> dict[str, int]:
+    return dict(Counter(tag for vote in votes for tag in vote.tags).most_common())
 
 
 def _mixed(seen: Estimate, rows: int, same: int) -> Estimate:
@@ -168,7 +173,7 @@ def _ratings(review: Review, votes: Votes) -> dict[str, Any]:
                 kind: Estimate(*(start + scale * x for x in (e.value, e.low, e.high)))
                 for kind, e in zip(("estimate", "random"), estimates, strict=True)
             }
-        figures["tags"] = dict(Counter(tag for vote in given for tag in vote.tags).most_common())
+        figures["tags"] = _tags(given)
         rated[name] = figures
     return {"ratings": rated}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ TAGS = (
     "unsafe",
     "reference is wrong",
 )
+ABOUT_THE_ROW = "reference is wrong"  # belongs to neither of two answers
 LONGEST_CORRECTION = 100_000
 LONGEST_BODY = 1_000_000  # bytes
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -35,7 +36,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 class Ballot(BaseModel):
-    """A vote as the page sends it: of answers left (`a`) and right (`b`), not of contenders."""
+    """A vote as the page sends it: of answers left (`a`) and right (`b`), not of contenders; so `a: wrong fact` among its tags."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
@@ -110,7 +111,8 @@ def make_app(review: Review, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str,
         given = votes_of(reviewer.strip())
         return {
             "mode": review.mode,
-            "tags": tags,
+            "tags": [tag for tag in tags if tag != ABOUT_THE_ROW],
+            "row_tags": [tag for tag in tags if tag == ABOUT_THE_ROW],
             "items": [{"id": key, "done": key in given and given[key].choice != "skip"} for key in items],
         }
 
@@ -154,17 +156,29 @@ def _vote_of(ballot: Ballot, names: list[str]) -> Vote:
         shown=tuple(names),
         thumb=ballot.thumb,
         stars=ballot.stars,
-        tags=tuple(dict.fromkeys(tag[:60] for tag in ballot.tags if tag)),
+        tags=tuple(
+            dict.fromkeys(_renamed(tag[:60], dict(zip(SIDES, names, strict=False))) for tag in ballot.tags if tag)
+        ),
         corrected=ballot.corrected or None,
         note=ballot.note,
         seconds=None if ballot.seconds is None else round(ballot.seconds, 1),
     )
 
 
+SIDES = ("a", "b")
+
+
+def _renamed(tag: str, names: Mapping[str, str]) -> str:
+    """A tag of one of two answers, `WHO: word`, under another name; a tag of a single answer, or of the row, stays."""
+    who, colon, word = tag.rpartition(": ")
+    return f"{names[who]}: {word}" if colon and len(names) == 2 and who in names else tag
+
+
 def _ballot_of(vote: Vote, names: list[str]) -> dict[str, Any]:
-    choice = vote.choice if vote.winner is None else "ab"[names.index(vote.winner)]
+    choice = vote.choice if vote.winner is None else SIDES[names.index(vote.winner)]
+    tags = [_renamed(tag, dict(zip(names, SIDES, strict=False))) for tag in vote.tags]
     return {
-        "choice": choice, "thumb": vote.thumb, "stars": vote.stars, "tags": vote.tags, "corrected": vote.corrected,
+        "choice": choice, "thumb": vote.thumb, "stars": vote.stars, "tags": tags, "corrected": vote.corrected,
         "note": vote.note,
     }  # fmt: skip
 

@@ -28,7 +28,7 @@ class Vote:
         shown: the contenders as they stood on the page, left to right.
         thumb: up or down.
         stars: 1 to 5.
-        tags: words about the answer.
+        tags: words about the answer; of two answers `CONTENDER: word` says whose.
         corrected: the answer as it should be.
         note: anything else.
         seconds: how long the item was looked at.

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.models.generate import _batches, _highest, answer_fits, choose, generate, label_trie
+from tuneloop.models.generate import _batches, answer_fits, choose, generate, label_trie
 from tuneloop.models.load import Model, load_model
+from tuneloop.models.sampling import highest
 from tuneloop.models.template import Rendered
 
 SYSTEM = {"role": "system", "content": "You answer questions about the weather on far planets, briefly and with care."}
@@ -100,9 +101,9 @@ def test_prompts_that_are_read_in_parts_get_the_same_answers(
 @pytest.mark.parametrize("size", [4096, 1000, 130, 128])
 def test_the_highest_logits_are_those_of_topk(size: int) -> None:
     logits = torch.randn(7, size, generator=torch.Generator().manual_seed(size)).to(torch.bfloat16)
-    found = logits.gather(1, _highest(logits, 4))
+    found = logits.gather(1, highest(logits, 4))
     assert torch.equal(found.sort(-1, descending=True).values, logits.topk(4, -1).values)
-    assert all(len(set(row)) == 4 for row in _highest(logits, 4).tolist())
+    assert all(len(set(row)) == 4 for row in highest(logits, 4).tolist())
 
 
 def test_no_prompts_and_equal_prompts(tiny_model: Model) -> None:

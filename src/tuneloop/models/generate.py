@@ -1,16 +1,17 @@
 """Answers from a model: free generation, choice scoring over a label trie, and loss on given answers.
 
 All three read what prompts have in common once (few-shot examples, an instruction), work in batches of
-similar length, and take rows as prompts of token ids.
+similar length, and take rows as prompts of token ids. Which token comes next is said by `sampling.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.models.load import Model
+from tuneloop.models.sampling import GREEDY, Sampler, Sampling, greedy, highest
 from tuneloop.models.template import Rendered
 from tuneloop.types import Answer, Progress, no_progress
 
@@ -111,17 +112,21 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    sampling: Sequence[Sampling] | None = None,
     batch_tokens: int = 24576,
     batch_rows: int = 64,
     progress: Progress = no_progress,
     task: str = "generating",
 ) -> list[Answer]:
-    """Greedy answers to prompts.
+    """Answers to prompts, greedy unless told otherwise.
 
     Args:
         prompts: token ids, each ending with the assistant's header (`Template.prompt_ids`).
         max_new_tokens: length at which an answer is cut.
+        sampling: how the tokens of each answer are drawn, one a prompt; None: all greedily. An answer depends on its own
+            prompt and sampling alone, not on the others.
         batch_tokens, batch_rows: bounds of one batch, prompt tokens included.
+        progress: gets rows; a row that is being written counts by its share of `max_new_tokens`.
 
     Returns:
         One answer a prompt, in order.
@@ -131,6 +136,9 @@ def generate(
     answers: list[Answer | None] = [None] * len(prompts)
     if not prompts:
         return []
+    sampling = [GREEDY] * len(prompts) if sampling is None else sampling
+    if len(sampling) != len(prompts):
+        raise ValueError(f"{len(sampling)} samplings for {len(prompts)} prompts")
     with torch.inference_mode():
         split = _split(prompts)
         prefix = _read_shared(model, split.shared)
@@ -138,7 +146,11 @@ def generate(
         lengths = [len(r) + max_new_tokens for r in split.rests]
         progress(task, 0, len(prompts))
         for batch in _batches(lengths, batch_tokens, batch_rows):
-            ids = _decode(model, split, prefix, batch, max_new_tokens)
+            sampler = Sampler([sampling[i] for i in batch], model.device)
+            ids = _decode(
+                model, split, prefix, batch, max_new_tokens, sampler,
+                lambda written, before=done: progress(task, before + written, len(prompts)),  # type: ignore[misc]
+            )  # fmt: skip
             for i, new in zip(batch, ids, strict=True):
                 finished = bool(new) and new[-1] in model.template.end_ids
                 text = model.template.decode(new[:-1] if finished else new)
@@ -148,8 +160,16 @@ def generate(
     return [answer for answer in answers if answer is not None]
 
 
-def _decode(model: Model, split: _Prompts, prefix: Any, batch: list[int], limit: int) -> list[list[int]]:
-    """Greedy decoding of one batch; rows leave the batch when they have ended."""
+def _decode(
+    model: Model,
+    split: _Prompts,
+    prefix: Any,
+    batch: list[int],
+    limit: int,
+    sampler: Sampler,
+    written: Callable[[float], None],
+) -> list[list[int]]:
+    """Tokens of one batch; rows leave it when they have ended. `written` is told how many rows' work is done."""
     import torch
 
     device = model.device
@@ -161,8 +181,8 @@ def _decode(model: Model, split: _Prompts, prefix: Any, batch: list[int], limit:
     alive = list(range(rows))
     real, positions = padded.real, padded.lengths
     ends = torch.tensor(model.template.end_ids, device=device)
-    for _ in range(limit):
-        token = _greedy(hidden, model.head)
+    for step in range(limit):
+        token = sampler.next(hidden, model.head)
         ended = torch.isin(token, ends)
         for slot, value in enumerate(token.tolist()):
             row = alive[slot]
@@ -171,43 +191,18 @@ def _decode(model: Model, split: _Prompts, prefix: Any, batch: list[int], limit:
         flags = ended.tolist()
         alive = [-1 if flags[slot] else row for slot, row in enumerate(alive)]
         left = sum(row >= 0 for row in alive)
-        if not left:
+        if not left or step + 1 == limit:
             break
+        written(rows - left + left * (step + 1) / limit)
         if left <= 0.75 * len(alive):  # copying the cache pays when a quarter of the rows is gone
             keep = torch.tensor([slot for slot, row in enumerate(alive) if row >= 0], device=device)
             cache, real, positions, token = cache.select(keep), real[keep], positions[keep], token[keep]
+            sampler.keep(keep)
             alive = [row for row in alive if row >= 0]
         real = torch.cat((real, torch.ones(len(alive), 1, dtype=torch.bool, device=device)), 1)
         hidden = model.hidden(token[:, None], positions[:, None], real[:, None, None], cache)[:, -1]
         positions = positions + 1
     return new
-
-
-def _greedy(hidden: Tensor, head: Tensor) -> Tensor:
-    """The likeliest token of each row (B, C) -> (B).
-
-    bf16 logits are a multiple of 1/8 apart and tie often: the few highest are scored again in fp32.
-    """
-    top = _highest(hidden @ head.t(), 4)
-    scores = (hidden.float()[:, None] * head[top].float()).sum(-1)
-    chosen: Tensor = top.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
-    return chosen
-
-
-def _highest(logits: Tensor, k: int) -> Tensor:
-    """Where the `k` highest of each row are (B, V) -> (B, k).
-
-    They lie in the `k` blocks of the highest maxima: `topk` over the whole vocabulary takes many times as long on a CPU.
-    """
-    size = 128
-    if logits.shape[-1] % size or logits.shape[-1] < size * k:
-        return logits.topk(k, -1).indices
-    blocks = logits.view(len(logits), -1, size)
-    block = blocks.amax(-1).topk(k, -1).indices
-    among = blocks.gather(1, block[..., None].expand(-1, -1, size)).flatten(1)
-    at = among.topk(k, -1).indices
-    where: Tensor = block.gather(1, at // size) * size + at % size
-    return where
 
 
 @dataclass(frozen=True)
@@ -554,7 +549,7 @@ def _log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
         logits = part @ head.t()
         top = logits.amax(-1).float()
         total = 1 / torch.softmax(logits, -1, dtype=torch.float32).amax(-1)
-        high = _highest(logits, 4)
+        high = highest(logits, 4)
         exact = (part.float()[:, None] * head[high].float()).sum(-1)
         few, few_exact = (torch.exp(x.float() - top[:, None]).sum(-1) for x in (logits.gather(1, high), exact))
         out.append(top + torch.log((total - few).clamp(min=0) + few_exact))
@@ -604,7 +599,7 @@ def answer_fits(
             for part, wanted in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
                 picked = (part.float() * model.head[wanted].float()).sum(-1)
                 losses.append((_log_normaliser(part, model.head) - picked).double())
-                hits.append(_greedy(part, model.head) == wanted)
+                hits.append(greedy(part, model.head) == wanted)
             counts = learned[:, 1:].sum(1).tolist()
             of_rows = zip(torch.split(torch.cat(losses), counts), torch.split(torch.cat(hits), counts), strict=True)
             for slot, (loss, hit) in enumerate(of_rows):

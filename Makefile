@@ -1,12 +1,13 @@
 # make demo   install, then do the main job on the example data
 # make test   install what the tests need, and pass them
 # make install   just the install
+# make test-avx2   the part of the tests that depends on the processor, as on one of 2015: no AVX-512, no bf16
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo install test check reference bench clean
+.PHONY: demo install test test-avx2 reference bench clean
 
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
@@ -18,6 +19,12 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Torch, oneDNN and MKL each have a switch. The packaged model is slow so: its tests are left to `make test`.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+test-avx2: $(VENV)/.installed-dev
+	$(AVX2) $(BIN)/pytest tests/train/test_flops.py tests/train/test_speed.py tests/train/test_distributed.py \
+		tests/train/test_methods.py tests/train/test_optimizers.py tests/train/test_loss.py tests/models tests/artifacts
 
 reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py

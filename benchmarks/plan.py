@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tuneloop.models.load import default_dtype
 from tuneloop.plan.estimate import Work, loop_job
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import Job, make_job
@@ -59,6 +60,13 @@ RUNS: list[dict[str, Any]] = [
 ]
 
 
+def native_bf16() -> bool:
+    """Whether models are bf16 on this machine."""
+    import torch
+
+    return default_dtype() is torch.bfloat16
+
+
 def cpu_job(run: dict[str, Any]) -> Job:
     """The planner's job for a run here: AdamW keeps its states in the weights' dtype."""
     settings = {**USUAL, **run}
@@ -81,6 +89,9 @@ def table_of_cpu_runs(runs: list[dict[str, Any]]) -> None:
     """Predict, run and print."""
     print(f"{'run':<66}{'measured':>9}{'predicted':>10}{'error':>8}")
     errors = []
+    if not native_bf16():
+        print("without the runs in bf16, which this processor multiplies some hundred times slower than fp32")
+        runs = [run for run in runs if run.get("dtype") != "bf16"]
     for run in runs:
         predicted = memory_of(cpu_job(run)).peak
         measured = measure(run)
@@ -120,7 +131,7 @@ def loop_growth(run: dict[str, Any]) -> float:
     work = Work(1, tokens, round(settings["learned"] * length) * rows, 0, ((rows, length, shared),))
     job = loop_job(
         find_model("smollm2-135m")[1], work, model="smollm2-135m", method=settings["method"], rank=settings["rank"],
-        targets=settings["targets"], prefix_tokens=settings["prefix_tokens"], bytes_a_weight=4 if settings["dtype"] == "float32" else 2,
+        targets=settings["targets"], prefix_tokens=settings["prefix_tokens"], bytes_a_weight=2 if settings["dtype"] == "auto" and native_bf16() else 4,
     )  # fmt: skip
     memory = memory_of(job)
     return memory.peak - memory.terms["weights"]

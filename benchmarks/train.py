@@ -3,7 +3,7 @@
     python benchmarks/train.py [--methods qv,all-linear,full] [--contenders tuneloop,trainer,trl,plain] [--rows 160]
 
 Each contender trains one epoch of the same chats from the same base in a process of its own: the whole process counts, imports and loading included. The peers are installed
-into an environment of their own (`--peers FOLDER`). Printed: tokens a second without padding, peak resident memory, the bf16 matmul peak measured around the process
+into an environment of their own (`--peers FOLDER`). Printed: tokens a second without padding, peak resident memory, the peak of matrix products measured around the process
 and the share of it that needed operations reach (over the whole process, and for tuneloop over its optimizer steps), the loss on held-out chats afterwards,
 computed by one function for all, and tuneloop's figures as multiples of the best peer's.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.files import read_jsonl
-from tuneloop.models.load import load_model, load_tokenizer, use_threads
+from tuneloop.models.load import default_dtype, load_model, load_tokenizer, use_threads
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Rendered
 from tuneloop.train.flops import matmul_peak, needed_gflop
@@ -118,7 +118,7 @@ class Result:
 
     Args:
         seconds, gib: of the whole process; `step_seconds` of its optimizer steps alone, 0 where they are not known.
-        peak: GFLOP/s of large bf16 matrix products just before or just after it, the greater: shared processors change by the minute.
+        peak: GFLOP/s of large matrix products, in the dtype of this machine's models, just before or just after it, the greater: shared processors change by the minute.
         loss: on held-out chats.
     """
 
@@ -134,7 +134,7 @@ def compete(method: str, contender: str, rows: list[Rendered], held_out: list[Re
     with tempfile.TemporaryDirectory() as folder:
         job = {
             "model": str(resolve(MODEL)), "method": method, "rank": 8, "batch": 8, "learning_rate": RATES[method], "steps": -(-len(rows) // 8),
-            "warmup_steps": 1, "pad": load_tokenizer(MODEL).pad_id, "out": folder,
+            "warmup_steps": 1, "pad": load_tokenizer(MODEL).pad_id, "out": folder, "dtype": str(default_dtype()).removeprefix("torch."),
             "rows": [{"ids": r.ids, "labels": [i if m else -100 for i, m in zip(r.ids, r.mask, strict=True)]} for r in rows],
         }  # fmt: skip
         path = Path(folder) / "job.json"

@@ -2,7 +2,7 @@
 
     python benchmarks/train_peers.py trainer|trl|plain JOB.json
 
-JOB.json names the model's folder, rows (`ids` and `labels`, and `messages` for TRL), the method (`qv`, `all-linear`, `full`), learning rate, rank, batch
+JOB.json names the model's folder, the dtype of its weights (the one that is fast on this machine), rows (`ids` and `labels`, and `messages` for TRL), the method (`qv`, `all-linear`, `full`), learning rate, rank, batch
 and the folder for the result. Nothing of tuneloop is imported here: this is the script that a user of those libraries would write, with the settings
 that are fastest on a CPU.
 """
@@ -59,15 +59,13 @@ def model_of(job: dict[str, Any], dtype: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, dtype))
 
 
-def trainer(
-    job: dict[str, Any], *, dtype: str = "bfloat16", pad_to: int = 0, grouped: bool = True, **more: Any
-) -> None:
+def trainer(job: dict[str, Any], *, dtype: str = "", pad_to: int = 0, grouped: bool = True, **more: Any) -> None:
     """Transformers' Trainer, with PEFT for the adapters."""
     import torch
     from peft import get_peft_model
     from transformers import Trainer, TrainingArguments
 
-    model = model_of(job, dtype)
+    model = model_of(job, dtype or job["dtype"])
     config = lora(job)
     if config is not None:
         model = get_peft_model(model, config)
@@ -91,12 +89,12 @@ def trainer(
 
 
 def trl(job: dict[str, Any]) -> None:
-    """TRL's SFTTrainer on tokens and labels made by us, bf16 weights, rows grouped by length."""
+    """TRL's SFTTrainer on tokens and labels made by us, rows grouped by length."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    model = model_of(job, "bfloat16")
+    model = model_of(job, job["dtype"])
     rows = Dataset.from_list([{"input_ids": r["ids"], "labels": r["labels"]} for r in job["rows"]])
     options = SFTConfig(
         **arguments(job, train_sampling_strategy="group_by_length"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.files import lock_folder, read_json, read_jsonl, read_yaml
 from tuneloop.pipeline import run
@@ -84,7 +85,7 @@ def classified(place: Path, tiny_llama: Path, cli_environment: dict[str, str]) -
     (place / "classified.yaml").write_text(yaml.safe_dump(values))
     done = subprocess.run(
         [sys.executable, "-m", "tuneloop", "run", "classified.yaml", "--json"],
-        cwd=place, env=cli_environment, capture_output=True, text=True, timeout=300,
+        cwd=place, env=cli_environment, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return {"values": values, "folder": place / "classified", "stdout": done.stdout, "stderr": done.stderr}
@@ -280,7 +281,7 @@ def test_killed_while_training_held_against_others_and_gone_on_with(
     process = subprocess.Popen([sys.executable, "-m", "tuneloop", "train", *settings, "--out", str(cut)], env=cli_environment,
                                cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
-        metrics, deadline = cut / "metrics.jsonl", time.monotonic() + 120
+        metrics, deadline = cut / "metrics.jsonl", time.monotonic() + HANG
         while not (metrics.is_file() and metrics.read_text().count('"grad_norm"') >= 5):
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline

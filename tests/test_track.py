@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from patience import HANG, slowness
 from tuneloop import track
 from tuneloop.track import follow
 
@@ -94,7 +95,7 @@ def test_a_run_that_is_interrupted_and_continued_is_one_whole_mlflow_run(project
     run, warnings = project / "runs/tickets-1", list[str]()
     add_steps(run, 1, 20)
     first = track.start_tracking(RECIPE, run, warn=warnings.append)
-    first.finish("KILLED", timeout=120)
+    first.finish("KILLED", timeout=HANG)
     assert rows(project, "select status from runs") == [("KILLED",)]
 
     # The resumed run goes back to its checkpoint at step 10 and repeats ten steps.
@@ -103,7 +104,7 @@ def test_a_run_that_is_interrupted_and_continued_is_one_whole_mlflow_run(project
     add_steps(run, 11, 30)
     finish_run(run)
     second = track.start_tracking(RECIPE, run, warn=warnings.append)
-    second.finish(timeout=120)
+    second.finish(timeout=HANG)
 
     assert warnings == []
     assert rows(project, "select status, name from runs") == [("FINISHED", "tickets-1")]
@@ -187,10 +188,10 @@ def test_a_tracker_that_is_down_costs_one_warning_and_no_time(
     run, warnings = project / "runs/tickets-1", list[str]()
     started = time.monotonic()
     tracker = track.start_tracking(RECIPE, run, warn=warnings.append, poll_seconds=0.1)
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 1.0 * slowness()
     add_steps(run, 1, 3)
-    tracker.finish(timeout=60)
-    tracker.finish(timeout=60)
+    tracker.finish(timeout=HANG)
+    tracker.finish(timeout=HANG)
     assert len(warnings) == 1 and "MLflow" in warnings[0] and "\n" not in warnings[0]
 
 
@@ -201,7 +202,7 @@ def test_a_follower_that_hangs_is_left_behind(project: Path) -> None:
     )
     started = time.monotonic()
     track.Tracking([track.Tracker(process, warnings.append)]).finish(timeout=0.5)
-    assert time.monotonic() - started < 5 and process.poll() is not None
+    assert time.monotonic() - started < 5 * slowness() and process.poll() is not None
     assert len(warnings) == 1
 
 
@@ -210,7 +211,7 @@ def test_a_follower_that_crashes_costs_one_warning(project: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "raise SystemExit(3)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    track.Tracking([track.Tracker(process, warnings.append)]).finish(timeout=30)
+    track.Tracking([track.Tracker(process, warnings.append)]).finish(timeout=HANG)
     assert len(warnings) == 1 and "status 3" in warnings[0]
 
 
@@ -301,12 +302,12 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_has_every_step_of_a_continued_run_once_and_the_scores(project: Path) -> None:
     run, warnings = project / "runs/tickets-1", list[str]()
     add_steps(run, 1, 20)
-    track.start_tracking(with_trackers("tensorboard"), run, warn=warnings.append).finish("KILLED", timeout=60)
+    track.start_tracking(with_trackers("tensorboard"), run, warn=warnings.append).finish("KILLED", timeout=HANG)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:10]))
     add_steps(run, 11, 30)
     finish_run(run)
-    track.start_tracking(with_trackers("tensorboard"), run, warn=warnings.append).finish(timeout=60)
+    track.start_tracking(with_trackers("tensorboard"), run, warn=warnings.append).finish(timeout=HANG)
     shown = scalars(run / "tensorboard")
     assert warnings == []
     assert [step for step, _ in shown["train/loss"]] == list(range(1, 31))
@@ -320,7 +321,7 @@ def test_wandb_takes_a_run_offline(project: Path, monkeypatch: pytest.MonkeyPatc
     run, warnings = project / "runs/tickets-1", list[str]()
     add_steps(run, 1, 20)
     finish_run(run)
-    track.start_tracking(with_trackers("wandb"), run, warn=warnings.append).finish(timeout=60)
+    track.start_tracking(with_trackers("wandb"), run, warn=warnings.append).finish(timeout=HANG)
     assert warnings == []
     (log,) = project.glob("wandb/offline-run-*/*.wandb")
     text = log.read_bytes()
@@ -335,7 +336,9 @@ def test_a_tracker_that_fails_leaves_the_others_alone(project: Path, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
     run, warnings = project / "runs/tickets-1", list[str]()
     add_steps(run, 1, 5)
-    track.start_tracking(with_trackers("mlflow", "tensorboard", "wandb"), run, warn=warnings.append).finish(timeout=60)
+    track.start_tracking(with_trackers("mlflow", "tensorboard", "wandb"), run, warn=warnings.append).finish(
+        timeout=HANG
+    )
     assert len(warnings) == 2
     assert "Weights & Biases is not installed" in warnings[0] and "MLflow could not be written" in warnings[1]
     assert len(scalars(run / "tensorboard")["train/loss"]) == 5

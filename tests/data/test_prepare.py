@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from patience import slowness
 from tuneloop.data.checks import check_dataset, run_checks
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key, token_statistics
@@ -638,7 +639,7 @@ def test_real_data_needs_no_format_named(
     dataset = prepare(
         PrepareConfig(sources=[str(DATA / path)], **config), name="real", seed=0, out=tmp_path, measure=measure
     )
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < 20 * slowness()
     manifest = dataset.manifest
     assert (manifest["format"]["name"], dataset.task) == (name, task)
     assert counts.items() <= manifest["counts"].items()

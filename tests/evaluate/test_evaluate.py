@@ -6,6 +6,7 @@ import time
 import pytest
 import sacrebleu
 
+from patience import slowness
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Measured, adjusted, compare, evaluate, primary_metric, sample_rows
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
@@ -146,7 +147,7 @@ def test_hostile_answers_are_scored_and_noted():
     ]
     start = time.monotonic()
     result = evaluate(rows, answers, task="generation", labels=None, config=CARD, seed=0)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 10 * slowness()
     assert all(0 <= e.value <= 100 for name, e in result.metrics.items() if name != "length_ratio")
     assert any("20,000 characters" in note for note in result.notes)
     assert any("1 of 5 answers were cut off" in note for note in result.notes)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patience import needs_bf16
 from tuneloop.models.generate import _batches, answer_fits, choose, generate, label_trie
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.sampling import highest
@@ -257,6 +258,7 @@ def test_calibration_subtracts_the_scores_of_the_prompt_without_text(tiny_model:
         assert answer.text == labels[expected.index(max(expected))]
 
 
+@needs_bf16
 def test_bf16_scores_are_near_those_of_fp32(tiny_llama: Path, tiny_model: Model) -> None:
     labels = LABEL_SETS["shared first tokens"]
     trie = label_trie(labels, label_tokens(tiny_model, labels))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from patience import needs_bf16
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import (
     LoraShape,
@@ -338,6 +339,7 @@ def test_adapters_that_are_not_plain_lora_are_refused(tiny_model: Model, tmp_pat
         load_adapter(tiny_model.net, tmp_path)
 
 
+@needs_bf16
 def test_an_adapter_on_a_bf16_model_keeps_fp32_masters(tiny_llama: Path) -> None:
     model = load_model(str(tiny_llama), dtype="bfloat16")
     parameters = add_lora(model.net, SHAPE, seed=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import HANG
 from tuneloop.models.names import SHORT_NAMES, cache_folder, resolve
 from tuneloop.types import UserError
 
@@ -142,7 +143,7 @@ def ask(cli_environment: dict[str, str], tmp_path: Path) -> Ask:
     def run(name: str, **env: str) -> subprocess.CompletedProcess[str]:
         base = {k: v for k, v in cli_environment.items() if k not in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")}
         return subprocess.run(
-            [sys.executable, "-c", code, name], capture_output=True, text=True, timeout=120, cwd=tmp_path,
+            [sys.executable, "-c", code, name], capture_output=True, text=True, timeout=HANG, cwd=tmp_path,
             env={**base, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", **env},
         )  # fmt: skip
 

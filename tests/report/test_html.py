@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import HANG
 from tuneloop.report.html import render_report, write_report
 
 VOID = {"meta", "br", "wbr", "img", "input", "hr", "link"}
@@ -230,7 +231,7 @@ def look(page: str, folder: Path, *flags: str) -> dict[str, object]:
         "--dump-dom",
         probe.as_uri(),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
     found = re.search(r'<pre id="out">(\{.*?\})</pre>', done.stdout, re.S)
     assert found, done.stdout[-500:] + done.stderr[-500:]
     result: dict[str, object] = json.loads(html.unescape(found[1]))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import time
 
+import pytest
+import torch
+
+from patience import slowness
 from tuneloop.models.template import Rendered
 from tuneloop.train.flops import matmul_peak, needed_gflop, utilisation
 
@@ -37,5 +41,12 @@ def test_without_steps_or_for_other_architectures_there_is_none() -> None:
     assert utilisation({"n_embd": 64, "n_layer": 2}, "lora", [ROW], records, 1.0) is None
 
 
-def test_the_peak_is_a_plausible_speed() -> None:
+def test_the_peak_is_a_plausible_speed_in_the_dtype_that_models_have_here() -> None:
     assert 1 < matmul_peak(seconds=0.1) < 1e7
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_dtype_that_is_slow_here_is_measured_as_quickly(dtype: torch.dtype) -> None:
+    start = time.perf_counter()
+    assert 1e-3 < matmul_peak(dtype, seconds=0.1) < 1e7
+    assert time.perf_counter() - start < 3 * slowness()  # products of fixed size take a minute without native bf16

@@ -17,6 +17,7 @@ import pytest
 import torch
 from train_helpers import CONFIG, SYSTEM, begin, changed, halted, losses, make_rows, run
 
+from patience import HANG
 from tuneloop.files import read_jsonl
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import load_adapter, lora_layers
@@ -191,7 +192,7 @@ def interruptible(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, cl
         )  # fmt: skip
 
     alone = tmp_path_factory.mktemp("uninterrupted")
-    out, errors = start(alone).communicate(timeout=120)
+    out, errors = start(alone).communicate(timeout=HANG)
     assert out, errors
     return start, alone, out.split()[0]
 
@@ -200,7 +201,7 @@ def kill_at(start: Any, folder: Path, step: int) -> None:
     """Kill -9 as soon as the metrics tell of a step."""
     process = start(folder)
     metrics = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG
     while process.poll() is None and time.monotonic() < deadline:
         if metrics.is_file() and f'"step": {step},' in metrics.read_text():
             break
@@ -218,7 +219,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     for step in steps:
         kill_at(start, tmp_path, step)
         assert not (tmp_path / "adapter" / "adapter_config.json").exists()
-    out, errors = start(tmp_path).communicate(timeout=120)
+    out, errors = start(tmp_path).communicate(timeout=HANG)
     assert out, errors
     found, resumed_at = out.split()
     assert found == expected

@@ -11,6 +11,7 @@ import pytest
 import torch
 from train_helpers import CONFIG, begin, changed, halted, losses, make_rows, run
 
+from patience import needs_bf16
 from tuneloop.files import read_json
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.trained import load_trained
@@ -125,6 +126,7 @@ def test_what_does_not_fit_the_earlier_run_is_refused(tiny_llama: Path, tmp_path
         train(other, make_rows(other.template, 8), [], changed(**init), tmp_path / "d")
 
 
+@needs_bf16
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw-8bit"])
 def test_a_full_run_in_bf16_keeps_updates_that_bf16_would_lose(optimizer: str, tiny_llama: Path) -> None:
     if optimizer == "paged-adamw-8bit":
@@ -145,7 +147,7 @@ def test_a_full_run_in_bf16_keeps_updates_that_bf16_would_lose(optimizer: str, t
     assert all(p.grad is None for p in model.net.parameters())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=needs_bf16)])
 def test_how_a_full_step_is_divided_changes_nothing(dtype: str, tiny_llama: Path) -> None:
     found = []
     for micros in (((0, 1, 2, 3),), ((0, 1), (2, 3)), ((3,), (1,), (0, 2))):

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from train_helpers import begin, changed, halted, losses, make_rows, run
 
+from patience import needs_bf16
 from tuneloop.files import read_jsonl
 from tuneloop.models.load import load_model
 from tuneloop.train import loss, step
@@ -27,7 +28,7 @@ from tuneloop.types import UserError
 FULL: dict[str, Any] = {"method": "full", "learning_rate": 1e-3, "max_grad_norm": 1e9, "epochs": 1}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=needs_bf16)])
 @pytest.mark.parametrize("micro_batch_tokens", [2048, 64])
 def test_updates_in_the_backward_pass_give_the_same_weights(
     tiny_llama: Path, tmp_path: Path, dtype: str, micro_batch_tokens: int
@@ -108,9 +109,9 @@ def test_a_packed_row_never_sees_another_one(tiny_model: Any) -> None:
     ("optimizer", "dtype", "inside"),
     [
         ("adamw-8bit", "float32", False),
-        ("adamw-8bit", "bfloat16", True),
+        pytest.param("adamw-8bit", "bfloat16", True, marks=needs_bf16),
         ("paged-adamw-8bit", "float32", True),
-        ("paged-adamw-8bit", "bfloat16", False),
+        pytest.param("paged-adamw-8bit", "bfloat16", False, marks=needs_bf16),
     ],
 )
 def test_states_in_eight_bits_learn_and_are_resumed(
@@ -290,6 +291,7 @@ def test_bf16_weights_learn_as_fp32_ones_do_where_plain_bf16_stands_still() -> N
     assert taken == {"step": torch.float32, "exp_avg": torch.bfloat16, "exp_avg_sq": torch.float32, "rest": torch.int16}
 
 
+@needs_bf16
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_full_run_in_bf16_that_was_cut_short_ends_with_the_same_bits(
     inside: bool, tiny_llama: Path, tmp_path: Path

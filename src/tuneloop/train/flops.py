@@ -53,16 +53,22 @@ def needed_gflop(config: Mapping[str, Any], method: str, rows: Iterable[TrainRow
 def matmul_peak(dtype: torch.dtype | None = None, device: torch.device | str = "cpu", seconds: float = 0.3) -> float:
     """GFLOP/s of the best of some large matrix products on this machine now.
 
+    Products grow while there is time for larger ones, so that a processor that multiplies this dtype slowly is measured as quickly.
+
     Args:
-        dtype: default bfloat16.
+        dtype: default that of models on this machine, see `default_dtype`.
         seconds: spent on it, about.
     """
     import torch
 
-    best = 0.0
-    for n in (1024, 2048):
-        a, b = (torch.randn(n, n, device=device).to(dtype or torch.bfloat16) for _ in range(2))
-        began = time.perf_counter()
+    from tuneloop.models.load import default_dtype
+
+    dtype, best, began = dtype or default_dtype(), 0.0, time.perf_counter()
+    for n in (128, 512, 1024, 2048):
+        if best and 2 * n**3 / best / 1e9 > seconds / 2:
+            break
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        size_began = time.perf_counter()
         for _ in range(64):
             start = time.perf_counter()
             product = a @ b
@@ -70,7 +76,7 @@ def matmul_peak(dtype: torch.dtype | None = None, device: torch.device | str = "
                 torch.cuda.synchronize()
             end = time.perf_counter()
             best = max(best, 2 * n**3 / (end - start) / 1e9)
-            if end - began > seconds / 2:
+            if end - size_began > seconds / 4 or end - began > seconds:
                 break
     return best
 

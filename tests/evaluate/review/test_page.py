@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from patience import HANG
 from tuneloop.evaluate.review.items import Review, make_review, read_contenders
 from tuneloop.evaluate.review.results import results
 from tuneloop.evaluate.review.server import make_app, sides
@@ -124,7 +125,7 @@ class Page:
         self.page, self.url, self.errors = browser_page, url, list[str]()
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(HANG * 1000)
 
     def enter(self, name: str) -> None:
         self.page.goto(self.url)
@@ -169,7 +170,7 @@ def browser() -> Iterator[Any]:
 
 def end(process: subprocess.Popen[str]) -> dict[str, Any]:
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=HANG)
     assert process.returncode == 0
     found: dict[str, Any] = json.loads(out)
     return found

@@ -1,0 +1,43 @@
+"""How long tests wait: limits that hold on any machine.
+
+A limit in plain seconds fails on an old or a busy machine. So a test that guards against a process that hangs waits for `HANG` seconds, and
+a test of speed multiplies its limit by `slowness()`.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+HANG = 1800.0  # seconds: a process that takes longer hangs; not a limit on its speed
+REFERENCE = 0.012  # seconds that `_work` takes on a quiet core of 2024
+
+
+def _work() -> int:
+    total = 0
+    for i in range(200_000):
+        total += i % 7
+    return total
+
+
+def slowness() -> float:
+    """How many times as long as on the reference machine plain Python takes here and now, at least 1: the median of five runs."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        _work()
+        times.append(time.perf_counter() - start)
+    return max(1.0, sorted(times)[2] / REFERENCE)
+
+
+def native_bf16() -> bool:
+    """Whether models are bf16 on this machine; elsewhere it is multiplied some hundred times slower and nobody computes in it."""
+    import torch
+
+    from tuneloop.models.load import default_dtype
+
+    return default_dtype() is torch.bfloat16
+
+
+needs_bf16 = pytest.mark.skipif(not native_bf16(), reason="this processor does not multiply bf16: models are fp32 here")

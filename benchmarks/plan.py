@@ -177,7 +177,7 @@ def others_gib(points: list[Point], python: str) -> list[dict[str, float | None]
 
 def table_of_published_runs(python: str) -> None:
     """Errors by file and half, then of all, of the planner and of other estimators."""
-    print(f"{'published runs':<30}{'peaks':>6}{'median':>8}{'in 8 %':>8}{'under 5 %':>11}{'fits':>12}{'speed in 20 %':>15}"
+    print(f"{'published runs':<30}{'peaks':>6}{'median':>8}{'in 8 %':>8}{'under 5 %':>11}{'fits':>12}{'speed in 20 %':>15}{'reserves':>10}{'median':>8}{'in 8 %':>8}{'under 5 %':>11}"
           + "".join(f"{tool:>12}" for tool in OTHERS * bool(python)))  # fmt: skip
     groups: dict[str, list[tuple[Point, dict[str, float | None]]]] = {}
     for path in sorted(POINTS.glob("*.yaml")):
@@ -195,7 +195,8 @@ def _line(name: str, runs: list[tuple[Point, dict[str, float | None]]]) -> str:
     points = [point for point, _ in runs]
     errors = [memory_of(p.job).peak / p.gib - 1 for p in points if p.gib]
     speeds = [speed_of(p.job).tokens_per_second / p.tokens_per_second - 1 for p in points if p.tokens_per_second]
-    judged = [p for p in points if p.gib or not p.fits]
+    judged = [p for p in points if p.gib or p.reserve_error is not None or not p.fits]
+    reserves = [e for p in points if (e := p.reserve_error) is not None]
     right = sum(memory_of(p.job).fits == p.fits for p in judged)
     others = []
     for tool in OTHERS if runs[0][1] else ():
@@ -203,7 +204,8 @@ def _line(name: str, runs: list[tuple[Point, dict[str, float | None]]]) -> str:
         others.append(f"{_median([value / gib - 1 for value, gib in pairs if value and gib]):>12}")
     return (
         f"{name:<30}{len(errors):>6}{_median(errors):>8}{_share(errors, 0.08):>8}{sum(e < -0.05 for e in errors):>11}"
-        f"{f'{right} of {len(judged)}':>12}{_share(speeds, 0.2) + f' of {len(speeds)}':>15}{''.join(others)}"
+        f"{f'{right} of {len(judged)}':>12}{_share(speeds, 0.2) + f' of {len(speeds)}':>15}"
+        f"{len(reserves):>10}{_median(reserves):>8}{_share(reserves, 0.08):>8}{sum(e < -0.05 for e in reserves):>11}{''.join(others)}"
     )
 
 

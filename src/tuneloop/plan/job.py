@@ -26,6 +26,7 @@ class Kernels:
 
     Args:
         logits: copies of the bf16 logits alive at the loss's peak (fp32 counts two).
+        logit_blocks: blocks that the allocator keeps for them, over those alive: the copies come in several sizes.
         fp32_norms: norms keep an fp32 copy of their input.
         silu: the activation is kept apart from the gate and the up projection.
         adapter_copies: each adapted matrix keeps a copy of its input (dropout, or a cast to fp32 adapters).
@@ -40,6 +41,7 @@ class Kernels:
     adapter_copies: bool
     foreach: bool
     fsdp: int
+    logit_blocks: float = 1.0
     own: bool = False
 
 
@@ -47,11 +49,11 @@ class Kernels:
 # place after the logits' upcast, with fused norms. fused: projection and loss in one (Liger-Kernel, arXiv 2410.10989): no logits.
 # compiled, chunked: torch.compile as in torchtune; a chunk's logits are freed as its gradient is done.
 KERNELS: dict[LossKernel, Kernels] = {
-    "eager": Kernels(6.5, True, True, True, True, 1),
-    "triton": Kernels(4.0, False, True, True, True, 1),
+    "eager": Kernels(6.5, True, True, True, True, 1, 1.28),
+    "triton": Kernels(4.0, False, True, True, True, 1, 1.8),
     "fused": Kernels(0.0, False, True, True, True, 1),
-    "compiled": Kernels(5.5, False, False, False, False, 2),
-    "chunked": Kernels(1.125, False, False, False, False, 2),
+    "compiled": Kernels(5.5, False, False, False, False, 2, 1.28),
+    "chunked": Kernels(1.125, False, False, False, False, 2, 1.28),
     "tuneloop": Kernels(0.0, False, False, False, False, 1, own=True),
 }
 

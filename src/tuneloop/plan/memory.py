@@ -32,11 +32,14 @@ SHAPES_GIB = 0.04
 OWN_CHUNK, OWN_CHUNK_FROZEN, OWN_CHUNK_FULL, OWN_FEW = 256, 1024, 512, 32
 OWN_SHORT = 700  # up to this length attention on a processor is plain products, and its weights are kept
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
-# Blocks of ever new sizes leave holes: as a share of the activations (11.5 % on one GPU, 21 % with FSDP, on the runs of fms-acceleration), and of unfused
-# logits, whose blocks are too large for other tensors to fill. Of those, the allocator gives back most when memory gets short: what it keeps where it
-# need not is in `reserved` and not in `required`.
+# What a run must have beyond its peak: holes between blocks of ever new sizes, as a share of the activations (more where gathered weights come and go between
+# them: 70B on two A100 ran in one release and ran out of memory in another at a peak of 67 GiB) and of unfused logits.
 FRAGMENTED, FRAGMENTED_SHARDED, FRAGMENTED_LOGITS = 0.115, 0.21, 0.1
-SPARE_LOGITS = 0.35
+# What the allocator keeps where memory is plenty (fitted to the fitting half of the runs with figures of nvidia-smi, see `_kept_blocks`): holes as a share of the
+# activations, how much of the backward pass's blocks is not found in those of the logits, and from which size on (as a share of what the optimizer step
+# needs) gradients and temporaries find room there.
+HOLES, UNSHARED, ROOM_FROM = 0.2, 0.15, 0.75
+GATHERS = 2  # units of FSDP whose weights are gathered at a time: the next one's come while one computes (its `limit_all_gathers`)
 ACTIVATIONS = (
     "layer inputs",
     "second copies of layer inputs",
@@ -58,15 +61,17 @@ class Memory:
 
     Args:
         phases: for each phase the terms alive in it.
-        reserved: what `nvidia-smi` will show: the allocator's blocks and the context.
+        reserved: what `nvidia-smi` will show: the allocator's blocks and the driver's context.
         required: what the device must have, or the run fails.
         capacity: what the device has.
+        context: what the driver, the kernels and NCCL take of `reserved` and `required`; torch does not count it.
     """
 
     phases: dict[str, dict[str, float]]
     reserved: float
     required: float
     capacity: float
+    context: float = 0.0
 
     @property
     def phase(self) -> str:
@@ -123,15 +128,40 @@ def _with_overheads(job: Job, phases: dict[str, dict[str, float]]) -> Memory:
         return Memory(phases, found.peak, found.peak / 0.95, job.gpu.gib)
     holes = FRAGMENTED_SHARDED if job.sharding in ("fsdp", "zero3") else FRAGMENTED
     context = CONTEXT_GIB + NCCL_GIB * (job.gpus > 1)
-    logits = phases["loss"].get("logits", 0.0)
     required = context + max(
         sum(terms.values())
         + holes * sum(terms.get(name, 0.0) for name in ACTIVATIONS)
         + FRAGMENTED_LOGITS * terms.get("logits", 0.0)
         for terms in phases.values()
     )
-    reserved = min(required + SPARE_LOGITS * logits, max(job.gpu.gib, required))
-    return Memory(phases, reserved, required, job.gpu.gib)
+    kept = context + max(_kept_blocks(job, phases), found.peak)
+    required = min(required, kept)  # with all the blocks that it would keep a run has enough
+    if kept > job.gpu.gib:  # the allocator gives back blocks when it runs out, and keeps fewer from then on
+        kept = max((required + job.gpu.gib) / 2, required)
+    return Memory(phases, kept, required, job.gpu.gib, context)
+
+
+def _kept_blocks(job: Job, phases: dict[str, dict[str, float]]) -> float:
+    """GiB of blocks that torch's caching allocator keeps where memory is plenty.
+
+    It never gives a block back by itself, and divides a large one for small tensors but does not join small ones for a large one. So the blocks of
+    the logits in all their sizes serve the backward pass, and the optimizer step where they are large enough; activations and the optimizer's
+    tensors each have their own.
+    """
+    loss, backward, step = (phases[name] for name in ("loss", "layer backward", "optimizer step"))
+    static = sum(min(gib, step[name]) for name, gib in loss.items() if name in step)
+    held = loss.get("layer inputs", 0.0) + loss.get("activations", 0.0)
+    logits = loss.get("logits", 0.0) * job.kernels.logit_blocks + loss.get("last hidden states", 0.0)
+    passing = (1 + HOLES) * sum(
+        backward.get(name, 0.0) for name in ACTIVATIONS if name not in ("layer inputs", "activations")
+    )
+    update = sum(step.values()) - static
+    shared = max(logits, passing) + UNSHARED * min(logits, passing)
+    gathered = loss.get("gathered weights", 0.0) * (GATHERS if job.sharding == "fsdp" else 1)
+    found = static + gathered + loss.get("cast weights", 0.0) + (1 + HOLES) * held + shared + update
+    if job.full:  # an adapter's tensors are small, and torch keeps small ones apart
+        found -= min(max(shared - ROOM_FROM * update, 0.0), update)
+    return found
 
 
 def _holes(job: Job) -> float:

@@ -388,6 +388,7 @@ def _as_json(option: Option) -> dict[str, Any]:
             "phases": rounded,
             "allocated_gib": round(memory.peak, 3),
             "reserved_gib": round(memory.reserved, 3),
+            "torch_reserved_gib": round(memory.reserved - memory.context, 3),
             "required_gib": round(memory.required, 3),
             "headroom_gib": round(memory.capacity - memory.required, 3),
         },

@@ -10,9 +10,18 @@ from pathlib import Path
 from tuneloop.files import read_yaml
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.memory import memory_of
 from tuneloop.plan.shape import ModelShape, find_model, target_modules
 
-FIGURES = ("gib", "gb", "nvidia_gib", "tokens_per_second", "fits")  # what was measured; all else was set
+FIGURES = (
+    "gib",
+    "gb",
+    "nvidia_gib",
+    "reserved_gib",
+    "card_gib",
+    "tokens_per_second",
+    "fits",
+)  # what was measured; all else was set
 # Models of published runs that are not bundled, from their config.json.
 OTHERS = {
     "mistral-7b": ModelShape(32000, 4096, 14336, 32, 32, 8, 128, False, 32768),
@@ -35,7 +44,8 @@ OTHERS = {
 
 @dataclass(frozen=True)
 class Point:
-    """A measured run: `gib` is its peak of allocated memory, None where only the speed or only `fits` is known.
+    """A measured run: `gib` is its peak of allocated memory, None where only the speed or only `fits` is known; `nvidia_gib` what `nvidia-smi` showed,
+    `reserved_gib` torch's `max_memory_reserved`, without the driver's context; `card_gib` the memory of a card that the run just fits.
 
     `half`: `fit` where constants were set by it, `held out`, or `blind` where it was written down after the constants stood.
     """
@@ -44,8 +54,18 @@ class Point:
     job: Job
     gib: float | None
     nvidia_gib: float | None
+    reserved_gib: float | None
+    card_gib: float | None
     tokens_per_second: float | None
     fits: bool
+
+    @property
+    def reserve_error(self) -> float | None:
+        """What is planned as reserved over what was measured, less one; None where neither figure is known."""
+        memory = memory_of(self.job)
+        if self.nvidia_gib:
+            return memory.reserved / self.nvidia_gib - 1
+        return (memory.reserved - memory.context) / self.reserved_gib - 1 if self.reserved_gib else None
 
 
 def read_points(path: Path) -> list[Point]:
@@ -72,7 +92,10 @@ def _point(row: dict[str, object], half: str) -> Point:
         row["targets"] = target_modules(str(row["targets"]))
     row["gpu"] = find_gpu(str(row["gpu"]))
     job = make_job(model=name, shape=OTHERS.get(name) or find_model(name)[1], **row)
-    return Point(half, job, _number(gib), _number(figures["nvidia_gib"]), _number(figures["tokens_per_second"]), fits)
+    nvidia, reserved, card, speed = (
+        _number(figures[name]) for name in ("nvidia_gib", "reserved_gib", "card_gib", "tokens_per_second")
+    )
+    return Point(half, job, _number(gib), nvidia, reserved, card, speed, fits)
 
 
 def _number(value: object) -> float | None:

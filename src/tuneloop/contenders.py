@@ -15,6 +15,7 @@ from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.evaluate.few_shot import choose_examples, fit_examples, nearest_examples
 from tuneloop.evaluate.forgetting import (
+    LEAST_TOKENS,
     Ability,
     Completed,
     ability,
@@ -187,7 +188,8 @@ def ask(
         losses: tuple[float, ...] = ()
         tokens: tuple[int, ...] = ()
         if plain and dataset.task != "classification":
-            fits = answer_fits(model, [model.template.render(row.messages, row.tools) for row in rows])
+            known = [model.template.render(row.messages, row.tools) for row in rows]
+            fits = answer_fits(model, known, progress=progress, task=f"{task}: reference answers")
             losses, tokens = tuple(f.loss for f in fits), tuple(f.tokens for f in fits)
         return {"": Asked(answers, seconds, losses=losses, loss_tokens=tokens, computed=_computed(ids, answers))}
     trie = labels_as_tokens(model, dataset, rows[0])
@@ -357,13 +359,23 @@ def _look(
         answers = generate(model, prompts, max_new_tokens=limit, progress=progress, task="general rows")
         known = fits(general, "general rows")
         shown = ability(general, answers, [f.loss for f in known], [f.tokens for f in known])
-    times = Counter(row.answer for row in learned)
-    known_rows = fits(learned, "training rows") if learned else []
-    completed = [
-        Completed(f.verbatim, f.tokens, times[row.answer] > 1) for f, row in zip(known_rows, learned, strict=True)
+    exposed = canaries(planted, lambda rows: ending_losses(model, rows), seed, progress) if planted else []
+    return _Looked(shown, _completed(model, learned, progress), exposed)
+
+
+def _completed(model: Model, rows: Sequence[Row], progress: Progress) -> list[Completed]:
+    """Which training rows a model completes; those that don't count (short answers, shared ones) are not asked."""
+    times = Counter(row.answer for row in rows)
+    rendered = [model.template.render(row.messages, row.tools) for row in rows]
+    found = [
+        Completed(False, sum(map(bool, r.mask[1:])), times[row.answer] > 1)
+        for r, row in zip(rendered, rows, strict=True)
     ]
-    exposed = canaries(planted, lambda rows: ending_losses(model, rows), seed) if planted else []
-    return _Looked(shown, completed, exposed)
+    asked = [i for i, each in enumerate(found) if each.tokens >= LEAST_TOKENS and not each.shared]
+    fits = answer_fits(model, [rendered[i] for i in asked], progress=progress, task="training rows") if asked else []
+    for i, fit in zip(asked, fits, strict=True):
+        found[i] = replace(found[i], verbatim=fit.verbatim)
+    return found
 
 
 def ending_losses(model: Model, rows: Sequence[Row]) -> list[float]:

@@ -6,7 +6,8 @@ read with a text editor because what it takes and gives are these records and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -188,6 +189,14 @@ class Progress(Protocol):
 
 def no_progress(task: str, done: float, total: float, /, **info: float | str) -> None:
     """A `Progress` that stays silent."""
+
+
+@contextmanager
+def busy(progress: Progress, task: str) -> Iterator[None]:
+    """Tell of work whose parts can't be counted, from its beginning to its end."""
+    progress(task, 0, 1)
+    yield
+    progress(task, 1, 1)
 
 
 # A contender: takes the prompts of rows, gives an answer to each, in order.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -21,63 +23,126 @@ Settings = Annotated[
 ]
 
 
+@dataclass
+class _Task:
+    """Something that goes on: since when, from how much on, how far it is, and its bar on a terminal."""
+
+    began: float
+    first: float
+    done: float = 0.0
+    total: float = 1.0
+    note: str = ""
+    bar: Any = None
+
+
 class Screen:
-    """Progress bars and lines on stderr; plain lines where it is no terminal, nothing when quiet."""
+    """Progress bars and lines on stderr; plain lines where it is no terminal, nothing when quiet.
 
-    EVERY = 10.0  # seconds between plain progress lines
+    It is never silent for long: `beat`, which a thread calls, says what goes on where nobody else has said anything.
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
+    Args:
+        quiet: say nothing.
+        clock: seconds.
+    """
+
+    FIRST = 1.5  # seconds until something that begins is told
+    EVERY = 10.0  # most seconds between plain lines; at first, a fifth of the time that the task has taken
+
+    def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self.quiet, self.clock = quiet, clock
         self.bars: Any = None
-        self.tasks: dict[str, Any] = {}
-        self.spoke: dict[str, float] = {}
-        self.began: dict[str, float] = {}
+        self.tasks: dict[str, _Task] = {}  # the one told of last at the end
+        self.idle: Any = None  # bar of the time in which no task tells of itself
+        self.spoke = self.idle_since = clock()
+        self.lock = threading.RLock()
 
     def progress(self, task: str, done: float, total: float, /, **info: float | str) -> None:
         """A `Progress`."""
         if self.quiet:
             return
-        note = "  ".join(_shown(key, value) for key, value in info.items())
-        if self.bars is not None:
-            self._bar(task, done, total, note)
-        else:
-            self._line(task, done, total, note)
+        with self.lock:
+            known = self.tasks.pop(task, None)
+            if done >= total:
+                if known and self.bars is not None:
+                    self.bars.remove_task(known.bar)
+                self.idle_since = self.clock()
+                return
+            found = known or _Task(self.clock(), done)
+            found.done, found.total = done, total
+            found.note = "  ".join(_shown(key, value) for key, value in info.items())
+            self.tasks[task] = found
+            if self.bars is not None:
+                self._bar(task, found)
+            self.beat()
 
     def say(self, line: str) -> None:
         """A line that stays."""
         if self.quiet:
             return
-        if self.bars is not None:
-            self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        with self.lock:
+            self.spoke = self.idle_since = self.clock()
+            if self.bars is not None:
+                self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, file=sys.stderr, flush=True)
 
-    def _bar(self, task: str, done: float, total: float, note: str) -> None:
-        if task not in self.tasks:
-            if done >= total:
-                return
-            self.tasks[task] = self.bars.add_task(task, total=total, note="", completed=done)
-        self.bars.update(self.tasks[task], completed=done, total=total, note=note)
-        if done >= total:
-            self.bars.remove_task(self.tasks.pop(task))
+    def beat(self) -> None:
+        """Say what goes on if it is time to: a plain line, or a bar where no task has one."""
+        with self.lock:
+            now = self.clock()
+            name, task = next(reversed(self.tasks.items()), (IDLE, None))
+            began = task.began if task else self.idle_since
+            if self.bars is not None:
+                self._idle_bar(wanted=task is None and now - began >= self.FIRST)
+            elif now - self.spoke >= max(self.FIRST, min(self.EVERY, (now - began) / 5)):
+                self.spoke = now
+                print(_line(name, task, now - began), file=sys.stderr, flush=True)
 
-    def _line(self, task: str, done: float, total: float, note: str) -> None:
-        now = time.monotonic()
-        began = self.began.setdefault(task, now)
-        if done >= total:
-            self.began.pop(task, None)
-            self.spoke.pop(task, None)
-            return
-        if now - self.spoke.setdefault(task, now) < self.EVERY or not done:
-            return
-        self.spoke[task] = now
-        left = (now - began) / done * (total - done)
-        rate = done / max(now - began, 1e-9)
-        print(
-            f"{task}: {done:,.0f}/{total:,.0f}  {rate:,.1f}/s  {left:.0f} s left  {note}".rstrip(),
-            file=sys.stderr,
-            flush=True,
-        )
+    def _bar(self, name: str, task: _Task) -> None:
+        if task.bar is None:
+            self._idle_bar(wanted=False)
+            task.bar = self.bars.add_task(name, total=task.total, note="", completed=task.done)
+        self.bars.update(task.bar, completed=task.done, total=task.total, note=task.note)
+
+    def _idle_bar(self, *, wanted: bool) -> None:
+        if wanted and self.idle is None:
+            self.idle = self.bars.add_task(IDLE, total=None, note="")
+        elif not wanted and self.idle is not None:
+            self.bars.remove_task(self.idle)
+            self.idle = None
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """`beat` four times a second, in a thread."""
+        over = threading.Event()
+
+        def go_on() -> None:
+            while not over.wait(0.25):
+                self.beat()
+
+        thread = threading.Thread(target=go_on, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+IDLE = "working"  # what goes on while no task tells of itself
+
+
+def _line(name: str, task: _Task | None, seconds: float) -> str:
+    """`zero-shot: 28/75  2.2/s  21 s left`, or the time that it has taken where that is all there is to tell."""
+    parts = [f"{seconds:.0f} s"] if seconds >= 1 else []
+    if task is not None and task.total > 1:
+        if task.done > task.first:
+            rate = (task.done - task.first) / max(seconds, 1e-9)
+            parts = [f"{rate:,.1f}/s", f"{(task.total - task.done) / rate:.0f} s left"]
+        parts.insert(0, f"{task.done:,.0f}/{task.total:,.0f}")
+    if task is not None and task.note:
+        parts.append(task.note)
+    return f"{name}: {'  '.join(parts)}" if parts else name
 
 
 def _shown(key: str, value: float | str) -> str:
@@ -96,8 +161,12 @@ def _shown(key: str, value: float | str) -> str:
 def screen(quiet: bool) -> Iterator[Screen]:
     """A `Screen` for the time of a command."""
     shown = Screen(quiet)
-    if quiet or not sys.stderr.isatty():
+    if quiet:
         yield shown
+        return
+    if not sys.stderr.isatty():
+        with shown.beating():
+            yield shown
         return
     from rich.console import Console
     from rich.progress import (
@@ -127,7 +196,8 @@ def screen(quiet: bool) -> Iterator[Screen]:
     ]  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=60) as bars:
         shown.bars = bars
-        yield shown
+        with shown.beating():
+            yield shown
 
 
 def print_json(value: Any) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from tuneloop.evaluate import metrics as m
 from tuneloop.evaluate import uncertainty as u
 from tuneloop.evaluate.metrics import Array
-from tuneloop.types import Answer, Estimate, Message, Row, UserError
+from tuneloop.types import Answer, Estimate, Message, Progress, Row, UserError, no_progress
 
 LEAST_TOKENS = 8  # of an answer that counts as memorised: a label is no secret
 CANDIDATES = 512  # random alternatives that a canary is ranked among
@@ -253,7 +253,10 @@ def exposure(loss: float, others: Sequence[float]) -> float:
 
 
 def canaries(
-    rows: Sequence[Row], losses: Callable[[Sequence[Row]], list[float]], seed: int = 0
+    rows: Sequence[Row],
+    losses: Callable[[Sequence[Row]], list[float]],
+    seed: int = 0,
+    progress: Progress = no_progress,
 ) -> list[dict[str, Any]]:
     """Exposure of each planted canary under one model.
 
@@ -262,12 +265,14 @@ def canaries(
         losses: summed loss of the answers of rows.
     """
     found = []
-    for row in rows:
+    for number, row in enumerate(rows):
+        progress("canaries", number, len(rows))
         alternatives = canary_alternatives(row, seed=seed)
         own, *others = losses([row, *alternatives])
         most = math.log2(len(others) + 1)
         asked = m.last_user_turn(row)[:100]
         found.append({"id": row.id, "prompt": asked, "exposure": exposure(own, others), "most": most})
+    progress("canaries", len(rows), len(rows))
     return found
 
 

@@ -21,7 +21,7 @@ from tuneloop.pipeline.report import report_stage
 from tuneloop.pipeline.together import leading
 from tuneloop.pipeline.train import train_stage
 from tuneloop.recipe import Recipe
-from tuneloop.types import Progress, no_progress
+from tuneloop.types import Progress, busy, no_progress
 
 
 def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -53,5 +53,6 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
             status = "KILLED"
             raise
         finally:
-            tracker.finish(status)
+            with busy(progress, "handing the last figures to the tracker"):
+                tracker.finish(status)
     return folder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.pipeline.job import Job
 from tuneloop.recipe import Recipe
-from tuneloop.types import Dataset, Row
+from tuneloop.types import Dataset, Row, busy
 
 if TYPE_CHECKING:
     from tuneloop.contenders import Asked
@@ -32,18 +32,19 @@ def score(job: Job, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Eval
     """A contender's answers as an evaluation."""
     from tuneloop.evaluate.evaluate import Measured, evaluate
 
-    return evaluate(
-        rows,
-        asked.answers,
-        task=dataset.task,
-        labels=dataset.manifest.get("labels"),
-        config=job.recipe.evaluate,
-        seed=job.recipe.seed,
-        measured=Measured(
-            losses=asked.losses, loss_tokens=asked.loss_tokens, further=asked.further, confidence=asked.confidence
-        ),
-        progress=job.progress,
-    )
+    with busy(job.progress, "scoring answers"):
+        return evaluate(
+            rows,
+            asked.answers,
+            task=dataset.task,
+            labels=dataset.manifest.get("labels"),
+            config=job.recipe.evaluate,
+            seed=job.recipe.seed,
+            measured=Measured(
+                losses=asked.losses, loss_tokens=asked.loss_tokens, further=asked.further, confidence=asked.confidence
+            ),
+            progress=job.progress,
+        )
 
 
 def cost_of(job: Job, asked: Asked, training: Mapping[str, float] | None = None) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
     python benchmarks/duplicates.py [--data FOLDER] [--rows N] [PART ...]
 
-Parts: gold, clusters, leaks, split, speed, crowd, memory; default: all but memory, which is meant to run alone with --rows 1000000.
-The first four need the data sets (not part of this repository) under FOLDER. A drop outside the gold pairs and the
+Parts: gold, short, clusters, leaks, split, speed, crowd, memory; default: all but memory, which is meant to run alone with --rows 1000000.
+The first five need the data sets (not part of this repository) under FOLDER. A drop outside the gold pairs and the
 listed natural pairs is counted as extra, whether it looks right or not.
 """
 
@@ -118,6 +118,107 @@ def gold(data: Path) -> None:
             for kind in ("exact_duplicate", "near_duplicate", "conflicting_duplicate")
         ]
         print(f"{name:<14}  {'   '.join(parts)}  {len(others):>4} of {len(read(data / name / 'clean.jsonl'))}")
+
+
+def with_typo(text: str, draw: random.Random) -> str:
+    """A letter of one word of four letters and more left out, doubled, swapped with the next or replaced."""
+    words = text.split()
+    places = [number for number, word in enumerate(words) if word.isalpha() and len(word) >= 4]
+    if places:
+        place = draw.choice(places)
+        word, at = words[place], draw.randrange(1, len(words[place]) - 1)
+        other = draw.choice("abcdefghijklmnopqrstuvwxyz")
+        middles = ("", word[at] * 2, word[at + 1] + word[at], other)
+        kind = draw.randrange(4)
+        words[place] = word[:at] + middles[kind] + word[at + (2 if kind == 2 else 1) :]
+    return " ".join(words)
+
+
+def with_courtesy(text: str, draw: random.Random) -> str:
+    """The text with a "please" or the like before or behind it."""
+    before, after = draw.choice(
+        [("Please ", ""), ("please, ", ""), ("Hi, ", ""), ("hello ", ""), ("", " please"), ("", " Thanks!")]
+    )
+    return before + text + after
+
+
+def with_other_meaning(text: str, draw: random.Random) -> str:
+    """A negation put in, or two words swapped."""
+    for word, other in (
+        ("can", "cannot"),
+        ("is", "is not"),
+        ("do", "do not"),
+        ("was", "was not"),
+        ("have", "have not"),
+    ):
+        if f" {word} " in text and draw.random() < 0.5:
+            return text.replace(f" {word} ", f" {other} ", 1)
+    words = text.split()
+    one, other_place = draw.sample(range(len(words)), 2)
+    words[one], words[other_place] = words[other_place], words[one]
+    return " ".join(words)
+
+
+PLACES, MONEY = (
+    ("Boston", "Dallas", "Paris", "Berlin", "Oslo", "Austin"),
+    ("USD", "AUD", "EUR", "euros", "pounds", "dollars"),
+)
+NAMES, DAYS = (
+    ("Anna", "Hanna", "Maria", "Marta", "Jon", "John", "Lukas", "Lucas"),
+    ("Monday", "Friday", "Sunday", "Tuesday"),
+)
+
+
+def unlike_pair(draw: random.Random) -> tuple[str, str]:
+    """Two short texts of different meaning that share nearly all of their words."""
+    (a, b), (c, d), (m, n), (p, q) = (draw.sample(some, 2) for some in (PLACES, MONEY, NAMES, DAYS))
+    x = draw.randrange(10, 999)
+    return draw.choice(
+        [
+            (f"Book flights from {a} to {b}", f"Book flights from {b} to {a}"),
+            (f"Send {x} {c} to {m}", f"Send {x + 10} {c} to {m}"),
+            (f"Pay {m} {x} tomorrow", f"Pay {n} {x} tomorrow"),
+            (f"Please change my {c} into cash", f"Please change my {d} into cash"),
+            (f"Deliver it on {p}", f"Deliver it on {q}"),
+            (f"Where is my iPhone {x % 9 + 8}", f"Where is my iPhone {x % 9 + 9}"),
+            ("My top up", "My top-up failed"),
+            ("I lost my card", "I cost my card"),
+            ("Can I buy it in Iran", "Can I buy it in Iraq"),
+            ("Please lock my card", "Please unlock my card"),
+        ]
+    )
+
+
+def short(data: Path) -> None:
+    """Texts of four to nine words: copies with a typo or a courtesy, and pairs of other meaning, each pair among 2,000 other texts."""
+    draw = random.Random(3)
+    read_all = [
+        record["text"].strip() for name in ("train", "test") for record in read(data / "banking77" / f"{name}.jsonl")
+    ]
+    others = sorted({text for text in read_all if 4 <= len(text.split()) <= 9})
+    draw.shuffle(others)
+    kinds: dict[str, Callable[[str], tuple[str, str]]] = {
+        "a typo": lambda text: (text, with_typo(text, draw)),
+        "a courtesy": lambda text: (text, with_courtesy(text, draw)),
+        "both": lambda text: (text, with_courtesy(with_typo(text, draw), draw)),
+        "real, other meaning": lambda text: (text, with_other_meaning(text, draw)),
+        "invented, other meaning": lambda _: unlike_pair(draw),
+    }
+    print("pairs that differ in       copies found   leaks found")
+    for name, make in kinds.items():
+        made = [make(text) for text in others[:500]]
+        made = [pair for pair in made if pair[0] != pair[1]]
+        index = index_of([RowTexts(one, "", "") for one, _ in made], DuplicatesConfig())
+        leaks = find_leaks([RowTexts(other, "", "") for _, other in made], index)
+        ones, seconds = [one for one, _ in made], [other for _, other in made]
+        found = duplicates_of(
+            [RowTexts(text, "", "") for text in [*ones, *others[500:2500], *seconds]], DuplicatesConfig()
+        )
+        of = dict(zip(found.dropped.tolist(), found.of.tolist(), strict=True))
+        first = {text: number for number, text in reversed(list(enumerate(ones)))}
+        copies = sum(of.get(len(ones) + 2000 + n) == first[one] for n, one in enumerate(ones))
+        leaked = sum(leak is not None and ones[leak.test_row] == one for leak, one in zip(leaks, ones, strict=True))
+        print(f"{name:<25}  {copies:>4} of {len(made)}   {leaked:>4} of {len(made)}")
 
 
 def clusters(data: Path) -> None:
@@ -319,6 +420,7 @@ def main() -> None:
     options = parser.parse_args()
     parts: dict[str, Callable[[], None]] = {
         "gold": lambda: gold(options.data),
+        "short": lambda: short(options.data),
         "clusters": lambda: clusters(options.data),
         "leaks": lambda: leaks(options.data),
         "split": lambda: split(options.data),

@@ -23,6 +23,7 @@ from tuneloop.data.sketches import (
     distance,
     folded_words,
     long_signs,
+    may_be_copies,
     most_apart,
     prompt_similarity,
     shape_of,
@@ -65,6 +66,7 @@ class TestIndex:
         config: of the duplicates; the rows asked about must be sketched with it.
         shapes: of the test rows.
         bands: number and key of each band of their sketches, sorted; `banded`: test row of each; `signs`: of the rows.
+        masked: number and key of short questions with words left out, sorted; `mask_of`: test row of each.
         passages: hashes of their passages, sorted; `holders`: test row of each.
         passage_count: passages of each test row that count.
     """
@@ -76,6 +78,8 @@ class TestIndex:
     bands: NDArray[Any]
     banded: NDArray[Any]
     signs: dict[int, list[int]]
+    masked: NDArray[Any]
+    mask_of: NDArray[Any]
     passages: NDArray[Any]
     holders: NDArray[Any]
     passage_count: NDArray[Any]
@@ -93,6 +97,8 @@ def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
     found = sketched(columns, "prompt", np.arange(len(test)))
     bands = np.concatenate(_numbered(found.bands))
     order = np.argsort(bands, kind="stable")
+    masked, mask_of = _masked(columns)
+    by_mask = np.argsort(masked, kind="stable")
     holders, passages = _passages([shape.prompt for shape in shapes])
     holders, passages = _distinct(holders, passages)
     _, place, held = np.unique(passages, return_inverse=True, return_counts=True)
@@ -105,6 +111,8 @@ def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
         bands[order],
         np.resize(found.owner, len(bands))[order],
         long_signs(found, range(len(test))),
+        masked[by_mask],
+        mask_of[by_mask],
         passages[by_hash],
         holders[by_hash],
         np.bincount(holders, minlength=len(test)),
@@ -128,10 +136,14 @@ def find_leaks(
         leaks[row] = Leak("overlap", test_row, share)
     for row, tests in _candidates(columns, index, len(texts)).items():
         shape = shape_of(texts[row])
-        similarity, nearest = max((prompt_similarity(shape, index.shapes[test]), -test) for test in tests)
-        if similarity >= index.config.threshold:
-            same = normalised(texts[row].prompt) == normalised(index.shapes[-nearest].texts.prompt)
-            leaks[row] = Leak("exact" if same else "near", -nearest, similarity)
+        ranked = sorted(((prompt_similarity(shape, index.shapes[test]), -test) for test in tests), reverse=True)
+        for similarity, nearest in ranked:
+            if similarity < index.config.threshold:
+                break
+            if may_be_copies(shape, test_shape := index.shapes[-nearest]):
+                same = normalised(texts[row].prompt) == normalised(test_shape.texts.prompt)
+                leaks[row] = Leak("exact" if same else "near", -nearest, similarity)
+                break
     return leaks
 
 
@@ -145,20 +157,20 @@ def _numbered(bands: Iterable[NDArray[Any]]) -> list[NDArray[Any]]:
     return [keys.astype(np.uint64) | np.uint64(number << 32) for number, keys in enumerate(bands)]
 
 
+def _masked(columns: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Keys of short questions that differ between masks, and the row of each."""
+    keys = np.concatenate(_numbered(columns["masked"].T))
+    there = columns["masked"].T.ravel() > 0
+    return keys[there], np.resize(np.arange(len(columns["masked"])), len(keys))[there]
+
+
 def _candidates(columns: Mapping[str, NDArray[Any]], index: TestIndex, count: int) -> dict[int, list[int]]:
     """Test rows that may be similar to a row, the likeliest first; rows without any are left out."""
     sketches = sketched(columns, "prompt", np.arange(count))
-    rows = sketches.owner
-    shared: dict[int, set[int]] = {}
-    if len(index.bands) == 0:
-        return {}
     room = BUCKET // banding(index.config.threshold)[1]
+    shared: dict[int, set[int]] = {}
     for band in _numbered(sketches.bands):
-        begin = np.searchsorted(index.bands, band)
-        known = np.flatnonzero(index.bands[np.minimum(begin, len(index.bands) - 1)] == band)
-        end = np.minimum(np.searchsorted(index.bands, band[known], side="right"), begin[known] + room)
-        for row, low, high in zip(rows[known].tolist(), begin[known].tolist(), end.tolist(), strict=True):
-            shared.setdefault(row, set()).update(index.banded[low:high].tolist())
+        _meet(shared, sketches.owner, band, index.bands, index.banded, room)
     signs = long_signs(sketches, shared)
     most = most_apart(index.config.threshold)
     found = {}
@@ -166,7 +178,36 @@ def _candidates(columns: Mapping[str, NDArray[Any]], index: TestIndex, count: in
         near = sorted((distance(signs[row], index.signs[test_row]), test_row) for test_row in tests)
         if near[0][0] <= most:
             found[row] = [test_row for apart, test_row in near[:CROWD] if apart <= most]
+    shared.clear()
+    masked, rows = _masked(columns)
+    _meet(shared, rows, masked, index.masked, index.mask_of, room)
+    for row, tests in shared.items():
+        known = found.setdefault(row, [])
+        known += sorted(tests.difference(known))
     return found
+
+
+def _meet(
+    shared: dict[int, set[int]],
+    rows: NDArray[Any],
+    keys: NDArray[Any],
+    known: NDArray[Any],
+    test_rows: NDArray[Any],
+    room: int,
+) -> None:
+    """Add to each row's test rows those with its key, at most `room` of them.
+
+    Args:
+        rows, keys: of the rows asked about.
+        known, test_rows: keys of the test set, sorted, and the row of each.
+    """
+    if len(known) == 0:
+        return
+    begin = np.searchsorted(known, keys)
+    there = np.flatnonzero(known[np.minimum(begin, len(known) - 1)] == keys)
+    end = np.minimum(np.searchsorted(known, keys[there], side="right"), begin[there] + room)
+    for row, low, high in zip(rows[there].tolist(), begin[there].tolist(), end.tolist(), strict=True):
+        shared.setdefault(row, set()).update(test_rows[low:high].tolist())
 
 
 def _passages(texts: Sequence[Sequence[str]]) -> tuple[NDArray[Any], NDArray[Any]]:

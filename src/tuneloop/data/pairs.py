@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tuneloop.data.short_texts import SHORT, short_similarity, without_courtesies
 from tuneloop.data.sketches import (
     BUCKET,
     CACHED,
     CROWD,
     LONG,
+    MASKS,
     SIDE,
     SIGNS,
     Kind,
@@ -33,6 +35,7 @@ from tuneloop.data.sketches import (
     distance,
     folded_words,
     long_signs,
+    may_be_copies,
     most_apart,
     numbers_of,
     prompt_similarity,
@@ -52,6 +55,7 @@ BATCH = 2048  # pairs that are compared at once
 MANY = 32  # candidates of a row up to which it is compared with all
 FULL = 8 * BUCKET  # as BUCKET, of the rows of a bucket up to which all pairs in it are looked at
 SLOT_BITS = 25  # of the table that looks for keys in common: 160 MiB at most
+SHORT_CHARACTERS = 16 * SHORT  # from which on no text is looked at as a short one
 _AT_ONCE = 1 << 20  # candidates that are looked at at once
 
 
@@ -74,7 +78,7 @@ class Alike:
         rows: indices of the rows that were compared, in the order of preference; pairs are places in it.
         one, other: places of the pairs, `one` the earlier; sorted by `other`, then `one`.
         asked: Jaccard similarity of the questions; whole: of the rows, see `row_similarity`.
-        together: whether label, system turns and tools are equal.
+        together: whether they may be copies: label, system turns and tools are equal, and short questions mean the same.
         crowded: by place, whether a row has so many candidates that it was not compared with all that stand before it.
     """
 
@@ -112,6 +116,7 @@ def find_alike(
                 pairs = _distinct(np.concatenate([pairs, found]))
                 crowded |= np.bincount(_other(pairs), minlength=len(rows)) > MANY
                 pairs = pairs[~crowded[_other(pairs)]]
+    pairs = _distinct(np.concatenate([pairs, *_sharing_all_but_a_word(columns, rows)]))
     pairs = pairs[~crowded[_other(pairs)]]
     one, other = (pairs & np.uint64(2**32 - 1)).astype(np.int64), _other(pairs)
     batches = (
@@ -184,6 +189,24 @@ def _sharing(
             yield np.concatenate(found)
 
 
+def _sharing_all_but_a_word(columns: Mapping[str, NDArray[Any]], rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Pairs of places, as in `_sharing`, of short texts that are equal but for masked words.
+
+    Where more than MANY rows share all other words, the masked one is a slot of a template, and its values are no typos.
+    """
+    for mask in range(MASKS):
+        keys = columns["masked"][rows, mask]
+        some = np.flatnonzero(keys)
+        entries = np.sort(keys[some].astype(np.uint64) << np.uint64(32) | some.astype(np.uint64))
+        _, first, size = np.unique(entries >> np.uint64(32), return_index=True, return_counts=True)
+        few = (size > 1) & (size <= MANY)
+        first, size = np.repeat(first[few], size[few]), np.repeat(size[few], size[few])
+        later = first + (np.arange(len(first)) - np.searchsorted(first, first))
+        before = later - first
+        place = entries & np.uint64(2**32 - 1)
+        yield place[np.repeat(later, before)] << np.uint64(32) | place[np.repeat(first, before) + counted(before)]
+
+
 def _perhaps_shared(keys: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Which keys may stand there more than once: all that do and one in eight of the others, found in a fifth of the time of sorting."""
     bits = min(len(keys).bit_length() + 3, SLOT_BITS)
@@ -236,7 +259,12 @@ def verify(batch: Batch, comparing: Comparing) -> Verified:
     found = np.flatnonzero((asked >= comparing.threshold) | (whole >= comparing.threshold))
     numbers: dict[str, int] = {}
     apart = np.array([numbers.setdefault(t.apart, len(numbers)) for t in texts], dtype=np.int64)
-    return found, asked[found], whole[found], apart[place[found, 0]] == apart[place[found, 1]]
+    together = apart[place[found, 0]] == apart[place[found, 1]]
+    short = np.array([len(t.prompt) <= SHORT_CHARACTERS for t in texts], dtype=bool)
+    for pair in np.flatnonzero(together & short[place[found]].all(axis=1)).tolist():
+        a, b = (shape_of(texts[i]) for i in place[found[pair]].tolist())
+        together[pair] = may_be_copies(a, b)
+    return found, asked[found], whole[found], together
 
 
 def similarities(
@@ -250,7 +278,9 @@ def similarities(
     """
     prompts, answers = [folded_words(t.prompt) for t in texts], [folded_words(t.answer) for t in texts]
     asks, says = (np.array([len(words) for words in side], dtype=np.int64) for side in (prompts, answers))
-    asked = _ratio(*_overlaps(prompts, one, other, np.maximum(asks[one], asks[other]) > LONG))
+    both, either = _overlaps(prompts, one, other, np.maximum(asks[one], asks[other]) > LONG)
+    short = _short_similarities(texts, prompts, one, other, both < either)
+    asked = _ratio(np.maximum(both, either * short), either)
     whole = np.where((says[one] == 0) & (says[other] == 0), asked, 0.0)
     open_ = np.flatnonzero(((says[one] > 0) | (says[other] > 0)) & (asked >= SIDE))
     if len(open_):
@@ -265,8 +295,25 @@ def similarities(
         open_, a, b = open_[near], a[near], b[near]
         long = np.maximum(asks[a] + says[a], asks[b] + says[b]) > LONG
         sides = [_overlaps(side, a, b, long) for side in (prompts, answers)]
-        whole[open_] = _ratio(sides[0][0] + sides[1][0], sides[0][1] + sides[1][1])
+        in_both = np.maximum(sides[0][0], sides[0][1] * short[open_])
+        whole[open_] = _ratio(in_both + sides[1][0], sides[0][1] + sides[1][1])
     return asked, whole
+
+
+def _short_similarities(
+    texts: Sequence[RowTexts],
+    words: Sequence[list[str]],
+    one: NDArray[Any],
+    other: NDArray[Any],
+    which: NDArray[Any],
+) -> NDArray[Any]:
+    """`short_similarity` of some pairs; most have none, as their lengths tell."""
+    found = np.zeros(len(one))
+    core = np.array([len(without_courtesies(w)) if len(w) <= SHORT else 0 for w in words], dtype=np.int64)
+    for pair in np.flatnonzero(which & (core[one] == core[other]) & (core[one] > 0)).tolist():
+        i, j = int(one[pair]), int(other[pair])
+        found[pair] = short_similarity(words[i], words[j], (texts[i].prompt, texts[j].prompt))
+    return found
 
 
 def _ratio(both: NDArray[Any], either: NDArray[Any]) -> NDArray[Any]:
@@ -416,7 +463,8 @@ class Crowd:
     def similarities(self, one: int, other: int) -> tuple[float, float, bool]:
         """`asked`, `whole` and `together` of two places, as in `Alike`."""
         a, b = self._shape(int(self.rows[one])), self._shape(int(self.rows[other]))
-        return prompt_similarity(a, b), row_similarity(a, b), a.texts.apart == b.texts.apart
+        together = a.texts.apart == b.texts.apart and may_be_copies(a, b)
+        return prompt_similarity(a, b), row_similarity(a, b), together
 
 
 def _shapes(texts: Texts) -> Callable[[int], Shape]:

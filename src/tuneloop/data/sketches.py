@@ -6,7 +6,9 @@ hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4). `tuneloo
 What is compared are shingles of folded texts: case, punctuation and invisible characters do not count. Short texts
 are cut into groups of three letters without regard to spaces, so that a typo in a line of ten words leaves it above 0.8;
 texts of more than 50 words into pairs of words, because in long texts most groups of letters occur anyway. Which of the two
-is used depends on the longer text of a pair; texts a little below the limit are sketched both ways.
+is used depends on the longer text of a pair; texts a little below the limit are sketched both ways. Of texts of up to twelve words,
+where a typo or a "please" changes too many groups, there are further keys, of the text with a word masked; see
+`tuneloop.data.short_texts`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import numpy as np
 import orjson
 
 from tuneloop.data.config import DuplicatesConfig
+from tuneloop.data.short_texts import SHORT, same_meaning, short_similarity, without_courtesies
 from tuneloop.data.split import normalised, normalised_often
 from tuneloop.types import Row
 
@@ -44,7 +47,14 @@ TURN = "\x02"  # stands before each turn in both texts of a row; folded away lik
 
 Kind = Literal["letters", "words"]
 Name = Literal["prompt", "whole"]  # of a sketch
-COLUMNS = ("exact", "prompt", "whole", "edge_")  # what the names of the columns begin with that `sketch` makes
+MASKS = 4  # keys of a short text: each without every fourth word, so that texts that differ in one word share one
+COLUMNS = (
+    "exact",
+    "prompt",
+    "whole",
+    "edge_",
+    "masked",
+)  # what the names of the columns begin with that `sketch` makes
 KINDS: tuple[Kind, ...] = ("letters", "words")
 
 
@@ -244,10 +254,23 @@ def _overlap(a: Shape, b: Shape, side: Literal["prompt", "answer"], words: int) 
     return both, len(one) + len(other) - both
 
 
+def _asked(a: Shape, b: Shape, words: int) -> tuple[float, int]:
+    """As `_overlap` of what the users say; of short texts that differ in a typo or a courtesy as much as `short_similarity` says."""
+    both, either = _overlap(a, b, "prompt", words)
+    if both == either:
+        return both, either
+    return max(both, either * short_similarity(a.prompt, b.prompt, (a.texts.prompt, b.texts.prompt))), either
+
+
 def prompt_similarity(a: Shape, b: Shape) -> float:
-    """Jaccard similarity of what the users say."""
-    both, either = _overlap(a, b, "prompt", max(len(a.prompt), len(b.prompt)))
+    """Jaccard similarity of what the users say, or `short_similarity` where that is higher."""
+    both, either = _asked(a, b, max(len(a.prompt), len(b.prompt)))
     return both / either if either else 1.0
+
+
+def may_be_copies(a: Shape, b: Shape) -> bool:
+    """Whether what the users say means the same, as far as that can be told of two alike texts; see `same_meaning`."""
+    return same_meaning(a.prompt, b.prompt, (a.texts.prompt, b.texts.prompt))
 
 
 def row_similarity(a: Shape, b: Shape) -> float:
@@ -265,9 +288,9 @@ def row_similarity(a: Shape, b: Shape) -> float:
     if both < SIDE * either:
         return 0.0
     words = max(len(a.prompt) + len(a.answer), len(b.prompt) + len(b.answer))
-    sides = (_overlap(a, b, "prompt", words), _overlap(a, b, "answer", words))
-    both, either = (sum(counts) for counts in zip(*sides, strict=True))
-    return both / either if either else 1.0
+    (asked_both, asked_either), (said_both, said_either) = _asked(a, b, words), _overlap(a, b, "answer", words)
+    either = asked_either + said_either
+    return (asked_both + said_both) / either if either else 1.0
 
 
 # --- sketches ------------------------------------------------------------------------------------
@@ -300,6 +323,7 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, NDA
         (unless only the user's words count): keys of the bands of MinHash signatures, then one bit of each of their
         values (b-bit minwise hashing; Li, König 2010), uint32 (rows, bands + SIGNS). And for texts just below the limit between short and long the second sketch, as `edge_prompt` and `edge_whole`, with the
         key `exact` of its row in `edge_prompt_of` and `edge_whole_of`: these have a length of their own.
+        `masked`: keys of short prompts with words left out, uint32 (rows, MASKS); 0 for none.
     """
     exact = _exact_keys(texts)
     columns: dict[str, NDArray[Any]] = {"exact": exact}
@@ -314,6 +338,7 @@ def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, NDA
     size = signature_size(config.threshold)
     for name in lengths:
         columns[name] = np.zeros((len(texts), bands + SIGNS), dtype=np.uint32)
+    columns["masked"] = _masked_keys(prompts)
     edges: dict[str, Any] = {name: [] for name in lengths}
     apart = word_hashes([t.apart for t in texts]).astype(np.uint32)
     for kind in KINDS:
@@ -357,6 +382,28 @@ def _exact_keys(texts: Sequence[RowTexts]) -> NDArray[Any]:
         for t in texts
     ]
     return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
+
+
+def _masked_keys(texts: Sequence[Sequence[str]]) -> NDArray[Any]:
+    """Keys of short texts without courtesies, each without every fourth word; 0 where no word would be left, and of other texts."""
+    keys = np.zeros((len(texts), MASKS), dtype=np.uint32)
+    short = [number for number, words in enumerate(texts) if 1 < len(words) <= SHORT]
+    if not short:
+        return keys
+    cores = [without_courtesies(texts[number]) for number in short]
+    lengths = np.array([len(core) for core in cores], dtype=np.int64)
+    place = counted(lengths)
+    hashed = (word_hashes([word for core in cores for word in core]) + np.uint64(1)) * _FACTORS[place]
+    hashed ^= hashed >> np.uint64(29)
+    starts = np.cumsum(lengths) - lengths
+    for mask in range(MASKS):
+        sums = np.add.reduceat(np.where(place % MASKS == mask, np.uint64(0), hashed), starts)
+        sums = (sums ^ (lengths * MASKS + mask).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        keys[short, mask] = np.where((lengths > mask) & (lengths > 1), sums >> np.uint64(32), 0)
+    return keys
+
+
+_FACTORS = np.random.default_rng(21).integers(0, 2**64, SHORT, dtype=np.uint64) | np.uint64(1)  # by place in a text
 
 
 def windows(values: NDArray[Any], lengths: NDArray[Any], size: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -326,3 +326,17 @@ def test_a_folder_is_one_processs_and_is_let_go_when_it_dies(tmp_path: Path) -> 
         pass
     with lock_folder(tmp_path):  # and it can be taken again
         pass
+
+
+def test_a_folder_made_for_work_that_fails_at_once_goes_again(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    with pytest.raises(RuntimeError), lock_folder(folder, minor=["config.yaml"]):
+        (folder / "config.yaml").touch()
+        raise RuntimeError
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(RuntimeError), lock_folder(folder, minor=["config.yaml"]):
+        (folder / "results.json").touch()
+        raise RuntimeError
+    with pytest.raises(RuntimeError), lock_folder(folder.parent):
+        raise RuntimeError
+    assert (folder / "results.json").exists(), "what was there before, or is worth something, stays"

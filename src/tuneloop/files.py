@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -374,13 +374,19 @@ def content_hash(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path | str) -> Iterator[None]:
+def lock_folder(folder: Path | str, *, minor: Collection[str] = ()) -> Iterator[None]:
     """Hold a folder for this process; the operating system lets go when the process dies.
+
+    A folder that was made for this goes again when the work fails before anything stands in it.
+
+    Args:
+        minor: names of files that are no reason to keep it.
 
     Raises:
         UserError: another process holds it.
     """
     path = Path(folder) / ".lock"
+    made = [place for place in (path.parent, path.parent.parent) if not place.exists()]
     with user_errors_of_the_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -399,5 +405,13 @@ def lock_folder(folder: Path | str) -> Iterator[None]:
         file.write(f"pid {os.getpid()}")
         file.flush()
         yield
+    except BaseException:
+        if made and {place.name for place in path.parent.iterdir()} <= {path.name, *minor}:
+            with contextlib.suppress(OSError):
+                for place in path.parent.iterdir():
+                    place.unlink()
+                for place in made:
+                    place.rmdir()  # of a parent only if nothing else has come into it
+        raise
     finally:
         file.close()

@@ -11,7 +11,7 @@ import pytest
 from tuneloop.plan.estimate import Machine, Work, estimate
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import Job, make_job
-from tuneloop.plan.ledger import corrected, learned_speed, read_ledger, record_run, summary
+from tuneloop.plan.ledger import corrected, learned_speed, read_ledger, record_run, summary, usual_speed
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import speed_of
 
@@ -116,3 +116,11 @@ def test_a_gpu_is_known_in_the_ledger_by_its_drivers_name() -> None:
     )
     h100 = replace(job, gpu=find_gpu("h100-sxm"))
     assert learned_speed(h100, read_ledger())[0] == speed_of(h100)
+
+
+def test_the_usual_speed_is_that_of_earlier_runs_of_the_same_kind_here() -> None:
+    assert usual_speed(plan(), read_ledger()) is None
+    for speed in (200.0, 300.0, 400.0):
+        record_run(plan(), 2.0, 5.0, speed)
+    assert usual_speed(plan(), read_ledger()) == pytest.approx(300.0)
+    assert usual_speed({**plan(), "method": "full"}, read_ledger()) is None

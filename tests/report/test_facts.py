@@ -140,7 +140,23 @@ def test_a_promise_is_kept_only_inside_its_range(make_run: Callable[..., Path]) 
     record = json.loads((run / "run.json").read_text())
     record.update(seconds=900, peak_memory_gib=3.0, usd=0.5)
     (run / "run.json").write_text(json.dumps(record))
-    assert set({p.name: p.inside for p in f.promises(f.read_run(run))}.values()) == {False}
+    missed = {p.name: (p.inside, p.words) for p in f.promises(f.read_run(run))}
+    assert {inside for inside, _ in missed.values()} == {False}
+    assert all(words.startswith("took") and ("more" in words or "as much" in words) for _, words in missed.values())
+
+
+@pytest.mark.parametrize(
+    "actual, words",
+    [
+        (6.0, "took 40\u00a0% less"),
+        (9.0, "as predicted"),
+        (15.0, "took 50\u00a0% more"),
+        (31.0, "took 3.1 times as much"),
+    ],
+)
+def test_a_missed_prediction_says_in_which_direction(actual: float, words: str) -> None:
+    assert f.off_words(actual, 8.0, 13.0, 10.0) == words
+    assert f.off_words(actual, None, None, 10.0) == f.off_words(None, 8.0, 13.0, 10.0) == ""
 
 
 def test_the_scorers_match_decides_about_the_own_answer_where_it_is_given() -> None:

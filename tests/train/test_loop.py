@@ -27,7 +27,7 @@ from tuneloop.train.checkpoint import list_checkpoints, load_checkpoint
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import learning_rate, train
 from tuneloop.train.loss import shared_prefix
-from tuneloop.train.speed import measure_speed, within_time
+from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import batch_loss, optimizer_step
 from tuneloop.types import UserError
 
@@ -338,16 +338,6 @@ def test_measuring_the_speed_changes_nothing(tiny_llama: Path, tmp_path: Path) -
     assert measure_speed(model, rows, config, 0, seconds=0.1) > 0
     result = train(model, rows, make_rows(model.template, 8, offset=100), config, tmp_path / "measured", data_id="d")
     assert result.adapter_hash == expected.adapter_hash
-
-
-def test_a_time_limit_cuts_the_plan_to_what_fits() -> None:
-    rows = [Rendered([1] * 10, [0] + [1] * 9)] * 40
-    steps = [Step(((i,),), i / 40) for i in range(40)]
-    config = TrainConfig(max_minutes=1.0)
-    assert len(within_time(steps, rows, config, speed=2.0)) == 12  # 120 tokens
-    assert len(within_time(steps, rows, config, speed=0.01)) == 1
-    assert within_time(steps, rows, config, speed=1e9) == steps
-    assert within_time(steps, rows, TrainConfig(), speed=2.0) == steps
 
 
 def test_a_resumed_run_keeps_the_plan_it_was_cut_to(tiny_llama: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tuneloop import machine
 from tuneloop.files import lock_folder, write_json, write_yaml
 from tuneloop.pipeline.baselines import baseline_stage
 from tuneloop.pipeline.evaluate import evaluate_stage
-from tuneloop.pipeline.job import Job, default_folder, refuse_other_run
+from tuneloop.pipeline.job import BEGINNING, Job, default_folder, refuse_other_run
 from tuneloop.pipeline.plan import plan_stage
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.report import report_stage
@@ -32,7 +32,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
     """
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     job = Job(recipe, folder, progress, say)
-    with leading(job), lock_folder(folder):
+    with leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment())

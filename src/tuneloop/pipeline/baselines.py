@@ -38,6 +38,7 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     if done:
         job.say("baselines already done")
         return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
+    began = time.monotonic()
     asked = _ask_untouched(job, dataset, rows)
     asked |= _ask_classical(job, dataset, rows)
     evaluations: dict[str, Evaluation] = {}
@@ -50,7 +51,8 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     costs = {name: cost_of(job, result) for name, result in asked.items()}
     rungs = ladder(evaluations, costs)
     words = ladder_in_words(rungs)
-    listed = {"version": 1, "key": key, "contenders": places, "costs": costs, "ladder": rungs, "words": words}
+    listed = {"version": 1, "key": key, "contenders": places, "costs": costs, "ladder": rungs, "words": words,
+              "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
     write_json(folder / "baselines.json", listed)
     for name, evaluation in evaluations.items():
         job.say(f"baseline  {name}: {headline(evaluation)}")

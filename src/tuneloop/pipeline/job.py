@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tuneloop.train.rows import TrainRow
 
 
+# Files that a run writes before its first stage.
+BEGINNING = ("config.yaml", "environment.json")
+
+
 @dataclass
 class Job:
     """A recipe at work: where it writes, how it tells, and what it has loaded so far.

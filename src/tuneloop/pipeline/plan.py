@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop import machine
-from tuneloop.files import content_hash, write_json
+from tuneloop.files import content_hash, read_json, write_json
 from tuneloop.pipeline.job import Job, find_done, training_began
 from tuneloop.pipeline.prepare import prepare_stage
-from tuneloop.pipeline.together import Part, together
+from tuneloop.pipeline.together import Part, held_out, together
 from tuneloop.recipe import Recipe
 from tuneloop.types import Dataset, Progress, UserError
 
 if TYPE_CHECKING:
+    from tuneloop.train.budget import RunPlan
     from tuneloop.train.rows import TrainRow
+
+# What a run with a time limit may take longer: a step and a validation that have begun are ended.
+OVER_LIMIT = 1.1
 
 
 def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     """What training will take on this machine: memory by formula, time by timing some of its own batches."""
     recipe = job.recipe
-    key = content_hash([dataset.manifest["hash"], job.fingerprint, recipe.train, recipe.plan, recipe.seed, 1])
+    key = content_hash([dataset.manifest["hash"], job.fingerprint, recipe.train, recipe.plan, recipe.seed, 2])
     done = find_done(job.folder / "plan.json", key)
     if done and training_began(job):
         job.say(plan_line(done, already=True))
         return done
-    train_rows, val_rows = job.rendered(dataset.train), job.rendered(dataset.val)
-    job.progress("measuring this machine", 0, 1)
     resident = _resident(job)
     speed = together(job, Part("measure", dataset.path, recipe.train))
-    job.progress("measuring this machine", 1, 1)
-    plan = make_plan(job, train_rows, val_rows, speed, resident, job.mixed(dataset.train))
+    plan = make_plan(job, dataset, speed, resident)
     write_json(job.folder / "plan.json", {**plan, "key": key})
     job.say(plan_line(plan))
+    if busy := _busy(plan):
+        job.say(busy)
     if not plan["fits"]:
         raise UserError(
             f"Training needs about {plan['memory']['peak_gib']:.1f} GiB, and this machine has {plan['memory']['capacity_gib']:.1f}",
@@ -43,6 +46,20 @@ def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     return plan
 
 
+def _busy(plan: Mapping[str, Any]) -> str:
+    """What is said where earlier runs here were much faster; empty where they were not."""
+    from tuneloop.plan.ledger import read_ledger, usual_speed
+    from tuneloop.train.budget import BUSY, speed_words
+
+    now, usual = plan["time"]["tokens_per_second"], usual_speed(plan, read_ledger())
+    if not usual or now > BUSY * usual:
+        return ""
+    return (
+        f"machine   this machine runs at {speed_words(now / usual)} the speed of earlier runs here ({now:,.0f} of {usual:,.0f} tokens/s); "
+        "is something else running on it?"
+    )
+
+
 def _resident(job: Job) -> float:
     """GiB in use with the model loaded."""
     assert job.training_model.net is not None
@@ -50,39 +67,43 @@ def _resident(job: Job) -> float:
     return machine.memory_now()
 
 
-def make_plan(
-    job: Job,
-    train_rows: list[TrainRow],
-    val_rows: list[TrainRow],
-    speed: float,
-    resident: float,
-    mixed: Sequence[bool] = (),
-) -> dict[str, Any]:
-    """The plan of a run whose rows and speed are known.
+def run_plan(job: Job, dataset: Dataset, speed: float) -> tuple[list[TrainRow], RunPlan]:
+    """The training rows, and the steps and validations that a run at this speed does."""
+    from tuneloop.train.batches import plan_steps
+    from tuneloop.train.budget import plan_run
+
+    config, seed = job.recipe.train, job.recipe.seed
+    rows = job.rendered(dataset.train)
+    steps = plan_steps(rows, config, seed, job.mixed(dataset.train)) if rows else []
+    return rows, plan_run(steps, rows, job.rendered(dataset.val), held_out(job, dataset), config, seed, speed)
+
+
+def make_plan(job: Job, dataset: Dataset, speed: float, resident: float) -> dict[str, Any]:
+    """The plan of a run whose data and speed are known.
 
     Args:
-        mixed: for each training row whether it is general data that was blended in.
+        speed: tokens a second, forward and backward.
+        resident: GiB in use with the model loaded.
     """
     from tuneloop.plan.estimate import Machine, Work, estimate
     from tuneloop.plan.ledger import corrected, read_ledger
     from tuneloop.plan.shape import ModelShape
-    from tuneloop.train.batches import plan_steps
+    from tuneloop.train.budget import rows_seen, seen_words
     from tuneloop.train.methods import lora_shape
-    from tuneloop.train.rows import reference_tokens, supervised_tokens, tokens_of
-    from tuneloop.train.speed import micro_shape, within_time
+    from tuneloop.train.rows import supervised_tokens, tokens_of
+    from tuneloop.train.speed import micro_shape
 
     recipe, model = job.recipe, job.training_model
-    steps = within_time(plan_steps(train_rows, recipe.train, recipe.seed, mixed), train_rows, recipe.train, speed)
+    train_rows, run = run_plan(job, dataset, speed)
+    steps = run.steps
     indices = [i for step in steps for i in step.indices]
     micros = [[train_rows[i] for i in micro] for step in steps for micro in step.micro_batches]
     micro_batches = {micro_shape(model, micro, recipe.train) for micro in micros}
-    measured = val_rows[: recipe.train.val_rows]
     work = Work(
         steps=len(steps),
         tokens=sum(tokens_of(train_rows[i]) for i in indices),
         supervised=round(sum(supervised_tokens(train_rows[i]) for i in indices)),
-        val_tokens=sum(tokens_of(row) for row in measured) * (min(recipe.train.evaluations, len(steps)) + 1)
-        + sum(reference_tokens(row) for row in [*(train_rows[i] for i in {*indices}), *measured]),
+        val_tokens=run.forward_tokens,
         micro_batches=tuple(sorted(micro_batches)),
         accumulated=max((len(step.micro_batches) for step in steps), default=1),
     )
@@ -102,19 +123,63 @@ def make_plan(
         prefix_tokens=recipe.train.prefix_tokens, bytes_a_weight=model.head.element_size(), optimizer=recipe.train.optimizer,
         optimizer_in_backward=recipe.train.optimizer_in_backward, grad_ckpt=recipe.train.gradient_checkpointing == "always",
     )  # fmt: skip
-    return corrected(plan, read_ledger())
+    plan = _within_limit(corrected(plan, read_ledger()), recipe.train.max_minutes)
+    seen = rows_seen(steps)
+    return {
+        **plan,
+        "rows": {
+            "train": len(train_rows),
+            "seen": seen,
+            "words": seen_words(seen, len(train_rows), steps[-1].epoch if steps else 0.0),
+        },
+        "validation": {"times": run.validations, "rows": min(run.val_rows, len(job.rendered(dataset.val)))},
+        "max_minutes": recipe.train.max_minutes,
+        "apart": _apart(job),
+    }
+
+
+def _within_limit(plan: dict[str, Any], minutes: float | None) -> dict[str, Any]:
+    """The plan with times and costs that a limit cuts off: a run that turns out slower does fewer steps."""
+    if minutes is None:
+        return plan
+    price = plan["cost"]["breakdown"]["usd_per_hour"]
+    limits = {"hours": minutes / 60, "low": minutes / 60, "high": minutes / 60 * OVER_LIMIT}
+    time_ = {key: min(plan["time"][key], limit) for key, limit in limits.items()}
+    usd = {"usd": time_["hours"] * price, "low": time_["low"] * price, "high": time_["high"] * price}
+    breakdown = {**plan["cost"]["breakdown"], "training": usd["usd"]}
+    return {**plan, "time": {**plan["time"], **time_}, "cost": {**plan["cost"], **usd, "breakdown": breakdown}}
+
+
+def _apart(job: Job) -> dict[str, float] | None:
+    """Minutes that the baselines took and that the evaluation will take about, which are not of the training; None where there are none."""
+    file = job.folder / "baselines" / "baselines.json"
+    if not file.is_file():
+        return None
+    listed = read_json(file)
+    asked = [cost["seconds"] for name, cost in listed["costs"].items() if name.startswith("zero-shot")] or [
+        cost["seconds"] for cost in listed["costs"].values()
+    ]
+    return {"baselines_minutes": listed.get("seconds", 0.0) / 60, "evaluation_minutes": max(asked, default=0.0) / 60}
 
 
 def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
-    """The plan in one line."""
-    time_, cost = plan["time"], plan["cost"]
+    """The plan in two or three lines."""
+    time_, cost, of = plan["time"], plan["cost"], plan["validation"]
     share = plan["trainable_parameters"] / plan["total_parameters"]
-    return (
-        f"plan      {plan['trainable_parameters'] / 1e6:.2f}M of {plan['total_parameters'] / 1e6:.1f}M parameters trained ({share:.1%}), "
-        f"{plan['steps']:,} steps; peak memory about {plan['memory']['peak_gib']:.1f} GiB; "
-        f"{time_['hours'] * 60:.1f} minutes ({time_['low'] * 60:.1f} to {time_['high'] * 60:.1f}); "
-        f"${cost['usd']:.3f} at ${cost['breakdown']['usd_per_hour']:g}/hour{' (planned before)' if already else ''}"
+    low, high = f"{time_['low'] * 60:.1f}", f"{time_['high'] * 60:.1f}"
+    checks = f" and {of['times']} validations of {of['rows']:,} rows" if of["rows"] else ""
+    line = (
+        f"plan      {plan['trainable_parameters'] / 1e6:.2f}M of {plan['total_parameters'] / 1e6:.1f}M parameters trained ({share:.1%}); "
+        f"peak memory about {plan['memory']['peak_gib']:.1f} GiB{' (planned before)' if already else ''}\n"
+        f"          {plan['steps']:,} steps, which see {plan['rows']['words']},{checks}: {time_['hours'] * 60:.1f} minutes ({low} to {high}); "
+        f"${cost['usd']:.3f} at ${cost['breakdown']['usd_per_hour']:g}/hour"
     )
+    if apart := plan.get("apart"):
+        line += (
+            f"\n          apart from that: the baselines took {apart['baselines_minutes']:.1f} minutes, "
+            f"the evaluation will take about {apart['evaluation_minutes']:.1f}"
+        )
+    return line
 
 
 def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
@@ -126,10 +191,9 @@ def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[s
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(recipe, Path(scratch), progress, say)
         dataset = prepare_stage(job)
-        train_rows, val_rows = job.rendered(dataset.train), job.rendered(dataset.val)
         resident = _resident(job)
-        speed = measure_speed(job.model, train_rows, recipe.train, recipe.seed)
-        plan = make_plan(job, train_rows, val_rows, speed, resident, job.mixed(dataset.train))
+        speed = measure_speed(job.model, job.rendered(dataset.train), recipe.train, recipe.seed, progress=job.progress)
+        plan = make_plan(job, dataset, speed, resident)
     if out:
         write_json(Path(out) / "plan.json", plan)
     return plan

@@ -73,7 +73,7 @@ def _take_part(job: Job, part: Part) -> Any:
     dataset = load_dataset(part.dataset)
     rows = job.rendered(dataset.train)
     if part.task == "measure":
-        return measure_speed(model, rows, part.config, seed)
+        return measure_speed(model, rows, part.config, seed, progress=job.progress)
     if part.task == "rate":
         return range_test(model, rows, part.config, seed, progress=job.progress)
     return train(
@@ -84,7 +84,7 @@ def _take_part(job: Job, part: Part) -> Any:
         job.folder,
         ids=job.ids(dataset.train),
         log=lambda record: _tell(job, record),
-        general=_held_out(job, dataset),
+        general=held_out(job, dataset),
         mixed=job.mixed(dataset.train),
         seed=seed,
         data_id=dataset.manifest["hash"],
@@ -93,7 +93,7 @@ def _take_part(job: Job, part: Part) -> Any:
     )
 
 
-def _held_out(job: Job, dataset: Dataset) -> list[Rendered]:
+def held_out(job: Job, dataset: Dataset) -> list[Rendered]:
     """General rows that were held out of a mix: their loss shows what training forgets."""
     from tuneloop.data.mix import GENERAL_FILE
 

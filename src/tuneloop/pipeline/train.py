@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop import machine
 from tuneloop.files import content_hash, lock_folder, read_json, read_jsonl, write_json, write_yaml
-from tuneloop.pipeline.job import Job, default_folder, find_done, refuse_other_run, training_began
-from tuneloop.pipeline.plan import plan_stage
+from tuneloop.pipeline.job import BEGINNING, Job, default_folder, find_done, refuse_other_run, training_began
+from tuneloop.pipeline.plan import plan_stage, run_plan
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.report import report_stage
 from tuneloop.pipeline.together import Part, leading, together
@@ -87,25 +88,46 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     if plan and not result.resumed_at:
         from tuneloop.plan.ledger import record_run
 
-        minutes = result.seconds / 60 if result.stopped == "finished" else None
+        whole = result.stopped == "finished" and result.total_steps == result.planned_steps
+        minutes = result.seconds / 60 if whole else None
         record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second)
-    early = {"early": ", stopped early: validation got worse", "finished": ""}.get(
-        result.stopped, f", stopped by the watcher: {result.stopped.replace('_', ' ')}"
-    )
-    job.say(
-        f"train     {result.steps:,} steps in {result.seconds / 60:.1f} minutes, {result.tokens_per_second:,.0f} tokens/s, "
-        f"peak {result.peak_memory_gib:.2f} GiB; {_validated(manifest)}{early}"
-    )
+    for line in _result_lines(manifest):
+        job.say(line)
     if mfu:
         job.say(
             f"machine   {mfu['value']:.0%} of {mfu['peak_gflops']:,.0f} GFLOP/s, the measured peak, went into operations that the steps need (MFU)"
         )
-    if predicted:
-        job.say(
-            f"predicted {predicted['minutes']:.1f} minutes ({predicted['low']:.1f} to {predicted['high']:.1f}) and took "
-            f"{result.seconds / 60:.1f}; {predicted['peak_gib']:.2f} GiB at most, and it was {result.peak_memory_gib:.2f}"
-        )
     return manifest
+
+
+def _result_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """What training came to, and how that compares with the plan."""
+    from tuneloop.report.facts import off_words
+    from tuneloop.train.budget import BUSY
+    from tuneloop.train.loop import busy_words
+
+    m, minutes = manifest, manifest["seconds"] / 60
+    early = {"early": "; stopped early: validation got worse", "finished": ""}.get(
+        m["stopped"], f"; stopped by the watcher: {m['stopped'].replace('_', ' ')}"
+    )
+    steps = f"{m['steps']:,} steps"
+    if m["total_steps"] < m["planned_steps"]:
+        steps = f"{m['steps']:,} of {m['planned_steps']:,} planned steps"
+    lines = [
+        f"train     {steps} in {minutes:.1f} minutes ({m['checking_seconds'] / 60:.1f} of them validation), {m['tokens_per_second']:,.0f} tokens/s, "
+        f"peak {m['peak_memory_gib']:.2f} GiB",
+        f"          saw {m['seen']}; {_validated(m)}{early}",
+    ]
+    if m["speed_share"] and m["speed_share"] < BUSY:
+        lines.append(f"machine   {busy_words(m['speed_share'], m['planned_tokens_per_second'])}")
+    if said := m["predicted"]:
+        time_off = off_words(minutes, said["low"], said["high"], said["minutes"])
+        peak_off = off_words(m["peak_memory_gib"], 0.85 * said["peak_gib"], 1.15 * said["peak_gib"], said["peak_gib"])
+        lines.append(
+            f"predicted {said['minutes']:.1f} minutes ({said['low']:.1f} to {said['high']:.1f}), took {minutes:.1f}: {time_off}; "
+            f"{said['peak_gib']:.2f} GiB, took {m['peak_memory_gib']:.2f}: {peak_off}"
+        )
+    return lines
 
 
 def _validated(manifest: Mapping[str, Any]) -> str:
@@ -141,25 +163,23 @@ def _with_rate(job: Job, dataset: Dataset) -> TrainConfig:
     key = train_key(job, dataset)
     found = find_done(file, key)
     if found is None:
+        began = time.monotonic()
         test = together(job, Part("rate", dataset.path, config))
-        found = {"version": 1, "key": key, **vars(test)}
+        found = {"version": 1, "key": key, **vars(test), "seconds": round(time.monotonic() - began, 1)}
         write_json(file, found)
         job.say(f"rate      {found['sentence']}")
-    return config.model_copy(update={"learning_rate": found["chosen"], "range_test": False})
+    rest = config.max_minutes and max(config.max_minutes - found.get("seconds", 0.0) / 60, config.max_minutes / 4)
+    return config.model_copy(update={"learning_rate": found["chosen"], "range_test": False, "max_minutes": rest})
 
 
 def preflight_of(job: Job, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:
     """What a run is about to do, from its rows and settings."""
-    from tuneloop.train.batches import plan_steps
     from tuneloop.train.preflight import preflight
-    from tuneloop.train.speed import within_time
 
-    rows = job.rendered(dataset.train)
-    steps = plan_steps(rows, config, job.recipe.seed, job.mixed(dataset.train)) if rows else []
-    steps = within_time(steps, rows, config, plan["time"]["tokens_per_second"] if plan else 0.0)
+    rows, run = run_plan(job, dataset, plan["time"]["tokens_per_second"] if plan else 0.0)
     prepared = (dataset.manifest.get("config") or {}).get("max_length") or job.recipe.data.max_length
     limit = min(int(prepared), job.context)
-    return preflight(rows, job.ids(dataset.train), job.template, config, steps, limit)
+    return preflight(rows, job.ids(dataset.train), job.template, config, run.steps, limit)
 
 
 def refuse_problems(checked: Preflight, dataset: Dataset) -> None:
@@ -194,7 +214,7 @@ def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None
     """Prepare where needed, plan and train, without baselines and evaluation."""
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     job = Job(recipe, folder, progress, say)
-    with leading(job), lock_folder(folder):
+    with leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment())

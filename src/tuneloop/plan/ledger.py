@@ -132,6 +132,14 @@ def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
+def usual_speed(plan: Mapping[str, Any], ledger: Sequence[Entry]) -> float | None:
+    """Tokens a second that earlier runs of this model and method on this machine had on jobs like this one; None where there are none."""
+    kind = (plan["gpu"], plan["model"], plan["method"], FORMULAS)
+    mine = [e.speed_ratio for e in ledger if (e.machine, e.model, e.method, e.formulas) == kind and e.speed_ratio]
+    formulas = plan.get("by_formula", {}).get("tokens_per_second")
+    return statistics.median(mine[-LAST:]) * formulas if mine and formulas else None
+
+
 def _factor(pairs: Sequence[tuple[float, float]]) -> float:
     ratios = [actual / predicted for predicted, actual in pairs if predicted > 0 and actual > 0]
     if len(ratios) < ENOUGH:

@@ -467,12 +467,30 @@ def sample_answers(sample: Mapping[str, Any], names: Sequence[str] | None = None
 
 @dataclass(frozen=True)
 class Promise:
-    """A predicted figure beside the measured one, written out; `inside` tells whether it kept to its range."""
+    """A predicted figure beside the measured one, written out.
+
+    Args:
+        inside: whether it kept to its range.
+        words: how it compares: `as predicted`, `took 38 % less`, `took 12 % more`; empty where nothing was predicted.
+    """
 
     name: str
     predicted: str
     actual: str
     inside: bool | None = None
+    words: str = ""
+
+
+def off_words(actual: float | None, low: float | None, high: float | None, expected: float | None) -> str:
+    """How a figure compares with its prediction: `as predicted` within the range, else `took 38 % less` or `took 2.1 times as much`."""
+    if actual is None or low is None or high is None or not expected:
+        return ""
+    if low <= actual <= high:
+        return "as predicted"
+    ratio = actual / expected
+    if ratio >= 2:
+        return f"took {ratio:.1f} times as much"
+    return f"took {abs(100 * (ratio - 1)):.0f}\u00a0% {'more' if ratio > 1 else 'less'}"
 
 
 def promises(facts: RunFacts) -> list[Promise]:
@@ -493,23 +511,30 @@ def promises(facts: RunFacts) -> list[Promise]:
     seconds = number(run.get("seconds"))
     took = None if seconds is None else seconds / 60
     span = f"  ({minutes(low)} to {minutes(high)})" if low is not None and high is not None else ""
-    inside = low <= took <= high if took is not None and low is not None and high is not None else None
     peak, real_peak = (
         first(number(said.get("peak_gib")), number(memory.get("peak_gib"))),
         number(run.get("peak_memory_gib")),
     )
     price, paid = first(number(said.get("usd")), number(cost.get("usd"))), number(run.get("usd"))
     dearest = first(number(cost.get("high")), None if price is None else price * 1.25)
+
+    def line(
+        name: str,
+        predicted: str,
+        actual: str,
+        value: float | None,
+        bounds: tuple[float | None, float | None, float | None],
+    ) -> Promise:
+        words = off_words(value, *bounds)
+        return Promise(name, predicted, actual, words == "as predicted" if words else None, words)
+
+    near = (None, None) if peak is None else (0.85 * peak, 1.15 * peak)
+    cheapest = first(number(cost.get("low")), None if price is None else price * 0.75)
     lines = [
-        Promise("training time", minutes(expected) + (span if expected is not None else ""), minutes(took), inside),
-        Promise(
-            "peak memory",
-            gib(peak),
-            gib(real_peak),
-            None if peak is None or real_peak is None else 0.85 * peak <= real_peak <= 1.15 * peak,
-        ),
-        Promise("cost", usd(price), usd(paid), None if paid is None or dearest is None else paid <= dearest),
-    ]
+        line("training time", minutes(expected) + (span if expected is not None else ""), minutes(took), took, (low, high, expected)),
+        line("peak memory", gib(peak), gib(real_peak), real_peak, (*near, peak)),
+        line("cost", usd(price), usd(paid), paid, (cheapest, dearest, price)),
+    ]  # fmt: skip
     return [line for line in lines if (line.predicted, line.actual) != ("–", "–")]
 
 

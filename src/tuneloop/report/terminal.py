@@ -158,7 +158,7 @@ def _promises_table(outcome: Sequence[Any]) -> Table:
     table.add_column("actual", style="bold", no_wrap=True)
     table.add_column("", no_wrap=True)
     for line in outcome:
-        kept = "" if line.inside is None else "[green]as predicted[/]" if line.inside else "[yellow]off[/]"
+        kept = f"[{'green' if line.inside else 'yellow'}]{line.words}[/]" if line.words else ""
         table.add_row(line.name, line.predicted, line.actual, kept)
     return table
 

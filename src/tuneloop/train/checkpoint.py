@@ -22,11 +22,17 @@ class State:
     Args:
         key: hash of what the run depends on; a checkpoint of another key is not resumed.
         step: optimizer steps done.
-        total_steps: steps planned when the run began.
+        planned_steps: steps planned when the run began.
+        total_steps: steps that it will do: fewer where `max_minutes` would not be kept otherwise.
+        turn: the step at which their number was last changed, and its place among the planned ones.
+        due: places among the planned steps behind which validations stand.
+        val_rows: rows of a validation.
+        planned_speed: tokens a second, forward and backward, that the run was planned with; 0: not known.
         parameters: what is trained by name, after `step` steps; empty before the first checkpoint.
         best_step: step with the lowest validation loss so far; its parameters are in a file of their own.
         worse: evaluations in a row that brought no better loss.
         seconds: training time so far, of all processes that worked on the run.
+        checking_seconds, validation_seconds: those of it that were no steps (validations, the reference), and of the last validation.
         halvings: how often micro-batches have been halved because memory ran out.
         rate_factor: what rollbacks have multiplied the learning rate with.
         skipped: steps whose batch is left out since a rollback.
@@ -36,7 +42,12 @@ class State:
 
     key: str
     step: int = 0
+    planned_steps: int = 0
     total_steps: int = 0
+    turn: tuple[int, float] = (0, 0.0)
+    due: list[int] = field(default_factory=list)
+    val_rows: int = 0
+    planned_speed: float = 0.0
     parameters: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     rng: Any = None
@@ -46,6 +57,8 @@ class State:
     worse: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    checking_seconds: float = 0.0
+    validation_seconds: float = 0.0
     peak_memory_gib: float = 0.0
     halvings: int = 0
     rate_factor: float = 1.0

@@ -118,7 +118,9 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
     epochs: float = Field(3.0, gt=0, description="passes over the training split")
     max_minutes: float | None = Field(
-        None, gt=0, description="plan no more steps than fit into this time at the speed measured before the first step"
+        None,
+        gt=0,
+        description="time that training may take with its validations and the reference of preferences; steps, validations and their rows follow from it and the measured speed",
     )
     rows_per_step: int = Field(8, ge=1, description="rows of one optimizer step, at least")
     tokens_per_step: int = Field(0, ge=0, description="a step takes more rows until it has this many tokens")
@@ -127,8 +129,14 @@ class TrainConfig(Config):
         ge=0,
         description="tokens computed at once, padding included; bounds memory; 0: 2,048, or 1,024 for a full run on a processor",
     )
-    evaluations: int = Field(6, ge=1, description="validation losses measured over the run, evenly spaced")
-    val_rows: int = Field(256, ge=1, description="validation rows that are measured, a seeded sample of the split")
+    evaluations: int = Field(
+        6, ge=1, description="validation losses measured over the run, evenly spaced; at most, with max_minutes"
+    )
+    val_rows: int = Field(
+        256,
+        ge=1,
+        description="validation rows that are measured, a seeded sample of the split; at most, with max_minutes",
+    )
     patience: int = Field(2, ge=1, description="stop after this many evaluations in a row without a better loss")
     keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept for resuming, beside the best weights")
     checkpoint_seconds: float = Field(60.0, ge=0, description="save a checkpoint at least this often")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -14,11 +13,25 @@ from typing import Any
 from tuneloop.files import content_hash, read_json, read_jsonl
 from tuneloop.machine import memory_now, peak_memory, release_memory, reset_peak_memory
 from tuneloop.models.load import Model
+from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
 from tuneloop.train.batches import Step, plan_steps
+from tuneloop.train.budget import (
+    BUSY,
+    BUSY_AFTER,
+    KNOWN_FROM,
+    count_anew,
+    is_due,
+    place_of,
+    plan_run,
+    rows_seen,
+    sample,
+    seen_words,
+    speed_words,
+)
 from tuneloop.train.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.distributed import agreed, is_first, regroup, seed_step, wait
+from tuneloop.train.distributed import agreed, is_first, regroup, seed_step, summed, wait
 from tuneloop.train.layers import compile_layers, recompute_layers
 from tuneloop.train.loss import mean_loss, with_references
 from tuneloop.train.methods import Trainable, attach, run_key
@@ -26,7 +39,7 @@ from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import TrainRow, check_rows, conversations, is_usable, tokens_of, training_rows
 from tuneloop.train.run import Run
 from tuneloop.train.setbacks import Preempted, act, notice_sigterm
-from tuneloop.train.speed import within_time
+from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import optimizer_step
 from tuneloop.train.watch import make_watcher, trend
 from tuneloop.types import Progress, Row, no_progress
@@ -52,11 +65,27 @@ class Rows:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run came to; `run.json` is made of it."""
+    """What a run came to; `run.json` is made of it.
+
+    Args:
+        steps, total_steps, planned_steps: done, to be done in the end, and planned at first; see `budget.count_anew`.
+        epochs: passes over the training rows.
+        rows, rows_seen, seen: training rows, how many of them a step learned from, and that in words.
+        tokens, seconds, tokens_per_second: trained tokens; time with validations and references; the one by the other.
+        checking_seconds: of these, validations and references.
+        planned_tokens_per_second, speed_share: the speed of steps that the run was planned with (0: none), and what share of it
+            they had.
+        resumed_at: step of the checkpoint from which the run went on.
+        findings: of the watcher.
+    """
 
     steps: int
     total_steps: int
+    planned_steps: int
     epochs: float
+    rows: int
+    rows_seen: int
+    seen: str
     best_step: int
     best_val_loss: float
     first_val_loss: float
@@ -64,14 +93,17 @@ class Trained:
     trainable_parameters: int
     tokens: int
     seconds: float
+    checking_seconds: float
     tokens_per_second: float
+    planned_tokens_per_second: float
+    speed_share: float | None
     peak_memory_gib: float
     adapter_hash: str
     resumed_at: int
     findings: tuple[dict[str, Any], ...] = ()
 
 
-def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+def learning_rate(step: float, total: int, config: TrainConfig) -> float:
     """Learning rate of a step (from 0): linear rise over the warm-up, then down to zero at the end."""
     rise = max(round(total * config.warmup), 1)
     if step < rise:
@@ -101,7 +133,8 @@ def train(
     """Train on rows and leave the best weights in the model and in `out/adapter` or `out/model`.
 
     Writes `metrics.jsonl` (a record a step and an evaluation) and `checkpoints/`; a run that was cut short goes on
-    from its last checkpoint and, on CPU, ends with the same bits as one that was not.
+    from its last checkpoint and, on CPU, ends with the same bits as one that was not. With `config.max_minutes` that holds where
+    both do as many steps: how many fit depends on the machine's speed, see `train/budget.py`.
 
     Args:
         train_rows, val_rows: rows of a data set, or made of them for the configured loss, see `training_rows`.
@@ -111,7 +144,8 @@ def train(
         ids: of the training rows, for the watcher to name them. Rows of a data set say both themselves.
         seed: of the start, the order of rows and dropout.
         data_id: identifies the data set; a checkpoint made from another one is refused. Default: a hash of the training rows.
-        tokens_per_second: measured speed, needed with `config.max_minutes`.
+        tokens_per_second: speed of forward and backward passes on this machine, as `measure_speed` finds it; default: where
+            `config.max_minutes` needs it, it is measured first, in a few seconds of the time.
         log: gets every record of `metrics.jsonl` as it is written.
 
     Raises:
@@ -131,20 +165,26 @@ def train(
     )
     state = load_checkpoint(out / "checkpoints", key) or State(key)
     resumed_at = state.step
-    steps = plan_steps(rows.train, config, seed, mixed)
-    if state.total_steps:
-        steps = steps[: state.total_steps]
-    else:
-        steps = within_time(steps, rows.train, config, tokens_per_second)
-        state.total_steps = len(steps)
-    trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
     began = time.monotonic()
+    steps = plan_steps(rows.train, config, seed, mixed)
+    if not state.planned_steps:
+        if config.max_minutes is not None and not tokens_per_second:
+            tokens_per_second = _speed(model, rows.train, config, seed, progress)
+        spent = summed([time.monotonic() - began])[0] / processes()
+        plan = plan_run(steps, rows.train, rows.val, general, config, seed, tokens_per_second, spent)
+        state.planned_steps = state.total_steps = len(plan.steps)
+        state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
+        state.val_rows, state.planned_speed = plan.val_rows, tokens_per_second
+    steps = steps[: state.planned_steps]
+    trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
+    to_do = {i for step in steps[: state.total_steps] for i in step.indices}
     rows = Rows(
-        train=_referenced(model, rows.train, config, trainable, progress, {i for step in steps for i in step.indices}),
-        val=_referenced(model, _sample(rows.val, config.val_rows, seed), config, trainable, progress),
-        general=_sample(general, config.val_rows, seed),
+        train=_referenced(model, rows.train, config, trainable, progress, to_do),
+        val=_referenced(model, sample(rows.val, state.val_rows, seed), config, trainable, progress),
+        general=sample(general, state.val_rows, seed),
     )
     state.seconds += time.monotonic() - began
+    state.checking_seconds += time.monotonic() - began
     run = _begin(model, config, trainable, state, rows, seed, out)
     run.ids = ids
     if is_first():
@@ -156,7 +196,13 @@ def train(
         wait()
         _steps(run, steps, rows)
     _finish(run)
-    return _result(run, steps, resumed_at)
+    return _result(run, steps, len(rows.train), resumed_at)
+
+
+def _speed(model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, progress: Progress) -> float:
+    """The measured speed, the same in all processes; no more than a tenth of the run's time is spent on it."""
+    seconds = min(3.0, 6 * (config.max_minutes or 1.0))
+    return summed([measure_speed(model, rows, config, seed, seconds, progress)])[0] / processes()
 
 
 def _begin(
@@ -192,35 +238,62 @@ def _begin(
 
 def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
     """Optimizer steps from where the state is to the end, with evaluations and checkpoints between."""
-    state, config, total = run.state, run.config, len(steps)
-    due = {round(total * (i + 1) / config.evaluations) for i in range(config.evaluations)}
+    state = run.state
     began = time.monotonic() - state.seconds
     run.saved_at = time.monotonic()
     if state.step == 0:
         _evaluate(run, rows, began)
         run.save()
     run.model.net.train()
-    run.progress("training", state.step, total)
-    while state.step < total and not state.stopped:
+    run.progress("training", state.step, state.total_steps)
+    while state.step < state.total_steps and not state.stopped:
         if state.step + 1 in state.skipped:
             state.step += 1
             continue
         _step(run, steps[state.step], rows, began)
-        if state.step in due and math.isfinite(run.watcher.losses[-1]):
+        if is_due(state) and math.isfinite(run.watcher.losses[-1]):
             _evaluate(run, rows, began)
         if act(run, bool(rows.val)):
             continue
         if state.step % TRIM_EVERY == 0:
             release_memory()
+        _keep_time(run, steps, rows, time.monotonic() - began)
         state.seconds = time.monotonic() - began
         run.asked_to_end = agreed(run.asked_to_end)
         if agreed(run.checkpoint_due()):
             run.save()
-        if run.asked_to_end and state.step < total and not state.stopped:
+        if run.asked_to_end and state.step < state.total_steps and not state.stopped:
             raise Preempted(state.step)
     if not state.stopped:
         state.stopped = "finished"
     state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
+
+
+def _keep_time(run: Run, steps: Sequence[Step], rows: Rows, seconds: float) -> None:
+    """Say so when the machine is much slower than planned, and do as many steps as fit into the time."""
+    state = run.state
+    stepping = seconds - state.checking_seconds
+    share = state.tokens / max(stepping, 1e-9) / state.planned_speed if state.planned_speed else 1.0
+    if not run.said_busy and share < BUSY and stepping > BUSY_AFTER and state.step >= KNOWN_FROM:
+        run.said_busy = True
+        run.record({"step": state.step, "event": "busy", "message": busy_words(share, state.planned_speed)})
+    if run.config.max_minutes is None:
+        return
+    changed = count_anew(state, steps, rows.train, run.config, summed([seconds])[0] / processes())
+    if abs(changed) > 0.1 * state.total_steps:
+        run.record({
+            "step": state.step, "event": "steps",
+            "message": f"at the speed so far {state.total_steps:,} steps fit into {run.config.max_minutes:g} minutes, not "
+                       f"{state.total_steps - changed:,}; the learning rate falls over those that are left",
+        })  # fmt: skip
+
+
+def busy_words(share: float, planned: float) -> str:
+    """What is said about a machine that is much slower than it was when it was measured."""
+    return (
+        f"this machine runs at {speed_words(share)} the speed planned ({share * planned:,.0f} of {planned:,.0f} tokens/s); "
+        "is something else running on it?"
+    )
 
 
 def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
@@ -228,7 +301,7 @@ def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
     state = run.state
     seed_step(run.seed, state.step)
     started = time.monotonic()
-    rate = learning_rate(state.step, state.total_steps, run.config) * state.rate_factor
+    rate = learning_rate(place_of(state, state.step), state.planned_steps, run.config) * state.rate_factor
     loss, norm, figures = optimizer_step(run, step, rows.train, rate)
     numbers = step.indices
     tokens = sum(tokens_of(rows.train[i]) for i in numbers)
@@ -267,6 +340,7 @@ def _referenced(
 def _evaluate(run: Run, rows: Rows, began: float) -> None:
     """Validation loss: keep the best weights, count worse ones, decide on stopping."""
     state = run.state
+    started = time.monotonic()
     if not rows.val:
         state.best_step = state.step
     run.model.net.eval()
@@ -289,6 +363,8 @@ def _evaluate(run: Run, rows: Rows, began: float) -> None:
         record["general_loss"], _ = _loss_of(run, rows.general, TrainConfig())
     regroup(run.model)
     run.model.net.train()
+    state.validation_seconds = summed([time.monotonic() - started])[0] / processes()
+    state.checking_seconds += state.validation_seconds
     if len(record) > 1:
         run.record({**record, "seconds": round(time.monotonic() - began, 2)})
 
@@ -309,16 +385,19 @@ def _finish(run: Run) -> None:
     drop_checkpoints(run.checkpoints)
 
 
-def _sample(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
-    return list(rows) if len(rows) <= most else random.Random(seed).sample(list(rows), most)
-
-
-def _result(run: Run, steps: Sequence[Step], resumed_at: int) -> Trained:
+def _result(run: Run, steps: Sequence[Step], rows: int, resumed_at: int) -> Trained:
     state = run.state
+    epochs = round(steps[state.step - 1].epoch, 3) if state.step else 0.0
+    seen = rows_seen(steps[: state.step], state.skipped)
+    step_speed = state.tokens / max(state.seconds - state.checking_seconds, 1e-9)
     return Trained(
         steps=state.step,
         total_steps=state.total_steps,
-        epochs=round(steps[state.step - 1].epoch, 3) if state.step else 0.0,
+        planned_steps=state.planned_steps,
+        epochs=epochs,
+        rows=rows,
+        rows_seen=seen,
+        seen=seen_words(seen, rows, epochs),
         best_step=state.best_step,
         best_val_loss=state.best_val_loss if math.isfinite(state.best_val_loss) else float("nan"),
         first_val_loss=state.first_val_loss,
@@ -326,6 +405,9 @@ def _result(run: Run, steps: Sequence[Step], resumed_at: int) -> Trained:
         trainable_parameters=sum(p.numel() for p in run.trainable.parameters.values()),
         tokens=state.tokens,
         seconds=state.seconds,
+        checking_seconds=state.checking_seconds,
+        planned_tokens_per_second=state.planned_speed,
+        speed_share=round(step_speed / state.planned_speed, 3) if state.planned_speed else None,
         tokens_per_second=state.tokens / max(state.seconds, 1e-9),
         peak_memory_gib=state.peak_memory_gib,
         adapter_hash=read_json(run.out / run.trainable.folder / "tuneloop.json")["hash"],

@@ -47,6 +47,7 @@ class Run:
     metrics: Any = None
     saved_at: float = 0.0
     asked_to_end: bool = False
+    said_busy: bool = False
     seed: int = 0
     in_backward: UpdatesInBackward | None = None
 

@@ -1,4 +1,4 @@
-"""How fast a run will go, measured before it begins, and how many steps fit into a time."""
+"""How fast a run will go, measured before it begins."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
-from tuneloop.train.batches import Step, is_out_of_memory, plan_steps, too_large
+from tuneloop.train.batches import is_out_of_memory, plan_steps, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import agreed, own_share
 from tuneloop.train.layers import recompute_layers
@@ -18,14 +17,21 @@ from tuneloop.train.loss import shared_prefix
 from tuneloop.train.methods import attach
 from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
 from tuneloop.train.step import batch_loss, free_memory
+from tuneloop.types import Progress, no_progress
 
 # A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
 # shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a figure of experience.
 SUSTAINED = 0.82
+MEASURING = "measuring this machine"  # as progress calls it
 
 
 def measure_speed(
-    model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, seconds: float = 3.0
+    model: Model,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    seed: int,
+    seconds: float = 3.0,
+    progress: Progress = no_progress,
 ) -> float:
     """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
 
@@ -39,6 +45,7 @@ def measure_speed(
     picked = random.Random(seed).sample(steps, min(len(steps), 8))
     recompute_layers(model.net, config.gradient_checkpointing == "always")
     model.net.train()
+    progress(MEASURING, 0, seconds)
     with torch.random.fork_rng(devices=[]):
         _forth_and_back(model, [rows[i] for i in picked[0].micro_batches[0]], config)
         began, tokens = time.monotonic(), 0
@@ -46,9 +53,11 @@ def measure_speed(
             for micro, _ in own_share(step.micro_batches):
                 _forth_and_back(model, [rows[i] for i in micro], config)
             tokens += sum(tokens_of(rows[i]) for i in step.indices)
+            progress(MEASURING, min(time.monotonic() - began, seconds), seconds)
             if agreed(time.monotonic() - began > seconds):
                 break
     took = time.monotonic() - began
+    progress(MEASURING, seconds, seconds)
     for parameter in trainable.parameters.values():
         parameter.grad = None
     trainable.detach()
@@ -78,19 +87,6 @@ def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig,
     else:
         recompute_layers(model.net, True)
         _forth_and_back(model, rows, config, True)
-
-
-def within_time(steps: list[Step], rows: Sequence[Any], config: TrainConfig, speed: float) -> list[Step]:
-    """Cut the plan to what fits into `max_minutes` at the measured speed; the learning rate falls over what is left."""
-    if config.max_minutes is None or speed <= 0:
-        return steps
-    budget = config.max_minutes * 60 * speed
-    used = 0
-    for count, step in enumerate(steps):
-        used += sum(tokens_of(rows[i]) for i in step.indices)
-        if used > budget:
-            return steps[: max(count, 1)]
-    return steps
 
 
 def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[int, int, int]:

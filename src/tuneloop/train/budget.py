@@ -1,0 +1,213 @@
+"""What fits into `max_minutes`: steps, validations and their rows, before the first step and again while the run goes.
+
+A run that is not limited has the steps, validations and rows of its settings. In one that is, the validations and the reference of
+preferences get at most a share of the time, steps get the rest. Should the machine turn out slower than measured, fewer steps are
+done: the learning rate falls over those that are left, to the same end.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.models.template import Rendered
+from tuneloop.train.batches import Step
+from tuneloop.train.checkpoint import State
+from tuneloop.train.config import TrainConfig
+from tuneloop.train.rows import Rated, TrainRow, reference_tokens, tokens_of
+
+# Tokens a second without a backward pass relative to those with one; `plan/estimate.py` has the same figure and its source.
+FORWARD_SPEED = 2.5
+# Most of the time that validations and the reference may take, and rows below which there are fewer validations instead of fewer rows:
+# a loss of a handful of rows can't choose between checkpoints.
+CHECKING_SHARE, LEAST_ROWS = 0.2, 32
+# A run may take so much of its time longer; steps are added when there is time for so many more of those that are left; and its speed
+# is known from so many steps.
+LATE, EARLY, KNOWN_FROM = 0.02, 0.1, 3
+# Below this share of the planned speed the machine is said to be busy, after so many seconds of steps.
+BUSY, BUSY_AFTER = 0.5, 15.0
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run does.
+
+    Args:
+        steps: all of them.
+        evaluations: validations after the first one, which comes before the first step.
+        val_rows: most rows of each.
+        forward_tokens: tokens that are read without a backward pass: by validations, the reference, and KTO's reference point.
+    """
+
+    steps: list[Step]
+    evaluations: int
+    val_rows: int
+    forward_tokens: int
+
+    @property
+    def validations(self) -> int:
+        """Validations, the one before the first step included."""
+        return min(self.evaluations, len(self.steps)) + 1
+
+
+def plan_run(
+    steps: list[Step],
+    rows: Sequence[TrainRow],
+    val: Sequence[TrainRow],
+    general: Sequence[Rendered],
+    config: TrainConfig,
+    seed: int,
+    tokens_per_second: float,
+    seconds_spent: float = 0.0,
+) -> RunPlan:
+    """All steps, or those that fit into `config.max_minutes` together with validations and the reference.
+
+    Args:
+        steps: of the whole run, see `plan_steps`.
+        rows, val, general: of the training split, the validation split, and rows of other work.
+        tokens_per_second: of forward and backward passes, as the run will keep it up; 0: not known, nothing is left out.
+        seconds_spent: of the time already.
+    """
+
+    def made(kept: list[Step], evaluations: int, most: int) -> RunPlan:
+        some, other = sample(val, most, seed), sample(general, most, seed)
+        once = sum(map(_read, some)) + sum(map(tokens_of, other))
+        seen = {i for step in kept for i in step.indices}
+        reference = sum(map(reference_tokens, some)) + sum(reference_tokens(rows[i]) for i in seen)
+        beside = sum(_read(rows[i]) - tokens_of(rows[i]) for step in kept for i in step.indices)
+        validations = min(evaluations, len(kept)) + 1
+        return RunPlan(kept, evaluations, most, once * validations + reference + beside)
+
+    def time_of(plan: RunPlan) -> float:
+        """In trained tokens."""
+        trained = sum(tokens_of(rows[i]) for step in plan.steps for i in step.indices)
+        return trained + plan.forward_tokens / FORWARD_SPEED
+
+    whole = made(steps, config.evaluations, config.val_rows)
+    if config.max_minutes is None or tokens_per_second <= 0:
+        return whole
+    time = max(config.max_minutes * 60 - seconds_spent, 0.0) * tokens_per_second
+    if time_of(whole) <= time:
+        return whole
+    evaluations, most = _validations(val, general, config, time * CHECKING_SHARE * FORWARD_SPEED)
+    fewest, most_steps = 1, len(steps)  # by halves: time grows with the number of steps
+    while fewest < most_steps:
+        middle = (fewest + most_steps + 1) // 2
+        if time_of(made(steps[:middle], evaluations, most)) <= time:
+            fewest = middle
+        else:
+            most_steps = middle - 1
+    return made(steps[:fewest], evaluations, most)
+
+
+def _validations(
+    val: Sequence[TrainRow], general: Sequence[Rendered], config: TrainConfig, tokens: float
+) -> tuple[int, int]:
+    """How many validations, beside the first one, of how many rows take at most so many tokens: rather fewer rows, down to
+    `LEAST_ROWS`, than fewer validations; at least one, of few rows."""
+    if not val and not general:
+        return config.evaluations, config.val_rows
+    rows = min(config.val_rows, max(len(val), len(general)))
+    of_val = sum(map(_read, val)) / max(len(val), 1)
+    reference = sum(map(reference_tokens, val)) / max(len(val), 1)
+    of_general = sum(map(tokens_of, general)) / max(len(general), 1)
+    most = 0
+    for evaluations in range(config.evaluations, 0, -1):
+        most = int(tokens / max((evaluations + 1) * (of_val + of_general) + reference, 1))
+        if most >= min(LEAST_ROWS, rows):
+            return evaluations, min(most, rows)
+    return 1, min(max(most, 8), rows)
+
+
+def sample(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
+    """All rows, or `most` of them by chance."""
+    return list(rows) if len(rows) <= most else random.Random(seed).sample(list(rows), most)
+
+
+def _read(row: TrainRow) -> int:
+    """Tokens of a row in a validation: KTO also asks how far the model has moved on another row's answer."""
+    return tokens_of(row) + (len(row.other.ids) if isinstance(row, Rated) else 0)
+
+
+def step_tokens(step: Step, rows: Sequence[TrainRow]) -> float:
+    """What a step computes, in trained tokens."""
+    trained = sum(tokens_of(rows[i]) for i in step.indices)
+    return trained + (sum(_read(rows[i]) for i in step.indices) - trained) / FORWARD_SPEED
+
+
+# --- while the run goes
+
+
+def place_of(state: State, step: float) -> float:
+    """Where a step stands in the planned schedule, in planned steps: the step itself, unless some have been left out since."""
+    since, place = state.turn
+    return place + (step - since) * (state.planned_steps - place) / max(state.total_steps - since, 1)
+
+
+def is_due(state: State) -> bool:
+    """Whether a validation stands behind the step that has just been done."""
+    before, now = place_of(state, state.step - 1), place_of(state, state.step)
+    return any(before + 1e-6 < due <= now + 1e-6 for due in state.due)
+
+
+def count_anew(
+    state: State, steps: Sequence[Step], rows: Sequence[TrainRow], config: TrainConfig, seconds: float
+) -> int:
+    """Keep a run to its time: change `total_steps` to what fits into the rest of it at the speed so far.
+
+    Never above what was planned, and only where the difference is worth it. Validations that would take much more than
+    their share of the rest are left out; the last one, behind the last step, stays.
+
+    Args:
+        seconds: of the run so far; the same in all its processes.
+
+    Returns:
+        Steps more or fewer than before.
+    """
+    if config.max_minutes is None or state.step < KNOWN_FROM or state.step >= state.total_steps:
+        return 0
+    done = sum(step_tokens(step, rows) for step in steps[: state.step])
+    each = max(seconds - state.checking_seconds, 1e-9) / done  # seconds of a trained token
+    left = config.max_minutes * 60 - seconds
+    now = place_of(state, state.step)
+    past, ahead = [d for d in state.due if d <= now + 1e-6], [d for d in state.due if d > now + 1e-6]
+    if len(ahead) * state.validation_seconds > 2 * CHECKING_SHARE * left:
+        fitting = max(int(CHECKING_SHARE * left / max(state.validation_seconds, 1e-9)), 1)
+        ahead = ahead[:: -math.ceil(len(ahead) / fitting)][::-1]
+    left += LATE * config.max_minutes * 60 - len(ahead) * state.validation_seconds
+    total, used = state.step, 0.0
+    for step in steps[state.step : state.planned_steps]:
+        used += step_tokens(step, rows) * each
+        if used > left:
+            break
+        total += 1
+    total = max(total, state.step + 1)  # there is always a last validation, and it stands behind a step
+    changed, rest = total - state.total_steps, state.total_steps - state.step
+    if (0 <= changed < EARLY * rest) and len(past) + len(ahead) == len(state.due):
+        return 0
+    state.turn, state.total_steps, state.due = (state.step, now), total, past + ahead
+    return changed
+
+
+def speed_words(share: float) -> str:
+    """A share of a speed in words: `a tenth of`."""
+    named = {2: "half", 3: "a third of", 4: "a quarter of", 5: "a fifth of", 10: "a tenth of"}
+    nearest = min(named, key=lambda n: abs(math.log(share * n)))
+    close = abs(math.log(share * nearest)) < 0.1
+    return named[nearest] if close else f"{max(100 * share, 1):.0f} % of"
+
+
+def seen_words(seen: int, rows: int, epochs: float) -> str:
+    """What share of the training rows a run sees: `1.6 % of the rows`, `all rows 3 times`."""
+    if seen < rows:
+        share = 100 * seen / rows
+        return f"{share:.1f} % of the rows" if share < 10 else f"{min(share, 99):.0f} % of the rows"
+    return "all rows once" if epochs <= 1 else f"all rows {epochs:.3g} times"
+
+
+def rows_seen(steps: Sequence[Step], skipped: Collection[int] = ()) -> int:
+    """Different rows of some steps, without those that were skipped (numbered from 1)."""
+    return len({i for number, step in enumerate(steps, 1) if number not in skipped for i in step.indices})

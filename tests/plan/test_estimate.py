@@ -180,7 +180,8 @@ def test_plan_has_the_keys_of_its_contract() -> None:
     ("called", "key"),
     [("NVIDIA A100-SXM4-80GB", "a100-80gb"), ("NVIDIA A100-PCIE-40GB", "a100-40gb"), ("NVIDIA H100 80GB HBM3", "h100-sxm"),
      ("NVIDIA H100 PCIe", "h100-pcie"), ("Tesla T4", "t4"), ("NVIDIA L4", "l4"), ("NVIDIA A10G", "a10g"), ("NVIDIA L40S", "l40s"),
-     ("NVIDIA GeForce RTX 4090", "rtx4090"), ("NVIDIA RTX A6000", "a6000"), ("NVIDIA H200", "h200"), ("NVIDIA B200", "b200")],
+     ("NVIDIA GeForce RTX 4090", "rtx4090"), ("NVIDIA RTX A6000", "a6000"), ("NVIDIA RTX 6000 Ada Generation", "rtx6000-ada"), ("NVIDIA RTX A5000", "a5000"), ("NVIDIA GeForce RTX 3060", "rtx3060"),
+     ("NVIDIA GeForce RTX 4070 Ti", "rtx4070-ti"), ("NVIDIA GeForce RTX 5080", "rtx5080"), ("Tesla V100-SXM2-16GB", "v100-16gb"), ("Tesla V100-PCIE-32GB", "v100-32gb"), ("NVIDIA A10", "a10"), ("NVIDIA H200", "h200"), ("NVIDIA B200", "b200")],
 )  # fmt: skip
 def test_gpus_are_known_by_what_their_driver_calls_them(called: str, key: str) -> None:
     from tuneloop.plan.gpus import find_gpu

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.plan import prices
+from tuneloop.plan.gpus import all_gpus
 from tuneloop.plan.prices import BUNDLED, Price, group_offers, load_prices, update_prices, usd_per_hour
 from tuneloop.types import UserError
 
@@ -35,30 +36,58 @@ def test_every_bundled_price_has_a_date_a_source_and_a_possible_figure() -> None
     table = load_prices()
     for price in (price for level in table.levels for price in level):
         assert date(2025, 1, 1) < date.fromisoformat(price.date) <= date.today(), price
-        assert price.source.startswith("https://") and price.provider and 0.05 < price.usd_per_hour < 20, price
+        assert price.source.startswith("https://") and price.provider and 0.04 < price.usd_per_hour < 20, price
     for entry in (*table.tokens, *table.tuning, table.storage):
         assert date.fromisoformat(entry.date) and entry.source.startswith("https://")
 
 
-@pytest.mark.parametrize("gpu", KNOWN)
-def test_every_gpu_has_an_on_demand_price(gpu: str) -> None:
+OWN_CARDS = {
+    "v100-16gb",
+    "v100-32gb",
+    "rtx3080-12gb",
+    "rtx4070",
+    "rtx4070-ti",
+    "rtx4080",
+    "rtx5070",
+    "rtx5080",
+}  # no public offer was found
+
+
+@pytest.mark.parametrize("gpu", [gpu for gpu in KNOWN if gpu != "rtx3060"])
+def test_every_rented_gpu_has_a_price_of_a_machine_that_is_not_taken_away(gpu: str) -> None:
     price = usd_per_hour(gpu)
-    assert price is not None and price.gpus == 1
+    assert price is not None and price.gpus == 1 and price.tier in ("on-demand", "community")
 
 
-def test_every_gpu_of_the_planner_has_a_price() -> None:
-    file = BUNDLED.with_name("gpus.yaml")
-    if not file.is_file():
-        pytest.skip("no list of GPUs")
-    listed = {key for key, entry in yaml.safe_load(file.read_text())["gpus"].items() if not str(key).startswith("cpu")}
-    assert listed <= set(KNOWN), f"without a price: {sorted(listed - set(KNOWN))}"
+def test_every_gpu_of_the_planner_has_a_price_or_is_known_to_have_none() -> None:
+    assert set(all_gpus()) - set(KNOWN) == OWN_CARDS
+
+
+def test_spot_and_community_prices_are_at_most_those_on_demand_of_the_same_provider() -> None:
+    offers = [price for level in load_prices().levels for price in level]
+    for cheap in (price for price in offers if price.tier == "spot"):
+        dear = [p for p in offers if (p.provider, p.gpu, p.tier) == (cheap.provider, cheap.gpu, "on-demand")]
+        assert all(cheap.usd_per_hour <= price.usd_per_hour for price in dear), cheap
+        market = [p.usd_per_hour for p in offers if p.gpu == cheap.gpu and p.tier == "on-demand"]
+        assert not market or cheap.usd_per_hour <= min(market), f"a spot price that nobody takes: {cheap}"
+    hosts = {price.provider for price in offers if price.tier == "community"}
+    assert hosts and not [p for p in offers if p.provider in hosts and p.tier != "community"], "a marketplace's prices"
+
+
+@given(gpu=st.sampled_from(KNOWN), gpus=st.integers(1, 16))
+def test_spot_never_costs_more_than_on_demand(gpu: str, gpus: int) -> None:
+    table = load_prices()
+    spot, steady = table.gpu(gpu, "spot", gpus), table.gpu(gpu, "on-demand", gpus)
+    if spot and steady and steady.tier == "on-demand":
+        assert spot.machines_usd(gpus) <= steady.machines_usd(gpus)
 
 
 def test_machines_are_rented_whole() -> None:
     price = Price("A", "h100-sxm", 8, "on-demand", 3.0, "2026-01-01", "https://a")
     assert [price.machines_usd(n) for n in (1, 8, 9)] == [24.0, 24.0, 48.0]
-    single = usd_per_hour("a100-80gb", "spot", 1)
-    assert single is not None and single.machines_usd(1) > single.usd_per_hour, "the only spot offer is of eight"
+    single, eight = usd_per_hour("a100-80gb", "spot", 1), usd_per_hour("a100-80gb", "spot", 8)
+    assert single is not None and single.tier == "on-demand", "the only spot offer is of eight, and dearer for one"
+    assert eight is not None and (eight.tier, eight.gpus) == ("spot", 8)
 
 
 def test_a_price_that_does_not_exist_is_none_and_a_wrong_tier_is_refused() -> None:

@@ -27,7 +27,7 @@ def prices(words: Sequence[str], own: str | None, as_json: bool) -> None:
         )
     fetched = update_prices() if words else None
     table = load_prices(own)
-    found = {gpu: {tier: price for tier in TIERS if (price := table.gpu(gpu, tier)) is not None} for gpu in all_gpus()}
+    found = {gpu: {tier: offers[0] for tier in TIERS if (offers := table.offers(gpu, tier))} for gpu in all_gpus()}
     if as_json:
         print_json({"fetched": fetched, "prices": found})
         return
@@ -35,6 +35,6 @@ def prices(words: Sequence[str], own: str | None, as_json: bool) -> None:
         print(f"{fetched['offers']:,} offers of {', '.join(fetched['providers'])} in {fetched['path']}")
     for gpu, tiers in found.items():
         for i, price in enumerate(tiers.values()):
-            print(f"{gpu if not i else '':12}{price.words()}")
+            print(f"{gpu if not i else '':14}{price.words()}")
         if not tiers:
-            print(f"{gpu:12}no price")
+            print(f"{gpu:14}no price")

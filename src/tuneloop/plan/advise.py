@@ -63,7 +63,7 @@ class Question(Config):
     budget_usd: float | None = Field(None, ge=0, le=10**9)
     gpu: str | None = None
     gpus: int | None = Field(None, ge=1, le=4096)
-    tier: Literal["on-demand", "spot", "reserved"] = "on-demand"
+    tier: Literal["on-demand", "spot", "community", "reserved"] = "on-demand"
     usd_per_gpu_hour: float | None = Field(None, ge=0, le=10**4)
     prices: str | None = None
     months: float = Field(12.0, gt=0, le=120)

@@ -25,7 +25,8 @@ class Gpu:
         gib: memory that the driver reports.
         tflops: dense 16-bit peak.
         bf16, flash: whether it has bfloat16 and FlashAttention 2.
-        gb_s, link_gb_s, host_gb_s: bandwidth of its memory, to a neighbour, to the host.
+        gb_s, link_gb_s, host_gb_s: bandwidth of its memory, to a neighbour, to the host, in 10^9 bytes a second.
+        p2p: whether two of them in a machine read each other's memory; else all goes through the host's.
         matmul: share of the peak that wide matrix products reach, see `gpus.yaml`.
         share_of: where that comes from.
     """
@@ -42,6 +43,7 @@ class Gpu:
     matmul: float
     share_of: str
     source: str
+    p2p: bool = True
 
     @property
     def is_cpu(self) -> bool:
@@ -99,7 +101,10 @@ def find_gpu(name: str) -> Gpu:
     called = {"a100": "a100-80gb", "h100": "h100-sxm", "a10080": "a100-80gb", "a10040": "a100-40gb", "rtxa6000": "a6000",
               "h100sxm5": "h100-sxm", "h10080gb": "h100-sxm", "a100sxm80gb": "a100-80gb", "a100sxm40gb": "a100-40gb",
               "a100sxm480gb": "a100-80gb", "a100sxm440gb": "a100-40gb", "a100pcie40gb": "a100-40gb", "a10080gbpcie": "a100-80gb",
-              "h10080gbhbm3": "h100-sxm", "4090": "rtx4090", "3090": "rtx3090", "5090": "rtx5090", "a10": "a10g"}  # fmt: skip
+              "h10080gbhbm3": "h100-sxm", "4090": "rtx4090", "3090": "rtx3090", "5090": "rtx5090", "rtxa5000": "a5000", "5080": "rtx5080",
+              "rtx6000adageneration": "rtx6000-ada", "6000ada": "rtx6000-ada", "rtxa6000ada": "rtx6000-ada", "v100": "v100-16gb", "3060": "rtx3060", "rtx306012gb": "rtx3060",
+              "v100sxm216gb": "v100-16gb", "v100sxm232gb": "v100-32gb", "v100pcie16gb": "v100-16gb", "v100pcie32gb": "v100-32gb", "rtx3080": "rtx3080-12gb",
+              "4070": "rtx4070", "4070ti": "rtx4070-ti", "rtx407012gb": "rtx4070", "4080": "rtx4080", "5070": "rtx5070"}  # fmt: skip
     found = plain.get(key) or called.get(key)
     if found:
         return table[found]

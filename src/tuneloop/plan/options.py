@@ -276,7 +276,7 @@ def _jobs(ask: Ask, left_out: list[str]) -> Iterator[list[Job]]:
     gpu, count, sharding = given.pop("gpu", None), given.pop("gpus", None), given.pop("sharding", None)
     rows = given.pop("micro_batch", None)
     batches = rows if isinstance(rows, tuple) else (rows,)
-    named = [find_gpu(gpu)] if gpu else list(all_gpus().values())
+    named = [find_gpu(gpu)] if gpu else [card for card in all_gpus().values() if ask.prices.rented(card.key)]
     for device in named:
         counts = (count,) if count is not None else (1,) if device.is_cpu else COUNTS
         for gpus in counts:
@@ -322,7 +322,8 @@ def _option(ask: Ask, job: Job, wanted: bool) -> Option:
         "train": lengths.tokens * ask.epochs / rate / 3600,
         **overhead_hours(job, evaluations=EVALUATIONS, evaluation_tokens=min(val, 200_000)),
     }
-    usual = interruptions(ask.tier, job.gpus)
+    price = ask.prices.gpu(job.gpu.key, ask.tier, job.gpus)
+    usual = interruptions(price.tier if price else ask.tier, job.gpus)
     how = Interruptions(
         usual.per_hour if ask.per_hour is None else ask.per_hour, ask.checkpoint_minutes, parts.pop("save") * 60
     )
@@ -332,7 +333,6 @@ def _option(ask: Ask, job: Job, wanted: bool) -> Option:
         raise never_ends(how)
     parts["checkpoints and interruptions"] = hours - work
     cost, memory = None, memory_of(job)
-    price = ask.prices.gpu(job.gpu.key, ask.tier, job.gpus)
     if price and lengths.tokens and (memory.fits or wanted):
         efforts = ask.efforts if ask.efforts.storage_gb else replace(ask.efforts, storage_gb=_kept_gb(job))
         cost = cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,

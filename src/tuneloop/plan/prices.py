@@ -15,10 +15,13 @@ from datetime import date as Day
 from pathlib import Path
 from typing import Any, Literal
 
+from tuneloop.plan.gpus import all_gpus
 from tuneloop.types import UserError
 
-Tier = Literal["on-demand", "spot", "reserved"]
-TIERS: tuple[Tier, ...] = ("on-demand", "spot", "reserved")
+Tier = Literal["on-demand", "spot", "community", "reserved"]
+TIERS: tuple[Tier, ...] = ("on-demand", "spot", "community", "reserved")
+# What is taken besides a tier: on demand where spot has no cheaper offer, a private host's machine where no data centre rents the card out on demand.
+INSTEAD: dict[str, Tier] = {"spot": "on-demand", "on-demand": "community"}
 BUNDLED = Path(__file__).with_name("prices.yaml")
 OLD_AFTER_DAYS = 180
 CPU_USD_PER_HOUR = 0.05  # of this machine without a GPU, unless it is given: about two shared cloud cores
@@ -32,7 +35,7 @@ class Price:
         provider: who rents it out.
         gpu: key, as in `gpus.yaml`.
         gpus: fewest GPUs that are rented together at this price.
-        tier: `on-demand`, `spot` (may be taken away) or `reserved`.
+        tier: `on-demand`, `spot` (may be taken away), `community` (private hosts) or `reserved`.
         usd_per_hour: for one GPU.
         date: day the price was read, ISO 8601.
         source: where it stands.
@@ -112,14 +115,25 @@ class PriceTable:
                 return sorted(found, key=lambda price: (price.usd_per_hour, price.gpus, price.provider))
         return []
 
+    def rented(self, gpu: str) -> bool:
+        """Whether anyone rents the GPU out."""
+        return any(price.gpu == gpu for level in self.levels for price in level)
+
     def with_price(self, provider: str, gpu: str, usd_per_hour: float, tier: Tier) -> PriceTable:
         """The table with a price on top of all others."""
         mine = Price(provider, gpu, 1, tier, usd_per_hour, Day.today().isoformat(), provider)
         return replace(self, levels=((mine,), *self.levels))
 
     def gpu(self, gpu: str, tier: str = "on-demand", gpus: int = 1) -> Price | None:
-        """The offer with the smallest bill for `gpus` GPUs, or None where there is no price."""
-        return min(self.offers(gpu, tier), key=lambda price: price.machines_usd(gpus), default=None)
+        """The offer with the smallest bill for `gpus` GPUs, or None where there is no price.
+
+        A spot machine that costs more than one on demand is none to take (its fewest GPUs may be more than are needed): then the price on demand is
+        given, and says so. Where a card is not rented out on demand, a private host's price stands for it.
+        """
+        found = self.offers(gpu, tier)
+        if (found and tier == "spot") or (not found and tier == "on-demand"):
+            found = found + self.offers(gpu, INSTEAD[tier])
+        return min(found, key=lambda price: (price.machines_usd(gpus), price.tier != tier), default=None)
 
     def hosted(self, model: str) -> list[TokenPrice]:
         """Hosted prices of a model by its short name (`-instruct` or not), the cheapest first."""
@@ -138,7 +152,7 @@ def usd_per_hour(gpu: str, tier: str = "on-demand", gpus: int = 1, *, prices: Pa
 
     Args:
         gpu: key, as in `gpus.yaml`.
-        tier: `on-demand`, `spot` or `reserved`.
+        tier: `on-demand`, `spot`, `community` or `reserved`.
         gpus: how many are needed together.
         prices: the user's price file; default: `~/.config/tuneloop/prices.yaml`.
 
@@ -187,7 +201,7 @@ def _load(files: tuple[tuple[str, int], ...]) -> PriceTable:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     bundled = yaml.load(BUNDLED.read_text(encoding="utf-8"), Loader=loader)
-    known = {gpu for group in bundled["offers"] for gpu in group["usd_per_gpu_hour"]}
+    known = {*all_gpus(), *(gpu for group in bundled["offers"] for gpu in group["usd_per_gpu_hour"])}
     levels = [tuple(_own_offers(Path(path), known)) for path, _ in files]
     return PriceTable(
         levels=(*levels, tuple(_offers(bundled["offers"]))),
@@ -302,6 +316,19 @@ CATALOGUE_NAMES: dict[tuple[str, int], str] = {
     ("T4", 16): "t4",
     ("L4", 24): "l4",
     ("A10G", 24): "a10g",
+    ("A10", 24): "a10",
+    ("A5000", 24): "a5000",
+    ("RTXA5000", 24): "a5000",
+    ("RTX6000Ada", 48): "rtx6000-ada",
+    ("RTX3060", 12): "rtx3060",
+    ("RTX3080", 12): "rtx3080-12gb",
+    ("RTX4070", 12): "rtx4070",
+    ("RTX4070Ti", 12): "rtx4070-ti",
+    ("RTX4080", 16): "rtx4080",
+    ("RTX5070", 12): "rtx5070",
+    ("RTX5080", 16): "rtx5080",
+    ("V100", 16): "v100-16gb",
+    ("V100", 32): "v100-32gb",
     ("RTX3090", 24): "rtx3090",
     ("RTX4090", 24): "rtx4090",
     ("RTX5090", 32): "rtx5090",

@@ -38,6 +38,8 @@ SHARDED = {"fsdp": 0.95, "zero2": 0.73, "zero3": 0.73}
 HOST_ADAM_BYTES, HOST_GB_S, HOST_ZERO_GB_S = 14, 100, 6
 # More than 80 % of the published runs lie within this factor of the prediction (half held out: 91 % within 1.2); new software may be further off.
 SPREAD = 1.25
+# Transfers hide behind computation but for this share of the shorter of both; through the host's memory they take the GPU's processors for copying.
+EXPOSED, EXPOSED_BY_HOST = 0.1, 0.3
 LOAD_GB_S = 1.0  # reading weights from disk
 COMPILE_MINUTES = 1.5
 SAVE_GB_S = 0.5
@@ -88,7 +90,8 @@ def speed_of(job: Job) -> Speed:
     compute = job.tokens * flops / (gpu.tflops * 1e12 * gpu.matmul) if gpu.is_cpu else _compute_seconds(job)
     host = 0.0 if gpu.is_cpu else _host_seconds(job)
     link = _link_seconds(job)
-    seconds = max(compute, host, link) + 0.1 * min(compute, link) + _host_update_seconds(job)
+    exposed = EXPOSED if gpu.p2p else EXPOSED_BY_HOST
+    seconds = max(compute, host, link) + exposed * min(compute, link) + _host_update_seconds(job)
     bound = max((compute, "compute"), (host, "host"), (link, "link"))[1]
     return Speed(
         job.gpus * job.tokens / seconds, flops / 1e12, job.tokens * flops / seconds / (gpu.tflops * 1e12), bound
@@ -111,7 +114,9 @@ def _compute_seconds(job: Job) -> float:
         moved += (
             job.trainable * _update_bytes(job) / (1 if job.sharding in ("none", "ddp") else job.gpus) / job.grad_accum
         )
-    seconds = job.tokens * products + moved / (gpu.gb_s * 1e9 * BANDWIDTH_SHARE)
+    # A product takes as long as its operations or as reading its weights, which is what bounds few tokens.
+    reading = (3 if job.grad_ckpt else 2) * weight_bytes(job) / (gpu.gb_s * 1e9 * BANDWIDTH_SHARE)
+    seconds = max(job.tokens * products, reading) + moved / (gpu.gb_s * 1e9 * BANDWIDTH_SHARE)
     return seconds / SHARDED.get(job.sharding, 1.0) + _paging_seconds(job)
 
 

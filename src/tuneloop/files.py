@@ -144,6 +144,16 @@ def plain(value: Any) -> Any:
 # --- reading -----------------------------------------------------------------------------------
 
 
+def nearest_path(path: Path | str) -> str:
+    """What to do about a path that does not exist: the name nearest to it in its folder, where there is one."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist: check the path"
+    names = sorted(p.name for p in path.parent.iterdir() if path.name.startswith(".") or not p.name.startswith("."))
+    near = difflib.get_close_matches(path.name, names, 1, 0.5)
+    return f"did you mean {path.parent / near[0]}?" if near else "check the path"
+
+
 def read_json(path: Path | str) -> Any:
     """Read a JSON file that tuneloop wrote.
 

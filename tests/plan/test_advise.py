@@ -40,7 +40,7 @@ NEVER = {"queries_per_day": 10, "baseline_prompt_tokens": 1000, "prompt_tokens":
     [
         ({"rows": 5}, "too-few-examples", "dont", ""),
         ({"rows": 5000, "facts_change": True}, "facts-change", "dont", ""),
-        ({"rows": 5000, "budget_usd": 1}, "over-budget", "dont", ""),
+        ({"rows": 5000, "budget_usd": 0.1}, "over-budget", "dont", ""),
         ({"rows": 5000, "model": "llama-3.3-70b", "gpu": "rtx4090"}, "nothing-fits", "dont", ""),
         ({"rows": 5000, "gpu": "cpu", "usd_per_gpu_hour": 0.1}, "too-slow-here", "dont", ""),
         ({"rows": 20000, "baseline_usd_per_million_input": 5, **PAYS}, "saves-however-served", "tune", "lora"),

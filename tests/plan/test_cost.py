@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tuneloop.plan.advise import Question
+from tuneloop.plan.advise_economy import trainings
 from tuneloop.plan.cost import (
+    ONE_RUN,
     Efforts,
     Interruptions,
     best_checkpoint_hours,
@@ -18,7 +24,10 @@ from tuneloop.plan.cost import (
     expected_hours,
     lognormal_sigma,
 )
-from tuneloop.plan.prices import Price
+from tuneloop.plan.measured import known_of
+from tuneloop.plan.options import plan_machines
+from tuneloop.plan.prices import Price, load_prices
+from tuneloop.report.plan_terminal import cost_lines
 from tuneloop.types import UserError
 
 PRICE = Price("A", "h100-sxm", 1, "on-demand", 2.0, "2026-11-01", "https://a")
@@ -144,8 +153,6 @@ def test_the_spread_is_that_of_the_given_percentiles() -> None:
 
 
 def test_a_spot_machine_that_is_taken_away_takes_longer_and_checkpoints_bound_the_loss() -> None:
-    from tuneloop.plan.options import plan_machines
-
     asked = {"model": "llama-3.1-8b", "gpu": "a100-80gb", "tokens": 10**9, "tier": "spot"}
     hours = [plan_machines({**asked, **more})["time"]["hours"] for more in (
         {"interruptions_per_hour": 0.0}, {}, {"interruptions_per_hour": 1.0}, {"interruptions_per_hour": 1.0, "checkpoint_minutes": 60},
@@ -156,8 +163,6 @@ def test_a_spot_machine_that_is_taken_away_takes_longer_and_checkpoints_bound_th
 
 
 def test_what_stands_around_a_run_is_counted_in_its_plan() -> None:
-    from tuneloop.plan.options import plan_machines
-
     asked = {"model": "llama-3.1-8b", "gpu": "a100-80gb", "tokens": 10**6}
     alone = plan_machines(asked)["cost"]
     around = plan_machines(
@@ -166,11 +171,68 @@ def test_what_stands_around_a_run_is_counted_in_its_plan() -> None:
     )["cost"]  # fmt: skip
     assert around["breakdown"]["training"] == pytest.approx(3 * alone["breakdown"]["training"])
     assert alone["breakdown"]["setup"] == 0 < around["breakdown"]["setup"]
-    # 10 hours of labelling and 2 of engineering, each at the mean of a lognormal around its middle
-    prepared, engineered = around["breakdown"]["data preparation"] / 300, around["breakdown"]["engineering"] / 200
-    assert 1.0 < prepared < 1.3 and prepared == pytest.approx(engineered)
+    # 10 hours of labelling and 2 of engineering: hours times their price, as anyone would reckon
+    assert around["breakdown"]["data preparation"] == pytest.approx(300)
+    assert around["breakdown"]["engineering"] == pytest.approx(200)
     assert around["low"] < around["p50"] < around["p90"] and around["usd"] == pytest.approx(
         sum(around["breakdown"].values())
     )
     with pytest.raises(UserError, match="setup hours"):
         plan_machines({**asked, "setup_hours": -1.0})
+
+
+def test_hours_times_their_price_is_what_the_bill_shows_and_every_part_says_how_it_comes_about() -> None:
+    cost = cost_of(0.5, 0.4, 0.6, 1, PRICE, efforts=replace(ONE_RUN, engineer_hours=10, usd_per_engineer_hour=50))
+    assert cost.breakdown["engineering"] == pytest.approx(500)
+    assert cost.explained["engineering"] == "10 hours x $50.00 an hour"
+    assert cost.explained["training"] == "1 run of 30 minutes x $2.00 an hour"
+    assert cost.breakdown["training"] == pytest.approx(1.0)
+    lines = cost_lines(cost.to_json())
+    shown = [float(line.split()[0].lstrip("$").replace(",", "")) for line in lines if line.startswith("  ")]
+    assert sum(shown) == pytest.approx(cost.usd, abs=0.02), (
+        "the parts that are printed add up to the total that is printed"
+    )
+    assert lines[0].startswith("Cost: $501.") and "expected" in lines[0]
+
+
+def test_what_several_runs_cost_stands_beside_one_run_and_nowhere_else() -> None:
+    one = cost_of(2, 1.5, 2.5, 1, PRICE, efforts=ONE_RUN)
+    three = cost_of(2, 1.5, 2.5, 1, PRICE, efforts=replace(ONE_RUN, runs=3, setup_hours=0.5, evaluation_hours=0.5))
+    assert one.until_kept == pytest.approx(three.breakdown) and three.until_kept is None
+    assert "--runs 3 --setup-hours 0.5 --evaluation-hours 0.5" in cost_lines(one.to_json())[-1]
+    assert not any("--runs" in line for line in cost_lines(three.to_json()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    model=st.sampled_from(["llama-3.2-1b", "llama-3.1-8b", "llama-3.3-70b"]), rows=st.integers(50, 200_000),
+    tokens=st.floats(10, 3000), epochs=st.sampled_from([1.0, 3.0]), longest=st.integers(16, 4000),
+    gpu=st.sampled_from(["rtx4090", "l40s", "a100-80gb", "h100-sxm", "mi300x"]), tier=st.sampled_from(["on-demand", "spot"]),
+    engineer=st.sampled_from([0.0, 50.0]), runs=st.sampled_from([1.0, 3.0]),
+)  # fmt: skip
+def test_plan_and_advise_name_one_price_with_the_same_parts(
+    model: str, rows: int, tokens: float, epochs: float, longest: int, gpu: str, tier: Any, engineer: float, runs: float,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    total = max(int(rows * min(tokens, longest)), 1)
+    folder = tmp_path_factory.mktemp("data")
+    counted = {"total": total, "mean": total / rows, "p50": longest // 2, "p90": longest, "max": longest}
+    (folder / "dataset.json").write_text(json.dumps({"splits": {"train": {"rows": rows, "tokens": counted}}}))
+    shared: dict[str, Any] = {"model": model, "epochs": epochs, "gpu": gpu, "tier": tier, "engineer_hours": 10.0,
+                              "usd_per_engineer_hour": engineer, "runs": runs}  # fmt: skip
+    for method, training in trainings(Question(**known_of(folder), **shared), load_prices()).items():
+        plan = plan_machines({**shared, "method": method, "dataset": str(folder)})
+        assert plan["fits"] == training.fits
+        if training.cost and training.fits:
+            assert plan["cost"] == training.cost.to_json()
+            assert sum(training.cost.breakdown.values()) == pytest.approx(training.cost.usd)
+
+
+def test_without_a_machine_named_both_choose_the_same_one(tmp_path: Path) -> None:
+    counted = {"total": 300_000, "mean": 100.0, "p50": 90, "p90": 200, "max": 400}
+    (tmp_path / "dataset.json").write_text(json.dumps({"splits": {"train": {"rows": 3000, "tokens": counted}}}))
+    shared = {"model": "llama-3.1-8b", "epochs": 3.0}
+    plan = plan_machines({**shared, "method": "lora", "dataset": str(tmp_path)})
+    training = trainings(Question(**known_of(tmp_path), **shared), load_prices())["lora"]
+    assert training.cost and plan["cost"] == training.cost.to_json()
+    assert (plan["gpu"], plan["gpus"]) == (training.job.gpu.key, training.job.gpus)

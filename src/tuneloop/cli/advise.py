@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen, split_arguments
+from tuneloop.cli.numbers import amount, count
 
 if TYPE_CHECKING:
     from tuneloop.plan.advise import Advice
@@ -33,7 +36,9 @@ QUESTIONS: tuple[tuple[str, str, type], ...] = (
 
 def command(
     source: str = typer.Argument(
-        "", help="Prepared data set, run, or evaluation to start from.", metavar="[DATASET|RUN|EVAL.json]"
+        "",
+        help="File of examples, prepared data set, recipe, run, or evaluation to start from.",
+        metavar="[DATA|RECIPE.yaml|RUN|EVAL.json]",
     ),
     settings: Settings = None,
     measure: bool = typer.Option(
@@ -43,44 +48,89 @@ def command(
     metric: str = typer.Option("", "--metric", help="The metric that decides."),
     model: str = typer.Option("", "--model", "-m", help="Base model [llama-3.1-8b; smollm2-135m with --measure]."),
     task: str = typer.Option(None, "--task", help="classification, generation or chat."),
-    rows: int = typer.Option(None, "--rows", help="Examples to train on."),
-    labels: int = typer.Option(None, "--labels", help="Number of labels."),
-    tokens_per_row: float = typer.Option(None, "--tokens-per-row", help="Tokens of a training row."),
-    epochs: float = typer.Option(None, "--epochs", help="Passes over the examples [3]."),
-    queries_per_day: float = typer.Option(None, "--queries-per-day", help="Volume."),
-    baseline_prompt_tokens: float = typer.Option(
-        None, "--baseline-prompt-tokens", help="Tokens of a query's prompt today."
+    rows: int = typer.Option(None, "--rows", parser=count, metavar="N", help="Examples to train on."),
+    labels: int = typer.Option(None, "--labels", parser=count, metavar="N", help="Number of labels."),
+    tokens_per_row: float = typer.Option(
+        None, "--tokens-per-row", parser=amount, metavar="X", help="Tokens of a training row."
     ),
-    prompt_tokens: float = typer.Option(None, "--prompt-tokens", help="Tokens of the tuned model's prompt."),
-    answer_tokens: float = typer.Option(None, "--answer-tokens", help="Tokens of an answer."),
-    usd_per_million_input: float = typer.Option(None, "--usd-per-million-input", help="Price of 1M tokens read."),
-    usd_per_million_output: float = typer.Option(None, "--usd-per-million-output", help="Price of 1M tokens written."),
+    epochs: float = typer.Option(None, "--epochs", parser=amount, metavar="X", help="Passes over the examples [3]."),
+    queries_per_day: float = typer.Option(None, "--queries-per-day", parser=amount, metavar="X", help="Volume."),
+    baseline_prompt_tokens: float = typer.Option(
+        None, "--baseline-prompt-tokens", parser=amount, metavar="X", help="Tokens of a query's prompt today."
+    ),
+    prompt_tokens: float = typer.Option(
+        None, "--prompt-tokens", parser=amount, metavar="X", help="Tokens of the tuned model's prompt."
+    ),
+    answer_tokens: float = typer.Option(
+        None, "--answer-tokens", parser=amount, metavar="X", help="Tokens of an answer."
+    ),
+    usd_per_million_input: float = typer.Option(
+        None, "--usd-per-million-input", parser=amount, metavar="X", help="Price of 1M tokens read."
+    ),
+    usd_per_million_output: float = typer.Option(
+        None, "--usd-per-million-output", parser=amount, metavar="X", help="Price of 1M tokens written."
+    ),
     baseline_usd_per_million_input: float = typer.Option(
-        None, "--baseline-usd-per-million-input", help="Price of 1M tokens read by today's model, where it is another."
+        None,
+        "--baseline-usd-per-million-input",
+        parser=amount,
+        metavar="X",
+        help="Price of 1M tokens read by today's model, where it is another.",
     ),
     baseline_usd_per_million_output: float = typer.Option(
-        None, "--baseline-usd-per-million-output", help="Price of 1M tokens written by it."
+        None, "--baseline-usd-per-million-output", parser=amount, metavar="X", help="Price of 1M tokens written by it."
     ),
-    zero_shot: float = typer.Option(None, "--zero-shot", help="Share right without examples, measured by you."),
-    few_shot: float = typer.Option(None, "--few-shot", help="Share right with examples in the prompt."),
-    classifier: float = typer.Option(None, "--classifier", help="Share right of a cheap classifier."),
-    test_rows: int = typer.Option(None, "--test-rows", help="Rows that these were measured on."),
-    target: float = typer.Option(None, "--target", help="Quality that is needed."),
-    latency_ms: float = typer.Option(None, "--latency-ms", help="Milliseconds to an answer."),
-    budget: float = typer.Option(None, "--budget", help="Dollars for everything upfront."),
+    zero_shot: float = typer.Option(
+        None, "--zero-shot", parser=amount, metavar="X", help="Share right without examples, measured by you."
+    ),
+    few_shot: float = typer.Option(
+        None, "--few-shot", parser=amount, metavar="X", help="Share right with examples in the prompt."
+    ),
+    classifier: float = typer.Option(
+        None, "--classifier", parser=amount, metavar="X", help="Share right of a cheap classifier."
+    ),
+    test_rows: int = typer.Option(
+        None, "--test-rows", parser=count, metavar="N", help="Rows that these were measured on."
+    ),
+    target: float = typer.Option(None, "--target", parser=amount, metavar="X", help="Quality that is needed."),
+    latency_ms: float = typer.Option(
+        None, "--latency-ms", parser=amount, metavar="X", help="Milliseconds to an answer."
+    ),
+    budget: float = typer.Option(None, "--budget", parser=amount, metavar="X", help="Dollars for everything upfront."),
     gpu: str = typer.Option(None, "--gpu", help="The GPU at hand; else the cheapest that fits is rented."),
-    gpus: int = typer.Option(None, "--gpus", help="How many."),
+    gpus: int = typer.Option(None, "--gpus", parser=count, metavar="N", help="How many."),
     tier: str = typer.Option(None, "--tier", help="on-demand, spot or reserved."),
-    usd_per_gpu_hour: float = typer.Option(None, "--usd-per-gpu-hour", help="What the GPU costs you."),
-    prices: str = typer.Option(None, "--prices", help="Your own price file.", metavar="FILE"),
-    months: float = typer.Option(None, "--months", help="Horizon of savings [12]."),
-    retrain_months: float = typer.Option(None, "--retrain-months", help="Months between retrainings [never]."),
-    engineer_hours: float = typer.Option(None, "--engineer-hours", help="Hours of engineering [16]."),
-    usd_per_engineer_hour: float = typer.Option(
-        None, "--usd-per-engineer-hour", help="What they cost [0: not counted]."
+    usd_per_gpu_hour: float = typer.Option(
+        None, "--usd-per-gpu-hour", parser=amount, metavar="X", help="What the GPU costs you."
     ),
-    rows_to_label: int = typer.Option(None, "--rows-to-label", help="Examples that people still have to write."),
-    usd_per_labeller_hour: float = typer.Option(None, "--usd-per-labeller-hour", help="What their hours cost."),
+    prices: str = typer.Option(None, "--prices", help="Your own price file.", metavar="FILE"),
+    months: float = typer.Option(None, "--months", parser=amount, metavar="X", help="Horizon of savings [12]."),
+    retrain_months: float = typer.Option(
+        None, "--retrain-months", parser=amount, metavar="X", help="Months between retrainings [never]."
+    ),
+    runs: float = typer.Option(None, "--runs", parser=amount, metavar="X", help="Training runs until one is kept [1]."),
+    setup_hours: float = typer.Option(
+        None, "--setup-hours", parser=amount, metavar="X", help="Paid machine hours before the first useful step [0]."
+    ),
+    evaluation_hours: float = typer.Option(
+        None,
+        "--evaluation-hours",
+        parser=amount,
+        metavar="X",
+        help="Paid machine hours of evaluation after each run [0].",
+    ),
+    engineer_hours: float = typer.Option(
+        None, "--engineer-hours", parser=amount, metavar="X", help="Hours of engineering [16]."
+    ),
+    usd_per_engineer_hour: float = typer.Option(
+        None, "--usd-per-engineer-hour", parser=amount, metavar="X", help="What they cost [0: not counted]."
+    ),
+    rows_to_label: int = typer.Option(
+        None, "--rows-to-label", parser=count, metavar="N", help="Examples that people still have to write."
+    ),
+    usd_per_labeller_hour: float = typer.Option(
+        None, "--usd-per-labeller-hour", parser=amount, metavar="X", help="What their hours cost."
+    ),
     serving: str = typer.Option(
         None, "--serving", help="How the tuned model is billed: token, batch, real-time, hybrid."
     ),
@@ -91,7 +141,9 @@ def command(
         None, "--new-domain/--known-domain", help="Whether the model has to learn much that is new."
     ),
     html: str = typer.Option("", "--html", help="Write a page with table and charts.", metavar="FILE"),
-    out: str = typer.Option("", "--out", "-o", help="Folder for --measure [evals/advise-NAME]."),
+    out: str = typer.Option(
+        "", "--out", "-o", help="Folder that keeps the answer, prepared data and measurements [evals/advise-NAME]."
+    ),
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -110,7 +162,16 @@ def command(
         given = _ask()
     from tuneloop.plan.advise import advise
 
-    advice = advise(_question(source, evaluation, metric, given, _Measuring(measure, out, settings, quiet)))
+    known = _known(source, metric, given, _Measuring(measure, out, settings, quiet))
+    if evaluation:
+        from tuneloop.plan.measured import known_of
+
+        known.facts.update(known_of(evaluation, metric))
+    advice = advise(_question(known.facts, given))
+    if known.folder:
+        from tuneloop.pipeline.advise import keep_advice
+
+        keep_advice(known.folder, known.dataset_hash, advice.to_json())
     if html:
         from tuneloop.report.advise_html import write_advise_page
 
@@ -126,41 +187,99 @@ def command(
 NOT_FACTS = ("source", "settings", "measure", "evaluation", "metric", "html", "out", "as_json", "quiet", "debug")
 
 
+@dataclass
 class _Measuring:
-    """Whether and where to measure."""
+    """Whether and where to measure, and the recipe's settings for it."""
 
-    def __init__(self, wanted: bool, out: str, settings: list[str], quiet: bool) -> None:
-        self.wanted, self.out, self.settings, self.quiet = wanted, out, settings, quiet
+    wanted: bool
+    out: str
+    settings: list[str]
+    quiet: bool
 
 
-def _question(source: str, evaluation: str, metric: str, given: Mapping[str, Any], measuring: _Measuring) -> Any:
-    """What flags say, over what the source and measured results say."""
-    from tuneloop.plan.advise import make_question
+@dataclass
+class _Known:
+    """What the source says, and where its advice is kept; no folder: nowhere."""
+
+    facts: dict[str, Any]
+    folder: Path | None = None
+    dataset_hash: str = ""
+
+
+def _known(source: str, metric: str, given: Mapping[str, Any], measuring: _Measuring) -> _Known:
+    """What the source says: results, a prepared data set, or data that are read as `run` would read them."""
+    from tuneloop.plan.measured import holds_results, known_of
+    from tuneloop.types import UserError
+
+    if not source:
+        if measuring.wanted:
+            raise UserError("Measure on what?", where="--measure", next_step="tuneloop advise DATA --measure")
+        if measuring.settings:
+            raise UserError(
+                f"{measuring.settings[0]} sets nothing here",
+                where="advise",
+                next_step="settings belong to --measure and to data that are still to be prepared; give facts as flags",
+            )
+        return _Known({})
+    if holds_results(source) and not measuring.wanted:
+        return _Known({**known_of(source, metric), "source": source})
+    return _known_of_data(source, metric, given, measuring)
+
+
+def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring: _Measuring) -> _Known:
+    """What data say: a prepared data set, a file of examples, or a recipe; measured where that is wanted."""
+    import glob
+    from dataclasses import replace
+
+    from tuneloop.files import nearest_path, read_json
+    from tuneloop.pipeline.advise import advice_folder, read_data, stand_in
+    from tuneloop.pipeline.baselines import measure_alone
+    from tuneloop.pipeline.recipes import recipe_of
     from tuneloop.plan.measured import known_of
     from tuneloop.types import UserError
 
-    known: dict[str, Any] = {}
+    if not Path(source).expanduser().exists() and not glob.glob(source):
+        raise UserError("No such data set, run, evaluation or file", where=source, next_step=nearest_path(source))
+    recipe = recipe_of(source, measuring.settings, model=str(given.get("model", "")))
+    said_by_recipe = measuring.wanted or source.endswith((".yaml", ".yml"))
+    model = str(given.get("model") or (recipe.model if said_by_recipe else "llama-3.1-8b"))
+    other = stand_in(model)
+    recipe = recipe.model_copy(update={"model": other or model})
+    facts: dict[str, Any] = {"model": model, "source": source}
+    if source.endswith((".yaml", ".yml")):
+        facts["epochs"] = recipe.train.epochs
+    folder = advice_folder(recipe, measuring.out)
+    prepared = Path(source) / "dataset.json"
+    if prepared.is_file() and not measuring.wanted:
+        return _Known({**facts, **known_of(source)}, folder, read_json(prepared).get("hash", ""))
+    with screen(measuring.quiet) as shown:
+        if other and measuring.wanted:
+            shown.say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
+            shown.say(
+                f"          What its prompts fall short of, {model} may still reach; what classifiers reach holds."
+            )
+            shown.say(f"          To measure {model} itself: download it, then --model FOLDER.")
+        if measuring.wanted:
+            _, dataset = measure_alone(recipe, measuring.out, progress=shown.progress, say=shown.say)
+        else:
+            dataset = read_data(recipe, measuring.out, progress=shown.progress, say=shown.say)
+    facts |= known_of(dataset.path)
     if measuring.wanted:
-        if not source:
-            raise UserError("Measure on what?", where="--measure", next_step="tuneloop advise DATASET --measure")
-        from tuneloop.pipeline.baselines import measure_alone
-        from tuneloop.pipeline.recipes import recipe_of
+        facts |= known_of(folder, metric)
+        facts["measured"] = replace(facts["measured"], stand_in=other)
+    if other:
+        facts["notes"] = (f"tokens are counted as {other} reads them: {model} is not on this machine",)
+    return _Known(facts, folder, dataset.manifest["hash"])
 
-        with screen(measuring.quiet) as shown:
-            recipe = recipe_of(source, measuring.settings, model=str(given.get("model", "")))
-            folder, dataset = measure_alone(recipe, measuring.out, progress=shown.progress, say=shown.say)
-        known = {"model": recipe.model, **known_of(dataset.path), **known_of(folder, metric)}
-    elif measuring.settings:
-        raise UserError(
-            f"{measuring.settings[0]} sets nothing here",
-            where="advise",
-            next_step="settings belong to --measure; give facts as flags",
-        )
-    elif source:
-        known = known_of(source, metric)
-    if evaluation:
-        known |= known_of(evaluation, metric)
-    facts = dict(given)
+
+def _question(known: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """What flags say, over what the source and measured results say."""
+    from tuneloop.plan.advise import make_question
+    from tuneloop.types import UserError
+
+    known, facts = dict(known), dict(given)
+    if {"rows", "tokens_per_row"} & set(facts):
+        known.pop("lengths", None)  # they are of the data's own rows
     if by_hand := _by_hand(facts):
         if known.get("measured"):
             raise UserError("Measured results are given twice", where="advise",
@@ -211,7 +330,12 @@ def _read(text: str, kind: type) -> Any:
         if text.lower() not in ("y", "yes", "n", "no"):
             raise ValueError(text)
         return text.lower() in ("y", "yes")
-    return text if kind is str else kind(text.replace(",", "").removeprefix("$"))
+    if kind is str:
+        return text
+    try:
+        return count(text) if kind is int else amount(text)
+    except typer.BadParameter as error:
+        raise ValueError(error.message) from None
 
 
 # --- on the terminal ---------------------------------------------------------------------------
@@ -237,7 +361,8 @@ def _print(advice: Advice, html: str) -> None:
     for i, reason in enumerate(advice.reasons):
         if i:
             _say(console, reason.says, "", "- ", "  ")
-        _say(console, f"[{reason.rule}] {reason.source}", "dim", "  ", "  ")
+        else:
+            _say(console, f"(rule {reason.rule}; source: {reason.source})", "dim")
     _print_ladder(advice, console)
     _print_options(advice, console)
     _print_rest(advice, console)
@@ -305,16 +430,15 @@ def _print_options(advice: Advice, console: Any) -> None:
 
 
 def _print_rest(advice: Advice, console: Any) -> None:
-    training = advice.trainings.get(advice.method)
-    if training and training.cost:
-        from tuneloop.plan.advise_economy import hours_words
+    training = advice.trainings.get(advice.costed)
+    if training and training.fits and training.cost:
+        from tuneloop.report.plan_terminal import cost_lines
 
-        cost, machine = training.cost, f"{training.job.gpus} x {training.job.gpu.key}"
-        console.print()
-        _say(
-            console,
-            f"Training: {hours_words(training.hours)} a run on {machine}; in all ${cost.p50:,.2f} (P50), ${cost.p90:,.2f} (P90)",
+        console.print(
+            f"\nTraining with {advice.costed_name} on {training.job.gpus} x {training.job.gpu.name}", style="bold"
         )
+        for line in cost_lines(training.cost.to_json()):
+            console.print(line, markup=False, soft_wrap=True)
     if advice.steps:
         console.print("\nNext", style="bold")
         for number, step in enumerate(advice.steps, 1):
@@ -324,4 +448,4 @@ def _print_rest(advice: Advice, console: Any) -> None:
     for line in advice.assumptions:
         _say(console, line, "dim", "  - ", "    ")
     if advice.missing:
-        _say(console, f"Not known: {', '.join(advice.missing)}", "dim", "", "  ")
+        _say(console, f"Not known, and it would tell more: {', '.join(advice.missing)}", "dim", "", "  ")

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen
+from tuneloop.cli.numbers import amount, count
+
+if TYPE_CHECKING:
+    from tuneloop.recipe import Recipe
 
 
 def command(
     source: str = typer.Argument(
         "",
-        help="Recipe, or folder of a prepared data set: plans for this machine, and measures its speed.",
-        metavar="[RECIPE.yaml|DATASET]",
+        help="What is trained on, as for run: a file of examples, a prepared data set, or a recipe.",
+        metavar="[DATA|RECIPE.yaml]",
     ),
     settings: Settings = None,
     model: str = typer.Option("", "--model", "-m", help="Model: short name, hub name, folder or config.json."),
     gpu: str = typer.Option(None, help="Only this GPU, as in h100-sxm, or cpu.", show_default=False),
     gpus: int = typer.Option(
-        None, help="Only this many [1 of the GPU named by --gpu, else all counts].", show_default=False
+        None,
+        parser=count,
+        metavar="N",
+        help="Only this many [1 of the GPU named by --gpu, else all counts].",
+        show_default=False,
     ),
     method: str = typer.Option(None, help="full, lora, qlora or prefix."),
     sharding: str = typer.Option(None, help="none, ddp, fsdp, zero2 or zero3."),
     offload: bool = typer.Option(None, "--offload", help="Optimizer (and sharded weights) in the host's memory."),
     offload_activations: bool = typer.Option(None, "--offload-activations", help="Checkpointed layer inputs too."),
-    seq_len: int = typer.Option(None, help="Tokens of a row."),
-    micro_batch: int = typer.Option(None, help="Rows at once on a GPU."),
-    grad_accum: int = typer.Option(None, help="Micro-batches of a step."),
+    seq_len: int = typer.Option(None, parser=count, metavar="N", help="Tokens of a row."),
+    micro_batch: int = typer.Option(None, parser=count, metavar="N", help="Rows at once on a GPU."),
+    grad_accum: int = typer.Option(None, parser=count, metavar="N", help="Micro-batches of a step."),
     grad_ckpt: bool = typer.Option(None, "--grad-ckpt/--no-grad-ckpt", help="Recompute layers in the backward pass."),
     attention: str = typer.Option(None, help="flash, sdpa or eager."),
     loss_kernel: str = typer.Option(None, help="eager, compiled, triton, chunked, fused or tuneloop (its own loop)."),
@@ -36,31 +45,49 @@ def command(
     ),
     optimizer: str = typer.Option(None, help="adamw, adamw-bf16, adamw-8bit, paged-adamw-8bit or sgd."),
     optimizer_in_backward: bool = typer.Option(None, "--optimizer-in-backward", help="Update as gradients arrive."),
-    rank: int = typer.Option(None, help="Rank of the adapter."),
+    rank: int = typer.Option(None, parser=count, metavar="N", help="Rank of the adapter."),
     targets: str = typer.Option(None, help="all-linear, attention, mlp, or names as in q,v."),
-    prefix_tokens: int = typer.Option(None, help="Virtual tokens of prefix tuning."),
+    prefix_tokens: int = typer.Option(None, parser=count, metavar="N", help="Virtual tokens of prefix tuning."),
     quant: str = typer.Option(None, help="Frozen weights: nf4, nf4-dq, int8 or none."),
     head_fp32: bool = typer.Option(
         None, "--head-fp32", help="Embeddings, head and norms upcast, as PEFT prepares k-bit."
     ),
     packing: bool = typer.Option(None, "--packing/--no-packing", help="Rows are packed to the full length."),
-    tokens: int = typer.Option(None, help="Training tokens of one pass."),
+    tokens: int = typer.Option(None, parser=count, metavar="N", help="Training tokens of one pass."),
     dataset: str = typer.Option(None, help="A prepared data set: its tokens and their lengths."),
-    epochs: float = typer.Option(None, help="Passes over the data."),
+    epochs: float = typer.Option(None, parser=amount, metavar="X", help="Passes over the data."),
     tier: str = typer.Option(None, help="on-demand, spot or reserved."),
     prices: str = typer.Option(None, help="Your own price file."),
-    usd_per_gpu_hour: float = typer.Option(None, help="What an hour of the GPU named by --gpu costs."),
-    interruptions_per_hour: float = typer.Option(
-        None, help="How often a machine is taken away or fails [spot: 0.1; else a GPU in 50,000 hours]."
+    usd_per_gpu_hour: float = typer.Option(
+        None, parser=amount, metavar="X", help="What an hour of the GPU named by --gpu costs."
     ),
-    checkpoint_minutes: float = typer.Option(None, help="Minutes between checkpoints [the best interval]."),
-    runs: float = typer.Option(None, help="Training runs until one is kept [1]."),
-    setup_hours: float = typer.Option(None, help="Paid machine hours before the first useful step [0]."),
-    evaluation_hours: float = typer.Option(None, help="Paid machine hours of evaluation after each run [0]."),
-    rows_to_label: int = typer.Option(None, help="Examples that people still have to write or check [0]."),
-    usd_per_labeller_hour: float = typer.Option(None, help="What their hours cost, at a minute an example."),
-    engineer_hours: float = typer.Option(None, help="Hours of engineering [16]."),
-    usd_per_engineer_hour: float = typer.Option(None, help="What they cost [0: not counted]."),
+    interruptions_per_hour: float = typer.Option(
+        None,
+        parser=amount,
+        metavar="X",
+        help="How often a machine is taken away or fails [spot: 0.1; else a GPU in 50,000 hours].",
+    ),
+    checkpoint_minutes: float = typer.Option(
+        None, parser=amount, metavar="X", help="Minutes between checkpoints [the best interval]."
+    ),
+    runs: float = typer.Option(None, parser=amount, metavar="X", help="Training runs until one is kept [1]."),
+    setup_hours: float = typer.Option(
+        None, parser=amount, metavar="X", help="Paid machine hours before the first useful step [0]."
+    ),
+    evaluation_hours: float = typer.Option(
+        None, parser=amount, metavar="X", help="Paid machine hours of evaluation after each run [0]."
+    ),
+    rows_to_label: int = typer.Option(
+        None, parser=count, metavar="N", help="Examples that people still have to write or check [0]."
+    ),
+    usd_per_labeller_hour: float = typer.Option(
+        None, parser=amount, metavar="X", help="What their hours cost, at a minute an example."
+    ),
+    engineer_hours: float = typer.Option(None, parser=amount, metavar="X", help="Hours of engineering [16]."),
+    usd_per_engineer_hour: float = typer.Option(
+        None, parser=amount, metavar="X", help="What they cost [0: not counted]."
+    ),
+    all_rows: bool = typer.Option(False, "--all", help="Show every machine, not the first ten."),
     calibrate: bool = typer.Option(
         False, "--calibrate", help="Train a few steps here and keep predicted and measured."
     ),
@@ -75,7 +102,8 @@ def command(
     asked = {
         name: value
         for name, value in locals().items()
-        if name not in ("source", "settings", "model", "calibrate", "history", "out", "as_json", "quiet", "debug")
+        if name
+        not in ("source", "settings", "model", "calibrate", "history", "out", "all_rows", "as_json", "quiet", "debug")
         and value is not None
     }
     if history:
@@ -88,57 +116,107 @@ def command(
         return
     if calibrate:
         plan = _calibrated(source, [*(settings or []), *_trained(asked)], model, quiet)
-    elif source and not asked:
-        plan = _measured(source, settings, model, out, quiet)
+    elif source or asked.get("dataset"):
+        plan = _of_data(source, settings or [], model, asked, _Output(out, quiet))
     else:
-        plan = _table(source, settings, model, asked, out)
+        plan = _table(settings, model, asked, out)
     if as_json:
         print_json(plan)
     elif "table" in plan:
         from tuneloop.report.plan_terminal import print_plan
 
-        print_plan(plan)
+        print_plan(plan, everything=all_rows)
     else:
         _print_measured(plan)
     if not plan["fits"]:
         raise typer.Exit(1)
 
 
-def _table(source: str, settings: list[str] | None, model: str, asked: dict[str, Any], out: str) -> dict[str, Any]:
-    """The plan for all machines that are asked for."""
-    from pathlib import Path
+@dataclass(frozen=True)
+class _Output:
+    """Where `plan.json` goes, and whether lines on the way are left out."""
 
-    from tuneloop.files import write_json
-    from tuneloop.plan.options import plan_machines
+    folder: str
+    quiet: bool
+
+
+def _table(settings: list[str] | None, model: str, asked: dict[str, Any], out: str) -> dict[str, Any]:
+    """The plan of a model for all machines that are asked for."""
     from tuneloop.types import UserError
 
     if settings:
         raise UserError(
             f"{settings[0]!r} is a recipe's setting, and this plan is asked by options",
             where="plan",
-            next_step="write it as an option (tuneloop plan --help), or name a recipe alone",
+            next_step="write it as an option (tuneloop plan --help), or name a recipe or data before it",
         )
     if not model:
         raise UserError(
-            "Plan what? Neither a model nor a recipe is named",
+            "Plan what? Neither a model nor data are named",
             where="plan",
-            next_step="tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan RECIPE.yaml",
+            next_step="tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan DATA",
         )
-    if source:
-        asked.setdefault("dataset", source)
-    plan = plan_machines({"model": model, **asked})
+    return _planned({"model": model, **asked}, out)
+
+
+def _planned(asked: dict[str, Any], out: str) -> dict[str, Any]:
+    from pathlib import Path
+
+    from tuneloop.files import write_json
+    from tuneloop.plan.options import plan_machines
+
+    plan = plan_machines(asked)
     if out:
         write_json(Path(out) / "plan.json", plan)
     return plan
 
 
-def _measured(source: str, settings: list[str] | None, model: str, out: str, quiet: bool) -> dict[str, Any]:
-    """The plan of a recipe or data set on this machine."""
+def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], output: _Output) -> dict[str, Any]:
+    """The plan of a run on data: of this machine and measured where nothing else is asked and the model is there; else by formula."""
+    from pathlib import Path
+
+    from tuneloop.pipeline.advise import counted_data, stand_in
     from tuneloop.pipeline.plan import plan_alone
     from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.types import UserError
 
-    with screen(quiet) as shown:
-        return plan_alone(recipe_of(source, settings or [], model=model), out, progress=shown.progress, say=shown.say)
+    if source and "dataset" in asked:
+        raise UserError(
+            f"{source} and --dataset both say what is trained on", where="--dataset", next_step="give one of them"
+        )
+    data = source or asked.pop("dataset")
+    if model and (Path(data) / "dataset.json").is_file() and not settings and (asked or stand_in(model)):
+        return _planned({"model": model, **asked, "dataset": data}, output.folder)
+    recipe = recipe_of(data, settings, model=model)
+    other = stand_in(recipe.model)
+    with screen(output.quiet) as shown:
+        if source and not asked and not other:
+            return plan_alone(recipe, output.folder, progress=shown.progress, say=shown.say)
+        read = recipe.model_copy(update={"model": other or recipe.model})
+        with counted_data(read, progress=shown.progress, say=shown.say) as dataset:
+            plan = _planned({"model": recipe.model, **_settings_of(recipe), **asked, "dataset": dataset.path}, "")
+    if other:
+        why = f"{recipe.model} is not on this machine"
+        plan["assumptions"].insert(0, f"tokens are counted as {other} reads them, and time is by formula: {why}")
+    if output.folder:
+        from tuneloop.files import write_json
+
+        write_json(Path(output.folder) / "plan.json", plan)
+    return plan
+
+
+def _settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says about training, as options of a plan; what it leaves out stays open."""
+    train = recipe.train
+    found: dict[str, Any] = {}
+    for name in ("method", "rank", "targets", "prefix_tokens", "optimizer_in_backward", "packing", "epochs"):
+        if name in train.model_fields_set:
+            found[name] = getattr(train, name)
+    if train.optimizer != "adamw":
+        found["optimizer"] = train.optimizer
+    if train.gradient_checkpointing != "auto":
+        found["grad_ckpt"] = train.gradient_checkpointing == "always"
+    return found
 
 
 def _trained(asked: dict[str, Any]) -> list[str]:

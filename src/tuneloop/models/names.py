@@ -9,9 +9,12 @@ import os
 import re
 from pathlib import Path
 
+from tuneloop.files import nearest_path
 from tuneloop.types import UserError
 
 PACKAGED = "smollm2-135m"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # of a model on the hub
 
 # Short names of the first-class family, each with its hub name; `-instruct` gives the Instruct variant.
 _LLAMA = {
@@ -53,6 +56,47 @@ def packaged_gguf() -> Path | None:
     return None
 
 
+# Folders that tuneloop and its users keep things in: `runs/mine` is a path, and no model of an organisation called runs.
+USUAL_FOLDERS = {"runs", "datasets", "evals", "artifacts", "models", "checkpoints", "data", "adapter", "model"}
+PATH_ENDINGS = (".gguf", ".json", ".jsonl", ".csv", ".parquet", ".yaml", ".yml", ".txt", ".safetensors", ".bin", ".pt")
+
+
+def refuse_missing_path(name: str) -> None:
+    """Refuse a name that is meant as a path and does not exist, so that it is not looked up on the hub.
+
+    Raises:
+        UserError: it is such a name; the nearest existing one is named.
+    """
+    path = Path(name).expanduser()
+    first = path.parts[0] if path.parts else ""
+    near = nearest_path(path)
+    meant = (
+        name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+        or name.lower().endswith(PATH_ENDINGS)
+        or ("/" in name and (first in USUAL_FOLDERS or near.startswith("did you mean")))
+    )
+    if meant and not path.exists():
+        raise UserError("No such file or folder", where=name, next_step=near)
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's files are on this machine: a folder, a GGUF file, the packaged model, or all of it in the hub's cache."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return True
+    if name.lower() == PACKAGED:
+        return packaged_gguf() is not None
+    hub_name = SHORT_NAMES.get(name.lower(), name)
+    if not HUB_NAME.fullmatch(hub_name):
+        return False
+    # Looked up by hand: the hub's library takes half a second to import. HF_HUB_CACHE and HF_HOME are where it looks.
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    snapshots = (cache / f"models--{hub_name.replace('/', '--')}" / "snapshots").glob("*")
+    return any((folder / "config.json").is_file() and any(folder.glob("*.safetensors")) for folder in snapshots)
+
+
 def resolve(name: str) -> Path:
     """The folder with a model's `config.json`, weights and tokenizer.
 
@@ -74,11 +118,12 @@ def resolve(name: str) -> Path:
         )
     if folder.is_file():
         return _from_gguf(folder)
+    refuse_missing_path(name)
     short = name.lower()
     if short == PACKAGED:
         return _packaged()
     hub_name = SHORT_NAMES.get(short, name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_name) or hub_name.startswith((".", "/")):
+    if not HUB_NAME.fullmatch(hub_name):
         near = difflib.get_close_matches(short, list(SHORT_NAMES), 1, 0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
@@ -122,10 +167,9 @@ def _from_hub(name: str) -> Path:
 
     if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
         disable_progress_bars()
-    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
     offline = "or work offline: model=smollm2-135m, or model=FOLDER of a model you have"
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["original/*", "onnx/*"]))
+        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["original/*", "onnx/*"]))
     except hub.GatedRepoError:
         raise UserError(
             f"{name} is gated: its licence must be accepted first",

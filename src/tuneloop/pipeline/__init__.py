@@ -12,6 +12,7 @@ from typing import Literal
 
 from tuneloop import machine
 from tuneloop.files import lock_folder, write_json, write_yaml
+from tuneloop.pipeline.advise import remind
 from tuneloop.pipeline.baselines import baseline_stage
 from tuneloop.pipeline.evaluate import evaluate_stage
 from tuneloop.pipeline.job import BEGINNING, Job, default_folder, refuse_other_run
@@ -38,6 +39,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
         write_json(folder / "environment.json", machine.environment())
         dataset = prepare_stage(job)
         refuse_errors(dataset, recipe)
+        remind(job, dataset)
         from tuneloop.track import start_tracking
 
         tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.files import content_hash, lock_folder, write_json
+from tuneloop.pipeline.advise import advice_folder, reuse_baselines
 from tuneloop.pipeline.job import Job, find_done
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.scoring import cost_of, headline, score, scoring_settings, write_scored
@@ -34,9 +35,11 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     key = content_hash(
         [dataset.manifest["hash"], job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 2]
     )
+    taken = not find_done(folder / "baselines.json", key) and reuse_baselines(job, key)
     done = find_done(folder / "baselines.json", key)
     if done:
-        job.say("baselines already done")
+        if not taken:
+            job.say("baselines already done")
         return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
     began = time.monotonic()
     asked = _ask_untouched(job, dataset, rows)
@@ -129,7 +132,7 @@ def measure_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable
     Raises:
         UserError: there are no test rows.
     """
-    folder = Path(out) if out else Path("evals") / f"advise-{recipe.name}"
+    folder = advice_folder(recipe, out)
     job = Job(recipe, folder, progress, say)
     with lock_folder(folder):
         dataset = prepare_stage(job)

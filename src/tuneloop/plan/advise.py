@@ -16,24 +16,27 @@ from tuneloop.files import Config, build_config
 from tuneloop.plan.advise_economy import (
     TokenLine,
     bills,
-    hours_words,
     options_of,
     serving,
+    smaller_models,
     token_lines,
     trainings,
 )
+from tuneloop.plan.cost import Cost
 from tuneloop.plan.economics import MODES, Bill, OptionRow, Swing, compare_options, sensitivity
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.measured import OUT_OF_100, Measured, Result, ladder
+from tuneloop.plan.options import Lengths, priced
 from tuneloop.plan.options import Option as Machine
-from tuneloop.plan.options import priced
 from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.rules import Reason, decide, load_rules
 from tuneloop.plan.shape import find_model
 from tuneloop.types import UserError
+from tuneloop.words import hours_words, usd_words
 
 NAMES = {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
 
+UNTOLD = {"measured", "lengths", "notes", "source"}  # of a question: told elsewhere
 A_WEEK = 7  # days of one run from which renting is named; the rule has the same figure
 
 
@@ -68,7 +71,9 @@ class Question(Config):
     prices: str | None = None
     months: float = Field(12.0, gt=0, le=120)
     retrain_months: float = Field(0.0, ge=0, le=120)
-    runs: float = Field(3.0, ge=1, le=1000)
+    runs: float = Field(1.0, ge=1, le=1000)
+    setup_hours: float = Field(0.0, ge=0, le=10**5)
+    evaluation_hours: float = Field(0.0, ge=0, le=10**5)
     engineer_hours: float = Field(16.0, ge=0, le=10**5)
     usd_per_engineer_hour: float = Field(0.0, ge=0, le=10**4)
     rows_to_label: int = Field(0, ge=0, le=10**8)
@@ -79,10 +84,15 @@ class Question(Config):
     facts_change: bool | None = None
     new_domain: bool | None = None
     measured: Measured | None = None
+    lengths: Lengths | None = None
+    notes: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def training_tokens(self) -> float | None:
         """Tokens of one run over all epochs."""
+        if self.lengths:
+            return self.lengths.tokens * self.epochs
         return self.rows * self.tokens_per_row * self.epochs if self.rows and self.tokens_per_row else None
 
 
@@ -109,7 +119,8 @@ class Advice:
 
     Args:
         answer: `tune`, `prompt` (measure and improve the prompt first) or `dont`.
-        method: `prefix`, `lora`, `qlora` or `full`: how, or how if the prompt falls short; empty when nothing fits.
+        method: `prefix`, `lora`, `qlora` or `full`: how, or how if the prompt falls short; empty when the answer is no.
+        costed: the method whose cost is shown: that one, or the one that would be used if the answer were not no.
         headline: the answer in a sentence.
         reasons: the rules that applied, the deciding one first.
         steps: what to do, in order.
@@ -119,6 +130,7 @@ class Advice:
 
     answer: str
     method: str
+    costed: str
     headline: str
     reasons: list[Reason]
     steps: list[str]
@@ -145,8 +157,13 @@ class Advice:
             "trainings": {name: _training(training) for name, training in self.trainings.items()},
             "ladder": ladder(self.question.measured) if self.question.measured else [],
             "assumptions": self.assumptions,
-            "question": self.question.model_dump(mode="json", exclude={"measured"}, exclude_none=True),
+            "question": self.question.model_dump(mode="json", exclude=UNTOLD, exclude_none=True),
         }  # fmt: skip
+
+    @property
+    def costed_name(self) -> str:
+        """`costed` as people call it."""
+        return NAMES[self.costed]
 
     @property
     def chosen(self) -> OptionRow | None:
@@ -192,10 +209,11 @@ def advise(question: Question) -> Advice:
     prices = priced(load_prices(question.prices), question.gpu, question.usd_per_gpu_hour, question.tier)
     question, assumed = _completed(question)
     trained = trainings(question, prices)
-    method = _method(question, trained)
+    method, budget = _method(question, trained)
     rented = bills(question, prices, question.prompt_tokens) if question.prompt_tokens else {}
     rows = _alternatives(question, prices, trained, rented)
     facts = facts_of(question, trained, rows, method, prices, rented)
+    facts |= {**budget, **_over_budget(question, prices, trained, method)}
     if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK:
         facts["elsewhere"] = _elsewhere(question, prices, trained)
     found = decide(facts)
@@ -203,7 +221,7 @@ def advise(question: Question) -> Advice:
     tuning = answer.gives != "dont"
     training = trained.get(method)
     return Advice(
-        answer=answer.gives, method=method if tuning else "", headline=_headline(answer, method),
+        answer=answer.gives, method=method if tuning else "", costed=method, headline=_headline(answer, method),
         reasons=[answer, *(found["method"] if tuning else ()), *found["note"]],
         steps=_steps(question, answer.gives, method, facts), missing=_missing(question, prices, rows),
         assumptions=[*assumed, *_assumptions(question, training, rows)], trainings=trained, options=rows,
@@ -235,6 +253,7 @@ def _swings(question: Question, training: Machine | None, rows: Sequence[OptionR
 def _completed(question: Question) -> tuple[Question, list[str]]:
     """The question with what measured results say about prompts, and what was filled in."""
     name, _, assumed = find_model(question.model)
+    assumed = [*assumed, *question.notes]
     more: dict[str, Any] = {"model": name}
     measured = question.measured
     if measured and measured.prompt and question.baseline_prompt_tokens is None:
@@ -256,11 +275,57 @@ def _completed(question: Question) -> tuple[Question, list[str]]:
     return question.model_copy(update=more), assumed
 
 
-def _method(question: Question, trained: Mapping[str, Machine]) -> str:
+def _method(question: Question, trained: Mapping[str, Machine]) -> tuple[str, dict[str, Any]]:
+    """How to tune, and what the budget has to do with it: the usual method, or where that costs too much the first one that
+    does not."""
     facts = {"rows": question.rows, "new_domain": question.new_domain, "model": question.model}
     facts |= _fits(trained)
     facts |= {"gpu": question.gpu or "", "gpus": question.gpus or 1}
-    return decide(facts, [rule for rule in load_rules() if rule.kind == "method"])["method"][0].gives
+    usual = decide(facts, [rule for rule in load_rules() if rule.kind == "method"])["method"][0].gives
+    wanted = _expected_usd(trained, usual)
+    if question.budget_usd is None or wanted is None or wanted <= question.budget_usd:
+        return usual, {}
+    for method in ("lora", "qlora", "prefix"):
+        usd = _expected_usd(trained, method)
+        if usd is not None and usd <= question.budget_usd:
+            return method, {
+                "affordable_method": method, "affordable_usd": usd_words(usd), "usual_method": NAMES[usual],
+                "usual_usd": usd_words(wanted),
+            }  # fmt: skip
+    return usual, {}
+
+
+def _expected_usd(trained: Mapping[str, Machine], method: str) -> float | None:
+    """Expected dollars of a method on its cheapest machine; None where it does not fit or has no price."""
+    training = trained.get(method)
+    return training.cost.usd if training and training.fits and training.cost else None
+
+
+def _over_budget(question: Question, prices: PriceTable, trained: Mapping[str, Machine], method: str) -> dict[str, Any]:
+    """What a budget that is too small is told: what the money goes to, and what would cost less."""
+    usd, cost = _expected_usd(trained, method), trained[method].cost if method in trained else None
+    if question.budget_usd is None or usd is None or cost is None or usd <= question.budget_usd:
+        return {}
+    parts = sorted(cost.breakdown.items(), key=lambda part: -part[1])
+    spent = ", ".join(f"{name} {usd_words(part)}" for name, part in parts[:3] if part >= 0.01 * usd)
+    people = cost.breakdown["engineering"] + cost.breakdown["data preparation"]
+    return {"spent_on": spent, "instead": _instead(question, prices, people), "method_name": NAMES[method]}
+
+
+def _instead(question: Question, prices: PriceTable, people: float) -> str:
+    """The first way within the budget: spot machines, then smaller models; in words."""
+    budget = question.budget_usd or 0.0
+    if people > budget:
+        return f"People's time alone is {usd_words(people)}: no machine and no smaller model changes that."
+    if question.tier == "on-demand" and question.usd_per_gpu_hour is None:
+        usd = _expected_usd(trainings(question.model_copy(update={"tier": "spot"}), prices), "lora")
+        if usd is not None and usd <= budget:
+            return f"Within it: LoRA on a spot machine, {usd_words(usd)} (--tier spot)."
+    for smaller in smaller_models(question.model):
+        usd = _expected_usd(trainings(question.model_copy(update={"model": smaller}), prices), "lora")
+        if usd is not None and usd <= budget:
+            return f"Within it: LoRA on {smaller}, {usd_words(usd)} (--model {smaller})."
+    return "Neither a spot machine nor a smaller model stays within it."
 
 
 def facts_of(
@@ -274,13 +339,16 @@ def facts_of(
     """Everything that rules may look at; None is unknown."""
     measured = question.measured
     prompt, classical, tuned = (measured.prompt, measured.classical, measured.tuned) if measured else (None, None, None)
+    stood_in = prompt if measured and measured.stand_in else None
     chosen = next((row for row in rows if row.option.name == NAMES[method]), None)
     against = chosen.against if chosen else None
     training = trained.get(method)
     cost = training.cost if training else None
     scale = 100.0 if measured and measured.metric.rsplit(".", 1)[-1] in OUT_OF_100 else 1.0
+    if stood_in and not _is_enough(stood_in, question.target, scale):
+        prompt = None  # what another model falls short of says nothing about this one
     facts = {
-        **question.model_dump(exclude={"measured"}),
+        **question.model_dump(exclude=UNTOLD),
         **_fits(trained),
         "any_fits": any(t.fits for t in trained.values()),
         "gpu": question.gpu or (training.job.gpu.key if training else ""),
@@ -288,6 +356,8 @@ def facts_of(
         "run_days": training.hours / 24 if training and training.fits and question.training_tokens else None,
         "rows_per_label": question.rows / question.labels if question.rows and question.labels else None,
         "test_rows": measured.n or None if measured else None,
+        "stand_in": measured.stand_in if measured and stood_in else None,
+        "stand_in_best": stood_in.value if stood_in else None,
         "prompt_name": prompt.name if prompt else None,
         "prompt_best": prompt.value if prompt else None,
         "prompt_low": prompt.low if prompt else None,
@@ -302,11 +372,28 @@ def facts_of(
         "payback": _payback(against.days) if against and against.days is not None else None,
         "why_never": f" ({against.why})" if against and against.why else "",
         "elsewhere": "",
-        "upfront_low_usd": cost.low if cost else None,
+        "upfront_usd": _expected_usd(trained, method),
         "upfront_high_usd": cost.p90 if cost else None,
+        "until_kept_usd": sum(cost.until_kept.values()) if cost and cost.until_kept else None,
+        **_in_words(question, cost),
         "hosted_known": bool(prices.hosted(question.model)),
     }
     return facts | _money(question, rows, chosen, rented_bills) | _latencies(question, prices)
+
+
+def _is_enough(prompt: Result, target: float | None, scale: float) -> bool:
+    """Whether a prompt is as good as needed; without a target: leaves little room."""
+    return prompt.low >= target if target is not None else prompt.value / scale >= 0.9
+
+
+def _in_words(question: Question, cost: Cost | None) -> dict[str, str]:
+    """Dollars as rules print them."""
+    found = {"budget": usd_words(question.budget_usd)} if question.budget_usd is not None else {}
+    if cost:
+        found |= {"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)}
+        if cost.until_kept:
+            found["until_kept"] = usd_words(sum(cost.until_kept.values()))
+    return found
 
 
 def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
@@ -347,7 +434,7 @@ def _elsewhere(question: Question, prices: PriceTable, trained: Mapping[str, Mac
     rented = trainings(free, prices).get("lora")
     if rented is None or not rented.fits:
         return ""
-    return f" Rented, a run of LoRA takes {hours_words(rented.hours)} on {rented.job.gpus} x {rented.job.gpu.key} and ${rented.bare_usd:,.2f}."
+    return f" Rented, a run of LoRA takes {hours_words(rented.hours)} on {rented.job.gpus} x {rented.job.gpu.key} and {usd_words(rented.bare_usd)}."
 
 
 def _ties(measured: Measured, classical: Result, tuned: Result) -> bool:
@@ -387,14 +474,23 @@ def _headline(answer: Reason, method: str) -> str:
 
 def _steps(question: Question, gives: str, method: str, facts: Mapping[str, Any]) -> list[str]:
     """What to do next, cheapest first."""
-    measure = "tuneloop advise DATASET --measure: the untouched model and the cheap classifiers on your test rows"
+    data = question.source or "DATA"
+    if facts["stand_in"]:
+        measure = [f"get {question.model} and measure it itself: tuneloop advise {data} --measure --model FOLDER"]
+    else:
+        measure = [f"tuneloop advise {data} --measure: the untouched model and the cheap classifiers on your test rows"]
+    if facts["prompt_best"] is not None:
+        measure = []
     if gives == "dont":
-        return [] if facts["prompt_best"] is not None else [measure]
-    steps = [] if facts["prompt_best"] is not None else [measure]
+        return measure if facts["rows"] is None or facts["rows"] >= 20 else []
+    steps = list(measure)
     if question.rows is not None and question.rows < 200:
         steps.append("write and check more examples: a few hundred good ones beat any choice of method")
-    steps.append(f"tuneloop plan --model {question.model} --method {method}: machines, memory, time, dollars")
-    steps.append(f"tuneloop run RECIPE.yaml train.method={method}, and compare on the same test rows before shipping")
+    place = f"{data} " if question.source else ""
+    steps.append(f"tuneloop plan {place}--model {question.model} --method {method}: machines, memory, time, dollars")
+    steps.append(
+        f"tuneloop run {data} model={question.model} train.method={method}, and compare on the same test rows before shipping"
+    )
     return steps
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from tuneloop.plan.cost import Efforts
+from tuneloop.plan.cost import ONE_RUN
 from tuneloop.plan.economics import (
     MODES,
     Bill,
@@ -25,7 +25,9 @@ from tuneloop.plan.options import Option as Machine
 from tuneloop.plan.prices import Price, PriceTable
 from tuneloop.plan.remedies import COUNTS
 from tuneloop.plan.shape import ModelShape, find_model
+from tuneloop.plan.usual import usual_settings
 from tuneloop.types import UserError
+from tuneloop.words import hours_words
 
 if TYPE_CHECKING:
     from tuneloop.plan.advise import Question
@@ -45,26 +47,31 @@ DISTIL = {
 LARGER = {"llama-3.1-8b": "llama-3.3-70b", "llama-3-8b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-405b"}
 
 
+def smaller_models(model: str) -> list[str]:
+    """Smaller models of the family, the largest first."""
+    found, name = [], model.removesuffix("-instruct")
+    while name in DISTIL:
+        name = DISTIL[name]
+        found.append(name)
+    return found
+
+
 def trainings(question: Question, prices: PriceTable) -> dict[str, Machine]:
     """For each method that can run at all the cheapest machine that fits, or the one that lacks least."""
     name, shape, _ = find_model(question.model)
-    length = min(question.longest_row or 1024, shape.context or 1 << 20)
     cpu = bool(question.gpu) and find_gpu(str(question.gpu)).is_cpu
-    settings: dict[str, Any] = {
-        "gpu": question.gpu, "gpus": question.gpus or (1 if question.gpu else None), "seq_len": length, "packing": True,
-        "micro_batch": tuple(rows for rows in (4, 2, 1) if rows * length <= 4096 or rows == 1),
-        **({} if cpu else {"grad_ckpt": True, "loss_kernel": "fused"}),
-    }  # fmt: skip
-    efforts = Efforts(
-        rows_to_label=question.rows_to_label, usd_per_labeller_hour=question.usd_per_labeller_hour,
+    machine = {"gpu": question.gpu, "gpus": question.gpus or (1 if question.gpu else None)}
+    efforts = replace(
+        ONE_RUN, rows_to_label=question.rows_to_label, usd_per_labeller_hour=question.usd_per_labeller_hour,
         engineer_hours=question.engineer_hours, usd_per_engineer_hour=question.usd_per_engineer_hour, runs=question.runs,
+        setup_hours=question.setup_hours, evaluation_hours=question.evaluation_hours,
     )  # fmt: skip
-    tokens = Lengths(round((question.training_tokens or 0) / question.epochs))
+    lengths = question.lengths or Lengths(round((question.training_tokens or 0) / question.epochs))
     found = {}
     for method in METHODS:
-        lean = {"optimizer": "adamw-bf16"} if method == "full" and not cpu else {}
-        given = {key: value for key, value in {**settings, **lean, "method": method}.items() if value is not None}
-        ask = Ask(name, shape, given, tokens, question.epochs, prices, question.tier, efforts)
+        usual = usual_settings(method, shape, question.longest_row, cpu=cpu)
+        given = {key: value for key, value in {**usual, **machine, "method": method}.items() if value is not None}
+        ask = Ask(name, shape, given, lengths, question.epochs, prices, question.tier, efforts)
         try:
             found[method] = machines(ask)[0][0]
         except UserError:  # 4-bit weights on a processor, a model of ten times its memory: no way at all
@@ -160,13 +167,6 @@ def token_lines(question: Question, prices: PriceTable, prompt_tokens: float) ->
             usd = own.engine.usd_per_million(share)
             lines.append(TokenLine(f"own {own.gpus} x {own.card.name}, {share:.0%} busy", usd, basis))
     return lines
-
-
-def hours_words(hours: float) -> str:
-    """Hours as people say them: minutes below two hours, days above two of them."""
-    if hours < 2:
-        return f"{hours * 60:.0f} minutes"
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.0f} days"
 
 
 # --- alternatives ------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import math
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tuneloop.plan.prices import Price
 from tuneloop.types import UserError
+from tuneloop.words import hours_words, usd_words
 
 DRAWS = 2000
 MOST = 10**9  # of any hours, dollars an hour, rows or runs: more is a slip of the pen
@@ -78,13 +79,20 @@ class Efforts:
     hours_spread: float = 2.0
 
 
+# One run by itself: no trial before it, nothing kept but its result, people's time where it has a price. `plan` and `advise` both start here.
+ONE_RUN = Efforts(setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=0.0, storage_months=1)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Dollars: `usd` expected, `p50` and `p90` of the distribution, `low` its P10, `high` its P90.
 
     Args:
-        breakdown: expected dollars by item; they add up to `usd`.
+        breakdown: expected dollars by part; they add up to `usd`.
+        explained: how each part comes about, as in `10 hours x $50 an hour`.
         hours: expected wall hours of one run, interruptions included.
+        until_kept: the same parts for what usually happens until a run is kept (`Efforts()`: three runs, with setup and
+            evaluation), where only one run is counted; else None.
         assumptions: everything that was assumed, in words.
     """
 
@@ -94,11 +102,14 @@ class Cost:
     p90: float
     breakdown: dict[str, float]
     hours: float
+    explained: dict[str, str] = field(default_factory=dict)
+    until_kept: dict[str, float] | None = None
     assumptions: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """As `plan.json` holds it: `high` is the P90."""
-        return {**asdict(self), "high": self.p90}
+        kept = None if self.until_kept is None else {"usd": sum(self.until_kept.values()), "breakdown": self.until_kept}
+        return {**asdict(self), "high": self.p90, "until_kept": kept}
 
 
 def best_checkpoint_hours(save_hours: float, mean_hours: float) -> float:
@@ -183,27 +194,14 @@ def cost_of(
     stretch = expected_hours(training_hours, how) / training_hours if training_hours else 1.0
     if not math.isfinite(stretch):
         raise never_ends(how)
-    people = (
-        ("data preparation", efforts.rows_to_label * efforts.minutes_a_row / 60 * efforts.usd_per_labeller_hour),
-        ("engineering", efforts.engineer_hours * efforts.usd_per_engineer_hour),
-    )
-    one = training_hours * rate
-    spread = lognormal_sigma(low_hours, high_hours)
-    human = math.log(efforts.hours_spread) / Z90
-    mean_run, mean_human = math.exp(spread**2 / 2), math.exp(human**2 / 2)  # the mean of a lognormal around its middle
-    breakdown = {
-        "training": one * mean_run * efforts.runs,
-        "interruptions": one * mean_run * efforts.runs * (stretch - 1),
-        "failed runs": one * mean_run * efforts.runs * efforts.failed_share / 2,
-        "setup": efforts.setup_hours * rate,
-        "evaluation": efforts.evaluation_hours * efforts.runs * rate,
-        "storage": efforts.storage_gb * efforts.storage_months * usd_per_gb_month,
-        **{name: usd * mean_human for name, usd in people},
-    }
+    charges = _Charges(training_hours, stretch, rate, usd_per_gb_month)
+    breakdown = charges.parts(efforts)
+    labour = [breakdown["data preparation"], breakdown["engineering"]]
     fixed = breakdown["setup"] + breakdown["evaluation"] + breakdown["storage"]
-    machine = one * efforts.runs * (stretch + efforts.failed_share / 2)
-    labour = [usd for _, usd in people]
-    low, p50, p90 = _quantiles(fixed, machine, spread, labour, human)
+    spread, human = lognormal_sigma(low_hours, high_hours), math.log(efforts.hours_spread) / Z90
+    low, p50, p90 = _quantiles(fixed, sum(breakdown.values()) - fixed - sum(labour), spread, labour, human)
+    alone = (efforts.runs, efforts.setup_hours, efforts.evaluation_hours) == (1, 0, 0)
+    usual = replace(efforts, runs=3.0, setup_hours=0.5, evaluation_hours=0.5)
     return Cost(
         usd=sum(breakdown.values()),
         low=low,
@@ -211,21 +209,68 @@ def cost_of(
         p90=p90,
         breakdown=breakdown,
         hours=training_hours * stretch,
+        explained=charges.explained(efforts),
+        until_kept=charges.parts(usual) if alone else None,
         assumptions=assumptions_of(efforts, how, price, usd_per_gb_month),
     )
+
+
+@dataclass(frozen=True)
+class _Charges:
+    """What the parts of a cost are multiplied from: hours of one run, how interruptions stretch it, dollars an hour of all its
+    machines, dollars of a kept GB and month."""
+
+    hours: float
+    stretch: float
+    rate: float
+    usd_per_gb_month: float
+
+    def parts(self, efforts: Efforts) -> dict[str, float]:
+        """Expected dollars by part."""
+        runs = self.hours * self.rate * efforts.runs
+        return {
+            "training": runs,
+            "interruptions": runs * (self.stretch - 1),
+            "failed runs": runs * efforts.failed_share / 2,
+            "setup": efforts.setup_hours * self.rate,
+            "evaluation": efforts.evaluation_hours * efforts.runs * self.rate,
+            "storage": efforts.storage_gb * efforts.storage_months * self.usd_per_gb_month,
+            "data preparation": efforts.rows_to_label * efforts.minutes_a_row / 60 * efforts.usd_per_labeller_hour,
+            "engineering": efforts.engineer_hours * efforts.usd_per_engineer_hour,
+        }
+
+    def explained(self, efforts: Efforts) -> dict[str, str]:
+        """How each part comes about."""
+        rate, runs = f"{usd_words(self.rate)} an hour", f"{efforts.runs:g} run{'s' if efforts.runs != 1 else ''}"
+        return {
+            "training": f"{runs} of {hours_words(self.hours)} x {rate}",
+            "interruptions": "checkpoints written, work repeated, restarts",
+            "failed runs": f"{efforts.failed_share:.0%} of runs fail, half-way on average",
+            "setup": f"{hours_words(efforts.setup_hours)} x {rate}",
+            "evaluation": f"{runs} x {hours_words(efforts.evaluation_hours)} x {rate}",
+            "storage": f"{efforts.storage_gb:g} GB x {_months(efforts)} x {usd_words(self.usd_per_gb_month)} a GB and month",
+            "data preparation": f"{efforts.rows_to_label:,} rows x {efforts.minutes_a_row:g} minutes x "
+            f"{usd_words(efforts.usd_per_labeller_hour)} an hour",
+            "engineering": f"{efforts.engineer_hours:g} hours x {usd_words(efforts.usd_per_engineer_hour)} an hour",
+        }
 
 
 def _quantiles(
     fixed: float, machine: float, spread: float, labour: list[float], human: float
 ) -> tuple[float, float, float]:
-    """P10, P50 and P90 of fixed + lognormal parts; drawn only where there are several, for one they are known."""
+    """P10, P50 and P90 of fixed + lognormal parts; drawn only where there are several, for one they are known.
+
+    Args:
+        machine: dollars at the predicted hours, the middle of their distribution.
+        labour: expected dollars of people's time: the mean of a lognormal, which lies above its middle.
+    """
     if not any(labour):
         low, middle, high = (fixed + machine * math.exp(spread * z) for z in (-Z90, 0.0, Z90))
         return low, middle, high
     totals = sorted(
         fixed
         + machine * math.exp(spread * z)
-        + sum(usd * math.exp(human * h) for usd, h in zip(labour, hs, strict=True))
+        + sum(usd * math.exp(human * h - human**2 / 2) for usd, h in zip(labour, hs, strict=True))
         for z, *hs in _normals()
     )
     return totals[DRAWS // 10], totals[DRAWS // 2], totals[DRAWS * 9 // 10]
@@ -262,13 +307,17 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
     )
     return [
         price.words(),
-        f"{efforts.runs:g} training run{'s' if efforts.runs != 1 else ''} until one is kept, {efforts.failed_share:.0%} of runs fail half-way",
+        f"{efforts.runs:g} training run{'s until one is kept' if efforts.runs != 1 else ''}; {efforts.failed_share:.0%} of runs fail, half-way on average",
         f"{mean}, checkpoints {every}, {how.restart_minutes:g} minutes to restart",
         f"{efforts.setup_hours:g} machine hours of setup, {efforts.evaluation_hours:g} of evaluation for each run",
-        f"{efforts.storage_gb:g} GB kept for {efforts.storage_months:g} months at ${usd_per_gb_month:g} a GB and month",
+        f"{efforts.storage_gb:g} GB kept for {_months(efforts)} at ${usd_per_gb_month:g} a GB and month",
         rows,
         people,
     ]
+
+
+def _months(efforts: Efforts) -> str:
+    return f"{efforts.storage_months:g} month{'' if efforts.storage_months == 1 else 's'}"
 
 
 def _check(hours: float, low: float, high: float, efforts: Efforts, how: Interruptions) -> None:

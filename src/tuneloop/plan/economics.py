@@ -200,7 +200,8 @@ def break_even(baseline: Option, option: Option, queries_per_day: float | None) 
 
 @dataclass(frozen=True)
 class OptionRow:
-    """An option's line in the table of alternatives."""
+    """An option's line in the table of alternatives; 1,000 queries cost their share of the month: a machine that is rented by
+    the hour is in both figures."""
 
     option: Option
     usd_per_1000_queries: float
@@ -210,13 +211,25 @@ class OptionRow:
 
 
 def compare_options(options: Sequence[Option], queries_per_day: float, months: float) -> list[OptionRow]:
-    """The options in the order given, each against the first; `total_usd` over `months`."""
+    """The options in the order given, each against the first; `total_usd` over `months`.
+
+    Args:
+        queries_per_day: above 0.
+    """
     baseline, *_ = options
     rows = []
     for option in options:
         month = option.usd_per_month(queries_per_day)
         against = None if option is baseline else break_even(baseline, option, queries_per_day)
-        rows.append(OptionRow(option, option.usd_per_query * 1000, month, option.upfront_usd + months * month, against))
+        rows.append(
+            OptionRow(
+                option,
+                month / (queries_per_day * DAYS_A_MONTH) * 1000,
+                month,
+                option.upfront_usd + months * month,
+                against,
+            )
+        )
     return rows
 
 

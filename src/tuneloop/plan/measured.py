@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import read_json
+from tuneloop.files import nearest_path, read_json
+from tuneloop.plan.options import lengths_of
 from tuneloop.types import UserError
 
 CHEAP = ("logistic regression", "your classifier")  # in the names of cheap contenders
@@ -45,6 +46,7 @@ class Measured:
         usd_per_1000: contender -> dollars that 1,000 queries took where they were measured.
         classical_verdict: the tuned model against the best cheap alternative.
         training_usd: what the tuned model's training cost.
+        stand_in: the model that was measured in the place of the one that is asked about; "": that one itself.
     """
 
     metric: str
@@ -56,6 +58,7 @@ class Measured:
     usd_per_1000: Mapping[str, float] = field(default_factory=dict)
     classical_verdict: str = ""
     training_usd: float | None = None
+    stand_in: str = ""
 
     @property
     def prompt(self) -> Result | None:
@@ -89,6 +92,8 @@ def from_dataset(manifest: Mapping[str, Any]) -> dict[str, Any]:
         found["answer_tokens"] = tokens.get("supervised", 0) / rows
         found["prompt_tokens"] = max(1.0, (tokens["total"] - tokens.get("supervised", 0)) / rows)
         found["longest_row"] = max(8, int(tokens.get("max") or 1024))
+        if "mean" in tokens:
+            found["lengths"] = lengths_of(manifest, "dataset.json")
     return found
 
 
@@ -185,6 +190,27 @@ def _verdict(manifest: Mapping[str, Any], measured: Measured, best: Result | Non
     return ""
 
 
+def holds_results(source: Path | str) -> bool:
+    """Whether a place is a run, an evaluation, or a folder that `advise` has kept: results to go by, not data to read."""
+    path = Path(source)
+    if path.is_dir():
+        manifests = ("eval.json", "run.json", "baselines/baselines.json", "dataset/dataset.json")
+        return any((path / name).is_file() for name in manifests)
+    if path.name == "eval.json":
+        return path.is_file()
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip()
+    if not start.startswith(b"{"):
+        return False
+    try:
+        value = read_json(path)
+    except UserError:  # lines of JSON
+        return False
+    return isinstance(value, dict) and "metrics" in value
+
+
 def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
     """What a prepared data set, a run or an evaluation says about the question.
 
@@ -201,10 +227,7 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
     if path.is_file() and path.suffix == ".json":
         return _known_of_evaluation(read_json(path), str(path), metric)
     if not path.is_dir():
-        what = "A file is no data set yet" if path.is_file() else "No such data set, run or evaluation"
-        raise UserError(
-            what, where=str(source), next_step=f"tuneloop prepare {source}, then name the folder that it writes"
-        )
+        raise UserError("No such data set, run or evaluation", where=str(source), next_step=nearest_path(path))
     found: dict[str, Any] = {}
     for manifest in (path / "dataset.json", path / "dataset" / "dataset.json"):
         if manifest.is_file():

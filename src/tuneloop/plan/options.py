@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.files import read_json
-from tuneloop.plan.cost import Cost, Efforts, Interruptions, cost_of, expected_hours, interruptions, never_ends
+from tuneloop.plan.cost import ONE_RUN, Cost, Efforts, Interruptions, cost_of, expected_hours, interruptions, never_ends
 from tuneloop.plan.gpus import CPU, Gpu, all_gpus, find_gpu
 from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.ledger import Entry, learned_speed, read_ledger
 from tuneloop.plan.memory import Memory, memory_of
 from tuneloop.plan.prices import CPU_USD_PER_HOUR, TIERS, Price, PriceTable, Tier, load_prices
+from tuneloop.plan.recommend import recommendation
 from tuneloop.plan.remedies import COUNTS, changes, would_fit
 from tuneloop.plan.shape import ModelShape, find_model, target_modules
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
+from tuneloop.plan.usual import usual_settings
 from tuneloop.types import UserError
 
 DEFAULT_TOKENS = 1_000_000
 DEFAULT_EPOCHS = 3.0
 EVALUATIONS = 6
 PACKED = 0.97  # share of a pack that is no padding, when rows are placed first-fit
-# One run by itself: no trial before it, nothing kept but its result (storage of 0), people's time where it has a price.
-ONE_RUN = Efforts(setup_hours=0.0, evaluation_hours=0.0, runs=1, storage_gb=0.0, storage_months=1)
 MARGIN = 0.03  # below this share of the capacity a fit is called tight: the predictions' median error is of that size
 
 
@@ -157,6 +157,10 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
     lengths, epochs, told = _lengths(given)
     assumed += told
+    said = dict(given)
+    if lengths.longest:
+        cpu = bool(given.get("gpu")) and find_gpu(given["gpu"]).is_cpu
+        given = {**usual_settings(given.get("method", "lora"), shape, lengths.longest, cpu=cpu), **given}
     if "seq_len" not in given:
         given["seq_len"] = _sequence(shape, lengths, given, assumed)
     if "targets" in given:
@@ -176,10 +180,11 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not best.fits:  # what it would cost is worth knowing all the same
         best = ask.option(best.job, wanted=True)
     plan = _as_json(best)
-    plan["assumptions"] = [*assumed, *_assumptions(best, given), *left_out]
+    plan["assumptions"] = [*assumed, *_assumptions(best, said), *left_out]
     if not best.fits:
         plan["alternatives"] = changes(best.job)
     plan["table"] = [_row(option) for option in ordered]
+    plan["recommendation"] = recommendation(plan)
     return plan
 
 
@@ -245,7 +250,15 @@ def _of_dataset(folder: Path) -> Lengths:
     if not path.is_file():
         raise UserError("No prepared data set there (no dataset.json)", where=str(folder),
                         next_step="`tuneloop prepare` makes one; or give --tokens")  # fmt: skip
-    manifest = read_json(path)
+    return lengths_of(read_json(path), str(path))
+
+
+def lengths_of(manifest: Any, where: str) -> Lengths:
+    """What a data set's manifest says about the tokens of its training rows, general rows mixed in included.
+
+    Raises:
+        UserError: it says nothing about them.
+    """
     try:
         splits = manifest["splits"]
         tokens = splits["train"]["tokens"]  # of the task's own rows; those mixed in are trained on too
@@ -255,10 +268,10 @@ def _of_dataset(folder: Path) -> Lengths:
             longest=int(tokens["max"]), val_tokens=int(splits.get("val", {}).get("tokens", {}).get("total", 0)),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError("The data set's manifest has no token statistics", where=str(path),
+        raise UserError("The data set's manifest has no token statistics", where=where,
                         next_step="prepare it again, or give --tokens") from None  # fmt: skip
     if found.tokens < 1:
-        raise UserError("The data set has no training tokens", where=str(path), next_step="prepare it again")
+        raise UserError("The data set has no training tokens", where=where, next_step="prepare it again")
     return found
 
 
@@ -402,14 +415,7 @@ def _as_json(option: Option) -> dict[str, Any]:
             "bound": option.speed.bound,
             "breakdown": option.parts,
         },
-        "cost": {
-            "usd": cost.usd if cost else None,
-            "low": cost.low if cost else None,
-            "high": cost.p90 if cost else None,
-            "p50": cost.p50 if cost else None,
-            "p90": cost.p90 if cost else None,
-            "breakdown": cost.breakdown if cost else {},
-        },
+        "cost": cost.to_json() if cost else {**dict.fromkeys(("usd", "low", "high", "p50", "p90")), "breakdown": {}},
         "assumptions": [],
         "alternatives": [],
     }
@@ -427,8 +433,10 @@ def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
     for name in ("method", "micro_batch", "grad_accum", "attention", "loss_kernel", "dtype", "optimizer", "quant"):
         if name not in given and (name != "quant" or job.method == "qlora"):
             found.append(f"{name.replace('_', ' ')} {getattr(job, name)} (--{name.replace('_', '-')})")
-    if not given.get("grad_ckpt"):
+    if not job.grad_ckpt:
         found.append("no gradient checkpointing (--grad-ckpt)")
+    elif "grad_ckpt" not in given:
+        found.append("layers are computed again in the backward pass (--no-grad-ckpt)")
     if job.adapted:
         found.append(
             f"rank {job.rank} on {', '.join(t.removesuffix('_proj') for t in job.targets)} (--rank, --targets)"

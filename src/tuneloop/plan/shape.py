@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloop.models.names import refuse_missing_path
 from tuneloop.types import UserError
 
 BUNDLED = Path(__file__).with_name("models.yaml")
@@ -203,6 +204,7 @@ def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
     short = _short(name)
     if short in bundled_models():
         return short, bundled_models()[short], []
+    refuse_missing_path(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_file(name, _from_hub(name))
     near = difflib.get_close_matches(short, list(bundled_models()), 3, 0.4)

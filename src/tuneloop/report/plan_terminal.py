@@ -1,23 +1,57 @@
-"""The planner's table on the terminal: every machine, then the memory of the first, what was assumed, what to change."""
+"""The planner's table on the terminal: machines, then memory, time and cost of the first, what was assumed, and one recommendation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-_MOST_ROWS = 60
+from tuneloop.words import hours_words, usd_words
+
+MOST_ROWS = 10
 
 
-def print_plan(plan: Mapping[str, Any]) -> None:
-    """Print a plan of `plan_machines` as plain text."""
+def print_plan(plan: Mapping[str, Any], *, everything: bool = False) -> None:
+    """Print a plan of `plan_machines` as plain text.
+
+    Args:
+        everything: show all machines and not the first ten.
+    """
     share = plan["trainable_parameters"] / plan["total_parameters"]
     print(
         f"{plan['model']}, {plan['method']}: {_count(plan['trainable_parameters'])} of {_count(plan['total_parameters'])}"
         f" parameters trained ({share:.2%})\n"
     )
-    print(f"{'':2}{'machine':<18}{'':6}{'peak GiB':>10}{'spare':>8}{'tokens/s':>11}{'hours':>9}{'dollars':>10}  range")
-    for row in plan["table"][:_MOST_ROWS]:
+    _print_table(plan["table"], everything)
+    _print_memory(plan)
+    _print_time_and_cost(plan)
+    print("\nAssumed:")
+    for line in plan["assumptions"]:
+        print(f"  {line}")
+    if not plan["fits"]:
+        print(
+            "\nWhat would make it fit:" if plan["alternatives"] else "\nNo change that the planner knows makes it fit."
+        )
+    for change in plan["alternatives"]:
+        print(f"  {change['change']}: {change['why']} ({change['required_gib']:.1f} GiB required)")
+    print(f"\nRecommendation: {plan['recommendation']}")
+
+
+def _print_table(table: Sequence[Mapping[str, Any]], everything: bool) -> None:
+    """The machines, those that fit first and the cheapest of these on top."""
+    shown = table if everything else table[:MOST_ROWS]
+    print(
+        f"{'':2}{'machine':<18}{'':6}{'peak GiB':>10}{'spare':>8}{'tokens/s':>11}{'a run takes':>13}{'and costs':>11}  range"
+    )
+    for row in shown:
         print(_line(row))
+    if left := len(table) - len(shown):
+        fitting = sum(row["fits"] for row in table[len(shown) :])
+        what = f"{fitting} of them fit" if fitting else "none of them fits"
+        print(f"  {left} more, {what}: --all shows them")
+
+
+def _print_memory(plan: Mapping[str, Any]) -> None:
+    """The memory of the first machine, term by term."""
     memory, cpu = plan["memory"], plan["gpu"] == "cpu"
     machine = "this machine's processor" if cpu else f"{plan['gpus']} x {plan['gpu']}"
     verdict = "fits" if plan["fits"] else "does not fit"
@@ -31,28 +65,42 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         print(f"  {memory['peak_gib']:9.2f}  allocated at the peak (torch.cuda.max_memory_allocated)")
         print(f"  {memory['reserved_gib']:9.2f}  reserved (about what nvidia-smi shows)")
         print(f"  {memory['required_gib']:9.2f}  required, of {memory['capacity_gib']:.2f} that the driver reports")
-    _print_time_and_cost(plan)
-    print("\nAssumed:")
-    for line in plan["assumptions"]:
-        print(f"  {line}")
-    if not plan["fits"]:
-        nothing = "Nothing fits" if not any(row["fits"] for row in plan["table"]) else f"{machine} does not suffice"
-        print(f"\n{nothing}. To change:" if plan["alternatives"] else f"\n{nothing}, whatever is changed.")
-    for change in plan["alternatives"]:
-        print(f"  {change['change']}: {change['why']} ({change['required_gib']:.1f} GiB required)")
 
 
 def _print_time_and_cost(plan: Mapping[str, Any]) -> None:
     time, cost = plan["time"], plan["cost"]
-    print(f"\nTime: {_hours(time['hours'])} hours, {_hours(time['low'])} to {_hours(time['high'])}")
+    if time.get("hours") is None:
+        return
+    low, high = hours_words(time["low"]), hours_words(time["high"])
+    print(f"\nTime of a run: {hours_words(time['hours'])}, {low} to {high}")
     for name, hours in time["breakdown"].items():
         if hours >= 0.005 * time["hours"]:
-            print(f"  {hours:9.3f}  {name}")
+            print(f"  {hours_words(hours):>12}  {name}")
     if cost["usd"] is not None:
-        print(f"Cost: {_usd(cost['usd'])} expected, {_usd(cost['p50'])} P50, {_usd(cost['p90'])} P90")
-        for name, usd in cost["breakdown"].items():
-            if usd >= 0.005:
-                print(f"  {usd:9.2f}  {name}")
+        print("\n".join(cost_lines(cost)))
+
+
+def cost_lines(cost: Mapping[str, Any]) -> list[str]:
+    """A cost in words, as `plan` and `advise` both print it: the total, its parts that add up to it, and what several runs cost.
+
+    Args:
+        cost: as `plan.json` and an advice hold it.
+    """
+    shown = {name: usd for name, usd in cost["breakdown"].items() if usd >= min(0.005, 0.01 * cost["usd"]) > 0}
+    width = max((len(usd_words(usd)) for usd in shown.values()), default=0)
+    spread = (
+        f"; one time in ten more than {usd_words(cost['p90'])}"
+        if usd_words(cost["p90"]) != usd_words(cost["usd"])
+        else ""
+    )
+    lines = [f"Cost: {usd_words(cost['usd'])} expected{spread}"]
+    lines += [f"  {usd_words(usd):>{width}}  {name}: {cost['explained'][name]}" for name, usd in shown.items()]
+    if cost["until_kept"]:
+        lines.append(
+            f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(cost['until_kept']['usd'])} in all "
+            "(--runs 3 --setup-hours 0.5 --evaluation-hours 0.5)"
+        )
+    return lines
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -63,18 +111,10 @@ def _line(row: Mapping[str, Any]) -> str:
     if not row["fits"]:
         help_ = f"; fits with {row['fits_with']}" if row["fits_with"] else ""
         return f"{base}  does not fit: {row['required_gib']:.1f} of {row['capacity_gib']:.1f} GiB{help_}"
-    usd = "no price" if row["usd"] is None else _usd(row["usd"])
-    span = "" if row["usd"] is None else f"  {_usd(row['usd_low'])} to {_usd(row['usd_high'])}"
+    usd = "no price" if row["usd"] is None else usd_words(row["usd"])
+    span = "" if row["usd"] is None else f"  {usd_words(row['usd_low'])} to {usd_words(row['usd_high'])}"
     tight = "  tight" if row["tight"] else ""
-    return f"{base}{row['tokens_per_second']:>11,}{_hours(row['hours']):>9}{usd:>10}{span}{tight}"
-
-
-def _usd(value: float) -> str:
-    return f"${value:,.0f}" if value >= 100 else f"${value:.2f}"
-
-
-def _hours(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+    return f"{base}{row['tokens_per_second']:>11,}{hours_words(row['hours']):>13}{usd:>11}{span}{tight}"
 
 
 def _count(value: int) -> str:

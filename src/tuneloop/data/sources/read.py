@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import difflib
 import functools
 import glob
 import json
@@ -33,7 +32,7 @@ from tuneloop.data.sources.parse import (
     printable,
     scan_json,
 )
-from tuneloop.files import user_errors_of_the_disk
+from tuneloop.files import nearest_path, user_errors_of_the_disk
 from tuneloop.types import Reject, UserError
 
 __all__ = [
@@ -153,7 +152,7 @@ def _expand(source: str) -> list[Path]:
             return _files_of_glob(path, source)
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL byte, no home folder
         raise UserError(f"Not a usable path: {error}", where=repr(source), next_step="check the path") from None
-    raise UserError("No such file", where=source, next_step=_nearest_path(path))
+    raise UserError("No such file", where=source, next_step=nearest_path(path))
 
 
 def _refuse_dead_links(paths: Sequence[Path]) -> None:
@@ -223,15 +222,6 @@ def _of_data(paths: Sequence[Path]) -> list[Path]:
         return file is not None and file.kind == "text"
 
     return [path for path in some if not is_text(path)] or some
-
-
-def _nearest_path(path: Path) -> str:
-    parent = path.parent
-    if not parent.is_dir():
-        return f"the folder {parent} does not exist: check the path"
-    names = sorted(p.name for p in parent.iterdir())
-    near = difflib.get_close_matches(path.name, names, 1, 0.4)
-    return f"did you mean {parent / near[0]}?" if near else "check the path"
 
 
 # --- dataset_info.json ---------------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""Advice and its data: what `advise` reads, measures and keeps in `evals/advise-NAME`, and what `plan` and `run` find there.
+
+The folder holds `dataset/` (where the source had to be prepared), `baselines/` (with `--measure`) and `advise.json`, the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tuneloop.files import lock_folder, read_json, write_json
+from tuneloop.pipeline.job import Job, find_done, training_began
+from tuneloop.pipeline.prepare import prepare_stage
+from tuneloop.recipe import Recipe
+from tuneloop.types import Dataset, Progress, UserError
+
+ADVICE = "advise.json"
+
+
+def advice_folder(recipe: Recipe, out: str = "") -> Path:
+    """Where advice about a recipe's data is kept: `out`, or `evals/advise-NAME`."""
+    return Path(out) if out else Path("evals") / f"advise-{recipe.name}"
+
+
+def stand_in(model: str) -> str:
+    """The model that stands in for one whose files are not on this machine; "" where they are."""
+    from tuneloop.models.names import PACKAGED, is_local
+
+    return "" if is_local(model) else PACKAGED
+
+
+def read_data(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> Dataset:
+    """The recipe's data as `run` would prepare them: as they are where they are prepared, else kept in the advice's folder."""
+    folder = advice_folder(recipe, out)
+    with lock_folder(folder):
+        return prepare_stage(Job(recipe, folder, progress, say))
+
+
+@contextmanager
+def counted_data(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> Iterator[Dataset]:
+    """The recipe's data, read to be counted and not kept: prepared before by `run`, `prepare` or `advise`, else in a scratch folder."""
+    import tempfile
+
+    from tuneloop.data.dataset import load_dataset, prepare_key
+    from tuneloop.pipeline.job import default_folder
+
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(recipe, Path(scratch), progress, say)
+        places = [Path("datasets") / recipe.name, advice_folder(recipe) / "dataset"]
+        if not _is_prepared(recipe):
+            key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.fingerprint)
+            for folder in (*places, default_folder(recipe) / "dataset"):
+                if find_done(folder / "dataset.json", key):
+                    say(f"data set {folder}, prepared before")
+                    yield load_dataset(folder)
+                    return
+        yield prepare_stage(job)
+
+
+def _is_prepared(recipe: Recipe) -> bool:
+    sources = recipe.data.sources
+    return len(sources) == 1 and (Path(sources[0]) / "dataset.json").is_file()
+
+
+# --- the answer, kept and remembered -----------------------------------------------------------------
+
+
+def keep_advice(folder: Path, dataset_hash: str, advice: Mapping[str, Any]) -> None:
+    """Write `advise.json`: the answer as `--json` prints it, with the hash of the data that it is about.
+
+    A folder that can't be written to is passed over: the answer stands on the screen.
+    """
+    with contextlib.suppress(UserError, OSError):
+        write_json(folder / ADVICE, {**advice, "dataset_hash": dataset_hash})
+
+
+def remind(job: Job, dataset: Dataset) -> None:
+    """Say once, before anything is trained, that the advice about these data was not to."""
+    if training_began(job):
+        return
+    for file in sorted(Path("evals").glob(f"advise-*/{ADVICE}")):
+        try:
+            advice = read_json(file)
+        except UserError:
+            continue
+        if (
+            isinstance(advice, dict)
+            and advice.get("dataset_hash") == dataset.manifest["hash"]
+            and advice.get("answer") == "dont"
+        ):
+            job.say(f"advise    said about these data: {advice.get('headline')}")
+            job.say(f"          ({file}) The run goes on all the same.")
+            return
+
+
+def reuse_baselines(job: Job, key: str) -> bool:
+    """Take over baselines that `advise --measure` has measured on the same data with the same model and settings.
+
+    Args:
+        key: hash of all that they depend on.
+
+    Returns:
+        Whether there were any.
+    """
+    for folder in sorted(Path("evals").glob("advise-*/baselines")):
+        if folder.resolve() != (job.folder / "baselines").resolve() and find_done(folder / "baselines.json", key):
+            shutil.rmtree(job.folder / "baselines", ignore_errors=True)
+            beside = job.folder / "baselines.part"
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(folder, beside)
+            beside.rename(job.folder / "baselines")
+            job.say(f"baselines measured before by `tuneloop advise`, taken from {folder}")
+            return True
+    return False

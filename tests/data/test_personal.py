@@ -83,6 +83,9 @@ GONE = [
     ("URL_CREDENTIALS", "postgres://«admin:s3cr3t»@db.example.com/x"),
     ("URL_CREDENTIALS", "https://x.com/?api_key=«12345abcde»&page=2"),
     ("API_KEY", "token «sk-proj-abc123DEF456ghi789JKL»"),
+    ("API_KEY", "my key is «sk-qWeRtZuIoPaSdFgHjKlYxCvBnM»"),
+    ("API_KEY", "use «sk-proj-vKqTzRwXcMbNpLjHgFdSaQxZ» now"),
+    ("API_KEY", "«sk-tgkzqwxbvrnpmcdhjfltswyqkz»"),
     ("API_KEY", "«AKIAIOSFODNN7EXAMPLE» aws_secret_access_key = «wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY»"),
     ("API_KEY", "«ghp_16C7e42F292c6912E7710c838347Ae178B4a»"),
     ("API_KEY", "«xoxb-123456789012-123456789012-abcdefABCDEF123456abcdef»"),
@@ -184,6 +187,13 @@ my account 2 days ago
 1,000,000,000
 EAN 4006381333931
 sk-learn-contrib-package-name
+sk-learn
+sk-lightweightframework for small screens
+sk-internationalizationsupport
+sk-slovenska-republika-bratislava
+sk-najneobhospodarovavatelnejsimi
+sk-MyComponentNameProviderFactory
+risk-assessment-methodology and desk-KnightsbridgeApartments
 SKU 0412-345-678
 coordinates 40.712776, -74.005974
 IMEI 490154203237518

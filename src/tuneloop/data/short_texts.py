@@ -9,20 +9,16 @@ another number, a "not", the same words in another order (Zhang et al. 2019, PAW
 
 from __future__ import annotations
 
-import gzip
 import re
-from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
-from importlib import resources
-
-import orjson
+from collections.abc import Sequence
+from functools import lru_cache
 
 from tuneloop.data.language import detect_language
+from tuneloop.data.words import LANGUAGES, frequency, known_words
 
 SHORT = 12  # words up to which texts are compared here: from some 30 letters on, Jaccard similarity sees past one typo
 _LETTERS = 4  # of the longer of two words that may be one: shorter ones are mostly other words, codes or currencies
 _RARE = 100  # times as often as a word must another one occur for the first to be its misspelling: "cyst" of "cost", not "lost"
-_LANGUAGES = frozenset({"en", "de", "es", "fr", "it", "nl", "pt", "ru", "ar", "lv", "eu", "fa"})  # with a dictionary
 
 # As folded: lower case, no punctuation.
 _ANYWHERE = frozenset("please pls plz plse bitte svp kindly".split())  # noqa: SIM905
@@ -169,32 +165,14 @@ def _is_typo(u: str, v: str, rest: Sequence[str]) -> bool:
     """Whether just one of two words is one, in the language of the words beside them. Digits and signs are no typos."""
     if not (u.isalpha() and v.isalpha() and max(len(u), len(v)) >= _LETTERS):
         return False
-    known = _known_words("en")
+    known = known_words("en")
     if 2 * sum(word in known for word in rest) < len(rest):
         language, _ = detect_language(" ".join(rest))
-        if language == "en" or language not in _LANGUAGES:
+        if language == "en" or language not in LANGUAGES:
             return False
-        known = _known_words(language)
-    rarer, other = sorted((_frequency(u, known), _frequency(v, known)))
+        known = known_words(language)
+    rarer, other = sorted((frequency(u, known), frequency(v, known)))
     return rarer * _RARE < other
-
-
-def _frequency(word: str, known: Mapping[str, int]) -> int:
-    """How often it occurs in the language; two words in one, as in "passcode", as often as the rarer one."""
-    parts = (min(known.get(word[:at], 0), known.get(word[at:], 0)) for at in range(4, len(word) - 3))
-    return known.get(word) or max(parts, default=0)
-
-
-@cache
-def _known_words(language: str) -> Mapping[str, int]:
-    """The words of a language, folded, and how often each occurs, from the lists in pyspellchecker: about 160,000 English ones."""
-    words = resources.files("spellchecker").joinpath("resources", f"{language}.json.gz").read_bytes()
-    known: dict[str, int] = orjson.loads(gzip.decompress(words))
-    for word in [word for word in known if "'" in word or not word.isascii()]:
-        plain = word.casefold().replace("'", "").replace("’", "")
-        if plain != word:
-            known[plain] = known.get(plain, 0) + known[word]
-    return known
 
 
 @lru_cache(maxsize=1024)

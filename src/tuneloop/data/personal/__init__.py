@@ -157,7 +157,7 @@ def is_quiet(text: str) -> bool:
     """Whether nothing in a text can be personal data: no digit, no sign, none of the few words that need neither. Under a microsecond."""
     if (_SIGN if text.isascii() else _WIDE_SIGN).search(text) is not None:
         return False
-    return not ("assw" in text or "ASSW" in text or " dot " in text or "at]" in text or "at)" in text)
+    return not ("sk-" in text or "assw" in text or "ASSW" in text or " dot " in text or "at]" in text or "at)" in text)
 
 
 @lru_cache(maxsize=64)
@@ -278,6 +278,7 @@ def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
         yield from documents.birth_dates(lower)
     if _FOUR_DIGITS.search(view) and _any_in(lower, _DOCUMENT_STEMS):
         yield from documents.document_numbers(lower)
+    yield from contacts.short_codes(view, lower)
     if not _LONG_NUMBER.search(view):
         if _LETTERED_ID.search(view):
             yield from national_ids(view.translate(_ASCII_UPPER), lower)
@@ -288,6 +289,7 @@ def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
     found += documents.social_security_numbers(lower)
     found += national_ids(view.translate(_ASCII_UPPER), lower)
     found += contacts.phones(view, lower, chains, region)
+    found += contacts.glued_numbers(lower)
     for kind, start, end in _ibans(view):
         if kind == "IBAN":
             found.append((kind, start, end))

@@ -104,6 +104,11 @@ def chains(text: str) -> Iterator[Chain]:
     """All chains of at least seven digits."""
     for match in _CHAIN.finditer(text):
         start, end = match.span()
+        opened = text.rfind("(", start + 1, end)
+        if opened > 0 and text.find(")", opened, end) < 0 and text[start:opened].strip("+( "):
+            end = start + len(
+                text[start:opened].rstrip(" .-/(")
+            )  # "199123 (55p)": what is in brackets is another number
         if end - start < 7:
             continue
         groups = tuple(m.span() for m in _GROUP.finditer(text, start, end))
@@ -111,22 +116,28 @@ def chains(text: str) -> Iterator[Chain]:
         if sum(sizes) >= 7:
             before, after = text[max(0, start - 2) : start], text[end : end + 1]
             attached = (len(before) == 2 and before[1] in "-/#_.=@:" and before[0].isalnum() and before[1] != ":") or (
-                before[1:] in ("#", "_", "$", "€", "£") or (after.isalnum() and after not in "xX") or after == "_"
+                before[-1:] in ("#", "_", "$", "€", "£") or (after.isalnum() and after not in "xX") or after == "_"
             )
             yield Chain(start, groups, sizes, attached)
 
 
 _PHONE_WORD = re.compile(
-    r"phone|\bmessages? (?:to|on|from)\b|\btele?\b|\btel[.:]|\bmobil|\bcell|\bfax|\bcall|\btext(?:ed|ing)?\b|\bsms\b|whats ?app|viber|telegram|\bsignal\b|\bdial|\brang?\b|\bring\b|\breach|contact"
-    r"|\bhandy|\brufn|anruf|téléphone|telefon|teléfono|télephone|celular|móvil|portable\b|appel|llam|cellulare|chiam|\bgsm\b|bellen|ring(?:en|a|e)\b|телефон|тел\.|звон|電話|电话|手机|携帯|전화|هاتف"
+    r"phone|\btxt|\bmobs?\b|\bph:|\bcust(?:omer)?\.? ?(?:care|services?)\b|\bmessages? (?:to|on|from)\b|\btele?\b|\btel[.:]|\bmobil|\bcell|\bfax|\bcall|\btext(?:ed|ing)?\b|\bsms\b|whats ?app|viber|telegram|\bsignal\b|\bdial|\brang?\b|\bring\b|\breach|contact"
+    r"|\bhandy|\brufn|anruf|\bruf|\berreich|téléphone|telefon|teléfono|télephone|celular|móvil|portable\b|appel|llam|cellulare|chiam|\bgsm\b|bellen|ring(?:en|a|e)\b|телефон|тел\.|звон|電話|电话|手机|携帯|전화|هاتف"
     r"|(?:my|his|her|our|their|your) (?:new |old |home |work |direct |other |private |personal |best )?(?:number|no\.?)\b(?! of)|answering|\bgive (?:me|us|him|her) a |me (?:at|on)\b|numéro|número|\bnummer\b|hotline|helpline|voicemail|landline|\bm:|\bt:|\bp:"
 )
 _OTHER_WORD = re.compile(
     r"order|invoice|ticket|refe?r?e?n?c?e?\b|tracking|parcel|shipment|\bcase\b|transaction|booking|reservation|confirmation|account|\bacct|\bids?\b|isbn|issn|\bsku\b|serial|\bpart\b|model|policy|claim|card|iban|"
     r"\bpo\b|version|build|amount|total|price|balance|batch|\blot\b|barcode|\bean\b|\bupc\b|doi|patent|member|customer n|bestell|rechnung|commande|facture|pedido|factura|ordine|fattura|zip|postal|imei|\bvin\b|timestamp|\bepoch|score|\bpin\b|code\b"
 )
+_ANOTHER_NAME = re.compile(
+    r"(?:"
+    + _OTHER_WORD.pattern.replace("|claim|", r"|claim (?:no|number|id|ref)\b|")  # "to claim 0871..." names no claim
+    + r")(?:[\s:#.()\"'-]|\b(?:numbers?|no|nr|num|id|ids|code|ref|reference|is|was|are|of|the|for|my|your|our|to|and|reads|says|key|file|nummer|numéro)\b)*\Z"
+)
 _PHONE_AFTER = re.compile(
-    r"[\s,)]*(?:is |was |'s )?(?:my|our|his|her|the)?\s?(?:new |old |work |home |best )?(?:phone|mobile|cell|tele?phone|contact|number to|телефон|telefon)"
+    r"[\s,)]*(?:is |was |'s )(?:my|our|his|her) (?:new |old |work |home |best )?number\b"
+    r"|[\s,)]*(?:is |was |'s )?(?:my|our|his|her|the)?\s?(?:new |old |work |home |best )?(?:phone|mobile|cell|tele?phone|contact|number to|телефон|telefon)"
     r"|[\s,-]*(?:office|fax)\b"
 )
 _EXTENSION = re.compile(r",? ?(?:ext(?:ension|n)?\.?|x|#|durchwahl|poste)[ .:]{0,2}\d{1,6}(?!\w)", re.IGNORECASE)
@@ -211,6 +222,45 @@ _REGIONS = [
 _FREELY_GROUPED = ("GB", "DE", "FR", "AU", "NL", "IT")
 
 
+# A number glued to the word before it or to a price, a time or a word behind it, as people type on a telephone: "08712400602450p".
+_GLUED = re.compile(
+    r"(?:(?<=call)|(?<=text)|(?<=txt)|(?<=tel)|(?<=ph)|(?<=mob)|(?<=mobile)|(?<=no)|(?<=on))(0[1-35789]\d{9})(?!\d)"
+    r"|(?<![\w.,£$€#/-])(0[1-35789]\d{9})(?=\d{1,4}(?:\.\d\d)?(?:p|ppm|am|pm|yrs?)(?![a-z])|[a-z]{2})"
+)
+_SHORT_CODE_STEMS = ("text", "txt", "sms", "send", "reply", "short", "envo", "envía", "envia", "manda", "msg", "messag")
+_CODE = r"(\d{5,6})(?![\w-]|[.,:/]\d|\s?%|\s(?:people|px|ft|km|[a-z]{3,}(?<!thi)(?<!say)s\b))"
+_SHORT_CODE = re.compile(
+    rf"\b(?:te?xt|sms|msg|message)\b(?:[^\d\n]|(?<=[a-z ])\d(?!\d)){{0,40}}?\b(?:to|an|au|al)\s(?:(?:the |our )?(?:no|nr|number|short ?code)[.:]{{0,2}}\s)?{_CODE}"
+    rf"|\b(?:te?xts?|sms|msgs?|messages?) from {_CODE}(?=\s*(?:[.,;:!?)]|\Z|says?\b|said|that|about|asking|telling))"
+    rf"|\b(?:send|reply|replied|sende|senden|envoye[zr]|envía|envia|enviar|manda)\s(?:with |the word |un sms con |sms mit )?[\"'“‘]?[a-zà-ÿ]{{2,10}}\d?[\"'”’]?"
+    rf"\s(?:(?:par|por|via|by) sms\s)?(?:to|an|au|al)\s{_CODE}"
+    rf"|\bshort ?codes?\s?(?:is|:|no\.?|number)?\s?{_CODE}"
+)
+_SENT = 3  # group of `_SHORT_CODE` behind "send" and the like, which may send anything
+_SHOUTED = re.compile(r"[A-Z]{2,10}\d?[\"'”’]?\s(?:(?:par|por|via|by) sms\s)?(?:to|TO|an|au|al)\s\d{5,6}\Z")
+_CODE_SAID = re.compile(r"sms|\btxt|\bte?xt|stop|short ?code")
+
+
+def short_codes(text: str, lower: str) -> Iterator[Span]:
+    """Numbers of five or six digits that messages are sent to: "text WIN to 87121". No postcodes, amounts or tickets."""
+    if not any(stem in lower for stem in _SHORT_CODE_STEMS):
+        return
+    for match in _SHORT_CODE.finditer(lower):
+        group = match.lastindex or 1
+        start, end = match.span(group)
+        if group == _SENT and not (_SHOUTED.search(text, match.start(), end) or _CODE_SAID.search(match.group())):
+            continue  # "send flowers to 90210"
+        yield ("PHONE", start, end)
+
+
+def glued_numbers(lower: str) -> Iterator[Span]:
+    """Valid British numbers of eleven digits whose neighbours are written without a space."""
+    for match in _GLUED.finditer(lower):
+        start, end = match.span(match.lastindex or 1)
+        if not _names_another(lower, start) and _library(lower[start:end], "GB")[1]:
+            yield ("PHONE", start, end)
+
+
 def phones(text: str, lower: str, found: list[Chain], region: str) -> Iterator[Span]:
     """Telephone numbers, with the country code or in the forms of one country.
 
@@ -280,18 +330,63 @@ def _phone(text: str, lower: str, chain: Chain, first: int, last: int, region: s
         local = None if decimal else re.fullmatch(r"[2-9]\d\d[-. ]\d{4}", value)
         fits = local or nanp or (not decimal and any(_library(digits, r)[1] for r in (region, *_REGIONS)))
         return ("PHONE", start, stop) if fits and _grouped_like_a_phone(chain.sizes) else None
+    if _names_another(lower, start):
+        return None
     if named is None and (separated or value[0] == "(") and len(digits) >= 9:
         sizes = chain.sizes[first:last]
         if (nanp and _library(digits, "US")[1]) or _national(
             digits, sizes, region, trunk=digits[0] == "0" or "(" in value
         ):
             return ("PHONE", start, stop)
+    if not separated and _is_bare_national(digits, region):
+        return ("PHONE", start, stop)
     return None
 
 
+def _names_another(lower: str, start: int) -> bool:
+    """Whether the words right before a number say that it is an order's, an account's or the like."""
+    return _ANOTHER_NAME.search(lower, max(0, start - 40), start) is not None
+
+
+_BRITISH = re.compile(
+    r"0(?:7[1-57-9]|8[0347]|9[018])"
+)  # mobile and special numbers; the library lacks those kept for fiction
+
+
+def _is_bare_national(digits: str, region: str) -> bool:
+    """Whether digits without a gap are a national number all the same: in a form that little else has, or a mobile one of the own region.
+
+    British numbers have eleven digits with the 0, mobile ones in France 06 or 07 and ten, in Australia 04 and ten, in Germany
+    01 and eleven or twelve. Ten digits without a 0, as in North America, may be anything.
+    """
+    if digits[0] == "0":
+        if len(digits) == 11 and (_BRITISH.match(digits) or _library(digits, "GB")[1]):
+            return True
+        country = {"06": "FR", "07": "FR", "04": "AU", "01": "DE"}.get(digits[:2])
+        if len(digits) >= 10 and country is not None and _is_mobile(digits, country):
+            return True
+        return len(digits) >= 9 and _library(digits, region)[1]
+    return len(digits) >= 9 and _is_mobile(digits, region)
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_mobile(digits: str, region: str) -> bool:
+    """Whether digits are a valid number of a mobile telephone and of nothing else."""
+    import phonenumbers
+
+    try:
+        number = phonenumbers.parse(digits, region)
+    except phonenumbers.NumberParseException:
+        return False
+    mobile: bool = phonenumbers.number_type(number) == phonenumbers.PhoneNumberType.MOBILE
+    return mobile and phonenumbers.is_valid_number_for_region(number, region)
+
+
 def _grouped_like_a_phone(sizes: tuple[int, ...]) -> bool:
-    """Not as in a table of small numbers ("1 2 3 4 5 6 7 8")."""
-    return sum(size == 1 for size in sizes) <= 1 and (len(sizes) <= 2 or max(sizes) <= 6)
+    """Not as in a table of small numbers ("1 2 3 4 5 6 7 8"); but digit by digit, as in "0 8 7 1 2 4 6 0 3 2 4"."""
+    return (len(sizes) > 9 and max(sizes) == 1) or (
+        sum(size == 1 for size in sizes) <= 1 and (len(sizes) <= 2 or max(sizes) <= 6)
+    )
 
 
 def _named_phone(lower: str, start: int, end: int) -> bool | None:
@@ -312,6 +407,8 @@ def _national(digits: str, sizes: tuple[int, ...], region: str, *, trunk: bool) 
         return False
     if any(_library(digits, other)[2] == sizes for other in _REGIONS):
         return True
+    if len(sizes) <= 5 and 3 <= sizes[0] <= 6 and min(sizes) > 1 and _is_bare_national(digits, region):
+        return True  # divided in any way behind the area code, as in "0871 - 2460 - 324"
     # After the area code people divide as they like. Not 4-4-4: codes of all sorts are written so.
     freely = (_library(digits, other)[2] for other in _FREELY_GROUPED)
     return set(sizes) != {4} and any(g and g[0] == sizes[0] and _divides(sizes, g) for g in freely)

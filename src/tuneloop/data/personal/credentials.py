@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tuneloop.data.personal.identifiers import Span, base58check
+from tuneloop.data.words import known_words, made_of_words
 
 # Forms that services document for their keys. Those in a shape of their own need nothing beside them.
 _KEY = re.compile(
@@ -49,12 +50,27 @@ _WIF = re.compile(
 )
 
 
+_PART = re.compile(r"[A-Za-z]{16,}")
+_CONSONANTS = re.compile(r"[b-df-hj-np-tv-xz]{4,}", re.IGNORECASE)
+
+
+def _random_letters(part: str) -> bool:
+    """Whether letters without a gap make no words: names do not change case at every second letter, nor lack vowels."""
+    changes = sum(a.isupper() != b.isupper() for a, b in itertools.pairwise(part))
+    if changes >= 0.35 * len(part):
+        return True
+    runs = [len(run) for run in _CONSONANTS.findall(part)]
+    vowels = sum(c in "aeiouAEIOU" for c in part)
+    few_vowels = vowels <= 0.35 * len(part) and (len(runs) > 1 or max(runs, default=0) > 4)
+    return few_vowels and not made_of_words(part.lower(), known_words("en"))
+
+
 def keys(text: str) -> Iterator[Span]:
     """Keys and tokens in the form of a known service, private keys."""
     for match in _KEY.finditer(text):
         value = match.group()
-        # A key is random: without a digit it is a name such as sk-learn-contrib or pk_test_customer_name.
-        if any(c.isdigit() for c in value[3:]):
+        # A key is random: what has no digit is mostly a name such as sk-learn-contrib or pk_test_customer_name.
+        if any(c.isdigit() for c in value[3:]) or any(map(_random_letters, _PART.findall(value))):
             yield ("API_KEY", match.start(), match.start() + len(value.rstrip("-_.")))
     if "-----BEGIN" in text:
         for match in _PEM.finditer(text):

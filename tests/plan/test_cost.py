@@ -20,6 +20,7 @@ from tuneloop.plan.cost import (
     Efforts,
     Interruptions,
     best_checkpoint_hours,
+    checkpoint_hours,
     cost_of,
     expected_hours,
     lognormal_sigma,
@@ -62,6 +63,24 @@ def test_the_expected_time_is_that_of_simulated_runs(per_hour: float) -> None:
     source = random.Random(1)
     mean = sum(simulate(10, how, source) for _ in range(3000)) / 3000
     assert expected_hours(10, how) == pytest.approx(mean, rel=0.03)
+
+
+def test_what_writing_checkpoints_takes_is_told_apart_from_what_interruptions_do() -> None:
+    how = Interruptions(1 / 3000, save_minutes=15)
+    found = cost_of(1, 1, 1, 1, PRICE, efforts=BARE, how=how)
+    assert found.breakdown["checkpoints"] == pytest.approx(0.25 * PRICE.usd_per_hour)  # one, at the end
+    assert 0 < found.breakdown["interruptions"] < 0.01 * PRICE.usd_per_hour
+    often = cost_of(1, 1, 1, 1, PRICE, efforts=BARE, how=replace(how, checkpoint_minutes=15))
+    assert often.breakdown["checkpoints"] == pytest.approx(4 * found.breakdown["checkpoints"])
+    steady = cost_of(1, 1, 1, 1, PRICE, efforts=BARE, how=replace(how, per_hour=0.0))
+    assert steady.breakdown["interruptions"] == pytest.approx(0, abs=1e-9)
+
+
+@given(work=st.floats(0.01, 1000), per_hour=st.floats(0, 0.5), save=st.floats(0.01, 30))
+def test_checkpoints_take_no_more_than_what_is_added_to_the_work(work: float, per_hour: float, save: float) -> None:
+    how = Interruptions(per_hour, save_minutes=save)
+    hours = expected_hours(work, how)
+    assert work + checkpoint_hours(work, how) <= hours * (1 + 1e-9)
 
 
 def test_the_best_interval_is_best() -> None:

@@ -45,6 +45,7 @@ class Interruptions:
 FAILURES_PER_GPU_HOUR = 1 / 50_000
 RECLAIMS_PER_SPOT_HOUR = 1 / 10
 GPUS_A_MACHINE = 8
+NEVER = 1e-9  # an hour: less often than once in 100,000 years is not at all, and exact sums end in nothing
 
 
 @dataclass(frozen=True)
@@ -135,16 +136,29 @@ def expected_hours(work_hours: float, how: Interruptions) -> float:
     time of a restart, M the mean time between interruptions; exact for a Poisson process, also during restarts.
     """
     save, restart = how.save_minutes / 60, how.restart_minutes / 60
-    if how.per_hour <= 0:
-        interval = how.checkpoint_minutes / 60 if how.checkpoint_minutes else work_hours
-        return work_hours + save * (work_hours / interval if interval else 0)
-    mean = 1 / how.per_hour
-    interval = how.checkpoint_minutes / 60 if how.checkpoint_minutes else best_checkpoint_hours(save, mean)
-    interval = min(max(interval, 1 / 3600), max(work_hours, 1 / 3600))
+    if how.per_hour <= NEVER:
+        return work_hours + checkpoint_hours(work_hours, how)
+    mean, interval = 1 / how.per_hour, _interval_hours(work_hours, how)
     exponent = (interval + save) / mean
     if exponent + restart / mean > 50:
         return math.inf  # interrupted again before the first checkpoint: it never ends
     return mean * math.exp(restart / mean) * math.expm1(exponent) * work_hours / interval
+
+
+def checkpoint_hours(work_hours: float, how: Interruptions) -> float:
+    """Hours of those that go into writing checkpoints, the last of them at the end; a run that nothing interrupts has these too."""
+    return how.save_minutes / 60 * work_hours / _interval_hours(work_hours, how) if work_hours else 0.0
+
+
+def _interval_hours(work_hours: float, how: Interruptions) -> float:
+    """Work between two checkpoints: as given, or the best interval, but never more than the run."""
+    if how.checkpoint_minutes:
+        interval = how.checkpoint_minutes / 60
+    elif how.per_hour > NEVER:
+        interval = best_checkpoint_hours(how.save_minutes / 60, 1 / how.per_hour)
+    else:
+        interval = work_hours
+    return min(max(interval, 1 / 3600), max(work_hours, 1 / 3600))
 
 
 def never_ends(how: Interruptions) -> UserError:
@@ -194,7 +208,8 @@ def cost_of(
     stretch = expected_hours(training_hours, how) / training_hours if training_hours else 1.0
     if not math.isfinite(stretch):
         raise never_ends(how)
-    charges = _Charges(training_hours, stretch, rate, usd_per_gb_month)
+    writing = checkpoint_hours(training_hours, how) / training_hours if training_hours else 0.0
+    charges = _Charges(training_hours, stretch, writing, rate, usd_per_gb_month)
     breakdown = charges.parts(efforts)
     labour = [breakdown["data preparation"], breakdown["engineering"]]
     fixed = breakdown["setup"] + breakdown["evaluation"] + breakdown["storage"]
@@ -217,11 +232,12 @@ def cost_of(
 
 @dataclass(frozen=True)
 class _Charges:
-    """What the parts of a cost are multiplied from: hours of one run, how interruptions stretch it, dollars an hour of all its
-    machines, dollars of a kept GB and month."""
+    """What the parts of a cost are multiplied from: hours of one run, how checkpoints and interruptions stretch it and what of that is writing, dollars an
+    hour of all its machines, dollars of a kept GB and month."""
 
     hours: float
     stretch: float
+    writing: float
     rate: float
     usd_per_gb_month: float
 
@@ -230,7 +246,8 @@ class _Charges:
         runs = self.hours * self.rate * efforts.runs
         return {
             "training": runs,
-            "interruptions": runs * (self.stretch - 1),
+            "checkpoints": runs * self.writing,
+            "interruptions": runs * (self.stretch - 1 - self.writing),
             "failed runs": runs * efforts.failed_share / 2,
             "setup": efforts.setup_hours * self.rate,
             "evaluation": efforts.evaluation_hours * efforts.runs * self.rate,
@@ -244,7 +261,8 @@ class _Charges:
         rate, runs = f"{usd_words(self.rate)} an hour", f"{efforts.runs:g} run{'s' if efforts.runs != 1 else ''}"
         return {
             "training": f"{runs} of {hours_words(self.hours)} x {rate}",
-            "interruptions": "checkpoints written, work repeated, restarts",
+            "checkpoints": f"{hours_words(self.hours * self.writing)} of writing them x {rate}",
+            "interruptions": "work repeated and restarts, as often as they are expected",
             "failed runs": f"{efforts.failed_share:.0%} of runs fail, half-way on average",
             "setup": f"{hours_words(efforts.setup_hours)} x {rate}",
             "evaluation": f"{runs} x {hours_words(efforts.evaluation_hours)} x {rate}",

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.files import read_json
-from tuneloop.plan.cost import ONE_RUN, Cost, Efforts, Interruptions, cost_of, expected_hours, interruptions, never_ends
+from tuneloop.plan.cost import (
+    ONE_RUN,
+    Cost,
+    Efforts,
+    Interruptions,
+    checkpoint_hours,
+    cost_of,
+    expected_hours,
+    interruptions,
+    never_ends,
+)
 from tuneloop.plan.gpus import CPU, Gpu, all_gpus, find_gpu
 from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.ledger import Entry, learned_speed, read_ledger
@@ -344,7 +354,8 @@ def _option(ask: Ask, job: Job, wanted: bool) -> Option:
     hours = expected_hours(work, how)
     if not math.isfinite(hours):
         raise never_ends(how)
-    parts["checkpoints and interruptions"] = hours - work
+    parts["checkpoints"] = checkpoint_hours(work, how)
+    parts["interruptions"] = hours - work - parts["checkpoints"]
     cost, memory = None, memory_of(job)
     if price and lengths.tokens and (memory.fits or wanted):
         efforts = ask.efforts if ask.efforts.storage_gb else replace(ask.efforts, storage_gb=_kept_gb(job))

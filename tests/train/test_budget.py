@@ -26,6 +26,7 @@ from tuneloop.train.budget import (
     seen_words,
     speed_words,
     step_tokens,
+    steps_in_time,
 )
 from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
@@ -89,6 +90,34 @@ def test_the_reference_of_preferences_is_within_the_time(make: Any) -> None:
     took = (trained + beside / FORWARD_SPEED) / 2.0
     assert plan.forward_tokens == beside
     assert 0.9 * 600 < took <= 600
+
+
+@pytest.mark.parametrize("slower, least, most", [(1.0, 400, 400), (3.0, 90, 140), (30.0, 1, 10)])
+def test_a_reference_that_takes_too_long_leaves_out_steps(slower: float, least: int, most: int) -> None:
+    rows = [Pair(ROW, ROW)] * 400  # a step trains on 20 tokens, the reference reads them: 8 of them beside 20
+    state = state_of()
+    state.planned_speed = 20.0
+    config = TrainConfig(max_minutes=600 / 60)
+    each = slower / 20.0 / FORWARD_SPEED
+    assert least <= steps_in_time(state, STEPS, rows, config, 16 * 20 * each, each, known=16) <= most
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_a_slow_reference_is_within_the_time(
+    loss: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.with_references
+
+    def slow(model: Any, rows: Any, progress: Any) -> Any:
+        time.sleep(0.01 * len(rows))
+        return real(model, rows, progress)
+
+    monkeypatch.setattr(loop, "with_references", slow)
+    monkeypatch.setattr(loop, "REFERENCE_STEPS", 4)
+    limited = changed(loss=loss, max_minutes=3 / 60, epochs=1, val_rows=8)
+    result, _ = run(tiny_llama, tmp_path, limited, rows=800, tokens_per_second=1e5)
+    assert result.planned_steps == 200  # their reference alone would take 8 seconds
+    assert result.steps < 150 and result.seconds < 6
 
 
 # --- while it runs

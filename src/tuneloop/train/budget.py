@@ -27,6 +27,8 @@ CHECKING_SHARE, LEAST_ROWS = 0.2, 32
 # A run may take so much of its time longer; steps are added when there is time for so many more of those that are left; and its speed
 # is known from so many steps.
 LATE, EARLY, KNOWN_FROM = 0.02, 0.1, 3
+# Steps whose rows get their reference together, and how much slower than planned it must be for fewer steps.
+REFERENCE_STEPS, SLOWER = 16, 1.3
 # Below this share of the planned speed the machine is said to be busy, after so many seconds of steps.
 BUSY, BUSY_AFTER = 0.5, 15.0
 
@@ -190,6 +192,35 @@ def count_anew(
         return 0
     state.turn, state.total_steps, state.due = (state.step, now), total, past + ahead
     return changed
+
+
+def steps_in_time(
+    state: State,
+    steps: Sequence[Step],
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    seconds: float,
+    each: float,
+    known: int,
+) -> int:
+    """Steps that fit when the reference of the first ones has told how slow the machine is; as many as before where it is not.
+
+    Args:
+        seconds: of the run so far.
+        each: seconds of a token in the reference.
+        known: steps whose rows have their reference.
+    """
+    if config.max_minutes is None or each * FORWARD_SPEED * state.planned_speed < SLOWER:
+        return state.total_steps
+    left = (1 - CHECKING_SHARE) * (config.max_minutes * 60 - seconds)
+    seen = {i for step in steps[:known] for i in step.indices}
+    for number, step in enumerate(steps[: state.total_steps]):
+        fresh = {*step.indices} - seen
+        seen |= fresh
+        left -= each * (FORWARD_SPEED * step_tokens(step, rows) + sum(reference_tokens(rows[i]) for i in fresh))
+        if left < 0:
+            return max(number, 1)
+    return state.total_steps
 
 
 def speed_words(share: float) -> str:

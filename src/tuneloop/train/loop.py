@@ -20,6 +20,7 @@ from tuneloop.train.budget import (
     BUSY,
     BUSY_AFTER,
     KNOWN_FROM,
+    REFERENCE_STEPS,
     count_anew,
     is_due,
     place_of,
@@ -28,6 +29,7 @@ from tuneloop.train.budget import (
     sample,
     seen_words,
     speed_words,
+    steps_in_time,
 )
 from tuneloop.train.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.train.config import TrainConfig
@@ -36,7 +38,15 @@ from tuneloop.train.layers import compile_layers, recompute_layers
 from tuneloop.train.loss import mean_loss, with_references
 from tuneloop.train.methods import Trainable, attach, run_key
 from tuneloop.train.optimizers import make_optimizer
-from tuneloop.train.rows import TrainRow, check_rows, conversations, is_usable, tokens_of, training_rows
+from tuneloop.train.rows import (
+    TrainRow,
+    check_rows,
+    conversations,
+    is_usable,
+    reference_tokens,
+    tokens_of,
+    training_rows,
+)
 from tuneloop.train.run import Run
 from tuneloop.train.setbacks import Preempted, act, notice_sigterm
 from tuneloop.train.speed import measure_speed
@@ -177,9 +187,8 @@ def train(
         state.val_rows, state.planned_speed = plan.val_rows, tokens_per_second
     steps = steps[: state.planned_steps]
     trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
-    to_do = {i for step in steps[: state.total_steps] for i in step.indices}
     rows = Rows(
-        train=_referenced(model, rows.train, config, trainable, progress, to_do),
+        train=_referenced_in_time(model, rows.train, config, trainable, progress, state, steps, began),
         val=_referenced(model, sample(rows.val, state.val_rows, seed), config, trainable, progress),
         general=sample(general, state.val_rows, seed),
     )
@@ -315,6 +324,36 @@ def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
     })  # fmt: skip
     run.progress("training", state.step, state.total_steps, loss=trend(run.watcher.losses), tokens_per_second=speed,
                  learning_rate=rate, memory=memory_now())  # fmt: skip
+
+
+def _referenced_in_time(
+    model: Model,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    trainable: Trainable,
+    progress: Progress,
+    state: State,
+    steps: Sequence[Step],
+    began: float,
+) -> list[TrainRow]:
+    """The training rows with their reference, in the order of the steps; should it take too long, fewer steps are to be done.
+
+    Without a limit on time all at once: then nothing depends on the clock.
+    """
+    known = 0
+    found, asked, read, started = list(rows), set[int](), 0, time.monotonic()
+    while known < state.total_steps:
+        last = state.total_steps if config.max_minutes is None else min(known + REFERENCE_STEPS, state.total_steps)
+        fresh = {i for step in steps[known:last] for i in step.indices} - asked
+        tokens = sum(reference_tokens(rows[i]) for i in fresh)
+        if tokens:
+            found = _referenced(model, found, config, trainable, progress, fresh)
+        asked, read, known = asked | fresh, read + tokens, last
+        if read:
+            now, took = summed([time.monotonic() - began, time.monotonic() - started])
+            each, seconds = took / processes() / read, state.seconds + now / processes()
+            state.total_steps = steps_in_time(state, steps, rows, config, seconds, each, known)
+    return found
 
 
 def _referenced(

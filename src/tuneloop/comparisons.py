@@ -117,7 +117,7 @@ def compare_evaluations(
         own[:0] = [note for note in manifests[place].get("notes") or [] if not contender and note not in own]
     first, *others = places
     pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
-    comparisons = adjusted(pairs, primary=loaded[first].primary, n=loaded[first].n)
+    comparisons = adjusted(pairs, loaded[first])
     names = {place: at[place][1] or str(manifests[place]["name"]) for place in places}
     costs = {
         place: cost for place in places if (cost := (manifests[place].get("costs") or {}).get(names[place])) is not None

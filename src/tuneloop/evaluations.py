@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.files import content_hash, lock_folder, read_json, sha256_file
+from tuneloop.pipeline.baselines import majority_of
 from tuneloop.pipeline.evaluate import after_tuning, attach_trained, tuned_key
 from tuneloop.pipeline.job import Job, dataset_of, load_run_recipe
 from tuneloop.pipeline.recipes import name_of, recipe_of
@@ -143,11 +144,13 @@ def evaluate_target(question: Question, *, progress: Progress = no_progress, say
         if kind in ("run", "adapter", "model"):
             more |= _side_effects(job, question, dataset)
         baselines, costs = _baselines(job, rows) if question.plain and split == "test" else ({}, {})
+        baselines = baselines or majority_of(job, dataset, rows)
+        run = read_json(Path(question.target) / "run.json") if kind == "run" else None
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
         production = _production(question.production) if question.production else None
         write_scored(
             job, folder, evaluation, dataset, name=name, costs=costs | {name: cost}, key=key, split=split, baselines=baselines,
-            production=production, more=more,
+            production=production, run=run, more=more,
         )  # fmt: skip
         write_page(folder)
     return Result(folder, int(cost.get("failed", 0)) or len(more.get("failures", ())))

@@ -168,6 +168,14 @@ class Answer:
     scores: dict[str, float] | None = None
 
 
+LOWER_IS_BETTER = frozenset({"perplexity", "loss", "ece", "invalid_rate"})
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better; `FIELD.METRIC` is as its metric."""
+    return metric.rpartition(".")[2] in LOWER_IS_BETTER
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A metric's value with its 95 % interval; the bounds are NaN where there is none."""

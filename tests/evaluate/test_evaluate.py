@@ -11,6 +11,7 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Measured, adjusted, compare, evaluate, primary_metric, sample_rows
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.evaluate.uncertainty import holm
+from tuneloop.evaluate.verdict import decide
 from tuneloop.evaluate.words import verdict_in_words
 from tuneloop.types import Answer, Row, UserError
 
@@ -196,7 +197,7 @@ def test_a_clear_gain_is_better_and_turned_round_worse():
     assert accuracy.test == "exact McNemar"
     assert accuracy.delta == pytest.approx(b.metrics["accuracy"].value - a.metrics["accuracy"].value)
     assert accuracy.low < accuracy.delta < accuracy.high
-    assert there["macro_f1"].test == "paired bootstrap"
+    assert there["macro_f1"].test == "paired permutation"
     assert there["macro_f1"].p >= 1 / 201
 
 
@@ -267,7 +268,7 @@ def test_rows_of_one_conversation_widen_the_interval():
         together, [Answer(r.label) for r in together], task="classification", labels=LABELS, config=FAST, seed=0
     )
     assert plain.metrics["accuracy"].low < plain.metrics["accuracy"].high == 1.0
-    assert {c.test for c in compare("a", clustered, "b", plain)} == {"paired cluster bootstrap"}
+    assert {c.test for c in compare("a", clustered, "b", plain)} == {"paired cluster permutation"}
 
 
 def test_rows_with_the_same_prompt_belong_together_and_a_missing_field_is_told():
@@ -293,7 +294,7 @@ def test_several_contenders_are_adjusted_for_together():
     pairs = [c for k in (2, 3, 4) for c in compare("base", base, f"m{k}", labels_evaluation(200, 0.75, seed=k))]
     first = [c.p for c in pairs if c.metric == "accuracy"]
     assert len(first) == 3
-    together = [c for c in adjusted(pairs, primary="accuracy", n=200) if c.metric == "accuracy"]
+    together = [c for c in adjusted(pairs, base) if c.metric == "accuracy"]
     assert [c.p_holm for c in together] == pytest.approx(holm(first))
 
 
@@ -472,7 +473,8 @@ def words(tuned, **others):
     names = {"zero": "zero-shot", "few": "few-shot", "tfidf": "tf-idf + logistic regression"}
     evaluations = {names[key]: value for key, value in others.items()}
     comparisons = [c for name, other in evaluations.items() for c in compare(name, other, "tuned", tuned)]
-    return " ".join(verdict_in_words({**evaluations, "tuned": tuned}, comparisons))
+    everyone = {**evaluations, "tuned": tuned}
+    return " ".join(verdict_in_words(decide(everyone, comparisons, "tuned"), everyone))
 
 
 def test_a_better_model_is_set_against_the_best_prompt():
@@ -513,12 +515,13 @@ def test_a_worse_model_is_not_recommended():
 def test_comparisons_may_stand_the_other_way_round():
     tuned, few = labels_evaluation(300, 0.95), labels_evaluation(300, 0.6, 2)
     evaluations = {"tuned": tuned, "few-shot": few}
-    assert verdict_in_words(evaluations, compare("tuned", tuned, "few-shot", few)) == verdict_in_words(
-        evaluations, compare("few-shot", few, "tuned", tuned)
-    )
+    there = decide(evaluations, compare("few-shot", few, "tuned", tuned), "tuned")
+    assert there == decide(evaluations, compare("tuned", tuned, "few-shot", few), "tuned")
+    assert there.outcome == "better"
 
 
 def test_words_for_fields_and_without_baselines():
-    sentences = verdict_in_words({"tuned": cards_evaluation()}, [])
+    alone = {"tuned": cards_evaluation()}
+    sentences = verdict_in_words(decide(alone, [], "tuned"), alone)
     assert "queue accuracy 66.7 %" in sentences[0]
     assert "4 of its 12 answers" in sentences[-1]

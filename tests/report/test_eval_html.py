@@ -131,8 +131,14 @@ def test_the_ladder_shows_gain_training_and_the_price_of_single_requests(evaluat
         "few-shot": {"seconds": 100.0, "usd": 0.001, "prompt_tokens": 150_000, "tokens": 5000, "training_seconds": 0.0},
         "tuned": {"seconds": 35.0, "usd": 0.001, "prompt_tokens": 20_000, "tokens": 5000, "training_seconds": 48.0, "training_usd": 0.00066},
     }  # fmt: skip
-    found = evaluation_parts(json.loads((evaluated(ladder=ladder, costs=costs) / "eval.json").read_text()))["ladder"]
-    assert found["against"] == "few-shot"
+    evaluation = json.loads((evaluated(ladder=ladder, costs=costs) / "eval.json").read_text())
+    found = evaluation_parts(evaluation)["ladder"]
+    few, tuned = found["lines"]
+    assert found["against"] == "Gain: of tuned over each line; positive means that tuned is better."
+    assert few["gain"] == ("+0.62", "[0.58, 0.67]") and few["verdict"] == "better"  # as in the comparison above it
+    assert tuned["gain"] == ("", "")
+    found = evaluation_parts(evaluation | {"comparisons": []})["ladder"]
+    assert found["against"] == "Gain: of each line over few-shot; positive means that the line is better."
     few, tuned = found["lines"]
     assert (few["gain"], few["prompt"], few["seconds"], few["thousand"]) == (("", ""), "300", "200 ms", "$0.026")
     assert (tuned["gain"], tuned["verdict"]) == (("+0.40", "[0.24, 0.53]"), "better")

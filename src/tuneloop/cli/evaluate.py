@@ -115,7 +115,7 @@ def endpoint_of(
 def _print(result: dict[str, Any]) -> None:
     from tuneloop.report.facts import more_words
 
-    for line in [*result["words"], *more_words(result)]:
+    for line in [*result["words"], *more_words(result)]:  # the verdict is the first
         print(line)
     for name, metric in result["metrics"].items():
         interval = "" if metric["low"] is None else f"  [{metric['low']:.3f}, {metric['high']:.3f}]"

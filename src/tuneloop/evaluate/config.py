@@ -17,6 +17,11 @@ class EvaluateConfig(Config):
         description="free generation, or choice scoring over the allowed labels; auto: choice for classification",
     )
     calibrate: bool = Field(True, description="untouched models: also score choices minus their score without the text")
+    primary: str | None = Field(
+        None,
+        description="the metric that decides, by its name in eval.json; default: accuracy, or macro_f1 where labels are uneven, "
+        "and for texts what fits them (see docs/evaluate.md)",
+    )
     fields: dict[str, str] = Field(
         default_factory=dict,
         description="parts of a structured answer scored by themselves: name -> regular expression with one group",

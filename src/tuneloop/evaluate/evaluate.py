@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import random
@@ -17,14 +18,14 @@ from tuneloop.evaluate import structured as js
 from tuneloop.evaluate import uncertainty as u
 from tuneloop.evaluate.calibration import calibration_statistics, confidences
 from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluate.label_use import LabelUse, label_use
 from tuneloop.evaluate.metrics import Array, Statistics
 from tuneloop.evaluate.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
-from tuneloop.types import Answer, Estimate, Progress, Row, UserError, no_progress
+from tuneloop.types import Answer, Estimate, Progress, Row, UserError, lower_is_better, no_progress
 
 # Metrics with the same row scores as another one, whose exact interval and test they share.
 _SAME_AS = dict.fromkeys(("micro_f1", "precision_micro", "recall_micro", "recall_weighted"), "accuracy")
 _SAME_OF_MANY = {"subset_accuracy": "accuracy"}  # with several labels a row
-LOWER_IS_BETTER = frozenset({"perplexity", "loss", "ece", "invalid_rate"})
 _NO_DIRECTION = frozenset({"length_ratio"})  # neither more nor less of it is better
 # The row's conversation, by the names that it usually has.
 CLUSTER_NAMES = ("conversation_id", "conversation", "dialogue_id", "dialog_id", "dialogue", "session_id", "session",
@@ -75,6 +76,8 @@ class Evaluation:
         statistics, draws: what paired comparisons are computed from.
         measured: what was known or found out beside the texts, and can't be found out again from them.
         clusters: the cluster of each row; None where each row stands for itself.
+        primary: the metric that decides; `primary_named`: the user has chosen it.
+        labels_used: how often references and answers name each label: "" for the rows' labels, else by the field's name.
         code: how the answers' programs ended, and under which protections; empty without programs.
         cluster: `evaluate.cluster`.
     """
@@ -95,6 +98,9 @@ class Evaluation:
     bootstrap: int
     statistics: list[Statistics] = field(repr=False, compare=False)
     draws: dict[str, Array] = field(repr=False, compare=False)
+    primary: str
+    primary_named: bool = False
+    labels_used: dict[str, LabelUse] = field(default_factory=dict)
     measured: Measured = field(default_factory=Measured, repr=False, compare=False)
     clusters: list[int] | None = None
     code: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -106,9 +112,31 @@ class Evaluation:
         return len(self.rows)
 
     @property
-    def primary(self) -> str:
-        """The metric that decides."""
-        return primary_metric(self.task, list(self.fields), list(self.metrics))
+    def row_metric(self) -> str:
+        """What single rows are judged by: the metric that decides, or where no row has a score in it (macro-F1) the nearest one."""
+        name, dot, _ = self.primary.rpartition(".")
+        near = (self.primary, f"{name}{dot}accuracy", "accuracy", "field_f1", "rougeL", "chrf")
+        return next((m for m in near if m in self.row_scores and not lower_is_better(m)), self.primary)
+
+    @property
+    def deciding_labels(self) -> LabelUse | None:
+        """The use of the labels (or of the field's values) that the deciding metric is about; None where there are none."""
+        return self.labels_used.get(self.primary.rpartition(".")[0])
+
+    @property
+    def headline(self) -> list[str]:
+        """The metrics that a verdict rests on, the one that decides first: a sure loss on any of them stands against a gain.
+
+        Accuracy and macro-F1 of labels (micro-F1 too where rows have several), the deciding metric of each field of
+        `evaluate.fields`, field-F1 and valid answers of JSON, pass@1, ROUGE-L and chrF of texts, the user's scorers, and the
+        share of invalid answers.
+        """
+        labels = ["micro_f1"] if "subset_accuracy" in self.metrics else []
+        fields = [_field_metric(name, self.metrics, self.labels_used) for name in self.fields]
+        own = [name for name in self.measured.row_scores if name not in NOT_OWN and not name.startswith("pass@")]
+        wanted = [self.primary, *labels, "accuracy", "macro_f1", *fields, "field_f1", "schema_valid", "pass@1", "rougeL", "chrf",
+                  *own, "invalid_rate"]  # fmt: skip
+        return [name for name in dict.fromkeys(wanted) if name in self.metrics]
 
 
 @dataclass(frozen=True)
@@ -119,11 +147,12 @@ class Comparison:
         delta: b - a; `low` and `high` are its 95 % interval.
         p: two-sided p-value of `test`.
         verdict: `better` (b), `worse` or `not enough evidence`, by `p_holm`.
-        p_holm: `p` adjusted (Holm) for what is tested beside it: the metric that decides is fixed beforehand and only
-            adjusted for several contenders; all other metrics together form a second family.
+        p_holm: `p` adjusted (Holm) for what is tested beside it: see `adjusted`.
         effect: size of the difference without its unit: `effect_kind` tells which.
         detectable: the smallest difference that these rows would have shown (80 % power).
         more_rows: with no verdict, how many further rows would show a difference as large as this one; else None.
+        rows_needed: rows in all that show a difference as large as this one with 80 % power; None where no number follows.
+        only_a, only_b: rows that one side alone has right (right-or-wrong metrics of rows that form no clusters).
     """
 
     a: str
@@ -140,6 +169,9 @@ class Comparison:
     effect_kind: str = ""
     detectable: float = math.nan
     more_rows: int | None = None
+    rows_needed: int | None = None
+    only_a: int | None = None
+    only_b: int | None = None
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int) -> list[Row]:
@@ -160,24 +192,60 @@ def check_ids(rows: Sequence[Row]) -> None:
         )
 
 
-def primary_metric(task: str, fields: Collection[str] = (), metrics: Collection[str] = ()) -> str:
-    """The metric that decides.
+# Row scores measured elsewhere that are no scorers of the user's.
+NOT_OWN = frozenset({"embedding", "schema_valid"})
 
-    Accuracy for labels (micro-F1 where rows have several), pass@1 for programs, the first field's for structured
-    answers, field-F1 for JSON, else ROUGE-L.
+
+def primary_metric(
+    task: str,
+    fields: Collection[str] = (),
+    metrics: Collection[str] = (),
+    labels_used: Mapping[str, LabelUse] | None = None,
+    *,
+    named: str | None = None,
+) -> str:
+    """The metric that decides. It depends on the rows, never on the answers.
+
+    Accuracy for labels, macro-F1 where they are uneven (`LabelUse.uneven`), micro-F1 where rows have several; pass@1 for
+    programs, the first field's for structured answers (accuracy or macro-F1 likewise), field-F1 for JSON, else ROUGE-L.
 
     Args:
         task: of the data set.
         fields: names of the fields scored by themselves.
         metrics: names at hand; where the first choice isn't among them (a field of free text, a script that ROUGE
             can't read), the next one is taken.
+        labels_used: of the rows' labels ("") and of fields, by name.
+        named: the user's choice, `evaluate.primary`.
+
+    Raises:
+        UserError: the named metric is not at hand, or neither more nor less of it is better.
     """
-    first = ["micro_f1" if "subset_accuracy" in metrics else "accuracy"] if task == "classification" else []
+    if named is not None:
+        if named not in metrics or named in _NO_DIRECTION:
+            near = difflib.get_close_matches(named, [name for name in metrics if name not in _NO_DIRECTION], 1, 0.4)
+            raise UserError(
+                f"{named!r} can't decide: " + ("it has no better direction" if named in metrics else "these rows have no such metric"),
+                where="evaluate.primary",
+                next_step=f"did you mean {near[0]}?" if near else f"choose one of {', '.join(metrics)}",
+            )  # fmt: skip
+        return named
+    used = labels_used or {}
+    first = []
+    if task == "classification":
+        several = "subset_accuracy" in metrics
+        first = ["micro_f1" if several else "macro_f1" if "" in used and used[""].uneven else "accuracy"]
     choices = [*first, *(name for name in ("pass@1",) if name in metrics)]
-    choices += [f"{name}.{metric}" for name in fields for metric in ("accuracy", "rougeL", "chrf")]
+    choices += [_field_metric(name, metrics, used) for name in fields]
     choices += [name for name in ("field_f1",) if name in metrics]
     choices += ["rougeL", "chrf"]
     return next((name for name in choices if name in metrics), choices[0])
+
+
+def _field_metric(name: str, metrics: Collection[str], labels_used: Mapping[str, LabelUse]) -> str:
+    """The deciding metric of one field."""
+    first = "macro_f1" if name in labels_used and labels_used[name].uneven else "accuracy"
+    choices = [f"{name}.{metric}" for metric in (first, "accuracy", "rougeL", "chrf")]
+    return next((metric for metric in choices if metric in metrics), choices[0])
 
 
 @dataclass
@@ -199,6 +267,7 @@ class _Scoring:
     found: dict[str, list[float]] = field(
         default_factory=dict
     )  # row scores that can't be computed from the texts again
+    labels_used: dict[str, LabelUse] = field(default_factory=dict)
     code: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -290,6 +359,7 @@ def _evaluation(s: _Scoring, task: str, seed: int, perplexity: float | None) -> 
     estimates = _estimates(s.statistics, draws, clustered=clusters is not None)
     if perplexity is not None and "perplexity" not in estimates:
         estimates["perplexity"] = Estimate(float(perplexity), math.nan, math.nan)
+    primary = primary_metric(task, list(s.config.fields), list(estimates), s.labels_used, named=s.config.primary)
     return Evaluation(
         task=task,
         rows=s.rows,
@@ -307,6 +377,9 @@ def _evaluation(s: _Scoring, task: str, seed: int, perplexity: float | None) -> 
         bootstrap=s.config.bootstrap,
         statistics=s.statistics,
         draws=draws,
+        primary=primary,
+        primary_named=s.config.primary is not None,
+        labels_used=s.labels_used,
         measured=replace(s.measured, row_scores=s.found),
         clusters=clusters,
         code=s.code,
@@ -358,12 +431,14 @@ def _score_labels(s: _Scoring, labels: Sequence[str] | None) -> None:
         said = [read(answer.text) for answer in s.answers]
         s.predictions = [str(each) if not each.outside else None for each in said]
         s.need_valid([not e.outside and bool(e.labels) != e.none for e in said])
-        s.statistics.append(multilabel_statistics(lists, said))
+        s.labels_used[""] = label_use(lists, (each.labels for each in said))
+        s.statistics.append(multilabel_statistics(lists, said, s.labels))
         s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
     else:
         s.predictions = _predicted_labels(s.rows, s.answers, s.labels)
         s.need_valid([prediction is not None for prediction in s.predictions])
-        s.statistics.append(m.label_statistics([row.label for row in s.rows], s.predictions))
+        s.labels_used[""] = label_use(_each([row.label for row in s.rows]), _each(s.predictions))
+        s.statistics.append(m.label_statistics([row.label for row in s.rows], s.predictions, known=s.labels))
         occurring = len({row.label for row in s.rows})
         if len(s.rows) < 5 * occurring:
             s.notes.append(
@@ -374,6 +449,10 @@ def _score_labels(s: _Scoring, labels: Sequence[str] | None) -> None:
     if not all(map(math.isnan, known)):
         s.measured = replace(s.measured, confidence=known)
         s.statistics.append(calibration_statistics(known, s.statistics[0].row_scores["accuracy"]))
+
+
+def _each(labels: Sequence[str | None]) -> list[tuple[str, ...]]:
+    return [() if label is None else (label,) for label in labels]
 
 
 def _predicted_labels(rows: list[Row], answers: list[Answer], labels: list[str]) -> list[str | None]:
@@ -407,9 +486,11 @@ def _score_texts(s: _Scoring) -> None:
     _score_embedding(s, references, kept)
     if m.are_labels(references):
         s.notes.append("The reference answers are few and short: they are also scored as labels (accuracy, F1).")
-        match = m.label_matcher(sorted({row[0] for row in references}))
+        known = sorted({row[0] for row in references})
+        match = m.label_matcher(known)
         named = [match(text) for text in texts]
-        s.statistics.append(m.label_statistics([row[0] for row in references], named))
+        s.labels_used[""] = label_use(_each([row[0] for row in references]), _each(named))
+        s.statistics.append(m.label_statistics([row[0] for row in references], named, known=known))
         s.need_valid([label is not None for label in named])
 
 
@@ -524,7 +605,9 @@ def _score_field(s: _Scoring, name: str, references: list[str | None], found: li
     if m.values_repeat(known):
         match = m.label_matcher(sorted(set(known)))
         predictions = [None if value is None else match(value) for value in found]
-        family = m.label_statistics(references, predictions, prefix=f"{name}.", every=False)
+        family = m.label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(known))
+        said = [None if r is None else p for r, p in zip(references, predictions, strict=True)]
+        s.labels_used[name] = label_use(_each(references), _each(said))
         holds = [r is None or p is not None for r, p in zip(references, predictions, strict=True)]
         s.statistics.append(family)
         s.need_valid(holds)
@@ -566,77 +649,103 @@ def _same_as(family: Statistics) -> Mapping[str, str]:
 def compare(a_name: str, a: Evaluation, b_name: str, b: Evaluation) -> list[Comparison]:
     """Paired comparison of two contenders on the same rows, for each metric that both have.
 
-    Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters:
-    paired bootstrap with the same resamples for both. Metrics without row scores (a perplexity measured elsewhere)
-    and those without a better direction are left out. Several metrics are adjusted for: see `adjusted`.
+    Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters: a paired
+    permutation test, and an interval from a paired bootstrap with the same resamples for both. (Where the two sides'
+    figures can't be exchanged, as with other label sets, the p-value is the bootstrap's.) Metrics without row scores (a
+    perplexity measured elsewhere) and those without a better direction are left out. Several metrics are adjusted for: see
+    `adjusted`.
 
     Raises:
         UserError: the two were not evaluated on the same rows, or against other references.
     """
     b = _in_the_order_of(a, b, a_name, b_name)
     families = [(name, family) for family in a.statistics for name in family.values]
+    permuted = _permutation_p(a, b)
     comparisons = []
     for name, family in families:
         if name not in b.metrics or name not in a.draws or name not in b.draws or name in _NO_DIRECTION:
             continue
         delta = b.metrics[name].value - a.metrics[name].value
         source = _same_as(family).get(name, name)
-        exact = source in family.right_or_wrong and a.clusters is None and _right_or_wrong(b, source)
-        differences = b.draws[name] - a.draws[name]
-        if exact:
+        discordant: tuple[int, int] | tuple[None, None] = (None, None)
+        if source in family.right_or_wrong and a.clusters is None and _right_or_wrong(b, source):
             pairs = [
                 (x, y) for x, y in zip(a.row_scores[source], b.row_scores[source], strict=True) if x == x and y == y
             ]
-            only_a, only_b = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
+            only_a, only_b = discordant = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
             low, high = u.paired_shares_interval(only_a, only_b, len(pairs))
-            p, test = u.mcnemar_p(only_a, only_b), "exact McNemar"
+            p, test = u.mcnemar_p(only_a, only_b), EXACT
         else:
+            differences = b.draws[name] - a.draws[name]
             low, high = u.bootstrap_interval(delta, differences)
-            p = u.paired_bootstrap_p(delta, differences)
-            test = "paired bootstrap" if a.clusters is None else "paired cluster bootstrap"
+            p = permuted.get(name, math.nan)
+            kind, p = ("bootstrap", u.paired_bootstrap_p(delta, differences)) if math.isnan(p) else ("permutation", p)
+            test = f"paired {kind}" if a.clusters is None else f"paired cluster {kind}"
         if source in family.right_or_wrong:
             effect, kind = u.cohens_h(a.metrics[name].value, b.metrics[name].value), "Cohen's h"
         else:
             effect, kind = u.standardised(delta, low, high, a.n), "Cohen's d (paired)"
-        comparisons.append(
-            Comparison(a_name, b_name, name, delta, low, high, p, "", test, p, effect, kind, u.detectable(low, high))
+        found = Comparison(
+            a_name, b_name, name, delta, low, high, p, "", test, p, effect, kind, u.detectable(low, high)
         )
-    return adjusted(comparisons, primary=a.primary, n=a.n)
+        comparisons.append(replace(found, only_a=discordant[0], only_b=discordant[1]))
+    return adjusted(comparisons, a)
 
 
-def adjusted(comparisons: Sequence[Comparison], *, primary: str, n: int) -> list[Comparison]:
-    """Comparisons with p-values adjusted for each other (Holm), and the verdicts and rows needed that follow.
+EXACT = "exact McNemar"
 
-    The metric that decides is fixed before the data are seen: over it, only several pairs of contenders are adjusted
-    for. All else is one family, in which metrics that are the same number by definition (micro-F1 and accuracy) count
-    once.
 
-    Args:
-        comparisons: of one or several pairs; giving all that are read together makes the adjustment honest.
-        primary: the metric that decides.
-        n: rows.
-    """
-    keys = [
-        (c.a, c.b, _SAME_AS.get(c.metric, c.metric) if c.test == "exact McNemar" else c.metric) for c in comparisons
-    ]
-    p_of = {key: c.p for key, c in zip(reversed(keys), reversed(comparisons), strict=True)}
-    holm: dict[tuple[str, str, str], float] = {}
-    for decides in (True, False):
-        family = [key for key in p_of if (key[2] == primary) == decides]
-        holm |= dict(zip(family, u.holm([p_of[key] for key in family]), strict=True))
-    found = []
-    for key, c in zip(keys, comparisons, strict=True):
-        low, high = (-c.high, -c.low) if lower_is_better(c.metric) else (c.low, c.high)
-        verdict = u.verdict(low, high, holm[key])
-        needed = u.rows_to_settle(c.delta, c.low, c.high, n) if verdict == u.NOT_ENOUGH else None
-        more = None if needed is None else needed - n
-        found.append(replace(c, p_holm=holm[key], verdict=verdict, more_rows=more))
+def _permutation_p(a: Evaluation, b: Evaluation) -> dict[str, float]:
+    """p-values of the metrics whose rows can be exchanged between the two; those of exact tests are not needed."""
+    theirs = {name: family for family in b.statistics for name in family.values}
+    found: dict[str, float] = {}
+    for family in a.statistics:
+        other = theirs.get(next(iter(family.values), ""))
+        if other is None or other.layout != family.layout or other.rows.shape != family.rows.shape:
+            continue
+        if a.clusters is None and set(family.values) <= family.right_or_wrong:
+            continue
+        found |= u.paired_permutation_p(family, other, a.n, permutations=a.bootstrap, seed=a.seed, clusters=a.clusters)
     return found
 
 
-def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better."""
-    return metric.rpartition(".")[2] in LOWER_IS_BETTER
+def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[Comparison]:
+    """Comparisons with p-values adjusted for each other (Holm), and the verdicts and rows needed that follow.
+
+    The metric that decides is fixed before the data are seen: over it, only several pairs of contenders are adjusted
+    for. The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty figures
+    that nobody decides by; all else forms a third. Metrics that are the same number by definition (micro-F1 and accuracy)
+    count once.
+
+    Args:
+        comparisons: of one or several pairs; giving all that are read together makes the adjustment honest.
+        evaluation: what tells the metric that decides, the headline metrics and the number of rows.
+    """
+    keys = [(c.a, c.b, _SAME_AS.get(c.metric, c.metric) if c.test == EXACT else c.metric) for c in comparisons]
+    p_of = {key: c.p for key, c in zip(reversed(keys), reversed(comparisons), strict=True)}
+    headline = set(evaluation.headline) - {evaluation.primary}
+    families: list[list[tuple[str, str, str]]] = [[], [], []]
+    for key in p_of:
+        families[0 if key[2] == evaluation.primary else 1 if key[2] in headline else 2].append(key)
+    holm: dict[tuple[str, str, str], tuple[float, float]] = {}
+    for family in families:
+        p_values = [p_of[key] for key in family]
+        holm |= dict(zip(family, zip(u.holm(p_values), u.holm_levels(p_values), strict=True), strict=True))
+    found = []
+    for key, c in zip(keys, comparisons, strict=True):
+        p_holm, level = holm[key]
+        low, high = (-c.high, -c.low) if lower_is_better(c.metric) else (c.low, c.high)
+        verdict, needed = u.verdict(low, high, p_holm), rows_needed(c, evaluation.n, level)
+        more = None if needed is None or verdict != u.NOT_ENOUGH else max(1, needed - evaluation.n)
+        found.append(replace(c, p_holm=p_holm, verdict=verdict, more_rows=more, rows_needed=needed))
+    return found
+
+
+def rows_needed(c: Comparison, n: int, level: float) -> int | None:
+    """Rows in all that show a difference as large as this one with 80 % power at a level; None where no number follows."""
+    if c.only_a is not None and c.only_b is not None:
+        return u.rows_for_pairs(c.only_a, c.only_b, n, level=level)
+    return u.rows_to_settle(c.delta, c.low, c.high, n, level=level)
 
 
 def _right_or_wrong(evaluation: Evaluation, metric: str) -> bool:
@@ -671,6 +780,7 @@ def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> 
             family.values,
             {name: [scores[j] for j in order] for name, scores in family.row_scores.items()},
             family.right_or_wrong,
+            family.layout,
         )
         for family in b.statistics
     ]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
 from tuneloop.files import content_hash, read_json, read_jsonl, sha256_file, write_json
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.types import Answer, Row, UserError, lower_is_better
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
@@ -373,7 +373,7 @@ def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate:
 
     Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
     """
-    from tuneloop.evaluate.evaluate import compare, lower_is_better
+    from tuneloop.evaluate.evaluate import compare
     from tuneloop.evaluate.uncertainty import rows_to_settle
 
     if metric not in candidate.metrics or metric not in base.metrics:
@@ -391,7 +391,8 @@ def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate:
     message = f"{title}: {gain:+.4g} [{low:+.4g}, {high:+.4g}] against the base, margin {margin:g}"
     if found == "inconclusive":
         needed = rows_to_settle(gain + margin, low + margin, high + margin, candidate.n)
-        message += f"; about {needed:,} rows would settle it" if needed and needed < 100 * candidate.n else ""
+        if needed and needed < 100 * candidate.n:
+            message += f"; about {max(needed, candidate.n + 1):,} rows would settle it"
     return Check("metric", title, found, message, gain, low, high, -margin, candidate.n)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tuneloop.evaluate.classical import CLASSICAL
 from tuneloop.evaluate.evaluate import Comparison, Evaluation, compare
 from tuneloop.evaluate.uncertainty import NOT_ENOUGH
+from tuneloop.evaluate.verdict import kind_of, seen_from
+from tuneloop.types import lower_is_better
 
-Kind = Literal["prompt", "classical", "tuned"]
+Kind = Literal["constant", "prompt", "classical", "tuned"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class Rung:
     """One contender.
 
     Args:
+        kind: `constant` answers every row with the most frequent label.
         gain, gain_low, gain_high, p, verdict: of the deciding metric over the few-shot prompt (over the best prompt
-            where there was none); None for that one itself.
+            where there was none); positive: this contender is better; None for that prompt itself.
         training_seconds, training_usd: spent before the first answer.
         prompt_tokens, tokens: of one request, read (examples included) and written.
         usd_per_1000: dollars of 1,000 requests; None where no price is known.
@@ -84,7 +86,7 @@ def ladder(
     kinds = {name: _kind(name, tuned) for name in evaluations}
     before = _reference(evaluations, kinds, metric)
     prices = usd_per_1000({name: cost for name, cost in costs.items() if name in evaluations}, n)
-    order: list[Kind] = ["prompt", "classical", "tuned"]
+    order: list[Kind] = ["constant", "prompt", "classical", "tuned"]
     rungs = []
     for name, evaluation in sorted(evaluations.items(), key=lambda item: order.index(kinds[item[0]])):
         own, cost = evaluation.metrics.get(metric), costs.get(name, {})
@@ -107,18 +109,19 @@ NO_GAIN = (None, None, None, None, "")
 
 def _over(before: str, evaluations: Mapping[str, Evaluation], name: str, metric: str) -> Comparison | None:
     pairs = compare(before, evaluations[before], name, evaluations[name])
-    return next((pair for pair in pairs if pair.metric == metric), None)
+    return next((seen_from(name, pair) for pair in pairs if pair.metric == metric), None)
 
 
 def _kind(name: str, tuned: Sequence[str]) -> Kind:
-    return "tuned" if name in tuned else "classical" if name in CLASSICAL else "prompt"
+    return "tuned" if name in tuned else kind_of(name)
 
 
 def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, Kind], metric: str) -> str | None:
     """The best few-shot prompt, else the best prompt."""
     prompts = [name for name, e in evaluations.items() if kinds[name] == "prompt" and metric in e.metrics]
     shown = [name for name in prompts if "few-shot" in name] or prompts
-    return max(shown, key=lambda name: evaluations[name].metrics[metric].value) if shown else None
+    best = min if lower_is_better(metric) else max
+    return best(shown, key=lambda name: evaluations[name].metrics[metric].value) if shown else None
 
 
 def ladder_in_words(rungs: Sequence[Rung]) -> list[str]:

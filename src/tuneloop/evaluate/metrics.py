@@ -13,7 +13,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -45,12 +45,15 @@ class Statistics:
         row_scores: metric name -> one score for each row (NaN: the row doesn't count). Corpus metrics show their
             sentence-level score here.
         right_or_wrong: the metrics of `row_scores` that are 0 or 1 in each row, so that exact tests apply.
+        layout: what the columns of `rows` stand for where that depends on the data (label names). Rows of two contenders
+            may be exchanged only where shape and layout are the same.
     """
 
     rows: Any
     values: Mapping[str, Callable[[Array], Array]]
     row_scores: Mapping[str, list[float]]
     right_or_wrong: frozenset[str] = frozenset()
+    layout: tuple[str, ...] = ()
 
     def totals(self) -> Array:
         """Sums over all rows, shape (1, S)."""
@@ -136,7 +139,12 @@ _LABEL_FORMS: tuple[Callable[[str], str], ...] = (str.strip, _folded, _bare)
 
 
 def label_statistics(
-    references: Sequence[str | None], predictions: Sequence[str | None], *, prefix: str = "", every: bool = True
+    references: Sequence[str | None],
+    predictions: Sequence[str | None],
+    *,
+    prefix: str = "",
+    every: bool = True,
+    known: Collection[str] = (),
 ) -> Statistics:
     """Accuracy, F1, precision and recall over labels.
 
@@ -150,11 +158,12 @@ def label_statistics(
         predictions: the label that the answer names.
         prefix: put before metric names ("queue.").
         every: all metrics; else accuracy and macro-F1.
+        known: labels that get columns whether they occur or not, so that two contenders have the same columns.
     """
     from scipy import sparse
 
     counted = [pair for pair in zip(references, predictions, strict=True) if pair[0] is not None]
-    names = sorted({label for pair in counted for label in pair if label is not None})
+    names = sorted({label for pair in counted for label in pair if label is not None}.union(known))
     index = {label: i for i, label in enumerate(names)}
     k, n = len(names), len(references)
     places: list[tuple[int, int]] = []
@@ -180,6 +189,7 @@ def label_statistics(
         values={f"{prefix}{name}": function for name, function in chosen.items()},
         row_scores={accuracy: right},
         right_or_wrong=frozenset({accuracy}),
+        layout=tuple(names),
     )
 
 
@@ -256,6 +266,7 @@ def mean_statistics(scores: Mapping[str, list[float]], *, right_or_wrong: Sequen
         values={name: mean_of(i) for i, name in enumerate(names)},
         row_scores=dict(scores),
         right_or_wrong=frozenset(right_or_wrong),
+        layout=tuple(names),
     )
 
 

@@ -83,17 +83,19 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
     return read
 
 
-def multilabel_statistics(references: Sequence[frozenset[str]], predictions: Sequence[LabelSet]) -> Statistics:
+def multilabel_statistics(
+    references: Sequence[frozenset[str]], predictions: Sequence[LabelSet], known: Collection[str] = ()
+) -> Statistics:
     """Subset accuracy, Jaccard index, and precision, recall and F1 in micro, macro and weighted averages.
 
     The same as scikit-learn on indicator matrices with `zero_division=0`: macro averages run over the labels that
     references or answers name; a part of an answer that is no label is a false positive of the micro
     averages. `accuracy` is `subset_accuracy`: all labels right and none too many. The row score of `micro_f1` is the
-    F1 of that row's labels.
+    F1 of that row's labels. `known` labels get columns whether they occur or not.
     """
     from scipy import sparse
 
-    names = sorted(frozenset().union(*references, *(said.labels for said in predictions)))
+    names = sorted(frozenset(known).union(*references, *(said.labels for said in predictions)))
     index = {label: i for i, label in enumerate(names)}
     k, n = len(names), len(references)
     table = sparse.lil_matrix((n, 3 * k + 4))  # hits, support, predicted of each label; then the sums below
@@ -117,6 +119,7 @@ def multilabel_statistics(references: Sequence[frozenset[str]], predictions: Seq
         values=_values(k),
         row_scores={"accuracy": exact, "jaccard": jaccard, "micro_f1": f1},
         right_or_wrong=frozenset({"accuracy"}),
+        layout=tuple(names),
     )
 
 

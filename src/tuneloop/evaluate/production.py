@@ -85,7 +85,7 @@ def against_production(evaluation: Evaluation, production: Sequence[Row]) -> Aga
     auc, p = _told_apart(chance[: len(ours)], chance[len(ours) :])
     odds = chance[: len(ours)] / (1 - chance[: len(ours)])
     weights = np.minimum(odds / odds.mean(), LARGEST_WEIGHT)
-    scores = np.array(evaluation.row_scores.get(evaluation.primary, [np.nan] * len(ours)))
+    scores = np.array(evaluation.row_scores.get(evaluation.row_metric, [np.nan] * len(ours)))
     counted = ~np.isnan(scores)
     weights = np.where(counted, weights, 0.0)
     return Against(
@@ -94,7 +94,7 @@ def against_production(evaluation: Evaluation, production: Sequence[Row]) -> Aga
         auc=auc,
         p=p,
         differs_in=_differences(evaluation.rows, ours, production[:MOST], theirs),
-        metric=evaluation.primary,
+        metric=evaluation.row_metric,
         score=float(np.nanmean(scores)) if counted.any() else float("nan"),
         reweighted=_weighted_mean(evaluation, np.where(counted, scores, 0.0), weights),
         effective_rows=float(weights.sum() ** 2 / (weights**2).sum()),

@@ -12,6 +12,7 @@ from tuneloop.evaluate.evaluate import Comparison, Evaluation, Measured, adjuste
 from tuneloop.evaluate.metrics import last_user_turn, references_of
 from tuneloop.evaluate.production import against_production
 from tuneloop.evaluate.slices import breakdown, breakdown_in_words
+from tuneloop.evaluate.verdict import decide
 from tuneloop.evaluate.words import verdict_in_words
 from tuneloop.files import read_json, read_jsonl, write_json, write_jsonl
 from tuneloop.types import Answer, Row, UserError
@@ -31,6 +32,7 @@ def write_evaluation(
     key: str,
     slice_fields: Sequence[str] | None = None,
     production: Sequence[Row] | None = None,
+    trained: str = "",
     more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `samples.jsonl`, then `eval.json`: with the latter in place the folder is complete.
@@ -46,6 +48,7 @@ def write_evaluation(
         key: hash of everything that the result depends on, to tell whether it is still good.
         slice_fields: `evaluate.slices`.
         production: what users sent, to hold the test rows against.
+        trained: how far the contender was trained, where that is worth a word in the verdict.
         more: further parts of `eval.json` (ladder, forgetting, judge ...).
 
     Returns:
@@ -54,10 +57,12 @@ def write_evaluation(
     Raises:
         UserError: a baseline has other rows, or the disk refuses.
     """
-    comparisons = adjusted(comparisons, primary=evaluation.primary, n=evaluation.n)
+    comparisons = adjusted(comparisons, evaluation)
+    everyone = {**baselines, name: evaluation}
+    verdict = decide(everyone, comparisons, name)
     parts = breakdown(evaluation, baselines, fields=slice_fields)
     against = against_production(evaluation, production) if production is not None else None
-    words = verdict_in_words({**baselines, name: evaluation}, comparisons, tuned=name) + breakdown_in_words(parts)
+    words = verdict_in_words(verdict, everyone, split=split, trained=trained) + breakdown_in_words(parts)
     others = {other: _predictions_by_id(evaluation, other, baseline) for other, baseline in baselines.items()}
     besides = {
         other: {row.id: _beside(baseline.measured, i) for i, row in enumerate(baseline.rows)}
@@ -76,6 +81,7 @@ def write_evaluation(
         "metrics": evaluation.metrics,
         "baselines": {other: baseline.metrics for other, baseline in baselines.items()},
         "comparisons": comparisons,
+        "verdict": {"sentence": words[0], **vars(verdict)},
         "words": [*words, against.in_words()] if against else words,
         "invalid": evaluation.invalid,
         "invalid_baselines": {other: baseline.invalid for other, baseline in baselines.items()},
@@ -92,6 +98,7 @@ def write_evaluation(
             "fields": evaluation.fields,
             "labels": evaluation.labels,
             "cluster": evaluation.cluster,
+            "primary": evaluation.primary if evaluation.primary_named else None,
         },
     }
     path = out / "eval.json"
@@ -244,7 +251,9 @@ def _evaluated_again(manifest: dict[str, Any], samples: list[dict[str, Any]], ba
         ],
         task=manifest["task"],
         labels=settings["labels"],
-        config=EvaluateConfig.model_validate({name: settings.get(name) for name in ("fields", "bootstrap", "cluster")}),
+        config=EvaluateConfig.model_validate(
+            {name: settings.get(name) for name in ("fields", "bootstrap", "cluster", "primary")}
+        ),
         seed=settings["seed"],
         perplexity=None if saved is None else _number(saved["value"]),
         measured=_measured(

@@ -35,7 +35,7 @@ _NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "ent
 
 @dataclass(frozen=True)
 class Slice:
-    """The deciding metric on some rows, against all other rows.
+    """What single rows are judged by (`Evaluation.row_metric`) on some rows, against all other rows.
 
     Args:
         field, value: what the rows have in common.
@@ -72,7 +72,7 @@ def breakdown(
         baselines: the others, on the same rows.
         fields: `evaluate.slices`.
     """
-    found: dict[str, Any] = {"primary": evaluation.primary}
+    found: dict[str, Any] = {"primary": evaluation.primary, "row_metric": evaluation.row_metric}
     if evaluation.task == "classification":
         found["per_class"] = per_class(evaluation)
         if label_lists(evaluation.rows) is None:
@@ -99,7 +99,7 @@ def breakdown_in_words(found: Mapping[str, Any]) -> list[str]:
         worst = sorted(worse, key=lambda s: s.delta)[:3]
         named = "; ".join(f"{s.field} {s.value} ({s.score:.2f} against {s.rest:.2f}, {s.n} rows)" for s in worst)
         more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
-        sentences.append(f"Surely worse than the rest by {found['primary']}: {named}{more}.")
+        sentences.append(f"Surely worse than the rest by {found['row_metric']}: {named}{more}.")
     pairs = found.get("confusion_pairs") or []
     if pairs and pairs[0]["n"] >= 3:
         top = pairs[0]
@@ -113,7 +113,7 @@ def breakdown_in_words(found: Mapping[str, Any]) -> list[str]:
 
 
 def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[Slice]:
-    """The deciding metric by label, length, turns, language, source, time and metadata.
+    """What rows are judged by, by label, length, turns, language, source, time and metadata.
 
     Each slice of at least 5 rows is held against all rows outside it. Test: Fisher's exact test for right or wrong
     (rows that form no clusters), else a difference of means with standard errors robust to clusters; Holm over all.
@@ -121,7 +121,7 @@ def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[
     Raises:
         UserError: a field asked for is in no row.
     """
-    scores = np.array(evaluation.row_scores.get(evaluation.primary, []), dtype=np.float64)
+    scores = np.array(evaluation.row_scores.get(evaluation.row_metric, []), dtype=np.float64)
     counted = ~np.isnan(scores)
     if counted.sum() < 2 * FEWEST:
         return []
@@ -335,12 +335,12 @@ def confusion_pairs(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def disagreements(evaluation: Evaluation, other: Evaluation) -> dict[str, Any]:
-    """Rows where two contenders differ by the deciding metric, those that differ most first.
+    """Rows where two contenders differ by what rows are judged by, those that differ most first.
 
     Returns:
         `better` and `worse`: rows where the first is above or below the other; `rows`: ids with both scores.
     """
-    metric = evaluation.primary
+    metric = evaluation.row_metric
     theirs = {row.id: score for row, score in zip(other.rows, other.row_scores.get(metric, []), strict=False)}
     pairs = [
         (row.id, score, theirs[row.id])
@@ -408,7 +408,7 @@ def error_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _wrong_rows(evaluation: Evaluation) -> list[Row]:
-    scores = np.array(evaluation.row_scores.get(evaluation.primary, []), dtype=np.float64)
+    scores = np.array(evaluation.row_scores.get(evaluation.row_metric, []), dtype=np.float64)
     known = scores[~np.isnan(scores)]
     if not len(known):
         return []

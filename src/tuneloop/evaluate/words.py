@@ -1,14 +1,14 @@
-"""The comparison in plain sentences: what a reader should take from it, also when it is inconvenient."""
+"""The verdict in plain sentences: what a reader should take from an evaluation, also when it is inconvenient."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
-from tuneloop.evaluate.classical import CLASSICAL
-from tuneloop.evaluate.evaluate import Comparison, Evaluation
-from tuneloop.evaluate.uncertainty import NOT_ENOUGH, rows_to_settle
+from tuneloop.evaluate.evaluate import Evaluation
+from tuneloop.evaluate.metrics import LONGEST_LABEL
+from tuneloop.evaluate.uncertainty import NOT_ENOUGH
+from tuneloop.evaluate.verdict import Standing, Verdict, best_odds
 
 _TITLES = {
     "accuracy": "accuracy",
@@ -19,115 +19,235 @@ _TITLES = {
     "exact_match": "exact match",
     "micro_f1": "micro-F1",
     "field_f1": "field-F1",
+    "invalid_rate": "valid answers",
+    "schema_valid": "answers that fit the schema",
 }
 # More rows than this many times the present test split is no advice that anyone could follow.
 _FAR = 100
+_NAMED = 3  # labels, or alternatives, in a sentence
+_ROWS = {"test": "test row", "val": "validation row", "train": "training row"}
 
 
 def verdict_in_words(
-    evaluations: Mapping[str, Evaluation],
-    comparisons: Sequence[Comparison],
-    *,
-    tuned: str = "tuned",
-    classical: Collection[str] = CLASSICAL,
+    verdict: Verdict, evaluations: Mapping[str, Evaluation], *, split: str = "test", trained: str = ""
 ) -> list[str]:
-    """A few short sentences on the metric that decides.
+    """The verdict in one sentence, then what stands behind it.
 
-    Is the tuned model better than the best prompt, by how much and how surely; do the cheap alternatives tie or beat
-    it (then they are to be used); how many more test rows would settle it where the evidence is not enough; how many
-    answers were invalid; what came of pairs without the tuned model.
+    How the contender compares with the best prompt, the best cheap classifier and always answering the most frequent label, by
+    how much and how surely; on which metrics it gained and lost; what would settle an open question; how many answers were
+    invalid; what came of pairs without it.
 
     Args:
-        evaluations: all contenders by name, the tuned one among them.
-        comparisons: pairs with the tuned model, in either direction.
-        tuned: the name of the tuned model.
-        classical: names of the cheap alternatives; every other contender is a way of prompting.
+        verdict: see `decide`.
+        evaluations: all contenders by name.
+        split: that the rows are of; anything but train, val and test is a file.
+        trained: how far the contender was trained, where that is worth a word ("trained for 5 steps, ...").
     """
-    own = evaluations[tuned]
-    metric = own.primary
+    own, metric = evaluations[verdict.name], verdict.metric
     if metric not in own.metrics:
         return [f"No figure decides: {metric} was not measured on these {own.n} rows."]
-    pairs = _pairs(comparisons, metric, tuned)
-    value = own.metrics[metric]
-    sentences = [
-        f"On {own.n:,} test rows {_model(tuned)} has {_title(metric)} {_figure(metric, value.value)}"
-        f" (95 % interval {_figure(metric, value.low)} to {_figure(metric, value.high)})."
-    ]
-    prompting = _best([name for name in pairs if name not in classical], evaluations, metric)
-    if prompting:
-        sentences.append(_against_prompt(prompting, evaluations[prompting], pairs[prompting], metric, tuned))
-        if pairs[prompting].verdict == NOT_ENOUGH:
-            sentences.append(_more_rows(pairs[prompting], own.n))
-    cheap = _best([name for name in pairs if name in classical], evaluations, metric)
+    sentences = [_headline(verdict, evaluations, split, trained)]
+    if verdict.own:
+        sentences.append(f"On {rows_of(own.n, split)} {_model(verdict.name)} has {_value(own, metric)}.")
+    if verdict.why:
+        sentences.append(f"{_title(metric)[0].upper()}{_title(metric)[1:]} decides: {verdict.why}.")
+    prompt, cheap, constant = (verdict.best_of(kind) for kind in ("prompt", "classical", "constant"))
+    if prompt:
+        sentences.append(_against_prompt(prompt, verdict, evaluations))
     if cheap:
-        sentences.append(_against_cheap(cheap, evaluations[cheap], pairs[cheap], metric, tuned))
+        sentences.append(_against_cheap(cheap, verdict, evaluations))
+    if constant:
+        sentences.append(_against_constant(constant, verdict, evaluations))
+    open_ones = [s for s in (prompt, cheap, constant) if s and s.outcome in (NOT_ENOUGH, "promising")]
+    if open_ones:
+        sentences.append(_settle(open_ones[0], metric, own.n, split))
+    sentences += [_disagreement(s, metric, evaluations) for s in verdict.own if _is_news(s, metric)]
     if own.invalid:
         kind = "named no allowed label" if own.task == "classification" else "lacked a field or held an unknown value"
         sentences.append(f"{own.invalid:,} of its {own.n:,} answers {kind} and count as wrong.")
-    for pair in comparisons:  # of several contenders with a first one
-        if pair.metric == metric and tuned not in (pair.a, pair.b):
-            sentences.append(f"{pair.b} against {pair.a}: {pair.verdict}, {_difference(pair)}.")
-            if pair.verdict == NOT_ENOUGH:
-                sentences.append(_more_rows(pair, own.n))
+    for s in verdict.standings:  # of several contenders with a first one
+        if s.name != verdict.name:
+            sentences.append(f"{s.name} against {s.against}: {s.outcome}, {_gain(s, metric)}.")
+            if s.outcome in (NOT_ENOUGH, "promising"):
+                sentences.append(_settle(s, metric, own.n, split))
     return sentences
 
 
-def _pairs(comparisons: Sequence[Comparison], metric: str, tuned: str) -> dict[str, Comparison]:
-    """Other contender -> comparison with the tuned model as b."""
-    turned = {"better": "worse", "worse": "better"}
-    pairs = {}
-    for c in comparisons:
-        if c.metric == metric and c.b == tuned:
-            pairs[c.a] = c
-        elif c.metric == metric and c.a == tuned:
-            verdict = turned.get(c.verdict, c.verdict)
-            pairs[c.b] = replace(
-                c, a=c.b, b=c.a, delta=-c.delta, low=-c.high, high=-c.low, verdict=verdict, effect=-c.effect
-            )
-    return pairs
+def rows_of(n: int, split: str) -> str:
+    """ "1,234 test rows"; rows of a file are just rows."""
+    return f"{n:,} {_ROWS.get(split, 'row')}{'' if n == 1 else 's'}"
 
 
-def _best(names: Sequence[str], evaluations: Mapping[str, Evaluation], metric: str) -> str | None:
-    known = [name for name in names if name in evaluations and metric in evaluations[name].metrics]
-    return max(known, key=lambda name: evaluations[name].metrics[metric].value) if known else None
+# --- the first sentence ------------------------------------------------------------------------
 
 
-def _against_prompt(name: str, other: Evaluation, pair: Comparison, metric: str, tuned: str) -> str:
-    figure = _figure(metric, other.metrics[metric].value)
-    theirs = f"the best prompt ({name}, {figure})" if "shot" in name else f"{name} ({figure})"
-    if pair.verdict == "better":
-        return f"It is better than {theirs}: {_difference(pair)}."
-    if pair.verdict == "worse":
-        return f"It is worse than {theirs}: {_difference(pair)}. Don't use {_model(tuned)} as it is."
-    return f"There is not enough evidence that it differs from {theirs}: {_difference(pair)}."
+def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: str, trained: str) -> str:
+    own, metric, weakest = evaluations[verdict.name], verdict.metric, verdict.weakest
+    parts = [part for part in (_never(verdict, own),) if part]
+    if any(s.name != verdict.name for s in verdict.standings):
+        several = [f"{s.name} {s.outcome} ({_amount(metric, s.gain, signed=True)})" for s in verdict.standings]
+        return f"Against {verdict.standings[0].against}, by {_title(metric)} on {rows_of(own.n, split)}: {'; '.join(several)}."
+    if weakest is None:
+        return (
+            f"Not compared with anything: {'; '.join([*parts, f'{_value(own, metric)} on {rows_of(own.n, split)}'])}."
+        )
+    against = _opponent(weakest, evaluations)
+    rows = f"on {rows_of(own.n, split)}"
+    figures = f"{_title(metric)} {_figure(metric, own.metrics[metric].value)}, {_gain(weakest, metric)} over {against}, {rows}"
+    if weakest.outcome == "mixed":
+        parts.append(f"it {_gained_and_lost(weakest)}")
+    elif weakest.outcome == "worse":
+        lost = [m for m in weakest.lost if m != metric]
+        parts += [f"it lost {_several(weakest.lost, lost)}"] if lost else []
+    elif weakest.outcome == NOT_ENOUGH and weakest.gained:
+        parts.append(f"it gained {_several(weakest.gained, list(weakest.gained))}, which does not decide")
+    parts.append(figures)
+    beaten = [_opponent(s, evaluations) for s in _shown(verdict) if s.outcome == "better"]
+    if weakest.outcome != "better" and beaten:
+        parts.append(f"it is better than {_and(beaten)}")
+    parts += [trained] if trained else []
+    heads = {"better": f"Better than {_and(beaten)}", "promising": "Promising, not proven", NOT_ENOUGH: f"No proven gain over {against}",
+             "mixed": f"Mixed against {against}", "worse": f"Worse than {against}"}  # fmt: skip
+    return f"{heads[weakest.outcome]}: {'; '.join(parts)}."
 
 
-def _against_cheap(name: str, other: Evaluation, pair: Comparison, metric: str, tuned: str) -> str:
-    theirs = f"{name} ({_figure(metric, other.metrics[metric].value)})"
-    if pair.verdict == "better":
-        return f"It also beats the best cheap alternative, {theirs}: {_difference(pair)}."
+def _shown(verdict: Verdict) -> list[Standing]:
+    """Against the best alternative of each kind."""
+    found = [verdict.best_of(kind) for kind in ("prompt", "classical", "constant")]
+    return [s for s in found if s is not None]
+
+
+def _never(verdict: Verdict, own: Evaluation) -> str:
+    """What a model that leaves out labels does; empty where it gives each."""
+    used = own.deciding_labels
+    if not verdict.never or used is None:
+        return ""
+    if verdict.only is not None:
+        return f"it answers {_quoted(verdict.only)} to every row"
+    shares = [
+        f"{_quoted(label)} ({100 * used.references[label] / used.rows:.2g} % of the rows)"
+        for label in verdict.never[:_NAMED]
+    ]
+    missing = len(verdict.never)
+    if missing <= _NAMED:
+        return f"it never answers {_and(shares, 'or')}"
+    return f"it never gives {missing} of {len(used.references)} labels, {shares[0]} among them"
+
+
+def _quoted(label: str) -> str:
+    return f'"{label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"}"'
+
+
+def _opponent(s: Standing, evaluations: Mapping[str, Evaluation]) -> str:
+    if s.kind == "constant" and s.against in evaluations:
+        return f"always answering {_quoted(evaluations[s.against].answers[0].text)}"
+    return s.against
+
+
+def _and(parts: Sequence[str], word: str = "and") -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}" if parts else ""
+
+
+# --- against each alternative ------------------------------------------------------------------
+
+
+def _against_prompt(s: Standing, verdict: Verdict, evaluations: Mapping[str, Evaluation]) -> str:
+    metric = verdict.metric
+    figure = _figure(metric, evaluations[s.against].metrics[metric].value)
+    theirs = f"the best prompt ({s.against}, {figure})" if "shot" in s.against else f"{s.against} ({figure})"
+    if s.outcome == "mixed":
+        return f"Against {theirs} it {_gained_and_lost(s)}: {_gain(s, metric)} by what decides."
+    if s.outcome == "worse":
+        return f"It is worse than {theirs}: {_gain(s, metric)}. Don't use {_model(verdict.name)} as it is."
+    if s.outcome == NOT_ENOUGH:
+        return f"There is not enough evidence that it differs from {theirs}: {_gain(s, metric)}."
+    return f"It {'is' if s.outcome == 'better' else 'looks'} better than {theirs}: {_gain(s, metric)}."
+
+
+def _against_cheap(s: Standing, verdict: Verdict, evaluations: Mapping[str, Evaluation]) -> str:
+    metric = verdict.metric
+    theirs = f"{s.against} ({_figure(metric, evaluations[s.against].metrics[metric].value)})"
     reason = "it trains in seconds and answers at next to no cost"
-    if pair.verdict == "worse":
-        return f"The cheap alternative {theirs} beats it: {_difference(pair)}. Use that one: {reason}."
+    if s.outcome == "better":
+        return f"It beats the best cheap alternative, {theirs}: {_gain(s, metric)}."
+    if s.outcome == "promising":
+        return f"It looks better than the best cheap alternative, {theirs}: {_gain(s, metric)}."
+    if s.outcome == "mixed":
+        return f"Against the best cheap alternative, {theirs}, it {_gained_and_lost(s)}."
+    if s.outcome == "worse":
+        return f"The cheap alternative {theirs} beats it: {_gain(s, metric)}. Use that one: {reason}."
     return (
-        f"The cheap alternative {theirs} ties it within what these rows can show: {_difference(pair)}. "
-        f"Use that one unless {_model(tuned)} has to do more than this: {reason}."
+        f"The cheap alternative {theirs} ties it within what these rows can show: {_gain(s, metric)}. "
+        f"Use that one unless {_model(verdict.name)} has to do more than this: {reason}."
     )
 
 
-def _more_rows(pair: Comparison, n: int) -> str:
-    needed = rows_to_settle(pair.delta, pair.low, pair.high, n)
-    if needed is None or needed > _FAR * n:
-        return "The difference is too near zero for more test rows to be worth their labels."
+def _against_constant(s: Standing, verdict: Verdict, evaluations: Mapping[str, Evaluation]) -> str:
+    metric = verdict.metric
+    theirs = f"{_opponent(s, evaluations)} ({_figure(metric, evaluations[s.against].metrics[metric].value)}), which takes no model"
+    if s.outcome == "better":
+        return f"It beats {theirs}: {_gain(s, metric)}."
+    if s.outcome == "promising":
+        return f"It looks better than {theirs}: {_gain(s, metric)}."
+    if s.outcome == "mixed":
+        return f"Against {theirs}, it {_gained_and_lost(s)}."
+    return f"It does not beat {theirs}: {_gain(s, metric)}. So far {_model(verdict.name)} has learned nothing that this test shows."
+
+
+def _is_news(s: Standing, metric: str) -> bool:
+    """Whether metrics disagree and no sentence has said so yet."""
+    return s.outcome not in ("mixed", "better", "promising") and bool((s.gained | s.lost).keys() - {metric})
+
+
+def _disagreement(s: Standing, metric: str, evaluations: Mapping[str, Evaluation]) -> str:
+    return f"Against {_opponent(s, evaluations)} it {_gained_and_lost(s)}; {_title(metric)} decides."
+
+
+def _gained_and_lost(s: Standing) -> str:
+    parts = [
+        f"{verb} {_several(found, list(found))}" for verb, found in (("gained", s.gained), ("lost", s.lost)) if found
+    ]
+    return " but ".join(parts)
+
+
+def _several(changes: Mapping[str, float], names: Sequence[str]) -> str:
+    return _and([f"{_title(m)} ({_amount(m, changes[m], signed=True)})" for m in names])
+
+
+# --- what would settle it ----------------------------------------------------------------------
+
+
+def _settle(s: Standing, metric: str, n: int, split: str) -> str:
+    """How little these rows show, and how many would show a difference as large as this one."""
+    kind = rows_of(2, split).partition(" ")[2]
+    smallest = _amount(metric, _detectable(s))
+    if s.rows_needed is None or s.rows_needed > _FAR * n:
+        shown = (
+            f"{rows_of(n, split)} would have shown a difference of {smallest}. "
+            if math.isfinite(_detectable(s))
+            else ""
+        )
+        return f"{shown}The difference is too near zero for more {kind} to be worth their labels."
+    needed, more = _rounded(s.rows_needed), _rounded(max(1, s.rows_needed - n))
+    rests = ""
+    if s.only_name is not None and s.only_against is not None:
+        rests = f" It rests on {s.only_name + s.only_against} rows: {s.name} alone is right on {s.only_name}, {s.against} alone on {s.only_against}."
+    if s.outcome == "promising":
+        return (
+            f"p = {s.p:.2g} on {rows_of(n, split)} is weak evidence: it speaks at most {best_odds(s.p):.0f} to 1 for a difference, and one that "
+            f"just passes is usually smaller than it looks.{rests} To settle it, ask about {needed} new {kind}, once: so many show a "
+            "difference as large as this one with 80 % power and p below 0.005."
+        )
     return (
-        f"These rows would have shown a difference of {_amount(pair.metric, pair.detectable)}. "
-        f"If the difference is as large as it looks, about {_rounded(needed - n)} more test rows would show it "
-        "(80 % power)."
+        f"These rows would have shown a difference of {smallest}.{rests} If the difference is as large as it looks, "
+        f"about {more} more {kind} would show it (80 % power, p below 0.005)."
     )
 
 
-def _amount(metric: str, size: float) -> str:
-    return f"{100 * size:.1f} points" if _is_share(metric) else _figure(metric, size)
+def _detectable(s: Standing) -> float:
+    from tuneloop.evaluate.uncertainty import detectable
+
+    return detectable(s.low, s.high)
 
 
 def _rounded(count: int) -> str:
@@ -136,17 +256,23 @@ def _rounded(count: int) -> str:
     return f"{math.ceil(count / step) * step:,}"
 
 
-def _difference(pair: Comparison) -> str:
-    """ "+4.2 points (95 % interval +1.0 to +7.4, p = 0.01)"."""
-    share = _is_share(pair.metric)
-    scale, unit = (100.0, " points") if share else (1.0, "")
-    digits = 1 if share or pair.metric.split(".")[-1] in ("chrf", "bleu") else 3
+# --- figures -----------------------------------------------------------------------------------
 
-    def signed(x: float) -> str:
-        return "unknown" if math.isnan(x) else f"{x * scale:+.{digits}f}"
 
-    p = pair.p if math.isnan(pair.p_holm) else pair.p_holm  # the verdict is by the adjusted one
-    return f"{signed(pair.delta)}{unit} (95 % interval {signed(pair.low)} to {signed(pair.high)}, {_p(p)})"
+def _gain(s: Standing, metric: str) -> str:
+    """ "+4.2 points (95 % interval +1.0 to +7.4, p = 0.01)"; positive is better."""
+    bounds = " to ".join(_amount(metric, x, signed=True, unit=False) for x in (s.low, s.high))
+    p = s.p if math.isnan(s.p_holm) else s.p_holm  # the verdict is by the adjusted one
+    return f"{_amount(metric, s.gain, signed=True)} (95 % interval {bounds}, {_p(p)})"
+
+
+def _amount(metric: str, size: float, *, signed: bool = False, unit: bool = True) -> str:
+    """A difference in a metric, in points where it is a share."""
+    if math.isnan(size):
+        return "unknown"
+    share = _is_share(metric)
+    digits = 1 if share or metric.split(".")[-1] in ("chrf", "bleu") else 3
+    return f"{size * (100 if share else 1):{'+' if signed else ''}.{digits}f}{' points' if share and unit else ''}"
 
 
 def _p(p: float) -> str:
@@ -156,7 +282,12 @@ def _p(p: float) -> str:
 
 
 def _is_share(metric: str) -> bool:
-    return metric.split(".")[-1] in ("accuracy", "exact_match", "pass@1")
+    return metric.split(".")[-1] in ("accuracy", "exact_match", "pass@1", "invalid_rate", "schema_valid")
+
+
+def _value(own: Evaluation, metric: str) -> str:
+    value = own.metrics[metric]
+    return f"{_title(metric)} {_figure(metric, value.value)} (95 % interval {_figure(metric, value.low)} to {_figure(metric, value.high)})"
 
 
 def _figure(metric: str, value: float) -> str:

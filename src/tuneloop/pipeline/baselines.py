@@ -33,7 +33,7 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
         return {}
     folder = job.folder / "baselines"
     key = content_hash(
-        [dataset.manifest["hash"], job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 2]
+        [dataset.manifest["hash"], job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 3]
     )
     taken = not find_done(folder / "baselines.json", key) and reuse_baselines(job, key)
     done = find_done(folder / "baselines.json", key)
@@ -43,6 +43,7 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
         return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
     began = time.monotonic()
     asked = _ask_untouched(job, dataset, rows)
+    asked |= _ask_majority(dataset, rows)
     asked |= _ask_classical(job, dataset, rows)
     evaluations: dict[str, Evaluation] = {}
     places: dict[str, str] = {}
@@ -97,6 +98,20 @@ def _ask_untouched(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str,
                 )  # fmt: skip
                 asked |= {f"few-shot {kind}".strip(): result for kind, result in found.items()}
     return asked
+
+
+def _ask_majority(dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
+    """The most frequent label of the training split for every row: it costs nothing, so no setting turns it off."""
+    from tuneloop.contenders import Asked
+    from tuneloop.evaluate.classical import majority_contender
+
+    found = majority_contender(dataset.train) if dataset.task == "classification" else None
+    return {} if found is None else {found.name: Asked(found.contender(rows), 0.0)}
+
+
+def majority_of(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Evaluation]:
+    """Always answering the most frequent training label, as a baseline of rows that no other one was measured on."""
+    return {name: score(job, dataset, rows, asked) for name, asked in _ask_majority(dataset, rows).items()}
 
 
 def _ask_classical(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:

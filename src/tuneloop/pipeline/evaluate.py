@@ -36,14 +36,14 @@ def evaluate_stage(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluatio
         return
     attach_trained(job)
     asked = ask(job.model, dataset, rows, recipe.evaluate, progress=job.progress, task="tuned")[""]
-    evaluation = score(job, dataset, rows, asked)
-    costs = {"tuned": cost_of(job, asked, read_json(job.folder / "run.json"))}
+    evaluation, run = score(job, dataset, rows, asked), read_json(job.folder / "run.json")
+    costs = {"tuned": cost_of(job, asked, run)}
     if baselines and (job.folder / "baselines" / "baselines.json").is_file():
         costs = read_json(job.folder / "baselines" / "baselines.json")["costs"] | costs
     more = after_tuning(job, dataset)
     write_scored(
-        job, out, evaluation, dataset, name="tuned", costs=costs, key=key, split=split, baselines=baselines, more=more
-    )
+        job, out, evaluation, dataset, name="tuned", costs=costs, key=key, split=split, baselines=baselines, run=run, more=more
+    )  # fmt: skip
     job.say(f"evaluate  tuned: {headline(evaluation)}")
 
 

@@ -78,12 +78,14 @@ def write_scored(
     split: str = "test",
     baselines: Mapping[str, Evaluation] | None = None,
     production: Sequence[Row] | None = None,
+    run: Mapping[str, Any] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an evaluation with its comparisons and, beside baselines, the ladder.
 
     Args:
         production: what users sent, to hold the test rows against.
+        run: `run.json` of what was evaluated, if it is a run's.
         more: further parts of `eval.json`.
     """
     from tuneloop.evaluate.evaluate import compare
@@ -109,16 +111,28 @@ def write_scored(
         key=key,
         slice_fields=job.recipe.evaluate.slices,
         production=production,
+        trained=how_far_trained(run) if run else "",
         more=more,
     )
 
 
+FEW_STEPS = 30  # below this a run is a trial, whatever came of it
+
+
+def how_far_trained(run: Mapping[str, Any]) -> str:
+    """How far a run was trained, where its verdict needs that word: it has not seen all rows, or made only a few steps."""
+    steps, epochs = int(run.get("steps") or 0), float(run.get("epochs") or 0.0)
+    parts = []
+    if 0 < steps < FEW_STEPS:
+        parts.append(f"trained for {steps} step{'' if steps == 1 else 's'} only")
+    if 0 < epochs < 1:
+        parts.append(f"saw {100 * epochs:.2g} % of the training rows")
+    return " and ".join(parts)
+
+
 def headline(evaluation: Evaluation) -> str:
     """The figures that matter, in a line."""
-    from tuneloop.evaluate.evaluate import primary_metric
-
-    first = primary_metric(evaluation.task, list(evaluation.fields), list(evaluation.metrics))
-    wanted = dict.fromkeys([first, "accuracy", "macro_f1", "rougeL", "chrf"])
+    wanted = dict.fromkeys([evaluation.primary, "accuracy", "macro_f1", "rougeL", "chrf"])
     shown = [name for name in wanted if name in evaluation.metrics]
 
     def figure(name: str) -> str:

@@ -13,6 +13,7 @@ from tuneloop.plan.options import lengths_of
 from tuneloop.types import UserError
 
 CHEAP = ("logistic regression", "your classifier")  # in the names of cheap contenders
+CONSTANT = "majority class"  # always the most frequent label: neither a prompt nor a classifier
 # Metrics that decide, in this order; FIELD.accuracy counts as accuracy.
 PREFERRED = ("accuracy", "exact_match", "token_f1", "rougeL", "chrf", "bleu")
 OUT_OF_100 = ("chrf", "bleu")
@@ -63,7 +64,7 @@ class Measured:
     @property
     def prompt(self) -> Result | None:
         """The best way of prompting the untouched model."""
-        return self._best([r for r in self.results if not _cheap(r.name) and r.name != "tuned"])
+        return self._best([r for r in self.results if not _cheap(r.name) and r.name not in ("tuned", CONSTANT)])
 
     @property
     def classical(self) -> Result | None:

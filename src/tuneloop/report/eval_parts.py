@@ -18,7 +18,9 @@ from tuneloop.report.facts import (
     EFFECTS,
     TUNED,
     Score,
+    contenders,
     figure,
+    gain_header,
     interval,
     is_out_of_100,
     metric_title,
@@ -113,7 +115,7 @@ def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[lis
 
 
 def _slices(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    metric = str(evaluation.get("primary") or "accuracy")
+    metric = str(evaluation.get("row_metric") or evaluation.get("primary") or "accuracy")
     found = [s for s in _records(evaluation.get("slices")) if number(s.get("score")) is not None]
     if not found:
         return {}
@@ -176,9 +178,10 @@ def _calibration(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ladder(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Each contender's gain over the prompt, what its training cost, and what its requests take.
+    """The gain over each contender, what its training cost, and what its requests take.
 
-    Without `ladder` in the evaluation (no baselines) the costs alone.
+    Gains are those of the comparison, with its sign. Without any (only baselines so far) they are the ladder's, over the prompt;
+    without `ladder` there are the costs alone.
     """
     n, own = number(evaluation.get("n")), str(evaluation.get("name") or TUNED)
     costs = {name: section(cost) for name, cost in section(evaluation.get("costs")).items()}
@@ -187,20 +190,26 @@ def _ladder(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         [*(name for name in CONTENDERS if name in costs), *(name for name in costs if name not in CONTENDERS)],
         key=lambda name: name == own,
     )
+    metric = str(evaluation.get("primary") or next(iter(rungs.values()), {}).get("metric") or "accuracy")
+    compared = {line.name: line for line in contenders(evaluation, [metric]) if line.delta is not None}
     lines = []
     for name in names:
         rung, cost = rungs.get(name, {}), costs.get(name, {})
         if not n or not any(number(value) for value in cost.values()):
             continue
-        gain = score_of({"value": rung.get("gain"), "low": rung.get("gain_low"), "high": rung.get("gain_high")})
+        gain, verdict = compared[name].delta if name in compared else None, ""
+        if name in compared:
+            verdict = compared[name].verdict
+        elif not compared:
+            gain = score_of({"value": rung.get("gain"), "low": rung.get("gain_low"), "high": rung.get("gain_high")})
+            verdict = str(rung.get("verdict") or "")
         price = rung.get("usd_per_1000") if rung else (usd_of := number(cost.get("usd"))) and 1000 * usd_of / n
-        metric = str(rung.get("metric") or "accuracy")
         lines.append(
             {
                 "name": name,
                 "tuned": "yes" if name == own else "",
                 "gain": _gain(gain, metric) if gain else ("", ""),
-                "verdict": str(rung.get("verdict") or ""),
+                "verdict": verdict,
                 "training": _training(number(cost.get("training_seconds")), number(cost.get("training_usd"))),
                 "seconds": _span(seconds / n) if (seconds := number(cost.get("seconds"))) is not None else "–",
                 "prompt": f"{read / n:,.0f}" if (read := number(cost.get("prompt_tokens"))) else "–",
@@ -215,9 +224,17 @@ def _ladder(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         "lines": lines,
-        "against": first if any(line["gain"][0] for line in lines) else "",
+        "against": _gain_of(evaluation, first if not compared else "")
+        if any(line["gain"][0] for line in lines)
+        else "",
         "words": _words(evaluation.get("ladder_words")),
     }
+
+
+def _gain_of(evaluation: Mapping[str, Any], prompt: str) -> str:
+    if prompt:
+        return f"Gain: of each line over {prompt}; positive means that the line is better."
+    return gain_header(evaluation)[1]
 
 
 def _training(seconds: float | None, price: float | None) -> str:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.files import read_json, read_yaml
-from tuneloop.types import UserError
+from tuneloop.types import UserError, lower_is_better
 
 TUNED = "tuned"
 # The order in which contenders stand in tables and charts; unknown ones come before the tuned model.
 CONTENDERS = (
+    "majority class",
     "zero-shot",
     "zero-shot calibrated",
     "few-shot",
@@ -107,7 +108,9 @@ class ContenderFacts:
         scores: one for each shown metric; None where it was not measured.
         p: p-value of the paired comparison on this line on the first metric, adjusted for the other contenders, or None;
             see `held_against`.
-        delta: the gain in it, or None: tuned minus this contender, or this contender minus the one that all are held against.
+        delta: the gain of the tuned model over this contender in it, or None; where all are held against one (`held_against`),
+            this contender's gain over that one. Positive: the tuned model (this contender) is better, whichever way the
+            metric runs. `gain_header` says it for tables.
         verdict: the comparison's verdict, or an empty string.
         tuned: whether this is the tuned model.
     """
@@ -329,12 +332,12 @@ def metric_title(name: str) -> str:
 
 
 def shown_metrics(evaluation: Mapping[str, Any]) -> list[str]:
-    """The two or three metrics of the closing table, the one that is compared first.
+    """The two to four metrics of the closing table, the one that decides (`primary`) first.
 
-    Fields' accuracies come first (a structured answer), then accuracy and macro-F1 where there are
+    Fields' accuracies come next (a structured answer), then accuracy and macro-F1 where there are
     labels, then ROUGE-L and chrF where text is generated.
     """
-    names = list(section(evaluation.get("metrics")))
+    names, first = list(section(evaluation.get("metrics"))), str(evaluation.get("primary") or "")
     if not names:  # only baselines so far
         names = list(dict.fromkeys(n for b in section(evaluation.get("baselines")).values() for n in section(b)))
     fields = [n for n in names if n.endswith(".accuracy")][:2]
@@ -344,7 +347,8 @@ def shown_metrics(evaluation: Mapping[str, Any]) -> list[str]:
         wanted = [*fields, "rougeL", "chrf"][:3]
     else:
         wanted = ["accuracy", "macro_f1"] if "accuracy" in names else ["rougeL", "chrf"]
-    return [n for n in wanted if n in names] or names[:2]
+    shown = list(dict.fromkeys([first, *wanted])) if first else wanted
+    return [n for n in shown if n in names] or names[:2]
 
 
 def contenders(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> list[ContenderFacts]:
@@ -371,6 +375,7 @@ def _contender(
             sides = (pair.get("a"), pair.get("b"))
             if pair.get("metric") == metrics[0] and name in sides and (first or own) in sides:
                 sign = 1.0 if sides[1] == (name if first else own) else -1.0
+                sign = -sign if lower_is_better(metrics[0]) else sign
                 p = number(pair.get("p_holm"))  # the verdict is by this one
                 p, verdict = number(pair.get("p")) if p is None else p, str(pair.get("verdict") or "")
                 low, high = (sign * (math.nan if (v := number(pair.get(k))) is None else v) for k in ("low", "high"))
@@ -384,6 +389,22 @@ def _contender(
         verdict=verdict,
         tuned=tuned,
     )
+
+
+def gain_header(evaluation: Mapping[str, Any]) -> tuple[str, str]:
+    """What the gains of a comparison are, for a column's head and in a sentence."""
+    first = held_against(evaluation)
+    if first:
+        return f"gain over {first}", f"Gain: of each line over {first}; positive means that the line is better."
+    own = str(evaluation.get("name") or TUNED)
+    return f"gain of {own}", f"Gain: of {own} over each line; positive means that {own} is better."
+
+
+def verdict_line(evaluation: Mapping[str, Any]) -> str:
+    """The verdict in one sentence; empty where there is none yet."""
+    said = section(evaluation.get("verdict")).get("sentence")
+    words = evaluation.get("words")
+    return str(said or (words[0] if isinstance(words, list) and words else ""))
 
 
 EFFECTS = (

@@ -12,7 +12,7 @@ from tuneloop.report.facts import (
     ContenderFacts,
     contenders,
     figure,
-    held_against,
+    gain_header,
     interval,
     metric_title,
     p_value,
@@ -38,8 +38,7 @@ def comparison_as(evaluation: Mapping[str, Any], form: Format, metrics: Sequence
     metrics = list(metrics or shown_metrics(evaluation))
     lines = contenders(evaluation, metrics)
     has_p = any(line.p is not None for line in lines)
-    first = held_against(evaluation)
-    gain = f"gain over {first}" if first else f"gain of {lines[-1].name}" if lines else ""
+    gain, _ = gain_header(evaluation)
     head = ["", *(metric_title(m) for m in metrics), *([gain, "p", "verdict"] if has_p else [])]
     rows = [
         [

@@ -15,6 +15,7 @@ from tuneloop.report.facts import (
     contenders,
     count,
     figure,
+    gain_header,
     interval,
     is_right,
     metric_title,
@@ -28,6 +29,7 @@ from tuneloop.report.facts import (
     section,
     shown_metrics,
     used,
+    verdict_line,
     with_interval,
 )
 
@@ -87,11 +89,12 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
     metrics = shown_metrics(facts.evaluation)
     lines = contenders(facts.evaluation, metrics)
     parts: list[RenderableType] = []
+    verdict, words = verdict_line(facts.evaluation), facts.evaluation.get("words")
+    if verdict:
+        parts += [Text(""), Text(verdict, style="bold")]
     if lines:
         parts += [Text(""), comparison_table(facts, metrics, lines, width)]
-    words = facts.evaluation.get("words")
-    for i, word in enumerate(words if isinstance(words, list) else []):
-        parts.append(Text(str(word), style="bold" if i == 0 else ""))
+    parts += [Text(str(word)) for word in (words if isinstance(words, list) else []) if word != verdict]
     parts += [Text(word) for word in more_words(facts.evaluation)]
     if outcome := promises(facts):
         parts.append(_promises_table(outcome))
@@ -124,11 +127,12 @@ def comparison_table(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Co
     cells_wide = [max(len(with_interval(line.scores[i], m)) for line in lines) + 3 for i, m in enumerate(metrics)]
     beside = names + sum(cells_wide) + GAIN_AND_P <= width
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", title_style="bold")
+    with_p = any(line.p is not None for line in lines)
     table.title = f"Comparison on {rows_of}, with 95 % intervals" if rows_of else "Comparison, with 95 % intervals"
+    table.title += f". {gain_header(facts.evaluation)[1]}" if with_p else ""
     table.add_column("", overflow="fold", min_width=min(names, width // 3))
     for metric in metrics:
         table.add_column(metric_title(metric), no_wrap=True)
-    with_p = any(line.p is not None for line in lines)
     if with_p:
         table.add_column("gain", justify="right", no_wrap=True)
         table.add_column("p-value", justify="right", no_wrap=True)

@@ -1,0 +1,80 @@
+"""How often references and answers name each label: are labels uneven, and which does a model never give?"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+# Two labels at 69 and 31 % have this evenness, four at 55, 15, 15 and 15 % are well below.
+EVEN = 0.9
+# Macro averages over labels with fewer rows than this on average are mostly noise: then accuracy decides whatever the labels are.
+FEWEST_ROWS = 5
+
+
+@dataclass(frozen=True)
+class LabelUse:
+    """Rows of each label by reference, and by what the answers say.
+
+    Args:
+        references: label -> rows that have it.
+        answers: label -> rows whose answer names it; answers outside the label set name none.
+    """
+
+    references: Mapping[str, int]
+    answers: Mapping[str, int]
+
+    @property
+    def rows(self) -> int:
+        """Labels of all rows together."""
+        return sum(self.references.values())
+
+    @property
+    def evenness(self) -> float:
+        """Shannon entropy of the labels' shares over its largest possible value: 1 where all are equally frequent.
+
+        1 where fewer than two labels occur. Source: Pielou 1966, "The measurement of diversity in different types of biological
+        collections".
+        """
+        if len(self.references) < 2:
+            return 1.0
+        shares = [n / self.rows for n in self.references.values() if n]
+        return -sum(share * math.log(share) for share in shares) / math.log(len(self.references))
+
+    @property
+    def uneven(self) -> bool:
+        """Whether accuracy would hide what becomes of the rare labels: evenness below 0.9, and 5 rows a label or more."""
+        return self.evenness < EVEN and self.rows >= FEWEST_ROWS * len(self.references)
+
+    @property
+    def most_frequent(self) -> tuple[str, float]:
+        """The label that most rows have, and its share."""
+        label, n = max(self.references.items(), key=lambda item: (item[1], item[0]))
+        return label, n / self.rows
+
+    @property
+    def never(self) -> list[str]:
+        """Labels of the references that no answer names, the most frequent first."""
+        missing = [label for label, n in self.references.items() if n and not self.answers.get(label)]
+        return sorted(missing, key=lambda label: (-self.references[label], label))
+
+    @property
+    def only(self) -> str | None:
+        """The label that every answer names, where several occur in the references and one is all that is ever given."""
+        given = [label for label, n in self.answers.items() if n]
+        return given[0] if len(given) == 1 and len(self.references) > 1 else None
+
+
+def label_use(references: Iterable[Collection[str]], answers: Iterable[Collection[str]]) -> LabelUse:
+    """Count labels.
+
+    Args:
+        references, answers: for each row the labels that it has, or that its answer names; none, one or several.
+    """
+    right, said = Counter[str](), Counter[str]()
+    for labels in references:
+        right.update(labels)
+    for labels in answers:
+        said.update(labels)
+    return LabelUse(dict(right), dict(said))

@@ -1,0 +1,317 @@
+"""The verdict: what may be called better, and what the first sentence has to say."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuneloop.evaluate.classical import MAJORITY, TFIDF, majority_contender
+from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluate.evaluate import Evaluation, adjusted, compare, evaluate
+from tuneloop.evaluate.label_use import LabelUse, label_use
+from tuneloop.evaluate.results import load_evaluation, write_evaluation
+from tuneloop.evaluate.uncertainty import NOT_ENOUGH
+from tuneloop.evaluate.verdict import FROM_WORST, Verdict, best_odds, decide
+from tuneloop.evaluate.words import verdict_in_words
+from tuneloop.types import Answer, Row, UserError
+
+CARD = {"queue": r"^Queue: (.+)$"}
+TURNED = {"better": "worse", "promising": "worse", "mixed": "mixed", NOT_ENOUGH: NOT_ENOUGH}
+
+
+def rows_of(labels: list[str]) -> list[Row]:
+    return [
+        Row(f"r{i}", [{"role": "user", "content": f"text {i}"}, {"role": "assistant", "content": label}], label)
+        for i, label in enumerate(labels)
+    ]
+
+
+def scored(labels: list[str], answers: list[str], **settings: object) -> Evaluation:
+    config = EvaluateConfig.model_validate({"bootstrap": 1000, "embedding": False, **settings})
+    allowed = sorted(set(labels))
+    given = [Answer(text) for text in answers]
+    return evaluate(rows_of(labels), given, task="classification", labels=allowed, config=config, seed=0)
+
+
+def verdict_of(tuned: Evaluation, **others: Evaluation) -> tuple[Verdict, list[str]]:
+    names = {"zero": "zero-shot", "few": "few-shot", "tfidf": TFIDF, "majority": MAJORITY}
+    everyone = {**{names[key]: value for key, value in others.items()}, "tuned": tuned}
+    pairs = [c for n, other in everyone.items() if n != "tuned" for c in compare(n, other, "tuned", tuned)]
+    found = decide(everyone, adjusted(pairs, tuned), "tuned")
+    return found, verdict_in_words(found, everyone)
+
+
+def flipped(labels: list[str], share: float, seed: int) -> list[str]:
+    """Answers of which a share is wrong."""
+    rng, names = random.Random(seed), sorted(set(labels))
+    return [label if rng.random() >= share else names[(names.index(label) + 1) % len(names)] for label in labels]
+
+
+HAM = ["ham"] * 240 + ["spam"] * 40
+
+
+# --- which metric decides ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "uneven"),
+    [
+        ([240, 40], True),  # 86 and 14 %
+        ([70, 30], True),
+        ([65, 35], False),
+        ([40, 30, 20, 10], False),
+        ([55, 15, 15, 15], True),
+        ([5] * 77, False),
+        ([100], False),
+        ([7, 1], False),  # fewer than 5 rows a label: macro averages are noise
+        ([9, 1], True),
+    ],
+)
+def test_labels_are_uneven_by_the_evenness_of_their_shares(counts: list[int], uneven: bool) -> None:
+    use = LabelUse({str(i): n for i, n in enumerate(counts)}, {})
+    assert use.uneven is uneven
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers(1, 1000), min_size=1, max_size=30))
+def test_evenness_is_a_share_that_is_one_for_equal_labels_and_does_not_depend_on_names(counts: dict[str, int]) -> None:
+    use = LabelUse(counts, {})
+    assert 0 <= use.evenness <= 1 + 1e-12
+    assert LabelUse(dict.fromkeys(counts, 7), {}).evenness == pytest.approx(1)
+    assert LabelUse({f"x{k}": n for k, n in counts.items()}, {}).evenness == pytest.approx(use.evenness)
+
+
+def test_chance_in_a_small_sample_of_many_even_labels_does_not_make_them_uneven() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        drawn = [rng.choice(range(77)) for _ in range(385)]
+        assert not label_use([[str(x)] for x in drawn], []).uneven
+
+
+def test_uneven_labels_are_decided_by_macro_f1_and_even_ones_by_accuracy() -> None:
+    assert scored(HAM, HAM).primary == "macro_f1"
+    even = ["a", "b"] * 50
+    assert scored(even, even).primary == "accuracy"
+    assert scored(HAM, HAM).row_metric == "accuracy"  # slices and disagreements need a score of each row
+
+
+def test_the_metric_that_decides_does_not_depend_on_the_answers() -> None:
+    assert {scored(HAM, flipped(HAM, share, 1)).primary for share in (0, 0.3, 1)} == {"macro_f1"}
+
+
+def test_the_user_may_name_the_metric_that_decides(tmp_path: Path) -> None:
+    tuned = scored(HAM, HAM, primary="accuracy")
+    assert tuned.primary == "accuracy"
+    few = scored(HAM, flipped(HAM, 0.3, 1), primary="accuracy")
+    found, words = verdict_of(tuned, few=few)
+    assert found.metric == "accuracy" and any("evaluate.primary" in word for word in words)
+    write(tmp_path, tuned, {"few-shot": few})
+    assert load_evaluation(tmp_path).primary == "accuracy"  # also when it is read back to be compared
+
+
+def test_a_metric_that_is_not_there_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match="can't decide") as error:
+        scored(HAM, HAM, primary="macro_f")
+    assert "macro_f1" in str(error.value.next_step)
+
+
+# --- labels that are never given -----------------------------------------------------------------
+
+
+def test_a_model_that_answers_ham_to_everything_is_not_better_and_the_first_sentence_says_what_it_does() -> None:
+    ham = ["ham"] * len(HAM)
+    few = flipped(HAM, 0.6, 2)  # far below in accuracy and macro-F1
+    found, words = verdict_of(scored(HAM, ham), few=scored(HAM, few), majority=scored(HAM, ham))
+    assert found.outcome == NOT_ENOUGH and found.against == MAJORITY
+    assert found.metric == "macro_f1" and found.only == "ham" and found.never == ["spam"]
+    assert words[0].startswith('No proven gain over always answering "ham": it answers "ham" to every row')
+    assert any("does not beat always answering" in word for word in words)
+
+
+def test_without_a_majority_baseline_the_first_sentence_still_says_it() -> None:
+    ham = ["ham"] * len(HAM)
+    _, words = verdict_of(scored(HAM, ham), few=scored(HAM, flipped(HAM, 0.6, 2)))
+    assert 'it answers "ham" to every row' in words[0]
+
+
+def test_one_label_of_several_that_is_never_given_is_named_with_its_share() -> None:
+    labels = ["a", "b", "c", "d"] * 25
+    answers = [label if label != "d" else "a" for label in labels]
+    found, words = verdict_of(scored(labels, answers), few=scored(labels, flipped(labels, 0.7, 1)))
+    assert found.never == ["d"] and found.only is None
+    assert 'it never answers "d" (25 % of the rows)' in words[0]
+
+
+def test_the_value_of_a_field_that_is_never_given_is_said_too() -> None:
+    queues = ["cards"] * 20 + ["loans"] * 20
+    rows = rows_of([f"Queue: {q}\nIssue: {i}" for i, q in enumerate(queues)])
+    rows = [Row(row.id, row.messages) for row in rows]
+    config = EvaluateConfig(bootstrap=200, embedding=False, fields=CARD)
+    answers = [Answer(row.answer.replace("loans", "cards")) for row in rows]
+    result = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
+    assert result.primary == "queue.accuracy"
+    found = decide({"tuned": result}, [], "tuned")
+    assert found.never == ["loans"] and found.only == "cards"
+    assert 'it answers "cards" to every row' in verdict_in_words(found, {"tuned": result})[0]
+
+
+# --- better, promising, mixed, worse -------------------------------------------------------------
+
+
+def test_better_needs_every_alternative() -> None:
+    tuned, few = scored(HAM, flipped(HAM, 0.02, 1)), scored(HAM, flipped(HAM, 0.5, 2))
+    majority = scored(HAM, ["ham"] * len(HAM))
+    found, words = verdict_of(tuned, few=few, majority=majority)
+    assert found.outcome == "better"
+    assert words[0].startswith('Better than few-shot and always answering "ham": macro-F1')
+    tie, words = verdict_of(tuned, few=few, majority=majority, tfidf=scored(HAM, flipped(HAM, 0.02, 1)))
+    assert tie.outcome == NOT_ENOUGH and tie.against == TFIDF
+    assert "it is better than few-shot" in words[0]
+
+
+def cards(queue_wrong: float, text: str, seed: int) -> Evaluation:
+    rng, queues = random.Random(seed), ["cards", "loans", "transfers"]
+    rows, answers = [], []
+    for i in range(120):
+        queue, said = queues[i % 3], "the customer's payment of last week has not arrived yet, please trace it"
+        turns = [
+            {"role": "user", "content": f"text {i}"},
+            {"role": "assistant", "content": f"Queue: {queue}\nIssue: {said} {i}"},
+        ]
+        rows.append(Row(f"r{i}", turns))
+        given = queue if rng.random() >= queue_wrong else queues[(i + 1) % 3]
+        answers.append(Answer(f"Queue: {given}\nIssue: {text or said} {i}"))
+    config = EvaluateConfig(bootstrap=500, embedding=False, fields=CARD)
+    return evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
+
+
+def test_a_gain_in_the_queue_with_a_loss_in_the_text_is_mixed_and_says_both() -> None:
+    found, words = verdict_of(cards(0.05, "payment missing", 1), few=cards(0.6, "", 2))
+    assert found.outcome == "mixed"
+    standing = found.standings[0]
+    assert standing.gained["queue.accuracy"] > 0 and standing.lost["chrf"] < 0
+    assert words[0].startswith("Mixed against few-shot: it gained queue accuracy")
+    assert "but lost" in words[0] and "chrF (-" in words[0]
+
+
+def test_a_loss_with_no_gain_is_worse_even_where_what_decides_is_undecided() -> None:
+    found, words = verdict_of(cards(0.3, "payment missing", 1), few=cards(0.3, "", 1))
+    assert found.outcome == "worse"
+    assert words[0].startswith("Worse than few-shot: it lost") and "chrF" in words[0]
+
+
+def test_sixteen_rows_that_just_pass_are_promising_and_the_words_say_what_would_settle_it() -> None:
+    labels = ["a", "b"] * 8
+    few = ["a" if i < 12 else labels[i] for i in range(16)]  # 6 wrong
+    found, words = verdict_of(scored(labels, labels), few=scored(labels, few))
+    assert found.standings[0].p == pytest.approx(0.03125)
+    assert found.outcome == "promising"
+    assert words[0].startswith("Promising, not proven")
+    text = " ".join(words)
+    assert "on 16 test rows" in text and "weak evidence" in text and "at most 3 to 1" in text
+    assert "It rests on 6 rows: tuned alone is right on 6, few-shot alone on 0" in text
+    assert "80 % power" in text and found.standings[0].rows_needed == 33
+
+
+def test_the_best_odds_of_a_p_value_are_those_of_the_paper() -> None:
+    """Sellke, Bayarri & Berger 2001, table 1: p = 0.05 -> 0.407, 0.01 -> 0.125, 0.001 -> 0.0184."""
+    assert [1 / best_odds(p) for p in (0.05, 0.01, 0.001)] == pytest.approx([0.407, 0.125, 0.0188], abs=6e-4)
+    assert best_odds(0.5) == 1 and best_odds(math.nan) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1), st.floats(0.5, 0.95), st.integers(8, 80))
+def test_better_is_never_said_without_the_metric_that_decides_or_with_a_sure_loss(
+    seed: int, wrong_a: float, wrong_b: float, share: float, n: int
+) -> None:
+    labels = ["ham" if i < share * n else "spam" for i in range(n)]
+    few = scored(labels, flipped(labels, wrong_a, seed), bootstrap=200)
+    tuned = scored(labels, flipped(labels, wrong_b, seed + 1), bootstrap=200)
+    found, words = verdict_of(tuned, few=few)
+    there = found.standings[0]
+    if found.outcome in ("better", "promising"):
+        assert tuned.primary in there.gained and not there.lost and there.gain > 0 and there.p_holm < 0.05
+        assert there.p < 0.005 or found.outcome == "promising"
+    if found.outcome == "mixed":
+        assert there.gained and there.lost
+    everyone = {"few-shot": few, "tuned": tuned}
+    back = decide(everyone, adjusted(compare("few-shot", few, "tuned", tuned), few), "few-shot")
+    if found.outcome in TURNED:
+        assert back.outcome == TURNED[found.outcome]
+    assert back.standings[0].gain == pytest.approx(-there.gain)
+    for label in found.never:
+        assert label in words[0] or len(found.never) == len(set(labels)) - 1
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_a_further_alternative_never_makes_the_verdict_better(seed: int, wrong: list[float]) -> None:
+    labels = ["a", "b"] * 30
+    tuned, few, tfidf = (scored(labels, flipped(labels, w, seed + i), bootstrap=200) for i, w in enumerate(wrong))
+    one, _ = verdict_of(tuned, few=few)
+    two, _ = verdict_of(tuned, few=few, tfidf=tfidf)
+    worst_of_two = min((s.outcome for s in two.standings), key=FROM_WORST.index)
+    assert two.outcome == worst_of_two
+    assert FROM_WORST.index(two.outcome) <= FROM_WORST.index(one.outcome)
+
+
+def test_gains_are_positive_for_the_better_side_also_where_less_is_better() -> None:
+    labels = ["a", "b"] * 30
+    few = ["?" if i % 2 else label for i, label in enumerate(labels)]
+    found, _ = verdict_of(
+        scored(labels, labels, primary="invalid_rate"), few=scored(labels, few, primary="invalid_rate")
+    )
+    assert found.metric == "invalid_rate" and found.outcome == "better" and found.standings[0].gain == 0.5
+
+
+def test_rows_of_a_validation_split_are_called_so() -> None:
+    tuned = scored(["a", "b"] * 3, ["a", "b"] * 3)
+    found = decide({"tuned": tuned}, [], "tuned")
+    assert "6 validation rows" in verdict_in_words(found, {"tuned": tuned}, split="val")[0]
+    assert "6 rows" in verdict_in_words(found, {"tuned": tuned}, split="answers.jsonl")[0]
+
+
+# --- the baseline and the files ------------------------------------------------------------------
+
+
+def test_the_majority_class_is_that_of_the_training_labels() -> None:
+    found = majority_contender(rows_of(["b", "a", "b", "a", "c"]))
+    assert found is not None
+    answers = found.contender(rows_of(["c", "c"]))
+    assert [answer.text for answer in answers] == ["a", "a"]  # of equally frequent ones the first
+    assert sum(math.exp(x) for x in (answers[0].scores or {}).values()) == pytest.approx(1)
+    assert majority_contender([]) is None
+
+
+def write(folder: Path, tuned: Evaluation, baselines: dict[str, Evaluation]) -> dict[str, object]:
+    pairs = [c for name, b in baselines.items() for c in compare(name, b, "tuned", tuned)]
+    path = write_evaluation(
+        folder,
+        tuned,
+        model="m",
+        dataset="d",
+        split="test",
+        name="tuned",
+        baselines=baselines,
+        comparisons=pairs,
+        key="",
+    )
+    found: dict[str, object] = json.loads(path.read_text())
+    return found
+
+
+def test_eval_json_holds_the_verdict_beside_what_it_held_before(tmp_path: Path) -> None:
+    ham = scored(HAM, ["ham"] * len(HAM))
+    manifest = write(tmp_path, scored(HAM, flipped(HAM, 0.02, 1)), {MAJORITY: ham})
+    verdict = manifest["verdict"]
+    assert isinstance(verdict, dict) and isinstance(manifest["words"], list)
+    assert verdict["sentence"] == manifest["words"][0] and verdict["outcome"] == "better"
+    assert verdict["standings"][0]["against"] == MAJORITY and verdict["standings"][0]["kind"] == "constant"
+    comparison = manifest["comparisons"][0]  # type: ignore[index]
+    assert {"a", "b", "metric", "delta", "low", "high", "p", "verdict", "p_holm", "rows_needed"} <= set(comparison)
+    assert manifest["primary"] == "macro_f1" and manifest["row_metric"] == "accuracy"

@@ -99,7 +99,7 @@ def command(
     budget: float = typer.Option(None, "--budget", parser=amount, metavar="X", help="Dollars for everything upfront."),
     gpu: str = typer.Option(None, "--gpu", help="The GPU at hand; else the cheapest that fits is rented."),
     gpus: int = typer.Option(None, "--gpus", parser=count, metavar="N", help="How many."),
-    tier: str = typer.Option(None, "--tier", help="on-demand, spot or reserved."),
+    tier: str = typer.Option(None, "--tier", help="on-demand, spot, community (private hosts) or reserved."),
     usd_per_gpu_hour: float = typer.Option(
         None, "--usd-per-gpu-hour", parser=amount, metavar="X", help="What the GPU costs you."
     ),

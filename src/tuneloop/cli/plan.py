@@ -30,6 +30,15 @@ def command(
         help="Only this many [1 of the GPU named by --gpu, else all counts].",
         show_default=False,
     ),
+    gpu_memory: float = typer.Option(
+        None, parser=amount, metavar="GIB", help="Memory of a card that the table does not know, or has otherwise."
+    ),
+    gpu_tflops: float = typer.Option(None, parser=amount, metavar="X", help="Its dense 16-bit peak in TFLOPS."),
+    gpu_bandwidth: float = typer.Option(None, parser=amount, metavar="X", help="Its memory's bandwidth in GB/s."),
+    gpu_link: float = typer.Option(
+        None, parser=amount, metavar="X", help="GB/s to a neighbour: 56 with an NVLink bridge."
+    ),
+    gpu_price: float = typer.Option(None, parser=amount, metavar="X", help="What an hour of it costs."),
     method: str = typer.Option(None, help="full, lora, qlora or prefix."),
     sharding: str = typer.Option(None, help="none, ddp, fsdp, zero2 or zero3."),
     offload: bool = typer.Option(None, "--offload", help="Optimizer (and sharded weights) in the host's memory."),
@@ -56,7 +65,7 @@ def command(
     tokens: int = typer.Option(None, parser=count, metavar="N", help="Training tokens of one pass."),
     dataset: str = typer.Option(None, help="A prepared data set: its tokens and their lengths."),
     epochs: float = typer.Option(None, parser=amount, metavar="X", help="Passes over the data."),
-    tier: str = typer.Option(None, help="on-demand, spot or reserved."),
+    tier: str = typer.Option(None, help="on-demand, spot, community (private hosts) or reserved."),
     prices: str = typer.Option(None, help="Your own price file."),
     usd_per_gpu_hour: float = typer.Option(
         None, parser=amount, metavar="X", help="What an hour of the GPU named by --gpu costs."

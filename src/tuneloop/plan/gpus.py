@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import functools
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tuneloop.types import UserError
 
@@ -85,12 +88,71 @@ def this_cpu() -> Gpu:
     )
 
 
-def find_gpu(name: str) -> Gpu:
-    """A GPU by its key (`h100-sxm`) or what people call it (`RTX 4090`, `A100 80GB`).
+@dataclass(frozen=True)
+class Figures:
+    """What a user says of a card of their own: GiB, TFLOPS (dense, 16-bit), GB/s of its memory and to a neighbour. None: as the table has it."""
+
+    memory: float | None = None
+    tflops: float | None = None
+    bandwidth: float | None = None
+    link: float | None = None
+
+
+FIGURE_LIMITS = {"memory": (1.0, 2048.0), "tflops": (0.1, 100_000.0), "bandwidth": (1.0, 1e6), "link": (0.01, 1e5)}
+
+
+def own_card(name: str | None, figures: Figures) -> Gpu:
+    """A card of the user's own: a listed one with other figures, or one that the table does not know.
+
+    What is not said of the latter, as the share of the peak that it reaches and whether it has bfloat16, is as of the listed card that is nearest
+    in what is said.
+
+    Raises:
+        UserError: a figure that can't be, or too few of them.
+    """
+    given = {key: value for key, value in vars(figures).items() if value is not None}
+    for key, value in given.items():
+        least, most = FIGURE_LIMITS[key]
+        if not least <= value <= most:
+            raise UserError(f"--gpu-{key} is {value:g}; no card has that", where=f"--gpu-{key}",
+                            next_step=f"give a number from {least:g} to {most:,.0f}")  # fmt: skip
+    if name is None and not {"memory", "tflops"} <= set(given):
+        raise UserError("A card of your own needs its memory and its speed", where="--gpu-memory",
+                        next_step="give --gpu-memory (GiB) and --gpu-tflops (dense bf16 or fp16), or name a listed card with --gpu")  # fmt: skip
+    base = find_gpu(name) if name else _nearest_card(given)
+    if base.is_cpu:
+        raise UserError(
+            "The processor is no card", where="--gpu", next_step="leave --gpu out, or the figures of a card"
+        )
+    fields = {"memory": "gib", "tflops": "tflops", "bandwidth": "gb_s", "link": "link_gb_s"}
+    changed: dict[str, Any] = {fields[key]: float(value) for key, value in given.items()}
+    if figures.link is not None:
+        changed["p2p"] = True
+    if name:
+        return replace(base, **changed)
+    label = f"{given['memory']:g}"
+    return replace(base, key=f"own-{label}gb", name=f"own card, {label} GB", share_of=f"as of the {base.name}, the nearest listed card",
+                   source="given", **changed)  # fmt: skip
+
+
+def _nearest_card(given: Mapping[str, float]) -> Gpu:
+    """The listed card whose figures differ least, by factors."""
+
+    def distance(card: Gpu) -> float:
+        listed = {"memory": card.gib, "tflops": card.tflops, "bandwidth": card.gb_s, "link": card.link_gb_s}
+        return sum(abs(math.log(value / listed[key])) for key, value in given.items())
+
+    return min(all_gpus().values(), key=distance)
+
+
+def find_gpu(name: str | Gpu) -> Gpu:
+    """A GPU by its key (`h100-sxm`) or what people call it (`RTX 4090`, `A100 80GB`); one that is found already is itself.
 
     Raises:
         UserError: no such GPU, with the nearest names.
     """
+    if isinstance(name, Gpu):
+        return name
     key = "".join(c for c in name.lower() if c.isalnum())
     for maker in ("nvidia", "geforce", "tesla", "amd", "instinct"):
         key = key.removeprefix(maker)
@@ -113,5 +175,6 @@ def find_gpu(name: str) -> Gpu:
     raise UserError(
         f"No GPU named {name!r} in the table",
         where="gpu",
-        next_step=f"did you mean {' or '.join(keys)}?" if keys else f"choose one of {', '.join(table)}, {CPU}",
+        next_step=(f"did you mean {' or '.join(keys)}?" if keys else f"choose one of {', '.join(table)}, {CPU};")
+        + " for another card give --gpu-memory and --gpu-tflops",
     )

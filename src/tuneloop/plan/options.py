@@ -21,7 +21,7 @@ from tuneloop.plan.cost import (
     interruptions,
     never_ends,
 )
-from tuneloop.plan.gpus import CPU, Gpu, all_gpus, find_gpu
+from tuneloop.plan.gpus import CPU, Figures, Gpu, all_gpus, find_gpu, own_card
 from tuneloop.plan.job import Job, make_job
 from tuneloop.plan.ledger import Entry, learned_speed, read_ledger
 from tuneloop.plan.memory import Memory, memory_of
@@ -129,9 +129,9 @@ class Ask:
     checkpoint_minutes: float | None = None
     ledger: Sequence[Entry] = field(default_factory=read_ledger)
 
-    def option(self, job: Job, wanted: bool = False) -> Option:
-        """The job on its machine; `wanted`: with its cost though it does not fit."""
-        return _option(self, job, wanted)
+    def option(self, job: Job) -> Option:
+        """The job on its machine; without a cost where it does not fit."""
+        return _option(self, job)
 
 
 def machines(ask: Ask) -> tuple[list[Option], list[str]]:
@@ -154,15 +154,15 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: what the command line was given, by the names of `Job`, and `model`, `gpu`, `gpus`, `tokens`, `dataset`,
-            `epochs`, `tier`, `prices`, `usd_per_gpu_hour`, `interruptions_per_hour`, `checkpoint_minutes`, and those of
-            `Efforts`; None means not given.
+            `epochs`, `tier`, `prices`, `usd_per_gpu_hour`, `interruptions_per_hour`, `checkpoint_minutes`, those of
+            `Efforts`, and `gpu_memory`, `gpu_tflops`, `gpu_bandwidth`, `gpu_link`, `gpu_price` of a card of one's own; None means not given.
 
     Raises:
         UserError: unknown names, numbers that can't be, or settings that exclude each other.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     name, shape, assumed = find_model(given.pop("model"))
-    tier, own, usd = given.pop("tier", "on-demand"), given.pop("prices", None), given.pop("usd_per_gpu_hour", None)
+    tier, own, usd = given.pop("tier", "on-demand"), given.pop("prices", None), _own_card(given, assumed)
     if tier not in TIERS:
         raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
     lengths, epochs, told = _lengths(given)
@@ -187,8 +187,6 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "gpu" in given and "gpus" not in given and any(option.job.gpus == 1 for option in ordered):
         best = next(option for option in ordered if option.job.gpus == 1)
         assumed.append("1 GPU (--gpus)")
-    if not best.fits:  # what it would cost is worth knowing all the same
-        best = ask.option(best.job, wanted=True)
     plan = _as_json(best)
     plan["assumptions"] = [*assumed, *_assumptions(best, said), *left_out]
     if not best.fits:
@@ -196,6 +194,21 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     plan["table"] = [_row(option) for option in ordered]
     plan["recommendation"] = recommendation(plan)
     return plan
+
+
+def _own_card(given: dict[str, Any], assumed: list[str]) -> Any:
+    """Put a card of the user's own in the place of the GPU's name; what an hour of the GPU costs, where that is said."""
+    figures = Figures(*(given.pop(f"gpu_{name}", None) for name in ("memory", "tflops", "bandwidth", "link")))
+    usd, price = given.pop("usd_per_gpu_hour", None), given.pop("gpu_price", None)
+    if usd is not None and price is not None:
+        raise UserError(
+            "--gpu-price and --usd-per-gpu-hour say the same", where="--gpu-price", next_step="give one of them"
+        )
+    if figures != Figures():
+        card = given["gpu"] = own_card(given.get("gpu"), figures)
+        assumed.append(f"a card of {card.gib:g} GiB, {card.tflops:g} TFLOPS, {card.gb_s:g} GB/s, {card.link_gb_s:g} GB/s to its neighbour (--gpu-memory, "
+                       "--gpu-tflops, --gpu-bandwidth, --gpu-link)")  # fmt: skip
+    return price if usd is None else usd
 
 
 def _check_interruptions(per_hour: float | None, checkpoint_minutes: float | None) -> None:
@@ -207,7 +220,7 @@ def _check_interruptions(per_hour: float | None, checkpoint_minutes: float | Non
             raise UserError(f"{flag} is {value}", where=flag, next_step=f"give a number from {least:g} to 10,000")
 
 
-def priced(prices: PriceTable, gpu: str | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
+def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
     """The prices with the one given for a GPU on top; this machine's processor has one in any case.
 
     Raises:
@@ -218,7 +231,7 @@ def priced(prices: PriceTable, gpu: str | None, usd_per_gpu_hour: float | None, 
         return here
     if not gpu or not 0 <= usd_per_gpu_hour <= 10_000:
         raise UserError(
-            f"${usd_per_gpu_hour:g} an hour is the price of no GPU", where="--usd-per-gpu-hour",
+            f"${usd_per_gpu_hour:g} an hour is the price of no GPU", where="--usd-per-gpu-hour, --gpu-price",
             next_step="give dollars an hour from 0 to 10,000, and name the GPU with --gpu",
         )  # fmt: skip
     return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)
@@ -299,7 +312,11 @@ def _jobs(ask: Ask, left_out: list[str]) -> Iterator[list[Job]]:
     gpu, count, sharding = given.pop("gpu", None), given.pop("gpus", None), given.pop("sharding", None)
     rows = given.pop("micro_batch", None)
     batches = rows if isinstance(rows, tuple) else (rows,)
-    named = [find_gpu(gpu)] if gpu else [card for card in all_gpus().values() if ask.prices.rented(card.key)]
+    named = (
+        [find_gpu(gpu)]
+        if gpu
+        else [card for card in all_gpus().values() if ask.prices.gpu(card.key, ask.tier) or ask.prices.gpu(card.key)]
+    )
     for device in named:
         counts = (count,) if count is not None else (1,) if device.is_cpu else COUNTS
         for gpus in counts:
@@ -336,7 +353,7 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
 # --- one machine -------------------------------------------------------------------------------
 
 
-def _option(ask: Ask, job: Job, wanted: bool) -> Option:
+def _option(ask: Ask, job: Job) -> Option:
     speed, learned = learned_speed(job, ask.ledger)
     lengths = ask.lengths
     rate = speed.tokens_per_second * lengths.efficiency(job.micro_batch, job.packing)
@@ -357,7 +374,7 @@ def _option(ask: Ask, job: Job, wanted: bool) -> Option:
     parts["checkpoints"] = checkpoint_hours(work, how)
     parts["interruptions"] = hours - work - parts["checkpoints"]
     cost, memory = None, memory_of(job)
-    if price and lengths.tokens and (memory.fits or wanted):
+    if price and lengths.tokens and memory.fits:
         efforts = ask.efforts if ask.efforts.storage_gb else replace(ask.efforts, storage_gb=_kept_gb(job))
         cost = cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,
                        usd_per_gb_month=ask.prices.storage.usd_per_gb_month)  # fmt: skip
@@ -381,14 +398,19 @@ def _row(option: Option) -> dict[str, Any]:
         "required_gib": round(memory.required, 2),
         "capacity_gib": round(memory.capacity, 2),
         "headroom_gib": round(memory.capacity - memory.required, 2),
-        "tokens_per_second": round(option.speed.tokens_per_second),
-        "hours": option.hours,
-        "low": option.low,
-        "high": option.high,
+        **_times(option),
         "usd": option.cost.usd if option.cost else None,
         "usd_low": option.cost.low if option.cost else None,
         "usd_high": option.cost.p90 if option.cost else None,
     }
+
+
+def _times(option: Option) -> dict[str, float | None]:
+    """How long and how fast; nothing of a job that can't run."""
+    if not option.fits:
+        return dict.fromkeys(("hours", "low", "high", "tokens_per_second"))
+    speed = round(option.speed.tokens_per_second)
+    return {"hours": option.hours, "low": option.low, "high": option.high, "tokens_per_second": speed}
 
 
 def _as_json(option: Option) -> dict[str, Any]:
@@ -417,14 +439,11 @@ def _as_json(option: Option) -> dict[str, Any]:
             "headroom_gib": round(memory.capacity - memory.required, 3),
         },
         "time": {
-            "hours": option.hours,
-            "low": option.low,
-            "high": option.high,
-            "tokens_per_second": round(option.speed.tokens_per_second, 1),
+            **_times(option),
             "tflop_per_token": option.speed.tflop_per_token,
-            "share_of_peak": round(option.speed.share, 3),
-            "bound": option.speed.bound,
-            "breakdown": option.parts,
+            "share_of_peak": round(option.speed.share, 3) if option.fits else None,
+            "bound": option.speed.bound if option.fits else None,
+            "breakdown": option.parts if option.fits else {},
         },
         "cost": cost.to_json() if cost else {**dict.fromkeys(("usd", "low", "high", "p50", "p90")), "breakdown": {}},
         "assumptions": [],
@@ -454,6 +473,8 @@ def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
         )
     if job.method == "prefix":
         found.append(f"{job.prefix_tokens} virtual tokens (--prefix-tokens)")
+    if not option.fits:
+        return [*found, "no time and no cost: it does not fit"]
     found.append(
         option.learned
         or (f"speed of {job.gpu.name}: {job.gpu.share_of}" if job.gpu.is_cpu

@@ -115,10 +115,6 @@ class PriceTable:
                 return sorted(found, key=lambda price: (price.usd_per_hour, price.gpus, price.provider))
         return []
 
-    def rented(self, gpu: str) -> bool:
-        """Whether anyone rents the GPU out."""
-        return any(price.gpu == gpu for level in self.levels for price in level)
-
     def with_price(self, provider: str, gpu: str, usd_per_hour: float, tier: Tier) -> PriceTable:
         """The table with a price on top of all others."""
         mine = Price(provider, gpu, 1, tier, usd_per_hour, Day.today().isoformat(), provider)

@@ -25,7 +25,7 @@ def recommendation(plan: Mapping[str, Any]) -> str:
         return f"This machine's processor does it in {hours_words(row['hours'])}."
     if usd is None:
         return f"Take {machine} for {hours_words(row['hours'])}; what it costs is not known (--usd-per-gpu-hour)."
-    said = f"Rent {machine} for {hours_words(row['hours'])}: {_price(plan)}."
+    said = f"{'Use' if str(row['gpu']).startswith('own-') else 'Rent'} {machine} for {hours_words(row['hours'])}: {_price(plan)}."
     roomy = next((r for r in table if r["fits"] and not r["tight"] and r["usd"] is not None), None)
     if row["tight"] and roomy:
         said += (
@@ -48,8 +48,8 @@ def _machine(row: Mapping[str, Any]) -> str:
     """`an L40S 48 GB`, `4 x H100 SXM 80 GB`."""
     try:
         name = find_gpu(row["gpu"]).name
-    except UserError:  # a card of the user's own
-        name = row["gpu"]
+    except UserError:
+        return f"{row['gpus']} cards of your own" if row["gpus"] > 1 else "a card of your own"
     if row["gpus"] > 1:
         return f"{row['gpus']} x {name}"
     return f"{'an' if name[0] in 'AEFHILMNORSX' else 'a'} {name}"

@@ -15,6 +15,7 @@ from tuneloop.types import UserError
 COUNTS = (1, 2, 4, 8)  # of GPUs, that are planned for
 # What makes a job smaller, the least harmful first: words for the command line, why, and the settings.
 REMEDIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--sharding fsdp", "weights, gradients and states are divided among the GPUs", {"sharding": "fsdp"}),
     ("--grad-ckpt", "layers are recomputed: their activations need not wait", {"grad_ckpt": True}),
     ("--loss-kernel fused", "no logits are kept", {"loss_kernel": "fused"}),
     ("--micro-batch 1", "fewer rows at once", {"micro_batch": 1}),
@@ -30,13 +31,9 @@ METHODS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def would_fit(job: Job) -> str:
-    """The first of the usual remedies that is enough, or nothing."""
-    for many in (1, 2):
-        merged = {name: value for _, _, settings in REMEDIES[:many] for name, value in settings.items()}
-        changed = _with(job, **merged)
-        if changed and memory_of(changed).fits:
-            return " ".join(words for words, _, _ in REMEDIES[:many])
-    return ""
+    """The fewest settings, the least harmful first, that are enough without another method; or nothing."""
+    found = _fewest(job)
+    return found["change"] if found else ""
 
 
 def changes(job: Job) -> list[dict[str, Any]]:
@@ -46,7 +43,7 @@ def changes(job: Job) -> list[dict[str, Any]]:
     return found or _other_machines(job) or _smaller_models(job)
 
 
-def _fewest(job: Job, words: str, why: str, way: Mapping[str, Any]) -> dict[str, Any] | None:
+def _fewest(job: Job, words: str = "", why: str = "", way: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """The fewest remedies, the least harmful ones, that make the job fit by one method; None where they don't suffice."""
     start = _with(job, **way) if way else job
     if start is None:
@@ -73,6 +70,8 @@ def _fewest(job: Job, words: str, why: str, way: Mapping[str, Any]) -> dict[str,
 def _helps(job: Job, settings: Mapping[str, Any]) -> bool:
     """Whether a remedy changes this job, and may."""
     if "seq_len" in settings and job.seq_len <= settings["seq_len"]:
+        return False
+    if "sharding" in settings and (job.gpus == 1 or job.sharding in ("fsdp", "zero3")):
         return False
     if ("optimizer" in settings or "optimizer_in_backward" in settings) and not job.full:
         return False

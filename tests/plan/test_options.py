@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,30 @@ def test_memory_grows_with_rows_length_rank_and_model_and_not_with_gpus(
     assert grows(base, needs(rank=rank + 8)) and grows(base, needs(model="llama-3.1-70b"))
     assert grows(needs(model="llama-3.2-3b"), base)
     assert grows(needs(4), needs(2)) and grows(needs(8), needs(4))
+
+
+def test_the_micro_batch_is_the_one_that_the_loop_takes() -> None:
+    from tuneloop.plan import usual
+    from tuneloop.train.batches import tokens_at_once
+    from tuneloop.train.config import TrainConfig
+
+    assert TrainConfig().rows_per_step == usual.LOOP_ROWS
+    assert tokens_at_once(TrainConfig(method="lora")) == usual.LOOP_TOKENS
+    assert [usual.loop_rows(length) for length in (10, 256, 300, 1100, 4096)] == [8, 8, 6, 1, 1]
+    assert plan(gpu="h100-sxm", seq_len=256)["settings"]["micro_batch"] == 8
+    assert plan(gpu="h100-sxm", seq_len=256, micro_batch=2)["settings"]["micro_batch"] == 2
+
+
+def test_short_rows_go_as_fast_as_the_card_lets_them(tmp_path: Path) -> None:
+    tokens = {"total": 300_000, "mean": 60.0, "p50": 50, "p90": 110, "max": 300}
+    (tmp_path / "dataset.json").write_text(json.dumps({"splits": {"train": {"tokens": tokens}}}))
+
+    def speed(gpu: str, **asked: Any) -> float:
+        return float(plan(model="llama-3.1-8b", dataset=str(tmp_path), gpu=gpu, **asked)["time"]["tokens_per_second"])
+
+    speeds = [speed(gpu) for gpu in ("rtx4090", "l40s", "h100-sxm")]
+    assert len(set(speeds)) == 3 and max(speeds) > 1.2 * min(speeds)
+    assert speed("h100-sxm", micro_batch=1) < speed("h100-sxm", micro_batch=4) < speeds[2]
+    assert (
+        plan(model="llama-3.1-8b", dataset=str(tmp_path), gpu="h100-sxm")["settings"]["micro_batch"] == 6
+    )  # of 300 tokens

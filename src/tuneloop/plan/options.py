@@ -30,7 +30,7 @@ from tuneloop.plan.recommend import recommendation
 from tuneloop.plan.remedies import COUNTS, changes, would_fit
 from tuneloop.plan.shape import ModelShape, find_model, target_modules
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
-from tuneloop.plan.usual import usual_settings
+from tuneloop.plan.usual import LOOP_ROWS, LOOP_TOKENS, loop_batches, loop_rows, usual_settings
 from tuneloop.types import UserError
 
 DEFAULT_TOKENS = 1_000_000
@@ -57,9 +57,9 @@ class Lengths:
             return PACKED
         if rows == 1 or not self.mean:
             return 1.0
-        return min(self.mean / self._expected_longest(rows), 1.0)
+        return min(self.mean / self.expected_longest(rows), 1.0)
 
-    def _expected_longest(self, rows: int) -> float:
+    def expected_longest(self, rows: int) -> float:
         """Mean length of the longest of `rows` rows drawn at random, from a quantile function straight between its marks."""
         marks = ((0.0, 0.0), (0.5, float(self.p50)), (0.9, float(self.p90)), (1.0, float(self.longest)))
         total = 0.0
@@ -173,6 +173,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
         given = {**usual_settings(given.get("method", "lora"), shape, lengths.longest, cpu=cpu), **given}
     if "seq_len" not in given:
         given["seq_len"] = _sequence(shape, lengths, given, assumed)
+    if "micro_batch" not in given:
+        given["micro_batch"] = loop_batches(given["seq_len"])
     if "targets" in given:
         given["targets"] = target_modules(given["targets"])
     per_hour, minutes = given.pop("interruptions_per_hour", None), given.pop("checkpoint_minutes", None)
@@ -354,9 +356,10 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option(ask: Ask, job: Job) -> Option:
-    speed, learned = learned_speed(job, ask.ledger)
+    typical = _typical(ask, job)
+    speed, learned = learned_speed(typical, ask.ledger)
     lengths = ask.lengths
-    rate = speed.tokens_per_second * lengths.efficiency(job.micro_batch, job.packing)
+    rate = speed.tokens_per_second * lengths.efficiency(typical.micro_batch, job.packing)
     val = lengths.val_tokens or lengths.tokens // 10
     parts = {
         "train": lengths.tokens * ask.epochs / rate / 3600,
@@ -379,6 +382,17 @@ def _option(ask: Ask, job: Job) -> Option:
         cost = cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,
                        usd_per_gb_month=ask.prices.storage.usd_per_gb_month)  # fmt: skip
     return Option(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, learned)
+
+
+def _typical(ask: Ask, job: Job) -> Job:
+    """The job with the micro-batch that most steps have: memory is for the longest rows, and short ones are computed more at a time."""
+    lengths = ask.lengths
+    if not lengths.mean or job.packing:
+        return job
+    rows = job.micro_batch
+    if isinstance(ask.settings.get("micro_batch"), tuple):
+        rows = max(rows, loop_rows(lengths.mean, full_on_cpu=job.full and job.gpu.is_cpu))
+    return replace(job, micro_batch=rows, seq_len=min(round(lengths.expected_longest(rows)), job.seq_len))
 
 
 def _kept_gb(job: Job) -> float:
@@ -461,8 +475,11 @@ def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
     job = option.job
     found = []
     for name in ("method", "micro_batch", "grad_accum", "attention", "loss_kernel", "dtype", "optimizer", "quant"):
-        if name not in given and (name != "quant" or job.method == "qlora"):
+        if name not in given and name != "micro_batch" and (name != "quant" or job.method == "qlora"):
             found.append(f"{name.replace('_', ' ')} {getattr(job, name)} (--{name.replace('_', '-')})")
+    if "micro_batch" not in given:
+        found.append(f"micro-batches of {LOOP_TOKENS:,} tokens and {LOOP_ROWS} rows at most, as the loop takes them: {job.micro_batch} of the "
+                     "longest rows (--micro-batch)")  # fmt: skip
     if not job.grad_ckpt:
         found.append("no gradient checkpointing (--grad-ckpt)")
     elif "grad_ckpt" not in given:

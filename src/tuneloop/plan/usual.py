@@ -6,9 +6,26 @@ from typing import Any
 
 from tuneloop.plan.shape import ModelShape
 
-MICRO_BATCH_TOKENS = 4096  # rows at once: no more tokens than these, and at most four rows
+# `tokens_at_once` and `rows_per_step` of the loop (train/batches.py, train/config.py, which import torch): a micro-batch has no more tokens than these, and no
+# more rows than a step.
+LOOP_TOKENS, LOOP_TOKENS_FULL_CPU, LOOP_ROWS = 2048, 1024, 8
 PREFIX_TOKENS = 64  # as a recipe has it where it says nothing
 NO_LENGTH = 1024  # tokens of a row where the data set's are not known
+
+
+def loop_rows(length: float, *, full_on_cpu: bool = False) -> int:
+    """Rows of that length that the loop computes at once."""
+    tokens = LOOP_TOKENS_FULL_CPU if full_on_cpu else LOOP_TOKENS
+    return max(1, min(LOOP_ROWS, int(tokens / max(length, 1))))
+
+
+def loop_batches(length: float, *, full_on_cpu: bool = False) -> tuple[int, ...]:
+    """Rows at once as the loop takes them, and fewer: it divides a micro-batch that does not fit."""
+    rows, found = loop_rows(length, full_on_cpu=full_on_cpu), []
+    while rows:
+        found.append(rows)
+        rows //= 2
+    return tuple(found)
 
 
 def usual_settings(method: str, shape: ModelShape, longest: int | None, *, cpu: bool = False) -> dict[str, Any]:
@@ -20,8 +37,10 @@ def usual_settings(method: str, shape: ModelShape, longest: int | None, *, cpu: 
         cpu: whether the processor trains.
     """
     length = min(longest or NO_LENGTH, shape.context or 1 << 20)
-    batches = tuple(rows for rows in (4, 2, 1) if rows * length <= MICRO_BATCH_TOKENS or rows == 1)
-    found: dict[str, Any] = {"seq_len": length, "micro_batch": batches}
+    found: dict[str, Any] = {
+        "seq_len": length,
+        "micro_batch": loop_batches(length, full_on_cpu=cpu and method == "full"),
+    }
     if method == "prefix":
         found["prefix_tokens"] = PREFIX_TOKENS
     if not cpu:

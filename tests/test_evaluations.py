@@ -253,3 +253,26 @@ def test_an_adapter_and_forgetting_against_a_base(
     assert found["forgetting"]["n"] == 12 and found["forgetting"]["loss"]["value"] == pytest.approx(0, abs=1e-6)
     assert main(["evaluate", str(tiny_llama), "--data", "data.jsonl", "general=general.jsonl", "limit=2", "-q"]) == 2
     assert "--base" in capsys.readouterr().err
+
+
+def test_an_endpoint_is_asked_several_ways_with_draws_of_their_own(
+    here: Path, server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = told(
+        capsys, "evaluate", "--endpoint", server.url, "--model", "m", "--data", "data.jsonl", "consistency=5", "consistency_rows=6"
+    )  # fmt: skip
+    part = found["consistency"]
+    assert part["rows"] == 6 and part["ways"] == 5 and sum(part["asked"].values()) == 30
+    assert part["contenders"]["m"]["agreement"]["value"] == 1.0, "the server reads what no rewording touches"
+    assert part["comparisons"] == [] and "m has the same answer in 100.0 %" in part["words"][0]
+    assert any(line in (Path(found["path"]) / "report.html").read_text() for line in part["words"])
+    warm = [body for body in server.asked if body["temperature"] > 0]
+    assert len({body["seed"] for body in warm}) == len(warm) == part["asked"]["drawn"] and warm[0]["temperature"] == 0.7
+    kept = [json.loads(line) for line in (Path(found["path"]) / "consistency.jsonl").read_text().splitlines()]
+    assert len(kept) == 30 and {each["kind"] for each in kept} == set(part["asked"])
+
+
+def test_a_file_of_answers_is_not_asked_in_other_words(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("answers.jsonl", [{"id": "t0", "prediction": "late"}])
+    assert main(["evaluate", "--predictions", "answers.jsonl", "--data", "data.jsonl", "consistency=5"]) == 2
+    assert "can't be asked in other words" in capsys.readouterr().err

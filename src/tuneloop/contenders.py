@@ -30,6 +30,7 @@ from tuneloop.evaluate.prompt import prompt_turns
 from tuneloop.harness import TaskScores, harness_missing, run_tasks
 from tuneloop.models.generate import AnswerFit, LabelTrie, answer_fits, choose, generate, label_trie, shared_length
 from tuneloop.models.load import Model
+from tuneloop.models.sampling import Sampling
 from tuneloop.types import Answer, Dataset, Message, Progress, Row, UserError, no_progress
 
 # What stands in for the text when a model's liking for labels is measured.
@@ -158,6 +159,7 @@ def ask(
     examples: Sequence[Row] = (),
     prompts: Sequence[Sequence[Message]] | None = None,
     calibrated: bool = False,
+    sampling: Sequence[Sampling] | None = None,
     progress: Progress = no_progress,
     task: str = "answering",
 ) -> dict[str, Asked]:
@@ -168,6 +170,7 @@ def ask(
         examples: shown in the prompt as earlier turns.
         prompts: each row's turns before its answer; default: its own, after the examples.
         calibrated: with choice scoring, also give the answers of calibrated scores.
+        sampling: how each row's answer is drawn where it is written; None: greedily.
         task: name for the progress display.
 
     Returns:
@@ -183,11 +186,11 @@ def ask(
     if not uses_choice(dataset, config):
         limit = answer_limit(model, dataset, config)
         _refuse_too_long(model, rows, ids)
-        answers = generate(model, ids, max_new_tokens=limit, progress=progress, task=task)
+        answers = generate(model, ids, max_new_tokens=limit, sampling=sampling, progress=progress, task=task)
         seconds = time.monotonic() - started
         losses: tuple[float, ...] = ()
         tokens: tuple[int, ...] = ()
-        if plain and dataset.task != "classification":
+        if plain and sampling is None and dataset.task != "classification":
             known = [model.template.render(row.messages, row.tools) for row in rows]
             fits = answer_fits(model, known, progress=progress, task=f"{task}: reference answers")
             losses, tokens = tuple(f.loss for f in fits), tuple(f.tokens for f in fits)

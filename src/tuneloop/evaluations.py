@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.files import content_hash, lock_folder, read_json, sha256_file
 from tuneloop.pipeline.baselines import majority_of
+from tuneloop.pipeline.consistency import Ask, asked_prompts, consistency_part, is_drawn
 from tuneloop.pipeline.evaluate import after_tuning, attach_trained, tuned_key
 from tuneloop.pipeline.job import Job, dataset_of, load_run_recipe
 from tuneloop.pipeline.recipes import name_of, recipe_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.endpoint import Endpoint, Reply
     from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.models.load import Model
+    from tuneloop.models.sampling import Sampling
 
 Say = Callable[[str], None]
 Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
@@ -122,6 +124,7 @@ def evaluate_target(question: Question, *, progress: Progress = no_progress, say
         raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
     recipe = _recipe(question)
     _check_base(recipe, question)
+    _check_consistency(recipe, question)
     job = Job(recipe, Path(question.target), progress, say)
     dataset, split = _rows_of(job, question)
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
@@ -146,6 +149,7 @@ def evaluate_target(question: Question, *, progress: Progress = no_progress, say
         baselines, costs = _baselines(job, rows) if question.plain and split == "test" else ({}, {})
         baselines = baselines or majority_of(job, dataset, rows)
         run = read_json(Path(question.target) / "run.json") if kind == "run" else None
+        more |= _consistency(job, question, dataset, rows, folder, name, costs | {name: cost})
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
         production = _production(question.production) if question.production else None
         write_scored(
@@ -420,7 +424,7 @@ def _ask_endpoint(
     job: Job, question: Question, dataset: Dataset, rows: Sequence[Row], name: str
 ) -> tuple[Asked, dict[str, Any], dict[str, Any], list[str]]:
     from tuneloop.contenders import Asked
-    from tuneloop.evaluate.endpoint import Request, complete, usage
+    from tuneloop.evaluate.endpoint import usage
 
     endpoint = question.endpoint
     assert endpoint is not None
@@ -430,11 +434,7 @@ def _ask_endpoint(
             where="evaluate.answer",
             next_step="leave it at auto",
         )
-    prompts, notes = _prompts(job, question, dataset, rows)
-    limit = job.recipe.evaluate.max_new_tokens or _longest_answer(dataset)
-    turns = prompts or [row.prompt for row in rows]
-    requests = [Request(each, limit, tools=row.tools) for each, row in zip(turns, rows, strict=True)]
-    replies = complete(endpoint, requests, progress=job.progress, task=name)
+    replies, notes = _replies(job, question, dataset, rows, None, name)
     cost = usage(endpoint, replies)
     job.say(endpoint_line(cost))
     more: dict[str, Any] = {"model": endpoint.model, "endpoint": endpoint.address}
@@ -445,6 +445,23 @@ def _ask_endpoint(
     if not any(reply.prompt_tokens for reply in replies):
         notes.append("The endpoint doesn't count tokens: costs are unknown.")
     return Asked([reply.answer() for reply in replies], cost["seconds"]), cost, more, notes
+
+
+def _replies(
+    job: Job, question: Question, dataset: Dataset, rows: Sequence[Row], sampling: Sequence[Sampling] | None, task: str
+) -> tuple[list[Reply], list[str]]:
+    """An endpoint's replies to rows, and notes on their prompts; without `sampling` all are asked at temperature 0."""
+    from tuneloop.evaluate.endpoint import Request, complete
+
+    assert question.endpoint is not None
+    prompts, notes = _prompts(job, question, dataset, rows)
+    limit = job.recipe.evaluate.max_new_tokens or _longest_answer(dataset)
+    requests = []
+    for i, (turns, row) in enumerate(zip(prompts or [row.prompt for row in rows], rows, strict=True)):
+        drawn = sampling[i] if sampling and sampling[i].temperature else None
+        temperature, seed = (drawn.temperature, drawn.seed) if drawn else (0.0, None)
+        requests.append(Request(turns, limit, temperature, row.tools, seed))
+    return complete(question.endpoint, requests, progress=job.progress, task=task), notes
 
 
 def endpoint_line(cost: Mapping[str, Any]) -> str:
@@ -480,6 +497,56 @@ def _side_effects(job: Job, question: Question, dataset: Dataset) -> dict[str, A
     if question.kind in ("run", "adapter"):
         return after_tuning(job, dataset)
     return after_tuning(job, dataset, base=lambda: _loaded(question.base)) if question.base else {}
+
+
+def _consistency(
+    job: Job,
+    question: Question,
+    dataset: Dataset,
+    rows: Sequence[Row],
+    folder: Path,
+    name: str,
+    costs: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The same rows asked several ways: of the target, and of the prompts of its base where it has one."""
+    from tuneloop.contenders import Asked, ask
+    from tuneloop.evaluate.endpoint import usage
+
+    def target(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+        task = f"{name}, several ways"
+        if question.endpoint is not None:
+            replies, _ = _replies(job, question, dataset, questions, sampling, task)
+            cost = usage(question.endpoint, replies)
+            job.say(endpoint_line(cost))
+            return {name: Asked([reply.answer() for reply in replies], cost["seconds"])}
+        prompts, _ = _prompts(job, question, dataset, questions)
+        config = job.recipe.evaluate
+        return {
+            name: ask(
+                job.model,
+                dataset,
+                questions,
+                config,
+                prompts=prompts,
+                sampling=sampling,
+                progress=job.progress,
+                task=task,
+            )[""]
+        }
+
+    asks: list[Ask] = [target, *([asked_prompts(job, dataset)] if question.kind in ("run", "adapter") else [])]
+    drawn = question.endpoint is not None or is_drawn(job, dataset)
+    return consistency_part(job, folder, dataset, rows, asks, own=name, drawn=drawn, costs=costs)
+
+
+def _check_consistency(recipe: Recipe, question: Question) -> None:
+    """Refuse to ask a file of answers again, before anything is read."""
+    if recipe.evaluate.consistency and question.kind == "predictions":
+        raise UserError(
+            "A file of answers can't be asked in other words",
+            where="evaluate.consistency",
+            next_step="evaluate the model or the endpoint that wrote them, or leave consistency at 0",
+        )
 
 
 def _check_base(recipe: Recipe, question: Question) -> None:

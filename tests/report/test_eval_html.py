@@ -192,6 +192,42 @@ def test_a_damaged_part_is_left_out(evaluated: Callable[..., Path], damaged: dic
     assert "comparison" in sections(render_evaluation(evaluated(**damaged)))
 
 
+CONSISTENCY = {
+    "rows": 20,
+    "ways": 3,
+    "contenders": {
+        "tuned": {"agreement": {"value": 0.9, "low": 0.8, "high": 0.95}, "format": {"value": 1.0, "low": None, "high": None}},
+        "few-shot": {"agreement": {"value": 0.6, "low": 0.5, "high": 0.7}, "format": {"value": 0.97, "low": 0.9, "high": 1.0}},
+    },
+    "same_as_plain": {"tuned": {"typo": 0.8, "case": 1.0}, "few-shot": {"typo": 0.5}},
+    "comparisons": [{"a": "few-shot", "b": "tuned", "metric": "agreement", "delta": 0.3, "p": 0.001, "p_holm": 0.002}],
+    "examples": [
+        {"id": "r", "reference": "late", "ways": [{"kind": "as it is", "question": "Where <b>is</b> it?", "answer": "late"},
+                                                  {"kind": "typo", "question": "Wheer is it?", "answer": "lost & found"}]},
+        {"id": "s"},
+    ],
+    "words": ["Asked 3 ways, the tuned model has the same answer in 90.0 % of the pairs of answers on 20 rows."],
+}  # fmt: skip
+
+
+def test_consistency_is_a_section_with_contenders_kinds_and_contradictions(evaluated: Callable[..., Path]) -> None:
+    page = render_evaluation(evaluated(consistency=CONSISTENCY))
+    assert "consistency" in sections(page)
+    part = page[page.index('id="consistency"') :]
+    part = part[: part.index("</section>")]
+    assert CONSISTENCY["words"][0] in part
+    assert part.index("few-shot") < part.index("0.90 [0.80, 0.95]"), "the evaluation's own stands last"
+    assert "same answer" in part and "format kept" in part and "right in every way" not in part
+    assert "0.002" in part and "Wheer is it?" in part and "lost &amp; found" in part and "<b>is</b>" not in part
+
+
+@pytest.mark.parametrize(
+    "damaged", [[], {"contenders": []}, {"contenders": {"tuned": 1}}, {**CONSISTENCY, "examples": 3}]
+)
+def test_a_damaged_consistency_does_not_break_the_page(evaluated: Callable[..., Path], damaged: Any) -> None:
+    assert "comparison" in sections(render_evaluation(evaluated(consistency=damaged)))
+
+
 def test_a_folder_without_evaluation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         write_page(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -139,7 +140,7 @@ def _line(name: str, task: _Task | None, seconds: float) -> str:
         if task.done > task.first:
             rate = (task.done - task.first) / max(seconds, 1e-9)
             parts = [f"{rate:,.1f}/s", f"{(task.total - task.done) / rate:.0f} s left"]
-        parts.insert(0, f"{task.done:,.0f}/{task.total:,.0f}")
+        parts.insert(0, f"{math.floor(task.done):,}/{task.total:,.0f}")
     if task is not None and task.note:
         parts.append(task.note)
     return f"{name}: {'  '.join(parts)}" if parts else name

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json
+from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,8 @@ def command(
     """Show what changed between two data sets: rows, splits, labels, settings, sources."""
     from tuneloop.data.lineage import diff_datasets
 
-    diff = diff_datasets(a, b, examples=rows)
+    with screen(quiet):
+        diff = diff_datasets(a, b, examples=rows)
     if as_json:
         print_json({"identical": diff.identical, **{name: getattr(diff, name) for name in diff.__dataclass_fields__}})
         return

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json
+from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
 
 
 def command(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Check this machine: packages, model, memory, disk. Exit status 1 when something needed is missing."""
     from tuneloop.doctor import examine
 
-    findings = examine()
+    with screen(quiet):
+        findings = examine()
     if as_json:
         print_json({"ok": all(f.ok or not f.needed for f in findings), "findings": findings})
     else:

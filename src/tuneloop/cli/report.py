@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json
+from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
 
 
 def command(
@@ -33,7 +33,8 @@ def command(
         text = comparison_as(read_json(folder / "eval.json"), table)  # type: ignore[arg-type]
         print_json({"table": text, "format": table}) if as_json else print(text, end="")
         return
-    page = write_page(folder)
+    with screen(quiet):
+        page = write_page(folder)
     if as_json:
         print_json(summary(folder) | {"report": str(page)})
     elif not quiet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tuneloop.files import Config
 
@@ -71,7 +71,23 @@ class EvaluateConfig(Config):
     canaries: str | None = Field(
         None, description="file of canaries that were planted in the training data: how far they have come out"
     )
+    consistency: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="ask each of a sample of rows so many ways (reworded, drawn) and report how often answers agree and keep the "
+        "format, the tuned model beside the prompts; 0: not, 5: a good number",
+    )
+    consistency_rows: int = Field(50, ge=2, description="rows of that sample (seeded)")
+    consistency_temperature: float = Field(0.7, gt=0, le=2, description="of its drawn answers")
     bootstrap: int = Field(2000, ge=100, description="resamples for intervals and paired tests")
+
+    @field_validator("consistency")
+    @classmethod
+    def _one_way_says_nothing(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one way can't disagree with itself: give 2 or more, or 0 for none")
+        return value
 
 
 class BaselinesConfig(Config):

@@ -350,7 +350,7 @@ def _evaluation(s: _Scoring, task: str, seed: int, perplexity: float | None) -> 
     cut = sum(not answer.finished for answer in s.answers)
     if cut:
         s.notes.append(f"{cut} of {len(s.answers)} answers were cut off at the length limit (evaluate.max_new_tokens).")
-    clusters = u.cluster_numbers(_cluster_keys(s.rows, s.config.cluster))
+    clusters = u.cluster_numbers(cluster_keys(s.rows, s.config.cluster))
     if clusters is not None:
         drawn = max(clusters) + 1
         few = " They are few: the intervals are rough." if drawn < 20 else ""
@@ -387,7 +387,7 @@ def _evaluation(s: _Scoring, task: str, seed: int, perplexity: float | None) -> 
     )
 
 
-def _cluster_keys(rows: Sequence[Row], name: str | None) -> list[Hashable]:
+def cluster_keys(rows: Sequence[Row], name: str | None) -> list[Hashable]:
     """What tells which rows belong together: a metadata field, and else the whole prompt."""
     names = (name,) if name else CLUSTER_NAMES
     used = next((n for n in names if any(row.meta.get(n) is not None for row in rows)), None)

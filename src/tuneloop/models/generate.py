@@ -432,9 +432,9 @@ def _best_first(
             bounds = search.bounds()
             over = search.finished(bounds)
             out[left[over.cpu()]] = bounds[over].cpu()
+            progress(task, done + int(over.sum()), len(prompts))
             if int(over.sum()) >= 0.25 * len(left):  # copying the cache pays when a quarter of the rows is gone
                 done += int(over.sum())
-                progress(task, done, len(prompts))
                 search.keep(~over)
                 left, bounds, over = left[~over.cpu()], bounds[~over], over[~over]
             if len(left):

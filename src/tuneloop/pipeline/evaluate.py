@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.files import content_hash, read_json
+from tuneloop.pipeline.consistency import asked_prompts, asked_tuned, consistency_part, is_drawn
 from tuneloop.pipeline.job import Job, dataset_of, find_done, load_run_recipe
 from tuneloop.pipeline.scoring import AFTERWARDS, cost_of, headline, score, scoring_settings, write_scored
 from tuneloop.types import Answer, Dataset, Progress, Row
@@ -41,6 +42,10 @@ def evaluate_stage(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluatio
     if baselines and (job.folder / "baselines" / "baselines.json").is_file():
         costs = read_json(job.folder / "baselines" / "baselines.json")["costs"] | costs
     more = after_tuning(job, dataset)
+    more |= consistency_part(
+        job, out, dataset, rows, [asked_tuned(job, dataset), asked_prompts(job, dataset)], own="tuned",
+        drawn=is_drawn(job, dataset), costs=costs,
+    )  # fmt: skip
     write_scored(
         job, out, evaluation, dataset, name="tuned", costs=costs, key=key, split=split, baselines=baselines, run=run, more=more
     )  # fmt: skip

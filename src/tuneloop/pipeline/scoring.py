@@ -21,7 +21,10 @@ AFTERWARDS = {
     "memorisation",
     "canaries",
     "lm_eval",
-}  # settings that concern the tuned model alone
+    "consistency",
+    "consistency_rows",
+    "consistency_temperature",
+}  # settings that baselines don't depend on
 
 
 def scoring_settings(recipe: Recipe) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "ladder": _ladder(evaluation),
         "disagreements": _disagreements(evaluation),
         "effects": _effects(evaluation),
+        "consistency": _consistency(evaluation),
         "production": _production(evaluation),
         "judge": _words(section(evaluation.get("judge")).get("words")),
     }
@@ -331,6 +332,55 @@ def _canaries(part: Mapping[str, Any]) -> list[Line]:
         for c in _records(part.get("each"))
         if (a := number(c.get("base_exposure"))) is not None and (b := number(c.get("exposure"))) is not None
     ]
+
+
+# --- asked several ways ------------------------------------------------------------------------
+
+CONSISTENCY = {
+    "agreement": "same answer",
+    "similarity": "alike",
+    "unanimous": "all the same",
+    "format": "format kept",
+    "always_right": "right in every way",
+}
+
+
+def _consistency(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """How often answers agree when a row is asked several ways: a line a contender, kinds of ways, contradictions."""
+    found, own = section(evaluation.get("consistency")), str(evaluation.get("name") or TUNED)
+    given = {str(name): section(figures) for name, figures in section(found.get("contenders")).items()}
+    if not given:
+        return {}
+    names = [key for key in CONSISTENCY if any(key in figures for figures in given.values())]
+    pairs = {str(pair.get("a")): pair for pair in _records(found.get("comparisons"))}
+    same = {str(name): section(kinds) for name, kinds in section(found.get("same_as_plain")).items()}
+    kinds = list(dict.fromkeys(kind for each in same.values() for kind in each))
+    return {
+        "words": _words(found.get("words")),
+        "columns": [CONSISTENCY[key] for key in names],
+        "lines": [
+            {
+                "name": name,
+                "tuned": "yes" if name == own else "",
+                "cells": [with_interval(score_of(figures.get(key))) for key in names],
+                "p": p_value(number(pairs[name].get("p_holm"))) if name in pairs else "",
+            }
+            for name, figures in sorted(given.items(), key=lambda item: item[0] == own)
+        ],
+        "kinds": kinds,
+        "same": [(name, [figure(number(each.get(kind))) for kind in kinds]) for name, each in same.items()],
+        "examples": [
+            {
+                "reference": str(example.get("reference") or ""),
+                "ways": [
+                    tuple(str(way.get(key) or "") for key in ("kind", "question", "answer"))
+                    for way in _records(example.get("ways"))
+                ],
+            }
+            for example in _records(found.get("examples"))
+            if _records(example.get("ways"))
+        ],
+    }
 
 
 # --- production, disagreements, a judge --------------------------------------------------------

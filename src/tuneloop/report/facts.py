@@ -416,10 +416,10 @@ EFFECTS = (
 
 
 def more_words(evaluation: Mapping[str, Any]) -> list[str]:
-    """What an evaluation says beside its verdict: the side effects of tuning, and what requests cost."""
+    """What an evaluation says beside its verdict: the side effects of tuning, consistency, and what requests cost."""
     said = [section(evaluation.get(part)).get("words") for part in EFFECTS]
-    ladder = evaluation.get("ladder_words")
-    return [str(line) for line in [*said, *(ladder if isinstance(ladder, list) else [])] if line]
+    lists = [section(evaluation.get("consistency")).get("words"), evaluation.get("ladder_words")]
+    return [str(line) for line in [*said, *(line for each in lists if isinstance(each, list) for line in each)] if line]
 
 
 def held_against(evaluation: Mapping[str, Any]) -> str:

@@ -1,0 +1,441 @@
+"""Whether a question gets the same answer when it is asked in other words, and whether answers keep their format.
+
+Each row of a sample is asked several ways: as it is, with small rewordings, and drawn with a temperature where answers are
+written freely. All contenders are asked the same, so they are compared row by row.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+from tuneloop.evaluate import metrics as m
+from tuneloop.evaluate import structured as js
+from tuneloop.evaluate import uncertainty as u
+from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluate.evaluate import cluster_keys
+from tuneloop.evaluate.multilabel import label_lists, label_reader, vocabulary
+from tuneloop.evaluate.rewording import rewordings
+from tuneloop.models.sampling import GREEDY, Sampling
+from tuneloop.types import Answer, Estimate, Message, Row, UserError
+
+AS_IT_IS, DRAWN = "as it is", "drawn"
+FEWEST_WAYS = 2
+MOST_EXAMPLES = 5
+BOTH_RIGHT = frozenset({"unanimous", "always_right"})  # 0 or 1 in each row
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to ask a row: what kind it is, the row with its question in these words, and how the answer is drawn."""
+
+    kind: str
+    row: Row
+    sampling: Sampling = GREEDY
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far b is above a in one figure of consistency, paired by row; `verdict` is about b, by `p_holm`."""
+
+    a: str
+    b: str
+    metric: str
+    delta: float
+    low: float
+    high: float
+    p: float
+    p_holm: float = math.nan
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """The part `consistency` of `eval.json`.
+
+    Args:
+        rows: how many were asked.
+        ways: how often each was asked, at most.
+        asked: how many questions of each kind there were.
+        temperature: of the drawn answers.
+        metric: what contenders are compared by: `agreement`, for free texts `similarity`.
+        contenders: name -> figure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
+            the same; `similarity`: how alike pairs are (free texts and JSON); `unanimous`: share of rows with one answer
+            only; `format`: share of answers that keep the format; `always_right`: share of rows that are right in every
+            way (labels).
+        same_as_plain: name -> kind -> share of its answers that equal the answer to the row as it is.
+        comparisons: of each other contender (a) with the evaluation's own (b).
+        seconds: name -> how long its answers took.
+        examples: rows on which the evaluation's own contender contradicts itself most.
+        words: what to take from it.
+    """
+
+    rows: int
+    ways: int
+    asked: dict[str, int]
+    temperature: float
+    metric: str
+    contenders: dict[str, dict[str, Estimate]]
+    same_as_plain: dict[str, dict[str, float]]
+    comparisons: list[Difference]
+    seconds: dict[str, float]
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+
+
+# --- ways to ask -------------------------------------------------------------------------------
+
+
+def ways_of(
+    rows: Sequence[Row], ways: int, *, drawn: bool, temperature: float, labels: Sequence[str] = (), seed: int = 0
+) -> list[list[Way]]:
+    """The ways to ask each row, the first as it is.
+
+    A third of the others are drawn with the temperature, where answers can be; the rest are rewordings of the last user turn, of
+    kinds that differ. Where a text allows fewer of them, more are drawn, or there are fewer ways.
+
+    Args:
+        drawn: whether answers are written token by token; of scored labels there is nothing to draw.
+        labels: names that no rewording touches.
+        seed: of the draws; rewordings depend on the row alone.
+    """
+    found = []
+    for row in rows:
+        last = _last_user(row.prompt)
+        text = str(row.prompt[last]["content"]) if last is not None else ""
+        others = [Way(kind, _asking(row, last, new)) for kind, new in rewordings(text, row.id, labels)]
+        some = (ways - 1) // 3 if drawn else 0
+        each = [Way(AS_IT_IS, row), *others[: ways - 1 - some]]
+        if drawn:
+            numbers = random.Random(f"drawn:{seed}:{row.id}")
+            each += [
+                Way(DRAWN, row, Sampling(temperature, seed=numbers.getrandbits(31))) for _ in range(ways - len(each))
+            ]
+        found.append(each)
+    return found
+
+
+def _last_user(turns: Sequence[Message]) -> int | None:
+    return max((i for i, turn in enumerate(turns) if turn["role"] == "user" and turn.get("content")), default=None)
+
+
+def _asking(row: Row, turn: int | None, text: str) -> Row:
+    """The row with another text in one of its turns."""
+    messages = [message.copy() for message in row.messages]
+    assert turn is not None
+    messages[turn]["content"] = text
+    return replace(row, messages=messages)
+
+
+# --- what answers say --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What an answer says: what it is compared by, and whether it keeps the format."""
+
+    key: object
+    keeps: bool
+
+
+Reader = Callable[[Row, Answer], _Said]
+
+
+def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config: EvaluateConfig) -> tuple[Reader, str]:
+    """What reads answers, and what kind they are: `labels`, `json` or `texts`."""
+    if task == "classification" and label_lists(rows) is not None:
+        read = label_reader(vocabulary(rows, labels))
+
+        def several(row: Row, answer: Answer) -> _Said:
+            said = read(answer.text)
+            outside = said.outside or not (said.labels or said.none)
+            return _Said(_folded(answer.text) if outside else said.labels, not outside)
+
+        return several, "labels"
+    if task == "classification":
+        names = sorted(set(labels or ()) | {str(row.label) for row in rows})
+        match = m.label_matcher(names, {row.answer: row.label for row in rows if row.label is not None})
+
+        def one(row: Row, answer: Answer) -> _Said:
+            label = match(answer.text)
+            return _Said(("label", label) if label is not None else _folded(answer.text), label is not None)
+
+        return one, "labels"
+    references = [m.references_of(row) for row in rows]
+    if config.structured is True or (config.structured == "auto" and js.are_structured(references)):
+        return _json_answer, "json"
+    patterns = list(m.compile_fields(config.fields).values())
+
+    def text(row: Row, answer: Answer) -> _Said:
+        fields = [m.extract(pattern, answer.text[: m.LONGEST_SCORED]) for pattern in patterns]
+        key: object = tuple(map(_folded, map(str, fields))) if patterns else _folded(answer.text)
+        return _Said(key, answer.finished and bool(answer.text.strip()) and None not in fields)
+
+    return text, "texts"
+
+
+def _json_answer(row: Row, answer: Answer) -> _Said:
+    """JSON is compared by its fields, their order and case aside; the format is the reference's top-level keys."""
+    try:
+        value = js.parse(answer.text)
+        fields = Counter((place, _folded(leaf)) for place, leaf in js.leaves(value))
+    except (ValueError, RecursionError):
+        return _Said(_folded(answer.text), False)
+    wanted = js.parse(row.answer) if js.parses(row.answer) else None
+    same = _keys(value) == _keys(wanted) if isinstance(wanted, dict | list) else True
+    return _Said(frozenset(fields.items()), same)
+
+
+def _keys(value: object) -> object:
+    return sorted(value) if isinstance(value, dict) else type(value)
+
+
+def _folded(text: str) -> str:
+    """Case and white space aside: rewordings change these in a text that an answer may quote."""
+    return " ".join(text.casefold().split())
+
+
+def _likeness(kind: str, references: Sequence[str], answers: Sequence[Sequence[Answer]]) -> list[float]:
+    """How alike each row's answers are: the mean over its pairs of ROUGE-L (token F1 in other scripts), or of field-F1 for JSON."""
+    pairs = [(i, a.text, b.text) for i, row in enumerate(answers) for a, b in combinations(row, 2)]
+    firsts = [[a[: m.LONGEST_SCORED]] for _, a, _ in pairs]
+    others = [b[: m.LONGEST_SCORED] for _, _, b in pairs]
+    if kind == "json":
+        scores = list(js.structured_statistics(firsts, others, None).row_scores["field_f1"])
+    elif m.is_latin(references):
+        scores = m.rouge(firsts, others, ["rougeL"])["rougeL"]
+    else:
+        scores = [m.token_f1(a, b) for a, b in zip(firsts, others, strict=True)]
+    sums, counts = [0.0] * len(answers), [0] * len(answers)
+    for (i, a, b), score in zip(pairs, scores, strict=True):
+        sums[i] += 1.0 if _folded(a) == _folded(b) else score  # of no words at all, too
+        counts[i] += 1
+    return [total / n if n else math.nan for total, n in zip(sums, counts, strict=True)]
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def measure_consistency(
+    ways: Sequence[Sequence[Way]],
+    answers: Mapping[str, Sequence[Answer]],
+    *,
+    own: str,
+    task: str,
+    labels: Sequence[str] | None,
+    config: EvaluateConfig,
+    seed: int,
+    seconds: Mapping[str, float] | None = None,
+) -> Consistency:
+    """How often answers to the same row agree and keep the format, for each contender, with intervals and paired tests.
+
+    Intervals are bootstrapped over rows, or over the clusters that rows form.
+
+    Args:
+        ways: of each row (`ways_of`).
+        answers: contender -> its answers to all ways of all rows, one after the other.
+        own: the contender that the evaluation is about.
+        task, labels: of the data set.
+        seed: of the resamples, which all contenders share.
+        seconds: contender -> what its answers took.
+
+    Raises:
+        UserError: no row was asked in two ways.
+    """
+    asked = [i for i, each in enumerate(ways) if len(each) >= FEWEST_WAYS]
+    if not asked:
+        raise UserError(
+            "None of the rows can be asked in another way (programs, and texts that are empty or very long, are not reworded)",
+            where="evaluate.consistency",
+            next_step="leave it at 0, or set evaluate.answer=generate: then answers are drawn",
+        )
+    rows = [ways[i][0].row for i in asked]
+    by_row = {name: _by_row(ways, given, asked) for name, given in answers.items()}
+    kept = [list(ways[i]) for i in asked]
+    read, kind = _reader(rows, task, labels, config)
+    metric = "similarity" if kind == "texts" else "agreement"
+    scores, same, said = {}, {}, {}
+    for name, given in by_row.items():
+        said[name] = [[read(row, answer) for answer in each] for row, each in zip(rows, given, strict=True)]
+        scores[name] = _scores(rows, given, said[name], kind, read)
+        same[name] = _same_as_plain(kept, said[name])
+    values, draws, clusters = {}, {}, u.cluster_numbers(cluster_keys(rows, config.cluster))
+    for name, each in scores.items():
+        statistics = m.mean_statistics(each, right_or_wrong=sorted(BOTH_RIGHT & each.keys()))
+        draws[name] = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
+        values[name] = _estimates(statistics, draws[name])
+    pairs = [_difference(other, own, metric, values, draws) for other in answers if other != own]
+    found = Consistency(
+        rows=len(rows),
+        ways=max(map(len, kept)),
+        asked=dict(Counter(way.kind for each in kept for way in each).most_common()),
+        temperature=config.consistency_temperature,
+        metric=metric,
+        contenders=values,
+        same_as_plain=same,
+        comparisons=_adjusted(pairs),
+        seconds={name: round(value, 3) for name, value in (seconds or {}).items()},
+        examples=_examples(kept, by_row[own], said[own]),
+    )
+    return replace(found, words=_words(found, own, constant=_is_constant(said[own])))
+
+
+def _by_row(ways: Sequence[Sequence[Way]], answers: Sequence[Answer], asked: Sequence[int]) -> list[list[Answer]]:
+    if sum(map(len, ways)) != len(answers):
+        raise UserError(
+            f"{len(answers)} answers came back for {sum(map(len, ways))} questions", next_step="evaluate again"
+        )
+    starts, at = [], 0
+    for each in ways:
+        starts.append(at)
+        at += len(each)
+    return [list(answers[starts[i] : starts[i] + len(ways[i])]) for i in asked]
+
+
+def _scores(
+    rows: Sequence[Row], answers: Sequence[Sequence[Answer]], said: Sequence[Sequence[_Said]], kind: str, read: Reader
+) -> dict[str, list[float]]:
+    """Each figure's score of every row."""
+    agreement = []
+    for each in said:
+        pairs = list(combinations(each, 2))
+        agreement.append(sum(a.key == b.key for a, b in pairs) / len(pairs))
+    scores = {
+        "agreement": agreement,
+        "unanimous": [float(len({s.key for s in each}) == 1) for each in said],
+        "format": [sum(s.keeps for s in each) / len(each) for each in said],
+    }
+    if kind == "labels":
+        right = [read(row, Answer(row.answer)).key for row in rows]
+        scores["always_right"] = [float({s.key for s in each} == {key}) for each, key in zip(said, right, strict=True)]
+    else:
+        scores["similarity"] = _likeness(kind, [row.answer for row in rows], answers)
+    return scores
+
+
+def _same_as_plain(ways: Sequence[Sequence[Way]], said: Sequence[Sequence[_Said]]) -> dict[str, float]:
+    """For each kind of way the share of answers that equal the one to the row as it is."""
+    counts: dict[str, list[int]] = {}
+    for each, answers in zip(ways, said, strict=True):
+        for way, answer in zip(each[1:], answers[1:], strict=True):
+            counts.setdefault(way.kind, []).append(int(answer.key == answers[0].key))
+    return {kind: sum(same) / len(same) for kind, same in sorted(counts.items())}
+
+
+def _estimates(statistics: m.Statistics, draws: Mapping[str, m.Array]) -> dict[str, Estimate]:
+    found = {}
+    for name, value in statistics.point_values().items():
+        low, high = u.bootstrap_interval(value, draws[name])
+        scores = statistics.row_scores[name]
+        if not low < high and set(scores) <= {0.0, 1.0}:  # resamples of rows that are all alike know no spread
+            low, high = u.wilson_interval(int(sum(scores)), len(scores))
+        found[name] = Estimate(value, low, high)
+    return found
+
+
+def _difference(
+    other: str,
+    own: str,
+    metric: str,
+    values: Mapping[str, Mapping[str, Estimate]],
+    draws: Mapping[str, Mapping[str, m.Array]],
+) -> Difference:
+    delta = values[own][metric].value - values[other][metric].value
+    differences = draws[own][metric] - draws[other][metric]
+    low, high = u.bootstrap_interval(delta, differences)
+    return Difference(other, own, metric, delta, low, high, u.paired_bootstrap_p(delta, differences))
+
+
+def _adjusted(pairs: Sequence[Difference]) -> list[Difference]:
+    """p-values adjusted for the number of contenders (Holm), and verdicts."""
+    holm = u.holm([pair.p for pair in pairs])
+    return [
+        replace(pair, p_holm=p, verdict=u.verdict(pair.low, pair.high, p)) for pair, p in zip(pairs, holm, strict=True)
+    ]
+
+
+def _is_constant(said: Sequence[Sequence[_Said]]) -> bool:
+    return len(said) > 1 and len({s.key for each in said for s in each}) == 1
+
+
+def _examples(
+    ways: Sequence[Sequence[Way]], answers: Sequence[Sequence[Answer]], said: Sequence[Sequence[_Said]]
+) -> list[dict[str, Any]]:
+    """The rows with the most different answers, each way with its question and answer."""
+    order = sorted(range(len(ways)), key=lambda i: (-len({s.key for s in said[i]}), i))
+    return [
+        {
+            "id": ways[i][0].row.id,
+            "reference": ways[i][0].row.answer,
+            "ways": [
+                {"kind": way.kind, "question": m.last_user_turn(way.row), "answer": answer.text}
+                for way, answer in zip(ways[i], answers[i], strict=True)
+            ],
+        }
+        for i in order[:MOST_EXAMPLES]
+        if len({s.key for s in said[i]}) > 1
+    ]
+
+
+# --- words -------------------------------------------------------------------------------------
+
+
+def _words(found: Consistency, own: str, *, constant: bool) -> list[str]:
+    metric = found.metric
+    name = "the tuned model" if own == "tuned" else own
+    mine, others = found.contenders[own], [pair.a for pair in found.comparisons]
+    shown = [f"{other} {_figure(found.contenders[other][metric].value, metric)}" for other in others]
+    what = "has the same answer in" if metric == "agreement" else "writes answers that are alike by"
+    unit = " of the pairs of answers" if metric == "agreement" else " (mean pairwise ROUGE-L)"
+    sentences = [
+        f"Asked {found.ways} ways ({_kinds(found)}), {name} {what} {_with_interval(mine[metric], metric)}{unit} on {found.rows} rows"
+        + (f"; {', '.join(shown)}." if shown else ".")
+    ]
+    best = max(found.comparisons, key=lambda pair: found.contenders[pair.a][metric].value, default=None)
+    if best is not None:
+        sentences.append(_compared(best))
+    formats = [f"{other} in {100 * found.contenders[other]['format'].value:.1f} %" for other in others]
+    sentences.append(
+        f"It keeps the format in {_with_interval(mine['format'], 'format')} of its answers"
+        + (f"; {', '.join(formats)}." if formats else ".")
+    )
+    if constant:
+        sentences.append(
+            f"{name[:1].upper()}{name[1:]} gave one and the same answer to all rows: consistent, and worthless."
+        )
+    return sentences
+
+
+def _compared(pair: Difference) -> str:
+    scale, unit = (100, " points") if pair.metric == "agreement" else (1, "")
+    digits = 1 if pair.metric == "agreement" else 3
+    p = "p < 0.001" if pair.p_holm < 0.001 else f"p = {pair.p_holm:.2g}"
+    by = f"{scale * pair.delta:+.{digits}f}{unit} (95 % interval {scale * pair.low:+.{digits}f} to {scale * pair.high:+.{digits}f}, {p})"
+    if pair.verdict == "better":
+        return f"It is more consistent than {pair.a}: {by}."
+    if pair.verdict == "worse":
+        return f"It is less consistent than {pair.a}: {by}."
+    return f"There is not enough evidence that it is more or less consistent than {pair.a}: {by}."
+
+
+def _kinds(found: Consistency) -> str:
+    drawn = found.asked.get(DRAWN, 0)
+    parts = ["as it is", "in other words" if set(found.asked) - {AS_IT_IS, DRAWN} else ""]
+    parts.append(f"drawn with temperature {found.temperature:g}" if drawn else "")
+    return ", ".join(filter(None, parts))
+
+
+def _figure(value: float, metric: str) -> str:
+    return f"{value:.3f}" if metric == "similarity" else f"{100 * value:.1f} %"
+
+
+def _with_interval(estimate: Estimate, metric: str) -> str:
+    shown = _figure(estimate.value, metric)
+    if math.isnan(estimate.low):
+        return shown
+    return f"{shown} (95 % interval {_figure(estimate.low, metric).removesuffix(' %')} to {_figure(estimate.high, metric).removesuffix(' %')})"

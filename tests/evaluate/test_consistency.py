@@ -1,0 +1,216 @@
+"""Who always says the same agrees with itself in full, who guesses does not, and format and likeness are what they are called."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluate.consistency import AS_IT_IS, DRAWN, Consistency, Way, measure_consistency, ways_of
+from tuneloop.recipe import make_recipe
+from tuneloop.types import Answer, Row, UserError
+
+LABELS = ["billing", "delivery", "refund", "technical"]
+CONFIG = EvaluateConfig(consistency=5, bootstrap=400)
+
+
+def row(i: int, answer: str, label: str | None = None) -> Row:
+    text = f"Where is the parcel that your people wanted to deliver on day {i}? Nobody answers the telephone."
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    return Row(f"r{i}", messages, label)  # type: ignore[arg-type]
+
+
+def labelled(n: int = 40) -> list[Row]:
+    return [row(i, LABELS[i % 4], LABELS[i % 4]) for i in range(n)]
+
+
+Answerer = Callable[[Way], Answer]
+
+
+def measured(rows: Sequence[Row], task: str = "classification", drawn: bool = True, **who: Answerer) -> Consistency:
+    ways = ways_of(rows, 5, drawn=drawn, temperature=0.7, labels=LABELS)
+    answers = {name: [answer(way) for each in ways for way in each] for name, answer in who.items()}
+    return measure_consistency(
+        ways, answers, own=next(iter(who)), task=task, labels=LABELS if task == "classification" else None, config=CONFIG, seed=0
+    )  # fmt: skip
+
+
+def constant(way: Way) -> Answer:
+    return Answer("billing")
+
+
+def guessing(seed: int) -> Answerer:
+    numbers = random.Random(seed)
+    return lambda way: Answer(numbers.choice(LABELS))
+
+
+def right(way: Way) -> Answer:
+    return Answer(way.row.answer)
+
+
+def test_each_row_is_asked_as_it_is_in_other_words_and_drawn() -> None:
+    for each in ways_of(labelled(10), 5, drawn=True, temperature=0.7, labels=LABELS):
+        assert [way.kind for way in each].count(DRAWN) == 1 and each[0].kind == AS_IT_IS and len(each) == 5
+        assert len({way.kind for way in each}) == 5
+        assert len({way.row.messages[0]["content"] for way in each}) == 4, "the drawn one is asked as it is"
+        assert {way.row.answer for way in each} == {each[0].row.answer}
+        assert [way.sampling.temperature for way in each if way.kind == DRAWN] == [0.7]
+    seeds = [way.sampling.seed for each in ways_of(labelled(10), 8, drawn=True, temperature=1.0) for way in each[-2:]]
+    assert len(set(seeds)) == 20, "each draw has random numbers of its own"
+
+
+def test_scored_labels_are_not_drawn_and_programs_are_only_drawn() -> None:
+    assert DRAWN not in {way.kind for each in ways_of(labelled(9), 5, drawn=False, temperature=1.0) for way in each}
+    program = Row("p", [{"role": "user", "content": "def f(x):\n    pass"}, {"role": "assistant", "content": "return"}])
+    assert [way.kind for way in ways_of([program], 4, drawn=True, temperature=1.0)[0]] == [
+        AS_IT_IS,
+        DRAWN,
+        DRAWN,
+        DRAWN,
+    ]
+    assert len(ways_of([program], 4, drawn=False, temperature=1.0)[0]) == 1
+
+
+def test_the_same_rows_are_asked_the_same_ways_whatever_their_order() -> None:
+    rows = labelled(12)
+    ways = ways_of(rows, 5, drawn=True, temperature=0.7)
+    assert ways_of(rows[::-1], 5, drawn=True, temperature=0.7) == ways[::-1]
+
+
+def test_a_constant_answerer_agrees_with_itself_in_full_and_is_said_to_be_worthless() -> None:
+    found = measured(labelled(), tuned=constant, few_shot=guessing(1))
+    tuned = found.contenders["tuned"]
+    assert tuned["agreement"].value == tuned["unanimous"].value == tuned["format"].value == 1.0
+    assert tuned["always_right"].value == pytest.approx(0.25)
+    assert 0.9 < tuned["unanimous"].low < 1.0, "40 rows prove no certainty"
+    assert "one and the same answer to all rows" in " ".join(found.words)
+
+
+def test_a_guessing_answerer_agrees_as_chance_does_and_loses_the_comparison() -> None:
+    found = measured(labelled(80), tuned=right, few_shot=guessing(2), zero_shot=guessing(3))
+    for name in ("few_shot", "zero_shot"):
+        agreement = found.contenders[name]["agreement"]
+        assert agreement.low < 0.25 < agreement.high and agreement.value < 0.35
+        assert found.contenders[name]["unanimous"].value < 0.1
+    assert found.contenders["tuned"]["always_right"].value == 1.0
+    assert [(c.a, c.b, c.verdict) for c in found.comparisons] == [
+        ("few_shot", "tuned", "better"),
+        ("zero_shot", "tuned", "better"),
+    ]
+    assert all(c.p <= c.p_holm < 0.05 and c.low > 0.5 for c in found.comparisons)
+    assert "more consistent" in found.words[1] and "worthless" not in " ".join(found.words)
+
+
+def test_a_less_consistent_model_is_called_that_and_alike_ones_are_not_told_apart() -> None:
+    worse = measured(labelled(80), tuned=guessing(4), few_shot=right)
+    assert worse.comparisons[0].verdict == "worse" and "less consistent" in worse.words[1]
+    alike = measured(labelled(20), tuned=guessing(5), few_shot=guessing(6))
+    assert "not enough evidence" in alike.words[1]
+
+
+def test_answers_outside_the_labels_break_the_format_and_agree_only_word_by_word() -> None:
+    def rambling(way: Way) -> Answer:
+        return Answer("I think it is late" if way.kind in (AS_IT_IS, DRAWN) else f"Well, {way.kind}")
+
+    found = measured(labelled(8), tuned=rambling)
+    assert found.contenders["tuned"]["format"].value == 0.0
+    assert found.contenders["tuned"]["agreement"].value == pytest.approx(1 / 10)  # one pair of ten
+    assert found.same_as_plain["tuned"][DRAWN] == 1.0 and found.same_as_plain["tuned"]["typo"] == 0.0
+
+
+def test_spelling_of_a_label_is_no_disagreement() -> None:
+    found = measured(labelled(8), tuned=lambda way: Answer("Billing." if way.kind == DRAWN else "billing"))
+    assert found.contenders["tuned"]["agreement"].value == 1.0
+
+
+def test_json_is_compared_by_fields_and_keeps_its_keys() -> None:
+    rows = [row(i, json.dumps({"name": f"Anna {i}", "day": i})) for i in range(10)]
+
+    def shuffled(way: Way) -> Answer:
+        value = json.loads(way.row.answer)
+        return Answer(json.dumps(dict(reversed(value.items())) if way.kind == "typo" else value))
+
+    def careless(way: Way) -> Answer:
+        value = json.loads(way.row.answer)
+        if way.kind == DRAWN:
+            return Answer("{" + way.row.answer)
+        return Answer(
+            json.dumps({**value, "day": -1} if way.kind == "typo" else value | ({"x": 1} if way.kind == "case" else {}))
+        )
+
+    found = measured(rows, "generation", tuned=shuffled, few_shot=careless)
+    assert found.metric == "agreement"
+    assert found.contenders["tuned"]["agreement"].value == found.contenders["tuned"]["format"].value == 1.0
+    assert found.contenders["tuned"]["similarity"].value == 1.0
+    loose = found.contenders["few_shot"]
+    assert loose["format"].value < 1.0 and 0.3 < loose["similarity"].value < 1.0
+
+
+def test_free_texts_are_compared_by_their_likeness_and_must_end() -> None:
+    rows = [row(i, "The parcel comes on Monday morning.") for i in range(10)]
+
+    def wordy(way: Way) -> Answer:
+        return Answer(
+            f"The parcel comes on Monday{' or later' if way.kind == 'typo' else ''}.", finished=way.kind != DRAWN
+        )
+
+    found = measured(rows, "generation", tuned=lambda way: Answer("The parcel comes."), few_shot=wordy)
+    assert found.metric == "similarity"
+    assert found.contenders["tuned"]["similarity"].value == 1.0 == found.contenders["tuned"]["format"].value
+    assert found.contenders["few_shot"]["format"].value == pytest.approx(0.8)
+    assert found.contenders["few_shot"]["agreement"].value < found.contenders["few_shot"]["similarity"].value < 1.0
+
+
+def test_empty_answers_agree_and_keep_no_format() -> None:
+    found = measured([row(i, "Text.") for i in range(4)], "generation", tuned=lambda way: Answer(""))
+    assert (found.contenders["tuned"]["similarity"].value, found.contenders["tuned"]["format"].value) == (1.0, 0.0)
+
+
+def test_rows_that_contradict_themselves_are_shown_with_each_way() -> None:
+    found = measured(labelled(20), tuned=guessing(7))
+    assert 1 <= len(found.examples) <= 5
+    first = found.examples[0]
+    assert first["ways"][0]["kind"] == AS_IT_IS and len(first["ways"]) == 5
+    assert len({way["answer"] for way in first["ways"]}) > 1
+    assert measured(labelled(8), tuned=right).examples == []
+
+
+def test_one_row_has_no_spread_and_no_verdict() -> None:
+    found = measured(labelled(1), tuned=right, few_shot=constant)
+    assert math.isnan(found.comparisons[0].low) and found.comparisons[0].verdict == "not enough evidence"
+    assert found.words
+
+
+def test_nothing_to_ask_again_and_lost_answers_are_told() -> None:
+    program = Row("p", [{"role": "user", "content": "def f(x):"}, {"role": "assistant", "content": "return"}], "refund")
+    ways = ways_of([program], 5, drawn=False, temperature=1.0)
+    with pytest.raises(UserError, match="another way"):
+        measure_consistency(
+            ways,
+            {"tuned": [Answer("refund")]},
+            own="tuned",
+            task="classification",
+            labels=LABELS,
+            config=CONFIG,
+            seed=0,
+        )
+    ways = ways_of(labelled(2), 5, drawn=True, temperature=1.0)
+    with pytest.raises(UserError, match="1 answers came back for 10"):
+        measure_consistency(
+            ways,
+            {"tuned": [Answer("refund")]},
+            own="tuned",
+            task="classification",
+            labels=LABELS,
+            config=CONFIG,
+            seed=0,
+        )
+
+
+def test_one_way_is_refused() -> None:
+    with pytest.raises(UserError, match="one way"):
+        make_recipe({}, ["evaluate.consistency=1"])

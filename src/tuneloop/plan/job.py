@@ -78,6 +78,7 @@ class Job:
         quant: how frozen weights of matrices are kept.
         head_fp32: embeddings, head and norms are upcast, as `prepare_model_for_kbit_training` does: the residual stream is fp32.
         packing: rows are packed to `seq_len`, so nothing is padded.
+        varied: rows are of ever new lengths, `seq_len` at most: the allocator keeps more blocks.
         shared: tokens that all rows begin with and that are computed once, before `seq_len` of each row's own; learned: positions
             whose logits are needed, 0 for all (both in tuneloop's loop).
     """
@@ -105,6 +106,7 @@ class Job:
     quant: Quant = "none"
     head_fp32: bool = False
     packing: bool = False
+    varied: bool = False
     shared: int = 0
     learned: int = 0
 

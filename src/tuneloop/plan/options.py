@@ -175,6 +175,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
         given["seq_len"] = _sequence(shape, lengths, given, assumed)
     if "micro_batch" not in given:
         given["micro_batch"] = loop_batches(given["seq_len"])
+    if given.get("packing") is False or (lengths.mean and not given.get("packing")):
+        given["varied"] = True
     if "targets" in given:
         given["targets"] = target_modules(given["targets"])
     per_hour, minutes = given.pop("interruptions_per_hour", None), given.pop("checkpoint_minutes", None)

@@ -431,12 +431,14 @@ def _print_options(advice: Advice, console: Any) -> None:
 
 def _print_rest(advice: Advice, console: Any) -> None:
     training = advice.trainings.get(advice.costed)
-    if training and training.fits and training.cost:
+    about_money = advice.answer != "dont" or advice.reasons[0].rule in ("over-budget", "does-not-pay")
+    if training and training.fits and training.cost and about_money:
         from tuneloop.report.plan_terminal import cost_lines
 
-        console.print(
-            f"\nTraining with {advice.costed_name} on {training.job.gpus} x {training.job.gpu.name}", style="bold"
-        )
+        gpu = training.job.gpu
+        machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.name}"
+        what = f"Training {advice.question.model} with {advice.costed_name} on {machine}"
+        console.print(f"\n{what}", style="bold", markup=False)
         for line in cost_lines(training.cost.to_json()):
             console.print(line, markup=False, soft_wrap=True)
     if advice.steps:

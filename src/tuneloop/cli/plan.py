@@ -151,6 +151,7 @@ class _Output:
 
 def _table(settings: list[str] | None, model: str, asked: dict[str, Any], out: str) -> dict[str, Any]:
     """The plan of a model for all machines that are asked for."""
+    from tuneloop.plan.options import plan_machines
     from tuneloop.types import UserError
 
     if settings:
@@ -165,16 +166,15 @@ def _table(settings: list[str] | None, model: str, asked: dict[str, Any], out: s
             where="plan",
             next_step="tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan DATA",
         )
-    return _planned({"model": model, **asked}, out)
+    return _written(plan_machines({"model": model, **asked}), out)
 
 
-def _planned(asked: dict[str, Any], out: str) -> dict[str, Any]:
+def _written(plan: dict[str, Any], out: str) -> dict[str, Any]:
+    """The plan, also as `plan.json` where a folder is named."""
     from pathlib import Path
 
     from tuneloop.files import write_json
-    from tuneloop.plan.options import plan_machines
 
-    plan = plan_machines(asked)
     if out:
         write_json(Path(out) / "plan.json", plan)
     return plan
@@ -187,6 +187,8 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
     from tuneloop.pipeline.advise import counted_data, stand_in
     from tuneloop.pipeline.plan import plan_alone
     from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.plan.options import plan_machines
+    from tuneloop.plan.recommend import recommendation_here
     from tuneloop.types import UserError
 
     if source and "dataset" in asked:
@@ -195,23 +197,20 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
         )
     data = source or asked.pop("dataset")
     if model and (Path(data) / "dataset.json").is_file() and not settings and (asked or stand_in(model)):
-        return _planned({"model": model, **asked, "dataset": data}, output.folder)
+        return _written(plan_machines({"model": model, **asked, "dataset": data}), output.folder)
     recipe = recipe_of(data, settings, model=model)
     other = stand_in(recipe.model)
     with screen(output.quiet) as shown:
         if source and not asked and not other:
-            return plan_alone(recipe, output.folder, progress=shown.progress, say=shown.say)
+            plan = plan_alone(recipe, "", progress=shown.progress, say=shown.say)
+            return _written({**plan, "recommendation": recommendation_here(plan)}, output.folder)
         read = recipe.model_copy(update={"model": other or recipe.model})
-        with counted_data(read, progress=shown.progress, say=shown.say) as dataset:
-            plan = _planned({"model": recipe.model, **_settings_of(recipe), **asked, "dataset": dataset.path}, "")
+        dataset = counted_data(read, progress=shown.progress, say=shown.say)
+        plan = plan_machines({"model": recipe.model, **_settings_of(recipe), **asked, "dataset": dataset.path})
     if other:
         why = f"{recipe.model} is not on this machine"
         plan["assumptions"].insert(0, f"tokens are counted as {other} reads them, and time is by formula: {why}")
-    if output.folder:
-        from tuneloop.files import write_json
-
-        write_json(Path(output.folder) / "plan.json", plan)
-    return plan
+    return _written(plan, output.folder)
 
 
 def _settings_of(recipe: Recipe) -> dict[str, Any]:
@@ -314,3 +313,5 @@ def _print_measured(plan: dict[str, Any]) -> None:
         print(f"  assumed: {line}")
     for change in plan["alternatives"]:
         print(f"  instead: {change['change']} ({change['why']})")
+    if "recommendation" in plan:
+        print(f"\nRecommendation: {plan['recommendation']}")

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tuneloop.files import lock_folder, read_json, write_json
-from tuneloop.pipeline.job import Job, find_done, training_began
+from tuneloop.pipeline.job import Job, default_folder, find_done, training_began
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.recipe import Recipe
 from tuneloop.types import Dataset, Progress, UserError
@@ -40,25 +39,18 @@ def read_data(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[st
         return prepare_stage(Job(recipe, folder, progress, say))
 
 
-@contextmanager
-def counted_data(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> Iterator[Dataset]:
-    """The recipe's data, read to be counted and not kept: prepared before by `run`, `prepare` or `advise`, else in a scratch folder."""
-    import tempfile
-
+def counted_data(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> Dataset:
+    """The recipe's data, to be counted: as `run` or `prepare` have prepared them before, else as `read_data` does and keeps them."""
     from tuneloop.data.dataset import load_dataset, prepare_key
-    from tuneloop.pipeline.job import default_folder
 
-    with tempfile.TemporaryDirectory() as scratch:
-        job = Job(recipe, Path(scratch), progress, say)
-        places = [Path("datasets") / recipe.name, advice_folder(recipe) / "dataset"]
-        if not _is_prepared(recipe):
-            key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=job.fingerprint)
-            for folder in (*places, default_folder(recipe) / "dataset"):
-                if find_done(folder / "dataset.json", key):
-                    say(f"data set {folder}, prepared before")
-                    yield load_dataset(folder)
-                    return
-        yield prepare_stage(job)
+    if not _is_prepared(recipe):
+        fingerprint = Job(recipe, Path()).fingerprint
+        key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=fingerprint)
+        for folder in (Path("datasets") / recipe.name, default_folder(recipe) / "dataset"):
+            if find_done(folder / "dataset.json", key):
+                say(f"data set {folder}, prepared before")
+                return load_dataset(folder)
+    return read_data(recipe, "", progress=progress, say=say)
 
 
 def _is_prepared(recipe: Recipe) -> bool:

@@ -107,7 +107,11 @@ def make_question(values: Mapping[str, Any]) -> Question:
     except UserError as error:
         key = error.what.partition("'")[2].partition("'")[0]
         flag = "--" + key.removesuffix("_usd").replace("_", "-")
-        raise UserError(error.what, where=flag, next_step=f"give {flag} a value that can be") from None
+        raise UserError(
+            error.what,
+            where=flag,
+            next_step=f"correct {flag}, or leave it out where it is not known{', or where there is no traffic yet' if key == 'queries_per_day' else ''}",
+        ) from None
 
 
 # --- advice ------------------------------------------------------------------------------------
@@ -468,7 +472,7 @@ def _headline(answer: Reason, method: str) -> str:
     if answer.gives == "dont":
         return f"Don't fine-tune: {answer.says}"
     if answer.gives == "prompt":
-        return f"Prompt first. {answer.says} Then {NAMES[method]}, if the prompt falls short."
+        return f"Prompt first. {answer.says} If the prompt falls short: {NAMES[method]}."
     return f"Fine-tune {'all weights' if method == 'full' else 'with ' + NAMES[method]}: {answer.says}"
 
 
@@ -481,12 +485,16 @@ def _steps(question: Question, gives: str, method: str, facts: Mapping[str, Any]
         measure = [f"tuneloop advise {data} --measure: the untouched model and the cheap classifiers on your test rows"]
     if facts["prompt_best"] is not None:
         measure = []
+    place = f"{data} " if question.source else ""
     if gives == "dont":
+        if facts["elsewhere"]:
+            return [
+                f"tuneloop plan {place}--model {question.model} --method lora: machines to rent, memory, time, dollars"
+            ]
         return measure if facts["rows"] is None or facts["rows"] >= 20 else []
     steps = list(measure)
     if question.rows is not None and question.rows < 200:
         steps.append("write and check more examples: a few hundred good ones beat any choice of method")
-    place = f"{data} " if question.source else ""
     steps.append(f"tuneloop plan {place}--model {question.model} --method {method}: machines, memory, time, dollars")
     steps.append(
         f"tuneloop run {data} model={question.model} train.method={method}, and compare on the same test rows before shipping"

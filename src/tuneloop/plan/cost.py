@@ -308,29 +308,30 @@ def _normals() -> tuple[tuple[float, float, float], ...]:
 
 def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_gb_month: float) -> list[str]:
     """Everything that `cost_of` assumes, in words."""
-    people = (
-        f"{efforts.engineer_hours:g} hours of engineering at ${efforts.usd_per_engineer_hour:g}"
-        if efforts.usd_per_engineer_hour
-        else "people's time is not counted (give its price)"
-    )
-    rows = (
-        f"{efforts.rows_to_label:,} rows to write or check at {efforts.minutes_a_row:g} minutes and "
-        f"${efforts.usd_per_labeller_hour:g} an hour"
-        if efforts.rows_to_label
-        else "no rows are left to write or check"
-    )
     mean = f"one interruption in {1 / how.per_hour:,.0f} hours" if how.per_hour else "no interruptions"
     every = (
         f"every {how.checkpoint_minutes:g} minutes" if how.checkpoint_minutes else "at the best interval (Daly 2006)"
     )
-    return [
+    said = [
         price.words(),
         f"{efforts.runs:g} training run{'s until one is kept' if efforts.runs != 1 else ''}; {efforts.failed_share:.0%} of runs fail, half-way on average",
         f"{mean}, checkpoints {every}, {how.restart_minutes:g} minutes to restart",
-        f"{efforts.setup_hours:g} machine hours of setup, {efforts.evaluation_hours:g} of evaluation for each run",
-        f"{efforts.storage_gb:g} GB kept for {_months(efforts)} at ${usd_per_gb_month:g} a GB and month",
-        rows,
-        people,
+    ]
+    if efforts.setup_hours or efforts.evaluation_hours:
+        said.append(
+            f"{efforts.setup_hours:g} machine hours of setup, {efforts.evaluation_hours:g} of evaluation for each run"
+        )
+    said.append(f"{efforts.storage_gb:g} GB kept for {_months(efforts)} at ${usd_per_gb_month:g} a GB and month")
+    if efforts.rows_to_label:
+        said.append(
+            f"{efforts.rows_to_label:,} rows to write or check at {efforts.minutes_a_row:g} minutes and "
+            f"{usd_words(efforts.usd_per_labeller_hour)} an hour"
+        )
+    return [
+        *said,
+        f"{efforts.engineer_hours:g} hours of engineering at ${efforts.usd_per_engineer_hour:g}"
+        if efforts.usd_per_engineer_hour
+        else "people's time is not counted (--engineer-hours, --usd-per-engineer-hour)",
     ]
 
 

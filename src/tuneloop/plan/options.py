@@ -503,7 +503,7 @@ def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
         f"time and dollars: 80 % of published runs lie within a factor of {SPREAD:g}; one run, its machine paid while it runs"
     )
     if option.cost:
-        found += [line for line in option.cost.assumptions if not line.startswith(("0 machine hours", "no rows"))]
+        found += option.cost.assumptions
     else:
         found.append("no price is known for this machine")
     return found

@@ -9,6 +9,8 @@ from tuneloop.plan.gpus import find_gpu
 from tuneloop.types import UserError
 from tuneloop.words import hours_words, usd_words
 
+LONG_HOURS = 1.0  # from here on a plan for this machine mentions rented ones
+
 
 def recommendation(plan: Mapping[str, Any]) -> str:
     """One recommendation in words, as in `Rent an L40S 48 GB for 9 minutes: $0.12.`
@@ -32,6 +34,18 @@ def recommendation(plan: Mapping[str, Any]) -> str:
             f" Its memory is tight; with room to spare: {_machine(roomy)} for {hours_words(roomy['hours'])}, "
             f"{usd_words(roomy['usd'])}."
         )
+    return said
+
+
+def recommendation_here(plan: Mapping[str, Any]) -> str:
+    """Likewise of a plan for the machine at hand, as `estimate` makes it."""
+    if not plan["fits"]:
+        change = plan["alternatives"][0]["change"] if plan["alternatives"] else "a smaller model"
+        return f"It does not fit on this machine. Change: {change}."
+    took = f"{hours_words(plan['time']['hours'])}, {usd_words(plan['cost']['usd'])}"
+    said = f"Train on this machine: {took}."
+    if plan["time"]["hours"] >= LONG_HOURS:
+        said += " Rented GPUs are faster: `tuneloop plan DATA --gpu l40s` tells how much, and at what price."
     return said
 
 

@@ -31,6 +31,7 @@ from tuneloop.harness import TaskScores, harness_missing, run_tasks
 from tuneloop.models.generate import AnswerFit, LabelTrie, answer_fits, choose, generate, label_trie, shared_length
 from tuneloop.models.load import Model
 from tuneloop.models.sampling import Sampling
+from tuneloop.models.template import Template
 from tuneloop.types import Answer, Dataset, Message, Progress, Row, UserError, no_progress
 
 # What stands in for the text when a model's liking for labels is measured.
@@ -91,6 +92,11 @@ def uses_choice(dataset: Dataset, config: EvaluateConfig) -> bool:
 
 
 def answer_limit(model: Model, dataset: Dataset, config: EvaluateConfig) -> int:
+    """Longest answer that a model may write to a data set's rows; see `longest_answer`."""
+    return longest_answer(model.template, dataset, config)
+
+
+def longest_answer(template: Template, dataset: Dataset, config: EvaluateConfig) -> int:
     """Longest answer to generate: a quarter over nearly all references, at most 1,024 tokens.
 
     The 98th percentile and not the maximum: one endless reference would make every rambling answer as long.
@@ -98,7 +104,7 @@ def answer_limit(model: Model, dataset: Dataset, config: EvaluateConfig) -> int:
     if config.max_new_tokens:
         return config.max_new_tokens
     known = dataset.train[:2000] or dataset.test[:2000]  # a file by itself: there its own references tell
-    lengths = sorted(len(model.template.encode(row.answer)) + 1 for row in known) or [256]
+    lengths = sorted(len(template.encode(row.answer)) + 1 for row in known) or [256]
     typical = lengths[min(int(0.98 * len(lengths)), len(lengths) - 1)]
     return max(8, min(math.ceil(1.25 * typical), 1024))
 
@@ -235,12 +241,17 @@ def _computed(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> in
 
 def labels_as_tokens(model: Model, dataset: Dataset, row: Row) -> LabelTrie:
     """The data set's labels as the tokens that the model would write, the end of the turn included."""
-    labels: list[str] = dataset.manifest["labels"]
-    prompt = row.prompt
-    before = len(model.template.prompt_ids(prompt, row.tools))
+    return trie_of_labels(model, dataset.manifest["labels"], row.prompt, row.tools)
+
+
+def trie_of_labels(
+    model: Model, labels: Sequence[str], prompt: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+) -> LabelTrie:
+    """Labels as the tokens that the model would write after a prompt, the end of the turn included."""
+    before = len(model.template.prompt_ids(prompt, tools))
     tokens = []
     for label in labels:
-        rendered = model.template.render([*prompt, {"role": "assistant", "content": label}], row.tools)
+        rendered = model.template.render([*prompt, {"role": "assistant", "content": label}], tools)
         end = max(i for i, learned in enumerate(rendered.mask) if learned) + 1
         tokens.append(rendered.ids[before:end])
     return label_trie(labels, tokens)

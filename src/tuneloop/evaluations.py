@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.files import content_hash, lock_folder, read_json, sha256_file
+from tuneloop.models.trained import base_of_adapter, target_kind
 from tuneloop.pipeline.baselines import majority_of
 from tuneloop.pipeline.consistency import Ask, asked_prompts, consistency_part, is_drawn
 from tuneloop.pipeline.evaluate import after_tuning, attach_trained, tuned_key
@@ -84,16 +85,7 @@ class Question:
             return "endpoint"
         if self.predictions:
             return "predictions"
-        folder = Path(self.target)
-        if (folder / "run.json").is_file():
-            return "run"
-        if (folder / "adapter_config.json").is_file():
-            return "adapter"
-        if folder.is_dir() and (folder / "config.yaml").is_file():
-            raise UserError(
-                "This run has not finished training", where=self.target, next_step="run its command again: it goes on"
-            )
-        return "model"
+        return target_kind(self.target)
 
     @property
     def plain(self) -> bool:
@@ -195,10 +187,7 @@ def _recipe(question: Question) -> Recipe:
 def _base_of(question: Question) -> str:
     if question.base or question.kind != "adapter":
         return question.base
-    named = read_json(Path(question.target) / "adapter_config.json").get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
-        raise UserError("The adapter doesn't name its base model", where=question.target, next_step="give --base MODEL")
-    return named
+    return base_of_adapter(Path(question.target))
 
 
 def _rows_of(job: Job, question: Question) -> tuple[Dataset, str]:

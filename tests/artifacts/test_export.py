@@ -15,11 +15,15 @@ from tuneloop.artifacts import export as exporting
 from tuneloop.files import read_json, sha256_file, write_json
 from tuneloop.models.load import load_model
 from tuneloop.models.template import load_template
-from tuneloop.models.trained import load_trained
+from tuneloop.models.trained import load_trained, trained_folder
 from tuneloop.pipeline.export import export_run
 from tuneloop.types import UserError
 
 MakeRun = Callable[..., Path]
+TASK: dict[str, Any] = {
+    "version": 1, "kind": "classification", "format": "text_label", "columns": {"text": "body", "label": "label"},
+    "system": "Sort the ticket.", "labels": ["late", "lost"], "answer": "choice",
+}  # fmt: skip
 TURNS: Any = [{"role": "user", "content": "Where is my parcel?"}]
 
 
@@ -49,7 +53,25 @@ def test_a_merged_artifact_loads_here_and_in_plain_transformers(
         torch.testing.assert_close(again.net.logits(again.hidden(batch)), wanted, atol=1e-3, rtol=1e-3)  # type: ignore[operator]
         torch.testing.assert_close(net(batch).logits, wanted, atol=1e-3, rtol=1e-3)
     assert net.generation_config.eos_token_id == list(load_template(folder).end_ids), "it stops where it was taught to"
-    assert not (folder / "tuneloop.json").exists(), "a base model like any other, no run's result"
+    assert not (folder / "tuneloop.json").exists(), "nobody knows its task"
+
+
+@pytest.mark.parametrize(("method", "form"), [("lora", "merged"), ("lora", "adapter"), ("prefix", ""), ("full", "")])
+def test_the_task_travels_with_every_form(method: str, form: str, tiny_llama: Path, make_run: MakeRun) -> None:
+    run = make_run(method=method)
+    trained = trained_folder(run)
+    own = read_json(trained / "tuneloop.json")
+    write_json(trained / "tuneloop.json", {**own, "task": TASK})
+    artifact = export_run(run, form)
+    told = read_json(artifact.folder / "tuneloop.json")
+    assert told["task"] == artifact.manifest["task"] and told["task"].items() >= TASK.items()
+    assert "tuneloop.json" in artifact.manifest["files"]
+    card = (artifact.folder / "README.md").read_text()
+    assert "```text\nSort the ticket.\n```" in card and "`late`, `lost`" in card and "`body` (text)" in card
+    if artifact.manifest["format"] == "merged":
+        assert "base_fingerprint" not in told, "a model like any other, no run's result"
+        with pytest.raises(UserError, match="No adapter and no model of a finished run"):
+            trained_folder(artifact.folder)
 
 
 def test_it_says_where_it_comes_from(make_run: MakeRun) -> None:

@@ -72,11 +72,42 @@ def model_card(
         _data(manifest, dataset),
         "## Evaluation",
         *_evaluation(manifest, table),
+        *(["## How to ask it", *asking(manifest["task"])] if manifest["task"] else []),
         "## Loading it",
         _loading(manifest, base),
         "Where it comes from, with the hash of every file, is in `artifact.json`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def asking(task: Mapping[str, Any]) -> list[str]:
+    """What the model was trained to be asked: the instruction, how a row becomes the question, and what comes back."""
+    parts = [
+        "`tuneloop predict FOLDER rows.csv` and `tuneloop chat FOLDER` ask it as it was trained, from `tuneloop.json`. "
+        "Other programs have to send the same turns:"
+    ]
+    rows = f"template `{task['input']}` over the columns of a row" if task["input"] else f"{task['format']}"
+    columns = ", ".join(f"`{name}` ({role})" for role, name in task["columns"].items()) if not task["input"] else ""
+    parts.append(f"- Input: {rows}{f': {columns}' if columns else ''}.")
+    if task["system"]:
+        parts.append("- System turn, the same in every training row:\n\n" + _fenced(task["system"]))
+    elif task["system"] is None:
+        parts.append("- System turn: none that all training rows share.")
+    if task["output"]:
+        parts.append("- Answer, by the template:\n\n" + _fenced(task["output"]))
+    if task["labels"]:
+        parts.append(
+            f"- Answer: one of {len(task['labels'])} labels: {', '.join(f'`{name}`' for name in task['labels'])}."
+        )
+    return parts
+
+
+def _fenced(text: str) -> str:
+    """A text as it stands, in a block of code."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _licence(base: str, licence: Licence | None) -> str:

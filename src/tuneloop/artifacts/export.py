@@ -30,15 +30,15 @@ from tuneloop.files import (
 from tuneloop.models.load import weight_files
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
-from tuneloop.models.trained import trained_folder
+from tuneloop.models.trained import OWN, trained_folder
 from tuneloop.types import Progress, UserError, no_progress
 
 Form = Literal["merged", "adapter"]
 FORMS: tuple[Form, ...] = ("merged", "adapter")
-LAYOUT = 1  # of the files; another one makes other ids
+LAYOUT = 2  # of the files; another one makes other ids
 MANIFEST, CARD, NOTICE = "artifact.json", "README.md", "NOTICE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "tuneloop.json")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", OWN)
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Origin:
         evaluation: `eval.json`, if the run was evaluated.
         dataset: `dataset.json`, if it is at hand.
         table: the evaluation's figures as a Markdown table, for the card.
+        task: what the model was trained to answer, as it stands in the run's `tuneloop.json`; None where nobody knows.
     """
 
     run: Path
@@ -62,6 +63,7 @@ class Origin:
     evaluation: Mapping[str, Any] | None = None
     dataset: Mapping[str, Any] | None = None
     table: str = ""
+    task: Mapping[str, Any] | None = None
 
     @property
     def method(self) -> str:
@@ -188,6 +190,9 @@ def _write_model(origin: Origin, form: Form, trained: Path, out: Path, progress:
     """The files that are loaded; what merging did, if anything was merged."""
     if form == "adapter":
         _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
+        own = read_json(out / OWN)
+        if own.get("task") != origin.task:  # an earlier version wrote none beside the weights
+            write_json(out / OWN, {**own, "task": origin.task})
         return None
     if (trained / "adapter_config.json").is_file():
         model = str(origin.manifest["model"])
@@ -198,6 +203,8 @@ def _write_model(origin: Origin, form: Form, trained: Path, out: Path, progress:
         _copy(trained, out, [*(file.name for file in weight_files(trained)), "config.json"])
     _copy(trained, out, TOKENIZER_FILES)
     write_json(out / "generation_config.json", _generation(source, trained))
+    if origin.task is not None:
+        write_json(out / OWN, {"version": 1, "task": origin.task})  # no base: it is a model by itself
     return vars(merged) if merged else None
 
 
@@ -233,6 +240,7 @@ def _describe(origin: Origin, form: Form, id_: str, folder: Path, made: Mapping[
         "run": {"id": run["id"], "key": run["key"]},
         "method": origin.method,
         "dataset": run["dataset"],
+        "task": origin.task,
         "base": {
             "model": run["model"],
             "fingerprint": run["model_fingerprint"],

@@ -71,6 +71,7 @@ from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.split import SPLITS, TEST, Split
 from tuneloop.data.spool import Table, spool_folder
+from tuneloop.data.task import format_facts
 from tuneloop.files import replacing, user_errors_of_the_disk, write_json
 from tuneloop.types import Dataset, Progress, Reject, Row, UserError, no_progress
 
@@ -451,7 +452,7 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
         **identity,
         "tool_version": __version__,
         "task": task,
-        "format": {"name": job.guess.name, "columns": job.guess.columns, "reason": job.guess.reason},
+        "format": format_facts(job.guess),
         **({"labels": config.labels or _labels(table)} if task == "classification" else {}),
         "sources": [
             {

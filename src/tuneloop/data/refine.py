@@ -348,6 +348,18 @@ def _clean(value: dict[str, Any], refinery: Refinery) -> tuple[dict[str, Any], l
     return _walk(value, (), "", refinery, changes), changes
 
 
+def cleaned(
+    value: dict[str, Any], guess: FormatGuess, config: PrepareConfig, key: bytes | None = None
+) -> dict[str, Any]:
+    """A record as `refine` gives it to the format: texts put together, repaired and redacted.
+
+    Args:
+        key: of pseudonyms.
+    """
+    refinery = Refinery(config, lambda row: _NOT_YET, Path(), key)
+    return _clean(with_whole_texts(value, guess), refinery)[0]
+
+
 def _walk(value: Any, path: tuple[str | int, ...], column: str, refinery: Refinery, changes: list[Change]) -> Any:
     """An object or array, cleaned; `column` is the nearest key above it."""
     named = type(value) is dict

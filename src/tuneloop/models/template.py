@@ -284,6 +284,10 @@ class Template:
         weights += [message.get("weight", 1) for message in messages]
         return self._encode_turns(guarded, tools, literals, weights)
 
+    def document_ids(self, text: str) -> list[int]:
+        """Ids of plain text that a model goes on with: the opening token and the text, without an end."""
+        return [*self._frame_of_documents[0], *self.encode(text.encode("utf-8", "replace").decode("utf-8"))]
+
     def _document(self, text: str, weight: float) -> Rendered:
         """Plain text as models read it in pretraining: the token that opens all input, the text, the token that ends a document.
 
@@ -374,8 +378,12 @@ class Template:
         """Write tokenizer and template so that Transformers renders the same ids."""
         write_text(folder / "tokenizer.json", self.tokenizer.to_str())
         settings = {k: v for k, v in self.settings.items() if k != "chat_template"}
-        source = self.source.replace("{{- cut }}\n", "")
-        write_json(folder / "tokenizer_config.json", {**settings, "chat_template": source})
+        write_json(folder / "tokenizer_config.json", {**settings, "chat_template": plain_source(self.source)})
+
+
+def plain_source(source: str) -> str:
+    """A chat template as other programs read it: without the mark where Llama 3's text is cut."""
+    return source.replace("{{- cut }}\n", "")
 
 
 def _plain_call(call: dict[str, Any]) -> dict[str, Any]:

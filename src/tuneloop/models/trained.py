@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from tuneloop.files import read_json
 from tuneloop.models.load import Model, read_weights
 from tuneloop.types import UserError
+
+OWN = "tuneloop.json"  # beside trained weights: what base they are for, and their task
 
 
 def load_trained(model: Model, run: Path) -> None:
@@ -48,8 +51,43 @@ def trained_folder(run: Path) -> Path:
     Raises:
         UserError: no result is there.
     """
-    for folder, sign in ((run / "adapter", "adapter_config.json"), (run / "model", "tuneloop.json"),
-                         (run, "adapter_config.json"), (run, "tuneloop.json")):  # fmt: skip
-        if (folder / sign).is_file():
+    for folder in (run / "adapter", run / "model", run):
+        if (folder / "adapter_config.json").is_file() or _are_all_weights(folder):
             return folder
     raise UserError("No adapter and no model of a finished run is here", where=str(run), next_step="check the path")
+
+
+def _are_all_weights(folder: Path) -> bool:
+    """Whether a full run's weights are here. A merged export has the same files, but is a model by itself: it has no base."""
+    there = (folder / OWN).is_file() and (folder / "config.json").is_file()
+    return there and "base_fingerprint" in read_json(folder / OWN)
+
+
+def target_kind(target: str) -> Literal["run", "adapter", "model"]:
+    """What a name or folder stands for: a finished run, an adapter by itself, or else a model.
+
+    Raises:
+        UserError: a run that has not finished training.
+    """
+    folder = Path(target)
+    if (folder / "run.json").is_file():
+        return "run"
+    if (folder / "adapter_config.json").is_file():
+        return "adapter"
+    if folder.is_dir() and (folder / "config.yaml").is_file():
+        raise UserError(
+            "This run has not finished training", where=target, next_step="run its command again: it goes on"
+        )
+    return "model"
+
+
+def base_of_adapter(folder: Path) -> str:
+    """The base model that an adapter names.
+
+    Raises:
+        UserError: it names none.
+    """
+    named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise UserError("The adapter doesn't name its base model", where=str(folder), next_step="give --base MODEL")
+    return named

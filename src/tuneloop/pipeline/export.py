@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.files import read_json
+from tuneloop.files import plain, read_json
 from tuneloop.pipeline.job import load_run_recipe
 from tuneloop.pipeline.report import summary
+from tuneloop.pipeline.task import task_of_run
 from tuneloop.types import Progress, UserError, no_progress
 
 if TYPE_CHECKING:
@@ -59,7 +60,10 @@ def export_run(
     table = comparison_as(known["eval"], "markdown") if known["eval"] else ""
     name = load_run_recipe(run, []).name
     artifact = export(
-        Origin(run, name, manifest, gate, known["eval"], known["dataset"], table), form, out, progress=progress
+        Origin(run, name, manifest, gate, known["eval"], known["dataset"], table, plain(task_of_run(run))),
+        form,
+        out,
+        progress=progress,
     )
     if artifact.found:
         say("export    already there: the weights are kept, what is said of them is up to date")

@@ -14,6 +14,7 @@ from tuneloop.pipeline.job import BEGINNING, Job, default_folder, find_done, ref
 from tuneloop.pipeline.plan import plan_stage, run_plan
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.report import report_stage
+from tuneloop.pipeline.task import write_task
 from tuneloop.pipeline.together import Part, leading, together
 from tuneloop.recipe import Recipe
 from tuneloop.types import Dataset, Progress, UserError
@@ -57,6 +58,7 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         job.say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
         raise
     _keep_result(job)
+    write_task(job, dataset)
     mfu = _mfu(job, dataset) if job.tuned else None
     if began and result.resumed_at:
         job.say(f"train     went on from the checkpoint at step {result.resumed_at}")

@@ -1,0 +1,393 @@
+"""What a tuned model was trained to answer, and how a raw record becomes the prompt that it was trained on.
+
+`TaskSpec` is the record that travels with a model (`task` in `tuneloop.json`): columns, templates, instruction, labels, repairs,
+chat template. `prompt_reader` takes a record without its answer through the steps of the prepare stage: the same
+repairs, the same format's function, with a placeholder where the answer would stand. So the prompt's tokens are those of training.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
+from tuneloop.data.formats import ROLES, FormatGuess, Parsed, Rejection, parse_record, template_columns
+from tuneloop.data.formats.detect import TEXT_NAMES, TURN_COLUMNS
+from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
+from tuneloop.files import Config
+from tuneloop.types import Dataset, Message, Row, UserError
+
+VERSION = 1
+_ASKED = ("turns", "request", "instruction", "prompt", "text", "chosen")  # roles of columns that hold what is asked
+PLACEHOLDER = "x"  # stands where the answer will be; never shown to a model
+# Columns that hold what is asked, where nothing was trained that names them.
+PROMPT_NAMES = ("prompt", "question", "instruction", "input", *TEXT_NAMES)
+
+
+class TurnsSpec(Config):
+    """How the training data wrote its turns: see `TurnKeys`."""
+
+    role: str = "role"
+    content: str = "content"
+    roles: dict[str, str] = Field({})
+    usual: list[str] = Field([])
+    separate_calls: bool = False
+    greetings: list[str] = Field([])
+
+    @staticmethod
+    def of(keys: TurnKeys) -> TurnsSpec:
+        """The record of a format's keys."""
+        return TurnsSpec(
+            role=keys.role,
+            content=keys.content,
+            roles=dict(keys.roles),
+            usual=sorted(keys.usual),
+            separate_calls=keys.separate_calls,
+            greetings=sorted(keys.greetings),
+        )
+
+    def keys(self) -> TurnKeys:
+        """The inverse of `of`."""
+        usual, greetings = frozenset(self.usual), frozenset(self.greetings)
+        return TurnKeys(self.role, self.content, self.roles, usual, self.separate_calls, greetings)
+
+
+class TaskSpec(Config):
+    """What a model was trained to answer; `task` in `tuneloop.json` and `artifact.json`."""
+
+    version: Literal[1] = 1
+    kind: Literal["classification", "generation", "chat"] = Field(description="one label, one answer, or conversations")
+    format: str = Field(description="shape of the training records, as in dataset.json")
+    columns: dict[str, str] = Field(description="the records' columns by role")
+    turns: TurnsSpec | None = Field(None, description="how conversations were written")
+    texts: list[str] = Field([], description="columns that hold strings only")
+    many_labels: bool = Field(False, description="a row may have several labels")
+    instruction: str | None = Field(None, description="data.instruction of the recipe")
+    input: str | None = Field(None, description="data.input of the recipe: the template of the user turn")
+    output: str | None = Field(None, description="data.output of the recipe: the template of the answer")
+    system: str | None = Field(None, description="the system turn that all training rows share")
+    labels: list[str] | None = Field(None, description="the allowed labels")
+    answer: Literal["choice", "generate"] = Field(
+        "generate", description="choice: labels are scored; else text is written"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="longest answer to write, in tokens")
+    repair: RepairConfig = RepairConfig()
+    personal: PersonalConfig = PersonalConfig()
+    chat_template: str = Field("", description="the Jinja chat template that was trained")
+
+    @property
+    def inputs(self) -> list[str]:
+        """The columns without which there is no prompt."""
+        if self.format == "fields":
+            return template_columns(self.input or "")
+        return [next((self.columns[role] for role in _ASKED if role in self.columns), "text")]
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether the training records were conversations, so that a text by itself is a user turn."""
+        return "turns" in self.columns or "request" in self.columns or "chosen" in self.columns
+
+
+def format_facts(guess: FormatGuess) -> dict[str, Any]:
+    """What `dataset.json` says of the records' format."""
+    facts: dict[str, Any] = {"name": guess.name, "columns": guess.columns, "reason": guess.reason}
+    if guess.keys != PLAIN_KEYS:
+        facts["turns"] = TurnsSpec.of(guess.keys).model_dump(mode="json")
+    if guess.texts:
+        facts["texts"] = sorted(guess.texts)
+    if guess.many_labels:
+        facts["many_labels"] = True
+    return facts
+
+
+def task_spec(
+    dataset: Dataset, *, answer: Literal["choice", "generate"], max_new_tokens: int, chat_template: str
+) -> TaskSpec:
+    """The task that a prepared data set teaches.
+
+    Args:
+        answer: how answers are got in the evaluation: labels scored, or text written.
+        max_new_tokens: longest answer, in tokens.
+        chat_template: of the model.
+    """
+    manifest = dataset.manifest
+    form, config = manifest.get("format") or {}, PrepareConfig.model_validate(manifest.get("config") or {})
+    name = str(form.get("name", "messages"))
+    turns = TurnsSpec.model_validate(form["turns"]) if "turns" in form else None
+    rows = [row for row in dataset.train if "mix" not in row.meta]
+    return TaskSpec(
+        kind=manifest["task"],
+        format=name,
+        columns=form.get("columns") or {},
+        turns=turns or (TurnsSpec(role="from", content="value") if name == "sharegpt" else None),
+        texts=form.get("texts") or [],
+        many_labels=bool(form.get("many_labels")) or (bool(rows) and all("labels" in row.meta for row in rows)),
+        instruction=config.instruction,
+        input=config.input,
+        output=config.output,
+        system=_shared_system(rows),
+        labels=manifest.get("labels"),
+        answer=answer,
+        max_new_tokens=max_new_tokens,
+        repair=config.repair,
+        personal=config.personal,
+        chat_template=chat_template,
+    )
+
+
+def read_task(value: Any, where: str | Path) -> TaskSpec:
+    """The record as it stands in a file.
+
+    Raises:
+        UserError: it is damaged, or of a later version.
+    """
+    try:
+        return TaskSpec.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        version = value.get("version") if isinstance(value, Mapping) else None
+        newer = isinstance(version, int) and version > VERSION
+        raise UserError(
+            f"This model was made by a newer tuneloop (task version {version})"
+            if newer
+            else f"What the model was trained on can't be read: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            where=str(where),
+            next_step="install the newer tuneloop" if newer else "export the run again, or restore the file",
+        ) from None
+
+
+def _shared_system(rows: Sequence[Row]) -> str | None:
+    """The text of the system turn, where all rows open with the same one."""
+    texts = {m["content"] if (m := row.messages[0])["role"] == "system" else None for row in rows}
+    return texts.pop() if len(texts) == 1 else None
+
+
+# --- from a record to a prompt ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked: the turns before its answer, and the tools that it may call.
+
+    With `continues`, there are no turns: the model was trained on plain text, and goes on with this one.
+    """
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    continues: str | None = None
+
+
+ReadPrompt = Callable[[Mapping[str, Any]], Prompt | Rejection]
+
+
+def prompt_reader(
+    spec: TaskSpec | None, sample: Sequence[Mapping[str, Any]], *, column: str = "", system: str | None = None
+) -> ReadPrompt:
+    """The function from a raw record to its prompt.
+
+    Args:
+        spec: what the model was trained on; None of a model that nobody says it of.
+        sample: records, which show how they are written.
+        column: the column with the text that is asked; default: those that were trained, or the only one there is.
+        system: takes the place of the system turn; "" for none, None for that of training.
+
+    Raises:
+        UserError: the columns that are needed are not there, or it is not clear which one is meant.
+    """
+    known = list(dict.fromkeys(name for record in sample for name in record))
+    if column and column not in known:
+        near = difflib.get_close_matches(column, known, 1, 0.4)
+        raise UserError(
+            f"No record has the column {column!r}",
+            where="--column",
+            next_step=f"did you mean {near[0]!r}?" if near else f"columns: {_listed(known)}",
+        )
+    conversation = next((name for name in TURN_COLUMNS if _holds_turns(sample, name)), None)
+    if column and column == conversation:
+        column = ""
+    if not column and spec is not None and any(all(_has(record, name) for name in spec.inputs) for record in sample):
+        return _as_trained(spec, system)
+    if not column and conversation is not None:
+        return _as_turns(spec, conversation, system)
+    return _as_text_column(spec, column or _only_column(spec, known, sample), system)
+
+
+def _has(record: Mapping[str, Any], name: str) -> bool:
+    return name in record or name.split(".")[0] in record
+
+
+def _holds_turns(sample: Sequence[Mapping[str, Any]], column: str) -> bool:
+    values = [record[column] for record in sample if column in record]
+    return bool(values) and any(isinstance(v, list) and all(isinstance(turn, dict) for turn in v) for v in values)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:12])) + (" ..." if len(names) > 12 else "") if names else "(none)"
+
+
+def _only_column(spec: TaskSpec | None, known: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str:
+    """The column that is asked, where only one can be meant.
+
+    Raises:
+        UserError: none can, or several; the columns that are expected are named.
+    """
+    if spec is not None and len(spec.inputs) > 1:
+        missing = [name for name in spec.inputs if name not in known]
+        raise UserError(
+            f"The model was trained on the columns {_listed(spec.inputs)}; {_listed(missing)} not there",
+            where=f"columns: {_listed(known)}",
+            next_step="give records with these columns, as csv or jsonl",
+        )
+    texts = [name for name in known if any(isinstance(record.get(name), str) for record in sample)]
+    usual = [name for name in texts if name.casefold() in PROMPT_NAMES] if spec is None else []
+    found = known if len(known) == 1 else usual
+    if len(found) == 1:
+        return found[0]
+    wanted = f"The model was trained on the column {spec.inputs[0]!r}, and no record has it" if spec else ""
+    near = difflib.get_close_matches(spec.inputs[0], known, 1, 0.6) if spec else []
+    raise UserError(
+        wanted or "It is not clear which column holds what is asked",
+        where=f"columns: {_listed(known)}",
+        next_step=f"name the column with --column {near[0] if near else texts[0] if texts else 'NAME'}, or rename it to "
+        f"{spec.inputs[0] if spec else 'prompt'!r}",
+    )
+
+
+def _as_trained(spec: TaskSpec, system: str | None) -> ReadPrompt:
+    """Records with the columns of training. Of ratings and preferences only the prompt counts, so they are read as what they are made of."""
+    turns = (spec.turns or TurnsSpec()).keys()
+    columns = {role: name for role, name in spec.columns.items() if role in _OF_PROMPTS}
+    name = spec.format
+    if name in ("preference", "thumbs"):
+        if not {"turns", "instruction", "prompt"} & columns.keys():
+            columns["turns"] = spec.columns["chosen"]
+        name = "messages" if "turns" in columns else "alpaca" if "instruction" in columns else "prompt_completion"
+    answer = {"alpaca": "output", "prompt_completion": "completion"}.get(name)
+    if answer:
+        columns.setdefault(answer, PLACEHOLDER)
+    return _reader(spec, FormatGuess(name, columns, "", turns, frozenset(spec.texts), spec.many_labels), system)
+
+
+# Roles of columns that formats look at, but for ratings and the answers of preferences.
+_OF_PROMPTS = frozenset(
+    ("turns", "tools", "system", "history", "instruction", "input", "output", "prompt", "completion", "text", "label",
+     "label_name", "request", "response")
+)  # fmt: skip
+
+
+def _as_turns(spec: TaskSpec | None, column: str, system: str | None) -> ReadPrompt:
+    """Conversations, whatever the records of training were."""
+    keys = TurnsSpec(role="from", content="value").keys() if column == "conversations" else PLAIN_KEYS
+    return _reader(spec, FormatGuess("messages", {"turns": column, "tools": "tools"}, "", keys), system)
+
+
+def _as_text_column(spec: TaskSpec | None, column: str, system: str | None) -> ReadPrompt:
+    """One column of text: in place of the trained one, or the user's turn."""
+    if spec is None or spec.is_conversation:
+        return _reader(
+            spec, FormatGuess("prompt_completion", {"prompt": column, "completion": PLACEHOLDER}, ""), system
+        )
+    trained, read = spec.inputs[0], _as_trained(spec, system)
+
+    def renamed(record: Mapping[str, Any]) -> Prompt | Rejection:
+        if column not in record:
+            return Rejection("missing_field", f"no column {column!r}")
+        return read({**record, trained: record[column]})
+
+    return renamed
+
+
+def _reader(spec: TaskSpec | None, guess: FormatGuess, system: str | None) -> ReadPrompt:
+    """Repairs, the format's function and the system turn, as in training."""
+    from tuneloop.data.personal import pseudonym_key
+    from tuneloop.data.refine import cleaned
+
+    config = _config(spec)
+    key = pseudonym_key(config.personal)
+    needed = (
+        template_columns(config.input) if config.input else [guess.columns[r] for r in _ASKED if r in guess.columns][:1]
+    )
+    shared = system if system is not None else (spec.system if spec is not None else None)
+
+    def read(record: Mapping[str, Any]) -> Prompt | Rejection:
+        value = cleaned(dict(record), guess, config, key)
+        if missing := [name for name in needed if not _has(value, name)]:
+            return Rejection("missing_field", f"no column {_listed(missing)}")
+        if guess.name == "text":
+            text = value.get(guess.columns["text"])
+            if not isinstance(text, str) or not text.strip():
+                return Rejection("empty_input", f"column {guess.columns['text']!r} has no text")
+            return Prompt([], continues=text)
+        parsed = parse_record(_with_placeholder(value, guess), guess, config)
+        if isinstance(parsed, Rejection):
+            return parsed
+        return Prompt(_under(parsed, shared, replace=system is not None), parsed.tools)
+
+    return read
+
+
+def _config(spec: TaskSpec | None) -> PrepareConfig:
+    """The settings that decide about a prompt."""
+    if spec is None:
+        return PrepareConfig(personal=PersonalConfig(mode="off"), repair=_NO_REPAIR)
+    output = PLACEHOLDER if spec.input is not None else None
+    return PrepareConfig(
+        instruction=spec.instruction, input=spec.input, output=output, repair=spec.repair, personal=spec.personal
+    )
+
+
+_NO_REPAIR = RepairConfig(
+    encoding=False, html_entities=False, invisible=False, unicode="off", white_space=False, special_tokens=False
+)
+
+
+def _under(parsed: Parsed, system: str | None, *, replace: bool) -> list[Message]:
+    """The turns before the answer, under the shared system turn unless they have one of their own."""
+    turns = parsed.messages[:-1]
+    if replace:
+        turns = [turn for turn in turns if turn["role"] != "system"]
+    if system and not any(turn["role"] == "system" for turn in turns):
+        return [{"role": "system", "content": system}, *turns]
+    return turns
+
+
+def _with_placeholder(record: dict[str, Any], guess: FormatGuess) -> dict[str, Any]:
+    """The record with something in place of its answer; a conversation that has its answer keeps it."""
+    columns, made = guess.columns, dict(record)
+    if guess.name == "text_label":
+        label: Any = [PLACEHOLDER] if guess.many_labels else PLACEHOLDER
+        made[columns["label"]] = label
+        if "label_name" in columns:
+            made[columns["label_name"]] = PLACEHOLDER
+    elif "turns" in columns:
+        made[columns["turns"]] = _with_answer(made.get(columns["turns"]), guess.keys)
+    for role in ("output", "completion", "response"):
+        if role in columns and guess.name != "fields":
+            made[columns[role]] = PLACEHOLDER
+    return made
+
+
+def _with_answer(turns: Any, keys: TurnKeys) -> Any:
+    """A list of turns that ends with an answer, in whose place there is the placeholder; anything else as it is, for the format to refuse."""
+    if isinstance(turns, str) and turns.lstrip()[:1] == "[":
+        try:
+            turns = json.loads(turns)
+        except (ValueError, RecursionError):
+            return turns
+    if not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
+        return turns
+    last = str(turns[-1].get(keys.role)).strip().casefold()
+    role = keys.roles.get(last) or ROLES.get(last)
+    if role == "function_call" or (
+        role == "assistant" and (turns[-1].get("tool_calls") or turns[-1].get("function_call"))
+    ):
+        return turns
+    spelled = next((name for name, ours in keys.roles.items() if ours == "assistant"), "assistant")
+    before = turns[:-1] if role == "assistant" else turns
+    return [*before, {keys.role: spelled, keys.content: PLACEHOLDER}]

@@ -20,7 +20,7 @@ STAGES = {"data", "plan", "train", "evaluate", "artifacts", "report", "track"}
 BASE = {"", "types", "words", "files", "machine"}  # "" is the package itself: its version
 # What a part may import besides itself. A stage gets what it needs of another one as a value or a function.
 ALLOWED: dict[str, set[str]] = {
-    "": {"train"},  # for type checkers, of `from tuneloop import train`
+    "": {"train", "asking"},  # for type checkers, of `from tuneloop import train`
     "types": set(),
     "words": set(),
     "files": {"types"},
@@ -32,10 +32,13 @@ ALLOWED: dict[str, set[str]] = {
     "contenders": BASE | {"models", "harness"} | STAGES,
     "doctor": BASE | {"models"},
     "pipeline": BASE | {"models", "recipe", "contenders"} | STAGES,
+    "asking": BASE | {"models", "contenders", "pipeline"} | STAGES,
     "evaluations": BASE | {"models", "recipe", "contenders", "pipeline"} | STAGES,
     "comparisons": BASE | {"pipeline", "evaluations"} | STAGES,
     "judging": BASE | {"models", "contenders", "evaluations"} | STAGES,
-    "cli": BASE | {"models", "recipe", "pipeline", "evaluations", "comparisons", "judging", "doctor"} | STAGES,
+    "cli": BASE
+    | {"models", "recipe", "pipeline", "evaluations", "comparisons", "judging", "asking", "doctor"}
+    | STAGES,
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "scipy", "peft", "sacrebleu", "rouge_score",

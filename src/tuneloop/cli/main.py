@@ -11,6 +11,7 @@ import typer
 
 from tuneloop.cli import (
     advise,
+    chat,
     check,
     compare,
     diff,
@@ -21,6 +22,7 @@ from tuneloop.cli import (
     gate,
     init,
     plan,
+    predict,
     prepare,
     report,
     review,
@@ -50,6 +52,8 @@ app.command("plan")(plan.command)
 app.command("train")(train.command)
 app.command("evaluate")(evaluate.command)
 app.command("compare")(compare.command)
+app.command("predict")(predict.command)
+app.command("chat")(chat.command)
 app.command("review")(review.command)
 app.command("gate")(gate.command)
 app.command("export")(export.command)

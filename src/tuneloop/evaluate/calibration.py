@@ -52,6 +52,23 @@ def label_probabilities(answers: Sequence[Answer], tokens: Mapping[str, int], *,
     return found
 
 
+def label_distribution(answer: Answer, tokens: Mapping[str, int], top: int) -> dict[str, float]:
+    """Probabilities of the likeliest labels, given that the model writes one of all: the answer's own label first.
+
+    The answer is the label with the best mean a token; so another one may have the higher probability.
+
+    Args:
+        answer: of choice scoring, with exact scores of all labels.
+        tokens: of each label, the end of turn included.
+        top: how many.
+    """
+    logs = {label: min(score * tokens[label], 0.0) for label, score in (answer.scores or {}).items()}
+    highest = max(logs.values())
+    total = sum(math.exp(log - highest) for log in logs.values())
+    order = sorted(logs, key=lambda label: (label != answer.text, -logs[label]))
+    return {label: math.exp(logs[label] - highest) / total for label in order[:top]}
+
+
 def calibration_statistics(confidence: Sequence[float], right: Sequence[float]) -> Statistics:
     """Expected calibration error over 15 bins of equal width.
 

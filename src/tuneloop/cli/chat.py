@@ -1,0 +1,177 @@
+"""`tuneloop chat`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+from tuneloop.cli.evaluate import API_KEY, TIMEOUT, endpoint_of
+from tuneloop.cli.predict import BASE, LONGEST, MODEL, SYSTEM, TARGET, TASK
+
+if TYPE_CHECKING:
+    from tuneloop.asking.chat import Chat
+    from tuneloop.asking.predict import Prediction
+
+
+def command(
+    target: str = TARGET,
+    against: str = typer.Option(
+        "", "--against", "-a", help="base, few-shot, or another target: its answer is shown too.", metavar="OTHER"
+    ),
+    system: str = SYSTEM,
+    max_new_tokens: int = LONGEST,
+    model: str = MODEL,
+    base: str = BASE,
+    task: str = TASK,
+    api_key_env: str = API_KEY,
+    timeout: float = TIMEOUT,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Ask a model a line at a time, as it was trained; /help tells the commands, /prompt shows what the model reads.
+
+    Piped, each line is a question. With --json the questions and answers are printed as one object at the end.
+    """
+    from tuneloop.asking.chat import HELP, open_chat
+
+    def server(url: str) -> object:
+        if not model:
+            raise typer.BadParameter("an endpoint needs --model NAME")
+        return endpoint_of(url, model, api_key_env, no_cache=True, concurrency=1, timeout=timeout)
+
+    chat = open_chat(
+        target, against, base=base, task=task, system=system, max_new_tokens=max_new_tokens, endpoint=server  # type: ignore[arg-type]
+    )  # fmt: skip
+    with screen(quiet) as shown:
+        shown.say(f"chat      {_introduction(chat)}")
+        if sys.stdin.isatty():
+            shown.say(HELP)
+    turns = _Loop(chat, as_json).run()
+    if as_json:
+        print_json({"target": target, "against": against or None, "turns": turns})
+
+
+def _introduction(chat: Chat) -> str:
+    first = chat.speakers[0]
+    names = " and ".join(speaker.name for speaker in chat.speakers)
+    how = "the conversation is remembered" if first.remembers else "each question stands by itself, as in training"
+    columns = f"; a question is JSON with {', '.join(chat.columns)}" if chat.columns else ""
+    return f"{first.target.name}: {names}; {how}{columns}"
+
+
+class _Loop:
+    """Lines in, answers out, until the input ends."""
+
+    def __init__(self, chat: Chat, as_json: bool) -> None:
+        self.chat = chat
+        self.silent = as_json
+        self.typed = sys.stdin.isatty()
+        self.last: dict[str, Any] | None = None
+        self.read: dict[str, str] = {}  # the prompts of the last question, by speaker
+        self.turns: list[dict[str, Any]] = []
+
+    def run(self) -> list[dict[str, Any]]:
+        """All questions with their answers."""
+        from tuneloop.types import UserError
+
+        if self.typed:
+            import readline  # noqa: F401  edits the line and remembers earlier ones
+        while (line := self._read()) is not None:
+            if not line.strip():
+                continue
+            try:
+                if not self._take(line.strip()):
+                    break
+            except UserError as error:
+                print(f"Error: {error}", file=sys.stderr, flush=True)
+                self.turns.append({"question": line.strip(), "error": error.what})
+        return self.turns
+
+    def _read(self) -> str | None:
+        """The next line; None at the end. An interrupt at the prompt forgets the line."""
+        while True:
+            try:
+                if self.typed:
+                    return input("> ")
+                line = sys.stdin.readline()
+                return line if line else None
+            except EOFError:
+                print()
+                return None
+            except KeyboardInterrupt:
+                if not self.typed:
+                    raise
+                print("\n(Ctrl-D or /quit ends)")
+            except UnicodeDecodeError:
+                print("Error: a line that is no UTF-8", file=sys.stderr, flush=True)
+
+    def _take(self, line: str) -> bool:
+        """Do what a line says; False: it was the end."""
+        from tuneloop.asking.chat import HELP
+
+        word, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if word in ("/quit", "/exit"):
+            return False
+        if word == "/help":
+            self._show(HELP)
+        elif word == "/reset":
+            self.chat.reset()
+            self._show("(forgotten)")
+        elif word == "/system":
+            self.chat.system = "" if rest == "-" else rest or None
+            self._show(
+                "(no system turn)" if rest == "-" else "(system turn set)" if rest else "(the trained system turn)"
+            )
+        elif word == "/prompt":
+            self._prompts(rest)
+        elif line.startswith("/") and not line.startswith("//"):
+            print(
+                f"Error: no command {word}; /help lists them, //TEXT asks a text that begins with /",
+                file=sys.stderr,
+                flush=True,
+            )
+        else:
+            self._ask(line.removeprefix("/") if line.startswith("//") else line)
+        return True
+
+    def _prompts(self, text: str) -> None:
+        record = self.chat.question(text) if text else self.last
+        if record is None:
+            self._show("(nothing was asked yet: /prompt TEXT shows the prompt of a text)")
+            return
+        for speaker in self.chat.speakers:
+            name = f"--- {speaker.name}\n" if len(self.chat.speakers) > 1 else ""
+            shown = self.read.get(speaker.name) if not text else None
+            self._show(name + (shown or self.chat.rendered(speaker, record)))
+
+    def _ask(self, line: str) -> None:
+        record = self.chat.question(line)
+        answers: dict[str, Any] = {}
+        self.last, self.read = record, {}
+        for speaker in self.chat.speakers:
+            lead = f"{speaker.name}: " if len(self.chat.speakers) > 1 else ""
+            self.read[speaker.name] = self.chat.rendered(speaker, record)
+            if lead and not self.silent:
+                print(lead, end="", flush=True)
+            found = self.chat.answer(speaker, record, self._piece)
+            self._end(found)
+            answers[speaker.name] = {name: value for name, value in vars(found).items() if value not in ("", None)}
+        self.turns.append({"question": line, "answers": answers})
+
+    def _piece(self, text: str) -> None:
+        if not self.silent:
+            print(text, end="", flush=True)
+
+    def _end(self, found: Prediction) -> None:
+        if not self.silent:
+            print(" ... (cut at --max-new-tokens)" if found.finish == "length" else "", flush=True)
+        if found.error:
+            print(f"Error: {found.error}", file=sys.stderr, flush=True)
+
+    def _show(self, text: str) -> None:
+        print(text, file=sys.stderr if self.silent else sys.stdout, flush=True)

@@ -64,6 +64,7 @@ class Consistency:
         asked: how many questions of each kind there were.
         temperature: of the drawn answers.
         metric: what contenders are compared by: `agreement`, for free texts `similarity`.
+        likeness: what `similarity` is measured by.
         contenders: name -> figure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
             the same; `similarity`: how alike pairs are (free texts and JSON); `unanimous`: share of rows with one answer
             only; `format`: share of answers that keep the format; `always_right`: share of rows that are right in every
@@ -80,6 +81,7 @@ class Consistency:
     asked: dict[str, int]
     temperature: float
     metric: str
+    likeness: str
     contenders: dict[str, dict[str, Estimate]]
     same_as_plain: dict[str, dict[str, float]]
     comparisons: list[Difference]
@@ -200,14 +202,21 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _likeness(kind: str, references: Sequence[str], answers: Sequence[Sequence[Answer]]) -> list[float]:
-    """How alike each row's answers are: the mean over its pairs of ROUGE-L (token F1 in other scripts), or of field-F1 for JSON."""
+def _likeness_of(kind: str, rows: Sequence[Row]) -> str:
+    """What likeness is measured by: ROUGE-L reads a-z only."""
+    if kind == "json":
+        return "field F1"
+    return "ROUGE-L" if m.is_latin([row.answer for row in rows]) else "token F1"
+
+
+def _similarity(likeness: str, answers: Sequence[Sequence[Answer]]) -> list[float]:
+    """How alike each row's answers are: the mean over its pairs."""
     pairs = [(i, a.text, b.text) for i, row in enumerate(answers) for a, b in combinations(row, 2)]
     firsts = [[a[: m.LONGEST_SCORED]] for _, a, _ in pairs]
     others = [b[: m.LONGEST_SCORED] for _, _, b in pairs]
-    if kind == "json":
+    if likeness == "field F1":
         scores = list(js.structured_statistics(firsts, others, None).row_scores["field_f1"])
-    elif m.is_latin(references):
+    elif likeness == "ROUGE-L":
         scores = m.rouge(firsts, others, ["rougeL"])["rougeL"]
     else:
         scores = [m.token_f1(a, b) for a, b in zip(firsts, others, strict=True)]
@@ -276,6 +285,7 @@ def measure_consistency(
         asked=dict(Counter(way.kind for each in kept for way in each).most_common()),
         temperature=config.consistency_temperature,
         metric=metric,
+        likeness="" if kind == "labels" else _likeness_of(kind, rows),
         contenders=values,
         same_as_plain=same,
         comparisons=_adjusted(pairs),
@@ -314,7 +324,7 @@ def _scores(
         right = [read(row, Answer(row.answer)).key for row in rows]
         scores["always_right"] = [float({s.key for s in each} == {key}) for each, key in zip(said, right, strict=True)]
     else:
-        scores["similarity"] = _likeness(kind, [row.answer for row in rows], answers)
+        scores["similarity"] = _similarity(_likeness_of(kind, rows), answers)
     return scores
 
 
@@ -391,7 +401,7 @@ def _words(found: Consistency, own: str, *, constant: bool) -> list[str]:
     mine, others = found.contenders[own], [pair.a for pair in found.comparisons]
     shown = [f"{other} {_figure(found.contenders[other][metric].value, metric)}" for other in others]
     what = "has the same answer in" if metric == "agreement" else "writes answers that are alike by"
-    unit = " of the pairs of answers" if metric == "agreement" else " (mean pairwise ROUGE-L)"
+    unit = " of the pairs of answers" if metric == "agreement" else f" ({found.likeness}, mean over pairs)"
     sentences = [
         f"Asked {found.ways} ways ({_kinds(found)}), {name} {what} {_with_interval(mine[metric], metric)}{unit} on {found.rows} rows"
         + (f"; {', '.join(shown)}." if shown else ".")

@@ -1,0 +1,76 @@
+"""The stage around consistency: off by default, its time is said before, and what stands in its way costs no evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.contenders import Asked
+from tuneloop.files import read_jsonl
+from tuneloop.models.sampling import Sampling
+from tuneloop.pipeline.consistency import ANSWERS, consistency_part
+from tuneloop.pipeline.job import Job
+from tuneloop.recipe import make_recipe
+from tuneloop.types import Answer, Dataset, Row, UserError
+
+LABELS = ["late", "lost"]
+
+
+def rows(n: int, text: str = "Where is the parcel that you wanted to deliver on day {}?") -> list[Row]:
+    return [
+        Row(
+            f"r{i}",
+            [{"role": "user", "content": text.format(i)}, {"role": "assistant", "content": LABELS[i % 2]}],
+            LABELS[i % 2],
+        )
+        for i in range(n)
+    ]
+
+
+def asked(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+    assert len(questions) == len(sampling)
+    return {"tuned": Asked([Answer("late") for _ in questions], 2.0)}
+
+
+def refused(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+    raise UserError("1 of 4 prompts are too long", where="row r0")
+
+
+def part_of(folder: Path, said: list[str], given: list[Row], asks: Any, *settings: str) -> dict[str, Any]:
+    job = Job(make_recipe({}, ["evaluate.bootstrap=200", *settings]), folder, say=said.append)
+    dataset = Dataset("d", {"task": "classification", "labels": LABELS}, [], [], given)
+    costs = {"tuned": {"seconds": 30.0}, "TF-IDF": {"seconds": 1000.0}}
+    return consistency_part(job, folder, dataset, given, asks, own="tuned", drawn=False, costs=costs)
+
+
+def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert part_of(tmp_path, said, rows(4), [refused]) == {} and said == []
+
+
+def test_a_sample_is_asked_its_time_said_before_and_every_answer_kept(tmp_path: Path) -> None:
+    said: list[str] = []
+    part = part_of(tmp_path, said, rows(30), [asked], "evaluate.consistency=3", "evaluate.consistency_rows=10")
+    found = part["consistency"]
+    assert (found.rows, found.ways, found.seconds) == (10, 3, {"tuned": 2.0})
+    assert said[0] == (
+        "consistency 10 rows are asked several ways: 30 questions for each contender, about 0.5 minutes for tuned"
+    )
+    assert said[1].startswith("evaluate  Asked 3 ways") and any("worthless" in line for line in said)
+    kept = read_jsonl(tmp_path / ANSWERS)
+    assert len(kept) == 30 and {each["answers"]["tuned"] for each in kept} == {"late"}
+
+
+@pytest.mark.parametrize(
+    ("given", "asks", "why"),
+    [(rows(4), [refused], "prompts are too long"), (rows(4, "def f{}(x):"), [asked], "programs")],
+)
+def test_what_stands_in_its_way_is_told_and_costs_nothing_else(
+    tmp_path: Path, given: list[Row], asks: Any, why: str
+) -> None:
+    said: list[str] = []
+    assert part_of(tmp_path, said, given, asks, "evaluate.consistency=3") == {}
+    assert said[-1].startswith("warn: consistency was not measured") and why in said[-1]

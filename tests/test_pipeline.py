@@ -241,7 +241,7 @@ def test_consistency_asks_the_tuned_model_and_the_prompts_and_baselines_stay(cop
     }  # fmt: skip
     assert part["rows"] == 3 and "drawn" not in part["asked"] and part["asked"]["as it is"] == 3
     assert all(0 <= figures["agreement"]["value"] <= 1 for figures in part["contenders"].values())
-    assert {c["b"] for c in part["comparisons"]} == {"tuned"} and len(part["comparisons"]) == 4
+    assert {c["b"] for c in part["comparisons"]} == {"tuned"} and len(part["comparisons"]) == 8
     assert any(line.startswith("consistency 3 rows are asked several ways: 12 questions") for line in said)
     assert 'id="consistency"' in (copied["folder"] / "report.html").read_text()
     assert any("evaluate  already done" in line for line in run_in(

@@ -97,12 +97,14 @@ def test_a_guessing_answerer_agrees_as_chance_does_and_loses_the_comparison() ->
         assert agreement.low < 0.25 < agreement.high and agreement.value < 0.35
         assert found.contenders[name]["unanimous"].value < 0.1
     assert found.contenders["tuned"]["always_right"].value == 1.0
-    assert [(c.a, c.b, c.verdict) for c in found.comparisons] == [
-        ("few_shot", "tuned", "better"),
-        ("zero_shot", "tuned", "better"),
+    assert [(c.a, c.b, c.metric, c.verdict) for c in found.comparisons] == [
+        (name, "tuned", metric, "better")
+        for metric in ("agreement", "always_right")
+        for name in ("few_shot", "zero_shot")
     ]
     assert all(c.p <= c.p_holm < 0.05 and c.low > 0.5 for c in found.comparisons)
-    assert "more consistent" in found.words[1] and "worthless" not in " ".join(found.words)
+    assert "more consistent" in found.words[1] and "more often right in every way" in found.words[3]
+    assert "worthless" not in " ".join(found.words)
 
 
 def test_a_less_consistent_model_is_called_that_and_alike_ones_are_not_told_apart() -> None:

@@ -195,6 +195,7 @@ def test_a_damaged_part_is_left_out(evaluated: Callable[..., Path], damaged: dic
 CONSISTENCY = {
     "rows": 20,
     "ways": 3,
+    "metric": "agreement",
     "contenders": {
         "tuned": {"agreement": {"value": 0.9, "low": 0.8, "high": 0.95}, "format": {"value": 1.0, "low": None, "high": None}},
         "few-shot": {"agreement": {"value": 0.6, "low": 0.5, "high": 0.7}, "format": {"value": 0.97, "low": 0.9, "high": 1.0}},

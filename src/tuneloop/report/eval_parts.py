@@ -352,7 +352,8 @@ def _consistency(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     if not given:
         return {}
     names = [key for key in CONSISTENCY if any(key in figures for figures in given.values())]
-    pairs = {str(pair.get("a")): pair for pair in _records(found.get("comparisons"))}
+    compared = [pair for pair in _records(found.get("comparisons")) if pair.get("metric") == found.get("metric")]
+    pairs = {str(pair.get("a")): pair for pair in compared}
     same = {str(name): section(kinds) for name, kinds in section(found.get("same_as_plain")).items()}
     kinds = list(dict.fromkeys(kind for each in same.values() for kind in each))
     return {
@@ -368,7 +369,10 @@ def _consistency(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             for name, figures in sorted(given.items(), key=lambda item: item[0] == own)
         ],
         "kinds": kinds,
-        "same": [(name, [figure(number(each.get(kind))) for kind in kinds]) for name, each in same.items()],
+        "same": [
+            (name, [figure(number(each.get(kind))) for kind in kinds])
+            for name, each in sorted(same.items(), key=lambda item: item[0] == own)
+        ],
         "examples": [
             {
                 "reference": str(example.get("reference") or ""),

@@ -107,6 +107,14 @@ def test_copies_and_blank_lines_are_nobody_s_defect() -> None:
     assert (few["reject_share"], many["reject_share"]) == ("ok", "warn")
 
 
+def test_left_out_copies_are_told_beside_the_defective_records() -> None:
+    found = run_checks(overview_of(dataset(tickets(100), rejected={"near_duplicate": 154, "exact_duplicate": 414})))
+    message = next(check["message"] for check in found if check["name"] == "reject_share")
+    assert message.startswith("0 of ") and message.endswith(
+        "; 568 more left out: 414 exact_duplicate, 154 near_duplicate"
+    )
+
+
 # --- labels
 
 

@@ -123,7 +123,7 @@ def test_a_minority_of_odd_records_does_not_change_the_format() -> None:
         {"messages": [{"role": "user", "content": "a"}]}
     ] * 4
     guess = detect(rows, PrepareConfig())
-    assert guess.name == "text_label" and guess.reason.startswith("6 of 10 records have 'text' and 'label'")
+    assert guess.name == "text_label" and guess.reason.startswith("6 of 10 records looked at have 'text' and 'label'")
     odd = parse_record(rows[-1], guess, PrepareConfig())
     assert odd == Rejection("missing_field", "no column 'text' (text_label: text, label expected)")
 

@@ -239,6 +239,14 @@ def test_control_strings_anywhere_in_the_users_text_stay_text(llama3: Template, 
         assert message["content"] in decoded, "text was lost or changed"
 
 
+def test_the_system_turn_that_a_template_adds_is_told(llama3: Template, smollm2: Path) -> None:
+    added = load_tokenizer(str(smollm2)).default_system
+    assert added == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    assert llama3.default_system == ""
+    refusing = dataclasses.replace(llama3, source="{{ raise_exception('no') }}")
+    assert refusing.default_system == ""
+
+
 def test_control_strings_stay_text_for_smollm2_too(smollm2: Path) -> None:
     template = load_tokenizer(str(smollm2))
     start, end = (template.tokenizer.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))

@@ -182,6 +182,20 @@ def test_a_whole_folder_shows_every_section(page: str) -> None:
         assert part in text, part
 
 
+def test_the_system_turn_of_the_template_is_shown_where_rows_have_none(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    turns = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "Here."}]
+    manifest = {"version": 1, "name": "x", "counts": {"train": 1}, "template_adds": "You are a parrot."}
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+    (folder / "train.jsonl").write_text(json.dumps({"id": "1", "messages": turns, "meta": {}}) + "\n")
+    text = plain(section(render_data_report(folder), "samples"))
+    assert "The chat template of the model adds a system turn" in text and "You are a parrot." in text
+    own = [{"role": "system", "content": "Be brief."}, *turns]
+    (folder / "train.jsonl").write_text(json.dumps({"id": "1", "messages": own, "meta": {}}) + "\n")
+    assert "parrot" not in section(render_data_report(folder), "samples")
+
+
 def test_the_page_needs_nothing_but_itself(page: str) -> None:
     parser = parse(page)
     assert not {tag for tag, _ in parser.seen} & {"script", "link", "img", "iframe", "object"}

@@ -96,6 +96,7 @@ def prepare(
     out: Path | str,
     measure: Measure,
     model: str = "",
+    template_adds: str = "",
     embed: Embed | None = None,
     progress: Progress = no_progress,
 ) -> Dataset:
@@ -111,6 +112,7 @@ def prepare(
         out: folder for the splits and `dataset.json`, which is written last.
         measure: a row's length in tokens with the model's chat template; `ValueError` if it can't be rendered.
         model: fingerprint of the model that `measure` stands for; part of the manifest's `key`.
+        template_adds: the system turn that this model's chat template puts before rows that have none, for the record.
         embed: texts to unit vectors (rows, size), for `duplicates.semantic` and better label checks.
         progress: told how far it is.
 
@@ -148,7 +150,7 @@ def prepare(
                     where=f"{sum(table.records_of)} records read, {len(table)} of them valid",
                     next_step="add data, or lower data.split.val and data.split.test",
                 )
-            return _write(job, {"name": name, "key": key, "seed": seed, "model": model})
+            return _write(job, {"name": name, "key": key, "seed": seed, "model": model}, template_adds)
 
 
 @dataclass(frozen=True)
@@ -389,7 +391,7 @@ def _repairs(table: Table) -> Iterator[tuple[str, bytes, bool]]:
             yield kind, line, place != NO_ROW and not table.fate[first + place]
 
 
-def _write(job: Job, identity: dict[str, Any]) -> Dataset:
+def _write(job: Job, identity: dict[str, Any], template_adds: str) -> Dataset:
     """The files of a data set, the manifest last."""
     table, config, out = job.table, job.config, job.out
     _clear(out)
@@ -470,6 +472,7 @@ def _write(job: Job, identity: dict[str, Any]) -> Dataset:
         "languages": _languages(table),
         "splits": about,
         **({"mix": mixed.record, "general": about_general} if mixed else {}),
+        **({"template_adds": template_adds} if template_adds else {}),
         "words": {word: sentence for word, sentence in {**REASONS, **REPAIRS}.items() if word in reasons or word in kinds},
     }  # fmt: skip
     dataset = Dataset(str(out), manifest, *(RowFile(out / f"{s}.jsonl", about[s]["rows"]) for s in SPLITS))

@@ -100,6 +100,23 @@ class Template:
     split_after: str
     settings: dict[str, Any]
 
+    @cached_property
+    def default_system(self) -> str:
+        """What the template puts before a conversation without a system turn, as in "You are a helpful AI assistant"; "" for nothing.
+
+        Told by what differs from the text with a system turn of our own; control tokens and headers are left out.
+        """
+        user: Message = {"role": "user", "content": HOLE}
+        try:
+            plain, other = self.text([user]), self.text([{"role": "system", "content": CUT}, user])
+        except TemplateError:
+            return ""
+        head, _, tail = other.partition(CUT)
+        before, after = plain.partition(HOLE)[0], tail.partition(HOLE)[0]
+        if not (before.startswith(head) and before.endswith(after) and len(before) > len(head) + len(after)):
+            return ""
+        return before[len(head) : len(before) - len(after)].strip()
+
     # -- text -> ids
 
     @cached_property

@@ -124,6 +124,7 @@ def _prepare_into(job: Job, out: Path) -> Dataset:
         out=out,
         measure=measure_with(job.template),
         model=job.fingerprint,
+        template_adds=job.template.default_system,
         embed=_embedder(recipe),
         progress=job.progress,
     )

@@ -80,6 +80,7 @@ def page_of(facts: DataFacts) -> dict[str, Any]:
         "checks": _checks(manifest, named, hide),
         "shape": _shape(manifest),
         "samples": _samples(facts, hide),
+        "template_adds": _template_adds(facts),
         "suspects": [_suspect(r, named, hide) for r in facts.label_errors],
         "conflicts": [_conflict(c, named, hide) for c in facts.conflicts],
         "conflicting": facts.conflicting,
@@ -289,6 +290,13 @@ def _samples(facts: DataFacts, hide: Hide) -> dict[str, Any]:
         if some:
             shown.append((split, number(counts.get(split)), [_sample(row, shared, hide) for row in some]))
     return {"splits": shown, "system": cut(shared) if shared else ""} if shown else {}
+
+
+def _template_adds(facts: DataFacts) -> str:
+    """The system turn that the chat template puts before the sampled rows; nothing where all have their own."""
+    rows = [turns_of(row) for some in facts.samples.values() for row in some]
+    own = all(turns and (turns[0][0] == "system" or len(turns) == 1) for turns in rows)
+    return "" if own else cut(str(facts.manifest.get("template_adds") or ""))
 
 
 def _sample(row: Mapping[str, Any], shared: str | None, hide: Hide) -> dict[str, Any]:

@@ -438,7 +438,10 @@ def _test_size(overview: Overview) -> Check:
 def _reject_share(overview: Overview) -> Check:
     bad, of = reject_share(overview.read, overview.rejected)
     share = bad / of if of else 0.0
-    message = f"{bad:,} of {of:,} records rejected ({share:.1%})"
+    message = f"{bad:,} of {of:,} records are defective ({share:.1%})"
+    if harmless := overview.read - of:
+        reasons = sorted(((overview.rejected[r], r) for r in HARMLESS if overview.rejected.get(r)), reverse=True)
+        message += f"; {harmless:,} more left out: {', '.join(f'{n:,} {reason}' for n, reason in reasons[:4])}"
     remedy = "Look at the reasons in rejects.jsonl: one cause is often behind most of them."
     return _check("reject_share", "warn" if share > REJECT_SHARE else "ok", message, bad, remedy)
 

@@ -441,10 +441,8 @@ def _seen(sample: Sample, columns: Iterable[str], what: str = "") -> str:
     """How many records show some columns, as told to people."""
     columns = list(columns)
     number = _count(sample, columns)
-    who = (
-        f"all {len(sample):,} records have" if number == len(sample) else f"{number:,} of {len(sample):,} records have"
-    )
-    return f"{who} {' and '.join(map(repr, columns))}{what}"
+    share = f"all {number:,}" if number == len(sample) else f"{number:,} of {len(sample):,}"
+    return f"{share} records looked at have {' and '.join(map(repr, columns))}{what}"
 
 
 def _beside(sample: Sample, *roles: tuple[str, tuple[str, ...]]) -> dict[str, str]:

@@ -332,7 +332,7 @@ def _phone(text: str, lower: str, chain: Chain, first: int, last: int, region: s
         return ("PHONE", start, stop) if fits and _grouped_like_a_phone(chain.sizes) else None
     if _names_another(lower, start):
         return None
-    if named is None and (separated or value[0] == "(") and len(digits) >= 9:
+    if (named is None or digits[0] == "0") and (separated or value[0] == "(") and len(digits) >= 9:
         sizes = chain.sizes[first:last]
         if (nanp and _library(digits, "US")[1]) or _national(
             digits, sizes, region, trunk=digits[0] == "0" or "(" in value

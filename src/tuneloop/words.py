@@ -6,7 +6,7 @@ import math
 
 
 def usd_words(value: float) -> str:
-    """Dollars: `$1,234` from 1,000 on, else with cents; amounts below a cent keep one figure, as in `$0.0004`."""
+    """Dollars: `$1,234` from 100 on and where they are whole, else with cents; below a cent with one figure, as in `$0.0004`."""
     if not math.isfinite(value):
         return "without end"
     sign, size = "-" if value < 0 else "", abs(value)
@@ -16,7 +16,8 @@ def usd_words(value: float) -> str:
         return f"{sign}under $0.000001"
     if size < 0.01:
         return f"{sign}${float(f'{size:.1g}'):.6f}".rstrip("0")
-    return f"{sign}${size:,.0f}" if size >= 999.995 else f"{sign}${size:,.2f}"
+    whole = size >= 99.995 or abs(size - round(size)) < 0.005
+    return f"{sign}${size:,.0f}" if whole else f"{sign}${size:,.2f}"
 
 
 def hours_words(hours: float) -> str:

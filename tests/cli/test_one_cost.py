@@ -88,7 +88,7 @@ def test_both_print_the_same_lines_about_cost(mails: Path, capsys: pytest.Captur
         start = next(i for i, line in enumerate(lines) if line.startswith("Cost: "))
         shown.append(lines[start : start + 4])
     assert shown[0] == shown[1]
-    assert any("$500.00  engineering: 10 hours x $50.00 an hour" in line for line in shown[0])
+    assert any("$500  engineering: 10 hours x $50 an hour" in line for line in shown[0])
 
 
 def test_a_prepared_data_set_and_a_recipe_are_read_like_the_file(
@@ -103,6 +103,9 @@ def test_a_prepared_data_set_and_a_recipe_are_read_like_the_file(
     of_recipe = answer(capsys, "plan", "job.yaml", *gpu)
     assert of_file["model"] == "smollm2-135m" and of_folder["cost"] == of_file["cost"]
     assert of_recipe["settings"]["rank"] == 8
+    advised = answer(capsys, "advise", "job.yaml", "--model", "llama-3.1-8b")
+    planned = answer(capsys, "plan", "job.yaml", "--model", "llama-3.1-8b", "--method", advised["method"])
+    assert planned["cost"] == advised["trainings"][advised["method"]]["cost"], "with the recipe's rank and epochs"
     assert of_recipe["time"]["breakdown"]["train"] == pytest.approx(
         of_file["time"]["breakdown"]["train"] * 2 / 3, rel=0.05
     )
@@ -196,3 +199,59 @@ def test_measuring_says_that_it_is_a_stand_in_and_a_run_takes_its_baselines(
     said = capsys.readouterr().err
     assert "measured before by `tuneloop advise`" in said
     assert "zero-shot:" not in said, "not measured again"
+
+
+def test_a_budget_that_does_not_suffice_is_a_no_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [
+        "advise",
+        "--rows",
+        "3000",
+        "--few-shot",
+        "0.6",
+        "--target",
+        "0.8",
+        "--engineer-hours",
+        "16",
+        "--usd-per-engineer-hour",
+        "73",
+    ]
+    assert main([*asked, "--budget", "600"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(
+        "Don't fine-tune: Not within this budget. LoRA on llama-3.1-8b takes $1,168 expected (engineering $1,168)"
+    )
+    assert "the budget is $600" in said and "People's time alone" in said
+    assert main([*asked, "--budget", "3k"]) == 0
+    assert "Within the budget of $3,000" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_budget_names_what_stays_within_it(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [
+        "advise",
+        "--rows",
+        "300k",
+        "--tokens-per-row",
+        "2k",
+        "--model",
+        "llama-3.3-70b",
+        "--few-shot",
+        "0.6",
+        "--target",
+        "0.8",
+    ]
+    assert main([*asked, "--budget", "50"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    instead = said.partition("Within it: ")[2]
+    assert instead.startswith("LoRA on llama-") and "(--model llama-" in instead
+    smaller = instead.partition("(--model ")[2].partition(")")[0]
+    found = answer(capsys, *[smaller if word == "llama-3.3-70b" else word for word in asked], "--budget", "50")
+    assert found["answer"] == "tune"
+
+
+def test_the_cheapest_machine_is_one_that_ends_within_a_week(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(
+        capsys, "plan", "--model", "llama-3.3-70b", "--tokens", "1.8B", "--grad-ckpt", "--loss-kernel", "fused"
+    )
+    slow = [row for row in found["table"] if row["fits"] and row["hours"] > 168]
+    assert found["time"]["hours"] <= 168 and slow
+    assert min(row["usd"] for row in slow if row["usd"]) < found["cost"]["usd"], "a cheaper one would take weeks"

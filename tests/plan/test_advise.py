@@ -267,3 +267,36 @@ def test_a_distilled_model_without_a_price_by_the_token_runs_on_rented_machines(
     assert row.option.usd_per_query == 0
     assert row.option.monthly_usd > 100  # a machine that always runs
     assert "real-time" in row.option.note
+
+
+def test_what_a_thousand_queries_cost_and_what_a_month_costs_agree() -> None:
+    for serving in ("token", "real-time", "hybrid"):
+        for row in advise(Question(rows=20000, serving=serving, **PAYS)).options:
+            queries = PAYS["queries_per_day"] * 365 / 12
+            assert row.usd_per_1000_queries * queries / 1000 == pytest.approx(row.usd_per_month), row.option.name
+            assert row.usd_per_1000_queries > 0
+
+
+def test_a_stand_in_counts_only_where_it_is_good_enough() -> None:
+    def of(few_shot: float, **more: Any) -> tuple[str, str]:
+        found = advise(
+            Question(rows=900, measured=replace(measured(few_shot, **more), stand_in="smollm2-135m"), target=0.8)
+        )
+        return found.answer, found.reasons[0].rule
+
+    assert of(0.5) == ("prompt", "stand-in-measured"), "that a small model falls short says nothing about the large one"
+    assert of(0.95) == ("dont", "prompt-is-enough-cost-unknown")
+    assert of(0.5, classical=0.9) == ("dont", "classical-is-enough"), "a classifier is no stand-in"
+
+
+def test_a_budget_takes_a_cheaper_method_where_there_is_one() -> None:
+    big = Question(rows=90_000, new_domain=True, target=0.8, measured=measured(0.5), tokens_per_row=2000)
+    full = advise(big)
+    lora = full.trainings["lora"].cost
+    assert full.method == "full" and lora and full.trainings["full"].cost
+    assert lora.usd < full.trainings["full"].cost.usd
+    found = advise(big.model_copy(update={"budget_usd": lora.usd * 1.01}))
+    assert found.answer == "tune" and found.method == "lora"
+    assert "lora-within-budget" in {reason.rule for reason in found.reasons}
+    never = advise(big.model_copy(update={"budget_usd": 0.01}))
+    assert never.answer == "dont" and never.reasons[0].rule == "over-budget"

@@ -234,7 +234,7 @@ def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring
     from tuneloop.files import nearest_path, read_json
     from tuneloop.pipeline.advise import advice_folder, read_data, stand_in
     from tuneloop.pipeline.baselines import measure_alone
-    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline.recipes import plan_settings, recipe_of
     from tuneloop.plan.measured import known_of
     from tuneloop.types import UserError
 
@@ -246,8 +246,9 @@ def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring
     other = stand_in(model)
     recipe = recipe.model_copy(update={"model": other or model})
     facts: dict[str, Any] = {"model": model, "source": source}
-    if source.endswith((".yaml", ".yml")):
-        facts["epochs"] = recipe.train.epochs
+    settings = plan_settings(recipe)
+    facts |= {"epochs": settings.pop("epochs", recipe.train.epochs), "settings": settings}
+    settings.pop("method", None)  # that is what is asked
     folder = advice_folder(recipe, measuring.out)
     prepared = Path(source) / "dataset.json"
     if prepared.is_file() and not measuring.wanted:
@@ -397,17 +398,12 @@ def _print_ladder(advice: Advice, console: Any) -> None:
     rungs = page_of_advice(advice.to_json())["ladder"]
     if not rungs:
         return
-    table = _table(
-        "\nMeasured; gain over the best prompt, tokens read, price of 1,000 queries",
-        "contender",
-        "quality",
-        "gain",
-        "tokens",
-        "per 1,000",
-        "training",
-    )
+    columns = {"contender": "name", "gain over the best prompt": "gain", "tokens read": "tokens", "1,000 queries": "query",
+               "training": "training"}  # fmt: skip
+    shown = {title: key for title, key in columns.items() if any(c[key] for c in rungs)}
+    table = _table("\nMeasured", "contender", "quality", *list(shown)[1:])
     for c in rungs:
-        table.add_row(c["name"], f"{c['value']} {c['bounds']}", c["gain"], c["tokens"], c["query"], c["training"])
+        table.add_row(c["name"], f"{c['value']} {c['bounds']}", *(c[key] for key in list(shown.values())[1:]))
     _print_table(console, table)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen
 from tuneloop.cli.numbers import amount, count
-
-if TYPE_CHECKING:
-    from tuneloop.recipe import Recipe
 
 
 def command(
@@ -186,7 +183,7 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
 
     from tuneloop.pipeline.advise import counted_data, stand_in
     from tuneloop.pipeline.plan import plan_alone
-    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline.recipes import plan_settings, recipe_of
     from tuneloop.plan.options import plan_machines
     from tuneloop.plan.recommend import recommendation_here
     from tuneloop.types import UserError
@@ -206,25 +203,11 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
             return _written({**plan, "recommendation": recommendation_here(plan)}, output.folder)
         read = recipe.model_copy(update={"model": other or recipe.model})
         dataset = counted_data(read, progress=shown.progress, say=shown.say)
-        plan = plan_machines({"model": recipe.model, **_settings_of(recipe), **asked, "dataset": dataset.path})
+        plan = plan_machines({"model": recipe.model, **plan_settings(recipe), **asked, "dataset": dataset.path})
     if other:
         why = f"{recipe.model} is not on this machine"
         plan["assumptions"].insert(0, f"tokens are counted as {other} reads them, and time is by formula: {why}")
     return _written(plan, output.folder)
-
-
-def _settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says about training, as options of a plan; what it leaves out stays open."""
-    train = recipe.train
-    found: dict[str, Any] = {}
-    for name in ("method", "rank", "targets", "prefix_tokens", "optimizer_in_backward", "packing", "epochs"):
-        if name in train.model_fields_set:
-            found[name] = getattr(train, name)
-    if train.optimizer != "adamw":
-        found["optimizer"] = train.optimizer
-    if train.gradient_checkpointing != "auto":
-        found["grad_ckpt"] = train.gradient_checkpointing == "always"
-    return found
 
 
 def _trained(asked: dict[str, Any]) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.data.config import PrepareConfig
+from tuneloop.plan.shape import target_modules
 from tuneloop.recipe import Recipe
 from tuneloop.types import UserError
 
@@ -46,6 +47,20 @@ def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "
     """A recipe from a recipe file, a prepared data set's folder, or a file of examples."""
     settings = settings + ([f"output_dir={out}"] if out else [])
     return recipe_for_sources([source], settings, model=model)
+
+
+def plan_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says about training, by the names of the planner's job; what it leaves out stays open."""
+    train = recipe.train
+    names = ("method", "rank", "prefix_tokens", "optimizer_in_backward", "packing", "epochs")
+    found: dict[str, Any] = {name: getattr(train, name) for name in names if name in train.model_fields_set}
+    if "targets" in train.model_fields_set:
+        found["targets"] = target_modules(train.targets)
+    if train.optimizer != "adamw":
+        found["optimizer"] = train.optimizer
+    if train.gradient_checkpointing != "auto":
+        found["grad_ckpt"] = train.gradient_checkpointing == "always"
+    return found
 
 
 def write_starter(source: str, out: str) -> tuple[Path, FormatGuess]:

@@ -26,7 +26,7 @@ from tuneloop.plan.cost import Cost
 from tuneloop.plan.economics import MODES, Bill, OptionRow, Swing, compare_options, sensitivity
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.measured import OUT_OF_100, Measured, Result, ladder
-from tuneloop.plan.options import Lengths, priced
+from tuneloop.plan.options import A_WEEK, Lengths, priced
 from tuneloop.plan.options import Option as Machine
 from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.rules import Reason, decide, load_rules
@@ -36,15 +36,18 @@ from tuneloop.words import hours_words, usd_words
 
 NAMES = {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
 
-UNTOLD = {"measured", "lengths", "notes", "source"}  # of a question: told elsewhere
-A_WEEK = 7  # days of one run from which renting is named; the rule has the same figure
+UNTOLD = {"measured", "lengths", "notes", "source", "named", "settings"}  # of a question: told elsewhere
 
 
 # --- what is asked -----------------------------------------------------------------------------
 
 
 class Question(Config):
-    """What `tuneloop advise` is asked; whatever is not given stays unknown."""
+    """What `tuneloop advise` is asked; whatever is not given stays unknown.
+
+    `named` is the model as the user calls it, `settings` what a recipe says about the job, `notes` what was assumed while
+    the data were read, `source` the data's place.
+    """
 
     model: str = Field("llama-3.1-8b", min_length=1)
     task: Literal["classification", "generation", "chat"] | None = None
@@ -87,6 +90,8 @@ class Question(Config):
     lengths: Lengths | None = None
     notes: tuple[str, ...] = ()
     source: str = ""
+    named: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def training_tokens(self) -> float | None:
@@ -218,7 +223,7 @@ def advise(question: Question) -> Advice:
     rows = _alternatives(question, prices, trained, rented)
     facts = facts_of(question, trained, rows, method, prices, rented)
     facts |= {**budget, **_over_budget(question, prices, trained, method)}
-    if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK:
+    if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK / 24:
         facts["elsewhere"] = _elsewhere(question, prices, trained)
     found = decide(facts)
     answer = found["answer"][0]
@@ -258,7 +263,7 @@ def _completed(question: Question) -> tuple[Question, list[str]]:
     """The question with what measured results say about prompts, and what was filled in."""
     name, _, assumed = find_model(question.model)
     assumed = [*assumed, *question.notes]
-    more: dict[str, Any] = {"model": name}
+    more: dict[str, Any] = {"model": name, "named": question.model}
     measured = question.measured
     if measured and measured.prompt and question.baseline_prompt_tokens is None:
         tokens = measured.prompt_tokens.get(measured.prompt.name)
@@ -478,9 +483,9 @@ def _headline(answer: Reason, method: str) -> str:
 
 def _steps(question: Question, gives: str, method: str, facts: Mapping[str, Any]) -> list[str]:
     """What to do next, cheapest first."""
-    data = question.source or "DATA"
+    data, model = question.source or "DATA", question.named
     if facts["stand_in"]:
-        measure = [f"get {question.model} and measure it itself: tuneloop advise {data} --measure --model FOLDER"]
+        measure = [f"get {model} and measure it itself: tuneloop advise {data} --measure --model FOLDER"]
     else:
         measure = [f"tuneloop advise {data} --measure: the untouched model and the cheap classifiers on your test rows"]
     if facts["prompt_best"] is not None:
@@ -488,16 +493,14 @@ def _steps(question: Question, gives: str, method: str, facts: Mapping[str, Any]
     place = f"{data} " if question.source else ""
     if gives == "dont":
         if facts["elsewhere"]:
-            return [
-                f"tuneloop plan {place}--model {question.model} --method lora: machines to rent, memory, time, dollars"
-            ]
+            return [f"tuneloop plan {place}--model {model} --method lora: machines to rent, memory, time, dollars"]
         return measure if facts["rows"] is None or facts["rows"] >= 20 else []
     steps = list(measure)
     if question.rows is not None and question.rows < 200:
         steps.append("write and check more examples: a few hundred good ones beat any choice of method")
-    steps.append(f"tuneloop plan {place}--model {question.model} --method {method}: machines, memory, time, dollars")
+    steps.append(f"tuneloop plan {place}--model {model} --method {method}: machines, memory, time, dollars")
     steps.append(
-        f"tuneloop run {data} model={question.model} train.method={method}, and compare on the same test rows before shipping"
+        f"tuneloop run {data} model={model} train.method={method}, and compare on the same test rows before shipping"
     )
     return steps
 

@@ -70,7 +70,8 @@ def trainings(question: Question, prices: PriceTable) -> dict[str, Machine]:
     found = {}
     for method in METHODS:
         usual = usual_settings(method, shape, question.longest_row, cpu=cpu)
-        given = {key: value for key, value in {**usual, **machine, "method": method}.items() if value is not None}
+        asked = {**usual, **question.settings, **machine, "method": method}
+        given = {key: value for key, value in asked.items() if value is not None}
         ask = Ask(name, shape, given, lengths, question.epochs, prices, question.tier, efforts)
         try:
             found[method] = machines(ask)[0][0]

@@ -37,6 +37,7 @@ DEFAULT_TOKENS = 1_000_000
 DEFAULT_EPOCHS = 3.0
 EVALUATIONS = 6
 PACKED = 0.97  # share of a pack that is no padding, when rows are placed first-fit
+A_WEEK = 7 * 24.0  # hours of a run from which a faster machine comes first, though it costs more
 MARGIN = 0.03  # below this share of the capacity a fit is called tight: the predictions' median error is of that size
 
 
@@ -241,11 +242,12 @@ def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | 
     return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)
 
 
-def _order(option: Option) -> tuple[bool, float, float]:
+def _order(option: Option) -> tuple[bool, bool, float, float]:
+    """What fits first, then what ends within a week, then the cheapest; what does not fit by how little it lacks."""
     if not option.fits:
-        return True, option.memory.required / option.memory.capacity, option.hours
+        return True, False, option.memory.required / option.memory.capacity, 0.0
     usd = option.cost.usd if option.cost else option.bare_usd if option.price else math.inf
-    return False, usd, option.hours
+    return False, option.hours > A_WEEK, usd, option.hours
 
 
 # --- what is asked -----------------------------------------------------------------------------

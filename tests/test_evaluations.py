@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from patience import HANG
 from tuneloop.cli.main import main
 
 RECORDS = [
@@ -44,6 +47,7 @@ def server() -> Iterator[Any]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             http.asked.append(body)
+            http.may_answer.wait(HANG)
             text = body["messages"][-1]["content"]
             broken = http.broken and "number 3 " in text
             content = "lost" if "is lost" in text else "late"
@@ -61,7 +65,8 @@ def server() -> Iterator[Any]:
             pass
 
     http: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.asked, http.broken = [], False
+    http.asked, http.broken, http.may_answer = [], False, threading.Event()
+    http.may_answer.set()
     http.url = f"http://127.0.0.1:{http.server_port}"
     threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield http
@@ -276,3 +281,21 @@ def test_a_file_of_answers_is_not_asked_in_other_words(here: Path, capsys: pytes
     write("answers.jsonl", [{"id": "t0", "prediction": "late"}])
     assert main(["evaluate", "--predictions", "answers.jsonl", "--data", "data.jsonl", "consistency=5"]) == 2
     assert "can't be asked in other words" in capsys.readouterr().err
+
+
+def test_a_contender_that_has_not_answered_yet_is_told_of(
+    here: Path, server: Any, cli_environment: dict[str, str]
+) -> None:
+    """The server answers only after a line about it was read: silence would last until the request is given up."""
+    server.may_answer.clear()
+    command = ("evaluate", "--endpoint", server.url, "--model", "slow", "--data", "data.jsonl", "--no-cache")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tuneloop", *command, "--timeout", "300", "--retries", "0"],
+        env=cli_environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    told = next((line for line in process.stderr if line.startswith("slow: 0/12")), "")
+    assert told and not server.may_answer.is_set()
+    server.may_answer.set()
+    process.communicate()
+    assert process.returncode == 0

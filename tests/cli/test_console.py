@@ -74,7 +74,7 @@ def test_a_slow_contender_is_told_of_within_two_seconds_of_its_beginning(
     assert spoken(capsys) == ["few-shot (12): 0/75  2 s"]
 
 
-def test_no_ten_seconds_pass_in_silence_and_the_first_ten_have_no_gap_over_two(
+def test_no_ten_seconds_pass_in_silence_and_the_first_twenty_have_no_gap_over_two(
     screen: Screen, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen.progress("zero-shot", 0, 75)
@@ -84,8 +84,8 @@ def test_no_ten_seconds_pass_in_silence_and_the_first_ten_have_no_gap_over_two(
         times += [clock.now] * len(spoken(capsys))
     gaps = [b - a for a, b in zip([0.0, *times], times, strict=False)]
     assert max(gaps) <= 10.0
-    assert max(gap for gap, at in zip(gaps, times, strict=True) if at <= 10) <= 2.0
-    assert len(times) < 30, "a log is not flooded"
+    assert max(gap for gap, at in zip(gaps, times, strict=True) if at <= 20) <= 2.0
+    assert len(times) < 40, "a log is not flooded"
 
 
 def test_many_short_tasks_are_not_silent_together(

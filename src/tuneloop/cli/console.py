@@ -47,7 +47,7 @@ class Screen:
     """
 
     FIRST = 1.5  # seconds until something that begins is told
-    EVERY = 10.0  # most seconds between plain lines; at first, a fifth of the time that the task has taken
+    EVERY = 10.0  # most seconds between plain lines; at first, a tenth of the time that the task has taken
 
     def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.quiet, self.clock = quiet, clock
@@ -95,7 +95,7 @@ class Screen:
             began = task.began if task else self.idle_since
             if self.bars is not None:
                 self._idle_bar(wanted=task is None and now - began >= self.FIRST)
-            elif now - self.spoke >= max(self.FIRST, min(self.EVERY, (now - began) / 5)):
+            elif now - self.spoke >= max(self.FIRST, min(self.EVERY, (now - began) / 10)):
                 self.spoke = now
                 print(_line(name, task, now - began), file=sys.stderr, flush=True)
 

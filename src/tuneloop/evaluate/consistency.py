@@ -403,8 +403,8 @@ def _words(found: Consistency, own: str, *, chosen: bool, constant: Sequence[str
     """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows."""
     metric = found.metric
     name = "the tuned model" if own == "tuned" else own
-    what = "has the same answer in" if metric == "agreement" else "writes answers that are alike by"
-    unit = " of the pairs of answers" if metric == "agreement" else f" ({found.likeness}, mean over pairs)"
+    what = "has the same answer in" if metric == "agreement" else f"writes answers with a {found.likeness} of"
+    unit = " of the pairs of answers" if metric == "agreement" else " with each other"
     sentences = [
         f"Asked {found.ways} ways ({_kinds(found)}), {name} {what} {_told(found, own, metric, f'{unit} on {found.rows} rows')}",
         *_compared(found, metric, "consistent"),

@@ -44,6 +44,12 @@ class Recipe(Config):
     name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the job and its data set")
     model: str = Field("smollm2-135m", description="short name, hub name or folder of the base model")
     seed: int = Field(0, ge=0, description="seed of every random choice")
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="time of the whole run: how many test rows are asked and how long training lasts follow from it and from the "
+        "measured speed",
+    )
     output_dir: str | None = Field(None, description="folder of the run; default: runs/NAME-HASH")
     data: PrepareConfig = PrepareConfig()
     baselines: BaselinesConfig = BaselinesConfig()

@@ -22,6 +22,7 @@ def command(
     from rich.console import Console
 
     from tuneloop.pipeline import run
+    from tuneloop.pipeline.limit import limit_lines
     from tuneloop.pipeline.recipes import recipe_of
     from tuneloop.pipeline.report import summary
 
@@ -34,3 +35,5 @@ def command(
         from tuneloop.report.terminal import print_closing
 
         print_closing(folder, Console())
+        for line in limit_lines(folder):
+            print(line)

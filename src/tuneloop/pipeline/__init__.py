@@ -6,6 +6,7 @@ key is not done again, so the same command after an interruption goes on where i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from tuneloop.pipeline.advise import remind
 from tuneloop.pipeline.baselines import baseline_stage
 from tuneloop.pipeline.evaluate import evaluate_stage
 from tuneloop.pipeline.job import BEGINNING, Job, default_folder, refuse_other_run
+from tuneloop.pipeline.limit import TimeLimit, limited
 from tuneloop.pipeline.plan import plan_stage
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.report import report_stage
@@ -31,8 +33,11 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
     Raises:
         UserError: whatever the user can put right; finished stages stay finished.
     """
+    began = time.monotonic()
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    given, recipe = recipe, limited(recipe, folder)
     job = Job(recipe, folder, progress, say)
+    limit = TimeLimit(job, given, began)
     with leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
@@ -45,10 +50,13 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
         tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
+            limit.choose_rows(dataset)
             baselines = baseline_stage(job, dataset)
+            limit.choose_training()
             plan_stage(job, dataset)
             train_stage(job, dataset)
             evaluate_stage(job, dataset, baselines)
+            limit.finish()
             report_stage(job)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.files import content_hash, lock_folder, write_json
 from tuneloop.pipeline.advise import advice_folder, reuse_baselines
@@ -63,6 +63,21 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     for sentence in words:
         job.say(f"          {sentence}")
     return evaluations
+
+
+def expected_evaluation(listed: Mapping[str, Any]) -> float:
+    """Seconds that asking and scoring the tuned model takes about: what the baselines took without few-shot and the cheap alternatives.
+
+    Args:
+        listed: `baselines.json`.
+    """
+    other: float = sum(
+        cost["seconds"] + cost["training_seconds"]
+        for name, cost in listed["costs"].items()
+        if not name.startswith("zero-shot")
+        and not name.endswith("calibrated")  # calibrated answers come with the others
+    )
+    return max(float(listed.get("seconds", 0.0)) - other, 0.0)
 
 
 def _ask_untouched(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:

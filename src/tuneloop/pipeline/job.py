@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.files import content_hash, read_json, read_yaml
 from tuneloop.recipe import Recipe
-from tuneloop.types import Dataset, Progress, Row, UserError, no_progress
+from tuneloop.types import Dataset, Progress, Row, UserError, busy, no_progress
 
 if TYPE_CHECKING:
     from tuneloop.models.load import Model
@@ -53,7 +53,8 @@ class Job:
         from tuneloop.models.load import fingerprint
         from tuneloop.models.names import resolve
 
-        return fingerprint(resolve(self.recipe.model))
+        with busy(self.progress, "opening the model"):  # unpacked the first time
+            return fingerprint(resolve(self.recipe.model))
 
     @cached_property
     def model(self) -> Model:
@@ -61,7 +62,8 @@ class Job:
         from tuneloop.models.load import load_model, use_threads
 
         use_threads()
-        return load_model(self.recipe.model)
+        with busy(self.progress, "loading the model"):
+            return load_model(self.recipe.model)
 
     @cached_property
     def training_model(self) -> Model:
@@ -73,7 +75,8 @@ class Job:
             return self.model
         self.__dict__.pop("model", None)  # a device may have room for one
         use_threads()
-        return load_model(self.recipe.model, device="cpu")
+        with busy(self.progress, "loading the model"):
+            return load_model(self.recipe.model, device="cpu")
 
     def rendered(self, rows: Sequence[Row]) -> list[TrainRow]:
         """The rows that the loss can use, as ids and loss masks."""
@@ -107,7 +110,7 @@ def default_folder(recipe: Recipe) -> Path:
     from tuneloop.data.sources.read import find_files
     from tuneloop.files import sha256_file
 
-    parts: list[Any] = [_identity(recipe)]
+    parts: list[Any] = [identity(recipe)]
     # A folder of sources leaves prepared data sets out; one that is named itself is its manifest, which holds the hashes of its splits.
     prepared = [place for place in recipe.data.sources if (Path(place) / MANIFEST).is_file()]
     raw = [place for place in recipe.data.sources if place not in prepared]
@@ -116,9 +119,10 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{recipe.name}-{content_hash(parts)[:8]}"
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
+def identity(recipe: Recipe) -> dict[str, Any]:
     """What makes a run another run: not how it is evaluated, priced or tracked, nor how many rejects are tolerated."""
-    dump = recipe.model_dump(mode="json", include={"model", "seed", "data", "train"})
+    kept = {"model", "seed", "data", "train"} | ({"max_minutes"} if recipe.max_minutes else set())
+    dump = recipe.model_dump(mode="json", include=kept)
     dump["data"].pop("allow_rejects")
     return dump
 
@@ -133,7 +137,7 @@ def refuse_other_run(folder: Path, recipe: Recipe) -> None:
     trained = (folder / "run.json").is_file() or any((folder / "checkpoints").glob("step-*.pt"))
     if not old_file.is_file() or not trained:
         return
-    old, new = _flat(read_yaml(old_file)), _flat(_identity(recipe))
+    old, new = _flat(read_yaml(old_file)), _flat(identity(recipe))
     changed = [key for key, value in new.items() if old.get(key) != value]
     if changed:
         shown = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in changed[:3])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop import machine
 from tuneloop.files import content_hash, read_json, write_json
+from tuneloop.pipeline.baselines import expected_evaluation
 from tuneloop.pipeline.job import Job, find_done, training_began
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.together import Part, held_out, together
@@ -156,10 +157,10 @@ def _apart(job: Job) -> dict[str, float] | None:
     if not file.is_file():
         return None
     listed = read_json(file)
-    asked = [cost["seconds"] for name, cost in listed["costs"].items() if name.startswith("zero-shot")] or [
-        cost["seconds"] for cost in listed["costs"].values()
-    ]
-    return {"baselines_minutes": listed.get("seconds", 0.0) / 60, "evaluation_minutes": max(asked, default=0.0) / 60}
+    return {
+        "baselines_minutes": listed.get("seconds", 0.0) / 60,
+        "evaluation_minutes": expected_evaluation(listed) / 60,
+    }
 
 
 def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:

@@ -103,7 +103,8 @@ data:
 
 train:
   epochs: 3
-  # max_minutes: 10            # plan no more than fits
+
+# max_minutes: 30              # of the whole run: a slow machine then trains less and asks fewer test rows
 
 plan:
   usd_per_hour: 0.05           # what this machine costs

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from tuneloop import machine
 from tuneloop.files import content_hash, lock_folder, read_json, read_jsonl, write_json, write_yaml
 from tuneloop.pipeline.job import BEGINNING, Job, default_folder, find_done, refuse_other_run, training_began
+from tuneloop.pipeline.limit import TimeLimit, limited
 from tuneloop.pipeline.plan import plan_stage, run_plan
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.report import report_stage
 from tuneloop.pipeline.task import write_task
 from tuneloop.pipeline.together import Part, leading, together
 from tuneloop.recipe import Recipe
-from tuneloop.types import Dataset, Progress, UserError
+from tuneloop.types import Dataset, Progress, UserError, busy
 
 if TYPE_CHECKING:
     from tuneloop.models.template import Template
@@ -145,7 +146,8 @@ def _mfu(job: Job, dataset: Dataset) -> dict[str, Any] | None:
     from tuneloop.train.flops import matmul_peak, utilisation
 
     head = job.model.head
-    peak = matmul_peak(head.dtype, head.device)
+    with busy(job.progress, "measuring this machine's peak"):
+        peak = matmul_peak(head.dtype, head.device)
     records = read_jsonl(job.folder / "metrics.jsonl")
     return utilisation(job.model.config, job.recipe.train.method, job.rendered(dataset.train), records, peak)
 
@@ -214,7 +216,9 @@ def preflight_alone(
 
 def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
     """Prepare where needed, plan and train, without baselines and evaluation."""
+    began = time.monotonic()
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    given, recipe = recipe, limited(recipe, folder)
     job = Job(recipe, folder, progress, say)
     with leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
@@ -222,6 +226,7 @@ def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None
         write_json(folder / "environment.json", machine.environment())
         dataset = prepare_stage(job)
         refuse_errors(dataset, recipe)
+        TimeLimit(job, given, began).give_training_all()
         plan_stage(job, dataset)
         manifest = train_stage(job, dataset)
         report_stage(job)

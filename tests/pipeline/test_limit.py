@@ -1,0 +1,106 @@
+"""A run with a limit on its time: what is chosen, kept, and said about what was left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.files import read_json, read_jsonl, read_yaml, write_json
+from tuneloop.pipeline import limit, run
+from tuneloop.pipeline.baselines import expected_evaluation
+from tuneloop.pipeline.limit import FILE, limit_lines, limited
+from tuneloop.pipeline.train import train_alone
+from tuneloop.recipe import Recipe, make_recipe
+from tuneloop.types import no_progress
+
+ROWS = 60
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
+    """30 training rows and 30 test rows for a quarter of a minute."""
+    things, asked = ["order", "parcel", "lamp", "kettle", "voucher"], ["where is it", "money back please", "thank you"]
+    with (tmp_path / "cases.jsonl").open("w") as file:
+        for i in range(ROWS):
+            text = f"Case {i * 37 % 101}: the {things[i % 5]} sent on day {i * 13 % 29}, {asked[i % 3]} {i * i}?"
+            file.write(json.dumps({"text": text, "label": ["late", "refund", "praise"][i % 3]}) + "\n")
+    return make_recipe(
+        {
+            "name": "cases", "model": str(tiny_llama), "output_dir": str(tmp_path / "run"), "max_minutes": 0.25,
+            "data": {"sources": [str(tmp_path / "cases.jsonl")], "split": {"test": 0.5, "val": 0.1}},
+            "train": {"epochs": 200, "rank": 4}, "evaluate": {"bootstrap": 100}, "baselines": {"classical": False},
+            "track": {"report_to": "none"},
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_takes(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit, "_seconds_a_row", lambda *_: 100.0)  # a slow machine
+    said: list[str] = []
+    folder = run(recipe, say=said.append)
+    asked = read_json(folder / "eval.json")["n"]
+    found, trained = read_json(folder / FILE), read_json(folder / "run.json")
+    assert asked == found["test_rows"] == limit.LEAST_ROWS < found["all_test_rows"]
+    assert trained["seconds"] < 1.5 * 60 * found["train_minutes"] + 5
+    assert trained["total_steps"] < found["full_run"]["steps"]
+    assert any(f"{asked} of {found['all_test_rows']} test rows are asked" in line for line in said)
+    words = " ".join(limit_lines(folder))
+    assert trained["seen"] in words and "max_minutes=null" in words
+    config = read_yaml(folder / "config.yaml")
+    assert (config["evaluate"]["limit"], config["train"]["max_minutes"]) == (asked, found["train_minutes"])
+
+    said.clear()
+    steps = read_jsonl(folder / "metrics.jsonl")
+    assert run(recipe, say=said.append) == folder
+    assert sum("already done" in line for line in said) == 4, said
+    assert read_jsonl(folder / "metrics.jsonl") == steps and read_json(folder / FILE) == found
+
+
+@pytest.mark.slow
+def test_where_all_fits_nothing_is_left_out(recipe: Recipe) -> None:
+    folder = run(make_recipe(recipe.model_dump(), ["max_minutes=30", "train.epochs=1"]))
+    found = read_json(folder / FILE)
+    assert found["test_rows"] == found["all_test_rows"] == read_json(folder / "eval.json")["n"]
+    assert found["full_run"] is None and limit_lines(folder) == []
+
+
+@pytest.mark.slow
+def test_training_by_itself_gets_the_whole_time_and_a_run_goes_on_from_it(recipe: Recipe) -> None:
+    folder, trained = train_alone(recipe, progress=no_progress, say=lambda line: None)
+    assert read_yaml(folder / "config.yaml")["train"]["max_minutes"] == 0.25
+    assert trained["seconds"] < 30
+    said: list[str] = []
+    assert run(recipe, say=said.append) == folder
+    assert any(line.startswith("train     already done") for line in said)
+
+
+def test_what_was_chosen_is_kept_for_the_same_recipe_alone(recipe: Recipe, tmp_path: Path) -> None:
+    assert limited(recipe, tmp_path) == recipe
+    chosen: dict[str, Any] = {"version": 1, "key": limit._key(recipe), "test_rows": 25, "train_minutes": 0.1}
+    write_json(tmp_path / FILE, chosen)
+    found = limited(recipe, tmp_path)
+    assert (found.evaluate.limit, found.train.max_minutes) == (25, 0.1)
+    other = make_recipe(recipe.model_dump(), ["train.epochs=3"])
+    assert limited(other, tmp_path) == other
+    stricter = make_recipe(recipe.model_dump(), ["evaluate.limit=10"])
+    assert limited(stricter, tmp_path).evaluate.limit == 10
+    free = make_recipe(recipe.model_dump(), ["max_minutes=null"])
+    assert limited(free, tmp_path) == free
+
+
+def test_the_evaluation_is_expected_to_take_what_zero_shot_took() -> None:
+    def cost(seconds: float, training: float = 0.0) -> dict[str, float]:
+        return {"seconds": seconds, "training_seconds": training}
+
+    costs = {
+        "zero-shot": cost(10), "zero-shot calibrated": cost(11), "few-shot": cost(20), "few-shot calibrated": cost(21),
+        "tf-idf": cost(1, 4),
+    }  # fmt: skip
+    assert expected_evaluation({"costs": costs, "seconds": 40.0}) == 15.0
+    assert expected_evaluation({"costs": {}}) == 0.0

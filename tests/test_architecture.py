@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "machine": {"", "types", "files"},
     "models": BASE,
     **{stage: BASE | {"models"} for stage in STAGES},
+    "report": BASE | {"models", "recipe"},  # pages say which settings are not the defaults
     "recipe": BASE | {f"{stage}.config" for stage in STAGES},
     "harness": BASE | {"models"},
     "contenders": BASE | {"models", "harness"} | STAGES,

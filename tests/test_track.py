@@ -64,8 +64,11 @@ def finish_run(run: Path) -> None:
             "split": "test",
             "metrics": {"accuracy": {"value": 0.9, "low": 0.8, "high": 0.95}, "pass@1": 0.5},
             "words": ["Better."],
-            "baselines": {"tf-idf + logistic regression": {"accuracy": {"value": 0.7}}},
-            "comparisons": [{"a": "tf-idf + logistic regression", "b": "tuned", "metric": "accuracy", "p": 0.01}],
+            "baselines": {"tf-idf + logistic regression": {"accuracy": {"value": 0.7}, "pass@1": {"value": 0.1}}},
+            "comparisons": [
+                {"a": "tf-idf + logistic regression", "b": "tuned", "metric": "accuracy", "delta": 0.2, "p": 0.01},
+                {"a": "tf-idf + logistic regression", "b": "tuned", "metric": "pass@1", "delta": 0.4, "p": 0.01},
+            ],
         },
     )
     (run / "samples.jsonl").write_text(
@@ -122,8 +125,10 @@ def test_a_run_that_is_interrupted_and_continued_is_one_whole_mlflow_run(project
     assert (
         latest["test/accuracy"] == 0.9
         and latest["test/pass_1"] == 0.5
-        and latest["versus tf-idf _ logistic regression/accuracy"] == 0.7
+        and latest["baselines accuracy/tf-idf _ logistic regression"] == 0.7
+        and latest["gain in accuracy/over tf-idf _ logistic regression"] == 0.2
     )
+    assert sum("tf-idf" in name for name in latest) == 2, "a baseline's other metrics are in the table alone"
     assert latest["usage/minutes"] == 1.5
     tags = dict(rows(project, "select key, value from tags"))
     assert tags["mlflow.source.git.commit"] == "c" * 40 and tags["mlflow.note.content"] == "Better."
@@ -139,7 +144,7 @@ def test_a_run_that_is_interrupted_and_continued_is_one_whole_mlflow_run(project
         "dataset/dataset.json",
     } <= names
     table = json.loads((artifacts / "comparison.json").read_text())
-    assert table["data"][0][:4] == ["tf-idf + logistic regression", 0.7, None, 0.01]
+    assert table["data"][0][:4] == ["tf-idf + logistic regression", 0.7, 0.1, 0.01]
     assert table["data"][1] == ["tuned", 0.9, 0.5, None, "0.8 to 0.95", ""]
 
 

@@ -124,9 +124,12 @@ def compare_evaluations(
     }
     tuned = [place for place in places if names[place] == "tuned"]
     folder = Path(out) if out else Path("evals") / ("compare-" + "-".join(name_of(place) for place in places))[:120]
+    runs = {
+        place: str(_folder_of(place).resolve()) for place in places if (_folder_of(place) / "metrics.jsonl").is_file()
+    }
     last, manifest = others[-1], manifests[others[-1]]
     with lock_folder(folder):
-        more = {"ladder": ladder(loaded, costs, tuned=tuned), **(judge(loaded) if judge else {})}
+        more = {"ladder": ladder(loaded, costs, tuned=tuned), "runs": runs, **(judge(loaded) if judge else {})}
         write_evaluation(
             folder, loaded[last], model=manifest["model"], dataset=manifest["dataset"], split=manifest["split"], name=last,
             baselines={n: e for n, e in loaded.items() if n != last}, comparisons=comparisons, costs=costs,

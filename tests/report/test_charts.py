@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.report import charts
+from tuneloop.report import charts, curves
 from tuneloop.report.facts import ContenderFacts, Score
 
 finite = st.floats(-1e9, 1e9, allow_nan=False)
@@ -43,7 +43,7 @@ def test_the_smoothed_curve_starts_at_the_first_value_and_stays_within_the_data(
 def test_the_best_validation_is_marked_at_its_place() -> None:
     steps = [{"step": s, "loss": 3.0 - s / 100} for s in range(1, 101)]
     validations = [{"step": 50, "val_loss": 2.0}, {"step": 100, "val_loss": 2.5}]
-    svg = charts.loss_chart(steps, validations)
+    svg = curves.loss_chart(steps, validations)
     best = next(e for e in parse(svg).iter() if e.get("class") == "best")
     left, right = 38.0, charts.WIDE - 8
     assert float(best.get("cx", "nan")) == pytest.approx((left + right) / 2, abs=1)
@@ -57,14 +57,14 @@ def test_losses_that_are_not_numbers_are_left_out_of_the_curve() -> None:
         {"step": 3, "loss": math.nan},
         {"step": 4, "loss": 1.0},
     ]
-    svg = charts.loss_chart(steps, [])
+    svg = curves.loss_chart(steps, [])
     assert "nan" not in svg.lower().replace("nann", "")
     assert "2 training steps" in svg
-    assert charts.loss_chart([{"step": 1, "loss": None}], []) == ""
+    assert curves.loss_chart([{"step": 1, "loss": None}], []) == ""
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
-    svg = charts.loss_chart([{"step": s, "loss": 1 + 1 / s} for s in range(1, 20_001)], [])
+    svg = curves.loss_chart([{"step": s, "loss": 1 + 1 / s} for s in range(1, 20_001)], [])
     path = next(e for e in parse(svg).iter() if e.get("class") == "train")
     points = path.get("d", "").lstrip("M").split("L")
     assert len(points) <= charts.MAX_POINTS + 2
@@ -115,7 +115,7 @@ def test_any_names_and_numbers_give_well_formed_svg(
     )
     drawn = [
         charts.label_chart(clean_all(labels)),
-        charts.loss_chart([{"step": i, "loss": v} for i, v in enumerate(losses)], []),
+        curves.loss_chart([{"step": i, "loss": v} for i, v in enumerate(losses)], []),
         charts.forest_chart(lines, 0, "chrf", charts.NARROW),
         charts.token_chart({clean(name): {"min": 1, "p50": 1, "p90": 1, "max": 1}}, 512),
     ]

@@ -85,6 +85,7 @@ def command(
         print(word)
     if not check_judge:
         print(f"{result['path']}/eval.json")
+        print(f"{result['path']}/report.html")
 
 
 def _judge(judge: str, model: str, prompt: str, votes: str, rows: int, api_key_env: str, **endpoint: Any) -> Judge:

@@ -128,8 +128,8 @@ def fit_middle(text: str, pixels: float, *, size: float = 12) -> str:
     return head.removesuffix("…") + tail[::-1]
 
 
-def _svg(width: float, height: float, title: str, body: Sequence[str], kind: str) -> Markup:
-    size = "narrow" if width < 500 else "wide"
+def _svg(width: float, height: float, title: str, body: Sequence[str], kind: str, size: str = "") -> Markup:
+    size = size or ("narrow" if width < 500 else "wide")
     return Markup(
         f'<svg class="chart {kind} {size}" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title>'
@@ -164,105 +164,6 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     stride = math.ceil(len(points) / MAX_POINTS) or 1
     kept = list(points[::stride])
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
-
-
-# --- loss curves -------------------------------------------------------------------------------
-
-
-def loss_chart(
-    steps: Sequence[Mapping[str, object]],
-    validations: Sequence[Mapping[str, object]],
-    findings: Sequence[Mapping[str, object]] = (),
-    width: float = WIDE,
-) -> Markup:
-    """Training loss by step (raw, faint, and smoothed) with the validation losses; the best one and findings are marked.
-
-    Args:
-        steps: records with `step` and `loss`; those without a finite loss are left out.
-        validations: records with `step`, `val_loss` and `best`, and `general_loss` where other work is measured too.
-        findings: what the watcher found: records with `step` and `sentence`; numbered marks at their steps.
-        width: width to draw for, in CSS pixels.
-
-    Returns:
-        The chart, or an empty string when there is no finite loss.
-    """
-    train = [
-        (s, v) for r in steps if (s := number(r.get("step"))) is not None and (v := number(r.get("loss"))) is not None
-    ]
-    val = [
-        (s, v)
-        for r in validations
-        if (s := number(r.get("step"))) is not None and (v := number(r.get("val_loss"))) is not None
-    ]
-    general = [
-        (s, v)
-        for r in validations
-        if (s := number(r.get("step"))) is not None and (v := number(r.get("general_loss"))) is not None
-    ]
-    if not train and not val:
-        return Markup("")
-    narrow = width < 500
-    height = 250 if narrow else 320
-    left, right, top, bottom = (38.0, width - 8, 34.0, height - 36.0)
-    x = axis([0.0, *(s for s, _ in train + val)], left, right, wanted=4 if narrow else 8, log=False)
-    x = Axis(0.0, max(s for s, _ in train + val) or 1.0, left, right, False, x.ticks)
-    y = axis([v for _, v in train + val + general], bottom, top, wanted=4 if narrow else 5)
-    body = []
-    for tick in y.ticks:
-        body += [_line(left, y(tick), right, y(tick), "grid"), _text(left - 7, y(tick) + 4, short(tick), "tick", "end")]
-    for tick in x.ticks:
-        if tick <= x.high:
-            body += [
-                _line(x(tick), bottom, x(tick), bottom + 4, "rule"),
-                _text(x(tick), bottom + 17, short(tick), "tick", "middle"),
-            ]
-    body.append(_line(left, bottom, right, bottom, "rule"))
-    body.append(_text(right, height - 4, "step", "tick", "end"))
-    body.append(_text(0, height - 4, "loss, log scale" if y.log else "loss", "tick"))
-    body.append(_path(_thin([(x(s), y(v)) for s, v in train]), "raw"))
-    curve = smooth([v for _, v in train], max(3.0, len(train) / 25))
-    body.append(_path(_thin([(x(s), y(v)) for (s, _), v in zip(train, curve, strict=True)]), "train"))
-    body.append(_path([(x(s), y(v)) for s, v in general], "general"))
-    body.append(_path([(x(s), y(v)) for s, v in val], "val"))
-    body += [f'<circle class="val" cx="{x(s):.1f}" cy="{y(v):.1f}" r="3.2"/>' for s, v in val]
-    best = min(val, key=lambda point: point[1]) if val else None
-    if best:
-        body += _best_mark(x(best[0]), y(best[1]), f"best {best[1]:.3f}", left, right, top, bottom)
-    for i, finding in enumerate(findings, 1):
-        at = number(finding.get("step"))
-        if at is not None and at <= x.high:
-            tip = escape(str(finding.get("sentence") or ""))
-            mark = _line(x(at), top, x(at), bottom, "rule") + _text(x(at), top - 2, str(i), "tick", "middle")
-            body.append(f'<g class="finding"><title>{tip}</title>{mark}</g>')
-    entries = [("train", "train (smoothed)"), ("raw", "each step"), ("val", "validation")]
-    entries += [("general", "other work")] if general else []
-    body += _legend(left, entries, bool(train), bool(val))
-    title = f"Loss over {count(len(train), 'training step')}"
-    if best:
-        title += f"; best validation loss {best[1]:.3f} at step {best[0]:g}"
-    return _svg(width, height, title, body, "loss")
-
-
-def _best_mark(px: float, py: float, text: str, left: float, right: float, top: float, bottom: float) -> list[str]:
-    anchor = "end" if px > right - 60 else "start" if px < left + 60 else "middle"
-    below = py < top + 26  # no room above
-    ty = py + 22 if below else py - 13
-    return [
-        f'<circle class="best" cx="{px:.1f}" cy="{py:.1f}" r="7"/>',
-        _text(px, min(ty, bottom - 5), text, "mark", anchor),
-    ]
-
-
-def _legend(left: float, entries: Sequence[tuple[str, str]], train: bool, val: bool) -> list[str]:
-    body, at = [], left
-    for kind, name in entries:
-        if not (val if kind in ("val", "general") else train):
-            continue
-        body += [_line(at, 11, at + 16, 11, kind), _text(at + 21, 15, name, "legend")]
-        if kind == "val":
-            body.append(f'<circle class="val" cx="{at + 8:.1f}" cy="11" r="3.2"/>')
-        at += 21 + len(name) * 6.4 + 16
-    return body
 
 
 # --- comparison --------------------------------------------------------------------------------

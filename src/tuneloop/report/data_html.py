@@ -31,7 +31,8 @@ from tuneloop.report.data_facts import (
 from tuneloop.report.differences import Parts, from_difference, same_end, side_by_side
 from tuneloop.report.facts import clean, count, number, section
 from tuneloop.report.facts import short_count as short
-from tuneloop.report.html import KeyFigure, inline, page_template, tally, yaml_text
+from tuneloop.report.head import KeyFigure
+from tuneloop.report.html import inline, page_template, tally, yaml_text
 
 LONGEST_TEXT = 1200  # characters of one text that the page shows
 LONGEST_VALUE = 240  # characters of one value of a rejected record

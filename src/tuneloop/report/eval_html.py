@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.files import write_text
+from tuneloop.report.compared import compared_part
 from tuneloop.report.eval_parts import evaluation_parts
-from tuneloop.report.facts import RunFacts, clean, contenders, read_run, section, shown_metrics
-from tuneloop.report.html import comparison_part, key_figures, page_template, samples_part, words_part, write_report
+from tuneloop.report.facts import RunFacts, contenders, read_run, section, shown_metrics
+from tuneloop.report.head import gate_part, head_part
+from tuneloop.report.html import comparison_part, contents, page_template, script_part, write_report
+from tuneloop.report.samples import samples_part
 from tuneloop.report.table import comparison_as
 from tuneloop.types import UserError
-
-MOST_BESIDE = 3  # answers beside the evaluation's own
 
 
 def write_page(folder: Path | str) -> Path:
@@ -46,21 +47,20 @@ def page_of(facts: RunFacts) -> dict[str, Any]:
     evaluation = facts.evaluation
     metrics = shown_metrics(evaluation)
     lines = contenders(evaluation, metrics)
-    others = [line.name for line in lines if not line.tuned]
-    model, dataset = (clean(evaluation.get(key) or "") for key in ("model", "dataset"))
-    return {
-        "title": f"{model or 'A model'} on {dataset}" if dataset else model or "Evaluation",
-        "name": str(evaluation.get("name") or ""),
-        "words": words_part(facts),
-        "figures": key_figures(facts, metrics, lines),
-        "problems": facts.problems,
+    page = {
+        **head_part(facts, metrics, lines),
+        "gate": gate_part(facts),
         "comparison": comparison_part(facts, metrics, lines),
         "parts": evaluation_parts(evaluation),
-        "samples": samples_part(facts, others[-MOST_BESIDE:]),
+        "samples": samples_part(facts),
         "tables": [(form, comparison_as(evaluation, form)) for form in ("markdown", "latex")],
         "settings": [
             (key, str(value)) for key, value in section(evaluation.get("settings")).items() if value and key != "labels"
         ],
         "signatures": sorted(section(evaluation.get("signatures")).items()),
         "path": str(facts.path),
+        **compared_part(evaluation),
+        **script_part(),
     }
+    page["sections"] = contents(page)
+    return page

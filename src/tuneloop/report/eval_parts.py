@@ -198,19 +198,15 @@ def _ladder(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         rung, cost = rungs.get(name, {}), costs.get(name, {})
         if not n or not any(number(value) for value in cost.values()):
             continue
-        gain, verdict = compared[name].delta if name in compared else None, ""
-        if name in compared:
-            verdict = compared[name].verdict
-        elif not compared:
+        gain = compared[name].delta if name in compared else None
+        if not compared:
             gain = score_of({"value": rung.get("gain"), "low": rung.get("gain_low"), "high": rung.get("gain_high")})
-            verdict = str(rung.get("verdict") or "")
         price = rung.get("usd_per_1000") if rung else (usd_of := number(cost.get("usd"))) and 1000 * usd_of / n
         lines.append(
             {
                 "name": name,
                 "tuned": "yes" if name == own else "",
                 "gain": _gain(gain, metric) if gain else ("", ""),
-                "verdict": verdict,
                 "training": _training(number(cost.get("training_seconds")), number(cost.get("training_usd"))),
                 "seconds": _span(seconds / n) if (seconds := number(cost.get("seconds"))) is not None else "–",
                 "prompt": f"{read / n:,.0f}" if (read := number(cost.get("prompt_tokens"))) else "–",
@@ -250,16 +246,19 @@ def _span(seconds: float) -> str:
 
 
 def _gain(change: Score, metric: str) -> tuple[str, str]:
-    return f"{'+' if change.value >= 0 else '−'}{figure(abs(change.value), metric)}", interval(change, metric).replace(
-        "-", "−"
-    )
+    return signed(change.value, metric), interval(change, metric).replace("-", "−")
 
 
-def _signed(change: Score, metric: str) -> str:
-    """`+0.12 [+0.03, +0.21]`."""
+def _changed(change: Score, metric: str) -> str:
+    """`+0.123 [+0.034, +0.212]`."""
     digits = 1 if is_out_of_100(metric) else 3
     bounds = f" [{change.low:+.{digits}f}, {change.high:+.{digits}f}]" if interval(change) else ""
     return f"{change.value:+.{digits}f}{bounds}".replace("-", "−")
+
+
+def signed(value: float, metric: str) -> str:
+    """`+0.12`, `−3.4`: two decimals, one for scores out of 100."""
+    return f"{'+' if value >= 0 else '−'}{figure(abs(value), metric)}"
 
 
 def _words(value: object) -> list[str]:
@@ -296,7 +295,7 @@ def _forgotten(part: Mapping[str, Any]) -> list[Line]:
         f"{100 * -lost.value:+.1f} % [{100 * -lost.high:+.1f}, {100 * -lost.low:+.1f}]".replace("-", "−")
         if lost
         else "",
-        _signed(grown, "loss") if grown else "",
+        _changed(grown, "loss") if grown else "",
     ]
     return [
         (name, f"{a:.3f}", f"{b:.3f}", change)
@@ -308,7 +307,7 @@ def _forgotten(part: Mapping[str, Any]) -> list[Line]:
 def _tasks(part: Mapping[str, Any]) -> list[Line]:
     return [
         (f"{t.get('task')}: {str(t.get('metric')).removesuffix(',none')}", f"{a:.3f}", f"{b:.3f}",
-         _signed(change, "accuracy") if (change := score_of(t.get("change"))) else "")
+         _changed(change, "accuracy") if (change := score_of(t.get("change"))) else "")
         for t in _records(part.get("tasks"))
         if (a := number(t.get("base"))) is not None and (b := number(t.get("tuned"))) is not None
     ]  # fmt: skip
@@ -318,7 +317,7 @@ def _memorised(part: Mapping[str, Any]) -> list[Line]:
     before, after, beyond = (score_of(part.get(key)) for key in ("base", "share", "beyond"))
     if not (before and after and beyond):
         return []
-    return [("completed verbatim", with_interval(before), with_interval(after), _signed(beyond, "accuracy"))]
+    return [("completed verbatim", with_interval(before), with_interval(after), _changed(beyond, "accuracy"))]
 
 
 def _canaries(part: Mapping[str, Any]) -> list[Line]:

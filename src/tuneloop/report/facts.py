@@ -64,6 +64,7 @@ class RunFacts:
         plan: `plan.json`.
         environment: `environment.json`.
         evaluation: `eval.json`.
+        gate: `gate.json`.
         steps: training records of `metrics.jsonl`, by step.
         validations: validation records of `metrics.jsonl`, by step.
         findings: what the watcher found, in order.
@@ -78,6 +79,7 @@ class RunFacts:
     plan: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     validations: list[dict[str, Any]] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -165,6 +167,7 @@ RUN_FILES = {
     "plan": "plan.json",
     "environment": "environment.json",
     "evaluation": "eval.json",
+    "gate": "gate.json",
 }
 
 

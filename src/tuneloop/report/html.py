@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.files import write_text
-from tuneloop.report import charts
-from tuneloop.report.differences import marked_against
-from tuneloop.report.eval_parts import evaluation_parts
+from tuneloop.report import charts, curves
+from tuneloop.report.eval_parts import evaluation_parts, signed
 from tuneloop.report.facts import (
     TUNED,
     ContenderFacts,
     RunFacts,
-    clean,
     count,
     figure,
+    gain_header,
     gib,
-    held_against,
     interval,
-    is_right,
     metric_title,
-    minutes,
     number,
     p_value,
-    pick_samples,
     promises,
     read_run,
-    sample_answers,
-    score_of,
     section,
     shown_metrics,
     used,
@@ -42,23 +36,13 @@ from tuneloop.report.facts import (
 )
 from tuneloop.report.facts import contenders as contenders_of
 from tuneloop.report.facts import short_count as short
-from tuneloop.report.facts import usd as dollars
+from tuneloop.report.head import gate_part, head_part
+from tuneloop.report.samples import samples_part
+from tuneloop.report.settings import changed_settings
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
-
-LONGEST_TEXT = 4000  # characters of one sample that the page shows; the whole text is in samples.jsonl
-MISSES = 12
-
-
-@dataclass(frozen=True)
-class KeyFigure:
-    """One of the large figures under the title: name, value, and a small line of detail."""
-
-    name: str
-    value: str
-    detail: str = ""
 
 
 def write_report(run: Path) -> Path:
@@ -122,17 +106,14 @@ def page_of(facts: RunFacts) -> dict[str, Any]:
     """Everything the template shows, computed and written out."""
     metrics = shown_metrics(facts.evaluation)
     lines = contenders_of(facts.evaluation, metrics)
-    return {
-        "title": _title(facts),
-        "run_name": facts.path.resolve().name,
-        "state": _state(facts),
-        "words": words_part(facts),
-        "figures": key_figures(facts, metrics, lines),
-        "problems": facts.problems,
+    page = {
+        **head_part(facts, metrics, lines),
+        "gate": gate_part(facts),
         "comparison": comparison_part(facts, metrics, lines),
         "training": _training(facts),
         "samples": samples_part(facts),
         "parts": evaluation_parts(facts.evaluation),
+        "settings": changed_settings(facts.config) if facts.config else [],
         "data": _data(facts),
         "plan": _plan(facts),
         "config": yaml_text(facts.config),
@@ -141,72 +122,53 @@ def page_of(facts: RunFacts) -> dict[str, Any]:
         "next": f"tuneloop evaluate {facts.path} --split val",
         "run_path": str(facts.path),
         "result": facts.result,
+        **script_part(),
     }
+    page["sections"] = contents(page)
+    return page
 
 
-def _title(facts: RunFacts) -> str:
-    name = facts.dataset.get("name") or facts.config.get("name") or facts.run.get("id") or facts.path.resolve().name
-    model = facts.run.get("model") or facts.config.get("model") or facts.evaluation.get("model")
-    return clean(f"{name} on {model}" if model else name)
+def contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(anchor, name) of the sections that a page of a run or an evaluation has, in their order."""
+    parts = section(page.get("parts"))
+    there = {
+        "gate": ("Gate", page.get("gate")),
+        "comparison": ("Comparison", page.get("comparison")),
+        "differ": ("Settings that differ", page.get("differ")),
+        "overlay": ("Losses", page.get("overlay")),
+        "labels": ("Labels", parts.get("labels")),
+        "slices": ("Slices", parts.get("slices")),
+        "calibration": ("Calibration", parts.get("calibration")),
+        "errors": ("Kinds of errors", parts.get("errors")),
+        "disagreements": ("Disagreements", parts.get("disagreements")),
+        "consistency": ("Consistency", parts.get("consistency")),
+        "samples": ("Samples", page.get("samples")),
+        "effects": ("Side effects", parts.get("effects")),
+        "production": ("Production", parts.get("production")),
+        "judge": ("Judge", parts.get("judge")),
+        "costs": ("Costs", parts.get("ladder")),
+        "training": ("Training", page.get("training")),
+        "settings": ("Settings", page.get("config")),
+        "data": ("Data", page.get("data")),
+        "plan": ("Plan and outcome", page.get("plan")),
+    }
+    record = page.get("environment") or page.get("packages") or page.get("tables")
+    return [(key, name) for key, (name, shown) in {**there, "record": ("Record", record)}.items() if shown]
 
 
-def _state(facts: RunFacts) -> str:
-    """What is still missing, or an empty string for a whole run."""
-    if facts.evaluation:
-        return ""
-    if not facts.run:
-        return "Training has not finished." if facts.steps else "Training has not begun."
-    return (
-        "Trained; not evaluated yet."
-        if facts.run.get("status") in ("finished", "done", None)
-        else f"Status: {facts.run['status']}."
-    )
+@functools.cache
+def script_part() -> dict[str, str]:
+    """The one script of a page, and its hash: the page's policy lets no other run, whatever a text holds."""
+    from importlib.resources import files
 
+    from markupsafe import Markup
 
-def words_part(facts: RunFacts) -> list[str]:
-    """The verdict in words, figures kept together."""
-    words = facts.evaluation.get("words") or []
-    # "p < 0.001" and "[0.1, 0.2]" stay on one line.
-    return [
-        re.sub(r"(?<=\bp) ([<=]) (?=\d)|(?<=\d,) (?=[\d.−-]+\])", lambda m: m[0].replace(" ", "\u00a0"), str(w))
-        for w in (words if isinstance(words, list) else [words])
-    ]
+    text = (files("tuneloop.report") / "templates" / "samples.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 
 
 # --- sections ----------------------------------------------------------------------------------
-
-
-def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts]) -> list[KeyFigure]:
-    """At most four figures: the first metric, the gain over the best prompting, time, memory and cost."""
-    figures = []
-    tuned = next((line for line in lines if line.tuned), None)
-    if tuned and tuned.scores and (score := tuned.scores[0]) is not None:
-        detail = f"95 % interval {interval(score, metrics[0])}" if interval(score, metrics[0]) else "tuned model"
-        figures.append(KeyFigure(metric_title(metrics[0]), figure(score.value, metrics[0]), detail))
-        prompted = [
-            (s.value, line) for line in lines if not line.tuned and "shot" in line.name and (s := line.scores[0])
-        ]
-        if prompted:
-            value, best = max(prompted, key=lambda pair: pair[0])
-            gain = score.value - value
-            detail = f"over {best.name}" + (f", {p_value(best.p)}" if best.p is not None else "")
-            figures.append(KeyFigure("gain", f"{'+' if gain >= 0 else '−'}{figure(abs(gain), metrics[0])}", detail))
-    elif (loss := number(facts.run.get("best_val_loss"))) is not None:
-        figures.append(KeyFigure("validation loss", f"{loss:.3f}", f"best, at step {facts.run.get('best_step')}"))
-    elif facts.steps:
-        last = facts.steps[-1]
-        figures.append(KeyFigure("training loss", figure(number(last.get("loss"))), f"at step {last['step']}"))
-    promised = {p.name: p.predicted for p in promises(facts)}
-    seconds = number(facts.run.get("seconds"))
-    for name, shown in (
-        ("training time", minutes(None if seconds is None else seconds / 60)),
-        ("peak memory", gib(number(facts.run.get("peak_memory_gib")))),
-        ("cost", dollars(number(facts.run.get("usd")))),
-    ):
-        if shown != "–":
-            said = promised.get(name, "–").split("  (")[0]
-            figures.append(KeyFigure(name, shown, f"predicted {said}" if said != "–" else ""))
-    return figures[:5]
 
 
 def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts]) -> dict[str, Any]:
@@ -218,10 +180,6 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Con
     more = [m for m in section(shown.get("metrics")) if m not in metrics]
     rows = []
     for line in lines:
-        delta = ""
-        if line.delta is not None:
-            sign = "+" if line.delta.value >= 0 else "−"
-            delta = f"{sign}{figure(abs(line.delta.value), metrics[0])}"
         rows.append(
             {
                 "name": line.name,
@@ -230,7 +188,7 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Con
                     (figure(s.value, m) if s else "–", interval(s, m))
                     for s, m in zip(line.scores, metrics, strict=True)
                 ],
-                "delta": delta,
+                "delta": signed(line.delta.value, metrics[0]) if line.delta else "",
                 "p": p_value(line.p) if line.p is not None else "",
                 "verdict": line.verdict,
             }
@@ -247,7 +205,7 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Con
         "more": [(metric_title(m), [with_interval(c.scores[0], m) for c in contenders_of(shown, [m])]) for m in more],
         "names": [line.name for line in lines],
         "own": next((line.name for line in lines if line.tuned), TUNED),
-        "against": held_against(shown),
+        "gain_words": gain_header(shown)[1],
         "invalid": number(shown.get("invalid")),
         "notes": [str(n) for n in shown.get("notes") or []] if isinstance(shown.get("notes"), list) else [],
     }
@@ -255,7 +213,16 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Con
 
 def _training(facts: RunFacts) -> dict[str, Any]:
     run = facts.run
-    chart = charts.chart_pair(charts.loss_chart, facts.steps, facts.validations, facts.findings)
+    chart = charts.chart_pair(curves.loss_chart, facts.steps, facts.validations, facts.findings)
+    beside = [
+        (title, drawn)
+        for key, title in (
+            ("learning_rate", "Learning rate"),
+            ("grad_norm", "Gradient norm, before clipping"),
+            ("tokens_per_second", "Tokens a second"),
+        )
+        if (drawn := curves.step_chart(facts.steps, key, title))
+    ]
     if not chart and not run:
         return {}
     stopped = {
@@ -279,6 +246,7 @@ def _training(facts: RunFacts) -> dict[str, Any]:
             if (n := number(run.get("steps"))) is not None
             else (f"{facts.steps[-1]['step']:,} so far" if facts.steps else ""),
         ),
+        ("rows seen", str(run.get("seen") or "")),
         ("epochs", f"{n:.3g}" if (n := number(run.get("epochs"))) is not None else ""),
         ("ended", stopped.get(str(run.get("stopped")), _by_watcher(run.get("stopped")))),
         ("best validation loss", f"{loss:.4f} at step {best:g}" if loss is not None and best is not None else ""),
@@ -288,6 +256,7 @@ def _training(facts: RunFacts) -> dict[str, Any]:
     ]
     return {
         "chart": chart,
+        "beside": beside,
         "facts": [(k, v) for k, v in entries if v],
         "findings": _findings(facts.findings),
         "mfu": str(section(run.get("mfu")).get("definition") or ""),
@@ -315,90 +284,6 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _best(validations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     finite = [v for v in validations if number(v.get("val_loss")) is not None]
     return min(finite, key=lambda v: float(v["val_loss"])) if finite else None
-
-
-def samples_part(facts: RunFacts, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Answers side by side, confusions, and wrong answers.
-
-    Args:
-        facts: the evaluation's files.
-        names: baselines to show beside the evaluation's own contender; default: zero-shot and few-shot.
-    """
-    if not facts.samples:
-        return {}
-    own, first = str(facts.evaluation.get("name") or TUNED), shown_metrics(facts.evaluation)
-    wanted = number(section(facts.config.get("evaluate")).get("samples"))
-    n = 5 if wanted is None else int(wanted)
-    shown = pick_samples(facts.samples, n)
-    wrong = [s for s in facts.samples if is_right(s) is False]
-    pairs = Counter(
-        (str(s.get("reference") or s.get("label")), str(s.get("prediction") or "(empty)").strip()) for s in wrong
-    )
-    misses = [s for s in wrong if s not in shown]
-    other, disputed = _disputed(facts)
-    return {
-        "own": own,
-        "shown": [_sample(s, own, names, first) for s in shown],
-        "total": len(facts.samples),
-        "wrong": len(wrong),
-        "confusions": [(a, _cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
-        "misses": [_sample(s, own, names, first) for s in pick_samples(misses, MISSES)],
-        "other": other,
-        "disputed": [_sample(s, own, [other], first) for s in disputed],
-    }
-
-
-def _disputed(facts: RunFacts) -> tuple[str, list[dict[str, Any]]]:
-    """The strongest other contender, and rows on which it and the evaluation's own differ most."""
-    found, metric = section(facts.evaluation.get("disagreements")), str(facts.evaluation.get("primary") or "")
-    values = {n: score_of(section(b).get(metric)) for n, b in section(facts.evaluation.get("baselines")).items()}
-    scored = {name: value.value for name in found if (value := values.get(name)) is not None}
-    if not scored:
-        return "", []
-    other = max(scored, key=lambda name: scored[name])
-    rows = section(found[other]).get("rows")
-    ids = [str(section(row).get("id")) for row in rows] if isinstance(rows, list) else []
-    by_id = {str(sample.get("id")): sample for sample in facts.samples}
-    return other, [by_id[i] for i in ids if i in by_id][:MISSES]
-
-
-def _sample(sample: Mapping[str, Any], own: str, names: Sequence[str] | None, first: Sequence[str]) -> dict[str, Any]:
-    """A row with its answers; of its scores those of the metrics that decide stand first."""
-    answers = []
-    reference = str(sample.get("reference") or sample.get("label") or "")
-    for name, answer in sample_answers(sample, names):
-        right = is_right(sample, None if name == TUNED else answer)
-        text = _cut(answer)
-        answers.append(
-            {
-                "name": own if name == TUNED else name,
-                # A label is right or wrong as a whole.
-                "parts": [("", text)] if right is not None else marked_against(reference, text),
-                "right": right,
-                "tuned": name == TUNED,
-            }
-        )
-    given = section(sample.get("scores"))
-    scores = [
-        (metric_title(k), figure(v, k))
-        for k in dict.fromkeys([*filter(given.__contains__, first), *given])
-        if (v := number(given[k])) is not None
-    ]
-    return {
-        "id": sample.get("id", ""),
-        "prompt": _cut(str(sample.get("prompt") or "")),
-        "reference": _cut(reference),
-        "answers": answers,
-        "own": own,
-        "scores": scores[:4] if sample.get("label") is None else [],
-    }
-
-
-def _cut(text: str, longest: int = LONGEST_TEXT) -> str:
-    """Text, cut with a note when it is too long for the page."""
-    if len(text) <= longest:
-        return text
-    return f"{text[:longest]}… ({count(len(text) - longest, 'more character')} in samples.jsonl)"
 
 
 def _data(facts: RunFacts) -> dict[str, Any]:

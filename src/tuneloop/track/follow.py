@@ -231,16 +231,23 @@ def _outcome_figures(run: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _scores(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
-    # MLflow's page sorts sections by name: "versus" puts the many bars of the others behind the curves.
-    split = safe(str(evaluation.get("split") or "test"))
-    contenders = {**(evaluation.get("baselines") or {}), "tuned": evaluation.get("metrics") or {}}
-    return {
-        f"{split if name == 'tuned' else f'versus {name}'}/{metric}": to_float(
-            score.get("value") if isinstance(score, dict) else score
-        )
-        for name, scores in contenders.items()
-        for metric, score in scores.items()
-    }
+    """The tuned model's metrics; of the baselines the metric that decides, and what the tuned model gains over each.
+
+    All other figures of the baselines stand in the table `comparison.json`: as metrics they would bury the curves.
+    """
+    own, split = str(evaluation.get("name") or "tuned"), safe(str(evaluation.get("split") or "test"))
+    metrics, baselines = evaluation.get("metrics") or {}, evaluation.get("baselines") or {}
+    primary = evaluation.get("primary") or next(iter(metrics or next(iter(baselines.values()), {})), "")
+    found = {f"{split}/{metric}": _value(score) for metric, score in metrics.items()}
+    found |= {f"baselines {primary}/{name}": _value(scores.get(primary)) for name, scores in baselines.items()}
+    for pair in evaluation.get("comparisons") or []:
+        if pair.get("metric") == primary and pair.get("b") == own:
+            found[f"gain in {primary}/over {pair.get('a')}"] = to_float(pair.get("delta"))
+    return found
+
+
+def _value(score: object) -> float | None:
+    return to_float(score.get("value") if isinstance(score, Mapping) else score)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -58,7 +58,9 @@ def _experiment_id(client: MlflowClient, follower: Follower) -> str:
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
     place = (Path("mlartifacts").resolve() / safe(follower.experiment)).as_uri() if follower.local else None
-    kind = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens with its views for LLM calls
+    kind = {
+        "mlflow.experimentKind": "custom_model_development"
+    }  # some versions choose their views by this, others by the address: docs/train.md
     return str(client.create_experiment(follower.experiment, artifact_location=place, tags=kind))
 
 

@@ -1,0 +1,329 @@
+"""Samples on a page: rows chosen to tell something first, and all of them for a search in the page itself.
+
+The first rows are written as HTML and need no script. The others stand in the page as JSON, which `samples.js` searches,
+filters and shows, as text and never as markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from tuneloop.report.differences import marked_against
+from tuneloop.report.facts import (
+    TUNED,
+    RunFacts,
+    count,
+    figure,
+    is_right,
+    metric_title,
+    number,
+    score_of,
+    section,
+    shown_metrics,
+)
+
+LONGEST_TEXT = 4000  # characters of one text that the page shows; the whole text is in samples.jsonl
+SHORTER = (LONGEST_TEXT, 2000, 1000, 500, 200)  # where all of them would be too many
+ROOM = 6_000_000  # characters of all texts in the page
+MOST_ROWS = 5000  # rows in the page; of more those that tell the most
+PAGE = 10  # rows that are seen at once
+MOST_BESIDE = 3  # answers of others beside the evaluation's own
+LOOK_AHEAD = 200  # rows among which the next label is looked for
+
+
+@dataclass(frozen=True)
+class Told:
+    """A row with what it tells.
+
+    Args:
+        sample: a row of `samples.jsonl`.
+        place: its number in the file, from 0.
+        kind: `lost`, `won`, `wrong`, `unsure` or `rest`: see `KINDS`.
+        why: the same in words.
+        right: whether the own answer is right; None where that says little.
+        others: the same for each contender beside it.
+        value: confidence or score, by which rows can be sorted; None where unknown.
+    """
+
+    sample: Mapping[str, Any]
+    place: int
+    kind: str
+    why: str
+    right: bool | None
+    others: dict[str, bool | None]
+    value: float | None
+
+
+# How rows are taken by turns: lost against another contender, won, near misses, and wrong as all others are.
+KINDS = ("lost", "won", "unsure", "wrong", "rest")
+TURNS = ("lost", "won", "wrong", "lost", "unsure", "won")
+
+
+def samples_part(facts: RunFacts) -> dict[str, Any]:
+    """Everything about samples that the template shows: first rows, confusions, and the rows for the script."""
+    if not facts.samples:
+        return {}
+    evaluation = facts.evaluation
+    own, metrics = str(evaluation.get("name") or TUNED), shown_metrics(evaluation)
+    names = beside(evaluation, facts.samples)
+    apart, primary = _disagreements(evaluation), str(evaluation.get("primary") or "")
+    told = [tell(sample, i, own, names, primary, apart) for i, sample in enumerate(facts.samples)]
+    kept = telling_order(told)[:MOST_ROWS]
+    longest = longest_text(kept, own)
+    wanted = number(section(facts.config.get("evaluate")).get("samples"))
+    size = 0 if wanted == 0 else max(int(wanted or 0), PAGE)
+    wrong = [t for t in told if t.right is False]
+    pairs = Counter(
+        (str(t.sample.get("reference") or t.sample.get("label")), str(t.sample.get("prediction") or "(empty)").strip())
+        for t in wrong
+    )
+    return {
+        "own": own,
+        "shown": [_shown(t, own, metrics, longest) for t in kept[:size]],
+        "size": size,
+        "total": len(told),
+        "kept": len(kept),
+        "wrong": len(wrong),
+        "judged": any(t.right is not None for t in told),
+        "confusions": [(a, cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
+        "rows": rows_json(kept, own, names, metrics, longest, size) if len(kept) > size > 0 else "",
+        **_choices(kept, own, names, evaluation),
+    }
+
+
+def beside(evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The contenders whose answers stand beside the own one: all of a few, else the best prompt, the best other, zero-shot."""
+    answered = section(samples[0].get("baselines")) if samples else {}
+    metric = str(evaluation.get("primary") or next(iter(shown_metrics(evaluation)), ""))
+    scores = section(evaluation.get("baselines"))
+
+    def value(name: str) -> float:
+        found = score_of(section(scores.get(name)).get(metric))
+        return found.value if found else float("-inf")
+
+    names = [name for name in answered if name != "majority class"]  # it says the same in every row
+    if len(names) <= MOST_BESIDE:
+        return names
+    best = sorted(names, key=value, reverse=True)
+    kinds = (
+        [n for n in best if "shot" in n],
+        [n for n in best if "shot" not in n],
+        [n for n in best if n == "zero-shot"],
+    )
+    chosen = list(dict.fromkeys([*(kind[0] for kind in kinds if kind), *best]))[:MOST_BESIDE]
+    return [name for name in names if name in chosen]
+
+
+Apart = Mapping[str, Mapping[str, tuple[float, float]]]  # contender -> row id -> (own score, its score)
+
+
+def tell(sample: Mapping[str, Any], place: int, own: str, names: Sequence[str], primary: str, apart: Apart) -> Told:
+    """What a row tells: who is right, or, where that says little, who is nearer to the reference.
+
+    Args:
+        sample: a row of `samples.jsonl`.
+        place: its number in the file.
+        own: name of the evaluation's own contender.
+        names: contenders beside it.
+        primary: the metric that decides.
+        apart: scores of rows on which contenders differ.
+    """
+    right = is_right(sample)
+    given = section(sample.get("baselines"))
+    others = {name: is_right(sample, str(given.get(name) or "")) for name in names if name in given}
+    confidence = number(sample.get("confidence"))
+    if right is None:
+        return _by_score(sample, place, primary, apart, dict.fromkeys(others))
+    rivals = [name for name, good in others.items() if good]
+    beaten = [name for name, good in others.items() if good is False]
+    sure = "" if confidence is None else f" (confidence {confidence:.2f})"
+    if not right and rivals:
+        kind, why = "lost", f"{own} is wrong{sure}, {_names(rivals)} right"
+    elif not right:
+        kind, why = "wrong", f"{own} is wrong{sure}" + (", as the others shown are" if others else "")
+    elif beaten:
+        kind, why = "won", f"{own} is right{sure}, {_names(beaten)} wrong"
+    else:
+        kind = "unsure" if confidence is not None and confidence < 0.6 else "rest"
+        why = f"{own} is right{sure}"
+    return Told(sample, place, kind, why, right, others, confidence)
+
+
+def _by_score(sample: Mapping[str, Any], place: int, metric: str, apart: Apart, others: dict[str, bool | None]) -> Told:
+    """A row without right and wrong: nearer to the reference than others, or farther, by the metric that decides."""
+    scores = section(sample.get("scores"))
+    value = number(scores.get(metric)) if metric in scores else number(next(iter(scores.values()), None))
+    for name, rows in apart.items():
+        found = rows.get(str(sample.get("id")))
+        if found and name in others:
+            mine, theirs = found
+            said = f"{metric_title(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
+            return Told(sample, place, "won" if mine > theirs else "lost", said, None, others, value)
+    return Told(sample, place, "rest", "", None, others, value)
+
+
+def _disagreements(evaluation: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Contender -> row id -> (own score, its score), as far as `eval.json` names rows."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for name, part in section(evaluation.get("disagreements")).items():
+        rows = section(part).get("rows")
+        for row in rows if isinstance(rows, list) else []:
+            mine, theirs = number(section(row).get("score")), number(section(row).get("other"))
+            if mine is not None and theirs is not None:
+                found.setdefault(str(name), {})[str(section(row).get("id"))] = (mine, theirs)
+    return found
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def telling_order(told: Sequence[Told]) -> list[Told]:
+    """All rows: kinds by turns, within a kind labels by turns, near misses the least sure first; the rest in order."""
+    groups = {kind: [t for t in told if t.kind == kind] for kind in KINDS}
+    groups["unsure"].sort(key=lambda t: (t.value is None, t.value))
+    if not any(groups[kind] for kind in KINDS if kind != "rest"):
+        groups["rest"] = sorted(groups["rest"], key=lambda t: (t.value is None, t.value or 0.0))
+    seen: Counter[str] = Counter()
+    order: list[Told] = []
+    while any(groups[kind] for kind in TURNS):
+        for kind in TURNS:
+            group = groups[kind]
+            if group:
+                at = min(range(min(len(group), LOOK_AHEAD)), key=lambda i: (seen[str(group[i].sample.get("label"))], i))
+                order.append(group.pop(at))
+                seen[str(order[-1].sample.get("label"))] += 1
+    return order + groups["rest"]
+
+
+# --- for the template --------------------------------------------------------------------------
+
+
+def _shown(t: Told, own: str, metrics: Sequence[str], longest: int) -> dict[str, Any]:
+    """A row as the template writes it; words that the reference lacks are marked in texts."""
+    reference = _reference(t.sample)
+    answers = []
+    for name, text, right in _answers(t, own):
+        shown = cut(text, longest)
+        # A label is right or wrong as a whole.
+        parts = [("", shown)] if right is not None else marked_against(reference, shown)
+        answers.append({"name": name, "parts": parts, "right": right, "tuned": name == own})
+    return {
+        "why": t.why,
+        "prompt": cut(str(t.sample.get("prompt") or ""), longest),
+        "reference": cut(reference, longest),
+        "answers": answers,
+        "scores": _scores(t.sample, own, metrics),
+    }
+
+
+def _answers(t: Told, own: str) -> Iterator[tuple[str, str, bool | None]]:
+    """(contender, answer, right) of the others, then the own one."""
+    given = section(t.sample.get("baselines"))
+    for name, right in t.others.items():
+        yield name, str(given[name] if given[name] is not None else ""), right
+    if "prediction" in t.sample:
+        yield own, str(t.sample["prediction"] if t.sample["prediction"] is not None else ""), t.right
+
+
+def _reference(sample: Mapping[str, Any]) -> str:
+    return str(sample.get("reference") or sample.get("label") or "")
+
+
+def _scores(sample: Mapping[str, Any], own: str, metrics: Sequence[str]) -> str:
+    """The own answer's scores where they say more than right or wrong; those that decide stand first."""
+    if sample.get("label") is not None and sample.get("predicted_label") is not None:
+        return ""
+    given = section(sample.get("scores"))
+    found = [
+        f"{metric_title(k)} {figure(v, k)}"
+        for k in dict.fromkeys([*filter(given.__contains__, metrics), *given])
+        if (v := number(given[k])) is not None
+    ]
+    return f"{own}: {' · '.join(found[:4])}" if found and is_right(sample) is None else ""
+
+
+def cut(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Text, cut with a note when it is too long for the page."""
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]}… ({count(len(text) - longest, 'more character')} in samples.jsonl)"
+
+
+def longest_text(kept: Sequence[Told], own: str) -> int:
+    """Characters at which texts are cut, so that all of them together have at most about `ROOM`."""
+    lengths = [
+        len(text)
+        for t in kept
+        for text in (str(t.sample.get("prompt") or ""), _reference(t.sample), *(a for _, a, _ in _answers(t, own)))
+    ]
+    return next((most for most in SHORTER if sum(min(n, most) for n in lengths) <= ROOM), SHORTER[-1])
+
+
+def _choices(kept: Sequence[Told], own: str, names: Sequence[str], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What the form offers: labels, and for each contender beside the own one what can be asked of it, with counts."""
+    labels = Counter(str(t.sample["label"]) for t in kept if t.sample.get("label") is not None)
+    compared = []
+    for i, name in enumerate(names):
+        asked = [
+            ("won", f"{own} right, {name} wrong", sum(t.right is True and t.others.get(name) is False for t in kept)),
+            ("lost", f"{own} wrong, {name} right", sum(t.right is False and t.others.get(name) is True for t in kept)),
+            ("differs", "another answer", sum(_differs(t, name) for t in kept)),
+        ]
+        compared.append((name, [(f"{i}:{key}", f"{text} ({n:,})") for key, text, n in asked if n]))
+    return {
+        "labels": sorted(labels.items()) if 1 < len(labels) <= 500 else [],
+        "compared": [(name, asked) for name, asked in compared if asked],
+        "ranked": "confidence" if any(t.right is not None and t.value is not None for t in kept)
+        else metric_title(str(evaluation.get("primary") or "")) if any(t.value is not None for t in kept) else "",
+    }  # fmt: skip
+
+
+def _differs(t: Told, name: str) -> bool:
+    answers = section(t.sample.get("baselines"))
+    return name in answers and str(answers[name]).strip() != str(t.sample.get("prediction")).strip()
+
+
+# --- for the script ----------------------------------------------------------------------------
+
+
+def rows_json(
+    kept: Sequence[Told], own: str, names: Sequence[str], metrics: Sequence[str], longest: int, size: int
+) -> Markup:
+    """The rows as JSON that can stand in a page. Texts are told once and named by their numbers.
+
+    A row: place, why, prompt, reference, label, right, value, answers, which of them are right, scores.
+    """
+    texts: dict[str, int] = {}
+
+    def number_of(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
+    def flag(right: bool | None) -> int:
+        return -1 if right is None else int(right)
+
+    rows = []
+    for t in kept:
+        answers = {name: (text, right) for name, text, right in _answers(t, own)}
+        shown = [answers.get(name, (None, None)) for name in [*names, own]]
+        rows.append(
+            [
+                t.place, number_of(t.why), number_of(cut(str(t.sample.get("prompt") or ""), longest)),
+                number_of(cut(_reference(t.sample), longest)), number_of(str(t.sample.get("label"))), flag(t.right),
+                None if t.value is None else round(t.value, 4),
+                [-1 if text is None else number_of(cut(text, longest)) for text, _ in shown],
+                [flag(right) for _, right in shown], number_of(_scores(t.sample, own, metrics)),
+            ]
+        )  # fmt: skip
+    data = {"size": size, "names": [*names, own], "texts": list(texts), "rows": rows}
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    # Inside a script element nothing may look like a tag, or end the element.
+    for char, escaped in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):  # fmt: skip
+        text = text.replace(char, escaped)
+    return Markup(text)

@@ -16,6 +16,7 @@ from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.evaluate.suite import load_suite
+from tuneloop.files import sha256_file
 from tuneloop.types import Answer, Row, UserError
 
 N = 200
@@ -214,6 +215,24 @@ def test_nothing_is_made_of_a_run_at_a_red_gate_unless_forced_and_that_is_record
         gate.release(place)
     forced = gate.release(place, force=True)
     assert forced["forced"] and forced["status"] == gate.status(place) and forced["suite"]["hash"]
+
+
+def test_a_refused_release_names_the_line_that_failed_and_not_one_without_evidence(tmp_path: Path) -> None:
+    (tmp_path / "eval.json").write_text("{}")
+    checks = [
+        {"status": "pass", "message": "accuracy holds"},
+        {"status": "inconclusive", "message": "forgetting: not measured"},
+        {"status": "fail", "message": "macro_f1: -0.2 against the base"},
+    ]
+    outcome = {"status": "fail", "checks": checks, "evaluation": sha256_file(tmp_path / "eval.json")}
+    gate.write_gate(tmp_path, outcome)
+    with pytest.raises(UserError, match="The gate is red") as error:
+        gate.release(tmp_path)
+    assert "macro_f1" in str(error.value.where) and "forgetting" not in str(error.value.where)
+    gate.write_gate(tmp_path, outcome | {"status": "inconclusive", "checks": checks[:2]})
+    with pytest.raises(UserError, match="not enough evidence") as error:
+        gate.release(tmp_path)
+    assert "forgetting" in str(error.value.where)
 
 
 @pytest.mark.parametrize(("new", "status"), [((), 0), (range(40), 1), (range(8), 3)])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from patience import HANG
-from tuneloop.models.names import SHORT_NAMES, cache_folder, resolve
+from tuneloop.models.names import SHORT_NAMES, cache_folder, known_name, resolve
 from tuneloop.types import UserError
 
 
@@ -60,6 +60,27 @@ def test_what_is_neither_folder_nor_name_is_refused_without_a_network(name: str)
 
 def test_the_packaged_model_resolves_in_any_case(smollm2: Path) -> None:
     assert resolve("SmolLM2-135M") == smollm2
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/home/ann/.cache/tuneloop/models/smollm2-135m", "smollm2-135m"),
+        (
+            "/home/ann/.cache/huggingface/hub/models--meta-llama--Llama-3.2-1B/snapshots/4e20de",
+            "meta-llama/Llama-3.2-1B",
+        ),
+        ("llama-3.2-1b", "llama-3.2-1b"),
+        ("runs/mine/model", "runs/mine/model"),
+        ("org/name", "org/name"),
+    ],
+)
+def test_a_folder_in_a_cache_goes_by_the_models_name(place: str, name: str) -> None:
+    assert known_name(place) == name
+
+
+def test_a_converted_file_goes_by_its_own_name() -> None:
+    assert known_name(str(cache_folder() / "models" / "mine-q4-0123456789ab")) == "mine-q4"
 
 
 def test_without_its_wheel_the_packaged_model_names_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:

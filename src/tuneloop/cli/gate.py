@@ -9,15 +9,25 @@ import typer
 
 from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
 
+FIRST_SUITE = "suite.yaml"
 SIGNS = {"pass": "pass", "fail": "FAIL", "inconclusive": "?   "}
 
 
 def command(
-    candidate: str = typer.Argument(..., help="The run or evaluation that wants to be released.", metavar="CANDIDATE"),
-    against: str = typer.Option(
-        ..., "--against", "-a", help="The run or evaluation in use; FOLDER:NAME is a baseline in it.", metavar="BASE"
+    candidate: str = typer.Argument(
+        "",
+        help="The run or evaluation that wants to be released; with --init a run or prepared data set.",
+        metavar="CANDIDATE",
     ),
-    suite: str = typer.Option(..., "--suite", "-s", help="What must hold: a YAML file.", metavar="FILE"),
+    against: str = typer.Option(
+        "", "--against", "-a", help="The run or evaluation in use; FOLDER:NAME is a baseline in it.", metavar="BASE"
+    ),
+    suite: str = typer.Option(
+        "", "--suite", "-s", help="What must hold: a YAML file. With --init, where it is written.", metavar="FILE"
+    ),
+    init: bool = typer.Option(
+        False, "--init", help="Instead: write a first suite, made from a run (or a prepared data set), to be edited."
+    ),
     out: str = typer.Option("", "--out", "-o", help="Folder for gate.json; default: the candidate's."),
     no_model: bool = typer.Option(False, "--no-model", help="Ask nothing anew: judge by the stored answers alone."),
     as_json: Json = False,
@@ -25,6 +35,13 @@ def command(
     debug: Debug = False,
 ) -> None:
     """May the candidate replace the base? Exit status 0: pass; 1: fail; 3: not enough evidence."""
+    if init:
+        _init(candidate, against, suite or FIRST_SUITE, as_json)
+        return
+    for value, what in ((candidate, "CANDIDATE"), (against, "--against BASE"), (suite, "--suite FILE")):
+        if not value:
+            hint = "; `tuneloop gate --init RUN` writes a first suite" if what.startswith("--suite") else ""
+            raise typer.BadParameter(f"{what} is missing{hint}")
     from tuneloop.evaluate.gate import EXIT, read_side, run_gate, write_gate
     from tuneloop.evaluate.suite import load_suite
     from tuneloop.pipeline.evaluate import answers_of
@@ -45,6 +62,21 @@ def command(
             print(f"{SIGNS[check.status]}  {check.message}")
         print(f"gate: {outcome['status']}" + (f"  ({path})" if path else ""))
     raise typer.Exit(EXIT[outcome["status"]])
+
+
+def _init(target: str, against: str, suite: str, as_json: bool) -> None:
+    """Write a first suite and say what to do with it."""
+    from tuneloop.pipeline.suites import write_first_suite
+
+    if not target or against:
+        raise typer.BadParameter("--init takes one run or data set, and no --against")
+    path = write_first_suite(target, suite)
+    if as_json:
+        print_json({"path": str(path)})
+    else:
+        print(
+            f"suite     {path}: read it, put in the rows that matter most\nnext      tuneloop gate NEW_RUN --against {target} --suite {path}"
+        )
 
 
 def _columns(run: Path) -> dict[str, dict[str, Any]]:

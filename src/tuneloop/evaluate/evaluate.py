@@ -646,8 +646,10 @@ def _same_as(family: Statistics) -> Mapping[str, str]:
 # --- comparison ----------------------------------------------------------------------------------
 
 
-def compare(a_name: str, a: Evaluation, b_name: str, b: Evaluation) -> list[Comparison]:
-    """Paired comparison of two contenders on the same rows, for each metric that both have.
+def compare(
+    a_name: str, a: Evaluation, b_name: str, b: Evaluation, *, only: Collection[str] | None = None
+) -> list[Comparison]:
+    """Paired comparison of two contenders on the same rows, for each metric that both have (or for some of them, `only`).
 
     Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters: a paired
     permutation test, and an interval from a paired bootstrap with the same resamples for both. (Where the two sides'
@@ -659,8 +661,8 @@ def compare(a_name: str, a: Evaluation, b_name: str, b: Evaluation) -> list[Comp
         UserError: the two were not evaluated on the same rows, or against other references.
     """
     b = _in_the_order_of(a, b, a_name, b_name)
-    families = [(name, family) for family in a.statistics for name in family.values]
-    permuted = _permutation_p(a, b)
+    families = [(name, family) for family in a.statistics for name in family.values if only is None or name in only]
+    permuted = _permutation_p(a, b, {name for name, _ in families} - _NO_DIRECTION)
     comparisons = []
     for name, family in families:
         if name not in b.metrics or name not in a.draws or name not in b.draws or name in _NO_DIRECTION:
@@ -695,7 +697,7 @@ def compare(a_name: str, a: Evaluation, b_name: str, b: Evaluation) -> list[Comp
 EXACT = "exact McNemar"
 
 
-def _permutation_p(a: Evaluation, b: Evaluation) -> dict[str, float]:
+def _permutation_p(a: Evaluation, b: Evaluation, wanted: Collection[str]) -> dict[str, float]:
     """p-values of the metrics whose rows can be exchanged between the two; those of exact tests are not needed."""
     theirs = {name: family for family in b.statistics for name in family.values}
     found: dict[str, float] = {}
@@ -703,9 +705,12 @@ def _permutation_p(a: Evaluation, b: Evaluation) -> dict[str, float]:
         other = theirs.get(next(iter(family.values), ""))
         if other is None or other.layout != family.layout or other.rows.shape != family.rows.shape:
             continue
-        if a.clusters is None and set(family.values) <= family.right_or_wrong:
-            continue
-        found |= u.paired_permutation_p(family, other, a.n, permutations=a.bootstrap, seed=a.seed, clusters=a.clusters)
+        exact = family.right_or_wrong if a.clusters is None else frozenset()
+        names = [name for name in family.values if name in wanted and _same_as(family).get(name, name) not in exact]
+        if names:
+            found |= u.paired_permutation_p(
+                family, other, names, a.n, permutations=a.bootstrap, seed=a.seed, clusters=a.clusters
+            )
     return found
 
 

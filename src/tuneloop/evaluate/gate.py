@@ -167,7 +167,8 @@ def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
     barred = found not in ("pass", "none")
     if barred and not force:
         outcome = read_json(Path(run) / "gate.json")
-        unmet = [check["message"] for check in outcome.get("checks", ()) if check["status"] != "pass"]
+        # A red gate also holds lines without enough evidence: the one that made it red is named.
+        unmet = [check["message"] for check in outcome.get("checks", ()) if check["status"] == found]
         said = {"fail": "The gate is red", "inconclusive": "The gate has not enough evidence"}
         raise UserError(
             said.get(found, "The gate was asked about an earlier evaluation"),
@@ -379,7 +380,7 @@ def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate:
     if metric not in candidate.metrics or metric not in base.metrics:
         return Check("metric", title, "inconclusive", f"{title}: not measured on both", limit=-margin)
     sign = -1.0 if lower_is_better(metric) else 1.0
-    pair = next((c for c in compare("base", base, "candidate", candidate) if c.metric == metric), None)
+    pair = next((c for c in compare("base", base, "candidate", candidate, only=[metric]) if c.metric == metric), None)
     if pair is None or math.isnan(pair.low):
         gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)
         found: Status = "inconclusive" if math.isnan(gain) else "pass" if gain >= -margin else "fail"

@@ -108,7 +108,7 @@ NO_GAIN = (None, None, None, None, "")
 
 
 def _over(before: str, evaluations: Mapping[str, Evaluation], name: str, metric: str) -> Comparison | None:
-    pairs = compare(before, evaluations[before], name, evaluations[name])
+    pairs = compare(before, evaluations[before], name, evaluations[name], only=[metric])
     return next((seen_from(name, pair) for pair in pairs if pair.metric == metric), None)
 
 

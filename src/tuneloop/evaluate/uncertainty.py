@@ -169,7 +169,14 @@ def paired_bootstrap_p(delta: float, draws: NDArray[np.float64]) -> float:
 
 
 def paired_permutation_p(
-    a: Statistics, b: Statistics, n: int, *, permutations: int, seed: int, clusters: Sequence[int] | None = None
+    a: Statistics,
+    b: Statistics,
+    names: Sequence[str],
+    n: int,
+    *,
+    permutations: int,
+    seed: int,
+    clusters: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Two-sided p-value of each metric's difference, by exchanging the two sides' answers to random rows.
 
@@ -182,6 +189,7 @@ def paired_permutation_p(
 
     Args:
         a, b: the same family of metrics with the same columns, over the same rows.
+        names: the metrics wanted of it.
         n: rows.
         permutations: random exchanges.
         seed: of these.
@@ -191,11 +199,7 @@ def paired_permutation_p(
     if clusters is not None:
         difference, n = _sums_by_cluster(difference, clusters), max(clusters) + 1
     own, theirs = a.totals(), b.totals()
-    delta = {
-        name: float(function(theirs)[0] - a.values[name](own)[0])
-        for name, function in b.values.items()
-        if name in a.values
-    }
+    delta = {name: float(b.values[name](theirs)[0] - a.values[name](own)[0]) for name in names if name in b.values}
     extreme, rng = dict.fromkeys(delta, 0), np.random.default_rng(seed)
     at_once = max(1, _CELLS // max(n, 1))
     for start in range(0, permutations, at_once):

@@ -58,10 +58,11 @@ def verdict_in_words(
         sentences.append(_against_cheap(cheap, verdict, evaluations))
     if constant:
         sentences.append(_against_constant(constant, verdict, evaluations))
-    open_ones = [s for s in (prompt, cheap, constant) if s and s.outcome in (NOT_ENOUGH, "promising")]
-    if open_ones:
-        sentences.append(_settle(open_ones[0], metric, own.n, split))
-    sentences += [_disagreement(s, metric, evaluations) for s in verdict.own if _is_news(s, metric)]
+    if verdict.weakest and verdict.outcome in (NOT_ENOUGH, "promising"):
+        sentences.append(_settle(verdict.weakest, metric, own.n, split))
+    shown = _shown(verdict)
+    news = [s for s in verdict.own if (s.outcome == "mixed" and s not in shown) or _undecided_but(s, metric)]
+    sentences += [_disagreement(s, metric, evaluations) for s in news]
     if own.invalid:
         kind = "named no allowed label" if own.task == "classification" else "lacked a field or held an unknown value"
         sentences.append(f"{own.invalid:,} of its {own.n:,} answers {kind} and count as wrong.")
@@ -194,9 +195,10 @@ def _against_constant(s: Standing, verdict: Verdict, evaluations: Mapping[str, E
     return f"It does not beat {theirs}: {_gain(s, metric)}. So far {_model(verdict.name)} has learned nothing that this test shows."
 
 
-def _is_news(s: Standing, metric: str) -> bool:
-    """Whether metrics disagree and no sentence has said so yet."""
-    return s.outcome not in ("mixed", "better", "promising") and bool((s.gained | s.lost).keys() - {metric})
+def _undecided_but(s: Standing, metric: str) -> bool:
+    """Whether other metrics show a difference where the one that decides does not."""
+    changed = (s.gained | s.lost).keys()
+    return s.outcome != "mixed" and bool(changed) and metric not in changed
 
 
 def _disagreement(s: Standing, metric: str, evaluations: Mapping[str, Evaluation]) -> str:

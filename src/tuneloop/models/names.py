@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import itertools
 import os
 import re
 from pathlib import Path
@@ -132,6 +133,26 @@ def resolve(name: str) -> Path:
             next_step=f"{hint}short names: {', '.join(list(_LLAMA)[:4])}, ..., {PACKAGED}; or a folder; or org/name on the hub",
         )
     return _from_hub(hub_name)
+
+
+def known_name(place: str) -> str:
+    """The name that people know a model by, where `place` is its folder in a cache; anything else stays as it is.
+
+    A folder of ours is called as the packaged model or the GGUF file that it was converted from, a snapshot of the hub's cache
+    by its hub name. An adapter names its base by such a folder, on whatever machine it was trained.
+    """
+    parts = Path(place).parts
+    if place.lower() in SHORT_NAMES or len(parts) < 3:
+        return place
+    if parts[-1] == PACKAGED and parts[-2] == "models":
+        return PACKAGED
+    for part, after in itertools.pairwise(parts):
+        if part.startswith("models--") and after == "snapshots":
+            return part.removeprefix("models--").replace("--", "/")
+    converted = re.fullmatch(r"(.+)-[0-9a-f]{12}", parts[-1])
+    if converted and parts[-2] == "models" and Path(place).parent == cache_folder() / "models":
+        return converted[1]
+    return place
 
 
 def _packaged() -> Path:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from tuneloop.files import read_json
 from tuneloop.models.load import Model, read_weights
+from tuneloop.models.names import PACKAGED, known_name
 from tuneloop.types import UserError
 
 OWN = "tuneloop.json"  # beside trained weights: what base they are for, and their task
@@ -90,4 +91,4 @@ def base_of_adapter(folder: Path) -> str:
     named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise UserError("The adapter doesn't name its base model", where=str(folder), next_step="give --base MODEL")
-    return named
+    return PACKAGED if known_name(named) == PACKAGED else named  # its folder in a cache may be another machine's

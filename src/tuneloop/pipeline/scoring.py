@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.models.names import known_name
 from tuneloop.pipeline.job import Job
 from tuneloop.recipe import Recipe
 from tuneloop.types import Dataset, Row, busy
@@ -104,7 +105,7 @@ def write_scored(
     write_evaluation(
         folder,
         evaluation,
-        model=str(more.pop("model", job.recipe.model)),
+        model=known_name(str(more.pop("model", job.recipe.model))),
         dataset=dataset.id,
         split=split,
         name=name,
@@ -124,13 +125,15 @@ FEW_STEPS = 30  # below this a run is a trial, whatever came of it
 
 def how_far_trained(run: Mapping[str, Any]) -> str:
     """How far a run was trained, where its verdict needs that word: it has not seen all rows, or made only a few steps."""
-    steps, epochs = int(run.get("steps") or 0), float(run.get("epochs") or 0.0)
+    steps, seen, rows = (int(run.get(key) or 0) for key in ("steps", "rows_seen", "rows"))
     parts = []
     if 0 < steps < FEW_STEPS:
         parts.append(f"trained for {steps} step{'' if steps == 1 else 's'} only")
-    if 0 < epochs < 1:
-        parts.append(f"saw {100 * epochs:.2g} % of the training rows")
-    return " and ".join(parts)
+    if 0 < seen < rows:
+        parts.append(f"saw {run.get('seen') or f'{seen:,} of {rows:,} rows'}")
+    return (
+        f"it was {' and '.join(parts)}" if steps < FEW_STEPS and parts else f"it {' and '.join(parts)}" if parts else ""
+    )
 
 
 def headline(evaluation: Evaluation) -> str:

@@ -427,11 +427,12 @@ def _val_size(overview: Overview) -> Check:
 
 def _test_size(overview: Overview) -> Check:
     n = len(overview.rows(TEST))
-    remedy = f"Give the test split at least {FEW_TEST_ROWS} rows (data.split.test); 400 are known to ± 5 points."
+    remedy = f"Give the test split at least {FEW_TEST_ROWS} rows (data.split.test); 400 tell a share to ± 5 points."
     if n == 0:
         return _check("test_size", "warn", "no test rows: nothing can be proved with this data set", 0, remedy)
     half = 98.0 / n**0.5  # 1.96 standard errors of a share of one half, in points
-    message = f"{n:,} test rows: an accuracy is known to about ± {half:.0f} points"
+    what = "an accuracy" if overview.task == "classification" else "a share of good answers"
+    message = f"{n:,} test rows tell {what} to about ± {half:.0f} points"
     return _check("test_size", "ok" if n >= FEW_TEST_ROWS else "warn", message, n, remedy)
 
 

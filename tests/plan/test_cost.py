@@ -76,6 +76,13 @@ def test_what_writing_checkpoints_takes_is_told_apart_from_what_interruptions_do
     assert steady.breakdown["interruptions"] == pytest.approx(0, abs=1e-9)
 
 
+def test_the_last_checkpoint_is_the_result_alone() -> None:
+    how = Interruptions(0.1, checkpoint_minutes=30, save_minutes=6, last_minutes=2)
+    assert checkpoint_hours(2, how) == pytest.approx((3 * 6 + 2) / 60)
+    assert expected_hours(2, replace(how, last_minutes=None)) - expected_hours(2, how) == pytest.approx(4 / 60)
+    assert checkpoint_hours(0.5, Interruptions(save_minutes=6, last_minutes=2)) == pytest.approx(2 / 60)
+
+
 @given(work=st.floats(0.01, 1000), per_hour=st.floats(0, 0.5), save=st.floats(0.01, 30))
 def test_checkpoints_take_no_more_than_what_is_added_to_the_work(work: float, per_hour: float, save: float) -> None:
     how = Interruptions(per_hour, save_minutes=save)

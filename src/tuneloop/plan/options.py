@@ -372,8 +372,9 @@ def _option(ask: Ask, job: Job) -> Option:
     price = ask.prices.gpu(job.gpu.key, ask.tier, job.gpus)
     usual = interruptions(price.tier if price else ask.tier, job.gpus)
     how = Interruptions(
-        usual.per_hour if ask.per_hour is None else ask.per_hour, ask.checkpoint_minutes, parts.pop("save") * 60
-    )
+        usual.per_hour if ask.per_hour is None else ask.per_hour, ask.checkpoint_minutes, parts.pop("save") * 60,
+        last_minutes=parts.pop("keep") * 60,
+    )  # fmt: skip
     work = sum(parts.values())
     hours = expected_hours(work, how)
     if not math.isfinite(hours):

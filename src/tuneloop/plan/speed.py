@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tuneloop.machine import GIB
@@ -42,7 +43,7 @@ SPREAD = 1.25
 EXPOSED, EXPOSED_BY_HOST = 0.1, 0.3
 LOAD_GB_S = 1.0  # reading weights from disk
 COMPILE_MINUTES = 1.5
-SAVE_GB_S = 0.5
+SAVE_GB_S, GPUS_A_MACHINE = 0.5, 8
 
 
 @dataclass(frozen=True)
@@ -180,17 +181,18 @@ def _host_update_seconds(job: Job) -> float:
     return (moved + job.trainable * HOST_ADAM_BYTES / (host * 1e9)) / job.grad_accum
 
 
-def overhead_hours(
-    job: Job, evaluations: int = 0, evaluation_tokens: int = 0, checkpoints: int = 1
-) -> dict[str, float]:
-    """Hours besides training: loading, compiling, evaluations (a forward pass each), checkpoints."""
+def overhead_hours(job: Job, evaluations: int = 0, evaluation_tokens: int = 0) -> dict[str, float]:
+    """Hours besides training: loading, compiling, evaluations (a forward pass each), a checkpoint (weights or adapter with the optimizer's moments), and
+    the result alone. Where weights are divided each machine writes its part."""
     gigabytes = weight_bytes(job) / 1e9
-    written = (gigabytes * 3 if job.full else job.trainable * 12 / 1e9) * checkpoints
+    result = gigabytes if job.full else job.trainable * 4 / 1e9
+    writers = math.ceil(job.gpus / GPUS_A_MACHINE) if job.sharding in ("fsdp", "zero3") else 1
     speed = speed_of(job).tokens_per_second
     forward = 2 * job.shape.parameters / flop_per_token(job)
     return {
         "load": (gigabytes / LOAD_GB_S + 20) / 3600,
         "compile": COMPILE_MINUTES / 60 if job.kernels.fsdp == 2 else 0.0,
         "evaluate": evaluations * evaluation_tokens * forward / speed / 3600,
-        "save": written / SAVE_GB_S / 3600,
+        "save": 3 * result / SAVE_GB_S / writers / 3600,
+        "keep": result / SAVE_GB_S / writers / 3600,
     }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tuneloop.contenders import Asked
+from tuneloop.contenders import Asked, ask
 from tuneloop.files import read_jsonl
 from tuneloop.models.sampling import Sampling
-from tuneloop.pipeline.consistency import ANSWERS, consistency_part
+from tuneloop.pipeline.consistency import ANSWERS, asked_prompts, asked_tuned, consistency_part, is_drawn
+from tuneloop.pipeline.evaluate import attach_trained
 from tuneloop.pipeline.job import Job
 from tuneloop.recipe import make_recipe
 from tuneloop.types import Answer, Dataset, Row, UserError
@@ -74,3 +76,30 @@ def test_what_stands_in_its_way_is_told_and_costs_nothing_else(
     said: list[str] = []
     assert part_of(tmp_path, said, given, asks, "evaluate.consistency=3") == {}
     assert said[-1].startswith("warn: consistency was not measured") and why in said[-1]
+
+
+@pytest.mark.parametrize("task", ["generation", "classification"])
+def test_a_run_is_asked_beside_the_prompts_of_its_base(
+    make_run: Any, tiny_llama: Path, tmp_path: Path, task: str
+) -> None:
+    job = Job(make_recipe({"model": str(tiny_llama)}, [
+        "evaluate.bootstrap=200", "evaluate.consistency=5", "evaluate.max_new_tokens=6", "baselines.few_shot=1"
+    ]), make_run())  # fmt: skip
+    manifest = {"task": task, "labels": LABELS if task == "classification" else None, "config": {"split": {}}}
+    dataset = Dataset("d", manifest, rows(4, "Once more: where is parcel {}, please?"), [], rows(3))
+    attach_trained(job)
+    asks = [asked_tuned(job, dataset), asked_prompts(job, dataset)]
+    drawn = is_drawn(job, dataset)
+    part = consistency_part(job, tmp_path, dataset, dataset.test, asks, own="tuned", drawn=drawn, costs={})[
+        "consistency"
+    ]
+    prompts = {"zero-shot", "few-shot"} | ({f"{n}-shot calibrated" for n in ("zero", "few")} if not drawn else set())
+    assert set(part.contenders) == {"tuned", *prompts} and ("drawn" in part.asked) == drawn == (task == "generation")
+    kept = read_jsonl(tmp_path / ANSWERS)
+    assert any(each["answers"]["tuned"] != each["answers"]["zero-shot"] for each in kept), "the base answers for itself"
+    greedy = [each for each in kept if each["seed"] is None]
+    questions = [
+        replace(dataset.test[0], messages=[*each["messages"], dataset.test[0].messages[-1]]) for each in greedy
+    ]
+    again = ask(job.model, dataset, questions, job.recipe.evaluate)[""].answers
+    assert [answer.text for answer in again] == [each["answers"]["tuned"] for each in greedy], "the run is as it was"

@@ -65,14 +65,20 @@ def test_each_kind_changes_what_it_says_and_no_more(text: str, seed: str) -> Non
         if kind in ("case", "punctuation", "whitespace"):
             assert letters(new) == letters(text)
         elif kind == "greeting":
-            assert any(new == before + text.lstrip() for before in GREETINGS)
+            assert new.endswith(text.lstrip()) and new.removesuffix(text.lstrip()).strip() in GREETINGS
         elif kind == "thanks":
-            assert any(new == text.rstrip() + behind for behind in THANKS)
+            assert new.startswith(text.rstrip()) and new.removeprefix(text.rstrip()).strip() in THANKS
         elif kind == "typo":
             changed = [(a, b) for a, b in zip(text.split(), new.split(), strict=True) if a != b]
             assert 1 <= len(changed) <= 3 and all(sorted(a) == sorted(b) and a[0] == b[0] for a, b in changed)
         elif kind == "field order":
             assert sorted(new.split("\n")) == sorted(text.strip().split("\n")) or json.loads(new) == json.loads(text)
+
+
+def test_a_document_is_greeted_in_a_paragraph_of_its_own() -> None:
+    text = "Anna: where is the report?\nBert: on your desk."
+    found = dict(rewordings(text, "1"))
+    assert found["greeting"].partition("\n\n")[2] == text == found["thanks"].rpartition("\n\n")[0]
 
 
 def test_rows_are_reworded_differently() -> None:
@@ -95,7 +101,9 @@ def test_fields_change_places_and_keep_their_values() -> None:
     assert json.loads(mixed) == json.loads(written) and list(json.loads(mixed)) != ["b", "a", "c"]
     assert fields_of('{"a": 1.10, "b": 2}') is None, "written again its 1.10 would be 1.1"
     assert fields_of("Name: Anna\nand more text") is None
-    assert fields_of("Note: one\nNote: two") is None
+    assert fields_of("Note: one\nNote: two\nNote: three") is None
+    assert fields_of("Step 1: mix\nStep 2: stir\nStep 3: bake") is None, "their order is what they mean"
+    assert fields_of("Anna: Where is it?\nBert: On your desk.\nCarl: Is it?") is None, "people that talk"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,7 @@ def test_nothing_and_very_long_texts_are_not_reworded(text: str) -> None:
 
 
 def test_other_languages_get_no_english_words() -> None:
-    kinds = {kind for kind, _ in rewordings("Was ist in dem Paket? Ich warte seit Tagen.", "1")}
+    kinds = {kind for kind, _ in rewordings("Was ist in dem Paket? Ich erwarte es seit Tagen.", "1")}
     assert kinds == {"case", "punctuation", "whitespace", "typo"}
 
 

@@ -35,8 +35,8 @@ _CONSONANTS = frozenset("bcdfghjklmnpqrstvwxz")
 _TWINS = frozenset(("casual", "causal", "united", "untied", "unties", "unites", "marital", "martial", "calvary", "cavalry", "silver",
                     "sliver", "sacred", "scared", "perfect", "prefect", "signed", "singed", "signing", "singing", "barely",
                     "barley"))  # fmt: skip
-GREETINGS = ("Hello, ", "Hi, ", "Hi there, ", "Good morning, ")
-THANKS = (" Thanks!", " Thank you.", " Thanks in advance.")
+GREETINGS = ("Hello,", "Hi,", "Hi there,", "Good morning,")
+THANKS = ("Thanks!", "Thank you.", "Thanks in advance.")
 LONGEST = 20_000  # characters of a text that is reworded
 
 
@@ -73,8 +73,9 @@ def looks_like_code(text: str) -> bool:
 def _kept(text: str, keep: Sequence[str]) -> list[tuple[int, int]]:
     """Spans that stay as they are, in order, without overlaps."""
     spans = [match.span() for match in _KEPT.finditer(text)]
-    spans += [m.span() for m in re.finditer(r"\S+", text) if _SIGNS.search(m[0])]
-    spans += [m.span() for m in re.finditer(r"[^\W\d_]+", text) if not _is_plain(m[0])]
+    for m in re.finditer(r"\S+", text):
+        if _SIGNS.search(m[0]) or not all(map(_is_plain, re.findall(r"[^\W\d_]+", m[0]))):
+            spans.append(m.span())
     for word in keep:
         if word.strip():
             spans += [m.span() for m in re.finditer(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE)]
@@ -105,18 +106,25 @@ def _is_english(text: str) -> bool:
     return any(word in _ENGLISH for word in re.findall(r"[a-z]+", text.lower()))
 
 
+def _is_document(text: str) -> bool:
+    """Whether a text is a document rather than a sentence or two: what is said around it then gets a paragraph of its own."""
+    return "\n" in text.strip() or len(text.split()) > 80
+
+
 def greeting(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     """A greeting before it, for English texts that are not made of fields."""
     if not _is_english(text) or fields_of(text) is not None or re.match(r"(?i)\s*(?:hello|hi|hey|dear|good)\b", text):
         return None
-    return rng.choice(GREETINGS) + text.lstrip()
+    said = rng.choice(GREETINGS)
+    return said + ("\n\n" if _is_document(text) else " ") + text.lstrip()
 
 
 def thanks(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
     """Thanks behind it, where it ends as a sentence does."""
     if not _is_english(text) or fields_of(text) is not None or text.rstrip()[-1:] not in (".", "!", "?"):
         return None
-    return text.rstrip() + rng.choice(THANKS)
+    space = "\n\n" if _is_document(text) else " "
+    return text.rstrip() + space + rng.choice(THANKS)
 
 
 def case(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:
@@ -189,14 +197,16 @@ def field_order(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str 
 def fields_of(text: str) -> tuple[list[str], Callable[[Sequence[str]], str]] | None:
     """The fields that a text is made of, and what puts them together again; None where it is no such text.
 
-    Lines must be fields one and all, each with a name of its own; of a JSON object the values are not touched.
+    There must be three lines, fields one and all, with names of their own that don't count ("Step 1"), and no talk: at most one of them
+    ends as a sentence does. Of a JSON object the values are not touched.
     """
     bare = text.strip()
     if bare.startswith("{") and bare.endswith("}"):
         return _json_fields(bare)
     lines = bare.split("\n")
     names = [m["name"] for line in lines if (m := _FIELD.fullmatch(line.rstrip()))]
-    if len(names) < 2 or len(names) < len(lines) or len(set(names)) < len(names):
+    talk = sum(line.rstrip().endswith((".", "!", "?")) for line in lines)
+    if len(names) < 3 or len(set(names)) < len(lines) or talk > 1 or any(map(str.isdigit, "".join(names))):
         return None
     return lines, "\n".join
 

@@ -155,7 +155,11 @@ def _and(parts: Sequence[str], word: str = "and") -> str:
 def _against_prompt(s: Standing, verdict: Verdict, evaluations: Mapping[str, Evaluation]) -> str:
     metric = verdict.metric
     figure = _figure(metric, evaluations[s.against].metrics[metric].value)
-    theirs = f"the best prompt ({s.against}, {figure})" if "shot" in s.against else f"{s.against} ({figure})"
+    theirs = (
+        f"the best prompt ({s.against}, {figure})"
+        if s.against.startswith(("zero-shot", "few-shot"))
+        else f"{s.against} ({figure})"
+    )
     if s.outcome == "mixed":
         return f"Against {theirs} it {_gained_and_lost(s)}: {_gain(s, metric)} by what decides."
     if s.outcome == "worse":

@@ -15,7 +15,7 @@ from tuneloop.types import UserError
 
 def compared_part(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """`differ` and `overlay` of the runs that a comparison names (`runs`: contender -> folder) and that are still there."""
-    runs = {str(name): found for name, folder in section(evaluation.get("runs")).items() if (found := _read(folder))}
+    runs = _runs(evaluation)
     if len(runs) < 2:
         return {"differ": {}, "overlay": {}}
     curves = [
@@ -23,13 +23,27 @@ def compared_part(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         for name, facts in runs.items()
     ]
     drawn = [c for c in curves if c.train or c.val]
-    configs = [facts.config for facts in runs.values()]
     return {
-        "differ": {"names": list(runs), "rows": differing_settings(configs)} if all(configs) else {},
+        "differ": _differ(runs),
         "overlay": {"chart": chart_pair(overlay_chart, drawn), "left_out": [c.name for c in drawn[MOST_RUNS:]]}
         if len(drawn) > 1
         else {},
     }
+
+
+def settings_apart(evaluation: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each run) where the runs that a comparison names differ; empty for fewer than two runs."""
+    rows: list[tuple[str, list[str]]] = _differ(_runs(evaluation)).get("rows", [])
+    return rows
+
+
+def _runs(evaluation: Mapping[str, Any]) -> dict[str, RunFacts]:
+    return {str(name): found for name, folder in section(evaluation.get("runs")).items() if (found := _read(folder))}
+
+
+def _differ(runs: Mapping[str, RunFacts]) -> dict[str, Any]:
+    configs = [facts.config for facts in runs.values()]
+    return {"names": list(runs), "rows": differing_settings(configs)} if len(runs) > 1 and all(configs) else {}
 
 
 def _read(folder: object) -> RunFacts | None:

@@ -1,0 +1,73 @@
+"""`tuneloop compare`: the verdict first, gains with one sign, and what differs between the runs' settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tuneloop.cli.main import app
+from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluate.evaluate import evaluate
+from tuneloop.evaluate.results import write_evaluation
+from tuneloop.files import write_yaml
+from tuneloop.types import Answer, Row
+
+
+def run_folder(folder: Path, right: int, rate: float, **settings: object) -> Path:
+    """A run's folder with an evaluation of 100 rows."""
+    labels = ["a", "b"] * 50
+    rows = [
+        Row(f"r{i}", [{"role": "user", "content": f"text {i}"}, {"role": "assistant", "content": label}], label)
+        for i, label in enumerate(labels)
+    ]
+    answers = [Answer(label if i < right else "ab"[label == "a"]) for i, label in enumerate(labels)]
+    config = EvaluateConfig.model_validate({"bootstrap": 300, **settings})
+    result = evaluate(rows, answers, task="classification", labels=["a", "b"], config=config, seed=0)
+    write_evaluation(
+        folder, result, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key=""
+    )
+    write_yaml(folder / "config.yaml", {"version": 1, "output_dir": str(folder), "train": {"learning_rate": rate}})
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    run_folder(tmp_path / "old", 60, 0.001)
+    run_folder(tmp_path / "new", 95, 0.0002)
+    return tmp_path
+
+
+def said(*arguments: str) -> list[str]:
+    found = CliRunner().invoke(app, ["compare", *arguments])
+    assert found.exit_code == 0, (found.output, found.exception)
+    return found.stdout.splitlines()
+
+
+def test_the_first_line_is_the_verdict_and_settings_that_differ_are_listed(runs: Path) -> None:
+    lines = said("old", "new")
+    assert lines[0].startswith("Better than old: accuracy 95.0 %, +35.0 points")
+    text = " ".join(" ".join(lines).split())
+    assert "Gain: over old; positive means that the line is better" in text
+    assert "train.learning_rate 0.001 0.0002" in text and "output_dir" not in text
+
+
+def test_turned_round_it_is_worse_by_the_same_amount(runs: Path) -> None:
+    lines = said("new", "old")
+    assert lines[0].startswith("Worse than new") and "-35.0 points" in lines[0]
+
+
+def test_with_the_same_settings_it_says_so(runs: Path) -> None:
+    run_folder(runs / "again", 60, 0.001)
+    assert "The runs have the same settings." in said("old", "again")
+
+
+def test_several_are_each_told_against_the_first(runs: Path) -> None:
+    run_folder(runs / "again", 60, 0.001)
+    lines = said("old", "new", "again")
+    assert lines[0].startswith("Against old, by accuracy on 100 test rows:")
+    assert "new better (+35.0 points)" in lines[0] and "again not enough evidence (+0.0 points)" in lines[0]

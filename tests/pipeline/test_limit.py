@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.files import read_json, read_jsonl, read_yaml, write_json
 from tuneloop.pipeline import limit, run
 from tuneloop.pipeline.baselines import expected_evaluation
@@ -104,3 +105,8 @@ def test_the_evaluation_is_expected_to_take_what_zero_shot_took() -> None:
     }  # fmt: skip
     assert expected_evaluation({"costs": costs, "seconds": 40.0}) == 15.0
     assert expected_evaluation({"costs": {}}) == 0.0
+    # 8 of 40 rows, 5 ways, of the tuned model (as zero-shot), zero-shot and few-shot: as many answers as there are rows.
+    several = EvaluateConfig(consistency=5, consistency_rows=8)
+    assert expected_evaluation({"costs": costs, "seconds": 40.0, "n": 40}, several) == 15.0 + 40.0
+    assert expected_evaluation({"costs": costs, "seconds": 40.0, "n": 40}, EvaluateConfig()) == 15.0
+    assert expected_evaluation({"costs": {}}, several) == 0.0

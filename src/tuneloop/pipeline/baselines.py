@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.files import content_hash, lock_folder, write_json
 from tuneloop.pipeline.advise import advice_folder, reuse_baselines
+from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.job import Job, find_done
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.scoring import cost_of, headline, score, scoring_settings, write_scored
@@ -17,6 +18,7 @@ from tuneloop.types import Dataset, Progress, Row, UserError
 
 if TYPE_CHECKING:
     from tuneloop.contenders import Asked
+    from tuneloop.evaluate.config import EvaluateConfig
     from tuneloop.evaluate.evaluate import Evaluation
 
 
@@ -55,7 +57,7 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     costs = {name: cost_of(job, result) for name, result in asked.items()}
     rungs = ladder(evaluations, costs)
     words = ladder_in_words(rungs)
-    listed = {"version": 1, "key": key, "contenders": places, "costs": costs, "ladder": rungs, "words": words,
+    listed = {"version": 1, "key": key, "n": len(rows), "contenders": places, "costs": costs, "ladder": rungs, "words": words,
               "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
     write_json(folder / "baselines.json", listed)
     for name, evaluation in evaluations.items():
@@ -65,19 +67,21 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     return evaluations
 
 
-def expected_evaluation(listed: Mapping[str, Any]) -> float:
+def expected_evaluation(listed: Mapping[str, Any], config: EvaluateConfig | None = None) -> float:
     """Seconds that asking and scoring the tuned model takes about: what the baselines took without few-shot and the cheap alternatives.
 
     Args:
         listed: `baselines.json`.
+        config: adds what asking rows several ways takes, where that is asked for.
     """
+    again = expected_consistency(listed["costs"], int(listed.get("n") or 0), config) if config else 0.0
     other: float = sum(
         cost["seconds"] + cost["training_seconds"]
         for name, cost in listed["costs"].items()
         if not name.startswith("zero-shot")
         and not name.endswith("calibrated")  # calibrated answers come with the others
     )
-    return max(float(listed.get("seconds", 0.0)) - other, 0.0)
+    return max(float(listed.get("seconds", 0.0)) - other, 0.0) + again
 
 
 def _ask_untouched(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:

@@ -12,6 +12,7 @@ from tuneloop.types import Dataset, Row, UserError, busy
 
 if TYPE_CHECKING:
     from tuneloop.contenders import Asked
+    from tuneloop.evaluate.config import EvaluateConfig
     from tuneloop.evaluate.consistency import Way
     from tuneloop.models.load import Model
     from tuneloop.models.sampling import Sampling
@@ -81,12 +82,23 @@ def consistency_part(
     return {"consistency": found}
 
 
+def expected_consistency(costs: Mapping[str, Mapping[str, Any]], n: int, config: EvaluateConfig) -> float:
+    """Seconds that asking the tuned model and its base several ways takes about; 0 where it isn't asked for, or nothing is known.
+
+    Args:
+        costs: contender -> `seconds` that its answers to `n` rows took; the tuned model is as fast as zero-shot.
+    """
+    if not config.consistency or not n:
+        return 0.0
+    known = [float(costs[name]["seconds"]) for name in PROMPTS if name in costs]
+    tuned = float(costs["zero-shot"]["seconds"]) if "zero-shot" in costs else 0.0
+    return (sum(known) + tuned) / n * min(n, config.consistency_rows) * config.consistency
+
+
 def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], n: int) -> str:
     """What asking takes, by the time that the same contenders' answers took before."""
     known = {
-        name: float(cost["seconds"]) / n * questions
-        for name, cost in costs.items()
-        if name in PROMPTS or name == "tuned"
+        name: float(cost["seconds"]) / n * questions for name, cost in costs.items() if name in (*PROMPTS, "tuned")
     }
     line = f"consistency {rows} rows are asked several ways: {questions} questions for each contender"
     minutes = sum(known.values()) / 60

@@ -106,7 +106,7 @@ class TimeLimit:
             return
         file = job.folder / "baselines" / "baselines.json"
         listed = read_json(file) if file.is_file() else {"costs": {}}
-        evaluation = TUNED * expected_evaluation(listed)
+        evaluation = TUNED * expected_evaluation(listed, recipe.evaluate)
         spent = max(time.monotonic() - self.began, listed.get("seconds", 0.0))
         left = self.seconds - spent - evaluation
         seconds = max(left, TRAINING * self.seconds)

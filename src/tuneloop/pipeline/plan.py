@@ -159,7 +159,7 @@ def _apart(job: Job) -> dict[str, float] | None:
     listed = read_json(file)
     return {
         "baselines_minutes": listed.get("seconds", 0.0) / 60,
-        "evaluation_minutes": expected_evaluation(listed) / 60,
+        "evaluation_minutes": expected_evaluation(listed, job.recipe.evaluate) / 60,
     }
 
 

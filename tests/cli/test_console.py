@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from patience import HANG
 from tuneloop.cli.console import IDLE, Screen
 
 
@@ -145,6 +147,31 @@ def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) ->
     quiet.say("line")
     clock.go(quiet, 1.0)
     assert spoken(capsys) == []
+
+
+def test_processes_forked_while_something_is_said_can_speak() -> None:
+    """Children of a process whose thread writes all the time end, and what they say arrives."""
+    code = """
+import os, sys, threading
+from tuneloop.cli.console import Screen
+shown = Screen(False)
+over = threading.Event()
+def speak():
+    while not over.is_set():
+        shown.say("x" * 2000)
+threading.Thread(target=speak, daemon=True).start()
+for number in range(40):
+    child = os.fork()
+    if not child:
+        shown.say(f"child {number}")
+        sys.stderr.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+over.set()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG)
+    assert done.returncode == 0
+    assert {f"child {number}" for number in range(40)} <= set(re.findall(r"child \d+", done.stderr))
 
 
 def test_a_command_that_works_without_a_word_is_heard_of() -> None:

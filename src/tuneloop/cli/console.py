@@ -24,6 +24,14 @@ Settings = Annotated[
 ]
 
 
+# Held by whoever writes. No process is forked meanwhile: its copy of stderr would stay locked for ever.
+_SPEAKING = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_SPEAKING.acquire, after_in_parent=_SPEAKING.release, after_in_child=_SPEAKING.release
+    )  # fmt: skip
+
+
 @dataclass
 class _Task:
     """Something that goes on: since when, from how much on, how far it is, and its bar on a terminal."""
@@ -55,13 +63,12 @@ class Screen:
         self.tasks: dict[str, _Task] = {}  # the one told of last at the end
         self.idle: Any = None  # bar of the time in which no task tells of itself
         self.spoke = self.idle_since = clock()
-        self.lock = threading.RLock()
 
     def progress(self, task: str, done: float, total: float, /, **info: float | str) -> None:
         """A `Progress`."""
         if self.quiet:
             return
-        with self.lock:
+        with _SPEAKING:
             known = self.tasks.pop(task, None)
             if done >= total:
                 if known and self.bars is not None:
@@ -80,7 +87,7 @@ class Screen:
         """A line that stays."""
         if self.quiet:
             return
-        with self.lock:
+        with _SPEAKING:
             self.spoke = self.idle_since = self.clock()
             if self.bars is not None:
                 self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -89,7 +96,7 @@ class Screen:
 
     def beat(self) -> None:
         """Say what goes on if it is time to: a plain line, or a bar where no task has one."""
-        with self.lock:
+        with _SPEAKING:
             now = self.clock()
             name, task = next(reversed(self.tasks.items()), (IDLE, None))
             began = task.began if task else self.idle_since

@@ -74,6 +74,20 @@ def rejects_of(tmp_path: Path, out: str = "out") -> list[tuple[int, str]]:
 # --- the whole
 
 
+def test_something_is_told_before_the_first_record_is_read(tmp_path: Path) -> None:
+    told: list[str] = []
+    config = PrepareConfig(sources=[write(tmp_path / "in.jsonl", tickets(30))])
+    prepare(
+        config,
+        name="job",
+        seed=0,
+        out=tmp_path / "out",
+        measure=measure,
+        progress=lambda task, *_, **__: told.append(task),
+    )
+    assert told[0] == "looking at the sources" and "reading" in told[2:]
+
+
 def test_a_data_set_is_split_counted_and_described(tmp_path: Path) -> None:
     dataset = run(tmp_path, tickets(200))
     manifest = dataset.manifest

@@ -124,10 +124,12 @@ def prepare(
     from tuneloop.data.personal import pseudonym_key
 
     out = Path(out)
+    progress("looking at the sources", 0, 1)
     key = prepare_key(config, name=name, seed=seed, model_fingerprint=model)
     sources = [Given(file, None, _described(file, config)) for file in find_files(config.sources)]
     files = [*_given_files(config), *sources]
     guess, frame = _look([given.file for given in sources if given.guess is None] or [sources[0].file], config)
+    progress("looking at the sources", 1, 1)
     with spool_folder(out) as spool:
         refinery = Refinery(
             config,

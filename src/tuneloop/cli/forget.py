@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json
+from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,11 +49,13 @@ def command(
     console = Console(highlight=False, quiet=as_json)
     matcher = Matcher(match, regex)
     matcher = Matcher(match, regex, stand_ins(matcher, personal_settings(dataset)))
-    found = find_rows(dataset, matcher)
+    with screen(quiet):
+        found = find_rows(dataset, matcher)
     _print_found(found, console)
     there = bool(found.hits or found.resumed)
     if not there or dry_run:
-        made = descendants(found, matcher, root)
+        with screen(quiet):
+            made = descendants(found, matcher, root)
         _print_made(made, console)
         if as_json:
             print_json({"matched": found.rows, "removed": 0, "rows": found.hits, "also_in": found.others,
@@ -62,10 +64,11 @@ def command(
     if not yes and not _confirmed(found, as_json):
         console.print("Nothing was removed.")
         raise typer.Exit(1)
-    measure = measure_of(dataset, model)
-    done = forget(dataset, matcher, runs_root=root, measure=measure)
-    if found.report:
-        write_data_report(found.folder, hidden)
+    with screen(quiet):
+        measure = measure_of(dataset, model)
+        done = forget(dataset, matcher, runs_root=root, measure=measure)
+        if found.report:
+            write_data_report(found.folder, hidden)
     if as_json:
         print_json({"matched": found.rows, "removed": done.rows, "was": done.old_id, "id": done.new_id,
                     "files": done.files, "rows": found.hits, "also_in": found.others, "sources": found.origins,

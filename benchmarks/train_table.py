@@ -2,9 +2,9 @@
 
     python benchmarks/train_table.py [--data FOLDER] [--out FOLDER] [--minutes 1.2] [--only banking77/lora,...] [--write]
 
-Every row gets the same minutes of steps (`train.max_minutes`), so methods are compared at equal time; each is a process of its own and is appended to
+Every row gets the same minutes of training, validations included (`train.max_minutes`), so methods are compared at equal time; each is a process of its own and is appended to
 OUT/table.json as it ends. A row that is there is not made again, and one that was cut short goes on from its checkpoint. The whole table takes
-at most 40 minutes of two cores: 16 rows of 1.2 minutes of steps, about 0.6 of loading, timing and validation, and 0.5 of at most 120 test rows; and 4 rows of the
+at most 40 minutes of two cores: 16 rows of 1.2 minutes of training, about 0.5 of loading and timing, and 0.5 of at most 120 test rows; and 4 rows of the
 untouched model at 0.5. `--write` puts the table into docs/results.md. Needs the data sets, which are not part of this repository. Run it on an idle machine.
 """
 
@@ -149,7 +149,7 @@ def about(rows: list[dict[str, Any]]) -> str:
             beside.append(
                 f"{name} {untouched['value']:.3f} -> {prefix['value']:.3f} (LoRA {lora['value']:.3f}, at {1 / speed:.2f} times its tokens/s)"
             )
-    return (f"`python benchmarks/train_table.py`: every method gets {rows[0]['minutes']:g} minutes of steps; all rows together took {total:.0f} minutes. "
+    return (f"`python benchmarks/train_table.py`: every method gets {rows[0]['minutes']:g} minutes of training; all rows together took {total:.0f} minutes. "
             "The validation loss before of `qlora` is that of the base in 4 bits, that of `prefix` is behind a prefix of real rows.\n"
             f"Prefix tuning beside the untouched model and LoRA in the same minutes: {'; '.join(beside)}.")  # fmt: skip
 
@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "train-table")
-    parser.add_argument("--minutes", type=float, default=1.2, help="of steps, for each row")
+    parser.add_argument("--minutes", type=float, default=1.2, help="of training with its validations, for each row")
     parser.add_argument("--test", type=int, default=0, help="fewer test rows, to try it")
     parser.add_argument("--only", default="", help="rows to make, as in banking77/lora,dialogsum/prefix")
     parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")

@@ -117,12 +117,20 @@ def _smallest_in_nucleus(p: Tensor, top_p: Tensor) -> Tensor:
     """The smallest probability that belongs to each row's nucleus (B, 1); 0 where all tokens do. Equal ones belong to it all."""
     import torch
 
-    few = p.gather(1, highest(p, FEW)).sort(-1, descending=True).values if p.shape[-1] > FEW else None
-    if few is None or bool(((few.double().sum(-1) < top_p) & (top_p < 1)).any()):
-        few = p.sort(-1, descending=True).values
-    before = few.double().cumsum(-1) - few
-    smallest = torch.where(before < top_p[:, None], few, 2.0).amin(-1, keepdim=True)
+    few = p.gather(1, highest(p, min(FEW, p.shape[-1]))).sort(-1, descending=True).values
+    smallest = _where_reached(few, top_p)
+    wide = ((few.double().sum(-1) < top_p) & (top_p < 1)).nonzero()[:, 0]
+    if len(wide):  # sorting a whole vocabulary takes many times as long
+        smallest[wide] = _where_reached(p[wide].sort(-1, descending=True).values, top_p[wide])
     return torch.where(top_p[:, None] < 1, smallest, 0.0)
+
+
+def _where_reached(p: Tensor, top_p: Tensor) -> Tensor:
+    """The last of descending probabilities (B, n) that it takes to reach a sum (B) -> (B, 1)."""
+    import torch
+
+    before = p.double().cumsum(-1) - p
+    return torch.where(before < top_p[:, None], p, 2.0).amin(-1, keepdim=True)
 
 
 def _exact(logits: Tensor, hidden: Tensor, head: Tensor) -> Tensor:

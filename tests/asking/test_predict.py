@@ -202,6 +202,7 @@ def test_with_json_the_rows_are_in_the_one_object_unless_they_go_to_a_file(
         (("run", "other.jsonl"), "trained on the column 'text'"),
         (("run", "in.jsonl", "--out", "out.parquet"), ".csv or .jsonl"),
         (("run", "in.jsonl", "--out", "folder.csv"), "A folder has this name"),
+        (("run", "in.jsonl", "--out", "./in.jsonl"), "its own rows"),
         (("run", "in.jsonl", "--column", "texts"), "did you mean 'text'"),
         (("run", "in.jsonl", "--out", "in.jsonl/out.csv"), "Can't write"),
         (("runs/none", "in.jsonl"), "no run, artifact or model"),

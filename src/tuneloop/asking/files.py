@@ -59,7 +59,7 @@ def predict_file(
     options: Options,
     out: str = "",
     *,
-    write: Callable[[str], None] | None = None,
+    write: Callable[[dict[str, Any]], None] | None = None,
     progress: Progress = no_progress,
     say: Say = lambda line: None,
 ) -> Predicted:
@@ -68,7 +68,7 @@ def predict_file(
     Args:
         file: of any format that `prepare` reads, or "-"; of plain text each line is a row.
         out: `.csv` or `.jsonl`; empty: rows are given to `write`, or back.
-        write: takes the lines of the result, without `out`.
+        write: takes each row of the result as it comes, without `out`.
         progress, say: told how far it is, and a line on what was found.
 
     Raises:
@@ -76,6 +76,10 @@ def predict_file(
     """
     started = time.monotonic()
     form = _form(out)
+    if out and file != "-" and Path(out).exists() and Path(out).samefile(file):
+        raise UserError(
+            "The result can't take the place of its own rows", where=f"--out {out}", next_step="choose another name"
+        )
     rows, kind = read_rows(file, expected_columns(target.task, options.column))
     records = [row.value for row in rows if isinstance(row, SourceRecord)]
     asker = Asker(target, options, records[:SAMPLE])
@@ -105,7 +109,7 @@ def predict_file(
             answers = asker.answer_block(block, total=len(rows), done=len(found), progress=progress)
             if write is not None:
                 for row, answer in zip(rows[len(found) :], answers, strict=False):
-                    write(_json_line(names.row(row, answer)))
+                    write(names.row(row, answer))
             found += answers
     errors = Counter(answer.error.split(":")[0] for answer in found if answer.error)
     summary = {
@@ -290,7 +294,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _json_line(value: Any) -> str:
-    return json.dumps(plain(value), ensure_ascii=False, default=str)
+    return json.dumps(plain(value), ensure_ascii=False, default=str)  # str: times and decimals of parquet files
 
 
 # --- rows out ------------------------------------------------------------------------------------
@@ -323,8 +327,8 @@ class _Names:
         failed = bool(answer.error)
         values: dict[str, Any] = {
             "prediction": None if failed else answer.text,
-            "probability": answer.probability,
-            "probabilities": answer.probabilities,
+            "probability": _rounded(answer.probability),
+            "probabilities": {label: _rounded(p) for label, p in (answer.probabilities or {}).items()} or None,
             "finish": answer.finish or None,
             "error": answer.error or None,
             "line": row.line if isinstance(row, Reject) else None,
@@ -332,6 +336,10 @@ class _Names:
         given = row.value if isinstance(row, SourceRecord) else {}
         made = {column: values[name] for name, column in self.ours.items() if name != "line" or isinstance(row, Reject)}
         return {**given, **made}
+
+
+def _rounded(probability: float | None) -> float | None:
+    return None if probability is None else round(probability, 6)
 
 
 def _write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -50,6 +51,8 @@ def command(
         shown.say(f"chat      {_introduction(chat)}")
         if sys.stdin.isatty():
             shown.say(HELP)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal in another encoding is no reason to stop
     turns = _Loop(chat, as_json).run()
     if as_json:
         print_json({"target": target, "against": against or None, "turns": turns})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import typer
 
 from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
@@ -64,7 +67,7 @@ def command(
     options = Options(column, system, top, max_new_tokens)
     with screen(quiet) as shown:
         found = predict_file(
-            opened, file, options, out, write=None if as_json or out else print, progress=shown.progress, say=shown.say
+            opened, file, options, out, write=None if as_json or out else _print, progress=shown.progress, say=shown.say
         )
     summary = found.summary
     if as_json:
@@ -76,6 +79,14 @@ def command(
             print(out)
     if found.failed:
         raise typer.Exit(1)
+
+
+def _print(row: dict[str, object]) -> None:
+    """A row on stdout, in whatever characters it takes."""
+    from tuneloop.files import plain
+
+    takes_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(plain(row), ensure_ascii=not takes_all, default=str), flush=True)
 
 
 def _said(summary: dict[str, object]) -> str:

@@ -463,3 +463,31 @@ def test_schema_and_doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     found = json.loads(capsys.readouterr().out)
     assert status == (0 if found["ok"] else 1)
     assert {"torch", "memory", "disk"} <= {finding["name"] for finding in found["findings"]}
+
+
+@pytest.mark.parametrize("job", ["classified", "generated"])
+def test_a_finished_run_is_asked_as_it_was_trained_and_evaluated(
+    job: str, place: Path, request: pytest.FixtureRequest
+) -> None:
+    from tuneloop.asking.predict import Asker, Options, prompt_ids
+    from tuneloop.asking.targets import open_target
+    from tuneloop.data.dataset import load_dataset
+    from tuneloop.data.task import Prompt
+
+    folder = request.getfixturevalue(job)["folder"]
+    target, dataset = open_target(str(folder)), load_dataset(folder / "dataset")
+    lines = (place / "cases.jsonl").read_text().splitlines()
+
+    def raw(row: Any) -> dict[str, Any]:
+        record = json.loads(lines[row.meta["line"] - 1])
+        return {"text": record["text"]}
+
+    asker = Asker(target, Options(), [raw(row) for row in dataset.test])
+    for row in dataset.train:
+        made, rendered = asker.read(raw(row)), target.model.template.render(row.messages)
+        assert isinstance(made, Prompt)
+        assert prompt_ids(target.model, made) == rendered.ids[: rendered.mask.index(1)]
+    answers = asker.answers([raw(row) for row in dataset.test], progress=lambda *a, **k: None)
+    evaluated = {sample["id"]: sample["prediction"] for sample in read_jsonl(folder / "samples.jsonl")}
+    asked = {row.id: answer.text for row, answer in zip(dataset.test, answers, strict=True)}
+    assert asked and asked == {id: evaluated[id] for id in asked}

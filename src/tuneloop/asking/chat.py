@@ -75,6 +75,12 @@ class Chat:
     max_new_tokens: int | None = None
     system: str | None = None
 
+    def load(self) -> None:
+        """Load all models before the first question."""
+        for speaker in self.speakers:
+            if speaker.target.endpoint is None:
+                _ = speaker.target.model
+
     @property
     def columns(self) -> list[str]:
         """The columns that a question needs, where there are several."""

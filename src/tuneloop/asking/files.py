@@ -29,7 +29,7 @@ from tuneloop.data.sources.parse import SourceFile, SourceRecord
 from tuneloop.data.sources.read import find_files, read_file
 from tuneloop.data.task import PROMPT_NAMES, TaskSpec
 from tuneloop.files import content_hash, plain, replacing, sha256_file, user_errors_of_the_disk
-from tuneloop.types import Progress, Reject, UserError, no_progress
+from tuneloop.types import Progress, Reject, UserError, busy, no_progress
 
 ENDINGS = (".csv", ".jsonl")
 Say = Callable[[str], None]
@@ -75,11 +75,7 @@ def predict_file(
         UserError: no rows, columns that are missing or not clear, an output that can't be written.
     """
     started = time.monotonic()
-    form = _form(out)
-    if out and file != "-" and Path(out).exists() and Path(out).samefile(file):
-        raise UserError(
-            "The result can't take the place of its own rows", where=f"--out {out}", next_step="choose another name"
-        )
+    form = _form(out, file)
     rows, kind = read_rows(file, expected_columns(target.task, options.column))
     records = [row.value for row in rows if isinstance(row, SourceRecord)]
     asker = Asker(target, options, records[:SAMPLE])
@@ -90,50 +86,62 @@ def predict_file(
     say(f"predict   {len(rows):,} rows of {file} ({kind}); {how}")
     inputs = [row.value if isinstance(row, SourceRecord) else Rejection(row.reason, row.detail) for row in rows]
     found: list[Prediction] = []
+
+    def answer(keep: Callable[[list[Prediction]], None]) -> None:
+        left = inputs[len(found) :]
+        if left and target.endpoint is None:
+            with busy(progress, "loading the model"):
+                _ = target.model
+        for block in batched(left, asker.block):
+            answers = asker.answer_block(block, total=len(rows), done=len(found), progress=progress)
+            keep(answers)
+            found.extend(answers)
+
     resumed = 0
     if out:
         key = content_hash([target.identity, vars(options), _digest(file), asker.block, __version__, 1])
         with _journal(Path(out), key) as journal:
-            found = resumed_answers(journal, asker.block, len(rows))
+            found += resumed_answers(journal, asker.block, len(rows))
             resumed = len(found)
             if resumed:
                 say(f"predict   goes on behind {resumed:,} rows that were answered before")
-            for block in batched(inputs[resumed:], asker.block):
-                answers = asker.answer_block(block, total=len(rows), done=len(found), progress=progress)
-                _append(journal, answers)
-                found += answers
+            answer(lambda answers: _append(journal, answers))
             _write(Path(out), form, rows, found, names)
             journal_of(Path(out)).unlink()
     else:
-        for block in batched(inputs, asker.block):
-            answers = asker.answer_block(block, total=len(rows), done=len(found), progress=progress)
-            if write is not None:
-                for row, answer in zip(rows[len(found) :], answers, strict=False):
-                    write(names.row(row, answer))
-            found += answers
-    errors = Counter(answer.error.split(":")[0] for answer in found if answer.error)
+
+        def show(answers: list[Prediction]) -> None:
+            for row, each in zip(rows[len(found) :], answers, strict=False):
+                if write is not None:
+                    write(names.row(row, each))
+
+        answer(show)
     summary = {
-        **named(target),
-        "out": out or None,
-        "rows": len(found),
-        "answered": len(found) - errors.total(),
-        "errors": errors.total(),
-        "error_kinds": dict(errors.most_common()),
-        "resumed": resumed,
-        "cut": sum(answer.finish == "length" for answer in found),
-        "prompt_tokens": sum(answer.prompt_tokens for answer in found),
-        "tokens": sum(answer.tokens for answer in found),
-        "seconds": round(time.monotonic() - started, 3),
-    }
+        **named(target), "out": out or None, **_counts(found), "resumed": resumed, "seconds": round(time.monotonic() - started, 3)
+    }  # fmt: skip
     made = [] if out or write is not None else [names.row(r, a) for r, a in zip(rows, found, strict=True)]
     return Predicted(summary, made)
 
 
-def _form(out: str) -> str:
+def _counts(found: Sequence[Prediction]) -> dict[str, Any]:
+    """What a summary says of answers."""
+    errors = Counter(answer.error.split(":")[0] for answer in found if answer.error)
+    return {
+        "rows": len(found),
+        "answered": len(found) - errors.total(),
+        "errors": errors.total(),
+        "error_kinds": dict(errors.most_common()),
+        "cut": sum(answer.finish == "length" for answer in found),
+        "prompt_tokens": sum(answer.prompt_tokens for answer in found),
+        "tokens": sum(answer.tokens for answer in found),
+    }
+
+
+def _form(out: str, file: str) -> str:
     """The kind of a result, by its name.
 
     Raises:
-        UserError: another ending.
+        UserError: another ending, or a name that is taken by a folder or by the rows themselves.
     """
     ending = Path(out).suffix.lower()
     if out and ending not in ENDINGS:
@@ -141,6 +149,10 @@ def _form(out: str) -> str:
                         next_step=f"--out {Path(out).with_suffix('.jsonl')}")  # fmt: skip
     if out and Path(out).is_dir():
         raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")
+    if out and file != "-" and Path(out).exists() and Path(file).exists() and Path(out).samefile(file):
+        raise UserError(
+            "The result can't take the place of its own rows", where=f"--out {out}", next_step="choose another name"
+        )
     return ending
 
 

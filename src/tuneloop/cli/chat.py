@@ -38,6 +38,7 @@ def command(
     Piped, each line is a question. With --json the questions and answers are printed as one object at the end.
     """
     from tuneloop.asking.chat import HELP, open_chat
+    from tuneloop.types import busy
 
     def server(url: str) -> object:
         if not model:
@@ -48,11 +49,15 @@ def command(
         target, against, base=base, task=task, system=system, max_new_tokens=max_new_tokens, endpoint=server  # type: ignore[arg-type]
     )  # fmt: skip
     with screen(quiet) as shown:
+        with busy(shown.progress, "loading the model"):
+            chat.load()
         shown.say(f"chat      {_introduction(chat)}")
         if sys.stdin.isatty():
             shown.say(HELP)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal in another encoding is no reason to stop
+    if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     turns = _Loop(chat, as_json).run()
     if as_json:
         print_json({"target": target, "against": against or None, "turns": turns})
@@ -89,6 +94,10 @@ class _Loop:
             try:
                 if not self._take(line.strip()):
                     break
+            except KeyboardInterrupt:
+                if not self.typed:
+                    raise
+                print("\n(stopped)")
             except UserError as error:
                 print(f"Error: {error}", file=sys.stderr, flush=True)
                 self.turns.append({"question": line.strip(), "error": error.what})
@@ -109,8 +118,6 @@ class _Loop:
                 if not self.typed:
                     raise
                 print("\n(Ctrl-D or /quit ends)")
-            except UnicodeDecodeError:
-                print("Error: a line that is no UTF-8", file=sys.stderr, flush=True)
 
     def _take(self, line: str) -> bool:
         """Do what a line says; False: it was the end."""

@@ -418,6 +418,9 @@ def _print_options(advice: Advice, console: Any) -> None:
         for a in page["alternatives"]:
             table.add_row(a["name"], a["quality"], a["upfront"], a["query"], a["month"], a["total"], a["pays"])
         _print_table(console, table)
+        for a in page["alternatives"]:
+            if "no price by the token" in a["note"]:
+                _say(console, f"{a['name']}: {a['note']}", "dim", "", "  ")
     if page["bills"]:
         table = _table("\nA month on rented machines", "serving", "bill", "always on", "batch", "busy")
         for bill in page["bills"]:

@@ -527,7 +527,9 @@ def _assumptions(question: Question, training: Machine | None, rows: Sequence[Op
         said += training.cost.assumptions
     if rows:
         rate = rows[0].option.rate
-        said.append(f"tokens: ${rate.input:g} and ${rate.output:g} for 1 million read and written ({rate.source})")
+        said.append(
+            f"tokens: {usd_words(rate.input)} and {usd_words(rate.output)} for 1 million read and written ({rate.source})"
+        )
         said.append(
             "the tuned model is billed by the token like its base" if question.serving == "token"
             else f"the tuned model runs on rented machines, {question.serving}; peak hour {question.peak:g} times the mean"

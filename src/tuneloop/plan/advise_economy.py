@@ -44,6 +44,7 @@ DISTIL = {
     "llama-3.3-70b": "llama-3.1-8b",
     "llama-3.1-70b": "llama-3.1-8b",
 }
+RENTED = "served on rented machines"
 LARGER = {"llama-3.1-8b": "llama-3.3-70b", "llama-3-8b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-405b"}
 
 
@@ -212,7 +213,7 @@ def options_of(
     dearer = rate_of(question, prices, larger) if larger else None
     if larger and dearer:
         options.append(Option(f"larger model ({larger})", baseline, answer, dearer, note=f"tokens at {dearer.source}"))
-    served, monthly = (TokenRate(0, 0, "own machine"), bill.usd) if bill else (rate, 0.0)
+    served, monthly = (TokenRate(0, 0, RENTED), bill.usd) if bill else (rate, 0.0)
     for method in METHODS:
         training = trained.get(method)
         if training is None or training.cost is None:
@@ -222,10 +223,15 @@ def options_of(
             Option(
                 {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}[method],
                 tuned_prompt, answer, served, training.cost.usd, monthly + _upkeep(question, training), quality,
-                f"{_run_words(training)}; tokens at {served.source}",
+                f"{_run_words(training)}; {_billed(served)}",
             )
         )  # fmt: skip
     return options + _distilled(question, prices, tuned_prompt, answer)
+
+
+def _billed(rate: TokenRate) -> str:
+    """How an alternative's queries are billed, in words."""
+    return rate.source if RENTED in rate.source else f"tokens at {rate.source}"
 
 
 def _upkeep(question: Question, training: Machine) -> float:
@@ -255,11 +261,11 @@ def _distilled(question: Question, prices: PriceTable, prompt: float, answer: fl
         bill = bills(student, prices, prompt).get(mode)
         if bill is None:
             return []
-        rate, monthly = TokenRate(0, 0, f"own machine, {mode}"), bill.usd
+        rate, monthly = TokenRate(0, 0, f"no price by the token is known; {RENTED} ({mode})"), bill.usd
     writing = (question.rows or 0) * teacher.usd_per_query(question.baseline_prompt_tokens or prompt, answer)
     note = (
         f"LoRA on {smaller}: {_run_words(training)}; {question.rows or 0:,} answers written by {question.model}; "
-        f"tokens at {rate.source}"
+        f"{_billed(rate)}"
     )
     upfront, monthly = training.cost.usd + writing, monthly + _upkeep(question, training)
     return [Option(f"distil into {smaller}", prompt, answer, rate, upfront, monthly, None, note)]

@@ -11,6 +11,8 @@ from tuneloop.report.advise_charts import cost_chart, dollars, quality_chart, to
 from tuneloop.report.charts import chart_pair, short
 from tuneloop.report.facts import count, figure, gib, minutes, usd
 from tuneloop.report.html import page_template
+from tuneloop.report.plan_terminal import shown_parts
+from tuneloop.words import usd_words
 
 METHODS = {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
 ANSWERS = {"dont": "Don't fine-tune", "prompt": "Prompt first", "tune": "Fine-tune"}
@@ -56,6 +58,7 @@ def page_of_advice(advice: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "trainings": [_training(name, t) for name, t in advice["trainings"].items()],
         "breakdown": _breakdown(advice),
+        "until_kept": _until_kept(advice),
         "assumptions": advice["assumptions"],
     }
 
@@ -73,7 +76,7 @@ def _figures(advice: Mapping[str, Any], chosen: Mapping[str, Any] | None, months
     training = advice["trainings"].get(advice["method"])
     if training and training["cost"]:
         cost = training["cost"]
-        found.append(("cost in all", dollars(cost["p50"]), f"{dollars(cost['low'])} to {dollars(cost['p90'])}"))
+        found.append(("cost, expected", usd_words(cost["usd"]), f"one time in ten more than {usd_words(cost['p90'])}"))
         found.append(("one run", minutes(training["hours"] * 60), f"{training['gpus']} x {training['gpu']}"))
     if chosen:
         days = chosen["break_even_days"]
@@ -104,7 +107,7 @@ def _alternative(row: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> dic
         "name": row["name"],
         "quality": figure(row["quality"], metric) if row["quality"] is not None else "unknown",
         "upfront": dollars(row["upfront_usd"]),
-        "query": usd(row["usd_per_1000_queries"]),
+        "query": usd_words(row["usd_per_1000_queries"]),
         "month": dollars(row["usd_per_month"]),
         "total": dollars(row["total_usd"]),
         "pays": _pays(row),
@@ -144,11 +147,23 @@ def _training(name: str, t: Mapping[str, Any]) -> tuple[str, str, str, str, str]
     )  # fmt: skip
 
 
-def _breakdown(advice: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """(item, dollars, share) of the advised method's expected cost."""
+def _breakdown(advice: Mapping[str, Any]) -> list[tuple[str, str, str, float]]:
+    """(part, how it comes about, dollars, share) of the advised method's expected cost."""
     training = advice["trainings"].get(advice["method"])
     if not training or not training["cost"]:
         return []
-    items = training["cost"]["breakdown"]
+    items = shown_parts(training["cost"])
     whole = sum(items.values()) or 1.0
-    return [(name, usd(value), value / whole) for name, value in items.items()]
+    why = training["cost"]["explained"]
+    return [(name, why[name], usd_words(value), value / whole) for name, value in items.items()]
+
+
+def _until_kept(advice: Mapping[str, Any]) -> str:
+    """What several runs cost in all, where one is counted."""
+    training = advice["trainings"].get(advice["method"])
+    kept = training["cost"]["until_kept"] if training and training["cost"] else None
+    return (
+        f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(kept['usd'])} in all."
+        if kept
+        else ""
+    )

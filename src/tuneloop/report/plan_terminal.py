@@ -80,13 +80,19 @@ def _print_time_and_cost(plan: Mapping[str, Any]) -> None:
         print("\n".join(cost_lines(cost)))
 
 
+def shown_parts(cost: Mapping[str, Any]) -> dict[str, float]:
+    """The parts of a cost that are worth a line: half a cent, or a hundredth of the total."""
+    least = min(0.005, 0.01 * cost["usd"])
+    return {name: usd for name, usd in cost["breakdown"].items() if usd >= least and usd > 0}
+
+
 def cost_lines(cost: Mapping[str, Any]) -> list[str]:
     """A cost in words, as `plan` and `advise` both print it: the total, its parts that add up to it, and what several runs cost.
 
     Args:
         cost: as `plan.json` and an advice hold it.
     """
-    shown = {name: usd for name, usd in cost["breakdown"].items() if usd >= min(0.005, 0.01 * cost["usd"]) > 0}
+    shown = shown_parts(cost)
     width = max((len(usd_words(usd)) for usd in shown.values()), default=0)
     spread = (
         f"; one time in ten more than {usd_words(cost['p90'])}"

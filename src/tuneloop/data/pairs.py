@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuneloop.data.short_texts import SHORT, short_similarity, without_courtesies
+from tuneloop.data.short_texts import COMPARED, SHORT, short_similarity, without_courtesies
 from tuneloop.data.sketches import (
     BUCKET,
     CACHED,
@@ -55,7 +55,7 @@ BATCH = 2048  # pairs that are compared at once
 MANY = 32  # candidates of a row up to which it is compared with all
 FULL = 8 * BUCKET  # as BUCKET, of the rows of a bucket up to which all pairs in it are looked at
 SLOT_BITS = 25  # of the table that looks for keys in common: 160 MiB at most
-SHORT_CHARACTERS = 16 * SHORT  # from which on no text is looked at as a short one
+COMPARED_CHARACTERS = 16 * COMPARED  # from which on the meanings of similar texts are not compared
 _AT_ONCE = 1 << 20  # candidates that are looked at at once
 
 
@@ -260,8 +260,8 @@ def verify(batch: Batch, comparing: Comparing) -> Verified:
     numbers: dict[str, int] = {}
     apart = np.array([numbers.setdefault(t.apart, len(numbers)) for t in texts], dtype=np.int64)
     together = apart[place[found, 0]] == apart[place[found, 1]]
-    short = np.array([len(t.prompt) <= SHORT_CHARACTERS for t in texts], dtype=bool)
-    for pair in np.flatnonzero(together & short[place[found]].all(axis=1)).tolist():
+    compared = np.array([len(t.prompt) <= COMPARED_CHARACTERS for t in texts], dtype=bool)
+    for pair in np.flatnonzero(together & compared[place[found]].all(axis=1)).tolist():
         a, b = (shape_of(texts[i]) for i in place[found[pair]].tolist())
         together[pair] = may_be_copies(a, b)
     return found, asked[found], whole[found], together

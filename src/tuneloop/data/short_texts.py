@@ -10,6 +10,7 @@ another number, a "not", the same words in another order (Zhang et al. 2019, PAW
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -17,6 +18,7 @@ from tuneloop.data.language import detect_language
 from tuneloop.data.words import LANGUAGES, frequency, known_words
 
 SHORT = 12  # words up to which texts are compared here: from some 30 letters on, Jaccard similarity sees past one typo
+COMPARED = 50  # words up to which similar texts are asked whether they mean the same
 _LETTERS = 4  # of the longer of two words that may be one: shorter ones are mostly other words, codes or currencies
 _RARE = 100  # times as often as a word must another one occur for the first to be its misspelling: "cyst" of "cost", not "lost"
 
@@ -99,36 +101,44 @@ def short_similarity(a: Sequence[str], b: Sequence[str], texts: tuple[str, str])
 
 
 def same_meaning(a: Sequence[str], b: Sequence[str], texts: tuple[str, str]) -> bool:
-    """Whether two similar texts may say the same: False where short ones differ in a number, a negation, an opposite, a name, or in who does what.
+    """Whether two similar texts may say the same: False where they differ in a negation, an opposite, or in who does what.
 
-    A typo, a courtesy, another form of a word ("card", "cards") or a clause that is moved to the front changes nothing.
+    In short texts also where a number or a name differs; longer ones with numbers of their own are mostly filled-in templates. A typo, a
+    courtesy, another form of a word ("card", "cards") or a clause that is moved to the front changes nothing.
 
     Args:
         a, b: folded words of two texts that are alike.
         texts: as they stand.
     """
-    if max(len(a), len(b)) > SHORT or a == b:
+    if max(len(a), len(b)) > COMPARED or a == b:
         return True
     one, other = without_courtesies(a), without_courtesies(b)
-    if [word for word in one if _DIGIT.search(word)] != [word for word in other if _DIGIT.search(word)]:
+    short = max(len(a), len(b)) <= SHORT
+    if short and [word for word in one if _DIGIT.search(word)] != [word for word in other if _DIGIT.search(word)]:
         return False
     if short_similarity(a, b, texts) > 0:
         return True
-    if _negations(one) != _negations(other):
+    if _differ_in_a_negation(one, other):
         return False
     if len(one) != len(other):
         return True
-    differing = [(u, v) for u, v in zip(one, other, strict=True) if u != v]
     if sorted(one) == sorted(other):
-        return not _is_swap(one, other)
-    return not any(_are_opposites(u, v) for u, v in differing) and not (
-        len(differing) == 1 and all(map(_looks_like_a_name, texts, differing[0]))
-    )
+        return one == other or not _is_swap(one, other)
+    differing = [(u, v) for u, v in zip(one, other, strict=True) if u != v]
+    if any(_are_opposites(u, v) for u, v in differing):
+        return False
+    return not (short and len(differing) == 1 and all(map(_looks_like_a_name, texts, differing[0])))
 
 
-def _negations(words: Sequence[str]) -> int:
-    """How many there are, with a backtick for an apostrophe, too."""
-    return sum(word.replace("`", "") in _NEGATIONS for word in words)
+def _differ_in_a_negation(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether one text has a "not" more, with a backtick for an apostrophe, too; a misspelt one counts as one."""
+    here, there = Counter(one), Counter(other)
+    lone = [list((here - there).elements()), list((there - here).elements())]
+    negations = [[word for word in words if word.replace("`", "") in _NEGATIONS] for words in lone]
+    if len(negations[0]) == len(negations[1]):
+        return False
+    pairs = ((word, partner) for i in (0, 1) for word in negations[i] for partner in lone[1 - i])
+    return not any(one_edit_apart(word, partner) and partner not in known_words("en") for word, partner in pairs)
 
 
 def _are_opposites(u: str, v: str) -> bool:

@@ -17,13 +17,14 @@ SOURCE = ROOT / "src" / "tuneloop"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 STAGES = {"data", "plan", "train", "evaluate", "artifacts", "report", "track"}
-BASE = {"", "types", "words", "files", "machine"}  # "" is the package itself: its version
+BASE = {"", "types", "words", "files", "records", "machine"}  # "" is the package itself: its version
 # What a part may import besides itself. A stage gets what it needs of another one as a value or a function.
 ALLOWED: dict[str, set[str]] = {
     "": {"train", "asking"},  # for type checkers, of `from tuneloop import train`
     "types": set(),
     "words": set(),
     "files": {"types"},
+    "records": {"types", "files"},
     "machine": {"", "types", "files"},
     "models": BASE,
     **{stage: BASE | {"models"} for stage in STAGES},

@@ -340,3 +340,31 @@ def test_a_folder_made_for_work_that_fails_at_once_goes_again(tmp_path: Path) ->
     with pytest.raises(RuntimeError), lock_folder(folder.parent):
         raise RuntimeError
     assert (folder / "results.json").exists(), "what was there before, or is worth something, stays"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    ["1" * 6000, "[" * 4000 + "]" * 4000, "inf", "nan", "1" * 600],
+    ids=["digits", "nested", "inf", "nan", "large"],
+)
+def test_odd_values_are_refused_in_words(raw: str, tmp_path: Path) -> None:
+    from tuneloop.recipe import Recipe
+
+    with pytest.raises(UserError) as error:
+        build_config(Recipe, {}, [f"train.epochs={raw}"])
+    assert "train.epochs" in str(error.value) and len(str(error.value)) < 400
+    if raw not in ("inf", "nan"):
+        (tmp_path / "r.yaml").write_text(f"seed: {raw}\n")
+        with pytest.raises(UserError) as error:
+            build_config(Recipe, read_yaml(tmp_path / "r.yaml"), where="r.yaml")
+        assert len(str(error.value)) < 400
+
+
+def test_a_user_without_a_home_has_a_place_for_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuneloop import files
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(files.Path, "home", staticmethod(nobody))
+    assert files.home().parent.is_dir()

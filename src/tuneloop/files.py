@@ -22,10 +22,18 @@ from tuneloop.types import UserError
 class Config(BaseModel):
     """Base of every configuration record: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)
+
+
+def home() -> Path:
+    """The user's home folder; of a user without one, as in some containers, a folder among the temporary files."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"tuneloop-{os.getuid()}"
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -165,9 +173,9 @@ def read_json(path: Path | str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("No such file", where=str(path), next_step="check the path") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"Not valid JSON: {error}", where=str(path), next_step="delete the file and run its stage again"
+            f"Not valid JSON: {_odd_value(error)}", where=str(path), next_step="delete the file and run its stage again"
         ) from None
 
 
@@ -185,9 +193,9 @@ def read_jsonl(path: Path | str) -> list[Any]:
                 if line.strip():
                     try:
                         records.append(json.loads(line))
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         raise UserError(
-                            f"Not valid JSON: {error}",
+                            f"Not valid JSON: {_odd_value(error)}",
                             where=f"{path}:{number}",
                             next_step="delete the file and run its stage again",
                         ) from None
@@ -230,6 +238,10 @@ def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
     except OSError as error:
         raise UserError(
             f"Can't read the {what}: {error.strerror}", where=str(path), next_step="check the path"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"Can't read the {what}: {_odd_value(error)}", where=str(path), next_step="correct that value"
         ) from None
     if not isinstance(value, dict):
         raise UserError(
@@ -279,11 +291,33 @@ def build_config(
             value = _text(raw) if _is_text(cls, key) else _scalar(raw)
         except yaml.YAMLError:
             value = raw
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"Can't read the value of {key}: {_odd_value(error)}",
+                where=f"the command line: {raw[:40]} ...",
+                next_step=f"set {key}=... to a valid value",
+            ) from None
         _set(tree, key, value, cls, "the command line")
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
         raise _config_error(cls, error, where) from None
+
+
+def _short(value: object, most: int = 80) -> str:
+    """A value as it is shown in a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def _odd_value(error: Exception) -> str:
+    """Why YAML or JSON can't be read that has no syntax error."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "a number of thousands of digits" if "digits" in str(error) else str(error)
 
 
 def _is_text(cls: type[BaseModel], key: str) -> bool:
@@ -362,7 +396,7 @@ def _config_error(cls: type[Config], error: ValidationError, where: str) -> User
     got = first.get("input")
     if isinstance(got, Mapping) and first["type"] == "value_error":  # settings that don't go together
         return UserError(message, where=where or key, next_step="change one of the settings that it names")
-    shown = f", got {got!r}" if isinstance(got, str | int | float | bool | type(None)) else ""
+    shown = f", got {_short(got)}" if isinstance(got, str | int | float | bool | type(None)) else ""
     return UserError(
         f"Bad value for {key!r}: {message}{shown}", where=where, next_step=f"set {key}=... to a valid value"
     )

@@ -41,9 +41,11 @@ class Recipe(Config):
     """One job from raw examples to a measured adapter."""
 
     version: Literal[1] = 1
-    name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the job and its data set")
+    name: str = Field(
+        "job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="name of the job and its data set"
+    )
     model: str = Field("smollm2-135m", description="short name, hub name or folder of the base model")
-    seed: int = Field(0, ge=0, description="seed of every random choice")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
     max_minutes: float | None = Field(
         None,
         gt=0,

@@ -51,6 +51,11 @@ class Message(TypedDict, total=False):
     weight: float
 
 
+def _is_message(value: object) -> bool:
+    """Whether a JSON value is a `Message`."""
+    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
 @dataclass(frozen=True)
 class Row:
     """One record of a split: a conversation that ends with the assistant turn to learn.
@@ -107,14 +112,24 @@ class Row:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Row:
-        """The inverse of `to_json`."""
-        return Row(
-            id=record["id"],
-            messages=list(record["messages"]),
-            label=record.get("label"),
-            tools=list(record.get("tools", ())),
-            meta=dict(record.get("meta", {})),
-        )
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: it is no row; the message says why.
+        """
+        if not isinstance(record, Mapping):
+            raise ValueError("it is no JSON object")
+        name, messages, label = record.get("id"), record.get("messages"), record.get("label")
+        tools, meta = record.get("tools", []), record.get("meta", {})
+        if not isinstance(name, str) or not name:
+            raise ValueError("its id is no text")
+        if not isinstance(messages, list) or not all(map(_is_message, messages)) or not messages:
+            raise ValueError("its messages are no list of {role, content}")
+        if not (label is None or isinstance(label, str)):
+            raise ValueError("its label is no text")
+        if not isinstance(tools, list) or not isinstance(meta, Mapping):
+            raise ValueError("its tools are no list, or its meta is no object")
+        return Row(id=name, messages=messages, label=label, tools=tools, meta=dict(meta))
 
 
 @dataclass(frozen=True)

@@ -575,8 +575,43 @@ def test_damaged_neighbours_do_not_stop_the_search(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{")
     write_json(tmp_path / "w" / "eval.json", {"dataset": "other"})
     (tmp_path / "w" / "samples.jsonl").write_text('{"id": \n')
-    assert made(tmp_path, folder) == {}
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "dataset.json").write_text('{"version": 1, "splits": []}')
+    assert made(tmp_path, folder) == {("data set", "v"): None, ("data set", "x"): None}  # nobody knows what they hold
     assert json.loads((folder / "dataset.json").read_text())["version"] == 1
+    assert forget(folder, Matcher("anna berg"), runs_root=tmp_path).rows > 0
+    assert "anna berg" not in "".join(path.read_text() for path in folder.glob("*.jsonl")).lower()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "test.jsonl").unlink(),
+        lambda folder: ((folder / "test.jsonl").unlink(), (folder / "test.jsonl").mkdir()),
+        lambda folder: (folder / "test.jsonl").open("a").write('{"id": "zz", "messages": 5}\n'),
+        lambda folder: (folder / "val.jsonl").open("a").write("[1]\n"),
+        lambda folder: (folder / "repairs.jsonl").write_text("nonsense\n"),
+        lambda folder: write_json(folder / "dataset.json", {**read_json(folder / "dataset.json"), "mix": {"by": 5}}),
+        lambda folder: write_json(folder / "dataset.json", {**read_json(folder / "dataset.json"), "config": {"x": 1}}),
+    ],
+    ids=["no split", "a folder", "a wrong row", "no row", "a damaged account", "a wrong mix", "another config"],
+)
+def test_what_can_not_be_finished_is_not_begun(tmp_path: Path, damage: Any) -> None:
+    folder = with_anna(tmp_path / "a")
+    damage(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
+    with pytest.raises(UserError) as error:
+        forget(folder, Matcher("anna berg"), runs_root=tmp_path)
+    assert error.value.next_step
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
+    assert after == before and [path.name for path in folder.iterdir() if "rehearsal" in path.name] == []
+
+
+def test_an_expression_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuneloop.data.match.SEARCH_SECONDS", 0.05)
+    with pytest.raises(UserError, match="takes more than"):
+        Matcher("(.*a){12}b", regex=True).finds({"text": "a" * 3000})
+    assert Matcher("a{3}!", regex=True).finds({"text": "a" * 3000 + "!"})
 
 
 def test_the_journal_is_named_nowhere_else() -> None:

@@ -601,7 +601,7 @@ def test_an_incomplete_or_changed_data_set_is_not_loaded(tmp_path: Path) -> None
         load_dataset(out)
     assert {row.label for row in load_dataset(out, verify=False).test} <= {f"lebel_{n}" for n in range(4)}
     (out / "test.jsonl").write_text('{"x": 1}\n')
-    with pytest.raises(UserError, match="no row"):
+    with pytest.raises(UserError, match="Not a row"):
         list(load_dataset(out, verify=False).test)
     (out / "test.jsonl").unlink()
     with pytest.raises(UserError, match="missing"):

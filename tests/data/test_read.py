@@ -7,6 +7,7 @@ import datetime
 import gzip
 import importlib
 import io
+import itertools
 import json
 import lzma
 import os
@@ -863,3 +864,52 @@ def test_files_of_no_known_suffix_can_be_made_sources(tmp_path: Path) -> None:
     (tmp_path / "x").write_text('{"a": 1}\n')
     file = SourceFile(tmp_path / "x", "mine", "jsonl")
     assert [item.source for item in read_file(file)] == ["mine"]
+
+
+# --- files that grow when they are unpacked --------------------------------------------------------
+
+
+def packed(kind: str, path: Path, megabytes: int) -> Path:
+    """A small file of blank lines, braces or one value, that grows to so many MiB."""
+    import gzip
+    import lzma
+
+    if kind == "parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        table = arrow.table({"text": ["x" * (1 << 20)] * megabytes, "label": ["a"] * megabytes})
+        parquet.write_table(table, path / "rows.parquet")
+        return path / "rows.parquet"
+    opened = {"gz": gzip.open, "xz": lzma.open}[kind.partition(" ")[0]]
+    file = path / f"rows.jsonl.{kind.partition(' ')[0]}"
+    with opened(file, "wb") as stream:
+        for _ in range(megabytes):
+            stream.write((b"{" if "braces" in kind else b"\n") * (1 << 20))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["gz lines", "gz braces", "xz lines", "parquet"])
+def test_what_grows_a_thousandfold_is_refused_before_it_fills_the_memory(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneloop.data.sources.chunks.SMALL", 4 << 20)
+    file = packed(kind, tmp_path, 20)
+    (found,) = find_files([str(file)])
+    with pytest.raises(UserError, match="grows more than 200 times") as error:
+        list(read_file(found))
+    assert "data.max_expansion" in error.value.next_step
+    (allowed,) = find_files([str(file)], max_expansion=1e6)
+    if kind == "parquet":
+        assert len(list(read_file(allowed))) == 20
+    monkeypatch.setattr("tuneloop.data.sources.chunks.SMALL", 1 << 30)
+    assert list(itertools.islice(read_file(found), 1)) or "lines" in kind  # what stays small is read
+
+
+def test_a_row_of_a_table_that_is_longer_than_any_line_may_be_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("tuneloop.data.sources.parse.MAX_LINE", 1000)
+    parquet.write_table(arrow.table({"text": ["short", "x" * 2000]}), tmp_path / "rows.parquet")
+    good, bad = read_records([str(tmp_path / "rows.parquet")])
+    assert isinstance(bad, Reject) and (bad.reason, bad.line) == ("line_too_long", 2)
+    assert not isinstance(good, Reject)

@@ -8,7 +8,12 @@ from pydantic import Field, field_validator, model_validator
 
 from tuneloop.files import Config
 
-NO_CONTENT = {"workers", "engine", "allow_errors"}  # settings of PrepareConfig that change nothing in a data set
+NO_CONTENT = {
+    "workers",
+    "engine",
+    "allow_errors",
+    "max_expansion",
+}  # settings of PrepareConfig that change nothing in a data set
 
 
 def _off(value: object) -> object:
@@ -169,6 +174,11 @@ class PrepareConfig(Config):
     )
     workers: int | None = Field(
         None, ge=1, description="processes; default: one a core; the result is the same for any number"
+    )
+    max_expansion: float = Field(
+        200.0,
+        gt=1,
+        description="times its size that a packed file (gz, zst, parquet ...) may grow before it is refused",
     )
     limit_per_label: int | None = Field(None, ge=1, description="keep at most this many training rows a label")
     limit: int | None = Field(None, ge=1, description="read at most this many records")

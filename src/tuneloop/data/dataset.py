@@ -14,10 +14,9 @@ from typing import Any, overload
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.split import SPLITS, key64
-from tuneloop.files import content_hash, read_json, read_jsonl, sha256_file
+from tuneloop.files import content_hash, read_jsonl, sha256_file
+from tuneloop.records.dataset import AGAIN, MANIFEST, read_manifest
 from tuneloop.types import Dataset, Row, UserError
-
-MANIFEST = "dataset.json"
 
 
 def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprint: str = "") -> str:
@@ -128,6 +127,26 @@ def label_counts(rows: Sequence[Row]) -> dict[str, int]:
     return dict(sorted(Counter(row.label for row in rows if row.label is not None).items()))
 
 
+def read_rows(path: Path, records: Iterable[Any]) -> list[Row]:
+    """The rows of a split's file.
+
+    Args:
+        path: of the file, for messages.
+        records: what its lines hold.
+
+    Raises:
+        UserError: a record is no row; its line is named.
+    """
+    rows = []
+    for number, record in enumerate(records, 1):
+        try:
+            rows.append(row := Row.from_json(record))
+            int(row.id, 16)  # hashes of data sets are made of it
+        except ValueError as error:
+            raise UserError(f"Not a row: {error}", where=f"{path}:{number}", next_step=AGAIN) from None
+    return rows
+
+
 class RowFile(Sequence[Row]):
     """The rows of a split's file, read as a whole when they are first looked at; their number is known before.
 
@@ -146,13 +165,9 @@ class RowFile(Sequence[Row]):
         Raises:
             UserError: the file can't be read, or holds what is no row.
         """
-        again = "run `tuneloop prepare` again"
         if not self.path.is_file():
-            raise UserError("A split of the data set is missing", where=str(self.path), next_step=again)
-        try:
-            return [Row.from_json(record) for record in read_jsonl(self.path)]
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError("The split holds a record that is no row", where=str(self.path), next_step=again) from None
+            raise UserError("A split of the data set is missing", where=str(self.path), next_step=AGAIN)
+        return read_rows(self.path, read_jsonl(self.path))
 
     def __len__(self) -> int:
         return self.size
@@ -192,23 +207,14 @@ def load_dataset(path: Path | str, *, verify: bool = True) -> Dataset:
     folder = Path(path)
     if folder.name == MANIFEST:
         folder = folder.parent
-    if not (folder / MANIFEST).is_file():
-        raise UserError(
-            "No complete data set here",
-            where=str(folder),
-            next_step=f"`tuneloop prepare` writes {MANIFEST} when it is done",
-        )
-    again = "run `tuneloop prepare` again"
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("version") != 1 or not isinstance(manifest.get("splits"), dict):
-        raise UserError("Not a data set of this version", where=str(folder / MANIFEST), next_step=again)
+    manifest = read_manifest(folder)
     splits: dict[str, RowFile] = {}
     for split in SPLITS:
-        about = manifest["splits"].get(split, {})
-        file = folder / str(about.get("path", f"{split}.jsonl"))
+        about = manifest["splits"][split]
+        file = folder / (about.get("path") or f"{split}.jsonl")
         if not file.is_file():
-            raise UserError("A split of the data set is missing", where=str(file), next_step=again)
-        if verify and sha256_of_source(file) != about.get("sha256"):
-            raise UserError("The split was changed after it was prepared", where=str(file), next_step=again)
-        splits[split] = RowFile(file, int(about.get("rows", 0)))
+            raise UserError("A split of the data set is missing", where=str(file), next_step=AGAIN)
+        if verify and sha256_of_source(file) != about["sha256"]:
+            raise UserError("The split was changed after it was prepared", where=str(file), next_step=AGAIN)
+        splits[split] = RowFile(file, about["rows"])
     return Dataset(str(folder), manifest, splits["train"], splits["val"], splits["test"])

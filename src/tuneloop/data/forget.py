@@ -7,20 +7,23 @@ import datetime
 import itertools
 import json
 import os
+import shutil
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.data import language
-from tuneloop.data.dataset import MANIFEST, dataset_hash, label_counts, token_statistics
+from tuneloop.data.dataset import dataset_hash, label_counts, read_rows, token_statistics
 from tuneloop.data.lineage import dataset_folder, read_lines, read_manifest, split_files
 from tuneloop.data.match import NO_TEXT, Matcher
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.refine import LANGUAGES_EVERY, asked_text, counted
 from tuneloop.data.split import SPLITS
 from tuneloop.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
+from tuneloop.records.dataset import AGAIN, MANIFEST
 from tuneloop.types import Dataset, Reject, Row, UserError
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 JOURNAL = ".forgetting.json"  # the manifest while a data set is being rewritten
 # Each line is a row or a record; lines of other files only tell of some: repairs, duplicates, labels that look wrong.
 ROW_FILES = (*(f"{split}.jsonl" for split in SPLITS), GENERAL_FILE, "rejects.jsonl")
+LOOK = "look yourself whether it holds the rows, and mend or delete it"
 DEPTH = 4  # folders below the root in which data sets and runs are looked for
 
 
@@ -142,7 +146,7 @@ def _in_sources(manifest: Mapping[str, Any], match: Matcher) -> Iterator[tuple[O
     from tuneloop.data.formats import FormatGuess, with_whole_texts
     from tuneloop.data.sources.read import read_records
 
-    form = manifest.get("format", {})
+    form = manifest.get("format") or {}
     guess = FormatGuess(str(form.get("name", "")), dict(form.get("columns", {})), "")
     for about in manifest.get("sources", []):
         path = Path(str(about.get("path", "")))
@@ -161,7 +165,7 @@ def personal_settings(dataset: Path | str) -> PersonalConfig:
 
     folder = dataset_folder(dataset)
     manifest = _quiet_json(folder / MANIFEST) or _quiet_json(folder / JOURNAL).get("manifest", {})
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, AttributeError):  # of another version, or no mapping
         return PersonalConfig.model_validate(manifest.get("config", {}).get("personal", {}))
     return PersonalConfig()
 
@@ -269,7 +273,11 @@ def descendants(found: Found, match: Matcher, root: Path | str = ".") -> list[De
     made: list[Descendant] = []
     for folder in folders:
         if (folder / MANIFEST).is_file() and folder.resolve() != found.folder.resolve():
-            child = _dataset_child(folder, found, match, names)
+            try:
+                child = _dataset_child(folder, found, match, names)
+            except UserError as error:
+                made.append(Descendant("data set", str(folder), "", None, f"can't be read: {error.what}", LOOK))
+                continue
             if child is not None:
                 made.append(child)
                 own = _names(_quiet_json(folder / MANIFEST))
@@ -277,7 +285,7 @@ def descendants(found: Found, match: Matcher, root: Path | str = ".") -> list[De
                 taught = taught | own if _count(folder / "train.jsonl", found.ids, match) else taught
     for folder in folders:
         run = _quiet_json(folder / "run.json")
-        dataset = {run.get(key) for key in ("dataset", "data_id", "dataset_hash")}
+        dataset = {str(run.get(key)) for key in ("dataset", "data_id", "dataset_hash")}
         if dataset & taught:
             advice = "train again on the new data set, or delete it: weights can remember rows"
             made.append(Descendant("run", str(folder), str(run.get("id", "")), None, "trained on them", advice))
@@ -289,7 +297,7 @@ def descendants(found: Found, match: Matcher, root: Path | str = ".") -> list[De
         if not evaluation:
             continue
         rows = _count(folder / "samples.jsonl", found.ids, match)
-        if rows or evaluation.get("dataset") in names:
+        if rows or str(evaluation.get("dataset")) in names:
             why = f"quotes {rows} of the rows" if rows else "measured on the data set as it was"
             advice = (
                 "delete it, or evaluate again on the new data set" if rows else "its figures stay good for that one"
@@ -313,6 +321,7 @@ def _names(manifest: Mapping[str, Any]) -> set[str]:
     """Ids and hash that a data set has and had."""
     names = {manifest.get("id"), manifest.get("hash")}
     forgotten = manifest.get("forgotten") or {}
+    forgotten = forgotten if isinstance(forgotten, dict) else {}
     for one in [forgotten, *forgotten.get("earlier", [])]:
         names |= {one.get("was"), one.get("was_hash")}
     return {str(name) for name in names if name}
@@ -327,9 +336,7 @@ def _quiet_json(path: Path) -> dict[str, Any]:
 
 
 def _dataset_child(folder: Path, found: Found, match: Matcher, ids: Collection[str]) -> Descendant | None:
-    manifest = _quiet_json(folder / MANIFEST)
-    if not isinstance(manifest.get("splits"), dict):
-        return None
+    manifest = read_manifest(folder)[1]
     files = [*split_files(folder, manifest).values(), folder / "rejects.jsonl"]
     rows = sum(_count(path, found.ids, match) for path in files)
     named = bool(_names(manifest) & set(ids)) or (bool(found.hits) and _names_folder(manifest, found.folder))
@@ -352,7 +359,7 @@ def _names_folder(manifest: Mapping[str, Any], folder: Path) -> bool:
 def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
     """Rows of a file with one of the ids, or that match."""
     n = 0
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError, OSError):
         for _, record in _records(path):
             n += record.get("id") in ids or any(_matches(path.name, record, match))
     return n
@@ -429,15 +436,57 @@ def forget(
                 where=str(folder / MANIFEST),
                 next_step="delete the rows from its sources and run `tuneloop prepare` again",
             ) from None
+        when = today or datetime.date.today()
         with user_errors_of_the_disk(folder):
             if not found.resumed:
+                _rehearse(found, match, config, measure, when)
                 write_json(folder / JOURNAL, {"match_hash": match.hash, "manifest": found.manifest})
                 (folder / MANIFEST).unlink()
             files = _remove(found)
-            manifest = _manifest_after(found, match, config, measure, checks, today or datetime.date.today())
+            manifest = _manifest_after(found, match, config, measure, checks, when)
             write_json(folder / MANIFEST, manifest)
             (folder / JOURNAL).unlink()
     return Forgotten(found, manifest["forgotten"]["rows"], old_id, manifest["id"], made, [*files, MANIFEST])
+
+
+def _rehearse(
+    found: Found,
+    match: Matcher,
+    config: PrepareConfig,
+    measure: Callable[[Row], Measured] | None,
+    today: datetime.date,
+) -> None:
+    """Do all of it in a folder beside, on links to the files: what can't be finished leaves the data set as it was.
+
+    Raises:
+        UserError: a file is missing or damaged, or the manifest does not fit its files.
+    """
+    for split, path in split_files(found.folder, found.manifest).items():
+        if not path.is_file():
+            raise UserError(f"The {split} split is missing: nothing was removed", where=str(path), next_step=AGAIN)
+    with tempfile.TemporaryDirectory(dir=found.folder, prefix=".rehearsal-") as place:
+        beside = Path(place)
+        for path in found.folder.iterdir():
+            if path.is_file():
+                _link(path, beside / path.name)
+        rehearsed = replace(found, folder=beside)
+        _remove(rehearsed)
+        try:
+            _manifest_after(rehearsed, match, config, measure, lambda dataset: [], today)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"The data set's manifest does not fit its files ({type(error).__name__}: {error}): nothing was removed",
+                where=str(found.folder / MANIFEST),
+                next_step="delete the rows from its sources and run `tuneloop prepare` again",
+            ) from None
+
+
+def _link(path: Path, beside: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(path, beside)
+    except OSError:
+        shutil.copyfile(path, beside)
 
 
 def _remove(found: Found) -> list[str]:
@@ -481,7 +530,7 @@ def _rewrite(path: Path, lines: Iterable[bytes]) -> str:
 
 
 def _rows(path: Path) -> list[Row]:
-    return [Row.from_json(record) for _, record in _records(path)]
+    return read_rows(path, (record for _, _, record in read_lines(path)))
 
 
 def _manifest_after(

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneloop.data.checks.drift import holm
-from tuneloop.data.dataset import MANIFEST
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.split import SPLITS, normalised, prompt_key
-from tuneloop.files import read_json
+from tuneloop.records import dataset as manifests
+from tuneloop.records.dataset import MANIFEST
 from tuneloop.types import Row, UserError
 
 
@@ -33,18 +33,7 @@ def read_manifest(path: Path | str) -> tuple[Path, dict[str, Any]]:
         UserError: no complete data set there, or one of another version.
     """
     folder = dataset_folder(path)
-    if not (folder / MANIFEST).is_file():
-        raise UserError(
-            "No complete data set here",
-            where=str(path),
-            next_step=f"`tuneloop prepare` writes {MANIFEST} when it is done",
-        )
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("version") != 1 or not isinstance(manifest.get("splits"), dict):
-        raise UserError(
-            "Not a data set of this version", where=str(folder / MANIFEST), next_step="run `tuneloop prepare` again"
-        )
-    return folder, manifest
+    return folder, manifests.read_manifest(folder)
 
 
 def split_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Path]:
@@ -66,7 +55,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes, Any]]:
                 if line.strip():
                     try:
                         yield offset, line, json.loads(line)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         raise UserError(
                             f"Not valid JSON: {error}",
                             where=f"{path}:{number}",
@@ -76,6 +65,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes, Any]]:
     except FileNotFoundError:
         raise UserError(
             "A file of the data set is missing", where=str(path), next_step="run `tuneloop prepare` again"
+        ) from None
+    except OSError as error:  # a folder, or no permission
+        raise UserError(
+            f"Can't read a file of the data set: {error.strerror}", where=str(path), next_step="put the file back"
         ) from None
 
 
@@ -195,7 +188,20 @@ def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> Dataset
 
 def _ids(files: Mapping[str, Path]) -> dict[int, str]:
     """Every row's id as a number, and its split."""
-    return {_number(str(record.get("id"))): split for split, path in files.items() for _, _, record in read_lines(path)}
+    return {_number(row.id): split for split, path in files.items() for _, row in _row_lines(path)}
+
+
+def _row_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    """Offset in bytes and row of every line.
+
+    Raises:
+        UserError: the file is missing, or a line of it is no row.
+    """
+    for number, (offset, _, value) in enumerate(read_lines(path), 1):
+        try:
+            yield offset, Row.from_json(value)
+        except ValueError as error:
+            raise UserError(f"Not a row: {error}", where=f"{path}:{number}", next_step=manifests.AGAIN) from None
 
 
 def _number(text: str) -> int:
@@ -217,9 +223,8 @@ def _facts(files: Mapping[str, Path], wanted: Collection[int]) -> dict[Spot, _Fa
     """Facts of the rows with the ids `wanted`."""
     facts = {}
     for split, path in files.items() if wanted else ():
-        for offset, _, record in read_lines(path):
-            if (key := _number(str(record.get("id")))) in wanted:
-                row = Row.from_json(record)
+        for offset, row in _row_lines(path):
+            if (key := _number(row.id)) in wanted:
                 asked = "\n".join(normalised(_content(m)) for m in row.messages if m["role"] == "user")
                 answer = json.dumps(row.messages[-1], sort_keys=True)
                 hashes = map(_number, (prompt_key(row), asked, answer, row.label or ""))

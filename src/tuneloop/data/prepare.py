@@ -36,7 +36,7 @@ from tuneloop.data.checks import (
     suspect_records,
 )
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
-from tuneloop.data.dataset import MANIFEST, RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
+from tuneloop.data.dataset import RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
 from tuneloop.data.decide import Embed, decide, shuffled
 from tuneloop.data.engine import beside, ordered_map, usual_workers
 from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
@@ -73,6 +73,7 @@ from tuneloop.data.split import SPLITS, TEST, Split
 from tuneloop.data.spool import Table, spool_folder
 from tuneloop.data.task import format_facts
 from tuneloop.files import replacing, user_errors_of_the_disk, write_json
+from tuneloop.records.dataset import MANIFEST
 from tuneloop.types import Dataset, Progress, Reject, Row, UserError, no_progress
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def prepare(
     out = Path(out)
     progress("looking at the sources", 0, 1)
     key = prepare_key(config, name=name, seed=seed, model_fingerprint=model)
-    sources = [Given(file, None, _described(file, config)) for file in find_files(config.sources)]
+    sources = [Given(file, None, _described(file, config)) for file in find_files(config.sources, config.max_expansion)]
     files = [*_given_files(config), *sources]
     guess, frame = _look([given.file for given in sources if given.guess is None] or [sources[0].file], config)
     progress("looking at the sources", 1, 1)
@@ -181,7 +182,7 @@ def _given_files(config: PrepareConfig) -> list[Given]:
     """Files whose rows are taken as they are: `split.test` when it is a file."""
     given = []
     if isinstance(config.split.test, str):
-        for file in find_files([config.split.test]):
+        for file in find_files([config.split.test], config.max_expansion):
             given.append(Given(file, "test", _look([file], config)[0]))
     return given
 
@@ -690,7 +691,7 @@ def _general_rows(job: Job, source: str) -> Iterator[Row]:
         {**job.config.model_dump(include={"repair", "personal", "max_length", "language"}), "sources": [source]}
     )
     refinery = replace(job.refinery, config=plain)
-    for file in find_files([source]):
+    for file in find_files([source], job.config.max_expansion):
         guess, _ = _look([file], plain)
         for chunk in chunks(file):
             for item in parse_chunk(chunk):

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from tuneloop.files import nearest_path
+from tuneloop.files import home, nearest_path
 from tuneloop.types import UserError
 
 PACKAGED = "smollm2-135m"
@@ -38,10 +38,7 @@ SHORT_NAMES: dict[str, str] = {
 
 def cache_folder() -> Path:
     """Where converted models are kept: `TUNELOOP_CACHE`, else `~/.cache/tuneloop`."""
-    root = (
-        os.environ.get("TUNELOOP_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuneloop"
-    )
+    root = os.environ.get("TUNELOOP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "tuneloop"
     return Path(root)
 
 

@@ -106,9 +106,9 @@ class Job:
 
 def default_folder(recipe: Recipe) -> Path:
     """`runs/NAME-HASH`: another recipe or other data make another folder, the same ones find theirs again."""
-    from tuneloop.data.dataset import MANIFEST
     from tuneloop.data.sources.read import find_files
     from tuneloop.files import sha256_file
+    from tuneloop.records.dataset import MANIFEST
 
     parts: list[Any] = [identity(recipe)]
     # A folder of sources leaves prepared data sets out; one that is named itself is its manifest, which holds the hashes of its splits.

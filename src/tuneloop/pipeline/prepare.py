@@ -46,10 +46,10 @@ def measure_of(dataset: str, model: str) -> Callable[[Row], Measured] | None:
     Raises:
         UserError: the named model is not there, or has another tokenizer or template than the rows were measured with.
     """
-    from tuneloop.data.dataset import MANIFEST
     from tuneloop.files import read_json
     from tuneloop.models.load import fingerprint, load_tokenizer
     from tuneloop.models.names import resolve
+    from tuneloop.records.dataset import MANIFEST
 
     path = Path(dataset) / MANIFEST
     manifest = read_json(path) if path.is_file() else {}

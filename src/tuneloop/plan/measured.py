@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneloop.files import nearest_path, read_json
 from tuneloop.plan.options import lengths_of
+from tuneloop.records.dataset import AGAIN
 from tuneloop.types import UserError
 
 CHEAP = ("logistic regression", "your classifier")  # in the names of cheap contenders
@@ -232,7 +233,7 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for manifest in (path / "dataset.json", path / "dataset" / "dataset.json"):
         if manifest.is_file():
-            found |= from_dataset(read_json(manifest))
+            found |= _known_of_dataset(manifest)
             break
     if (path / "eval.json").is_file():
         found |= _known_of_evaluation(read_json(path / "eval.json"), str(path / "eval.json"), metric)
@@ -248,6 +249,13 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
             next_step="name a folder with dataset.json or eval.json",
         )
     return found
+
+
+def _known_of_dataset(path: Path) -> dict[str, Any]:
+    try:
+        return from_dataset(read_json(path))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise UserError("The data set's manifest is damaged", where=str(path), next_step=AGAIN) from None
 
 
 def _known_of_evaluation(manifest: Any, where: str, metric: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from datetime import date as Day
 from pathlib import Path
 from typing import Any, Literal
 
+from tuneloop.files import home
 from tuneloop.plan.gpus import all_gpus
 from tuneloop.types import UserError
 
@@ -178,7 +179,7 @@ def load_prices(own: Path | str | None = None) -> PriceTable:
 
 def config_folder() -> Path:
     """Where a user's settings live: `$XDG_CONFIG_HOME/tuneloop` or `~/.config/tuneloop`."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tuneloop"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or home() / ".config") / "tuneloop"
 
 
 def own_file() -> Path:

@@ -116,7 +116,7 @@ class TrainConfig(Config):
     )
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
-    epochs: float = Field(3.0, gt=0, description="passes over the training split")
+    epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training split")
     max_minutes: float | None = Field(
         None,
         gt=0,

@@ -40,6 +40,7 @@ from tuneloop.data.sources.parse import (
 from tuneloop.types import Reject, UserError
 
 CHUNK = 1 << 20  # bytes
+SMALL = 256 << 20  # bytes: what unpacks to less is read whatever it was before
 HEAD = 1 << 20  # bytes at the start that tell encoding, line ends, layout and delimiter
 BATCH_ROWS = 5000  # of parquet: columns with few values take hardly any bytes
 MAX_CELL_LINES = 5000  # a CSV row over more lines is an unclosed quote
@@ -187,6 +188,22 @@ def _text_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
 # --- bytes ---------------------------------------------------------------------------------------
 
 
+def _refuse_bomb(file: SourceFile, packed: int, unpacked: int) -> None:
+    """Refuse what grows out of all proportion when it is unpacked: it would fill memory or disk, or be read for hours.
+
+    Args:
+        packed: bytes of the file that were read.
+        unpacked: bytes that came of them.
+    """
+    if unpacked > SMALL and unpacked > file.max_expansion * packed:
+        raise UserError(
+            f"The file grows more than {file.max_expansion:g} times when it is unpacked: "
+            f"{unpacked >> 20:,} MiB came of the first {packed / 2**20:,.1f} MiB",
+            where=file.name,
+            next_step="unpack it and look at what is in it; if it is meant, set data.max_expansion to a larger number",
+        )
+
+
 class _Damaged(Exception):
     """Compressed data that ends before its time, or is wrong."""
 
@@ -237,7 +254,7 @@ def _decompressed(stream: BinaryIO, file: SourceFile, state: _State) -> Iterator
     """
     start, error_type = _decompressor(file)
     limit = () if file.compression == "gz" else (1 << 20,)  # gzip expands 1,032 times at most, the others more
-    machine, data, begun = start(), b"", False
+    machine, data, begun, unpacked = start(), b"", False, 0
     while True:
         if not data and getattr(machine, "needs_input", True):
             data = stream.read(1 << 16)
@@ -257,6 +274,8 @@ def _decompressed(stream: BinaryIO, file: SourceFile, state: _State) -> Iterator
             raise _Damaged(f"the {file.compression} data is damaged: {error}") from None
         data = b""
         if block:
+            unpacked += len(block)
+            _refuse_bomb(file, state.position, unpacked)
             yield block
         if machine.eof:
             machine, data, begun = start(), machine.unused_data, False
@@ -708,6 +727,16 @@ def _whole_rows(data: bytes, delimiter: str, *, ended: bool) -> tuple[int, tuple
 # --- Parquet -------------------------------------------------------------------------------------
 
 
+def _row_bytes(table: Any) -> int:
+    """Bytes of the largest row among the first ones of up to 50 row groups.
+
+    What the file says of its size is that of the encoded columns: a value that repeats counts once there.
+    """
+    groups = range(0, table.metadata.num_row_groups, max(1, table.metadata.num_row_groups // 50))
+    firsts = (next(table.iter_batches(batch_size=1, row_groups=[group]), None) for group in groups)
+    return max((int(first.nbytes) for first in firsts if first is not None), default=0)
+
+
 def _parquet_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
     """Batches of rows as Arrow streams: decoding the file is quick, making Python values is left to the workers.
 
@@ -728,14 +757,20 @@ def _parquet_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
         with parquet.ParquetFile(file.path) as table:
             meta = table.metadata
             held = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
+            held = max(held, _row_bytes(table) * meta.num_rows)
             batch_rows = max(1, min(BATCH_ROWS, size * meta.num_rows // max(1, held)))
+            unpacked = 0
             for batch in table.iter_batches(batch_size=batch_rows):
+                unpacked += batch.nbytes
+                _refuse_bomb(file, total, unpacked)
                 sink = arrow.BufferOutputStream()
                 with arrow.ipc.new_stream(sink, batch.schema) as writer:
                     writer.write_batch(batch)
                 position = total * (row - 1 + batch.num_rows) // max(1, meta.num_rows)
                 yield Chunk(file.name, "arrow", row, sink.getvalue().to_pybytes(), position=position)
                 row += int(batch.num_rows)
+    except UserError:
+        raise
     except Exception as error:  # pyarrow's own errors derive from ValueError or OSError, or from nothing in common
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not of what the file holds
             raise

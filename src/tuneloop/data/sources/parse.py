@@ -13,7 +13,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,12 @@ import orjson
 from tuneloop.types import Reject
 
 MAX_DEPTH = 64  # deeper records would overflow the stack of what reads them later, and are never training data
-MAX_LINE = 64 << 20  # bytes of a line, a CSV row, a JSON element or a paragraph; longer ones are skipped
+MAX_LINE = (
+    16 << 20
+)  # bytes of a line, a CSV row, a JSON element, a paragraph or a parquet row; longer ones are rejected
+MAX_EXPANSION = (
+    200.0  # times its size that a file may grow when it is unpacked; text grows 3 to 20 times, logs up to 100
+)
 _TOO_DEEP = 500  # Python's decoder gives up somewhere above this, depending on the stack; here it is one limit
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")  # a BOM stands inside files that were joined
@@ -38,12 +43,16 @@ _LOOKAHEAD = 512  # characters that settle what an element of a JSON array is, s
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read: its path, its name in every record's `source`, its kind, its compression ("" for none)."""
+    """A file to read: its path, its name in every record's `source`, its kind, its compression ("" for none).
+
+    `max_expansion` is how many times its size it may grow when it is unpacked.
+    """
 
     path: Path
     name: str
     kind: str
     compression: str = ""
+    max_expansion: float = MAX_EXPANSION
 
 
 class SourceRecord(NamedTuple):
@@ -542,10 +551,18 @@ def _parse_arrow(chunk: Chunk) -> list[Item]:
             reason = "bad_encoding" if isinstance(row, UnicodeDecodeError) else "wrong_type"
             items.append(Reject(chunk.source, number, reason, f"a value that can't be read: {row}"))
             continue
+        if (size := _size(row)) > MAX_LINE:
+            items.append(too_long(chunk.source, number, size, "row"))
+            continue
         for name in odd:
             row[name] = _plain(row[name])
         items.append(SourceRecord(chunk.source, number, row))
     return items
+
+
+def _size(row: Mapping[str, Any]) -> int:
+    """Characters or bytes of the texts of a row, those within lists and structures left out."""
+    return sum(len(value) for value in row.values() if isinstance(value, str | bytes))
 
 
 def _row(table: Any) -> dict[str, Any] | Exception:

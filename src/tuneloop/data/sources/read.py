@@ -18,11 +18,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tuneloop.data.sources.chunks import chunks, encoding_of, guessed_file
 from tuneloop.data.sources.parse import (
+    MAX_EXPANSION,
     Chunk,
     Item,
     SourceFile,
@@ -97,12 +99,16 @@ def read_file(file: SourceFile) -> Iterator[Item]:
 # --- which files ---------------------------------------------------------------------------------
 
 
-def find_files(sources: Sequence[str]) -> list[SourceFile]:
+def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> list[SourceFile]:
     """The files behind paths, globs, folders and "-"; a file named twice is read once.
 
     A folder gives all its files of a supported kind, with its subfolders. Hidden ones are left out, and so are
     prepared data sets, lest a second run read what the first one wrote. Text files count only where nothing
     else is: beside other data they are notes about it. A `dataset_info.json` in the folder adds the files it names.
+
+    Args:
+        sources: what to look for.
+        max_expansion: times its size that a packed file may grow.
 
     Raises:
         UserError: nothing given, nothing found, or a kind that can't be read.
@@ -113,7 +119,7 @@ def find_files(sources: Sequence[str]) -> list[SourceFile]:
     for source in sources:
         if source == "-":
             file = _standard_input()
-            files.setdefault(file.path, file)
+            files.setdefault(file.path, replace(file, max_expansion=max_expansion))
             continue
         for path in _expand(source):
             found = _source_file(path)
@@ -123,7 +129,7 @@ def find_files(sources: Sequence[str]) -> list[SourceFile]:
                     where=str(path),
                     next_step=f"convert it to one of: {SUPPORTED}",
                 )
-            files.setdefault(path.resolve(), found)
+            files.setdefault(path.resolve(), replace(found, max_expansion=max_expansion))
     return list(files.values())
 
 

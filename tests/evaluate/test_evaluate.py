@@ -197,7 +197,7 @@ def test_a_clear_gain_is_better_and_turned_round_worse():
     assert accuracy.test == "exact McNemar"
     assert accuracy.delta == pytest.approx(b.metrics["accuracy"].value - a.metrics["accuracy"].value)
     assert accuracy.low < accuracy.delta < accuracy.high
-    assert there["macro_f1"].test == "paired permutation"
+    assert there["macro_f1"].test == "paired bootstrap"
     assert there["macro_f1"].p >= 1 / 201
 
 
@@ -268,7 +268,7 @@ def test_rows_of_one_conversation_widen_the_interval():
         together, [Answer(r.label) for r in together], task="classification", labels=LABELS, config=FAST, seed=0
     )
     assert plain.metrics["accuracy"].low < plain.metrics["accuracy"].high == 1.0
-    assert {c.test for c in compare("a", clustered, "b", plain)} == {"paired cluster permutation"}
+    assert {c.test for c in compare("a", clustered, "b", plain)} == {"paired cluster bootstrap"}
 
 
 def test_rows_with_the_same_prompt_belong_together_and_a_missing_field_is_told():

@@ -193,3 +193,39 @@ def test_a_detectable_difference_is_detected_four_times_in_five():
     rng = np.random.default_rng(0)
     found = np.mean(np.abs(rng.normal(smallest, error, 5000)) > 1.96 * error)
     assert found == pytest.approx(0.8, abs=0.02)
+
+
+def test_rows_for_pairs_are_those_of_the_formula() -> None:
+    """Connor 1987: d = 0.3, delta = 0.1, two-sided 5 %, 80 % power."""
+    root = 1.959964 * math.sqrt(0.3) + 0.841621 * math.sqrt(0.3 - 0.01)
+    assert u.rows_for_pairs(10, 20, 100) == math.ceil((root / 0.1) ** 2) == 234
+    assert u.rows_for_pairs(5, 5, 100) is None
+    stricter = u.rows_for_pairs(10, 20, 100, level=0.005)
+    assert stricter is not None and stricter > 234
+
+
+def test_so_many_rows_really_show_the_difference_in_four_of_five_tests() -> None:
+    rng = np.random.default_rng(0)
+    n = u.rows_for_pairs(10, 25, 100)
+    assert n is not None
+    drawn = rng.multinomial(n, [0.10, 0.25, 0.65], size=800)
+    found = np.mean([u.mcnemar_p(int(a), int(b)) < 0.05 for a, b, _ in drawn])
+    assert 0.74 < found < 0.86
+
+
+def test_few_rows_that_differ_bound_the_p_value() -> None:
+    assert [u.least_p(n) for n in (0, 1, 2, 6)] == [1.0, 1.0, 0.5, 0.03125]
+    labels = ["a"] * 12 + ["b"] * 4
+    right, wrong = (
+        label_statistics(labels, labels, known=["a", "b"]),
+        label_statistics(labels, ["a"] * 15 + ["b"], known=["a", "b"]),
+    )
+    assert right.layout == wrong.layout == ("a", "b")
+
+
+def test_the_levels_of_holm_are_where_its_verdicts_turn() -> None:
+    p_values = [0.02, 0.012, 0.2, math.nan]
+    for p, adjusted, level in zip(p_values, u.holm(p_values), u.holm_levels(p_values), strict=True):
+        if not math.isnan(p):
+            assert (adjusted < 0.05) == (p < level) or p != min(p_values)
+    assert u.holm_levels(p_values)[:3] == pytest.approx([0.025, 0.05 / 3, 0.05])

@@ -242,7 +242,10 @@ def test_better_is_never_said_without_the_metric_that_decides_or_with_a_sure_los
     everyone = {"few-shot": few, "tuned": tuned}
     back = decide(everyone, adjusted(compare("few-shot", few, "tuned", tuned), few), "few-shot")
     if found.outcome in TURNED:
-        assert back.outcome == TURNED[found.outcome]
+        seen = (
+            "worse" if found.outcome == NOT_ENOUGH and there.gained else TURNED[found.outcome]
+        )  # a sure loss is a loss
+        assert back.outcome == seen
     assert back.standings[0].gain == pytest.approx(-there.gain)
     for label in found.never:
         assert label in words[0] or len(found.never) == len(set(labels)) - 1
@@ -274,6 +277,20 @@ def test_rows_of_a_validation_split_are_called_so() -> None:
     found = decide({"tuned": tuned}, [], "tuned")
     assert "6 validation rows" in verdict_in_words(found, {"tuned": tuned}, split="val")[0]
     assert "6 rows" in verdict_in_words(found, {"tuned": tuned}, split="answers.jsonl")[0]
+
+
+def test_macro_f1_finds_nothing_in_a_handful_of_rows() -> None:
+    labels = ["ham"] * 12 + ["spam"] * 4
+    few = ["ham"] * 15 + ["spam"]  # 3 rows apart
+    pair = {c.metric: c for c in compare("few-shot", scored(labels, few), "tuned", scored(labels, labels))}["macro_f1"]
+    assert pair.p >= 0.25 and pair.verdict == NOT_ENOUGH
+
+
+def test_a_model_that_finds_the_rare_label_is_better_than_always_the_other(tmp_path: Path) -> None:
+    labels = ["ham"] * 135 + ["spam"] * 13
+    answers = ["spam" if i % 11 == 0 else "ham" for i in range(135)] + ["spam"] * 13
+    found, _ = verdict_of(scored(labels, answers), majority=scored(labels, ["ham"] * 148))
+    assert found.outcome == "better"
 
 
 # --- the baseline and the files ------------------------------------------------------------------

@@ -651,18 +651,17 @@ def compare(
 ) -> list[Comparison]:
     """Paired comparison of two contenders on the same rows, for each metric that both have (or for some of them, `only`).
 
-    Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters: a paired
-    permutation test, and an interval from a paired bootstrap with the same resamples for both. (Where the two sides'
-    figures can't be exchanged, as with other label sets, the p-value is the bootstrap's.) Metrics without row scores (a
-    perplexity measured elsewhere) and those without a better direction are left out. Several metrics are adjusted for: see
-    `adjusted`.
+    Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters: paired
+    bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`). Metrics
+    without row scores (a perplexity measured elsewhere) and those without a better direction are left out. Several metrics
+    are adjusted for: see `adjusted`.
 
     Raises:
         UserError: the two were not evaluated on the same rows, or against other references.
     """
     b = _in_the_order_of(a, b, a_name, b_name)
     families = [(name, family) for family in a.statistics for name in family.values if only is None or name in only]
-    permuted = _permutation_p(a, b, {name for name, _ in families} - _NO_DIRECTION)
+    theirs = {name: family for family in b.statistics for name in family.values}
     comparisons = []
     for name, family in families:
         if name not in b.metrics or name not in a.draws or name not in b.draws or name in _NO_DIRECTION:
@@ -680,9 +679,9 @@ def compare(
         else:
             differences = b.draws[name] - a.draws[name]
             low, high = u.bootstrap_interval(delta, differences)
-            p = permuted.get(name, math.nan)
-            kind, p = ("bootstrap", u.paired_bootstrap_p(delta, differences)) if math.isnan(p) else ("permutation", p)
-            test = f"paired {kind}" if a.clusters is None else f"paired cluster {kind}"
+            apart = _rows_apart(family, theirs.get(name), a.clusters)
+            p = max(u.paired_bootstrap_p(delta, differences), 0.0 if apart is None else u.least_p(apart))
+            test = "paired bootstrap" if a.clusters is None else "paired cluster bootstrap"
         if source in family.right_or_wrong:
             effect, kind = u.cohens_h(a.metrics[name].value, b.metrics[name].value), "Cohen's h"
         else:
@@ -697,21 +696,12 @@ def compare(
 EXACT = "exact McNemar"
 
 
-def _permutation_p(a: Evaluation, b: Evaluation, wanted: Collection[str]) -> dict[str, float]:
-    """p-values of the metrics whose rows can be exchanged between the two; those of exact tests are not needed."""
-    theirs = {name: family for family in b.statistics for name in family.values}
-    found: dict[str, float] = {}
-    for family in a.statistics:
-        other = theirs.get(next(iter(family.values), ""))
-        if other is None or other.layout != family.layout or other.rows.shape != family.rows.shape:
-            continue
-        exact = family.right_or_wrong if a.clusters is None else frozenset()
-        names = [name for name in family.values if name in wanted and _same_as(family).get(name, name) not in exact]
-        if names:
-            found |= u.paired_permutation_p(
-                family, other, names, a.n, permutations=a.bootstrap, seed=a.seed, clusters=a.clusters
-            )
-    return found
+def _rows_apart(family: Statistics, other: Statistics | None, clusters: Sequence[int] | None) -> int | None:
+    """Rows (or clusters) whose figures differ between two sides; None where their figures can't be held against each other."""
+    if other is None or other.layout != family.layout or other.rows.shape != family.rows.shape:
+        return None
+    differs = np.asarray(abs(other.rows - family.rows).sum(axis=1)).ravel() > 0
+    return int(differs.sum()) if clusters is None else len(set(np.asarray(clusters)[differs].tolist()))
 
 
 def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[Comparison]:

@@ -45,8 +45,8 @@ class Statistics:
         row_scores: metric name -> one score for each row (NaN: the row doesn't count). Corpus metrics show their
             sentence-level score here.
         right_or_wrong: the metrics of `row_scores` that are 0 or 1 in each row, so that exact tests apply.
-        layout: what the columns of `rows` stand for where that depends on the data (label names). Rows of two contenders
-            may be exchanged only where shape and layout are the same.
+        layout: what the columns of `rows` stand for where that depends on the data (label names). Rows of two contenders can
+            be held against each other where shape and layout are the same.
     """
 
     rows: Any

@@ -58,10 +58,11 @@ def verdict_in_words(
         sentences.append(_against_cheap(cheap, verdict, evaluations))
     if constant:
         sentences.append(_against_constant(constant, verdict, evaluations))
-    if verdict.weakest and verdict.outcome in (NOT_ENOUGH, "promising"):
+    if verdict.weakest and verdict.outcome in (NOT_ENOUGH, "promising") and verdict.weakest.low < verdict.weakest.high:
         sentences.append(_settle(verdict.weakest, metric, own.n, split))
     shown = _shown(verdict)
-    news = [s for s in verdict.own if (s.outcome == "mixed" and s not in shown) or _undecided_but(s, metric)]
+    others = [s for s in verdict.own if s is not verdict.weakest]  # of the weakest one the first sentence has said it
+    news = [s for s in others if (s.outcome == "mixed" and s not in shown) or _undecided_but(s, metric)]
     sentences += [_disagreement(s, metric, evaluations) for s in news]
     if own.invalid:
         kind = "named no allowed label" if own.task == "classification" else "lacked a field or held an unknown value"
@@ -94,7 +95,10 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: st
         )
     against = _opponent(weakest, evaluations)
     rows = f"on {rows_of(own.n, split)}"
-    figures = f"{_title(metric)} {_figure(metric, own.metrics[metric].value)}, {_gain(weakest, metric)} over {against}, {rows}"
+    beaten = [_opponent(s, evaluations) for s in _shown(verdict) if s.outcome == "better"]
+    told = weakest.outcome not in ("better", "promising") or beaten == [against]  # before the colon
+    named = "" if told else f" over {against}"
+    figures = f"{_title(metric)} {_figure(metric, own.metrics[metric].value)}, {_gain(weakest, metric)}{named}, {rows}"
     if weakest.outcome == "mixed":
         parts.append(f"it {_gained_and_lost(weakest)}")
     elif weakest.outcome == "worse":
@@ -103,7 +107,6 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: st
     elif weakest.outcome == NOT_ENOUGH and weakest.gained:
         parts.append(f"it gained {_several(weakest.gained, list(weakest.gained))}, which does not decide")
     parts.append(figures)
-    beaten = [_opponent(s, evaluations) for s in _shown(verdict) if s.outcome == "better"]
     if weakest.outcome != "better" and beaten:
         parts.append(f"it is better than {_and(beaten)}")
     parts += [trained] if trained else []
@@ -196,6 +199,8 @@ def _against_constant(s: Standing, verdict: Verdict, evaluations: Mapping[str, E
         return f"It looks better than {theirs}: {_gain(s, metric)}."
     if s.outcome == "mixed":
         return f"Against {theirs}, it {_gained_and_lost(s)}."
+    if s.outcome == NOT_ENOUGH and s.gain > 0:
+        return f"There is not enough evidence that it beats {theirs}: {_gain(s, metric)}."
     return f"It does not beat {theirs}: {_gain(s, metric)}. So far {_model(verdict.name)} has learned nothing that this test shows."
 
 
@@ -234,7 +239,7 @@ def _settle(s: Standing, metric: str, n: int, split: str) -> str:
             else ""
         )
         return f"{shown}The difference is too near zero for more {kind} to be worth their labels."
-    needed, more = _rounded(s.rows_needed), _rounded(max(1, s.rows_needed - n))
+    needed, more = _rounded(s.rows_needed), _rounded(max(s.rows_needed - n, math.ceil(n / 10)))
     rests = ""
     if s.only_name is not None and s.only_against is not None:
         rests = f" It rests on {s.only_name + s.only_against} rows: {s.name} alone is right on {s.only_name}, {s.against} alone on {s.only_against}."

@@ -255,3 +255,18 @@ def test_the_cheapest_machine_is_one_that_ends_within_a_week(capsys: pytest.Capt
     slow = [row for row in found["table"] if row["fits"] and row["hours"] > 168]
     assert found["time"]["hours"] <= 168 and slow
     assert min(row["usd"] for row in slow if row["usd"]) < found["cost"]["usd"], "a cheaper one would take weeks"
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "llama-3.3-70b"])
+def test_the_plan_that_advice_proposes_names_its_price(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    advised = answer(capsys, "advise", "--rows", "3000", "--tokens-per-row", "700", "--model", model, "--tier", "spot")
+    step = next(step for step in advised["steps"] if step.startswith("tuneloop plan"))
+    planned = answer(capsys, *step.partition(":")[0].split()[1:])
+    assert planned["cost"] == advised["trainings"][advised["method"]]["cost"]
+
+
+def test_settings_without_data_and_a_second_place_are_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "train.epochs=3"]) == 2
+    assert "is a recipe's setting" in capsys.readouterr().err
+    assert main(["plan", "a.jsonl", "b.jsonl"]) == 2
+    assert "b.jsonl is one place too many" in capsys.readouterr().err

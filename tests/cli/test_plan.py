@@ -98,7 +98,7 @@ def test_general_rows_mixed_into_a_data_set_take_their_time(tmp_path: Path, cli_
         (["--model", "llama-3.1-8b", "--tokens", "-3"], ["tokens"]),
         (["--model", "llama-3.1-8b", "--epochs", "nan"], ["epochs"]),
         (["--model", "llama-3.1-8b", "--rank", "99999999"], ["rank"]),
-        (["--model", "llama-3.1-8b", "--dataset", "nowhere"], ["No such file", "nowhere"]),
+        (["--model", "llama-3.1-8b", "--dataset", "nowhere"], ["No such data set, file", "nowhere"]),
         (["--model", "nowhere/config.json"], ["config.json"]),
         (["--model", "llama-3.1-8b", "--gpu", "t4", "--dtype", "bf16"], ["fp16"]),
         (["--model", "llama-3.1-8b", "--tier", "free"], ["spot"]),

@@ -228,18 +228,15 @@ def _known(source: str, metric: str, given: Mapping[str, Any], measuring: _Measu
 
 def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring: _Measuring) -> _Known:
     """What data say: a prepared data set, a file of examples, or a recipe; measured where that is wanted."""
-    import glob
     from dataclasses import replace
 
-    from tuneloop.files import nearest_path, read_json
+    from tuneloop.files import read_json
     from tuneloop.pipeline.advise import advice_folder, read_data, stand_in
     from tuneloop.pipeline.baselines import measure_alone
-    from tuneloop.pipeline.recipes import plan_settings, recipe_of
+    from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
     from tuneloop.plan.measured import known_of
-    from tuneloop.types import UserError
 
-    if not Path(source).expanduser().exists() and not glob.glob(source):
-        raise UserError("No such data set, run, evaluation or file", where=source, next_step=nearest_path(source))
+    refuse_missing_source(source)
     recipe = recipe_of(source, measuring.settings, model=str(given.get("model", "")))
     said_by_recipe = measuring.wanted or source.endswith((".yaml", ".yml"))
     model = str(given.get("model") or (recipe.model if said_by_recipe else "llama-3.1-8b"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen
+from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen, split_arguments
 from tuneloop.cli.numbers import amount, count
 
 
@@ -115,15 +115,19 @@ def command(
     if history:
         _history(as_json)
         return
+    places, settings = split_arguments([source, *(settings or [])])
+    if len(places) > 1 and places[0] != "prices":
+        raise typer.BadParameter(f"{places[1]} is one place too many")
+    source = places[0] if places else ""
     if source == "prices":
         from tuneloop.cli.prices import prices as show_prices
 
-        show_prices(settings or [], prices, as_json)
+        show_prices([*places[1:], *settings], prices, as_json)
         return
     if calibrate:
-        plan = _calibrated(source, [*(settings or []), *_trained(asked)], model, quiet)
+        plan = _calibrated(source, [*settings, *_trained(asked)], model, quiet)
     elif source or asked.get("dataset"):
-        plan = _of_data(source, settings or [], model, asked, _Output(out, quiet))
+        plan = _of_data(source, settings, model, asked, _Output(out, quiet))
     else:
         plan = _table(settings, model, asked, out)
     if as_json:
@@ -183,7 +187,7 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
 
     from tuneloop.pipeline.advise import counted_data, stand_in
     from tuneloop.pipeline.plan import plan_alone
-    from tuneloop.pipeline.recipes import plan_settings, recipe_of
+    from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
     from tuneloop.plan.options import plan_machines
     from tuneloop.plan.recommend import recommendation_here
     from tuneloop.types import UserError
@@ -193,6 +197,7 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
             f"{source} and --dataset both say what is trained on", where="--dataset", next_step="give one of them"
         )
     data = source or asked.pop("dataset")
+    refuse_missing_source(data)
     if model and (Path(data) / "dataset.json").is_file() and not settings and (asked or stand_in(model)):
         return _written(plan_machines({"model": model, **asked, "dataset": data}), output.folder)
     recipe = recipe_of(data, settings, model=model)
@@ -233,8 +238,6 @@ def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> di
     from tuneloop.pipeline.recipes import recipe_of
     from tuneloop.pipeline.train import calibrate_alone
 
-    if "=" in source and not Path(source).exists():  # a setting, with no recipe before it
-        source, settings = "", [source, *settings]
     with screen(quiet) as shown, tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
             source = str(Path(scratch) / "examples.jsonl")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.data.config import PrepareConfig
+from tuneloop.files import nearest_path
 from tuneloop.plan.shape import target_modules
 from tuneloop.recipe import Recipe
 from tuneloop.types import UserError
@@ -47,6 +49,18 @@ def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "
     """A recipe from a recipe file, a prepared data set's folder, or a file of examples."""
     settings = settings + ([f"output_dir={out}"] if out else [])
     return recipe_for_sources([source], settings, model=model)
+
+
+def refuse_missing_source(source: str) -> None:
+    """Refuse a place that is no file, no folder and no pattern of files, before anything else is asked of it.
+
+    Raises:
+        UserError: it is none; the nearest name is suggested.
+    """
+    import glob
+
+    if source != "-" and not os.path.exists(os.path.expanduser(source)) and not glob.glob(source):
+        raise UserError("No such data set, file or recipe", where=source, next_step=nearest_path(source))
 
 
 def plan_settings(recipe: Recipe) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from tuneloop.plan.options import Option as Machine
 from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.rules import Reason, decide, load_rules
 from tuneloop.plan.shape import find_model
+from tuneloop.plan.usual import usual_settings
 from tuneloop.types import UserError
 from tuneloop.words import hours_words, usd_words
 
@@ -211,7 +212,7 @@ def advise(question: Question) -> Advice:
         raise UserError(
             "Nothing to go by",
             where="advise",
-            next_step="name a prepared data set, or give --rows, --queries-per-day, --baseline-prompt-tokens ...",
+            next_step="name a file of examples or a prepared data set, or give --rows, --queries-per-day, --baseline-prompt-tokens ...",
         )
     if question.gpu:
         find_gpu(question.gpu)
@@ -490,19 +491,32 @@ def _steps(question: Question, gives: str, method: str, facts: Mapping[str, Any]
         measure = [f"tuneloop advise {data} --measure: the untouched model and the cheap classifiers on your test rows"]
     if facts["prompt_best"] is not None:
         measure = []
-    place = f"{data} " if question.source else ""
     if gives == "dont":
         if facts["elsewhere"]:
-            return [f"tuneloop plan {place}--model {model} --method lora: machines to rent, memory, time, dollars"]
+            return [f"{_plan_command(question, 'lora')}: machines to rent, memory, time, dollars"]
         return measure if facts["rows"] is None or facts["rows"] >= 20 else []
     steps = list(measure)
     if question.rows is not None and question.rows < 200:
         steps.append("write and check more examples: a few hundred good ones beat any choice of method")
-    steps.append(f"tuneloop plan {place}--model {model} --method {method}: machines, memory, time, dollars")
+    steps.append(f"{_plan_command(question, method)}: machines, memory, time, dollars")
     steps.append(
         f"tuneloop run {data} model={model} train.method={method}, and compare on the same test rows before shipping"
     )
     return steps
+
+
+def _plan_command(question: Question, method: str) -> str:
+    """The `plan` that names the same prices: about the same data, or the same tokens with the same settings."""
+    command = (
+        f"tuneloop plan {question.source + ' ' if question.source else ''}--model {question.named} --method {method}"
+    )
+    if question.tier != "on-demand":
+        command += f" --tier {question.tier}"
+    if question.source or not question.training_tokens:
+        return command
+    usual = usual_settings(method, find_model(question.model)[1], question.longest_row)
+    tokens = round(question.training_tokens / question.epochs)
+    return f"{command} --tokens {tokens} --epochs {question.epochs:g} --seq-len {usual['seq_len']} --grad-ckpt --loss-kernel fused"
 
 
 def _missing(question: Question, prices: PriceTable, rows: Sequence[OptionRow]) -> list[str]:

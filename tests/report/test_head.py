@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -35,6 +36,13 @@ def test_the_title_of_the_page_and_of_its_window_is_the_verdict(make_run: MakeRu
     edit(run / "eval.json", verdict={"sentence": "Better than few-shot.", "against": "few-shot"}, words=["Better than few-shot.", "And so on."])  # fmt: skip
     page = render_report(run)
     assert re.findall(r"<h1[^>]*>(.*?)</h1>", page) == ["Better than few-shot."]
+    edit(
+        run / "eval.json", verdict={"sentence": "Better than few-shot: accuracy 0.9, p < 0.001.", "against": "few-shot"}
+    )
+    assert (
+        '<h1>Better than few-shot: <span class="rest">accuracy 0.9, p\u00a0&lt;\u00a00.001.</span></h1>'
+        in render_report(run)
+    )
     assert "<title>Better than few-shot. · tuneloop</title>" in page
     assert page.count("Better than few-shot.") == 2 and "And so on." in page
     figures = {f.name: f for f in head(run)["figures"]}
@@ -161,3 +169,18 @@ def test_a_comparison_of_runs_shows_what_differs_and_their_losses(make_run: Make
     assert re.findall(r'href="#(\w+)"', page)[:3] == ["comparison", "differ", "overlay"]
     (folder / "eval.json").write_text(json.dumps(found | {"runs": {"a": str(one), "b": str(tmp_path / "gone")}}))
     assert 'id="differ"' not in write_page(folder).read_text(), "a run that is gone is left out"
+
+
+# --- for everybody -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["classification", "generation"])
+def test_headings_come_in_order_and_tables_name_their_columns(make_run: MakeRun, kind: str) -> None:
+    page = render_report(make_run(kind))
+    levels = [int(n) for n in re.findall(r"<h([1-6])", page)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels)), "no level is left out"
+    heads = re.findall(r"<th[ >][^>]*", page)
+    assert heads and all('scope="' in head for head in heads)
+    labelled = re.findall(r"<label>[^<]*<(?:input|select) id=\"([\w-]+)\"", page)
+    assert set(labelled) == set(re.findall(r"<(?:input|select) id=\"([\w-]+)\"", page))

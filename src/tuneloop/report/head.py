@@ -30,7 +30,7 @@ from tuneloop.report.facts import (
 )
 
 FEW_ROWS = 200  # test rows below which the page says how little they can show
-LONG_TITLE = 60  # characters from which a title is set smaller
+LONG_TITLE = 60  # characters from which a title is set smaller; of one with a colon, of what stands before it
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,11 @@ def head_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Contender
         lines: the comparison.
     """
     title, *words = verdict_words(facts.evaluation) or [_subject(facts)]
+    first, colon, rest = title.partition(": ")
+    short = colon and len(first) <= LONG_TITLE
     return {
         "title": title,
-        "long_title": len(title) > LONG_TITLE,
+        "headline": (first, keep_together(rest)) if short else (keep_together(title), ""),
         "place": _place(facts),
         "words": [keep_together(word) for word in words],
         "state": _state(facts),

@@ -215,7 +215,7 @@ def _linked(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
     pairs = []
     for place in crowd.places:
         for other in crowd.near(place) if crowd.crowded[place] else ():
-            if root(place) != root(other) and (value := crowd.similarities(place, other)[0]) >= threshold:
+            if root(place) != root(other) and (value := crowd.asked(place, other)) >= threshold:
                 parent[root(place)] = root(other)
                 pairs.append((other, place, value))
         crowd.add(place)

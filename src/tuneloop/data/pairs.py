@@ -261,10 +261,23 @@ def verify(batch: Batch, comparing: Comparing) -> Verified:
     apart = np.array([numbers.setdefault(t.apart, len(numbers)) for t in texts], dtype=np.int64)
     together = apart[place[found, 0]] == apart[place[found, 1]]
     compared = np.array([len(t.prompt) <= COMPARED_CHARACTERS for t in texts], dtype=bool)
+    shapes = _Shapes(texts)
     for pair in np.flatnonzero(together & compared[place[found]].all(axis=1)).tolist():
-        a, b = (shape_of(texts[i]) for i in place[found[pair]].tolist())
+        a, b = (shapes[i] for i in place[found[pair]].tolist())
         together[pair] = may_be_copies(a, b)
     return found, asked[found], whole[found], together
+
+
+class _Shapes(dict[int, Shape]):
+    """Texts of a batch made ready to be compared, each when it is first needed."""
+
+    def __init__(self, texts: Sequence[RowTexts]) -> None:
+        super().__init__()
+        self._texts = texts
+
+    def __missing__(self, place: int) -> Shape:
+        self[place] = shape = shape_of(self._texts[place])
+        return shape
 
 
 def similarities(
@@ -461,10 +474,15 @@ class Crowd:
         return [other for _, other in sorted(found)[:CROWD]]
 
     def similarities(self, one: int, other: int) -> tuple[float, float, bool]:
-        """`asked`, `whole` and `together` of two places, as in `Alike`."""
+        """`asked`, `whole` and `together` of two places, as in `Alike`; (0, 0, False) where they can't be copies."""
         a, b = self._shape(int(self.rows[one])), self._shape(int(self.rows[other]))
-        together = a.texts.apart == b.texts.apart and may_be_copies(a, b)
-        return prompt_similarity(a, b), row_similarity(a, b), together
+        if a.texts.apart != b.texts.apart or not may_be_copies(a, b):
+            return 0.0, 0.0, False
+        return prompt_similarity(a, b), row_similarity(a, b), True
+
+    def asked(self, one: int, other: int) -> float:
+        """How similar the questions of two places are, whatever else they are."""
+        return prompt_similarity(self._shape(int(self.rows[one])), self._shape(int(self.rows[other])))
 
 
 def _shapes(texts: Texts) -> Callable[[int], Shape]:

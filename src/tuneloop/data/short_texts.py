@@ -114,7 +114,7 @@ def same_meaning(a: Sequence[str], b: Sequence[str], texts: tuple[str, str]) -> 
         return True
     one, other = without_courtesies(a), without_courtesies(b)
     short = max(len(a), len(b)) <= SHORT
-    if short and [word for word in one if _DIGIT.search(word)] != [word for word in other if _DIGIT.search(word)]:
+    if short and with_digits(one) != with_digits(other):
         return False
     if short_similarity(a, b, texts) > 0:
         return True
@@ -128,6 +128,11 @@ def same_meaning(a: Sequence[str], b: Sequence[str], texts: tuple[str, str]) -> 
     if any(_are_opposites(u, v) for u, v in differing):
         return False
     return not (short and len(differing) == 1 and all(map(_looks_like_a_name, texts, differing[0])))
+
+
+def with_digits(words: Sequence[str]) -> list[str]:
+    """The words that hold digits, in order."""
+    return [word for word in words if _DIGIT.search(word)]
 
 
 def _differ_in_a_negation(one: Sequence[str], other: Sequence[str]) -> bool:

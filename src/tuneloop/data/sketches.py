@@ -27,7 +27,7 @@ import numpy as np
 import orjson
 
 from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.short_texts import SHORT, same_meaning, short_similarity, without_courtesies
+from tuneloop.data.short_texts import SHORT, same_meaning, short_similarity, with_digits, without_courtesies
 from tuneloop.data.split import normalised, normalised_often
 from tuneloop.types import Row
 
@@ -228,6 +228,11 @@ class Shape:
     numbers: list[str]
     known: dict[tuple[str, Kind], set[Any]] = field(default_factory=dict)
 
+    @functools.cached_property
+    def digits(self) -> list[str]:
+        """The words of the question that hold digits."""
+        return with_digits(self.prompt)
+
     def shingles(self, side: Literal["prompt", "answer"], kind: Kind) -> set[Any]:
         """Of one side."""
         found = self.known.get((side, kind))
@@ -270,6 +275,8 @@ def prompt_similarity(a: Shape, b: Shape) -> float:
 
 def may_be_copies(a: Shape, b: Shape) -> bool:
     """Whether what the users say means the same, as far as that can be told of two alike texts; see `same_meaning`."""
+    if max(len(a.prompt), len(b.prompt)) <= SHORT and a.digits != b.digits:
+        return False  # as `same_meaning` says, of each text once: in a crowd of templates this decides nearly always
     return same_meaning(a.prompt, b.prompt, (a.texts.prompt, b.texts.prompt))
 
 

@@ -102,8 +102,7 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: st
     if weakest.outcome == "mixed":
         parts.append(f"it {_gained_and_lost(weakest)}")
     elif weakest.outcome == "worse":
-        lost = [m for m in weakest.lost if m != metric]
-        parts += [f"it lost {_several(weakest.lost, lost)}"] if lost else []
+        parts += [] if metric in weakest.lost else [f"it lost {_several(weakest.lost, list(weakest.lost))}"]
     elif weakest.outcome == NOT_ENOUGH and weakest.gained:
         parts.append(f"it gained {_several(weakest.gained, list(weakest.gained))}, which does not decide")
     parts.append(figures)

@@ -323,3 +323,18 @@ def test_an_endpoint_is_asked_as_the_artifact_that_it_serves(
     assert server.asked[-1] == [{"role": "system", "content": "Sort."}, {"role": "user", "content": "café"}]
     assert told(capsys, *ask)["predictions"][0]["prediction"] == "1 turns"
     assert server.asked[-1] == [{"role": "user", "content": "cafÃ©"}]
+
+
+def test_a_data_set_that_says_too_little_costs_no_training_that_is_done(make_tuned: MakeTuned) -> None:
+    from dataclasses import replace
+
+    from tuneloop.pipeline.job import Job, load_run_recipe
+    from tuneloop.pipeline.task import write_task
+
+    run = make_tuned()
+    before = read_json(run / "adapter" / "tuneloop.json")
+    dataset = load_dataset(run / "dataset")
+    said: list[str] = []
+    manifest = {**dataset.manifest, "config": {"of_another_version": 1}}
+    write_task(Job(load_run_recipe(run, []), run, say=said.append), replace(dataset, manifest=manifest))
+    assert "can't be kept with it" in said[0] and read_json(run / "adapter" / "tuneloop.json") == before

@@ -28,9 +28,16 @@ def task_of(job: Job, dataset: Dataset) -> TaskSpec:
 
 
 def write_task(job: Job, dataset: Dataset) -> None:
-    """Put the task beside the trained weights, in `tuneloop.json`."""
-    file = trained_folder(job.folder) / OWN
-    write_json(file, {**read_json(file), "task": task_of(job, dataset)})
+    """Put the task beside the trained weights, in `tuneloop.json`.
+
+    A data set of another version may say too little: that is told, and costs no training that is done.
+    """
+    try:
+        file = trained_folder(job.folder) / OWN
+        write_json(file, {**read_json(file), "task": task_of(job, dataset)})
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())[:200]
+        job.say(f"warn: what this model was trained to answer can't be kept with it: {why}")
 
 
 def read_task_of(folder: Path) -> TaskSpec | None:
@@ -53,5 +60,5 @@ def task_of_run(run: Path) -> TaskSpec | None:
     try:
         job = Job(load_run_recipe(run, []), run)
         return task_of(job, dataset_of(job, True, ""))
-    except (UserError, KeyError):
+    except (UserError, ValueError, KeyError, TypeError):
         return None

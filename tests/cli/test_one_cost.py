@@ -173,6 +173,28 @@ def test_advice_not_to_tune_is_kept_and_said_once_before_a_run(
     assert len(said) == 2, "a run that goes on was reminded before"
 
 
+def test_a_run_on_the_same_file_reminds_of_it_and_goes_on(
+    mails: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tuneloop.pipeline as pipeline
+    from tuneloop.pipeline.recipes import recipe_of
+
+    assert answer(capsys, "advise", str(mails), "--few-shot", "0.97")["answer"] == "dont"
+
+    class AtTheBaselinesError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise AtTheBaselinesError
+
+    monkeypatch.setattr(pipeline, "baseline_stage", stop)
+    said: list[str] = []
+    with pytest.raises(AtTheBaselinesError):
+        pipeline.run(recipe_of(str(mails), ["track.report_to=none"]), say=said.append)
+    assert sum("Don't fine-tune" in line for line in said) == 1
+    assert any("evals/advise-mails/advise.json" in line for line in said)
+
+
 def test_baselines_with_another_key_are_not_taken(here: Path) -> None:
     before = here / "evals" / "advise-mails" / "baselines"
     before.mkdir(parents=True)

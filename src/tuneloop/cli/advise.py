@@ -22,7 +22,7 @@ QUESTIONS: tuple[tuple[str, str, type], ...] = (
     ("task", "What is the task (classification, generation, chat)?", str),
     ("queries_per_day", "How many queries a day?", float),
     ("baseline_prompt_tokens", "How many tokens does a query's prompt take today, examples included?", float),
-    ("prompt_tokens", "How many would it take without examples and instructions?", float),
+    ("prompt_tokens", "How many tokens would it take without examples and instructions?", float),
     ("answer_tokens", "How many tokens does an answer take?", float),
     ("few_shot", "What share of test answers does today's best prompt get right (0 to 1)?", float),
     ("test_rows", "On how many test rows was that?", int),

@@ -55,7 +55,9 @@ class EvaluateConfig(Config):
         None, ge=1, description="longest answer; default: a quarter over the longest reference of the training split"
     )
     limit: int | None = Field(None, ge=1, description="evaluate at most this many rows of the split (seeded sample)")
-    samples: int = Field(5, ge=0, description="answers shown side by side")
+    samples: int = Field(
+        5, ge=0, description="answers shown side by side; a page shows ten at once, or more if this is more; 0: none"
+    )
     general: str | None = Field(
         None,
         description="file of general rows: what the tuned model has forgotten of them; default: those held out of a mix",

@@ -187,6 +187,12 @@ def test_one_row_has_no_spread_and_no_verdict() -> None:
     assert found.words
 
 
+def test_three_rows_prove_nothing() -> None:
+    found = measured(labelled(3), tuned=right, few_shot=guessing(8))
+    assert found.comparisons[0].delta > 0.3 and found.comparisons[0].p >= 0.25
+    assert {c.verdict for c in found.comparisons} == {"not enough evidence"}
+
+
 def test_nothing_to_ask_again_and_lost_answers_are_told() -> None:
     program = Row("p", [{"role": "user", "content": "def f(x):"}, {"role": "assistant", "content": "return"}], "refund")
     ways = ways_of([program], 5, drawn=False, temperature=1.0)

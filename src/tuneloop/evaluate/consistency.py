@@ -280,7 +280,10 @@ def measure_consistency(
         values[name] = _estimates(statistics, draws[name])
     compared = [metric, *(["always_right"] if kind == "labels" else [])]
     others = [other for other in answers if other != own]
-    pairs = [_adjusted([_difference(other, own, each, values, draws) for other in others]) for each in compared]
+    pairs = []
+    for figure in compared:
+        apart = {other: _rows_apart(scores[own][figure], scores[other][figure], clusters) for other in others}
+        pairs.append(_adjusted([_difference(other, own, figure, values, draws, apart[other]) for other in others]))
     found = Consistency(
         rows=len(rows),
         ways=max(map(len, kept)),
@@ -358,11 +361,20 @@ def _difference(
     metric: str,
     values: Mapping[str, Mapping[str, Estimate]],
     draws: Mapping[str, Mapping[str, m.Array]],
+    apart: int,
 ) -> Difference:
+    """The paired difference, with a p-value of no less than the `apart` rows that differ can give."""
     delta = values[own][metric].value - values[other][metric].value
     differences = draws[own][metric] - draws[other][metric]
     low, high = u.bootstrap_interval(delta, differences)
-    return Difference(other, own, metric, delta, low, high, u.paired_bootstrap_p(delta, differences))
+    p = u.paired_bootstrap_p(delta, differences)
+    return Difference(other, own, metric, delta, low, high, p if math.isnan(p) else max(p, u.least_p(apart)))
+
+
+def _rows_apart(a: Sequence[float], b: Sequence[float], clusters: Sequence[int] | None) -> int:
+    """Rows, or clusters of rows, on which two contenders' scores differ."""
+    rows = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+    return len(rows) if clusters is None else len({clusters[i] for i in rows})
 
 
 def _adjusted(pairs: Sequence[Difference]) -> list[Difference]:

@@ -26,7 +26,7 @@ from tuneloop.types import UserError
 ENOUGH = 2  # earlier runs from which a correction is taken
 LAST = 20  # runs that count
 LEAST, MOST = 0.5, 2.0  # a larger correction would hide a fault
-FORMULAS = 5  # raised with every change of the memory or time model: errors of other formulas teach nothing
+FORMULAS = 6  # raised with every change of the memory or time model: errors of other formulas teach nothing
 RESIDENT = "weights and program (resident)"  # the term that is measured, not predicted
 
 

@@ -30,6 +30,7 @@ SHAPES_GIB = 0.04
 # `positions_at_once` and `FEW` of train/loss.py, which imports torch: learned positions whose logits exist at a time on a GPU, on a processor with a frozen
 # head and where it learns, and those of them whose fp32 probabilities do.
 OWN_CHUNK, OWN_CHUNK_FROZEN, OWN_CHUNK_FULL, OWN_FEW = 256, 1024, 512, 32
+OWN_QUERY_BLOCK = 96
 OWN_SHORT = 700  # up to this length attention on a processor is plain products, and its weights are kept
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # What a run must have beyond its peak: holes between blocks of ever new sizes, as a share of the activations (more where gathered weights come and go between
@@ -372,16 +373,25 @@ def _own_layer(job: Job) -> tuple[float, float]:
     shape = job.shape
     hidden, forward, rows, shared = shape.hidden, shape.feed_forward, job.micro_batch, job.shared
     virtual = job.prefix_tokens if job.method == "prefix" else 0
-    short = job.seq_len + shared <= OWN_SHORT
+    short = job.gpu.is_cpu and job.seq_len + shared <= OWN_SHORT
     elements = hidden * (1 + job.needs("q_proj", "k_proj", "v_proj") + job.needs("gate_proj", "up_proj"))
     elements += shape.queries * (1 + (job.needs("o_proj") or not short))
     elements += forward * (2 + job.needs("down_proj")) + job.rank * len(job.adapted)
     read = rows * (job.seq_len + shared + virtual) + shared
-    kept = job.tokens * elements + 2 * shape.keys * read
+    kept: float = job.tokens * elements + 2 * shape.keys * read
     if short:
-        kept += shape.heads * (rows * job.seq_len * (job.seq_len + shared + virtual) + shared**2)
+        of_row = (
+            _causal(job.seq_len) if virtual else job.seq_len**2
+        )  # the constants of the other methods were set with whole squares
+        kept += shape.heads * (rows * (job.seq_len * (shared + virtual) + of_row) + shared**2)
     passing = job.tokens * (2 * hidden + 3 * forward)
     return float(kept * job.activation_bytes), float(passing * job.activation_bytes)
+
+
+def _causal(length: int) -> float:
+    """Weights that a row's queries keep of its own keys: blocks of queries see the keys up to their last one (`query_blocks` of models/llama.py)."""
+    blocks = max(1, round(length / OWN_QUERY_BLOCK))
+    return length**2 * (blocks + 1) / (2 * blocks)
 
 
 def _held_layers(job: Job, layer: float) -> tuple[dict[str, float], dict[str, float]]:

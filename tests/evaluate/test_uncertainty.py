@@ -215,6 +215,9 @@ def test_so_many_rows_really_show_the_difference_in_four_of_five_tests() -> None
 
 def test_few_rows_that_differ_bound_the_p_value() -> None:
     assert [u.least_p(n) for n in (0, 1, 2, 6)] == [1.0, 1.0, 0.5, 0.03125]
+    assert all(
+        u.least_p(u.least_apart(level)) < level <= u.least_p(u.least_apart(level) - 1) for level in (0.05, 0.005)
+    )
     labels = ["a"] * 12 + ["b"] * 4
     right, wrong = (
         label_statistics(labels, labels, known=["a", "b"]),

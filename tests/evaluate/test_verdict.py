@@ -286,6 +286,15 @@ def test_macro_f1_finds_nothing_in_a_handful_of_rows() -> None:
     assert pair.p >= 0.25 and pair.verdict == NOT_ENOUGH
 
 
+def test_a_few_rows_that_differ_are_said_to_prove_nothing_and_the_better_one_is_still_recommended() -> None:
+    labels = ["ham"] * 55 + ["spam"] * 5
+    found, words = verdict_of(scored(labels, ["ham"] * 60), tfidf=scored(labels, labels))
+    assert found.outcome == NOT_ENOUGH and found.standings[0].apart == 5
+    text = " ".join(words)
+    assert "is ahead, though so few rows can't prove it" in text and "ties" not in text
+    assert "The two differ on 5 rows only" in text and "about 48 more test rows" in text  # 9 that differ, of 108
+
+
 def test_a_model_that_finds_the_rare_label_is_better_than_always_the_other(tmp_path: Path) -> None:
     labels = ["ham"] * 135 + ["spam"] * 13
     answers = ["spam" if i % 11 == 0 else "ham" for i in range(135)] + ["spam"] * 13

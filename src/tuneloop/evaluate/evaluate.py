@@ -153,6 +153,7 @@ class Comparison:
         more_rows: with no verdict, how many further rows would show a difference as large as this one; else None.
         rows_needed: rows in all that show a difference as large as this one with 80 % power; None where no number follows.
         only_a, only_b: rows that one side alone has right (right-or-wrong metrics of rows that form no clusters).
+        apart: rows, or clusters, on which the two differ, where that can be told.
     """
 
     a: str
@@ -172,6 +173,7 @@ class Comparison:
     rows_needed: int | None = None
     only_a: int | None = None
     only_b: int | None = None
+    apart: int | None = None
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int) -> list[Row]:
@@ -669,12 +671,13 @@ def compare(
         delta = b.metrics[name].value - a.metrics[name].value
         source = _same_as(family).get(name, name)
         discordant: tuple[int, int] | tuple[None, None] = (None, None)
+        apart: int | None
         if source in family.right_or_wrong and a.clusters is None and _right_or_wrong(b, source):
             pairs = [
                 (x, y) for x, y in zip(a.row_scores[source], b.row_scores[source], strict=True) if x == x and y == y
             ]
             only_a, only_b = discordant = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
-            low, high = u.paired_shares_interval(only_a, only_b, len(pairs))
+            low, high, apart = *u.paired_shares_interval(only_a, only_b, len(pairs)), only_a + only_b
             p, test = u.mcnemar_p(only_a, only_b), EXACT
         else:
             differences = b.draws[name] - a.draws[name]
@@ -689,7 +692,7 @@ def compare(
         found = Comparison(
             a_name, b_name, name, delta, low, high, p, "", test, p, effect, kind, u.detectable(low, high)
         )
-        comparisons.append(replace(found, only_a=discordant[0], only_b=discordant[1]))
+        comparisons.append(replace(found, only_a=discordant[0], only_b=discordant[1], apart=apart))
     return adjusted(comparisons, a)
 
 
@@ -740,7 +743,10 @@ def rows_needed(c: Comparison, n: int, level: float) -> int | None:
     """Rows in all that show a difference as large as this one with 80 % power at a level; None where no number follows."""
     if c.only_a is not None and c.only_b is not None:
         return u.rows_for_pairs(c.only_a, c.only_b, n, level=level)
-    return u.rows_to_settle(c.delta, c.low, c.high, n, level=level)
+    needed = u.rows_to_settle(c.delta, c.low, c.high, n, level=level)
+    if needed is None or not c.apart:
+        return needed
+    return max(needed, math.ceil(n * u.least_apart(level) / c.apart))  # so many must differ, or no test can show it
 
 
 def _right_or_wrong(evaluation: Evaluation, metric: str) -> bool:

@@ -179,6 +179,11 @@ def least_p(apart: int) -> float:
     return min(1.0, 2 * 0.5**apart)
 
 
+def least_apart(level: float) -> int:
+    """Rows that must differ for `least_p` to be below a level."""
+    return math.floor(1 - math.log2(level)) + 1
+
+
 def verdict(low: float, high: float, p: float) -> str:
     """`better` (b is above a), `worse`, or `not enough evidence`: the test and the interval must both say so."""
     if p < ALPHA and low > 0:

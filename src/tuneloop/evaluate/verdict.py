@@ -44,7 +44,7 @@ class Standing:
             `worse`: surely worse by some and better by none; else `not enough evidence`.
         gain, low, high: by the metric that decides, with its 95 % interval; positive: `name` is better, whether more or less of
             the metric is better.
-        p, p_holm, only_name, only_against: see `Comparison`.
+        p, p_holm, only_name, only_against, apart: see `Comparison`.
         rows_needed: rows in all that settle it: with 80 % power they show a difference as large as this one with p below 0.005.
         gained, lost: headline metrics by which it is surely better or worse, with the gain in each.
     """
@@ -61,6 +61,7 @@ class Standing:
     rows_needed: int | None
     only_name: int | None
     only_against: int | None
+    apart: int | None
     gained: dict[str, float]
     lost: dict[str, float]
 
@@ -183,6 +184,7 @@ def standing(pairs: Mapping[str, Comparison], own: Evaluation) -> Standing:
         rows_needed=rows_needed(first, own.n, PROVEN),
         only_name=first.only_b,
         only_against=first.only_a,
+        apart=first.apart,
         gained=gained,
         lost=lost,
     )

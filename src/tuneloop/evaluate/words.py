@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.metrics import LONGEST_LABEL
-from tuneloop.evaluate.uncertainty import NOT_ENOUGH
-from tuneloop.evaluate.verdict import Standing, Verdict, best_odds
+from tuneloop.evaluate.uncertainty import NOT_ENOUGH, detectable, least_apart
+from tuneloop.evaluate.verdict import PROVEN, Standing, Verdict, best_odds
 
 _TITLES = {
     "accuracy": "accuracy",
@@ -183,6 +183,8 @@ def _against_cheap(s: Standing, verdict: Verdict, evaluations: Mapping[str, Eval
         return f"Against the best cheap alternative, {theirs}, it {_gained_and_lost(s)}."
     if s.outcome == "worse":
         return f"The cheap alternative {theirs} beats it: {_gain(s, metric)}. Use that one: {reason}."
+    if s.high < 0:
+        return f"The cheap alternative {theirs} is ahead, though so few rows can't prove it: {_gain(s, metric)}. Use that one: {reason}."
     return (
         f"The cheap alternative {theirs} ties it within what these rows can show: {_gain(s, metric)}. "
         f"Use that one unless {_model(verdict.name)} has to do more than this: {reason}."
@@ -229,19 +231,18 @@ def _several(changes: Mapping[str, float], names: Sequence[str]) -> str:
 
 def _settle(s: Standing, metric: str, n: int, split: str) -> str:
     """How little these rows show, and how many would show a difference as large as this one."""
-    kind = rows_of(2, split).partition(" ")[2]
-    smallest = _amount(metric, _detectable(s))
-    if s.rows_needed is None or s.rows_needed > _FAR * n:
-        shown = (
-            f"{rows_of(n, split)} would have shown a difference of {smallest}. "
-            if math.isfinite(_detectable(s))
-            else ""
-        )
-        return f"{shown}The difference is too near zero for more {kind} to be worth their labels."
-    needed, more = _rounded(s.rows_needed), _rounded(max(s.rows_needed - n, math.ceil(n / 10)))
-    rests = ""
+    kind, smallest = rows_of(2, split).partition(" ")[2], detectable(s.low, s.high)
+    rests, shown = "", f"These rows would have shown a difference of {_amount(metric, smallest)}."
     if s.only_name is not None and s.only_against is not None:
         rests = f" It rests on {s.only_name + s.only_against} rows: {s.name} alone is right on {s.only_name}, {s.against} alone on {s.only_against}."
+    elif s.apart is not None and s.apart < least_apart(PROVEN):
+        rests, shown = (
+            f" The two differ on {s.apart} row{'' if s.apart == 1 else 's'} only: too few to prove anything.",
+            "",
+        )
+    if s.rows_needed is None or s.rows_needed > _FAR * n:
+        return f"{shown} The difference is too near zero for more {kind} to be worth their labels.".strip()
+    needed, more = _rounded(s.rows_needed), _rounded(max(s.rows_needed - n, math.ceil(n / 10)))
     if s.outcome == "promising":
         return (
             f"p = {s.p:.2g} on {rows_of(n, split)} is weak evidence: it speaks at most {best_odds(s.p):.0f} to 1 for a difference, and one that "
@@ -249,15 +250,8 @@ def _settle(s: Standing, metric: str, n: int, split: str) -> str:
             "difference as large as this one with 80 % power and p below 0.005."
         )
     return (
-        f"These rows would have shown a difference of {smallest}.{rests} If the difference is as large as it looks, "
-        f"about {more} more {kind} would show it (80 % power, p below 0.005)."
-    )
-
-
-def _detectable(s: Standing) -> float:
-    from tuneloop.evaluate.uncertainty import detectable
-
-    return detectable(s.low, s.high)
+        f"{shown}{rests} If the difference is as large as it looks, about {more} more {kind} would show it (80 % power, p below 0.005)."
+    ).strip()
 
 
 def _rounded(count: int) -> str:

@@ -61,10 +61,10 @@ CHOICES = {
     "--optimizer": words("adamw", "adamw-bf16", "adamw-8bit", "paged-adamw-8bit", "sgd"),
     "--targets": words("all-linear", "attention", "q,v", "q,,v", ","),
     "--quant": words("nf4", "nf4-dq", "int8", "none"),
-    "--tier": words("on-demand", "spot", "reserved"),
+    "--tier": words("on-demand", "spot", "community", "reserved"),
 }
 COUNTED = ("--gpus", "--seq-len", "--micro-batch", "--grad-accum", "--rank", "--prefix-tokens", "--tokens", "--epochs",
-           "--usd-per-gpu-hour", "--interruptions-per-hour", "--checkpoint-minutes",
+           "--usd-per-gpu-hour", "--gpu-memory", "--gpu-tflops", "--gpu-bandwidth", "--gpu-link", "--gpu-price", "--interruptions-per-hour", "--checkpoint-minutes",
            "--runs", "--setup-hours", "--rows-to-label", "--usd-per-engineer-hour")  # fmt: skip
 SWITCHES = ("--offload", "--offload-activations", "--grad-ckpt", "--optimizer-in-backward", "--head-fp32", "--packing")
 

@@ -1,4 +1,4 @@
-"""Values of all kinds are planted in every place of the sources; none stands in any file that `prepare` writes, in any encoding."""
+"""Values of all kinds are planted in every place of the sources; none stands in any file that `prepare`, an evaluation and MLflow write, in any encoding."""
 
 from __future__ import annotations
 
@@ -225,3 +225,23 @@ def test_the_scan_finds_what_is_hidden_in_a_file(tmp_path: Path) -> None:
     assert {line.partition(":")[0] for line in leaks(tmp_path, {value: "here"}, set())} == {
         "plain.txt", "page.html", "query.txt", "coded.txt", "wide.bin", "packed.gz", "folder.zip",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_neither_an_evaluation_nor_mlflow_holds_a_planted_value(tiny_llama: Path, cli: Any, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    given = tmp_path / "given"
+    given.mkdir()
+    plant = sources(given)
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    prepared = cli(
+        "prepare", "given", "--out", "out", "--model", str(tiny_llama), "--track", "data.allow_errors=true", env=store
+    )
+    assert prepared.returncode in (0, 1), prepared.stderr
+    done = cli("evaluate", str(tiny_llama), "--dataset", "out", "--few-shot", "2", "--out", "evaluation")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "said.txt").write_text(prepared.stdout + prepared.stderr + done.stdout + done.stderr)
+    for name in ("evaluation/samples.jsonl", "evaluation/report.html", "mlflow.db"):
+        assert (tmp_path / name).is_file()
+    found = leaks(tmp_path, plant.values, set(given.iterdir()))
+    assert not found, f"{len(found)} leaks\n" + "\n".join(found[:60])

@@ -20,7 +20,9 @@ STAGES = {"data", "plan", "train", "evaluate", "artifacts", "report", "track"}
 BASE = {"", "types", "words", "files", "records", "machine"}  # "" is the package itself: its version
 # What a part may import besides itself. A stage gets what it needs of another one as a value or a function.
 ALLOWED: dict[str, set[str]] = {
-    "": {"train", "asking"},  # for type checkers, of `from tuneloop import train`
+    "": {"types", "library", "recipe", "data.config", "train.config"},  # what `from tuneloop import ...` gives
+    "callable_package": {"library"},
+    "library": BASE | {"recipe", "pipeline", "evaluations", "asking", "models", "cli.console"} | STAGES,
     "types": set(),
     "words": set(),
     "files": {"types"},
@@ -28,6 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "machine": {"", "types", "files"},
     "models": BASE,
     **{stage: BASE | {"models"} for stage in STAGES},
+    "train": BASE | {"models", "callable_package"},
+    "evaluate": BASE | {"models", "callable_package"},
     "report": BASE | {"models", "recipe"},  # pages say which settings are not the defaults
     "recipe": BASE | {f"{stage}.config" for stage in STAGES},
     "harness": BASE | {"models"},

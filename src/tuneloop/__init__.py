@@ -1,18 +1,44 @@
-"""tuneloop: from a folder of raw examples to a fine-tuned Llama 3, measured and documented."""
+"""tuneloop: from a folder of raw examples to a fine-tuned Llama 3, measured and documented.
+
+From Python: `prepare`, `train`, `evaluate`, `predict` and `run`, see docs/library.md; the same as the commands of these names.
+"""
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # at run time `train` is the package of that name, which can be called
-    from tuneloop.asking.predict import predict as predict
-    from tuneloop.train.loop import train as train
+from tuneloop.types import UserError as UserError
+
+if TYPE_CHECKING:  # at run time `train` and `evaluate` are the packages of these names, which can be called
+    from tuneloop.data.config import PrepareConfig as PrepareConfig
+    from tuneloop.library import Evaluation as Evaluation
+    from tuneloop.library import Run as Run
+    from tuneloop.library import evaluate as evaluate
+    from tuneloop.library import predict as predict
+    from tuneloop.library import prepare as prepare
+    from tuneloop.library import run as run
+    from tuneloop.library import train as train
+    from tuneloop.recipe import Recipe as Recipe
+    from tuneloop.train.config import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    **dict.fromkeys(("prepare", "predict", "run", "Run", "Evaluation"), "tuneloop.library"),
+    "PrepareConfig": "tuneloop.data.config",
+    "Recipe": "tuneloop.recipe",
+    "TrainConfig": "tuneloop.train.config",
+}
 
 
 def __getattr__(name: str) -> Any:
     """What loads more than a few files, when it is first used."""
-    if name == "predict":
-        from tuneloop.asking.predict import predict
+    import importlib
 
-        return predict
+    if name in ("train", "evaluate"):  # packages that can be called
+        return importlib.import_module(f"tuneloop.{name}")
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'tuneloop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "train", "evaluate", *_PLACES])

@@ -494,7 +494,8 @@ def _steps(question: Question, gives: str, method: str, facts: Mapping[str, Any]
     if gives == "dont":
         if facts["elsewhere"]:
             return [f"{_plan_command(question, 'lora')}: machines to rent, memory, time, dollars"]
-        return measure if facts["rows"] is None or facts["rows"] >= 20 else []
+        measurable = facts["rows"] is None or facts["rows"] >= 20
+        return measure if measurable and facts["classical_best"] is None else []
     steps = list(measure)
     if question.rows is not None and question.rows < 200:
         steps.append("write and check more examples: a few hundred good ones beat any choice of method")

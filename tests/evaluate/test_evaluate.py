@@ -525,3 +525,21 @@ def test_words_for_fields_and_without_baselines():
     sentences = verdict_in_words(decide(alone, [], "tuned"), alone)
     assert "queue accuracy 66.7 %" in sentences[0]
     assert "4 of its 12 answers" in sentences[-1]
+
+
+def test_few_rows_do_not_turn_a_field_of_labels_into_a_text(tmp_path):
+    from tuneloop.evaluate.evaluate import labels_of_fields
+
+    config = EvaluateConfig(fields={"queue": r"Queue:\s*(\w+)"}, bootstrap=100)
+    training = [f"Queue: {'abcdefgh'[i % 8]}\nCall them about case {i}." for i in range(80)]
+    labels = labels_of_fields(training, {**config.fields, "rest": r"about (.+)"})
+    assert labels == {"queue": list("abcdefgh")}  # what differs from row to row is a text
+    rows = [row(i, text) for i, text in enumerate(training[:8])]
+    answers = [Answer(text) for text in training[:7]] + [Answer("Queue: a")]
+    few = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
+    assert "queue.rougeL" in few.metrics
+    told = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0, field_labels=labels)
+    assert told.metrics["queue.accuracy"].value == 7 / 8 and told.primary.startswith("queue.")
+    write_evaluation(tmp_path, told, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key="k")
+    again = load_evaluation(tmp_path)
+    assert again.metrics["queue.accuracy"] == told.metrics["queue.accuracy"]

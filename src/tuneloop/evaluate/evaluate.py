@@ -80,6 +80,7 @@ class Evaluation:
         labels_used: how often references and answers name each label: "" for the rows' labels, else by the field's name.
         code: how the answers' programs ended, and under which protections; empty without programs.
         cluster: `evaluate.cluster`.
+        field_labels: the fields that hold labels, with these.
     """
 
     task: str
@@ -105,6 +106,7 @@ class Evaluation:
     clusters: list[int] | None = None
     code: dict[str, Any] = field(default_factory=dict, compare=False)
     cluster: str | None = None
+    field_labels: dict[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -259,6 +261,7 @@ class _Scoring:
     config: EvaluateConfig
     measured: Measured
     progress: Progress
+    field_labels: dict[str, Sequence[str]] = field(default_factory=dict)
     statistics: list[Statistics] = field(default_factory=list)
     signatures: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -295,6 +298,7 @@ def evaluate(
     seed: int,
     perplexity: float | None = None,
     measured: Measured | None = None,
+    field_labels: Mapping[str, Sequence[str]] | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Score answers, each metric with its 95 % interval.
@@ -308,6 +312,8 @@ def evaluate(
         answers: one for each row, in order.
         task: `classification` scores labels (`meta["labels"]`: several a row), all else scores texts.
         labels: allowed labels; default: those of the rows.
+        field_labels: fields that hold labels, with these (`labels_of_fields`); default: those whose values repeat in the rows, which
+            few rows don't tell.
         config: what is measured, and how.
         seed: of the resamples; contenders that are to be compared share it.
         perplexity: measured elsewhere, carried along without an interval; better give `measured.losses`.
@@ -318,7 +324,7 @@ def evaluate(
         UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field, schema or
             scorer.
     """
-    s = _Scoring(list(rows), list(answers), config, measured or Measured(), progress)
+    s = _Scoring(list(rows), list(answers), config, measured or Measured(), progress, dict(field_labels or {}))
     _check_rows(s.rows, s.answers, task)
     s.predictions, s.valid = [None] * len(s.rows), [True] * len(s.rows)
     if task == "classification":
@@ -386,6 +392,7 @@ def _evaluation(s: _Scoring, task: str, seed: int, perplexity: float | None) -> 
         clusters=clusters,
         code=s.code,
         cluster=s.config.cluster,
+        field_labels=s.field_labels,
     )
 
 
@@ -597,6 +604,20 @@ def _score_own(s: _Scoring) -> None:
         s.statistics.append(m.mean_statistics({name: scores}, right_or_wrong=binary))
 
 
+def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, list[str]]:
+    """The fields of answers whose values repeat, with their values: these are labels, the others are texts.
+
+    Args:
+        answers: of the task, best those of training: a small test split does not show which values repeat.
+        fields: patterns, see `evaluate.fields`; the top fields of answers in JSON are found without.
+    """
+    found = {name: [m.extract(p, text) for text in answers] for name, p in m.compile_fields(fields).items()}
+    if js.are_structured([[text] for text in answers]):
+        found = js.top_fields(answers) | found
+    known = {name: [value for value in values if value is not None] for name, values in found.items()}
+    return {name: sorted(set(values)) for name, values in known.items() if values and m.values_repeat(values)}
+
+
 def _score_field(s: _Scoring, name: str, references: list[str | None], found: list[str | None]) -> None:
     """One field's metrics, and which answers hold it. Values that repeat are labels, others are texts."""
     known = [value for value in references if value is not None]
@@ -604,10 +625,11 @@ def _score_field(s: _Scoring, name: str, references: list[str | None], found: li
         s.notes.append(
             f"{name}: {len(references) - len(known)} reference answers lack this field and don't count in it."
         )
-    if m.values_repeat(known):
-        match = m.label_matcher(sorted(set(known)))
+    if name in s.field_labels or m.values_repeat(known):
+        labels = s.field_labels[name] = sorted({*known, *s.field_labels.get(name, ())})
+        match = m.label_matcher(labels)
         predictions = [None if value is None else match(value) for value in found]
-        family = m.label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(known))
+        family = m.label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(labels))
         said = [None if r is None else p for r, p in zip(references, predictions, strict=True)]
         s.labels_used[name] = label_use(_each(references), _each(said))
         holds = [r is None or p is not None for r, p in zip(references, predictions, strict=True)]

@@ -357,6 +357,7 @@ def _only(side: Side, ids: set[str] | None) -> Evaluation:
         labels=whole.labels,
         config=EvaluateConfig(fields=whole.fields, bootstrap=whole.bootstrap, cluster=whole.cluster),
         seed=whole.seed,
+        field_labels=whole.field_labels,
         measured=Measured(
             losses=some(known.losses),
             loss_tokens=some(known.loss_tokens),

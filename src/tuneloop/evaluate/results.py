@@ -99,6 +99,7 @@ def write_evaluation(
             "labels": evaluation.labels,
             "cluster": evaluation.cluster,
             "primary": evaluation.primary if evaluation.primary_named else None,
+            "field_labels": evaluation.field_labels,
         },
     }
     path = out / "eval.json"
@@ -255,6 +256,7 @@ def _evaluated_again(manifest: dict[str, Any], samples: list[dict[str, Any]], ba
             {name: settings.get(name) for name in ("fields", "bootstrap", "cluster", "primary")}
         ),
         seed=settings["seed"],
+        field_labels=settings.get("field_labels"),
         perplexity=None if saved is None else _number(saved["value"]),
         measured=_measured(
             samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,21 +33,28 @@ def scoring_settings(recipe: Recipe) -> dict[str, Any]:
     return recipe.evaluate.model_dump(mode="json", exclude={"samples", *AFTERWARDS})
 
 
+EXAMPLES = 2000  # training answers that show which fields hold labels
+
+
 def score(job: Job, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Evaluation:
     """A contender's answers as an evaluation."""
-    from tuneloop.evaluate.evaluate import Measured, evaluate
+    from tuneloop.evaluate.evaluate import Measured, evaluate, labels_of_fields
 
+    config = job.recipe.evaluate
     with busy(job.progress, "scoring answers"):
+        learned = [row.answer for row in itertools.islice(dataset.train, EXAMPLES) if row.shows_the_task]
+        field_labels = {} if dataset.task == "classification" else labels_of_fields(learned, config.fields)
         return evaluate(
             rows,
             asked.answers,
             task=dataset.task,
             labels=dataset.manifest.get("labels"),
-            config=job.recipe.evaluate,
+            config=config,
             seed=job.recipe.seed,
             measured=Measured(
                 losses=asked.losses, loss_tokens=asked.loss_tokens, further=asked.further, confidence=asked.confidence
             ),
+            field_labels=field_labels,
             progress=job.progress,
         )
 

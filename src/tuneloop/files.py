@@ -450,8 +450,8 @@ def lock_folder(folder: Path | str, *, minor: Collection[str] = ()) -> Iterator[
         file.flush()
         yield
     except BaseException:
-        if made and {place.name for place in path.parent.iterdir()} <= {path.name, *minor}:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the work may have removed the folder itself
+            if made and {place.name for place in path.parent.iterdir()} <= {path.name, *minor}:
                 for place in path.parent.iterdir():
                     place.unlink()
                 for place in made:

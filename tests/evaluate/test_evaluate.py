@@ -540,6 +540,8 @@ def test_few_rows_do_not_turn_a_field_of_labels_into_a_text(tmp_path):
     assert "queue.rougeL" in few.metrics
     told = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0, field_labels=labels)
     assert told.metrics["queue.accuracy"].value == 7 / 8 and told.primary.startswith("queue.")
-    write_evaluation(tmp_path, told, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key="k")
+    write_evaluation(
+        tmp_path, told, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key="k"
+    )
     again = load_evaluation(tmp_path)
     assert again.metrics["queue.accuracy"] == told.metrics["queue.accuracy"]

@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
 	@echo "In full, without the limit of 8 minutes, this recipe reached a queue accuracy of 0.76 [0.66, 0.84] on 83 rows,"
-	@echo "in 10.5 minutes on two cores without AMX (docs/results.md, The demo)."
+	@echo "in 10.5 minutes on two cores without AMX (docs/records/results.md, The demo)."
 
 install: $(VENV)/.installed
 

@@ -33,13 +33,13 @@ def test_the_reference_page_is_up_to_date(generator: ModuleType) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_documented(command: str) -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     assert re.search(rf"\btuneloop {command}\b", text)
 
 
 def test_documented_commands_exist() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         if page.name in ("architecture.md", "lab-notes.md"):
             continue  # they also tell of what is to come
         text = page.read_text(encoding="utf-8")

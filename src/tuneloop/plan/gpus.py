@@ -15,7 +15,7 @@ from tuneloop.types import UserError
 TABLE = Path(__file__).with_name("gpus.yaml")
 CPU = "cpu"
 # Floating-point operations a core does in a second when it trains, of those it could do: a figure of experience
-# (docs/results.md: 135M parameters at about 400 tokens a second on two cores).
+# (docs/records/results.md: 135M parameters at about 400 tokens a second on two cores).
 CPU_TFLOPS_PER_CORE = 0.1
 
 

@@ -32,7 +32,7 @@ def refuse_unknown(name: str, table: Mapping[str, Any]) -> None:
 
 
 class TrainConfig(Config):
-    """Defaults that were measured to work on small jobs; see docs/results.md."""
+    """Defaults that were measured to work on small jobs; see docs/records/results.md."""
 
     method: str = Field(
         "lora",

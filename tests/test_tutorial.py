@@ -1,0 +1,64 @@
+"""The tutorial holds: every command on the page runs, and what the page says of the verdict is what the program says."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from patience import HANG
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+HEADS = re.findall(r"^\| `(\w[^`]*)` \|", PAGE, re.MULTILINE)
+
+
+def test_every_verdict_of_the_table_is_one_that_the_program_writes() -> None:
+    source = (ROOT / "src" / "tuneloop" / "evaluate" / "words.py").read_text(encoding="utf-8")
+    assert len(HEADS) == 6
+    for head in HEADS:
+        assert f'"{head}' in source, head
+
+
+def test_the_install_commands_are_the_makefiles() -> None:
+    (install,) = re.findall(r"^```sh install\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    for line in install.splitlines():
+        if line.startswith("make "):
+            subprocess.run([*line.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+    assert "VENV   ?= .venv" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("smollm2")
+def test_every_command_of_the_tutorial_runs(tmp_path: Path, cli_environment: dict[str, str]) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    program = tmp_path / "bin" / "tuneloop"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tuneloop "$@"\n')
+    program.chmod(0o755)
+    environment = {**cli_environment, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    out = {}
+    for block in BLOCKS:
+        done = subprocess.run(["bash", "-eo", "pipefail", "-c", block], cwd=tmp_path, env=environment,
+                              capture_output=True, text=True, timeout=HANG)  # fmt: skip
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        out[block] = done.stdout
+
+    (verdict,) = (text.strip() for block, text in out.items() if block.startswith("tuneloop run "))
+    assert verdict.startswith(tuple(HEADS)), verdict[:200]
+    assert "test rows" in verdict
+    for file in re.findall(r"`(runs/first/[\w/.]+)`", PAGE):
+        assert (tmp_path / file).exists(), file
+    with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as stream:
+        answers = list(csv.DictReader(stream))
+    assert [answer["error"] for answer in answers] == ["", ""]
+    assert all(answer["prediction"] for answer in answers)
+    (chat,) = (text for text in out.values() if "--- base" in text)
+    assert "Where is my parcel?" in chat, "/prompt shows what the model read"
+    assert (tmp_path / "shipped" / "artifact.json").is_file()

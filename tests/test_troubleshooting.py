@@ -21,7 +21,12 @@ def plain(text: str) -> str:
 
 SOURCE = "\n".join(plain(path.read_text(encoding="utf-8")) for path in (ROOT / "src" / "tuneloop").rglob("*.py"))
 # Words that the program puts in where the source has a placeholder.
-FILLED = {"a third of": "...", "MLflow is not": "... is not", " at step ...:": " ...:", "have ... checks at": "have ... check... at"}
+FILLED = {
+    "a third of": "...",
+    "MLflow is not": "... is not",
+    " at step ...:": " ...:",
+    "have ... checks at": "have ... check... at",
+}
 
 
 def test_the_page_quotes_messages() -> None:

@@ -300,3 +300,14 @@ def test_a_budget_takes_a_cheaper_method_where_there_is_one() -> None:
     assert "lora-within-budget" in {reason.rule for reason in found.reasons}
     never = advise(big.model_copy(update={"budget_usd": 0.01}))
     assert never.answer == "dont" and never.reasons[0].rule == "over-budget"
+
+
+def test_uneven_labels_are_judged_by_what_the_evaluation_goes_by() -> None:
+    metrics = {
+        "accuracy": {"value": 0.86, "low": 0.8, "high": 0.9},
+        "macro_f1": {"value": 0.46, "low": 0.4, "high": 0.5},
+    }
+    evaluation = {"name": "tuned", "n": 50, "metrics": metrics, "baselines": {"zero-shot": metrics}}
+    assert from_evaluation(evaluation, "eval.json").metric == "accuracy"
+    assert from_evaluation({**evaluation, "verdict": {"metric": "macro_f1"}}, "eval.json").metric == "macro_f1"
+    assert from_evaluation({**evaluation, "verdict": {"metric": "gone"}}, "eval.json").metric == "accuracy"

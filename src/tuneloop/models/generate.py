@@ -584,6 +584,8 @@ def answer_fits(
 
     fits: list[AnswerFit | None] = [None] * len(rows)
     done = 0
+    if rows:
+        progress(task, 0, len(rows))
     with torch.inference_mode():
         for batch in _batches([len(r.ids) for r in rows], batch_tokens, 256):
             longest = max(len(rows[i].ids) for i in batch)

@@ -111,6 +111,7 @@ def from_evaluation(manifest: Mapping[str, Any], where: str, metric: str = "") -
             "Not an evaluation: no metrics, no count of rows", where=where, next_step="tuneloop evaluate writes it"
         )
     contenders = {str(manifest.get("name") or "tuned"): metrics, **(manifest.get("baselines") or {})}
+    metric = metric or _decided_by(manifest)
     measured = with_prices(measured_of(contenders, manifest.get("costs") or {}, manifest["n"], where, metric), manifest)
     verdicts = [_verdict(manifest, measured, best) for best in (measured.prompt, measured.classical)]
     return replace(measured, verdict=verdicts[0], classical_verdict=verdicts[1])
@@ -170,6 +171,13 @@ def with_prices(measured: Measured, manifest: Mapping[str, Any]) -> Measured:
     rungs = [rung for rung in manifest.get("ladder") or () if isinstance(rung, dict)]
     prices = {str(r.get("name")): r["usd_per_1000"] for r in rungs if isinstance(r.get("usd_per_1000"), int | float)}
     return replace(measured, usd_per_1000={**measured.usd_per_1000, **prices})
+
+
+def _decided_by(manifest: Mapping[str, Any]) -> str:
+    """The metric that an evaluation's own verdict goes by: macro-F1 where labels are uneven; empty where it names none."""
+    verdict = manifest.get("verdict")
+    named = verdict.get("metric") if isinstance(verdict, Mapping) else None
+    return named if isinstance(named, str) and named in (manifest.get("metrics") or {}) else ""
 
 
 def _deciding(metrics: Sequence[str], where: str) -> str:
@@ -271,6 +279,7 @@ def read_baselines(folder: Path, metric: str = "") -> Measured:
     manifests = {name: read_json(folder / place / "eval.json") for name, place in listed["contenders"].items()}
     n = max((manifest["n"] for manifest in manifests.values()), default=0)
     metrics = {name: manifest["metrics"] for name, manifest in manifests.items()}
+    metric = metric or next(filter(None, map(_decided_by, manifests.values())), "")
     return with_prices(measured_of(metrics, listed.get("costs") or {}, n, str(folder), metric), listed)
 
 

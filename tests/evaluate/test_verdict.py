@@ -160,6 +160,14 @@ def test_the_value_of_a_field_that_is_never_given_is_said_too() -> None:
     assert 'it answers "cards" to every row' in verdict_in_words(found, {"tuned": result})[0]
 
 
+def test_answers_that_name_no_label_are_said_and_not_taken_for_the_one_that_does() -> None:
+    labels = ["cards"] * 20 + ["loans"] * 20
+    answers = ["cards", *["I am happy to help."] * 39]
+    found, words = verdict_of(scored(labels, answers), few=scored(labels, flipped(labels, 0.2, 1)))
+    assert found.never == ["loans"] and found.only is None
+    assert "39 of its 40 answers name no label" in words[0]
+
+
 # --- better, promising, mixed, worse -------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -20,10 +21,13 @@ class LabelUse:
     Args:
         references: label -> rows that have it.
         answers: label -> rows whose answer names it; answers outside the label set name none.
+        without: rows with a label whose answer names none; `asked`: all rows with a label.
     """
 
     references: Mapping[str, int]
     answers: Mapping[str, int]
+    without: int = 0
+    asked: int = 0
 
     @property
     def rows(self) -> int:
@@ -63,7 +67,7 @@ class LabelUse:
     def only(self) -> str | None:
         """The label that every answer names, where several occur in the references and one is all that is ever given."""
         given = [label for label, n in self.answers.items() if n]
-        return given[0] if len(given) == 1 and len(self.references) > 1 else None
+        return given[0] if len(given) == 1 and len(self.references) > 1 and not self.without else None
 
 
 def label_use(references: Iterable[Collection[str]], answers: Iterable[Collection[str]]) -> LabelUse:
@@ -73,8 +77,10 @@ def label_use(references: Iterable[Collection[str]], answers: Iterable[Collectio
         references, answers: for each row the labels that it has, or that its answer names; none, one or several.
     """
     right, said = Counter[str](), Counter[str]()
-    for labels in references:
+    without = asked = 0
+    for labels, named in itertools.zip_longest(references, answers, fillvalue=()):
         right.update(labels)
-    for labels in answers:
-        said.update(labels)
-    return LabelUse(dict(right), dict(said))
+        said.update(named)
+        asked += bool(labels)
+        without += bool(labels) and not named
+    return LabelUse(dict(right), dict(said), without, asked)

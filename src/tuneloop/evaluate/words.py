@@ -127,6 +127,8 @@ def _never(verdict: Verdict, own: Evaluation) -> str:
         return ""
     if verdict.only is not None:
         return f"it answers {_quoted(verdict.only)} to every row"
+    if 2 * used.without > used.asked:
+        return f"{used.without} of its {used.asked} answers name no label"
     shares = [
         f"{_quoted(label)} ({100 * used.references[label] / used.rows:.2g} % of the rows)"
         for label in verdict.never[:_NAMED]

@@ -110,3 +110,18 @@ def test_the_evaluation_is_expected_to_take_what_zero_shot_took() -> None:
     assert expected_evaluation({"costs": costs, "seconds": 40.0, "n": 40}, several) == 15.0 + 40.0
     assert expected_evaluation({"costs": costs, "seconds": 40.0, "n": 40}, EvaluateConfig()) == 15.0
     assert expected_evaluation({"costs": {}}, several) == 0.0
+
+
+def test_a_machine_that_was_busy_while_zero_shot_was_asked_is_expected_to_be_as_fast_as_later() -> None:
+    def costs(few_seconds: float) -> dict[str, dict[str, float]]:
+        return {
+            "zero-shot": {"seconds": 80.0, "training_seconds": 0.0, "tokens": 2000},
+            "few-shot": {"seconds": few_seconds, "training_seconds": 0.0, "tokens": 1000},
+        }
+
+    assert (
+        expected_evaluation({"costs": costs(60.0), "seconds": 150.0}) == 90.0
+    )  # few-shot is slower by token, as usual
+    assert (
+        expected_evaluation({"costs": costs(15.0), "seconds": 105.0}) == 40.0
+    )  # 30 seconds at its speed, 10 of scoring

@@ -70,6 +70,9 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
 def expected_evaluation(listed: Mapping[str, Any], config: EvaluateConfig | None = None) -> float:
     """Seconds that asking and scoring the tuned model takes about: what the baselines took without few-shot and the cheap alternatives.
 
+    Few-shot is asked later and reads more for each token that it writes. Where it was faster all the same, the machine was busy
+    before, and its speed is taken.
+
     Args:
         listed: `baselines.json`.
         config: adds what asking rows several ways takes, where that is asked for.
@@ -81,7 +84,15 @@ def expected_evaluation(listed: Mapping[str, Any], config: EvaluateConfig | None
         if not name.startswith("zero-shot")
         and not name.endswith("calibrated")  # calibrated answers come with the others
     )
-    return max(float(listed.get("seconds", 0.0)) - other, 0.0) + again
+    return max(float(listed.get("seconds", 0.0)) - other - _busy_before(listed["costs"]), 0.0) + again
+
+
+def _busy_before(costs: Mapping[str, Mapping[str, float]]) -> float:
+    """Seconds that zero-shot took longer than it takes at few-shot's speed, by written tokens; 0 where it took less."""
+    zero, few = costs.get("zero-shot", {}), costs.get("few-shot", {})
+    if not zero.get("tokens") or not few.get("tokens"):
+        return 0.0
+    return max(zero["seconds"] - few["seconds"] * zero["tokens"] / few["tokens"], 0.0)
 
 
 def _ask_untouched(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:

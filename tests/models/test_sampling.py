@@ -62,8 +62,8 @@ def test_a_nucleus_is_the_fewest_likeliest_tokens(seed: int, top_p: float, size:
     p = torch.softmax(logits, -1)[0].double()
     before = p.sort(descending=True).values.cumsum(0)
     fewest = [
-        int((before < top_p + slack).sum()) + 1 for slack in (-1e-5, 1e-5)
-    ]  # rounding may move a token over the edge
+        int((before < top_p + slack).sum()) + 1 for slack in (-1e-4, 1e-4)
+    ]  # fp32 sums of 32,768 tokens round by some 1e-5: a few tokens
     smallest = _smallest_in_nucleus(torch.softmax(logits, -1), torch.tensor([top_p]))
     assert fewest[0] <= int((torch.softmax(logits, -1) >= smallest).sum()) <= fewest[1]
 

@@ -607,6 +607,17 @@ def test_what_can_not_be_finished_is_not_begun(tmp_path: Path, damage: Any) -> N
     assert after == before and [path.name for path in folder.iterdir() if "rehearsal" in path.name] == []
 
 
+def test_what_a_killed_rehearsal_leaves_goes_with_the_next_removal(tmp_path: Path) -> None:
+    folder = with_anna(tmp_path / "a")
+    left = folder / f"{forgetting.REHEARSAL}killed"
+    left.mkdir()
+    os.link(folder / "train.jsonl", left / "train.jsonl")
+    assert "anna berg" in (left / "train.jsonl").read_text().lower()
+    assert forget(folder, Matcher("anna berg"), runs_root=tmp_path).rows > 0
+    assert not left.exists()
+    assert not any(b"anna berg" in path.read_bytes().lower() for path in tmp_path.rglob("*") if path.is_file())
+
+
 def test_an_expression_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuneloop.data.match.SEARCH_SECONDS", 0.05)
     with pytest.raises(UserError, match="takes more than"):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tuneloop.data.config import PersonalConfig, PrepareConfig
     from tuneloop.data.prepare import Measured
 
+REHEARSAL = ".rehearsal-"  # begins the name of the folder in which a removal is tried first
 JOURNAL = ".forgetting.json"  # the manifest while a data set is being rewritten
 # Each line is a row or a record; lines of other files only tell of some: repairs, duplicates, labels that look wrong.
 ROW_FILES = (*(f"{split}.jsonl" for split in SPLITS), GENERAL_FILE, "rejects.jsonl")
@@ -421,6 +422,8 @@ def forget(
     if not folder.is_dir():
         read_manifest(folder)  # says what is missing
     with lock_folder(folder):
+        for left in folder.glob(f"{REHEARSAL}*"):  # of a killed removal: it links to files that hold the rows
+            shutil.rmtree(left)
         if (folder / MANIFEST).is_file():  # else an interrupted removal needs it
             (folder / JOURNAL).unlink(missing_ok=True)
         found = find_rows(folder, match)
@@ -464,7 +467,7 @@ def _rehearse(
     for split, path in split_files(found.folder, found.manifest).items():
         if not path.is_file():
             raise UserError(f"The {split} split is missing: nothing was removed", where=str(path), next_step=AGAIN)
-    with tempfile.TemporaryDirectory(dir=found.folder, prefix=".rehearsal-") as place:
+    with tempfile.TemporaryDirectory(dir=found.folder, prefix=REHEARSAL) as place:
         beside = Path(place)
         for path in found.folder.iterdir():
             if path.is_file():

@@ -82,6 +82,7 @@ def test_a_run_from_python_is_a_run_and_its_time_is_what_was_said(tiny_llama: Pa
         (lambda d: tuneloop.prepare([{"text": {1, 2}}], out=d), "what JSON can't"),
         (lambda d: tuneloop.prepare(d / "nothing.csv", out=d), "No such"),
         (lambda d: tuneloop.prepare(rows(), out=d, max_lenght=5), "Unknown key 'data.max_lenght'"),
+        (lambda d: tuneloop.train(rows(), out=d), "Records are prepared before"),
         (lambda d: tuneloop.train(d / "nothing", out=d), "No such|No readable"),
         (lambda d: tuneloop.train(d, epochs=float("inf"), out=d), "train.epochs"),
         (lambda d: tuneloop.run({"modell": "x"}, out=d), "Unknown key 'modell'"),

@@ -199,6 +199,9 @@ def train(  # type: ignore[misc]  # the loop's rows have no names here
     Raises:
         UserError: no data, an unknown setting, not enough memory, a folder that holds another run.
     """
+    if isinstance(data, Iterable) and not isinstance(data, str):
+        step = "dataset = tuneloop.prepare(records), then tuneloop.train(dataset)"
+        raise UserError("Records are prepared before they are trained on", next_step=step)
     if not isinstance(data, str | os.PathLike | Dataset):
         from tuneloop.train import loop
 

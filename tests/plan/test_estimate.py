@@ -170,7 +170,10 @@ def test_plan_has_the_keys_of_its_contract() -> None:
     } <= set(found)
     assert {"peak_gib", "capacity_gib", "phase", "terms"} == set(found["memory"])
     assert {"hours", "low", "high", "tokens_per_second"} == set(found["time"])
-    assert {"usd", "low", "high", "breakdown"} == set(found["cost"])
+    assert {"usd", "low", "high", "breakdown", "usd_per_hour"} == set(found["cost"])
+    assert sum(found["cost"]["breakdown"].values()) == pytest.approx(found["cost"]["usd"]), (
+        "a breakdown is parts of a sum"
+    )
     json.dumps(found, allow_nan=False)
     assert found["gpus"] == 0
     assert plan(machine=replace(ROOMY, name="NVIDIA L4"))["gpus"] == 1

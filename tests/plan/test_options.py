@@ -36,6 +36,13 @@ def job(gpus: int = 1, **asked: Any) -> Job:
                        "sharding": "fsdp" if gpus > 1 else "none", **asked})  # fmt: skip
 
 
+def test_the_plan_of_a_processor_speaks_of_no_gpu() -> None:
+    found = plan(model="smollm2-135m", gpu="cpu")
+    assert "$0.05 an hour (this machine, assumed)" in found["assumptions"]
+    assert not [line for line in found["assumptions"] if "GPU" in line or "on-demand" in line]
+    assert any("an hour and GPU" in line for line in plan(gpu="l40s")["assumptions"])
+
+
 @pytest.mark.parametrize("key", list(all_gpus()))
 def test_a_card_of_one_s_own_with_a_listed_card_s_figures_gives_its_plan(key: str) -> None:
     card = all_gpus()[key]

@@ -26,7 +26,7 @@ OVER_LIMIT = 1.1
 def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     """What training will take on this machine: memory by formula, time by timing some of its own batches."""
     recipe = job.recipe
-    key = content_hash([dataset.manifest["hash"], job.fingerprint, recipe.train, recipe.plan, recipe.seed, 2])
+    key = content_hash([dataset.manifest["hash"], job.fingerprint, recipe.train, recipe.plan, recipe.seed, 3])
     done = find_done(job.folder / "plan.json", key)
     if done and training_began(job):
         job.say(plan_line(done, already=True))
@@ -143,12 +143,12 @@ def _within_limit(plan: dict[str, Any], minutes: float | None) -> dict[str, Any]
     """The plan with times and costs that a limit cuts off: a run that turns out slower does fewer steps."""
     if minutes is None:
         return plan
-    price = plan["cost"]["breakdown"]["usd_per_hour"]
+    price = plan["cost"]["usd_per_hour"]
     limits = {"hours": minutes / 60, "low": minutes / 60, "high": minutes / 60 * OVER_LIMIT}
     time_ = {key: min(plan["time"][key], limit) for key, limit in limits.items()}
     usd = {"usd": time_["hours"] * price, "low": time_["low"] * price, "high": time_["high"] * price}
-    breakdown = {**plan["cost"]["breakdown"], "training": usd["usd"]}
-    return {**plan, "time": {**plan["time"], **time_}, "cost": {**plan["cost"], **usd, "breakdown": breakdown}}
+    cost = {**plan["cost"], **usd, "breakdown": {"training": usd["usd"]}}
+    return {**plan, "time": {**plan["time"], **time_}, "cost": cost}
 
 
 def _apart(job: Job) -> dict[str, float] | None:
@@ -173,7 +173,7 @@ def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
         f"plan      {plan['trainable_parameters'] / 1e6:.2f}M of {plan['total_parameters'] / 1e6:.1f}M parameters trained ({share:.1%}); "
         f"peak memory about {plan['memory']['peak_gib']:.1f} GiB{' (planned before)' if already else ''}\n"
         f"          {plan['steps']:,} steps, which see {plan['rows']['words']},{checks}: {time_['hours'] * 60:.1f} minutes ({low} to {high}); "
-        f"${cost['usd']:.3f} at ${cost['breakdown']['usd_per_hour']:g}/hour"
+        f"${cost['usd']:.3f} at ${cost['usd_per_hour']:g}/hour"
     )
     if apart := plan.get("apart"):
         line += (

@@ -535,9 +535,11 @@ def _missing(question: Question, prices: PriceTable, rows: Sequence[OptionRow]) 
 def _assumptions(question: Question, training: Machine | None, rows: Sequence[OptionRow]) -> list[str]:
     said = []
     if training and training.cost and question.training_tokens:
+        gpu = training.job.gpu
+        machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.key}"
         said.append(
             f"a run reads {question.training_tokens:,.0f} tokens ({question.rows:,} rows, {question.epochs:g} epochs) in "
-            f"{hours_words(training.hours)} on {training.job.gpus} x {training.job.gpu.key}"
+            f"{hours_words(training.hours)} on {machine}"
         )
         said += training.cost.assumptions
     if rows:

@@ -159,7 +159,8 @@ def estimate(
             "usd": usd,
             "low": usd * TIME_LOW,
             "high": usd * TIME_HIGH,
-            "breakdown": {"training": usd, "usd_per_hour": machine.usd_per_hour},
+            "breakdown": {"training": usd},
+            "usd_per_hour": machine.usd_per_hour,
         },
         "assumptions": [
             f"speed expected from a measurement on this machine just now: {machine.tokens_per_second:.0f} tokens/s forward and backward",

@@ -191,7 +191,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     best = ordered[0]
     if "gpu" in given and "gpus" not in given and any(option.job.gpus == 1 for option in ordered):
         best = next(option for option in ordered if option.job.gpus == 1)
-        assumed.append("1 GPU (--gpus)")
+        if not best.job.gpu.is_cpu:
+            assumed.append("1 GPU (--gpus)")
     plan = _as_json(best)
     plan["assumptions"] = [*assumed, *_assumptions(best, said), *left_out]
     if not best.fits:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.files import home
-from tuneloop.plan.gpus import all_gpus
+from tuneloop.plan.gpus import CPU, all_gpus
 from tuneloop.types import UserError
 
 Tier = Literal["on-demand", "spot", "community", "reserved"]
@@ -59,7 +59,12 @@ class Price:
         return ((today or Day.today()) - Day.fromisoformat(self.date)).days
 
     def words(self, today: Day | None = None) -> str:
-        """The price as an assumption: `$1.19 an hour and GPU, on-demand (RunPod Community, 2026-11-09)`."""
+        """The price as an assumption: `$1.19 an hour and GPU, on-demand (RunPod Community, 2026-11-09)`.
+
+        This machine's processor is not rented by the GPU: `$0.05 an hour (this machine, assumed)`.
+        """
+        if self.gpu == CPU:
+            return f"${self.usd_per_hour:g} an hour ({self.provider})"
         old = "; old: `tuneloop plan prices update`" if self.age_days(today) > OLD_AFTER_DAYS else ""
         whole = f", rented {self.gpus} at a time" if self.gpus > 1 else ""
         return f"${self.usd_per_hour:g} an hour and GPU, {self.tier}{whole} ({self.provider}, {self.date}{old})"

@@ -299,3 +299,43 @@ def test_a_contender_that_has_not_answered_yet_is_told_of(
     server.may_answer.set()
     process.communicate()
     assert process.returncode == 0
+
+
+def test_a_file_is_evaluated_without_its_personal_data(
+    here: Path, server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the server nor any file gets a value, and rows still find their predictions."""
+    mail, phone = "mia.berg@mail.example.org", "+49 30 23125678"
+    rows = [{**r, "text": f"{r['text']}, write to {mail}", "note": phone} for r in RECORDS]
+    rows[4]["id"], rows[5]["id"] = "jo@mail.example.org", "al@mail.example.org"
+    write("raw.jsonl", rows)
+    ask = ["--endpoint", server.url, "--model", "m", "--data", "raw.jsonl", "--out", "asked"]
+    assert main(["evaluate", *ask]) == 0
+    said = capsys.readouterr()
+    assert "12 of 12 records of raw.jsonl hold personal data (EMAIL, PHONE): replaced" in said.out + said.err
+    assert "<EMAIL>" in json.dumps(server.asked)
+    write("answers.jsonl", [{"id": r["id"], "prediction": r["label"]} for r in reversed(rows)])
+    found = told(capsys, "evaluate", "--predictions", "answers.jsonl", "--data", "raw.jsonl", "--out", "given")
+    assert found["metrics"]["accuracy"]["value"] == 1.0 and not found.get("failures")
+    written = [path for path in here.rglob("*") if path.is_file() and path.name not in ("raw.jsonl", "answers.jsonl")]
+    assert len(written) > 4
+    secrets = [mail, phone, "jo@mail", "al@mail"]
+    assert not [(path.name, s) for path in written for s in secrets if s in path.read_text(errors="replace")]
+    assert not [s for s in secrets if s in said.out + said.err + json.dumps(server.asked) + json.dumps(found)]
+
+
+def test_personal_data_of_a_file_stay_where_the_settings_say_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("raw.jsonl", [{**r, "text": r["text"] + " me@mail.example.org"} for r in RECORDS])
+    write("answers.jsonl", [{"id": r["id"], "prediction": r["label"]} for r in RECORDS])
+    told(
+        capsys,
+        "evaluate",
+        "--predictions",
+        "answers.jsonl",
+        "--data",
+        "raw.jsonl",
+        "--out",
+        "off",
+        "data.personal.mode=off",
+    )
+    assert "me@mail.example.org" in Path("off/samples.jsonl").read_text()

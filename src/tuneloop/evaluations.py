@@ -21,6 +21,8 @@ from tuneloop.types import Answer, Dataset, Message, Progress, Row, UserError, n
 
 if TYPE_CHECKING:
     from tuneloop.contenders import Asked
+    from tuneloop.data.config import PersonalConfig
+    from tuneloop.data.personal import Redactor
     from tuneloop.evaluate.endpoint import Endpoint, Reply
     from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.models.load import Model
@@ -143,7 +145,7 @@ def evaluate_target(question: Question, *, progress: Progress = no_progress, say
         run = read_json(Path(question.target) / "run.json") if kind == "run" else None
         more |= _consistency(job, question, dataset, rows, folder, name, costs | {name: cost})
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
-        production = _production(question.production) if question.production else None
+        production = _production(job, question, dataset) if question.production else None
         write_scored(
             job, folder, evaluation, dataset, name=name, costs=costs | {name: cost}, key=key, split=split, baselines=baselines,
             production=production, run=run, more=more,
@@ -200,16 +202,28 @@ def _rows_of(job: Job, question: Question) -> tuple[Dataset, str]:
         assert known is not None
         return replace(known, test=getattr(known, question.split)), question.split
     config = PrepareConfig.model_validate(known.manifest["config"]) if known else job.recipe.data
+    config = config.model_copy(update={"personal": _personal(job.recipe, question, known)})
     needed = question.kind != "predictions"
     return _with_file(job, known, question.data, config, needed), Path(question.data).name
+
+
+def _personal(recipe: Recipe, question: Question, known: Dataset | None) -> PersonalConfig:
+    """What happens to personal data in files: what the settings say, else what was done to the data set."""
+    from tuneloop.data.config import PersonalConfig
+
+    if known is None or any(setting.startswith("data.personal") for setting in question.settings):
+        return recipe.data.personal
+    return PersonalConfig.model_validate(known.manifest["config"].get("personal", {}))
 
 
 def _with_file(job: Job, known: Dataset | None, file: str, config: Any, prompts: bool) -> Dataset:
     """The rows of a file, beside what a data set says of the task."""
     from tuneloop.data.whole import read_whole
 
-    whole = read_whole(file, config, prompts=prompts)
+    whole = read_whole(file, config, prompts=prompts, redact=True)
     rows, task = whole.rows, known.task if known else whole.task
+    if whole.personal:
+        job.say(f"data      {whole.personal}")
     if whole.skipped:
         reasons = ", ".join(f"{n} {reason}" for reason, n in whole.skipped.items())
         job.say(f"warn: {sum(whole.skipped.values())} records of {file} can't be evaluated ({reasons})")
@@ -217,12 +231,14 @@ def _with_file(job: Job, known: Dataset | None, file: str, config: Any, prompts:
         rows = [row if row.label is not None else replace(row, label=row.answer) for row in rows]
     labels = known.manifest.get("labels") if known else sorted({row.label for row in rows if row.label is not None})
     digest = sha256_file(file) if Path(file).is_file() else content_hash([row.to_json() for row in rows])
+    changed = [config.personal] if whole.personal else []
     manifest = {
         "id": f"{name_of(file)}-{digest[:12]}",
-        "hash": content_hash([digest, known.manifest["hash"] if known else None]),
+        "hash": content_hash([digest, known.manifest["hash"] if known else None, *changed]),
         "task": task,
         "labels": labels if task == "classification" else None,
         "order": whole.order,
+        "renamed": whole.renamed,
         "config": known.manifest["config"] if known else {"split": {"stratify": None}},
     }
     return Dataset(file, manifest, known.train if known else [], [], rows)
@@ -273,10 +289,13 @@ def _key(recipe: Recipe, dataset: Dataset, question: Question) -> str:
     return content_hash([recipe, dataset.manifest["hash"], asked, files, server])
 
 
-def _production(file: str) -> list[Row]:
+def _production(job: Job, question: Question, dataset: Dataset) -> list[Row]:
+    """What users sent, with personal data replaced: words of it are shown."""
     from tuneloop.data.checks.production import read_production
+    from tuneloop.data.personal import Redactor
 
-    return read_production([file])[0]
+    redactor = Redactor(_personal(job.recipe, question, dataset))
+    return [replace(row, messages=redactor(row.messages)) for row in read_production([question.production])[0]]
 
 
 def _baselines(job: Job, rows: Sequence[Row]) -> tuple[dict[str, Evaluation], dict[str, Any]]:
@@ -300,13 +319,17 @@ def _ask(
 ) -> tuple[Asked, dict[str, Any], dict[str, Any], list[str]]:
     """Answers, what they took, further parts of `eval.json`, and notes."""
     from tuneloop.contenders import ask
+    from tuneloop.data.personal import Redactor
 
     if question.kind == "predictions":
         if question.data and Path(question.data).resolve() == Path(question.predictions).resolve():
             raise UserError(
                 "The references can't be their own predictions", where=question.data, next_step="name two files"
             )
-        asked, failed, notes = _predicted(question.predictions, dataset, rows)
+        redactor = Redactor(_personal(job.recipe, question, dataset))
+        asked, failed, notes = _predicted(question.predictions, dataset, rows, redactor)
+        if found := redactor.words(question.predictions, len(rows)):
+            job.say(f"data      {found}")
         return asked, {}, {"model": name} | ({"failures": failed[:MOST_FAILURES]} if failed else {}), notes
     if not all(row.prompt for row in rows):
         raise UserError(
@@ -324,10 +347,13 @@ def _ask(
     return asked, cost_of(job, asked, training), {}, notes
 
 
-def _predicted(file: str, dataset: Dataset, rows: Sequence[Row]) -> tuple[Asked, list[dict[str, str]], list[str]]:
+def _predicted(
+    file: str, dataset: Dataset, rows: Sequence[Row], redactor: Redactor
+) -> tuple[Asked, list[dict[str, str]], list[str]]:
     """Answers from a file, rows without one and ids without a row, and what a reader has to know of them."""
     from tuneloop.contenders import Asked
     from tuneloop.data.sources.read import read_records
+    from tuneloop.data.whole import IDS
     from tuneloop.evaluate.code import problem_of
     from tuneloop.evaluate.predictions import answers_from
     from tuneloop.types import Reject
@@ -343,6 +369,10 @@ def _predicted(file: str, dataset: Dataset, rows: Sequence[Row]) -> tuple[Asked,
                 next_step='write one {"id": ..., "prediction": "..."} a line',
             )
         records.append(item.value)
+    if not any(problem_of(row) for row in rows):  # an answer is compared with a reference that was redacted too
+        renamed = dataset.manifest.get("renamed") or {}
+        own = [{n: renamed[str(record[n])] for n in IDS if str(record.get(n)) in renamed} for record in records]
+        records = [{**redactor(record), **ids} for record, ids in zip(records, own, strict=True)]
     found = answers_from(records, rows, file, known=dataset.test, order=dataset.manifest.get("order") or ())
     further = tuple(each[1:] for each in found.answers)
     unused = sum(bool(more) and problem_of(row) is None for more, row in zip(further, rows, strict=True))

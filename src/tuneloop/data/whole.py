@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data.config import PrepareConfig
+from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.formats import NO_LABELS, Parsed, check_columns, detect, parse_record
+from tuneloop.data.personal import Redactor, find
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
 from tuneloop.types import Message, Reject, Row, UserError
 
 SAMPLE = 2000  # records that tell the format
+PROGRAMS = "programs with unit tests"
 # A reference answer by itself, without a prompt: what predictions made elsewhere are held against.
 REFERENCES = ("references", "reference", "label", "labels", "target", "answer", "expected", "ground_truth", "output", "gold",
               "completion")  # fmt: skip
@@ -47,6 +49,8 @@ class WholeFile:
         skipped: records that are no rows, by reason.
         form: how the file was read.
         order: the id of each record of the file, of those that are no rows too.
+        renamed: by a record's own id that holds personal data, the one that its row has instead.
+        personal: what was found of personal data, in a line; empty for nothing.
     """
 
     rows: list[Row]
@@ -54,15 +58,19 @@ class WholeFile:
     skipped: dict[str, int] = field(default_factory=dict)
     form: str = ""
     order: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    personal: str = ""
 
 
-def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True) -> WholeFile:
+def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact: bool = False) -> WholeFile:
     """Read a file of any format that `tuneloop prepare` reads, or of references alone.
 
     Args:
         path: the file.
         config: what says how records are read: columns, templates, instruction.
         prompts: whether rows need prompts; else a column `references` or `reference` is enough, whatever stands beside it.
+        redact: replace personal data as `config.personal` says. Programs with unit tests stay as they are: another test is
+            another problem.
 
     A row keeps its record's `id`; records without one, and those that repeat one, get the number of their line.
 
@@ -74,8 +82,16 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True) -> Who
     if not records:
         raise UserError("The file holds no records", where=path, next_step="give JSON Lines, JSON, CSV or Parquet")
     form, read = _reader([record.value for record in records[:SAMPLE]], config, prompts)
-    made = [read(item) if isinstance(item, SourceRecord) else item.reason for item in items]
     order = _ids(items)
+    renamed: dict[str, str] = {}
+    redactor = Redactor(config.personal) if redact and form != PROGRAMS else None
+    if redactor:
+        renamed = _without_personal(order, config.personal)
+        order = [renamed.get(own, own) for own in order]
+        items = [
+            item._replace(value=redactor(item.value)) if isinstance(item, SourceRecord) else item for item in items
+        ]
+    made = [read(item) if isinstance(item, SourceRecord) else item.reason for item in items]
     rows = [replace(row, id=own) for row, own in zip(made, order, strict=True) if isinstance(row, Row)]
     skipped = Counter(reason for reason in made if isinstance(reason, str))
     if not rows:
@@ -86,7 +102,15 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True) -> Who
             next_step="give prompts with answers; name columns with data.input, data.output, data.label",
         )
     labelled = config.task in ("auto", "classification") and all(row.label is not None for row in rows)
-    return WholeFile(rows, "classification" if labelled else "generation", dict(skipped), form, order)
+    found = redactor.words(path, len(items)) if redactor else ""
+    return WholeFile(rows, "classification" if labelled else "generation", dict(skipped), form, order, renamed, found)
+
+
+def _without_personal(ids: Sequence[str], config: PersonalConfig) -> dict[str, str]:
+    """By each id that holds personal data the one that its row has instead; a placeholder would not be a row's own."""
+    if config.mode not in ("placeholder", "pseudonym", "reject"):
+        return {}
+    return {own: f"record {number}" for number, own in enumerate(ids, 1) if find(own, config)}
 
 
 def _reader(
@@ -94,7 +118,7 @@ def _reader(
 ) -> tuple[str, Callable[[SourceRecord], Row | str]]:
     """How a file is read, and the function from one of its records to a row or the reason why it is none."""
     if any(row_of_problem(record) for record in sample):
-        return "programs with unit tests", _problem
+        return PROGRAMS, _problem
     alone = _only_references(sample) or ("" if prompts else _has_references(sample, REFERENCES[:2]) or _objects(sample))
     if not alone:
         if all(isinstance(record.get("messages"), list) for record in sample):  # conversations need no columns named

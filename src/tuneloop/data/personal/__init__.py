@@ -128,6 +128,43 @@ def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, l
     return (value if config.mode == "report" else clean), sorted(kinds)
 
 
+class Redactor:
+    """Replaces personal data in records as `prepare` does by the same settings, and counts.
+
+    Rows that are evaluated are all kept: the mode reject puts placeholders.
+
+    Args:
+        config: as for `find`.
+
+    Raises:
+        UserError: as `pseudonym_key` does.
+    """
+
+    def __init__(self, config: PersonalConfig) -> None:
+        self.config = config.model_copy(update={"mode": "placeholder"}) if config.mode == "reject" else config
+        self.key = pseudonym_key(config)
+        self.records = 0  # that held some
+        self.kinds: set[str] = set()
+
+    def __call__(self, value: Any) -> Any:
+        """A record, or any JSON value, without personal data."""
+        clean, kinds = scrub(value, self.config, self.key)
+        self.records += bool(kinds)
+        self.kinds.update(kinds)
+        return clean
+
+    def words(self, file: str, records: int) -> str:
+        """What was found in a file of so many records, in a line; empty for nothing."""
+        if not self.records:
+            return ""
+        found = (
+            f"{self.records:,} of {records:,} records of {file} hold personal data ({', '.join(sorted(self.kinds))})"
+        )
+        if self.config.mode == "report":
+            return f"{found}: left as they are, as data.personal.mode=report says"
+        return f"{found}: replaced, as prepare does (data.personal.mode=off leaves them)"
+
+
 def pseudonym_key(config: PersonalConfig) -> bytes | None:
     """The key of stand-ins, from the environment variable that `config.secret` names; None where the mode needs none.
 

@@ -129,7 +129,9 @@ def test_a_model_that_answers_ham_to_everything_is_not_better_and_the_first_sent
     found, words = verdict_of(scored(HAM, ham), few=scored(HAM, few), majority=scored(HAM, ham))
     assert found.outcome == NOT_ENOUGH and found.against == MAJORITY
     assert found.metric == "macro_f1" and found.only == "ham" and found.never == ["spam"]
-    assert words[0].startswith('No proven gain over always answering "ham": it answers "ham" to every row')
+    first = words[0].split(". ")[0]
+    assert first.startswith('No proven gain over always answering "ham": macro-F1 0.462')
+    assert first.endswith('and it answers "ham" to every row')
     assert any("does not beat always answering" in word for word in words)
 
 
@@ -144,7 +146,19 @@ def test_one_label_of_several_that_is_never_given_is_named_with_its_share() -> N
     answers = [label if label != "d" else "a" for label in labels]
     found, words = verdict_of(scored(labels, answers), few=scored(labels, flipped(labels, 0.7, 1)))
     assert found.never == ["d"] and found.only is None
-    assert 'it never answers "d" (25 % of the rows)' in words[0]
+    first = words[0].split(". ")[0]
+    assert first.startswith("Better than few-shot but with a serious fault: accuracy 75.0 %, +")
+    assert first.endswith('but it never answers "d" (25 % of the rows)')
+
+
+def test_a_rare_label_that_is_never_given_is_named_and_no_serious_fault() -> None:
+    labels = ["a", "b"] * 45 + ["c"] * 5
+    answers = [label if label != "c" else "a" for label in labels]
+    _, words = verdict_of(
+        scored(labels, answers, primary="accuracy"), few=scored(labels, flipped(labels, 0.7, 1), primary="accuracy")
+    )
+    first = words[0].split(". ")[0]
+    assert first.startswith("Better than few-shot: ") and first.endswith('but it never answers "c" (5.3 % of the rows)')
 
 
 def test_the_value_of_a_field_that_is_never_given_is_said_too() -> None:
@@ -179,7 +193,7 @@ def test_better_needs_every_alternative() -> None:
     assert words[0].startswith('Better than few-shot and always answering "ham": macro-F1')
     tie, words = verdict_of(tuned, few=few, majority=majority, tfidf=scored(HAM, flipped(HAM, 0.02, 1)))
     assert tie.outcome == NOT_ENOUGH and tie.against == TFIDF
-    assert "it is better than few-shot" in words[0]
+    assert "It is better than few-shot" in words[0]
 
 
 def cards(queue_wrong: float, text: str, seed: int) -> Evaluation:

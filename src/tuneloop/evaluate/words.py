@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tuneloop.evaluate.evaluate import Evaluation
+from tuneloop.evaluate.label_use import LabelUse
 from tuneloop.evaluate.metrics import LONGEST_LABEL
 from tuneloop.evaluate.uncertainty import NOT_ENOUGH, detectable, least_apart
 from tuneloop.evaluate.verdict import PROVEN, Standing, Verdict, best_odds
@@ -24,6 +25,7 @@ _TITLES = {
 }
 # More rows than this many times the present test split is no advice that anyone could follow.
 _FAR = 100
+SERIOUS = 0.1  # share of the rows whose labels are never given
 _NAMED = 3  # labels, or alternatives, in a sentence
 _ROWS = {"test": "test row", "val": "validation row", "train": "training row"}
 
@@ -31,7 +33,7 @@ _ROWS = {"test": "test row", "val": "validation row", "train": "training row"}
 def verdict_in_words(
     verdict: Verdict, evaluations: Mapping[str, Evaluation], *, split: str = "test", trained: str = ""
 ) -> list[str]:
-    """The verdict in one sentence, then what stands behind it.
+    """The verdict first, in one sentence or two, then what stands behind it.
 
     How the contender compares with the best prompt, the best cheap classifier and always answering the most frequent label, by
     how much and how surely; on which metrics it gained and lost; what would settle an open question; how many answers were
@@ -80,38 +82,46 @@ def rows_of(n: int, split: str) -> str:
     return f"{n:,} {_ROWS.get(split, 'row')}{'' if n == 1 else 's'}"
 
 
-# --- the first sentence ------------------------------------------------------------------------
+# --- the verdict's first words ------------------------------------------------------------------------
 
 
 def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: str, trained: str) -> str:
+    """The outcome with its figure and with the labels that are never given; then how sure that is and what it rests on."""
     own, metric, weakest = evaluations[verdict.name], verdict.metric, verdict.weakest
-    parts = [part for part in (_never(verdict, own),) if part]
     if any(s.name != verdict.name for s in verdict.standings):
         several = [f"{s.name} {s.outcome} ({_amount(metric, s.gain, signed=True)})" for s in verdict.standings]
         return f"Against {verdict.standings[0].against}, by {_title(metric)} on {rows_of(own.n, split)}: {'; '.join(several)}."
+    fault, rows = _never(verdict, own), rows_of(own.n, split)
     if weakest is None:
-        return (
-            f"Not compared with anything: {'; '.join([*parts, f'{_value(own, metric)} on {rows_of(own.n, split)}'])}."
-        )
+        return f"Not compared with anything: {_value(own, metric)} on {rows}{f', and {fault}' if fault else ''}."
     against = _opponent(weakest, evaluations)
-    rows = f"on {rows_of(own.n, split)}"
+    won = weakest.outcome in ("better", "promising")
     beaten = [_opponent(s, evaluations) for s in _shown(verdict) if s.outcome == "better"]
-    told = weakest.outcome not in ("better", "promising") or beaten == [against]  # before the colon
-    named = "" if told else f" over {against}"
-    figures = f"{_title(metric)} {_figure(metric, own.metrics[metric].value)}, {_gain(weakest, metric)}{named}, {rows}"
-    if weakest.outcome == "mixed":
-        parts.append(f"it {_gained_and_lost(weakest)}")
-    elif weakest.outcome == "worse":
-        parts += [] if metric in weakest.lost else [f"it lost {_several(weakest.lost, list(weakest.lost))}"]
-    elif weakest.outcome == NOT_ENOUGH and weakest.gained:
-        parts.append(f"it gained {_several(weakest.gained, list(weakest.gained))}, which does not decide")
-    parts.append(figures)
+    named = "" if not won or beaten == [against] else f" over {against}"
+    gain = f"{_amount(metric, weakest.gain, signed=True)}{named} on {rows}"
+    figures = f"{_title(metric)} {_figure(metric, own.metrics[metric].value)}, {gain}"
+    first = "; ".join([*_surprises(weakest, metric), figures])
+    bounds, p = _bounds(weakest, metric), _p(_adjusted_p(weakest))
+    first += f"{', but' if won else ', and'} {fault}" if fault else f" (95 % interval {bounds}, {p})"
+    sure = [f"The gain's 95 % interval is {bounds} ({p})."] if fault and weakest.low < weakest.high else []
     if weakest.outcome != "better" and beaten:
-        parts.append(f"it is better than {_and(beaten)}")
-    parts += [trained] if trained else []
+        sure.append(f"It is better than {_and(beaten)}.")
+    sure += [f"{trained[0].upper()}{trained[1:]}."] if trained else []
+    serious = " but with a serious fault" if won and _is_serious(verdict, own) else ""
     heads = {"better": f"Better than {_and(beaten)}", "promising": "Promising, not proven", NOT_ENOUGH: f"No proven gain over {against}",
              "mixed": f"Mixed against {against}", "worse": f"Worse than {against}"}  # fmt: skip
-    return f"{heads[weakest.outcome]}: {'; '.join(parts)}."
+    return " ".join([f"{heads[weakest.outcome]}{serious}: {first}.", *sure])
+
+
+def _surprises(s: Standing, metric: str) -> list[str]:
+    """What the outcome rests on where the metric that decides does not say it."""
+    if s.outcome == "mixed":
+        return [f"it {_gained_and_lost(s)}"]
+    if s.outcome == "worse" and metric not in s.lost:
+        return [f"it lost {_several(s.lost, list(s.lost))}"]
+    if s.outcome == NOT_ENOUGH and s.gained:
+        return [f"it gained {_several(s.gained, list(s.gained))}, which does not decide"]
+    return []
 
 
 def _shown(verdict: Verdict) -> list[Standing]:
@@ -129,14 +139,20 @@ def _never(verdict: Verdict, own: Evaluation) -> str:
         return f"it answers {_quoted(verdict.only)} to every row"
     if 2 * used.without > used.asked:
         return f"{used.without} of its {used.asked} answers name no label"
-    shares = [
-        f"{_quoted(label)} ({100 * used.references[label] / used.rows:.2g} % of the rows)"
-        for label in verdict.never[:_NAMED]
-    ]
-    missing = len(verdict.never)
-    if missing <= _NAMED:
+    shares = [_share(label, used) for label in verdict.never]
+    if len(shares) <= _NAMED:
         return f"it never answers {_and(shares, 'or')}"
-    return f"it never gives {missing} of {len(used.references)} labels, {shares[0]} among them"
+    return f"it never gives {len(shares)} of {len(used.references)} labels, {shares[0]} among them"
+
+
+def _share(label: str, used: LabelUse) -> str:
+    return f"{_quoted(label)} ({100 * used.references[label] / used.rows:.2g} % of the rows)"
+
+
+def _is_serious(verdict: Verdict, own: Evaluation) -> bool:
+    """Whether the labels that are never given are a tenth of the rows or more: too many for a plain "better"."""
+    used = own.deciding_labels
+    return used is not None and sum(used.references[label] for label in verdict.never) >= SERIOUS * used.rows > 0
 
 
 def _quoted(label: str) -> str:
@@ -267,9 +283,16 @@ def _rounded(count: int) -> str:
 
 def _gain(s: Standing, metric: str) -> str:
     """ "+4.2 points (95 % interval +1.0 to +7.4, p = 0.01)"; positive is better."""
-    bounds = " to ".join(_amount(metric, x, signed=True, unit=False) for x in (s.low, s.high))
-    p = s.p if math.isnan(s.p_holm) else s.p_holm  # the verdict is by the adjusted one
-    return f"{_amount(metric, s.gain, signed=True)} (95 % interval {bounds}, {_p(p)})"
+    return f"{_amount(metric, s.gain, signed=True)} (95 % interval {_bounds(s, metric)}, {_p(_adjusted_p(s))})"
+
+
+def _bounds(s: Standing, metric: str) -> str:
+    return " to ".join(_amount(metric, x, signed=True, unit=False) for x in (s.low, s.high))
+
+
+def _adjusted_p(s: Standing) -> float:
+    """The verdict is by the adjusted one."""
+    return s.p if math.isnan(s.p_holm) else s.p_holm
 
 
 def _amount(metric: str, size: float, *, signed: bool = False, unit: bool = True) -> str:

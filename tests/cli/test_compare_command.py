@@ -71,3 +71,23 @@ def test_several_are_each_told_against_the_first(runs: Path) -> None:
     lines = said("old", "new", "again")
     assert lines[0].startswith("Against old, by accuracy on 100 test rows:")
     assert "new better (+35.0 points)" in lines[0] and "again not enough evidence (+0.0 points)" in lines[0]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_table_fits_the_terminal_with_gain_and_verdict_of_each_line(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    long = "a-run-with-a-long-name-59cb4f92"
+    run_folder(runs / long, 61, 0.001)
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = said("old", "new", long)
+    start = next(i for i, line in enumerate(lines) if "verdict" in line and "gain" in line)
+    table = lines[start : start + lines[start:].index(next(x for x in lines[start:] if not x.strip()))]
+    assert max(len(line.rstrip()) for line in table) <= width
+    text = "\n".join(table)
+    assert "better" in text and "p < 0.001" in text and "[0.2" in text  # the interval of the gain is whole
+    assert any(line.rstrip().endswith("not enough") for line in table)
+    assert any(line.rstrip().endswith("evidence") for line in table)
+    columns = lines[start].replace(" F1", "").split()
+    left_out = any(line.startswith("On the page, too wide for here:") for line in lines)
+    assert left_out == ("macro-F1" not in columns), columns

@@ -80,7 +80,11 @@ def command(
         print_json(result)
         return
     if not check_judge:
-        _print(result, evaluations)
+        from rich.console import Console
+
+        from tuneloop.report.compare_terminal import print_comparison
+
+        print_comparison(result, evaluations, Console(markup=False, highlight=False))
     for word in words:
         print(word)
     if not check_judge:
@@ -119,70 +123,3 @@ def _compare(
         write_verdicts(found.folder, judgement)
     words = [word for judgement in judged for word in judgement.words]
     return {"path": str(found.folder), **read_json(found.folder / "eval.json")}, words
-
-
-MOST_SETTINGS = 20  # lines of settings that differ
-MOST_METRICS = 3  # columns that fit a terminal; eval.json and the page have all
-
-
-def _print(result: dict[str, Any], names: list[str]) -> None:
-    """One table: a line a contender, the metric that decides with its gain over the first, then what it means."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from tuneloop.report.facts import figure, interval, metric_title, p_value, score_of, shown_metrics
-    from tuneloop.types import lower_is_better
-
-    metrics = shown_metrics(result)[:MOST_METRICS]
-    of = {**result["baselines"], result["name"]: result["metrics"]}
-    pairs = {c["b"]: c for c in result["comparisons"] if c["metric"] == metrics[0]}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("", overflow="fold", min_width=min(max(map(len, names)), 24))
-    for title in (*map(metric_title, metrics), "gain", "p"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("verdict", min_width=10)
-    for name in names:
-        scores = [(score_of(of[name].get(metric)), metric) for metric in metrics]
-        cells = [f"{figure(s.value if s else None, metric)}\n{interval(s, metric)}" for s, metric in scores]
-        pair = pairs.get(name)
-        if pair is None:
-            table.add_row(name, *cells, "", "", "")
-            continue
-        delta, low, high = pair["delta"], pair["low"], pair["high"]
-        if lower_is_better(metrics[0]):
-            delta, low, high = -delta, -high if high is not None else None, -low if low is not None else None
-        gain = f"{'+' if delta >= 0 else '-'}{figure(abs(delta), metrics[0])}"
-        bounds = interval(score_of({"value": delta, "low": low, "high": high}), metrics[0])
-        p = p_value(pair["p_holm"]).removeprefix("p ").removeprefix("= ")
-        table.add_row(name, *cells, f"{gain}\n{bounds}", p, pair["verdict"])
-    print(f"{result['words'][0]}\n")
-    adjusted = f", p adjusted for {len(pairs)} comparisons" if len(pairs) > 1 else ""
-    print(f"{result['n']:,} rows, paired. Gain: over {names[0]}; positive means that the line is better{adjusted}.")
-    Console(highlight=False).print(table)
-    for line in result["words"][1:]:
-        print(line)
-    _print_settings(result)
-
-
-def _print_settings(result: dict[str, Any]) -> None:
-    """The settings in which the compared runs differ: what else than the training could be behind a gain."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from tuneloop.report.compared import settings_apart
-
-    apart = settings_apart(result)
-    if not apart:
-        if len(result.get("runs") or {}) > 1:
-            print("The runs have the same settings.")
-        return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for head in ("settings that differ", *result["runs"]):
-        table.add_column(head, overflow="fold")
-    for key, values in apart[:MOST_SETTINGS]:
-        table.add_row(key, *values)
-    Console(highlight=False, markup=False).print(table)
-    if len(apart) > MOST_SETTINGS:
-        print(f"... and {len(apart) - MOST_SETTINGS} more: the page shows all")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -81,14 +80,6 @@ def test_a_comparison_is_read_the_right_way_round_whichever_side_is_tuned() -> N
     assert few.delta == f.Score(0.4, 0.3, 0.5)
     assert zero.delta == f.Score(0.3, 0.2, 0.35)
     assert zero.p == 0.02 and tuned.p is None
-
-
-def test_samples_are_evenly_spaced_and_never_repeat() -> None:
-    rows = [{"id": i} for i in range(103)]
-    ids = [r["id"] for r in f.pick_samples(rows, 5)]
-    assert ids == sorted(set(ids)) and len(ids) == 5
-    assert all(15 < b - a < 25 for a, b in itertools.pairwise(ids))
-    assert f.pick_samples(rows[:3], 5) == rows[:3]
 
 
 def test_right_and_wrong_ignore_case_and_punctuation_but_not_the_word() -> None:

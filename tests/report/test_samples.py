@@ -142,6 +142,26 @@ def test_texts_without_labels_are_ordered_by_who_is_nearer_to_the_reference(fold
     assert part["judged"] is False and part["ranked"] == "ROUGE-L"
 
 
+def test_answers_that_a_field_decides_are_right_or_wrong_and_its_values_take_turns(folder: Callable[..., Path]) -> None:
+    rows = [
+        {"id": f"g{i}", "prompt": f"p{i}", "reference": f"Queue: {'ab'[i % 2]}\nIssue: x", "label": None,
+         "prediction": "Queue: a\nIssue: y", "scores": {"queue.accuracy": float(i % 2 == 0)},
+         "baselines": {"few-shot": "Queue: b\nIssue: z" if i < 38 else "Queue: a"}}
+        for i in range(40)
+    ]  # fmt: skip
+    settings = {"fields": {"queue": r"^Queue: (.+)$"}}
+    part = s.samples_part(
+        read_run(folder(rows, task="generation", primary="queue.accuracy", disagreements={}, settings=settings))
+    )
+    whys = Counter(one["why"] for one in part["shown"])
+    assert whys["queue: tuned is wrong, few-shot right"] and whys["queue: tuned is right, few-shot wrong"]
+    assert whys["queue: tuned is wrong, as the others shown are"], "errors are shown too, not only gains"
+    assert part["judged"] and part["wrong"] == 20 and part["labels"] == [("a", 20), ("b", 20)]
+    assert part["confusions"] == [] and any(kind for kind, _ in part["shown"][0]["answers"][-1]["parts"]), (
+        "texts are marked"
+    )
+
+
 # --- in a browser ------------------------------------------------------------------------------
 
 

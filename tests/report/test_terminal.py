@@ -11,7 +11,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from tuneloop.report.facts import read_run
 from tuneloop.report.html import write_report
+from tuneloop.report.samples import samples_part
 from tuneloop.report.terminal import print_closing
 
 
@@ -73,12 +75,24 @@ def test_structured_answers_stand_side_by_side_when_wide_and_stacked_when_narrow
     assert any(line.split()[:1] == ["Issue:"] for line in narrow.splitlines())
 
 
+@pytest.mark.parametrize("kind", ["classification", "generation"])
+def test_samples_are_those_that_the_page_shows_first(make_run: Callable[..., Path], kind: str) -> None:
+    run = make_run(kind)
+    part = samples_part(read_run(run))
+    text = " ".join(shown(run, 200).split())
+    assert part["note"] in text
+    places = [text.find(" ".join(str(one["prompt"]).split())[:40]) for one in part["shown"][:5]]
+    assert -1 not in places and places == sorted(places)
+    for one in part["shown"][:5]:
+        assert " ".join(one["why"].split())[:30] in text
+
+
 def test_long_label_names_are_never_broken(make_run: Callable[..., Path]) -> None:
     run = make_run()
     labels = json.loads((run / "dataset/dataset.json").read_text())["labels"]
     for width in (80, 120):
         text = shown(run, width)
-        block = text[text.index("evenly spaced") :]
+        block = text[text.index("Rows that tell the most come first") :]
         answers = [line.split()[-1] for line in block.splitlines() if line.startswith(("reference", "tuned"))]
         assert len(answers) == 10 and set(answers) <= set(labels)
 

@@ -464,28 +464,6 @@ def _bare(text: object) -> str:
     return first.strip(" \t\"'`.,;:!?*").casefold()
 
 
-def pick_samples(samples: Sequence[dict[str, Any]], n: int) -> list[dict[str, Any]]:
-    """`n` rows evenly spaced over the file: no choice of flattering ones."""
-    if n >= len(samples):
-        return list(samples)
-    return [samples[(2 * i + 1) * len(samples) // (2 * n)] for i in range(n)]
-
-
-def sample_answers(sample: Mapping[str, Any], names: Sequence[str] | None = None) -> list[tuple[str, str]]:
-    """(contender, answer) of a row: the baselines that are shown, then the tuned model.
-
-    Args:
-        names: the contenders wanted; default: zero-shot and few-shot (calibrated where only that is there).
-    """
-    given = section(sample.get("baselines"))
-    if names is None:
-        names = [n for n in ("zero-shot", "few-shot") if n in given]
-    answers = [(n, str(given[n] if given[n] is not None else "")) for n in names if n in given]
-    if "prediction" in sample:
-        answers.append((TUNED, str(sample["prediction"] if sample["prediction"] is not None else "")))
-    return answers
-
-
 # --- what was predicted, what it took ----------------------------------------------------------
 
 

@@ -1,12 +1,13 @@
-"""Samples on a page: rows chosen to tell something first, and all of them for a search in the page itself.
+"""Samples: rows chosen to tell something first, for the terminal and the page, and all of them for a search in the page itself.
 
-The first rows are written as HTML and need no script. The others stand in the page as JSON, which `samples.js` searches,
+The first rows of a page are written as HTML and need no script. The others stand in the page as JSON, which `samples.js` searches,
 filters and shows, as text and never as markup.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Told:
         right: whether the own answer is right; None where that says little.
         others: the same for each contender beside it.
         value: confidence or score, by which rows can be sorted; None where unknown.
+        label: the row's label, or the value of the field that decides; None for free texts.
     """
 
     sample: Mapping[str, Any]
@@ -58,42 +60,97 @@ class Told:
     right: bool | None
     others: dict[str, bool | None]
     value: float | None
+    label: str | None = None
+
+    @property
+    def answers(self) -> list[tuple[str, str, bool | None]]:
+        """(contender, answer, whether it is right) of the others."""
+        given = section(self.sample.get("baselines"))
+        return [(name, _text(given[name]), right) for name, right in self.others.items()]
+
+    @property
+    def answer(self) -> str:
+        """The own answer."""
+        return _text(self.sample.get("prediction"))
+
+    @property
+    def reference(self) -> str:
+        """What was to be answered."""
+        return str(self.sample.get("reference") or self.sample.get("label") or "")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """All rows of an evaluation, those that tell the most first.
+
+    Args:
+        own: name of the evaluation's own contender.
+        names: contenders whose answers stand beside its.
+        told: the rows.
+    """
+
+    own: str
+    names: list[str]
+    told: list[Told]
+
+    @property
+    def judged(self) -> bool:
+        """Whether answers are right or wrong."""
+        return any(t.right is not None for t in self.told)
+
+    def in_words(self) -> str:
+        """How the first rows were chosen, and how many answers are wrong in all."""
+        n, wrong = len(self.told), sum(t.right is False for t in self.told)
+        text = (
+            f"Rows that tell the most come first: where {self.own} and another contender disagree, wrong answers, and near misses, each "
+            f"label in turn. They are no fair share of the {count(n, 'row')}"
+        )
+        return f"{text}: {wrong:,} of all {n:,} answers of {self.own} are wrong." if self.judged else f"{text}."
+
+
+RIGHT_OR_WRONG = ("accuracy", "exact_match", "pass@1")  # metrics of which a row has 0 or 1
 # How rows are taken by turns: lost against another contender, won, near misses, and wrong as all others are.
 KINDS = ("lost", "won", "unsure", "wrong", "rest")
 TURNS = ("lost", "won", "wrong", "lost", "unsure", "won")
+
+
+def choose(facts: RunFacts) -> Choice:
+    """All rows of an evaluation, those that tell the most first: the one choice for the terminal and the page."""
+    evaluation = facts.evaluation
+    own, names = str(evaluation.get("name") or TUNED), beside(evaluation, facts.samples)
+    judge = _judge(evaluation, facts.samples)
+    return Choice(
+        own, names, telling_order([tell(sample, i, own, names, judge) for i, sample in enumerate(facts.samples)])
+    )
 
 
 def samples_part(facts: RunFacts) -> dict[str, Any]:
     """Everything about samples that the template shows: first rows, confusions, and the rows for the script."""
     if not facts.samples:
         return {}
-    evaluation = facts.evaluation
-    own, metrics = str(evaluation.get("name") or TUNED), shown_metrics(evaluation)
-    names = beside(evaluation, facts.samples)
-    apart, primary = _disagreements(evaluation), str(evaluation.get("primary") or "")
-    told = [tell(sample, i, own, names, primary, apart) for i, sample in enumerate(facts.samples)]
-    kept = telling_order(told)[:MOST_ROWS]
-    longest = longest_text(kept, own)
+    choice, metrics = choose(facts), shown_metrics(facts.evaluation)
+    kept = choice.told[:MOST_ROWS]
+    longest = longest_text(kept)
     wanted = number(section(facts.config.get("evaluate")).get("samples"))
     size = 0 if wanted == 0 else max(int(wanted or 0), PAGE)
-    wrong = [t for t in told if t.right is False]
     pairs = Counter(
-        (str(t.sample.get("reference") or t.sample.get("label")), str(t.sample.get("prediction") or "(empty)").strip())
-        for t in wrong
+        (t.reference, t.answer.strip() or "(empty)")
+        for t in choice.told
+        if t.right is False and t.sample.get("label") is not None
     )
     return {
-        "own": own,
-        "shown": [_shown(t, own, metrics, longest) for t in kept[:size]],
+        "own": choice.own,
+        "note": choice.in_words(),
+        "shown": [_shown(t, choice.own, metrics, longest) for t in kept[:size]],
         "size": size,
-        "total": len(told),
+        "total": len(choice.told),
         "kept": len(kept),
-        "wrong": len(wrong),
-        "judged": any(t.right is not None for t in told),
+        "wrong": sum(t.right is False for t in choice.told),
+        "judged": choice.judged,
+        "marks": any(t.sample.get("label") is None for t in kept),
         "confusions": [(a, cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
-        "rows": rows_json(kept, own, names, metrics, longest, size) if len(kept) > size > 0 else "",
-        **_choices(kept, own, names, evaluation),
+        "rows": rows_json(kept, choice.own, choice.names, metrics, longest, size) if len(kept) > size > 0 else "",
+        **_choices(kept, choice.own, choice.names, facts.evaluation),
     }
 
 
@@ -120,10 +177,59 @@ def beside(evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) 
     return [name for name in names if name in chosen]
 
 
-Apart = Mapping[str, Mapping[str, tuple[float, float]]]  # contender -> row id -> (own score, its score)
+@dataclass(frozen=True)
+class _Judge:
+    """By what rows without a label are judged.
+
+    Args:
+        metric: what rows are scored by.
+        right_or_wrong: whether a score says right or wrong, as of a field's value or of a program's tests.
+        apart: contender -> row id -> (own score, its score), as far as `eval.json` names rows.
+        whole: contenders of which `apart` has all rows.
+        field: pattern of the field that decides; None without one.
+    """
+
+    metric: str
+    right_or_wrong: bool
+    apart: Mapping[str, Mapping[str, tuple[float, float]]]
+    whole: frozenset[str]
+    field: re.Pattern[str] | None
+
+    def value(self, text: object) -> str | None:
+        """What a text says in the field that decides; None where there is no such field, or not in this text."""
+        found = self.field.search(str(text or "")) if self.field else None
+        return found[1].strip() if found and found.groups() and found[1] else None
 
 
-def tell(sample: Mapping[str, Any], place: int, own: str, names: Sequence[str], primary: str, apart: Apart) -> Told:
+def _judge(evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> _Judge:
+    primary = str(evaluation.get("primary") or "")
+    metric = str(evaluation.get("row_metric") or primary)
+    scores = {number(section(sample.get("scores")).get(metric)) for sample in samples}
+    apart: dict[str, dict[str, tuple[float, float]]] = {}
+    whole = set()
+    for name, part in section(evaluation.get("disagreements")).items():
+        rows = section(part).get("rows")
+        for row in rows if isinstance(rows, list) else []:
+            mine, theirs = number(section(row).get("score")), number(section(row).get("other"))
+            if mine is not None and theirs is not None:
+                apart.setdefault(str(name), {})[str(section(row).get("id"))] = (mine, theirs)
+        if isinstance(rows, list) and len(rows) == sum(
+            int(number(section(part).get(k)) or 0) for k in ("better", "worse")
+        ):
+            whole.add(str(name))
+    plain = metric.rpartition(".")[2] in RIGHT_OR_WRONG and scores <= {0.0, 1.0}
+    return _Judge(metric, plain, apart, frozenset(whole), _field(evaluation, metric))
+
+
+def _field(evaluation: Mapping[str, Any], metric: str) -> re.Pattern[str] | None:
+    pattern = section(section(evaluation.get("settings")).get("fields")).get(metric.rpartition(".")[0])
+    try:
+        return re.compile(str(pattern), re.MULTILINE) if pattern else None
+    except re.error:
+        return None
+
+
+def tell(sample: Mapping[str, Any], place: int, own: str, names: Sequence[str], judge: _Judge) -> Told:
     """What a row tells: who is right, or, where that says little, who is nearer to the reference.
 
     Args:
@@ -131,53 +237,57 @@ def tell(sample: Mapping[str, Any], place: int, own: str, names: Sequence[str], 
         place: its number in the file.
         own: name of the evaluation's own contender.
         names: contenders beside it.
-        primary: the metric that decides.
-        apart: scores of rows on which contenders differ.
+        judge: by what rows without a label are judged.
     """
-    right = is_right(sample)
     given = section(sample.get("baselines"))
-    others = {name: is_right(sample, str(given.get(name) or "")) for name in names if name in given}
-    confidence = number(sample.get("confidence"))
+    known = [name for name in names if name in given]
+    right, confidence = is_right(sample), number(sample.get("confidence"))
+    others = {name: is_right(sample, str(given.get(name) or "")) for name in known}
+    about, label = "", None if sample.get("label") is None else str(sample["label"])
     if right is None:
-        return _by_score(sample, place, primary, apart, dict.fromkeys(others))
+        score = number(section(sample.get("scores")).get(judge.metric))
+        if score is None or not judge.right_or_wrong:
+            return _by_score(sample, place, judge, dict.fromkeys(known))
+        right, others = score == 1, {name: _right_by_score(sample, name, score, judge) for name in known}
+        field = judge.metric.rpartition(".")[0].replace("_", " ")
+        about, confidence, label = f"{field}: " if field else "", None, judge.value(sample.get("reference"))
     rivals = [name for name, good in others.items() if good]
     beaten = [name for name, good in others.items() if good is False]
     sure = "" if confidence is None else f" (confidence {confidence:.2f})"
     if not right and rivals:
         kind, why = "lost", f"{own} is wrong{sure}, {_names(rivals)} right"
     elif not right:
-        kind, why = "wrong", f"{own} is wrong{sure}" + (", as the others shown are" if others else "")
+        kind, why = "wrong", f"{own} is wrong{sure}"
+        why += ", as the others shown are" if others and all(good is False for good in others.values()) else ""
     elif beaten:
         kind, why = "won", f"{own} is right{sure}, {_names(beaten)} wrong"
     else:
         kind = "unsure" if confidence is not None and confidence < 0.6 else "rest"
         why = f"{own} is right{sure}"
-    return Told(sample, place, kind, why, right, others, confidence)
+    return Told(sample, place, kind, about + why, right, others, confidence, label)
 
 
-def _by_score(sample: Mapping[str, Any], place: int, metric: str, apart: Apart, others: dict[str, bool | None]) -> Told:
+def _right_by_score(sample: Mapping[str, Any], name: str, own_score: float, judge: _Judge) -> bool | None:
+    found = judge.apart.get(name, {}).get(str(sample.get("id")))
+    if found:
+        return found[1] == 1
+    if name in judge.whole:
+        return own_score == 1
+    wanted = judge.value(sample.get("reference"))
+    return None if wanted is None else judge.value(section(sample.get("baselines")).get(name)) == wanted
+
+
+def _by_score(sample: Mapping[str, Any], place: int, judge: _Judge, others: dict[str, bool | None]) -> Told:
     """A row without right and wrong: nearer to the reference than others, or farther, by the metric that decides."""
-    scores = section(sample.get("scores"))
+    scores, metric = section(sample.get("scores")), judge.metric
     value = number(scores.get(metric)) if metric in scores else number(next(iter(scores.values()), None))
-    for name, rows in apart.items():
+    for name, rows in judge.apart.items():
         found = rows.get(str(sample.get("id")))
         if found and name in others:
             mine, theirs = found
             said = f"{metric_title(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
             return Told(sample, place, "won" if mine > theirs else "lost", said, None, others, value)
     return Told(sample, place, "rest", "", None, others, value)
-
-
-def _disagreements(evaluation: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Contender -> row id -> (own score, its score), as far as `eval.json` names rows."""
-    found: dict[str, dict[str, tuple[float, float]]] = {}
-    for name, part in section(evaluation.get("disagreements")).items():
-        rows = section(part).get("rows")
-        for row in rows if isinstance(rows, list) else []:
-            mine, theirs = number(section(row).get("score")), number(section(row).get("other"))
-            if mine is not None and theirs is not None:
-                found.setdefault(str(name), {})[str(section(row).get("id"))] = (mine, theirs)
-    return found
 
 
 def _names(names: Sequence[str]) -> str:
@@ -196,9 +306,9 @@ def telling_order(told: Sequence[Told]) -> list[Told]:
         for kind in TURNS:
             group = groups[kind]
             if group:
-                at = min(range(min(len(group), LOOK_AHEAD)), key=lambda i: (seen[str(group[i].sample.get("label"))], i))
+                at = min(range(min(len(group), LOOK_AHEAD)), key=lambda i: (seen[str(group[i].label)], i))
                 order.append(group.pop(at))
-                seen[str(order[-1].sample.get("label"))] += 1
+                seen[str(order[-1].label)] += 1
     return order + groups["rest"]
 
 
@@ -207,17 +317,16 @@ def telling_order(told: Sequence[Told]) -> list[Told]:
 
 def _shown(t: Told, own: str, metrics: Sequence[str], longest: int) -> dict[str, Any]:
     """A row as the template writes it; words that the reference lacks are marked in texts."""
-    reference = _reference(t.sample)
     answers = []
     for name, text, right in _answers(t, own):
         shown = cut(text, longest)
         # A label is right or wrong as a whole.
-        parts = [("", shown)] if right is not None else marked_against(reference, shown)
+        parts = [("", shown)] if t.sample.get("label") is not None else marked_against(t.reference, shown)
         answers.append({"name": name, "parts": parts, "right": right, "tuned": name == own})
     return {
         "why": t.why,
         "prompt": cut(str(t.sample.get("prompt") or ""), longest),
-        "reference": cut(reference, longest),
+        "reference": cut(t.reference, longest),
         "answers": answers,
         "scores": _scores(t.sample, own, metrics),
     }
@@ -225,15 +334,13 @@ def _shown(t: Told, own: str, metrics: Sequence[str], longest: int) -> dict[str,
 
 def _answers(t: Told, own: str) -> Iterator[tuple[str, str, bool | None]]:
     """(contender, answer, right) of the others, then the own one."""
-    given = section(t.sample.get("baselines"))
-    for name, right in t.others.items():
-        yield name, str(given[name] if given[name] is not None else ""), right
+    yield from t.answers
     if "prediction" in t.sample:
-        yield own, str(t.sample["prediction"] if t.sample["prediction"] is not None else ""), t.right
+        yield own, t.answer, t.right
 
 
-def _reference(sample: Mapping[str, Any]) -> str:
-    return str(sample.get("reference") or sample.get("label") or "")
+def _text(answer: object) -> str:
+    return "" if answer is None else str(answer)
 
 
 def _scores(sample: Mapping[str, Any], own: str, metrics: Sequence[str]) -> str:
@@ -256,19 +363,19 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
     return f"{text[:longest]}… ({count(len(text) - longest, 'more character')} in samples.jsonl)"
 
 
-def longest_text(kept: Sequence[Told], own: str) -> int:
+def longest_text(kept: Sequence[Told]) -> int:
     """Characters at which texts are cut, so that all of them together have at most about `ROOM`."""
     lengths = [
         len(text)
         for t in kept
-        for text in (str(t.sample.get("prompt") or ""), _reference(t.sample), *(a for _, a, _ in _answers(t, own)))
+        for text in (str(t.sample.get("prompt") or ""), t.reference, t.answer, *(a for _, a, _ in t.answers))
     ]
     return next((most for most in SHORTER if sum(min(n, most) for n in lengths) <= ROOM), SHORTER[-1])
 
 
 def _choices(kept: Sequence[Told], own: str, names: Sequence[str], evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """What the form offers: labels, and for each contender beside the own one what can be asked of it, with counts."""
-    labels = Counter(str(t.sample["label"]) for t in kept if t.sample.get("label") is not None)
+    labels = Counter(t.label for t in kept if t.label is not None)
     compared = []
     for i, name in enumerate(names):
         asked = [
@@ -281,7 +388,7 @@ def _choices(kept: Sequence[Told], own: str, names: Sequence[str], evaluation: M
         "labels": sorted(labels.items()) if 1 < len(labels) <= 500 else [],
         "compared": [(name, asked) for name, asked in compared if asked],
         "ranked": "confidence" if any(t.right is not None and t.value is not None for t in kept)
-        else metric_title(str(evaluation.get("primary") or "")) if any(t.value is not None for t in kept) else "",
+        else metric_title(str(evaluation.get("row_metric") or evaluation.get("primary") or "")) if any(t.value is not None for t in kept) else "",
     }  # fmt: skip
 
 
@@ -298,7 +405,7 @@ def rows_json(
 ) -> Markup:
     """The rows as JSON that can stand in a page. Texts are told once and named by their numbers.
 
-    A row: place, why, prompt, reference, label, right, value, answers, which of them are right, scores.
+    A row: place, why, prompt, reference, label, right, value, answers, which of them are right, scores, whether words are marked.
     """
     texts: dict[str, int] = {}
 
@@ -315,10 +422,11 @@ def rows_json(
         rows.append(
             [
                 t.place, number_of(t.why), number_of(cut(str(t.sample.get("prompt") or ""), longest)),
-                number_of(cut(_reference(t.sample), longest)), number_of(str(t.sample.get("label"))), flag(t.right),
+                number_of(cut(t.reference, longest)), number_of(str(t.label)), flag(t.right),
                 None if t.value is None else round(t.value, 4),
                 [-1 if text is None else number_of(cut(text, longest)) for text, _ in shown],
                 [flag(right) for _, right in shown], number_of(_scores(t.sample, own, metrics)),
+                int(t.sample.get("label") is None),
             ]
         )  # fmt: skip
     data = {"size": size, "names": [*names, own], "texts": list(texts), "rows": rows}

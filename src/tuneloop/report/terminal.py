@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.report.facts import (
-    TUNED,
     ContenderFacts,
     RunFacts,
     contenders,
@@ -17,21 +16,19 @@ from tuneloop.report.facts import (
     figure,
     gain_header,
     interval,
-    is_right,
     metric_title,
     more_words,
     number,
     p_value,
-    pick_samples,
     promises,
     read_run,
-    sample_answers,
     section,
     shown_metrics,
     used,
     verdict_line,
     with_interval,
 )
+from tuneloop.report.samples import Choice, Told, choose
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -104,13 +101,14 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
         )
     if facts.samples:
         wanted = number(section(facts.config.get("evaluate")).get("samples"))
-        shown = pick_samples(facts.samples, 5 if wanted is None else int(wanted))
+        choice = choose(facts)
+        shown = choice.told[: 5 if wanted is None else int(wanted)]
         if shown:
-            parts += [
-                Text(""),
-                Text(f"{len(shown)} of {count(len(facts.samples), 'row')}, evenly spaced", style="bold"),
-            ]
-            parts.append(samples_side_by_side(shown) if stand_beside(shown, width) else samples_stacked(shown))
+            heading = f"{len(shown)} of {count(len(choice.told), 'row')}"
+            parts += [Text(""), Text(heading, style="bold"), Text(choice.in_words())]
+            parts.append(
+                samples_side_by_side(shown, choice) if stand_beside(shown, width) else samples_stacked(shown, choice)
+            )
     parts += [Text(""), _paths(facts), *[Text(problem, style="yellow") for problem in facts.problems]]
     return parts
 
@@ -170,66 +168,66 @@ def _promises_table(outcome: Sequence[Any]) -> Table:
 # --- samples -----------------------------------------------------------------------------------
 
 
-def stand_beside(samples: Sequence[dict[str, Any]], width: int) -> bool:
+def stand_beside(samples: Sequence[Told], width: int) -> bool:
     """Whether samples fit in columns: the terminal is wide, and no word of an answer would be broken."""
     if width < SIDE_BY_SIDE:
         return False
-    texts = [str(text) for s in samples for text in (_reference(s), *(answer for _, answer in sample_answers(s)))]
-    columns = max(len(sample_answers(s)) for s in samples) + 1
+    texts = [text for t in samples for text in (t.reference, t.answer, *(answer for _, answer, _ in t.answers))]
+    columns = max(len(t.answers) for t in samples) + 2
     room = (width - 2 * columns) * 3 // (3 * columns + 4) - 3
     return all(len(word) <= room for text in texts for word in _short(text, LONGEST_ANSWER).split())
 
 
-def samples_side_by_side(samples: Sequence[dict[str, Any]]) -> Table:
-    """A column each for the prompt, the reference and every contender."""
+def samples_side_by_side(samples: Sequence[Told], choice: Choice) -> Table:
+    """A column each for the prompt with what the row tells, the reference and every contender."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    names = list(dict.fromkeys(name for s in samples for name, _ in sample_answers(s)))
     table = Table(box=box.SIMPLE_HEAD, show_lines=False, pad_edge=False, padding=(0, 1), expand=True)
     table.add_column("prompt", ratio=4, overflow="fold")
-    for name in ("reference", *names):
-        table.add_column(name, ratio=3, overflow="fold", style="bold" if name == TUNED else "")
-    for i, sample in enumerate(samples):
-        answers = dict(sample_answers(sample))
-        cells = [Text(_short(sample.get("prompt"), LONGEST_PROMPT)), Text(_short(_reference(sample), LONGEST_ANSWER))]
-        cells += [_judged(sample, name, answers[name]) if name in answers else Text("") for name in names]
-        table.add_row(*cells)
+    for name in ("reference", *choice.names, choice.own):
+        table.add_column(name, ratio=3, overflow="fold", style="bold" if name == choice.own else "")
+    for i, t in enumerate(samples):
+        prompt = Text(f"{t.why}\n" if t.why else "", style="dim").append(_prompt(t), style="not dim")
+        answers = {name: _judged(answer, right) for name, answer, right in t.answers}
+        cells = [answers.get(name, Text("")) for name in choice.names]
+        table.add_row(prompt, Text(_short(t.reference, LONGEST_ANSWER)), *cells, _judged(t.answer, t.right))
         if i + 1 < len(samples):
             table.add_row()
     return table
 
 
-def samples_stacked(samples: Sequence[dict[str, Any]]) -> Table:
-    """For narrow terminals: the prompt, then one line (or more) an answer."""
+def samples_stacked(samples: Sequence[Told], choice: Choice) -> Table:
+    """For narrow terminals: what the row tells, the prompt, then one line (or more) an answer."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(ratio=1, overflow="fold")
-    for sample in samples:
+    for t in samples:
         table.add_row()
-        table.add_row("prompt", Text(_short(sample.get("prompt"), LONGEST_PROMPT), style="italic"))
-        table.add_row("reference", Text(_short(_reference(sample), LONGEST_ANSWER)))
-        for name, answer in sample_answers(sample):
-            text = _judged(sample, name, answer)
-            if name == TUNED:
-                text.stylize("bold")
-            table.add_row(Text(name, style="bold green" if name == TUNED else ""), text)
+        if t.why:
+            table.add_row("", Text(t.why, style="dim"))
+        table.add_row("prompt", Text(_prompt(t), style="italic"))
+        table.add_row("reference", Text(_short(t.reference, LONGEST_ANSWER)))
+        for name, answer, right in t.answers:
+            table.add_row(name, _judged(answer, right))
+        table.add_row(
+            Text(choice.own, style="bold green"), Text("", style="bold").append_text(_judged(t.answer, t.right))
+        )
     return table
 
 
-def _reference(sample: dict[str, Any]) -> object:
-    return sample.get("reference") or sample.get("label")
+def _prompt(t: Told) -> str:
+    return _short(t.sample.get("prompt"), LONGEST_PROMPT)
 
 
-def _judged(sample: dict[str, Any], name: str, answer: str) -> Text:
+def _judged(answer: str, right: bool | None) -> Text:
     """An answer, with a mark in front where right and wrong are plain to see."""
     from rich.text import Text
 
-    right = is_right(sample, None if name == TUNED else answer)
     text = Text()
     if right is not None:
         text.append("✓\u00a0" if right else "✗\u00a0", style="green" if right else "red")

@@ -4,7 +4,7 @@
   const $ = id => document.getElementById(id), source = $("sample-rows"), list = $("sample-list"), form = $("sample-form");
   if (!source || !list || !form) return;
   const data = JSON.parse(source.textContent), texts = data.texts, own = data.names.length - 1;
-  const [PLACE, WHY, PROMPT, REFERENCE, LABEL, RIGHT, VALUE, ANSWERS, JUDGED, SCORES] = Array(10).keys();
+  const [PLACE, WHY, PROMPT, REFERENCE, LABEL, RIGHT, VALUE, ANSWERS, JUDGED, SCORES, MARKED] = Array(11).keys();
   const make = (tag, kind, text) => { const e = document.createElement(tag); if (kind) e.className = kind; if (text !== undefined) e.textContent = text; return e; };
   let found = data.rows, page = 0;
 
@@ -39,7 +39,7 @@
     row[ANSWERS].forEach((at, k) => {
       if (at < 0) return;
       const text = texts[at], right = row[JUDGED][k];
-      answers.append(answer(data.names[k], k === own ? "tuned" : "", right, !text ? [] : right < 0 ? marked(reference, text) : [text]));
+      answers.append(answer(data.names[k], k === own ? "tuned" : "", right, !text ? [] : row[MARKED] ? marked(reference, text) : [text]));
     });
     box.append(prompt, answers);
     if (texts[row[SCORES]]) box.append(make("p", "scores", texts[row[SCORES]]));

@@ -40,6 +40,7 @@ class _Task:
     first: float
     done: float = 0.0
     total: float = 1.0
+    told: bool = False
     note: str = ""
     bar: Any = None
 
@@ -55,14 +56,15 @@ class Screen:
     """
 
     FIRST = 1.5  # seconds until something that begins is told
-    EVERY = 10.0  # most seconds between plain lines; at first, a tenth of the time that the task has taken
+    EVERY, MOST = 10.0, 30.0  # seconds between further plain lines: these, then a sixth of the time that the task has taken
 
     def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.quiet, self.clock = quiet, clock
         self.bars: Any = None
         self.tasks: dict[str, _Task] = {}  # the one told of last at the end
         self.idle: Any = None  # bar of the time in which no task tells of itself
-        self.spoke = self.idle_since = clock()
+        self.spoke = clock()
+        self.nothing = _Task(self.spoke, 0.0)  # that time
 
     def progress(self, task: str, done: float, total: float, /, **info: float | str) -> None:
         """A `Progress`."""
@@ -73,7 +75,7 @@ class Screen:
             if done >= total:
                 if known and self.bars is not None:
                     self.bars.remove_task(known.bar)
-                self.idle_since = self.clock()
+                self.nothing = _Task(self.clock(), 0.0)
                 return
             found = known or _Task(self.clock(), done)
             found.done, found.total = done, total
@@ -88,7 +90,8 @@ class Screen:
         if self.quiet:
             return
         with _SPEAKING:
-            self.spoke = self.idle_since = self.clock()
+            self.spoke = self.clock()
+            self.nothing = _Task(self.spoke, 0.0)
             if self.bars is not None:
                 self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
             else:
@@ -98,13 +101,13 @@ class Screen:
         """Say what goes on if it is time to: a plain line, or a bar where no task has one."""
         with _SPEAKING:
             now = self.clock()
-            name, task = next(reversed(self.tasks.items()), (IDLE, None))
-            began = task.began if task else self.idle_since
+            name, task = next(reversed(self.tasks.items()), (IDLE, self.nothing))
+            going = now - task.began
             if self.bars is not None:
-                self._idle_bar(wanted=task is None and now - began >= self.FIRST)
-            elif now - self.spoke >= max(self.FIRST, min(self.EVERY, (now - began) / 10)):
-                self.spoke = now
-                print(_line(name, task, now - began), file=sys.stderr, flush=True)
+                self._idle_bar(wanted=task is self.nothing and going >= self.FIRST)
+            elif now - self.spoke >= (min(max(self.EVERY, going / 6), self.MOST) if task.told else self.FIRST):
+                self.spoke, task.told = now, True
+                print(_line(name, task, going), file=sys.stderr, flush=True)
 
     def _bar(self, name: str, task: _Task) -> None:
         if task.bar is None:
@@ -140,15 +143,15 @@ class Screen:
 IDLE = "working"  # what goes on while no task tells of itself
 
 
-def _line(name: str, task: _Task | None, seconds: float) -> str:
+def _line(name: str, task: _Task, seconds: float) -> str:
     """`zero-shot: 28/75  2.2/s  21 s left`, or the time that it has taken where that is all there is to tell."""
     parts = [f"{seconds:.0f} s"] if seconds >= 1 else []
-    if task is not None and task.total > 1:
+    if task.total > 1:
         if task.done > task.first:
             rate = (task.done - task.first) / max(seconds, 1e-9)
             parts = [f"{rate:,.1f}/s", f"{(task.total - task.done) / rate:.0f} s left"]
         parts.insert(0, f"{math.floor(task.done):,}/{task.total:,.0f}")
-    if task is not None and task.note:
+    if task.note:
         parts.append(task.note)
     return f"{name}: {'  '.join(parts)}" if parts else name
 

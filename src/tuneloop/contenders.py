@@ -77,6 +77,29 @@ class Asked:
         return sum(answer.tokens for answer in self.answers)
 
 
+def joined(parts: Sequence[Asked], order: Sequence[int]) -> Asked:
+    """The answers to parts of some rows as one.
+
+    Args:
+        parts: of one contender, asked one after the other.
+        order: for each row its place among those of the parts.
+    """
+
+    def in_order(name: str) -> list[Any]:
+        values = [value for part in parts for value in getattr(part, name)]
+        return [values[i] for i in order] if values else []
+
+    return replace(
+        parts[0],
+        answers=in_order("answers"),
+        seconds=sum(part.seconds for part in parts),
+        losses=tuple(in_order("losses")),
+        loss_tokens=tuple(in_order("loss_tokens")),
+        computed=sum(part.computed for part in parts),
+        confidence=tuple(in_order("confidence")),
+    )
+
+
 def uses_choice(dataset: Dataset, config: EvaluateConfig) -> bool:
     """Whether answers come from choice scoring."""
     if config.answer == "choice" and dataset.task != "classification":
@@ -135,6 +158,34 @@ def few_shot_examples(
     return fit_examples(examples, room, count)
 
 
+def reading_seconds(model: Model, examples: Sequence[Row], row: Row, most: int = 512) -> float:
+    """What a model takes to read these examples, from the time of the first `most` tokens of a prompt with them.
+
+    A token costs its products with the weights, and attention, which grows with the tokens before it.
+    """
+    import torch
+
+    from tuneloop.models.llama import LlamaConfig
+
+    ids = model.template.prompt_ids(prompt_turns(row, examples=examples), row.tools)
+    tokens = len(ids) - len(model.template.prompt_ids(row.prompt, row.tools))
+    read = torch.tensor([ids[:most]], device=model.device)
+    with torch.inference_mode():
+        began = time.monotonic()
+        model.hidden(read)[0, -1].float().sum().item()
+        seconds = time.monotonic() - began
+    try:
+        c = LlamaConfig.from_json(dict(model.config))
+    except KeyError:
+        return seconds * tokens / read.numel()
+    weights = c.hidden_size * c.head_size * (2 * c.heads + 2 * c.key_heads) + 3 * c.hidden_size * c.intermediate_size
+
+    def work(n: int) -> float:
+        return n * (weights + n * c.heads * c.head_size)
+
+    return seconds * work(tokens) / work(read.numel())
+
+
 def nearest_few_shot(
     model: Model, dataset: Dataset, rows: Sequence[Row], k: int, config: EvaluateConfig
 ) -> tuple[list[list[Row]], str]:
@@ -186,6 +237,7 @@ def ask(
         UserError: a prompt is longer than the model's context, or there is none.
     """
     started = time.monotonic()
+    progress(task, 0, len(rows))  # reading the examples takes a while
     plain = prompts is None and not examples
     turns = prompts if prompts is not None else [prompt_turns(row, examples=examples) for row in rows]
     ids = [model.template.prompt_ids(list(t), row.tools) for t, row in zip(turns, rows, strict=True)]

@@ -239,6 +239,7 @@ def test_sampling_is_seeded_and_keeps_the_order():
     chosen = sample_rows(rows, 10, seed=1)
     assert chosen == sample_rows(rows, 10, seed=1) and len(chosen) == 10
     assert [rows.index(r) for r in chosen] == sorted(rows.index(r) for r in chosen)
+    assert {r.id for r in chosen} < {r.id for r in sample_rows(rows, 30, seed=1)}, "a part of a larger sample"
     assert sample_rows(rows, None, seed=1) == sample_rows(rows, 99, seed=1) == rows
 
 

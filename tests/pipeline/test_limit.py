@@ -12,7 +12,8 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.files import read_json, read_jsonl, read_yaml, write_json
 from tuneloop.pipeline import limit, run
 from tuneloop.pipeline.baselines import expected_evaluation
-from tuneloop.pipeline.limit import FILE, limit_lines, limited
+from tuneloop.pipeline.limit import FILE, limited
+from tuneloop.pipeline.rounds import FIRST
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.types import no_progress
@@ -42,17 +43,18 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
 def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_takes(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limit, "_seconds_a_row", lambda *_: 100.0)  # a slow machine
+    monkeypatch.setattr(limit, "ANSWERS", 0.0)  # a slow machine: no time for more than the first round
     said: list[str] = []
     folder = run(recipe, say=said.append)
     asked = read_json(folder / "eval.json")["n"]
     found, trained = read_json(folder / FILE), read_json(folder / "run.json")
-    assert asked == found["test_rows"] == limit.LEAST_ROWS < found["all_test_rows"]
+    assert asked == found["test_rows"] == FIRST < found["all_test_rows"]
     assert trained["seconds"] < 1.5 * 60 * found["train_minutes"] + 5
     assert trained["total_steps"] < found["full_run"]["steps"]
     assert any(f"{asked} of {found['all_test_rows']} test rows are asked" in line for line in said)
-    words = " ".join(limit_lines(folder))
+    words = " ".join(found["words"])
     assert trained["seen"] in words and "max_minutes=null" in words
+    assert words.split(" ", 1)[0] == "This" and found["words"][0] in (folder / "report.html").read_text()
     config = read_yaml(folder / "config.yaml")
     assert (config["evaluate"]["limit"], config["train"]["max_minutes"]) == (asked, found["train_minutes"])
 
@@ -68,7 +70,7 @@ def test_where_all_fits_nothing_is_left_out(recipe: Recipe) -> None:
     folder = run(make_recipe(recipe.model_dump(), ["max_minutes=30", "train.epochs=1"]))
     found = read_json(folder / FILE)
     assert found["test_rows"] == found["all_test_rows"] == read_json(folder / "eval.json")["n"]
-    assert found["full_run"] is None and limit_lines(folder) == []
+    assert found["full_run"] is None and found["words"] == []
 
 
 @pytest.mark.slow

@@ -124,3 +124,17 @@ def test_the_usual_speed_is_that_of_earlier_runs_of_the_same_kind_here() -> None
         record_run(plan(), 2.0, 5.0, speed)
     assert usual_speed(plan(), read_ledger()) == pytest.approx(300.0)
     assert usual_speed({**plan(), "method": "full"}, read_ledger()) is None
+
+
+def test_a_disturbed_run_teaches_memory_and_no_speed_until_it_is_how_the_machine_is() -> None:
+    for speed in (200.0, 300.0):
+        record_run(plan(), 2.0, 5.0, speed)
+    taught = corrected(plan(), read_ledger())["corrected_by"]["time"]
+    for number in range(3):
+        record_run(plan(), 2.0, 500.0, 1.0, disturbed=True)
+        entry = read_ledger()[-1]
+        assert entry.disturbed and entry.actual_gib == 2.0 and entry.actual_minutes is None, number
+        assert usual_speed(plan(), read_ledger()) == pytest.approx(250.0)
+        assert corrected(plan(), read_ledger())["corrected_by"]["time"] == taught
+    record_run(plan(), 2.0, 500.0, 1.0, disturbed=True)
+    assert usual_speed(plan(), read_ledger()) == pytest.approx(200.0)

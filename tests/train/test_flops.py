@@ -33,6 +33,8 @@ def test_utilisation_counts_the_rows_of_the_steps_and_the_seconds_of_the_steps()
     assert found["step_seconds"] == 1.0
     assert found["value"] == pytest.approx(needed_gflop(CONFIG, "lora", [ROW] * 3))
     assert "2 a weight and token" in found["definition"]
+    busy_peak = utilisation(CONFIG, "lora", [ROW, ROW], records, peak=0.5 * found["value"])
+    assert busy_peak and busy_peak["value"] is None and busy_peak["step_seconds"] == 1.0
 
 
 def test_without_steps_or_for_other_architectures_there_is_none() -> None:

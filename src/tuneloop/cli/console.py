@@ -56,7 +56,10 @@ class Screen:
     """
 
     FIRST = 1.5  # seconds until something that begins is told
-    EVERY, MOST = 10.0, 30.0  # seconds between further plain lines: these, then a sixth of the time that the task has taken
+    EVERY, MOST = (
+        10.0,
+        30.0,
+    )  # seconds between further plain lines: these, then a sixth of the time that the task has taken
 
     def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.quiet, self.clock = quiet, clock

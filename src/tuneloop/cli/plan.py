@@ -267,7 +267,8 @@ def _history(as_json: bool) -> None:
     print(f"{'when':<26}{'model':<16}{'method':<8}{'GiB said':>9}{'came':>8}{'minutes said':>14}{'came':>8}")
     for run in found["runs"]:
         said, came = run["predicted_minutes"], run["actual_minutes"]
-        minutes = f"{said:>14.1f}{came:>8.1f}" if said and came else f"{'ended early':>22}"
+        why = "machine was busy" if run["disturbed"] else "ended early"
+        minutes = f"{said:>14.1f}{came:>8.1f}" if said and came else f"{why:>22}"
         print(
             f"{run['date']:<26}{run['model'][:15]:<16}{run['method']:<8}{run['predicted_gib']:>9.2f}{run['actual_gib']:>8.2f}{minutes}"
         )

@@ -22,7 +22,6 @@ def command(
     from rich.console import Console
 
     from tuneloop.pipeline import run
-    from tuneloop.pipeline.limit import limit_lines
     from tuneloop.pipeline.recipes import recipe_of
     from tuneloop.pipeline.report import summary
 
@@ -35,5 +34,3 @@ def command(
         from tuneloop.report.terminal import print_closing
 
         print_closing(folder, Console())
-        for line in limit_lines(folder):
-            print(line)

@@ -179,11 +179,19 @@ class Comparison:
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int) -> list[Row]:
-    """At most `limit` rows, a seeded sample in the order of the split; answers that were rated bad or have weight 0 are no references."""
+    """At most `limit` rows, a seeded sample in the order of the split; answers that were rated bad or have weight 0 are no references.
+
+    A smaller sample is a part of every larger one of the same rows and seed.
+    """
     rows = [row for row in rows if row.has_reference]
     if limit is None or limit >= len(rows):
         return list(rows)
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
+    return [rows[i] for i in sorted(sample_order(len(rows), seed)[:limit])]
+
+
+def sample_order(rows: int, seed: int) -> list[int]:
+    """The order in which a seeded sample takes up so many rows."""
+    return random.Random(seed).sample(range(rows), rows)
 
 
 def check_ids(rows: Sequence[Row]) -> None:

@@ -47,11 +47,12 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
         remind(job, dataset)
         from tuneloop.track import start_tracking
 
-        tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)
+        with busy(progress, "starting the tracker"):
+            tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            limit.choose_rows(dataset)
-            baselines = baseline_stage(job, dataset)
+            answered = limit.ask_untouched(dataset)
+            baselines = baseline_stage(job, dataset, answered)
             limit.choose_training()
             plan_stage(job, dataset)
             train_stage(job, dataset)

@@ -14,16 +14,21 @@ from tuneloop.pipeline.job import Job, find_done
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.scoring import cost_of, headline, score, scoring_settings, write_scored
 from tuneloop.recipe import Recipe
-from tuneloop.types import Dataset, Progress, Row, UserError
+from tuneloop.types import Dataset, Progress, Row, UserError, busy
 
 if TYPE_CHECKING:
     from tuneloop.contenders import Asked
     from tuneloop.evaluate.config import EvaluateConfig
     from tuneloop.evaluate.evaluate import Evaluation
+    from tuneloop.pipeline.rounds import Answered
 
 
-def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
-    """What the untouched model and the cheap alternatives make of the test split."""
+def baseline_stage(job: Job, dataset: Dataset, answered: Answered | None = None) -> dict[str, Evaluation]:
+    """What the untouched model and the cheap alternatives make of the test split.
+
+    Args:
+        answered: what the untouched model has answered already, to all rows of the sample.
+    """
     from tuneloop.evaluate.evaluate import sample_rows
     from tuneloop.evaluate.ladder import ladder, ladder_in_words
     from tuneloop.evaluate.results import load_evaluation
@@ -44,7 +49,7 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
             job.say("baselines already done")
         return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
     began = time.monotonic()
-    asked = _ask_untouched(job, dataset, rows)
+    asked = _ask_untouched(job, dataset, rows) if answered is None else dict(answered.asked)
     asked |= _ask_majority(dataset, rows)
     asked |= _ask_classical(job, dataset, rows)
     evaluations: dict[str, Evaluation] = {}
@@ -57,8 +62,9 @@ def baseline_stage(job: Job, dataset: Dataset) -> dict[str, Evaluation]:
     costs = {name: cost_of(job, result) for name, result in asked.items()}
     rungs = ladder(evaluations, costs)
     words = ladder_in_words(rungs)
+    seconds = time.monotonic() - began + (answered.seconds if answered else 0.0)
     listed = {"version": 1, "key": key, "n": len(rows), "contenders": places, "costs": costs, "ladder": rungs, "words": words,
-              "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
+              "seconds": round(seconds, 1)}  # fmt: skip
     write_json(folder / "baselines.json", listed)
     for name, evaluation in evaluations.items():
         job.say(f"baseline  {name}: {headline(evaluation)}")
@@ -96,38 +102,48 @@ def _busy_before(costs: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def _ask_untouched(job: Job, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
-    from tuneloop.contenders import ask, few_shot_examples, uses_choice
     from tuneloop.models.lora import lora_disabled
 
-    recipe = job.recipe
-    wanted = recipe.baselines
-    calibrated = recipe.evaluate.calibrate and uses_choice(dataset, recipe.evaluate)
+    wanted = job.recipe.baselines
     asked: dict[str, Asked] = {}
     if not wanted.zero_shot and not wanted.few_shot:
         return asked
     with lora_disabled(job.model.net):
         if wanted.zero_shot:
-            found = ask(
-                job.model,
-                dataset,
-                rows,
-                recipe.evaluate,
-                calibrated=calibrated,
-                progress=job.progress,
-                task="zero-shot",
-            )
+            found = ask_untouched(job, dataset, rows)
             asked |= {f"zero-shot {kind}".strip(): result for kind, result in found.items()}
-        if wanted.few_shot:
-            examples, warning = few_shot_examples(job.model, dataset, rows, wanted, recipe.evaluate, recipe.seed)
-            if warning:
-                job.say(f"baselines warn: {warning}")
-            if examples:
-                found = ask(
-                    job.model, dataset, rows, recipe.evaluate, examples=examples, calibrated=calibrated,
-                    progress=job.progress, task=f"few-shot ({len(examples)})",
-                )  # fmt: skip
-                asked |= {f"few-shot {kind}".strip(): result for kind, result in found.items()}
+        if wanted.few_shot and (examples := untouched_examples(job, dataset, rows)):
+            found = ask_untouched(job, dataset, rows, examples)
+            asked |= {f"few-shot {kind}".strip(): result for kind, result in found.items()}
     return asked
+
+
+def ask_untouched(job: Job, dataset: Dataset, rows: Sequence[Row], examples: Sequence[Row] = ()) -> dict[str, Asked]:
+    """The answers of the model, whose adapter is switched off, with or without examples in the prompt; see `contenders.ask`."""
+    from tuneloop.contenders import ask, uses_choice
+
+    config = job.recipe.evaluate
+    return ask(
+        job.model, dataset, rows, config, examples=examples, calibrated=config.calibrate and uses_choice(dataset, config),
+        progress=job.progress, task=f"few-shot ({len(examples)})" if examples else "zero-shot",
+    )  # fmt: skip
+
+
+def untouched_examples(job: Job, dataset: Dataset, rows: Sequence[Row], most: int | None = None) -> list[Row]:
+    """Few-shot's examples in the prompt of these rows.
+
+    Args:
+        most: how many; default: those of the settings, of which it is told where some don't fit into the context.
+    """
+    from tuneloop.contenders import few_shot_examples
+
+    wanted = job.recipe.baselines
+    wanted = wanted if most is None else wanted.model_copy(update={"few_shot": most})
+    with busy(job.progress, "choosing few-shot's examples"):
+        examples, warning = few_shot_examples(job.model, dataset, rows, wanted, job.recipe.evaluate, job.recipe.seed)
+    if warning and most is None:
+        job.say(f"baselines warn: {warning}")
+    return examples
 
 
 def _ask_majority(dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:

@@ -82,7 +82,8 @@ class Job:
         """The rows that the loss can use, as ids and loss masks."""
         from tuneloop.train.rows import training_rows
 
-        return training_rows(rows, self.template, self.recipe.train)
+        with busy(self.progress, "turning rows into tokens"):
+            return training_rows(rows, self.template, self.recipe.train)
 
     def ids(self, rows: Sequence[Row]) -> list[str]:
         """Ids of the `rendered` rows."""

@@ -1,8 +1,8 @@
 """A limit on the time of a whole run: baselines, training and evaluation share it, by the measured speed of this machine.
 
-First some test rows are asked, to learn what an answer takes: that says how many rows can be asked. What is left when the
-baselines are there, less the evaluation to come, is the time of training. Both choices stand in `RUN/time.json`, so that the same
-command after an interruption goes on with them.
+The untouched model is asked in rounds, see `rounds.py`, until its share of the time is used. What is left when the baselines are
+there, less the evaluation to come, is the time of training. What was chosen stands in `RUN/time.json`, so that the same command
+after an interruption goes on with it.
 """
 
 from __future__ import annotations
@@ -10,30 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.files import content_hash, read_json, write_json, write_yaml
 from tuneloop.pipeline.baselines import expected_evaluation
 from tuneloop.pipeline.job import Job, find_done, identity
+from tuneloop.pipeline.rounds import TUNED, Answered, ask_within
 from tuneloop.recipe import Recipe
 from tuneloop.types import Dataset
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tuneloop.types import Row
-
 FILE = "time.json"
-# Rows that are asked to learn what an answer takes; rows that are always asked, for fewer show nothing.
-PROBE, LEAST_ROWS = 12, 24
 # Share of the time in which rows are asked, by all systems together; and the least share of training.
 ANSWERS, TRAINING = 0.45, 0.15
-# What a row takes, relative to the probe: few-shot reads the examples, the tuned model computes its adapter too.
-FEW_SHOT, TUNED = 1.6, 1.15
-# Rows that are asked together take less each: 24 took .65 of what each of the 12 took, on one core.
-TOGETHER = 0.75
 # Kept for measuring the speed, the report and the end: seconds, and a share of the time.
-RESERVE_SECONDS, RESERVE = 10.0, 0.04
+RESERVE_SECONDS, RESERVE = 10.0, 0.08
 
 
 def limited(recipe: Recipe, folder: Path) -> Recipe:
@@ -47,13 +37,15 @@ def _chosen(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
 
 
 def _key(recipe: Recipe) -> str:
-    return content_hash([identity(recipe), 1])
+    return content_hash([identity(recipe), 2])
 
 
 def _with_choices(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:
     changes: dict[str, Any] = {}
     if rows := found.get("test_rows"):
         changes["evaluate"] = recipe.evaluate.model_copy(update={"limit": min(rows, recipe.evaluate.limit or rows)})
+    if "few_shot" in found:
+        changes["baselines"] = recipe.baselines.model_copy(update={"few_shot": found["few_shot"]})
     if minutes := found.get("train_minutes"):
         least = min(minutes, recipe.train.max_minutes or minutes)
         changes["train"] = recipe.train.model_copy(update={"max_minutes": least})
@@ -79,22 +71,23 @@ class TimeLimit:
         whole = 60 * (self.recipe.max_minutes or 0.0)
         return max(whole * (1 - RESERVE) - RESERVE_SECONDS, 0.5 * whole)
 
-    def choose_rows(self, dataset: Dataset) -> None:
-        """Choose how many test rows are asked."""
+    def ask_untouched(self, dataset: Dataset) -> Answered | None:
+        """Ask the untouched model as many test rows as its share of the time allows; nothing where that has been chosen before."""
         from tuneloop.evaluate.evaluate import sample_rows
 
         job, recipe = self.job, self.recipe
         if not recipe.max_minutes or "all_test_rows" in self.found:
-            return
-        rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
-        asked = len(rows)
-        if len(rows) > LEAST_ROWS:
-            each = _seconds_a_row(job, dataset, rows[:PROBE])
-            left = self.seconds - (time.monotonic() - self.began)
-            fitting = int(ANSWERS * left / each)
-            asked = len(rows) if fitting > 0.9 * len(rows) else max(fitting, LEAST_ROWS)
-            asked = min(asked, len(rows))
-        self._keep({"all_test_rows": len(rows), "test_rows": asked})
+            return None
+        rows = len(sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed))
+        if not rows:
+            self._keep({"all_test_rows": 0, "test_rows": 0})
+            return None
+        _ = job.model  # loaded before its answers are timed
+        answered = ask_within(job, dataset, ANSWERS * (self.seconds - (time.monotonic() - self.began)))
+        fewer = answered.examples < answered.all_examples
+        shown = {"few_shot": answered.examples, "all_few_shot": answered.all_examples} if fewer else {}
+        self._keep({"all_test_rows": rows, "test_rows": answered.rows, **shown})
+        return answered
 
     def give_training_all(self) -> None:
         """Training by itself gets the whole time."""
@@ -113,14 +106,12 @@ class TimeLimit:
         left = self.seconds - spent - evaluation
         seconds = max(left, TRAINING * self.seconds)
         self._keep({"train_minutes": round(seconds / 60, 2)})
-        rows, all_rows = self.found["test_rows"], self.found["all_test_rows"]
-        asked = (
-            f"all {rows:,} test rows are asked" if rows == all_rows else f"{rows:,} of {all_rows:,} test rows are asked"
-        )
         job.say(
-            f"time      {recipe.max_minutes:g} minutes in all: {asked}; {spent / 60:.1f} minutes are gone, training may take "
+            f"time      {recipe.max_minutes:g} minutes in all: {_asked_words(self.found)}; {spent / 60:.1f} minutes are gone, training may take "
             f"{seconds / 60:.1f}, the evaluation will take about {evaluation / 60:.1f}"
         )
+        if examples := _examples_words(self.found):
+            job.say(f"          {examples}")
         if left < seconds:
             job.say("          too little is left on this machine: the run will take longer than its limit")
 
@@ -142,19 +133,7 @@ class TimeLimit:
         if self.recipe.max_minutes and "took_minutes" not in self.found:
             took = (time.monotonic() - self.began) / 60
             self._keep({"took_minutes": round(took, 2), "full_run": _full_run(self.job, self.found)})
-
-
-def _seconds_a_row(job: Job, dataset: Dataset, rows: Sequence[Row]) -> float:
-    """What a test row takes when all systems are asked, measured on some by the untouched model."""
-    from tuneloop.contenders import ask
-    from tuneloop.models.lora import lora_disabled
-
-    wanted = job.recipe.baselines
-    with lora_disabled(job.model.net):
-        began = time.monotonic()
-        ask(job.model, dataset, rows, job.recipe.evaluate, progress=job.progress, task="measuring answers")
-        each = (time.monotonic() - began) / len(rows)
-    return TOGETHER * each * (TUNED + bool(wanted.zero_shot) + FEW_SHOT * bool(wanted.few_shot))
+            self._keep({"words": limit_words(self.found, read_json(self.job.folder / "run.json"))})
 
 
 def _full_run(job: Job, found: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -167,7 +146,8 @@ def _full_run(job: Job, found: Mapping[str, Any]) -> dict[str, Any] | None:
     dataset = dataset_of(job, True, "")
     rows, whole = run_plan(job, dataset, 0.0)  # of no known speed: nothing is left out
     more_rows = found["all_test_rows"] / max(found["test_rows"], 1)
-    if found["test_rows"] == found["all_test_rows"] and run["total_steps"] >= len(whole.steps):
+    whole_run = found["test_rows"] == found["all_test_rows"] and run["total_steps"] >= len(whole.steps)
+    if whole_run and "few_shot" not in found:
         return None
     tokens = sum(tokens_of(rows[i]) for step in whole.steps for i in step.indices)
     stepping = (run["seconds"] - run["checking_seconds"]) / max(run["tokens"], 1)
@@ -184,19 +164,36 @@ def _full_run(job: Job, found: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def limit_lines(folder: Path) -> list[str]:
-    """What is said at the end of a run with a limit: what it left out, and what it would take without."""
-    if not (folder / FILE).is_file() or not (folder / "run.json").is_file():
-        return []
-    found, run = read_json(folder / FILE), read_json(folder / "run.json")
-    full = found.get("full_run")
+def _asked_words(found: Mapping[str, Any]) -> str:
+    rows, every = found["test_rows"], found["all_test_rows"]
+    return f"all {rows:,} test rows are asked" if rows == every else f"{rows:,} of {every:,} test rows are asked"
+
+
+def _examples_words(found: Mapping[str, Any]) -> str:
+    """What few-shot does not show for want of time; empty where it shows all."""
+    if "few_shot" not in found:
+        return ""
+    shown, every = found["few_shot"], found["all_few_shot"]
+    if not shown:
+        return "Few-shot is left out: reading even one of its examples takes too long here."
+    return f"Few-shot shows {shown} of {every} examples: reading more takes too long here."
+
+
+def limit_words(found: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """What a run with a limit left out, and what it would take without; nothing where nothing was left out.
+
+    Args:
+        found: `time.json` of a finished run.
+        run: `run.json`.
+    """
+    full, examples = found.get("full_run"), _examples_words(found)
     if not full:
         return []
     passes = "once" if full["epochs"] <= 1 else f"{full['epochs']:g} times"
     narrower = (found["test_rows"] / max(found["all_test_rows"], 1)) ** 0.5
     lines = [
         f"This run was held to {found['max_minutes']:g} minutes and took {found['took_minutes']:.1f}: training saw {run['seen']}, and "
-        f"{found['test_rows']:,} of {found['all_test_rows']:,} test rows were asked.",
+        f"{_asked_words(found).replace(' are asked', ' were asked')}.{' ' if examples else ''}{examples}",
         f"A full run reads all rows {passes} and takes about {full['minutes']:.0f} minutes on this machine: add max_minutes=null.",
     ]
     if narrower < 0.95:

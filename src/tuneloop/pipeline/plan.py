@@ -13,7 +13,7 @@ from tuneloop.pipeline.job import Job, find_done, training_began
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.together import Part, held_out, together
 from tuneloop.recipe import Recipe
-from tuneloop.types import Dataset, Progress, UserError
+from tuneloop.types import Dataset, Progress, UserError, busy
 
 if TYPE_CHECKING:
     from tuneloop.train.budget import RunPlan
@@ -33,11 +33,14 @@ def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
         return done
     resident = _resident(job)
     speed = together(job, Part("measure", dataset.path, recipe.train))
-    plan = make_plan(job, dataset, speed, resident)
-    write_json(job.folder / "plan.json", {**plan, "key": key})
+    with busy(job.progress, "planning the steps"):
+        plan = make_plan(job, dataset, speed, resident)
+    disturbed = _disturbed(plan)
+    plan = {**plan, "disturbed": bool(disturbed), "key": key}
+    write_json(job.folder / "plan.json", plan)
     job.say(plan_line(plan))
-    if busy := _busy(plan):
-        job.say(busy)
+    if disturbed:
+        job.say(disturbed)
     if not plan["fits"]:
         raise UserError(
             f"Training needs about {plan['memory']['peak_gib']:.1f} GiB, and this machine has {plan['memory']['capacity_gib']:.1f}",
@@ -47,7 +50,7 @@ def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     return plan
 
 
-def _busy(plan: Mapping[str, Any]) -> str:
+def _disturbed(plan: Mapping[str, Any]) -> str:
     """What is said where earlier runs here were much faster; empty where they were not."""
     from tuneloop.plan.ledger import read_ledger, usual_speed
     from tuneloop.train.budget import BUSY, speed_words

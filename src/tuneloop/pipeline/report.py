@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.files import read_json, read_yaml
 from tuneloop.pipeline.job import Job
-
-if TYPE_CHECKING:
-    pass
+from tuneloop.types import busy
 
 
 def report_stage(job: Job) -> Path:
     """`report.html`, from the run's files."""
     from tuneloop.report.html import write_report
 
-    return write_report(job.folder)
+    with busy(job.progress, "writing the report"):
+        return write_report(job.folder)
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -105,27 +105,28 @@ def write_scored(
     from tuneloop.evaluate.results import write_evaluation
 
     baselines = baselines or {}
-    comparisons = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
-    more = dict(more or {})
-    if baselines:
-        rungs = ladder({**baselines, name: evaluation}, costs, tuned=[name])
-        more = {"ladder": rungs, "ladder_words": ladder_in_words(rungs), **more}
-    write_evaluation(
-        folder,
-        evaluation,
-        model=known_name(str(more.pop("model", job.recipe.model))),
-        dataset=dataset.id,
-        split=split,
-        name=name,
-        baselines=baselines,
-        comparisons=comparisons,
-        costs=costs,
-        key=key,
-        slice_fields=job.recipe.evaluate.slices,
-        production=production,
-        trained=how_far_trained(run) if run else "",
-        more=more,
-    )
+    with busy(job.progress, "comparing answers"):
+        comparisons = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
+        more = dict(more or {})
+        if baselines:
+            rungs = ladder({**baselines, name: evaluation}, costs, tuned=[name])
+            more = {"ladder": rungs, "ladder_words": ladder_in_words(rungs), **more}
+        write_evaluation(
+            folder,
+            evaluation,
+            model=known_name(str(more.pop("model", job.recipe.model))),
+            dataset=dataset.id,
+            split=split,
+            name=name,
+            baselines=baselines,
+            comparisons=comparisons,
+            costs=costs,
+            key=key,
+            slice_fields=job.recipe.evaluate.slices,
+            production=production,
+            trained=how_far_trained(run) if run else "",
+            more=more,
+        )
 
 
 FEW_STEPS = 30  # below this a run is a trial, whatever came of it

@@ -38,6 +38,8 @@ def train_key(job: Job, dataset: Dataset) -> str:
 
 def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     """Train, or find it trained."""
+    from tuneloop.report.facts import used
+    from tuneloop.train.budget import BUSY
     from tuneloop.train.setbacks import Preempted
 
     recipe, folder = job.recipe, job.folder
@@ -49,7 +51,8 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
     plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else None
     began = training_began(job)
     config = _with_rate(job, dataset)
-    checked = preflight_of(job, dataset, config, plan)
+    with busy(job.progress, "looking at the rows"):
+        checked = preflight_of(job, dataset, config, plan)
     refuse_problems(checked, dataset)
     job.say(f"preflight {checked.line()}")
     try:
@@ -93,13 +96,12 @@ def train_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
 
         whole = result.stopped == "finished" and result.total_steps == result.planned_steps
         minutes = result.seconds / 60 if whole else None
-        record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second)
+        disturbed = plan.get("disturbed") or (result.speed_share or 1.0) < BUSY or (mfu and mfu["value"] is None)
+        record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
     for line in _result_lines(manifest):
         job.say(line)
-    if mfu:
-        job.say(
-            f"machine   {mfu['value']:.0%} of {mfu['peak_gflops']:,.0f} GFLOP/s, the measured peak, went into operations that the steps need (MFU)"
-        )
+    if share := used(manifest):
+        job.say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
     return manifest
 
 
@@ -148,8 +150,8 @@ def _mfu(job: Job, dataset: Dataset) -> dict[str, Any] | None:
     head = job.model.head
     with busy(job.progress, "measuring this machine's peak"):
         peak = matmul_peak(head.dtype, head.device)
-    records = read_jsonl(job.folder / "metrics.jsonl")
-    return utilisation(job.model.config, job.recipe.train.method, job.rendered(dataset.train), records, peak)
+        records = read_jsonl(job.folder / "metrics.jsonl")
+        return utilisation(job.model.config, job.recipe.train.method, job.rendered(dataset.train), records, peak)
 
 
 def _keep_result(job: Job) -> None:

@@ -23,6 +23,7 @@ from tuneloop.plan.job import Job
 from tuneloop.plan.speed import Speed, speed_of
 from tuneloop.types import UserError
 
+AGAIN = 3  # disturbed runs in a row from which this is how the machine is
 ENOUGH = 2  # earlier runs from which a correction is taken
 LAST = 20  # runs that count
 LEAST, MOST = 0.5, 2.0  # a larger correction would hide a fault
@@ -35,7 +36,7 @@ class Entry:
     """A finished run: figures as the formulas gave them, before any correction, and as they came.
 
     `minutes` is None where the run ended early, so that its time says nothing. `speed_ratio`: tokens a second over those of
-    `plan/speed.py`'s formulas.
+    `plan/speed.py`'s formulas. A run that was `disturbed` by something else on the machine says nothing of time and speed either.
     """
 
     date: str
@@ -49,6 +50,7 @@ class Entry:
     resident_gib: float = 0.0
     formulas: int = 1
     speed_ratio: float | None = None
+    disturbed: bool = False
 
 
 def ledger_file() -> Path:
@@ -72,9 +74,23 @@ def read_ledger() -> list[Entry]:
 
 
 def record_run(
-    plan: Mapping[str, Any], actual_gib: float, actual_minutes: float | None, tokens_per_second: float | None = None
+    plan: Mapping[str, Any],
+    actual_gib: float,
+    actual_minutes: float | None,
+    tokens_per_second: float | None = None,
+    *,
+    disturbed: bool = False,
 ) -> None:
-    """Add a finished run; a ledger that can't be written is no reason to fail."""
+    """Add a finished run; a ledger that can't be written is no reason to fail.
+
+    Args:
+        disturbed: the machine was busy with something else. Its time and speed teach nothing, unless the last runs like it were
+            disturbed as well: then the machine has become slower.
+    """
+    kind = (plan["gpu"], plan["model"], plan["method"])
+    before = [e.disturbed for e in read_ledger() if (e.machine, e.model, e.method) == kind][-AGAIN:]
+    if disturbed and before != [True] * AGAIN:
+        actual_minutes = tokens_per_second = None
     raw = plan.get("corrected_by", {})
     formulas = plan.get("by_formula", {}).get("tokens_per_second")
     entry = Entry(
@@ -89,6 +105,7 @@ def record_run(
         resident_gib=plan["memory"]["terms"].get(RESIDENT, 0.0),
         formulas=FORMULAS,
         speed_ratio=tokens_per_second / formulas if tokens_per_second and formulas else None,
+        disturbed=disturbed,
     )
     try:
         ledger_file().parent.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,7 @@ class RunFacts:
         environment: `environment.json`.
         evaluation: `eval.json`.
         gate: `gate.json`.
+        time: `time.json`, of a run with a limit on its time.
         steps: training records of `metrics.jsonl`, by step.
         validations: validation records of `metrics.jsonl`, by step.
         findings: what the watcher found, in order.
@@ -80,6 +81,7 @@ class RunFacts:
     environment: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     gate: dict[str, Any] = field(default_factory=dict)
+    time: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     validations: list[dict[str, Any]] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -168,6 +170,7 @@ RUN_FILES = {
     "environment": "environment.json",
     "evaluation": "eval.json",
     "gate": "gate.json",
+    "time": "time.json",
 }
 
 
@@ -410,6 +413,12 @@ def verdict_line(evaluation: Mapping[str, Any]) -> str:
     return str(said or (words[0] if isinstance(words, list) and words else ""))
 
 
+def limit_words(facts: RunFacts) -> list[str]:
+    """What a run with a limit on its time left out, and what it would take without; nothing where nothing was left out."""
+    words = facts.time.get("words")
+    return [str(word) for word in words] if isinstance(words, list) else []
+
+
 EFFECTS = (
     "forgetting",
     "lm_eval",
@@ -540,8 +549,12 @@ def promises(facts: RunFacts) -> list[Promise]:
     return [line for line in lines if (line.predicted, line.actual) != ("–", "–")]
 
 
-def used(facts: RunFacts) -> str:
-    """The run's model FLOP utilisation with the peak that it is a share of; empty where it is unknown."""
-    mfu = section(facts.run.get("mfu"))
+def used(run: Mapping[str, Any]) -> str:
+    """The model FLOP utilisation in `run.json` with the peak that it is a share of; empty where it was not measured."""
+    mfu = section(run.get("mfu"))
     value, peak = number(mfu.get("value")), number(mfu.get("peak_gflops"))
-    return "" if value is None or peak is None else f"{100 * value:.0f}\u00a0% of {peak:,.0f} GFLOP/s"
+    if peak is None:
+        return ""
+    if value is None or value > 1:
+        return f"not known: the machine was busy when its peak was measured ({peak:,.0f} GFLOP/s)"
+    return f"{100 * value:.0f}\u00a0% of {peak:,.0f} GFLOP/s, the measured peak"

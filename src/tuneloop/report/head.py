@@ -18,6 +18,7 @@ from tuneloop.report.facts import (
     figure,
     gib,
     interval,
+    limit_words,
     metric_title,
     minutes,
     number,
@@ -60,6 +61,7 @@ def head_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Contender
         "words": [keep_together(word) for word in words],
         "state": _state(facts),
         "few": few_rows(facts.evaluation, metrics, rival(facts.evaluation, lines)),
+        "limit": limit_words(facts),
         "figures": key_figures(facts, metrics, lines),
         "baselines": [
             (line.name, figure(line.scores[0].value, metrics[0]))

@@ -252,7 +252,7 @@ def _training(facts: RunFacts) -> dict[str, Any]:
         ("best validation loss", f"{loss:.4f} at step {best:g}" if loss is not None and best is not None else ""),
         ("tokens", f"{n:,.0f}" if (n := number(run.get("tokens"))) is not None else ""),
         ("speed", f"{speed:,.0f} tokens/s" if speed else ""),
-        ("MFU", used(facts)),
+        ("MFU", used(facts.run)),
     ]
     return {
         "chart": chart,

@@ -16,6 +16,7 @@ from tuneloop.report.facts import (
     figure,
     gain_header,
     interval,
+    limit_words,
     metric_title,
     more_words,
     number,
@@ -88,17 +89,15 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
     parts: list[RenderableType] = []
     verdict, words = verdict_line(facts.evaluation), facts.evaluation.get("words")
     if verdict:
-        parts += [Text(""), Text(verdict, style="bold")]
+        parts += [Text(""), Text(verdict, style="bold"), *map(Text, limit_words(facts))]
     if lines:
         parts += [Text(""), comparison_table(facts, metrics, lines, width)]
     parts += [Text(str(word)) for word in (words if isinstance(words, list) else []) if word != verdict]
     parts += [Text(word) for word in more_words(facts.evaluation)]
     if outcome := promises(facts):
         parts.append(_promises_table(outcome))
-    if share := used(facts):
-        parts.append(
-            Text(f"Training used {share}, the measured peak of matrix products, for what its steps need (MFU).")
-        )
+    if share := used(facts.run):
+        parts.append(Text(f"How well the steps used this machine (MFU): {share}."))
     if facts.samples:
         wanted = number(section(facts.config.get("evaluate")).get("samples"))
         choice = choose(facts)

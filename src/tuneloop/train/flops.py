@@ -86,6 +86,8 @@ def utilisation(
 ) -> dict[str, Any] | None:
     """The `mfu` of `run.json`; None for models whose operations can't be counted, and before the first step.
 
+    A share above 1 can't be: then the machine was busy when its peak was measured, and `value` is None.
+
     Args:
         rows: the training rows, which the records name by their place.
         records: of `metrics.jsonl`.
@@ -99,8 +101,9 @@ def utilisation(
         return None
     if not steps or seconds <= 0 or peak <= 0:
         return None
+    share = gflop / seconds / peak
     return {
-        "value": gflop / seconds / peak,
+        "value": share if share <= 1 else None,
         "needed_gflop": round(gflop, 1),
         "step_seconds": round(seconds, 2),
         "peak_gflops": round(peak, 1),

@@ -52,7 +52,7 @@ from tuneloop.train.setbacks import Preempted, act, notice_sigterm
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import optimizer_step
 from tuneloop.train.watch import make_watcher, trend
-from tuneloop.types import Progress, Row, no_progress
+from tuneloop.types import Progress, Row, busy, no_progress
 
 # Steps between giving freed memory back: buffers of ever new sizes leave holes, and without this the process grew by
 # two thirds over a run; at every step it would cost as much as `use_threads` gains.
@@ -194,7 +194,8 @@ def train(
     )
     state.seconds += time.monotonic() - began
     state.checking_seconds += time.monotonic() - began
-    run = _begin(model, config, trainable, state, rows, seed, out)
+    with busy(progress, "getting ready to train"):
+        run = _begin(model, config, trainable, state, rows, seed, out)
     run.ids = ids
     if is_first():
         run.log, run.progress = log, progress
@@ -204,7 +205,8 @@ def train(
             run.watcher.feed(record)
         wait()
         _steps(run, steps, rows)
-    _finish(run)
+    with busy(run.progress, "saving the result"):
+        _finish(run)
     return _result(run, steps, len(rows.train), resumed_at)
 
 
@@ -252,7 +254,8 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
     run.saved_at = time.monotonic()
     if state.step == 0:
         _evaluate(run, rows, began)
-        run.save()
+        with busy(run.progress, "saving a checkpoint"):
+            run.save()
     run.model.net.train()
     run.progress("training", state.step, state.total_steps)
     while state.step < state.total_steps and not state.stopped:
@@ -270,7 +273,8 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
         state.seconds = time.monotonic() - began
         run.asked_to_end = agreed(run.asked_to_end)
         if agreed(run.checkpoint_due()):
-            run.save()
+            with busy(run.progress, "saving a checkpoint"):
+                run.save()
         if run.asked_to_end and state.step < state.total_steps and not state.stopped:
             raise Preempted(state.step)
     if not state.stopped:

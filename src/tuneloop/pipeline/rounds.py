@@ -1,0 +1,144 @@
+"""The untouched model asked within a time: in rounds, by every prompt on the same rows, with a look at the clock after each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tuneloop.pipeline.consistency import expected_consistency
+from tuneloop.pipeline.job import Job
+from tuneloop.types import Dataset, Row, busy
+
+if TYPE_CHECKING:
+    from tuneloop.contenders import Asked
+
+# Rows of the first round; each next one has at most so many times the rows that have been asked before it, and is left out where it
+# would add less than this share of them.
+FIRST, GROWTH, WORTH = 12, 3, 0.2
+# Rows that should be asked: where few-shot's examples stand in the way of that, fewer are shown.
+LEAST_ROWS = 24
+# What a row takes of the tuned model, relative to the untouched one: it computes its adapter too.
+TUNED = 1.15
+# Most of the time of all answers that reading the examples once may take: it is done in every round.
+READING = 0.12
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the untouched model answered in its time.
+
+    Args:
+        rows: how many; the seeded sample of this size.
+        asked: the baselines' answers.
+        seconds: that these took.
+        examples, all_examples: that few-shot shows, and that it shows where there is time; equal where nothing was left out.
+    """
+
+    rows: int
+    asked: dict[str, Asked] = field(default_factory=dict)
+    seconds: float = 0.0
+    examples: int = 0
+    all_examples: int = 0
+
+
+@dataclass
+class _Way:
+    """A way to ask: its examples, the answers of each round, and the seconds a row of the last one."""
+
+    name: str
+    examples: Sequence[Row] = ()
+    parts: list[dict[str, Asked]] = field(default_factory=list)
+    each: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return sum(part[""].seconds for part in self.parts)
+
+
+def ask_within(job: Job, dataset: Dataset, seconds: float) -> Answered:
+    """Ask the untouched model as many test rows as can be answered in time by every baseline prompt and by the tuned model later.
+
+    The first round is always asked, so that there is something to compare.
+
+    Args:
+        seconds: for the answers of all of them.
+    """
+    from tuneloop.evaluate.evaluate import sample_order, sample_rows
+    from tuneloop.models.lora import lora_disabled
+
+    config, wanted, seed = job.recipe.evaluate, job.recipe.baselines, job.recipe.seed
+    every = sample_rows(dataset.test, None, seed=seed)
+    places = sample_order(len(every), seed)[: config.limit]
+    began, rows = time.monotonic(), [every[place] for place in places]
+    with lora_disabled(job.model.net):
+        zero = _Way("zero-shot")
+        _ask(job, dataset, zero, rows[:FIRST])
+        few, all_examples = _few_shot(job, dataset, zero, rows, seconds) if wanted.few_shot else (None, 0)
+        ways = [way for way in (zero if wanted.zero_shot else None, few) if way]
+        number = min(FIRST, len(rows))
+        while True:
+            each, tuned = sum(way.each for way in ways), TUNED * zero.each
+            costs = {way.name: {"seconds": way.each} for way in ways}
+            several = expected_consistency(costs, 1, config) * min(config.consistency_rows, len(rows))
+            left = seconds - (time.monotonic() - began) - tuned * number - several
+            more = _more(number, len(rows), left / max(each + tuned, 1e-9))
+            if not more:
+                break
+            for way in ways:
+                _ask(job, dataset, way, rows[number : number + more])
+            number += more
+    order = sorted(range(number), key=places.__getitem__)
+    shown = len(few.examples) if few else 0
+    return Answered(number, _baselines(ways, order), sum(way.seconds for way in ways), shown, all_examples)
+
+
+def _more(asked: int, rows: int, fitting: float) -> int:
+    """Rows of the next round, of which so many fit into the time; 0: none."""
+    left = rows - asked
+    more = min(left if left <= 1.1 * fitting else int(fitting), GROWTH * asked, left)
+    return more if more == left or more >= WORTH * asked else 0
+
+
+def _ask(job: Job, dataset: Dataset, way: _Way, rows: Sequence[Row]) -> None:
+    from tuneloop.pipeline.baselines import ask_untouched
+
+    way.parts.append(ask_untouched(job, dataset, rows, way.examples))
+    way.each = way.parts[-1][""].seconds / len(rows)
+
+
+def _few_shot(job: Job, dataset: Dataset, zero: _Way, rows: Sequence[Row], seconds: float) -> tuple[_Way | None, int]:
+    """Few-shot after its first round, with as many examples as there is time for, or nothing; and how many are shown otherwise."""
+    from tuneloop.contenders import reading_seconds
+    from tuneloop.pipeline.baselines import untouched_examples
+
+    examples = untouched_examples(job, dataset, rows)
+    whole = len(examples)
+    if not examples:
+        return None, 0
+    with busy(job.progress, "measuring few-shot"):
+        reading = reading_seconds(job.model, examples, rows[0])
+    if reading > READING * seconds:
+        examples = untouched_examples(job, dataset, rows, int(whole * READING * seconds / reading))
+    if not examples:
+        return None, whole
+    few = _Way("few-shot", examples)
+    _ask(job, dataset, few, rows[:FIRST])
+    affordable = seconds / LEAST_ROWS - (1 + TUNED) * zero.each
+    if len(rows) > FIRST and len(examples) > 1 and few.each > max(affordable, 2 * zero.each):
+        share = max(affordable - zero.each, 0.0) / (few.each - zero.each)
+        few = _Way("few-shot", untouched_examples(job, dataset, rows, max(int(share * len(examples)), 1)))
+        _ask(job, dataset, few, rows[:FIRST])
+    return few, whole
+
+
+def _baselines(ways: Sequence[_Way], order: Sequence[int]) -> dict[str, Asked]:
+    """The answers of all rounds as baselines, by name."""
+    from tuneloop.contenders import joined
+
+    return {
+        f"{way.name} {kind}".strip(): joined([part[kind] for part in way.parts], order)
+        for way in ways
+        for kind in way.parts[0]
+    }

@@ -222,3 +222,24 @@ def test_nothing_to_ask_again_and_lost_answers_are_told() -> None:
 def test_one_way_is_refused() -> None:
     with pytest.raises(UserError, match="one way"):
         make_recipe({}, ["evaluate.consistency=1"])
+
+
+def test_texts_with_a_field_agree_by_it_and_answers_that_lack_it_only_word_by_word() -> None:
+    rows = [row(i, f"Queue: q{i % 3}\nIssue: late") for i in range(12)]
+    config = EvaluateConfig(consistency=5, bootstrap=200, fields={"queue": r"^Queue: (.+)$"})
+    ways = ways_of(rows, 5, drawn=True, temperature=0.7)
+
+    def card(way: Way) -> Answer:
+        return Answer(f"{way.row.answer}, said in {way.kind}")
+
+    def chatter(way: Way) -> Answer:
+        return Answer(f"I am sorry to hear of {way.row.id} {way.kind}")
+
+    answers = {name: [who(w) for each in ways for w in each] for name, who in (("tuned", card), ("zero-shot", chatter))}
+    found = measure_consistency(
+        ways, answers, own="tuned", task="generation", labels=None, config=config, seed=0
+    )  # fmt: skip
+    assert found.contenders["tuned"]["agreement"].value == 1.0
+    assert found.contenders["zero-shot"]["agreement"].value < 0.2, "lacking the queue is no agreement"
+    assert "gives the same queue in 100.0 %" in found.words[0] and found.words[1].startswith("As texts")
+    assert "worthless" not in " ".join(found.words)

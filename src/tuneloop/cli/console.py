@@ -143,6 +143,7 @@ class Screen:
             thread.join()
 
 
+EARLY = 20  # before a twentieth is done the rate says little of the rest: the first answers of a batch come late
 IDLE = "working"  # what goes on while no task tells of itself
 
 
@@ -152,7 +153,8 @@ def _line(name: str, task: _Task, seconds: float) -> str:
     if task.total > 1:
         if task.done > task.first:
             rate = (task.done - task.first) / max(seconds, 1e-9)
-            parts = [f"{rate:,.1f}/s", f"{(task.total - task.done) / rate:.0f} s left"]
+            early = EARLY * (task.done - task.first) < task.total - task.first
+            parts = [f"{rate:,.1f}/s", f"{seconds:.0f} s" if early else f"{(task.total - task.done) / rate:.0f} s left"]
         parts.insert(0, f"{math.floor(task.done):,}/{task.total:,.0f}")
     if task.note:
         parts.append(task.note)

@@ -175,8 +175,9 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
 
     def text(row: Row, answer: Answer) -> _Said:
         fields = [m.extract(pattern, answer.text[: m.LONGEST_SCORED]) for pattern in patterns]
-        key: object = tuple(map(_folded, map(str, fields))) if patterns else _folded(answer.text)
-        return _Said(key, answer.finished and bool(answer.text.strip()) and None not in fields)
+        whole = None not in fields  # answers without a field do not agree in what they lack
+        key: object = tuple(map(_folded, map(str, fields))) if patterns and whole else _folded(answer.text)
+        return _Said(key, answer.finished and bool(answer.text.strip()) and whole)
 
     return text, "texts"
 
@@ -299,7 +300,8 @@ def measure_consistency(
     )
     chosen = all(answer.scores is not None for each in by_row[own] for answer in each)
     constant = [name for name, each in said.items() if _is_constant(each)]
-    return replace(found, words=_words(found, own, chosen=chosen, constant=constant))
+    fields = list(config.fields or {}) if kind == "texts" else []
+    return replace(found, words=_words(found, own, chosen=chosen, constant=constant, fields=fields))
 
 
 def _by_row(ways: Sequence[Sequence[Way]], answers: Sequence[Answer], asked: Sequence[int]) -> list[list[Answer]]:
@@ -411,16 +413,24 @@ def _examples(
 # --- words -------------------------------------------------------------------------------------
 
 
-def _words(found: Consistency, own: str, *, chosen: bool, constant: Sequence[str]) -> list[str]:
-    """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows."""
-    metric = found.metric
-    name = "the tuned model" if own == "tuned" else own
-    what = "has the same answer in" if metric == "agreement" else f"writes answers with a {found.likeness} of"
-    unit = " of the pairs of answers" if metric == "agreement" else " with each other"
-    sentences = [
-        f"Asked {found.ways} ways ({_kinds(found)}), {name} {what} {_told(found, own, metric, f'{unit} on {found.rows} rows')}",
-        *_compared(found, metric, "consistent"),
-    ]
+def _words(
+    found: Consistency, own: str, *, chosen: bool, constant: Sequence[str], fields: Sequence[str] = ()
+) -> list[str]:
+    """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows; `fields`: of texts."""
+    metric, rows = found.metric, f"on {found.rows} rows"
+    asked = f"Asked {found.ways} ways ({_kinds(found)}), {'the tuned model' if own == 'tuned' else own}"
+    alike = f"{found.likeness} with each other"
+    if metric == "agreement":
+        sentences = [f"{asked} has the same answer in {_told(found, own, metric, f' of the pairs of answers {rows}')}"]
+    elif fields:
+        same = _told(found, own, "agreement", f" of the pairs of answers {rows}")
+        sentences = [
+            f"{asked} gives the same {_listed(fields)} in {same}",
+            f"As texts its answers to a row have {_told(found, own, metric, f' {alike}')}",
+        ]
+    else:
+        sentences = [f"{asked} writes answers to a row that have {_told(found, own, metric, f' {alike} {rows}')}"]
+    sentences += _compared(found, metric, "consistent")
     if "always_right" in found.contenders[own]:
         sentences.append(f"It is right in every way on {_told(found, own, 'always_right', ' of the rows')}")
         sentences += _compared(found, "always_right", "often right in every way")
@@ -451,6 +461,11 @@ def _compared(found: Consistency, metric: str, what: str) -> list[str]:
         pair.verdict, "There is not enough evidence that it is more or less"
     )
     return [f"{verdict} {what} than {pair.a}: {delta}{unit} (95 % interval {low} to {high}, {p})."]
+
+
+def _listed(fields: Sequence[str]) -> str:
+    names = [field.replace("_", " ") for field in fields]
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def _kinds(found: Consistency) -> str:

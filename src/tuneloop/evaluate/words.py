@@ -68,7 +68,8 @@ def verdict_in_words(
     sentences += [_disagreement(s, metric, evaluations) for s in news]
     if own.invalid:
         kind = "named no allowed label" if own.task == "classification" else "lacked a field or held an unknown value"
-        sentences.append(f"{own.invalid:,} of its {own.n:,} answers {kind} and count as wrong.")
+        counted = "counts" if own.invalid == 1 else "count"
+        sentences.append(f"{own.invalid:,} of its {own.n:,} answers {kind} and {counted} as wrong.")
     for s in verdict.standings:  # of several contenders with a first one
         if s.name != verdict.name:
             sentences.append(f"{s.name} against {s.against}: {s.outcome}, {_gain(s, metric)}.")

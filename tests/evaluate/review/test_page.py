@@ -253,3 +253,26 @@ def test_on_a_phone_everything_is_within_reach_of_a_thumb(two: Path, browser: An
     assert not page.page.locator("#reference").is_visible(), "each item begins with the reference hidden"
     assert end(process)["reviewers"] == {"Ben": 1}
     assert not page.errors
+
+
+@pytest.mark.browser
+def test_on_a_phone_a_text_that_is_cut_says_so_and_opens(two: Path, browser: Any, cli_environment: Any) -> None:
+    rows = [json.loads(line) for line in (two / "samples.jsonl").read_text().splitlines()]
+    for each in rows:
+        turns = [{"role": "system", "content": "File tickets by the rules of the house. " * 12}]
+        each["messages"] = [*turns, {"role": "user", "content": each["prompt"]}]
+    (two / "samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    process, url = served(["run", "--share", "0.1"], two.parent, cli_environment)
+    page = Page(browser.new_page(viewport={"width": 390, "height": 844}), url)
+    page.enter("Ben")
+    text, more = page.page.locator(".turn.system .text"), page.page.locator("button.all")
+    assert more.count() == 1 and more.inner_text() == "show all", "the short turns and answers have no button"
+    before = text.bounding_box()["height"]
+    more.click()
+    page.page.click("#do-up")  # draws the page again
+    assert more.inner_text() == "show less" and text.bounding_box()["height"] > 2 * before
+    page.page.click("#do-save")
+    page.page.wait_for_function("() => document.getElementById('where').textContent.includes('1 reviewed')")
+    assert more.inner_text() == "show all", "each item begins cut"
+    assert end(process)["reviewers"] == {"Ben": 1}
+    assert not page.errors

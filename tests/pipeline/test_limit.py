@@ -13,7 +13,7 @@ from tuneloop.files import read_json, read_jsonl, read_yaml, write_json
 from tuneloop.pipeline import limit, run
 from tuneloop.pipeline.baselines import expected_evaluation
 from tuneloop.pipeline.limit import FILE, limited
-from tuneloop.pipeline.rounds import FIRST
+from tuneloop.pipeline.rounds import FIRST, ask_tuned_within
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.types import no_progress
@@ -63,6 +63,27 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
     assert run(recipe, say=said.append) == folder
     assert sum("already done" in line for line in said) == 4, said
     assert read_jsonl(folder / "metrics.jsonl") == steps and read_json(folder / FILE) == found
+
+
+@pytest.mark.slow
+def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_was_asked(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(recipe.model_dump(), ["max_minutes=30", "train.epochs=1"])
+    monkeypatch.setattr("tuneloop.pipeline.limit.ask_tuned_within", lambda *a: ask_tuned_within(*a[:2], 0.0))
+    said: list[str] = []
+    folder = run(recipe, say=said.append)
+    found, judged = read_json(folder / FILE), read_json(folder / "eval.json")
+    assert judged["n"] == found["test_rows"] == FIRST < found["all_test_rows"]
+    assert set(judged["baselines"]) >= {"zero-shot", "few-shot"} and judged["comparisons"]
+    baseline = read_jsonl(folder / "baselines" / "few-shot" / "samples.jsonl")
+    assert [row["id"] for row in baseline] == [row["id"] for row in read_jsonl(folder / "samples.jsonl")]
+    assert any(line.startswith("evaluate  time runs out") for line in said)
+    assert f"{FIRST} of {found['all_test_rows']} test rows were asked" in found["words"][0]
+
+    said.clear()
+    assert run(recipe, say=said.append) == folder
+    assert sum("already done" in line for line in said) == 4, said
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
             limit.choose_training()
             plan_stage(job, dataset)
             train_stage(job, dataset)
-            evaluate_stage(job, dataset, baselines)
+            evaluate_stage(job, dataset, baselines, limit=limit)
             limit.finish()
             report_stage(job)
             status = "FINISHED"

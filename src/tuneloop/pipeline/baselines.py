@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.files import content_hash, lock_folder, write_json
+from tuneloop.files import content_hash, lock_folder, read_json, write_json
 from tuneloop.pipeline.advise import advice_folder, reuse_baselines
 from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.job import Job, find_done
@@ -30,7 +30,6 @@ def baseline_stage(job: Job, dataset: Dataset, answered: Answered | None = None)
         answered: what the untouched model has answered already, to all rows of the sample.
     """
     from tuneloop.evaluate.evaluate import sample_rows
-    from tuneloop.evaluate.ladder import ladder, ladder_in_words
     from tuneloop.evaluate.results import load_evaluation
 
     recipe = job.recipe
@@ -39,9 +38,7 @@ def baseline_stage(job: Job, dataset: Dataset, answered: Answered | None = None)
         job.say("baselines no test rows: nothing will be proven (data.split.test is 0)")
         return {}
     folder = job.folder / "baselines"
-    key = content_hash(
-        [dataset.manifest["hash"], job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 3]
-    )
+    key = _baselines_key(job, dataset)
     taken = not find_done(folder / "baselines.json", key) and reuse_baselines(job, key)
     done = find_done(folder / "baselines.json", key)
     if done:
@@ -52,6 +49,53 @@ def baseline_stage(job: Job, dataset: Dataset, answered: Answered | None = None)
     asked = _ask_untouched(job, dataset, rows) if answered is None else dict(answered.asked)
     asked |= _ask_majority(dataset, rows)
     asked |= _ask_classical(job, dataset, rows)
+    return _write(job, dataset, rows, asked, key, began - (answered.seconds if answered else 0.0))
+
+
+def on_fewer_rows(
+    job: Job, dataset: Dataset, baselines: Mapping[str, Evaluation], rows: Sequence[Row]
+) -> dict[str, Evaluation]:
+    """The baselines on some of their rows, in the place of those on all: there was no time to ask the tuned model the others."""
+    listed = read_json(job.folder / "baselines" / "baselines.json")
+    asked = {name: _part(evaluation, rows, listed["costs"][name]) for name, evaluation in baselines.items()}
+    return _write(job, dataset, rows, asked, _baselines_key(job, dataset), time.monotonic() - listed["seconds"])
+
+
+def _part(evaluation: Evaluation, rows: Sequence[Row], cost: Mapping[str, Any]) -> Asked:
+    """A contender's answers to some of its rows, with their share of what all took."""
+    from tuneloop.contenders import Asked
+
+    place = {row.id: i for i, row in enumerate(evaluation.rows)}
+    kept, known = [place[row.id] for row in rows], evaluation.measured
+
+    def part(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[i] for i in kept) if values else ()
+
+    share = len(kept) / max(evaluation.n, 1)
+    return Asked(
+        list(part(evaluation.answers)), share * cost["seconds"], cost["training_seconds"], part(known.losses),
+        part(known.loss_tokens), round(share * cost["computed_tokens"]), part(known.further), part(known.confidence),
+    )  # fmt: skip
+
+
+def _baselines_key(job: Job, dataset: Dataset) -> str:
+    recipe = job.recipe
+    return content_hash(
+        [dataset.manifest["hash"], job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 3]
+    )
+
+
+def _write(
+    job: Job, dataset: Dataset, rows: Sequence[Row], asked: Mapping[str, Asked], key: str, began: float
+) -> dict[str, Evaluation]:
+    """Score the baselines' answers and write `baselines/`.
+
+    Args:
+        began: by `time.monotonic`, so that the seconds since then are what the baselines took.
+    """
+    from tuneloop.evaluate.ladder import ladder, ladder_in_words
+
+    folder = job.folder / "baselines"
     evaluations: dict[str, Evaluation] = {}
     places: dict[str, str] = {}
     for name, result in asked.items():
@@ -62,7 +106,7 @@ def baseline_stage(job: Job, dataset: Dataset, answered: Answered | None = None)
     costs = {name: cost_of(job, result) for name, result in asked.items()}
     rungs = ladder(evaluations, costs)
     words = ladder_in_words(rungs)
-    seconds = time.monotonic() - began + (answered.seconds if answered else 0.0)
+    seconds = time.monotonic() - began
     listed = {"version": 1, "key": key, "n": len(rows), "contenders": places, "costs": costs, "ladder": rungs, "words": words,
               "seconds": round(seconds, 1)}  # fmt: skip
     write_json(folder / "baselines.json", listed)

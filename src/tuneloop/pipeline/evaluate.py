@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.files import content_hash, read_json
+from tuneloop.pipeline.baselines import on_fewer_rows
 from tuneloop.pipeline.consistency import asked_prompts, asked_tuned, consistency_part, is_drawn
 from tuneloop.pipeline.job import Job, dataset_of, find_done, load_run_recipe
 from tuneloop.pipeline.scoring import AFTERWARDS, cost_of, headline, score, scoring_settings, write_scored
@@ -18,10 +19,21 @@ from tuneloop.types import Answer, Dataset, Progress, Row
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.models.load import Model
+    from tuneloop.pipeline.limit import TimeLimit
 
 
-def evaluate_stage(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluation], split: str = "test") -> None:
-    """The tuned model on the same rows, and the paired comparison."""
+def evaluate_stage(
+    job: Job,
+    dataset: Dataset,
+    baselines: Mapping[str, Evaluation],
+    split: str = "test",
+    limit: TimeLimit | None = None,
+) -> None:
+    """The tuned model on the same rows, and the paired comparison.
+
+    Args:
+        limit: should its time run out, all contenders are compared on the rows that the tuned model has been asked.
+    """
     from tuneloop.contenders import ask
     from tuneloop.evaluate.evaluate import check_ids, sample_rows
 
@@ -36,7 +48,15 @@ def evaluate_stage(job: Job, dataset: Dataset, baselines: Mapping[str, Evaluatio
         job.say("evaluate  already done")
         return
     attach_trained(job)
-    asked = ask(job.model, dataset, rows, recipe.evaluate, progress=job.progress, task="tuned")[""]
+    if limit and limit.seconds:
+        asked = limit.ask_tuned(dataset)
+        if len(asked.answers) < len(rows):
+            recipe = job.recipe
+            rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
+            baselines = on_fewer_rows(job, dataset, baselines, rows) if baselines else {}
+            key = tuned_key(job, dataset, baselines)
+    else:
+        asked = ask(job.model, dataset, rows, recipe.evaluate, progress=job.progress, task="tuned")[""]
     evaluation, run = score(job, dataset, rows, asked), read_json(job.folder / "run.json")
     costs = {"tuned": cost_of(job, asked, run)}
     if baselines and (job.folder / "baselines" / "baselines.json").is_file():

@@ -10,14 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.files import content_hash, read_json, write_json, write_yaml
 from tuneloop.pipeline.baselines import expected_evaluation
 from tuneloop.pipeline.job import Job, find_done, identity
-from tuneloop.pipeline.rounds import TUNED, Answered, ask_within
+from tuneloop.pipeline.rounds import TUNED, Answered, ask_tuned_within, ask_within
 from tuneloop.recipe import Recipe
 from tuneloop.types import Dataset
+
+if TYPE_CHECKING:
+    from tuneloop.contenders import Asked
 
 FILE = "time.json"
 # Share of the time in which rows are asked, by all systems together; and the least share of training.
@@ -114,6 +117,16 @@ class TimeLimit:
             job.say(f"          {examples}")
         if left < seconds:
             job.say("          too little is left on this machine: the run will take longer than its limit")
+
+    def ask_tuned(self, dataset: Dataset) -> Asked:
+        """The tuned model's answers to the rows that were chosen, or to fewer where the machine has become slower."""
+        job, whole = self.job, 60 * (self.recipe.max_minutes or 0.0)
+        left = whole - RESERVE_SECONDS - (time.monotonic() - self.began)
+        number, asked = ask_tuned_within(job, dataset, left)
+        if number < self.found.get("test_rows", number):
+            job.say(f"evaluate  time runs out: all are compared on {number} rows, not on {self.found['test_rows']}")
+            self._keep({"test_rows": number})
+        return asked
 
     def _keep(self, choices: Mapping[str, Any]) -> None:
         job = self.job

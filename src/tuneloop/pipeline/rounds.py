@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,11 @@ LEAST_ROWS = 24
 # What a row takes of the tuned model, relative to the untouched one: it computes its adapter too.
 TUNED = 1.15
 # Most of the time of all answers that reading the examples once may take: it is done in every round.
-READING = 0.12
+READING = 0.08
+# The reading of examples is estimated: at least this share of a round counts as its rows'.
+ROWS_SHARE = 0.3
+# Fewer examples are asked anew only where they are at most this share: the first round with the others is lost then.
+FEWER = 0.7
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,12 @@ class Answered:
 
 @dataclass
 class _Way:
-    """A way to ask: its examples, the answers of each round, and the seconds a row of the last one."""
+    """A way to ask: its examples, the seconds that reading them takes in each round, the answers of each round, and the seconds a
+    row of the last one, without that reading."""
 
     name: str
     examples: Sequence[Row] = ()
+    reading: float = 0.0
     parts: list[dict[str, Asked]] = field(default_factory=list)
     each: float = 0.0
 
@@ -82,7 +89,8 @@ def ask_within(job: Job, dataset: Dataset, seconds: float) -> Answered:
             each, tuned = sum(way.each for way in ways), TUNED * zero.each
             costs = {way.name: {"seconds": way.each} for way in ways}
             several = expected_consistency(costs, 1, config) * min(config.consistency_rows, len(rows))
-            left = seconds - (time.monotonic() - began) - tuned * number - several
+            reading = sum(way.reading for way in ways)
+            left = seconds - (time.monotonic() - began) - tuned * number - several - reading
             more = _more(number, len(rows), left / max(each + tuned, 1e-9))
             if not more:
                 break
@@ -92,6 +100,29 @@ def ask_within(job: Job, dataset: Dataset, seconds: float) -> Answered:
     order = sorted(range(number), key=places.__getitem__)
     shown = len(few.examples) if few else 0
     return Answered(number, _baselines(ways, order), sum(way.seconds for way in ways), shown, all_examples)
+
+
+def ask_tuned_within(job: Job, dataset: Dataset, seconds: float) -> tuple[int, Asked]:
+    """The tuned model's answers to the rows of the sample, or to the part of them that there is time for, and how many these are.
+
+    A third of the rows is always asked.
+    """
+    from tuneloop.contenders import ask, joined
+    from tuneloop.evaluate.evaluate import sample_order, sample_rows
+
+    config, seed = job.recipe.evaluate, job.recipe.seed
+    every = sample_rows(dataset.test, None, seed=seed)
+    places = sample_order(len(every), seed)[: config.limit]
+    began, number = time.monotonic(), 0
+    parts: list[Asked] = []
+    more = min(max(FIRST, math.ceil(len(places) / 3)), len(places))
+    while more:
+        rows = [every[place] for place in places[number : number + more]]
+        parts.append(ask(job.model, dataset, rows, config, progress=job.progress, task="tuned")[""])
+        number += more
+        left = seconds - (time.monotonic() - began)
+        more = _more(number, len(places), left * len(rows) / max(parts[-1].seconds, 1e-9))
+    return number, joined(parts, sorted(range(number), key=places.__getitem__))
 
 
 def _more(asked: int, rows: int, fitting: float) -> int:
@@ -105,7 +136,8 @@ def _ask(job: Job, dataset: Dataset, way: _Way, rows: Sequence[Row]) -> None:
     from tuneloop.pipeline.baselines import ask_untouched
 
     way.parts.append(ask_untouched(job, dataset, rows, way.examples))
-    way.each = way.parts[-1][""].seconds / len(rows)
+    took = way.parts[-1][""].seconds
+    way.each = max(took - way.reading, ROWS_SHARE * took) / len(rows)
 
 
 def _few_shot(job: Job, dataset: Dataset, zero: _Way, rows: Sequence[Row], seconds: float) -> tuple[_Way | None, int]:
@@ -123,13 +155,16 @@ def _few_shot(job: Job, dataset: Dataset, zero: _Way, rows: Sequence[Row], secon
         examples = untouched_examples(job, dataset, rows, int(whole * READING * seconds / reading))
     if not examples:
         return None, whole
-    few = _Way("few-shot", examples)
+    reading *= len(examples) / whole
+    few = _Way("few-shot", examples, reading)
     _ask(job, dataset, few, rows[:FIRST])
-    affordable = seconds / LEAST_ROWS - (1 + TUNED) * zero.each
+    affordable = (seconds - 2 * reading) / LEAST_ROWS - (1 + TUNED) * zero.each
     if len(rows) > FIRST and len(examples) > 1 and few.each > max(affordable, 2 * zero.each):
         share = max(affordable - zero.each, 0.0) / (few.each - zero.each)
-        few = _Way("few-shot", untouched_examples(job, dataset, rows, max(int(share * len(examples)), 1)))
-        _ask(job, dataset, few, rows[:FIRST])
+        if share <= FEWER:
+            fewer = untouched_examples(job, dataset, rows, max(int(share * len(examples)), 1))
+            few = _Way("few-shot", fewer, reading * len(fewer) / len(examples))
+            _ask(job, dataset, few, rows[:FIRST])
     return few, whole
 
 

@@ -34,7 +34,8 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
         UserError: whatever the user can put right; finished stages stay finished.
     """
     began = time.monotonic()
-    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    with busy(progress, "looking at the sources"):
+        folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     given, recipe = recipe, limited(recipe, folder)
     job = Job(recipe, folder, progress, say)
     limit = TimeLimit(job, given, began)

@@ -47,7 +47,8 @@ def baseline_stage(job: Job, dataset: Dataset, answered: Answered | None = None)
         return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
     began = time.monotonic()
     asked = _ask_untouched(job, dataset, rows) if answered is None else dict(answered.asked)
-    asked |= _ask_majority(dataset, rows)
+    with busy(job.progress, "cheap alternatives"):  # their libraries take a while to load
+        asked |= _ask_majority(dataset, rows)
     asked |= _ask_classical(job, dataset, rows)
     return _write(job, dataset, rows, asked, key, began - (answered.seconds if answered else 0.0))
 

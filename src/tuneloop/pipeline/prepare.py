@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.files import lock_folder
 from tuneloop.pipeline.job import Job, find_done
 from tuneloop.recipe import Recipe
-from tuneloop.types import Dataset, Progress, Row, UserError
+from tuneloop.types import Dataset, Progress, Row, UserError, busy
 
 if TYPE_CHECKING:
     from tuneloop.data.prepare import Measured
@@ -128,7 +128,8 @@ def _prepare_into(job: Job, out: Path) -> Dataset:
         embed=_embedder(recipe),
         progress=job.progress,
     )
-    write_data_report(out, hidden)
+    with busy(job.progress, "writing the data page"):
+        write_data_report(out, hidden)
     return dataset
 
 

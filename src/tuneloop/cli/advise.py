@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +171,7 @@ def command(
     if known.folder:
         from tuneloop.pipeline.advise import keep_advice
 
-        keep_advice(known.folder, known.dataset_hash, advice.to_json())
+        keep_advice(known.folder, known.dataset_hash, advice.to_json(), known.sources)
     if html:
         from tuneloop.report.advise_html import write_advise_page
 
@@ -204,6 +204,7 @@ class _Known:
     facts: dict[str, Any]
     folder: Path | None = None
     dataset_hash: str = ""
+    sources: Sequence[str] = ()  # hashes of the files, where a sample was counted
 
 
 def _known(source: str, metric: str, given: Mapping[str, Any], measuring: _Measuring) -> _Known:
@@ -231,7 +232,7 @@ def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring
     from dataclasses import replace
 
     from tuneloop.files import read_json
-    from tuneloop.pipeline.advise import advice_folder, read_data, stand_in
+    from tuneloop.pipeline.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
     from tuneloop.pipeline.baselines import measure_alone
     from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
     from tuneloop.plan.measured import known_of
@@ -259,15 +260,15 @@ def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring
             shown.say(f"          To measure {model} itself: download it, then --model FOLDER.")
         if measuring.wanted:
             _, dataset = measure_alone(recipe, measuring.out, progress=shown.progress, say=shown.say)
+            counted = Counted(dataset.path, dataset.manifest["hash"])
+            facts |= known_of(dataset.path) | known_of(folder, metric)
+            facts["measured"] = replace(facts["measured"], stand_in=other)
         else:
-            dataset = read_data(recipe, measuring.out, progress=shown.progress, say=shown.say)
-    facts |= known_of(dataset.path)
-    if measuring.wanted:
-        facts |= known_of(folder, metric)
-        facts["measured"] = replace(facts["measured"], stand_in=other)
-    if other:
-        facts["notes"] = (f"tokens are counted as {other} reads them: {model} is not on this machine",)
-    return _Known(facts, folder, dataset.manifest["hash"])
+            with counted_data(recipe, measuring.out, progress=shown.progress, say=shown.say) as counted:
+                facts |= known_of(counted.path)
+    stand = (f"tokens are counted as {other} reads them: {model} is not on this machine",) if other else ()
+    facts["notes"] = (*stand, *([counted.sample] if counted.sample else []))
+    return _Known(facts, folder, counted.hash, hashes_of_sources(recipe) if counted.sample else [])
 
 
 def _question(known: Mapping[str, Any], given: Mapping[str, Any]) -> Any:

@@ -207,8 +207,10 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
             plan = plan_alone(recipe, "", progress=shown.progress, say=shown.say)
             return _written({**plan, "recommendation": recommendation_here(plan)}, output.folder)
         read = recipe.model_copy(update={"model": other or recipe.model})
-        dataset = counted_data(read, progress=shown.progress, say=shown.say)
-        plan = plan_machines({"model": recipe.model, **plan_settings(recipe), **asked, "dataset": dataset.path})
+        with counted_data(read, progress=shown.progress, say=shown.say) as counted:
+            plan = plan_machines({"model": recipe.model, **plan_settings(recipe), **asked, "dataset": counted.path})
+    if counted.sample:
+        plan["assumptions"].insert(0, counted.sample)
     if other:
         why = f"{recipe.model} is not on this machine"
         plan["assumptions"].insert(0, f"tokens are counted as {other} reads them, and time is by formula: {why}")

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneloop.files import lock_folder, read_json, write_json
 from tuneloop.pipeline.job import Job, default_folder, find_done, training_began
 from tuneloop.pipeline.prepare import prepare_stage
+from tuneloop.pipeline.sampled import is_large, sampled_data
 from tuneloop.recipe import Recipe
 from tuneloop.types import Dataset, Progress, UserError
 
@@ -39,18 +42,52 @@ def read_data(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[st
         return prepare_stage(Job(recipe, folder, progress, say))
 
 
-def counted_data(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> Dataset:
-    """The recipe's data, to be counted: as `run` or `prepare` have prepared them before, else as `read_data` does and keeps them."""
-    from tuneloop.data.dataset import load_dataset, prepare_key
+@dataclass(frozen=True)
+class Counted:
+    """Data that were counted.
 
-    if not _is_prepared(recipe):
-        fingerprint = Job(recipe, Path()).fingerprint
-        key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=fingerprint)
-        for folder in (Path("datasets") / recipe.name, default_folder(recipe) / "dataset"):
-            if find_done(folder / "dataset.json", key):
-                say(f"data set {folder}, prepared before")
-                return load_dataset(folder)
-    return read_data(recipe, "", progress=progress, say=say)
+    Args:
+        path: a folder whose `dataset.json` has the counts; of a sample a temporary one.
+        hash: of the data set; "" of a sample.
+        sample: how a sample was counted, in words; "" where all rows were.
+    """
+
+    path: str
+    hash: str
+    sample: str = ""
+
+
+@contextmanager
+def counted_data(recipe: Recipe, out: str = "", *, progress: Progress, say: Callable[[str], None]) -> Iterator[Counted]:
+    """The recipe's data, to be counted: as they have been prepared before; large ones by a sample; else as `read_data` prepares and keeps them."""
+    from tuneloop.data.dataset import load_dataset
+
+    if (before := _prepared_before(recipe, out)) is not None:
+        say(f"data set {before}, prepared before")
+        yield Counted(str(before), load_dataset(before).manifest["hash"])
+    elif not _is_prepared(recipe) and is_large(recipe):
+        with sampled_data(recipe, progress=progress, say=say) as (dataset, words):
+            yield Counted(dataset.path, "", words)
+    else:
+        dataset = read_data(recipe, out, progress=progress, say=say)
+        yield Counted(dataset.path, dataset.manifest["hash"])
+
+
+def _prepared_before(recipe: Recipe, out: str) -> Path | None:
+    """Where `run`, `prepare` or `advise` have prepared these data."""
+    from tuneloop.data.dataset import prepare_key
+
+    if _is_prepared(recipe):
+        return None
+    key = prepare_key(
+        recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=Job(recipe, Path()).fingerprint
+    )
+    places = (
+        Path("datasets") / recipe.name,
+        default_folder(recipe) / "dataset",
+        advice_folder(recipe, out) / "dataset",
+    )
+    return next((place for place in places if find_done(place / "dataset.json", key)), None)
 
 
 def _is_prepared(recipe: Recipe) -> bool:
@@ -61,13 +98,24 @@ def _is_prepared(recipe: Recipe) -> bool:
 # --- the answer, kept and remembered -----------------------------------------------------------------
 
 
-def keep_advice(folder: Path, dataset_hash: str, advice: Mapping[str, Any]) -> None:
+def hashes_of_sources(recipe: Recipe) -> list[str]:
+    """SHA-256 of each file of a recipe's data, as a manifest's `sources` have it."""
+    from tuneloop.data.dataset import sha256_of_source
+    from tuneloop.data.sources.read import find_files
+
+    return [sha256_of_source(file.path) for file in find_files(recipe.data.sources, recipe.data.max_expansion)]
+
+
+def keep_advice(folder: Path, dataset_hash: str, advice: Mapping[str, Any], sources: Sequence[str] = ()) -> None:
     """Write `advise.json`: the answer as `--json` prints it, with the hash of the data that it is about.
+
+    Args:
+        sources: hashes of the files, where only a sample of them was prepared.
 
     A folder that can't be written to is passed over: the answer stands on the screen.
     """
     with contextlib.suppress(UserError, OSError):
-        write_json(folder / ADVICE, {**advice, "dataset_hash": dataset_hash})
+        write_json(folder / ADVICE, {**advice, "dataset_hash": dataset_hash, "source_hashes": list(sources)})
 
 
 def remind(job: Job, dataset: Dataset) -> None:
@@ -79,14 +127,16 @@ def remind(job: Job, dataset: Dataset) -> None:
             advice = read_json(file)
         except UserError:
             continue
-        if (
-            isinstance(advice, dict)
-            and advice.get("dataset_hash") == dataset.manifest["hash"]
-            and advice.get("answer") == "dont"
-        ):
+        if isinstance(advice, dict) and _is_about(advice, dataset) and advice.get("answer") == "dont":
             job.say(f"advise    said about these data: {advice.get('headline')}")
             job.say(f"          ({file}) The run goes on all the same.")
             return
+
+
+def _is_about(advice: Mapping[str, Any], dataset: Dataset) -> bool:
+    sources = advice.get("source_hashes")
+    files = [source.get("sha256") for source in dataset.manifest.get("sources", ())]
+    return advice.get("dataset_hash") == dataset.manifest["hash"] or bool(sources and sources == files)
 
 
 def reuse_baselines(job: Job, key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Values of all kinds are planted in every place of the sources; none stands in any file that `prepare`, an evaluation and MLflow write, in any encoding."""
+"""Values of all kinds are planted in every place of the sources; none stands in any file that a whole run and the commands after it write, in any encoding."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import base64
 import gzip
 import html
 import json
+import random
+import string
 import urllib.parse
 import zipfile
 from collections.abc import Callable, Iterator
@@ -30,6 +32,11 @@ def iban(number: int) -> str:
     return f"DE{check:02d}{body}"
 
 
+def letters(number: int) -> str:
+    """A random key that happens to have no digit."""
+    return "".join(random.Random(number).choices(string.ascii_letters, k=40))
+
+
 # A text around the value, and the value; each number makes another one.
 KINDS = [
     lambda n: ("write to {}", f"mia.berg{n}@mail-{n}.example.org"),
@@ -48,6 +55,15 @@ KINDS = [
     lambda n: ("I live at {}", f"{n + 100} Larkspur Street"),
     lambda n: ("see {}", f"https://bob{n}:pw{n:04d}x@host.example.com/"),
     lambda n: ("txt WIN to {}", f"8{n + 1234}"),
+    lambda n: ("ring {} today", f"(415) 555-{n:04d}"),
+    lambda n: ("my number is {}", f"020 7946 {n:04d}"),
+    lambda n: ("call {}", f"+44 (0)20 7946 {n:04d}"),
+    lambda n: ("call {}", f"0044 20 7947 {n:04d}"),
+    lambda n: ("call {} free", f"0906170{n:04d}"),
+    lambda n: ("Tel. {}", f"030/2319{n:04d}"),
+    lambda n: ("mobile {}", f"+1-415-556-{n:04d}"),
+    lambda n: ("with {}", f"sk-{letters(n)}"),
+    lambda n: ("host {} fails", f"2001:db8:85a3::8a2e:370:{n + 4096:04x}"),
 ]  # fmt: skip
 
 

@@ -241,5 +241,6 @@ def test_texts_with_a_field_agree_by_it_and_answers_that_lack_it_only_word_by_wo
     )  # fmt: skip
     assert found.contenders["tuned"]["agreement"].value == 1.0
     assert found.contenders["zero-shot"]["agreement"].value < 0.2, "lacking the queue is no agreement"
-    assert "gives the same queue in 100.0 %" in found.words[0] and found.words[1].startswith("As texts")
+    assert "gives the same queue in 100.0 %" in found.words[0] and found.metric == "agreement"
+    assert found.words[1].startswith("It is more consistent than zero-shot") and found.words[2].startswith("As texts")
     assert "worthless" not in " ".join(found.words)

@@ -63,7 +63,7 @@ class Consistency:
         ways: how often each was asked, at most.
         asked: how many questions of each kind there were.
         temperature: of the drawn answers.
-        metric: what contenders are compared by: `agreement`, for free texts `similarity`.
+        metric: what contenders are compared by: `agreement`, for free texts without fields `similarity`.
         likeness: what `similarity` is measured by.
         contenders: name -> figure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
             the same; `similarity`: how alike pairs are (free texts and JSON); `unanimous`: share of rows with one answer
@@ -268,7 +268,8 @@ def measure_consistency(
     by_row = {name: _by_row(ways, given, asked) for name, given in answers.items()}
     kept = [list(ways[i]) for i in asked]
     read, kind = _reader(rows, task, labels, config)
-    metric = "similarity" if kind == "texts" else "agreement"
+    fields = list(config.fields or {}) if kind == "texts" else []
+    metric = "similarity" if kind == "texts" and not fields else "agreement"
     scores, same, said = {}, {}, {}
     for name, given in by_row.items():
         said[name] = [[read(row, answer) for answer in each] for row, each in zip(rows, given, strict=True)]
@@ -300,7 +301,6 @@ def measure_consistency(
     )
     chosen = all(answer.scores is not None for each in by_row[own] for answer in each)
     constant = [name for name, each in said.items() if _is_constant(each)]
-    fields = list(config.fields or {}) if kind == "texts" else []
     return replace(found, words=_words(found, own, chosen=chosen, constant=constant, fields=fields))
 
 
@@ -419,18 +419,15 @@ def _words(
     """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows; `fields`: of texts."""
     metric, rows = found.metric, f"on {found.rows} rows"
     asked = f"Asked {found.ways} ways ({_kinds(found)}), {'the tuned model' if own == 'tuned' else own}"
-    alike = f"{found.likeness} with each other"
+    texts = f"answers to a row {{}} a {found.likeness} of"
     if metric == "agreement":
-        sentences = [f"{asked} has the same answer in {_told(found, own, metric, f' of the pairs of answers {rows}')}"]
-    elif fields:
-        same = _told(found, own, "agreement", f" of the pairs of answers {rows}")
-        sentences = [
-            f"{asked} gives the same {_listed(fields)} in {same}",
-            f"As texts its answers to a row have {_told(found, own, metric, f' {alike}')}",
-        ]
+        what = f"gives the same {_listed(fields)} in" if fields else "has the same answer in"
+        sentences = [f"{asked} {what} {_told(found, own, metric, f' of the pairs of answers {rows}')}"]
     else:
-        sentences = [f"{asked} writes answers to a row that have {_told(found, own, metric, f' {alike} {rows}')}"]
+        sentences = [f"{asked} writes {texts.format('with')} {_told(found, own, metric, f' with each other {rows}')}"]
     sentences += _compared(found, metric, "consistent")
+    if fields:
+        sentences.append(f"As texts its {texts.format('have')} {_told(found, own, 'similarity', ' with each other')}")
     if "always_right" in found.contenders[own]:
         sentences.append(f"It is right in every way on {_told(found, own, 'always_right', ' of the rows')}")
         sentences += _compared(found, "always_right", "often right in every way")

@@ -148,7 +148,7 @@ def test_one_label_of_several_that_is_never_given_is_named_with_its_share() -> N
     assert found.never == ["d"] and found.only is None
     first = words[0].split(". ")[0]
     assert first.startswith("Better than few-shot but with a serious fault: accuracy 75.0 %, +")
-    assert first.endswith('but it never answers "d" (25 % of the rows)')
+    assert first.endswith('and it never answers "d" (25 % of the rows)')
 
 
 def test_a_rare_label_that_is_never_given_is_named_and_no_serious_fault() -> None:

@@ -103,15 +103,15 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: st
     figures = f"{_title(metric)} {_figure(metric, own.metrics[metric].value)}, {gain}"
     first = "; ".join([*_surprises(weakest, metric), figures])
     bounds, p = _bounds(weakest, metric), _p(_adjusted_p(weakest))
-    first += f"{', but' if won else ', and'} {fault}" if fault else f" (95 % interval {bounds}, {p})"
+    serious = won and _is_serious(verdict, own)
+    first += f"{', but' if won and not serious else ', and'} {fault}" if fault else f" (95 % interval {bounds}, {p})"
     sure = [f"The gain's 95 % interval is {bounds} ({p})."] if fault and weakest.low < weakest.high else []
     if weakest.outcome != "better" and beaten:
         sure.append(f"It is better than {_and(beaten)}.")
     sure += [f"{trained[0].upper()}{trained[1:]}."] if trained else []
-    serious = " but with a serious fault" if won and _is_serious(verdict, own) else ""
     heads = {"better": f"Better than {_and(beaten)}", "promising": "Promising, not proven", NOT_ENOUGH: f"No proven gain over {against}",
              "mixed": f"Mixed against {against}", "worse": f"Worse than {against}"}  # fmt: skip
-    return " ".join([f"{heads[weakest.outcome]}{serious}: {first}.", *sure])
+    return " ".join([f"{heads[weakest.outcome]}{' but with a serious fault' if serious else ''}: {first}.", *sure])
 
 
 def _surprises(s: Standing, metric: str) -> list[str]:

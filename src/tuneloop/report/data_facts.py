@@ -430,8 +430,8 @@ MASKS = (
 def mask(text: str) -> str:
     """Text without e-mail addresses, long numbers and long tokens.
 
-    A rejected record stands in `rejects.jsonl` as it came, personal data and all; the report may be sent
-    around. This is a coarse net for excerpts of such records, not the search for personal data itself.
+    A rejected record stands in `rejects.jsonl` as it came but for personal data, or with them where
+    `data.personal.mode` says so; the report may be sent around. This is a coarse net for excerpts of such records.
     """
     for pattern, name in MASKS:
         text = pattern.sub(name, text)

@@ -91,9 +91,22 @@ def test_few_shot_whose_answers_take_too_long_shows_fewer_examples(
 
     monkeypatch.setattr(rounds, "_ask", timed)
     monkeypatch.setattr(contenders, "reading_seconds", lambda *_: 0.0)
-    # 24 rows of zero-shot and the tuned model take 2.15 each; 3.85 are left for few-shot: two examples.
+    # The time of 24 rows at 6 s: 2.15 for zero-shot and the tuned model, 3.85 for few-shot: two examples.
     found = ask_within(job, dataset, 24 * 6.0)
     assert (found.examples, found.all_examples) == (2, 6)
+
+
+def test_examples_stay_where_asking_anew_with_fewer_takes_the_time_that_is_left() -> None:
+    def way(name: str, examples: int, seconds: float) -> rounds._Way:
+        asked = contenders.Asked([], seconds * FIRST)
+        return rounds._Way(name, [None] * examples, 0.0, [{"": asked}], seconds)  # type: ignore[list-item]
+
+    zero, few = way("zero-shot", 0, 1.0), way("few-shot", 6, 7.0)
+    # Asked so far: 96 s. 12 rows of the tuned model take 14, asking anew with 4 examples 60, a few more rows 17.
+    assert rounds._fewer_examples(zero, few, 190.0, 60) == 4
+    assert rounds._fewer_examples(zero, few, 180.0, 60) == 6
+    assert rounds._fewer_examples(zero, way("few-shot", 6, 1.9), 190.0, 60) == 6
+    assert rounds._fewer_examples(zero, few, 190.0, FIRST) == 6
 
 
 def test_reading_is_expected_to_take_longer_with_more_examples(job: Job, dataset: Dataset) -> None:

@@ -54,8 +54,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
         try:
             answered = limit.ask_untouched(dataset)
             baselines = baseline_stage(job, dataset, answered)
-            limit.choose_training()
-            plan_stage(job, dataset)
+            plan_stage(job, dataset, limit.choose_training)
             train_stage(job, dataset)
             evaluate_stage(job, dataset, baselines, limit=limit)
             limit.finish()

@@ -23,20 +23,23 @@ if TYPE_CHECKING:
 OVER_LIMIT = 1.1
 
 
-def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
-    """What training will take on this machine: memory by formula, time by timing some of its own batches."""
-    recipe = job.recipe
-    key = content_hash([dataset.manifest["hash"], job.fingerprint, recipe.train, recipe.plan, recipe.seed, 3])
-    done = find_done(job.folder / "plan.json", key)
+def plan_stage(job: Job, dataset: Dataset, choose: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """What training will take on this machine: memory by formula, time by timing some of its own batches.
+
+    Args:
+        choose: chooses the time of training, when all that comes before it has been done.
+    """
+    done = find_done(job.folder / "plan.json", _plan_key(job, dataset))
     if done and training_began(job):
         job.say(plan_line(done, already=True))
         return done
     resident = _resident(job)
-    speed = together(job, Part("measure", dataset.path, recipe.train))
+    speed = together(job, Part("measure", dataset.path, job.recipe.train))
+    choose()
     with busy(job.progress, "planning the steps"):
         plan = make_plan(job, dataset, speed, resident)
     disturbed = _disturbed(plan)
-    plan = {**plan, "disturbed": bool(disturbed), "key": key}
+    plan = {**plan, "disturbed": bool(disturbed), "key": _plan_key(job, dataset)}
     write_json(job.folder / "plan.json", plan)
     job.say(plan_line(plan))
     if disturbed:
@@ -48,6 +51,11 @@ def plan_stage(job: Job, dataset: Dataset) -> dict[str, Any]:
             next_step=f"set {plan['alternatives'][0]['change']}, or use a machine with more memory",
         )
     return plan
+
+
+def _plan_key(job: Job, dataset: Dataset) -> str:
+    recipe = job.recipe
+    return content_hash([dataset.manifest["hash"], job.fingerprint, recipe.train, recipe.plan, recipe.seed, 3])
 
 
 def _disturbed(plan: Mapping[str, Any]) -> str:

@@ -158,14 +158,26 @@ def _few_shot(job: Job, dataset: Dataset, zero: _Way, rows: Sequence[Row], secon
     reading *= len(examples) / whole
     few = _Way("few-shot", examples, reading)
     _ask(job, dataset, few, rows[:FIRST])
-    affordable = (seconds - 2 * reading) / LEAST_ROWS - (1 + TUNED) * zero.each
-    if len(rows) > FIRST and len(examples) > 1 and few.each > max(affordable, 2 * zero.each):
-        share = max(affordable - zero.each, 0.0) / (few.each - zero.each)
-        if share <= FEWER:
-            fewer = untouched_examples(job, dataset, rows, max(int(share * len(examples)), 1))
-            few = _Way("few-shot", fewer, reading * len(fewer) / len(examples))
-            _ask(job, dataset, few, rows[:FIRST])
+    fewer = _fewer_examples(zero, few, seconds, len(rows))
+    if fewer < len(examples):
+        few = _Way("few-shot", untouched_examples(job, dataset, rows, fewer), reading * fewer / len(examples))
+        _ask(job, dataset, few, rows[:FIRST])
     return few, whole
+
+
+def _fewer_examples(zero: _Way, few: _Way, seconds: float, rows: int) -> int:
+    """How many examples few-shot should show after its first round: as many as it does, or fewer where these stand in the way of
+    `LEAST_ROWS` rows and there is time left to ask anew and go on."""
+    shown = len(few.examples)
+    affordable = (seconds - 2 * few.reading) / LEAST_ROWS - (1 + TUNED) * zero.each
+    if rows <= FIRST or few.each <= max(affordable, 2 * zero.each):
+        return shown
+    number = max(int(shown * (affordable - zero.each) / (few.each - zero.each)), 1)
+    each = zero.each + (few.each - zero.each) * number / shown
+    anew = FIRST * each + few.reading * number / shown
+    left = seconds - zero.seconds - few.seconds - TUNED * zero.each * FIRST - anew
+    pays = left > WORTH * FIRST * (each + (1 + TUNED) * zero.each)
+    return number if number <= FEWER * shown and pays else shown
 
 
 def _baselines(ways: Sequence[_Way], order: Sequence[int]) -> dict[str, Asked]:

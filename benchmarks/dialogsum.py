@@ -17,12 +17,12 @@ from statistics import mean
 
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.prepare import prepare
-from tuneloop.models.generate import generate
+from tuneloop.inference.generate import generate
 from tuneloop.models.load import load_model, use_threads
-from tuneloop.pipeline.prepare import measure_with
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import train
 from tuneloop.train.speed import measure_speed
+from tuneloop.workflows.prepare import measure_with
 
 INSTRUCTION = "Summarise the dialogue in one to three sentences."
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.contenders import ask
+from tuneloop.core.machine import peak_memory, reset_peak_memory
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.machine import peak_memory, reset_peak_memory
 from tuneloop.models.load import Model, load_model, use_threads
-from tuneloop.types import Dataset, Message, Row
+from tuneloop.records.rows import Dataset, Message, Row
+from tuneloop.workflows.systems import ask
 
 MODEL = "smollm2-135m"
 CLASSIFY = "Classify the text. Answer with the label only."
@@ -115,7 +115,7 @@ def llama_cpp_server(model: Model, scratch: Path) -> Callable[[Job, Sequence[Row
     """llama.cpp's server from the wheel xllamacpp, asked through our own client, without its cache."""
     import xllamacpp
 
-    from tuneloop.evaluate.endpoint import Endpoint, Request, complete
+    from tuneloop.inference.client import Endpoint, Request, complete
 
     params = xllamacpp.CommonParams()
     params.model.path = str(same_precision_gguf(model, scratch / "model.gguf"))

@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tuneloop.comparisons import compare_evaluations, evaluate_files
-from tuneloop.evaluations import Question, evaluate_target
-from tuneloop.files import read_json
-from tuneloop.types import Answer
+from tuneloop.core.files import read_json
+from tuneloop.records.completion import Answer
+from tuneloop.workflows.compare import compare_evaluations, evaluate_files
+from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 
 SHOWN = ("rouge1", "rougeL", "meteor", "bleu", "chrf", "token_f1", "length_ratio")
 
@@ -50,7 +50,7 @@ def people(data: Path, scratch: Path) -> None:
             {"id": r["id"], "references": [t for i, t in enumerate(r["references"]) if i != person]} for r in records
         ]
         said = [{"id": r["id"], "prediction": r["references"][person]} for r in records]
-        question = Question(
+        question = EvalTarget(
             predictions=write(scratch / f"person{person}.jsonl", said), data=write(scratch / "others.jsonl", others),
             out=str(scratch / f"out{person}"), settings=["embedding=false"],
         )  # fmt: skip
@@ -61,7 +61,7 @@ def people(data: Path, scratch: Path) -> None:
 def labels(data: Path, scratch: Path) -> None:
     """nlupp_banking: classifiers that learn from folds 0 to 15 on the rest, and "no label" everywhere."""
     from tuneloop.data.config import PrepareConfig
-    from tuneloop.data.whole import read_whole
+    from tuneloop.data.load_eval_file import read_whole
     from tuneloop.evaluate.classical import minilm_contender, tfidf_contender
 
     rows = read_whole(str(data / "nlupp_banking" / "all.jsonl"), PrepareConfig()).rows
@@ -75,7 +75,7 @@ def labels(data: Path, scratch: Path) -> None:
     for name, answers in contenders.items():
         said = [{"id": r.id, "prediction": a.text} for r, a in zip(test, answers, strict=True)]
         files.append(write(scratch / f"{name}.jsonl", said))
-    folders = evaluate_files(files, Question(data=references))
+    folders = evaluate_files(files, EvalTarget(data=references))
     found = compare_evaluations(files, str(scratch / "nlupp"), folders=folders)
     shown = ("micro_f1", "macro_f1", "subset_accuracy", "jaccard")
     print(f"\n{len(train):,} rows to learn from, {len(test)} test rows")
@@ -90,7 +90,7 @@ def labels(data: Path, scratch: Path) -> None:
 
 def judge(file: Path, rows: int) -> None:
     """The packaged model as a judge of rows that people have judged."""
-    from tuneloop.judging import Judge, check_judge
+    from tuneloop.workflows.judge import Judge, check_judge
 
     print(f"\n{file.parent.name}:")
     for judgement in check_judge(Judge("smollm2-135m", rows=rows), str(file)):
@@ -133,7 +133,7 @@ def effect(part: str, data: Path, scratch: Path) -> None:
         "canaries": f"canaries={scratch / 'canaries.jsonl'}",
     }[part]
     if not (out / "eval.json").is_file():
-        evaluate_target(Question(str(run), name="tuned", out=str(out), settings=[setting, "embedding=false"]))
+        evaluate_target(EvalTarget(str(run), name="tuned", out=str(out), settings=[setting, "embedding=false"]))
     print(f"{part}: {read_json(out / 'eval.json')[part]['words']}", flush=True)
 
 

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tuneloop.data.whole import row_of_problem
+from tuneloop.data.load_eval_file import row_of_problem
 from tuneloop.evaluate.code import run_tests
-from tuneloop.types import Row
+from tuneloop.records.rows import Row
 
 # Name -> the answer, and whether it must pass.
 FORMS: dict[str, tuple[Callable[[Row], str], bool]] = {

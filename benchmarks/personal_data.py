@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.personal import find
+from tuneloop.data.pii import find
 
 Spans = list[tuple[str, int, int]]
 Detector = Callable[[str], Spans]

@@ -22,7 +22,7 @@ from typing import Any
 from tuneloop.models.load import default_dtype
 from tuneloop.plan.estimate import Work, loop_job
 from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.points import Point, read_points
 from tuneloop.plan.shape import find_model, target_modules
@@ -67,7 +67,7 @@ def native_bf16() -> bool:
     return default_dtype() is torch.bfloat16
 
 
-def cpu_job(run: dict[str, Any]) -> Job:
+def cpu_job(run: dict[str, Any]) -> TrainingSetup:
     """The planner's job for a run here: AdamW keeps its states in the weights' dtype."""
     settings = {**USUAL, **run}
     settings["targets"] = target_modules(settings["targets"])

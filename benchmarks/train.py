@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import read_jsonl
+from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import default_dtype, load_model, load_tokenizer, use_threads
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Rendered
@@ -69,7 +69,7 @@ def train_ours(job: dict[str, Any]) -> None:
 
 def val_loss(job: dict[str, Any], rows: list[Rendered]) -> float:
     """Mean loss of held-out answers under a contender's result."""
-    from tuneloop.models.generate import answer_fits
+    from tuneloop.inference.generate import answer_fits
     from tuneloop.models.lora import load_adapter
 
     use_threads()

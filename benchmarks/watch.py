@@ -19,7 +19,7 @@ from tuneloop.models.load import load_model, use_threads
 from tuneloop.models.template import Rendered, Template
 from tuneloop.train.config import LEARNING_RATES, TrainConfig
 from tuneloop.train.loop import train
-from tuneloop.train.rate import range_test
+from tuneloop.train.lr_finder import range_test
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.plan.cost import Efforts, cost_of
-from tuneloop.plan.economics import (
+from tuneloop.advise.economics import (
     Option,
     ServedModel,
     ServingGpu,
@@ -23,8 +22,9 @@ from tuneloop.plan.economics import (
     serving_tokens_per_second,
     usd_per_million_tokens,
 )
+from tuneloop.plan.cost import Efforts, cost_of
 from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.shape import find_model
@@ -45,7 +45,7 @@ class Claim:
     why: list[str]
 
 
-def job(model: str, method: str, gpu: str, gpus: int = 1, **settings: Any) -> Job:
+def job(model: str, method: str, gpu: str, gpus: int = 1, **settings: Any) -> TrainingSetup:
     """A job by short names; rows of 2,048 tokens one at a time, checkpointed, fused loss, unless told otherwise."""
     sharding = "none" if gpus == 1 else "fsdp"
     shape = find_model(model)[1]
@@ -55,17 +55,17 @@ def job(model: str, method: str, gpu: str, gpus: int = 1, **settings: Any) -> Jo
     )
 
 
-def gib(of: Job) -> float:
+def gib(of: TrainingSetup) -> float:
     """GiB that a GPU must have."""
     return memory_of(of).required
 
 
-def hours(of: Job, rows: int) -> float:
+def hours(of: TrainingSetup, rows: int) -> float:
     """Hours of one run over rows of 500 tokens, three times."""
     return rows * TOKENS_A_ROW * EPOCHS / speed_of(of).tokens_per_second / 3600 + sum(overhead_hours(of).values())
 
 
-def line(words: str, of: Job) -> str:
+def line(words: str, of: TrainingSetup) -> str:
     """A setting and what it needs."""
     memory = memory_of(of)
     return f"{words}: {memory.required:.1f} GiB ({memory.required * GIB / GB:.0f} GB), {'fits' if memory.fits else 'does not fit'} {of.gpu.name}'s {of.gpu.gib:.1f} GiB"

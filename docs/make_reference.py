@@ -26,7 +26,7 @@ def reference() -> str:
 
     from tuneloop.cli.main import app
     from tuneloop.data.reasons import REASONS, REPAIRS
-    from tuneloop.recipe import ALIASES, describe_keys
+    from tuneloop.workflows.recipe import ALIASES, describe_keys
 
     group = typer.main.get_command(app)
     runner = typer.testing.CliRunner()

@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 from patience import HANG
+from places import ROOT
 
 # The matrices here are so small that a second thread only waits. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,7 +28,6 @@ os.environ.setdefault(
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
-ROOT = Path(__file__).resolve().parents[1]
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -163,7 +163,7 @@ def make_run(tmp_path: Path, tiny_llama: Path) -> Callable[..., Path]:
     """Make the folder of a finished and evaluated run, with weights that do something: `make_run("run", dora=True)`; `base=` is another model's folder."""
     import torch
 
-    from tuneloop.files import write_json, write_yaml
+    from tuneloop.core.files import write_json, write_yaml
     from tuneloop.models.load import load_model
     from tuneloop.train.config import TrainConfig
     from tuneloop.train.methods import attach

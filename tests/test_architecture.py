@@ -10,57 +10,44 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.recipe import load_recipe
+from places import ROOT
+from tuneloop.workflows.recipe import load_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "tuneloop"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
-STAGES = {"data", "plan", "train", "evaluate", "artifacts", "report", "track"}
-BASE = {"", "types", "words", "files", "records", "machine"}  # "" is the package itself: its version
+GROUND = {"", "core", "records"}  # "" is the package itself: its version
+STAGES = {"data", "plan", "advise", "train", "evaluate", "release"}
+FACES = {"report", "track"}
 # What a part may import besides itself. A stage gets what it needs of another one as a value or a function.
 ALLOWED: dict[str, set[str]] = {
-    "": {"types", "library", "recipe", "data.config", "train.config"},  # what `from tuneloop import ...` gives
-    "callable_package": {"library"},
-    "library": BASE | {"recipe", "pipeline", "evaluations", "asking", "models", "cli.console"} | STAGES,
-    "types": set(),
-    "words": set(),
-    "files": {"types"},
-    "records": {"types", "files"},
-    "machine": {"", "types", "files"},
-    "models": BASE,
-    **{stage: BASE | {"models"} for stage in STAGES},
-    "train": BASE | {"models", "callable_package"},
-    "evaluate": BASE | {"models", "callable_package"},
-    "report": BASE | {"models", "recipe"},  # pages say which settings are not the defaults
-    "recipe": BASE | {f"{stage}.config" for stage in STAGES},
-    "harness": BASE | {"models"},
-    "contenders": BASE | {"models", "harness"} | STAGES,
-    "doctor": BASE | {"models"},
-    "pipeline": BASE | {"models", "recipe", "contenders"} | STAGES,
-    "asking": BASE | {"models", "contenders", "pipeline"} | STAGES,
-    "evaluations": BASE | {"models", "recipe", "contenders", "pipeline"} | STAGES,
-    "comparisons": BASE | {"pipeline", "evaluations"} | STAGES,
-    "judging": BASE | {"models", "contenders", "evaluations"} | STAGES,
-    "cli": BASE
-    | {"models", "recipe", "pipeline", "evaluations", "comparisons", "judging", "asking", "doctor"}
-    | STAGES,
+    "": {"core", "workflows.library", "workflows.recipe", "data.config", "train.config"},  # `from tuneloop import ...`
+    "core": {""},
+    "records": {"core"},
+    "models": GROUND,
+    "inference": GROUND | {"models"},
+    **{stage: GROUND | {"models", "inference"} for stage in STAGES},
+    "advise": GROUND | {"models", "plan"},
+    "track": GROUND,
+    "report": GROUND | {"models", "workflows.recipe"},  # pages say which settings are not the defaults
+    "workflows": GROUND | {"models", "inference", "cli.console"} | STAGES | FACES,  # library: progress as in a terminal
+    "cli": GROUND | {"models", "inference", "workflows"} | STAGES | FACES,
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "scipy", "peft", "sacrebleu", "rouge_score",
          "tokenizers", "safetensors", "gguf", "huggingface_hub", "numpy"}  # fmt: skip
 DATA_TABLES = (
     "checks",
-    "decide",
+    "dedup_and_split",
     "checks.drift",
-    "duplicates",
+    "dedup.duplicates",
     "checks.features",
     "checks.label_errors",
-    "leaks",
-    "pairs",
+    "dedup.contamination",
+    "dedup.candidate_pairs",
     "prepare",
-    "refine",
-    "sketches",
+    "process_record",
+    "dedup.minhash",
     "spool",
 )
 # Modules that are nothing without their library; they are themselves imported late.
@@ -78,7 +65,7 @@ NEED = {
     "evaluate.evaluate": {"numpy"},
     "evaluate.forgetting": {"numpy"},
     "evaluate.judge": {"numpy"},
-    "evaluate.uncertainty": {"numpy"},
+    "core.stats": {"numpy"},
     "evaluate.calibration": {"numpy"},
     "evaluate.multilabel": {"numpy"},
     "evaluate.production": {"numpy"},
@@ -140,7 +127,7 @@ def test_heavy_libraries_are_imported_where_they_are_needed() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("module", ["tuneloop.cli.main", "tuneloop.doctor"])
+@pytest.mark.parametrize("module", ["tuneloop.cli.main", "tuneloop.workflows.doctor"])
 def test_the_command_line_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
@@ -150,7 +137,7 @@ def test_the_command_line_loads_nothing_heavy(module: str) -> None:
 
 def test_the_recipe_and_the_planner_work_without_torch() -> None:
     code = """import sys; sys.modules["torch"] = None; sys.modules["numpy"] = None
-import tuneloop.recipe, tuneloop.plan.estimate, tuneloop.pipeline
+import tuneloop.workflows.recipe, tuneloop.plan.estimate, tuneloop.workflows.run
 del sys.modules["numpy"]
 import tuneloop.data.prepare"""
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+from places import ROOT
+
+DOCS = ROOT / "docs"
 
 
 @pytest.fixture(scope="module")

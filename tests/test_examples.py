@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-TICKETS = Path(__file__).resolve().parents[1] / "examples" / "tickets"
+from places import ROOT
+
+TICKETS = ROOT / "examples" / "tickets"
 
 
 @pytest.fixture(scope="module")

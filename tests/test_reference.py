@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import typer.main
 
+from places import ROOT
 from tuneloop.cli.main import app
-from tuneloop.recipe import ALIASES, describe_keys
+from tuneloop.workflows.recipe import ALIASES, describe_keys
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from patience import HANG
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 HEADS = re.findall(r"^\| `(\w[^`]*)` \|", PAGE, re.MULTILINE)
 
 
 def test_every_verdict_of_the_table_is_one_that_the_program_writes() -> None:
-    source = (ROOT / "src" / "tuneloop" / "evaluate" / "words.py").read_text(encoding="utf-8")
+    source = (ROOT / "src" / "tuneloop" / "evaluate" / "core/units.py").read_text(encoding="utf-8")
     assert len(HEADS) == 6
     for head in HEADS:
         assert f'"{head}' in source, head

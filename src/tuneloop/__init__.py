@@ -5,26 +5,26 @@ From Python: `prepare`, `train`, `evaluate`, `predict` and `run`, see docs/libra
 
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.types import UserError as UserError
+from tuneloop.core.errors import UserError as UserError
 
 if TYPE_CHECKING:  # at run time `train` and `evaluate` are the packages of these names, which can be called
     from tuneloop.data.config import PrepareConfig as PrepareConfig
-    from tuneloop.library import Evaluation as Evaluation
-    from tuneloop.library import Run as Run
-    from tuneloop.library import evaluate as evaluate
-    from tuneloop.library import predict as predict
-    from tuneloop.library import prepare as prepare
-    from tuneloop.library import run as run
-    from tuneloop.library import train as train
-    from tuneloop.recipe import Recipe as Recipe
     from tuneloop.train.config import TrainConfig as TrainConfig
+    from tuneloop.workflows.library import Evaluation as Evaluation
+    from tuneloop.workflows.library import Run as Run
+    from tuneloop.workflows.library import evaluate as evaluate
+    from tuneloop.workflows.library import predict as predict
+    from tuneloop.workflows.library import prepare as prepare
+    from tuneloop.workflows.library import run as run
+    from tuneloop.workflows.library import train as train
+    from tuneloop.workflows.recipe import Recipe as Recipe
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    **dict.fromkeys(("prepare", "predict", "run", "Run", "Evaluation"), "tuneloop.library"),
+    **dict.fromkeys(("prepare", "predict", "run", "Run", "Evaluation"), "tuneloop.workflows.library"),
     "PrepareConfig": "tuneloop.data.config",
-    "Recipe": "tuneloop.recipe",
+    "Recipe": "tuneloop.workflows.recipe",
     "TrainConfig": "tuneloop.train.config",
 }
 

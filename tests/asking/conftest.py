@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import Measured, prepare
-from tuneloop.pipeline.job import Job, load_run_recipe
-from tuneloop.pipeline.task import write_task
+from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.workflows.run_context import RunContext, load_run_recipe
+from tuneloop.workflows.task import write_task
 
 MakeTuned = Callable[..., Path]
 
@@ -43,8 +43,8 @@ def make_tuned(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytes
         source = tmp_path / f"{name}.jsonl"
         source.write_text("".join(json.dumps(record) + "\n" for record in records or tickets()), encoding="utf-8")
         config = PrepareConfig(sources=[str(source)], split={"val": 0.0, "test": 0.1}, **(data or {}))  # type: ignore[arg-type]
-        dataset = prepare(config, name=name, seed=0, out=folder / "dataset", measure=lambda row: Measured(40, 4))
-        write_task(Job(load_run_recipe(folder, []), folder), dataset)
+        dataset = prepare(config, name=name, seed=0, out=folder / "dataset", measure=lambda row: TokenCount(40, 4))
+        write_task(RunContext(load_run_recipe(folder, []), folder), dataset)
         return folder
 
     return make

@@ -100,10 +100,10 @@ def test_bare_on_a_terminal_it_asks_and_what_is_left_open_stays_unknown(monkeypa
 
 
 def test_every_question_is_a_fact() -> None:
-    from tuneloop.plan.advise import Question
+    from tuneloop.advise.advise import AdviceInput
 
     by_hand = {"few_shot", "test_rows"}  # these become a measured result
-    assert {key for key, _, _ in command.QUESTIONS} <= set(Question.model_fields) | by_hand
+    assert {key for key, _, _ in command.QUESTIONS} <= set(AdviceInput.model_fields) | by_hand
 
 
 def test_results_of_ones_own_are_shares_and_are_not_given_beside_an_evaluation(

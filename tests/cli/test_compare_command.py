@@ -9,11 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from tuneloop.cli.main import app
+from tuneloop.core.files import write_yaml
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.results import write_evaluation
-from tuneloop.files import write_yaml
-from tuneloop.types import Answer, Row
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
 
 
 def run_folder(folder: Path, right: int, rate: float, **settings: object) -> Path:

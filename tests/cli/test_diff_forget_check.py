@@ -14,13 +14,13 @@ import typer
 
 from tuneloop.cli import check, diff, forget
 from tuneloop.cli.console import report_error
+from tuneloop.core.files import read_json, sha256_file, write_json, write_jsonl
 from tuneloop.data import checks
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset, token_statistics
-from tuneloop.files import read_json, sha256_file, write_json, write_jsonl
 from tuneloop.models.load import fingerprint
 from tuneloop.models.names import resolve
-from tuneloop.types import Dataset, Row
+from tuneloop.records.rows import Dataset, Row
 
 LONG = "a_label_with_a_name_that_is_much_longer_than_any_column_of_a_table_should_be"
 Status = tuple[int, str, str]

@@ -305,12 +305,12 @@ def test_debug_shows_the_traceback(here: Path, capsys: pytest.CaptureFixture[str
 def test_other_errors_are_short_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, words: str
 ) -> None:
-    import tuneloop.doctor
+    import tuneloop.workflows.doctor
 
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(tuneloop.doctor, "examine", fail)
+    monkeypatch.setattr(tuneloop.workflows.doctor, "examine", fail)
     assert main(["doctor"]) == status
     err = capsys.readouterr().err
     assert words in err and "Traceback" not in err and len(err.strip().splitlines()) <= 3

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tuneloop.cli.main import app
-from tuneloop.pipeline.scoring import how_far_trained
+from tuneloop.workflows.scoring import how_far_trained
 
 WORDS = [
     "card",

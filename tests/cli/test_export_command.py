@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tuneloop.cli.main import main
-from tuneloop.files import read_json, sha256_file, write_json
+from tuneloop.core.files import read_json, sha256_file, write_json
 
 MakeRun = Callable[..., Path]
 

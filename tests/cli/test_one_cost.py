@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tuneloop.cli.main import main
-from tuneloop.pipeline.advise import remind, reuse_baselines
-from tuneloop.pipeline.job import Job
-from tuneloop.recipe import Recipe
-from tuneloop.types import Dataset
+from tuneloop.records.rows import Dataset
+from tuneloop.workflows.advise import remind, reuse_baselines
+from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.run_context import RunContext
 
 TEXTS = {"refund": "I want my money back for order {n}, please answer {w}", "shipping": "Where is parcel number {n} now, it is {w} late",
          "login": "My password {n} is refused when I sign in on a {w}"}  # fmt: skip
@@ -161,7 +161,7 @@ def test_advice_not_to_tune_is_kept_and_said_once_before_a_run(
     assert kept["answer"] == "dont"
     written = json.loads(Path("evals/advise-mails/advise.json").read_text())
     said: list[str] = []
-    job = Job(Recipe(name="mails"), here / "runs" / "mails", say=said.append)
+    job = RunContext(Recipe(name="mails"), here / "runs" / "mails", say=said.append)
     same = Dataset("x", {"hash": written["dataset_hash"]}, (), (), ())
     remind(job, same)
     assert len(said) == 2 and "Don't fine-tune" in said[0] and "goes on" in said[1]
@@ -176,8 +176,8 @@ def test_advice_not_to_tune_is_kept_and_said_once_before_a_run(
 def test_a_run_on_the_same_file_reminds_of_it_and_goes_on(
     mails: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tuneloop.pipeline as pipeline
-    from tuneloop.pipeline.recipes import recipe_of
+    import tuneloop.workflows as pipeline
+    from tuneloop.workflows.recipes import recipe_of
 
     assert answer(capsys, "advise", str(mails), "--few-shot", "0.97")["answer"] == "dont"
 
@@ -199,7 +199,7 @@ def test_baselines_with_another_key_are_not_taken(here: Path) -> None:
     before = here / "evals" / "advise-mails" / "baselines"
     before.mkdir(parents=True)
     (before / "baselines.json").write_text(json.dumps({"key": "k1", "contenders": {}}))
-    job = Job(Recipe(name="mails"), here / "runs" / "mails")
+    job = RunContext(Recipe(name="mails"), here / "runs" / "mails")
     job.folder.mkdir(parents=True)
     assert not reuse_baselines(job, "k2") and not (job.folder / "baselines").exists()
     assert reuse_baselines(job, "k1")

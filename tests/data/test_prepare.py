@@ -16,26 +16,28 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from patience import slowness
+from places import DATA_SETS
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json, read_jsonl, write_json
 from tuneloop.data.checks import check_dataset, run_checks
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key, token_statistics
-from tuneloop.data.decide import _to_measure
+from tuneloop.data.dedup_and_split import _to_measure
 from tuneloop.data.formats import ROLES
-from tuneloop.data.prepare import Measured, _Line, prepare
+from tuneloop.data.prepare import TokenCount, _Line, prepare
+from tuneloop.data.process_record import Facts, Refinery, Work, refine_chunk
 from tuneloop.data.reasons import REASONS, REPAIRS
-from tuneloop.data.refine import Facts, Refinery, Work, refine_chunk
-from tuneloop.files import read_json, read_jsonl, write_json
-from tuneloop.types import Dataset, Row, UserError
+from tuneloop.records.rows import Dataset, Row
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = DATA_SETS
 WORDS = ["card", "refund", "transfer", "limit", "app", "pin", "cash", "top", "fee", "rate"]
 
 
-def measure(row: Row) -> Measured:
+def measure(row: Row) -> TokenCount:
     answer = row.messages[-1]["content"]
     if "UNRENDERABLE" in answer:
         raise ValueError("the template\nrefuses this row")
-    return Measured(sum(len(m["content"]) // 4 + 4 for m in row.messages), 0 if answer == "MASKED" else 1)
+    return TokenCount(sum(len(m["content"]) // 4 + 4 for m in row.messages), 0 if answer == "MASKED" else 1)
 
 
 def tickets(n: int, labels: int = 4) -> list[dict[str, Any]]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from places import DATA_SETS
+from tuneloop.core.errors import UserError
 from tuneloop.data.checks.production import as_prepared, read_production
-from tuneloop.types import UserError
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = DATA_SETS
 
 
 def asked(tmp_path: Path, *records: Any) -> tuple[list[list[str]], int]:

@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from places import DATA_SETS
 from tuneloop.data.checks.endings import Endings
 from tuneloop.data.checks.quality import FLAGS, as_bits, bit, flags
-from tuneloop.types import Message
+from tuneloop.records.rows import Message
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = DATA_SETS
 
 
 def chat(asked: str, answer: str) -> list[Message]:

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
 from tuneloop.data.sources import chunks as chunks_module
 from tuneloop.data.sources import parse as parse_module
 from tuneloop.data.sources import read as read_module
@@ -38,7 +39,7 @@ from tuneloop.data.sources.read import (
     read_records,
     scan_json,
 )
-from tuneloop.types import Reject, UserError
+from tuneloop.records.rows import Reject
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SCALARS = (

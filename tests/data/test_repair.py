@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from places import DATA_SETS
 from tuneloop.data.config import RepairConfig
 from tuneloop.data.reasons import REPAIRS
 from tuneloop.data.repair import garbled, repair_text
@@ -18,7 +19,7 @@ ALL = RepairConfig()
 OFF = RepairConfig(
     encoding=False, html_entities=False, invisible=False, unicode="off", white_space=False, special_tokens=False
 )
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+DATA = DATA_SETS
 
 # Pieces that are hostile together: halves of mojibake, entities of entities, joiners, broken tokens.
 PIECES = [

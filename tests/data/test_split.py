@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
 from tuneloop.data.config import SplitConfig
 from tuneloop.data.split import (
     LEAK,
@@ -26,7 +27,7 @@ from tuneloop.data.split import (
     normalised,
     prompt_key,
 )
-from tuneloop.types import Dataset, Message, Row, UserError
+from tuneloop.records.rows import Dataset, Message, Row
 
 SHARES = {"val": st.sampled_from([0.0, 0.1, 0.25, 0.5]), "test": st.sampled_from([0.0, 0.1, 0.2, 0.49])}
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import plain
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import Rejection
-from tuneloop.data.prepare import Measured, prepare
+from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.data.task import Prompt, TaskSpec, prompt_reader, read_task, task_spec
-from tuneloop.files import plain
-from tuneloop.types import Dataset, Row, UserError
+from tuneloop.records.rows import Dataset, Row
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"q": "tea"}'}}
 TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}
@@ -83,7 +84,7 @@ def prepared(tmp_path: Path, records: list[Any], **config: Any) -> tuple[Dataset
     source = tmp_path / "data.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     settings = PrepareConfig(sources=[str(source)], split={"val": 0.0, "test": 0.1}, **config)  # type: ignore[arg-type]
-    dataset = prepare(settings, name="job", seed=0, out=tmp_path / "out", measure=lambda row: Measured(40, 4))
+    dataset = prepare(settings, name="job", seed=0, out=tmp_path / "out", measure=lambda row: TokenCount(40, 4))
     spec = task_spec(dataset, answer="generate", max_new_tokens=8, chat_template="")
     return dataset, read_task(json.loads(json.dumps(plain(spec))), "tuneloop.json")
 

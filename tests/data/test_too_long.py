@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tuneloop.core.files import read_jsonl
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import Measured, prepare
+from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.data.too_long import parts, shortened
-from tuneloop.files import read_jsonl
-from tuneloop.types import Dataset, Message, Row
+from tuneloop.records.rows import Dataset, Message, Row
 
 TEXTS = st.text(st.sampled_from("ab .\n。!é "), max_size=120)
 
@@ -78,8 +78,8 @@ def test_a_shortened_chat_keeps_its_answer_and_fits_where_anything_can(chat: lis
 # --- in prepare
 
 
-def measure(row: Row) -> Measured:
-    return Measured(tokens(row.messages), 1)
+def measure(row: Row) -> TokenCount:
+    return TokenCount(tokens(row.messages), 1)
 
 
 def run(folder: Path, records: list[Any], **config: Any) -> Dataset:

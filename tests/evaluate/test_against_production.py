@@ -3,11 +3,13 @@ import random
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.production import against_production
 from tuneloop.evaluate.results import write_evaluation
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
 
 EASY = ["card pin change please", "card limit higher", "my card is blocked", "new card ordered"]
 HARD = ["parcel lost on the way again", "refund for a broken parcel", "parcel came too late", "courier never rang"]

@@ -5,7 +5,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 
 from tuneloop.evaluate.calibration import BINS, calibration_statistics, confidences, label_probabilities, reliability
-from tuneloop.types import Answer
+from tuneloop.records.completion import Answer
 
 
 def made(n=4000, shift=0.0, seed=0):

@@ -2,14 +2,15 @@ import importlib.util
 import json
 import math
 import random
-from pathlib import Path
 
 import pytest
 
+from places import DATA_SETS
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate import classical
-from tuneloop.types import Row, UserError
+from tuneloop.records.rows import Row
 
-BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77"
+BANKING = DATA_SETS / "banking77"
 
 
 def row(i, text, label):

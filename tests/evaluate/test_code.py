@@ -1,18 +1,18 @@
 import json
 import math
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.data.whole import row_of_problem
+from places import DATA_SETS
+from tuneloop.data.load_eval_file import row_of_problem
 from tuneloop.evaluate.code import code_facts, pass_at_k, pass_scores, problem_of, programs, run_tests
 from tuneloop.evaluate.sandbox import Limits
-from tuneloop.types import Row
+from tuneloop.records.rows import Row
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = DATA_SETS
 PROMPT = 'from typing import List\n\ndef helper(x):\n    return x + 1\n\n\ndef twice(xs: List[int]) -> int:\n    """Sum, twice."""\n'
 TEST = "\nimport math\n\ndef check(candidate):\n    assert candidate([1, 2]) == 6\n    assert candidate([]) == 0\n"
 

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.consistency import AS_IT_IS, DRAWN, Consistency, Way, measure_consistency, ways_of
-from tuneloop.recipe import make_recipe
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
+from tuneloop.workflows.recipe import make_recipe
 
 LABELS = ["billing", "delivery", "refund", "technical"]
 CONFIG = EvaluateConfig(consistency=5, bootstrap=400)

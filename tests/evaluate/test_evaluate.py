@@ -7,13 +7,15 @@ import pytest
 import sacrebleu
 
 from patience import slowness
+from tuneloop.core.errors import UserError
+from tuneloop.core.stats import holm
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import Measured, adjusted, compare, evaluate, primary_metric, sample_rows
+from tuneloop.evaluate.evaluate import AnswerStats, adjusted, compare, evaluate, primary_metric, sample_rows
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
-from tuneloop.evaluate.uncertainty import holm
 from tuneloop.evaluate.verdict import decide
-from tuneloop.evaluate.words import verdict_in_words
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
 
 LABELS = [f"label_{i}" for i in range(5)]
 FAST = EvaluateConfig(bootstrap=200)
@@ -330,7 +332,7 @@ def test_losses_of_rows_give_perplexity_an_interval_and_a_comparison(tmp_path):
     many = EvaluateConfig(bootstrap=2000)  # with few resamples no p-value is small enough for so many metrics
     losses = [[1.0 + i % 3 for i in range(12)], [0.5 + i % 3 / 3 for i in range(12)]]
     a, b = (
-        evaluate(rows, answers, task="chat", labels=None, config=many, seed=0, measured=Measured(x, [10] * 12))
+        evaluate(rows, answers, task="chat", labels=None, config=many, seed=0, measured=AnswerStats(x, [10] * 12))
         for x in losses
     )
     ppl = a.metrics["perplexity"]
@@ -344,7 +346,7 @@ def test_losses_of_rows_give_perplexity_an_interval_and_a_comparison(tmp_path):
 def programs_evaluation(*answers, further=()):
     test = "def check(f):\n    assert f(2) == 4\n"
     rows = [row(i, "def f(x): return 2 * x", test=test, entry_point="f") for i in range(len(answers))]
-    measured = Measured(further=further)
+    measured = AnswerStats(further=further)
     return evaluate(
         rows, [Answer(a) for a in answers], task="generation", labels=None, config=FAST, seed=0, measured=measured
     )

@@ -4,7 +4,7 @@ import numpy as np
 
 from tuneloop.evaluate.few_shot import choose_examples, fit_examples, nearest_examples
 from tuneloop.evaluate.prompt import prompt_turns
-from tuneloop.types import Row
+from tuneloop.records.rows import Row
 
 
 def row(i, text, label=None, answer=None):

@@ -10,13 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 from tuneloop.cli.main import app
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.evaluate.suite import load_suite
-from tuneloop.pipeline.suites import write_first_suite
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
+from tuneloop.workflows.suites import write_first_suite
 
 QUEUE = {"queue": r"^Queue: (.+)$"}
 

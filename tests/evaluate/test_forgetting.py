@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.forgetting import (
     Ability,
     Completed,
@@ -17,7 +18,7 @@ from tuneloop.evaluate.forgetting import (
     forgetting,
     memorisation,
 )
-from tuneloop.types import Row, UserError
+from tuneloop.records.rows import Row
 
 
 def able(scores: list[float], losses: list[float] | None = None) -> Ability:

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import yaml
 
+from places import ROOT
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import sha256_file
 from tuneloop.evaluate import gate
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.evaluate.suite import load_suite
-from tuneloop.files import sha256_file
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
 
 N = 200
 LABELS = ["billing", "delivery", "refund"]
@@ -247,7 +250,7 @@ def test_the_command_tells_by_its_exit_status(
 
 
 def test_the_example_suite_parses() -> None:
-    suite = load_suite(Path(__file__).parents[2] / "examples" / "regression.yaml")
+    suite = load_suite(ROOT / "examples" / "regression.yaml")
     assert suite.must_pass and suite.metrics and suite.latency
 
 

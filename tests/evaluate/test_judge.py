@@ -9,16 +9,9 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from tuneloop.evaluate.judge import (
-    Pair,
-    Rated,
-    _agreement,
-    judge_answers,
-    judge_pairs,
-    load_judge_prompt,
-    read_verdict,
-)
-from tuneloop.types import Message, UserError
+from tuneloop.core.errors import UserError
+from tuneloop.evaluate.judge import Pair, Rated, _agreement, judge_answers, judge_pairs, load_judge_prompt, read_verdict
+from tuneloop.records.rows import Message
 
 PAIRWISE, RUBRIC = load_judge_prompt("pairwise"), load_judge_prompt("rubric")
 PAIRS = [Pair(f"r{i}", f"question {i}", f"short {i}", f"a good and longer answer {i}", human="b") for i in range(20)]

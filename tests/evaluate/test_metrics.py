@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn import metrics as sk
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate import metrics as m
-from tuneloop.types import Row, UserError
+from tuneloop.records.rows import Row
 
 LABELS = ["ant", "bee", "cat", "dog"]
 TEXTS = [

@@ -11,7 +11,8 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import compare, evaluate, primary_metric
 from tuneloop.evaluate.multilabel import LabelSet, label_lists, label_reader, multilabel_statistics, vocabulary
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
-from tuneloop.types import Answer, Row
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
 
 LABELS = ["account", "card", "lost_stolen", "balance"]
 FAST = EvaluateConfig(bootstrap=100)

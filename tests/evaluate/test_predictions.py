@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.predictions import Found, answers_from
-from tuneloop.types import Row, UserError
+from tuneloop.records.rows import Row
 
 ROWS = [Row(f"r{i}", [{"role": "assistant", "content": "x"}], meta={"id": f"own-{i}"}) for i in range(3)]
 

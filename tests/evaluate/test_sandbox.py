@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from patience import slowness
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.sandbox import Limits, run_program
-from tuneloop.types import UserError
 
 QUICK = Limits(seconds=2)
 LAYERS = ["namespaces", "landlock", "seccomp", "audit"]

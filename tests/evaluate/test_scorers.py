@@ -2,11 +2,13 @@ import math
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import compare, evaluate
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.evaluate.scorers import load_scorer, own_scores
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
 
 FILE = """
 def polite(prediction):

@@ -4,8 +4,9 @@ import random
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import Measured, evaluate
+from tuneloop.evaluate.evaluate import AnswerStats, evaluate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.evaluate.slices import (
     breakdown,
@@ -16,7 +17,8 @@ from tuneloop.evaluate.slices import (
     slice_values,
     slices,
 )
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
 
 LABELS = ["billing", "delivery", "returns"]
 FAST = EvaluateConfig(bootstrap=100)
@@ -59,7 +61,7 @@ def test_a_slice_that_is_worse_is_named_and_others_are_not():
 
 
 def test_what_rows_have_in_common_is_found():
-    values = slice_values(evaluated(measured=Measured(languages=["de", "en"] * 150)))
+    values = slice_values(evaluated(measured=AnswerStats(languages=["de", "en"] * 150)))
     assert set(values) == {"label", "language", "channel", "tier", "created", "score"}
     assert values["tier"][299] == ("4",) and values["language"][0] == ("de",)
     assert len(set(values["score"])) == 4 and len(set(values["created"])) == 4

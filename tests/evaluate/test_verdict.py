@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.stats import NOT_ENOUGH
 from tuneloop.evaluate.classical import MAJORITY, TFIDF, majority_contender
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, adjusted, compare, evaluate
 from tuneloop.evaluate.label_use import LabelUse, label_use
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
-from tuneloop.evaluate.uncertainty import NOT_ENOUGH
 from tuneloop.evaluate.verdict import FROM_WORST, Verdict, best_odds, decide
-from tuneloop.evaluate.words import verdict_in_words
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
 
 CARD = {"queue": r"^Queue: (.+)$"}
 TURNED = {"better": "worse", "promising": "worse", "mixed": "mixed", NOT_ENOUGH: NOT_ENOUGH}

@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from tuneloop.models.generate import choose, generate, label_trie
+from tuneloop.core.errors import UserError
+from tuneloop.inference.generate import choose, generate, label_trie
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import lora_layers
 from tuneloop.models.template import Rendered
@@ -19,7 +20,6 @@ from tuneloop.train.methods import attach
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.run import Run
 from tuneloop.train.step import batch_loss, optimizer_step
-from tuneloop.types import UserError
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.gguf import convert
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.models.names import packaged_gguf
-from tuneloop.types import UserError
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patience import needs_bf16
+from tuneloop.core.errors import UserError
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import (
     LoraShape,
@@ -27,7 +28,6 @@ from tuneloop.models.lora import (
     state_hash,
     target_names,
 )
-from tuneloop.types import UserError
 
 ALL = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 SHAPE = LoraShape(rank=4, alpha=8.0, dropout=0.0, targets=ALL)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from patience import HANG
+from tuneloop.core.errors import UserError
 from tuneloop.models.names import SHORT_NAMES, cache_folder, known_name, resolve
-from tuneloop.types import UserError
 
 
 def test_short_names_cover_the_family() -> None:
@@ -157,7 +157,7 @@ Ask = Callable[..., "subprocess.CompletedProcess[str]"]
 def ask(cli_environment: dict[str, str], tmp_path: Path) -> Ask:
     """Resolve a name in a process of its own: the hub's library reads its settings when it is imported."""
     code = (
-        "import sys\nfrom tuneloop.models.names import resolve\nfrom tuneloop.types import UserError\n"
+        "import sys\nfrom tuneloop.models.names import resolve\nfrom tuneloop.core.errors import UserError\n"
         "try:\n    print(resolve(sys.argv[1]))\nexcept UserError as error:\n    print(f'ERROR {error}')\n"
     )
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tuneloop.models.generate import choose, generate, label_trie
+from tuneloop.core.errors import UserError
+from tuneloop.inference.generate import choose, generate, label_trie
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.prefix import add_prefix, load_prefix, prefix_disabled, prefix_of, remove_prefix, save_prefix
-from tuneloop.types import UserError
 
 IDS = torch.randint(0, 128256, (3, 20), generator=torch.Generator().manual_seed(0))
 BEFORE = torch.randint(0, 128256, (11,), generator=torch.Generator().manual_seed(1)).tolist()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.load import Model
 from tuneloop.models.lora import (
     LoraShape,
@@ -20,7 +21,6 @@ from tuneloop.models.lora import (
     save_adapter,
 )
 from tuneloop.models.quantised import Nf4Linear, quantise
-from tuneloop.types import UserError
 
 bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 IDS = torch.randint(0, 128256, (2, 24), generator=torch.Generator().manual_seed(0))

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.template import LLAMA3_TEMPLATE, Template, TemplateError, load_template
-from tuneloop.types import UserError
 
 TEXTS = [
     "Hello", "hello world", " leading space", "trailing space ", "\n\nleading newlines", "trailing newlines\n\n\n", "",

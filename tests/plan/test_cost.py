@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.plan.advise import Question
-from tuneloop.plan.advise_economy import trainings
+from tuneloop.advise.advise import AdviceInput
+from tuneloop.advise.economy import trainings
+from tuneloop.advise.measured import known_of
+from tuneloop.core.errors import UserError
 from tuneloop.plan.cost import (
     ONE_RUN,
     Efforts,
@@ -25,11 +27,9 @@ from tuneloop.plan.cost import (
     expected_hours,
     lognormal_sigma,
 )
-from tuneloop.plan.measured import known_of
 from tuneloop.plan.options import plan_machines
 from tuneloop.plan.prices import Price, load_prices
 from tuneloop.report.plan_terminal import cost_lines
-from tuneloop.types import UserError
 
 PRICE = Price("A", "h100-sxm", 1, "on-demand", 2.0, "2026-11-01", "https://a")
 BARE = Efforts(setup_hours=0, evaluation_hours=0, runs=1, failed_share=0, storage_gb=0, hours_spread=1)
@@ -246,7 +246,7 @@ def test_plan_and_advise_name_one_price_with_the_same_parts(
     (folder / "dataset.json").write_text(json.dumps({"splits": {"train": {"rows": rows, "tokens": counted}}}))
     shared: dict[str, Any] = {"model": model, "epochs": epochs, "gpu": gpu, "tier": tier, "engineer_hours": 10.0,
                               "usd_per_engineer_hour": engineer, "runs": runs}  # fmt: skip
-    for method, training in trainings(Question(**known_of(folder), **shared), load_prices()).items():
+    for method, training in trainings(AdviceInput(**known_of(folder), **shared), load_prices()).items():
         plan = plan_machines({**shared, "method": method, "dataset": str(folder)})
         assert plan["fits"] == training.fits
         if training.cost and training.fits:
@@ -259,6 +259,6 @@ def test_without_a_machine_named_both_choose_the_same_one(tmp_path: Path) -> Non
     (tmp_path / "dataset.json").write_text(json.dumps({"splits": {"train": {"rows": 3000, "tokens": counted}}}))
     shared = {"model": "llama-3.1-8b", "epochs": 3.0}
     plan = plan_machines({**shared, "method": "lora", "dataset": str(tmp_path)})
-    training = trainings(Question(**known_of(tmp_path), **shared), load_prices())["lora"]
+    training = trainings(AdviceInput(**known_of(tmp_path), **shared), load_prices())["lora"]
     assert training.cost and plan["cost"] == training.cost.to_json()
     assert (plan["gpu"], plan["gpus"]) == (training.job.gpu.key, training.job.gpus)

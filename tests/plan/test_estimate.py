@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.plan.estimate import Machine, Work, estimate
 from tuneloop.plan.shape import ModelShape
-from tuneloop.types import UserError
 
 LLAMA_3_1_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
                 "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}  # fmt: skip
@@ -143,7 +143,7 @@ def test_a_plan_that_fits_needs_no_alternatives() -> None:
 
 
 def test_a_plan_that_does_not_fit_offers_settings_that_exist() -> None:
-    from tuneloop.recipe import make_recipe
+    from tuneloop.workflows.recipe import make_recipe
 
     found = plan(machine=replace(ROOMY, capacity_gib=1.0))
     assert found["fits"] is False
@@ -195,7 +195,7 @@ def test_gpus_are_known_by_what_their_driver_calls_them(called: str, key: str) -
 def test_on_a_gpu_memory_is_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from tuneloop import machine
+    from tuneloop.core import machine
 
     state = {"peak": 7 * machine.GIB}
     cuda = SimpleNamespace(

@@ -10,7 +10,7 @@ import pytest
 
 from tuneloop.plan.estimate import Machine, Work, estimate
 from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import corrected, learned_speed, read_ledger, record_run, summary, usual_speed
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import speed_of
@@ -90,7 +90,7 @@ def test_errors_of_earlier_formulas_teach_nothing(monkeypatch: pytest.MonkeyPatc
     assert corrected(plan(), read_ledger()) == plan()
 
 
-def job_here(model: str = "smollm2-135m", method: str = "lora", machine: str = HERE.name) -> Job:
+def job_here(model: str = "smollm2-135m", method: str = "lora", machine: str = HERE.name) -> TrainingSetup:
     gpu = replace(find_gpu("cpu"), name=machine)
     return make_job(model=model, shape=find_model(model)[1], gpu=gpu, method=method, seq_len=256)
 

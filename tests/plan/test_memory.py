@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
 from tuneloop.plan.gpus import all_gpus, find_gpu
-from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import QUANT_BYTES, memory_of, weight_bytes
 from tuneloop.plan.points import read_points
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import SPREAD, flop_per_token, speed_of
-from tuneloop.types import UserError
 
 POINTS = sorted((Path(__file__).parent / "points").glob("*.yaml"))
 GIB = 1024**3
 
 
-def job(model: str = "llama-3.1-8b", gpu: str = "a100-80gb", **settings: Any) -> Job:
+def job(model: str = "llama-3.1-8b", gpu: str = "a100-80gb", **settings: Any) -> TrainingSetup:
     return make_job(model=model, shape=find_model(model)[1], gpu=find_gpu(gpu), **settings)
 
 

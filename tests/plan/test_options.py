@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
 from tuneloop.plan.gpus import Figures, all_gpus, find_gpu, own_card
-from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.options import plan_machines
 from tuneloop.plan.shape import find_model
-from tuneloop.types import UserError
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -30,7 +30,7 @@ def plan(**asked: Any) -> dict[str, Any]:
     return plan_machines({"model": "llama-3.2-3b", "method": "lora", "grad_ckpt": True, **asked})
 
 
-def job(gpus: int = 1, **asked: Any) -> Job:
+def job(gpus: int = 1, **asked: Any) -> TrainingSetup:
     name = asked.pop("model", "llama-3.1-8b")
     return make_job(**{"model": name, "shape": find_model(name)[1], "gpu": find_gpu("h100-sxm"), "gpus": gpus,
                        "sharding": "fsdp" if gpus > 1 else "none", **asked})  # fmt: skip

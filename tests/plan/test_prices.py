@@ -12,10 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
 from tuneloop.plan import prices
 from tuneloop.plan.gpus import all_gpus
 from tuneloop.plan.prices import BUNDLED, Price, group_offers, load_prices, update_prices, usd_per_hour
-from tuneloop.types import UserError
 
 GPUS = yaml.safe_load(BUNDLED.read_text())["offers"]
 KNOWN = sorted({gpu for group in GPUS for gpu in group["usd_per_gpu_hour"]})

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import Measured, prepare
+from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.records.dataset import DatasetManifest, read_manifest
-from tuneloop.types import UserError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
@@ -29,7 +29,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     rows = [{"text": f"Parcel {i} is late by {i * 7} days", "label": "ab"[i % 2]} for i in range(40)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = PrepareConfig(sources=[str(folder / "rows.jsonl")])
-    made = prepare(config, name="rows", seed=0, out=folder / "out", measure=lambda row: Measured(9, 2))
+    made = prepare(config, name="rows", seed=0, out=folder / "out", measure=lambda row: TokenCount(9, 2))
     return dict(made.manifest)
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_html import look, parse
 
+from tuneloop.core.errors import UserError
 from tuneloop.report import data_facts
 from tuneloop.report.data_charts import flow_chart, split_labels_chart
 from tuneloop.report.data_facts import Flow, Stage, find_conflicts, flow_of, mask, read_data
@@ -26,7 +27,6 @@ from tuneloop.report.data_html import (
     write_data_report,
 )
 from tuneloop.report.differences import same_end
-from tuneloop.types import UserError
 
 HOSTILE = "</script><img src=x onerror=alert(1)></style><b>x</b>{{ 7 * 7 }} \x1b[31m \ud800 \u202e'\"&amp;"
 SECTIONS = [

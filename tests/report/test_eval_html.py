@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.report.differences import marked_against
 from tuneloop.report.eval_charts import confusion_chart
 from tuneloop.report.eval_html import render_evaluation, write_page
 from tuneloop.report.eval_parts import REST, evaluation_parts
 from tuneloop.report.html import render_report
 from tuneloop.report.table import comparison_as
-from tuneloop.types import UserError
 
 MakeRun = Callable[..., Path]
 HOSTILE = "<script>alert(1)</script>&_{}%"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.report import facts as f
-from tuneloop.types import UserError
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tuneloop.models.template import Rendered
 from tuneloop.train.batches import plan_steps
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import train
-from tuneloop.train.watch import guess_loss
+from tuneloop.train.monitors import guess_loss
 
 CURVES = Path(__file__).parent / "curves"
 Chat = list[dict[str, Any]]

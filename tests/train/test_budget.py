@@ -10,7 +10,7 @@ import pytest
 from train_helpers import changed, halted, make_rows, run
 
 import tuneloop.train.loop as loop
-from tuneloop.files import read_jsonl
+from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
 from tuneloop.models.template import Rendered
 from tuneloop.plan.estimate import VALIDATION_SPEED

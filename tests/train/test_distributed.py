@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from train_helpers import changed, make_rows, run
 
 from patience import HANG, native_bf16, needs_bf16
-from tuneloop.files import read_jsonl
+from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
 from tuneloop.models.trained import load_trained
 from tuneloop.train import distributed

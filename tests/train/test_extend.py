@@ -10,14 +10,15 @@ import pytest
 from test_preferences import preferences
 from train_helpers import changed, make_rows
 
+from places import ROOT
 from tuneloop import train
-from tuneloop.files import read_jsonl
+from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
+from tuneloop.records.rows import Message, Row
 from tuneloop.train.loss import LOSSES
 from tuneloop.train.methods import METHODS
-from tuneloop.types import Message, Row
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "extend"
+FOLDER = ROOT / "examples" / "extend"
 
 
 def example(name: str) -> Any:

@@ -18,7 +18,8 @@ import torch
 from train_helpers import CONFIG, SYSTEM, begin, changed, halted, losses, make_rows, run
 
 from patience import HANG
-from tuneloop.files import read_jsonl
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import load_adapter, lora_layers
 from tuneloop.models.template import Rendered
@@ -29,7 +30,6 @@ from tuneloop.train.loop import learning_rate, train
 from tuneloop.train.loss import shared_prefix
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import batch_loss, optimizer_step
-from tuneloop.types import UserError
 
 # --- one computation, however it is divided
 

@@ -12,7 +12,8 @@ import torch
 from train_helpers import CONFIG, begin, changed, halted, losses, make_rows, run
 
 from patience import needs_bf16
-from tuneloop.files import read_json
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.trained import load_trained
 from tuneloop.train.batches import Step
@@ -23,7 +24,6 @@ from tuneloop.train.methods import METHODS
 from tuneloop.train.optimizers import with_rest
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import batch_loss, optimizer_step
-from tuneloop.types import UserError
 
 bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 # What is set differently from CONFIG, by name.

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from train_helpers import begin, changed, halted, losses, make_rows, run
 
 from patience import needs_bf16
-from tuneloop.files import read_jsonl
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
 from tuneloop.train import loss, step
 from tuneloop.train.batches import Step
@@ -23,7 +24,6 @@ from tuneloop.train.loss import learned_states, mean_loss
 from tuneloop.train.optimizers import BLOCK, AdamW, _hold_mean, _hold_square, _mean_of, _square_of, round_off, with_rest
 from tuneloop.train.rows import Rendered
 from tuneloop.train.step import optimizer_step
-from tuneloop.types import UserError
 
 FULL: dict[str, Any] = {"method": "full", "learning_rate": 1e-3, "max_grad_norm": 1e9, "epochs": 1}
 

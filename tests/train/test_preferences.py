@@ -14,10 +14,12 @@ import torch
 import trl_values
 from train_helpers import begin, changed
 
-from tuneloop.files import read_json, read_jsonl
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.models.load import Model, _load_net, load_model
 from tuneloop.models.lora import lora_disabled
 from tuneloop.models.template import Rendered
+from tuneloop.records.rows import Row
 from tuneloop.train.batches import Step
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import train
@@ -33,7 +35,6 @@ from tuneloop.train.loss import (
 from tuneloop.train.methods import attach
 from tuneloop.train.rows import Pair, Rated, training_rows
 from tuneloop.train.step import optimizer_step
-from tuneloop.types import Row, UserError
 
 GOLDEN = json.loads(trl_values.FILE.read_text())
 SETTINGS: dict[str, Any] = {"beta": GOLDEN["beta"], "rank": 4, "alpha": 8, "targets": trl_values.TARGETS}

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
+from tuneloop.records.rows import Message, Row
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import Pair, Rated, check_rows, training_rows
-from tuneloop.types import Message, Row, UserError
 
 TALK: list[Message] = [
     {"role": "user", "content": "One?"},

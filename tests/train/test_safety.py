@@ -12,16 +12,16 @@ import pytest
 import torch
 from train_helpers import CONFIG, begin, changed, losses, make_rows, run
 
-from tuneloop.files import read_jsonl
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import Model, load_model
 from tuneloop.train import checkpoint
 from tuneloop.train.batches import Step, halved
 from tuneloop.train.checkpoint import State, list_checkpoints, load_best, load_checkpoint, save_best, save_checkpoint
+from tuneloop.train.failures import Preempted
 from tuneloop.train.loss import LOSSES
-from tuneloop.train.setbacks import Preempted
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import optimizer_step
-from tuneloop.types import UserError
 
 EVERY_STEP = CONFIG.model_copy(update={"checkpoint_seconds": 0.0})
 
@@ -148,7 +148,7 @@ def test_a_disk_that_fills_while_tensors_are_written_is_a_users_error(
 
     @contextlib.contextmanager
     def into_full(path: Path) -> Any:
-        from tuneloop.files import user_errors_of_the_disk
+        from tuneloop.core.files import user_errors_of_the_disk
 
         with user_errors_of_the_disk(path), open("/dev/full", "wb", buffering=0) as file:
             yield file

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tuneloop.models.load import Model
+from tuneloop.records.rows import Row
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import conversations, training_rows
 from tuneloop.train.speed import micro_shape
-from tuneloop.types import Row
 
 
 def test_a_shared_prompt_counts_once_only_where_it_is_computed_once(tiny_model: Model) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop.files import read_jsonl
+from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered, Template
 from tuneloop.train.checkpoint import State

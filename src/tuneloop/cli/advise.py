@@ -14,7 +14,7 @@ from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, scree
 from tuneloop.cli.numbers import amount, count
 
 if TYPE_CHECKING:
-    from tuneloop.plan.advise import Advice
+    from tuneloop.advise.advise import Advice
 
 # What is asked when the command is called bare on a terminal: key, words, kind. Enter leaves it unknown.
 QUESTIONS: tuple[tuple[str, str, type], ...] = (
@@ -160,16 +160,16 @@ def command(
     source = places[0] if places else ""
     if not source and not given and not evaluation and not settings and sys.stdin.isatty() and sys.stderr.isatty():
         given = _ask()
-    from tuneloop.plan.advise import advise
+    from tuneloop.advise.advise import advise
 
     known = _known(source, metric, given, _Measuring(measure, out, settings, quiet))
     if evaluation:
-        from tuneloop.plan.measured import known_of
+        from tuneloop.advise.measured import known_of
 
         known.facts.update(known_of(evaluation, metric))
     advice = advise(_question(known.facts, given))
     if known.folder:
-        from tuneloop.pipeline.advise import keep_advice
+        from tuneloop.workflows.advise import keep_advice
 
         keep_advice(known.folder, known.dataset_hash, advice.to_json(), known.sources)
     if html:
@@ -209,8 +209,8 @@ class _Known:
 
 def _known(source: str, metric: str, given: Mapping[str, Any], measuring: _Measuring) -> _Known:
     """What the source says: results, a prepared data set, or data that are read as `run` would read them."""
-    from tuneloop.plan.measured import holds_results, known_of
-    from tuneloop.types import UserError
+    from tuneloop.advise.measured import holds_results, known_of
+    from tuneloop.core.errors import UserError
 
     if not source:
         if measuring.wanted:
@@ -231,11 +231,11 @@ def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring
     """What data say: a prepared data set, a file of examples, or a recipe; measured where that is wanted."""
     from dataclasses import replace
 
-    from tuneloop.files import read_json
-    from tuneloop.pipeline.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
-    from tuneloop.pipeline.baselines import measure_alone
-    from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
-    from tuneloop.plan.measured import known_of
+    from tuneloop.advise.measured import known_of
+    from tuneloop.core.files import read_json
+    from tuneloop.workflows.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
+    from tuneloop.workflows.baselines import measure_alone
+    from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
     refuse_missing_source(source)
     recipe = recipe_of(source, measuring.settings, model=str(given.get("model", "")))
@@ -273,8 +273,8 @@ def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring
 
 def _question(known: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     """What flags say, over what the source and measured results say."""
-    from tuneloop.plan.advise import make_question
-    from tuneloop.types import UserError
+    from tuneloop.advise.advise import make_question
+    from tuneloop.core.errors import UserError
 
     known, facts = dict(known), dict(given)
     if {"rows", "tokens_per_row"} & set(facts):
@@ -289,8 +289,8 @@ def _question(known: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
 
 def _by_hand(facts: dict[str, Any]) -> Any:
     """What people measured themselves, taken out of the flags; None where nothing is given."""
-    from tuneloop.plan.measured import by_hand
-    from tuneloop.types import UserError
+    from tuneloop.advise.measured import by_hand
+    from tuneloop.core.errors import UserError
 
     test_rows = facts.pop("test_rows", None)
     names = {"zero_shot": "zero-shot", "few_shot": "few-shot", "classifier": "your classifier"}

@@ -13,8 +13,8 @@ from tuneloop.cli.evaluate import API_KEY, TIMEOUT, endpoint_of
 from tuneloop.cli.predict import BASE, LONGEST, MODEL, SYSTEM, TARGET, TASK
 
 if TYPE_CHECKING:
-    from tuneloop.asking.chat import Chat
-    from tuneloop.asking.predict import Prediction
+    from tuneloop.workflows.chat import Chat
+    from tuneloop.workflows.predict import Prediction
 
 
 def command(
@@ -37,8 +37,8 @@ def command(
 
     Piped, each line is a question. With --json the questions and answers are printed as one object at the end.
     """
-    from tuneloop.asking.chat import HELP, open_chat
-    from tuneloop.types import busy
+    from tuneloop.core.progress import busy
+    from tuneloop.workflows.chat import HELP, open_chat
 
     def server(url: str) -> object:
         if not model:
@@ -84,7 +84,7 @@ class _Loop:
 
     def run(self) -> list[dict[str, Any]]:
         """All questions with their answers."""
-        from tuneloop.types import UserError
+        from tuneloop.core.errors import UserError
 
         if self.typed:
             import readline  # noqa: F401  edits the line and remembers earlier ones
@@ -121,7 +121,7 @@ class _Loop:
 
     def _take(self, line: str) -> bool:
         """Do what a line says; False: it was the end."""
-        from tuneloop.asking.chat import HELP
+        from tuneloop.workflows.chat import HELP
 
         word, _, rest = line.partition(" ")
         rest = rest.strip()

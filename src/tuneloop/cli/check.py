@@ -11,7 +11,7 @@ import typer
 from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
 
 if TYPE_CHECKING:
-    from tuneloop.types import Row
+    from tuneloop.records.rows import Row
 
 LEVELS = ("error", "warn", "ok")
 
@@ -45,7 +45,7 @@ def command(
 
 
 def _refuse_raw_file(path: str) -> None:
-    from tuneloop.types import UserError
+    from tuneloop.core.errors import UserError
 
     if Path(path).is_file() and Path(path).name != "dataset.json":
         raise UserError(

@@ -13,8 +13,8 @@ from tuneloop.cli.evaluate import API_KEY, CACHE, CONCURRENCY, PRICE_IN, PRICE_O
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.evaluate.judge import Judgement
-    from tuneloop.evaluations import Question
-    from tuneloop.judging import Judge
+    from tuneloop.workflows.evaluations import EvalTarget
+    from tuneloop.workflows.judge import Judge
 
 
 def command(
@@ -62,7 +62,7 @@ def command(
         )  # fmt: skip
     with screen(quiet) as shown:
         if check_judge:
-            from tuneloop.judging import check_judge as check
+            from tuneloop.workflows.judge import check_judge as check
 
             assert chosen is not None
             judgements = check(chosen, check_judge, shown.progress, shown.say)
@@ -72,9 +72,9 @@ def command(
             }
             words = [word for judgement in judgements for word in judgement.words]
         else:
-            from tuneloop.evaluations import Question
+            from tuneloop.workflows.evaluations import EvalTarget
 
-            against = Question(dataset=dataset, split=split, data=references)
+            against = EvalTarget(dataset=dataset, split=split, data=references)
             result, words = _compare(evaluations or [], out, chosen, shown, against)
     if as_json:
         print_json(result)
@@ -93,7 +93,7 @@ def command(
 
 
 def _judge(judge: str, model: str, prompt: str, votes: str, rows: int, api_key_env: str, **endpoint: Any) -> Judge:
-    from tuneloop.judging import Judge
+    from tuneloop.workflows.judge import Judge
 
     if judge.startswith(("http://", "https://")):
         if not model:
@@ -103,12 +103,12 @@ def _judge(judge: str, model: str, prompt: str, votes: str, rows: int, api_key_e
 
 
 def _compare(
-    evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: Question
+    evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: EvalTarget
 ) -> tuple[dict[str, Any], list[str]]:
     """The comparison's eval.json with its place, and what the judge says."""
-    from tuneloop.comparisons import compare_evaluations, evaluate_files
-    from tuneloop.files import read_json
-    from tuneloop.judging import judge_evaluations, write_verdicts
+    from tuneloop.core.files import read_json
+    from tuneloop.workflows.compare import compare_evaluations, evaluate_files
+    from tuneloop.workflows.judge import judge_evaluations, write_verdicts
 
     judged: list[Judgement] = []
 

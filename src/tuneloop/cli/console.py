@@ -218,7 +218,7 @@ def screen(quiet: bool) -> Iterator[Screen]:
 
 def print_json(value: Any) -> None:
     """The one JSON object of `--json`."""
-    from tuneloop.files import plain
+    from tuneloop.core.files import plain
 
     print(json.dumps(plain(value), ensure_ascii=False))
 
@@ -249,7 +249,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     """Print an error as a user should see it and return the exit status."""
     import errno
 
-    from tuneloop.types import UserError
+    from tuneloop.core.errors import UserError
 
     if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
         import traceback

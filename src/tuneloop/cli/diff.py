@@ -11,7 +11,7 @@ from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.data.lineage import DatasetDiff
+    from tuneloop.data.diff import DatasetDiff
 
 MOST = 8  # labels, settings or sources that are listed
 
@@ -25,7 +25,7 @@ def command(
     debug: Debug = False,
 ) -> None:
     """Show what changed between two data sets: rows, splits, labels, settings, sources."""
-    from tuneloop.data.lineage import diff_datasets
+    from tuneloop.data.diff import diff_datasets
 
     with screen(quiet):
         diff = diff_datasets(a, b, examples=rows)

@@ -9,7 +9,7 @@ from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
 
 def command(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Check this machine: packages, model, memory, disk. Exit status 1 when something needed is missing."""
-    from tuneloop.doctor import examine
+    from tuneloop.workflows.doctor import examine
 
     with screen(quiet):
         findings = examine()

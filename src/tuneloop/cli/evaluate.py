@@ -9,7 +9,7 @@ import typer
 from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen, split_arguments
 
 if TYPE_CHECKING:
-    from tuneloop.evaluate.endpoint import Endpoint
+    from tuneloop.inference.client import Endpoint
 
 API_KEY = typer.Option("OPENAI_API_KEY", "--api-key-env", help="Environment variable with the endpoint's key.")
 CONCURRENCY = typer.Option(8, "--concurrency", min=1, max=256, help="Requests to the endpoint at the same time.")
@@ -77,15 +77,15 @@ def command(
             endpoint, model, api_key_env, cache=cache, no_cache=no_cache, concurrency=concurrency, timeout=timeout, retries=retries,
             usd_per_million_input=usd_per_million_input, usd_per_million_output=usd_per_million_output,
         )  # fmt: skip
-    from tuneloop.evaluations import Question, evaluate_target
+    from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 
-    question = Question(
+    question = EvalTarget(
         places[0] if places else "", server, predictions, dataset, split, data, base, few_shot, examples, prompt,  # type: ignore[arg-type]
         production, name, out, settings,
     )  # fmt: skip
     with screen(quiet) as shown:
         found = evaluate_target(question, progress=shown.progress, say=shown.say)
-    from tuneloop.files import read_json
+    from tuneloop.core.files import read_json
 
     result = read_json(found.folder / "eval.json")
     if as_json:
@@ -103,7 +103,7 @@ def endpoint_of(
     """An endpoint from options; answers are kept in the user's cache unless told otherwise."""
     from pathlib import Path
 
-    from tuneloop.evaluate.endpoint import Endpoint, key_from
+    from tuneloop.inference.client import Endpoint, key_from
     from tuneloop.models.names import cache_folder
 
     folder = None if no_cache else Path(cache) if cache else cache_folder() / "answers"

@@ -27,7 +27,7 @@ def command(
     """
     from pathlib import Path
 
-    from tuneloop.pipeline.export import export_run
+    from tuneloop.workflows.export import export_run
 
     with screen(quiet) as shown:
         artifact = export_run(

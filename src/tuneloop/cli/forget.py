@@ -41,10 +41,10 @@ def command(
     from rich.console import Console
 
     from tuneloop.data.forget import descendants, find_rows, forget, personal_settings
-    from tuneloop.data.match import Matcher, stand_ins
-    from tuneloop.data.personal import hidden
-    from tuneloop.pipeline.prepare import measure_of
+    from tuneloop.data.pii import hidden
+    from tuneloop.data.subject_match import Matcher, stand_ins
     from tuneloop.report.data_html import write_data_report
+    from tuneloop.workflows.prepare import measure_of
 
     console = Console(highlight=False, quiet=as_json)
     matcher = Matcher(match, regex)
@@ -81,7 +81,7 @@ def command(
 
 
 def _confirmed(found: Found, as_json: bool) -> bool:
-    from tuneloop.types import UserError
+    from tuneloop.core.errors import UserError
 
     if as_json or not sys.stdin.isatty():
         raise UserError(

@@ -44,7 +44,7 @@ def command(
             raise typer.BadParameter(f"{what} is missing{hint}")
     from tuneloop.evaluate.gate import EXIT, read_side, run_gate, write_gate
     from tuneloop.evaluate.suite import load_suite
-    from tuneloop.pipeline.evaluate import answers_of
+    from tuneloop.workflows.evaluate import answers_of
 
     wanted = load_suite(suite)
     with screen(quiet) as shown:
@@ -66,7 +66,7 @@ def command(
 
 def _init(target: str, against: str, suite: str, as_json: bool) -> None:
     """Write a first suite and say what to do with it."""
-    from tuneloop.pipeline.suites import write_first_suite
+    from tuneloop.workflows.suites import write_first_suite
 
     if not target or against:
         raise typer.BadParameter("--init takes one run or data set, and no --against")

@@ -15,7 +15,7 @@ def command(
     debug: Debug = False,
 ) -> None:
     """Look at a file of examples and write a recipe for it."""
-    from tuneloop.pipeline.recipes import write_starter
+    from tuneloop.workflows.recipes import write_starter
 
     path, found = write_starter(source, out)
     if as_json:

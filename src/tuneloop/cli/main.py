@@ -31,7 +31,7 @@ from tuneloop.cli import (
     train,
 )
 from tuneloop.cli.console import report_error
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
 
 app = typer.Typer(
     name="tuneloop",

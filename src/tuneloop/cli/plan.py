@@ -152,8 +152,8 @@ class _Output:
 
 def _table(settings: list[str] | None, model: str, asked: dict[str, Any], out: str) -> dict[str, Any]:
     """The plan of a model for all machines that are asked for."""
+    from tuneloop.core.errors import UserError
     from tuneloop.plan.options import plan_machines
-    from tuneloop.types import UserError
 
     if settings:
         raise UserError(
@@ -174,7 +174,7 @@ def _written(plan: dict[str, Any], out: str) -> dict[str, Any]:
     """The plan, also as `plan.json` where a folder is named."""
     from pathlib import Path
 
-    from tuneloop.files import write_json
+    from tuneloop.core.files import write_json
 
     if out:
         write_json(Path(out) / "plan.json", plan)
@@ -185,12 +185,12 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
     """The plan of a run on data: of this machine and measured where nothing else is asked and the model is there; else by formula."""
     from pathlib import Path
 
-    from tuneloop.pipeline.advise import counted_data, stand_in
-    from tuneloop.pipeline.plan import plan_alone
-    from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
+    from tuneloop.core.errors import UserError
     from tuneloop.plan.options import plan_machines
     from tuneloop.plan.recommend import recommendation_here
-    from tuneloop.types import UserError
+    from tuneloop.workflows.advise import counted_data, stand_in
+    from tuneloop.workflows.plan import plan_alone
+    from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
     if source and "dataset" in asked:
         raise UserError(
@@ -219,7 +219,7 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
 
 def _trained(asked: dict[str, Any]) -> list[str]:
     """Options as settings of a run."""
-    from tuneloop.types import UserError
+    from tuneloop.core.errors import UserError
 
     names = {"method": "train.method", "rank": "train.rank", "prefix_tokens": "train.prefix_tokens"}
     for name in asked:
@@ -237,8 +237,8 @@ def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> di
     import tempfile
     from pathlib import Path
 
-    from tuneloop.pipeline.recipes import recipe_of
-    from tuneloop.pipeline.train import calibrate_alone
+    from tuneloop.workflows.recipes import recipe_of
+    from tuneloop.workflows.train import calibrate_alone
 
     with screen(quiet) as shown, tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
@@ -285,7 +285,7 @@ def _history(as_json: bool) -> None:
 
 
 def _print_measured(plan: dict[str, Any]) -> None:
-    from tuneloop.pipeline.plan import plan_line
+    from tuneloop.workflows.plan import plan_line
 
     print(plan_line(plan))
     for name, gib in plan["memory"]["terms"].items():

@@ -54,9 +54,9 @@ def command(
     With --out a killed predict goes on where it stopped. With --json the summary is printed, and without --out the rows
     stand in it. Exit status 1: some rows have an error in place of an answer.
     """
-    from tuneloop.asking.files import predict_file
-    from tuneloop.asking.predict import Options
-    from tuneloop.asking.targets import open_target
+    from tuneloop.workflows.predict import Options
+    from tuneloop.workflows.predict_files import predict_file
+    from tuneloop.workflows.targets import open_target
 
     def server(url: str) -> object:
         if not model:
@@ -83,7 +83,7 @@ def command(
 
 def _print(row: dict[str, object]) -> None:
     """A row on stdout, in whatever characters it takes."""
-    from tuneloop.files import plain
+    from tuneloop.core.files import plain
 
     takes_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     print(json.dumps(plain(row), ensure_ascii=not takes_all, default=str), flush=True)

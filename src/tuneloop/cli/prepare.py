@@ -29,8 +29,8 @@ def command(
     debug: Debug = False,
 ) -> None:
     """Turn files of any shape into train, val and test splits. Exit status 1: all is written, but a check is at `error`."""
-    from tuneloop.pipeline.prepare import prepare_alone
-    from tuneloop.pipeline.recipes import recipe_for_sources
+    from tuneloop.workflows.prepare import prepare_alone
+    from tuneloop.workflows.recipes import recipe_for_sources
 
     places, settings = split_arguments(sources)
     recipe = recipe_for_sources(places, settings, name=name, model=model)

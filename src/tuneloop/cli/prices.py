@@ -15,9 +15,9 @@ def prices(words: Sequence[str], own: str | None, as_json: bool) -> None:
         own: the user's price file.
         as_json: print one JSON object.
     """
+    from tuneloop.core.errors import UserError
     from tuneloop.plan.gpus import all_gpus
     from tuneloop.plan.prices import TIERS, load_prices, update_prices
-    from tuneloop.types import UserError
 
     if list(words) not in ([], ["update"]):
         raise UserError(

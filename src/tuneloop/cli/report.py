@@ -19,12 +19,12 @@ def command(
 
     from rich.console import Console
 
-    from tuneloop.files import read_json
-    from tuneloop.pipeline.report import summary
+    from tuneloop.core.errors import UserError
+    from tuneloop.core.files import read_json
     from tuneloop.report.eval_html import write_page
     from tuneloop.report.table import comparison_as
     from tuneloop.report.terminal import print_closing
-    from tuneloop.types import UserError
+    from tuneloop.workflows.report import summary
 
     folder = Path(run)
     if table:

@@ -65,8 +65,8 @@ def command(
 
 
 def _review(places: list[str], mode: str, share: float, out: str, dataset: str, seed: int) -> Any:
+    from tuneloop.core.errors import UserError
     from tuneloop.evaluate.review.items import load_review, make_review, read_contenders
-    from tuneloop.types import UserError
 
     if len(places) == 1 and (Path(places[0]) / "review.json").is_file():
         return load_review(places[0])
@@ -93,8 +93,8 @@ def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str
 
 
 def _export(review: Any, kind: str, to: str) -> dict[str, Any]:
+    from tuneloop.core.errors import UserError
     from tuneloop.evaluate.review.results import export
-    from tuneloop.types import UserError
 
     if kind not in ("preference", "kto", "corrected"):
         raise UserError(f"No such export {kind!r}", where="--export", next_step="choose preference, kto or corrected")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tuneloop.types import Row
+from tuneloop.records.rows import Row
 
 if TYPE_CHECKING:
     from tuneloop.models.template import Rendered, Template

@@ -21,9 +21,9 @@ def command(
     """Do the main job: prepare, baselines, plan, train, evaluate, report."""
     from rich.console import Console
 
-    from tuneloop.pipeline import run
-    from tuneloop.pipeline.recipes import recipe_of
-    from tuneloop.pipeline.report import summary
+    from tuneloop.workflows.recipes import recipe_of
+    from tuneloop.workflows.report import summary
+    from tuneloop.workflows.run import run
 
     resolved = recipe_of(source, settings or [])
     with screen(quiet) as shown:

@@ -16,7 +16,7 @@ def command(
     """Print the recipe's JSON Schema, or a table of its keys."""
     import json
 
-    from tuneloop.recipe import Recipe, describe_keys
+    from tuneloop.workflows.recipe import Recipe, describe_keys
 
     if keys and not as_json:
         for key, default, meaning in describe_keys():

@@ -9,7 +9,7 @@ import typer
 from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen
 
 if TYPE_CHECKING:
-    from tuneloop.recipe import Recipe
+    from tuneloop.workflows.recipe import Recipe
 
 
 def command(
@@ -25,8 +25,8 @@ def command(
     debug: Debug = False,
 ) -> None:
     """Train an adapter or all weights; goes on from the last checkpoint when it was cut short."""
-    from tuneloop.pipeline.recipes import recipe_of
-    from tuneloop.pipeline.train import train_alone
+    from tuneloop.workflows.recipes import recipe_of
+    from tuneloop.workflows.train import train_alone
 
     recipe = recipe_of(source, settings or [], model=model, out=out)
     if preflight:
@@ -44,7 +44,7 @@ def command(
 def _preflight(recipe: Recipe, as_json: bool, quiet: bool) -> None:
     """Print what a run begins with; status 1 when it would refuse to start."""
     from tuneloop.cli.rows import print_rendered
-    from tuneloop.pipeline.train import preflight_alone
+    from tuneloop.workflows.train import preflight_alone
 
     with screen(quiet) as shown:
         checked, plan, template = preflight_alone(recipe, progress=shown.progress, say=shown.say)

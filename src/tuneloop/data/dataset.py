@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, read_jsonl, sha256_file
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.split import SPLITS, key64
-from tuneloop.files import content_hash, read_jsonl, sha256_file
 from tuneloop.records.dataset import AGAIN, MANIFEST, read_manifest
-from tuneloop.types import Dataset, Row, UserError
+from tuneloop.records.rows import Dataset, Row
 
 
 def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprint: str = "") -> str:

@@ -15,20 +15,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
 from tuneloop.data import language
 from tuneloop.data.dataset import dataset_hash, label_counts, read_rows, token_statistics
-from tuneloop.data.lineage import dataset_folder, read_lines, read_manifest, split_files
-from tuneloop.data.match import NO_TEXT, Matcher
+from tuneloop.data.diff import dataset_folder, read_lines, read_manifest, split_files
 from tuneloop.data.mix import GENERAL_FILE
-from tuneloop.data.refine import LANGUAGES_EVERY, asked_text, counted
+from tuneloop.data.process_record import LANGUAGES_EVERY, asked_text, counted
 from tuneloop.data.split import SPLITS
-from tuneloop.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
+from tuneloop.data.subject_match import NO_TEXT, Matcher
 from tuneloop.records.dataset import AGAIN, MANIFEST
-from tuneloop.types import Dataset, Reject, Row, UserError
+from tuneloop.records.rows import Dataset, Reject, Row
 
 if TYPE_CHECKING:
     from tuneloop.data.config import PersonalConfig, PrepareConfig
-    from tuneloop.data.prepare import Measured
+    from tuneloop.data.prepare import TokenCount
 
 REHEARSAL = ".rehearsal-"  # begins the name of the folder in which a removal is tried first
 JOURNAL = ".forgetting.json"  # the manifest while a data set is being rewritten
@@ -238,7 +239,7 @@ def _holds(path: Path, match: Matcher) -> bool:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Half of a file that a killed process left: see `tuneloop.files.write_bytes`."""
+    """Half of a file that a killed process left: see `tuneloop.core.files.write_bytes`."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
@@ -394,7 +395,7 @@ def forget(
     match: Matcher,
     *,
     runs_root: Path | str = ".",
-    measure: Callable[[Row], Measured] | None = None,
+    measure: Callable[[Row], TokenCount] | None = None,
     checks: Callable[[Dataset], list[dict[str, Any]]] | None = None,
     today: datetime.date | None = None,
 ) -> Forgotten:
@@ -456,7 +457,7 @@ def _rehearse(
     found: Found,
     match: Matcher,
     config: PrepareConfig,
-    measure: Callable[[Row], Measured] | None,
+    measure: Callable[[Row], TokenCount] | None,
     today: datetime.date,
 ) -> None:
     """Do all of it in a folder beside, on links to the files: what can't be finished leaves the data set as it was.
@@ -540,7 +541,7 @@ def _manifest_after(
     found: Found,
     match: Matcher,
     config: PrepareConfig,
-    measure: Callable[[Row], Measured] | None,
+    measure: Callable[[Row], TokenCount] | None,
     checks: Callable[[Dataset], list[dict[str, Any]]] | None,
     today: datetime.date,
 ) -> dict[str, Any]:
@@ -618,7 +619,7 @@ def _rows_with_content(manifest: Mapping[str, Any]) -> int:
 
 
 def _mix_after(
-    mix: Mapping[str, Any], rows: Mapping[str, Sequence[Row]], measure: Callable[[Row], Measured] | None
+    mix: Mapping[str, Any], rows: Mapping[str, Sequence[Row]], measure: Callable[[Row], TokenCount] | None
 ) -> dict[str, Any]:
     """The manifest's account of general rows with what is left of them; without `measure` tokens stay as they were."""
     left = {split: Counter(row.meta.get("mix") for row in some) for split, some in rows.items()}
@@ -642,7 +643,7 @@ def _mix_after(
 
 
 def _split_after(
-    was: Mapping[str, Any], path: Path, rows: Sequence[Row], measure: Callable[[Row], Measured] | None
+    was: Mapping[str, Any], path: Path, rows: Sequence[Row], measure: Callable[[Row], TokenCount] | None
 ) -> dict[str, Any]:
     """What the manifest says of a split; without `measure` the old token statistics, marked with the rows they are of.
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
 
 UNDETERMINED = "und"  # ISO 639-2 for a text without a language
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_jsonl
 from tuneloop.data.config import MixConfig
 from tuneloop.data.split import Split, keyed_hash, normalised, prompt_key
-from tuneloop.files import read_jsonl
-from tuneloop.types import Row, UserError
+from tuneloop.records.rows import Row
 
 GENERAL_FILE = "general.jsonl"  # beside the splits: general rows held out of training
 HELD_OUT_SHARE, HELD_OUT_ROWS = 0.05, 200  # of the general rows, and at most

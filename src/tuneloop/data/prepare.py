@@ -23,6 +23,9 @@ import numpy as np
 import orjson
 
 from tuneloop import __version__
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import replacing, user_errors_of_the_disk, write_json
+from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.checks import (
     Check,
     LongRows,
@@ -37,49 +40,39 @@ from tuneloop.data.checks import (
 )
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.dataset import RowFile, hash_of_keys, prepare_key, sha256_of_source, token_statistics
-from tuneloop.data.decide import Embed, decide, shuffled
-from tuneloop.data.engine import beside, ordered_map, usual_workers
+from tuneloop.data.dedup.contamination import index_of
+from tuneloop.data.dedup.minhash import NO_FRAME, Frame, shared_frame
+from tuneloop.data.dedup_and_split import Embed, decide, shuffled
 from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
-from tuneloop.data.leaks import index_of
-from tuneloop.data.mix import (
-    GENERAL_FILE,
-    Drawn,
-    GeneralRows,
-    Mixed,
-    Size,
-    dataset_rows,
-    interleaved,
-    mix_rows,
-)
-from tuneloop.data.reasons import REASONS, REPAIRS
-from tuneloop.data.refine import (
+from tuneloop.data.mix import GENERAL_FILE, Drawn, GeneralRows, Mixed, Size, dataset_rows, interleaved, mix_rows
+from tuneloop.data.process_record import (
     LANGUAGES_EVERY,
     NO_ROW,
     Measure,
-    Measured,
     Refined,
     Refinery,
+    TokenCount,
     Work,
     counted,
     refine,
     refine_chunk,
     reject_line,
 )
-from tuneloop.data.sketches import NO_FRAME, Frame, shared_frame
+from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.split import SPLITS, TEST, Split
 from tuneloop.data.spool import Table, spool_folder
 from tuneloop.data.task import format_facts
-from tuneloop.files import replacing, user_errors_of_the_disk, write_json
+from tuneloop.data.workers import beside, ordered_map, usual_workers
 from tuneloop.records.dataset import MANIFEST
-from tuneloop.types import Dataset, Progress, Reject, Row, UserError, no_progress
+from tuneloop.records.rows import Dataset, Reject, Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Measure", "Measured", "prepare"]
+__all__ = ["Measure", "TokenCount", "prepare"]
 
 SAMPLE = 2000  # records looked at to find the format
 CHUNK = 1 << 18  # bytes of a chunk: small enough that all processes have some of a small source
@@ -122,7 +115,7 @@ def prepare(
             a source that changes meanwhile, or more rejects than `allow_rejects`; then `rejects.jsonl` is there and
             `dataset.json` is not.
     """
-    from tuneloop.data.personal import pseudonym_key
+    from tuneloop.data.pii import pseudonym_key
 
     out = Path(out)
     progress("looking at the sources", 0, 1)
@@ -142,7 +135,7 @@ def prepare(
         )
         workers = 1 if _is_small(files) else config.workers or usual_workers()
         with Table(spool, frame) as table:
-            job = Job(config, seed, out, files, guess, refinery, table, workers, embed, progress)
+            job = PrepareContext(config, seed, out, files, guess, refinery, table, workers, embed, progress)
             _gather(job)
             _refuse_too_many(job)
             taken = np.array([given.split is not None for given in job.file_of_chunk])[table.columns["chunk"]]
@@ -188,7 +181,7 @@ def _given_files(config: PrepareConfig) -> list[Given]:
 
 
 @dataclass
-class Job:
+class PrepareContext:
     """A preparation at work.
 
     Args:
@@ -230,7 +223,7 @@ def _look(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGue
     return guess, replace(frame, ratings=True) if config.duplicates.keep == "best" else frame
 
 
-def _gather(job: Job) -> None:
+def _gather(job: PrepareContext) -> None:
     """Run every chunk through `refine_chunk` and collect the facts; a given test set first, for its rows must not leak."""
     config, table = job.config, job.table
     size = _size(job.files)
@@ -251,7 +244,7 @@ def _gather(job: Job) -> None:
     job.progress("reading", size, size, rows=len(table), rejected=sum(table.rejected.values()))
 
 
-def _work(job: Job, files: Sequence[Given], size: int) -> Iterator[Work]:
+def _work(job: PrepareContext, files: Sequence[Given], size: int) -> Iterator[Work]:
     """The chunks of files with their numbers; `limit` ends the reading of the sources."""
     left = job.config.limit
     before = _size(job.files) - _size(files)
@@ -275,7 +268,7 @@ def _work(job: Job, files: Sequence[Given], size: int) -> Iterator[Work]:
         before += os.path.getsize(file.path)
 
 
-def _refuse_too_many(job: Job) -> None:
+def _refuse_too_many(job: PrepareContext) -> None:
     """Stop when too large a share of the records is defective, or nothing is left; the rejects are written first."""
     table, config, out = job.table, job.config, job.out
     reasons = table.rejected
@@ -394,7 +387,7 @@ def _repairs(table: Table) -> Iterator[tuple[str, bytes, bool]]:
             yield kind, line, place != NO_ROW and not table.fate[first + place]
 
 
-def _write(job: Job, identity: dict[str, Any], template_adds: str) -> Dataset:
+def _write(job: PrepareContext, identity: dict[str, Any], template_adds: str) -> Dataset:
     """The files of a data set, the manifest last."""
     table, config, out = job.table, job.config, job.out
     _clear(out)
@@ -514,7 +507,7 @@ _Begun = Mapping[str, Callable[[], Any]]  # by the name of a check, what gives i
 _DOUBTED = "label_errors"
 
 
-def _begin_checks(job: Job, overview: Overview) -> _Begun:
+def _begin_checks(job: PrepareContext, overview: Overview) -> _Begun:
     """The checks that take long, at work while the files are written."""
     workers = job.workers if job.embed is None else 1  # a model that has been at work does not survive a fork
     first = (_DOUBTED,) if overview.task == "classification" else ()
@@ -530,7 +523,7 @@ def _long_check(name: str, setting: tuple[Embed | None, Overview]) -> Check | tu
     return suspects, [orjson.dumps(record) for record in suspect_records(overview, suspects, most=len(suspects.errors))]
 
 
-def _checks(job: Job, overview: Overview, begun: _Begun) -> list[Check]:
+def _checks(job: PrepareContext, overview: Overview, begun: _Begun) -> list[Check]:
     """All checks; the rows they found stand in `flagged.jsonl`, those with doubtful labels in `label_errors.jsonl`."""
     job.progress("checking", 0, 1)
     path = job.out / "label_errors.jsonl"
@@ -669,7 +662,7 @@ def _languages(table: Table) -> dict[str, int]:
     return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
 
-def _mix(job: Job, orders: Mapping[Split, NDArray[Any]]) -> Mixed | None:
+def _mix(job: PrepareContext, orders: Mapping[Split, NDArray[Any]]) -> Mixed | None:
     """General rows for the splits, as `data.mix` asks for them."""
     settings = job.config.mix
     if not settings.sources or settings.share == 0:
@@ -685,7 +678,7 @@ def _mix(job: Job, orders: Mapping[Split, NDArray[Any]]) -> Mixed | None:
     return mix_rows(splits, sizes, general, settings, job.seed)
 
 
-def _general_rows(job: Job, source: str) -> Iterator[Row]:
+def _general_rows(job: PrepareContext, source: str) -> Iterator[Row]:
     """The rows of a general source that is no data set: refined like the task's, what is none left out."""
     plain = PrepareConfig.model_validate(
         {**job.config.model_dump(include={"repair", "personal", "max_length", "language"}), "sources": [source]}
@@ -700,7 +693,7 @@ def _general_rows(job: Job, source: str) -> Iterator[Row]:
                         yield made.row
 
 
-def _write_duplicates(job: Job) -> None:
+def _write_duplicates(job: PrepareContext) -> None:
     """`duplicates.jsonl`: some of the dropped copies beside what stayed, near ones first."""
     table = job.table
     copies = np.flatnonzero(table.because >= 0)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from tuneloop.core.errors import UserError
 from tuneloop.data.config import SplitConfig
-from tuneloop.types import Dataset, Row, UserError
+from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.machine import release_memory
 from tuneloop.data.dataset import meta_key
+from tuneloop.data.dedup.minhash import NO_FRAME, Frame, RowTexts, texts_of
+from tuneloop.data.process_record import NAMED, Facts
 from tuneloop.data.reasons import REASONS
-from tuneloop.data.refine import NAMED, Facts
-from tuneloop.data.sketches import NO_FRAME, Frame, RowTexts, texts_of
 from tuneloop.data.split import key64
-from tuneloop.files import user_errors_of_the_disk
-from tuneloop.machine import release_memory
-from tuneloop.types import Row
+from tuneloop.records.rows import Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
 from tuneloop.data.formats import ROLES, FormatGuess, Parsed, Rejection, parse_record, template_columns
 from tuneloop.data.formats.detect import TEXT_NAMES, TURN_COLUMNS
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
-from tuneloop.files import Config
-from tuneloop.types import Dataset, Message, Row, UserError
+from tuneloop.records.rows import Dataset, Message, Row
 
 VERSION = 1
 _ASKED = ("turns", "request", "instruction", "prompt", "text", "chosen")  # roles of columns that hold what is asked
@@ -305,8 +306,8 @@ def _as_text_column(spec: TaskSpec | None, column: str, system: str | None) -> R
 
 def _reader(spec: TaskSpec | None, guess: FormatGuess, system: str | None) -> ReadPrompt:
     """Repairs, the format's function and the system turn, as in training."""
-    from tuneloop.data.personal import pseudonym_key
-    from tuneloop.data.refine import cleaned
+    from tuneloop.data.pii import pseudonym_key
+    from tuneloop.data.process_record import cleaned
 
     config = _config(spec)
     key = pseudonym_key(config.personal)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from tuneloop.types import Message
+from tuneloop.records.rows import Message
 
 Fits = Callable[[list[Message]], bool]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.types import Estimate
+from tuneloop.records.evaluation import Estimate
 
 Z95 = 1.959963984540054
 RESAMPLES = 1000

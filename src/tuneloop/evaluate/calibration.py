@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tuneloop.evaluate.metrics import Array, Statistics, ratio
-from tuneloop.types import Answer
+from tuneloop.core.stats import Array, Statistics
+from tuneloop.evaluate.metrics import ratio
+from tuneloop.records.completion import Answer
 
 BINS = 15
 

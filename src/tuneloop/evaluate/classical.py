@@ -19,9 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.metrics import last_user_turn
 from tuneloop.evaluate.multilabel import NO_LABELS, label_lists
-from tuneloop.types import Answer, Contender, Row, UserError
+from tuneloop.records.completion import Answer
+from tuneloop.records.evaluation import AnswerFunction
+from tuneloop.records.rows import Row
 
 TFIDF = "tf-idf + logistic regression"
 MINILM = "MiniLM + logistic regression"
@@ -48,7 +51,7 @@ class Classical:
     """
 
     name: str
-    contender: Contender
+    contender: AnswerFunction
     seconds: float
 
 
@@ -140,7 +143,7 @@ def _text(row: Row) -> str:
     return last_user_turn(row)[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
 
 
-def _regression(features: Callable[[list[str]], Any], table: Any, rows: Sequence[Row]) -> Contender:
+def _regression(features: Callable[[list[str]], Any], table: Any, rows: Sequence[Row]) -> AnswerFunction:
     from sklearn.linear_model import LogisticRegression
 
     lists = label_lists(rows)
@@ -161,7 +164,7 @@ def _regression(features: Callable[[list[str]], Any], table: Any, rows: Sequence
     return answer
 
 
-def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequence[frozenset[str]]) -> Contender:
+def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequence[frozenset[str]]) -> AnswerFunction:
     """Rows with several labels: one regression a label, which applies from a probability of one half on."""
     from sklearn.linear_model import LogisticRegression
 

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from tuneloop.core.progress import Progress, no_progress
 from tuneloop.evaluate.metrics import last_user_turn
 from tuneloop.evaluate.sandbox import Limits, Outcome, run_program
-from tuneloop.types import Progress, Row, no_progress
+from tuneloop.records.rows import Row
 
 PASS_AT = (1, 5, 10, 100)  # those that the number of answers a row allows are reported
 _CUTS = 20  # parts at the end of an answer that are left out, one by one, until the rest compiles

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from tuneloop.files import Config
+from tuneloop.core.files import Config
 
 
 class EvaluateConfig(Config):

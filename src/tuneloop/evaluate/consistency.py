@@ -14,15 +14,18 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
+from tuneloop.core import stats as u
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate import metrics as m
 from tuneloop.evaluate import structured as js
-from tuneloop.evaluate import uncertainty as u
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import cluster_keys
 from tuneloop.evaluate.multilabel import label_lists, label_reader, vocabulary
 from tuneloop.evaluate.rewording import rewordings
-from tuneloop.models.sampling import GREEDY, Sampling
-from tuneloop.types import Answer, Estimate, Message, Row, UserError
+from tuneloop.inference.sampling import GREEDY, Sampling
+from tuneloop.records.completion import Answer
+from tuneloop.records.evaluation import Estimate
+from tuneloop.records.rows import Message, Row
 
 AS_IT_IS, DRAWN = "as it is", "drawn"
 FEWEST_WAYS = 2

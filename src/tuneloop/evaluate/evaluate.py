@@ -13,15 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from tuneloop.core import stats as u
+from tuneloop.core.errors import UserError
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.stats import Array, Statistics
 from tuneloop.evaluate import metrics as m
 from tuneloop.evaluate import structured as js
-from tuneloop.evaluate import uncertainty as u
 from tuneloop.evaluate.calibration import calibration_statistics, confidences
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.label_use import LabelUse, label_use
-from tuneloop.evaluate.metrics import Array, Statistics
 from tuneloop.evaluate.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
-from tuneloop.types import Answer, Estimate, Progress, Row, UserError, lower_is_better, no_progress
+from tuneloop.records.completion import Answer
+from tuneloop.records.evaluation import Estimate, lower_is_better
+from tuneloop.records.rows import Row
 
 # Metrics with the same row scores as another one, whose exact interval and test they share.
 _SAME_AS = dict.fromkeys(("micro_f1", "precision_micro", "recall_micro", "recall_weighted"), "accuracy")
@@ -33,7 +37,7 @@ CLUSTER_NAMES = ("conversation_id", "conversation", "dialogue_id", "dialog_id", 
 
 
 @dataclass(frozen=True)
-class Measured:
+class AnswerStats:
     """What is known of answers beside their texts. Each list is empty or has an entry for each row.
 
     Args:
@@ -102,7 +106,7 @@ class Evaluation:
     primary: str
     primary_named: bool = False
     labels_used: dict[str, LabelUse] = field(default_factory=dict)
-    measured: Measured = field(default_factory=Measured, repr=False, compare=False)
+    measured: AnswerStats = field(default_factory=AnswerStats, repr=False, compare=False)
     clusters: list[int] | None = None
     code: dict[str, Any] = field(default_factory=dict, compare=False)
     cluster: str | None = None
@@ -267,7 +271,7 @@ class _Scoring:
     rows: list[Row]
     answers: list[Answer]
     config: EvaluateConfig
-    measured: Measured
+    measured: AnswerStats
     progress: Progress
     field_labels: dict[str, Sequence[str]] = field(default_factory=dict)
     statistics: list[Statistics] = field(default_factory=list)
@@ -305,7 +309,7 @@ def evaluate(
     config: EvaluateConfig,
     seed: int,
     perplexity: float | None = None,
-    measured: Measured | None = None,
+    measured: AnswerStats | None = None,
     field_labels: Mapping[str, Sequence[str]] | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
@@ -332,7 +336,7 @@ def evaluate(
         UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field, schema or
             scorer.
     """
-    s = _Scoring(list(rows), list(answers), config, measured or Measured(), progress, dict(field_labels or {}))
+    s = _Scoring(list(rows), list(answers), config, measured or AnswerStats(), progress, dict(field_labels or {}))
     _check_rows(s.rows, s.answers, task)
     s.predictions, s.valid = [None] * len(s.rows), [True] * len(s.rows)
     if task == "classification":

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from tuneloop.evaluate.metrics import last_user_turn
-from tuneloop.types import Message, Row
+from tuneloop.records.rows import Message, Row
 
 
 def choose_examples(

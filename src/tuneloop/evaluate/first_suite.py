@@ -8,12 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.stats import Z80, Z95
 from tuneloop.evaluate.evaluate import Evaluation, primary_metric
 from tuneloop.evaluate.label_use import label_use
 from tuneloop.evaluate.metrics import compile_fields, last_user_turn
 from tuneloop.evaluate.multilabel import label_lists
-from tuneloop.evaluate.uncertainty import Z80, Z95
-from tuneloop.types import Row, UserError, lower_is_better
+from tuneloop.records.evaluation import lower_is_better
+from tuneloop.records.rows import Row
 
 MOST_ROWS = 8  # that must pass
 LONGEST_COMMENT = 70  # characters of a row's prompt

@@ -14,10 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from tuneloop.core import stats as u
+from tuneloop.core.errors import UserError
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.stats import Array
 from tuneloop.evaluate import metrics as m
-from tuneloop.evaluate import uncertainty as u
-from tuneloop.evaluate.metrics import Array
-from tuneloop.types import Answer, Estimate, Message, Progress, Row, UserError, no_progress
+from tuneloop.records.completion import Answer
+from tuneloop.records.evaluation import Estimate
+from tuneloop.records.rows import Message, Row
 
 LEAST_TOKENS = 8  # of an answer that counts as memorised: a label is no secret
 CANDIDATES = 512  # random alternatives that a canary is ranked among

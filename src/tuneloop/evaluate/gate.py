@@ -18,9 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, read_json, read_jsonl, sha256_file, write_json
 from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
-from tuneloop.files import content_hash, read_json, read_jsonl, sha256_file, write_json
-from tuneloop.types import Answer, Row, UserError, lower_is_better
+from tuneloop.records.completion import Answer
+from tuneloop.records.evaluation import lower_is_better
+from tuneloop.records.rows import Row
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
@@ -341,7 +344,7 @@ def _only(side: Side, ids: set[str] | None) -> Evaluation:
     if ids is None:
         return side.evaluation
     from tuneloop.evaluate.config import EvaluateConfig
-    from tuneloop.evaluate.evaluate import Measured, evaluate
+    from tuneloop.evaluate.evaluate import AnswerStats, evaluate
 
     whole = side.evaluation
     kept = [i for i, row in enumerate(whole.rows) if row.id in ids]
@@ -358,7 +361,7 @@ def _only(side: Side, ids: set[str] | None) -> Evaluation:
         config=EvaluateConfig(fields=whole.fields, bootstrap=whole.bootstrap, cluster=whole.cluster),
         seed=whole.seed,
         field_labels=whole.field_labels,
-        measured=Measured(
+        measured=AnswerStats(
             losses=some(known.losses),
             loss_tokens=some(known.loss_tokens),
             confidence=some(known.confidence),
@@ -375,8 +378,8 @@ def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate:
 
     Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
     """
+    from tuneloop.core.stats import rows_to_settle
     from tuneloop.evaluate.evaluate import compare
-    from tuneloop.evaluate.uncertainty import rows_to_settle
 
     if metric not in candidate.metrics or metric not in base.metrics:
         return Check("metric", title, "inconclusive", f"{title}: not measured on both", limit=-margin)

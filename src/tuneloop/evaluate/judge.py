@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tuneloop.evaluate import uncertainty as u
+from tuneloop.core import stats as u
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_yaml
 from tuneloop.evaluate.metrics import mean_statistics
-from tuneloop.files import read_yaml
-from tuneloop.types import Estimate, Message, UserError
+from tuneloop.records.evaluation import Estimate
+from tuneloop.records.rows import Message
 
 Winner = Literal["a", "b", "tie"]
 PAIR_OPTIONS = ("A", "B", "tie")

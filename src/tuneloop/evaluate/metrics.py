@@ -14,16 +14,16 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.types import Row, UserError
-
-Array = NDArray[np.float64]
+from tuneloop.core.errors import UserError
+from tuneloop.core.stats import Array as Array
+from tuneloop.core.stats import Statistics as Statistics
+from tuneloop.records.rows import Row
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -33,36 +33,6 @@ LONGEST_SCORED = 20_000
 
 
 LONGEST_LABEL = 60  # characters of an answer that may be a label without being called so
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Figures of each row whose sums give one family of metrics.
-
-    Args:
-        rows: shape (n, S), a numpy array or a scipy CSR matrix. A row that doesn't count is all zeros.
-        values: metric name -> function from sums of shape (R, S) to R values.
-        row_scores: metric name -> one score for each row (NaN: the row doesn't count). Corpus metrics show their
-            sentence-level score here.
-        right_or_wrong: the metrics of `row_scores` that are 0 or 1 in each row, so that exact tests apply.
-        layout: what the columns of `rows` stand for where that depends on the data (label names). Rows of two contenders can
-            be held against each other where shape and layout are the same.
-    """
-
-    rows: Any
-    values: Mapping[str, Callable[[Array], Array]]
-    row_scores: Mapping[str, list[float]]
-    right_or_wrong: frozenset[str] = frozenset()
-    layout: tuple[str, ...] = ()
-
-    def totals(self) -> Array:
-        """Sums over all rows, shape (1, S)."""
-        return np.asarray(self.rows.sum(axis=0), dtype=np.float64).reshape(1, -1)
-
-    def point_values(self) -> dict[str, float]:
-        """Each metric's value on all rows."""
-        totals = self.totals()
-        return {name: float(function(totals)[0]) for name, function in self.values.items()}
 
 
 def references_of(row: Row) -> list[str]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuneloop.evaluate.metrics import Array, Statistics, label_matcher, ratio
-from tuneloop.types import Row
+from tuneloop.core.stats import Array, Statistics
+from tuneloop.evaluate.metrics import label_matcher, ratio
+from tuneloop.records.rows import Row
 
 NO_LABELS = "none"  # how prepared data and answers say that no label applies
 _SEPARATORS = re.compile(r"\s*(?:,|;|\||\r?\n|\s\+\s|\band\b)\s*")

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.code import problem_of
 from tuneloop.evaluate.multilabel import NO_LABELS
-from tuneloop.types import Row, UserError
+from tuneloop.records.rows import Row
 
 NAMES = ("prediction", "predicted", "answer", "output", "response", "completion", "generated", "label", "labels")
 IDS = ("id", "task_id")

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tuneloop.evaluate import uncertainty as u
+from tuneloop.core import stats as u
+from tuneloop.core.errors import UserError
+from tuneloop.core.stats import Array, Statistics
 from tuneloop.evaluate.evaluate import Evaluation
-from tuneloop.evaluate.metrics import Array, Statistics, last_user_turn, ratio
-from tuneloop.types import Estimate, Row, UserError
+from tuneloop.evaluate.metrics import last_user_turn, ratio
+from tuneloop.records.evaluation import Estimate
+from tuneloop.records.rows import Row
 
 FEWEST = 20  # rows on either side
 MOST = 20_000  # production rows that are read; beyond that the first decide

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_yaml
 from tuneloop.evaluate.few_shot import example_turns
 from tuneloop.evaluate.metrics import last_user_turn
-from tuneloop.files import read_yaml
-from tuneloop.types import Message, Row, UserError
+from tuneloop.records.rows import Message, Row
 
 _PLACE = re.compile(r"\{(\w+)\}")
 

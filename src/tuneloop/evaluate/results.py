@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json, read_jsonl, write_json, write_jsonl
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import Comparison, Evaluation, Measured, adjusted, evaluate
+from tuneloop.evaluate.evaluate import AnswerStats, Comparison, Evaluation, adjusted, evaluate
 from tuneloop.evaluate.metrics import last_user_turn, references_of
 from tuneloop.evaluate.production import against_production
 from tuneloop.evaluate.slices import breakdown, breakdown_in_words
 from tuneloop.evaluate.verdict import decide
-from tuneloop.evaluate.words import verdict_in_words
-from tuneloop.files import read_json, read_jsonl, write_json, write_jsonl
-from tuneloop.types import Answer, Row, UserError
+from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row
 
 
 def write_evaluation(
@@ -158,7 +160,7 @@ def _sample(
     return sample
 
 
-def _beside(measured: Measured, i: int) -> dict[str, Any]:
+def _beside(measured: AnswerStats, i: int) -> dict[str, Any]:
     """What is known of a row's answer beside its text."""
     beside: dict[str, Any] = {}
     if measured.confidence:
@@ -174,7 +176,7 @@ def _beside(measured: Measured, i: int) -> dict[str, Any]:
     return beside
 
 
-def _measured(besides: Sequence[Mapping[str, Any]]) -> Measured:
+def _measured(besides: Sequence[Mapping[str, Any]]) -> AnswerStats:
     """The inverse of `_beside` over all rows; NaN stands in JSON as null."""
 
     def column(name: str) -> list[Any]:
@@ -182,7 +184,7 @@ def _measured(besides: Sequence[Mapping[str, Any]]) -> Measured:
 
     losses = column("loss")
     scores = column("measured")
-    return Measured(
+    return AnswerStats(
         losses=[_number(loss) for loss, _ in losses],
         loss_tokens=[tokens for _, tokens in losses],
         confidence=[_number(x) for x in column("confidence")],

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
 
 KEPT_OUTPUT = 4_000  # bytes of what a program prints that are kept
 _CHILD = Path(__file__).with_name("sandbox_child.py")

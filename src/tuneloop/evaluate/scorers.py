@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.metrics import last_user_turn, references_of
-from tuneloop.types import Row, UserError
+from tuneloop.records.rows import Row
 
 # What a scorer may ask for, by the names of its parameters.
 _NAMES = {

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from tuneloop.evaluate import uncertainty as u
+from tuneloop.core import stats as u
+from tuneloop.core.errors import UserError
+from tuneloop.core.stats import Array
 from tuneloop.evaluate.calibration import reliability
 from tuneloop.evaluate.evaluate import CLUSTER_NAMES, Evaluation
-from tuneloop.evaluate.metrics import Array, last_user_turn
+from tuneloop.evaluate.metrics import last_user_turn
 from tuneloop.evaluate.multilabel import label_lists
-from tuneloop.types import Row, UserError
+from tuneloop.records.rows import Row
 
 FEWEST = 5  # rows of a slice, and outside it
 MOST_VALUES = 20  # of a metadata field that is sliced by its values

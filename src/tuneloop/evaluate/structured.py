@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tuneloop.evaluate.metrics import Array, Statistics, ratio
-from tuneloop.files import read_json
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
+from tuneloop.core.stats import Array, Statistics
+from tuneloop.evaluate.metrics import ratio
 
 LONGEST = 1 << 20  # characters of an answer that are parsed
 MOST_FIELDS = 20  # top-level fields that are scored by themselves

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tuneloop.files import Config, build_config, read_jsonl, read_yaml
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config, build_config, read_jsonl, read_yaml
 
 Status = Literal["pass", "fail", "inconclusive"]
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from tuneloop.core.stats import NOT_ENOUGH
 from tuneloop.evaluate.classical import CLASSICAL, MAJORITY
 from tuneloop.evaluate.evaluate import Comparison, Evaluation, rows_needed
-from tuneloop.evaluate.uncertainty import NOT_ENOUGH
-from tuneloop.types import lower_is_better
+from tuneloop.records.evaluation import lower_is_better
 
 Outcome = Literal["better", "promising", "not enough evidence", "mixed", "worse", "not compared"]
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")

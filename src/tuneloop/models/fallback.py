@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
 
 
 def load(folder: Path, dtype: torch.dtype, device: str) -> nn.Module:

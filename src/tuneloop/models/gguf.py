@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import lock_folder, sha256_file, user_errors_of_the_disk, write_bytes, write_json, write_text
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import lock_folder, sha256_file, user_errors_of_the_disk, write_bytes, write_json, write_text
 
 _LAYER = {
     "attn_norm": "input_layernorm",

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.files import read_json
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
 from tuneloop.models.names import resolve
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Template, load_template
-from tuneloop.types import UserError
 
 if TYPE_CHECKING:
     import torch

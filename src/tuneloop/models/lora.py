@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tuneloop.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import spread, whole
-from tuneloop.types import UserError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense")
 

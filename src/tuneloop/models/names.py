@@ -10,8 +10,8 @@ import os
 import re
 from pathlib import Path
 
-from tuneloop.files import home, nearest_path
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import home, nearest_path
 
 PACKAGED = "smollm2-135m"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")

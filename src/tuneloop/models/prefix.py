@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.llama import KeyValues, Llama
 from tuneloop.models.lora import copy_tensors, read_adapter, write_peft
-from tuneloop.types import UserError
 
 # Shape suffixes: V virtual tokens, N layers, K key heads, D head size, B rows, S tokens.
 

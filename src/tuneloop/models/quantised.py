@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.sharded import whole
-from tuneloop.types import UserError
 
 BLOCK = 64  # weights that share a scale, as in the paper
 

@@ -20,8 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import read_json, write_json, write_text
-from tuneloop.types import Message, UserError
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json, write_json, write_text
+from tuneloop.records.rows import Message
 
 # The Llama 3 conversation as Meta's own formatter writes it: no trimming and no injected system text, tools listed
 # in the system turn as the model card shows, tool calls as ASCII JSON, tool results as `ipython`. It stands here as the

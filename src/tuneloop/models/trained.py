@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tuneloop.files import read_json
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
 from tuneloop.models.load import Model, read_weights
 from tuneloop.models.names import PACKAGED, known_name
-from tuneloop.types import UserError
 
 OWN = "tuneloop.json"  # beside trained weights: what base they are for, and their task
 

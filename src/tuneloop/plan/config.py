@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tuneloop.files import Config
+from tuneloop.core.files import Config
 from tuneloop.plan.prices import CPU_USD_PER_HOUR
 
 

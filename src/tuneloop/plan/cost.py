@@ -13,9 +13,9 @@ import random
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.units import hours_words, usd_words
 from tuneloop.plan.prices import Price
-from tuneloop.types import UserError
-from tuneloop.words import hours_words, usd_words
 
 DRAWS = 2000
 MOST = 10**9  # of any hours, dollars an hour, rows or runs: more is a slip of the pen

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.plan.gpus import CPU, Gpu, find_gpu, this_cpu
-from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import RESIDENT
 from tuneloop.plan.memory import Memory, memory_of
 from tuneloop.plan.shape import ModelShape, target_modules
 from tuneloop.plan.speed import speed_of
-from tuneloop.types import UserError
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ TIME_LOW, TIME_HIGH = 0.85, 1.35
 def loop_job(
     shape: ModelShape, work: Work, *, model: str, method: str, rank: int, targets: Sequence[str] | str,
     prefix_tokens: int, bytes_a_weight: int, gpu: Gpu | None = None, **settings: Any,
-) -> Job:  # fmt: skip
+) -> TrainingSetup:  # fmt: skip
     """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the micro-batch that needs most.
 
     Args:
@@ -65,7 +65,7 @@ def loop_job(
     device = gpu or this_cpu()
     share = work.supervised / max(work.tokens, 1)
 
-    def of(rows: int, length: int, shared: int) -> Job:
+    def of(rows: int, length: int, shared: int) -> TrainingSetup:
         tokens = rows * length + shared
         return make_job(
             model=model, shape=replace(shape, context=0), gpu=device, method=method, rank=rank, targets=target_modules(targets),

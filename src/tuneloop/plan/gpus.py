@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
 
 TABLE = Path(__file__).with_name("gpus.yaml")
 CPU = "cpu"
@@ -69,7 +69,7 @@ def all_gpus() -> dict[str, Gpu]:
 
 def this_cpu() -> Gpu:
     """This machine without a GPU."""
-    from tuneloop import machine
+    from tuneloop.core import machine
 
     cores = machine.cores()
     return Gpu(

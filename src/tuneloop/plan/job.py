@@ -7,9 +7,9 @@ import functools
 from dataclasses import dataclass, field
 from typing import Literal, get_args, get_type_hints
 
+from tuneloop.core.errors import UserError
 from tuneloop.plan.gpus import Gpu
 from tuneloop.plan.shape import ModelShape, target_modules
-from tuneloop.types import UserError
 
 Method = Literal["full", "lora", "qlora", "prefix"]
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
@@ -59,7 +59,7 @@ KERNELS: dict[LossKernel, Kernels] = {
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingSetup:
     """One way to train one model on one kind of machine.
 
     Args:
@@ -157,11 +157,11 @@ class Job:
 @functools.cache
 def _choices() -> dict[str, tuple[str, ...]]:
     """The words that a setting can be, for those that are words."""
-    hints = {name: get_args(kind) for name, kind in get_type_hints(Job).items()}
+    hints = {name: get_args(kind) for name, kind in get_type_hints(TrainingSetup).items()}
     return {name: words for name, words in hints.items() if words and isinstance(words[0], str)}
 
 
-def make_job(**settings: object) -> Job:
+def make_job(**settings: object) -> TrainingSetup:
     """A checked `Job`; `qlora` without `quant` takes nf4 with double quantisation.
 
     Raises:
@@ -178,7 +178,7 @@ def make_job(**settings: object) -> Job:
             )
     if settings.get("method") == "qlora" and settings.get("quant") in (None, "none"):
         settings["quant"] = "nf4-dq"
-    job = Job(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+    job = TrainingSetup(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
     _check_numbers(job)
     _check_together(job)
     return job
@@ -194,7 +194,7 @@ LIMITS = {
 }
 
 
-def _check_numbers(job: Job) -> None:
+def _check_numbers(job: TrainingSetup) -> None:
     for name, most in LIMITS.items():
         value = getattr(job, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
@@ -217,7 +217,7 @@ def _check_numbers(job: Job) -> None:
         )
 
 
-def _check_together(job: Job) -> None:
+def _check_together(job: TrainingSetup) -> None:
     refusals = (
         (job.full and job.quant != "none", "Full fine-tuning can't train quantised weights",
          "use --method qlora, or leave --quant out"),

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.names import cache_folder
 from tuneloop.plan.gpus import CPU, Gpu, find_gpu
-from tuneloop.plan.job import Job
+from tuneloop.plan.job import TrainingSetup
 from tuneloop.plan.speed import Speed, speed_of
-from tuneloop.types import UserError
 
 AGAIN = 3  # disturbed runs in a row from which this is how the machine is
 ENOUGH = 2  # earlier runs from which a correction is taken
@@ -164,7 +164,7 @@ def _factor(pairs: Sequence[tuple[float, float]]) -> float:
     return min(max(math.exp(statistics.median(map(math.log, ratios))), LEAST), MOST)
 
 
-def learned_speed(job: Job, ledger: Sequence[Entry]) -> tuple[Speed, str]:
+def learned_speed(job: TrainingSetup, ledger: Sequence[Entry]) -> tuple[Speed, str]:
     """The job's speed, corrected by runs on the same machine: of its model and method, else of its method, else of any; and
     in words which runs these are, or nothing."""
     speed = speed_of(job)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tuneloop.machine import GIB
-from tuneloop.plan.job import Job
+from tuneloop.core.machine import GIB
+from tuneloop.plan.job import TrainingSetup
 
 # Bytes a quantised weight takes. NF4: 4 bits and an fp32 scale for each 64; with double quantisation the scales take 8 bits and an
 # fp32 scale for each 256 of them (arXiv 2305.14314, sec. 3). int8: an fp32 scale a row, which is next to nothing.
@@ -98,7 +98,7 @@ class Memory:
         return self.required <= self.capacity
 
 
-def memory_of(job: Job) -> Memory:
+def memory_of(job: TrainingSetup) -> Memory:
     """Peak memory of the job's step on one GPU, see the module."""
     static = {**_weights(job), **_optimizer(job)}
     gradients = _gradients(job)
@@ -124,7 +124,7 @@ def memory_of(job: Job) -> Memory:
     return _with_overheads(job, phases)
 
 
-def _with_overheads(job: Job, phases: dict[str, dict[str, float]]) -> Memory:
+def _with_overheads(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> Memory:
     found = Memory(phases, 0, 0, job.gpu.gib)
     if job.gpu.is_cpu:
         for terms in phases.values():
@@ -145,7 +145,7 @@ def _with_overheads(job: Job, phases: dict[str, dict[str, float]]) -> Memory:
     return Memory(phases, kept, required, job.gpu.gib, context)
 
 
-def _kept_blocks(job: Job, phases: dict[str, dict[str, float]]) -> float:
+def _kept_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) -> float:
     """GiB of blocks that torch's caching allocator keeps where memory is plenty.
 
     It never gives a block back by itself, and divides a large one for small tensors but does not join small ones for a large one. So the blocks of
@@ -169,25 +169,25 @@ def _kept_blocks(job: Job, phases: dict[str, dict[str, float]]) -> float:
     return found
 
 
-def _holes(job: Job) -> float:
+def _holes(job: TrainingSetup) -> float:
     """Bytes of the heap between blocks in use, in tuneloop's own loop."""
     passing = job.tokens * job.shape.layers * (job.shape.hidden + job.shape.feed_forward)
     return float(HOLE_BYTES * passing * (1 if job.quant == "none" else 2))
 
 
-def _shards(job: Job, what: str) -> int:
+def _shards(job: TrainingSetup, what: str) -> int:
     """Into how many parts weights, gradients or optimizer states are divided."""
     divided = {"fsdp": ("weights", "gradients", "states"), "zero3": ("weights", "gradients", "states"),
                "zero2": ("gradients", "states")}  # fmt: skip
     return job.gpus if what in divided.get(job.sharding, ()) else 1
 
 
-def _stored_bytes(job: Job) -> int:
+def _stored_bytes(job: TrainingSetup) -> int:
     """Bytes of a stored weight that is not quantised."""
     return 4 if job.dtype in ("fp32", "mixed", "autocast") else 2
 
 
-def _trained_bytes(job: Job) -> int:
+def _trained_bytes(job: TrainingSetup) -> int:
     """Bytes of a trained weight: adapters are kept in fp32 unless the optimizer is told to work in bf16."""
     if job.kernels.own:
         return 2 if _keeps_rests(job) else 4
@@ -196,12 +196,12 @@ def _trained_bytes(job: Job) -> int:
     return 2 if job.optimizer == "adamw-bf16" and job.dtype != "fp32" else 4
 
 
-def _keeps_rests(job: Job) -> bool:
+def _keeps_rests(job: TrainingSetup) -> bool:
     """Whether bf16 weights learn together with what rounding takes from them (train/optimizers.py)."""
     return job.kernels.own and job.full and job.dtype != "fp32"
 
 
-def weight_bytes(job: Job) -> float:
+def weight_bytes(job: TrainingSetup) -> float:
     """Bytes of the model's own weights, undivided."""
     shape = job.shape
     if job.kernels.own and job.gpu.is_cpu:  # weights that are packed after loading leave their memory to the process
@@ -211,7 +211,7 @@ def weight_bytes(job: Job) -> float:
     return shape.matrix_parameters * QUANT_BYTES.get(job.quant, _stored_bytes(job)) + small * width
 
 
-def _weights(job: Job) -> dict[str, float]:
+def _weights(job: TrainingSetup) -> dict[str, float]:
     away = job.offload and job.sharding in ("fsdp", "zero3")
     found = {"weights": 0.0 if away else weight_bytes(job) / _shards(job, "weights")}
     if not job.full:
@@ -222,7 +222,7 @@ def _weights(job: Job) -> dict[str, float]:
     return found
 
 
-def _casts(job: Job) -> dict[str, float]:
+def _casts(job: TrainingSetup) -> dict[str, float]:
     """What torch.autocast made of the weights: kept for the backward pass, with checkpointing until the loss is there.
 
     Its cache takes leaves that need a gradient (ATen's `autocast_mode.cpp`), so that of frozen ones checkpointing leaves those of a layer. Views into FSDP's flat
@@ -235,7 +235,7 @@ def _casts(job: Job) -> dict[str, float]:
     return {"cast weights": 2.0 * (job.shape.matrix_parameters + job.shape.embedding)}
 
 
-def _optimizer(job: Job) -> dict[str, float]:
+def _optimizer(job: TrainingSetup) -> dict[str, float]:
     if job.offload or job.optimizer.startswith("paged"):
         return {}
     size = job.trainable * STATE_BYTES[job.optimizer]
@@ -251,7 +251,7 @@ def _optimizer(job: Job) -> dict[str, float]:
     return {"optimizer": size / _shards(job, "states")}
 
 
-def _gradients(job: Job) -> dict[str, float]:
+def _gradients(job: TrainingSetup) -> dict[str, float]:
     if job.optimizer_in_backward and job.grad_accum == 1:  # those of earlier micro-batches wait for the last one
         return {"gradients": _passing_gradients(job).get("gradients in flight", 0.0)}
     size = job.trainable * _trained_bytes(job)
@@ -267,7 +267,7 @@ def _gradients(job: Job) -> dict[str, float]:
     return found
 
 
-def _passing_gradients(job: Job) -> dict[str, float]:
+def _passing_gradients(job: TrainingSetup) -> dict[str, float]:
     """A layer's whole gradient, before it is divided or applied."""
     if not job.full:
         return {}
@@ -277,7 +277,7 @@ def _passing_gradients(job: Job) -> dict[str, float]:
     }
 
 
-def _head_gradient(job: Job) -> dict[str, float]:
+def _head_gradient(job: TrainingSetup) -> dict[str, float]:
     """The head's whole gradient; in chunks it is summed up, and then there is a second one."""
     if not job.full:
         return {}
@@ -285,7 +285,7 @@ def _head_gradient(job: Job) -> dict[str, float]:
     return {"head's gradient": size * (2 if job.loss_kernel == "chunked" and "fsdp" not in job.sharding else 1)}
 
 
-def _temporaries(job: Job) -> dict[str, float]:
+def _temporaries(job: TrainingSetup) -> dict[str, float]:
     """What the optimizer needs besides weights, gradients and states."""
     if job.kernels.own:
         # AdamW goes through weights in stretches; the paged one of bitsandbytes sees a whole one, and its gradient, in fp32.
@@ -303,7 +303,7 @@ def _temporaries(job: Job) -> dict[str, float]:
     return {}
 
 
-def _temporaries_within(job: Job) -> dict[str, float]:
+def _temporaries_within(job: TrainingSetup) -> dict[str, float]:
     """What an update of the largest weight needs where no freed memory can be taken for it: in the backward pass, where 8-bit states are unpacked
     to fp32."""
     if job.optimizer_in_backward and job.optimizer == "adamw-8bit" and not job.kernels.foreach:
@@ -311,7 +311,7 @@ def _temporaries_within(job: Job) -> dict[str, float]:
     return {}
 
 
-def _gathered(job: Job) -> dict[str, float]:
+def _gathered(job: TrainingSetup) -> dict[str, float]:
     """Weights that are whole on each GPU while a layer works: that layer, and what belongs to no layer."""
     shape = job.shape
     width = 4 if job.autocast else job.activation_bytes
@@ -324,7 +324,7 @@ def _gathered(job: Job) -> dict[str, float]:
     return {}
 
 
-def layer_activations(job: Job) -> tuple[float, float]:
+def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     """Bytes that a layer keeps for its gradient besides its input, and bytes of gradients alive at once within it.
 
     Counted in elements a token, for a layer of width C, queries Q, keys K, feed-forward F. A frozen matrix without an adapter
@@ -365,7 +365,7 @@ def layer_activations(job: Job) -> tuple[float, float]:
     return kept, max(pointwise, matrix, 0.0)
 
 
-def _own_layer(job: Job) -> tuple[float, float]:
+def _own_layer(job: TrainingSetup) -> tuple[float, float]:
     """The same for tuneloop's own loop (models/llama.py): norms and the activation keep only their inputs, adapters none of their own.
 
     Attention keeps rotated queries, each row's keys and values behind what all rows share, and up to `OWN_SHORT` tokens its weights.
@@ -394,7 +394,7 @@ def _causal(length: int) -> float:
     return length**2 * (blocks + 1) / (2 * blocks)
 
 
-def _held_layers(job: Job, layer: float) -> tuple[dict[str, float], dict[str, float]]:
+def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], dict[str, float]]:
     """What waits for the backward pass: each layer's input, and without checkpointing all that it keeps.
 
     The second part grows during that pass: FSDP 1 with frozen weights keeps one more tensor of that size a layer (a measured
@@ -413,7 +413,7 @@ def _held_layers(job: Job, layer: float) -> tuple[dict[str, float], dict[str, fl
     return found, doubled
 
 
-def _logits(job: Job) -> dict[str, float]:
+def _logits(job: TrainingSetup) -> dict[str, float]:
     """Logits in all their copies, and the hidden states in front of them."""
     states = 2 * job.tokens * job.shape.hidden * job.activation_bytes
     logits = job.kernels.logits * job.tokens * job.shape.vocabulary * 2

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import read_json
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
 from tuneloop.plan.cost import (
     ONE_RUN,
     Cost,
@@ -22,7 +23,7 @@ from tuneloop.plan.cost import (
     never_ends,
 )
 from tuneloop.plan.gpus import CPU, Figures, Gpu, all_gpus, find_gpu, own_card
-from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import Entry, learned_speed, read_ledger
 from tuneloop.plan.memory import Memory, memory_of
 from tuneloop.plan.prices import CPU_USD_PER_HOUR, TIERS, Price, PriceTable, Tier, load_prices
@@ -31,7 +32,6 @@ from tuneloop.plan.remedies import COUNTS, changes, would_fit
 from tuneloop.plan.shape import ModelShape, find_model, target_modules
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
 from tuneloop.plan.usual import LOOP_ROWS, LOOP_TOKENS, loop_batches, loop_rows, usual_settings
-from tuneloop.types import UserError
 
 DEFAULT_TOKENS = 1_000_000
 DEFAULT_EPOCHS = 3.0
@@ -82,7 +82,7 @@ class Option:
         learned: runs on this machine that the speed is corrected by, in words, or nothing.
     """
 
-    job: Job
+    job: TrainingSetup
     memory: Memory
     speed: Speed
     hours: float
@@ -130,7 +130,7 @@ class Ask:
     checkpoint_minutes: float | None = None
     ledger: Sequence[Entry] = field(default_factory=read_ledger)
 
-    def option(self, job: Job) -> Option:
+    def option(self, job: TrainingSetup) -> Option:
         """The job on its machine; without a cost where it does not fit."""
         return _option(self, job)
 
@@ -313,7 +313,7 @@ def _sequence(shape: ModelShape, lengths: Lengths, given: Mapping[str, Any], ass
     return min(2048, most)
 
 
-def _jobs(ask: Ask, left_out: list[str]) -> Iterator[list[Job]]:
+def _jobs(ask: Ask, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
     """For each machine the ways to share the work and the sizes of a micro-batch, the simplest first."""
     given = dict(ask.settings)
     gpu, count, sharding = given.pop("gpu", None), given.pop("gpus", None), given.pop("sharding", None)
@@ -360,7 +360,7 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
 # --- one machine -------------------------------------------------------------------------------
 
 
-def _option(ask: Ask, job: Job) -> Option:
+def _option(ask: Ask, job: TrainingSetup) -> Option:
     typical = _typical(ask, job)
     speed, learned = learned_speed(typical, ask.ledger)
     lengths = ask.lengths
@@ -390,7 +390,7 @@ def _option(ask: Ask, job: Job) -> Option:
     return Option(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, learned)
 
 
-def _typical(ask: Ask, job: Job) -> Job:
+def _typical(ask: Ask, job: TrainingSetup) -> TrainingSetup:
     """The job with the micro-batch that most steps have: memory is for the longest rows, and short ones are computed more at a time."""
     lengths = ask.lengths
     if not lengths.mean or job.packing:
@@ -401,7 +401,7 @@ def _typical(ask: Ask, job: Job) -> Job:
     return replace(job, micro_batch=rows, seq_len=min(round(lengths.expected_longest(rows)), job.seq_len))
 
 
-def _kept_gb(job: Job) -> float:
+def _kept_gb(job: TrainingSetup) -> float:
     return round(job.trainable * (2 if job.full else 4) / 1e9, 2)
 
 
@@ -471,7 +471,7 @@ def _as_json(option: Option) -> dict[str, Any]:
     }
 
 
-def _settings(job: Job) -> dict[str, Any]:
+def _settings(job: TrainingSetup) -> dict[str, Any]:
     """The job's settings as the command line spells them."""
     hidden = {"model", "shape", "gpu", "gpus"}
     return {name: value for name, value in vars(job).items() if name not in hidden}

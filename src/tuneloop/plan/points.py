@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneloop.files import read_yaml
+from tuneloop.core.files import read_yaml
 from tuneloop.plan.gpus import find_gpu
-from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.shape import ModelShape, find_model, target_modules
 
@@ -51,7 +51,7 @@ class Point:
     """
 
     half: str
-    job: Job
+    job: TrainingSetup
     gib: float | None
     nvidia_gib: float | None
     reserved_gib: float | None

@@ -15,9 +15,9 @@ from datetime import date as Day
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneloop.files import home
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import home
 from tuneloop.plan.gpus import CPU, all_gpus
-from tuneloop.types import UserError
 
 Tier = Literal["on-demand", "spot", "community", "reserved"]
 TIERS: tuple[Tier, ...] = ("on-demand", "spot", "community", "reserved")
@@ -364,7 +364,7 @@ def update_prices(today: Day | None = None) -> dict[str, Any]:
     """
     import logging
 
-    from tuneloop.files import write_yaml
+    from tuneloop.core.files import write_yaml
 
     logging.getLogger("gpuhunt").setLevel(logging.CRITICAL + 1)  # else a traceback for each provider without a network
     try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.units import hours_words, usd_words
 from tuneloop.plan.gpus import find_gpu
-from tuneloop.types import UserError
-from tuneloop.words import hours_words, usd_words
 
 LONG_HOURS = 1.0  # from here on a plan for this machine mentions rented ones
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.plan.gpus import Gpu, all_gpus
-from tuneloop.plan.job import Job, make_job
+from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
 from tuneloop.plan.shape import bundled_models
-from tuneloop.types import UserError
 
 COUNTS = (1, 2, 4, 8)  # of GPUs, that are planned for
 # What makes a job smaller, the least harmful first: words for the command line, why, and the settings.
@@ -30,27 +30,29 @@ METHODS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
-def would_fit(job: Job) -> str:
+def would_fit(job: TrainingSetup) -> str:
     """The fewest settings, the least harmful first, that are enough without another method; or nothing."""
     found = _fewest(job)
     return found["change"] if found else ""
 
 
-def changes(job: Job) -> list[dict[str, Any]]:
+def changes(job: TrainingSetup) -> list[dict[str, Any]]:
     """Changes that make the job fit: for each method the fewest settings, then more GPUs, else another machine or model."""
     found = [change for way in METHODS if (change := _fewest(job, *way))]
     found += _more_gpus(job)
     return found or _other_machines(job) or _smaller_models(job)
 
 
-def _fewest(job: Job, words: str = "", why: str = "", way: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+def _fewest(
+    job: TrainingSetup, words: str = "", why: str = "", way: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """The fewest remedies, the least harmful ones, that make the job fit by one method; None where they don't suffice."""
     start = _with(job, **way) if way else job
     if start is None:
         return None
     taken = [remedy for remedy in REMEDIES if _helps(start, remedy[2])]
 
-    def with_all(remedies: Sequence[tuple[str, str, dict[str, Any]]]) -> Job | None:
+    def with_all(remedies: Sequence[tuple[str, str, dict[str, Any]]]) -> TrainingSetup | None:
         merged = {name: value for _, _, settings in remedies for name, value in settings.items()}
         return (_with(start, **merged) if merged else start) if start else None
 
@@ -67,7 +69,7 @@ def _fewest(job: Job, words: str = "", why: str = "", way: Mapping[str, Any] | N
     return {"change": change, "why": "; ".join(reasons), "required_gib": round(memory_of(whole).required, 2)}
 
 
-def _helps(job: Job, settings: Mapping[str, Any]) -> bool:
+def _helps(job: TrainingSetup, settings: Mapping[str, Any]) -> bool:
     """Whether a remedy changes this job, and may."""
     if "seq_len" in settings and job.seq_len <= settings["seq_len"]:
         return False
@@ -78,7 +80,7 @@ def _helps(job: Job, settings: Mapping[str, Any]) -> bool:
     return _with(job, **settings) is not None
 
 
-def _with(job: Job, **settings: Any) -> Job | None:
+def _with(job: TrainingSetup, **settings: Any) -> TrainingSetup | None:
     """The job with changed settings, or None where nothing would change or they exclude each other."""
     if all(getattr(job, name) == value for name, value in settings.items()):
         return None
@@ -92,7 +94,9 @@ def _with(job: Job, **settings: Any) -> Job | None:
         return None
 
 
-def _change_of_machine(job: Job, gpu: Gpu, counts: Sequence[int], words: str, why: str) -> dict[str, Any] | None:
+def _change_of_machine(
+    job: TrainingSetup, gpu: Gpu, counts: Sequence[int], words: str, why: str
+) -> dict[str, Any] | None:
     """The smallest count of a GPU that takes the job as it is."""
     for gpus in counts:
         for sharding in ("none",) if gpus == 1 else ("ddp", "fsdp"):
@@ -103,13 +107,13 @@ def _change_of_machine(job: Job, gpu: Gpu, counts: Sequence[int], words: str, wh
     return None
 
 
-def _more_gpus(job: Job) -> list[dict[str, Any]]:
+def _more_gpus(job: TrainingSetup) -> list[dict[str, Any]]:
     counts = [] if job.gpu.is_cpu else [count for count in COUNTS if count > job.gpus]
     found = _change_of_machine(job, job.gpu, counts, "", "weights and states are divided among the GPUs")
     return [found] if found else []
 
 
-def _other_machines(job: Job) -> list[dict[str, Any]]:
+def _other_machines(job: TrainingSetup) -> list[dict[str, Any]]:
     """The smallest machine of the table that takes the job as it is."""
     for count in COUNTS:
         for gpu in sorted(all_gpus().values(), key=lambda gpu: gpu.gib):
@@ -121,7 +125,7 @@ def _other_machines(job: Job) -> list[dict[str, Any]]:
     return []
 
 
-def _smaller_models(job: Job) -> list[dict[str, Any]]:
+def _smaller_models(job: TrainingSetup) -> list[dict[str, Any]]:
     """The largest known model that fits in this way or another."""
     for name, shape in sorted(bundled_models().items(), key=lambda item: -item[1].parameters):
         smaller = replace(job, model=name, shape=shape)

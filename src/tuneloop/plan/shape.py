@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.names import refuse_missing_path
-from tuneloop.types import UserError
 
 BUNDLED = Path(__file__).with_name("models.yaml")
 _KEYS = (

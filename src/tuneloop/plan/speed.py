@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tuneloop.machine import GIB
-from tuneloop.plan.job import Job, LossKernel
+from tuneloop.core.machine import GIB
+from tuneloop.plan.job import LossKernel, TrainingSetup
 from tuneloop.plan.memory import STATE_BYTES, memory_of, weight_bytes
 
 # A step's time is that of its matrix products, and of the bytes that everything between them moves; constants from the fitting half of the published runs.
@@ -63,7 +63,7 @@ class Speed:
     bound: str
 
 
-def flop_per_token(job: Job) -> float:
+def flop_per_token(job: TrainingSetup) -> float:
     """Floating-point operations of one token in all passes.
 
     A matrix costs 2 a weight in the forward pass, 2 for the gradient of its input and 2 for its own (Kaplan et al. 2020, arXiv
@@ -79,12 +79,12 @@ def flop_per_token(job: Job) -> float:
     return matrices * (passes + again) + head * passes + attention_flop_per_token(job) + adapter
 
 
-def attention_flop_per_token(job: Job) -> float:
+def attention_flop_per_token(job: TrainingSetup) -> float:
     """Operations of one token in attention, in all passes."""
     return 2 * job.seq_len * job.shape.queries * job.shape.layers * (4.5 if job.grad_ckpt else 3.5)
 
 
-def speed_of(job: Job) -> Speed:
+def speed_of(job: TrainingSetup) -> Speed:
     """Tokens a second of the job: the slowest of computing, the host's launches and the links."""
     gpu = job.gpu
     flops = flop_per_token(job)
@@ -99,7 +99,7 @@ def speed_of(job: Job) -> Speed:
     )
 
 
-def _compute_seconds(job: Job) -> float:
+def _compute_seconds(job: TrainingSetup) -> float:
     """Seconds of a micro-batch on the GPU: products at the rate they reach, all else at the memory's."""
     shape, gpu = job.shape, job.gpu
     rate = gpu.tflops * 1e12 * gpu.matmul * (0.5 if job.dtype == "fp32" else 1.0)
@@ -121,14 +121,14 @@ def _compute_seconds(job: Job) -> float:
     return seconds / SHARDED.get(job.sharding, 1.0) + _paging_seconds(job)
 
 
-def _update_bytes(job: Job) -> float:
+def _update_bytes(job: TrainingSetup) -> float:
     """Bytes that an update of a trained weight moves."""
     if not job.kernels.foreach or job.optimizer not in ("adamw", "adamw-bf16"):
         return UPDATE_BYTES
     return UPDATE_ACCESSES * (2 if job.optimizer == "adamw-bf16" else 4)
 
 
-def _traffic(job: Job) -> float:
+def _traffic(job: TrainingSetup) -> float:
     """Bytes that a token moves in the GPU's memory between the matrix products, in all passes."""
     shape = job.shape
     passes = 2.5 + (1 if job.grad_ckpt else 0)
@@ -143,14 +143,14 @@ def _traffic(job: Job) -> float:
     return (layer * shape.layers + logits) * (2 if job.dtype == "fp32" else 1)
 
 
-def _host_seconds(job: Job) -> float:
+def _host_seconds(job: TrainingSetup) -> float:
     """Seconds the host takes to launch a micro-batch."""
     launch = LAUNCH_SECONDS + LAUNCH_ADAPTER_SECONDS * len(job.adapted)
     launch += LAUNCH_GATHER_SECONDS * (job.sharding in ("fsdp", "zero3"))
     return job.shape.layers * launch * (4 if job.grad_ckpt else 3) * (LAUNCH_COMPILED if job.kernels.fsdp == 2 else 1)
 
 
-def _paging_seconds(job: Job) -> float:
+def _paging_seconds(job: TrainingSetup) -> float:
     """Seconds for paged optimizer states to come and go, as far as they do not fit beside all else."""
     if not job.optimizer.startswith("paged"):
         return 0.0
@@ -159,7 +159,7 @@ def _paging_seconds(job: Job) -> float:
     return 2 * max(over, 0.0) / (job.gpu.host_gb_s * 1e9) / job.grad_accum
 
 
-def _link_seconds(job: Job) -> float:
+def _link_seconds(job: TrainingSetup) -> float:
     """Seconds a micro-batch moves data between GPUs, and to the host where weights live there."""
     share = (job.gpus - 1) / job.gpus
     weights = weight_bytes(job)
@@ -172,7 +172,7 @@ def _link_seconds(job: Job) -> float:
     return seconds
 
 
-def _host_update_seconds(job: Job) -> float:
+def _host_update_seconds(job: TrainingSetup) -> float:
     """Seconds a micro-batch for gradients to the host, the update there, and weights back."""
     if not job.offload:
         return 0.0
@@ -181,7 +181,7 @@ def _host_update_seconds(job: Job) -> float:
     return (moved + job.trainable * HOST_ADAM_BYTES / (host * 1e9)) / job.grad_accum
 
 
-def overhead_hours(job: Job, evaluations: int = 0, evaluation_tokens: int = 0) -> dict[str, float]:
+def overhead_hours(job: TrainingSetup, evaluations: int = 0, evaluation_tokens: int = 0) -> dict[str, float]:
     """Hours besides training: loading, compiling, evaluations (a forward pass each), a checkpoint (weights or adapter with the optimizer's moments), and
     the result alone. Where weights are divided each machine writes its part."""
     gigabytes = weight_bytes(job) / 1e9

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from tuneloop.files import read_json
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
 
 MANIFEST = "dataset.json"
 AGAIN = "run `tuneloop prepare` again"

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import write_text
+from tuneloop.core.files import write_text
+from tuneloop.core.units import usd_words
 from tuneloop.report.advise_charts import cost_chart, dollars, quality_chart, tornado_chart
 from tuneloop.report.charts import chart_pair, short
 from tuneloop.report.facts import count, figure, gib, minutes, usd
 from tuneloop.report.html import page_template
 from tuneloop.report.plan_terminal import shown_parts
-from tuneloop.words import usd_words
 
 METHODS = {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
 ANSWERS = {"dont": "Don't fine-tune", "prompt": "Prompt first", "tune": "Fine-tune"}

@@ -13,15 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from tuneloop.report.facts import (
-    ContenderFacts,
-    Score,
-    count,
-    figure,
-    interval,
-    metric_title,
-    number,
-)
+from tuneloop.report.facts import ContenderFacts, Score, count, figure, interval, metric_title, number
 
 WIDE, NARROW = 760, 350
 MAX_POINTS = 400  # a curve of more points looks the same and makes the page heavy

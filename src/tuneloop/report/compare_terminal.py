@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.records.evaluation import lower_is_better
 from tuneloop.report.compared import settings_apart
 from tuneloop.report.facts import figure, interval, metric_title, p_value, score_of, shown_metrics
-from tuneloop.types import lower_is_better
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.report.charts import chart_pair
 from tuneloop.report.curves import MOST_RUNS, Curve, overlay_chart, points_of
 from tuneloop.report.facts import RunFacts, read_run, section
 from tuneloop.report.settings import differing_settings
-from tuneloop.types import UserError
 
 
 def compared_part(evaluation: Mapping[str, Any]) -> dict[str, Any]:

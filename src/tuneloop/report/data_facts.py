@@ -18,9 +18,9 @@ from typing import Any
 
 import orjson
 
-from tuneloop.files import read_json
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
 from tuneloop.report.facts import clean, clean_all, count, number, section
-from tuneloop.types import UserError
 
 SPLITS = ("train", "val", "test")
 MOST_ROWS = 5_000  # rows of a split that are parsed

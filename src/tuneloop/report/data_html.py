@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import write_text
+from tuneloop.core.files import write_text
 from tuneloop.report import charts, data_charts
 from tuneloop.report.data_facts import (
     MOST_ROWS,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import write_text
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_text
 from tuneloop.report.compared import compared_part
 from tuneloop.report.eval_parts import evaluation_parts
 from tuneloop.report.facts import RunFacts, contenders, read_run, section, shown_metrics
@@ -13,7 +14,6 @@ from tuneloop.report.head import gate_part, head_part
 from tuneloop.report.html import comparison_part, contents, page_template, script_part, write_report
 from tuneloop.report.samples import samples_part
 from tuneloop.report.table import comparison_as
-from tuneloop.types import UserError
 
 
 def write_page(folder: Path | str) -> Path:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import read_json, read_yaml
-from tuneloop.types import UserError, lower_is_better
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json, read_yaml
+from tuneloop.records.evaluation import lower_is_better
 
 TUNED = "tuned"
 # The order in which contenders stand in tables and charts; unknown ones come before the tuned model.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tuneloop.files import sha256_file
+from tuneloop.core.files import sha256_file
 from tuneloop.report.eval_parts import signed
 from tuneloop.report.facts import (
     ContenderFacts,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.files import write_text
+from tuneloop.core.files import write_text
 from tuneloop.report import charts, curves
 from tuneloop.report.eval_parts import evaluation_parts, signed
 from tuneloop.report.facts import (

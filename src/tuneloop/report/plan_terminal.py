@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuneloop.words import hours_words, usd_words
+from tuneloop.core.units import hours_words, usd_words
 
 MOST_ROWS = 10
 

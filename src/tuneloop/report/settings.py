@@ -30,7 +30,7 @@ def changed_settings(config: Mapping[str, Any]) -> list[Changed]:
     """
     from pydantic import ValidationError
 
-    from tuneloop.recipe import Recipe
+    from tuneloop.workflows.recipe import Recipe
 
     plain = flat(Recipe().model_dump(mode="json"))
     train = section(config.get("train"))

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from tuneloop.files import content_hash, read_json, sha256_file, write_json
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, read_json, sha256_file, write_json
 from tuneloop.track import KINDS, Status
-from tuneloop.types import UserError
 
 RETRY_SECONDS = 30.0
 LAST_SECONDS = 60  # the follower ends itself this long after its parent, whatever happens

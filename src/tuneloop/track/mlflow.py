@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.files import sha256_file
+from tuneloop.core.files import sha256_file
 from tuneloop.track import Status
 from tuneloop.track.follow import Follower, Point, figures_of, flatten, forget, safe, save, to_float
 

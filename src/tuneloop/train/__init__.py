@@ -1,5 +1,5 @@
 """Training. The package is also what it does: `tuneloop.train(dataset, epochs=1)`."""
 
-from tuneloop.callable_package import make_callable
+from tuneloop.core.callable_package import make_callable
 
-make_callable(__name__)
+make_callable(__name__, "tuneloop.workflows.library")

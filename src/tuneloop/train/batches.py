@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneloop.machine import cuda_in_use
+from tuneloop.core.errors import UserError
+from tuneloop.core.machine import cuda_in_use
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import TrainRow, conversations
-from tuneloop.types import UserError
 
 ORDER = 2  # raised with every change of what `plan_steps` plans: a run goes on only with the steps that it began with
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import replacing
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import replacing
 from tuneloop.models.sharded import processes
 from tuneloop.train.distributed import is_first, is_sharded, mesh, wait
-from tuneloop.types import UserError
 
 
 @dataclass

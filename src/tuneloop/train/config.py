@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tuneloop.files import Config
+from tuneloop.core.files import Config
 
 # What ships; METHODS and LOSSES may have been given more.
 METHOD_NAMES = ("full", "lora", "qlora", "prefix")

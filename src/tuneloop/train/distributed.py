@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
-from tuneloop.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,13 +58,13 @@ def joined() -> Iterator[None]:
 # --- what they tell each other
 
 
-def tell(order: Any) -> None:
+def broadcast(order: Any) -> None:
     """From the first process: hand something picklable to all others, which are in `hear`."""
     if processes() > 1:
         _broadcast(order)
 
 
-def hear() -> Any:
+def receive() -> Any:
     """What the first process tells."""
     return _broadcast(None)
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import content_hash, read_json, read_jsonl
-from tuneloop.machine import memory_now, peak_memory, release_memory, reset_peak_memory
+from tuneloop.core.files import content_hash, read_json, read_jsonl
+from tuneloop.core.machine import memory_now, peak_memory, release_memory, reset_peak_memory
+from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
+from tuneloop.records.rows import Row
 from tuneloop.train.batches import Step, plan_steps
 from tuneloop.train.budget import (
     BUSY,
@@ -34,9 +36,11 @@ from tuneloop.train.budget import (
 from tuneloop.train.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import agreed, is_first, regroup, seed_step, summed, wait
+from tuneloop.train.failures import Preempted, act, notice_sigterm
 from tuneloop.train.layers import compile_layers, recompute_layers
 from tuneloop.train.loss import mean_loss, with_references
 from tuneloop.train.methods import Trainable, attach, run_key
+from tuneloop.train.monitors import make_watcher, trend
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import (
     TrainRow,
@@ -48,11 +52,8 @@ from tuneloop.train.rows import (
     training_rows,
 )
 from tuneloop.train.run import Run
-from tuneloop.train.setbacks import Preempted, act, notice_sigterm
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import optimizer_step
-from tuneloop.train.watch import make_watcher, trend
-from tuneloop.types import Progress, Row, busy, no_progress
 
 # Steps between giving freed memory back: buffers of ever new sizes leave holes, and without this the process grew by
 # two thirds over a run; at every step it would cost as much as `use_threads` gains.

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
@@ -33,7 +34,6 @@ from tuneloop.train.rows import (
     tokens_of,
     with_reference,
 )
-from tuneloop.types import Progress, no_progress
 
 # Shape suffixes: N learned positions, C hidden size, V vocabulary, B rows, T tokens.
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from tuneloop.files import content_hash, read_json, sha256_file, write_json
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, read_json, sha256_file, write_json
 from tuneloop.models.load import Model
 from tuneloop.train.batches import ORDER
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import is_first, is_sharded, refuse_unsharded, regroup, shard
 from tuneloop.train.rows import TrainRow, conversations
-from tuneloop.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -220,7 +220,7 @@ def save_model(folder: Path, model: Model) -> None:
     """Write all weights with configuration and tokenizer, as Transformers loads them; `tuneloop.json` comes last."""
     from safetensors.torch import save
 
-    from tuneloop.files import write_bytes
+    from tuneloop.core.files import write_bytes
     from tuneloop.models.lora import state_hash
     from tuneloop.models.sharded import whole
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.sharded import local, processes, whole
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.methods import Trainable
-from tuneloop.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

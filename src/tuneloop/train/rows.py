@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.template import Rendered, Template
+from tuneloop.records.rows import Message, Row
 from tuneloop.train.config import TrainConfig
-from tuneloop.types import Message, Row, UserError
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.files import user_errors_of_the_disk
-from tuneloop.machine import peak_memory
+from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.machine import peak_memory
+from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
 from tuneloop.train.checkpoint import State, save_checkpoint
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import is_first, load_optimizer
 from tuneloop.train.methods import Trainable
+from tuneloop.train.monitors import Finding, Watcher
 from tuneloop.train.optimizers import UpdatesInBackward
-from tuneloop.train.watch import Finding, Watcher
-from tuneloop.types import Progress, no_progress
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 
+from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
 from tuneloop.train.batches import is_out_of_memory, plan_steps, too_large
@@ -17,7 +18,6 @@ from tuneloop.train.loss import shared_prefix
 from tuneloop.train.methods import attach
 from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
 from tuneloop.train.step import batch_loss, free_memory
-from tuneloop.types import Progress, no_progress
 
 # A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
 # shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a figure of experience.

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tuneloop.machine import release_memory
+from tuneloop.core.machine import release_memory
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes, whole
 from tuneloop.train.batches import Step, halved, is_out_of_memory, too_large

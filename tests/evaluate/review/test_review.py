@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.review.items import SAME, Review, load_review, make_review, read_contenders, sample_rows
 from tuneloop.evaluate.review.results import export, results
 from tuneloop.evaluate.review.votes import Vote, append_vote, read_votes, standing
-from tuneloop.types import UserError
 
 
 def pair_review(run: Path, share: float = 1.0) -> Review:

@@ -24,7 +24,7 @@ from tuneloop.data.checks.features import sample
 from tuneloop.data.checks.label_errors import Embed, LabelError, find_label_errors
 from tuneloop.data.reasons import HARMLESS
 from tuneloop.data.split import SPLITS, TEST, TRAIN, VAL, key64, normalised, prompt_key
-from tuneloop.types import Dataset, Row
+from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -940,7 +940,7 @@ def _production(overview: Overview, against: Sequence[Row]) -> Check:
 def _comparable(text: str) -> str:
     """A text repaired, and with placeholders for personal data."""
     from tuneloop.data.config import RepairConfig
-    from tuneloop.data.personal import hidden
+    from tuneloop.data.pii import hidden
     from tuneloop.data.repair import repair_text
 
     return hidden(repair_text(text, RepairConfig())[0])

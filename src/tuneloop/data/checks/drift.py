@@ -17,7 +17,7 @@ import numpy as np
 
 from tuneloop.data.checks.features import folds, one_thread, sample, sketch, tfidf
 from tuneloop.data.split import normalised
-from tuneloop.types import Estimate
+from tuneloop.records.evaluation import Estimate
 
 WARN_AUC, WARN_LOW = 0.65, 0.55  # a difference that a user notices, and that is no accident of the sample
 ERROR_AUC, ERROR_LOW = (

@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
 from tuneloop.data.formats.turns import ROLES
 from tuneloop.data.sources.read import SourceRecord, read_records
-from tuneloop.types import Message, Row, UserError
+from tuneloop.records.rows import Message, Row
 
 SAMPLE = 2000  # records looked at to find the format
 PROMPT_NAMES = ("prompt", "instruction", "input", "user", "request", *TEXT_NAMES)

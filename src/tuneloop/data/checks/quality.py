@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 from tuneloop.data import repair
 from tuneloop.data.formats.answers import error_answer
-from tuneloop.data.personal.credentials import keys
-from tuneloop.types import Message
+from tuneloop.data.pii.credentials import keys
+from tuneloop.records.rows import Message
 
 FLAGS = (
     "boilerplate",  # an assistant speaks of itself: "As an AI language model"

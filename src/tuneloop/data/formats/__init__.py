@@ -41,7 +41,7 @@ from tuneloop.data.formats.turns import (
     with_whole_contents,
 )
 from tuneloop.data.sources.parse import json_type
-from tuneloop.types import Message
+from tuneloop.records.rows import Message
 
 __all__ = [
     "CLASSIFY",

@@ -14,12 +14,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.logs import REQUEST_NAMES, RESPONSE_NAMES, looks_like_request, looks_like_response
 from tuneloop.data.formats.ratings import opinion, read_thumb, scale_of, score_of
 from tuneloop.data.formats.templates import ABSENT, lookup, template_columns
 from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, Refused, TurnKeys, from_json
-from tuneloop.types import UserError
 
 TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 TURN_KEYS = (

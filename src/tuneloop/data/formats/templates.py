@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.data.formats.turns import Refused, as_text
-from tuneloop.types import UserError
 
 ABSENT = object()
 

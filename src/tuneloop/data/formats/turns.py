@@ -14,7 +14,7 @@ from typing import Any
 
 from tuneloop.data.formats.answers import error_answer
 from tuneloop.data.sources.parse import json_type
-from tuneloop.types import Message
+from tuneloop.records.rows import Message
 
 _SPELLINGS = {
     "system": "system developer system_prompt",

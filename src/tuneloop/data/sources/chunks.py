@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tuneloop.core.errors import UserError
 from tuneloop.data.sources.parse import (
     MAX_LINE,
     Chunk,
@@ -37,7 +38,7 @@ from tuneloop.data.sources.parse import (
     scan_json,
     too_long,
 )
-from tuneloop.types import Reject, UserError
+from tuneloop.records.rows import Reject
 
 CHUNK = 1 << 20  # bytes
 SMALL = 256 << 20  # bytes: what unpacks to less is read whatever it was before

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from tuneloop.types import Reject
+from tuneloop.records.rows import Reject
 
 MAX_DEPTH = 64  # deeper records would overflow the stack of what reads them later, and are never training data
 MAX_LINE = (

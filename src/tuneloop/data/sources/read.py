@@ -22,6 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import nearest_path, user_errors_of_the_disk
 from tuneloop.data.sources.chunks import chunks, encoding_of, guessed_file
 from tuneloop.data.sources.parse import (
     MAX_EXPANSION,
@@ -34,8 +36,7 @@ from tuneloop.data.sources.parse import (
     printable,
     scan_json,
 )
-from tuneloop.files import nearest_path, user_errors_of_the_disk
-from tuneloop.types import Reject, UserError
+from tuneloop.records.rows import Reject
 
 __all__ = [
     "KINDS",

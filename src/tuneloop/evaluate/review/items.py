@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneloop.files import content_hash, lock_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
-from tuneloop.types import UserError
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
 
 Mode = Literal["pairwise", "rating"]
 SHARE = 0.25  # of the rows that are reviewed: 25 of 100
@@ -28,7 +28,7 @@ Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Contender:
+class System:
     """One contender's answers, as an evaluation's `samples.jsonl` holds them.
 
     Args:
@@ -102,7 +102,7 @@ class Review:
 # --- contenders --------------------------------------------------------------------------------
 
 
-def read_contenders(places: Sequence[str]) -> list[Contender]:
+def read_contenders(places: Sequence[str]) -> list[System]:
     """Read `FOLDER` or `FOLDER:BASELINE` arguments.
 
     Raises:
@@ -112,10 +112,10 @@ def read_contenders(places: Sequence[str]) -> list[Contender]:
     names = [contender.name for contender in read]
     if len(set(places)) < len(places):
         raise UserError("The same answers are named twice", where=" ".join(places), next_step="name each once")
-    return [c if names.count(c.name) == 1 else Contender(c.place, c.place, c.folder, c.sha256, c.samples) for c in read]
+    return [c if names.count(c.name) == 1 else System(c.place, c.place, c.folder, c.sha256, c.samples) for c in read]
 
 
-def _read_contender(place: str) -> Contender:
+def _read_contender(place: str) -> System:
     folder, baseline = (place, "") if Path(place).exists() else (place.partition(":")[0], place.partition(":")[2])
     path = Path(folder)
     path = path.parent if path.name == "eval.json" else path
@@ -145,7 +145,7 @@ def _read_contender(place: str) -> Contender:
         raise UserError(
             "There are no answers to look at", where=str(path / "samples.jsonl"), next_step="evaluate again"
         )
-    return Contender(baseline or own, place, path, sha256_file(path / "samples.jsonl"), answers)
+    return System(baseline or own, place, path, sha256_file(path / "samples.jsonl"), answers)
 
 
 def _sample(sample: Mapping[str, Any], baseline: str) -> Sample:
@@ -171,7 +171,7 @@ def _sample(sample: Mapping[str, Any], baseline: str) -> Sample:
 
 
 def make_review(
-    contenders: Sequence[Contender],
+    contenders: Sequence[System],
     out: Path,
     *,
     mode: Mode,
@@ -249,7 +249,7 @@ def load_review(folder: Path | str) -> Review:
 
 
 def _draw(
-    contenders: Sequence[Contender],
+    contenders: Sequence[System],
     mode: Mode,
     share: float,
     seed: int,
@@ -288,7 +288,7 @@ def _draw(
 
 def _item(
     row: str,
-    contenders: Sequence[Contender],
+    contenders: Sequence[System],
     stratum: str,
     group: str,
     conversations: Mapping[str, list[dict[str, Any]]],
@@ -332,7 +332,7 @@ def sample_rows(groups: Mapping[str, str], budget: int, rng: random.Random) -> d
     return chosen
 
 
-def _pair_groups(rows: Sequence[str], a: Contender, b: Contender) -> dict[str, str]:
+def _pair_groups(rows: Sequence[str], a: System, b: System) -> dict[str, str]:
     """`same`: equal answers. `disagreement`: closeness to the reference (token F1) differs at least as much as in half
     of the unequal rows. `uncertain`: it does not, but the answers have less than half of their words in common, or one
     was cut off or invalid, or chosen with low confidence. `rest`: all else."""
@@ -353,7 +353,7 @@ def _pair_groups(rows: Sequence[str], a: Contender, b: Contender) -> dict[str, s
     return groups
 
 
-def _rating_groups(rows: Sequence[str], contender: Contender) -> dict[str, str]:
+def _rating_groups(rows: Sequence[str], contender: System) -> dict[str, str]:
     """`disagreement`: the answer is among the third that is farthest from the reference, and not equal to it.
     `uncertain`: it was cut off or invalid, or chosen with low confidence. `rest`: all else."""
     qualities = sorted(contender.samples[row]["quality"] for row in rows)

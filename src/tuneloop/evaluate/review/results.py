@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_jsonl
 from tuneloop.evaluate.review.items import SAME, Item, Review
 from tuneloop.evaluate.review.votes import Vote, read_votes, standing
-from tuneloop.files import write_jsonl
-from tuneloop.types import Estimate, UserError
+from tuneloop.records.evaluation import Estimate
 
 Export = Literal["preference", "kto", "corrected"]
 Votes = Mapping[str, Sequence[Vote]]  # item id -> the votes that count

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuneloop.core.errors import UserError
 from tuneloop.evaluate.review.items import Item, Review
 from tuneloop.evaluate.review.votes import Vote, append_vote, read_votes, standing
-from tuneloop.types import UserError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

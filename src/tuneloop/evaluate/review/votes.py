@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tuneloop.files import plain, user_errors_of_the_disk
+from tuneloop.core.files import plain, user_errors_of_the_disk
 
 CHOICES = ("win", "tie", "both_bad", "rating", "skip")
 

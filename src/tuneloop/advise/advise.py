@@ -1,0 +1,553 @@
+"""Whether to tune at all, and how: rules with sources, applied to what is known; an answer that may be no.
+
+Facts come from the question, from measured results and from the planner's figures. What is not known makes no rule
+apply, and is listed as missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tuneloop.advise.economics import MODES, Bill, OptionRow, Swing, compare_options, sensitivity
+from tuneloop.advise.economy import TokenLine, bills, options_of, serving, smaller_models, token_lines, trainings
+from tuneloop.advise.measured import OUT_OF_100, BaselineResults, Result, ladder
+from tuneloop.advise.rules import Reason, decide, load_rules
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config, build_config
+from tuneloop.core.units import hours_words, usd_words
+from tuneloop.plan.cost import Cost
+from tuneloop.plan.gpus import find_gpu
+from tuneloop.plan.options import A_WEEK, Lengths, priced
+from tuneloop.plan.options import Option as Machine
+from tuneloop.plan.prices import PriceTable, load_prices
+from tuneloop.plan.shape import find_model
+from tuneloop.plan.usual import usual_settings
+
+NAMES = {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
+
+UNTOLD = {"measured", "lengths", "notes", "source", "named", "settings"}  # of a question: told elsewhere
+
+
+# --- what is asked -----------------------------------------------------------------------------
+
+
+class AdviceInput(Config):
+    """What `tuneloop advise` is asked; whatever is not given stays unknown.
+
+    `named` is the model as the user calls it, `settings` what a recipe says about the job, `notes` what was assumed while
+    the data were read, `source` the data's place.
+    """
+
+    model: str = Field("llama-3.1-8b", min_length=1)
+    task: Literal["classification", "generation", "chat"] | None = None
+    rows: int | None = Field(None, ge=0, le=10**9)
+    labels: int | None = Field(None, ge=1, le=10**6)
+    tokens_per_row: float | None = Field(None, gt=0, le=10**6)
+    longest_row: int | None = Field(None, ge=8, le=2**20)
+    epochs: float = Field(3.0, gt=0, le=1000)
+    queries_per_day: float | None = Field(None, gt=0, le=1e12)
+    baseline_prompt_tokens: float | None = Field(None, gt=0, le=10**7)
+    prompt_tokens: float | None = Field(None, gt=0, le=10**7)
+    answer_tokens: float | None = Field(None, ge=0, le=10**6)
+    usd_per_million_input: float | None = Field(None, ge=0, le=10**4)
+    usd_per_million_output: float | None = Field(None, ge=0, le=10**4)
+    baseline_usd_per_million_input: float | None = Field(None, ge=0, le=10**4)
+    baseline_usd_per_million_output: float | None = Field(None, ge=0, le=10**4)
+    target: float | None = Field(None, ge=0, le=100)
+    latency_ms: float | None = Field(None, gt=0, le=10**7)
+    budget_usd: float | None = Field(None, ge=0, le=10**9)
+    gpu: str | None = None
+    gpus: int | None = Field(None, ge=1, le=4096)
+    tier: Literal["on-demand", "spot", "community", "reserved"] = "on-demand"
+    usd_per_gpu_hour: float | None = Field(None, ge=0, le=10**4)
+    prices: str | None = None
+    months: float = Field(12.0, gt=0, le=120)
+    retrain_months: float = Field(0.0, ge=0, le=120)
+    runs: float = Field(1.0, ge=1, le=1000)
+    setup_hours: float = Field(0.0, ge=0, le=10**5)
+    evaluation_hours: float = Field(0.0, ge=0, le=10**5)
+    engineer_hours: float = Field(16.0, ge=0, le=10**5)
+    usd_per_engineer_hour: float = Field(0.0, ge=0, le=10**4)
+    rows_to_label: int = Field(0, ge=0, le=10**8)
+    usd_per_labeller_hour: float = Field(0.0, ge=0, le=10**4)
+    serving: Literal["token", "batch", "real-time", "hybrid"] = "token"
+    peak: float = Field(3.0, ge=1, le=1000)
+    batch_share: float = Field(0.5, ge=0, le=1)
+    facts_change: bool | None = None
+    new_domain: bool | None = None
+    measured: BaselineResults | None = None
+    lengths: Lengths | None = None
+    notes: tuple[str, ...] = ()
+    source: str = ""
+    named: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def training_tokens(self) -> float | None:
+        """Tokens of one run over all epochs."""
+        if self.lengths:
+            return self.lengths.tokens * self.epochs
+        return self.rows * self.tokens_per_row * self.epochs if self.rows and self.tokens_per_row else None
+
+
+def make_question(values: Mapping[str, Any]) -> AdviceInput:
+    """A question from what is known.
+
+    Raises:
+        UserError: a value that can't be; the flag is named.
+    """
+    try:
+        return build_config(AdviceInput, values)
+    except UserError as error:
+        key = error.what.partition("'")[2].partition("'")[0]
+        flag = "--" + key.removesuffix("_usd").replace("_", "-")
+        raise UserError(
+            error.what,
+            where=flag,
+            next_step=f"correct {flag}, or leave it out where it is not known{', or where there is no traffic yet' if key == 'queries_per_day' else ''}",
+        ) from None
+
+
+# --- advice ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The answer with everything that it rests on.
+
+    Args:
+        answer: `tune`, `prompt` (measure and improve the prompt first) or `dont`.
+        method: `prefix`, `lora`, `qlora` or `full`: how, or how if the prompt falls short; empty when the answer is no.
+        costed: the method whose cost is shown: that one, or the one that would be used if the answer were not no.
+        headline: the answer in a sentence.
+        reasons: the rules that applied, the deciding one first.
+        steps: what to do, in order.
+        missing: what would tell more, as flags.
+        swings: of the net saving of the method over the horizon.
+    """
+
+    answer: str
+    method: str
+    costed: str
+    headline: str
+    reasons: list[Reason]
+    steps: list[str]
+    missing: list[str]
+    assumptions: list[str]
+    trainings: dict[str, Machine]
+    options: list[OptionRow]
+    swings: list[Swing]
+    bills: dict[str, Bill]
+    tokens: list[TokenLine]
+    question: AdviceInput
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        chosen = self.chosen
+        return {
+            "version": 1, "answer": self.answer, "method": self.method, "headline": self.headline,
+            "reasons": [asdict(reason) for reason in self.reasons], "steps": self.steps, "missing": self.missing,
+            "break_even": asdict(chosen.against) if chosen and chosen.against else None,
+            "alternatives": [_row(row) for row in self.options],
+            "sensitivity": [asdict(swing) for swing in self.swings],
+            "monthly_bills": {mode: asdict(bill) for mode, bill in self.bills.items()},
+            "token_prices": [asdict(line) for line in self.tokens],
+            "trainings": {name: _training(training) for name, training in self.trainings.items()},
+            "ladder": ladder(self.question.measured) if self.question.measured else [],
+            "assumptions": self.assumptions,
+            "question": self.question.model_dump(mode="json", exclude=UNTOLD, exclude_none=True),
+        }  # fmt: skip
+
+    @property
+    def costed_name(self) -> str:
+        """`costed` as people call it."""
+        return NAMES[self.costed]
+
+    @property
+    def chosen(self) -> OptionRow | None:
+        """The alternative that the method is."""
+        name = NAMES.get(self.method)
+        return next((row for row in self.options if row.option.name == name), None)
+
+
+def _row(row: OptionRow) -> dict[str, Any]:
+    return {
+        "name": row.option.name, "upfront_usd": row.option.upfront_usd, "usd_per_1000_queries": row.usd_per_1000_queries,
+        "usd_per_month": row.usd_per_month, "total_usd": row.total_usd, "prompt_tokens": row.option.prompt_tokens,
+        "quality": row.option.quality, "note": row.option.note,
+        "break_even_queries": row.against.queries if row.against else None,
+        "break_even_days": row.against.days if row.against else None,
+        "saves_usd_per_month": row.against.usd_per_month_saved if row.against else None,
+        "why_never": row.against.why if row.against else "",
+    }  # fmt: skip
+
+
+def _training(training: Machine) -> dict[str, Any]:
+    return {
+        "gpu": training.job.gpu.key, "gpus": training.job.gpus, "fits": training.fits, "peak_gib": training.memory.peak,
+        "capacity_gib": training.memory.capacity, "hours": training.hours, "usd_a_run": training.bare_usd,
+        "cost": training.cost.to_json() if training.cost else None,
+    }  # fmt: skip
+
+
+def advise(question: AdviceInput) -> Advice:
+    """Answer the question.
+
+    Raises:
+        UserError: nothing is known, an unknown model or GPU, a price file with gaps.
+    """
+    if question.rows is None and question.measured is None and not question.queries_per_day:
+        raise UserError(
+            "Nothing to go by",
+            where="advise",
+            next_step="name a file of examples or a prepared data set, or give --rows, --queries-per-day, --baseline-prompt-tokens ...",
+        )
+    if question.gpu:
+        find_gpu(question.gpu)
+    prices = priced(load_prices(question.prices), question.gpu, question.usd_per_gpu_hour, question.tier)
+    question, assumed = _completed(question)
+    trained = trainings(question, prices)
+    method, budget = _method(question, trained)
+    rented = bills(question, prices, question.prompt_tokens) if question.prompt_tokens else {}
+    rows = _alternatives(question, prices, trained, rented)
+    facts = facts_of(question, trained, rows, method, prices, rented)
+    facts |= {**budget, **_over_budget(question, prices, trained, method)}
+    if not facts["any_fits"] or (facts["run_days"] or 0) > A_WEEK / 24:
+        facts["elsewhere"] = _elsewhere(question, prices, trained)
+    found = decide(facts)
+    answer = found["answer"][0]
+    tuning = answer.gives != "dont"
+    training = trained.get(method)
+    return Advice(
+        answer=answer.gives, method=method if tuning else "", costed=method, headline=_headline(answer, method),
+        reasons=[answer, *(found["method"] if tuning else ()), *found["note"]],
+        steps=_steps(question, answer.gives, method, facts), missing=_missing(question, prices, rows),
+        assumptions=[*assumed, *_assumptions(question, training, rows)], trainings=trained, options=rows,
+        swings=_swings(question, training, rows, method), bills=rented,
+        tokens=token_lines(question, prices, question.prompt_tokens) if question.prompt_tokens else [], question=question,
+    )  # fmt: skip
+
+
+def _alternatives(
+    question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine], rented: Mapping[str, Bill]
+) -> list[OptionRow]:
+    """The alternatives side by side; none without a volume and both prompts."""
+    if not question.queries_per_day or not question.prompt_tokens:
+        return []
+    bill = rented.get(question.serving) if question.serving in MODES else None
+    options = options_of(question, prices, trained, question.prompt_tokens, bill)
+    return compare_options(options, question.queries_per_day, question.months) if options else []
+
+
+def _swings(question: AdviceInput, training: Machine | None, rows: Sequence[OptionRow], method: str) -> list[Swing]:
+    """What moves the method's net saving."""
+    chosen = next((row for row in rows if row.option.name == NAMES[method]), None)
+    if not chosen or not training or not training.cost or not question.queries_per_day:
+        return []
+    upfront = (training.cost.low, training.cost.p90)
+    return sensitivity(rows[0].option, chosen.option, question.queries_per_day, question.months, upfront)
+
+
+def _completed(question: AdviceInput) -> tuple[AdviceInput, list[str]]:
+    """The question with what measured results say about prompts, and what was filled in."""
+    name, _, assumed = find_model(question.model)
+    assumed = [*assumed, *question.notes]
+    more: dict[str, Any] = {"model": name, "named": question.model}
+    measured = question.measured
+    if measured and measured.prompt and question.baseline_prompt_tokens is None:
+        tokens = measured.prompt_tokens.get(measured.prompt.name)
+        if tokens:
+            more["baseline_prompt_tokens"] = tokens
+            assumed.append(f"baseline prompt: {tokens:,.0f} tokens, as {measured.prompt.name} read for a test row")
+    if measured and question.prompt_tokens is None:
+        tokens = measured.prompt_tokens.get("tuned") or measured.prompt_tokens.get("zero-shot")
+        if tokens:
+            more["prompt_tokens"] = tokens
+            assumed.append(f"tuned prompt: {tokens:,.0f} tokens, as measured on the test rows")
+    if question.rows and not question.tokens_per_row:
+        given = [t for t in (question.prompt_tokens, question.answer_tokens) if t]
+        more["tokens_per_row"] = sum(given) if question.prompt_tokens else 512.0
+        assumed.append(
+            f"{more['tokens_per_row']:,.0f} tokens a training row" + ("" if question.prompt_tokens else " (not given)")
+        )
+    return question.model_copy(update=more), assumed
+
+
+def _method(question: AdviceInput, trained: Mapping[str, Machine]) -> tuple[str, dict[str, Any]]:
+    """How to tune, and what the budget has to do with it: the usual method, or where that costs too much the first one that
+    does not."""
+    facts = {"rows": question.rows, "new_domain": question.new_domain, "model": question.model}
+    facts |= _fits(trained)
+    facts |= {"gpu": question.gpu or "", "gpus": question.gpus or 1}
+    usual = decide(facts, [rule for rule in load_rules() if rule.kind == "method"])["method"][0].gives
+    wanted = _expected_usd(trained, usual)
+    if question.budget_usd is None or wanted is None or wanted <= question.budget_usd:
+        return usual, {}
+    for method in ("lora", "qlora", "prefix"):
+        usd = _expected_usd(trained, method)
+        if usd is not None and usd <= question.budget_usd:
+            return method, {
+                "affordable_method": method, "affordable_usd": usd_words(usd), "usual_method": NAMES[usual],
+                "usual_usd": usd_words(wanted),
+            }  # fmt: skip
+    return usual, {}
+
+
+def _expected_usd(trained: Mapping[str, Machine], method: str) -> float | None:
+    """Expected dollars of a method on its cheapest machine; None where it does not fit or has no price."""
+    training = trained.get(method)
+    return training.cost.usd if training and training.fits and training.cost else None
+
+
+def _over_budget(
+    question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine], method: str
+) -> dict[str, Any]:
+    """What a budget that is too small is told: what the money goes to, and what would cost less."""
+    usd, cost = _expected_usd(trained, method), trained[method].cost if method in trained else None
+    if question.budget_usd is None or usd is None or cost is None or usd <= question.budget_usd:
+        return {}
+    parts = sorted(cost.breakdown.items(), key=lambda part: -part[1])
+    spent = ", ".join(f"{name} {usd_words(part)}" for name, part in parts[:3] if part >= 0.01 * usd)
+    people = cost.breakdown["engineering"] + cost.breakdown["data preparation"]
+    return {"spent_on": spent, "instead": _instead(question, prices, people), "method_name": NAMES[method]}
+
+
+def _instead(question: AdviceInput, prices: PriceTable, people: float) -> str:
+    """The first way within the budget: spot machines, then smaller models; in words."""
+    budget = question.budget_usd or 0.0
+    if people > budget:
+        return f"People's time alone is {usd_words(people)}: no machine and no smaller model changes that."
+    if question.tier == "on-demand" and question.usd_per_gpu_hour is None:
+        usd = _expected_usd(trainings(question.model_copy(update={"tier": "spot"}), prices), "lora")
+        if usd is not None and usd <= budget:
+            return f"Within it: LoRA on a spot machine, {usd_words(usd)} (--tier spot)."
+    for smaller in smaller_models(question.model):
+        usd = _expected_usd(trainings(question.model_copy(update={"model": smaller}), prices), "lora")
+        if usd is not None and usd <= budget:
+            return f"Within it: LoRA on {smaller}, {usd_words(usd)} (--model {smaller})."
+    return "Neither a spot machine nor a smaller model stays within it."
+
+
+def facts_of(
+    question: AdviceInput,
+    trained: Mapping[str, Machine],
+    rows: Sequence[OptionRow],
+    method: str,
+    prices: PriceTable,
+    rented_bills: Mapping[str, Bill],
+) -> dict[str, Any]:
+    """Everything that rules may look at; None is unknown."""
+    measured = question.measured
+    prompt, classical, tuned = (measured.prompt, measured.classical, measured.tuned) if measured else (None, None, None)
+    stood_in = prompt if measured and measured.stand_in else None
+    chosen = next((row for row in rows if row.option.name == NAMES[method]), None)
+    against = chosen.against if chosen else None
+    training = trained.get(method)
+    cost = training.cost if training else None
+    scale = 100.0 if measured and measured.metric.rsplit(".", 1)[-1] in OUT_OF_100 else 1.0
+    if stood_in and not _is_enough(stood_in, question.target, scale):
+        prompt = None  # what another model falls short of says nothing about this one
+    facts = {
+        **question.model_dump(exclude=UNTOLD),
+        **_fits(trained),
+        "any_fits": any(t.fits for t in trained.values()),
+        "gpu": question.gpu or (training.job.gpu.key if training else ""),
+        "gpus": question.gpus or (training.job.gpus if training else 1),
+        "run_days": training.hours / 24 if training and training.fits and question.training_tokens else None,
+        "rows_per_label": question.rows / question.labels if question.rows and question.labels else None,
+        "test_rows": measured.n or None if measured else None,
+        "stand_in": measured.stand_in if measured and stood_in else None,
+        "stand_in_best": stood_in.value if stood_in else None,
+        "prompt_name": prompt.name if prompt else None,
+        "prompt_best": prompt.value if prompt else None,
+        "prompt_low": prompt.low if prompt else None,
+        "prompt_share": prompt.value / scale if prompt else None,
+        "classical_name": classical.name if classical else None,
+        "classical_best": classical.value if classical else None,
+        "classical_share": classical.value / scale if classical else None,
+        "tuned": tuned.value if tuned else None,
+        "classical_ties": _ties(measured, classical, tuned) if measured and classical and tuned else None,
+        "tuned_verdict": _in_two(measured.verdict) if measured and tuned and measured.verdict else None,
+        "pays_back": (against.days is not None and against.days <= question.months * 365 / 12) if against else None,
+        "payback": _payback(against.days) if against and against.days is not None else None,
+        "why_never": f" ({against.why})" if against and against.why else "",
+        "elsewhere": "",
+        "upfront_usd": _expected_usd(trained, method),
+        "upfront_high_usd": cost.p90 if cost else None,
+        "until_kept_usd": sum(cost.until_kept.values()) if cost and cost.until_kept else None,
+        **_in_words(question, cost),
+        "hosted_known": bool(prices.hosted(question.model)),
+    }
+    return facts | _money(question, rows, chosen, rented_bills) | _latencies(question, prices)
+
+
+def _is_enough(prompt: Result, target: float | None, scale: float) -> bool:
+    """Whether a prompt is as good as needed; without a target: leaves little room."""
+    return prompt.low >= target if target is not None else prompt.value / scale >= 0.9
+
+
+def _in_words(question: AdviceInput, cost: Cost | None) -> dict[str, str]:
+    """Dollars as rules print them."""
+    found = {"budget": usd_words(question.budget_usd)} if question.budget_usd is not None else {}
+    if cost:
+        found |= {"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)}
+        if cost.until_kept:
+            found["until_kept"] = usd_words(sum(cost.until_kept.values()))
+    return found
+
+
+def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
+    return {f"{name}_fits": name in trained and trained[name].fits for name in NAMES}
+
+
+def _payback(days: float) -> str:
+    return "under a day" if days < 1 else f"{days:,.0f} days"
+
+
+def _money(
+    question: AdviceInput, rows: Sequence[OptionRow], chosen: OptionRow | None, rented: Mapping[str, Bill]
+) -> dict[str, float | bool | None]:
+    """What the method saves, what people's time may cost, and what serving on rented machines does to the saving."""
+    found: dict[str, float | bool | None] = dict.fromkeys(
+        ("today_usd_per_month", "saves_usd_per_month", "net_saving", "affordable_hour", "real_time_usd", "batch_usd", "rented_pays")
+    )  # fmt: skip
+    if not chosen or not chosen.against:
+        return found
+    upfront = chosen.option.upfront_usd
+    today, saved = rows[0].usd_per_month, chosen.against.usd_per_month_saved
+    net = question.months * saved - upfront
+    found |= {"today_usd_per_month": today, "saves_usd_per_month": saved, "net_saving": net}
+    if question.engineer_hours:
+        found["affordable_hour"] = net / question.engineer_hours
+    if rented:
+        real_time = rented["real-time"].usd
+        found |= {"real_time_usd": real_time, "batch_usd": rented["batch"].usd}
+        found["rented_pays"] = question.months * (today - real_time) > upfront
+    return found
+
+
+def _elsewhere(question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine]) -> str:
+    """Where LoRA would run if a machine were rented, in words; empty where nothing is asked of a machine or it runs here."""
+    if not question.gpu or not question.training_tokens:
+        return ""
+    free = question.model_copy(update={"gpu": None, "gpus": None, "usd_per_gpu_hour": None})
+    rented = trainings(free, prices).get("lora")
+    if rented is None or not rented.fits:
+        return ""
+    return f" Rented, a run of LoRA takes {hours_words(rented.hours)} on {rented.job.gpus} x {rented.job.gpu.key} and {usd_words(rented.bare_usd)}."
+
+
+def _ties(measured: BaselineResults, classical: Result, tuned: Result) -> bool:
+    """Whether the tuned model is not shown to be better than the classifier: by their comparison, else by its interval."""
+    if classical.value >= tuned.value:
+        return True
+    verdict = measured.classical_verdict
+    return verdict != "better" if verdict else tuned.low <= classical.value
+
+
+def _in_two(verdict: str) -> str:
+    return "better" if verdict == "better" else "not better"
+
+
+def _latencies(question: AdviceInput, prices: PriceTable) -> dict[str, float | None]:
+    """Milliseconds of one request with today's and with the tuned prompt, where a latency is asked for."""
+    answer, found = question.answer_tokens, dict.fromkeys(("prompt_latency_ms", "tuned_latency_ms"))
+    result: dict[str, float | None] = dict(found)
+    if not question.latency_ms or answer is None:
+        return result
+    for name, prompt in (
+        ("prompt_latency_ms", question.baseline_prompt_tokens),
+        ("tuned_latency_ms", question.prompt_tokens),
+    ):
+        own = serving(question, prices, prompt, answer, "on-demand") if prompt else None
+        result[name] = own.latency_ms(prompt, answer) if own and prompt else None
+    return result
+
+
+def _headline(answer: Reason, method: str) -> str:
+    if answer.gives == "dont":
+        return f"Don't fine-tune: {answer.says}"
+    if answer.gives == "prompt":
+        return f"Prompt first. {answer.says} If the prompt falls short: {NAMES[method]}."
+    return f"Fine-tune {'all weights' if method == 'full' else 'with ' + NAMES[method]}: {answer.says}"
+
+
+def _steps(question: AdviceInput, gives: str, method: str, facts: Mapping[str, Any]) -> list[str]:
+    """What to do next, cheapest first."""
+    data, model = question.source or "DATA", question.named
+    if facts["stand_in"]:
+        measure = [f"get {model} and measure it itself: tuneloop advise {data} --measure --model FOLDER"]
+    else:
+        measure = [f"tuneloop advise {data} --measure: the untouched model and the cheap classifiers on your test rows"]
+    if facts["prompt_best"] is not None:
+        measure = []
+    if gives == "dont":
+        if facts["elsewhere"]:
+            return [f"{_plan_command(question, 'lora')}: machines to rent, memory, time, dollars"]
+        measurable = facts["rows"] is None or facts["rows"] >= 20
+        return measure if measurable and facts["classical_best"] is None else []
+    steps = list(measure)
+    if question.rows is not None and question.rows < 200:
+        steps.append("write and check more examples: a few hundred good ones beat any choice of method")
+    steps.append(f"{_plan_command(question, method)}: machines, memory, time, dollars")
+    steps.append(
+        f"tuneloop run {data} model={model} train.method={method}, and compare on the same test rows before shipping"
+    )
+    return steps
+
+
+def _plan_command(question: AdviceInput, method: str) -> str:
+    """The `plan` that names the same prices: about the same data, or the same tokens with the same settings."""
+    command = (
+        f"tuneloop plan {question.source + ' ' if question.source else ''}--model {question.named} --method {method}"
+    )
+    if question.tier != "on-demand":
+        command += f" --tier {question.tier}"
+    if question.source or not question.training_tokens:
+        return command
+    usual = usual_settings(method, find_model(question.model)[1], question.longest_row)
+    tokens = round(question.training_tokens / question.epochs)
+    return f"{command} --tokens {tokens} --epochs {question.epochs:g} --seq-len {usual['seq_len']} --grad-ckpt --loss-kernel fused"
+
+
+def _missing(question: AdviceInput, prices: PriceTable, rows: Sequence[OptionRow]) -> list[str]:
+    flags = {
+        "--rows": question.rows, "--queries-per-day": question.queries_per_day,
+        "--baseline-prompt-tokens": question.baseline_prompt_tokens, "--prompt-tokens": question.prompt_tokens,
+        "--answer-tokens": question.answer_tokens, "--target": question.target, "--eval": question.measured,
+    }  # fmt: skip
+    missing = [flag for flag, value in flags.items() if value is None]
+    if question.usd_per_million_input is None and not prices.hosted(question.model):
+        missing.append("--usd-per-million-input")
+    return missing
+
+
+def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence[OptionRow]) -> list[str]:
+    said = []
+    if training and training.cost and question.training_tokens:
+        gpu = training.job.gpu
+        machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.key}"
+        said.append(
+            f"a run reads {question.training_tokens:,.0f} tokens ({question.rows:,} rows, {question.epochs:g} epochs) in "
+            f"{hours_words(training.hours)} on {machine}"
+        )
+        said += training.cost.assumptions
+    if rows:
+        rate = rows[0].option.rate
+        said.append(
+            f"tokens: {usd_words(rate.input)} and {usd_words(rate.output)} for 1 million read and written ({rate.source})"
+        )
+        said.append(
+            "the tuned model is billed by the token like its base" if question.serving == "token"
+            else f"the tuned model runs on rented machines, {question.serving}; peak hour {question.peak:g} times the mean"
+        )  # fmt: skip
+        said.append(
+            f"the tuned model is retrained every {question.retrain_months:g} months" if question.retrain_months
+            else "the tuned model is not retrained (give --retrain-months)"
+        )  # fmt: skip
+        said.append("quality is no part of any saving: it stands beside the money, where it was measured")
+    return said

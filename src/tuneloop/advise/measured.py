@@ -1,0 +1,299 @@
+"""What is known before advice is asked: a data set's manifest, measured results of contenders, what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import nearest_path, read_json
+from tuneloop.plan.options import lengths_of
+from tuneloop.records.dataset import AGAIN
+
+CHEAP = ("logistic regression", "your classifier")  # in the names of cheap contenders
+CONSTANT = "majority class"  # always the most frequent label: neither a prompt nor a classifier
+# Metrics that decide, in this order; FIELD.accuracy counts as accuracy.
+PREFERRED = ("accuracy", "exact_match", "token_f1", "rougeL", "chrf", "bleu")
+OUT_OF_100 = ("chrf", "bleu")
+
+
+def _cheap(name: str) -> bool:
+    return any(part in name for part in CHEAP)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A contender's value of the deciding metric with its 95 % interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BaselineResults:
+    """Results on one test split.
+
+    Args:
+        metric: the one that decides.
+        n: test rows; 0: not known.
+        results: all contenders.
+        verdict: the tuned model against the best prompt: `better`, `worse`, `not enough evidence`, or empty.
+        method: how the tuned model was trained.
+        prompt_tokens: contender -> tokens read for a query.
+        usd_per_1000: contender -> dollars that 1,000 queries took where they were measured.
+        classical_verdict: the tuned model against the best cheap alternative.
+        training_usd: what the tuned model's training cost.
+        stand_in: the model that was measured in the place of the one that is asked about; "": that one itself.
+    """
+
+    metric: str
+    n: int
+    results: tuple[Result, ...]
+    verdict: str = ""
+    method: str = "lora"
+    prompt_tokens: Mapping[str, float] = field(default_factory=dict)
+    usd_per_1000: Mapping[str, float] = field(default_factory=dict)
+    classical_verdict: str = ""
+    training_usd: float | None = None
+    stand_in: str = ""
+
+    @property
+    def prompt(self) -> Result | None:
+        """The best way of prompting the untouched model."""
+        return self._best([r for r in self.results if not _cheap(r.name) and r.name not in ("tuned", CONSTANT)])
+
+    @property
+    def classical(self) -> Result | None:
+        """The best cheap alternative."""
+        return self._best([r for r in self.results if _cheap(r.name)])
+
+    @property
+    def tuned(self) -> Result | None:
+        """The tuned model."""
+        return next((r for r in self.results if r.name == "tuned"), None)
+
+    @staticmethod
+    def _best(results: Sequence[Result]) -> Result | None:
+        return max(results, key=lambda r: r.value, default=None)
+
+
+def from_dataset(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `dataset.json` says about the question."""
+    train = manifest["splits"]["train"]
+    tokens, rows = train.get("tokens") or {}, train.get("rows", 0)
+    found: dict[str, Any] = {"rows": rows, "task": manifest.get("task")}
+    if manifest.get("labels"):
+        found["labels"] = len(manifest["labels"])
+    if rows and tokens.get("total"):
+        found["tokens_per_row"] = tokens["total"] / rows
+        found["answer_tokens"] = tokens.get("supervised", 0) / rows
+        found["prompt_tokens"] = max(1.0, (tokens["total"] - tokens.get("supervised", 0)) / rows)
+        found["longest_row"] = max(8, int(tokens.get("max") or 1024))
+        if "mean" in tokens:
+            found["lengths"] = lengths_of(manifest, "dataset.json")
+    return found
+
+
+def from_evaluation(manifest: Mapping[str, Any], where: str, metric: str = "") -> BaselineResults:
+    """What an `eval.json` says.
+
+    Raises:
+        UserError: it has no such metric, or none that decides.
+    """
+    metrics = manifest.get("metrics")
+    if not isinstance(metrics, dict) or not isinstance(manifest.get("n"), int):
+        raise UserError(
+            "Not an evaluation: no metrics, no count of rows", where=where, next_step="tuneloop evaluate writes it"
+        )
+    contenders = {str(manifest.get("name") or "tuned"): metrics, **(manifest.get("baselines") or {})}
+    metric = metric or _decided_by(manifest)
+    measured = with_prices(measured_of(contenders, manifest.get("costs") or {}, manifest["n"], where, metric), manifest)
+    verdicts = [_verdict(manifest, measured, best) for best in (measured.prompt, measured.classical)]
+    return replace(measured, verdict=verdicts[0], classical_verdict=verdicts[1])
+
+
+def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResults:
+    """Shares that people measured themselves (contender -> share of right answers), with Wilson's 95 % interval where the
+    number of test rows is known."""
+    results = []
+    for name, value in values.items():
+        low, high = _wilson(value, test_rows) if test_rows and value <= 1 else (value, value)
+        results.append(Result(name, value, low, high))
+    return BaselineResults("accuracy", test_rows or 0, tuple(results))
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's interval of a share (1927), at 95 %."""
+    z = 1.96
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return middle - half, middle + half
+
+
+def measured_of(
+    contenders: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Any], n: int, where: str, metric: str = ""
+) -> BaselineResults:
+    """Contenders' metrics (name -> metric -> value, low, high) and costs as one record.
+
+    Raises:
+        UserError: nobody was measured by the metric, or no metric decides.
+    """
+    metrics = list(dict.fromkeys(name for values in contenders.values() for name in values))
+    metric = metric or _deciding(metrics, where)
+    results = []
+    for name, values in contenders.items():
+        value = values.get(metric)
+        if isinstance(value, dict) and isinstance(value.get("value"), int | float):
+            middle = float(value["value"])
+            low, high = (middle if value.get(end) is None else float(value[end]) for end in ("low", "high"))
+            results.append(Result(name, middle, low, high))
+    if not results:
+        raise UserError(
+            f"Nobody was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"
+        )
+
+    def per_query(key: str) -> dict[str, float]:
+        found = {name: cost.get(key) for name, cost in costs.items() if isinstance(cost, dict) and n}
+        return {name: value / n for name, value in found.items() if isinstance(value, int | float)}
+
+    read = {name: tokens for name, tokens in per_query("prompt_tokens").items() if tokens}
+    spent = {name: usd * 1000 for name, usd in per_query("usd").items()}
+    return BaselineResults(metric, n, tuple(results), prompt_tokens=read, usd_per_1000=spent)
+
+
+def with_prices(measured: BaselineResults, manifest: Mapping[str, Any]) -> BaselineResults:
+    """What 1,000 requests cost by the ladder, where it was reckoned: measuring shares prompts, requests in production don't."""
+    rungs = [rung for rung in manifest.get("ladder") or () if isinstance(rung, dict)]
+    prices = {str(r.get("name")): r["usd_per_1000"] for r in rungs if isinstance(r.get("usd_per_1000"), int | float)}
+    return replace(measured, usd_per_1000={**measured.usd_per_1000, **prices})
+
+
+def _decided_by(manifest: Mapping[str, Any]) -> str:
+    """The metric that an evaluation's own verdict goes by: macro-F1 where labels are uneven; empty where it names none."""
+    verdict = manifest.get("verdict")
+    named = verdict.get("metric") if isinstance(verdict, Mapping) else None
+    return named if isinstance(named, str) and named in (manifest.get("metrics") or {}) else ""
+
+
+def _deciding(metrics: Sequence[str], where: str) -> str:
+    for wanted in PREFERRED:
+        for name in metrics:
+            if name == wanted or name.endswith(f".{wanted}"):
+                return name
+    raise UserError("No metric in it decides", where=where, next_step=f"name one with --metric: {', '.join(metrics)}")
+
+
+def _verdict(manifest: Mapping[str, Any], measured: BaselineResults, best: Result | None) -> str:
+    """The tuned model against another contender, by the evaluation's own comparison."""
+    turned = {"better": "worse", "worse": "better"}
+    for c in manifest.get("comparisons") or []:
+        if best and c.get("metric") == measured.metric:
+            if (c.get("a"), c.get("b")) == (best.name, "tuned"):
+                return str(c.get("verdict", ""))
+            if (c.get("a"), c.get("b")) == ("tuned", best.name):
+                return turned.get(str(c.get("verdict")), str(c.get("verdict", "")))
+    return ""
+
+
+def holds_results(source: Path | str) -> bool:
+    """Whether a place is a run, an evaluation, or a folder that `advise` has kept: results to go by, not data to read."""
+    path = Path(source)
+    if path.is_dir():
+        manifests = ("eval.json", "run.json", "baselines/baselines.json", "dataset/dataset.json")
+        return any((path / name).is_file() for name in manifests)
+    if path.name == "eval.json":
+        return path.is_file()
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip()
+    if not start.startswith(b"{"):
+        return False
+    try:
+        value = read_json(path)
+    except UserError:  # lines of JSON
+        return False
+    return isinstance(value, dict) and "metrics" in value
+
+
+def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
+    """What a prepared data set, a run or an evaluation says about the question.
+
+    Args:
+        source: a folder with `dataset.json`, a run's folder, or an evaluation (`eval.json` or its folder).
+        metric: the metric that decides; default: see `PREFERRED`.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    path = Path(source)
+    if path.suffix == ".json" and path.is_file():
+        path = path.parent if path.name in ("eval.json", "dataset.json") else path
+    if path.is_file() and path.suffix == ".json":
+        return _known_of_evaluation(read_json(path), str(path), metric)
+    if not path.is_dir():
+        raise UserError("No such data set, run or evaluation", where=str(source), next_step=nearest_path(path))
+    found: dict[str, Any] = {}
+    for manifest in (path / "dataset.json", path / "dataset" / "dataset.json"):
+        if manifest.is_file():
+            found |= _known_of_dataset(manifest)
+            break
+    if (path / "eval.json").is_file():
+        found |= _known_of_evaluation(read_json(path / "eval.json"), str(path / "eval.json"), metric)
+    elif (path / "baselines" / "baselines.json").is_file():
+        found["measured"] = read_baselines(path / "baselines", metric)
+    if (path / "run.json").is_file() and found.get("measured"):
+        run = read_json(path / "run.json")
+        found["measured"] = replace(found["measured"], training_usd=run.get("usd"), method=run.get("method", "lora"))
+    if not found:
+        raise UserError(
+            "Neither a data set nor a run nor an evaluation",
+            where=str(source),
+            next_step="name a folder with dataset.json or eval.json",
+        )
+    return found
+
+
+def _known_of_dataset(path: Path) -> dict[str, Any]:
+    try:
+        return from_dataset(read_json(path))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise UserError("The data set's manifest is damaged", where=str(path), next_step=AGAIN) from None
+
+
+def _known_of_evaluation(manifest: Any, where: str, metric: str) -> dict[str, Any]:
+    if not isinstance(manifest, dict):
+        raise UserError("Not an evaluation", where=where, next_step="name an eval.json or its folder")
+    found: dict[str, Any] = {"measured": from_evaluation(manifest, where, metric)}
+    return found | {key: manifest[key] for key in ("model", "task") if isinstance(manifest.get(key), str)}
+
+
+def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
+    """What `baselines.json` and the evaluations beside it say: the untouched model and the cheap alternatives."""
+    listed = read_json(folder / "baselines.json")
+    manifests = {name: read_json(folder / place / "eval.json") for name, place in listed["contenders"].items()}
+    n = max((manifest["n"] for manifest in manifests.values()), default=0)
+    metrics = {name: manifest["metrics"] for name, manifest in manifests.items()}
+    metric = metric or next(filter(None, map(_decided_by, manifests.values())), "")
+    return with_prices(measured_of(metrics, listed.get("costs") or {}, n, str(folder), metric), listed)
+
+
+def ladder(measured: BaselineResults) -> list[dict[str, Any]]:
+    """The contenders from the untouched model to the tuned one, with gains over the best prompt and what queries cost."""
+    best = measured.prompt
+    order = {"zero-shot": 0, "few-shot": 1, **dict.fromkeys(CHEAP, 2), "tuned": 3}
+    place = {r.name: next((n for part, n in order.items() if part in r.name), 3) for r in measured.results}
+    return [
+        {
+            "name": r.name, "metric": measured.metric, "value": r.value, "low": r.low, "high": r.high,
+            "gain_over_prompt": r.value - best.value if best and r.name != best.name else None,
+            "prompt_tokens": measured.prompt_tokens.get(r.name), "usd_per_1000_queries": measured.usd_per_1000.get(r.name),
+            "training_usd": measured.training_usd if r.name == "tuned" else None,
+        }
+        for r in sorted(measured.results, key=lambda r: place[r.name])
+    ]  # fmt: skip

@@ -1,0 +1,461 @@
+"""Files between stages: strict YAML/JSON <-> records, overrides, atomic writes, content hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tuneloop.core.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of every configuration record: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def home() -> Path:
+    """The user's home folder; of a user without one, as in some containers, a folder among the temporary files."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"tuneloop-{os.getuid()}"
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a file so that it is there whole or not at all: beside, fsync, rename."""
+    write_bytes(path, text.encode("utf-8", errors="surrogatepass"))
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """`write_text` for bytes.
+
+    Raises:
+        UserError: the folder can't be written, or the disk is full; what was there before stays.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block has ended: beside, fsync, rename.
+
+    Raises:
+        UserError: the folder can't be written, or the disk is full; what was there before stays.
+    """
+    path = Path(path)
+    with user_errors_of_the_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb", 1 << 20) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(beside, 0o666 & ~umask)
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def user_errors_of_the_disk(path: Path | str) -> Iterator[None]:
+    """Turn the operating system's refusals about `path` into a `UserError` with a next step."""
+    try:
+        yield
+    except OSError as error:
+        import errno
+
+        steps = {
+            errno.ENOSPC: "free some space on that disk, then run the same command again: it continues",
+            errno.EACCES: "choose a folder you may write with output_dir=FOLDER, or change its permissions",
+            errno.EPERM: "choose a folder you may write with output_dir=FOLDER, or change its permissions",
+            errno.EROFS: "that file system is read-only: choose another folder with output_dir=FOLDER",
+            errno.ENOENT: "check the path",
+            errno.ENOTDIR: "a part of that path is a file: choose another folder with output_dir=FOLDER",
+            errno.EEXIST: "a file stands where a folder is needed: choose another folder with output_dir=FOLDER",
+        }
+        raise UserError(
+            f"Can't write or read: {error.strerror or error}",
+            where=str(error.filename or path),
+            next_step=steps.get(error.errno or 0, "check the disk and the permissions"),
+        ) from error
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write a JSON file atomically, indented, keys in the order given, NaN as null."""
+    write_text(path, json.dumps(plain(value), ensure_ascii=False, indent=2) + "\n")
+
+
+def write_jsonl(path: Path | str, records: Iterable[Any]) -> None:
+    """Write JSON Lines atomically, one record a line."""
+    lines = (json.dumps(plain(r), ensure_ascii=False, separators=(", ", ": ")) + "\n" for r in records)
+    write_text(path, "".join(lines))
+
+
+def write_yaml(path: Path | str, value: Any) -> None:
+    """Write a YAML file atomically, keys in the order given."""
+    write_text(path, yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True, width=100))
+
+
+def plain(value: Any) -> Any:
+    """Records to dictionaries, NaN and infinities to None: what strict JSON can hold."""
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(mode="json"))
+    if hasattr(value, "to_json"):
+        return plain(value.to_json())
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and value - value != 0.0:  # NaN or infinite
+        return None
+    return value
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def nearest_path(path: Path | str) -> str:
+    """What to do about a path that does not exist: the name nearest to it in its folder, where there is one."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist: check the path"
+    names = sorted(p.name for p in path.parent.iterdir() if path.name.startswith(".") or not p.name.startswith("."))
+    near = difflib.get_close_matches(path.name, names, 1, 0.5)
+    return f"did you mean {path.parent / near[0]}?" if near else "check the path"
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file that tuneloop wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("No such file", where=str(path), next_step="check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"Not valid JSON: {_odd_value(error)}", where=str(path), next_step="delete the file and run its stage again"
+        ) from None
+
+
+def read_jsonl(path: Path | str) -> list[Any]:
+    """Read a JSON Lines file that tuneloop wrote.
+
+    Raises:
+        UserError: it is missing, or a line is damaged (the line is named).
+    """
+    path = Path(path)
+    records = []
+    try:
+        with path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        records.append(json.loads(line))
+                    except (ValueError, RecursionError) as error:
+                        raise UserError(
+                            f"Not valid JSON: {_odd_value(error)}",
+                            where=f"{path}:{number}",
+                            next_step="delete the file and run its stage again",
+                        ) from None
+    except FileNotFoundError:
+        raise UserError("No such file", where=str(path), next_step="check the path") from None
+    return records
+
+
+def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Args:
+        path: of the file.
+        what: it is meant to be, for messages.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds no mapping.
+    """
+    path = Path(path)
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
+        raise UserError(
+            f"No such {what}",
+            where=str(path),
+            next_step=f"did you mean {path.parent / near[0]}?"
+            if near
+            else "`tuneloop init FILE` writes one for your data"
+            if what == "recipe"
+            else "check the path",
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(
+            f"Not valid YAML: {getattr(error, 'problem', None) or error}",
+            where=f"{path}:{mark.line + 1}" if mark else str(path),
+            next_step="correct that line (values with a colon need quotes)",
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"Can't read the {what}: {error.strerror}", where=str(path), next_step="check the path"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"Can't read the {what}: {_odd_value(error)}", where=str(path), next_step="correct that value"
+        ) from None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"A {what} is a mapping of keys to values",
+            where=str(path),
+            next_step="see recipes/demo.yaml" if what == "recipe" else "write it as `key: value` lines",
+        )
+    return value
+
+
+# --- configuration -----------------------------------------------------------------------------
+
+
+def build_config(
+    cls: type[C],
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    aliases: Mapping[str, str] | None = None,
+    where: str = "",
+) -> C:
+    """Make a config record from a recipe's values and `key=value` overrides.
+
+    Args:
+        cls: the config record.
+        values: the recipe, nested or with dotted keys.
+        overrides: strings such as `train.learning_rate=1e-4`; values are read as YAML.
+        aliases: other names for dotted keys (`{"learning_rate": "train.learning_rate"}`).
+        where: the file that the values came from, for errors.
+
+    Raises:
+        UserError: an unknown key (the nearest valid one is offered), a bad value, a bad override.
+    """
+    aliases = aliases or {}
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        _set(tree, aliases.get(str(key), str(key)), value, cls, where)
+    for text in overrides:
+        key, sign, raw = text.partition("=")
+        key = key.strip().lstrip("-")
+        if not sign or not key:
+            raise UserError(
+                f"Not a key=value setting: {text!r}", next_step="write it as key=value, as in train.epochs=2"
+            )
+        key = aliases.get(key, key)
+        try:
+            value = _text(raw) if _is_text(cls, key) else _scalar(raw)
+        except yaml.YAMLError:
+            value = raw
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"Can't read the value of {key}: {_odd_value(error)}",
+                where=f"the command line: {raw[:40]} ...",
+                next_step=f"set {key}=... to a valid value",
+            ) from None
+        _set(tree, key, value, cls, "the command line")
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        raise _config_error(cls, error, where) from None
+
+
+def _short(value: object, most: int = 80) -> str:
+    """A value as it is shown in a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def _odd_value(error: Exception) -> str:
+    """Why YAML or JSON can't be read that has no syntax error."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "a number of thousands of digits" if "digits" in str(error) else str(error)
+
+
+def _is_text(cls: type[BaseModel], key: str) -> bool:
+    """Whether the dotted `key` holds a string: templates such as `{answer}` or `Queue: {queue}` are no YAML."""
+    kind: Any = cls
+    for part in key.split("."):
+        info = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        if info is None:
+            return False
+        kind = info.annotation
+    return kind in (str, str | None)
+
+
+def _text(raw: str) -> str | None:
+    """A string as it stands, or in YAML's quotes; nothing, `null` or `~` is None."""
+    if raw.strip() in ("", "null", "~"):
+        return None
+    quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "\"'"
+    return str(yaml.safe_load(raw)) if quoted else raw
+
+
+def _scalar(raw: str) -> Any:
+    """A YAML value; unlike plain YAML 1.1, `5e-4` is a number."""
+    try:
+        return float(raw) if "e" in raw.lower() and not raw.lower().startswith("0x") else yaml.safe_load(raw)
+    except ValueError:
+        return yaml.safe_load(raw)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, cls: type[Config], where: str) -> None:
+    """Put `value` at the dotted `key`, merging mappings."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = tree.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"{parent!r} has no keys of its own", where=where, next_step=_nearest(cls, key))
+        tree = node
+    if isinstance(value, Mapping) and isinstance(tree.get(last), dict):
+        tree[last].update(value)
+    else:
+        tree[last] = dict(value) if isinstance(value, Mapping) else value
+
+
+def config_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a config record, sections first."""
+    keys = []
+    for name, info in cls.model_fields.items():
+        keys.append(prefix + name)
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += config_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(cls: type[BaseModel], key: str) -> str:
+    keys = config_keys(cls)
+    near = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]  # the last part is right and the section wrong
+    if not near:
+        near = difflib.get_close_matches(key, keys, 1, 0.5)
+    if not near:
+        last = {k.split(".")[-1]: k for k in reversed(keys)}
+        near = [last[name] for name in difflib.get_close_matches(key.split(".")[-1], list(last), 1, 0.6)]
+    if near:
+        return f"did you mean {near[0]}?  (`tuneloop schema` lists all keys)"
+    return "`tuneloop schema` lists all keys"
+
+
+def _config_error(cls: type[Config], error: ValidationError, where: str) -> UserError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return UserError(f"Unknown key {key!r}", where=where, next_step=_nearest(cls, key))
+    if first["type"] == "missing":
+        return UserError(f"Missing key {key!r}", where=where, next_step=f"set {key}=...")
+    message = first["msg"].removeprefix("Value error, ")
+    got = first.get("input")
+    if isinstance(got, Mapping) and first["type"] == "value_error":  # settings that don't go together
+        return UserError(message, where=where or key, next_step="change one of the settings that it names")
+    shown = f", got {_short(got)}" if isinstance(got, str | int | float | bool | type(None)) else ""
+    return UserError(
+        f"Bad value for {key!r}: {message}{shown}", where=where, next_step=f"set {key}=... to a valid value"
+    )
+
+
+# --- hashes and locks --------------------------------------------------------------------------
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(value: Any) -> str:
+    """Hex SHA-256 of a JSON-like value, independent of key order."""
+    text = json.dumps(plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path | str, *, minor: Collection[str] = ()) -> Iterator[None]:
+    """Hold a folder for this process; the operating system lets go when the process dies.
+
+    A folder that was made for this goes again when the work fails before anything stands in it.
+
+    Args:
+        minor: names of files that are no reason to keep it.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path = Path(folder) / ".lock"
+    made = [place for place in (path.parent, path.parent.parent) if not place.exists()]
+    with user_errors_of_the_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(
+                f"Another tuneloop process ({file.read().strip() or 'unknown'}) is working in this folder",
+                where=str(folder),
+                next_step="wait for it, stop it, or choose another folder with output_dir=FOLDER",
+            ) from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the work may have removed the folder itself
+            if made and {place.name for place in path.parent.iterdir()} <= {path.name, *minor}:
+                for place in path.parent.iterdir():
+                    place.unlink()
+                for place in made:
+                    place.rmdir()  # of a parent only if nothing else has come into it
+        raise
+    finally:
+        file.close()

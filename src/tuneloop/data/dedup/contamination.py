@@ -1,0 +1,252 @@
+"""Rows that give a test away: they ask the same, nearly the same, or hold long passages of a question.
+
+An index of the test set is built once and sent to the workers. They ask it about whole chunks of rows, whose sketches
+they have anyway, so that a short row takes a few microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tuneloop.data.config import DuplicatesConfig
+from tuneloop.data.dedup.minhash import (
+    BUCKET,
+    CROWD,
+    RowTexts,
+    Shape,
+    banding,
+    counted,
+    distance,
+    folded_words,
+    long_signs,
+    may_be_copies,
+    most_apart,
+    prompt_similarity,
+    shape_of,
+    sketch,
+    sketched,
+    windows,
+    word_hashes,
+)
+from tuneloop.data.split import normalised
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+GRAM = 13  # words of a passage (Brown et al. 2020, appendix C)
+OVERLAP = 0.5  # share of the passages of a test question from which a row gives it away
+COMMON, COMMON_SHARE = 3, 0.01  # test rows, and share of them, that may share a passage; more, and it is an instruction
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Why a row must not be trained on.
+
+    Args:
+        how: `exact`: the question of a test row up to Unicode form, white space and case; `near`: nearly that question;
+            `overlap`: the row holds long passages of it.
+        test_row: index of the test row.
+        similarity: Jaccard similarity of the questions; for `overlap` the share of the question's passages.
+    """
+
+    how: Literal["exact", "near", "overlap"]
+    test_row: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class TestIndex:
+    """A test set made ready to be asked, by `index_of`.
+
+    Args:
+        config: of the duplicates; the rows asked about must be sketched with it.
+        shapes: of the test rows.
+        bands: number and key of each band of their sketches, sorted; `banded`: test row of each; `signs`: of the rows.
+        masked: number and key of short questions with words left out, sorted; `mask_of`: test row of each.
+        passages: hashes of their passages, sorted; `holders`: test row of each.
+        passage_count: passages of each test row that count.
+    """
+
+    __test__ = False  # no test case, whatever pytest makes of the name
+
+    config: DuplicatesConfig
+    shapes: Sequence[Shape]
+    bands: NDArray[Any]
+    banded: NDArray[Any]
+    signs: dict[int, list[int]]
+    masked: NDArray[Any]
+    mask_of: NDArray[Any]
+    passages: NDArray[Any]
+    holders: NDArray[Any]
+    passage_count: NDArray[Any]
+
+
+def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
+    """The index of a test set.
+
+    Args:
+        test: its rows, cut by `sketches.texts_of`.
+        config: tells the threshold from which a question is nearly that of a test row.
+    """
+    shapes = [shape_of(texts) for texts in test]
+    columns = sketch(test, sketch_config(config))
+    found = sketched(columns, "prompt", np.arange(len(test)))
+    bands = np.concatenate(_numbered(found.bands))
+    order = np.argsort(bands, kind="stable")
+    masked, mask_of = _masked(columns)
+    by_mask = np.argsort(masked, kind="stable")
+    holders, passages = _passages([shape.prompt for shape in shapes])
+    holders, passages = _distinct(holders, passages)
+    _, place, held = np.unique(passages, return_inverse=True, return_counts=True)
+    own = held[place] <= max(COMMON, COMMON_SHARE * len(test))
+    holders, passages = holders[own], passages[own]
+    by_hash = np.argsort(passages, kind="stable")
+    return TestIndex(
+        config,
+        shapes,
+        bands[order],
+        np.resize(found.owner, len(bands))[order],
+        long_signs(found, range(len(test))),
+        masked[by_mask],
+        mask_of[by_mask],
+        passages[by_hash],
+        holders[by_hash],
+        np.bincount(holders, minlength=len(test)),
+    )
+
+
+def find_leaks(
+    texts: Sequence[RowTexts], index: TestIndex, columns: Mapping[str, NDArray[Any]] | None = None
+) -> list[Leak | None]:
+    """For each row why it gives the test away, or None; of several test rows the one that it is most similar to.
+
+    Args:
+        texts: rows cut by `sketches.texts_of`.
+        index: the test set.
+        columns: sketches of the rows with the index's config, if they are there already.
+    """
+    if columns is None or "prompt" not in columns:
+        columns = sketch(texts, sketch_config(index.config))
+    leaks: list[Leak | None] = [None] * len(texts)
+    for row, share, test_row in _overlaps(texts, index):
+        leaks[row] = Leak("overlap", test_row, share)
+    for row, tests in _candidates(columns, index, len(texts)).items():
+        shape = shape_of(texts[row])
+        ranked = sorted(((prompt_similarity(shape, index.shapes[test]), -test) for test in tests), reverse=True)
+        for similarity, nearest in ranked:
+            if similarity < index.config.threshold:
+                break
+            if may_be_copies(shape, test_shape := index.shapes[-nearest]):
+                same = normalised(texts[row].prompt) == normalised(test_shape.texts.prompt)
+                leaks[row] = Leak("exact" if same else "near", -nearest, similarity)
+                break
+    return leaks
+
+
+def sketch_config(config: DuplicatesConfig) -> DuplicatesConfig:
+    """Settings under which a sketch of the questions is made, though nothing else may be asked for."""
+    return config.model_copy(update={"near": True, "on": "user"})
+
+
+def _numbered(bands: Iterable[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Keys that differ between bands."""
+    return [keys.astype(np.uint64) | np.uint64(number << 32) for number, keys in enumerate(bands)]
+
+
+def _masked(columns: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Keys of short questions that differ between masks, and the row of each."""
+    keys = np.concatenate(_numbered(columns["masked"].T))
+    there = columns["masked"].T.ravel() > 0
+    return keys[there], np.resize(np.arange(len(columns["masked"])), len(keys))[there]
+
+
+def _candidates(columns: Mapping[str, NDArray[Any]], index: TestIndex, count: int) -> dict[int, list[int]]:
+    """Test rows that may be similar to a row, the likeliest first; rows without any are left out."""
+    sketches = sketched(columns, "prompt", np.arange(count))
+    room = BUCKET // banding(index.config.threshold)[1]
+    shared: dict[int, set[int]] = {}
+    for band in _numbered(sketches.bands):
+        _meet(shared, sketches.owner, band, index.bands, index.banded, room)
+    signs = long_signs(sketches, shared)
+    most = most_apart(index.config.threshold)
+    found = {}
+    for row, tests in shared.items():
+        near = sorted((distance(signs[row], index.signs[test_row]), test_row) for test_row in tests)
+        if near[0][0] <= most:
+            found[row] = [test_row for apart, test_row in near[:CROWD] if apart <= most]
+    shared.clear()
+    masked, rows = _masked(columns)
+    _meet(shared, rows, masked, index.masked, index.mask_of, room)
+    for row, tests in shared.items():
+        known = found.setdefault(row, [])
+        known += sorted(tests.difference(known))
+    return found
+
+
+def _meet(
+    shared: dict[int, set[int]],
+    rows: NDArray[Any],
+    keys: NDArray[Any],
+    known: NDArray[Any],
+    test_rows: NDArray[Any],
+    room: int,
+) -> None:
+    """Add to each row's test rows those with its key, at most `room` of them.
+
+    Args:
+        rows, keys: of the rows asked about.
+        known, test_rows: keys of the test set, sorted, and the row of each.
+    """
+    if len(known) == 0:
+        return
+    begin = np.searchsorted(known, keys)
+    there = np.flatnonzero(known[np.minimum(begin, len(known) - 1)] == keys)
+    end = np.minimum(np.searchsorted(known, keys[there], side="right"), begin[there] + room)
+    for row, low, high in zip(rows[there].tolist(), begin[there].tolist(), end.tolist(), strict=True):
+        shared.setdefault(row, set()).update(test_rows[low:high].tolist())
+
+
+def _passages(texts: Sequence[Sequence[str]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Hashes of all runs of GRAM words, and before them the text that each stands in."""
+    long = [number for number, words in enumerate(texts) if len(words) >= GRAM]
+    if not long:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
+    lengths = np.array([len(texts[number]) for number in long], dtype=np.int64)
+    hashed, counts = windows(word_hashes([word for number in long for word in texts[number]]), lengths, GRAM)
+    return np.repeat(np.array(long, dtype=np.int64), counts), hashed
+
+
+def _distinct(owners: NDArray[Any], hashes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Each pair of an owner and a hash once."""
+    order = np.lexsort((hashes, owners))
+    owners, hashes = owners[order], hashes[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (owners[1:] != owners[:-1]) | (hashes[1:] != hashes[:-1])
+    return owners[new], hashes[new]
+
+
+def _overlaps(texts: Sequence[RowTexts], index: TestIndex) -> list[tuple[int, float, int]]:
+    """Rows that hold enough passages of a test question, the share, and the test row with the largest one."""
+    if len(index.passages) == 0:
+        return []
+    sides = [side for t in texts for side in (t.prompt, t.answer)]
+    # a space more than words between them at most: a cheap way to leave out the short ones
+    words = [folded_words(side) if len(side) > 2 * GRAM else [] for side in sides]
+    owners, hashes = _passages(words)
+    first = np.minimum(np.searchsorted(index.passages, hashes), len(index.passages) - 1)
+    hit = index.passages[first] == hashes
+    owners, hashes = _distinct(owners[hit] // 2, hashes[hit])
+    begin, end = np.searchsorted(index.passages, hashes), np.searchsorted(index.passages, hashes, side="right")
+    rows = np.repeat(owners, end - begin)
+    held = index.holders[np.repeat(begin, end - begin) + counted(end - begin)]
+    pairs, counts = np.unique(rows * len(index.shapes) + held, return_counts=True)
+    row, test_row = np.divmod(pairs, max(len(index.shapes), 1))
+    share = counts / index.passage_count[test_row]
+    best = np.lexsort((test_row, -share, row))
+    best = best[np.flatnonzero(np.diff(row[best], prepend=-1))]
+    best = best[share[best] >= OVERLAP]
+    return list(zip(row[best].tolist(), share[best].tolist(), test_row[best].tolist(), strict=True))

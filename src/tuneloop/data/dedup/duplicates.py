@@ -1,0 +1,325 @@
+"""Rows that say the same: exactly, nearly, or in other words; which of them stay, and which belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tuneloop.data.config import DuplicatesConfig
+from tuneloop.data.dedup.candidate_pairs import Alike, Comparing, Crowd, Texts, find_alike
+from tuneloop.data.dedup.minhash import Name
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_AT_ONCE = 1024  # rows whose embeddings are compared with all others at once
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Rows to drop, in rising order, and for each the row that stays in its place.
+
+    Args:
+        dropped: indices of the rows.
+        of: of each, the row it is like. That one is kept; only the equal of an exact duplicate may itself be dropped,
+            as a near duplicate of a kept row.
+        similarity: Jaccard similarity or cosine; 1 for exact duplicates.
+        exact: whether they are equal up to Unicode form, white space and case.
+    """
+
+    dropped: NDArray[Any]
+    of: NDArray[Any]
+    similarity: NDArray[Any]
+    exact: NDArray[Any]
+
+
+def preference(
+    keep: str,
+    *,
+    count: int,
+    characters: NDArray[Any] | None = None,
+    time: NDArray[Any] | None = None,
+    rating: NDArray[Any] | None = None,
+    pinned: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """All rows, those that stay first.
+
+    Args:
+        keep: `first`, `longest`, `newest` or `best`; among equals, and where nothing is known, the earlier row.
+        count: number of rows.
+        characters: length of each row.
+        time: seconds since 1970, NaN for none.
+        rating: higher is better, NaN for none.
+        pinned: rows that stay before all others, such as those of a frozen test set.
+    """
+    value = {"longest": characters, "newest": time, "best": rating}.get(keep)
+    worth = np.zeros(count) if value is None else np.where(np.isnan(value), -np.inf, value)
+    last = np.zeros(count, dtype=bool) if pinned is None else ~pinned
+    order: NDArray[Any] = np.lexsort((np.arange(count), -worth, last))
+    return order
+
+
+_COMPARED: dict[str, tuple[Name, ...]] = {
+    "row": ("whole",),
+    "user": ("prompt",),
+    "both": ("whole", "prompt"),
+}
+
+
+def find_duplicates(
+    columns: Mapping[str, NDArray[Any]],
+    texts: Texts,
+    config: DuplicatesConfig,
+    *,
+    rows: NDArray[Any],
+    order: NDArray[Any],
+    alike: Alike | None = None,
+) -> Duplicates:
+    """Rows that are the same as one that stays.
+
+    Rows are taken in the order of preference; each is dropped if it is similar enough to one that has been kept, else it is
+    kept. So every dropped row is similar to the row in its place (no chains), and no two kept ones are similar,
+    but for pairs that the sketches miss (1 % of those just at the threshold, hardly any above) and crowds of more than
+    `CROWD` rows that are nearly similar. Rows of different labels, system turns or tools are never near duplicates.
+
+    Args:
+        columns: of all rows, from `sketch`.
+        texts: reads the texts of rows.
+        config: the same as for the sketches.
+        rows: indices of those that count.
+        order: all rows, those that stay first; see `preference`.
+        alike: the similar pairs of `distinct(columns, rows, order)`; default: looked for here.
+    """
+    rows = _in_order(rows, order)
+    heads, copies, originals = _firsts(columns["exact"][rows])
+    of = (
+        {int(rows[c]): (int(rows[o]), 1.0, True) for c, o in zip(copies, originals, strict=True)}
+        if config.exact
+        else {}
+    )
+    if config.near:
+        kept = rows[heads]  # equal rows are left out of the near search even if they stay: that would be quadratic
+        if alike is None:
+            alike = find_alike(columns, texts, config.threshold, rows=kept)
+        crowd = Crowd(columns, _COMPARED[config.on], kept, alike.crowded, Comparing(texts, config.threshold))
+        for place, (other, value) in _leaders(alike, crowd, config).items():
+            of[int(kept[place])] = (int(kept[other]), value, False)
+    dropped = np.array(sorted(of), dtype=np.int64)
+    facts = [of[row] for row in dropped.tolist()]
+    return Duplicates(
+        dropped,
+        np.array([fact[0] for fact in facts], dtype=np.int64),
+        np.array([fact[1] for fact in facts], dtype=np.float32),
+        np.array([fact[2] for fact in facts], dtype=bool),
+    )
+
+
+def distinct(columns: Mapping[str, NDArray[Any]], rows: NDArray[Any], order: NDArray[Any]) -> NDArray[Any]:
+    """Of equal rows the one that stays, in the order of preference: those that are compared for near duplicates."""
+    rows = _in_order(rows, order)
+    found: NDArray[Any] = rows[_firsts(columns["exact"][rows])[0]]
+    return found
+
+
+def _leaders(alike: Alike, crowd: Crowd, config: DuplicatesConfig) -> dict[int, tuple[int, float]]:
+    """Places that are similar to a kept one: the most similar of these, and how similar it is."""
+
+    def value(asked: Any, whole: Any, together: Any) -> Any:
+        """How much a row counts as a copy of another."""
+        if config.on == "both":
+            whole = np.maximum(asked, whole)
+        return np.where(together, asked if config.on == "user" else whole, 0.0)
+
+    values = value(alike.asked, alike.whole, alike.together)
+    similar = values >= config.threshold
+    known: dict[int, list[tuple[float, int]]] = {}
+    for other, one, alikeness in zip(
+        alike.other[similar].tolist(), alike.one[similar].tolist(), values[similar].tolist(), strict=True
+    ):
+        known.setdefault(other, []).append((alikeness, -one))
+    gone: dict[int, tuple[int, float]] = {}
+    for place in sorted({*known, *crowd.places}):
+        if alike.crowded[place]:
+            found = [(float(value(*crowd.similarities(place, other))), -other) for other in crowd.near(place)]
+        else:
+            found = [pair for pair in known.get(place, ()) if -pair[1] not in gone]
+        best, other = max(found, default=(0.0, 0))
+        if best >= config.threshold:
+            gone[place] = (-other, best)
+        else:
+            crowd.add(place)
+    return gone
+
+
+def find_links(
+    columns: Mapping[str, NDArray[Any]],
+    texts: Texts,
+    threshold: float,
+    *,
+    rows: NDArray[Any],
+    question: NDArray[Any],
+    alike: Alike | None = None,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Pairs of rows whose questions are nearly equal, whatever their answers and labels: they belong in one split.
+
+    Not all pairs, but enough that whoever follows them reaches every similar row. Those whose labels differ
+    are the candidates for wrong labels.
+
+    Args:
+        columns: of all rows, from `sketch` with this threshold; without `prompt` there are no pairs.
+        texts: reads the texts of rows.
+        threshold: least Jaccard similarity of the questions.
+        rows: indices of those that count.
+        question: `key64` of each row's `prompt_key`; of rows with one question only the first is looked at.
+        alike: similar pairs among at least one row of each of these questions, if they are known already.
+
+    Returns:
+        the pairs (pairs, 2), and their similarities.
+    """
+    if "prompt" not in columns or len(rows) == 0:
+        return np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.float32)
+    asked, first = np.unique(question[rows], return_index=True)
+    row_of = rows[first]
+    if alike is None:
+        alike = find_alike(columns, texts, threshold, rows=np.sort(row_of))
+    # Of a row that is gone, another one with its question may still be there.
+    place = np.minimum(np.searchsorted(asked, question[alike.rows]), len(asked) - 1)
+    there = asked[place] == question[alike.rows]
+    found = (alike.asked >= threshold) & there[alike.one] & there[alike.other] & ~alike.crowded[alike.other]
+    one, other = row_of[place[alike.one[found]]], row_of[place[alike.other[found]]]
+    pairs = list(zip(one.tolist(), other.tolist(), alike.asked[found].tolist(), strict=True))
+    crowded = np.zeros(len(asked), dtype=bool)
+    crowded[place[there & alike.crowded]] = True
+    in_order = np.argsort(row_of)
+    crowd = Crowd(columns, ("prompt",), row_of[in_order], crowded[in_order], Comparing(texts, threshold))
+    pairs += [(int(crowd.rows[a]), int(crowd.rows[b]), value) for a, b, value in _linked(crowd, threshold)]
+    pairs = [pair for pair in pairs if pair[0] != pair[1]]
+    return (
+        np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2),
+        np.array([pair[2] for pair in pairs], dtype=np.float32),
+    )
+
+
+def _linked(crowd: Crowd, threshold: float) -> list[tuple[int, int, float]]:
+    """Similar pairs that connect all places that a chain of similar pairs through crowded ones connects (union-find)."""
+    parent: dict[int, int] = {}
+
+    def root(place: int) -> int:
+        while (above := parent.setdefault(place, place)) != place:
+            parent[place] = place = parent[above]
+        return place
+
+    pairs = []
+    for place in crowd.places:
+        for other in crowd.near(place) if crowd.crowded[place] else ():
+            if root(place) != root(other) and (value := crowd.asked(place, other)) >= threshold:
+                parent[root(place)] = root(other)
+                pairs.append((other, place, value))
+        crowd.add(place)
+    return pairs
+
+
+def find_conflicts(question: NDArray[Any], rows: NDArray[Any], order: NDArray[Any]) -> list[NDArray[Any]]:
+    """Rows with one question that are left after copies are gone: their answers or labels differ.
+
+    Args:
+        question: `key64` of each row's `prompt_key`.
+        rows: indices of those that count.
+        order: all rows, those that stay first.
+
+    Returns:
+        groups of two rows and more, each with the preferred row first; in the order of these.
+    """
+    rows = _in_order(rows, order)
+    places = np.argsort(question[rows], kind="stable")
+    asked = question[rows[places]]
+    again = np.zeros(len(asked), dtype=bool)
+    again[1:] = asked[1:] == asked[:-1]
+    shared = again.copy()
+    shared[:-1] |= again[1:]
+    places, first = places[shared], ~again[shared]
+    groups = np.split(places, np.flatnonzero(first)[1:]) if len(places) else []
+    return [rows[group] for group in sorted(groups, key=lambda group: int(group[0]))]
+
+
+def _in_order(rows: NDArray[Any], order: NDArray[Any]) -> NDArray[Any]:
+    """Rows in the order of preference."""
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    sorted_rows: NDArray[Any] = rows[np.argsort(rank[rows])]
+    return sorted_rows
+
+
+def _firsts(keys: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Places of the first of equal keys; places of the others, and for each the place of its first."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys stay in their order
+    new = np.ones(len(order), dtype=bool)
+    one, other = keys[order, 0], keys[order, 1]
+    new[1:] = (one[1:] != one[:-1]) | (other[1:] != other[:-1])
+    first = order[new][np.cumsum(new) - 1]
+    return np.sort(order[new]), order[~new], first[~new]
+
+
+def semantic_duplicates(
+    embeddings: NDArray[Any],
+    threshold: float,
+    *,
+    rows: NDArray[Any],
+    order: NDArray[Any],
+    apart: NDArray[Any] | None = None,
+) -> Duplicates:
+    """Rows whose embeddings are as similar as the threshold to those of a row that stays; in order of preference.
+
+    Every row is compared with all kept rows: 100,000 rows take minutes. Beside the embeddings, those of the kept rows and
+    a few blocks are held in memory.
+
+    Args:
+        embeddings: one unit vector for each of `rows` (rows, size).
+        threshold: least cosine similarity.
+        rows: indices of the rows that count.
+        order: all rows, those that stay first; see `preference`.
+        apart: for each of `rows` a number; rows of different numbers, such as labels, are no duplicates.
+    """
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    places = np.argsort(rank[rows])
+    apart = np.zeros(len(rows), dtype=np.int64) if apart is None else apart
+    kept = np.empty(len(rows), dtype=np.int64)
+    leaders = np.empty_like(embeddings)  # of the kept rows, one after another
+    count = 0
+    found: list[tuple[int, int, float]] = []
+    for begin in range(0, len(places), _AT_ONCE):
+        block = places[begin : begin + _AT_ONCE]
+        best, of = np.full(len(block), -1.0), np.full(len(block), -1)
+        for start in range(0, count, 8 * _AT_ONCE):
+            some = kept[start : min(start + 8 * _AT_ONCE, count)]
+            alike = embeddings[block] @ leaders[start : start + len(some)].T
+            alike[apart[block, None] != apart[some]] = -1.0
+            at = alike.argmax(axis=1)
+            value = alike[np.arange(len(block)), at]
+            better = value > best
+            best[better], of[better] = value[better], some[at[better]]
+        inside = embeddings[block] @ embeddings[block].T
+        inside[apart[block, None] != apart[block]] = -1.0
+        stays = np.zeros(len(block), dtype=bool)
+        for number, place in enumerate(block.tolist()):
+            near = np.where(stays[:number], inside[number, :number], -1.0)
+            if number and near.max() > best[number]:
+                best[number], of[number] = near.max(), block[near.argmax()]
+            stays[number] = best[number] < threshold
+            if not stays[number]:
+                found.append((int(rows[place]), int(rows[of[number]]), float(best[number])))
+        new = block[stays]
+        kept[count : count + len(new)], leaders[count : count + len(new)] = new, embeddings[new]
+        count += len(new)
+    found.sort()
+    columns = list(zip(*found, strict=True)) or [(), (), ()]
+    return Duplicates(
+        np.array(columns[0], dtype=np.int64),
+        np.array(columns[1], dtype=np.int64),
+        np.array(columns[2], dtype=np.float32),
+        np.zeros(len(found), dtype=bool),
+    )

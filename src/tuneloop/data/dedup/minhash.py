@@ -1,0 +1,595 @@
+"""What rows are compared by: their texts without what does not matter, and sketches of these that fit into memory.
+
+Workers turn each row into a few hashes (`sketch`): MinHash signatures (Broder 1997) cut into bands (locality-sensitive
+hashing; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4). `tuneloop.data.dedup.candidate_pairs` finds similar rows by them.
+
+What is compared are shingles of folded texts: case, punctuation and invisible characters do not count. Short texts
+are cut into groups of three letters without regard to spaces, so that a typo in a line of ten words leaves it above 0.8;
+texts of more than 50 words into pairs of words, because in long texts most groups of letters occur anyway. Which of the two
+is used depends on the longer text of a pair; texts a little below the limit are sketched both ways. Of texts of up to twelve words,
+where a typo or a "please" changes too many groups, there are further keys, of the text with a word masked; see
+`tuneloop.data.dedup.short_texts`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import orjson
+
+from tuneloop.data.config import DuplicatesConfig
+from tuneloop.data.dedup.short_texts import SHORT, same_meaning, short_similarity, with_digits, without_courtesies
+from tuneloop.data.split import normalised, normalised_often
+from tuneloop.records.rows import Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LONG = 50  # words above which shingles are pairs of words
+SIDE = 0.7  # least similarity of the questions alone, and of the answers alone, of rows that are near duplicates
+BANDS = 16  # at most: 4 bytes a row and sketch each
+MISSED = 0.01  # share of pairs at the threshold that candidates may miss
+SIGNS = 4  # numbers of 32 bits behind the band keys: one bit of each value of the signature
+CROWD = 16  # rows at most that one is compared with, the likeliest
+BUCKET = 192  # rows, divided by the values in a band, that are remembered at most of those with one band in common
+VALUES = 96  # of a signature at least: more than the bands of a low threshold need, so that signs tell pairs apart
+CACHED = 1 << 17  # characters of the folded texts that are held at once; their shingles take some 150 bytes each
+TURN = "\x02"  # stands before each turn in both texts of a row; folded away like all control characters
+
+Kind = Literal["letters", "words"]
+Name = Literal["prompt", "whole"]  # of a sketch
+MASKS = 4  # keys of a short text: each without every fourth word, so that texts that differ in one word share one
+COLUMNS = (
+    "exact",
+    "prompt",
+    "whole",
+    "edge_",
+    "masked",
+)  # what the names of the columns begin with that `sketch` makes
+KINDS: tuple[Kind, ...] = ("letters", "words")
+
+
+class RowTexts(NamedTuple):
+    """A row cut into what is compared.
+
+    Args:
+        prompt: what the user says; in a row without a user turn, all of it.
+        answer: what assistant and tools say, with the calls; nothing where that is the label itself.
+        apart: label, rating, system turns and tools, normalised: rows that differ in it are no near duplicates.
+    """
+
+    prompt: str
+    answer: str
+    apart: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What says nothing about a row when it is compared.
+
+    Args:
+        before, after: what stands around the words of nearly every prompt, such as an instruction.
+        ratings: the rating: it does not set rows apart, as the best one of them is to stay.
+    """
+
+    before: str = ""
+    after: str = ""
+    ratings: bool = False
+
+    def inside(self, text: str) -> str:
+        """Text without the frame; as it is where the frame isn't there, or nothing else is."""
+        if not (text.startswith(self.before) and text.endswith(self.after)):
+            return text
+        inner = text[len(self.before) : len(text) - len(self.after)]
+        return inner if inner.strip() else text
+
+
+NO_FRAME = Frame()
+
+
+def shared_frame(prompts: Sequence[str], *, least: int = 20) -> Frame:
+    """The frame that nine of ten different prompts of a sample share.
+
+    Args:
+        prompts: texts of user turns.
+        least: characters below which a shared beginning or end is no frame, and prompts below which none is looked for.
+    """
+    different = sorted(set(prompts))
+    if len(different) < least:
+        return NO_FRAME
+    before = _shared_start(different, least)
+    after = _shared_start(sorted(text[::-1] for text in different), least)[::-1]
+    return Frame(before, after) if before or after else NO_FRAME
+
+
+def _shared_start(ordered: Sequence[str], least: int) -> str:
+    """The longest start that nine of ten sorted texts share, up to the end of a word."""
+    span = math.ceil(0.9 * len(ordered)) - 1
+    longest = ""
+    for low, high in zip(ordered, ordered[span:], strict=False):  # all between two sorted texts share what these share
+        same = 0
+        for a, b in zip(low, high, strict=False):
+            if a != b:
+                break
+            same += 1
+        if same > len(longest):
+            longest = low[:same]
+    while longest and not longest[-1].isspace():
+        longest = longest[:-1]
+    return longest if len(longest) >= least else ""
+
+
+def texts_of(row: Row, frame: Frame = NO_FRAME) -> RowTexts:
+    """A row cut into what is compared.
+
+    Args:
+        row: of any kind.
+        frame: left out of the user's turns.
+    """
+    prompt: list[str] = []
+    answer: list[str] = []
+    system: list[str] = []
+    asks = False
+    for message in row.messages:
+        role, content = message["role"], message["content"]
+        if role == "system":
+            system.append(content)
+        elif role == "user":
+            prompt.append(frame.inside(content) if frame is not NO_FRAME else content)
+            answer.append("")  # so that both tell whose turn it was
+            asks = True
+        else:
+            answer.append(content)
+            prompt.append("")
+        if len(message) > 2 and (calls := message.get("tool_calls")):
+            answer += [f"{call['function']['name']} {call['function']['arguments']}" for call in calls]
+    apart = normalised_often(row.label) if row.label is not None else ""
+    if (
+        "thumb" in row.meta and not frame.ratings
+    ):  # one answer that some liked and others did not is a contradiction, no copy
+        apart += f"\n{row.meta['thumb']}"
+    if system or row.tools:
+        tools = orjson.dumps(row.tools, option=orjson.OPT_SORT_KEYS).decode() if row.tools else "[]"
+        apart = "\n".join([apart, *map(normalised_often, system), tools])
+    asked, said = f"{TURN} ".join(prompt), f"{TURN} ".join(answer)
+    if (
+        row.label is not None
+        and len(said) < len(row.label) + 40
+        and normalised_often(said.replace(TURN, "")) == normalised_often(row.label)
+    ):
+        said = ""  # else rows of one label would be similar by it alone
+    return RowTexts(asked, said, apart) if asks else RowTexts(said, "", apart)
+
+
+# --- folding and shingles ------------------------------------------------------------------------
+
+
+class _Folding(dict[int, str | None]):
+    """A table for `str.translate` that is filled as characters come up: punctuation, format characters and surrogates go."""
+
+    def __missing__(self, code: int) -> str | None:
+        category = unicodedata.category(chr(code))
+        if category[0] == "Z" or category == "Cc":
+            self[code] = " "
+        elif category[0] in "PC":
+            self[code] = None
+        else:
+            self[code] = chr(code)
+        return self[code]
+
+
+_FOLDING = _Folding()
+_PUNCTUATION = bytes(code for code in range(128) if unicodedata.category(chr(code))[0] == "P")
+_CONTROLS = bytes(32 if unicodedata.category(chr(code)) == "Cc" else code for code in range(256))
+_NUMBER = re.compile(r"\d+")
+
+
+def folded_words(text: str) -> list[str]:
+    """The words of a text without case, punctuation and invisible characters; as they stand if nothing else is there."""
+    if text.isascii():
+        plain = text.lower()
+        words = plain.encode("ascii").translate(_CONTROLS, _PUNCTUATION).decode("ascii").split()
+    else:
+        plain = unicodedata.normalize("NFKC", text).casefold()
+        words = plain.translate(_FOLDING).split()
+    return words or plain.replace(TURN, " ").split()
+
+
+def _kind(words: int) -> Kind:
+    return "words" if words > LONG else "letters"
+
+
+def _shingles(words: Sequence[str], kind: Kind) -> set[Any]:
+    """The distinct shingles of folded words."""
+    if kind == "words":
+        return set(itertools.pairwise(words)) if len(words) > 1 else set(words)
+    letters = "".join(words)
+    if len(letters) < 3:
+        return {letters} if letters else set()
+    return {letters[i : i + 3] for i in range(len(letters) - 2)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Texts of a row, folded, with the shingles that comparisons have needed so far."""
+
+    texts: RowTexts
+    prompt: list[str]
+    answer: list[str]
+    numbers: list[str]
+    known: dict[tuple[str, Kind], set[Any]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def digits(self) -> list[str]:
+        """The words of the question that hold digits."""
+        return with_digits(self.prompt)
+
+    def shingles(self, side: Literal["prompt", "answer"], kind: Kind) -> set[Any]:
+        """Of one side."""
+        found = self.known.get((side, kind))
+        if found is None:
+            found = self.known[side, kind] = _shingles(self.prompt if side == "prompt" else self.answer, kind)
+        return found
+
+
+def shape_of(texts: RowTexts) -> Shape:
+    """Texts made ready to be compared."""
+    return Shape(texts, folded_words(texts.prompt), folded_words(texts.answer), numbers_of(texts))
+
+
+def numbers_of(texts: RowTexts) -> list[str]:
+    """The numbers in what the assistant says."""
+    return _NUMBER.findall(texts.answer)
+
+
+def _overlap(a: Shape, b: Shape, side: Literal["prompt", "answer"], words: int) -> tuple[int, int]:
+    """Shingles that both have, and that either has."""
+    kind = _kind(words)
+    one, other = a.shingles(side, kind), b.shingles(side, kind)
+    both = len(one & other)
+    return both, len(one) + len(other) - both
+
+
+def _asked(a: Shape, b: Shape, words: int) -> tuple[float, int]:
+    """As `_overlap` of what the users say; of short texts that differ in a typo or a courtesy as much as `short_similarity` says."""
+    both, either = _overlap(a, b, "prompt", words)
+    if both == either:
+        return both, either
+    return max(both, either * short_similarity(a.prompt, b.prompt, (a.texts.prompt, b.texts.prompt))), either
+
+
+def prompt_similarity(a: Shape, b: Shape) -> float:
+    """Jaccard similarity of what the users say, or `short_similarity` where that is higher."""
+    both, either = _asked(a, b, max(len(a.prompt), len(b.prompt)))
+    return both / either if either else 1.0
+
+
+def may_be_copies(a: Shape, b: Shape) -> bool:
+    """Whether what the users say means the same, as far as that can be told of two alike texts; see `same_meaning`."""
+    if max(len(a.prompt), len(b.prompt)) <= SHORT and a.digits != b.digits:
+        return False  # as `same_meaning` says, of each text once: in a crowd of templates this decides nearly always
+    return same_meaning(a.prompt, b.prompt, (a.texts.prompt, b.texts.prompt))
+
+
+def row_similarity(a: Shape, b: Shape) -> float:
+    """Jaccard similarity of questions and answers together; 0 where one of the two alone is not similar.
+
+    A long answer that many questions get does not make these the same, nor a long question two answers. Nor are answers
+    the same that hold different numbers.
+    """
+    asked = prompt_similarity(a, b)
+    if not a.answer and not b.answer:
+        return asked
+    if asked < SIDE or a.numbers != b.numbers:
+        return 0.0
+    both, either = _overlap(a, b, "answer", max(len(a.answer), len(b.answer)))
+    if both < SIDE * either:
+        return 0.0
+    words = max(len(a.prompt) + len(a.answer), len(b.prompt) + len(b.answer))
+    (asked_both, asked_either), (said_both, said_either) = _asked(a, b, words), _overlap(a, b, "answer", words)
+    either = asked_either + said_either
+    return (asked_both + said_both) / either if either else 1.0
+
+
+# --- sketches ------------------------------------------------------------------------------------
+
+
+def banding(threshold: float) -> tuple[int, int]:
+    """Bands, and rows in each: as selective as they can be with at most `BANDS` bands that miss at most `MISSED`.
+
+    A pair of similarity s has all values of one of b bands of r rows in common with probability 1 - (1 - s^r)^b.
+    """
+    best = (BANDS, 1)
+    for rows in range(1, 9):
+        chance = min(threshold, 1.0 - 1e-9) ** rows
+        bands = max(1, math.ceil(math.log(MISSED) / math.log1p(-chance)))
+        if bands <= BANDS:
+            best = (bands, rows)
+    return best
+
+
+def signature_size(threshold: float) -> int:
+    """Values of a signature: those of all bands, and at least VALUES."""
+    return max(math.prod(banding(threshold)), VALUES)
+
+
+def sketch(texts: Sequence[RowTexts], config: DuplicatesConfig) -> dict[str, NDArray[Any]]:
+    """What is kept of rows to find duplicates by.
+
+    Returns:
+        `exact`: key of the whole row up to Unicode form, white space and case, uint64 (rows, 2). `prompt` and `whole`
+        (unless only the user's words count): keys of the bands of MinHash signatures, then one bit of each of their
+        values (b-bit minwise hashing; Li, König 2010), uint32 (rows, bands + SIGNS). And for texts just below the limit between short and long the second sketch, as `edge_prompt` and `edge_whole`, with the
+        key `exact` of its row in `edge_prompt_of` and `edge_whole_of`: these have a length of their own.
+        `masked`: keys of short prompts with words left out, uint32 (rows, MASKS); 0 for none.
+    """
+    exact = _exact_keys(texts)
+    columns: dict[str, NDArray[Any]] = {"exact": exact}
+    if not config.near:
+        return columns
+    prompts, answers = [folded_words(t.prompt) for t in texts], [folded_words(t.answer) for t in texts]
+    length = np.array([len(words) for words in prompts], dtype=np.int64)
+    lengths = {"prompt": length, "whole": length + np.array([len(words) for words in answers], dtype=np.int64)}
+    if config.on == "user":
+        del lengths["whole"]
+    bands, rows = banding(config.threshold)
+    size = signature_size(config.threshold)
+    for name in lengths:
+        columns[name] = np.zeros((len(texts), bands + SIGNS), dtype=np.uint32)
+    columns["masked"] = _masked_keys(prompts)
+    edges: dict[str, Any] = {name: [] for name in lengths}
+    apart = word_hashes([t.apart for t in texts]).astype(np.uint32)
+    for kind in KINDS:
+        needs = {name: _needs(length, kind, config.threshold) for name, length in lengths.items()}
+        used = np.flatnonzero(functools.reduce(np.logical_or, needs.values()))
+        if len(used) == 0:
+            continue
+        signature = _signatures([prompts[i] for i in used], kind, size, 0)
+        found = {"prompt": _keys(signature, bands, rows)}
+        if "whole" in lengths:
+            said = [answers[i] for i in used]
+            found["whole"] = found["prompt"].copy()
+            if any(said):
+                found["whole"] = _keys(np.minimum(signature, _signatures(said, kind, size, 1)), bands, rows)
+            found["whole"][:, :bands] ^= apart[used, None]  # rows apart need not meet
+        for name, length in lengths.items():
+            keys = found[name]
+            own = needs[name][used] & ((length[used] > LONG) == (kind == "words"))
+            columns[name][used[own]] = keys[own]
+            second = needs[name][used] & ~own
+            edges[name].append((exact[used[second]], keys[second]))
+    for name, parts in edges.items():
+        columns[f"edge_{name}_of"] = np.concatenate([exact[:0], *(of for of, _ in parts)])
+        columns[f"edge_{name}"] = np.concatenate([columns[name][:0], *(keys for _, keys in parts)])
+    return columns
+
+
+def _needs(length: NDArray[Any], kind: Kind, threshold: float) -> NDArray[Any]:
+    """Which texts can be part of a similar pair that is compared by this kind of shingles."""
+    return length <= LONG if kind == "letters" else length > threshold * LONG
+
+
+def _exact_keys(texts: Sequence[RowTexts]) -> NDArray[Any]:
+    import hashlib
+
+    digests = [
+        hashlib.blake2b(
+            f"{normalised(t.prompt)}\0{normalised(t.answer)}\0{t.apart}".encode("utf-8", "surrogatepass"),
+            digest_size=16,
+        ).digest()
+        for t in texts
+    ]
+    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
+
+
+def _masked_keys(texts: Sequence[Sequence[str]]) -> NDArray[Any]:
+    """Keys of short texts without courtesies, each without every fourth word; 0 where no word would be left, and of other texts."""
+    keys = np.zeros((len(texts), MASKS), dtype=np.uint32)
+    short = [number for number, words in enumerate(texts) if 1 < len(words) <= SHORT]
+    if not short:
+        return keys
+    cores = [without_courtesies(texts[number]) for number in short]
+    lengths = np.array([len(core) for core in cores], dtype=np.int64)
+    place = counted(lengths)
+    hashed = (word_hashes([word for core in cores for word in core]) + np.uint64(1)) * _FACTORS[place]
+    hashed ^= hashed >> np.uint64(29)
+    starts = np.cumsum(lengths) - lengths
+    for mask in range(MASKS):
+        sums = np.add.reduceat(np.where(place % MASKS == mask, np.uint64(0), hashed), starts)
+        sums = (sums ^ (lengths * MASKS + mask).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        keys[short, mask] = np.where((lengths > mask) & (lengths > 1), sums >> np.uint64(32), 0)
+    return keys
+
+
+_FACTORS = np.random.default_rng(21).integers(0, 2**64, SHORT, dtype=np.uint64) | np.uint64(1)  # by place in a text
+
+
+def windows(values: NDArray[Any], lengths: NDArray[Any], size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A hash of every run of `size` values that stays within one text.
+
+    Args:
+        values: of all texts one after another, uint64.
+        lengths: values of each text, at least `size`.
+
+    Returns:
+        the hashes, and how many there are of each text.
+    """
+    hashed = np.zeros(max(len(values) - size + 1, 0), dtype=np.uint64)
+    for offset in range(size):
+        hashed *= np.uint64(0x9E3779B97F4A7C15)
+        hashed += values[offset : offset + len(hashed)]
+    inside = np.ones(len(values), dtype=bool)
+    ends = np.cumsum(lengths)
+    for offset in range(1, size):
+        inside[ends - offset] = False
+    hashed = hashed[inside[: len(hashed)]]
+    hashed ^= hashed >> np.uint64(32)
+    hashed *= np.uint64(0xD6E8FEB86659FD93)
+    hashed ^= hashed >> np.uint64(32)
+    return hashed, lengths - (size - 1)
+
+
+def counted(lengths: NDArray[Any]) -> NDArray[Any]:
+    """0, 1, ... up to each length, one after another."""
+    numbers: NDArray[Any] = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return numbers
+
+
+class _WordHashes(dict[str, int]):
+    """Hashes that are computed as words come up: in long texts most words come again."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = hashed = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        return hashed
+
+
+def word_hashes(words: Sequence[str]) -> NDArray[Any]:
+    """A 32-bit hash of each word, as uint64."""
+    return np.fromiter(map(_WordHashes().__getitem__, words), dtype=np.uint64, count=len(words))
+
+
+_AT_ONCE = 1024  # texts whose shingles fit the second-level cache
+
+
+def _signatures(texts: Sequence[Sequence[str]], kind: Kind, size: int, side: int) -> NDArray[Any]:
+    """MinHash signatures, uint32 (size, texts): the least of `size` hash functions over a text's shingles."""
+    some = [number for number, words in enumerate(texts) if words]
+    if len(some) < len(texts):
+        signatures = np.full((size, len(texts)), 2**32 - 1, dtype=np.uint32)
+        if some:
+            signatures[:, some] = _signatures([texts[number] for number in some], kind, size, side)
+        return signatures
+    random = np.random.default_rng(20)
+    factors = random.integers(0, 2**32, size, dtype=np.uint32) | np.uint32(1)
+    summands = random.integers(0, 2**32, size, dtype=np.uint32)
+    signatures = np.empty((size, len(texts)), dtype=np.uint32)
+    for begin in range(0, len(texts), _AT_ONCE):
+        hashed, counts = _hashed_shingles(texts[begin : begin + _AT_ONCE], kind)
+        shingles = (hashed >> np.uint64(32)).astype(np.uint32) ^ np.uint32(side * 0x5BD1E995)
+        starts = np.cumsum(counts) - counts
+        part = signatures[:, begin : begin + _AT_ONCE]
+        values = np.empty_like(shingles)
+        for number in range(size):
+            np.multiply(shingles, factors[number], out=values)
+            values += summands[number]
+            np.minimum.reduceat(values, starts, out=part[number])
+    return signatures
+
+
+def _hashed_shingles(texts: Sequence[Sequence[str]], kind: Kind) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Hashes of the shingles of all texts, and how many there are of each: at least one."""
+    if kind == "letters":
+        letters = ["".join(words).ljust(3, "\0") for words in texts]
+        joined = "".join(letters)
+        if joined.isascii():
+            codes = np.frombuffer(joined.encode("ascii"), dtype=np.uint8).astype(np.uint64)
+        else:
+            codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+        return windows(codes, np.array([len(text) for text in letters], dtype=np.int64), 3)
+    padded = [[*words, *[""] * (2 - len(words))] for words in texts]
+    lengths = np.array([len(words) for words in padded], dtype=np.int64)
+    return windows(word_hashes([word for words in padded for word in words]), lengths, 2)
+
+
+def _keys(signatures: NDArray[Any], bands: int, rows: int) -> NDArray[Any]:
+    """What is kept of signatures: the keys of their bands, then their signs."""
+    return np.concatenate([_band_keys(signatures[: bands * rows], bands), _signs(signatures)], axis=1)
+
+
+def _band_keys(signatures: NDArray[Any], bands: int) -> NDArray[Any]:
+    """One number of 32 bits for the values of each band: (texts, bands)."""
+    keys = np.zeros((bands, signatures.shape[1]), dtype=np.uint64)
+    for values in signatures.reshape(bands, -1, signatures.shape[1]).transpose(1, 0, 2):
+        keys = (keys ^ values) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(29)
+    return (keys >> np.uint64(16)).astype(np.uint32).T
+
+
+def _signs(signatures: NDArray[Any]) -> NDArray[Any]:
+    """One bit of each value: (texts, SIGNS). Those of two texts agree for every value in common and half of the others."""
+    bits = ((signatures >> np.uint32(12)) & np.uint32(1)).astype(np.uint8)
+    packed = np.zeros((signatures.shape[1], 4 * SIGNS), dtype=np.uint8)
+    found = np.packbits(bits.T, axis=1)
+    packed[:, : found.shape[1]] = found
+    return packed.view(np.uint32)
+
+
+def most_apart(threshold: float) -> int:
+    """Signs in which two texts at the threshold may differ: 3.1 standard deviations (one pair in 1,000) above the mean."""
+    values, differ = signature_size(threshold), (1.0 - threshold) / 2
+    return math.floor(values * differ + 3.1 * math.sqrt(values * differ * (1.0 - differ)))
+
+
+class Sketched(NamedTuple):
+    """The sketches of some rows; a row may have two.
+
+    Args:
+        owner: place of the row that each belongs to; first all rows in order, then the second sketches.
+        signs: behind the band keys: uint64 (sketches, 2).
+        bands: the keys, one band after another.
+    """
+
+    owner: NDArray[Any]
+    signs: NDArray[Any]
+    bands: Iterator[NDArray[Any]]
+
+
+def sketched(columns: Mapping[str, NDArray[Any]], name: Name, rows: NDArray[Any]) -> Sketched:
+    """The sketches of rows, given by their indices."""
+    place, edge = _edges(columns, name, rows)
+    keys, edge_keys = columns[name], columns[f"edge_{name}"]
+    bands = (np.concatenate([keys[rows, band], edge_keys[edge, band]]) for band in range(keys.shape[1] - SIGNS))
+    signs = np.ascontiguousarray(np.concatenate([keys[rows, -SIGNS:], edge_keys[edge, -SIGNS:]])).view("<u8")
+    return Sketched(np.concatenate([np.arange(len(rows)), place]), signs, bands)
+
+
+def long_signs(found: Sketched, places: Iterable[int]) -> dict[int, list[int]]:
+    """The signs of some rows, given by their places: of each sketch one long number."""
+    some = np.flatnonzero(among(found.owner, np.fromiter(places, dtype=np.int64)))
+    signs: dict[int, list[int]] = {}
+    for place, (low, high) in zip(found.owner[some].tolist(), found.signs[some].tolist(), strict=True):
+        signs.setdefault(place, []).append(low | high << 64)
+    return signs
+
+
+def among(values: NDArray[Any], few: NDArray[Any]) -> NDArray[Any]:
+    """Which values are among few others."""
+    if len(few) == 0:
+        return np.zeros(len(values), dtype=bool)
+    few = np.sort(few)
+    found: NDArray[Any] = few[np.minimum(np.searchsorted(few, values), len(few) - 1)] == values
+    return found
+
+
+def distance(signs: Sequence[int], others: Sequence[int]) -> int:
+    """Places in which the signs of two rows differ; of several sketches the least."""
+    if len(signs) == len(others) == 1:
+        return (signs[0] ^ others[0]).bit_count()
+    return min((sign ^ other).bit_count() for sign in signs for other in others)
+
+
+def _edges(columns: Mapping[str, NDArray[Any]], name: str, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """For each second sketch of one of the rows: the row's place, and the sketch's index."""
+    of = columns[f"edge_{name}_of"]
+    if len(of) == 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    pair = np.dtype([("a", "<u8"), ("b", "<u8")])
+    exact = columns["exact"]
+    some = np.flatnonzero(among(exact[rows, 0], of[:, 0]))
+    if len(some) == 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    known = np.ascontiguousarray(exact[rows[some]]).view(pair)[:, 0]
+    wanted, index = np.unique(np.ascontiguousarray(of).view(pair)[:, 0], return_index=True)  # copies have one sketch
+    order = np.argsort(known)
+    at = np.minimum(np.searchsorted(known, wanted, sorter=order), len(some) - 1)
+    there = known[order[at]] == wanted
+    return some[order[at[there]]], index[there]

@@ -1,0 +1,378 @@
+"""What changed between two data sets; and what all that looks into prepared data sets shares."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tuneloop.core.errors import UserError
+from tuneloop.data.checks.drift import holm
+from tuneloop.data.mix import GENERAL_FILE
+from tuneloop.data.split import SPLITS, normalised, prompt_key
+from tuneloop.records import dataset as manifests
+from tuneloop.records.dataset import MANIFEST
+from tuneloop.records.rows import Row
+
+
+def dataset_folder(path: Path | str) -> Path:
+    """The folder of a data set that was named by it or by its `dataset.json`."""
+    folder = Path(path)
+    return folder.parent if folder.name == MANIFEST else folder
+
+
+def read_manifest(path: Path | str) -> tuple[Path, dict[str, Any]]:
+    """A data set's folder and manifest; the rows are not read.
+
+    Raises:
+        UserError: no complete data set there, or one of another version.
+    """
+    folder = dataset_folder(path)
+    return folder, manifests.read_manifest(folder)
+
+
+def split_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Path]:
+    """The files with rows, by split: train, val, test, and general rows held out, if there are any."""
+    files = {split: folder / str(manifest["splits"].get(split, {}).get("path", f"{split}.jsonl")) for split in SPLITS}
+    return files | ({"general": folder / GENERAL_FILE} if (folder / GENERAL_FILE).is_file() else {})
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes, Any]]:
+    """Offset in bytes, raw line and record of every line.
+
+    Raises:
+        UserError: the file is missing, or a line of it is damaged.
+    """
+    offset = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        yield offset, line, json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        raise UserError(
+                            f"Not valid JSON: {error}",
+                            where=f"{path}:{number}",
+                            next_step="run `tuneloop prepare` again",
+                        ) from None
+                offset += len(line)
+    except FileNotFoundError:
+        raise UserError(
+            "A file of the data set is missing", where=str(path), next_step="run `tuneloop prepare` again"
+        ) from None
+    except OSError as error:  # a folder, or no permission
+        raise UserError(
+            f"Can't read a file of the data set: {error.strerror}", where=str(path), next_step="put the file back"
+        ) from None
+
+
+# --- what changed between two data sets ------------------------------------------------------------
+
+
+class Spot(NamedTuple):
+    """A row on disk: its split, and where its line begins."""
+
+    split: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class LabelShift:
+    """A label's rows and share of all rows, before (a) and after (b).
+
+    Args:
+        p: that both shares are the same (two-proportion z-test), adjusted for the number of labels (Holm); 1 with fewer than 5
+            rows expected on either side.
+    """
+
+    label: str
+    a: int
+    b: int
+    share_a: float
+    share_b: float
+    p: float = 1.0
+
+
+@dataclass(frozen=True)
+class DatasetDiff:
+    """What changed from data set a to data set b.
+
+    Args:
+        a, b: `id`, `path`, `task`, `model`, `seed`, `tool_version` and `rows` (by split) of each.
+        same: rows in both, in the same split.
+        added, removed: rows in one of them only, by split.
+        changed: rows whose question stayed: `label`, `answer`, `instruction` (the system turn), or `other`.
+        moved: rows of both that are in another split now, as `"test -> train"`; changed rows count here as well.
+        labels: shifts of labels, the largest first.
+        labels_p: chi-square test that the labels' shares are the same; None without labels or scipy. Rows in both
+            data sets make it cautious: a small p is evidence, a large one is none.
+        config, sources: what differs, each `{"key" or "path", "a", "b"}`; a source's a and b are its rows.
+        examples: a few rows of each kind, with their texts.
+    """
+
+    a: dict[str, Any]
+    b: dict[str, Any]
+    same: int
+    added: dict[str, int]
+    removed: dict[str, int]
+    changed: dict[str, int]
+    moved: dict[str, int]
+    labels: list[LabelShift]
+    labels_p: float | None
+    config: list[dict[str, Any]]
+    sources: list[dict[str, Any]]
+    examples: dict[str, list[dict[str, Any]]]
+
+    @property
+    def identical(self) -> bool:
+        """Whether the rows and their splits are the same."""
+        return not (self.added or self.removed or self.changed or self.moved)
+
+
+def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> DatasetDiff:
+    """Compare two prepared data sets, row by row.
+
+    The files are streamed; ids are held in memory (about 150 bytes a row of either), and hashes of what differs; texts never.
+
+    Args:
+        a, b: the older and the newer one.
+        examples: rows of each kind to show.
+
+    Raises:
+        UserError: one of them is no complete data set, or damaged.
+    """
+    (folder_a, manifest_a), (folder_b, manifest_b) = read_manifest(a), read_manifest(b)
+    files_a, files_b = split_files(folder_a, manifest_a), split_files(folder_b, manifest_b)
+    ids_a, ids_b = _ids(files_a), _ids(files_b)
+    both = [(key, ids_a[key], split) for key, split in ids_b.items() if key in ids_a]
+    in_other_split = {key: old for key, old, now in both if old != now}
+    moved = Counter(f"{old} -> {now}" for _, old, now in both if old != now)
+    pairs, gone, new = _changed_pairs(
+        _facts(files_a, ids_a.keys() - ids_b.keys()), _facts(files_b, ids_b.keys() - ids_a.keys())
+    )
+    changed = Counter(kind for kind, _, _ in pairs)
+    moved.update(f"{old.split} -> {now.split}" for _, old, now in pairs if old.split != now.split)
+    shown = _facts(files_b, set(itertools.islice(in_other_split, examples)))
+    shifts, p = _label_shifts(manifest_a, manifest_b)
+    return DatasetDiff(
+        a=_about(folder_a, manifest_a),
+        b=_about(folder_b, manifest_b),
+        same=len(both) - len(in_other_split),
+        added=_by_split(new),
+        removed=_by_split(gone),
+        changed=dict(changed.most_common()),
+        moved=dict(moved.most_common()),
+        labels=shifts,
+        labels_p=p,
+        config=_config_changes(manifest_a, manifest_b),
+        sources=_source_changes(manifest_a, manifest_b),
+        examples={
+            "added": [_example(files_b, spot) for spot in new[:examples]],
+            "removed": [_example(files_a, spot) for spot in gone[:examples]],
+            "changed": [
+                {**_example(files_b, now), "kind": kind, "was": _example(files_a, old)}
+                for kind, old, now in pairs[:examples]
+            ],
+            "moved": [
+                {**_example(files_b, now), "was": {"split": in_other_split[fact.id]}} for now, fact in shown.items()
+            ],
+        },
+    )
+
+
+def _ids(files: Mapping[str, Path]) -> dict[int, str]:
+    """Every row's id as a number, and its split."""
+    return {_number(row.id): split for split, path in files.items() for _, row in _row_lines(path)}
+
+
+def _row_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    """Offset in bytes and row of every line.
+
+    Raises:
+        UserError: the file is missing, or a line of it is no row.
+    """
+    for number, (offset, _, value) in enumerate(read_lines(path), 1):
+        try:
+            yield offset, Row.from_json(value)
+        except ValueError as error:
+            raise UserError(f"Not a row: {error}", where=f"{path}:{number}", next_step=manifests.AGAIN) from None
+
+
+def _number(text: str) -> int:
+    """Eight bytes for a text: a Python integer takes half of a string's memory."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+class _Facts(NamedTuple):
+    """Hashes of a row's id, of what it asks (with the system turn, and without) and answers."""
+
+    id: int
+    prompt: int
+    asked: int
+    answer: int
+    label: int
+
+
+def _facts(files: Mapping[str, Path], wanted: Collection[int]) -> dict[Spot, _Facts]:
+    """Facts of the rows with the ids `wanted`."""
+    facts = {}
+    for split, path in files.items() if wanted else ():
+        for offset, row in _row_lines(path):
+            if (key := _number(row.id)) in wanted:
+                asked = "\n".join(normalised(_content(m)) for m in row.messages if m["role"] == "user")
+                answer = json.dumps(row.messages[-1], sort_keys=True)
+                hashes = map(_number, (prompt_key(row), asked, answer, row.label or ""))
+                facts[Spot(split, offset)] = _Facts(key, *hashes)
+    return facts
+
+
+Pair = tuple[str, Spot, Spot]  # how it changed, before, after
+
+
+def _changed_pairs(a: dict[Spot, _Facts], b: dict[Spot, _Facts]) -> tuple[list[Pair], list[Spot], list[Spot]]:
+    """Rows that ask the same on both sides, and what is left of either side.
+
+    First rows of one prompt are paired, then rows of which the users' turns alone are the same.
+    """
+    pairs: list[Pair] = []
+    for level in ("prompt", "asked"):
+        waiting: dict[int, list[Spot]] = defaultdict(list)
+        for spot, fact in a.items():
+            waiting[getattr(fact, level)].append(spot)
+        for now, fact in list(b.items()):
+            if olds := waiting.get(getattr(fact, level)):
+                old = olds.pop(0)
+                pairs.append((_kind(a.pop(old), b.pop(now)), old, now))
+    return pairs, list(a), list(b)
+
+
+def _kind(old: _Facts, now: _Facts) -> str:
+    if old.label != now.label:
+        return "label"
+    if old.answer != now.answer:
+        return "answer"
+    return "instruction" if old.prompt != now.prompt else "other"
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    return str(message.get("content") or "")
+
+
+def _example(files: Mapping[str, Path], spot: Spot) -> dict[str, Any]:
+    with files[spot.split].open("rb") as file:
+        file.seek(spot.offset)
+        row = Row.from_json(json.loads(file.readline()))
+    asked = [_content(m) for m in row.messages if m["role"] == "user"]
+    answer = row.label if row.label is not None else _content(row.messages[-1])
+    return {"id": row.id, "split": spot.split, "prompt": asked[-1] if asked else "", "answer": answer}
+
+
+def _by_split(spots: Iterable[Spot]) -> dict[str, int]:
+    return dict(Counter(spot.split for spot in spots))
+
+
+def _about(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": manifest.get("id"),
+        "path": str(folder),
+        "task": manifest.get("task"),
+        "model": manifest.get("model"),
+        "seed": manifest.get("seed"),
+        "tool_version": manifest.get("tool_version"),
+        "rows": {split: about.get("rows", 0) for split, about in manifest["splits"].items()},
+        "tokens": {split: about.get("tokens", {}).get("total", 0) for split, about in manifest["splits"].items()},
+    }
+
+
+def _label_shifts(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[LabelShift], float | None]:
+    """Labels over all splits, by how much their share moved, and the p-value of the chi-square test."""
+    counts_a, counts_b = _labels(a), _labels(b)
+    total_a, total_b = counts_a.total(), counts_b.total()
+    if not total_a or not total_b:
+        return [], None
+    names = sorted(counts_a | counts_b)
+    p_values = holm([_same_share(counts_a[label], total_a, counts_b[label], total_b) for label in names])
+    shifts = [
+        LabelShift(label, counts_a[label], counts_b[label], counts_a[label] / total_a, counts_b[label] / total_b, p)
+        for label, p in zip(names, p_values, strict=True)
+    ]
+    shifts.sort(key=lambda s: (-abs(s.share_b - s.share_a), s.label))
+    return shifts, chi_square([s.a for s in shifts], [s.b for s in shifts])
+
+
+def _same_share(a: int, of_a: int, b: int, of_b: int) -> float:
+    """p-value of the two-proportion z-test, 1 where too little is expected for it."""
+    pooled = (a + b) / (of_a + of_b)
+    if pooled * min(of_a, of_b) < 5 or pooled == 1:
+        return 1.0
+    z = (a / of_a - b / of_b) / math.sqrt(pooled * (1 - pooled) * (1 / of_a + 1 / of_b))
+    return math.erfc(abs(z) / math.sqrt(2))
+
+
+def _labels(manifest: Mapping[str, Any]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for split in SPLITS:
+        counts.update(manifest["splits"].get(split, {}).get("labels", {}))
+    return counts
+
+
+def chi_square(a: Sequence[int], b: Sequence[int]) -> float | None:
+    """p-value of Pearson's chi-square test of homogeneity of two samples' counts; None without scipy.
+
+    Classes with fewer than 5 expected in either sample are taken together (Cochran 1954).
+    """
+    try:
+        from scipy.stats import chi2_contingency
+    except ImportError:
+        return None
+    share_a = sum(a) / (sum(a) + sum(b))
+    columns, small = [], [0, 0]
+    for x, y in zip(a, b, strict=True):
+        if (x + y) * min(share_a, 1.0 - share_a) >= 5.0:
+            columns.append([x, y])
+        else:
+            small = [small[0] + x, small[1] + y]
+    if sum(small):
+        columns.append(small)
+    if len(columns) < 2:
+        return 1.0
+    return float(chi2_contingency(columns).pvalue)
+
+
+def _config_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    flat_a, flat_b = ({"seed": m.get("seed"), "model": m.get("model"), **_flat(m.get("config", {}))} for m in (a, b))
+    keys = [key for key in dict.fromkeys([*flat_a, *flat_b]) if key != "sources"]
+    return [
+        {"key": key, "a": flat_a.get(key), "b": flat_b.get(key)} for key in keys if flat_a.get(key) != flat_b.get(key)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _source_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Sources that are new, gone, or hold other bytes; a file that only moved is no change."""
+    sides = [{str(s["path"]): s for s in m.get("sources", [])} for m in (a, b)]
+    hashes = [{s.get("sha256") for s in side.values()} for side in sides]
+    changes = []
+    for path in dict.fromkeys([*sides[0], *sides[1]]):
+        old, new = sides[0].get(path), sides[1].get(path)
+        if old and new and (old.get("sha256"), old.get("rows")) == (new.get("sha256"), new.get("rows")):
+            continue
+        if (old is None and new and new.get("sha256") in hashes[0]) or (
+            new is None and old and old.get("sha256") in hashes[1]
+        ):
+            continue
+        changes.append({"path": path, "a": old and old.get("rows"), "b": new and new.get("rows")})
+    return changes

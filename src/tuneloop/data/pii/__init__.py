@@ -1,0 +1,538 @@
+"""Find and remove personal data and secrets.
+
+`find` looks at one text, `redact` replaces what it found, `scrub` does both to any JSON value. Whatever has check digits is checked,
+whatever has none must be in an unmistakable form or stand beside a word that names it: order numbers, versions, amounts and
+hashes stay. Names of persons are looked for on request only (`personal.names`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii import contacts, credentials, documents
+from tuneloop.data.pii.identifiers import CARD_GROUPS, IBAN_LENGTHS, Span, is_card, is_iban, national_ids, wallets
+from tuneloop.data.pii.names import person_names
+from tuneloop.data.pii.pseudonyms import stand_in
+
+# In the order in which they win where one stretch of text is several of them in the same length.
+KINDS = {
+    "CREDIT_CARD": "payment cards: known range and length, Luhn",
+    "IBAN": "international bank account numbers: country's length, check digits",
+    "EMAIL": "e-mail addresses, also written as name [at] example [dot] com",
+    "US_SSN": "US social security numbers and ITINs that can have been issued",
+    "API_KEY": "keys, tokens and private keys: known forms, or beside the word",
+    "CRYPTO_ADDRESS": "addresses of crypto currencies with right check sums",
+    "NATIONAL_ID": "other countries' numbers for persons: check digits and form, or beside the word",
+    "PASSPORT": "passport numbers beside the word",
+    "DRIVER_LICENSE": "driving licence numbers beside the word",
+    "BANK_ACCOUNT": "account, routing and sort code numbers beside the word",
+    "DATE_OF_BIRTH": "dates beside words such as born or date of birth",
+    "PASSWORD": "passwords, PINs and one-time codes beside the word",
+    "URL_CREDENTIALS": "user:password in a URL, tokens in its query",
+    "IP_ADDRESS": "IPv4 and IPv6 addresses",
+    "MAC_ADDRESS": "hardware addresses",
+    "PHONE": "telephone numbers of any country",
+    "STREET_ADDRESS": "house number and street, post-office boxes, with town and postcode",
+    "PERSON": "names of persons, with personal.names only",
+}
+RANK = {kind: place for place, kind in enumerate(KINDS)}
+DEFAULT_SECRET = "TUNELOOP_SECRET"
+SHORTEST_KEY = 16  # characters of the shortest key of a service
+SHORTEST_ID = 9  # characters of the shortest number of a person that is told without a word beside it
+SHORTEST = 6  # characters; a shorter string in a record is left alone unless its key says what it is
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A stretch of a text that is personal data: its kind (one of `KINDS`), start and end in characters."""
+
+    kind: str
+    start: int
+    end: int
+
+
+def find(text: str, config: PersonalConfig, field: str = "") -> list[Finding]:
+    """Personal data and secrets in a text, in order, none overlapping another.
+
+    Args:
+        text: any text.
+        config: kinds to look for, names, region of telephone numbers.
+        field: name of the column that the text stands in: "phone", "date_of_birth" tell as much as words before the value.
+
+    Raises:
+        UserError: an unknown kind or region, or `names` without what it needs.
+    """
+    wanted = _wanted(tuple(config.kinds) if config.kinds is not None else None, config.names, config.region)
+    words = _telling(field) if field else ""
+    if words:
+        lead = f"{words}: "
+        spans = _spans(lead + text, config)
+        return _resolved([(k, s - len(lead), e - len(lead)) for k, s, e in spans if s >= len(lead)], wanted)
+    if not config.names and (is_quiet(text) or (len(text) < SHORTEST_ID and text.isalnum())):
+        return []
+    return _resolved(_spans(text, config), wanted)
+
+
+def redact(text: str, findings: list[Finding], config: PersonalConfig, key: bytes | None) -> str:
+    """The text with every finding replaced.
+
+    Args:
+        text: the text that `find` was given.
+        findings: what it found.
+        config: `mode` pseudonym puts a stand-in, the same one for the same value; every other mode the kind: `<EMAIL>`.
+        key: key of the stand-ins (`pseudonym_key`).
+    """
+    pieces, at = [], 0
+    for finding in findings:
+        value = text[finding.start : finding.end]
+        if config.mode == "pseudonym":
+            assert key is not None, "pseudonyms need a key: see pseudonym_key"
+            new = stand_in(finding.kind, value, config.region, key)
+        else:
+            new = f"<{finding.kind}>"
+        pieces += [text[at : finding.start], new]
+        at = finding.end
+    return "".join([*pieces, text[at:]])
+
+
+def hidden(text: str) -> str:
+    """A text with placeholders for all structured personal data: for what people look at, whatever is done to the data."""
+    config = PersonalConfig()
+    return redact(text, find(text, config), config, None)
+
+
+def scrub(value: Any, config: PersonalConfig, key: bytes | None) -> tuple[Any, list[str]]:
+    """Any JSON value without personal data, and the kinds that stood in it, sorted.
+
+    Strings at any depth are searched, keys of objects too, and text that is itself JSON, broken or not, with its escapes (`\\u0040`)
+    undone. The key above a value tells what it is: an integer is replaced only where its key says so, as in `{"phone": 4155550132}`.
+    A value without findings is returned as it is.
+
+    Args:
+        value: what a JSON parser gives.
+        config: as for `find`; in the modes off and report nothing is replaced.
+        key: as for `redact`.
+    """
+    kinds: set[str] = set()
+    if config.mode == "off":
+        return value, []
+    clean = _scrubbed(value, config, key, "", kinds)
+    return (value if config.mode == "report" else clean), sorted(kinds)
+
+
+class Redactor:
+    """Replaces personal data in records as `prepare` does by the same settings, and counts.
+
+    Rows that are evaluated are all kept: the mode reject puts placeholders.
+
+    Args:
+        config: as for `find`.
+
+    Raises:
+        UserError: as `pseudonym_key` does.
+    """
+
+    def __init__(self, config: PersonalConfig) -> None:
+        self.config = config.model_copy(update={"mode": "placeholder"}) if config.mode == "reject" else config
+        self.key = pseudonym_key(config)
+        self.records = 0  # that held some
+        self.kinds: set[str] = set()
+
+    def __call__(self, value: Any) -> Any:
+        """A record, or any JSON value, without personal data."""
+        clean, kinds = scrub(value, self.config, self.key)
+        self.records += bool(kinds)
+        self.kinds.update(kinds)
+        return clean
+
+    def words(self, file: str, records: int) -> str:
+        """What was found in a file of so many records, in a line; empty for nothing."""
+        if not self.records:
+            return ""
+        found = (
+            f"{self.records:,} of {records:,} records of {file} hold personal data ({', '.join(sorted(self.kinds))})"
+        )
+        if self.config.mode == "report":
+            return f"{found}: left as they are, as data.personal.mode=report says"
+        return f"{found}: replaced, as prepare does (data.personal.mode=off leaves them)"
+
+
+def pseudonym_key(config: PersonalConfig) -> bytes | None:
+    """The key of stand-ins, from the environment variable that `config.secret` names; None where the mode needs none.
+
+    Raises:
+        UserError: the variable is not set, or empty.
+    """
+    if config.mode != "pseudonym":
+        return None
+    name = config.secret or DEFAULT_SECRET
+    secret = os.environ.get(name, "")
+    if not secret:
+        raise UserError(
+            f"Pseudonyms need a key, and the environment variable {name} is not set",
+            where="data.personal.mode: pseudonym",
+            next_step=f"set {name} to a long random text and keep it: the same key gives the same stand-ins",
+        )
+    return secret.encode("utf-8", "surrogateescape")
+
+
+# ---- where to look ------------------------------------------------------------------------------------------------------------
+
+_SIGN = re.compile(r"[0-9@:=]")
+_WIDE_SIGN = re.compile(r"[\d@:=＠：＝﹫]")
+
+
+def is_quiet(text: str) -> bool:
+    """Whether nothing in a text can be personal data: no digit, no sign, none of the few words that need neither. Under a microsecond."""
+    if (_SIGN if text.isascii() else _WIDE_SIGN).search(text) is not None:
+        return False
+    return not ("sk-" in text or "assw" in text or "ASSW" in text or " dot " in text or "at]" in text or "at)" in text)
+
+
+@lru_cache(maxsize=64)
+def _wanted(kinds: tuple[str, ...] | None, names: bool, region: str) -> frozenset[str]:
+    """The kinds to report, checked."""
+    for kind in kinds or ():
+        if kind not in KINDS:
+            near = difflib.get_close_matches(kind.upper(), KINDS, n=1)
+            raise UserError(
+                f"Unknown kind of personal data: {kind}",
+                where="data.personal.kinds",
+                next_step=f"did you mean {near[0]}?" if near else f"known: {', '.join(KINDS)}",
+            )
+    import phonenumbers
+
+    if region not in phonenumbers.SUPPORTED_REGIONS:
+        raise UserError(
+            f"Unknown region: {region}",
+            where="data.personal.region",
+            next_step="name a country by two capital letters (ISO 3166), as in US, GB or DE",
+        )
+    chosen = set(kinds if kinds is not None else KINDS)
+    return frozenset(chosen if names else chosen - {"PERSON"})
+
+
+_FIELD = re.compile(
+    r"phone|mobile|\btel|fax|\bcell|whats ?app|contact|birth|\bdob\b|born|passport|licen|account|\bacct|routing|sort code|\bssn\b|social|national|\btax|card|\bcc\b|\bpan\b|\bpin\b|cvv|cvc|pass|pwd|secret|token|\bkey|"
+    r"auth|credential|\bnhs\b|\bnino\b|\bbsn\b|\bcpf\b|\bnif\b|\bdni\b|aadh?aa?r|identity|\botp\b|\bip\b|cookie|session"
+)
+
+
+@lru_cache(maxsize=4096)
+def tells(field: str) -> bool:
+    """Whether a column's name says that its values are personal, as "phone" does."""
+    return bool(_telling(field))
+
+
+@lru_cache(maxsize=4096)
+def _telling(field: str) -> str:
+    """The words of a column's name where they say that its values are personal, else an empty string."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_.\s-]+", " ", field[-80:]).lower()
+    return words if _FIELD.search(words) else ""
+
+
+_FOUR_DIGITS = re.compile(r"\d(?:\D*\d){3}")  # as many as any document's number has
+_LONG_NUMBER = re.compile(r"\d(?:[^\d\n]{0,3}\d){6}")
+# Ids of letters and few digits: UK NINO, Indian PAN, US MBI.
+_LETTERED_ID = re.compile(r"\d(?:\d ?\d\d ?\d\d|\d{3}[A-Za-z]|[A-Za-z]{2}\d-)")
+# Stems, lower case: a substring search is many times faster than an alternation, and what it lets through is looked at again.
+_SECRET_STEMS = tuple(
+    "pass pwd pw kennwort mdp clave contrase senha wachtwoord hasł haslo lösen parola 密 パスワード пароль secret token key pin cvv cvc csc otp code credential authoriz bearer cookie session client connection".split()  # noqa: SIM905
+)
+_DOCUMENT_STEMS = tuple(
+    "pass паспорт 护照 護照 パスポート 旅券 licen driv dl cnh führer permis carné carne patente rijbewijs condu acc a/c routing aba sort bsb konto kto blz bankleit compte rib cuenta clabe rekening conto conta 账 口座 계좌 银行 "  # noqa: SIM905
+    "national personal citizen govern resident state tax fiscal insurance identi unique ausweis steuer sécurité sozial 身份证 주민 id".split()
+)
+_BIRTH_STEMS = tuple(
+    "birth born dob d.o d. gebor geburt geb. naissance né naci nacim cumplea nasc nato nata geboorte urodz född föde fød syntym doğum рожд родил 出生 生年 生日 생년 ميلاد anniv".split()  # noqa: SIM905
+)
+
+
+def _any_in(lower: str, stems: tuple[str, ...]) -> bool:
+    for stem in stems:  # noqa: SIM110 (any() over a generator takes twice as long)
+        if stem in lower:
+            return True
+    return False
+
+
+def _spans(text: str, config: PersonalConfig) -> list[Span]:
+    """Everything that any detector sees, overlapping."""
+    view, starts = _view(text)
+    lower = view.lower()
+    if len(lower) != len(view):
+        lower = view.translate(_ASCII_LOWER)
+    spans: list[Span] = list(_signed(view, lower))
+    if re.search(r"\d", view):
+        spans += _numbers(view, lower, config.region)
+    if starts is not None:
+        spans = [(kind, starts[start], starts[end]) for kind, start, end in spans]
+    if config.names:
+        spans += person_names(text)
+    return spans
+
+
+_ASCII_LOWER = {code: code + 32 for code in range(65, 91)}
+_ASCII_UPPER = {code: code - 32 for code in range(97, 123)}
+
+
+def _signed(view: str, lower: str) -> Iterator[Span]:
+    """What shows by a sign or a word."""
+    if "@" in view or "%40" in view:
+        yield from contacts.emails(view)
+    if (
+        " @" in view
+        or "@ " in view
+        or (" at " in lower and " dot " in lower)
+        or "at]" in lower
+        or "at)" in lower
+        or "_at_" in lower
+        or "at}" in lower
+    ):
+        yield from contacts.loose_emails(view)
+    if "://" in view or "=" in view:
+        yield from credentials.url_credentials(view)
+    if max(map(len, view.split()), default=0) >= SHORTEST_KEY or "-----BEGIN" in view:
+        yield from credentials.keys(view)
+        yield from credentials.aws_secrets(view)
+        yield from wallets(view)
+    if _any_in(lower, _SECRET_STEMS):
+        yield from credentials.named_secrets(view, lower)
+
+
+def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
+    """What holds digits."""
+    yield from contacts.street_addresses(view, lower)
+    yield from contacts.network_addresses(view, lower)
+    if _any_in(lower, _BIRTH_STEMS):
+        yield from documents.birth_dates(lower)
+    if _FOUR_DIGITS.search(view) and _any_in(lower, _DOCUMENT_STEMS):
+        yield from documents.document_numbers(lower)
+    yield from contacts.short_codes(view, lower)
+    if not _LONG_NUMBER.search(view):
+        if _LETTERED_ID.search(view):
+            yield from national_ids(view.translate(_ASCII_UPPER), lower)
+        return
+    chains = list(contacts.chains(view))
+    taken = _looks_like_another(view)
+    found: list[Span] = list(_cards(view, lower, chains))
+    found += documents.social_security_numbers(lower)
+    found += national_ids(view.translate(_ASCII_UPPER), lower)
+    found += contacts.phones(view, lower, chains, region)
+    found += contacts.glued_numbers(lower)
+    for kind, start, end in _ibans(view):
+        if kind == "IBAN":
+            found.append((kind, start, end))
+        else:
+            taken.append((start, end))
+    yield from (span for span in found if span[0] == "IBAN" or not any(a < span[2] and span[1] < b for a, b in taken))
+
+
+_IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d\d(?=[ -]?[A-Za-z0-9])")
+
+
+def _ibans(view: str) -> Iterator[Span]:
+    """IBANs, and as kind "" what has the form of one but wrong check digits: a part of it is nobody's telephone number."""
+    for match in _IBAN_START.finditer(view):
+        length, end, count = IBAN_LENGTHS.get(match.group()[:2].upper(), 0), match.end(), 4
+        while count < length and end < len(view):
+            if view[end] in " -" and view[end + 1 : end + 2].isalnum():
+                end += 1
+            elif not view[end].isalnum() or not view[end].isascii():
+                break
+            else:
+                end, count = end + 1, count + 1
+        if count == length and length and not view[end : end + 1].isalnum():
+            compact = re.sub(r"[ -]", "", view[match.start() : end])
+            if is_iban(compact):
+                yield ("IBAN", match.start(), end)
+            elif sum(c.isdigit() for c in compact) >= 10:
+                yield ("", match.start(), end)
+
+
+_CARD_WORD = re.compile(
+    r"card|visa|master|amex|american express|diners|maestro|discover|credit|debit|karte|carte|tarjeta|carta|cart[aã]o|\bcc\b|\bpan\b|payment|卡|カード"
+)
+
+
+def _cards(view: str, lower: str, chains: list[contacts.Chain]) -> Iterator[Span]:
+    for chain in chains:
+        if sum(chain.sizes) < 12:
+            continue
+        named = bool(_CARD_WORD.search(lower, max(0, chain.start - 50), chain.start))
+        first = 0
+        while first < len(chain.sizes):
+            # The longest first: a group after the number is the security code or the year.
+            for last in range(min(len(chain.sizes), first + 6), first, -1):
+                sizes = chain.sizes[first:last]
+                if first and chain.sizes[first - 1] == 4 and sizes[0] == 4:
+                    continue  # a part of a longer number, such as a parcel's
+                if len(sizes) < len(chain.sizes) and sum(sizes) < 15:
+                    continue  # only a whole card has something beside it
+                if not 12 <= sum(sizes) <= 19 or not _grouped_like_a_card(sizes):
+                    continue
+                start, end = chain.groups[first][0], chain.groups[last - 1][1]
+                glued = view[end : end + 1].isalnum() or view[end : end + 1] == "_"
+                if not glued and is_card(chain.digits(view, first, last), named=named or sizes == (4, 6, 4)):
+                    yield ("CREDIT_CARD", start, end)
+                    first = last - 1
+                    break
+            first += 1
+
+
+def _grouped_like_a_card(sizes: tuple[int, ...]) -> bool:
+    return (
+        len(sizes) == 1
+        or sizes in CARD_GROUPS
+        or (all(n == 4 for n in sizes[:-1]) and sizes[-1] <= 4 and len(sizes) > 2)
+    )
+
+
+_UUID = re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z])")
+_ISBN = re.compile(
+    r"isbn(?:-1[03])?[:\s#]{0,3}(?:is )?(?:97[89][ -]?)?\d[\d -]{7,14}[\dXx]|(?<!\d)97[89]-\d{1,5}-\d{1,7}-\d{1,6}-\d(?!\d)",
+    re.IGNORECASE,
+)
+_TIME = re.compile(
+    r"(?<!\d)(?:19|20)\d\d[-/.](?:0?[1-9]|1[0-2])[-/.](?:0?[1-9]|[12]\d|3[01])[ T](?:[01]?\d|2[0-3])(?::?[0-5]\d){0,2}(?!\d)"
+)
+
+
+def _looks_like_another(view: str) -> list[tuple[int, int]]:
+    """Stretches of UUIDs, ISBNs and times: what their digits resemble doesn't count."""
+    return [match.span() for pattern in (_UUID, _ISBN, _TIME) for match in pattern.finditer(view)]
+
+
+def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[Finding]:
+    """Findings that don't overlap: the longer wins, then the more specific, and it takes all of what it overlaps."""
+    kept: list[Span] = []
+    for kind, start, end in sorted(
+        (s for s in spans if s[0] in wanted and s[1] < s[2]), key=lambda s: (s[1] - s[2], RANK[s[0]])
+    ):
+        overlapping = [other for other in kept if start < other[2] and other[1] < end]
+        if overlapping:
+            # No character of the shorter value may stay: the longest one grows over it.
+            winner = overlapping[0]
+            kept = [other for other in kept if other not in overlapping]
+            start, end = min(start, *(o[1] for o in overlapping)), max(end, *(o[2] for o in overlapping))
+            kind = winner[0]
+        kept.append((kind, start, end))
+    return [Finding(*span) for span in sorted(kept, key=lambda s: s[1])]
+
+
+# ---- other ways to write a character -------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _fold_table() -> tuple[frozenset[str], dict[int, str | None]]:
+    """Digits of other scripts, full-width signs, exotic spaces and hyphens to their ASCII twins; what can't be seen to nothing.
+
+    Returns:
+        the characters, and what becomes of each.
+    """
+    table: dict[int, str | None] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+    table |= {code: str(int(chr(code))) for code in range(0x80, 0x1FBFA) if chr(code).isdecimal()}
+    table |= dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
+    table |= dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0xFE63], "-")
+    table |= {0xFE6B: "@"}
+    table |= dict.fromkeys([0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF], None)
+    return frozenset(map(chr, table)), table
+
+
+def _view(text: str) -> tuple[str, list[int] | None]:
+    """A text as detectors read it, and where each of its characters stood (None: where it stands)."""
+    if "\\" in text or "&" in text:
+        plain, starts = _unescaped(text)
+        if plain != text:
+            view, further = _folded(plain)
+            return view, starts if further is None else [starts[i] for i in further]
+    return _folded(text)
+
+
+def _folded(text: str) -> tuple[str, list[int] | None]:
+    """A text as detectors read it, and where each of its characters stood (None: where it stands)."""
+    if text.isascii():
+        return text, None
+    exotic, table = _fold_table()
+    if exotic.isdisjoint(text):  # characters beyond 16 bits make a pattern of them many times slower
+        return text, None
+    view = text.translate(table)
+    if len(view) == len(text):
+        return view, None
+    return view, [*(i for i, c in enumerate(text) if table.get(ord(c), c) is not None), len(text)]
+
+
+_ESCAPE = re.compile(
+    r"\\+(?:u[0-9A-Fa-f]{4}|[nrtbf\"/'])|&#(?:64|x40|46|x2[eE]|45|x2[dD]);|&(?:commat|period|amp|quot);"
+)
+_ESCAPED = {
+    "n": "\n",
+    "r": "\r",
+    "t": "\t",
+    "b": " ",
+    "f": " ",
+    "&commat;": "@",
+    "&period;": ".",
+    "&amp;": "&",
+    "&quot;": '"',
+}
+
+
+def _unescaped(text: str) -> tuple[str, list[int]]:
+    """A text with the escapes of JSON (any number of backslashes) and of some signs in HTML undone, and where each character began."""
+    pieces: list[str] = []
+    starts: list[int] = []
+    at = 0
+    for match in _ESCAPE.finditer(text):
+        pieces.append(text[at : match.start()])
+        starts.extend(range(at, match.start()))
+        escape = match.group().lstrip("\\")
+        if escape[:1] == "u":
+            new = chr(int(escape[1:], 16))
+        elif escape[:2] == "&#":
+            new = chr(int(escape[3:-1], 16) if escape[2] == "x" else int(escape[2:-1]))
+        else:
+            new = _ESCAPED.get(escape, escape)
+        pieces.append(new)
+        starts.append(match.start())
+        at = match.end()
+    pieces.append(text[at:])
+    starts.extend(range(at, len(text) + 1))
+    return "".join(pieces), starts
+
+
+def _scrubbed(value: Any, config: PersonalConfig, key: bytes | None, field: str, kinds: set[str]) -> Any:
+    if isinstance(value, str):
+        return _scrubbed_text(value, config, key, field, kinds)
+    if isinstance(value, dict):
+        new = {
+            _scrubbed_text(k, config, key, "", kinds) if isinstance(k, str) else k: _scrubbed(
+                v, config, key, str(k), kinds
+            )
+            for k, v in value.items()
+        }
+        return value if new == value and len(new) == len(value) else new
+    if isinstance(value, list):
+        items = [_scrubbed(item, config, key, field, kinds) for item in value]
+        return value if items == value else items
+    if isinstance(value, int) and not isinstance(value, bool) and _telling(field):
+        text = str(value)
+        return value if (new_text := _scrubbed_text(text, config, key, field, kinds)) == text else new_text
+    return value
+
+
+def _scrubbed_text(text: str, config: PersonalConfig, key: bytes | None, field: str, kinds: set[str]) -> str:
+    if len(text) < SHORTEST and not (field and _telling(field)):
+        return text
+    findings = find(text, config, field)
+    if not findings:
+        return text
+    kinds.update(finding.kind for finding in findings)
+    return redact(text, findings, config, key)

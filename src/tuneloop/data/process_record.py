@@ -1,0 +1,646 @@
+"""A chunk of a source to finished rows: parsed, repaired, redacted, measured, with the facts that later decisions need.
+
+This is the part of prepare that knows one record at a time, so any number of processes can run it. What
+depends on other rows (duplicates, splits, limits) is decided in `prepare` on the facts alone; the rows wait in a spool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.data import language, pii, repair
+from tuneloop.data.checks import quality
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.dataset import meta_key
+from tuneloop.data.dedup import minhash
+from tuneloop.data.dedup.contamination import TestIndex, find_leaks
+from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record, with_whole_texts
+from tuneloop.data.sources.parse import Chunk, SourceRecord, parse_chunk
+from tuneloop.data.split import key64, prompt_key
+from tuneloop.data.too_long import Fits, parts, shortened
+from tuneloop.records.rows import Message, Reject, Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXCERPT = 160  # characters of a text before and after a repair that `repairs.jsonl` shows
+TURN_TOKENS = 16  # at most so many tokens frame a turn in any chat template; bounds a row's length from above
+UNMEASURED = -1
+NO_ROW = -1  # place of a repair whose record became no row
+LANGUAGES_EVERY = (
+    8  # of large sources the language of one row in so many is told; it is the dearest fact of a short row
+)
+LEAKS = ("exact", "near", "overlap")
+NAMED = ("label", "stratum", "language")  # columns of numbers that stand for names
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """The length of a rendered row: all its tokens, and those that the loss is computed on."""
+
+    tokens: int
+    supervised: int
+
+
+_NOT_YET = TokenCount(UNMEASURED, UNMEASURED)
+Measure = Callable[[Row], TokenCount]
+
+
+@dataclass(frozen=True)
+class Refinery:
+    """What every worker needs to know.
+
+    Args:
+        measure: a row's length; `ValueError` when it can't be rendered.
+        spool: folder for the rows.
+        key: of pseudonyms.
+        index: the given test set, which no row may give away.
+        frame: what nearly all prompts begin and end with; it says nothing about a row.
+        languages_every: tell the language of one row in so many, picked by content.
+    """
+
+    config: PrepareConfig
+    measure: Measure
+    spool: Path
+    key: bytes | None = None
+    index: TestIndex | None = None
+    frame: minhash.Frame = minhash.NO_FRAME
+    languages_every: int = 1
+
+
+@dataclass
+class Facts:
+    """What is known of the rows of a chunk, or of all, one array element a row; texts are in the spool.
+
+    Args:
+        number: of the chunk, from 0.
+        columns: arrays by name; see `_ROW_TYPES`, and those of `sketches.sketch`.
+        names: what the numbers in the columns `label`, `stratum` and `language` stand for; -1 stands for none.
+        rejected: records of the chunk that are no rows, by reason; `records`: rows and rejects together.
+        is_chat: whether a row has tools or several answers.
+    """
+
+    number: int
+    columns: dict[str, NDArray[Any]]
+    names: dict[str, list[str]]
+    records: int
+    rejected: Counter[str] = field(default_factory=Counter)
+    is_chat: bool = False
+
+
+_ROW_TYPES: dict[str, str] = {
+    "chunk": "i4", "line": "i8", "start": "i8", "row_size": "i4", "record_size": "i4",
+    "id": "u8", "meta": "u8", "question": "u8", "group": "u8", "label": "i4", "stratum": "i4", "language": "i2", "flags": "u4",
+    "tokens": "i4", "supervised": "i4", "characters": "i4", "answer_characters": "i4", "time": "f8", "rating": "f4",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """A chunk to refine: its number, from 0, its records, and their format."""
+
+    number: int
+    records: Chunk | Sequence[SourceRecord | Reject]
+    guess: FormatGuess
+
+
+def refine_chunk(work: Work, refinery: Refinery) -> Facts:
+    """The rows and rejects of a chunk into the spool, and their facts back."""
+    items = parse_chunk(work.records) if isinstance(work.records, Chunk) else work.records
+    table = _Table(work.number, refinery)
+    for item in items:
+        if isinstance(item, Reject):
+            table.reject(Refused(item))
+            continue
+        for made in refine(item, work.guess, refinery):
+            if isinstance(made, Refused):
+                table.reject(made)
+            else:
+                table.add(made)
+    return table.close(len(items))
+
+
+# --- one record ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change to one field of a record: the kind, and for repairs the text around it before and after."""
+
+    kind: str
+    field: str
+    facts: dict[str, Any]
+
+
+class Refined(NamedTuple):
+    """A row on its way to a split, and what is to be said about it.
+
+    Args:
+        record: the source record without personal data, for `rejects.jsonl` should the row be dropped later.
+        measured, language, flags: found last.
+    """
+
+    row: Row
+    stratum: str
+    record: Mapping[str, Any]
+    changes: list[Change]
+    group: str
+    time: float
+    rating: float
+    measured: TokenCount = _NOT_YET
+    language: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+class Refused(NamedTuple):
+    """A record that is no row, with what had been changed in it before that was found."""
+
+    reject: Reject
+    changes: Sequence[Change] = ()
+    id: str | None = None  # of the row that it would have been
+
+
+def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequence[Refined | Refused]:
+    """A source record as a finished row, or why it is none; several where a long one is split."""
+    config = refinery.config
+    given = with_whole_texts(item.value, guess)
+    value, changes = _clean(given, refinery)
+    if item.mended and config.repair.json_syntax:
+        changes.append(Change("json_syntax", "", {"detail": item.mended}))
+    # what `rejects.jsonl` would show: as it stood, but for personal data
+    record = value if not changes else _as_it_stood(given, refinery)
+
+    def refuse(reason: str, detail: str) -> Sequence[Refused]:
+        return (Refused(Reject(item.source, item.line, reason, detail, record), changes),)
+
+    if item.mended and not config.repair.json_syntax:
+        # Standard readers (and most other tools of a pipeline) stop at such a line: what wrote it is worth a look.
+        return refuse("broken_json", f"{item.mended}; data.repair.json_syntax=true reads it all the same")
+    parsed = parse_record(value, guess, config)
+    if isinstance(parsed, Rejection):
+        return refuse(parsed.reason, parsed.detail)
+    if config.personal.mode == "reject" and (found := [c for c in changes if c.kind == "pii"]):
+        return refuse("personal_data", "; ".join(f"{c.field}: {c.facts['detail']}" for c in found))
+    meta = _meta(item, value, parsed, config.split.stratify)
+    meta.update(parsed.extra)
+    row = Row(row_id(parsed), parsed.messages, parsed.label, parsed.tools, meta)
+    stratum = parsed.label or ""
+    if config.split.stratify is not None:
+        stratum = _stratum(value.get(config.split.stratify))
+    if parsed.repairs:
+        changes += [
+            Change(r["kind"], r["field"], {k: v for k, v in r.items() if k not in ("kind", "field")})
+            for r in parsed.repairs
+        ]
+    draft = Refined(
+        row, stratum, record, changes,
+        _group(item.value, config), _number(value, _time_column(config)), _number(value, config.duplicates.best),
+    )  # fmt: skip
+    measured = measured_if_long(row, refinery)
+    if isinstance(measured, Rejection) and measured.reason == "too_long" and config.too_long != "reject":
+        if config.too_long == "truncate":
+            draft, measured = _truncated(draft, parsed, refinery)
+        elif drafts := _split(draft, parsed, refinery):
+            return [_finished(d, measured_if_long(d.row, refinery, always=True), refinery) for d in drafts]
+    return (_finished(draft, measured, refinery),)
+
+
+def _finished(draft: Refined, measured: TokenCount | Rejection, refinery: Refinery) -> Refined | Refused:
+    """The row with its length, language and flags, or why it is none."""
+    row, meta, language_wanted = draft.row, draft.row.meta, refinery.config.language
+
+    def refuse(reason: str, detail: str) -> Refused:
+        return Refused(Reject(meta["source"], meta["line"], reason, detail, draft.record), draft.changes, row.id)
+
+    if isinstance(measured, Rejection):
+        return refuse(measured.reason, measured.detail)
+    looked_at = int(row.id, 16) % refinery.languages_every == 0
+    asked = asked_text(row) if language_wanted or looked_at else ""
+    if language_wanted and language.foreign(asked, language_wanted):
+        return refuse("wrong_language", f"{language.detect_language(asked)[0]}, not {language_wanted}")
+    code = language.detect_language(asked)[0] if looked_at else None
+    flags = quality.flags(row.messages, row.label)
+    return Refined(*draft[:-3], measured, code, flags)  # as `_replace` does, in half the time
+
+
+def _fits(row: Row, refinery: Refinery) -> Fits:
+    """Whether a row with other turns is not too long."""
+
+    def fits(messages: list[Message]) -> bool:
+        measured = measured_if_long(replace(row, messages=messages), refinery, always=True)
+        return not (isinstance(measured, Rejection) and measured.reason == "too_long")
+
+    return fits
+
+
+def _truncated(draft: Refined, parsed: Parsed, refinery: Refinery) -> tuple[Refined, TokenCount | Rejection]:
+    """The row cut to `max_length` if it can be."""
+    messages, detail = shortened(draft.row.messages, _fits(draft.row, refinery))
+    row = replace(draft.row, id=row_id(replace(parsed, messages=messages)), messages=messages)
+    measured = measured_if_long(row, refinery, always=True)
+    if isinstance(measured, Rejection):
+        return draft, measured
+    lost = refinery.measure(draft.row).tokens - measured.tokens
+    change = Change("cut", "messages", {"detail": detail, "tokens": lost})
+    return draft._replace(row=row, changes=[*draft.changes, change]), measured
+
+
+def _split(draft: Refined, parsed: Parsed, refinery: Refinery) -> list[Refined]:
+    """The row in parts of at most `max_length`; none where it has to stay whole: a label, rating or second answer is of all of it.
+
+    Ids follow from that of the whole row, which is in `meta.whole` and, as group, keeps the parts in one split. A part that
+    is rejected later stands among the rejects by itself; all changes to the record are told with the first part.
+    """
+    whole = draft.row
+    if whole.label is not None or {"thumb", "rating", "rejected"} & parsed.extra.keys():
+        return []
+    found = parts(whole.messages, _fits(whole, refinery))
+    drafts = []
+    for number, messages in enumerate(found, 1):
+        name = hashlib.sha256(f"{whole.id}:{number}".encode()).hexdigest()[:16]
+        meta = {**whole.meta, "part": number, "of": len(found), "whole": whole.id}
+        row = replace(whole, id=name, messages=messages, meta=meta)
+        change = Change(
+            "split", "messages", {"detail": f"part {number} of {len(found)}", "part": number, "whole": whole.id}
+        )
+        drafts.append(
+            draft._replace(
+                row=row,
+                record={"messages": messages, "part": number, "of": len(found), "whole": whole.id},
+                changes=[*(draft.changes if number == 1 else []), change],
+                group=draft.group or f"whole {whole.id}",
+            )
+        )
+    return drafts
+
+
+def asked_text(row: Row) -> str:
+    """What the user says; in a row without a user, the answer."""
+    said = [m["content"] for m in row.messages if m["role"] == "user"]
+    return "\n".join(said) or row.messages[-1]["content"]
+
+
+def measured_if_long(row: Row, refinery: Refinery, *, always: bool = False) -> TokenCount | Rejection:
+    """The row's length if it may be over the limit or is of an unusual shape; why it is rejected if it is.
+
+    A token is at least one byte, so rows with fewer bytes than the limit need no tokenizer; that is what makes
+    preparing fast. They are measured later, all of them or a sample.
+    """
+    messages = row.messages
+    if not (always or row.tools) and _most_tokens(messages) <= refinery.config.max_length:
+        return _NOT_YET
+    try:
+        measured = refinery.measure(row)
+    except ValueError as error:
+        return Rejection("template_error", str(error))
+    if measured.tokens > refinery.config.max_length:
+        return Rejection("too_long", f"{measured.tokens} tokens, at most {refinery.config.max_length} (max_length)")
+    if measured.supervised < 1:
+        return Rejection("no_supervised_token", f"none of {measured.tokens} tokens is trained on")
+    return measured
+
+
+def _most_tokens(messages: Sequence[Message]) -> float:
+    """An upper bound of the tokens of turns; infinite where some are of an unusual shape."""
+    bound = TURN_TOKENS
+    for place, message in enumerate(messages):
+        if len(message) != 2 or (place and message["role"] == "system"):
+            return math.inf
+        content = message["content"]
+        bound += TURN_TOKENS + (len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass")))
+    return bound
+
+
+def row_id(parsed: Parsed) -> str:
+    """The first 16 hex digits of the hash of a row's content."""
+    content = [parsed.messages, parsed.tools, parsed.label, *([parsed.extra] if parsed.extra else [])]
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+# --- repair and redaction ------------------------------------------------------------------------
+
+
+# ASCII characters that neither a repair nor a search for personal data begins with.
+_QUIET = bytes(code for code in range(32, 127) if chr(code) not in "&<[])0123456789@:=")
+
+
+def is_quiet(text: str) -> bool:
+    """Whether a text needs no look: nothing in it can be repaired or, unless names are looked for, personal. Half a microsecond."""
+    if not text.isascii():
+        return False
+    if text.encode().translate(None, _QUIET):
+        return len(text) < pii.SHORTEST_ID and text.isalnum()
+    if "sk-" in text or "assw" in text or "ASSW" in text or " dot " in text:  # as in `personal.is_quiet`
+        return False
+    return text[:1] != " " and text[-1:] != " "
+
+
+def _clean(value: dict[str, Any], refinery: Refinery) -> tuple[dict[str, Any], list[Change]]:
+    """A record with every text in it repaired and redacted, and the changes; the record itself if there are none."""
+    changes: list[Change] = []
+    return _walk(value, (), "", refinery, changes), changes
+
+
+def cleaned(
+    value: dict[str, Any], guess: FormatGuess, config: PrepareConfig, key: bytes | None = None
+) -> dict[str, Any]:
+    """A record as `refine` gives it to the format: texts put together, repaired and redacted.
+
+    Args:
+        key: of pseudonyms.
+    """
+    refinery = Refinery(config, lambda row: _NOT_YET, Path(), key)
+    return _clean(with_whole_texts(value, guess), refinery)[0]
+
+
+def _walk(value: Any, path: tuple[str | int, ...], column: str, refinery: Refinery, changes: list[Change]) -> Any:
+    """An object or array, cleaned; `column` is the nearest key above it."""
+    named = type(value) is dict
+    look_at_all = refinery.config.personal.names
+    new: Any = None
+    pairs: Iterable[tuple[Any, Any]] = value.items() if named else enumerate(value)
+    for key, item in pairs:
+        if named:
+            column = key
+        if type(item) is str:
+            if not look_at_all and is_quiet(item) and not pii.tells(column):
+                continue
+            made: Any = _text(item, (*path, key), column, refinery, changes)
+        elif type(item) is dict or type(item) is list:
+            made = _walk(item, (*path, key), column, refinery, changes)
+        else:
+            continue
+        if made is not item:
+            if new is None:
+                new = value.copy()
+            new[key] = made
+    return value if new is None else new
+
+
+def _text(text: str, path: tuple[str | int, ...], column: str, refinery: Refinery, changes: list[Change]) -> str:
+    config = refinery.config
+    mended, kinds = repair.repair_text(text, config.repair)
+    findings = pii.find(mended, config.personal, column) if config.personal.mode != "off" else []
+    if not kinds and not findings:
+        return text
+    if mended != text and text[:1] in "{[" and _is_json(text) and not _is_json(mended):
+        mended, kinds = text, ()  # JSON inside a column: better unrepaired than broken
+        findings = pii.find(mended, config.personal, column) if config.personal.mode != "off" else []
+    where = _field(path)
+    replaced = config.personal.mode in ("placeholder", "pseudonym")
+    if kinds:
+        before, after = _excerpts(_without(text, refinery), _without(mended, refinery))
+        changes.extend(Change(kind, where, {"before": before, "after": after}) for kind in kinds)
+    if findings:
+        changes.append(Change("pii", where, {"detail": _counts(finding.kind for finding in findings)}))
+    return pii.redact(mended, findings, config.personal, refinery.key) if findings and replaced else mended
+
+
+def _counts(kinds: Iterable[str]) -> str:
+    """`EMAIL x2, PHONE`."""
+    return ", ".join(kind if n == 1 else f"{kind} x{n}" for kind, n in sorted(Counter(kinds).items()))
+
+
+def counted(detail: str) -> Counter[str]:
+    """The inverse of what stands in a repair's detail: kinds of personal data by number."""
+    found: Counter[str] = Counter()
+    for part in detail.split(", "):
+        kind, _, times = part.partition(" x")
+        found[kind] += int(times or 1)
+    return found
+
+
+def _without(text: str, refinery: Refinery) -> str:
+    """Text without personal data, in whatever mode."""
+    settings = refinery.config.personal
+    if settings.mode == "off":
+        return text
+    plain = settings.model_copy(update={"mode": "placeholder"})
+    return pii.redact(text, pii.find(text, plain), plain, None)
+
+
+def _as_it_stood(value: dict[str, Any], refinery: Refinery) -> dict[str, Any]:
+    """A record unrepaired, but without personal data unless that is left alone on request."""
+    settings = refinery.config.personal
+    if settings.mode in ("off", "report"):
+        return value
+    scrubbed: dict[str, Any] = pii.scrub(value, settings, refinery.key)[0]
+    return scrubbed
+
+
+def scrubbed_reject(reject: Reject, refinery: Refinery) -> tuple[Reject, list[str]]:
+    """A reject of the reader without personal data in it, and the kinds that stood there."""
+    settings = refinery.config.personal
+    if reject.record is None or settings.mode in ("off", "report"):
+        return reject, []
+    record, kinds = pii.scrub(reject.record, settings, refinery.key)
+    return replace(reject, record=record), kinds
+
+
+def _field(path: tuple[str | int, ...]) -> str:
+    """`messages[2].content` for ("messages", 2, "content")."""
+    words = ""
+    for part in path:
+        words += f"[{part}]" if isinstance(part, int) else f".{part}" if words else part
+    return words
+
+
+def _excerpts(before: str, after: str) -> tuple[str, str]:
+    """The texts around the first place where they differ."""
+    same = 0
+    for a, b in zip(before, after, strict=False):
+        if a != b:
+            break
+        same += 1
+    start = max(same - EXCERPT // 4, 0)
+
+    def cut(text: str) -> str:
+        part = text[start : start + EXCERPT]
+        shown = ("…" if start else "") + part + ("…" if start + EXCERPT < len(text) else "")
+        return shown.encode("utf-8", "backslashreplace").decode("utf-8")
+
+    return cut(before), cut(after)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except (orjson.JSONDecodeError, UnicodeEncodeError):
+        return False
+    return True
+
+
+# --- further columns -----------------------------------------------------------------------------
+
+
+def _stratum(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _meta(item: SourceRecord, value: Mapping[str, Any], parsed: Parsed, stratify: str | None) -> dict[str, Any]:
+    """Where the record stood, and its further columns: scalars, and flat lists of scalars."""
+    meta: dict[str, Any] = {"source": item.source, "line": item.line}
+    for column, cell in value.items():
+        if column in parsed.used and column != stratify:
+            continue
+        if isinstance(cell, dict) or (isinstance(cell, list) and any(isinstance(v, dict | list) for v in cell)):
+            continue
+        while column in meta:
+            column += "_"
+        meta[column] = None if isinstance(cell, float) and not math.isfinite(cell) else cell
+    return meta
+
+
+def _group(value: Mapping[str, Any], config: PrepareConfig) -> str:
+    """What keeps rows together, from the record as it stood: redaction would make one of many users."""
+    if config.split.group is None:
+        return ""
+    cell = value.get(config.split.group)
+    return "" if cell is None else _stratum(cell)
+
+
+def _time_column(config: PrepareConfig) -> str:
+    return config.split.time if config.split.by == "time" else config.duplicates.newest
+
+
+def _number(value: Mapping[str, Any], column: str) -> float:
+    """A number, or a time as seconds since 1970; NaN where there is none."""
+    cell = value.get(column)
+    if cell is None:
+        return math.nan
+    if isinstance(cell, int | float):
+        return float(cell)
+    if not isinstance(cell, str) or not cell:
+        return math.nan
+    try:
+        return float(cell)
+    except ValueError:
+        pass
+    from datetime import UTC, datetime
+
+    try:
+        moment = datetime.fromisoformat(cell.strip())
+    except ValueError:
+        return math.nan
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+# --- the table of a chunk ------------------------------------------------------------------------
+
+
+class _Table:
+    """Gathers a chunk's rows: bytes for the spool, facts for the arrays."""
+
+    def __init__(self, number: int, refinery: Refinery) -> None:
+        self.number, self.refinery = number, refinery
+        self.rows: list[tuple[Any, ...]] = []  # the facts of each, as in _ROW_TYPES
+        self.data = bytearray()
+        self.rejects: list[tuple[int, bytes]] = []
+        self.repairs: list[tuple[int, str, bytes]] = []
+        self.rejected: Counter[str] = Counter()
+        self.names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
+        self.texts: list[minhash.RowTexts] = []
+        self.is_chat = False
+
+    def reject(self, refused: Refused) -> None:
+        """A record that is no row."""
+        reject, kinds = scrubbed_reject(refused.reject, self.refinery)
+        self.rejected[reject.reason] += 1
+        self.rejects.append((reject.line, reject_line(reject)))
+        further = [Change("pii", "", {"detail": ", ".join(kinds)})] if kinds else []
+        self._tell(reject.source, reject.line, refused.id, [*refused.changes, *further])
+
+    def add(self, made: Refined) -> None:
+        """A row."""
+        row, place = made.row, len(self.rows)
+        line, record = orjson.dumps(row.to_json()), orjson.dumps(made.record)
+        self.texts.append(minhash.texts_of(row, self.refinery.frame))
+        characters = answers = 0
+        for message in row.messages:
+            characters += len(message["content"])
+            answers += message["role"] == "assistant"
+        self.rows.append((
+            self.number, row.meta["line"], len(self.data), len(line), len(record),
+            int(row.id, 16), meta_key(row), key64(prompt_key(row)), key64(made.group) if made.group else 0,
+            self._code("label", row.label), self._code("stratum", made.stratum), self._code("language", made.language),
+            quality.as_bits(made.flags), made.measured.tokens, made.measured.supervised,
+            characters, len(row.answer), made.time, made.rating,
+        ))  # fmt: skip
+        self.data += line
+        self.data += record
+        self._tell(row.meta["source"], row.meta["line"], row.id, made.changes, place)
+        self.is_chat = self.is_chat or bool(row.tools) or answers > 1
+
+    def _tell(self, source: str, line: int, name: str | None, changes: Iterable[Change], place: int = NO_ROW) -> None:
+        """Lines of `repairs.jsonl`."""
+        for change in changes:
+            told = {
+                "source": source,
+                "line": line,
+                "id": name,
+                "kind": change.kind,
+                "field": change.field,
+                **change.facts,
+            }
+            self.repairs.append((place, change.kind, orjson.dumps(told)))
+
+    def _code(self, column: str, name: str | None) -> int:
+        codes = self.names[column]
+        return -1 if name is None else codes.setdefault(name, len(codes))
+
+    def close(self, records: int) -> Facts:
+        """Write the spool's files and give the facts."""
+        import pickle
+
+        folder = self.refinery.spool
+        with user_errors_of_the_disk(folder.parent):
+            (folder / f"{self.number}.rows").write_bytes(self.data)
+            if self.rejects or self.repairs:
+                (folder / f"{self.number}.side").write_bytes(pickle.dumps((self.rejects, self.repairs)))
+        facts = zip(*self.rows, strict=True) if self.rows else ((),) * len(_ROW_TYPES)
+        columns: dict[str, NDArray[Any]] = {
+            name: np.array(values, dtype=kind) for (name, kind), values in zip(_ROW_TYPES.items(), facts, strict=True)
+        }
+        columns |= minhash.sketch(self.texts, self.refinery.config.duplicates)
+        columns |= self._leaks(columns)
+        return Facts(
+            self.number,
+            columns,
+            {column: list(codes) for column, codes in self.names.items()},
+            records,
+            self.rejected,
+            self.is_chat,
+        )
+
+    def _leaks(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """By row, the test row that it gives away, or -1, how, and how alike they are."""
+        index, n = self.refinery.index, len(self.texts)
+        leaks = find_leaks(self.texts, index, columns) if index is not None and n else [None] * n
+        return {
+            "leak": np.array([-1 if leak is None else leak.test_row for leak in leaks], dtype="i4"),
+            "leak_how": np.array([-1 if leak is None else LEAKS.index(leak.how) for leak in leaks], dtype="i1"),
+            "leak_likeness": np.array([0 if leak is None else leak.similarity for leak in leaks], dtype="f4"),
+        }
+
+
+def reject_line(reject: Reject) -> bytes:
+    """A line of `rejects.jsonl`."""
+    value = {
+        "source": reject.source, "line": reject.line, "reason": reject.reason, "detail": reject.detail, "record": reject.record,
+    }  # fmt: skip
+    try:
+        return orjson.dumps(value)
+    except (TypeError, orjson.JSONEncodeError):  # integers over 64 bits, lone surrogates
+        import json
+
+        return json.dumps(value, ensure_ascii=True, allow_nan=True).encode()

@@ -1,0 +1,186 @@
+"""One function over many chunks: in this process, in several, or on a Ray cluster, results always in order."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+from tuneloop.core.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 2  # chunks a worker that wait for their turn; bounds memory whatever the length of the input
+
+_setting: Any = None  # what a worker process was started with
+
+
+def ordered_map(
+    function: Callable[[T, Any], R],
+    chunks: Iterable[T],
+    setting: Any,
+    *,
+    workers: int,
+    engine: Literal["processes", "ray"] = "processes",
+) -> Iterator[R]:
+    """`function(chunk, setting)` for every chunk, in their order.
+
+    Args:
+        function: of a module's top level.
+        setting: given to each worker once.
+        workers: processes; 1: this one.
+        engine: `ray` runs the chunks as tasks of the Ray cluster that is there, or of a local one.
+
+    Raises:
+        UserError: a worker was killed twice on the same work, or Ray is not installed.
+    """
+    if engine == "ray":
+        return _on_ray(function, chunks, setting)
+    if workers == 1:
+        return (function(chunk, setting) for chunk in chunks)
+    return _in_processes(function, iter(chunks), setting, workers)
+
+
+def beside(
+    function: Callable[[T, Any], R], chunks: Sequence[T], setting: Any, *, workers: int
+) -> dict[T, Callable[[], R]]:
+    """`function(chunk, setting)` in other processes while this one goes on; with one worker it is called when it is asked for.
+
+    Args:
+        function: of a module's top level; what it gives must be fit to be pickled.
+        chunks: what it is called with, the one that takes longest first.
+        setting: as in `ordered_map`.
+        workers: processes that may be at work.
+
+    Returns:
+        by chunk a function that waits for its result.
+    """
+    if (
+        workers == 1 or sys.platform != "linux"
+    ):  # elsewhere the setting would be sent as bytes, which costs more than it brings
+        return {chunk: functools.partial(function, chunk, setting) for chunk in chunks}
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    context = multiprocessing.get_context("fork")
+    executor = ProcessPoolExecutor(
+        min(workers, len(chunks)), mp_context=context, initializer=_start, initargs=(setting,)
+    )
+    futures = {chunk: executor.submit(_call, function, chunk) for chunk in chunks}
+    executor.shutdown(wait=False)  # its processes end when the work is done
+
+    def result(chunk: T) -> R:
+        try:
+            return futures[chunk].result()
+        except BrokenProcessPool:  # killed, probably for its memory: once more, alone
+            return function(chunk, setting)
+
+    return {chunk: functools.partial(result, chunk) for chunk in chunks}
+
+
+def usual_workers() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(setting: Any) -> None:
+    global _setting
+    _setting = setting
+    gc.freeze()  # what the parent holds stays: looking through it for garbage took a twentieth of the time
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: one that was killed can't tell its workers."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _call(function: Callable[[T, Any], R], chunk: T) -> R:
+    return function(chunk, _setting)
+
+
+def _in_processes(function: Callable[[T, Any], R], chunks: Iterator[T], setting: Any, workers: int) -> Iterator[R]:
+    """Forked where that is possible: a script that calls prepare needs no `if __name__ == "__main__"` then."""
+    from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+
+    def pool() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(setting,))
+
+    executor = pool()
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    restarts = 0
+
+    def submit(chunk: T) -> Future[R]:
+        try:
+            return executor.submit(_call, function, chunk)
+        except BrokenProcessPool:  # seen at the oldest chunk, where the pool is started again
+            broken: Future[R] = Future()
+            broken.set_exception(BrokenProcessPool())
+            return broken
+
+    try:
+        while True:
+            while len(waiting) < AHEAD * workers and (chunk := next(chunks, None)) is not None:
+                waiting.append((chunk, submit(chunk)))
+            if not waiting:
+                return
+            try:
+                result = waiting[0][1].result()
+            except BrokenProcessPool:
+                restarts += 1
+                if restarts > 2:
+                    raise UserError(
+                        "A worker process was killed, and again when its work was repeated: there is probably too little memory",
+                        next_step="use fewer of them: data.workers=1",
+                    ) from None
+                executor.shutdown(wait=False, cancel_futures=True)
+                executor = pool()
+                again = [chunk for chunk, _ in waiting]
+                waiting.clear()
+                waiting.extend((chunk, submit(chunk)) for chunk in again)
+                continue
+            restarts = 0
+            waiting.popleft()
+            yield result
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) -> Iterator[R]:
+    try:
+        import ray
+    except ImportError:
+        raise UserError("engine=ray needs Ray, which is not installed", next_step="pip install 'ray[data]'") from None
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+    try:
+        shared = ray.put(setting)
+        task = ray.remote(function)
+        ahead = AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        waiting: deque[Any] = deque()
+        for chunk in chunks:
+            waiting.append(task.remote(chunk, shared))
+            if len(waiting) >= ahead:
+                yield ray.get(waiting.popleft())
+        while waiting:
+            yield ray.get(waiting.popleft())
+    finally:
+        if started:
+            with contextlib.suppress(Exception):
+                ray.shutdown()

@@ -1,0 +1,155 @@
+"""The ladder: every contender on one frozen test set, with its gain over the few-shot prompt and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tuneloop.core.stats import NOT_ENOUGH
+from tuneloop.evaluate.evaluate import Comparison, Evaluation, compare
+from tuneloop.evaluate.verdict import kind_of, seen_from
+from tuneloop.records.evaluation import lower_is_better
+
+Kind = Literal["constant", "prompt", "classical", "tuned"]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One contender.
+
+    Args:
+        kind: `constant` answers every row with the most frequent label.
+        gain, gain_low, gain_high, p, verdict: of the deciding metric over the few-shot prompt (over the best prompt
+            where there was none); positive: this contender is better; None for that prompt itself.
+        training_seconds, training_usd: spent before the first answer.
+        prompt_tokens, tokens: of one request, read (examples included) and written.
+        usd_per_1000: dollars of 1,000 requests; None where no price is known.
+    """
+
+    name: str
+    kind: Kind
+    metric: str
+    value: float
+    low: float
+    high: float
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+    p: float | None
+    verdict: str
+    training_seconds: float
+    training_usd: float
+    prompt_tokens: float
+    tokens: float
+    usd_per_1000: float | None
+
+
+def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, float | None]:
+    """Dollars of 1,000 requests, each read as a request by itself is.
+
+    Measuring shares what prompts have in common (an instruction, examples), which single requests in production don't.
+    Contenders of one model therefore pay by token: the price is their dollars together over the tokens that were really
+    computed, times the tokens of a request. Contenders without `computed_tokens` (endpoints, classifiers) pay what they
+    paid.
+
+    Args:
+        costs: contender -> `usd`, `prompt_tokens`, `tokens`, `computed_tokens`.
+        n: requests.
+    """
+    own = [cost for cost in costs.values() if cost.get("computed_tokens")]
+    computed = sum(cost["computed_tokens"] for cost in own)
+    price = sum(cost.get("usd", 0.0) for cost in own) / computed if computed else 0.0
+    found: dict[str, float | None] = {}
+    for name, cost in costs.items():
+        if cost.get("computed_tokens"):
+            found[name] = 1000 * price * (cost["prompt_tokens"] + cost["tokens"]) / n
+        else:
+            found[name] = None if cost.get("usd") is None else 1000 * cost["usd"] / n
+    return found
+
+
+def leaderboard(
+    evaluations: Mapping[str, Evaluation], costs: Mapping[str, Mapping[str, Any]], *, tuned: Sequence[str] = ()
+) -> list[Rung]:
+    """The contenders from the untouched model upwards.
+
+    Args:
+        evaluations: by name, all on the same rows.
+        costs: by name; see `usd_per_1000`, and `training_seconds`, `training_usd`.
+        tuned: names of the tuned contenders.
+    """
+    if not evaluations:  # baselines may be turned off
+        return []
+    first = next(iter(evaluations.values()))
+    metric, n = first.primary, first.n
+    kinds = {name: _kind(name, tuned) for name in evaluations}
+    before = _reference(evaluations, kinds, metric)
+    prices = usd_per_1000({name: cost for name, cost in costs.items() if name in evaluations}, n)
+    order: list[Kind] = ["constant", "prompt", "classical", "tuned"]
+    rungs = []
+    for name, evaluation in sorted(evaluations.items(), key=lambda item: order.index(kinds[item[0]])):
+        own, cost = evaluation.metrics.get(metric), costs.get(name, {})
+        if own is None:
+            continue
+        gain = _over(before, evaluations, name, metric) if before and name != before else None
+        delta, low, high, p, verdict = (gain.delta, gain.low, gain.high, gain.p, gain.verdict) if gain else NO_GAIN
+        rungs.append(
+            Rung(
+                name, kinds[name], metric, own.value, own.low, own.high, delta, low, high, p, verdict,
+                float(cost.get("training_seconds", 0.0)), float(cost.get("training_usd", 0.0)),
+                cost.get("prompt_tokens", 0) / n, cost.get("tokens", 0) / n, prices.get(name),
+            )
+        )  # fmt: skip
+    return rungs
+
+
+NO_GAIN = (None, None, None, None, "")
+
+
+def _over(before: str, evaluations: Mapping[str, Evaluation], name: str, metric: str) -> Comparison | None:
+    pairs = compare(before, evaluations[before], name, evaluations[name], only=[metric])
+    return next((seen_from(name, pair) for pair in pairs if pair.metric == metric), None)
+
+
+def _kind(name: str, tuned: Sequence[str]) -> Kind:
+    return "tuned" if name in tuned else kind_of(name)
+
+
+def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, Kind], metric: str) -> str | None:
+    """The best few-shot prompt, else the best prompt."""
+    prompts = [name for name, e in evaluations.items() if kinds[name] == "prompt" and metric in e.metrics]
+    shown = [name for name in prompts if "few-shot" in name] or prompts
+    best = min if lower_is_better(metric) else max
+    return best(shown, key=lambda name: evaluations[name].metrics[metric].value) if shown else None
+
+
+def leaderboard_in_words(rungs: Sequence[Rung]) -> list[str]:
+    """What to take from the ladder before anything is tuned, and what requests cost."""
+    sentences = []
+    cheap = max((r for r in rungs if r.kind == "classical"), key=lambda r: r.value, default=None)
+    tuned = max((r for r in rungs if r.kind == "tuned"), key=lambda r: r.value, default=None)
+    prompts = [r for r in rungs if r.kind == "prompt"]
+    if cheap and not tuned and cheap.gain is not None:
+        first = next((r.name for r in prompts if r.gain is None), "the prompt")
+        points = f"{100 * cheap.gain:+.1f} points over {first}"
+        if cheap.verdict == "better":
+            sentences.append(
+                f"{cheap.name} is better than the untouched model ({points}) and trains in {cheap.training_seconds:.1f} s: "
+                "a tuned model has to beat it, and where they tie, use it."
+            )
+        elif cheap.verdict == NOT_ENOUGH:
+            sentences.append(
+                f"{cheap.name} ties with the untouched model ({points}): use it, it costs next to nothing."
+            )
+    shown = max((r for r in prompts if "few-shot" in r.name), key=lambda r: r.value, default=None)
+    if tuned and shown and tuned.usd_per_1000 and shown.usd_per_1000:
+        ratio = shown.usd_per_1000 / tuned.usd_per_1000
+        sentences.append(
+            f"1,000 requests cost ${tuned.usd_per_1000:.4f} with the {tuned.name} model ({tuned.prompt_tokens:,.0f} tokens read each) and "
+            f"${shown.usd_per_1000:.4f} with {shown.name} ({shown.prompt_tokens:,.0f}): {ratio:.1f} times as much, for its "
+            "examples are read every time."
+            if ratio > 1
+            else f"1,000 requests cost ${tuned.usd_per_1000:.4f} with the {tuned.name} model and ${shown.usd_per_1000:.4f} with {shown.name}."
+        )
+    return sentences

@@ -1,0 +1,151 @@
+"""General abilities by tasks of lm-eval (EleutherAI's harness), where the package is installed and a task's data are at hand.
+
+The tasks are lm-eval's, scored by lm-eval; the model is ours, by the same forward passes as every other figure.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from tuneloop.models.load import Model
+
+PACKAGE = "lm_eval"
+MOST_NEW = 256  # tokens of an answer, where the task names no number
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One metric of one task.
+
+    Args:
+        value: as lm-eval aggregates it.
+        each: the score of each of the task's documents, by its number; empty for metrics that are no means of scores.
+        higher_is_better: which way is better.
+    """
+
+    value: float
+    each: Mapping[int, float]
+    higher_is_better: bool = True
+
+
+def harness_missing() -> str:
+    """Why no task can be run here; empty where they can."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        return "lm-eval is not installed (pip install lm-eval)"
+    return ""
+
+
+def run_tasks(
+    model: Model, tasks: Sequence[str], *, limit: int | None = None, progress: Progress = no_progress
+) -> dict[str, dict[str, TaskScores]]:
+    """Run tasks: name -> metric -> scores.
+
+    Args:
+        model: what is asked.
+        tasks: names of lm-eval's tasks or groups, or YAML files of tasks.
+        limit: documents of a task.
+
+    Raises:
+        Exception: whatever lm-eval raises for an unknown task, or one whose data are neither cached nor to be had.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    files = [str(Path(task).resolve()) if task.endswith((".yaml", ".yml")) else task for task in tasks]
+    found = simple_evaluate(
+        _asked(model, progress), tasks=files, limit=limit, bootstrap_iters=0, task_manager=TaskManager(), log_samples=True
+    )  # fmt: skip
+    higher = found["higher_is_better"]
+    return {
+        task: {
+            name: TaskScores(float(value), _each(samples, *_parts(name)), bool(higher[task].get(_parts(name)[0], True)))
+            for name, value in found["results"][task].items()
+            if "," in name and "_stderr" not in name and isinstance(value, int | float)
+        }
+        for task, samples in found["samples"].items()
+    }
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """`acc,none` -> metric and filter."""
+    metric, _, chosen = name.partition(",")
+    return metric, chosen
+
+
+def _each(samples: Sequence[Mapping[str, Any]], metric: str, chosen: str) -> dict[int, float]:
+    mine = [sample for sample in samples if sample.get("filter", chosen) == chosen]
+    if not all(isinstance(sample.get(metric), int | float) for sample in mine):
+        return {}  # of sums, as perplexity is
+    return {int(sample["doc_id"]): float(sample[metric]) for sample in mine}
+
+
+def _asked(model: Model, progress: Progress) -> Any:
+    """The model as lm-eval asks one: log likelihoods of continuations, and greedy answers."""
+    from lm_eval.api.model import LM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    from tuneloop.inference.generate import answer_fits, generate
+    from tuneloop.models.template import Rendered
+
+    template = model.template
+    begin = template.encode(str(template.variables.get("bos_token") or ""), control=True) or [template.end_ids[0]]
+    adds_bos = begin[:1] if template.tokenizer.encode("a").ids[:1] == begin[:1] else []
+
+    def fits(pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        rows = []
+        for before, after in pairs:
+            ids = [*before, *after][-model.context :]
+            learned = min(len(after), len(ids) - 1)
+            rows.append(Rendered(ids, [0.0] * (len(ids) - learned) + [1.0] * learned))
+        found = answer_fits(model, rows, progress=progress, task="lm-eval")
+        return [(-fit.loss, fit.verbatim) for fit in found]
+
+    def split(context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of both, tokenised together; spaces at the border belong to the continuation."""
+        kept = context.rstrip()
+        whole = template.encode(context + continuation)
+        before = template.encode(kept)
+        return [*(adds_bos or ([] if before else begin)), *before], whole[len(before) :]
+
+    class Asked(LM):  # type: ignore[misc]
+        def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+            return fits([split(*request.args) for request in requests])
+
+        def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+            sums = []
+            for request in requests:
+                windows = get_rolling_token_windows(
+                    token_list=template.encode(request.args[0]), prefix_token=begin[0], max_seq_len=model.context - 1,
+                    context_len=1,
+                )  # fmt: skip
+                sums.append(sum(loss for loss, _ in fits([make_disjoint_window(window) for window in windows])))
+            return sums
+
+        def generate_until(self, requests: Sequence[Any]) -> list[str]:
+            texts: dict[int, str] = {}
+            limits = [min(int(r.args[1].get("max_gen_toks") or MOST_NEW), model.context // 2) for r in requests]
+            for limit in sorted(set(limits)):
+                chosen = [i for i, own in enumerate(limits) if own == limit]
+                prompts = [[*adds_bos, *template.encode(requests[i].args[0])][limit - model.context :] for i in chosen]
+                answers = generate(model, prompts, max_new_tokens=limit, progress=progress, task="lm-eval")
+                texts |= {
+                    i: _until(answer.text, requests[i].args[1].get("until") or ())
+                    for i, answer in zip(chosen, answers, strict=True)
+                }
+            return [texts[i] for i in range(len(requests))]
+
+    return Asked()
+
+
+def _until(text: str, stops: str | Sequence[str]) -> str:
+    """A text up to the first of the strings that end it."""
+    for stop in [stops] if isinstance(stops, str) else stops:
+        text = text.split(stop)[0] if stop else text
+    return text

@@ -1,0 +1,472 @@
+"""Answers from an OpenAI-compatible endpoint: several requests at once, patient, bounded, and each paid for once.
+
+Every answer is kept in a folder under a hash of what was asked as soon as it is there, so that a rerun asks only what
+is missing. Requests that fail for good don't end the others: their replies say why.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, write_json
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Message
+
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+REFUSED = frozenset({401, 403, 404, 405})  # wrong for one request, wrong for all
+# Parameters that some models refuse by name, and what is sent instead.
+REPLACED: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and how to ask.
+
+    Args:
+        url: of the server, of its `/v1`, or of `/v1/chat/completions`.
+        model: as the server names it.
+        api_key: sent as a bearer token; kept nowhere.
+        cache: folder of the answers; None: none are kept.
+        concurrency: requests at the same time.
+        timeout: seconds for one request as a whole.
+        retries: further tries after a refusal that may pass (429, 5xx, broken or unreadable answers).
+        pause: seconds before the first of them; doubled each time, with chance. `Retry-After` goes before it.
+        longest_pause: seconds; an endpoint that wants more of them is not waited for.
+        most_bytes: of one answer.
+        usd_per_million_input, usd_per_million_output: prices of tokens.
+    """
+
+    url: str
+    model: str
+    api_key: str = field(default="", repr=False)
+    cache: Path | None = None
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 5
+    pause: float = 1.0
+    longest_pause: float = 60.0
+    most_bytes: int = 8 << 20
+    usd_per_million_input: float = 0.0
+    usd_per_million_output: float = 0.0
+
+    @property
+    def address(self) -> str:
+        """The URL that is asked.
+
+        Raises:
+            UserError: it is none.
+        """
+        parts = urlsplit(self.url.strip())
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise UserError(
+                f"Not an endpoint's URL: {self.url!r}", where="--endpoint", next_step="as in http://localhost:8000/v1"
+            )
+        path = parts.path.rstrip("/")
+        if not path.endswith("/chat/completions"):
+            path = f"{path or '/v1'}/chat/completions"
+        return parts._replace(path=path, fragment="").geturl()
+
+    def usd(self, prompt_tokens: float, tokens: float) -> float:
+        """Dollars for tokens read and written."""
+        return (prompt_tokens * self.usd_per_million_input + tokens * self.usd_per_million_output) / 1e6
+
+
+@dataclass(frozen=True)
+class Request:
+    """One conversation to be answered; `seed` and `temperature` matter where answers are drawn."""
+
+    messages: Sequence[Message]
+    max_tokens: int = 1024
+    temperature: float = 0.0
+    tools: Sequence[Mapping[str, Any]] = ()
+    seed: int | None = None
+
+    def body(self, model: str) -> dict[str, Any]:
+        """The request in the form of chat completions."""
+        keep = ("role", "content", "tool_calls", "tool_call_id", "name")
+        turns = [{key: turn[key] for key in keep if key in turn} for turn in self.messages]  # type: ignore[literal-required]
+        body: dict[str, Any] = {"model": model, "messages": turns, "max_tokens": self.max_tokens}
+        body |= {"temperature": self.temperature}
+        if self.tools:
+            body["tools"] = list(self.tools)
+        if self.seed is not None:
+            body["seed"] = self.seed
+        return body
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a request.
+
+    Args:
+        text: the answer; empty where there is none.
+        prompt_tokens, tokens: as the endpoint counts them; 0 where it doesn't.
+        finished: whether the model ended its answer itself.
+        seconds: from the first try to the answer, waits included.
+        retries: further tries that it took.
+        cached: whether it was known from before.
+        error: why there is no answer.
+    """
+
+    text: str = ""
+    prompt_tokens: int = 0
+    tokens: int = 0
+    finished: bool = True
+    seconds: float = 0.0
+    retries: int = 0
+    cached: bool = False
+    error: str = ""
+
+    def answer(self) -> Answer:
+        """As a contender's answer; a request that failed has an empty one."""
+        return Answer(self.text, self.prompt_tokens, self.tokens, self.finished)
+
+
+def usage(endpoint: Endpoint, replies: Sequence[Reply]) -> dict[str, Any]:
+    """What replies took: requests, tokens, dollars.
+
+    `usd` is the price of all answers, `usd_spent` that of those which were not known before.
+    """
+    fresh = [reply for reply in replies if not reply.cached and not reply.error]
+
+    def sums(of: Sequence[Reply]) -> tuple[int, int]:
+        return sum(reply.prompt_tokens for reply in of), sum(reply.tokens for reply in of)
+
+    read, written = sums(replies)
+    return {
+        "seconds": round(sum(reply.seconds for reply in replies), 3),
+        "usd": endpoint.usd(read, written),
+        "usd_spent": endpoint.usd(*sums(fresh)),
+        "prompt_tokens": read,
+        "tokens": written,
+        "requests": len(replies),
+        "cached": sum(reply.cached for reply in replies),
+        "retries": sum(reply.retries for reply in replies),
+        "failed": sum(bool(reply.error) for reply in replies),
+    }
+
+
+def failures(replies: Sequence[Reply]) -> list[tuple[str, int]]:
+    """Reasons of requests that failed, the commonest first."""
+    return Counter(reply.error for reply in replies if reply.error).most_common()
+
+
+def complete(
+    endpoint: Endpoint, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "asking"
+) -> list[Reply]:
+    """Answers to requests, in order; equal requests are asked once.
+
+    Raises:
+        UserError: the endpoint refuses all requests (a wrong URL, key or model), or answers none of the first.
+    """
+    asking = _Asking(endpoint)
+    bodies = [request.body(endpoint.model) for request in requests]
+    keys = [content_hash([asking.address, body]) for body in bodies]
+    first: dict[str, int] = {}
+    for i, key in enumerate(keys):
+        first.setdefault(key, i)
+    replies: dict[str, Reply] = {}
+    progress(task, 0, len(first))
+    with asking.opened():
+        pool = ThreadPoolExecutor(max(1, min(endpoint.concurrency, len(first) or 1)))
+        try:
+            waiting = [(key, pool.submit(asking.reply, key, bodies[i])) for key, i in first.items()]
+            for done, (key, future) in enumerate(waiting, 1):
+                replies[key] = future.result()
+                progress(task, done, len(first), retries=float(sum(r.retries for r in replies.values())))
+        finally:
+            asking.over = asking.over or "stopped"
+            pool.shutdown(wait=True, cancel_futures=True)
+    progress(task, len(first), len(first))
+    found = [replies[key] for key in keys]
+    if asking.fatal or (found and all(reply.error for reply in found)):
+        raise UserError(
+            asking.fatal or f"The endpoint answered none of {len(found)} requests: {failures(found)[0][0]}",
+            where=f"{asking.address} (model {endpoint.model})",
+            next_step="check --endpoint, --model and the key; answers that came are kept, the same command asks for the rest",
+        )
+    counted: set[str] = set()
+    once = []
+    for key, reply in zip(keys, found, strict=True):
+        once.append(reply if key not in counted else replace(reply, cached=True, retries=0))
+        counted.add(key)
+    return once
+
+
+class _Asking:
+    """The state that the threads of one call share."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.address = endpoint.address
+        self.lock = threading.Lock()
+        self.resume_at = 0.0  # nobody asks before: the endpoint has said so to one of us
+        self.succeeded = False
+        self.failed_in_a_row = 0
+        self.over = ""  # why no further request is made
+        self.fatal = ""
+        self.replaced: set[str] = set()
+        self.client: Any = None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """A client for the time of the call; httpx is loaded here."""
+        try:
+            import httpx
+        except ModuleNotFoundError:
+            raise UserError(
+                "Asking an endpoint needs httpx", where="--endpoint", next_step="pip install 'tuneloop[evaluate]'"
+            ) from None
+        headers = {"Authorization": f"Bearer {self.endpoint.api_key}"} if self.endpoint.api_key else {}
+        limits = httpx.Limits(max_connections=self.endpoint.concurrency)
+        timeout = httpx.Timeout(self.endpoint.timeout, connect=min(15.0, self.endpoint.timeout))
+        try:
+            self.client = httpx.Client(headers=headers, limits=limits, timeout=timeout)
+        except (ValueError, UnicodeError):
+            raise UserError(
+                "The API key holds characters that no header may hold",
+                where="--api-key-env",
+                next_step="set the variable to the key alone",
+            ) from None
+        with self.client:
+            yield
+
+    def reply(self, key: str, body: dict[str, Any]) -> Reply:
+        """One request with its retries; never raises for what the endpoint does."""
+        known = self._cached(key)
+        if known is not None:
+            return known
+        started, tries, allowed = time.monotonic(), 0, self.endpoint.retries
+        while True:
+            if self.over:
+                return Reply(error=f"not asked: {self.over}", retries=tries)
+            self._hold()
+            outcome = self._try(body)
+            if isinstance(outcome, Reply):
+                outcome = replace(outcome, seconds=time.monotonic() - started, retries=tries)
+                self._keep(key, body, outcome)
+                return outcome
+            if outcome.fatal:
+                with self.lock:
+                    self.fatal = self.fatal or outcome.reason
+                    self.over = self.over or outcome.reason
+            limit = min(allowed, outcome.tries)
+            if outcome.unreachable and not self.succeeded:
+                limit = min(limit, 2)  # there is nobody: don't wait as for an overload
+            too_long = outcome.wait is not None and outcome.wait > self.endpoint.longest_pause
+            if tries >= limit or too_long:
+                reason = f"{outcome.reason}, and asks to wait {outcome.wait:,.0f} s" if too_long else outcome.reason
+                self._failed(reason)
+                return Reply(error=reason, seconds=time.monotonic() - started, retries=tries)
+            self._wait(outcome, tries)
+            tries += 1
+
+    def _hold(self) -> None:
+        """Wait as long as the endpoint has asked all to wait."""
+        while not self.over and (left := self.resume_at - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
+
+    def _wait(self, outcome: _Refusal, tries: int) -> None:
+        pause = min(self.endpoint.pause * 2**tries, self.endpoint.longest_pause) * random.uniform(0.5, 1.0)
+        if outcome.wait is not None:
+            with self.lock:
+                self.resume_at = max(self.resume_at, time.monotonic() + outcome.wait)
+            return
+        until = time.monotonic() + pause
+        while not self.over and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
+
+    def _failed(self, reason: str) -> None:
+        """Count failures: an endpoint that goes on failing is not asked for ever."""
+        with self.lock:
+            self.failed_in_a_row += 1
+            most = max(8, self.endpoint.concurrency) * (3 if self.succeeded else 1)
+            if self.failed_in_a_row >= most and not self.over:
+                self.over = f"{self.failed_in_a_row} requests before it failed ({reason})"
+
+    def _try(self, body: dict[str, Any]) -> Reply | _Refusal:
+        """One request over the wire."""
+        import httpx
+
+        deadline = time.monotonic() + self.endpoint.timeout
+        try:
+            with self.client.stream("POST", self.address, json=self._accepted(body)) as response:
+                pieces, size = [], 0
+                for piece in response.iter_bytes():
+                    size += len(piece)
+                    if size > self.endpoint.most_bytes:
+                        return _Refusal(f"an answer above {self.endpoint.most_bytes >> 20} MiB", tries=0)
+                    if time.monotonic() > deadline:
+                        return _Refusal(f"no whole answer in {self.endpoint.timeout:g} s", tries=2)
+                    pieces.append(piece)
+        except httpx.TimeoutException:
+            return _Refusal(f"no answer in {self.endpoint.timeout:g} s", tries=2)
+        except httpx.ConnectError:
+            return _Refusal("nothing answers at this address", unreachable=True)
+        except (httpx.HTTPError, OSError) as error:
+            return _Refusal(f"the connection broke off ({type(error).__name__})")
+        except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+            return _Refusal(f"the request can't be sent ({type(error).__name__})", tries=0, fatal=True)
+        text = b"".join(pieces).decode("utf-8", "replace")
+        if response.status_code != 200:
+            return self._refusal(response.status_code, response.headers.get("retry-after"), text, body)
+        reply = read_reply(text)
+        if reply is None:
+            return _Refusal("an answer that is no chat completion", tries=2)
+        with self.lock:
+            self.succeeded, self.failed_in_a_row = True, 0
+        return reply
+
+    def _accepted(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The body without the parameters that this model has refused."""
+        names = {name: REPLACED[name] if name in self.replaced else name for name in body if name in REPLACED}
+        return {new: value for name, value in body.items() if (new := names.get(name, name)) is not None}
+
+    def _refusal(self, status: int, retry_after: str | None, text: str, body: Mapping[str, Any]) -> _Refusal:
+        said = _message(text)
+        reason = f"HTTP {status}" + (f": {said}" if said else "")
+        if status in (400, 422):
+            named = {name for name in REPLACED if name in body and name not in self.replaced and f"{name}" in said}
+            if named:  # ask again in the words that this model takes
+                with self.lock:
+                    self.replaced |= named
+                return _Refusal(reason, wait=0.0)
+        if status in RETRIED:
+            return _Refusal(reason, wait=seconds_to_wait(retry_after) or None)  # 0 is no reason to hammer
+        return _Refusal(reason, tries=0, fatal=status in REFUSED)
+
+    def _cached(self, key: str) -> Reply | None:
+        file = self._file(key)
+        if file is None or not file.is_file():
+            return None
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))["reply"]
+            reply = Reply(kept["text"], int(kept["prompt_tokens"]), int(kept["tokens"]), bool(kept["finished"]),
+                          float(kept["seconds"]), cached=True)  # fmt: skip
+        except (ValueError, KeyError, TypeError, OSError):
+            return None  # damaged from outside: ask again
+        return reply if isinstance(reply.text, str) else None
+
+    def _keep(self, key: str, body: Mapping[str, Any], reply: Reply) -> None:
+        file = self._file(key)
+        if file is None:
+            return
+        kept = {name: getattr(reply, name) for name in ("text", "prompt_tokens", "tokens", "finished", "seconds")}
+        write_json(file, {"version": 1, "address": self.address, "request": body, "reply": kept})
+
+    def _file(self, key: str) -> Path | None:
+        return None if self.endpoint.cache is None else self.endpoint.cache / key[:2] / f"{key}.json"
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a try brought nothing.
+
+    Args:
+        wait: seconds that the endpoint asks for.
+        tries: further tries that make sense.
+        unreachable: nobody listens.
+        fatal: no other request will fare better.
+    """
+
+    reason: str
+    wait: float | None = None
+    tries: int = 1_000
+    unreachable: bool = False
+    fatal: bool = False
+
+
+def read_reply(text: str) -> Reply | None:
+    """The body of a chat completion as a reply; None where it is none. Calls of tools become JSON."""
+    try:
+        value = json.loads(text)
+        choice = value["choices"][0]
+        message = choice["message"]
+        content, calls = message.get("content"), message.get("tool_calls")
+        if isinstance(content, list):  # parts
+            content = "".join(part["text"] for part in content if part.get("type") == "text")
+        if content is None:
+            content = message.get("refusal")
+        if calls:
+            wanted = [{"name": c["function"]["name"], "arguments": _parsed(c["function"]["arguments"])} for c in calls]
+            content = "\n".join([*filter(None, [content]), *(json.dumps(c, ensure_ascii=False) for c in wanted)])
+        if not isinstance(content, str):
+            return None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return None
+    counts = value.get("usage")
+    counts = counts if isinstance(counts, dict) else {}
+
+    def count(name: str) -> int:
+        found = counts.get(name)
+        return found if isinstance(found, int) and found > 0 else 0
+
+    clean = content.encode("utf-8", "replace").decode()  # lone surrogates can't be written to a file
+    ended = choice.get("finish_reason") != "length"
+    return Reply(clean.strip(), count("prompt_tokens"), count("completion_tokens"), ended)
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return arguments
+
+
+def seconds_to_wait(header: str | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> float | None:
+    """`Retry-After`, in seconds or as a date (RFC 9110, 10.2.3); None where it says nothing that can be read."""
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = (email.utils.parsedate_to_datetime(header) - now()).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return max(seconds, 0.0) if seconds == seconds and seconds != float("inf") else None
+
+
+def _message(text: str) -> str:
+    """What an error's body says, in a line."""
+    try:
+        value = json.loads(text)
+        error = value.get("error", value.get("detail", value.get("message", "")))
+        text = error.get("message", "") if isinstance(error, dict) else error
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    line = " ".join(str(text)[:2000].split())
+    return "".join(c for c in line if c.isprintable())[:160]
+
+
+def key_from(variable: str) -> str:
+    """The API key in an environment variable; none where `OPENAI_API_KEY`, the default, isn't set.
+
+    Raises:
+        UserError: another variable was named, and it is empty.
+    """
+    found = os.environ.get(variable, "").strip()
+    if not found and variable != DEFAULT_KEY:
+        raise UserError(
+            f"The variable {variable} is not set", where="--api-key-env", next_step=f"export {variable}=..."
+        )
+    return found
+
+
+DEFAULT_KEY = "OPENAI_API_KEY"

@@ -1,0 +1,135 @@
+"""A data set's rows, as they stand in its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+
+class Message(TypedDict, total=False):
+    """One turn of a conversation, in the OpenAI form. `role` and `content` are always there.
+
+    `tool_calls` holds `{"id", "type": "function", "function": {"name", "arguments"}}`, with the
+    arguments as a JSON string; `tool_call_id` and `name` stand on the turn of role `tool`.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    name: str
+    weight: float
+
+
+def _is_message(value: object) -> bool:
+    """Whether a JSON value is a `Message`."""
+    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a split: a conversation that ends with the assistant turn to learn.
+
+    Args:
+        id: stable identifier, derived from the content.
+        messages: the conversation; the last turn is the assistant's.
+        label: the class, for classification and for stratified splitting; else None.
+        tools: JSON schemas of the tools that the conversation may call.
+        meta: `source`, `line` and the source's further columns (the fields of a structured
+            answer, a user id, a time ...).
+    """
+
+    id: str
+    messages: list[Message]
+    label: str | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The turns before the last answer."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        """The reference answer: the content of the last turn."""
+        return self.messages[-1]["content"]
+
+    @property
+    def rated_bad(self) -> bool:
+        """Whether people rejected the answer: it must not be imitated, nor be a reference."""
+        return self.meta.get("thumb") is False
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the last answer is one to hold others against: not rated bad, not of weight 0."""
+        return not self.rated_bad and self.messages[-1].get("weight") != 0
+
+    @property
+    def shows_the_task(self) -> bool:
+        """Whether it is an example of the task: not general data that was blended in, with an answer to imitate."""
+        return "mix" not in self.meta and self.has_reference
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as it stands in a split's file."""
+        record: dict[str, Any] = {"id": self.id, "messages": self.messages}
+        if self.tools:
+            record["tools"] = self.tools
+        if self.label is not None:
+            record["label"] = self.label
+        record["meta"] = self.meta
+        return record
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Row:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: it is no row; the message says why.
+        """
+        if not isinstance(record, Mapping):
+            raise ValueError("it is no JSON object")
+        name, messages, label = record.get("id"), record.get("messages"), record.get("label")
+        tools, meta = record.get("tools", []), record.get("meta", {})
+        if not isinstance(name, str) or not name:
+            raise ValueError("its id is no text")
+        if not isinstance(messages, list) or not all(map(_is_message, messages)) or not messages:
+            raise ValueError("its messages are no list of {role, content}")
+        if not (label is None or isinstance(label, str)):
+            raise ValueError("its label is no text")
+        if not isinstance(tools, list) or not isinstance(meta, Mapping):
+            raise ValueError("its tools are no list, or its meta is no object")
+        return Row(id=name, messages=messages, label=label, tools=tools, meta=dict(meta))
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An input record that is in no split, and why. `line` is the physical line (or row), from 1."""
+
+    source: str
+    line: int
+    reason: str
+    detail: str
+    record: Any = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set: the splits (read when they are first looked at) and the manifest (`dataset.json`)."""
+
+    path: str
+    manifest: dict[str, Any]
+    train: Sequence[Row]
+    val: Sequence[Row]
+    test: Sequence[Row]
+
+    @property
+    def id(self) -> str:
+        """Name plus the first 12 hex digits of the content hash."""
+        return str(self.manifest["id"])
+
+    @property
+    def task(self) -> str:
+        """`classification`, `generation` or `chat`."""
+        return str(self.manifest["task"])

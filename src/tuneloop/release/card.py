@@ -1,0 +1,161 @@
+"""The model card: what a model is, what it was made of, how good it is and how sure that is, and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuneloop.release.licences import Licence, hub_name
+
+METHODS = {
+    "lora": "LoRA",
+    "qlora": "QLoRA (LoRA on the base in four bits: NF4, double quantisation)",
+    "prefix": "prefix tuning",
+    "full": "all weights",
+}
+_MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+turns = [{"role": "user", "content": "..."}]
+inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs, max_new_tokens=200, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))"""
+_ADAPTER = """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("BASE", dtype="auto"QUANTISED)
+model = PeftModel.from_pretrained(base, "FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")  # with the chat template that was trained"""
+_NF4 = """, quantization_config=BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+)"""
+
+
+def model_card(
+    manifest: Mapping[str, Any], licence: Licence | None, dataset: Mapping[str, Any] | None, table: str
+) -> str:
+    """The text of `README.md`.
+
+    Args:
+        manifest: `artifact.json`, all but the files.
+        licence: of the base model, where it is known.
+        dataset: `dataset.json`, where it is at hand.
+        table: the evaluation's figures in Markdown.
+    """
+    model = str(manifest["base"]["model"])
+    base = hub_name(model) or Path(model).name
+    is_merged = manifest["format"] == "merged"
+    head = {
+        "library_name": "transformers" if is_merged else "peft",
+        "pipeline_tag": "text-generation",
+        **({"base_model": hub_name(model)} if hub_name(model) else {}),
+        **({"license": licence.id} if licence else {}),
+        "tags": ["tuneloop"],
+    }
+    what = (
+        f"{'A model' if is_merged else 'An adapter'} tuned from {base} by tuneloop {manifest['tuneloop']} ({METHODS.get(manifest['method'], manifest['method'])}), "
+        f"run `{manifest['run']['id']}`."
+    )
+    if manifest["merge"]:
+        what += " The adapter is merged into the base model's weights: it loads as any other model."
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {manifest['id']}",
+        what,
+        "## Base model and licence",
+        _licence(base, licence),
+        "## Data",
+        _data(manifest, dataset),
+        "## Evaluation",
+        *_evaluation(manifest, table),
+        *(["## How to ask it", *asking(manifest["task"])] if manifest["task"] else []),
+        "## Loading it",
+        _loading(manifest, base),
+        "Where it comes from, with the hash of every file, is in `artifact.json`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def asking(task: Mapping[str, Any]) -> list[str]:
+    """What the model was trained to be asked: the instruction, how a row becomes the question, and what comes back."""
+    parts = [
+        "`tuneloop predict FOLDER rows.csv` and `tuneloop chat FOLDER` ask it as it was trained, from `tuneloop.json`. "
+        "Other programs have to send the same turns:"
+    ]
+    rows = f"template `{task['input']}` over the columns of a row" if task["input"] else f"{task['format']}"
+    columns = ", ".join(f"`{name}` ({role})" for role, name in task["columns"].items()) if not task["input"] else ""
+    parts.append(f"- Input: {rows}{f': {columns}' if columns else ''}.")
+    if task["system"]:
+        parts.append("- System turn, the same in every training row:\n\n" + _fenced(task["system"]))
+    elif task["system"] is None:
+        parts.append("- System turn: none that all training rows share.")
+    if task["output"]:
+        parts.append("- Answer, by the template:\n\n" + _fenced(task["output"]))
+    if task["labels"]:
+        parts.append(
+            f"- Answer: one of {len(task['labels'])} labels: {', '.join(f'`{name}`' for name in task['labels'])}."
+        )
+    return parts
+
+
+def _fenced(text: str) -> str:
+    """A text as it stands, in a block of code."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _licence(base: str, licence: Licence | None) -> str:
+    if licence is None:
+        return f"{base}. Its licence is not known here: look at its own page before you pass this model on."
+    name = f"[{licence.name}]({licence.url})" if licence.url else licence.name
+    return f"{base}, under the {name}, which this model inherits. {licence.asks}".strip()
+
+
+def _data(manifest: Mapping[str, Any], dataset: Mapping[str, Any] | None) -> str:
+    text = f"Data set `{manifest['dataset']}`"
+    if dataset is None:
+        return f"{text}."
+    counts = dataset["counts"]
+    rows = ", ".join(f"{counts[split]:,} {split}" for split in ("train", "val", "test"))
+    return f"{text} ({str(dataset['task']).replace('_', ' ')}): {rows} rows, SHA-256 `{dataset['hash']}`. Its own licence and consent are its owner's to state."
+
+
+def _evaluation(manifest: Mapping[str, Any], table: str) -> list[str]:
+    evaluation, gate = manifest["evaluation"], manifest["gate"]
+    if evaluation is None:
+        return ["Not evaluated.", _gate(gate)]
+    of = f"data set `{evaluation['dataset']}`" if evaluation["dataset"] != manifest["dataset"] else "the data set"
+    parts = [
+        f"On {evaluation['n']:,} rows of the {evaluation['split']} split of {of}; in brackets 95 % intervals.",
+        table.strip(),
+    ]
+    parts.append("\n".join(f"- {sentence}" for sentence in evaluation["words"]))
+    merge = manifest["merge"]
+    if merge:
+        parts.append(
+            "These figures were measured with the adapter beside the base. Storing the merged weights in the base's dtype "
+            f"rounded them by {merge['rounding']:.2%} of the update's length."
+        )
+    return [*(part for part in parts if part), _gate(gate)]
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    if gate["status"] == "none":
+        return "No regression gate was asked."
+    text = f"Regression gate `{(gate['suite'] or {}).get('name')}`: {gate['status']}"
+    return f"{text}, **overruled with `--force`**." if gate["forced"] else f"{text}."
+
+
+def _loading(manifest: Mapping[str, Any], base: str) -> str:
+    if manifest["format"] == "merged":
+        return f"```python\n{_MERGED}\n```"
+    code = _ADAPTER.replace("BASE", base).replace("QUANTISED", _NF4 if manifest["method"] == "qlora" else "")
+    if manifest["method"] == "qlora":
+        code = code.replace("AutoTokenizer\n", "AutoTokenizer, BitsAndBytesConfig\n", 1)
+    return f"```python\n{code}\n```"

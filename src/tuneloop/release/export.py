@@ -1,0 +1,290 @@
+"""A finished run as a folder that others can load, which tells where it comes from: `artifacts/ID/`.
+
+The folder is written beside and takes its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from tuneloop import __version__
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import (
+    content_hash,
+    lock_folder,
+    read_json,
+    replacing,
+    sha256_file,
+    sync_folder,
+    user_errors_of_the_disk,
+    write_json,
+    write_text,
+)
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.models.load import weight_files
+from tuneloop.models.names import resolve
+from tuneloop.models.template import load_template
+from tuneloop.models.trained import OWN, trained_folder
+from tuneloop.release.card import model_card
+from tuneloop.release.licences import licence_of
+from tuneloop.release.merge import merge
+
+Form = Literal["merged", "adapter"]
+FORMS: tuple[Form, ...] = ("merged", "adapter")
+LAYOUT = 2  # of the files; another one makes other ids
+MANIFEST, CARD, NOTICE = "artifact.json", "README.md", "NOTICE"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", OWN)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an artifact is made of, and what is known of it.
+
+    Args:
+        run: the run's folder.
+        name: of the job; ids begin with it.
+        manifest: `run.json`.
+        gate: `status`, `suite` and `forced`, as the gate's `release` gives them.
+        evaluation: `eval.json`, if the run was evaluated.
+        dataset: `dataset.json`, if it is at hand.
+        table: the evaluation's figures as a Markdown table, for the card.
+        task: what the model was trained to answer, as it stands in the run's `tuneloop.json`; None where nobody knows.
+    """
+
+    run: Path
+    name: str
+    manifest: Mapping[str, Any]
+    gate: Mapping[str, Any]
+    evaluation: Mapping[str, Any] | None = None
+    dataset: Mapping[str, Any] | None = None
+    table: str = ""
+    task: Mapping[str, Any] | None = None
+
+    @property
+    def method(self) -> str:
+        """How it was trained."""
+        return str(self.manifest["method"])
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Where an artifact is, its manifest, and whether its weights were there already."""
+
+    folder: Path
+    manifest: dict[str, Any] = field(repr=False)
+    found: bool = False
+
+
+def form_for(method: str, wanted: str) -> Form:
+    """The form that a run is exported in: the one that is asked for, else a merged model, or of a prefix the adapter.
+
+    Raises:
+        UserError: there is no such form, or not of this method.
+    """
+    if not wanted:
+        return "adapter" if method == "prefix" else "merged"
+    for form in FORMS:
+        if form == wanted:
+            break
+    else:
+        raise UserError(f"No such format {wanted!r}", where="--format", next_step=f"choose {' or '.join(FORMS)}")
+    if method == "prefix" and form == "merged":
+        raise UserError(
+            "A prefix can't be merged: it stands in front of the input and changes no weight",
+            where="--format merged",
+            next_step="export it with --format adapter",
+        )
+    if method == "full" and form == "adapter":
+        raise UserError(
+            "This run trained all weights, so there is no adapter",
+            where="--format adapter",
+            next_step="export it with --format merged",
+        )
+    return form
+
+
+def export(origin: Origin, form: Form, out: Path | None = None, *, progress: Progress = no_progress) -> Artifact:
+    """Write the artifact, or find it written; then only what is said of it is brought up to date.
+
+    Args:
+        form: see `form_for`.
+        out: the artifact's folder; default `artifacts/ID`.
+
+    Returns:
+        Where it is. The id depends on the run's trained weights, its base model and the form alone.
+
+    Raises:
+        UserError: no result in the run, another base model, a folder with something else in it, a full disk.
+    """
+    trained = trained_folder(origin.run)
+    id_ = _id(origin, form, trained)
+    folder = out or Path("artifacts") / id_
+    known = _known(folder, id_)
+    if known is not None and _is_whole(folder, known):
+        kept = {key: known[key] for key in ("created", "tuneloop", "merge")}
+        return Artifact(folder, _describe(origin, form, id_, folder, kept), found=True)
+    beside = folder.parent / f".{folder.name}.partial"
+    with lock_folder(beside):
+        try:
+            _empty(beside)
+            merged = _write_model(origin, form, trained, beside, progress)
+            made = {
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "tuneloop": __version__,
+                "merge": merged,
+            }
+            manifest = _describe(origin, form, id_, beside, made)
+            _take_place(beside, folder)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)  # gigabytes that nobody could use
+            raise
+    return Artifact(folder, manifest)
+
+
+def _id(origin: Origin, form: Form, trained: Path) -> str:
+    """The artifact's id: by the content of the trained weights, not by where they are or when they are exported."""
+    is_adapter = (trained / "adapter_config.json").is_file()
+    files = [trained / "adapter_model.safetensors"] if is_adapter else weight_files(trained)
+    with user_errors_of_the_disk(trained):
+        weights = [sha256_file(file) for file in files]
+    identity = content_hash([LAYOUT, form, origin.method, weights, origin.manifest["model_fingerprint"]])
+    return f"{origin.name}-{form}-{identity[:12]}"
+
+
+def _known(folder: Path, id_: str) -> dict[str, Any] | None:
+    """The manifest of this artifact if it was exported before.
+
+    Raises:
+        UserError: something else is in the folder.
+    """
+    other = ""
+    if (folder / MANIFEST).is_file():
+        known: dict[str, Any] = read_json(folder / MANIFEST)
+        if known.get("id") == id_:
+            return known
+        other = f"another artifact, {known.get('id')}"
+    elif folder.exists() and not folder.is_dir():
+        other = "a file"
+    elif folder.is_dir() and any(folder.iterdir()):
+        other = "a folder with other files"
+    if other:
+        raise UserError(f"Here is {other}", where=str(folder), next_step="choose another folder with --out FOLDER")
+    return None
+
+
+def _is_whole(folder: Path, known: Mapping[str, Any]) -> bool:
+    """Whether the files are as they were written; the card may have been edited: it is written again anyway."""
+    return all(
+        (folder / name).is_file() and sha256_file(folder / name) == entry["sha256"]
+        for name, entry in known["files"].items()
+        if name not in (CARD, NOTICE)
+    )
+
+
+def _write_model(origin: Origin, form: Form, trained: Path, out: Path, progress: Progress) -> dict[str, Any] | None:
+    """The files that are loaded; what merging did, if anything was merged."""
+    if form == "adapter":
+        _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
+        own = read_json(out / OWN)
+        if own.get("task") != origin.task:  # an earlier version wrote none beside the weights
+            write_json(out / OWN, {**own, "task": origin.task})
+        return None
+    if (trained / "adapter_config.json").is_file():
+        model = str(origin.manifest["model"])
+        merged = merge(model, trained, out, progress=progress)
+        source = resolve(model)
+    else:
+        merged, source = None, trained
+        _copy(trained, out, [*(file.name for file in weight_files(trained)), "config.json"])
+    _copy(trained, out, TOKENIZER_FILES)
+    write_json(out / "generation_config.json", _generation(source, trained))
+    if origin.task is not None:
+        write_json(out / OWN, {"version": 1, "task": origin.task})  # no base: it is a model by itself
+    return vars(merged) if merged else None
+
+
+def _generation(base: Path, trained: Path) -> dict[str, Any]:
+    """The base's way of generating, which also stops at the tokens that the tuned model was taught to end with."""
+    file = base / "generation_config.json"
+    settings = (
+        read_json(file) if file.is_file() else {"bos_token_id": read_json(base / "config.json").get("bos_token_id")}
+    )
+    listed = settings.get("eos_token_id")
+    listed = [] if listed is None else [listed] if isinstance(listed, int) else listed
+    template = load_template(trained)
+    return {
+        "pad_token_id": template.pad_id,
+        **settings,
+        "eos_token_id": list(dict.fromkeys([*template.end_ids, *listed])),
+    }
+
+
+def _describe(origin: Origin, form: Form, id_: str, folder: Path, made: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the card and, last, the manifest.
+
+    Args:
+        made: `created`, `tuneloop` and `merge`: what belongs to the weights and stays when more becomes known of them.
+    """
+    run, evaluation = origin.manifest, origin.evaluation
+    licence = licence_of(str(run["model"]))
+    manifest: dict[str, Any] = {
+        "version": 1,
+        "id": id_,
+        "format": form,
+        **made,
+        "run": {"id": run["id"], "key": run["key"]},
+        "method": origin.method,
+        "dataset": run["dataset"],
+        "task": origin.task,
+        "base": {
+            "model": run["model"],
+            "fingerprint": run["model_fingerprint"],
+            "licence": licence.id if licence else None,
+        },
+        "gate": dict(origin.gate),
+        "evaluation": {
+            key: evaluation[key] for key in ("name", "dataset", "split", "n", "metrics", "comparisons", "words")
+        }
+        if evaluation
+        else None,
+    }
+    if licence and licence.notice:
+        write_text(folder / NOTICE, licence.notice + "\n")
+    write_text(folder / CARD, model_card(manifest, licence, origin.dataset, origin.table))
+    names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, ".lock"))
+    manifest["files"] = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in names
+    }
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _copy(source: Path, out: Path, names: Iterable[str]) -> None:
+    for name in names:
+        with user_errors_of_the_disk(source / name), (source / name).open("rb") as file, replacing(out / name) as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
+
+
+def _empty(folder: Path) -> None:
+    """Take away what a killed export left."""
+    with user_errors_of_the_disk(folder):
+        for path in folder.iterdir():
+            if path.name != ".lock":
+                path.unlink()
+
+
+def _take_place(beside: Path, folder: Path) -> None:
+    """Give the finished folder its name, in place of an empty or damaged one."""
+    with user_errors_of_the_disk(folder):
+        (beside / ".lock").unlink()
+        if folder.is_dir():
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        beside.rename(folder)
+        sync_folder(folder.parent)

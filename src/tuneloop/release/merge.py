@@ -1,0 +1,176 @@
+"""An adapter added into its base model's weight files, one tensor at a time: memory for one tensor is enough.
+
+The files keep the base's names, layout and dtypes; only the values of adapted weights change.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json, replacing, user_errors_of_the_disk, write_json
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.models.load import fingerprint, skeleton, weight_files
+from tuneloop.models.names import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What merging did.
+
+    Args:
+        tensors: weights that the adapter changed.
+        rounding: length of all that was lost when they were stored in the base's dtype, as a share of the update's length.
+    """
+
+    tensors: int
+    rounding: float
+
+
+def merge(model: str, adapter: Path, out: Path, *, progress: Progress = no_progress) -> Merge:
+    """Write the base model's weights with the adapter in them, its `config.json` and its index.
+
+    An adapter that was trained on a base in four bits is added to what those four bits say: that is the model that was evaluated.
+
+    Args:
+        model: the base, by a name that resolves.
+        adapter: folder in PEFT's layout (LoRA, DoRA, PiSSA, ranks by module).
+        out: folder that the files go to; computed in fp32, stored in the base's dtypes.
+        progress: told of tensors.
+
+    Raises:
+        UserError: another base, a base that can't take an update, a damaged file, a full disk.
+    """
+    base = resolve(model)
+    config = read_json(base / "config.json")
+    if config.get("quantization_config"):
+        raise UserError(
+            "The base model's own weights are quantised, so an adapter can't be added to them",
+            where=str(base),
+            next_step="export with --format adapter",
+        )
+    change = _update(base, adapter)
+    files = weight_files(base)
+    headers = [_header(file) for file in files]
+    missing = change.names - {name for _, entries in headers for name in entries}
+    if missing:
+        raise UserError(
+            f"The base model's files name their weights in another way: they have no {sorted(missing)[0]}",
+            where=str(base),
+            next_step="export with --format adapter and merge it with PEFT",
+        )
+    total, done = sum(len(entries) for _, entries in headers), 0
+    for file, (head, entries) in zip(files, headers, strict=True):
+        with replacing(out / file.name) as target:
+            target.write(head)
+            for tensor in _tensors(file, entries, change):
+                target.write(tensor)
+                done += 1
+                progress("merging", done, total)
+    if (base / INDEX).is_file():
+        write_json(out / INDEX, read_json(base / INDEX))
+    write_json(out / "config.json", config)
+    return Merge(change.tensors, math.sqrt(change.lost / change.moved) if change.moved else 0.0)
+
+
+@dataclass
+class _Change:
+    """What happens to weights on their way, and how much of it by now.
+
+    Args:
+        names: tensors that change.
+        apply: name, base weight -> base weight as it was trained on, merged weight (both fp32).
+        moved, lost: squared lengths of the update and of what rounding took.
+    """
+
+    names: set[str]
+    apply: Callable[[str, Tensor], tuple[Tensor, Tensor]]
+    tensors: int = 0
+    moved: float = 0.0
+    lost: float = 0.0
+
+
+def _update(base: Path, adapter: Path) -> _Change:
+    """What the adapter does to the base's tensors."""
+    from tuneloop.models.lora import merged_weight, read_adapter, shape_of
+    from tuneloop.models.quantised import need_bitsandbytes, quantisable, through_four_bits
+
+    settings, state = read_adapter(adapter, fingerprint(base))
+    net = skeleton(base)
+    shape = shape_of(net, settings)
+    ends = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+    stems = {key.removesuffix(end).removeprefix(PEFT_PREFIX) for key in state for end in ends if key.endswith(end)}
+    adapted = {f"{stem}.weight": stem for stem in stems}
+    packed: set[str] = set()
+    if read_json(adapter / "tuneloop.json").get("quantised"):
+        need_bitsandbytes()
+        packed = {f"{name}.weight" for name in quantisable(net)}
+
+    def apply(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        base_weight = through_four_bits(weight.float()) if name in packed else weight.float()
+        if name not in adapted:
+            return base_weight, base_weight
+        a, b, magnitude = (state.get(f"{PEFT_PREFIX}{adapted[name]}{end}") for end in ends)
+        assert a is not None and b is not None, "an adapter's matrices come in pairs"
+        return base_weight, merged_weight(base_weight, a, b, shape.scale_of(adapted[name]), magnitude)
+
+    return _Change(set(adapted) | packed, apply)
+
+
+def _header(file: Path) -> tuple[bytes, list[str]]:
+    """The first bytes of a safetensors file as they stand, and the names of its tensors in the order of their bytes."""
+    with user_errors_of_the_disk(file), file.open("rb") as handle:
+        size = handle.read(8)
+        text = handle.read(struct.unpack("<Q", size)[0]) if len(size) == 8 else b""
+    try:
+        entries: dict[str, Any] = json.loads(text)
+    except ValueError:
+        raise UserError("The weight file is damaged", where=str(file), next_step="download the model again") from None
+    entries.pop("__metadata__", None)
+    return size + text, sorted(entries, key=lambda name: entries[name]["data_offsets"])
+
+
+def _tensors(file: Path, names: list[str], change: _Change) -> Iterator[bytes]:
+    """The bytes of a file's tensors, one after another, changed where the adapter changes them."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as source:
+            for name in names:
+                tensor = source.get_tensor(name)
+                if name in change.names:
+                    tensor = _changed(name, tensor, change, file)
+                yield tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    except SafetensorError as error:
+        raise UserError(
+            f"Can't read the weights: {error}", where=str(file), next_step="download the model again"
+        ) from None
+
+
+def _changed(name: str, tensor: Tensor, change: _Change, file: Path) -> Tensor:
+    before, after = change.apply(name, tensor)
+    stored = after.to(tensor.dtype)
+    if not stored.isfinite().all():
+        raise UserError(
+            f"The merged weights hold NaN or infinity in {name}",
+            where=str(file),
+            next_step="the base is damaged, or its dtype can't hold the sum: export with --format adapter",
+        )
+    if after is not before:
+        change.tensors += 1
+        change.moved += float((after - before).norm()) ** 2
+        change.lost += float((stored.float() - after).norm()) ** 2
+    return stored

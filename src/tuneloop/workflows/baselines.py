@@ -1,0 +1,255 @@
+"""The baseline stage: what the untouched model and the cheap alternatives make of the test split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, lock_folder, read_json, write_json
+from tuneloop.core.progress import Progress, busy
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.workflows.advise import advice_folder, reuse_baselines
+from tuneloop.workflows.consistency import expected_consistency
+from tuneloop.workflows.prepare import prepare_stage
+from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.run_context import RunContext, find_done
+from tuneloop.workflows.scoring import cost_of, headline, score, scoring_settings, write_scored
+
+if TYPE_CHECKING:
+    from tuneloop.evaluate.config import EvaluateConfig
+    from tuneloop.evaluate.evaluate import Evaluation
+    from tuneloop.workflows.rounds import Answered
+    from tuneloop.workflows.systems import Asked
+
+
+def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None = None) -> dict[str, Evaluation]:
+    """What the untouched model and the cheap alternatives make of the test split.
+
+    Args:
+        answered: what the untouched model has answered already, to all rows of the sample.
+    """
+    from tuneloop.evaluate.evaluate import sample_rows
+    from tuneloop.evaluate.results import load_evaluation
+
+    recipe = job.recipe
+    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
+    if not rows:
+        job.say("baselines no test rows: nothing will be proven (data.split.test is 0)")
+        return {}
+    folder = job.folder / "baselines"
+    key = _baselines_key(job, dataset)
+    taken = not find_done(folder / "baselines.json", key) and reuse_baselines(job, key)
+    done = find_done(folder / "baselines.json", key)
+    if done:
+        if not taken:
+            job.say("baselines already done")
+        return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
+    began = time.monotonic()
+    asked = _ask_untouched(job, dataset, rows) if answered is None else dict(answered.asked)
+    with busy(job.progress, "cheap alternatives"):  # their libraries take a while to load
+        asked |= _ask_majority(dataset, rows)
+    asked |= _ask_classical(job, dataset, rows)
+    return _write(job, dataset, rows, asked, key, began - (answered.seconds if answered else 0.0))
+
+
+def on_fewer_rows(
+    job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluation], rows: Sequence[Row]
+) -> dict[str, Evaluation]:
+    """The baselines on some of their rows, in the place of those on all: there was no time to ask the tuned model the others."""
+    listed = read_json(job.folder / "baselines" / "baselines.json")
+    asked = {name: _part(evaluation, rows, listed["costs"][name]) for name, evaluation in baselines.items()}
+    return _write(job, dataset, rows, asked, _baselines_key(job, dataset), time.monotonic() - listed["seconds"])
+
+
+def _part(evaluation: Evaluation, rows: Sequence[Row], cost: Mapping[str, Any]) -> Asked:
+    """A contender's answers to some of its rows, with their share of what all took."""
+    from tuneloop.workflows.systems import Asked
+
+    place = {row.id: i for i, row in enumerate(evaluation.rows)}
+    kept, known = [place[row.id] for row in rows], evaluation.measured
+
+    def part(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[i] for i in kept) if values else ()
+
+    share = len(kept) / max(evaluation.n, 1)
+    return Asked(
+        list(part(evaluation.answers)), share * cost["seconds"], cost["training_seconds"], part(known.losses),
+        part(known.loss_tokens), round(share * cost["computed_tokens"]), part(known.further), part(known.confidence),
+    )  # fmt: skip
+
+
+def _baselines_key(job: RunContext, dataset: Dataset) -> str:
+    recipe = job.recipe
+    return content_hash(
+        [dataset.manifest["hash"], job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 3]
+    )
+
+
+def _write(
+    job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Mapping[str, Asked], key: str, began: float
+) -> dict[str, Evaluation]:
+    """Score the baselines' answers and write `baselines/`.
+
+    Args:
+        began: by `time.monotonic`, so that the seconds since then are what the baselines took.
+    """
+    from tuneloop.evaluate.leaderboard import leaderboard, leaderboard_in_words
+
+    folder = job.folder / "baselines"
+    evaluations: dict[str, Evaluation] = {}
+    places: dict[str, str] = {}
+    for name, result in asked.items():
+        evaluations[name] = score(job, dataset, rows, result)
+        places[name] = name.replace(" ", "-").replace("+-", "")
+        costs = {name: cost_of(job, result)}
+        write_scored(job, folder / places[name], evaluations[name], dataset, name=name, costs=costs, key=key)
+    costs = {name: cost_of(job, result) for name, result in asked.items()}
+    rungs = leaderboard(evaluations, costs)
+    words = leaderboard_in_words(rungs)
+    seconds = time.monotonic() - began
+    listed = {"version": 1, "key": key, "n": len(rows), "contenders": places, "costs": costs, "ladder": rungs, "words": words,
+              "seconds": round(seconds, 1)}  # fmt: skip
+    write_json(folder / "baselines.json", listed)
+    for name, evaluation in evaluations.items():
+        job.say(f"baseline  {name}: {headline(evaluation)}")
+    for sentence in words:
+        job.say(f"          {sentence}")
+    return evaluations
+
+
+def expected_evaluation(listed: Mapping[str, Any], config: EvaluateConfig | None = None) -> float:
+    """Seconds that asking and scoring the tuned model takes about: what the baselines took without few-shot and the cheap alternatives.
+
+    Few-shot is asked later and reads more for each token that it writes. Where it was faster all the same, the machine was busy
+    before, and its speed is taken.
+
+    Args:
+        listed: `baselines.json`.
+        config: adds what asking rows several ways takes, where that is asked for.
+    """
+    again = expected_consistency(listed["costs"], int(listed.get("n") or 0), config) if config else 0.0
+    other: float = sum(
+        cost["seconds"] + cost["training_seconds"]
+        for name, cost in listed["costs"].items()
+        if not name.startswith("zero-shot")
+        and not name.endswith("calibrated")  # calibrated answers come with the others
+    )
+    return max(float(listed.get("seconds", 0.0)) - other - _busy_before(listed["costs"]), 0.0) + again
+
+
+def _busy_before(costs: Mapping[str, Mapping[str, float]]) -> float:
+    """Seconds that zero-shot took longer than it takes at few-shot's speed, by written tokens; 0 where it took less."""
+    zero, few = costs.get("zero-shot", {}), costs.get("few-shot", {})
+    if not zero.get("tokens") or not few.get("tokens"):
+        return 0.0
+    return max(zero["seconds"] - few["seconds"] * zero["tokens"] / few["tokens"], 0.0)
+
+
+def _ask_untouched(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
+    from tuneloop.models.lora import lora_disabled
+
+    wanted = job.recipe.baselines
+    asked: dict[str, Asked] = {}
+    if not wanted.zero_shot and not wanted.few_shot:
+        return asked
+    with lora_disabled(job.model.net):
+        if wanted.zero_shot:
+            found = ask_untouched(job, dataset, rows)
+            asked |= {f"zero-shot {kind}".strip(): result for kind, result in found.items()}
+        if wanted.few_shot and (examples := untouched_examples(job, dataset, rows)):
+            found = ask_untouched(job, dataset, rows, examples)
+            asked |= {f"few-shot {kind}".strip(): result for kind, result in found.items()}
+    return asked
+
+
+def ask_untouched(
+    job: RunContext, dataset: Dataset, rows: Sequence[Row], examples: Sequence[Row] = ()
+) -> dict[str, Asked]:
+    """The answers of the model, whose adapter is switched off, with or without examples in the prompt; see `contenders.ask`."""
+    from tuneloop.workflows.systems import ask, uses_choice
+
+    config = job.recipe.evaluate
+    return ask(
+        job.model, dataset, rows, config, examples=examples, calibrated=config.calibrate and uses_choice(dataset, config),
+        progress=job.progress, task=f"few-shot ({len(examples)})" if examples else "zero-shot",
+    )  # fmt: skip
+
+
+def untouched_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: int | None = None) -> list[Row]:
+    """Few-shot's examples in the prompt of these rows.
+
+    Args:
+        most: how many; default: those of the settings, of which it is told where some don't fit into the context.
+    """
+    from tuneloop.workflows.systems import few_shot_examples
+
+    wanted = job.recipe.baselines
+    wanted = wanted if most is None else wanted.model_copy(update={"few_shot": most})
+    with busy(job.progress, "choosing few-shot's examples"):
+        examples, warning = few_shot_examples(job.model, dataset, rows, wanted, job.recipe.evaluate, job.recipe.seed)
+    if warning and most is None:
+        job.say(f"baselines warn: {warning}")
+    return examples
+
+
+def _ask_majority(dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
+    """The most frequent label of the training split for every row: it costs nothing, so no setting turns it off."""
+    from tuneloop.evaluate.classical import majority_contender
+    from tuneloop.workflows.systems import Asked
+
+    found = majority_contender(dataset.train) if dataset.task == "classification" else None
+    return {} if found is None else {found.name: Asked(found.contender(rows), 0.0)}
+
+
+def majority_of(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Evaluation]:
+    """Always answering the most frequent training label, as a baseline of rows that no other one was measured on."""
+    return {name: score(job, dataset, rows, asked) for name, asked in _ask_majority(dataset, rows).items()}
+
+
+def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
+    from tuneloop.evaluate.classical import MINILM_MISSING, minilm_contender, tfidf_contender
+    from tuneloop.workflows.systems import Asked
+
+    if dataset.task != "classification" or not job.recipe.baselines.classical:
+        return {}
+    examples = [row for row in dataset.train if row.shows_the_task]
+    if len({row.label for row in examples}) < 2:
+        job.say("baselines warn: only one label in the training split: no classical baseline")
+        return {}
+    asked: dict[str, Asked] = {}
+    job.progress("cheap alternatives", 0, 2)
+    for place, build in enumerate((tfidf_contender, minilm_contender)):
+        found = build(examples)
+        if found is None:
+            job.say(f"baselines {MINILM_MISSING}")
+        else:
+            started = time.monotonic()
+            answers = found.contender(rows)
+            asked[found.name] = Asked(answers, time.monotonic() - started, training_seconds=found.seconds)
+        job.progress("cheap alternatives", place + 1, 2)
+    return asked
+
+
+def measure_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, Dataset]:
+    """Prepare where needed and measure the untouched model and the cheap alternatives; nothing is trained.
+
+    Returns:
+        The folder with `baselines/`, and the data set.
+
+    Raises:
+        UserError: there are no test rows.
+    """
+    folder = advice_folder(recipe, out)
+    job = RunContext(recipe, folder, progress, say)
+    with lock_folder(folder):
+        dataset = prepare_stage(job)
+        if not baseline_stage(job, dataset):
+            raise UserError(
+                "Nothing can be measured: the data set has no test rows, or all baselines are switched off",
+                where=dataset.path,
+                next_step="prepare it with split.test above 0",
+            )
+    return folder, dataset

@@ -1,0 +1,139 @@
+"""Several evaluations of the same rows held against each other; files of predictions are scored on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, lock_folder, read_json
+from tuneloop.workflows.evaluations import EvalTarget, Say, evaluate_target
+from tuneloop.workflows.recipes import name_of
+
+if TYPE_CHECKING:
+    from tuneloop.evaluate.evaluate import Comparison, Evaluation
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Evaluations of the same rows beside each other.
+
+    Args:
+        folder: with `eval.json`.
+        evaluations: by the names that they were given with; the first is the one that the others are held against.
+        comparisons: of the first (a) with each other one (b), adjusted together.
+    """
+
+    folder: Path
+    evaluations: dict[str, Evaluation]
+    comparisons: list[Comparison]
+
+
+def load_contenders(places: Sequence[str], folders: Mapping[str, str] | None = None) -> dict[str, Evaluation]:
+    """Evaluations by place; `FOLDER:NAME` picks a baseline inside one.
+
+    Args:
+        places: folders with `eval.json`.
+        folders: where a place's evaluation is, if not there.
+
+    Raises:
+        UserError: fewer than two, one named twice, or one that is not there.
+    """
+    from tuneloop.evaluate.results import load_evaluation
+
+    if len(places) < 2:
+        raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
+    loaded: dict[str, Evaluation] = {}
+    for place in places:
+        folder, contender = _split_place((folders or {}).get(place, place))
+        loaded[place] = load_evaluation(folder, contender or None)
+    if len(loaded) < len(places):
+        raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
+    return loaded
+
+
+def _split_place(place: str) -> tuple[str, str]:
+    folder, _, contender = place.rpartition(":") if not Path(place).exists() and ":" in place else (place, "", "")
+    return folder, contender
+
+
+def _folder_of(place: str) -> Path:
+    """The folder of an evaluation that is named by its folder or its `eval.json`."""
+    return Path(place).parent if Path(place).name == "eval.json" else Path(place)
+
+
+def evaluate_files(places: Sequence[str], against: EvalTarget, say: Say = lambda line: None) -> dict[str, str]:
+    """Score those places that are files of predictions, each in a folder of its own.
+
+    Args:
+        against: the rows: `dataset` and `split`, or `data`.
+
+    Returns:
+        File -> folder with its `eval.json`.
+    """
+    folders: dict[str, str] = {}
+    for place in places:
+        path = Path(place)
+        if not path.is_file() or path.name == "eval.json":
+            continue
+        if not against.dataset and not against.data:
+            raise UserError(
+                "This is a file of predictions: against which references?",
+                where=place,
+                next_step="give --references FILE, or --dataset FOLDER",
+            )
+        name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
+        folders[place] = str(evaluate_target(replace(against, predictions=place, name=name), say=say).folder)
+    return folders
+
+
+def compare_evaluations(
+    places: Sequence[str],
+    out: str = "",
+    *,
+    judge: Callable[[Mapping[str, Evaluation]], Mapping[str, Any]] | None = None,
+    folders: Mapping[str, str] | None = None,
+) -> Compared:
+    """Compare evaluations of the same rows, paired, against the first, and write `eval.json`, `samples.jsonl` and the page.
+
+    Args:
+        places: folders with `eval.json`, or `FOLDER:NAME`.
+        out: folder; default: `evals/compare-...`.
+        judge: further parts of `eval.json` from the evaluations.
+        folders: where a place's evaluation is, if not there (`evaluate_files`).
+    """
+    from tuneloop.evaluate.evaluate import adjusted, compare
+    from tuneloop.evaluate.leaderboard import leaderboard
+    from tuneloop.evaluate.results import write_evaluation
+    from tuneloop.report.eval_html import write_page
+
+    loaded = load_contenders(places, folders)
+    at = {place: _split_place((folders or {}).get(place, place)) for place in places}
+    manifests = {place: read_json(_folder_of(folder) / "eval.json") for place, (folder, _) in at.items()}
+    for place, (_, contender) in at.items():  # what was found out when the answers came is not in the answers
+        own = loaded[place].notes
+        own[:0] = [note for note in manifests[place].get("notes") or [] if not contender and note not in own]
+    first, *others = places
+    pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
+    comparisons = adjusted(pairs, loaded[first])
+    names = {place: at[place][1] or str(manifests[place]["name"]) for place in places}
+    costs = {
+        place: cost for place in places if (cost := (manifests[place].get("costs") or {}).get(names[place])) is not None
+    }
+    tuned = [place for place in places if names[place] == "tuned"]
+    folder = Path(out) if out else Path("evals") / ("compare-" + "-".join(name_of(place) for place in places))[:120]
+    runs = {
+        place: str(_folder_of(place).resolve()) for place in places if (_folder_of(place) / "metrics.jsonl").is_file()
+    }
+    last, manifest = others[-1], manifests[others[-1]]
+    with lock_folder(folder):
+        more = {"ladder": leaderboard(loaded, costs, tuned=tuned), "runs": runs, **(judge(loaded) if judge else {})}
+        write_evaluation(
+            folder, loaded[last], model=manifest["model"], dataset=manifest["dataset"], split=manifest["split"], name=last,
+            baselines={n: e for n, e in loaded.items() if n != last}, comparisons=comparisons, costs=costs,
+            key=content_hash(list(places)), more=more,
+        )  # fmt: skip
+        write_page(folder)
+    return Compared(folder, loaded, comparisons)

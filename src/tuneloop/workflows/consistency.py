@@ -1,0 +1,182 @@
+"""Rows asked several ways: by whom, how long that takes, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_jsonl
+from tuneloop.core.progress import busy
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.workflows.run_context import RunContext
+
+if TYPE_CHECKING:
+    from tuneloop.evaluate.config import EvaluateConfig
+    from tuneloop.evaluate.consistency import Way
+    from tuneloop.inference.sampling import Sampling
+    from tuneloop.models.load import Model
+    from tuneloop.workflows.systems import Asked
+
+# Asks one or several contenders: rows, and how each answer is drawn, to each contender's answers.
+Ask = Callable[[Sequence[Row], "Sequence[Sampling]"], Mapping[str, "Asked"]]
+ANSWERS = "consistency.jsonl"
+
+
+def consistency_part(
+    job: RunContext,
+    folder: Path,
+    dataset: Dataset,
+    rows: Sequence[Row],
+    asks: Sequence[Ask],
+    *,
+    own: str,
+    drawn: bool,
+    costs: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The part `consistency` of `eval.json`, and every answer in `consistency.jsonl`; nothing where it isn't asked for.
+
+    What stands in its way is told and leaves the part out: the evaluation around it is done already.
+
+    Args:
+        rows: those that were evaluated; a sample of them is asked.
+        asks: the contenders.
+        own: the one that the evaluation is about.
+        drawn: whether answers are written token by token, so that some can be drawn.
+        costs: contender -> `seconds` that its answers to all `rows` took.
+    """
+    from tuneloop.evaluate.consistency import FEWEST_WAYS, measure_consistency, ways_of
+    from tuneloop.evaluate.evaluate import sample_rows
+
+    config, seed = job.recipe.evaluate, job.recipe.seed
+    if not config.consistency:
+        return {}
+    labels = dataset.manifest.get("labels") or ()
+    sample = sample_rows(rows, config.consistency_rows, seed=seed)
+    every = ways_of(
+        sample, config.consistency, drawn=drawn, temperature=config.consistency_temperature, labels=labels, seed=seed
+    )
+    ways = [each for each in every if len(each) >= FEWEST_WAYS]
+    if not ways:
+        job.say(
+            "warn: consistency was not measured: programs and very long texts are not reworded, and scored labels not drawn"
+        )
+        return {}
+    questions = [way.row for each in ways for way in each]
+    sampling = [way.sampling for each in ways for way in each]
+    job.say(_planned(len(ways), len(questions), costs, len(rows)))
+    answers: dict[str, Asked] = {}
+    try:
+        for ask in asks:
+            answers |= ask(questions, sampling)
+    except UserError as error:
+        job.say(f"warn: consistency was not measured: {error.what} ({error.where})")
+        return {}
+    with busy(job.progress, "comparing answers"):
+        found = measure_consistency(
+            ways, {name: asked.answers for name, asked in answers.items()}, own=own, task=dataset.task, labels=labels or None,
+            config=config, seed=seed, seconds={name: asked.seconds for name, asked in answers.items()},
+        )  # fmt: skip
+        write_jsonl(folder / ANSWERS, _records(ways, answers))
+    for line in found.words:
+        job.say(f"evaluate  {line}")
+    return {"consistency": found}
+
+
+def expected_consistency(costs: Mapping[str, Mapping[str, Any]], n: int, config: EvaluateConfig) -> float:
+    """Seconds that asking the tuned model and its base several ways takes about; 0 where it isn't asked for, or nothing is known.
+
+    Args:
+        costs: contender -> `seconds` that its answers to `n` rows took; the tuned model is as fast as zero-shot.
+    """
+    if not config.consistency or not n:
+        return 0.0
+    known = [float(costs[name]["seconds"]) for name in PROMPTS if name in costs]
+    tuned = float(costs["zero-shot"]["seconds"]) if "zero-shot" in costs else 0.0
+    return (sum(known) + tuned) / n * min(n, config.consistency_rows) * config.consistency
+
+
+def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], n: int) -> str:
+    """What asking takes, by the time that the same contenders' answers took before."""
+    known = {
+        name: float(cost["seconds"]) / n * questions for name, cost in costs.items() if name in (*PROMPTS, "tuned")
+    }
+    line = f"consistency {rows} rows are asked several ways: {questions} questions for each contender"
+    minutes = sum(known.values()) / 60
+    return f"{line}, about {minutes:.1f} minutes for {', '.join(known)}" if minutes >= 0.05 else line
+
+
+def _records(ways: Sequence[Sequence[Way]], answers: Mapping[str, Asked]) -> list[dict[str, Any]]:
+    flat = [way for each in ways for way in each]
+    return [
+        {
+            "id": way.row.id,
+            "kind": way.kind,
+            "messages": way.row.prompt,
+            "seed": way.sampling.seed if way.sampling.temperature else None,
+            "answers": {name: asked.answers[i].text for name, asked in answers.items()},
+        }
+        for i, way in enumerate(flat)
+    ]
+
+
+# --- contenders of a run -----------------------------------------------------------------------
+
+PROMPTS = ("zero-shot", "few-shot")
+
+
+def is_drawn(job: RunContext, dataset: Dataset) -> bool:
+    """Whether a model writes its answers to these rows, instead of scoring labels."""
+    from tuneloop.workflows.systems import uses_choice
+
+    return not uses_choice(dataset, job.recipe.evaluate)
+
+
+def asked_tuned(job: RunContext, dataset: Dataset) -> Ask:
+    """Asks the model as it is loaded, with the run's result in it."""
+    from tuneloop.workflows.systems import ask
+
+    def tuned(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+        found = ask(
+            job.model, dataset, rows, job.recipe.evaluate, sampling=sampling, progress=job.progress,
+            task="tuned, several ways",
+        )  # fmt: skip
+        return {"tuned": found[""]}
+
+    return tuned
+
+
+def asked_prompts(job: RunContext, dataset: Dataset) -> Ask:
+    """Asks the model before training, zero-shot and few-shot as the baselines do."""
+    from tuneloop.workflows.evaluate import base_model
+
+    def prompts(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+        wanted = job.recipe.baselines
+        if not (wanted.zero_shot or wanted.few_shot):
+            return {}
+        with base_model(job) as model:
+            return _prompted(job, model, dataset, rows, sampling)
+
+    return prompts
+
+
+def _prompted(
+    job: RunContext, model: Model, dataset: Dataset, rows: Sequence[Row], sampling: Sequence[Sampling]
+) -> dict[str, Asked]:
+    from tuneloop.workflows.systems import ask, few_shot_examples, uses_choice
+
+    config, wanted = job.recipe.evaluate, job.recipe.baselines
+    calibrated = config.calibrate and uses_choice(dataset, config)
+    shown: dict[str, Sequence[Row]] = {"zero-shot": ()} if wanted.zero_shot else {}
+    if wanted.few_shot and dataset.train:
+        examples, _ = few_shot_examples(model, dataset, rows, wanted, config, job.recipe.seed)
+        shown |= {"few-shot": examples} if examples else {}
+    answers: dict[str, Asked] = {}
+    for name, given in shown.items():
+        found = ask(
+            model, dataset, rows, config, examples=given, calibrated=calibrated, sampling=sampling, progress=job.progress,
+            task=f"{name}, several ways",
+        )  # fmt: skip
+        answers |= {f"{name} {kind}".strip(): asked for kind, asked in found.items()}
+    return answers

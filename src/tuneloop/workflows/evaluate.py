@@ -1,0 +1,176 @@
+"""The evaluate stage: the tuned model on the same rows, and what tuning took away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.files import content_hash, read_json
+from tuneloop.core.progress import Progress
+from tuneloop.data.config import PrepareConfig
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.workflows.baselines import on_fewer_rows
+from tuneloop.workflows.consistency import asked_prompts, asked_tuned, consistency_part, is_drawn
+from tuneloop.workflows.run_context import RunContext, dataset_of, find_done, load_run_recipe
+from tuneloop.workflows.scoring import AFTERWARDS, cost_of, headline, score, scoring_settings, write_scored
+
+if TYPE_CHECKING:
+    from tuneloop.evaluate.evaluate import Evaluation
+    from tuneloop.models.load import Model
+    from tuneloop.workflows.time_limit import TimeLimit
+
+
+def evaluate_stage(
+    job: RunContext,
+    dataset: Dataset,
+    baselines: Mapping[str, Evaluation],
+    split: str = "test",
+    limit: TimeLimit | None = None,
+) -> None:
+    """The tuned model on the same rows, and the paired comparison.
+
+    Args:
+        limit: should its time run out, all contenders are compared on the rows that the tuned model has been asked.
+    """
+    from tuneloop.evaluate.evaluate import check_ids, sample_rows
+    from tuneloop.workflows.systems import ask
+
+    recipe = job.recipe
+    rows = sample_rows(getattr(dataset, split), recipe.evaluate.limit, seed=recipe.seed)
+    if not rows:
+        return
+    check_ids(rows)
+    key = tuned_key(job, dataset, baselines)
+    out = job.folder if split == "test" else job.folder / f"eval-{split}"
+    if find_done(out / "eval.json", key):
+        job.say("evaluate  already done")
+        return
+    attach_trained(job)
+    if limit and limit.seconds:
+        asked = limit.ask_tuned(dataset)
+        if len(asked.answers) < len(rows):
+            recipe = job.recipe
+            rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
+            baselines = on_fewer_rows(job, dataset, baselines, rows) if baselines else {}
+            key = tuned_key(job, dataset, baselines)
+    else:
+        asked = ask(job.model, dataset, rows, recipe.evaluate, progress=job.progress, task="tuned")[""]
+    evaluation, run = score(job, dataset, rows, asked), read_json(job.folder / "run.json")
+    costs = {"tuned": cost_of(job, asked, run)}
+    if baselines and (job.folder / "baselines" / "baselines.json").is_file():
+        costs = read_json(job.folder / "baselines" / "baselines.json")["costs"] | costs
+    more = after_tuning(job, dataset)
+    more |= consistency_part(
+        job, out, dataset, rows, [asked_tuned(job, dataset), asked_prompts(job, dataset)], own="tuned",
+        drawn=is_drawn(job, dataset), costs=costs,
+    )  # fmt: skip
+    write_scored(
+        job, out, evaluation, dataset, name="tuned", costs=costs, key=key, split=split, baselines=baselines, run=run, more=more
+    )  # fmt: skip
+    job.say(f"evaluate  tuned: {headline(evaluation)}")
+
+
+def after_tuning(
+    job: RunContext, dataset: Dataset, base: Callable[[], AbstractContextManager[Model]] | None = None
+) -> dict[str, Any]:
+    """What tuning has taken away and what it has put in word for word: `forgetting`, `memorisation`, `canaries` of `eval.json`.
+
+    Forgetting is measured where general rows are named (`evaluate.general`) or were held out of a mix.
+
+    Args:
+        base: the model before, for a while; default: the run's base.
+    """
+    from tuneloop.data.load_eval_file import read_whole
+    from tuneloop.data.mix import GENERAL_FILE
+    from tuneloop.workflows.systems import side_effects
+
+    config = job.recipe.evaluate
+    mixed = Path(dataset.path) / GENERAL_FILE
+    place = config.general or (str(mixed) if mixed.is_file() and mixed.stat().st_size else None)
+    general = read_whole(place, PrepareConfig()).rows if place else []
+    planted = read_whole(config.canaries, PrepareConfig()).rows if config.canaries else []
+    learned = [row for row in dataset.train if row.shows_the_task] if config.memorisation else []
+    found = side_effects(
+        job.model, base or (lambda: base_model(job)), general, learned, planted, config, job.recipe.seed, job.progress
+    )
+    for part in found.values():
+        job.say(f"evaluate  {part['words']}")
+    return found
+
+
+@contextmanager
+def base_model(job: RunContext) -> Iterator[Model]:
+    """The model before training: the same weights with the adapter switched off, or loaded again where all were trained."""
+    from tuneloop.models.load import load_model
+    from tuneloop.models.lora import lora_disabled
+    from tuneloop.models.prefix import prefix_disabled
+    from tuneloop.models.trained import trained_folder
+
+    if not (trained_folder(job.folder) / "adapter_config.json").is_file():
+        yield load_model(job.recipe.model)
+        return
+    with lora_disabled(job.model.net), prefix_disabled(job.model.net):
+        yield job.model
+
+
+def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluation]) -> str:
+    """Hash of all that the tuned model's evaluation depends on."""
+    recipe = job.recipe
+    adapter = read_json(job.folder / "run.json")["adapter_hash"]
+    return content_hash(
+        [
+            adapter,
+            dataset.manifest["hash"],
+            recipe.baselines,
+            scoring_settings(recipe),
+            sorted(baselines),
+            recipe.seed,
+            2,
+            recipe.evaluate.model_dump(mode="json", include=AFTERWARDS),
+        ]
+    )
+
+
+def attach_trained(job: RunContext) -> None:
+    """Put the run's result into the model, unless training has just left it there."""
+    from tuneloop.models.trained import load_trained
+
+    if not job.tuned:
+        load_trained(job.model, job.folder)
+        job.tuned = True
+
+
+def answers_of(
+    run: Path, *, progress: Progress, say: Callable[[str], None]
+) -> Callable[[Sequence[Row]], list[Answer]] | None:
+    """A function that asks a run's tuned model, which is loaded when it is first called; None where there is no run.
+
+    Rows of its test split are asked as they stand there; a new prompt under the instruction that all of them share.
+    """
+    if not (run / "run.json").is_file():
+        return None
+    job = RunContext(load_run_recipe(run, []), run, progress, say)
+
+    def answers(rows: Sequence[Row]) -> list[Answer]:
+        from tuneloop.workflows.systems import ask
+
+        dataset = dataset_of(job, True, "")
+        known = {row.id: row for row in dataset.test}
+        shared = {row.messages[0]["content"] for row in dataset.test if row.messages[0]["role"] == "system"}
+        instruction = shared.pop() if len(shared) == 1 else ""
+        attach_trained(job)
+        asked = [known.get(row.id) or _under(row, instruction) for row in rows]
+        return ask(job.model, dataset, asked, job.recipe.evaluate, progress=progress, task="asking")[""].answers
+
+    return answers
+
+
+def _under(row: Row, instruction: str) -> Row:
+    """The row with a system turn, unless it has one."""
+    if not instruction or row.messages[0]["role"] == "system":
+        return row
+    return replace(row, messages=[{"role": "system", "content": instruction}, *row.messages])

@@ -1,0 +1,602 @@
+"""Evaluations by themselves: any target on any rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, lock_folder, read_json, sha256_file
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.models.trained import base_of_adapter, target_kind
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Dataset, Message, Row
+from tuneloop.workflows.baselines import majority_of
+from tuneloop.workflows.consistency import Ask, asked_prompts, consistency_part, is_drawn
+from tuneloop.workflows.evaluate import after_tuning, attach_trained, tuned_key
+from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.recipes import name_of, recipe_of
+from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
+from tuneloop.workflows.scoring import cost_of, score, write_scored
+
+if TYPE_CHECKING:
+    from tuneloop.data.config import PersonalConfig
+    from tuneloop.data.pii import Redactor
+    from tuneloop.evaluate.evaluate import Evaluation
+    from tuneloop.inference.client import Endpoint, Reply
+    from tuneloop.inference.sampling import Sampling
+    from tuneloop.models.load import Model
+    from tuneloop.workflows.systems import Asked
+
+Say = Callable[[str], None]
+Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
+MOST_FAILURES = 100  # named in eval.json
+
+
+@dataclass(frozen=True)
+class EvalTarget:
+    """What is to be evaluated on what.
+
+    Args:
+        target: a run, an adapter, a model's folder, name or GGUF file; empty with `endpoint` or `predictions`.
+        endpoint: asks a server instead.
+        predictions: a file with answers made elsewhere instead.
+        dataset: prepared data set; a run knows its own.
+        split: of it.
+        data: file whose rows take the place of the split's.
+        base: of an adapter; for a model, what it was made from (for forgetting and memorisation).
+        few_shot: examples in the prompt.
+        examples: `balanced` over labels, or for each row the `nearest`.
+        prompt: file with a template.
+        production: file of what users sent.
+        name: of the contender; default: what kind it is.
+        out: folder of the result.
+        settings: `key=value`, of the recipe; those of `evaluate.` may leave that out.
+    """
+
+    target: str = ""
+    endpoint: Endpoint | None = None
+    predictions: str = ""
+    dataset: str = ""
+    split: str = "test"
+    data: str = ""
+    base: str = ""
+    few_shot: int = 0
+    examples: Literal["balanced", "nearest"] = "balanced"
+    prompt: str = ""
+    production: str = ""
+    name: str = ""
+    out: str = ""
+    settings: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of target it is.
+
+        Raises:
+            UserError: none is given, or several are; a run that is not finished.
+        """
+        given = [bool(self.target), self.endpoint is not None, bool(self.predictions)]
+        if sum(given) != 1:
+            raise UserError(
+                "Evaluate what?" if not any(given) else "One target at a time",
+                where="tuneloop evaluate",
+                next_step="name a run or a model, or give --endpoint URL --model NAME, or --predictions FILE",
+            )
+        if self.endpoint is not None:
+            return "endpoint"
+        if self.predictions:
+            return "predictions"
+        return target_kind(self.target)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a run on its own split and prompts: its result belongs into the run's folder."""
+        return self.kind == "run" and not (self.dataset or self.data or self.few_shot or self.prompt or self.name)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where an evaluation is, and how many answers are not there: requests that failed for good, rows without prediction."""
+
+    folder: Path
+    failed: int = 0
+
+
+def evaluate_target(question: EvalTarget, *, progress: Progress = no_progress, say: Say = lambda line: None) -> Result:
+    """Get answers, score them, and write `eval.json`, `samples.jsonl` and the page.
+
+    Raises:
+        UserError: whatever the user can put right.
+    """
+    from tuneloop.evaluate.evaluate import check_ids, sample_rows
+    from tuneloop.report.eval_html import write_page
+
+    question = _with_references(question)
+    kind = question.kind
+    if question.split not in ("train", "val", "test"):
+        raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
+    recipe = _recipe(question)
+    _check_base(recipe, question)
+    _check_consistency(recipe, question)
+    job = RunContext(recipe, Path(question.target), progress, say)
+    dataset, split = _rows_of(job, question)
+    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
+    if not rows:
+        raise UserError(
+            f"The {split} split is empty",
+            where=dataset.path,
+            next_step="choose another with --split, or give --data FILE",
+        )
+    check_ids(rows)
+    name = question.name or _default_name(question)
+    folder = Path(question.out) if question.out else _default_folder(question, dataset, split, name)
+    with lock_folder(folder):
+        unseen = _unseen(dataset, rows)
+        asked, cost, more, notes = _ask(job, question, dataset, rows, name)
+        evaluation = score(job, dataset, rows, asked)
+        evaluation.notes[:0] = [*notes, *unseen]
+        for note in [*notes, *unseen]:
+            say(f"warn: {note}")
+        if kind in ("run", "adapter", "model"):
+            more |= _side_effects(job, question, dataset)
+        baselines, costs = _baselines(job, rows) if question.plain and split == "test" else ({}, {})
+        baselines = baselines or majority_of(job, dataset, rows)
+        run = read_json(Path(question.target) / "run.json") if kind == "run" else None
+        more |= _consistency(job, question, dataset, rows, folder, name, costs | {name: cost})
+        key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
+        production = _production(job, question, dataset) if question.production else None
+        write_scored(
+            job, folder, evaluation, dataset, name=name, costs=costs | {name: cost}, key=key, split=split, baselines=baselines,
+            production=production, run=run, more=more,
+        )  # fmt: skip
+        write_page(folder)
+    return Result(folder, int(cost.get("failed", 0)) or len(more.get("failures", ())))
+
+
+# --- what and on what --------------------------------------------------------------------------
+
+
+def _with_references(question: EvalTarget) -> EvalTarget:
+    """`data` may also name a split of the data set, or a prepared data set itself."""
+    if question.data in ("train", "val", "test") and not Path(question.data).exists():
+        return replace(question, split=question.data, data="")
+    if question.data and (Path(question.data) / "dataset.json").is_file() and not question.dataset:
+        return replace(question, dataset=question.data, data="")
+    return question
+
+
+def _recipe(question: EvalTarget) -> Recipe:
+    own = [
+        f"evaluate.{s}" if "." not in s.split("=")[0] and s.split("=")[0] not in Recipe.model_fields else s
+        for s in question.settings
+    ]
+    if question.kind == "run":
+        recipe = load_run_recipe(Path(question.target), own)
+        given = {"sources": [question.dataset]} if question.dataset else {}
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update=given)})
+    if not question.dataset and not question.data:
+        raise UserError(
+            "Which rows?",
+            where="--dataset",
+            next_step="give a prepared data set with --dataset FOLDER, or a file with --data FILE"
+            + (f" ({question.target} is no run)" if question.kind == "model" else ""),
+        )
+    model = {"adapter": _base_of(question), "model": question.target}.get(question.kind, "")
+    return recipe_of(question.dataset or question.data, own, model=model)
+
+
+def _base_of(question: EvalTarget) -> str:
+    if question.base or question.kind != "adapter":
+        return question.base
+    return base_of_adapter(Path(question.target))
+
+
+def _rows_of(job: RunContext, question: EvalTarget) -> tuple[Dataset, str]:
+    """The data set with the rows to evaluate as its test split, and the name of where they are from."""
+    from tuneloop.data.config import PrepareConfig
+
+    own = question.kind == "run" and not question.dataset
+    known = dataset_of(job, own, question.dataset) if own or question.dataset else None
+    if not question.data:
+        assert known is not None
+        return replace(known, test=getattr(known, question.split)), question.split
+    config = PrepareConfig.model_validate(known.manifest["config"]) if known else job.recipe.data
+    config = config.model_copy(update={"personal": _personal(job.recipe, question, known)})
+    needed = question.kind != "predictions"
+    return _with_file(job, known, question.data, config, needed), Path(question.data).name
+
+
+def _personal(recipe: Recipe, question: EvalTarget, known: Dataset | None) -> PersonalConfig:
+    """What happens to personal data in files: what the settings say, else what was done to the data set."""
+    from tuneloop.data.config import PersonalConfig
+
+    if known is None or any(setting.startswith("data.personal") for setting in question.settings):
+        return recipe.data.personal
+    return PersonalConfig.model_validate(known.manifest["config"].get("personal", {}))
+
+
+def _with_file(job: RunContext, known: Dataset | None, file: str, config: Any, prompts: bool) -> Dataset:
+    """The rows of a file, beside what a data set says of the task."""
+    from tuneloop.data.load_eval_file import read_whole
+
+    whole = read_whole(file, config, prompts=prompts, redact=True)
+    rows, task = whole.rows, known.task if known else whole.task
+    if whole.personal:
+        job.say(f"data      {whole.personal}")
+    if whole.skipped:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in whole.skipped.items())
+        job.say(f"warn: {sum(whole.skipped.values())} records of {file} can't be evaluated ({reasons})")
+    if task == "classification":
+        rows = [row if row.label is not None else replace(row, label=row.answer) for row in rows]
+    labels = known.manifest.get("labels") if known else sorted({row.label for row in rows if row.label is not None})
+    digest = sha256_file(file) if Path(file).is_file() else content_hash([row.to_json() for row in rows])
+    changed = [config.personal] if whole.personal else []
+    manifest = {
+        "id": f"{name_of(file)}-{digest[:12]}",
+        "hash": content_hash([digest, known.manifest["hash"] if known else None, *changed]),
+        "task": task,
+        "labels": labels if task == "classification" else None,
+        "order": whole.order,
+        "renamed": whole.renamed,
+        "config": known.manifest["config"] if known else {"split": {"stratify": None}},
+    }
+    return Dataset(file, manifest, known.train if known else [], [], rows)
+
+
+def _unseen(dataset: Dataset, rows: Sequence[Row]) -> list[str]:
+    """A note on labels that the training split has never shown."""
+    if dataset.task != "classification" or not dataset.train:
+        return []
+    known = {row.label for row in dataset.train}
+    strange = [row.label for row in rows if row.label not in known]
+    if not strange:
+        return []
+    names = sorted({str(label) for label in strange})
+    return [
+        f"{len(strange)} of {len(rows)} rows have a label that no training row has: {', '.join(names[:5])}"
+        f"{' ...' if len(names) > 5 else ''}."
+    ]
+
+
+def _default_name(question: EvalTarget) -> str:
+    if question.endpoint is not None:
+        name = question.endpoint.model
+    elif question.predictions:
+        name = Path(question.predictions).stem
+    elif question.kind in ("run", "adapter"):
+        name = "tuned"
+    else:
+        return "few-shot" if question.few_shot else "zero-shot"
+    return f"{name} few-shot" if question.few_shot else name
+
+
+def _default_folder(question: EvalTarget, dataset: Dataset, split: str, name: str) -> Path:
+    if question.plain:
+        return Path(question.target) if split == "test" else Path(question.target) / f"eval-{split}"
+    place = f"{name_of(name)}-{dataset.id}-{name_of(split)}"
+    if question.kind == "run":
+        return Path(question.target) / "evals" / place
+    return Path("evals") / (
+        place if question.kind in ("endpoint", "predictions") else f"{name_of(question.target)}-{place}"
+    )
+
+
+def _key(recipe: Recipe, dataset: Dataset, question: EvalTarget) -> str:
+    asked = {name: getattr(question, name) for name in ("target", "predictions", "split", "few_shot", "examples")}
+    files = [sha256_file(file) for file in (question.prompt, question.predictions) if file and Path(file).is_file()]
+    server = [question.endpoint.address, question.endpoint.model] if question.endpoint else None
+    return content_hash([recipe, dataset.manifest["hash"], asked, files, server])
+
+
+def _production(job: RunContext, question: EvalTarget, dataset: Dataset) -> list[Row]:
+    """What users sent, with personal data replaced: words of it are shown."""
+    from tuneloop.data.checks.production import read_production
+    from tuneloop.data.pii import Redactor
+
+    redactor = Redactor(_personal(job.recipe, question, dataset))
+    return [replace(row, messages=redactor(row.messages)) for row in read_production([question.production])[0]]
+
+
+def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, Evaluation], dict[str, Any]]:
+    """The run's baselines, as far as they were measured on the same rows, with their costs."""
+    from tuneloop.evaluate.results import load_evaluation
+
+    listed = job.folder / "baselines" / "baselines.json"
+    if not listed.is_file():
+        return {}, {}
+    manifest, ids = read_json(listed), {row.id for row in rows}
+    found = {n: load_evaluation(job.folder / "baselines" / place) for n, place in manifest["contenders"].items()}
+    same = {n: e for n, e in found.items() if {row.id for row in e.rows} == ids}
+    return same, {n: cost for n, cost in manifest["costs"].items() if n in same}
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+def _ask(
+    job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
+) -> tuple[Asked, dict[str, Any], dict[str, Any], list[str]]:
+    """Answers, what they took, further parts of `eval.json`, and notes."""
+    from tuneloop.data.pii import Redactor
+    from tuneloop.workflows.systems import ask
+
+    if question.kind == "predictions":
+        if question.data and Path(question.data).resolve() == Path(question.predictions).resolve():
+            raise UserError(
+                "The references can't be their own predictions", where=question.data, next_step="name two files"
+            )
+        redactor = Redactor(_personal(job.recipe, question, dataset))
+        asked, failed, notes = _predicted(question.predictions, dataset, rows, redactor)
+        if found := redactor.words(question.predictions, len(rows)):
+            job.say(f"data      {found}")
+        return asked, {}, {"model": name} | ({"failures": failed[:MOST_FAILURES]} if failed else {}), notes
+    if not all(row.prompt for row in rows):
+        raise UserError(
+            "These rows are references without prompts: no model can be asked",
+            where=dataset.path,
+            next_step="give rows with prompts, or answers with --predictions FILE",
+        )
+    if question.kind == "endpoint":
+        return _ask_endpoint(job, question, dataset, rows, name)
+    if question.kind in ("run", "adapter"):
+        attach_trained(job)
+    prompts, notes = _prompts(job, question, dataset, rows)
+    asked = ask(job.model, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)[""]
+    training = read_json(job.folder / "run.json") if question.kind == "run" else None
+    return asked, cost_of(job, asked, training), {}, notes
+
+
+def _predicted(
+    file: str, dataset: Dataset, rows: Sequence[Row], redactor: Redactor
+) -> tuple[Asked, list[dict[str, str]], list[str]]:
+    """Answers from a file, rows without one and ids without a row, and what a reader has to know of them."""
+    from tuneloop.data.load_eval_file import IDS
+    from tuneloop.data.sources.read import read_records
+    from tuneloop.evaluate.code import problem_of
+    from tuneloop.evaluate.predictions import answers_from
+    from tuneloop.records.rows import Reject
+    from tuneloop.workflows.systems import Asked
+
+    records = []
+    for item in read_records([file]):
+        if isinstance(item, Reject) and item.reason == "blank_line":
+            continue
+        if isinstance(item, Reject):
+            raise UserError(
+                f"A prediction can't be read ({item.reason}: {item.detail})",
+                where=f"{file}, line {item.line}",
+                next_step='write one {"id": ..., "prediction": "..."} a line',
+            )
+        records.append(item.value)
+    if not any(problem_of(row) for row in rows):  # an answer is compared with a reference that was redacted too
+        renamed = dataset.manifest.get("renamed") or {}
+        own = [{n: renamed[str(record[n])] for n in IDS if str(record.get(n)) in renamed} for record in records]
+        records = [{**redactor(record), **ids} for record, ids in zip(records, own, strict=True)]
+    found = answers_from(records, rows, file, known=dataset.test, order=dataset.manifest.get("order") or ())
+    further = tuple(each[1:] for each in found.answers)
+    unused = sum(bool(more) and problem_of(row) is None for more, row in zip(further, rows, strict=True))
+    notes = [f"{unused} rows have several predictions: the first counts."] if unused else []
+    missing, unknown = found.missing(rows), found.unknown
+    if missing:
+        notes.append(f"{len(missing)} of {len(rows)} rows have no prediction and count as wrong: {_some(missing)}.")
+    if unknown:
+        notes.append(f"{len(unknown)} predictions are for no row of these and were not used: {_some(unknown)}.")
+    failed = [{"id": i, "error": "no prediction"} for i in missing] + [
+        {"id": i, "error": "no such row"} for i in unknown
+    ]
+    answers = [Answer(each[0] if each else "") for each in found.answers]
+    return Asked(answers, 0.0, further=further if any(further) else ()), failed, notes
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(each[:60] for each in ids[:3]) + (" ..." if len(ids) > 3 else "")
+
+
+def _prompts(
+    job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row]
+) -> tuple[list[list[Message]] | None, list[str]]:
+    """Each row's turns, with a template and examples where they are asked for; None: its own as they are."""
+    from tuneloop.evaluate.prompt import AS_IT_IS, load_prompt, prompt_turns
+
+    if not question.few_shot and not question.prompt:
+        return None, []
+    template = load_prompt(question.prompt) if question.prompt else AS_IT_IS
+    shown, notes = _examples(job, question, dataset, rows) if question.few_shot else ([[] for _ in rows], [])
+    labels = dataset.manifest.get("labels")
+    return [prompt_turns(row, template, each, labels) for row, each in zip(rows, shown, strict=True)], notes
+
+
+def _examples(
+    job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row]
+) -> tuple[list[Sequence[Row]], list[str]]:
+    """The examples of each row; a local model's fit its context."""
+    from tuneloop.evaluate.embedding import EMBEDDER, embedder
+    from tuneloop.evaluate.few_shot import choose_examples, nearest_examples
+    from tuneloop.workflows.systems import few_shot_examples, nearest_few_shot
+
+    if not dataset.train:
+        raise UserError(
+            "Few-shot examples come from a training split, and there is none",
+            where="--few-shot",
+            next_step="give the prepared data set too, with --dataset FOLDER",
+        )
+    k, recipe = question.few_shot, job.recipe
+    pool = [row for row in dataset.train if row.shows_the_task]
+    if question.examples == "nearest":
+        if question.kind == "endpoint":
+            embed = embedder()
+            near, how = nearest_examples(pool, rows, k, embed=embed), EMBEDDER if embed else "TF-IDF"
+        else:
+            near, how = nearest_few_shot(job.model, dataset, rows, k, recipe.evaluate)
+        short = sum(len(each) < min(k, len(pool)) for each in near)
+        notes = [f"{short} rows have fewer than {k} examples: the context holds no more."] if short else []
+        return list(near), [*notes, f"Examples: the {k} nearest training rows of each row, by {how}."]
+    if question.kind == "endpoint":
+        return [choose_examples(pool, k, seed=recipe.seed)] * len(rows), []
+    wanted = recipe.baselines.model_copy(update={"few_shot": k})
+    examples, warning = few_shot_examples(job.model, dataset, rows, wanted, recipe.evaluate, recipe.seed)
+    return [examples] * len(rows), [warning] if warning else []
+
+
+def _ask_endpoint(
+    job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
+) -> tuple[Asked, dict[str, Any], dict[str, Any], list[str]]:
+    from tuneloop.inference.client import usage
+    from tuneloop.workflows.systems import Asked
+
+    endpoint = question.endpoint
+    assert endpoint is not None
+    if job.recipe.evaluate.answer == "choice":
+        raise UserError(
+            "An endpoint writes its answers, it can't score choices",
+            where="evaluate.answer",
+            next_step="leave it at auto",
+        )
+    replies, notes = _replies(job, question, dataset, rows, None, name)
+    cost = usage(endpoint, replies)
+    job.say(endpoint_line(cost))
+    more: dict[str, Any] = {"model": endpoint.model, "endpoint": endpoint.address}
+    failed = [{"id": row.id, "error": reply.error} for row, reply in zip(rows, replies, strict=True) if reply.error]
+    if failed:
+        more["failures"] = failed[:MOST_FAILURES]
+        notes.append(_failures_in_words(replies))
+    if not any(reply.prompt_tokens for reply in replies):
+        notes.append("The endpoint doesn't count tokens: costs are unknown.")
+    return Asked([reply.answer() for reply in replies], cost["seconds"]), cost, more, notes
+
+
+def _replies(
+    job: RunContext,
+    question: EvalTarget,
+    dataset: Dataset,
+    rows: Sequence[Row],
+    sampling: Sequence[Sampling] | None,
+    task: str,
+) -> tuple[list[Reply], list[str]]:
+    """An endpoint's replies to rows, and notes on their prompts; without `sampling` all are asked at temperature 0."""
+    from tuneloop.inference.client import Request, complete
+
+    assert question.endpoint is not None
+    prompts, notes = _prompts(job, question, dataset, rows)
+    limit = job.recipe.evaluate.max_new_tokens or _longest_answer(dataset)
+    requests = []
+    for i, (turns, row) in enumerate(zip(prompts or [row.prompt for row in rows], rows, strict=True)):
+        drawn = sampling[i] if sampling and sampling[i].temperature else None
+        temperature, seed = (drawn.temperature, drawn.seed) if drawn else (0.0, None)
+        requests.append(Request(turns, limit, temperature, row.tools, seed))
+    return complete(question.endpoint, requests, progress=job.progress, task=task), notes
+
+
+def endpoint_line(cost: Mapping[str, Any]) -> str:
+    """What asking an endpoint took, in a line."""
+    asked = cost["requests"] - cost["cached"] - cost["failed"]
+    return (
+        f"endpoint  {cost['requests']} requests: {asked} asked, {cost['cached']} known from before, {cost['failed']} failed, "
+        f"{cost['retries']} retries; {cost['prompt_tokens']:,} tokens read, {cost['tokens']:,} written; "
+        f"${cost['usd_spent']:.4f} spent now, ${cost['usd']:.4f} in all"
+    )
+
+
+def _failures_in_words(replies: Sequence[Reply]) -> str:
+    from tuneloop.inference.client import failures
+
+    reasons = failures(replies)
+    shown = "; ".join(f"{reason} ({n})" for reason, n in reasons[:3])
+    return (
+        f"{sum(n for _, n in reasons)} of {len(replies)} requests failed and count as wrong answers: {shown}. The same command asks "
+        "for these again; all others are kept."
+    )
+
+
+def _longest_answer(dataset: Dataset) -> int:
+    """Tokens that an endpoint may write: generous, for its tokens are unknown and it may think aloud."""
+    rows = dataset.train[:2000] or dataset.test[:2000]
+    lengths = sorted(len(row.answer) for row in rows)
+    return max(256, min(lengths[int(0.98 * (len(lengths) - 1))], 4096))
+
+
+def _side_effects(job: RunContext, question: EvalTarget, dataset: Dataset) -> dict[str, Any]:
+    """Forgetting and memorisation, for a model that has a base to be compared with."""
+    if question.kind in ("run", "adapter"):
+        return after_tuning(job, dataset)
+    return after_tuning(job, dataset, base=lambda: _loaded(question.base)) if question.base else {}
+
+
+def _consistency(
+    job: RunContext,
+    question: EvalTarget,
+    dataset: Dataset,
+    rows: Sequence[Row],
+    folder: Path,
+    name: str,
+    costs: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The same rows asked several ways: of the target, and of the prompts of its base where it has one."""
+    from tuneloop.inference.client import usage
+    from tuneloop.workflows.systems import Asked, ask
+
+    def target(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+        task = f"{name}, several ways"
+        if question.endpoint is not None:
+            replies, _ = _replies(job, question, dataset, questions, sampling, task)
+            cost = usage(question.endpoint, replies)
+            job.say(endpoint_line(cost))
+            return {name: Asked([reply.answer() for reply in replies], cost["seconds"])}
+        prompts, _ = _prompts(job, question, dataset, questions)
+        config = job.recipe.evaluate
+        return {
+            name: ask(
+                job.model,
+                dataset,
+                questions,
+                config,
+                prompts=prompts,
+                sampling=sampling,
+                progress=job.progress,
+                task=task,
+            )[""]
+        }
+
+    asks: list[Ask] = [target, *([asked_prompts(job, dataset)] if question.kind in ("run", "adapter") else [])]
+    drawn = question.endpoint is not None or is_drawn(job, dataset)
+    return consistency_part(job, folder, dataset, rows, asks, own=name, drawn=drawn, costs=costs)
+
+
+def _check_consistency(recipe: Recipe, question: EvalTarget) -> None:
+    """Refuse to ask a file of answers again, before anything is read."""
+    if recipe.evaluate.consistency and question.kind == "predictions":
+        raise UserError(
+            "A file of answers can't be asked in other words",
+            where="evaluate.consistency",
+            next_step="evaluate the model or the endpoint that wrote them, or leave consistency at 0",
+        )
+
+
+def _check_base(recipe: Recipe, question: EvalTarget) -> None:
+    """Refuse questions about what tuning has changed of a model whose base nobody names, before it is asked anything."""
+    wanted = recipe.evaluate
+    asked = wanted.general or wanted.memorisation or wanted.canaries or wanted.lm_eval
+    if asked and question.kind not in ("run", "adapter") and not question.base:
+        raise UserError(
+            "What was this model made from? Forgetting and memorisation are differences to its base",
+            where=question.target or "--base",
+            next_step="give --base MODEL"
+            if question.kind == "model"
+            else "evaluate the model itself, with --base MODEL: an endpoint or a file of answers can't be held against it",
+        )
+
+
+@contextmanager
+def _loaded_model(name: str) -> Any:
+    from tuneloop.models.load import load_model
+
+    yield load_model(name)
+
+
+def _loaded(name: str) -> AbstractContextManager[Model]:
+    found: AbstractContextManager[Model] = _loaded_model(name)
+    return found

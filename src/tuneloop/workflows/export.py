@@ -1,0 +1,76 @@
+"""The export: a run's result with all that is known of it, past the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import plain, read_json
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.workflows.report import summary
+from tuneloop.workflows.run_context import load_run_recipe
+from tuneloop.workflows.task import task_of_run
+
+if TYPE_CHECKING:
+    from tuneloop.release.export import Artifact
+
+
+def export_run(
+    run: Path,
+    wanted: str = "",
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = no_progress,
+    say: Callable[[str], None] = lambda line: None,
+) -> Artifact:
+    """Export a finished run.
+
+    Args:
+        run: its folder.
+        wanted: `merged` or `adapter`; empty: what suits its method.
+        out: the artifact's folder; default `artifacts/ID`.
+        force: overrule a gate that is not green.
+
+    Raises:
+        UserError: no finished run, the wrong form, a gate that is not green, or whatever else the user can put right.
+    """
+    from tuneloop.evaluate.gate import release
+    from tuneloop.release.export import Origin, export, form_for
+    from tuneloop.report.table import comparison_as
+
+    if not (run / "run.json").is_file():
+        begun = (run / "config.yaml").is_file()
+        raise UserError(
+            "This run has not finished training" if begun else "There is no run here (no run.json)",
+            where=str(run),
+            next_step="run its command again: it goes on"
+            if begun
+            else "name the folder that `tuneloop run` or `train` printed",
+        )
+    manifest = read_json(run / "run.json")
+    form = form_for(manifest["method"], wanted)
+    gate = release(run, force=force)
+    say(
+        f"gate      {gate['status'] if gate['status'] != 'none' else 'none was asked'}"
+        + (", overruled" if gate["forced"] else "")
+    )
+    known = summary(run)
+    table = comparison_as(known["eval"], "markdown") if known["eval"] else ""
+    name = load_run_recipe(run, []).name
+    artifact = export(
+        Origin(run, name, manifest, gate, known["eval"], known["dataset"], table, plain(task_of_run(run))),
+        form,
+        out,
+        progress=progress,
+    )
+    if artifact.found:
+        say("export    already there: the weights are kept, what is said of them is up to date")
+    elif artifact.manifest["merge"]:
+        merged = artifact.manifest["merge"]
+        say(
+            f"merge     {merged['tensors']} weights; rounding to the base's dtype took {merged['rounding']:.2%} of the update's length"
+        )
+    return artifact

@@ -1,0 +1,213 @@
+"""The plan stage: what training will take on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core import machine
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, read_json, write_json
+from tuneloop.core.progress import Progress, busy
+from tuneloop.records.rows import Dataset
+from tuneloop.workflows.baselines import expected_evaluation
+from tuneloop.workflows.distributed import Part, distributed_run, held_out
+from tuneloop.workflows.prepare import prepare_stage
+from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.run_context import RunContext, find_done, training_began
+
+if TYPE_CHECKING:
+    from tuneloop.train.budget import RunPlan
+    from tuneloop.train.rows import TrainRow
+
+# What a run with a time limit may take longer: a step and a validation that have begun are ended.
+OVER_LIMIT = 1.1
+
+
+def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """What training will take on this machine: memory by formula, time by timing some of its own batches.
+
+    Args:
+        choose: chooses the time of training, when all that comes before it has been done.
+    """
+    done = find_done(job.folder / "plan.json", _plan_key(job, dataset))
+    if done and training_began(job):
+        job.say(plan_line(done, already=True))
+        return done
+    resident = _resident(job)
+    speed = distributed_run(job, Part("measure", dataset.path, job.recipe.train))
+    choose()
+    with busy(job.progress, "planning the steps"):
+        plan = make_plan(job, dataset, speed, resident)
+    disturbed = _disturbed(plan)
+    plan = {**plan, "disturbed": bool(disturbed), "key": _plan_key(job, dataset)}
+    write_json(job.folder / "plan.json", plan)
+    job.say(plan_line(plan))
+    if disturbed:
+        job.say(disturbed)
+    if not plan["fits"]:
+        raise UserError(
+            f"Training needs about {plan['memory']['peak_gib']:.1f} GiB, and this machine has {plan['memory']['capacity_gib']:.1f}",
+            where="plan.json",
+            next_step=f"set {plan['alternatives'][0]['change']}, or use a machine with more memory",
+        )
+    return plan
+
+
+def _plan_key(job: RunContext, dataset: Dataset) -> str:
+    recipe = job.recipe
+    return content_hash([dataset.manifest["hash"], job.fingerprint, recipe.train, recipe.plan, recipe.seed, 3])
+
+
+def _disturbed(plan: Mapping[str, Any]) -> str:
+    """What is said where earlier runs here were much faster; empty where they were not."""
+    from tuneloop.plan.ledger import read_ledger, usual_speed
+    from tuneloop.train.budget import BUSY, speed_words
+
+    now, usual = plan["time"]["tokens_per_second"], usual_speed(plan, read_ledger())
+    if not usual or now > BUSY * usual:
+        return ""
+    return (
+        f"machine   this machine runs at {speed_words(now / usual)} the speed of earlier runs here ({now:,.0f} of {usual:,.0f} tokens/s); "
+        "is something else running on it?"
+    )
+
+
+def _resident(job: RunContext) -> float:
+    """GiB in use with the model loaded."""
+    assert job.training_model.net is not None
+    machine.release_memory()
+    return machine.memory_now()
+
+
+def run_plan(job: RunContext, dataset: Dataset, speed: float) -> tuple[list[TrainRow], RunPlan]:
+    """The training rows, and the steps and validations that a run at this speed does."""
+    from tuneloop.train.batches import plan_steps
+    from tuneloop.train.budget import plan_run
+
+    config, seed = job.recipe.train, job.recipe.seed
+    rows = job.rendered(dataset.train)
+    steps = plan_steps(rows, config, seed, job.mixed(dataset.train)) if rows else []
+    return rows, plan_run(steps, rows, job.rendered(dataset.val), held_out(job, dataset), config, seed, speed)
+
+
+def make_plan(job: RunContext, dataset: Dataset, speed: float, resident: float) -> dict[str, Any]:
+    """The plan of a run whose data and speed are known.
+
+    Args:
+        speed: tokens a second, forward and backward.
+        resident: GiB in use with the model loaded.
+    """
+    from tuneloop.plan.estimate import Machine, Work, estimate
+    from tuneloop.plan.ledger import corrected, read_ledger
+    from tuneloop.plan.shape import ModelShape
+    from tuneloop.train.budget import rows_seen, seen_words
+    from tuneloop.train.methods import lora_shape
+    from tuneloop.train.rows import supervised_tokens, tokens_of
+    from tuneloop.train.speed import micro_shape
+
+    recipe, model = job.recipe, job.training_model
+    train_rows, run = run_plan(job, dataset, speed)
+    steps = run.steps
+    indices = [i for step in steps for i in step.indices]
+    micros = [[train_rows[i] for i in micro] for step in steps for micro in step.micro_batches]
+    micro_batches = {micro_shape(model, micro, recipe.train) for micro in micros}
+    work = Work(
+        steps=len(steps),
+        tokens=sum(tokens_of(train_rows[i]) for i in indices),
+        supervised=round(sum(supervised_tokens(train_rows[i]) for i in indices)),
+        val_tokens=run.forward_tokens,
+        micro_batches=tuple(sorted(micro_batches)),
+        accumulated=max((len(step.micro_batches) for step in steps), default=1),
+    )
+    gpus = machine.gpus()
+    place = machine.processor()
+    here = Machine(
+        name=gpus[0] if gpus else f"cpu: {place}, {machine.cores()} cores",
+        capacity_gib=machine.training_capacity(),
+        resident_gib=resident,
+        usd_per_hour=recipe.plan.usd_per_hour,
+        tokens_per_second=speed,
+    )
+    shape = ModelShape.from_config(model.config, str(model.folder / "config.json"))
+    targets = list(lora_shape(model, recipe.train).targets)
+    plan = estimate(
+        shape, work, here, model=recipe.model, method=recipe.train.method, rank=recipe.train.rank, targets=targets,
+        prefix_tokens=recipe.train.prefix_tokens, bytes_a_weight=model.head.element_size(), optimizer=recipe.train.optimizer,
+        optimizer_in_backward=recipe.train.optimizer_in_backward, grad_ckpt=recipe.train.gradient_checkpointing == "always",
+    )  # fmt: skip
+    plan = _within_limit(corrected(plan, read_ledger()), recipe.train.max_minutes)
+    seen = rows_seen(steps)
+    return {
+        **plan,
+        "rows": {
+            "train": len(train_rows),
+            "seen": seen,
+            "words": seen_words(seen, len(train_rows), steps[-1].epoch if steps else 0.0),
+        },
+        "validation": {"times": run.validations, "rows": min(run.val_rows, len(job.rendered(dataset.val)))},
+        "max_minutes": recipe.train.max_minutes,
+        "apart": _apart(job),
+    }
+
+
+def _within_limit(plan: dict[str, Any], minutes: float | None) -> dict[str, Any]:
+    """The plan with times and costs that a limit cuts off: a run that turns out slower does fewer steps."""
+    if minutes is None:
+        return plan
+    price = plan["cost"]["usd_per_hour"]
+    limits = {"hours": minutes / 60, "low": minutes / 60, "high": minutes / 60 * OVER_LIMIT}
+    time_ = {key: min(plan["time"][key], limit) for key, limit in limits.items()}
+    usd = {"usd": time_["hours"] * price, "low": time_["low"] * price, "high": time_["high"] * price}
+    cost = {**plan["cost"], **usd, "breakdown": {"training": usd["usd"]}}
+    return {**plan, "time": {**plan["time"], **time_}, "cost": cost}
+
+
+def _apart(job: RunContext) -> dict[str, float] | None:
+    """Minutes that the baselines took and that the evaluation will take about, which are not of the training; None where there are none."""
+    file = job.folder / "baselines" / "baselines.json"
+    if not file.is_file():
+        return None
+    listed = read_json(file)
+    return {
+        "baselines_minutes": listed.get("seconds", 0.0) / 60,
+        "evaluation_minutes": expected_evaluation(listed, job.recipe.evaluate) / 60,
+    }
+
+
+def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
+    """The plan in two or three lines."""
+    time_, cost, of = plan["time"], plan["cost"], plan["validation"]
+    share = plan["trainable_parameters"] / plan["total_parameters"]
+    low, high = f"{time_['low'] * 60:.1f}", f"{time_['high'] * 60:.1f}"
+    checks = f" and {of['times']} validations of {of['rows']:,} rows" if of["rows"] else ""
+    line = (
+        f"plan      {plan['trainable_parameters'] / 1e6:.2f}M of {plan['total_parameters'] / 1e6:.1f}M parameters trained ({share:.1%}); "
+        f"peak memory about {plan['memory']['peak_gib']:.1f} GiB{' (planned before)' if already else ''}\n"
+        f"          {plan['steps']:,} steps, which see {plan['rows']['words']},{checks}: {time_['hours'] * 60:.1f} minutes ({low} to {high}); "
+        f"${cost['usd']:.3f} at ${cost['usd_per_hour']:g}/hour"
+    )
+    if apart := plan.get("apart"):
+        line += (
+            f"\n          apart from that: the baselines took {apart['baselines_minutes']:.1f} minutes, "
+            f"the evaluation will take about {apart['evaluation_minutes']:.1f}"
+        )
+    return line
+
+
+def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
+    """The plan stage by itself; nothing is trained."""
+    import tempfile
+
+    from tuneloop.train.speed import measure_speed
+
+    with tempfile.TemporaryDirectory() as scratch:
+        job = RunContext(recipe, Path(scratch), progress, say)
+        dataset = prepare_stage(job)
+        resident = _resident(job)
+        speed = measure_speed(job.model, job.rendered(dataset.train), recipe.train, recipe.seed, progress=job.progress)
+        plan = make_plan(job, dataset, speed, resident)
+    if out:
+        write_json(Path(out) / "plan.json", plan)
+    return plan

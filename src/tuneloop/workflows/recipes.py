@@ -1,0 +1,127 @@
+"""Recipes from what people name: a recipe file, a prepared data set, a file of examples."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import nearest_path
+from tuneloop.data.config import PrepareConfig
+from tuneloop.plan.shape import target_modules
+from tuneloop.workflows.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tuneloop.data.formats import FormatGuess
+
+
+def recipe_for_sources(places: list[str], settings: list[str], *, name: str = "", model: str = "") -> Recipe:
+    """A recipe from source files, or from a recipe file among them.
+
+    Settings may leave out the `data.` of the prepare stage's keys: `split.test=0.2`.
+    """
+    from tuneloop.workflows.recipe import load_recipe, make_recipe
+
+    if not places:
+        raise UserError("No source given", next_step="tuneloop prepare FILE")
+    own = set(PrepareConfig.model_fields)
+    settings = [f"data.{s}" if s.split("=")[0].split(".")[0] in own else s for s in settings]
+    settings += [f"model={model}"] if model else []
+    settings += [f"name={name}"] if name else []
+    if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
+        return load_recipe(places[0], settings)
+    return make_recipe({"name": name_of(places[0]), "data": {"sources": places}}, settings)
+
+
+def name_of(source: str) -> str:
+    """A data set's name from its first source."""
+    import re
+
+    path = Path(source)
+    stem = path.name.split(".")[0] or path.resolve().name
+    if stem in ("train", "data", "all", "*"):
+        stem = path.resolve().parent.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "data"
+
+
+def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "") -> Recipe:
+    """A recipe from a recipe file, a prepared data set's folder, or a file of examples."""
+    settings = settings + ([f"output_dir={out}"] if out else [])
+    return recipe_for_sources([source], settings, model=model)
+
+
+def refuse_missing_source(source: str) -> None:
+    """Refuse a place that is no file, no folder and no pattern of files, before anything else is asked of it.
+
+    Raises:
+        UserError: it is none; the nearest name is suggested.
+    """
+    import glob
+
+    if source != "-" and not os.path.exists(os.path.expanduser(source)) and not glob.glob(source):
+        raise UserError("No such data set, file or recipe", where=source, next_step=nearest_path(source))
+
+
+def plan_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says about training, by the names of the planner's job; what it leaves out stays open."""
+    train = recipe.train
+    names = ("method", "rank", "prefix_tokens", "optimizer_in_backward", "packing", "epochs")
+    found: dict[str, Any] = {name: getattr(train, name) for name in names if name in train.model_fields_set}
+    if "targets" in train.model_fields_set:
+        found["targets"] = target_modules(train.targets)
+    if train.optimizer != "adamw":
+        found["optimizer"] = train.optimizer
+    if train.gradient_checkpointing != "auto":
+        found["grad_ckpt"] = train.gradient_checkpointing == "always"
+    return found
+
+
+def write_starter(source: str, out: str) -> tuple[Path, FormatGuess]:
+    """A recipe for a file of examples, with what was found in it as comments."""
+    from tuneloop.core.files import write_text
+    from tuneloop.data.formats import detect
+    from tuneloop.data.sources.read import read_records
+    from tuneloop.records.rows import Reject
+
+    path = Path(out)
+    if path.exists():
+        raise UserError("That recipe is there already", where=out, next_step="choose another with --out FILE")
+    sample = []
+    for record in read_records([source]):
+        if not isinstance(record, Reject):
+            sample.append(record.value)
+        if len(sample) >= 200:
+            break
+    if not sample:
+        raise UserError(
+            "No record can be read", where=source, next_step="look at the file: one JSON object a line, or a CSV"
+        )
+    found = detect(sample, PrepareConfig(sources=[source]))
+    columns = "".join(f"  # {column}\n" for column in list(sample[0])[:12])
+    write_text(
+        path,
+        f"""# A job for tuneloop: `tuneloop run {path}`. `tuneloop schema --keys` lists every setting.
+version: 1
+name: {name_of(source)}
+model: smollm2-135m            # or llama-3.2-1b-instruct, llama-3.1-8b-instruct, a folder, org/name on the hub
+
+data:
+  sources: [{source!r}]
+  # read as {found.name}: {found.reason}
+  # columns of the first record:
+{columns}  # To write your own prompt and answer from the columns:
+  # instruction: "What the model should do, in a sentence or two."
+  # input: "{{text}}"
+  # output: "{{answer}}"
+
+train:
+  epochs: 3
+
+# max_minutes: 30              # of the whole run: a slow machine then trains less and asks fewer test rows
+
+plan:
+  usd_per_hour: 0.05           # what this machine costs
+""",
+    )
+    return path, found

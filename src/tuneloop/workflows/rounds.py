@@ -1,0 +1,194 @@
+"""The untouched model asked within a time: in rounds, by every prompt on the same rows, with a look at the clock after each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tuneloop.core.progress import busy
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.workflows.consistency import expected_consistency
+from tuneloop.workflows.run_context import RunContext
+
+if TYPE_CHECKING:
+    from tuneloop.workflows.systems import Asked
+
+# Rows of the first round; each next one has at most so many times the rows that have been asked before it, and is left out where it
+# would add less than this share of them.
+FIRST, GROWTH, WORTH = 12, 3, 0.2
+# Rows that should be asked: where few-shot's examples stand in the way of that, fewer are shown.
+LEAST_ROWS = 24
+# What a row takes of the tuned model, relative to the untouched one: it computes its adapter too.
+TUNED = 1.15
+# Most of the time of all answers that reading the examples once may take: it is done in every round.
+READING = 0.08
+# The reading of examples is estimated: at least this share of a round counts as its rows'.
+ROWS_SHARE = 0.3
+# Fewer examples are asked anew only where they are at most this share: the first round with the others is lost then.
+FEWER = 0.7
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the untouched model answered in its time.
+
+    Args:
+        rows: how many; the seeded sample of this size.
+        asked: the baselines' answers.
+        seconds: that these took.
+        examples, all_examples: that few-shot shows, and that it shows where there is time; equal where nothing was left out.
+    """
+
+    rows: int
+    asked: dict[str, Asked] = field(default_factory=dict)
+    seconds: float = 0.0
+    examples: int = 0
+    all_examples: int = 0
+
+
+@dataclass
+class _Way:
+    """A way to ask: its examples, the seconds that reading them takes in each round, the answers of each round, and the seconds a
+    row of the last one, without that reading."""
+
+    name: str
+    examples: Sequence[Row] = ()
+    reading: float = 0.0
+    parts: list[dict[str, Asked]] = field(default_factory=list)
+    each: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return sum(part[""].seconds for part in self.parts)
+
+
+def ask_within(job: RunContext, dataset: Dataset, seconds: float) -> Answered:
+    """Ask the untouched model as many test rows as can be answered in time by every baseline prompt and by the tuned model later.
+
+    The first round is always asked, so that there is something to compare.
+
+    Args:
+        seconds: for the answers of all of them.
+    """
+    from tuneloop.evaluate.evaluate import sample_order, sample_rows
+    from tuneloop.models.lora import lora_disabled
+
+    config, wanted, seed = job.recipe.evaluate, job.recipe.baselines, job.recipe.seed
+    every = sample_rows(dataset.test, None, seed=seed)
+    places = sample_order(len(every), seed)[: config.limit]
+    began, rows = time.monotonic(), [every[place] for place in places]
+    with lora_disabled(job.model.net):
+        zero = _Way("zero-shot")
+        _ask(job, dataset, zero, rows[:FIRST])
+        few, all_examples = _few_shot(job, dataset, zero, rows, seconds) if wanted.few_shot else (None, 0)
+        ways = [way for way in (zero if wanted.zero_shot else None, few) if way]
+        number = min(FIRST, len(rows))
+        while True:
+            each, tuned = sum(way.each for way in ways), TUNED * zero.each
+            costs = {way.name: {"seconds": way.each} for way in ways}
+            several = expected_consistency(costs, 1, config) * min(config.consistency_rows, len(rows))
+            reading = sum(way.reading for way in ways)
+            left = seconds - (time.monotonic() - began) - tuned * number - several - reading
+            more = _more(number, len(rows), left / max(each + tuned, 1e-9))
+            if not more:
+                break
+            for way in ways:
+                _ask(job, dataset, way, rows[number : number + more])
+            number += more
+    order = sorted(range(number), key=places.__getitem__)
+    shown = len(few.examples) if few else 0
+    return Answered(number, _baselines(ways, order), sum(way.seconds for way in ways), shown, all_examples)
+
+
+def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple[int, Asked]:
+    """The tuned model's answers to the rows of the sample, or to the part of them that there is time for, and how many these are.
+
+    A third of the rows is always asked.
+    """
+    from tuneloop.evaluate.evaluate import sample_order, sample_rows
+    from tuneloop.workflows.systems import ask, joined
+
+    config, seed = job.recipe.evaluate, job.recipe.seed
+    every = sample_rows(dataset.test, None, seed=seed)
+    places = sample_order(len(every), seed)[: config.limit]
+    began, number = time.monotonic(), 0
+    parts: list[Asked] = []
+    more = min(max(FIRST, math.ceil(len(places) / 3)), len(places))
+    while more:
+        rows = [every[place] for place in places[number : number + more]]
+        parts.append(ask(job.model, dataset, rows, config, progress=job.progress, task="tuned")[""])
+        number += more
+        left = seconds - (time.monotonic() - began)
+        more = _more(number, len(places), left * len(rows) / max(parts[-1].seconds, 1e-9))
+    return number, joined(parts, sorted(range(number), key=places.__getitem__))
+
+
+def _more(asked: int, rows: int, fitting: float) -> int:
+    """Rows of the next round, of which so many fit into the time; 0: none."""
+    left = rows - asked
+    more = min(left if left <= 1.1 * fitting else int(fitting), GROWTH * asked, left)
+    return more if more == left or more >= WORTH * asked else 0
+
+
+def _ask(job: RunContext, dataset: Dataset, way: _Way, rows: Sequence[Row]) -> None:
+    from tuneloop.workflows.baselines import ask_untouched
+
+    way.parts.append(ask_untouched(job, dataset, rows, way.examples))
+    took = way.parts[-1][""].seconds
+    way.each = max(took - way.reading, ROWS_SHARE * took) / len(rows)
+
+
+def _few_shot(
+    job: RunContext, dataset: Dataset, zero: _Way, rows: Sequence[Row], seconds: float
+) -> tuple[_Way | None, int]:
+    """Few-shot after its first round, with as many examples as there is time for, or nothing; and how many are shown otherwise."""
+    from tuneloop.workflows.baselines import untouched_examples
+    from tuneloop.workflows.systems import reading_seconds
+
+    examples = untouched_examples(job, dataset, rows)
+    whole = len(examples)
+    if not examples:
+        return None, 0
+    with busy(job.progress, "measuring few-shot"):
+        reading = reading_seconds(job.model, examples, rows[0])
+    if reading > READING * seconds:
+        examples = untouched_examples(job, dataset, rows, int(whole * READING * seconds / reading))
+    if not examples:
+        return None, whole
+    reading *= len(examples) / whole
+    few = _Way("few-shot", examples, reading)
+    _ask(job, dataset, few, rows[:FIRST])
+    fewer = _fewer_examples(zero, few, seconds, len(rows))
+    if fewer < len(examples):
+        few = _Way("few-shot", untouched_examples(job, dataset, rows, fewer), reading * fewer / len(examples))
+        _ask(job, dataset, few, rows[:FIRST])
+    return few, whole
+
+
+def _fewer_examples(zero: _Way, few: _Way, seconds: float, rows: int) -> int:
+    """How many examples few-shot should show after its first round: as many as it does, or fewer where these stand in the way of
+    `LEAST_ROWS` rows and there is time left to ask anew and go on."""
+    shown = len(few.examples)
+    affordable = (seconds - 2 * few.reading) / LEAST_ROWS - (1 + TUNED) * zero.each
+    if rows <= FIRST or few.each <= max(affordable, 2 * zero.each):
+        return shown
+    number = max(int(shown * (affordable - zero.each) / (few.each - zero.each)), 1)
+    each = zero.each + (few.each - zero.each) * number / shown
+    anew = FIRST * each + few.reading * number / shown
+    left = seconds - zero.seconds - few.seconds - TUNED * zero.each * FIRST - anew
+    pays = left > WORTH * FIRST * (each + (1 + TUNED) * zero.each)
+    return number if number <= FEWER * shown and pays else shown
+
+
+def _baselines(ways: Sequence[_Way], order: Sequence[int]) -> dict[str, Asked]:
+    """The answers of all rounds as baselines, by name."""
+    from tuneloop.workflows.systems import joined
+
+    return {
+        f"{way.name} {kind}".strip(): joined([part[kind] for part in way.parts], order)
+        for way in ways
+        for kind in way.parts[0]
+    }

@@ -1,0 +1,69 @@
+"""The main job: prepare, baselines, plan, train, evaluate, report, each from files to files.
+
+A stage's manifest carries a key, the hash of all that it depends on. A stage whose manifest is there with the right
+key is not done again, so the same command after an interruption goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from tuneloop.core import machine
+from tuneloop.core.files import lock_folder, write_json, write_yaml
+from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.workflows.advise import remind
+from tuneloop.workflows.baselines import baseline_stage
+from tuneloop.workflows.distributed import leading
+from tuneloop.workflows.evaluate import evaluate_stage
+from tuneloop.workflows.plan import plan_stage
+from tuneloop.workflows.prepare import prepare_stage, refuse_errors
+from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.report import report_stage
+from tuneloop.workflows.run_context import BEGINNING, RunContext, default_folder, refuse_other_run
+from tuneloop.workflows.time_limit import TimeLimit, limited
+from tuneloop.workflows.train import train_stage
+
+
+def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Do the main job and return the run's folder; see the module's description.
+
+    Raises:
+        UserError: whatever the user can put right; finished stages stay finished.
+    """
+    began = time.monotonic()
+    with busy(progress, "looking at the sources"):
+        folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    given, recipe = recipe, limited(recipe, folder)
+    job = RunContext(recipe, folder, progress, say)
+    limit = TimeLimit(job, given, began)
+    with leading(job), lock_folder(folder, minor=BEGINNING):
+        refuse_other_run(folder, recipe)
+        write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
+        write_json(folder / "environment.json", machine.environment())
+        dataset = prepare_stage(job)
+        refuse_errors(dataset, recipe)
+        remind(job, dataset)
+        from tuneloop.track import start_tracking
+
+        with busy(progress, "starting the tracker"):
+            tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        try:
+            answered = limit.ask_untouched(dataset)
+            baselines = baseline_stage(job, dataset, answered)
+            plan_stage(job, dataset, limit.choose_training)
+            train_stage(job, dataset)
+            evaluate_stage(job, dataset, baselines, limit=limit)
+            limit.finish()
+            report_stage(job)
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            with busy(progress, "handing the last figures to the tracker"):
+                tracker.finish(status)
+    return folder

@@ -1,0 +1,190 @@
+"""A job: a recipe at work in its folder, and how its stages find what is done already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, read_json, read_yaml
+from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.workflows.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tuneloop.models.load import Model
+    from tuneloop.models.template import Template
+    from tuneloop.train.rows import TrainRow
+
+
+# Files that a run writes before its first stage.
+BEGINNING = ("config.yaml", "environment.json")
+
+
+@dataclass
+class RunContext:
+    """A recipe at work: where it writes, how it tells, and what it has loaded so far.
+
+    Args:
+        recipe: the resolved recipe.
+        folder: of the run.
+        progress: told how far stages are.
+        say: gets one line for every stage that starts, is done already, or has something to tell.
+        tuned: whether the model holds the run's result.
+    """
+
+    recipe: Recipe
+    folder: Path
+    progress: Progress = no_progress
+    say: Callable[[str], None] = lambda line: None
+    tuned: bool = False
+
+    @cached_property
+    def template(self) -> Template:
+        """Tokenizer and chat template of the base model."""
+        from tuneloop.models.load import load_tokenizer
+
+        return load_tokenizer(self.recipe.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the base model."""
+        from tuneloop.models.load import fingerprint
+        from tuneloop.models.names import resolve
+
+        with busy(self.progress, "opening the model"):  # unpacked the first time
+            return fingerprint(resolve(self.recipe.model))
+
+    @cached_property
+    def model(self) -> Model:
+        """The base model, loaded when a stage first needs it."""
+        from tuneloop.models.load import load_model, use_threads
+
+        use_threads()
+        with busy(self.progress, "loading the model"):
+            return load_model(self.recipe.model)
+
+    @cached_property
+    def training_model(self) -> Model:
+        """The base model as it is trained: the same, but where several processes share a run, one of its own that they divide."""
+        from tuneloop.models.load import load_model, use_threads
+        from tuneloop.models.sharded import processes
+
+        if processes() == 1:
+            return self.model
+        self.__dict__.pop("model", None)  # a device may have room for one
+        use_threads()
+        with busy(self.progress, "loading the model"):
+            return load_model(self.recipe.model, device="cpu")
+
+    def rendered(self, rows: Sequence[Row]) -> list[TrainRow]:
+        """The rows that the loss can use, as ids and loss masks."""
+        from tuneloop.train.rows import training_rows
+
+        with busy(self.progress, "turning rows into tokens"):
+            return training_rows(rows, self.template, self.recipe.train)
+
+    def ids(self, rows: Sequence[Row]) -> list[str]:
+        """Ids of the `rendered` rows."""
+        from tuneloop.train.rows import is_usable
+
+        return [row.id for row in rows if is_usable(row, self.recipe.train)]
+
+    @cached_property
+    def context(self) -> int:
+        """Most tokens of a row that the base model was made for."""
+        from tuneloop.models.names import resolve
+
+        return int(read_json(resolve(self.recipe.model) / "config.json").get("max_position_embeddings") or 2**31)
+
+    def mixed(self, rows: Sequence[Row]) -> list[bool]:
+        """For each of the `rendered` rows whether it is general data that was blended in."""
+        from tuneloop.train.rows import is_usable
+
+        return ["mix" in row.meta for row in rows if is_usable(row, self.recipe.train)]
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """`runs/NAME-HASH`: another recipe or other data make another folder, the same ones find theirs again."""
+    from tuneloop.core.files import sha256_file
+    from tuneloop.data.sources.read import find_files
+    from tuneloop.records.dataset import MANIFEST
+
+    parts: list[Any] = [identity(recipe)]
+    # A folder of sources leaves prepared data sets out; one that is named itself is its manifest, which holds the hashes of its splits.
+    prepared = [place for place in recipe.data.sources if (Path(place) / MANIFEST).is_file()]
+    raw = [place for place in recipe.data.sources if place not in prepared]
+    parts += [[str(place), sha256_file(Path(place) / MANIFEST)] for place in prepared]
+    parts += [[file.name, sha256_file(file.path)] for file in (find_files(raw) if raw or not prepared else ())]
+    return Path("runs") / f"{recipe.name}-{content_hash(parts)[:8]}"
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What makes a run another run: not how it is evaluated, priced or tracked, nor how many rejects are tolerated."""
+    kept = {"model", "seed", "data", "train"} | ({"max_minutes"} if recipe.max_minutes else set())
+    dump = recipe.model_dump(mode="json", include=kept)
+    dump["data"].pop("allow_rejects")
+    return dump
+
+
+def refuse_other_run(folder: Path, recipe: Recipe) -> None:
+    """A folder belongs to one run.
+
+    Raises:
+        UserError: it holds a finished or unfinished training with other settings; they are named.
+    """
+    old_file = folder / "config.yaml"
+    trained = (folder / "run.json").is_file() or any((folder / "checkpoints").glob("step-*.pt"))
+    if not old_file.is_file() or not trained:
+        return
+    old, new = _flat(read_yaml(old_file)), _flat(identity(recipe))
+    changed = [key for key, value in new.items() if old.get(key) != value]
+    if changed:
+        shown = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in changed[:3])
+        raise UserError(
+            f"This folder holds a run with other settings ({shown})",
+            where=str(folder),
+            next_step="choose another folder with output_dir=FOLDER, or delete this one",
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def find_done(manifest: Path, key: str) -> dict[str, Any] | None:
+    """The stage's manifest, if it is there with this key."""
+    if not manifest.is_file():
+        return None
+    try:
+        value: dict[str, Any] = read_json(manifest)
+    except UserError:
+        return None  # damaged from outside: do the stage again
+    return value if value.get("key") == key else None
+
+
+def training_began(job: RunContext) -> bool:
+    return (job.folder / "run.json").is_file() or any((job.folder / "checkpoints").glob("step-*.pt"))
+
+
+def load_run_recipe(folder: Path, settings: list[str]) -> Recipe:
+    """The recipe that a run was made with."""
+    from tuneloop.workflows.recipe import load_recipe
+
+    return load_recipe(folder / "config.yaml", settings)
+
+
+def dataset_of(job: RunContext, of_run: bool, path: str) -> Dataset:
+    """A run's own data set, or the one in a folder."""
+    from tuneloop.data.dataset import load_dataset
+
+    if of_run:
+        own = job.folder / "dataset"
+        return load_dataset(own if own.is_dir() else job.recipe.data.sources[0])
+    return load_dataset(path)

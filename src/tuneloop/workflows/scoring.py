@@ -1,0 +1,160 @@
+"""A contender's answers as an evaluation with its costs, in a line and in files."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.progress import busy
+from tuneloop.models.names import known_name
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.run_context import RunContext
+
+if TYPE_CHECKING:
+    from tuneloop.evaluate.evaluate import Evaluation
+    from tuneloop.workflows.systems import Asked
+
+
+AFTERWARDS = {
+    "general",
+    "general_rows",
+    "memorisation",
+    "canaries",
+    "lm_eval",
+    "consistency",
+    "consistency_rows",
+    "consistency_temperature",
+}  # settings that baselines don't depend on
+
+
+def scoring_settings(recipe: Recipe) -> dict[str, Any]:
+    return recipe.evaluate.model_dump(mode="json", exclude={"samples", *AFTERWARDS})
+
+
+EXAMPLES = 2000  # training answers that show which fields hold labels
+
+
+def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Evaluation:
+    """A contender's answers as an evaluation."""
+    from tuneloop.evaluate.evaluate import AnswerStats, evaluate, labels_of_fields
+
+    config = job.recipe.evaluate
+    with busy(job.progress, "scoring answers"):
+        learned = [row.answer for row in itertools.islice(dataset.train, EXAMPLES) if row.shows_the_task]
+        field_labels = {} if dataset.task == "classification" else labels_of_fields(learned, config.fields)
+        return evaluate(
+            rows,
+            asked.answers,
+            task=dataset.task,
+            labels=dataset.manifest.get("labels"),
+            config=config,
+            seed=job.recipe.seed,
+            measured=AnswerStats(
+                losses=asked.losses, loss_tokens=asked.loss_tokens, further=asked.further, confidence=asked.confidence
+            ),
+            field_labels=field_labels,
+            progress=job.progress,
+        )
+
+
+def cost_of(job: RunContext, asked: Asked, training: Mapping[str, float] | None = None) -> dict[str, float]:
+    """What a contender's answers took on this machine, and what its training took before.
+
+    Args:
+        training: `seconds` and `usd`; default: the contender's own.
+    """
+    price = job.recipe.plan.usd_per_hour / 3600
+    training = training or {"seconds": asked.training_seconds, "usd": asked.training_seconds * price}
+    return {
+        "seconds": round(asked.seconds, 3),
+        "usd": asked.seconds * price,
+        "prompt_tokens": asked.prompt_tokens,
+        "tokens": asked.tokens,
+        "computed_tokens": asked.computed,
+        "training_seconds": round(training["seconds"], 3),
+        "training_usd": training["usd"],
+    }
+
+
+def write_scored(
+    job: RunContext,
+    folder: Path,
+    evaluation: Evaluation,
+    dataset: Dataset,
+    *,
+    name: str,
+    costs: Mapping[str, Mapping[str, float]],
+    key: str,
+    split: str = "test",
+    baselines: Mapping[str, Evaluation] | None = None,
+    production: Sequence[Row] | None = None,
+    run: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an evaluation with its comparisons and, beside baselines, the ladder.
+
+    Args:
+        production: what users sent, to hold the test rows against.
+        run: `run.json` of what was evaluated, if it is a run's.
+        more: further parts of `eval.json`.
+    """
+    from tuneloop.evaluate.evaluate import compare
+    from tuneloop.evaluate.leaderboard import leaderboard, leaderboard_in_words
+    from tuneloop.evaluate.results import write_evaluation
+
+    baselines = baselines or {}
+    with busy(job.progress, "comparing answers"):
+        comparisons = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
+        more = dict(more or {})
+        if baselines:
+            rungs = leaderboard({**baselines, name: evaluation}, costs, tuned=[name])
+            more = {"ladder": rungs, "ladder_words": leaderboard_in_words(rungs), **more}
+        write_evaluation(
+            folder,
+            evaluation,
+            model=known_name(str(more.pop("model", job.recipe.model))),
+            dataset=dataset.id,
+            split=split,
+            name=name,
+            baselines=baselines,
+            comparisons=comparisons,
+            costs=costs,
+            key=key,
+            slice_fields=job.recipe.evaluate.slices,
+            production=production,
+            trained=how_far_trained(run) if run else "",
+            more=more,
+        )
+
+
+FEW_STEPS = 30  # below this a run is a trial, whatever came of it
+
+
+def how_far_trained(run: Mapping[str, Any]) -> str:
+    """How far a run was trained, where its verdict needs that word: it has not seen all rows, or made only a few steps."""
+    steps, seen, rows = (int(run.get(key) or 0) for key in ("steps", "rows_seen", "rows"))
+    parts = []
+    if 0 < steps < FEW_STEPS:
+        parts.append(f"trained for {steps} step{'' if steps == 1 else 's'} only")
+    if 0 < seen < rows:
+        parts.append(f"saw {run.get('seen') or f'{seen:,} of {rows:,} rows'}")
+    return (
+        f"it was {' and '.join(parts)}" if steps < FEW_STEPS and parts else f"it {' and '.join(parts)}" if parts else ""
+    )
+
+
+def headline(evaluation: Evaluation) -> str:
+    """The figures that matter, in a line."""
+    wanted = dict.fromkeys([evaluation.primary, "accuracy", "macro_f1", "rougeL", "chrf"])
+    shown = [name for name in wanted if name in evaluation.metrics]
+
+    def figure(name: str) -> str:
+        estimate = evaluation.metrics[name]
+        digits = 1 if name.endswith(("chrf", "bleu")) else 3
+        low, high = f"{estimate.low:.{digits}f}", f"{estimate.high:.{digits}f}"
+        return f"{name} {estimate.value:.{digits}f} [{low}, {high}]"
+
+    return ", ".join(figure(name) for name in shown)

@@ -1,0 +1,466 @@
+"""Who is compared: ways to get answers to a split's rows from one model, each a row of the closing table."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.evaluate.calibration import label_probabilities
+from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
+from tuneloop.evaluate.evaluate import sample_rows
+from tuneloop.evaluate.few_shot import choose_examples, fit_examples, nearest_examples
+from tuneloop.evaluate.forgetting import (
+    LEAST_TOKENS,
+    Ability,
+    Completed,
+    ability,
+    canaries,
+    canaries_in_words,
+    forgetting,
+    memorisation,
+    tasks_before_and_after,
+)
+from tuneloop.evaluate.lm_eval import TaskScores, harness_missing, run_tasks
+from tuneloop.evaluate.multilabel import label_lists
+from tuneloop.evaluate.prompt import prompt_turns
+from tuneloop.inference.generate import AnswerFit, LabelTrie, answer_fits, choose, generate, label_trie, shared_length
+from tuneloop.inference.sampling import Sampling
+from tuneloop.models.load import Model
+from tuneloop.models.template import Template
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Dataset, Message, Row
+
+# What stands in for the text when a model's liking for labels is measured.
+CONTENT_FREE = "N/A"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A contender's answers and what they took.
+
+    Args:
+        answers: one a row.
+        seconds: to get them.
+        training_seconds: spent before, on training.
+        losses, loss_tokens: of the reference answers, where measured: summed loss and tokens of each row.
+        computed: tokens that were computed (what prompts share is computed once); 0: unknown.
+        further: more answers to the same prompts, for pass@k; empty, or a list for each row.
+        confidence: probability of each answer's label, where labels were scored.
+    """
+
+    answers: list[Answer]
+    seconds: float
+    training_seconds: float = 0.0
+    losses: tuple[float, ...] = ()
+    loss_tokens: tuple[int, ...] = ()
+    computed: int = 0
+    further: tuple[Sequence[str], ...] = ()
+    confidence: tuple[float, ...] = ()
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the mean loss of a reference token."""
+        return math.exp(min(sum(self.losses) / max(sum(self.loss_tokens), 1), 50.0)) if self.losses else None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens read, summed over the rows."""
+        return sum(answer.prompt_tokens for answer in self.answers)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written, summed over the rows."""
+        return sum(answer.tokens for answer in self.answers)
+
+
+def joined(parts: Sequence[Asked], order: Sequence[int]) -> Asked:
+    """The answers to parts of some rows as one.
+
+    Args:
+        parts: of one contender, asked one after the other.
+        order: for each row its place among those of the parts.
+    """
+
+    def in_order(name: str) -> list[Any]:
+        values = [value for part in parts for value in getattr(part, name)]
+        return [values[i] for i in order] if values else []
+
+    return replace(
+        parts[0],
+        answers=in_order("answers"),
+        seconds=sum(part.seconds for part in parts),
+        losses=tuple(in_order("losses")),
+        loss_tokens=tuple(in_order("loss_tokens")),
+        computed=sum(part.computed for part in parts),
+        confidence=tuple(in_order("confidence")),
+    )
+
+
+def uses_choice(dataset: Dataset, config: EvaluateConfig) -> bool:
+    """Whether answers come from choice scoring."""
+    if config.answer == "choice" and dataset.task != "classification":
+        raise UserError(
+            "Choice scoring needs labels, and this data set has none",
+            where="evaluate.answer",
+            next_step="set evaluate.answer=generate, or data.task=classification",
+        )
+    if dataset.task != "classification" or config.answer == "generate":
+        return False
+    # Rows with several labels: the sets that training saw are not all there are, so the model writes its own.
+    return config.answer == "choice" or label_lists(dataset.test) is None
+
+
+def answer_limit(model: Model, dataset: Dataset, config: EvaluateConfig) -> int:
+    """Longest answer that a model may write to a data set's rows; see `longest_answer`."""
+    return longest_answer(model.template, dataset, config)
+
+
+def longest_answer(template: Template, dataset: Dataset, config: EvaluateConfig) -> int:
+    """Longest answer to generate: a quarter over nearly all references, at most 1,024 tokens.
+
+    The 98th percentile and not the maximum: one endless reference would make every rambling answer as long.
+    """
+    if config.max_new_tokens:
+        return config.max_new_tokens
+    known = dataset.train[:2000] or dataset.test[:2000]  # a file by itself: there its own references tell
+    lengths = sorted(len(template.encode(row.answer)) + 1 for row in known) or [256]
+    typical = lengths[min(int(0.98 * len(lengths)), len(lengths) - 1)]
+    return max(8, min(math.ceil(1.25 * typical), 1024))
+
+
+def few_shot_examples(
+    model: Model, dataset: Dataset, rows: Sequence[Row], baselines: BaselinesConfig, config: EvaluateConfig, seed: int
+) -> tuple[list[Row], str | None]:
+    """Examples for the prompt, from the training split only, and a warning when the context holds fewer than asked for."""
+    labels = dataset.manifest.get("labels") or []
+    wanted = baselines.few_shot
+    if wanted == "auto":
+        wanted = len(labels) if dataset.task == "classification" else 4
+    stratify = dataset.manifest["config"]["split"].get("stratify")
+
+    def stratum(row: Row) -> str | None:
+        value = row.meta.get(stratify) if stratify else None
+        return row.label if row.label is not None or value is None else str(value)
+
+    candidates = [row for row in dataset.train if row.shows_the_task]
+    candidates = [row for row in candidates if sum(m["role"] == "user" for m in row.messages) == 1] or candidates
+    examples = choose_examples(candidates, wanted, seed=seed, stratify=stratum)
+    longest = max((len(model.template.prompt_ids(row.prompt, row.tools)) for row in rows), default=0)
+    room = model.context - longest - answer_limit(model, dataset, config) - 16
+
+    def count(turns: list[Message]) -> int:
+        return len(model.template.encode(model.template.text(turns), control=True))
+
+    return fit_examples(examples, room, count)
+
+
+def reading_seconds(model: Model, examples: Sequence[Row], row: Row, most: int = 512) -> float:
+    """What a model takes to read these examples, from the time of the first `most` tokens of a prompt with them.
+
+    A token costs its products with the weights, and attention, which grows with the tokens before it.
+    """
+    import torch
+
+    from tuneloop.models.llama import LlamaConfig
+
+    ids = model.template.prompt_ids(prompt_turns(row, examples=examples), row.tools)
+    tokens = len(ids) - len(model.template.prompt_ids(row.prompt, row.tools))
+    read = torch.tensor([ids[:most]], device=model.device)
+    with torch.inference_mode():
+        began = time.monotonic()
+        model.hidden(read)[0, -1].float().sum().item()
+        seconds = time.monotonic() - began
+    try:
+        c = LlamaConfig.from_json(dict(model.config))
+    except KeyError:
+        return seconds * tokens / read.numel()
+    weights = c.hidden_size * c.head_size * (2 * c.heads + 2 * c.key_heads) + 3 * c.hidden_size * c.intermediate_size
+
+    def work(n: int) -> float:
+        return n * (weights + n * c.heads * c.head_size)
+
+    return seconds * work(tokens) / work(read.numel())
+
+
+def nearest_few_shot(
+    model: Model, dataset: Dataset, rows: Sequence[Row], k: int, config: EvaluateConfig
+) -> tuple[list[list[Row]], str]:
+    """For each row its nearest training rows as examples (MiniLM where it is installed, else TF-IDF), and how they were found.
+
+    Where the context holds fewer, a row's farthest examples are left out.
+    """
+    from tuneloop.evaluate.embedding import EMBEDDER, embedder
+
+    candidates = [row for row in dataset.train if row.shows_the_task]
+    embed = embedder()
+    chosen = nearest_examples(candidates, rows, k, embed=embed)
+    limit = model.context - answer_limit(model, dataset, config) - 16
+    kept = []
+    for row, examples in zip(rows, chosen, strict=True):
+        while examples and len(model.template.prompt_ids(prompt_turns(row, examples=examples), row.tools)) > limit:
+            examples = examples[1:]
+        kept.append(examples)
+    return kept, EMBEDDER if embed else "TF-IDF"
+
+
+def ask(
+    model: Model,
+    dataset: Dataset,
+    rows: Sequence[Row],
+    config: EvaluateConfig,
+    *,
+    examples: Sequence[Row] = (),
+    prompts: Sequence[Sequence[Message]] | None = None,
+    calibrated: bool = False,
+    sampling: Sequence[Sampling] | None = None,
+    progress: Progress = no_progress,
+    task: str = "answering",
+) -> dict[str, Asked]:
+    """A model's answers to rows.
+
+    Args:
+        model: with or without an adapter.
+        examples: shown in the prompt as earlier turns.
+        prompts: each row's turns before its answer; default: its own, after the examples.
+        calibrated: with choice scoring, also give the answers of calibrated scores.
+        sampling: how each row's answer is drawn where it is written; None: greedily.
+        task: name for the progress display.
+
+    Returns:
+        `{"": ...}`, and `{"calibrated": ...}` when asked for.
+
+    Raises:
+        UserError: a prompt is longer than the model's context, or there is none.
+    """
+    started = time.monotonic()
+    progress(task, 0, len(rows))  # reading the examples takes a while
+    plain = prompts is None and not examples
+    turns = prompts if prompts is not None else [prompt_turns(row, examples=examples) for row in rows]
+    ids = [model.template.prompt_ids(list(t), row.tools) for t, row in zip(turns, rows, strict=True)]
+    if not uses_choice(dataset, config):
+        limit = answer_limit(model, dataset, config)
+        _refuse_too_long(model, rows, ids)
+        answers = generate(model, ids, max_new_tokens=limit, sampling=sampling, progress=progress, task=task)
+        seconds = time.monotonic() - started
+        losses: tuple[float, ...] = ()
+        tokens: tuple[int, ...] = ()
+        if plain and sampling is None and dataset.task != "classification":
+            known = [model.template.render(row.messages, row.tools) for row in rows]
+            fits = answer_fits(model, known, progress=progress, task=f"{task}: reference answers")
+            losses, tokens = tuple(f.loss for f in fits), tuple(f.tokens for f in fits)
+        return {"": Asked(answers, seconds, losses=losses, loss_tokens=tokens, computed=_computed(ids, answers))}
+    trie = labels_as_tokens(model, dataset, rows[0])
+    _refuse_too_long(model, rows, ids)
+    # Calibration subtracts from every label's score, so every label's score is needed.
+    answers = choose(model, ids, trie, prune=not calibrated, progress=progress, task=task)
+    seconds = time.monotonic() - started
+    lengths = dict(zip(trie.labels, trie.lengths, strict=True))
+    sure = tuple(label_probabilities(answers, lengths))
+    asked = {"": Asked(answers, seconds, computed=_computed(ids, answers), confidence=sure)}
+    if calibrated:
+        blank = _content_free(rows[0])
+        shown = model.template.prompt_ids(prompt_turns(blank, examples=examples), blank.tools)
+        offset = choose(model, [shown], trie)[0].scores or {}
+        subtracted = [_calibrated(answer, offset) for answer in answers]
+        sure = tuple(label_probabilities(subtracted, lengths, shifted=True))
+        seconds = time.monotonic() - started
+        asked["calibrated"] = replace(asked[""], answers=subtracted, seconds=seconds, confidence=sure)
+    return asked
+
+
+def _refuse_too_long(model: Model, rows: Sequence[Row], ids: Sequence[Sequence[int]]) -> None:
+    """A prompt beyond the context would be answered from what the model has never learned to read."""
+    long = [i for i, prompt in enumerate(ids) if len(prompt) >= model.context]
+    if long:
+        worst = max(long, key=lambda i: len(ids[i]))
+        raise UserError(
+            f"{len(long)} of {len(ids)} prompts are too long: the longest takes {len(ids[worst]):,} tokens, the model reads "
+            f"{model.context:,}",
+            where=f"row {rows[worst].id}",
+            next_step="show fewer examples, or prepare with a smaller data.max_length",
+        )
+
+
+def _computed(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> int:
+    """Tokens that answering has computed: what all prompts share counts once."""
+    shared = shared_length(prompts)
+    return shared + sum(len(p) - shared for p in prompts) + sum(answer.tokens for answer in answers)
+
+
+def labels_as_tokens(model: Model, dataset: Dataset, row: Row) -> LabelTrie:
+    """The data set's labels as the tokens that the model would write, the end of the turn included."""
+    return trie_of_labels(model, dataset.manifest["labels"], row.prompt, row.tools)
+
+
+def trie_of_labels(
+    model: Model, labels: Sequence[str], prompt: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+) -> LabelTrie:
+    """Labels as the tokens that the model would write after a prompt, the end of the turn included."""
+    before = len(model.template.prompt_ids(prompt, tools))
+    tokens = []
+    for label in labels:
+        rendered = model.template.render([*prompt, {"role": "assistant", "content": label}], tools)
+        end = max(i for i, learned in enumerate(rendered.mask) if learned) + 1
+        tokens.append(rendered.ids[before:end])
+    return label_trie(labels, tokens)
+
+
+def choose_option(
+    model: Model, conversations: Sequence[Sequence[Message]], options: Sequence[str], progress: Progress = no_progress
+) -> list[str]:
+    """The option that a model gives as its verdict on each conversation, by choice scoring after "Verdict:"."""
+    lead = model.template.encode("Verdict:")
+    end = model.template.end_ids[0]
+    trie = label_trie(options, [[*model.template.encode(f" {option}"), end] for option in options])
+    prompts = [[*model.template.prompt_ids(list(turns)), *lead] for turns in conversations]
+    room = model.context - max(trie.lengths)
+    cut = [prompt if len(prompt) <= room else prompt[:8] + prompt[8 - room :] for prompt in prompts]
+    return [answer.text for answer in choose(model, cut, trie, prune=True, progress=progress, task="judging")]
+
+
+def _content_free(row: Row) -> Row:
+    """The row with its last user turn replaced by something that says nothing."""
+    messages = [dict(message) for message in row.messages]
+    last = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    messages[last]["content"] = CONTENT_FREE
+    return replace(row, messages=messages)  # type: ignore[arg-type]
+
+
+def _calibrated(answer: Answer, offset: dict[str, float]) -> Answer:
+    scores = {label: score - offset[label] for label, score in (answer.scores or {}).items()}
+    return replace(answer, text=max(scores, key=scores.__getitem__), scores=scores)
+
+
+# --- side effects of tuning --------------------------------------------------------------------
+
+MOST_LEARNED = 300  # training rows that are looked at for memorisation
+ENDINGS = 32  # scored in one tree: its attention grows with the square
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """One model's general ability, completed training rows and canaries."""
+
+    ability: Ability | None
+    completed: list[Completed]
+    canaries: list[dict[str, Any]]
+
+
+def side_effects(
+    model: Model,
+    base: Callable[[], AbstractContextManager[Model]],
+    general: Sequence[Row],
+    learned: Sequence[Row],
+    planted: Sequence[Row],
+    config: EvaluateConfig,
+    seed: int,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """What tuning has done beside its task: the parts `forgetting`, `lm_eval`, `memorisation` and `canaries` of `eval.json`.
+
+    Args:
+        model: tuned.
+        base: the model before, for a while.
+        general: rows of general ability, for forgetting.
+        learned: training rows, for memorisation.
+        planted: canaries.
+        config: `general_rows` bounds the general rows, and each of the tasks in `lm_eval`.
+        seed: of the samples.
+    """
+    general = sample_rows(general, config.general_rows, seed=seed)
+    learned = sample_rows(learned, MOST_LEARNED, seed=seed)  # shared answers show in such a sample too
+    missing = harness_missing()
+    if not (general or learned or planted or config.lm_eval):
+        return {}
+    after = _look(model, general, learned, planted, seed, progress)
+    tasks, why = ({}, missing) if missing or not config.lm_eval else _tasks(model, config, progress)
+    with base() as untouched:
+        before = _look(untouched, general, learned, planted, seed, progress)
+        tasks_before = _tasks(untouched, config, progress)[0] if tasks else {}
+    found: dict[str, Any] = {}
+    if before.ability and after.ability:
+        found["forgetting"] = forgetting(before.ability, after.ability, seed=seed)
+    if tasks and tasks_before:
+        found["lm_eval"] = tasks_before_and_after(tasks_before, tasks, seed=seed)
+    elif config.lm_eval:
+        found["lm_eval"] = {"tasks": [], "words": f"lm-eval's tasks were not run: {why}."}
+    if learned:
+        found["memorisation"] = memorisation(before.completed, after.completed)
+    if planted:
+        pairs = zip(before.canaries, after.canaries, strict=True)
+        each = [{**t, "base_exposure": b["exposure"]} for b, t in pairs]
+        found["canaries"] = {"each": each, "words": canaries_in_words(before.canaries, after.canaries)}
+    return found
+
+
+def _tasks(model: Model, config: EvaluateConfig, progress: Progress) -> tuple[dict[str, dict[str, TaskScores]], str]:
+    """Scores of lm-eval's tasks, or none and why: data that aren't there must not cost an evaluation that is done."""
+    try:
+        return run_tasks(model, config.lm_eval, limit=config.general_rows, progress=progress), ""
+    except Exception as error:
+        return {}, " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _look(
+    model: Model,
+    general: Sequence[Row],
+    learned: Sequence[Row],
+    planted: Sequence[Row],
+    seed: int,
+    progress: Progress,
+) -> _Looked:
+    def fits(rows: Sequence[Row], task: str) -> list[AnswerFit]:
+        rendered = [model.template.render(row.messages, row.tools) for row in rows]
+        return answer_fits(model, rendered, progress=progress, task=task)
+
+    shown = None
+    if general:
+        lengths = sorted(len(model.template.encode(row.answer)) + 1 for row in general)
+        limit = min(max(8, lengths[int(0.98 * (len(lengths) - 1))]), 128)
+        prompts = [model.template.prompt_ids(row.prompt, row.tools) for row in general]
+        answers = generate(model, prompts, max_new_tokens=limit, progress=progress, task="general rows")
+        known = fits(general, "general rows")
+        shown = ability(general, answers, [f.loss for f in known], [f.tokens for f in known])
+    exposed = canaries(planted, lambda rows: ending_losses(model, rows), seed, progress) if planted else []
+    return _Looked(shown, _completed(model, learned, progress), exposed)
+
+
+def _completed(model: Model, rows: Sequence[Row], progress: Progress) -> list[Completed]:
+    """Which training rows a model completes; those that don't count (short answers, shared ones) are not asked."""
+    times = Counter(row.answer for row in rows)
+    rendered = [model.template.render(row.messages, row.tools) for row in rows]
+    found = [
+        Completed(False, sum(map(bool, r.mask[1:])), times[row.answer] > 1)
+        for r, row in zip(rendered, rows, strict=True)
+    ]
+    asked = [i for i, each in enumerate(found) if each.tokens >= LEAST_TOKENS and not each.shared]
+    fits = answer_fits(model, [rendered[i] for i in asked], progress=progress, task="training rows") if asked else []
+    for i, fit in zip(asked, fits, strict=True):
+        found[i] = replace(found[i], verbatim=fit.verbatim)
+    return found
+
+
+def ending_losses(model: Model, rows: Sequence[Row]) -> list[float]:
+    """Summed losses of rows that begin alike, over the tokens behind what all of them have in common.
+
+    The beginning is computed once for `ENDINGS` rows; losses differ from those of whole answers by the same amount in each row.
+    """
+    rendered = [model.template.render(row.messages, row.tools) for row in rows]
+    common = shared_length([each.ids for each in rendered])
+    if not common:
+        return [fit.loss for fit in answer_fits(model, rendered)]
+    endings = [each.ids[common : max(i for i, learned in enumerate(each.mask) if learned) + 1] for each in rendered]
+    losses: list[float] = []
+    for start in range(0, len(rows), ENDINGS):
+        part = endings[start : start + ENDINGS]
+        trie = label_trie([str(i) for i in range(len(part))], part)
+        means = choose(model, [rendered[0].ids[:common]], trie)[0].scores or {}
+        losses += [-means[str(i)] * len(ending) for i, ending in enumerate(part)]
+    return losses

@@ -1,0 +1,216 @@
+"""A limit on the time of a whole run: baselines, training and evaluation share it, by the measured speed of this machine.
+
+The untouched model is asked in rounds, see `rounds.py`, until its share of the time is used. What is left when the baselines are
+there, less the evaluation to come, is the time of training. What was chosen stands in `RUN/time.json`, so that the same command
+after an interruption goes on with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.files import content_hash, read_json, write_json, write_yaml
+from tuneloop.records.rows import Dataset
+from tuneloop.workflows.baselines import expected_evaluation
+from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.rounds import TUNED, Answered, ask_tuned_within, ask_within
+from tuneloop.workflows.run_context import RunContext, find_done, identity
+
+if TYPE_CHECKING:
+    from tuneloop.workflows.systems import Asked
+
+FILE = "time.json"
+# Share of the time in which rows are asked, by all systems together; and the least share of training.
+ANSWERS, TRAINING = 0.45, 0.15
+# Kept for measuring the speed, the report and the end: seconds, and a share of the time.
+RESERVE_SECONDS, RESERVE = 10.0, 0.08
+
+
+def limited(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with what has been chosen for its time in this folder before, if anything has."""
+    found = _chosen(recipe, folder)
+    return _with_choices(recipe, found) if found else recipe
+
+
+def _chosen(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
+    return find_done(folder / FILE, _key(recipe)) if recipe.max_minutes else None
+
+
+def _key(recipe: Recipe) -> str:
+    return content_hash([identity(recipe), 2])
+
+
+def _with_choices(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:
+    changes: dict[str, Any] = {}
+    if rows := found.get("test_rows"):
+        changes["evaluate"] = recipe.evaluate.model_copy(update={"limit": min(rows, recipe.evaluate.limit or rows)})
+    if "few_shot" in found:
+        changes["baselines"] = recipe.baselines.model_copy(update={"few_shot": found["few_shot"]})
+    if minutes := found.get("train_minutes"):
+        least = min(minutes, recipe.train.max_minutes or minutes)
+        changes["train"] = recipe.train.model_copy(update={"max_minutes": least})
+    return recipe.model_copy(update=changes)
+
+
+class TimeLimit:
+    """The time of one run.
+
+    Args:
+        job: its recipe is changed to what fits.
+        recipe: as given.
+        began: when the run began, by `time.monotonic`.
+    """
+
+    def __init__(self, job: RunContext, recipe: Recipe, began: float) -> None:
+        self.job, self.recipe, self.began = job, recipe, began
+        self.found: dict[str, Any] = _chosen(recipe, job.folder) or {}
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, without what is kept for its end; 0 where there is no limit."""
+        whole = 60 * (self.recipe.max_minutes or 0.0)
+        return max(whole * (1 - RESERVE) - RESERVE_SECONDS, 0.5 * whole)
+
+    def ask_untouched(self, dataset: Dataset) -> Answered | None:
+        """Ask the untouched model as many test rows as its share of the time allows; nothing where that has been chosen before."""
+        from tuneloop.evaluate.evaluate import sample_rows
+
+        job, recipe = self.job, self.recipe
+        if not recipe.max_minutes or "all_test_rows" in self.found:
+            return None
+        rows = len(sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed))
+        if not rows:
+            self._keep({"all_test_rows": 0, "test_rows": 0})
+            return None
+        _ = job.model  # loaded before its answers are timed
+        answered = ask_within(job, dataset, ANSWERS * (self.seconds - (time.monotonic() - self.began)))
+        fewer = answered.examples < answered.all_examples
+        shown = {"few_shot": answered.examples, "all_few_shot": answered.all_examples} if fewer else {}
+        self._keep({"all_test_rows": rows, "test_rows": answered.rows, **shown})
+        return answered
+
+    def give_training_all(self) -> None:
+        """Training by itself gets the whole time."""
+        if self.recipe.max_minutes and "train_minutes" not in self.found:
+            self._keep({"train_minutes": self.recipe.max_minutes})
+
+    def choose_training(self) -> None:
+        """Choose how long training may take: what the baselines have left, less the evaluation to come."""
+        job, recipe = self.job, self.recipe
+        if not recipe.max_minutes or "train_minutes" in self.found:
+            return
+        file = job.folder / "baselines" / "baselines.json"
+        listed = read_json(file) if file.is_file() else {"costs": {}}
+        evaluation = TUNED * expected_evaluation(listed, recipe.evaluate)
+        spent = max(time.monotonic() - self.began, listed.get("seconds", 0.0))
+        left = self.seconds - spent - evaluation
+        seconds = max(left, TRAINING * self.seconds)
+        self._keep({"train_minutes": round(seconds / 60, 2)})
+        job.say(
+            f"time      {recipe.max_minutes:g} minutes in all: {_asked_words(self.found)}; {spent / 60:.1f} minutes are gone, training may take "
+            f"{seconds / 60:.1f}, the evaluation will take about {evaluation / 60:.1f}"
+        )
+        if examples := _examples_words(self.found):
+            job.say(f"          {examples}")
+        if left < seconds:
+            job.say("          too little is left on this machine: the run will take longer than its limit")
+
+    def ask_tuned(self, dataset: Dataset) -> Asked:
+        """The tuned model's answers to the rows that were chosen, or to fewer where the machine has become slower."""
+        job, whole = self.job, 60 * (self.recipe.max_minutes or 0.0)
+        left = whole - RESERVE_SECONDS - (time.monotonic() - self.began)
+        number, asked = ask_tuned_within(job, dataset, left)
+        if number < self.found.get("test_rows", number):
+            job.say(f"evaluate  time runs out: all are compared on {number} rows, not on {self.found['test_rows']}")
+            self._keep({"test_rows": number})
+        return asked
+
+    def _keep(self, choices: Mapping[str, Any]) -> None:
+        job = self.job
+        self.found = {
+            "version": 1,
+            "key": _key(self.recipe),
+            "max_minutes": self.recipe.max_minutes,
+            **self.found,
+            **choices,
+        }
+        write_json(job.folder / FILE, self.found)
+        job.recipe = _with_choices(self.recipe, self.found)
+        write_yaml(job.folder / "config.yaml", job.recipe.model_dump(mode="json"))
+
+    def finish(self) -> None:
+        """Keep what the run took, and what it would take without a limit."""
+        if self.recipe.max_minutes and "took_minutes" not in self.found:
+            took = (time.monotonic() - self.began) / 60
+            self._keep({"took_minutes": round(took, 2), "full_run": _full_run(self.job, self.found)})
+            self._keep({"words": limit_words(self.found, read_json(self.job.folder / "run.json"))})
+
+
+def _full_run(job: RunContext, found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Minutes and extent of the same run without a limit, from what this one took; None where nothing was left out."""
+    from tuneloop.train.rows import tokens_of
+    from tuneloop.workflows.plan import run_plan
+    from tuneloop.workflows.run_context import dataset_of
+
+    run, plan = read_json(job.folder / "run.json"), read_json(job.folder / "plan.json")
+    dataset = dataset_of(job, True, "")
+    rows, whole = run_plan(job, dataset, 0.0)  # of no known speed: nothing is left out
+    more_rows = found["all_test_rows"] / max(found["test_rows"], 1)
+    whole_run = found["test_rows"] == found["all_test_rows"] and run["total_steps"] >= len(whole.steps)
+    if whole_run and "few_shot" not in found:
+        return None
+    tokens = sum(tokens_of(rows[i]) for step in whole.steps for i in step.indices)
+    stepping = (run["seconds"] - run["checking_seconds"]) / max(run["tokens"], 1)
+    validated = plan["validation"]["times"] * plan["validation"]["rows"]
+    checks = whole.validations * min(whole.val_rows, len(dataset.val)) * run["checking_seconds"] / max(validated, 1)
+    training = (tokens * stepping + checks) / 60
+    asking = more_rows * sum((plan.get("apart") or {}).values())
+    return {
+        "minutes": round(training + asking + 0.5, 1),
+        "training_minutes": round(training, 1),
+        "steps": len(whole.steps),
+        "epochs": job.recipe.train.epochs,
+        "test_rows": found["all_test_rows"],
+    }
+
+
+def _asked_words(found: Mapping[str, Any]) -> str:
+    rows, every = found["test_rows"], found["all_test_rows"]
+    return f"all {rows:,} test rows are asked" if rows == every else f"{rows:,} of {every:,} test rows are asked"
+
+
+def _examples_words(found: Mapping[str, Any]) -> str:
+    """What few-shot does not show for want of time; empty where it shows all."""
+    if "few_shot" not in found:
+        return ""
+    shown, every = found["few_shot"], found["all_few_shot"]
+    if not shown:
+        return "Few-shot is left out: reading even one of its examples takes too long here."
+    return f"Few-shot shows {shown} of {every} examples: reading more takes too long here."
+
+
+def limit_words(found: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """What a run with a limit left out, and what it would take without; nothing where nothing was left out.
+
+    Args:
+        found: `time.json` of a finished run.
+        run: `run.json`.
+    """
+    full, examples = found.get("full_run"), _examples_words(found)
+    if not full:
+        return []
+    passes = "once" if full["epochs"] <= 1 else f"{full['epochs']:g} times"
+    narrower = (found["test_rows"] / max(found["all_test_rows"], 1)) ** 0.5
+    lines = [
+        f"This run was held to {found['max_minutes']:g} minutes and took {found['took_minutes']:.1f}: training saw {run['seen']}, and "
+        f"{_asked_words(found).replace(' are asked', ' were asked')}.{' ' if examples else ''}{examples}",
+        f"A full run reads all rows {passes} and takes about {full['minutes']:.0f} minutes on this machine: add max_minutes=null.",
+    ]
+    if narrower < 0.95:
+        lines[-1] += (
+            f" Its intervals are about {narrower:.1f} times as wide as these; whether it is better, only it can tell."
+        )
+    return lines

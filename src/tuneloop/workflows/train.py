@@ -1,0 +1,269 @@
+"""The train stage, with the preflight before it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core import machine
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, write_json, write_yaml
+from tuneloop.core.progress import Progress, busy
+from tuneloop.records.rows import Dataset
+from tuneloop.workflows.distributed import Part, distributed_run, leading
+from tuneloop.workflows.plan import plan_stage, run_plan
+from tuneloop.workflows.prepare import prepare_stage, refuse_errors
+from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.report import report_stage
+from tuneloop.workflows.run_context import (
+    BEGINNING,
+    RunContext,
+    default_folder,
+    find_done,
+    refuse_other_run,
+    training_began,
+)
+from tuneloop.workflows.task import write_task
+from tuneloop.workflows.time_limit import TimeLimit, limited
+
+if TYPE_CHECKING:
+    from tuneloop.models.template import Template
+    from tuneloop.train.config import TrainConfig
+    from tuneloop.train.preflight import Preflight
+
+
+def train_key(job: RunContext, dataset: Dataset) -> str:
+    """Hash of all that the result of training depends on."""
+    from tuneloop.train.methods import init_hash
+
+    recipe = job.recipe
+    return content_hash(
+        [recipe.train, recipe.seed, dataset.manifest["hash"], job.fingerprint, init_hash(recipe.train), 1]
+    )
+
+
+def train_stage(job: RunContext, dataset: Dataset) -> dict[str, Any]:
+    """Train, or find it trained."""
+    from tuneloop.report.facts import used
+    from tuneloop.train.budget import BUSY
+    from tuneloop.train.failures import Preempted
+
+    recipe, folder = job.recipe, job.folder
+    key = train_key(job, dataset)
+    done = find_done(folder / "run.json", key)
+    if done:
+        job.say(f"train     already done: {_validated(done)}")
+        return done
+    plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else None
+    began = training_began(job)
+    config = _with_rate(job, dataset)
+    with busy(job.progress, "looking at the rows"):
+        checked = preflight_of(job, dataset, config, plan)
+    refuse_problems(checked, dataset)
+    job.say(f"preflight {checked.line()}")
+    try:
+        speed = plan["time"]["tokens_per_second"] if plan else 0.0
+        result = distributed_run(job, Part("train", dataset.path, config, speed))
+    except Preempted as preempted:
+        job.say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
+        raise
+    _keep_result(job)
+    write_task(job, dataset)
+    mfu = _mfu(job, dataset) if job.tuned else None
+    if began and result.resumed_at:
+        job.say(f"train     went on from the checkpoint at step {result.resumed_at}")
+    predicted = None
+    if plan:
+        predicted = {
+            "minutes": plan["time"]["hours"] * 60,
+            "low": plan["time"]["low"] * 60,
+            "high": plan["time"]["high"] * 60,
+            "peak_gib": plan["memory"]["peak_gib"],
+            "usd": plan["cost"]["usd"],
+        }
+    manifest: dict[str, Any] = {
+        "version": 1,
+        "id": folder.resolve().name,
+        "key": key,
+        "status": "finished",
+        "method": recipe.train.method,
+        "model": recipe.model,
+        "model_fingerprint": job.fingerprint,
+        "dataset": dataset.id,
+        **vars(result),
+        "usd": result.seconds / 3600 * recipe.plan.usd_per_hour,
+        "predicted": predicted,
+        "mfu": mfu,
+        **({"weights": "model"} if recipe.train.method == "full" else {"adapter": "adapter"}),
+    }
+    write_json(folder / "run.json", manifest)
+    if plan and not result.resumed_at:
+        from tuneloop.plan.ledger import record_run
+
+        whole = result.stopped == "finished" and result.total_steps == result.planned_steps
+        minutes = result.seconds / 60 if whole else None
+        disturbed = plan.get("disturbed") or (result.speed_share or 1.0) < BUSY or (mfu and mfu["value"] is None)
+        record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
+    for line in _result_lines(manifest):
+        job.say(line)
+    if share := used(manifest):
+        job.say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
+    return manifest
+
+
+def _result_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """What training came to, and how that compares with the plan."""
+    from tuneloop.report.facts import off_words
+    from tuneloop.train.budget import BUSY
+    from tuneloop.train.loop import busy_words
+
+    m, minutes = manifest, manifest["seconds"] / 60
+    early = {"early": "; stopped early: validation got worse", "finished": ""}.get(
+        m["stopped"], f"; stopped by the watcher: {m['stopped'].replace('_', ' ')}"
+    )
+    steps = f"{m['steps']:,} steps"
+    if m["total_steps"] < m["planned_steps"]:
+        steps = f"{m['steps']:,} of {m['planned_steps']:,} planned steps"
+    lines = [
+        f"train     {steps} in {minutes:.1f} minutes ({m['checking_seconds'] / 60:.1f} of them validation), {m['tokens_per_second']:,.0f} tokens/s, "
+        f"peak {m['peak_memory_gib']:.2f} GiB",
+        f"          saw {m['seen']}; {_validated(m)}{early}",
+    ]
+    if m["speed_share"] and m["speed_share"] < BUSY:
+        lines.append(f"machine   {busy_words(m['speed_share'], m['planned_tokens_per_second'])}")
+    if said := m["predicted"]:
+        time_off = off_words(minutes, said["low"], said["high"], said["minutes"])
+        peak_off = off_words(m["peak_memory_gib"], 0.85 * said["peak_gib"], 1.15 * said["peak_gib"], said["peak_gib"])
+        lines.append(
+            f"predicted {said['minutes']:.1f} minutes ({said['low']:.1f} to {said['high']:.1f}), took {minutes:.1f}: {time_off}; "
+            f"{said['peak_gib']:.2f} GiB, took {m['peak_memory_gib']:.2f}: {peak_off}"
+        )
+    return lines
+
+
+def _validated(manifest: Mapping[str, Any]) -> str:
+    """What validation said of a run."""
+    first, best = manifest["first_val_loss"], manifest["best_val_loss"]
+    if best is None or not math.isfinite(best):
+        return "no validation rows, the last step is kept"
+    return f"validation loss {first:.3f} -> {best:.3f} (best at step {manifest['best_step']})"
+
+
+def _mfu(job: RunContext, dataset: Dataset) -> dict[str, Any] | None:
+    """How well the steps used the machine, from their records and a short measurement."""
+    from tuneloop.train.flops import matmul_peak, utilisation
+
+    head = job.model.head
+    with busy(job.progress, "measuring this machine's peak"):
+        peak = matmul_peak(head.dtype, head.device)
+        records = read_jsonl(job.folder / "metrics.jsonl")
+        return utilisation(job.model.config, job.recipe.train.method, job.rendered(dataset.train), records, peak)
+
+
+def _keep_result(job: RunContext) -> None:
+    """Remember that the model holds the run's result; one that was divided over processes can't be asked, so it goes."""
+    job.tuned = job.training_model is job.__dict__.get("model")
+    if not job.tuned:
+        job.__dict__.pop("training_model")
+
+
+def _with_rate(job: RunContext, dataset: Dataset) -> TrainConfig:
+    """The training settings with a learning rate that a range test has found, where one is asked for; it is kept for resuming."""
+    config, file = job.recipe.train, job.folder / "learning_rate.json"
+    if not config.range_test:
+        return config
+    key = train_key(job, dataset)
+    found = find_done(file, key)
+    if found is None:
+        began = time.monotonic()
+        test = distributed_run(job, Part("rate", dataset.path, config))
+        found = {"version": 1, "key": key, **vars(test), "seconds": round(time.monotonic() - began, 1)}
+        write_json(file, found)
+        job.say(f"rate      {found['sentence']}")
+    rest = config.max_minutes and max(config.max_minutes - found.get("seconds", 0.0) / 60, config.max_minutes / 4)
+    return config.model_copy(update={"learning_rate": found["chosen"], "range_test": False, "max_minutes": rest})
+
+
+def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:
+    """What a run is about to do, from its rows and settings."""
+    from tuneloop.train.preflight import preflight
+
+    rows, run = run_plan(job, dataset, plan["time"]["tokens_per_second"] if plan else 0.0)
+    prepared = (dataset.manifest.get("config") or {}).get("max_length") or job.recipe.data.max_length
+    limit = min(int(prepared), job.context)
+    return preflight(rows, job.ids(dataset.train), job.template, config, run.steps, limit)
+
+
+def refuse_problems(checked: Preflight, dataset: Dataset) -> None:
+    """Refuse to start what would be spoiled.
+
+    Raises:
+        UserError: the preflight has found problems.
+    """
+    if checked.problems:
+        raise UserError(
+            "Training does not start: " + "; ".join(checked.problems),
+            where=dataset.path,
+            next_step="put the rows right and prepare again; `tuneloop train DATASET --preflight` looks without training",
+        )
+
+
+def preflight_alone(
+    recipe: Recipe, *, progress: Progress, say: Callable[[str], None]
+) -> tuple[Preflight, dict[str, Any] | None, Template]:
+    """Prepare where needed and look at the run; the plan is made only when there are no problems."""
+    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    job = RunContext(recipe, folder, progress, say)
+    with lock_folder(folder):
+        refuse_other_run(folder, recipe)
+        dataset = prepare_stage(job)
+        checked = preflight_of(job, dataset, recipe.train, None)
+        plan = None if checked.problems else plan_stage(job, dataset)
+        return (preflight_of(job, dataset, recipe.train, plan) if plan else checked), plan, job.template
+
+
+def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """Prepare where needed, plan and train, without baselines and evaluation."""
+    began = time.monotonic()
+    folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
+    given, recipe = recipe, limited(recipe, folder)
+    job = RunContext(recipe, folder, progress, say)
+    with leading(job), lock_folder(folder, minor=BEGINNING):
+        refuse_other_run(folder, recipe)
+        write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
+        write_json(folder / "environment.json", machine.environment())
+        dataset = prepare_stage(job)
+        refuse_errors(dataset, recipe)
+        TimeLimit(job, given, began).give_training_all()
+        plan_stage(job, dataset)
+        manifest = train_stage(job, dataset)
+        report_stage(job)
+    return folder, manifest
+
+
+CALIBRATION_MINUTES = 0.3  # of training in `tuneloop plan --calibrate`
+
+
+def calibrate_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train for some steps in a folder that is thrown away: what the plan said and what came goes into the ledger.
+
+    Returns:
+        The plan, with `measured` beside it: minutes, GiB and tokens a second.
+    """
+    import tempfile
+
+    short = recipe.train.model_copy(update={"max_minutes": CALIBRATION_MINUTES, "evaluations": 1, "val_rows": 8})
+    with tempfile.TemporaryDirectory() as scratch:
+        job = RunContext(recipe.model_copy(update={"train": short}), Path(scratch), progress, say)
+        dataset = prepare_stage(job)
+        plan = plan_stage(job, dataset)
+        run = train_stage(job, dataset)
+    measured = {
+        "minutes": run["seconds"] / 60,
+        "peak_gib": run["peak_memory_gib"],
+        "tokens_per_second": run["tokens_per_second"],
+    }
+    return {**plan, "measured": measured}

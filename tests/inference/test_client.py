@@ -1,0 +1,327 @@
+"""Asking an endpoint, a real server on this machine that misbehaves: retried, bounded, reported, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patience import slowness
+from tuneloop.core.errors import UserError
+from tuneloop.inference.client import (
+    Endpoint,
+    Request,
+    complete,
+    failures,
+    key_from,
+    read_reply,
+    seconds_to_wait,
+    usage,
+)
+
+Script = Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]
+
+
+def completion(text: str, **more: Any) -> bytes:
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}
+    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}).encode()
+
+
+class Server:
+    """Answers POSTs by a script from (number of the request, its body) to status, headers, body."""
+
+    def __init__(self, script: Script) -> None:
+        self.requests: list[tuple[dict[str, Any], dict[str, str], float]] = []
+        self.at_once = self.most_at_once = 0
+        lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with lock:
+                    number = len(outer.requests)
+                    outer.requests.append((body, dict(self.headers), time.monotonic()))
+                    outer.at_once += 1
+                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
+                status, headers, payload = script(number, body)
+                with lock:
+                    outer.at_once -= 1
+                try:
+                    self.send_response(status)
+                    for name, value in {"content-length": str(len(payload)), **headers}.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(payload)
+                except OSError:
+                    pass  # the client has left
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Script], Server]]:
+    servers: list[Server] = []
+
+    def start(script: Script) -> Server:
+        servers.append(Server(script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def echo(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+    return 200, {}, completion(body["messages"][-1]["content"].upper())
+
+
+def asks(*texts: str) -> list[Request]:
+    return [Request([{"role": "user", "content": text}], 16) for text in texts]
+
+
+def endpoint(server: Server, **more: Any) -> Endpoint:
+    return Endpoint(server.url, "m", pause=0.01, **{"timeout": 5.0, **more})
+
+
+def test_answers_come_in_order_several_at_once_with_counts(serve: Any) -> None:
+    def slow(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        time.sleep(0.05)
+        return echo(number, body)
+
+    server = serve(slow)
+    texts = [f"row {i}" for i in range(12)]
+    replies = complete(endpoint(server, concurrency=4, api_key="k-1"), asks(*texts))
+    assert [reply.text for reply in replies] == [text.upper() for text in texts]
+    assert server.most_at_once == 4
+    assert all(headers["Authorization"] == "Bearer k-1" for _, headers, _ in server.requests)
+    priced = usage(Endpoint(server.url, "m", usd_per_million_input=10.0, usd_per_million_output=100.0), replies)
+    assert (priced["prompt_tokens"], priced["tokens"], priced["requests"]) == (84, 36, 12)
+    assert priced["usd"] == pytest.approx((84 * 10 + 36 * 100) / 1e6) == priced["usd_spent"]
+
+
+def test_a_rerun_costs_nothing(serve: Any, tmp_path: Path) -> None:
+    server = serve(echo)
+    asked = endpoint(server, cache=tmp_path, usd_per_million_input=1.0)
+    first = complete(asked, asks("a", "b", "a"))
+    assert len(server.requests) == 2, "equal requests are asked once"
+    again = complete(asked, asks("a", "b", "a"))
+    assert len(server.requests) == 2
+    assert [r.text for r in again] == [r.text for r in first] and all(r.cached for r in again)
+    counted = usage(asked, again)
+    assert counted["usd_spent"] == 0 and counted["usd"] == pytest.approx(usage(asked, first)["usd"])
+    complete(Endpoint(server.url, "another", cache=tmp_path, pause=0.01), asks("a"))
+    assert len(server.requests) == 3, "another model's answer is another answer"
+
+
+def test_the_key_is_kept_nowhere(serve: Any, tmp_path: Path) -> None:
+    asked = endpoint(serve(echo), cache=tmp_path, api_key="sk-secret")
+    complete(asked, asks("a"))
+    assert all("sk-secret" not in file.read_text() for file in tmp_path.rglob("*.json"))
+    assert "sk-secret" not in repr(asked)
+
+
+def test_a_damaged_answer_in_the_cache_is_asked_again(serve: Any, tmp_path: Path) -> None:
+    server = serve(echo)
+    asked = endpoint(server, cache=tmp_path)
+    complete(asked, asks("a"))
+    next(tmp_path.rglob("*.json")).write_text('{"reply": {"text"')
+    assert complete(asked, asks("a"))[0].text == "A" and len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (429, {}, b""),
+        (500, {}, b"oops"),
+        (503, {"retry-after": "0"}, b""),
+        (200, {}, b"<html>garbage</html>"),
+        (200, {}, b""),
+        (200, {}, b'{"choices": []}'),
+        (200, {"content-length": "4000"}, completion("half")[:30]),
+        (200, {}, completion("half")[:30]),
+    ],
+    ids=["429", "500", "retry-after 0", "garbage", "nothing", "no choices", "half a stream", "half an object"],
+)
+def test_what_may_pass_is_tried_again(serve: Any, bad: tuple[int, dict[str, str], bytes]) -> None:
+    server = serve(lambda number, body: bad if number < 2 else echo(number, body))
+    (reply,) = complete(endpoint(server, timeout=1.0), asks("a"))
+    assert (reply.text, reply.retries, reply.error) == ("A", 2, "")
+
+
+def test_retry_after_is_honoured_by_all(serve: Any) -> None:
+    server = serve(lambda n, body: (429, {"retry-after": "1"}, b"") if n == 0 else echo(n, body))
+    replies = complete(endpoint(server, concurrency=1), asks("a", "b"))
+    times = [at for _, _, at in server.requests]
+    assert all(not reply.error for reply in replies) and times[1] - times[0] >= 1.0
+
+
+def test_an_endpoint_that_wants_an_hour_is_not_waited_for(serve: Any) -> None:
+    server = serve(
+        lambda n, body: (429, {"retry-after": "3600"}, b"") if body["messages"][0]["content"] == "b" else echo(n, body)
+    )
+    started = time.monotonic()
+    good, bad = complete(endpoint(server), asks("a", "b"))
+    assert good.text == "A" and "3,600 s" in bad.error and time.monotonic() - started < 3 * slowness()
+
+
+def test_rows_that_fail_for_good_lose_no_other(serve: Any, tmp_path: Path) -> None:
+    def script(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        if body["messages"][0]["content"] == "bad":
+            return 400, {}, b'{"error": {"message": "context too long"}}'
+        return echo(number, body)
+
+    server = serve(script)
+    asked = endpoint(server, cache=tmp_path)
+    replies = complete(asked, asks("a", "bad", "c"))
+    assert [reply.text for reply in replies] == ["A", "", "C"]
+    assert failures(replies) == [("HTTP 400: context too long", 1)]
+    before = len(server.requests)
+    complete(asked, asks("a", "bad", "c"))
+    assert len(server.requests) == before + 1, "only what failed is asked again"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_of_all_ends_at_once(serve: Any, status: int) -> None:
+    server = serve(lambda n, body: (status, {}, b'{"error": {"message": "no such thing"}}'))
+    with pytest.raises(UserError, match="no such thing") as caught:
+        complete(endpoint(server, concurrency=2), asks(*map(str, range(200))))
+    assert server.url in caught.value.where and len(server.requests) <= 10
+
+
+def test_an_endpoint_that_only_fails_is_given_up(serve: Any) -> None:
+    server = serve(lambda n, body: (500, {}, b"down"))
+    with pytest.raises(UserError, match="answered none of 100"):
+        complete(endpoint(server, retries=1, concurrency=4), asks(*map(str, range(100))))
+    assert len(server.requests) < 40
+
+
+def test_an_outage_in_the_middle_ends_the_rest_and_keeps_what_came(serve: Any, tmp_path: Path) -> None:
+    server = serve(lambda n, body: echo(n, body) if n < 10 else (500, {}, b""))
+    asked = endpoint(server, retries=0, concurrency=1, cache=tmp_path)
+    replies = complete(asked, asks(*map(str, range(200))))
+    assert [r.text for r in replies[:10]] == [str(i) for i in range(10)]
+    assert len(server.requests) < 60 and "not asked" in replies[-1].error
+    assert len(list(tmp_path.rglob("*.json"))) == 10
+
+
+def test_nobody_there_is_said_soon() -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match="nothing answers"):
+        complete(Endpoint("http://127.0.0.1:9", "m", pause=0.01), asks(*map(str, range(50))))
+    assert time.monotonic() - started < 5 * slowness()
+
+
+def test_a_server_that_says_nothing_is_bounded(serve: Any) -> None:
+    def silent(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        time.sleep(0.6)
+        return echo(number, body)
+
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"no answer in 0\.2 s"):
+        complete(endpoint(serve(silent), timeout=0.2, retries=1), asks("a"))
+    assert time.monotonic() - started < 3 * slowness()
+
+
+def test_an_answer_of_a_megabyte_is_taken_and_one_without_end_is_not(serve: Any) -> None:
+    server = serve(lambda n, body: (200, {}, completion("x" * (int(body["messages"][0]["content"]) << 20))))
+    taken, refused = complete(endpoint(server, most_bytes=2 << 20), asks("1", "3"))
+    assert len(taken.text) == 1 << 20 and not taken.error
+    assert refused.text == "" and "above 2 MiB" in refused.error and refused.retries == 0
+
+
+def test_parameters_that_a_model_refuses_are_left_out(serve: Any) -> None:
+    def picky(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        for name in ("max_tokens", "temperature"):
+            if name in body:
+                return 400, {}, json.dumps({"error": {"message": f"Unsupported parameter: '{name}'"}}).encode()
+        assert body["max_completion_tokens"] == 16
+        return echo(number, body)
+
+    server = serve(picky)
+    assert [r.text for r in complete(endpoint(server, concurrency=1), asks("a", "b"))] == ["A", "B"]
+    assert len(server.requests) == 4, "what one request has learnt, the next one knows"
+
+
+def test_a_cut_answer_is_not_finished(serve: Any) -> None:
+    server = serve(lambda n, body: (200, {}, completion("cut", finish_reason="length")))
+    assert not complete(endpoint(server), asks("a"))[0].finished
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://h:1", "http://h:1/v1/chat/completions"),
+        ("http://h/v1/", "http://h/v1/chat/completions"),
+        ("https://h/api/chat/completions", "https://h/api/chat/completions"),
+        ("https://h/o/v2?version=3", "https://h/o/v2/chat/completions?version=3"),
+    ],
+)
+def test_any_form_of_the_url(url: str, address: str) -> None:
+    assert Endpoint(url, "m").address == address
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "file:///etc/passwd", "", "http://"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match="Not an endpoint"):
+        _ = Endpoint(url, "m").address
+
+
+def test_retry_after_in_both_forms() -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    assert seconds_to_wait("2.5") == 2.5 and seconds_to_wait("-3") == 0
+    assert seconds_to_wait("Tue, 01 Jan 2030 00:01:00 GMT", lambda: now) == 60
+    assert seconds_to_wait("soon") is None and seconds_to_wait(None) is None and seconds_to_wait("inf") is None
+
+
+def test_calls_of_tools_and_parts_are_answers() -> None:
+    call = {"function": {"name": "f", "arguments": '{"a": 1}'}}
+    body = json.dumps({"choices": [{"message": {"content": None, "tool_calls": [call]}}]})
+    reply = read_reply(body)
+    assert reply and json.loads(reply.text) == {"name": "f", "arguments": {"a": 1}}
+    parts = json.dumps(
+        {"choices": [{"message": {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}}]}
+    )
+    assert (read_reply(parts) or reply).text == "ab"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["choices", "message", "content", "usage", "tool_calls", "text"]), inner, max_size=3
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(), JSON.map(json.dumps)))
+def test_no_body_of_an_answer_raises(text: str) -> None:
+    reply = read_reply(text)
+    assert reply is None or isinstance(reply.text, str)
+
+
+def test_a_named_key_must_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert key_from("OPENAI_API_KEY") == ""
+    with pytest.raises(UserError, match="MY_KEY is not set"):
+        key_from("MY_KEY")

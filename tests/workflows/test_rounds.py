@@ -1,0 +1,127 @@
+"""Rows asked in rounds while a clock runs: as many as fit, the same by every prompt, with the examples that there is time for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tuneloop.evaluate.evaluate import sample_rows
+from tuneloop.records.rows import Dataset
+from tuneloop.workflows import rounds, systems
+from tuneloop.workflows.baselines import ask_untouched, untouched_examples
+from tuneloop.workflows.prepare import prepare_stage
+from tuneloop.workflows.recipe import make_recipe
+from tuneloop.workflows.rounds import FIRST, ask_within
+from tuneloop.workflows.run_context import RunContext
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_llama: Path) -> RunContext:
+    things = ["order", "parcel", "lamp", "kettle", "voucher"]
+    with (tmp_path / "cases.jsonl").open("w") as file:
+        for i in range(130):
+            text = f"Case {i * 37 % 101}: the {things[i % 5]} sent on day {i * 13 % 29}, number {i * i}?"
+            file.write(json.dumps({"text": text, "label": ["late", "refund", "praise"][i % 3]}) + "\n")
+    recipe = make_recipe(
+        {
+            "name": "cases", "model": str(tiny_llama), "output_dir": str(tmp_path / "run"),
+            "data": {"sources": [str(tmp_path / "cases.jsonl")], "split": {"test": 0.5, "val": 0.1}},
+            "baselines": {"few_shot": 6},
+        }
+    )  # fmt: skip
+    return RunContext(recipe, tmp_path / "run")
+
+
+@pytest.fixture
+def dataset(job: RunContext) -> Dataset:
+    return prepare_stage(job)
+
+
+def test_where_all_rows_fit_the_answers_are_those_of_one_round(job: RunContext, dataset: Dataset) -> None:
+    rows = sample_rows(dataset.test, None, seed=job.recipe.seed)
+    found = ask_within(job, dataset, 1e6)
+    assert found.rows == len(rows) > 4 * FIRST  # more than one round
+    assert found.examples == found.all_examples == 6
+    whole = ask_untouched(job, dataset, rows, untouched_examples(job, dataset, rows))
+    assert set(found.asked) == {"zero-shot", "zero-shot calibrated", "few-shot", "few-shot calibrated"}
+    for kind in ("", "calibrated"):
+        asked = found.asked[f"few-shot {kind}".strip()]
+        assert [a.text for a in asked.answers] == [a.text for a in whole[kind].answers]
+        assert asked.confidence == pytest.approx(whole[kind].confidence, abs=1e-4)
+
+
+def test_without_time_the_first_round_is_all_and_is_a_sample_of_that_size(
+    job: RunContext, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def listen(job: RunContext, dataset: Dataset, rows, examples=()):  # type: ignore[no-untyped-def]
+        asked.append([row.id for row in rows])
+        return ask_untouched(job, dataset, rows, examples)
+
+    monkeypatch.setattr("tuneloop.workflows.baselines.ask_untouched", listen)
+    monkeypatch.setattr(systems, "reading_seconds", lambda *_: 0.0)
+    found = ask_within(job, dataset, 0.0)
+    assert found.rows == FIRST
+    assert set(asked[0]) == {row.id for row in sample_rows(dataset.test, FIRST, seed=job.recipe.seed)}
+    assert len({tuple(ids) for ids in asked}) == 1, "every prompt is asked the same rows"
+    assert all(len(each.answers) == FIRST for each in found.asked.values())
+
+
+@pytest.mark.parametrize(("reading", "examples"), [(2.0, 6), (8.0, 3), (1e6, 0)])
+def test_examples_that_take_too_long_to_read_are_fewer_or_none(
+    job: RunContext, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, reading: float, examples: int
+) -> None:
+    monkeypatch.setattr(systems, "reading_seconds", lambda *_: reading)
+    monkeypatch.setattr(rounds, "READING", 0.1)
+    found = ask_within(job, dataset, 40.0)  # 4 seconds for reading
+    assert (found.examples, found.all_examples) == (examples, 6)
+    assert ("few-shot" in found.asked) == bool(examples)
+
+
+def test_few_shot_whose_answers_take_too_long_shows_fewer_examples(
+    job: RunContext, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(job: RunContext, dataset: Dataset, way: rounds._Way, rows):  # type: ignore[no-untyped-def]
+        way.parts.append(ask_untouched(job, dataset, rows, way.examples))
+        way.each = 1.0 + len(way.examples)  # seconds a row: each example costs one
+
+    monkeypatch.setattr(rounds, "_ask", timed)
+    monkeypatch.setattr(systems, "reading_seconds", lambda *_: 0.0)
+    # The time of 24 rows at 6 s: 2.15 for zero-shot and the tuned model, 3.85 for few-shot: two examples.
+    found = ask_within(job, dataset, 24 * 6.0)
+    assert (found.examples, found.all_examples) == (2, 6)
+
+
+def test_examples_stay_where_asking_anew_with_fewer_takes_the_time_that_is_left() -> None:
+    def way(name: str, examples: int, seconds: float) -> rounds._Way:
+        asked = systems.Asked([], seconds * FIRST)
+        return rounds._Way(name, [None] * examples, 0.0, [{"": asked}], seconds)  # type: ignore[list-item]
+
+    zero, few = way("zero-shot", 0, 1.0), way("few-shot", 6, 7.0)
+    # Asked so far: 96 s. 12 rows of the tuned model take 14, asking anew with 4 examples 60, a few more rows 17.
+    assert rounds._fewer_examples(zero, few, 190.0, 60) == 4
+    assert rounds._fewer_examples(zero, few, 180.0, 60) == 6
+    assert rounds._fewer_examples(zero, way("few-shot", 6, 1.9), 190.0, 60) == 6
+    assert rounds._fewer_examples(zero, few, 190.0, FIRST) == 6
+
+
+def test_reading_is_expected_to_take_longer_with_more_examples(job: RunContext, dataset: Dataset) -> None:
+    rows = dataset.test[:4]
+    few, more = (untouched_examples(job, dataset, rows, k) for k in (2, 24))
+    systems.reading_seconds(job.model, few, rows[0])
+    assert 0 < systems.reading_seconds(job.model, few, rows[0], 16) * 3 < 60
+    assert systems.reading_seconds(job.model, more, rows[0]) > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "fitting", "more"),
+    [(12, 100, 50.0, 36), (12, 100, 20.5, 20), (12, 100, 2.0, 0), (48, 100, 500.0, 52), (48, 100, 48.0, 52), (12, 13, 2.0, 1),
+     (12, 12, 9.0, 0), (12, 100, -3.0, 0)],
+)  # fmt: skip
+def test_the_next_round_has_what_fits_and_at_most_three_times_what_was_asked(
+    asked: int, rows: int, fitting: float, more: int
+) -> None:
+    assert rounds._more(asked, rows, fitting) == more

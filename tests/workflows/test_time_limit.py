@@ -1,0 +1,151 @@
+"""A run with a limit on its time: what is chosen, kept, and said about what was left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.core.files import read_json, read_jsonl, read_yaml, write_json
+from tuneloop.core.progress import no_progress
+from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.workflows import time_limit
+from tuneloop.workflows.baselines import expected_evaluation
+from tuneloop.workflows.recipe import Recipe, make_recipe
+from tuneloop.workflows.rounds import FIRST, ask_tuned_within
+from tuneloop.workflows.run import run
+from tuneloop.workflows.time_limit import FILE, limited
+from tuneloop.workflows.train import train_alone
+
+ROWS = 60
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
+    """30 training rows and 30 test rows for a quarter of a minute."""
+    things, asked = ["order", "parcel", "lamp", "kettle", "voucher"], ["where is it", "money back please", "thank you"]
+    with (tmp_path / "cases.jsonl").open("w") as file:
+        for i in range(ROWS):
+            text = f"Case {i * 37 % 101}: the {things[i % 5]} sent on day {i * 13 % 29}, {asked[i % 3]} {i * i}?"
+            file.write(json.dumps({"text": text, "label": ["late", "refund", "praise"][i % 3]}) + "\n")
+    return make_recipe(
+        {
+            "name": "cases", "model": str(tiny_llama), "output_dir": str(tmp_path / "run"), "max_minutes": 0.25,
+            "data": {"sources": [str(tmp_path / "cases.jsonl")], "split": {"test": 0.5, "val": 0.1}},
+            "train": {"epochs": 200, "rank": 4}, "evaluate": {"bootstrap": 100}, "baselines": {"classical": False},
+            "track": {"report_to": "none"},
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_takes(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time_limit, "ANSWERS", 0.0)  # a slow machine: no time for more than the first round
+    said: list[str] = []
+    folder = run(recipe, say=said.append)
+    asked = read_json(folder / "eval.json")["n"]
+    found, trained = read_json(folder / FILE), read_json(folder / "run.json")
+    assert asked == found["test_rows"] == FIRST < found["all_test_rows"]
+    assert trained["seconds"] < 1.5 * 60 * found["train_minutes"] + 5
+    assert trained["total_steps"] < found["full_run"]["steps"]
+    assert any(f"{asked} of {found['all_test_rows']} test rows are asked" in line for line in said)
+    words = " ".join(found["words"])
+    assert trained["seen"] in words and "max_minutes=null" in words
+    assert words.split(" ", 1)[0] == "This" and found["words"][0] in (folder / "report.html").read_text()
+    config = read_yaml(folder / "config.yaml")
+    assert (config["evaluate"]["limit"], config["train"]["max_minutes"]) == (asked, found["train_minutes"])
+
+    said.clear()
+    steps = read_jsonl(folder / "metrics.jsonl")
+    assert run(recipe, say=said.append) == folder
+    assert sum("already done" in line for line in said) == 4, said
+    assert read_jsonl(folder / "metrics.jsonl") == steps and read_json(folder / FILE) == found
+
+
+@pytest.mark.slow
+def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_was_asked(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(recipe.model_dump(), ["max_minutes=30", "train.epochs=1"])
+    monkeypatch.setattr("tuneloop.workflows.time_limit.ask_tuned_within", lambda *a: ask_tuned_within(*a[:2], 0.0))
+    said: list[str] = []
+    folder = run(recipe, say=said.append)
+    found, judged = read_json(folder / FILE), read_json(folder / "eval.json")
+    assert judged["n"] == found["test_rows"] == FIRST < found["all_test_rows"]
+    assert set(judged["baselines"]) >= {"zero-shot", "few-shot"} and judged["comparisons"]
+    baseline = read_jsonl(folder / "baselines" / "few-shot" / "samples.jsonl")
+    assert [row["id"] for row in baseline] == [row["id"] for row in read_jsonl(folder / "samples.jsonl")]
+    assert any(line.startswith("evaluate  time runs out") for line in said)
+    assert f"{FIRST} of {found['all_test_rows']} test rows were asked" in found["words"][0]
+
+    said.clear()
+    assert run(recipe, say=said.append) == folder
+    assert sum("already done" in line for line in said) == 4, said
+
+
+@pytest.mark.slow
+def test_where_all_fits_nothing_is_left_out(recipe: Recipe) -> None:
+    folder = run(make_recipe(recipe.model_dump(), ["max_minutes=30", "train.epochs=1"]))
+    found = read_json(folder / FILE)
+    assert found["test_rows"] == found["all_test_rows"] == read_json(folder / "eval.json")["n"]
+    assert found["full_run"] is None and found["words"] == []
+
+
+@pytest.mark.slow
+def test_training_by_itself_gets_the_whole_time_and_a_run_goes_on_from_it(recipe: Recipe) -> None:
+    folder, trained = train_alone(recipe, progress=no_progress, say=lambda line: None)
+    assert read_yaml(folder / "config.yaml")["train"]["max_minutes"] == 0.25
+    assert trained["seconds"] < 30
+    said: list[str] = []
+    assert run(recipe, say=said.append) == folder
+    assert any(line.startswith("train     already done") for line in said)
+
+
+def test_what_was_chosen_is_kept_for_the_same_recipe_alone(recipe: Recipe, tmp_path: Path) -> None:
+    assert limited(recipe, tmp_path) == recipe
+    chosen: dict[str, Any] = {"version": 1, "key": time_limit._key(recipe), "test_rows": 25, "train_minutes": 0.1}
+    write_json(tmp_path / FILE, chosen)
+    found = limited(recipe, tmp_path)
+    assert (found.evaluate.limit, found.train.max_minutes) == (25, 0.1)
+    other = make_recipe(recipe.model_dump(), ["train.epochs=3"])
+    assert limited(other, tmp_path) == other
+    stricter = make_recipe(recipe.model_dump(), ["evaluate.limit=10"])
+    assert limited(stricter, tmp_path).evaluate.limit == 10
+    free = make_recipe(recipe.model_dump(), ["max_minutes=null"])
+    assert limited(free, tmp_path) == free
+
+
+def test_the_evaluation_is_expected_to_take_what_zero_shot_took() -> None:
+    def cost(seconds: float, training: float = 0.0) -> dict[str, float]:
+        return {"seconds": seconds, "training_seconds": training}
+
+    costs = {
+        "zero-shot": cost(10), "zero-shot calibrated": cost(11), "few-shot": cost(20), "few-shot calibrated": cost(21),
+        "tf-idf": cost(1, 4),
+    }  # fmt: skip
+    assert expected_evaluation({"costs": costs, "seconds": 40.0}) == 15.0
+    assert expected_evaluation({"costs": {}}) == 0.0
+    # 8 of 40 rows, 5 ways, of the tuned model (as zero-shot), zero-shot and few-shot: as many answers as there are rows.
+    several = EvaluateConfig(consistency=5, consistency_rows=8)
+    assert expected_evaluation({"costs": costs, "seconds": 40.0, "n": 40}, several) == 15.0 + 40.0
+    assert expected_evaluation({"costs": costs, "seconds": 40.0, "n": 40}, EvaluateConfig()) == 15.0
+    assert expected_evaluation({"costs": {}}, several) == 0.0
+
+
+def test_a_machine_that_was_busy_while_zero_shot_was_asked_is_expected_to_be_as_fast_as_later() -> None:
+    def costs(few_seconds: float) -> dict[str, dict[str, float]]:
+        return {
+            "zero-shot": {"seconds": 80.0, "training_seconds": 0.0, "tokens": 2000},
+            "few-shot": {"seconds": few_seconds, "training_seconds": 0.0, "tokens": 1000},
+        }
+
+    assert (
+        expected_evaluation({"costs": costs(60.0), "seconds": 150.0}) == 90.0
+    )  # few-shot is slower by token, as usual
+    assert (
+        expected_evaluation({"costs": costs(15.0), "seconds": 105.0}) == 40.0
+    )  # 30 seconds at its speed, 10 of scoring

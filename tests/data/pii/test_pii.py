@@ -299,13 +299,22 @@ def test_ids_that_need_a_word_beside_them(word: str, value: str) -> None:
     assert redacted(f"it says {value} there") in (f"it says {value} there", "it says <PHONE> there")
 
 
-def test_verhoeff_finds_every_wrong_digit_and_every_swap() -> None:
+def test_a_wrong_digit_or_a_swap_makes_no_id() -> None:
     right = "234123412346"
-    assert identifiers.verhoeff(right)
+    spaced = "{:.4} {:.4} {:.4}".format
+    assert identifiers.is_national_id(spaced(right[:4], right[4:8], right[8:]))
     for i, c in enumerate(right):
-        assert not any(identifiers.verhoeff(right[:i] + d + right[i + 1 :]) for d in "0123456789" if d != c)
+        wrongs = [right[:i] + d + right[i + 1 :] for d in "0123456789" if d != c]
         swapped = right[:i] + right[i : i + 2][::-1] + right[i + 2 :]
-        assert swapped == right or not identifiers.verhoeff(swapped)
+        for wrong in [*wrongs, *([swapped] if swapped != right else [])]:
+            assert not identifiers.is_national_id(spaced(wrong[:4], wrong[4:8], wrong[8:]))
+
+
+def test_a_foreigners_number_in_belgium_and_sweden_and_a_recent_one_in_korea_count() -> None:
+    assert identifiers.is_national_id("98.47.28-997.65")  # the month is 40 higher
+    assert identifiers.is_national_id("701063-2391")  # the day is 60 higher
+    assert identifiers.is_national_id("210315-3123456")  # no check digit since October 2020
+    assert not identifiers.is_national_id("211315-3123456")
 
 
 def luhn_check_digit(digits: str) -> str:

@@ -115,13 +115,26 @@ def test_no_prompts_and_equal_prompts(tiny_model: Model) -> None:
     assert answers[0] == generate(tiny_model, [prompt], max_new_tokens=4)[0]
 
 
-def test_progress_reaches_its_end(tiny_model: Model) -> None:
-    seen: list[tuple[float, float]] = []
-    generate(
-        tiny_model, prompts_of(tiny_model), max_new_tokens=2, batch_rows=2,
-        progress=lambda task, done, total, /, **info: seen.append((done, total)),
-    )  # fmt: skip
-    assert seen[0] == (0, 5) and seen[-1] == (5, 5)
+def test_progress_names_the_reading_of_what_prompts_share_and_counts_within_a_batch(tiny_model: Model) -> None:
+    seen: list[tuple[str, float, float]] = []
+
+    def listen(task: str, done: float, total: float, /, **info: float | str) -> None:
+        seen.append((task, done, total))
+
+    prompts = prompts_of(tiny_model)
+    generate(tiny_model, prompts, max_new_tokens=2, batch_rows=2, progress=listen, task="ask")
+    assert seen[:3] == [
+        ("ask: reading what the prompts share", 0, 1),
+        ("ask: reading what the prompts share", 1, 1),
+        ("ask", 0, 5),
+    ]
+    assert seen[-1] == ("ask", 5, 5)
+    seen.clear()
+    trie = label_trie(LABEL_SETS["shared first tokens"], label_tokens(tiny_model, LABEL_SETS["shared first tokens"]))
+    choose(tiny_model, prompts, trie, progress=listen, task="ask")
+    assert [done for task, done, _ in seen if task == "ask"] == [0, 1, 2, 3, 4, 5], (
+        "rows of a batch are told of one by one"
+    )
 
 
 @pytest.mark.slow

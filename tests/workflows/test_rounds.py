@@ -10,7 +10,7 @@ import pytest
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows import rounds, systems
-from tuneloop.workflows.baselines import ask_untouched, untouched_examples
+from tuneloop.workflows.baselines import ask_untouched, baseline_stage, untouched_examples
 from tuneloop.workflows.prepare import prepare_stage
 from tuneloop.workflows.recipe import make_recipe
 from tuneloop.workflows.rounds import FIRST, ask_within
@@ -125,3 +125,20 @@ def test_the_next_round_has_what_fits_and_at_most_three_times_what_was_asked(
     asked: int, rows: int, fitting: float, more: int
 ) -> None:
     assert rounds._more(asked, rows, fitting) == more
+
+
+def test_a_baseline_is_told_of_before_the_next_is_asked(job: RunContext, dataset: Dataset) -> None:
+    told: list[str] = []
+    job.say = lambda line: told.append(line.split(":")[0].strip()) if line.startswith("baseline ") else None
+
+    def listen(task: str, done: float, total: float, /, **info: float | str) -> None:
+        if task.startswith(("few-shot", "cheap")) and not done:
+            told.append(task)
+
+    job.progress = listen
+    found = baseline_stage(job, dataset)
+    places = [
+        told.index(name) for name in ("baseline  zero-shot", "few-shot (6)", "baseline  few-shot", "cheap alternatives")
+    ]
+    assert places == sorted(places)
+    assert {f"baseline  {name}" for name in found} <= set(told)

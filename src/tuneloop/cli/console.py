@@ -206,9 +206,15 @@ def screen(quiet: bool) -> Iterator[Screen]:
                 "" if not speed else f"{speed:,.1f}/s" if speed >= 1 else f"{1 / speed:,.1f} s each", style="dim"
             )
 
+    class Left(TimeRemainingColumn):
+        """Time left, once enough is done to tell."""
+
+        def render(self, task: Task) -> Text:
+            return Text("") if EARLY * task.completed < (task.total or 0) else super().render(task)
+
     columns = [
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), Rate(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("left"), Left(), TextColumn("{task.fields[note]}", style="dim"),
     ]  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=60) as bars:
         shown.bars = bars

@@ -54,8 +54,8 @@ def command(
                 shown.say(f"next: {written['prepare']}")
             return
         shown.say(f"{len(review.items)} items in {review.folder}")
-        if not no_serve:
-            serve(review, host=host, port=port, say=shown.say)
+    if not no_serve:  # not with a screen at work: it would go on telling of the time that people take to read
+        serve(review, host=host, port=port, say=shown.say)
     found = results(review)
     if as_json:
         print_json(found)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.inference.sampling import GREEDY, Sampler, Sampling, greedy, highest
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
@@ -61,14 +61,15 @@ def _batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[in
         yield batch
 
 
-def _read_shared(model: Model, shared: list[int]) -> Any:
+def _read_shared(model: Model, shared: list[int], progress: Progress, task: str) -> Any:
     """Cache of the shared ids (one row), or None."""
     import torch
 
     if not shared:
         return None
     cache = model.new_cache()
-    model.hidden(torch.tensor([shared], device=model.device), cache=cache)
+    with busy(progress, f"{task}: reading what the prompts share"):
+        model.hidden(torch.tensor([shared], device=model.device), cache=cache)
     return cache
 
 
@@ -142,7 +143,7 @@ def generate(
         raise ValueError(f"{len(sampling)} samplings for {len(prompts)} prompts")
     with torch.inference_mode():
         split = _split(prompts)
-        prefix = _read_shared(model, split.shared)
+        prefix = _read_shared(model, split.shared, progress, task)
         done = 0
         lengths = [len(r) + max_new_tokens for r in split.rests]
         progress(task, 0, len(prompts))
@@ -366,7 +367,7 @@ def _label_scores(
 
     device = model.device
     split = _split(prompts)
-    prefix = _read_shared(model, split.shared)
+    prefix = _read_shared(model, split.shared, progress, task)
     tree, nodes = _Tree.of(trie, device), len(trie.ids)
     out = torch.empty(len(prompts), len(trie.labels))
     done = 0
@@ -387,8 +388,8 @@ def _label_scores(
         for row, i in enumerate(batch):
             logp = _token_scores(hidden[row], model.head, tree.arc_parent, tree.arc_token)
             out[i] = tree.scores(logp[None])[0].cpu()
+            progress(task, done + row + 1, len(prompts))
         done += len(batch)
-        progress(task, done, len(prompts))
     return out
 
 
@@ -420,7 +421,7 @@ def _best_first(
 
     device = model.device
     split = _split(prompts)
-    prefix = _read_shared(model, split.shared)
+    prefix = _read_shared(model, split.shared, progress, task)
     tree = _Tree.of(trie, device)
     out = torch.empty(len(prompts), len(trie.labels))
     depth = max(trie.lengths)

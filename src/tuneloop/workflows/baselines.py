@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +47,38 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
         if not taken:
             job.say("baselines already done")
         return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
-    began = time.monotonic()
-    asked = _ask_untouched(job, dataset, rows) if answered is None else dict(answered.asked)
+    began = time.monotonic() - (answered.seconds if answered else 0.0)
+    asked: dict[str, Asked] = {}
+    evaluations: dict[str, Evaluation] = {}
+    for some in _ask_all(job, dataset, rows, answered):
+        asked |= some
+        evaluations |= _score_all(job, dataset, rows, some)
+    return _write(job, dataset, rows, evaluations, asked, key, began)
+
+
+def _ask_all(
+    job: RunContext, dataset: Dataset, rows: Sequence[Row], answered: Answered | None
+) -> Iterator[Mapping[str, Asked]]:
+    """The answers of all baselines, those of each way to ask as soon as they are there."""
+    if answered is None:
+        yield from _ask_untouched(job, dataset, rows)
+    else:
+        yield answered.asked
     with busy(job.progress, "cheap alternatives"):  # their libraries take a while to load
-        asked |= _ask_majority(dataset, rows)
-    asked |= _ask_classical(job, dataset, rows)
-    return _write(job, dataset, rows, asked, key, began - (answered.seconds if answered else 0.0))
+        majority = _ask_majority(dataset, rows)
+    yield majority
+    yield _ask_classical(job, dataset, rows)
+
+
+def _score_all(
+    job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Mapping[str, Asked]
+) -> dict[str, Evaluation]:
+    """Score baselines' answers and say what came of them."""
+    evaluations = {}
+    for name, result in asked.items():
+        evaluations[name] = score(job, dataset, rows, result)
+        job.say(f"baseline  {name}: {headline(evaluations[name])}")
+    return evaluations
 
 
 def on_fewer_rows(
@@ -61,7 +87,9 @@ def on_fewer_rows(
     """The baselines on some of their rows, in the place of those on all: there was no time to ask the tuned model the others."""
     listed = read_json(job.folder / "baselines" / "baselines.json")
     asked = {name: _part(evaluation, rows, listed["costs"][name]) for name, evaluation in baselines.items()}
-    return _write(job, dataset, rows, asked, _baselines_key(job, dataset), time.monotonic() - listed["seconds"])
+    began = time.monotonic() - listed["seconds"]
+    scored = _score_all(job, dataset, rows, asked)
+    return _write(job, dataset, rows, scored, asked, _baselines_key(job, dataset), began)
 
 
 def _part(evaluation: Evaluation, rows: Sequence[Row], cost: Mapping[str, Any]) -> Asked:
@@ -89,32 +117,33 @@ def _baselines_key(job: RunContext, dataset: Dataset) -> str:
 
 
 def _write(
-    job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Mapping[str, Asked], key: str, began: float
+    job: RunContext,
+    dataset: Dataset,
+    rows: Sequence[Row],
+    evaluations: dict[str, Evaluation],
+    asked: Mapping[str, Asked],
+    key: str,
+    began: float,
 ) -> dict[str, Evaluation]:
-    """Score the baselines' answers and write `baselines/`.
+    """Write `baselines/` and say which of them is worth its price.
 
     Args:
+        evaluations: of the answers in `asked`.
         began: by `time.monotonic`, so that the seconds since then are what the baselines took.
     """
     from tuneloop.evaluate.leaderboard import leaderboard, leaderboard_in_words
 
     folder = job.folder / "baselines"
-    evaluations: dict[str, Evaluation] = {}
-    places: dict[str, str] = {}
-    for name, result in asked.items():
-        evaluations[name] = score(job, dataset, rows, result)
-        places[name] = name.replace(" ", "-").replace("+-", "")
-        costs = {name: cost_of(job, result)}
-        write_scored(job, folder / places[name], evaluations[name], dataset, name=name, costs=costs, key=key)
+    places = {name: name.replace(" ", "-").replace("+-", "") for name in evaluations}
     costs = {name: cost_of(job, result) for name, result in asked.items()}
+    for name, evaluation in evaluations.items():
+        write_scored(job, folder / places[name], evaluation, dataset, name=name, costs={name: costs[name]}, key=key)
     rungs = leaderboard(evaluations, costs)
     words = leaderboard_in_words(rungs)
     seconds = time.monotonic() - began
     listed = {"version": 1, "key": key, "n": len(rows), "contenders": places, "costs": costs, "ladder": rungs, "words": words,
               "seconds": round(seconds, 1)}  # fmt: skip
     write_json(folder / "baselines.json", listed)
-    for name, evaluation in evaluations.items():
-        job.say(f"baseline  {name}: {headline(evaluation)}")
     for sentence in words:
         job.say(f"          {sentence}")
     return evaluations
@@ -148,21 +177,18 @@ def _busy_before(costs: Mapping[str, Mapping[str, float]]) -> float:
     return max(zero["seconds"] - few["seconds"] * zero["tokens"] / few["tokens"], 0.0)
 
 
-def _ask_untouched(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
+def _ask_untouched(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterator[dict[str, Asked]]:
     from tuneloop.models.lora import lora_disabled
 
     wanted = job.recipe.baselines
-    asked: dict[str, Asked] = {}
-    if not wanted.zero_shot and not wanted.few_shot:
-        return asked
-    with lora_disabled(job.model.net):
-        if wanted.zero_shot:
+    if wanted.zero_shot:
+        with lora_disabled(job.model.net):
             found = ask_untouched(job, dataset, rows)
-            asked |= {f"zero-shot {kind}".strip(): result for kind, result in found.items()}
-        if wanted.few_shot and (examples := untouched_examples(job, dataset, rows)):
+        yield {f"zero-shot {kind}".strip(): result for kind, result in found.items()}
+    if wanted.few_shot and (examples := untouched_examples(job, dataset, rows)):
+        with lora_disabled(job.model.net):
             found = ask_untouched(job, dataset, rows, examples)
-            asked |= {f"few-shot {kind}".strip(): result for kind, result in found.items()}
-    return asked
+        yield {f"few-shot {kind}".strip(): result for kind, result in found.items()}
 
 
 def ask_untouched(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.evaluate.calibration import label_probabilities
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluate.evaluate import sample_rows
@@ -267,7 +267,8 @@ def ask(
     if calibrated:
         blank = _content_free(rows[0])
         shown = model.template.prompt_ids(prompt_turns(blank, examples=examples), blank.tools)
-        offset = choose(model, [shown], trie)[0].scores or {}
+        with busy(progress, f"{task}: calibrating"):
+            offset = choose(model, [shown], trie)[0].scores or {}
         subtracted = [_calibrated(answer, offset) for answer in answers]
         sure = tuple(label_probabilities(subtracted, lengths, shifted=True))
         seconds = time.monotonic() - started

@@ -26,6 +26,7 @@ def reference() -> str:
 
     from tuneloop.cli.main import app
     from tuneloop.data.reasons import REASONS, REPAIRS
+    from tuneloop.records.schemas import RECORDS
     from tuneloop.workflows.recipe import ALIASES, describe_keys
 
     group = typer.main.get_command(app)
@@ -43,6 +44,9 @@ def reference() -> str:
         parts.append(f"| `{key}` | {f'`{default}`' if default else ''} | {meaning.replace('|', chr(92) + '|')} |")
     parts.append("\nOther tools' names are understood:\n\n| name | is |\n|---|---|")
     parts += [f"| `{alias}` | `{key}` |" for alias, key in ALIASES.items()]
+    parts.append("\n## Records\n\nWhat the files hold. `tuneloop schema --record NAME` prints the JSON Schema.\n")
+    parts.append("| record | is |\n|---|---|")
+    parts += [f"| `{name}` | {file} |" for name, (_, _, file) in RECORDS.items()]
     parts.append("\n## Reasons in rejects.jsonl\n\n| reason | meaning |\n|---|---|")
     parts += [f"| `{word}` | {meaning} |" for word, meaning in REASONS.items()]
     parts.append("\n## Kinds in repairs.jsonl\n\n| kind | meaning |\n|---|---|")

@@ -66,7 +66,7 @@ def test_a_wrong_value_is_named(
         place = place[parent]
     place[last] = value
     (tmp_path / "dataset.json").write_text(json.dumps(broken))
-    with pytest.raises(UserError, match=f"manifest is damaged: {named}"):
+    with pytest.raises(UserError, match=f"The file is damaged: {named}"):
         read_manifest(tmp_path)
 
 

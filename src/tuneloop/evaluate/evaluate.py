@@ -24,7 +24,7 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.label_use import LabelUse, label_use
 from tuneloop.evaluate.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
 from tuneloop.records.completion import Answer
-from tuneloop.records.evaluation import Estimate, lower_is_better
+from tuneloop.records.evaluation import Comparison, Estimate, lower_is_better
 from tuneloop.records.rows import Row
 
 # Metrics with the same row scores as another one, whose exact interval and test they share.
@@ -143,43 +143,6 @@ class Evaluation:
         wanted = [self.primary, *labels, "accuracy", "macro_f1", *fields, "field_f1", "schema_valid", "pass@1", "rougeL", "chrf",
                   *own, "invalid_rate"]  # fmt: skip
         return [name for name in dict.fromkeys(wanted) if name in self.metrics]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How far b is above a on one metric over the same rows.
-
-    Args:
-        delta: b - a; `low` and `high` are its 95 % interval.
-        p: two-sided p-value of `test`.
-        verdict: `better` (b), `worse` or `not enough evidence`, by `p_holm`.
-        p_holm: `p` adjusted (Holm) for what is tested beside it: see `adjusted`.
-        effect: size of the difference without its unit: `effect_kind` tells which.
-        detectable: the smallest difference that these rows would have shown (80 % power).
-        more_rows: with no verdict, how many further rows would show a difference as large as this one; else None.
-        rows_needed: rows in all that show a difference as large as this one with 80 % power; None where no number follows.
-        only_a, only_b: rows that one side alone has right (right-or-wrong metrics of rows that form no clusters).
-        apart: rows, or clusters, on which the two differ, where that can be told.
-    """
-
-    a: str
-    b: str
-    metric: str
-    delta: float
-    low: float
-    high: float
-    p: float
-    verdict: str
-    test: str
-    p_holm: float = math.nan
-    effect: float = math.nan
-    effect_kind: str = ""
-    detectable: float = math.nan
-    more_rows: int | None = None
-    rows_needed: int | None = None
-    only_a: int | None = None
-    only_b: int | None = None
-    apart: int | None = None
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int) -> list[Row]:

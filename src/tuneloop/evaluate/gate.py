@@ -22,7 +22,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, read_jsonl, sha256_file, write_json
 from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
 from tuneloop.records.completion import Answer
-from tuneloop.records.evaluation import lower_is_better
+from tuneloop.records.evaluation import GateCheck, lower_is_better
 from tuneloop.records.rows import Row
 
 if TYPE_CHECKING:
@@ -33,31 +33,6 @@ Ask = Callable[[Sequence[Row]], list[Answer]]
 
 
 # --- the verdict -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Check:
-    """One demand and what came of it.
-
-    Args:
-        kind: `must_pass`, `metric`, `forgetting` or `latency`.
-        name: what was demanded.
-        status: `pass`, `fail` or `inconclusive`.
-        message: a sentence for people.
-        value, low, high: the figure that decides, with its 95 % interval where there is one.
-        limit: what it is held against.
-        rows: rows that it rests on.
-    """
-
-    kind: str
-    name: str
-    status: Status
-    message: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    limit: float | None = None
-    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +160,7 @@ def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
 # --- rows that must pass -----------------------------------------------------------------------
 
 
-def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[Check], list[dict[str, Any]]]:
+def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateCheck], list[dict[str, Any]]]:
     """The rows' checks, and those that passed only sometimes."""
     demands = suite.must_pass
     place = {row.id: i for i, row in enumerate(side.evaluation.rows)}
@@ -218,11 +193,11 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[Check], 
     return checks, flaky
 
 
-def _row_check(name: str, outcomes: list[bool], suite: Suite) -> Check:
+def _row_check(name: str, outcomes: list[bool], suite: Suite) -> GateCheck:
     passed, n = sum(outcomes), len(outcomes)
     if not n:
         what = "could not be asked: this evaluation has no model at hand"
-        return Check("must_pass", name, "inconclusive", f"{name}: {what}", rows=0)
+        return GateCheck("must_pass", name, "inconclusive", f"{name}: {what}", rows=0)
     found: Status = "pass" if passed == n else "fail" if not passed else suite.flaky
     words = (
         "passes"
@@ -231,7 +206,7 @@ def _row_check(name: str, outcomes: list[bool], suite: Suite) -> Check:
         if not passed
         else f"flaky: passes {passed} of {n} times"
     )
-    return Check("must_pass", name, found, f"{name}: {words}", value=passed / n, limit=1.0, rows=n)
+    return GateCheck("must_pass", name, found, f"{name}: {words}", value=passed / n, limit=1.0, rows=n)
 
 
 def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
@@ -270,7 +245,7 @@ def _passes(demand: MustPass, side: Side, at: int | None, answer: Answer) -> boo
 
 def _metric(
     limit: MetricLimit, candidate: Side, base: Side, fields: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Check]:
+) -> Iterator[GateCheck]:
     """The checks of one entry of `metrics`: on all rows, on a slice, or on each value of a field."""
     known = list(candidate.evaluation.metrics)
     if limit.metric not in known:
@@ -373,7 +348,7 @@ def _only(side: Side, ids: set[str] | None) -> Evaluation:
     )
 
 
-def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate: Evaluation) -> Check:
+def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate: Evaluation) -> GateCheck:
     """Non-inferiority: the interval of the gain must lie above -margin.
 
     Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
@@ -382,14 +357,14 @@ def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate:
     from tuneloop.evaluate.evaluate import compare
 
     if metric not in candidate.metrics or metric not in base.metrics:
-        return Check("metric", title, "inconclusive", f"{title}: not measured on both", limit=-margin)
+        return GateCheck("metric", title, "inconclusive", f"{title}: not measured on both", limit=-margin)
     sign = -1.0 if lower_is_better(metric) else 1.0
     pair = next((c for c in compare("base", base, "candidate", candidate, only=[metric]) if c.metric == metric), None)
     if pair is None or math.isnan(pair.low):
         gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)
         found: Status = "inconclusive" if math.isnan(gain) else "pass" if gain >= -margin else "fail"
         message = f"{title}: {gain:+.4g} against the base, margin {margin:g} (no interval: the figure alone decides)"
-        return Check("metric", title, found, message, gain, limit=-margin, rows=candidate.n)
+        return GateCheck("metric", title, found, message, gain, limit=-margin, rows=candidate.n)
     low, high = sorted((sign * pair.low, sign * pair.high))
     gain = sign * pair.delta
     found = "pass" if low >= -margin else "fail" if high < -margin else "inconclusive"
@@ -398,15 +373,15 @@ def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate:
         needed = rows_to_settle(gain + margin, low + margin, high + margin, candidate.n)
         if needed and needed < 100 * candidate.n:
             message += f"; about {max(needed, candidate.n + 1):,} rows would settle it"
-    return Check("metric", title, found, message, gain, low, high, -margin, candidate.n)
+    return GateCheck("metric", title, found, message, gain, low, high, -margin, candidate.n)
 
 
 def _bound(
     title: str, metric: str, candidate: Evaluation, *, at_least: float | None = None, at_most: float | None = None
-) -> Check:
+) -> GateCheck:
     """The candidate's own value: its interval must lie on the right side of the limit."""
     if metric not in candidate.metrics:
-        return Check("metric", title, "inconclusive", f"{title}: not measured on these rows", rows=candidate.n)
+        return GateCheck("metric", title, "inconclusive", f"{title}: not measured on these rows", rows=candidate.n)
     found = candidate.metrics[metric]
     if at_least is not None:
         return _within(title, "metric", (found.value, found.low, found.high), at_least, above=True, rows=candidate.n)
@@ -416,7 +391,7 @@ def _bound(
 
 def _within(
     title: str, kind: str, figure: tuple[float, float, float], limit: float, *, above: bool, rows: int | None = None
-) -> Check:
+) -> GateCheck:
     """Whether a figure's interval (or the figure, where there is none) is above or below a limit."""
     value, low, high = figure
     bare = math.isnan(low) or math.isnan(high)
@@ -427,20 +402,20 @@ def _within(
     status: Status = "pass" if worst >= edge else "fail" if best < edge else "inconclusive"
     bounds = "" if bare else f" [{low:.4g}, {high:.4g}]"
     message = f"{title}: {value:.4g}{bounds}, at {'least' if above else 'most'} {limit:g}"
-    return Check(kind, title, status, message, value, None if bare else low, None if bare else high, limit, rows)
+    return GateCheck(kind, title, status, message, value, None if bare else low, None if bare else high, limit, rows)
 
 
 # --- forgetting and latency --------------------------------------------------------------------
 
 
-def _forgetting(limit: Forgetting, side: Side) -> Check:
+def _forgetting(limit: Forgetting, side: Side) -> GateCheck:
     measured = side.manifest.get("forgetting")
     score = measured.get("score", measured) if isinstance(measured, Mapping) else measured
     figure: Mapping[str, Any] = score if isinstance(score, Mapping) else {"value": score}
     value, low, high = (_number(figure.get(key)) for key in ("value", "low", "high"))
     if math.isnan(value):
         what = "forgetting: not measured in this evaluation"
-        return Check("forgetting", "forgetting", "inconclusive", what, limit=limit.at_most)
+        return GateCheck("forgetting", "forgetting", "inconclusive", what, limit=limit.at_most)
     return _within("forgetting", "forgetting", (value, low, high), limit.at_most, above=False)
 
 
@@ -448,7 +423,7 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[Check]:
+def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[GateCheck]:
     own, theirs = _seconds(candidate), _seconds(base)
     wanted = [("seconds a row", own, limit.seconds_per_row)]
     wanted.append(("times the base's time", own / theirs if own and theirs else None, limit.ratio))
@@ -456,7 +431,7 @@ def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[Check]:
         if most is None:
             continue
         if value is None:
-            yield Check("latency", title, "inconclusive", f"latency: {title} not measured", limit=most)
+            yield GateCheck("latency", title, "inconclusive", f"latency: {title} not measured", limit=most)
         else:
             yield _within(title, "latency", (value, math.nan, math.nan), most, above=False, rows=candidate.evaluation.n)
 

@@ -3,46 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tuneloop.core.stats import NOT_ENOUGH
-from tuneloop.evaluate.evaluate import Comparison, Evaluation, compare
+from tuneloop.evaluate.evaluate import Evaluation, compare
 from tuneloop.evaluate.verdict import kind_of, seen_from
-from tuneloop.records.evaluation import lower_is_better
-
-Kind = Literal["constant", "prompt", "classical", "tuned"]
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One contender.
-
-    Args:
-        kind: `constant` answers every row with the most frequent label.
-        gain, gain_low, gain_high, p, verdict: of the deciding metric over the few-shot prompt (over the best prompt
-            where there was none); positive: this contender is better; None for that prompt itself.
-        training_seconds, training_usd: spent before the first answer.
-        prompt_tokens, tokens: of one request, read (examples included) and written.
-        usd_per_1000: dollars of 1,000 requests; None where no price is known.
-    """
-
-    name: str
-    kind: Kind
-    metric: str
-    value: float
-    low: float
-    high: float
-    gain: float | None
-    gain_low: float | None
-    gain_high: float | None
-    p: float | None
-    verdict: str
-    training_seconds: float
-    training_usd: float
-    prompt_tokens: float
-    tokens: float
-    usd_per_1000: float | None
+from tuneloop.records.evaluation import Comparison, Rung, RungKind, lower_is_better
 
 
 def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, float | None]:
@@ -86,7 +52,7 @@ def leaderboard(
     kinds = {name: _kind(name, tuned) for name in evaluations}
     before = _reference(evaluations, kinds, metric)
     prices = usd_per_1000({name: cost for name, cost in costs.items() if name in evaluations}, n)
-    order: list[Kind] = ["constant", "prompt", "classical", "tuned"]
+    order: list[RungKind] = ["constant", "prompt", "classical", "tuned"]
     rungs = []
     for name, evaluation in sorted(evaluations.items(), key=lambda item: order.index(kinds[item[0]])):
         own, cost = evaluation.metrics.get(metric), costs.get(name, {})
@@ -112,11 +78,11 @@ def _over(before: str, evaluations: Mapping[str, Evaluation], name: str, metric:
     return next((seen_from(name, pair) for pair in pairs if pair.metric == metric), None)
 
 
-def _kind(name: str, tuned: Sequence[str]) -> Kind:
+def _kind(name: str, tuned: Sequence[str]) -> RungKind:
     return "tuned" if name in tuned else kind_of(name)
 
 
-def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, Kind], metric: str) -> str | None:
+def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, RungKind], metric: str) -> str | None:
     """The best few-shot prompt, else the best prompt."""
     prompts = [name for name, e in evaluations.items() if kinds[name] == "prompt" and metric in e.metrics]
     shown = [name for name in prompts if "few-shot" in name] or prompts

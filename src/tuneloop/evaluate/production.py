@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,52 +13,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.stats import Array, Statistics
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.metrics import last_user_turn, ratio
-from tuneloop.records.evaluation import Estimate
+from tuneloop.records.evaluation import Against, Estimate
 from tuneloop.records.rows import Row
 
 FEWEST = 20  # rows on either side
 MOST = 20_000  # production rows that are read; beyond that the first decide
 NOTICEABLE = 0.6  # area under the curve from which a difference is worth words
 LARGEST_WEIGHT = 20.0  # of a row, relative to the mean
-
-
-@dataclass(frozen=True)
-class Against:
-    """Test rows against production.
-
-    Args:
-        rows: production rows.
-        differs: whether the two can surely be told apart, and well enough to matter.
-        auc: how well a classifier tells them apart on rows that it has not seen; 0.5 is not at all.
-        p: of the test that it can't.
-        differs_in: what differs, in words.
-        metric: that decides.
-        score: as measured on the test rows.
-        reweighted: of the test rows weighted as production would have them.
-        effective_rows: how many unweighted rows the weighted ones are worth; few: production asks what the test
-            set hardly holds.
-    """
-
-    rows: int
-    differs: bool
-    auc: float
-    p: float
-    differs_in: list[str]
-    metric: str
-    score: float
-    reweighted: Estimate
-    effective_rows: float
-
-    def in_words(self) -> str:
-        """One sentence."""
-        if not self.differs:
-            return f"The test rows look like production (told apart with AUC {self.auc:.2f}; 0.5 is chance)."
-        what = "; ".join(self.differs_in) or "its wording"
-        return (
-            f"Your test set differs from production in {what}. Weighted as production, {self.metric} is "
-            f"{self.reweighted.value:.3f} (95 % interval {self.reweighted.low:.3f} to {self.reweighted.high:.3f}) "
-            f"instead of {self.score:.3f}, from what is worth {self.effective_rows:.0f} rows."
-        )
 
 
 def against_production(evaluation: Evaluation, production: Sequence[Row]) -> Against:

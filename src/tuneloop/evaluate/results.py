@@ -10,13 +10,14 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl, write_json, write_jsonl
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import AnswerStats, Comparison, Evaluation, adjusted, evaluate
+from tuneloop.evaluate.evaluate import AnswerStats, Evaluation, adjusted, evaluate
 from tuneloop.evaluate.metrics import last_user_turn, references_of
 from tuneloop.evaluate.production import against_production
 from tuneloop.evaluate.slices import breakdown, breakdown_in_words
 from tuneloop.evaluate.verdict import decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
 from tuneloop.records.completion import Answer
+from tuneloop.records.evaluation import Comparison
 from tuneloop.records.rows import Row
 
 

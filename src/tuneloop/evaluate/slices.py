@@ -6,7 +6,6 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
@@ -20,6 +19,7 @@ from tuneloop.evaluate.calibration import reliability
 from tuneloop.evaluate.evaluate import CLUSTER_NAMES, Evaluation
 from tuneloop.evaluate.metrics import last_user_turn
 from tuneloop.evaluate.multilabel import label_lists
+from tuneloop.records.evaluation import Slice
 from tuneloop.records.rows import Row
 
 FEWEST = 5  # rows of a slice, and outside it
@@ -33,35 +33,6 @@ TIME_NAMES = ("time", "timestamp", "created", "created_at", "date", "datetime", 
 # Of `meta`: where a row stands, what it is marked by, and what belongs to its answer.
 _NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "entry_point", "test_list", "test_setup_code",
              *CLUSTER_NAMES}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What single rows are judged by (`Evaluation.row_metric`) on some rows, against all other rows.
-
-    Args:
-        field, value: what the rows have in common.
-        n: rows.
-        score: their mean; `low` and `high` are its 95 % interval.
-        rest: the mean of all other rows.
-        delta: score - rest, with its interval `delta_low`, `delta_high`.
-        p: two-sided p-value; `p_holm` is adjusted for all slices looked at.
-        verdict: `worse` or `better` than the rest, or `not enough evidence`, by `p_holm`.
-    """
-
-    field: str
-    value: str
-    n: int
-    score: float
-    low: float
-    high: float
-    rest: float
-    delta: float
-    delta_low: float
-    delta_high: float
-    p: float
-    p_holm: float
-    verdict: str
 
 
 def breakdown(

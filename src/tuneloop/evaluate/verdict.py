@@ -10,98 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from tuneloop.core.stats import NOT_ENOUGH
 from tuneloop.evaluate.classical import CLASSICAL, MAJORITY
-from tuneloop.evaluate.evaluate import Comparison, Evaluation, rows_needed
-from tuneloop.records.evaluation import lower_is_better
+from tuneloop.evaluate.evaluate import Evaluation, rows_needed
+from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing, Verdict, lower_is_better
 
-Outcome = Literal["better", "promising", "not enough evidence", "mixed", "worse", "not compared"]
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
 # From here to 0.05 a gain is promising, not proven: such a p-value speaks at most 14 to 1 for a difference (see `best_odds`).
 # Source: Benjamin et al. 2018, "Redefine statistical significance", Nature Human Behaviour 2.
 PROVEN = 0.005
 
-Kind = Literal["prompt", "classical", "constant"]
 
-
-def kind_of(name: str) -> Kind:
+def kind_of(name: str) -> BaselineKind:
     """What kind of alternative a contender is, by its name; whatever is no classifier and no constant answer is a way of prompting."""
     return "constant" if name == MAJORITY else "classical" if name in CLASSICAL else "prompt"
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How one contender stands against another.
-
-    Args:
-        name, against: the two.
-        kind: of `against`.
-        outcome: `better`: surely better by the metric that decides, and surely worse by no headline metric; `promising`: the
-            same with a p-value of 0.005 or more; `mixed`: surely better by some headline metrics and surely worse by others;
-            `worse`: surely worse by some and better by none; else `not enough evidence`.
-        gain, low, high: by the metric that decides, with its 95 % interval; positive: `name` is better, whether more or less of
-            the metric is better.
-        p, p_holm, only_name, only_against, apart: see `Comparison`.
-        rows_needed: rows in all that settle it: with 80 % power they show a difference as large as this one with p below 0.005.
-        gained, lost: headline metrics by which it is surely better or worse, with the gain in each.
-    """
-
-    name: str
-    against: str
-    kind: Kind
-    outcome: Outcome
-    gain: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    rows_needed: int | None
-    only_name: int | None
-    only_against: int | None
-    apart: int | None
-    gained: dict[str, float]
-    lost: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What may be said of a contender.
-
-    Args:
-        name: the contender.
-        outcome: the weakest of its standings; `not compared` without any.
-        against: the alternative that this is about: of those that it stands weakest against, the best one.
-        metric: the metric that decides.
-        why: why this one does, where that isn't plain; else empty.
-        never: labels of the rows that it never gives, the most frequent first; `only`: the one that it gives to every row.
-        standings: against each alternative, the best one first; where others are compared with the same contender, theirs follow.
-    """
-
-    name: str
-    outcome: Outcome
-    against: str | None
-    metric: str
-    why: str
-    never: list[str]
-    only: str | None
-    standings: list[Standing]
-
-    @property
-    def own(self) -> list[Standing]:
-        """The contender's own standings."""
-        return [s for s in self.standings if s.name == self.name]
-
-    @property
-    def weakest(self) -> Standing | None:
-        """The standing that the outcome is about."""
-        return next((s for s in self.own if s.against == self.against), None)
-
-    def best_of(self, kind: Kind) -> Standing | None:
-        """Against the best alternative of a kind."""
-        return next((s for s in self.own if s.kind == kind), None)
 
 
 def decide(evaluations: Mapping[str, Evaluation], comparisons: Sequence[Comparison], name: str) -> Verdict:

@@ -9,7 +9,8 @@ from tuneloop.core.stats import NOT_ENOUGH, detectable, least_apart
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.label_use import LabelUse
 from tuneloop.evaluate.metrics import LONGEST_LABEL
-from tuneloop.evaluate.verdict import PROVEN, Standing, Verdict, best_odds
+from tuneloop.evaluate.verdict import PROVEN, best_odds
+from tuneloop.records.evaluation import Standing, Verdict
 
 _TITLES = {
     "accuracy": "accuracy",

@@ -1,51 +1,60 @@
-"""`dataset.json`: what a prepared data set says of itself."""
+"""A prepared data set: `dataset.json`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import NonNegativeInt
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
+from tuneloop.records.record import Part, Record, read_record
 
 MANIFEST = "dataset.json"
 AGAIN = "run `tuneloop prepare` again"
 
 
-class _Read(BaseModel):
-    """A part of a file that an older or newer version may have written: keys that are not known are left alone."""
+class TokenStatistics(Part):
+    """Tokens of the rows of a split.
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class TokenStatistics(_Read):
-    """Tokens of the rows of a split."""
+    Args:
+        supervised: those that are trained on.
+        p50, p90: nearest rank.
+        measured: rows that were measured, where the figures are estimates.
+        of_rows: rows of the whole split, where the figures are of a sample.
+    """
 
     total: NonNegativeInt
     supervised: NonNegativeInt = 0
+    min: NonNegativeInt = 0
     p50: NonNegativeInt
     p90: NonNegativeInt
     max: NonNegativeInt
     mean: float
+    measured: NonNegativeInt | None = None
+    of_rows: NonNegativeInt | None = None
 
 
-class SplitFile(_Read):
-    """A split's file: its name in the folder, its rows and its hash.
+class RowsFile(Part):
+    """A file of rows: its name in the folder, its rows and its hash."""
+
+    path: str = ""
+    rows: NonNegativeInt
+    sha256: str
+
+
+class SplitFile(RowsFile):
+    """A split's file.
 
     Args:
         labels: rows of each label.
     """
 
-    path: str = ""
-    rows: NonNegativeInt
-    sha256: str
     tokens: TokenStatistics | None = None
     labels: dict[str, NonNegativeInt] | None = None
 
 
-class Splits(_Read):
+class Splits(Part):
     """The splits of a data set."""
 
     train: SplitFile
@@ -53,58 +62,99 @@ class Splits(_Read):
     test: SplitFile
 
 
-class SourceOfRows(_Read):
-    """A source file: its path and its hash when it was read."""
+class SourceOfRows(Part):
+    """A source file: its path, its hash when it was read, its records, and the split that it was given for."""
 
     path: str
     sha256: str
+    rows: NonNegativeInt = 0
+    encoding: str = ""
+    split: str | None = None
 
 
-class Check(_Read):
-    """What one check of the rows found."""
+class Check(Part):
+    """What one check of the rows found: `ok`, `warn` or `error`; how many rows it concerns, ids of some, and what to do."""
 
     name: str
     level: str
     message: str
+    rows: int | None = None
+    remedy: str = ""
+    examples: list[Any] = []
 
 
-class Counts(_Read):
-    """Records that were read, kept and rejected."""
+class Counts(Part):
+    """Records that were read, kept and rejected, rows that came of splitting long ones, and rows of each split."""
 
     read: NonNegativeInt
     kept: NonNegativeInt
     rejected: NonNegativeInt
     added: NonNegativeInt = 0
+    train: NonNegativeInt = 0
+    val: NonNegativeInt = 0
+    test: NonNegativeInt = 0
 
 
-class Format(_Read):
-    """The format of the records, and which columns hold what."""
+class Format(Part):
+    """The format of the records, which columns hold what, and how it was found out."""
 
     name: str
     columns: dict[str, Any] = {}
+    reason: str = ""
+    turns: dict[str, Any] | None = None
+    texts: list[str] | None = None
+    many_labels: bool = False
 
 
-class DatasetManifest(_Read):
-    """`dataset.json`, as far as other stages read it."""
+class DatasetManifest(Record):
+    """`dataset.json`: a prepared data set. It is written last and makes the folder complete.
 
-    version: Literal[1]
+    Args:
+        id: name and the first digits of the hash.
+        hash: of what the splits hold and of the configuration.
+        key: hash of everything that preparing depends on.
+        model: what identifies the tokenizer that rows were measured with.
+        task: `classification`, `generation` or `chat`.
+        labels: of the rows, in order.
+        config: the settings.
+        rejected, repaired: reason or kind -> records; `words`: what these words mean.
+        personal: kind of personal data -> times.
+        too_long: the policy for long rows, and what became of them.
+        languages: rows of each.
+        mix: general data that was blended in; `general`: general rows that were held out.
+        forgotten: rows that were removed for a person.
+        template_adds: what the chat template adds by itself.
+    """
+
+    title: ClassVar[str] = "a data set"
+    file: ClassVar[str] = MANIFEST
+    again: ClassVar[str] = AGAIN
+
     id: str
     hash: str
     name: str
+    key: str = ""
+    seed: int | None = None
+    model: str = ""
+    tool_version: str = ""
     task: str
-    seed: int
-    splits: Splits
+    format: Format | None = None
+    labels: list[str] | None = None
+    sources: list[SourceOfRows] = []
     config: dict[str, Any]
     counts: Counts
     rejected: dict[str, NonNegativeInt]
     repaired: dict[str, NonNegativeInt] = {}
+    personal: dict[str, NonNegativeInt] = {}
+    too_long: dict[str, Any] | None = None
     languages: dict[str, NonNegativeInt] | None = None
-    labels: list[str] | None = None
-    format: Format | None = None
-    sources: list[SourceOfRows] = []
-    checks: list[Check] = []
+    splits: Splits
     mix: dict[str, Any] | None = None
+    general: RowsFile | None = None
     forgotten: dict[str, Any] | None = None
+    template_adds: Any = None
+    words: dict[str, Any] = {}
+    checks: list[Check] = []
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
@@ -121,14 +171,4 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     if not path.is_file():
         step = f"`tuneloop prepare` writes {MANIFEST} when it is done"
         raise UserError("No complete data set here", where=str(path.parent), next_step=step)
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("version") != 1:
-        raise UserError("Not a data set of this version", where=str(path), next_step=AGAIN)
-    try:
-        DatasetManifest.model_validate(manifest)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        what = f"{key} is missing" if first["type"] == "missing" else f"{key}: {first['msg'].lower()}"
-        raise UserError(f"The data set's manifest is damaged: {what}", where=str(path), next_step=AGAIN) from None
-    return manifest
+    return read_record(DatasetManifest, path).as_json()

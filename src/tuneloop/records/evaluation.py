@@ -1,13 +1,17 @@
-"""Figures of an evaluation."""
+"""What an evaluation comes to: `eval.json`, `baselines/baselines.json`, `gate.json`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from tuneloop.records.completion import Answer
+from tuneloop.records.record import Number, Part, Record
 from tuneloop.records.rows import Row
 
+EVALUATION = "eval.json"
 LOWER_IS_BETTER = frozenset({"perplexity", "loss", "ece", "invalid_rate"})
 
 
@@ -16,14 +20,536 @@ def lower_is_better(metric: str) -> bool:
     return metric.rpartition(".")[2] in LOWER_IS_BETTER
 
 
+# A contender: takes the prompts of rows, gives an answer to each, in order.
+AnswerFunction = Callable[[Sequence[Row]], list[Answer]]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A metric's value with its 95 % interval; the bounds are NaN where there is none."""
 
-    value: float
+    value: Number
+    low: Number
+    high: Number
+
+
+Metrics = dict[str, Estimate]
+
+
+# --- comparisons and the verdict ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far b is above a on one metric over the same rows.
+
+    Args:
+        delta: b - a; `low` and `high` are its 95 % interval.
+        p: two-sided p-value of `test`.
+        verdict: `better` (b), `worse` or `not enough evidence`, by `p_holm`.
+        p_holm: `p` adjusted (Holm) for what is tested alongside it: see `evaluate.adjusted`.
+        effect: size of the difference without its unit: `effect_kind` tells which.
+        detectable: the smallest difference that these rows would have shown (80 % power).
+        more_rows: with no verdict, how many further rows would show a difference as large as this one; else None.
+        rows_needed: rows in all that show a difference as large as this one with 80 % power; None where no number follows.
+        only_a, only_b: rows that one side alone has right (right-or-wrong metrics of rows that form no clusters).
+        apart: rows, or clusters, on which the two differ, where that can be told.
+    """
+
+    a: str
+    b: str
+    metric: str
+    delta: Number
+    low: Number
+    high: Number
+    p: Number
+    verdict: str
+    test: str
+    p_holm: Number = math.nan
+    effect: Number = math.nan
+    effect_kind: str = ""
+    detectable: Number = math.nan
+    more_rows: int | None = None
+    rows_needed: int | None = None
+    only_a: int | None = None
+    only_b: int | None = None
+    apart: int | None = None
+
+
+Outcome = Literal["better", "promising", "not enough evidence", "mixed", "worse", "not compared"]
+BaselineKind = Literal["prompt", "classical", "constant"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one contender stands against another.
+
+    Args:
+        name, against: the two.
+        kind: of `against`.
+        outcome: `better`: surely better by the metric that decides, and surely worse by no headline metric; `promising`: the
+            same with a p-value of 0.005 or more; `mixed`: surely better by some headline metrics and surely worse by others;
+            `worse`: surely worse by some and better by none; else `not enough evidence`.
+        gain, low, high: by the metric that decides, with its 95 % interval; positive: `name` is better, whether more or less of
+            the metric is better.
+        p, p_holm, only_name, only_against, apart: see `Comparison`.
+        rows_needed: rows in all that settle it: with 80 % power they show a difference as large as this one with p below 0.005.
+        gained, lost: headline metrics by which it is surely better or worse, with the gain in each.
+    """
+
+    name: str
+    against: str
+    kind: BaselineKind
+    outcome: Outcome
+    gain: Number
+    low: Number
+    high: Number
+    p: Number
+    p_holm: Number
+    rows_needed: int | None = None
+    only_name: int | None = None
+    only_against: int | None = None
+    apart: int | None = None
+    gained: dict[str, float] = field(default_factory=dict)
+    lost: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of a contender.
+
+    Args:
+        name: the contender.
+        outcome: the weakest of its standings; `not compared` without any.
+        against: the alternative that this is about: of those that it stands weakest against, the best one.
+        metric: the metric that decides.
+        why: why this one does, where that isn't plain; else empty.
+        never: labels of the rows that it never gives, the most frequent first; `only`: the one that it gives to every row.
+        standings: against each alternative, the best one first; where others are compared with the same contender, theirs follow.
+    """
+
+    name: str
+    outcome: Outcome
+    against: str | None
+    metric: str
+    why: str
+    never: list[str]
+    only: str | None
+    standings: list[Standing]
+
+    @property
+    def own(self) -> list[Standing]:
+        """The contender's own standings."""
+        return [s for s in self.standings if s.name == self.name]
+
+    @property
+    def weakest(self) -> Standing | None:
+        """The standing that the outcome is about."""
+        return next((s for s in self.own if s.against == self.against), None)
+
+    def best_of(self, kind: BaselineKind) -> Standing | None:
+        """Against the best alternative of a kind."""
+        return next((s for s in self.own if s.kind == kind), None)
+
+
+class VerdictPart(Part):
+    """The `verdict` of `eval.json`: a `Verdict`, and its first sentence."""
+
+    sentence: str
+    name: str
+    outcome: Outcome
+    against: str | None = None
+    metric: str
+    why: str = ""
+    never: list[str] = []
+    only: str | None = None
+    standings: list[Standing] = []
+
+
+RungKind = Literal["constant", "prompt", "classical", "tuned"]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One contender on the ladder.
+
+    Args:
+        kind: `constant` answers every row with the most frequent label.
+        gain, gain_low, gain_high, p, verdict: of the deciding metric over the few-shot prompt (over the best prompt
+            where there was none); positive: this contender is better; None for that prompt itself.
+        training_seconds, training_usd: spent before the first answer.
+        prompt_tokens, tokens: of one request, read (examples included) and written.
+        usd_per_1000: dollars of 1,000 requests; None where no price is known.
+    """
+
+    name: str
+    kind: RungKind
+    metric: str
+    value: Number
+    low: Number
+    high: Number
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+    p: float | None
+    verdict: str
+    training_seconds: int | float
+    training_usd: int | float
+    prompt_tokens: int | float
+    tokens: int | float
+    usd_per_1000: float | None
+
+
+class AnswerCost(Part):
+    """What a contender's answers took. An endpoint also counts requests, failures and retries.
+
+    Args:
+        seconds, usd: of all answers; None where no price is known. `usd_spent`: of those that were not known before.
+        prompt_tokens, tokens: read and written.
+        computed_tokens: tokens that were really computed; what prompts share is computed once.
+        training_seconds, training_usd: spent before the first answer.
+    """
+
+    seconds: float = 0.0
+    usd: float | None = None
+    usd_spent: float | None = None
+    prompt_tokens: int | float = 0
+    tokens: int | float = 0
+    computed_tokens: int | float | None = None
+    training_seconds: float | None = None
+    training_usd: float | None = None
+    requests: int | None = None
+    cached: int | None = None
+    retries: int | None = None
+    failed: int | None = None
+
+
+# --- where it is good and where it isn't -------------------------------------------------------
+
+
+class LabelScores(Part):
+    """Rows, precision, recall, F1, times predicted and invalid answers of one label."""
+
+    label: str
+    n: int
+    precision: float
+    recall: float
+    f1: float
+    predicted: int
+    invalid: int
+
+
+class Confusion(Part):
+    """The labels that occur, and the cells that aren't 0 as [label, predicted, rows]; predicted null: an invalid answer."""
+
+    labels: list[str]
+    cells: list[tuple[str, str | None, int]]
+
+
+class ConfusionPair(Part):
+    """A label taken for another one: `n` times of the label's `of` rows."""
+
+    label: str
+    predicted: str
+    n: int
+    of: int
+
+
+class CalibrationBin(Part):
+    """Rows whose confidence lies from `low` to `high`: how many, their mean confidence, the share of right answers."""
+
     low: float
     high: float
+    n: int
+    confidence: Number
+    accuracy: Number
 
 
-# A contender: takes the prompts of rows, gives an answer to each, in order.
-AnswerFunction = Callable[[Sequence[Row]], list[Answer]]
+class Calibration(Part):
+    """Expected calibration error, and the reliability diagram."""
+
+    ece: Estimate
+    bins: list[CalibrationBin]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What single rows are judged by (`Evaluation.row_metric`) on some rows, against all other rows.
+
+    Args:
+        field, value: what the rows have in common.
+        n: rows.
+        score: their mean; `low` and `high` are its 95 % interval.
+        rest: the mean of all other rows.
+        delta: score - rest, with its interval `delta_low`, `delta_high`.
+        p: two-sided p-value; `p_holm` is adjusted for all slices looked at.
+        verdict: `worse` or `better` than the rest, or `not enough evidence`, by `p_holm`.
+    """
+
+    field: str
+    value: str
+    n: int
+    score: Number
+    low: Number
+    high: Number
+    rest: Number
+    delta: Number
+    delta_low: Number
+    delta_high: Number
+    p: Number
+    p_holm: Number
+    verdict: str
+
+
+class RowDifference(Part):
+    """A row on which two contenders differ: what each scores."""
+
+    id: str
+    score: float
+    other: float
+
+
+class Disagreement(Part):
+    """Rows where two contenders differ by a metric: on how many one is better, worse; the largest differences first."""
+
+    metric: str
+    better: int
+    worse: int
+    rows: list[RowDifference]
+
+
+class ErrorGroup(Part):
+    """Wrong rows with prompts that are alike: what they say, how many, their ids, one of them."""
+
+    terms: list[str]
+    n: int
+    ids: list[str]
+    example: str
+
+
+@dataclass(frozen=True)
+class Against:
+    """Test rows against production.
+
+    Args:
+        rows: production rows.
+        differs: whether the two can surely be told apart, and well enough to matter.
+        auc: how well a classifier tells them apart on rows that it has not seen; 0.5 is not at all.
+        p: of the test that it can't.
+        differs_in: what differs, in words.
+        metric: that decides.
+        score: as measured on the test rows.
+        reweighted: of the test rows weighted as production would have them.
+        effective_rows: how many unweighted rows the weighted ones are worth; few: production asks what the test
+            set hardly holds.
+    """
+
+    rows: int
+    differs: bool
+    auc: Number
+    p: Number
+    differs_in: list[str]
+    metric: str
+    score: Number
+    reweighted: Estimate
+    effective_rows: Number
+
+    def in_words(self) -> str:
+        """One sentence."""
+        if not self.differs:
+            return f"The test rows look like production (told apart with AUC {self.auc:.2f}; 0.5 is chance)."
+        what = "; ".join(self.differs_in) or "its wording"
+        return (
+            f"Your test set differs from production in {what}. Weighted as production, {self.metric} is "
+            f"{self.reweighted.value:.3f} (95 % interval {self.reweighted.low:.3f} to {self.reweighted.high:.3f}) "
+            f"instead of {self.score:.3f}, from what is worth {self.effective_rows:.0f} rows."
+        )
+
+
+class ScoringSettings(Part):
+    """How an evaluation was computed, so that it can be computed again from `samples.jsonl`.
+
+    Args:
+        intervals: what the intervals are, in words.
+        seed, bootstrap: of the resamples, and how many.
+        fields, labels, cluster, field_labels: see `evaluate.evaluate.Evaluation`.
+        primary: the metric that decides, where the user has chosen it.
+    """
+
+    intervals: str = ""
+    seed: int
+    bootstrap: int
+    fields: dict[str, str] = {}
+    labels: list[str] | None = None
+    cluster: str | None = None
+    primary: str | None = None
+    field_labels: dict[str, list[str]] | None = None
+
+
+class EvaluationManifest(Record):
+    """`eval.json`: one contender's figures, and how they compare with those of others. It is written last.
+
+    Args:
+        key: hash of everything that the result depends on.
+        name: the contender's name; `model`, `dataset`, `split`: what was evaluated on what.
+        n: rows.
+        metrics: name -> value with 95 % interval; `baselines`: the same of each other contender.
+        comparisons: of the baselines (a) with it (b).
+        verdict, words: what may be said of it; all sentences.
+        invalid, invalid_baselines: answers that aren't valid.
+        signatures: what exactly was computed, by metric.
+        costs: contender -> what its answers took.
+        primary: the metric that decides; `row_metric`: what single rows are judged by.
+        production: the test rows against what users sent.
+        ladder, ladder_words: all contenders with gains and costs.
+        forgetting, lm_eval, memorisation, canaries: what tuning took away, see `evaluate.forgetting`.
+        consistency: answers to rewordings of the same question, see `evaluate.consistency`.
+        judge: a model's preferences, see `evaluate.judge`.
+        endpoint: its address.
+        failures: rows without an answer, and why; not all where they are many.
+        runs: contender -> its run's folder, where it is one.
+        code: how programs ended, and under which protections.
+    """
+
+    title: ClassVar[str] = "an evaluation"
+    file: ClassVar[str] = EVALUATION
+    again: ClassVar[str] = "delete the file and evaluate again"
+
+    key: str = ""
+    model: str = ""
+    dataset: str = ""
+    split: str = "test"
+    name: str = "tuned"
+    n: int
+    task: str = ""
+    metrics: Metrics
+    baselines: dict[str, Metrics] = {}
+    comparisons: list[Comparison] = []
+    verdict: VerdictPart | None = None
+    words: list[str] = []
+    invalid: int = 0
+    invalid_baselines: dict[str, int] = {}
+    notes: list[str] = []
+    signatures: dict[str, str] = {}
+    costs: dict[str, AnswerCost] = {}
+    primary: str = ""
+    row_metric: str = ""
+    per_class: list[LabelScores] | None = None
+    confusion: Confusion | None = None
+    confusion_pairs: list[ConfusionPair] | None = None
+    calibration: Calibration | None = None
+    slices: list[Slice] = []
+    disagreements: dict[str, Disagreement] = {}
+    errors: list[ErrorGroup] = []
+    code: dict[str, Any] | None = None
+    production: Against | None = None
+    ladder: list[Rung] = []
+    ladder_words: list[str] = []
+    endpoint: str | None = None
+    failures: list[dict[str, str]] = []
+    forgetting: dict[str, Any] | None = None
+    lm_eval: dict[str, Any] | None = None
+    memorisation: dict[str, Any] | None = None
+    canaries: dict[str, Any] | None = None
+    consistency: dict[str, Any] | None = None
+    runs: dict[str, str] = {}
+    judge: dict[str, Any] | None = None
+    settings: ScoringSettings | None = None
+
+
+class BaselinesManifest(Record):
+    """`baselines/baselines.json`: the contenders that a tuned model is compared with.
+
+    Args:
+        key: hash of everything that they depend on.
+        n: rows.
+        contenders: name -> its folder in `baselines/`.
+        costs, ladder, words: as in `eval.json`.
+        seconds: all of them took.
+    """
+
+    title: ClassVar[str] = "a list of baselines"
+    file: ClassVar[str] = "baselines.json"
+    again: ClassVar[str] = "delete the file and run the same command again"
+
+    key: str = ""
+    n: int = 0
+    contenders: dict[str, str]
+    costs: dict[str, AnswerCost] = {}
+    ladder: list[Rung] = []
+    words: list[str] = []
+    seconds: float = 0.0
+
+
+# --- the gate ----------------------------------------------------------------------------------
+
+GateStatus = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """One demand and what came of it.
+
+    Args:
+        kind: `must_pass`, `metric`, `forgetting` or `latency`.
+        name: what was demanded.
+        status: `pass`, `fail` or `inconclusive`.
+        message: a sentence for people.
+        value, low, high: the figure that decides, with its 95 % interval where there is one.
+        limit: what it is compared with.
+        rows: rows that it rests on.
+    """
+
+    kind: str
+    name: str
+    status: GateStatus
+    message: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    limit: float | None = None
+    rows: int | None = None
+
+
+class SuiteName(Part):
+    """A suite's name, and the hash of what it demands."""
+
+    name: str
+    hash: str
+
+
+class GateSide(Part):
+    """The candidate, or what it is compared with: where its evaluation is, the contender's name, its model."""
+
+    place: str = ""
+    name: str = ""
+    model: str | None = None
+
+
+class FlakyRow(Part):
+    """A row that passed only sometimes: `passed` of `asked` times."""
+
+    row: str
+    passed: int
+    asked: int
+
+
+class GateResult(Record):
+    """`gate.json`: whether a candidate may be released.
+
+    Args:
+        evaluation: SHA-256 of the `eval.json` that was judged.
+    """
+
+    title: ClassVar[str] = "a gate's result"
+    file: ClassVar[str] = "gate.json"
+    again: ClassVar[str] = "run `tuneloop gate` again"
+
+    status: GateStatus
+    suite: SuiteName | None = None
+    candidate: GateSide = GateSide()
+    against: GateSide = GateSide()
+    evaluation: str = ""
+    created: str = ""
+    checks: list[GateCheck] = []
+    flaky: list[FlakyRow] = []

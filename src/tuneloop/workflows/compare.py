@@ -13,7 +13,8 @@ from tuneloop.workflows.evaluations import EvalTarget, Say, evaluate_target
 from tuneloop.workflows.recipes import name_of
 
 if TYPE_CHECKING:
-    from tuneloop.evaluate.evaluate import Comparison, Evaluation
+    from tuneloop.evaluate.evaluate import Evaluation
+    from tuneloop.records.evaluation import Comparison
 
 
 @dataclass(frozen=True)

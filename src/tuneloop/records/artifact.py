@@ -1,0 +1,107 @@
+"""What is handed on: `artifact.json`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from tuneloop.records.evaluation import Comparison, Metrics, SuiteName
+from tuneloop.records.record import Part, Record
+
+ARTIFACT = "artifact.json"
+
+
+class ArtifactFile(Part):
+    """A file's size and hash."""
+
+    bytes: int
+    sha256: str
+
+
+class RunName(Part):
+    """The run that an artifact was made from, and its `key`."""
+
+    id: str
+    key: str = ""
+
+
+class BaseModelName(Part):
+    """The base model, what identifies its files, and its licence."""
+
+    model: str
+    fingerprint: str = ""
+    licence: str | None = None
+
+
+class Merged(Part):
+    """What merging an adapter did: tensors that changed, and the largest rounding error relative to a tensor's values."""
+
+    tensors: int
+    rounding: float
+
+
+class GateRecord(Part):
+    """What the gate said of the run, and whether it was overruled."""
+
+    status: Literal["pass", "fail", "inconclusive", "stale", "none"] = "none"
+    suite: SuiteName | None = None
+    forced: bool = False
+
+
+class EvaluationExcerpt(Part):
+    """The run's evaluation, as far as it belongs on the card."""
+
+    name: str
+    dataset: str
+    split: str
+    n: int
+    metrics: Metrics
+    comparisons: list[Comparison] = []
+    words: list[str] = []
+
+
+class Quantisation(Part):
+    """How weights were quantised: the tensors of each type, and the mean divergence of the next token's distribution (nats)."""
+
+    name: str
+    tensor_types: dict[str, int] = {}
+    kl: float | None = None
+
+
+class SameAnswers(Part):
+    """The share of `n` answers that stayed the same."""
+
+    share: float
+    n: int
+
+
+class ArtifactManifest(Record):
+    """`artifact.json`: an exported run. It is written last and makes the folder complete.
+
+    Args:
+        id: by the content of the trained weights.
+        format: `merged`, `adapter`, ...
+        created, tuneloop: when and by which version.
+        task: what the model was trained to answer, see `data.task.TaskSpec`.
+        quantisation, same_answers: of quantised weights.
+        files: name in the folder -> size and hash.
+    """
+
+    title: ClassVar[str] = "an artifact"
+    file: ClassVar[str] = ARTIFACT
+    again: ClassVar[str] = "export the run again"
+
+    id: str
+    format: str
+    created: str = ""
+    tuneloop: str = ""
+    merge: Merged | None = None
+    run: RunName
+    method: str = ""
+    dataset: str = ""
+    task: dict[str, Any] | None = None
+    base: BaseModelName
+    gate: GateRecord = GateRecord()
+    evaluation: EvaluationExcerpt | None = None
+    quantisation: Quantisation | None = None
+    same_answers: SameAnswers | None = None
+    files: dict[str, ArtifactFile]

@@ -1,0 +1,169 @@
+"""What a job will take: `plan.json`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tuneloop.records.record import Part, Record
+
+PLAN = "plan.json"
+
+
+class PlannedMemory(Part):
+    """Memory of a training step.
+
+    Args:
+        peak_gib, capacity_gib: most that is in use at a time, and what the machine has.
+        phase: the part of a step with the peak; `terms`: what the peak consists of, in GiB.
+        phases: the terms of every phase.
+        allocated_gib, reserved_gib, torch_reserved_gib, required_gib, headroom_gib: as an allocator counts, see `plan.memory`.
+    """
+
+    peak_gib: float
+    capacity_gib: float
+    phase: str = ""
+    terms: dict[str, float] = {}
+    phases: dict[str, dict[str, float]] | None = None
+    allocated_gib: float | None = None
+    reserved_gib: float | None = None
+    torch_reserved_gib: float | None = None
+    required_gib: float | None = None
+    headroom_gib: float | None = None
+
+
+class PlannedTime(Part):
+    """Hours with the bounds of 80 % of runs, and the speed they follow from; None of a job that does not fit."""
+
+    hours: float | None = None
+    low: float | None = None
+    high: float | None = None
+    tokens_per_second: float | None = None
+    tflop_per_token: float | None = None
+    share_of_peak: float | None = None
+    bound: str | None = None
+    breakdown: dict[str, float] | None = None
+
+
+class UntilKept(Part):
+    """Dollars of what usually happens until a run is kept."""
+
+    usd: float
+    breakdown: dict[str, float] = {}
+
+
+class PlannedCost(Part):
+    """Dollars, see `plan.cost.Cost`; None of a job that does not fit, or where no price is known."""
+
+    usd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p50: float | None = None
+    p90: float | None = None
+    breakdown: dict[str, float] = {}
+    usd_per_hour: float | None = None
+    hours: float | None = None
+    explained: dict[str, str] | None = None
+    until_kept: UntilKept | None = None
+    assumptions: list[str] | None = None
+
+
+class Change(Part):
+    """A setting that would make a job fit, and why."""
+
+    change: str
+    why: str = ""
+    required_gib: float | None = None
+
+
+class Corrected(Part):
+    """Factors that earlier runs on this machine have taught, and the figures without them."""
+
+    memory: float = 1.0
+    time: float = 1.0
+    peak_gib: float | None = None
+    hours: float | None = None
+
+
+class ByFormula(Part):
+    """The speed as the formulas give it, where it was measured too."""
+
+    tokens_per_second: float
+
+
+class PlannedRows(Part):
+    """Training rows, how many of them the steps see, and that in words."""
+
+    train: int
+    seen: int
+    words: str
+
+
+class PlannedValidation(Part):
+    """How often the run is validated, on how many rows."""
+
+    times: int
+    rows: int
+
+
+class NotOfTraining(Part):
+    """Minutes that the baselines took and that the evaluation will take."""
+
+    baselines_minutes: float
+    evaluation_minutes: float
+
+
+class Measured(Part):
+    """What a short trial run came to."""
+
+    minutes: float
+    peak_gib: float
+    tokens_per_second: float
+
+
+class Plan(Record):
+    """`plan.json`: a job on a machine.
+
+    Args:
+        key: hash of everything that a run's plan depends on.
+        gpu, gpus: the device and how many; 0 for a processor.
+        fits: whether the memory is enough.
+        settings: of the job, as the command line spells them.
+        steps, tokens: optimizer steps, and tokens that they train on.
+        assumptions: in words; `alternatives`: what to change where it does not fit.
+        table: every device that was looked at; `recommendation`: one sentence.
+        apart: what is not of the training.
+        max_minutes: the limit on time.
+        disturbed: the machine was busy when its speed was measured.
+        measured: what a trial run came to (`tuneloop plan --calibrate`).
+    """
+
+    title: ClassVar[str] = "a plan"
+    file: ClassVar[str] = PLAN
+    again: ClassVar[str] = "delete the file and plan again"
+
+    model: str
+    method: str
+    gpu: str
+    gpus: int
+    fits: bool
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    settings: dict[str, Any] | None = None
+    steps: int = 0
+    tokens: int = 0
+    by_formula: ByFormula | None = None
+    memory: PlannedMemory
+    time: PlannedTime
+    cost: PlannedCost
+    assumptions: list[str] = []
+    alternatives: list[Change] = []
+    table: list[dict[str, Any]] | None = None
+    recommendation: str | None = None
+    corrected_by: Corrected | None = None
+    rows: PlannedRows | None = None
+    validation: PlannedValidation | None = None
+    max_minutes: float | None = None
+    apart: NotOfTraining | None = None
+    disturbed: bool = False
+    measured: Measured | None = None
+    key: str = ""

@@ -1,0 +1,114 @@
+"""What all records share: how they are written, and how they are read by this version and by others."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_serializer,
+)
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import plain, read_json, write_json
+
+# A float that JSON holds as null where it is not a number.
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    WithJsonSchema({"type": ["number", "null"]}),
+]
+
+
+class Part(BaseModel):
+    """A part of a record. Unknown keys are refused when it is made; `read_record` keeps those of other versions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _with_unknown_keys(self, known: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**known(self), **(self.__pydantic_extra__ or {})}
+
+
+class Record(Part):
+    """What a file holds.
+
+    Attributes:
+        title: what the file is, for messages: "run", "evaluation".
+        file: its usual name.
+        again: what to do when it is damaged or of another version.
+        reads: the version that is written and read.
+    """
+
+    title: ClassVar[str]
+    file: ClassVar[str]
+    again: ClassVar[str]
+    reads: ClassVar[int] = 1
+
+    version: int = 1
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that the file holds: the version, then every key that was given, in the order of the fields."""
+        dumped = self.model_dump(exclude_unset=True)
+        return {"version": self.version, **plain(dumped)}
+
+
+R = TypeVar("R", bound=Record)
+
+
+def write_record(path: Path | str, record: Record) -> None:
+    """Write a record's file atomically.
+
+    Raises:
+        UserError: the folder can't be written, or the disk is full.
+    """
+    write_json(path, record.as_json())
+
+
+def read_record(kind: type[R], path: Path | str) -> R:
+    """Read a record's file, or the file of this record in a folder.
+
+    Unknown keys are kept; keys that older versions did not write have their defaults.
+
+    Args:
+        kind: the record.
+        path: of the file, or of a folder with a file of the usual name.
+
+    Raises:
+        UserError: there is no such file, it is no JSON, is of another version, or a value in it is wrong.
+    """
+    path = Path(path)
+    path = path / kind.file if path.is_dir() else path
+    return as_record(kind, read_json(path), str(path))
+
+
+def as_record(kind: type[R], value: Any, where: str) -> R:
+    """A JSON value as a record; see `read_record`.
+
+    Args:
+        where: the file that it comes from, for messages.
+
+    Raises:
+        UserError: it is of another version, or a value in it is wrong; the value is named.
+    """
+    if not isinstance(value, dict) or "version" not in value:
+        held = "it has no version" if isinstance(value, dict) else "it holds no JSON object"
+        raise UserError(f"Not {kind.title} of this version: {held}", where=where, next_step=kind.again)
+    found = value["version"]
+    if found != kind.reads or isinstance(found, bool):
+        what = f"Not {kind.title} of this version: it is of version {found!r:.20}, and this tuneloop reads {kind.reads}"
+        raise UserError(what, where=where, next_step=kind.again)
+    try:
+        return kind.model_validate(value, extra="allow")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        what = f"{key} is missing" if first["type"] == "missing" else f"{key}: {first['msg'].lower()}"
+        raise UserError(f"The file is damaged: {what}", where=where, next_step=kind.again) from None

@@ -1,0 +1,55 @@
+"""A request that was served, as it is stored."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tuneloop.records.record import Record
+from tuneloop.records.rows import Message
+
+
+class StoredRequest(Record):
+    """A stored request. Feedback, monitors and experiments name it by its `id`.
+
+    Args:
+        id: UUIDv7; also the completion's `id`.
+        time: when it arrived, ISO 8601 in UTC.
+        key: name of the API key that it came with, never the key itself.
+        model: as it was asked for.
+        adapter: hash of the trained weights that answered; None: the base model.
+        release: version in the registry; None where none is named.
+        arm: of an experiment, and `propensity`, the probability with which it was drawn; None outside of experiments.
+        user: pseudonym of the end user.
+        prompt: the messages.
+        completion: the text, and tool calls if there are any; None where it failed.
+        prompt_tokens, completion_tokens: read and written.
+        ttft_ms, total_ms: milliseconds to the first token and in all.
+        finish: why it ended: `stop`, `length`, `tool_calls`, ...
+        tier: service tier.
+        usd: its price.
+        error: why it failed; None where it didn't.
+    """
+
+    title: ClassVar[str] = "a stored request"
+    file: ClassVar[str] = "requests.jsonl"
+    again: ClassVar[str] = "read the store with the version that wrote it"
+
+    id: str
+    time: str
+    key: str = ""
+    model: str
+    adapter: str | None = None
+    release: str | None = None
+    arm: str | None = None
+    propensity: float | None = None
+    user: str | None = None
+    prompt: list[Message]
+    completion: dict[str, Any] | str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    ttft_ms: float | None = None
+    total_ms: float | None = None
+    finish: str | None = None
+    tier: str | None = None
+    usd: float | None = None
+    error: str | None = None

@@ -1,0 +1,171 @@
+"""A training run: `run.json`, `environment.json`, the lines of `metrics.jsonl`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tuneloop.records.record import Number, Part, Record
+
+RUN = "run.json"
+
+
+class Predicted(Part):
+    """What the plan had said of a run: minutes with the bounds of the time, GiB at the peak, dollars."""
+
+    minutes: float
+    low: float
+    high: float
+    peak_gib: float
+    usd: float = 0.0
+
+
+class MachineUse(Part):
+    """How well the steps used the machine.
+
+    Args:
+        value: operations that a step needs over what the machine could do in its time; None where it was too busy to tell.
+        needed_gflop, step_seconds: of a step.
+        peak_gflops: of matrix products, measured.
+        definition: all that in words.
+    """
+
+    value: float | None = None
+    needed_gflop: Number = 0.0
+    step_seconds: Number = 0.0
+    peak_gflops: Number = 0.0
+    definition: str = ""
+
+
+class RunManifest(Record):
+    """`run.json`: a finished run. It is written last and makes the folder complete.
+
+    Args:
+        id: the folder's name.
+        key: hash of everything that the result depends on.
+        model, model_fingerprint: the base model, and what identifies its files.
+        dataset: the data set's id.
+        steps, total_steps, planned_steps: done, to be done in the end, and planned at first.
+        epochs: passes over the training rows.
+        rows, rows_seen, seen: training rows, how many of them a step learned from, and that in words.
+        best_step, best_val_loss, first_val_loss: the step whose weights were kept; losses are None without validation rows.
+        stopped: why training ended: `finished`, `early`, or what the monitors found.
+        tokens, seconds, tokens_per_second: trained tokens, time with validations, the one by the other.
+        checking_seconds: of these, validations and references.
+        planned_tokens_per_second, speed_share: the speed that the plan went by (0: none), and what share of it was reached.
+        adapter_hash: of the trained weights.
+        resumed_at: step of the checkpoint from which the run went on; 0: none.
+        findings: of the monitors, as they stand in `metrics.jsonl`.
+        usd: what training cost.
+        adapter, weights: the folder with the result; one of the two.
+    """
+
+    title: ClassVar[str] = "a run"
+    file: ClassVar[str] = RUN
+    again: ClassVar[str] = "train again: delete the file and give the same command"
+
+    id: str = ""
+    key: str = ""
+    status: str = "finished"
+    method: str = "lora"
+    model: str
+    model_fingerprint: str = ""
+    dataset: str = ""
+    steps: int = 0
+    total_steps: int = 0
+    planned_steps: int = 0
+    epochs: float = 0.0
+    rows: int = 0
+    rows_seen: int = 0
+    seen: str = ""
+    best_step: int = 0
+    best_val_loss: float | None = None
+    first_val_loss: float | None = None
+    stopped: str = "finished"
+    trainable_parameters: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    checking_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    planned_tokens_per_second: float = 0.0
+    speed_share: float | None = None
+    peak_memory_gib: float = 0.0
+    adapter_hash: str = ""
+    resumed_at: int = 0
+    findings: list[dict[str, Any]] = []
+    usd: float = 0.0
+    predicted: Predicted | None = None
+    mfu: MachineUse | None = None
+    weights: str | None = None
+    adapter: str | None = None
+
+    @property
+    def result(self) -> str:
+        """Name of the folder with what was trained: `adapter`, or `model` of a full run."""
+        return self.adapter or self.weights or ""
+
+
+class Environment(Record):
+    """`environment.json`: the machine and the versions that a run was made with."""
+
+    title: ClassVar[str] = "an environment"
+    file: ClassVar[str] = "environment.json"
+    again: ClassVar[str] = "delete the file; the next run writes it"
+
+    tuneloop: str
+    git_commit: str | None = None
+    python: str = ""
+    platform: str = ""
+    cpu: str = ""
+    cores: int = 0
+    memory_gib: float = 0.0
+    gpu: list[str] = []
+    packages: dict[str, str] = {}
+
+
+class TrainingStep(Part):
+    """A line of `metrics.jsonl`: one optimizer step. `rows` are the numbers of its training rows."""
+
+    step: int
+    epoch: float
+    loss: Number
+    learning_rate: float
+    grad_norm: Number
+    tokens: int
+    tokens_per_second: float
+    seconds: float
+    memory_gib: float
+    rows: list[int] = []
+
+
+class Validation(Part):
+    """A line of `metrics.jsonl`: one validation, and the loss on general rows where they are measured too."""
+
+    step: int
+    val_loss: Number | None = None
+    best: bool | None = None
+    general_loss: Number | None = None
+    seconds: float
+
+
+class Event(Part):
+    """A line of `metrics.jsonl`: a change of the run's course (`busy`, `steps`, `rollback`, `out_of_memory`)."""
+
+    step: int
+    event: str
+    message: str = ""
+
+
+class FindingLine(Part):
+    """A line of `metrics.jsonl`: what a monitor found.
+
+    Args:
+        finding: its kind.
+        rows: ids of the training rows that it is about.
+        sentence, remedies: what it is, and what to do.
+    """
+
+    step: int
+    finding: str
+    rows: list[str] = []
+    sentence: str = ""
+    remedies: list[str] = []

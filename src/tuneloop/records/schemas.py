@@ -1,0 +1,49 @@
+"""JSON Schema of every record, by name."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import Any
+
+from tuneloop.core.errors import UserError
+
+# Name -> the module and the class, and the file that holds it.
+RECORDS: dict[str, tuple[str, str, str]] = {
+    "dataset": ("dataset", "DatasetManifest", "`DATASET/dataset.json`"),
+    "row": ("rows", "Row", "a line of `DATASET/{train,val,test}.jsonl`"),
+    "reject": ("rows", "Reject", "a line of `DATASET/rejects.jsonl`"),
+    "plan": ("plan", "Plan", "`plan.json`"),
+    "run": ("run", "RunManifest", "`RUN/run.json`"),
+    "environment": ("run", "Environment", "`RUN/environment.json`"),
+    "step": ("run", "TrainingStep", "a line of `RUN/metrics.jsonl`: an optimizer step"),
+    "validation": ("run", "Validation", "a line of `RUN/metrics.jsonl`: a validation"),
+    "event": ("run", "Event", "a line of `RUN/metrics.jsonl`: something happened"),
+    "finding": ("run", "FindingLine", "a line of `RUN/metrics.jsonl`: a monitor found something"),
+    "evaluation": ("evaluation", "EvaluationManifest", "`eval.json`"),
+    "baselines": ("evaluation", "BaselinesManifest", "`RUN/baselines/baselines.json`"),
+    "gate": ("evaluation", "GateResult", "`RUN/gate.json`"),
+    "artifact": ("artifact", "ArtifactManifest", "`ARTIFACT/artifact.json`"),
+    "request": ("request", "StoredRequest", "a request that was served"),
+    "feedback": ("feedback", "Feedback", "what a person said of an answer"),
+}
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """The JSON Schema of a record.
+
+    Raises:
+        UserError: there is no such record; the nearest name is offered.
+    """
+    if name not in RECORDS:
+        near = difflib.get_close_matches(name, RECORDS, 1, 0.5)
+        step = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RECORDS)}"
+        raise UserError(f"No such record {name!r}", where="--record", next_step=step)
+    from pydantic import TypeAdapter
+
+    from tuneloop.core.files import plain
+
+    module, kind, _ = RECORDS[name]
+    adapter = TypeAdapter(getattr(import_module(f"tuneloop.records.{module}"), kind))
+    schema: dict[str, Any] = plain(adapter.json_schema())
+    return schema

@@ -1,0 +1,119 @@
+"""Records are read as they were written; files of other versions and damaged ones are refused in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tuneloop.core.errors import UserError
+from tuneloop.records.artifact import ArtifactManifest
+from tuneloop.records.evaluation import BaselinesManifest, Comparison, Estimate, EvaluationManifest, GateResult
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.plan import Plan, PlannedCost, PlannedMemory, PlannedTime
+from tuneloop.records.record import Record, as_record, read_record, write_record
+from tuneloop.records.request import StoredRequest
+from tuneloop.records.run import Environment, Predicted, RunManifest
+
+RUN = RunManifest(
+    id="r1",
+    model="smollm2-135m",
+    steps=3,
+    predicted=Predicted(minutes=1.5, low=1, high=2, peak_gib=1),
+    adapter="adapter",
+)
+PLAN = Plan(
+    model="m", method="lora", gpu="cpu", gpus=0, fits=True, memory=PlannedMemory(peak_gib=1, capacity_gib=2),
+    time=PlannedTime(hours=1, low=0.5, high=2), cost=PlannedCost(usd=0.1),
+)  # fmt: skip
+EVALUATION = EvaluationManifest(
+    n=4, metrics={"accuracy": Estimate(0.5, 0.2, 0.8), "perplexity": Estimate(3.0, math.nan, math.nan)},
+    baselines={"zero-shot": {"accuracy": Estimate(0.25, 0.1, 0.5)}},
+    comparisons=[Comparison("zero-shot", "tuned", "accuracy", 0.25, 0.0, 0.5, 0.06, "not enough evidence", "McNemar")],
+)  # fmt: skip
+REQUEST = StoredRequest(
+    id="0198c2f0-0000-7000-8000-000000000001", time="2026-01-02T03:04:05Z", model="llama", adapter="abc", arm="b",
+    propensity=0.5, user="u1", prompt=[{"role": "user", "content": "Where is it?"}], completion="On its way.",
+    prompt_tokens=5, completion_tokens=4, ttft_ms=12.5, total_ms=80.0, finish="stop", tier="default", usd=0.0001,
+)  # fmt: skip
+FEEDBACK = Feedback(id="f1", request=REQUEST.id, kind="thumbs", value=False, time="2026-01-02T03:05:00Z", key="k")
+RECORDS: list[Record] = [
+    RUN, PLAN, EVALUATION, REQUEST, FEEDBACK, GateResult(status="fail"), Environment(tuneloop="0.1.0"),
+    BaselinesManifest(contenders={"zero-shot": "zero-shot"}),
+    ArtifactManifest.model_validate(
+        {"id": "a", "format": "merged", "run": {"id": "r1"}, "base": {"model": "m"}, "files": {"x": {"bytes": 1, "sha256": "0"}}}
+    ),
+]  # fmt: skip
+EACH = pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+
+
+@EACH
+def test_what_is_written_is_read_again(record: Record, tmp_path: Path) -> None:
+    path = tmp_path / record.file
+    write_record(path, record)
+    found = read_record(type(record), path)
+    assert found.as_json() == record.as_json() == json.loads(path.read_text())
+    assert next(iter(json.loads(path.read_text()))) == "version"
+    assert read_record(type(record), tmp_path).as_json() == found.as_json()  # the folder stands for its file
+
+
+@EACH
+def test_an_unknown_key_is_kept_when_read_and_refused_when_made(record: Record) -> None:
+    value = record.as_json() | {"of_a_later_version": {"x": 1}}
+    assert as_record(type(record), value, "file").as_json() == value
+    with pytest.raises(ValidationError):
+        type(record).model_validate(value)
+
+
+@EACH
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '"text"', "{}", '{"version": 99}', '{"version": true}'])
+def test_a_damaged_or_foreign_file_is_refused_in_words(record: Record, text: str, tmp_path: Path) -> None:
+    path = tmp_path / record.file
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_record(type(record), path)
+    assert caught.value.where == str(path) and caught.value.next_step and "\n" not in caught.value.what
+
+
+@EACH
+def test_a_file_that_was_cut_is_refused(record: Record, tmp_path: Path) -> None:
+    path = tmp_path / record.file
+    write_record(path, record)
+    path.write_text(path.read_text()[: len(path.read_text()) // 2])
+    with pytest.raises(UserError, match="Not valid JSON"):
+        read_record(type(record), path)
+
+
+@pytest.mark.parametrize(
+    ("record", "key", "value", "named"),
+    [
+        (RUN, "steps", "many", "steps: "), (RUN, "predicted", {"minutes": 1}, "predicted.low is missing"),
+        (PLAN, "memory", [], "memory: "), (EVALUATION, "metrics", {"accuracy": 0.5}, "metrics.accuracy: "),
+        (EVALUATION, "comparisons", [{}], "comparisons.0.a is missing"), (EVALUATION, "n", None, "n: "),
+        (FEEDBACK, "conversation", "c1", "one of them"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named(record: Record, key: str, value: Any, named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        as_record(type(record), record.as_json() | {key: value}, "file.json")
+    assert named in caught.value.what
+
+
+def test_keys_that_an_older_version_did_not_write_have_defaults() -> None:
+    found = as_record(EvaluationManifest, {"version": 1, "n": 2, "metrics": {}}, "eval.json")
+    assert (found.name, found.split, found.comparisons) == ("tuned", "test", [])
+
+
+def test_a_bound_that_is_no_number_is_null_in_the_file_and_nan_in_the_record() -> None:
+    value = EVALUATION.as_json()
+    assert value["metrics"]["perplexity"] == {"value": 3.0, "low": None, "high": None}
+    found = as_record(EvaluationManifest, value, "eval.json")
+    assert math.isnan(found.metrics["perplexity"].low) and math.isnan(found.comparisons[0].p_holm)
+
+
+def test_a_run_says_where_its_result_is() -> None:
+    assert RUN.result == "adapter" and RunManifest(model="m", weights="model").result == "model"

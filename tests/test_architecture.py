@@ -46,6 +46,8 @@ DATA_TABLES = (
     "dedup.contamination",
     "dedup.candidate_pairs",
     "prepare",
+    "token_counts",
+    "write_dataset",
     "process_record",
     "dedup.minhash",
     "spool",

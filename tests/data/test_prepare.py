@@ -24,9 +24,10 @@ from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key, token_statistics
 from tuneloop.data.dedup_and_split import _to_measure
 from tuneloop.data.formats import ROLES
-from tuneloop.data.prepare import TokenCount, _Line, prepare
+from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.data.process_record import Facts, Refinery, Work, refine_chunk
 from tuneloop.data.reasons import REASONS, REPAIRS
+from tuneloop.data.token_counts import Line
 from tuneloop.records.rows import Dataset, Row
 
 DATA = DATA_SETS
@@ -257,7 +258,7 @@ def test_a_source_that_changes_after_it_was_read_is_told_and_leaves_no_manifest(
             more.write('{"text": "one more", "label": "label_1"}\n')
         return run_checks(*arguments, **options)
 
-    monkeypatch.setattr("tuneloop.data.prepare.run_checks", changed)
+    monkeypatch.setattr("tuneloop.data.write_dataset.run_checks", changed)
     with pytest.raises(UserError, match="changed while") as refused:
         run(tmp_path, tickets(60))
     assert "data.jsonl" in str(refused.value.where) and not (tmp_path / "out" / "dataset.json").exists()
@@ -713,8 +714,8 @@ def test_totals_of_a_sample_follow_the_characters_of_all_rows_even_where_the_lon
     characters = np.arange(20, 2020, dtype=np.int32)
     tokens = 10 + characters // 4
     known = (characters > 1500) | (characters % 10 == 0)
-    assert abs(_Line.through(characters[known], tokens[known]).total(characters) / int(tokens.sum()) - 1) < 0.001
-    assert _Line.through(np.full(2, 30), np.full(2, 7)).total(np.full(5, 30)) == 35
+    assert abs(Line.through(characters[known], tokens[known]).total(characters) / int(tokens.sum()) - 1) < 0.001
+    assert Line.through(np.full(2, 30), np.full(2, 7)).total(np.full(5, 30)) == 35
 
 
 def test_of_many_rows_a_sample_is_measured_with_the_longest_among_them() -> None:

@@ -209,6 +209,7 @@ def _measure(table: Table, refinery: Refinery, seed: int, workers: int, progress
         for row, measured in zip(batch, lengths, strict=True):
             if isinstance(measured, Rejection):
                 table.drop(row, measured.reason, measured.detail)
+                table.rejected_tokens += measured.tokens
             else:
                 table.columns["tokens"][row], table.columns["supervised"][row] = measured.tokens, measured.supervised
     progress("measuring", len(rows), len(rows))

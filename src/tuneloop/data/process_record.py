@@ -87,6 +87,7 @@ class Facts:
         columns: arrays by name; see `_ROW_TYPES`, and those of `sketches.sketch`.
         names: what the numbers in the columns `label`, `stratum` and `language` stand for; -1 stands for none.
         rejected: records of the chunk that are no rows, by reason; `records`: rows and rejects together.
+        rejected_tokens: tokens of the records that are too long.
         is_chat: whether a row has tools or several answers.
     """
 
@@ -95,7 +96,23 @@ class Facts:
     names: dict[str, list[str]]
     records: int
     rejected: Counter[str] = field(default_factory=Counter)
+    rejected_tokens: int = 0
     is_chat: bool = False
+
+
+class RepairLine(NamedTuple):
+    """A line of `repairs.jsonl` that waits in the spool.
+
+    Args:
+        place: of its row in the chunk, or NO_ROW.
+        kind: of the repair.
+        amounts: of `pii` how many values of each kind were found, of `cut` and `split` what the manifest counts of them.
+    """
+
+    place: int
+    kind: str
+    line: bytes
+    amounts: Mapping[str, int]
 
 
 _ROW_TYPES: dict[str, str] = {
@@ -133,13 +150,13 @@ def refine_chunk(work: Work, refinery: Refinery) -> Facts:
 # --- one record ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Change:
-    """A change to one field of a record: the kind, and for repairs the text around it before and after."""
+class Change(NamedTuple):
+    """A change to one field of a record: the kind, and what `repairs.jsonl` says of it; `amounts` as in `RepairLine`."""
 
     kind: str
     field: str
     facts: dict[str, Any]
+    amounts: Mapping[str, int] = {}
 
 
 class Refined(NamedTuple):
@@ -168,6 +185,7 @@ class Refused(NamedTuple):
     reject: Reject
     changes: Sequence[Change] = ()
     id: str | None = None  # of the row that it would have been
+    tokens: int = 0  # of one that is too long
 
 
 def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequence[Refined | Refused]:
@@ -219,11 +237,12 @@ def _finished(draft: Refined, measured: TokenCount | Rejection, refinery: Refine
     """The row with its length, language and flags, or why it is none."""
     row, meta, language_wanted = draft.row, draft.row.meta, refinery.config.language
 
-    def refuse(reason: str, detail: str) -> Refused:
-        return Refused(Reject(meta["source"], meta["line"], reason, detail, draft.record), draft.changes, row.id)
+    def refuse(reason: str, detail: str, tokens: int = 0) -> Refused:
+        reject = Reject(meta["source"], meta["line"], reason, detail, draft.record)
+        return Refused(reject, draft.changes, row.id, tokens)
 
     if isinstance(measured, Rejection):
-        return refuse(measured.reason, measured.detail)
+        return refuse(measured.reason, measured.detail, measured.tokens)
     looked_at = int(row.id, 16) % refinery.languages_every == 0
     asked = asked_text(row) if language_wanted or looked_at else ""
     if language_wanted and language.foreign(asked, language_wanted):
@@ -251,7 +270,7 @@ def _truncated(draft: Refined, parsed: Parsed, refinery: Refinery) -> tuple[Refi
     if isinstance(measured, Rejection):
         return draft, measured
     lost = refinery.measure(draft.row).tokens - measured.tokens
-    change = Change("cut", "messages", {"detail": detail, "tokens": lost})
+    change = Change("cut", "messages", {"detail": detail, "tokens": lost}, {"cut": 1, "cut_tokens": lost})
     return draft._replace(row=row, changes=[*draft.changes, change]), measured
 
 
@@ -270,9 +289,8 @@ def _split(draft: Refined, parsed: Parsed, refinery: Refinery) -> list[Refined]:
         name = hashlib.sha256(f"{whole.id}:{number}".encode()).hexdigest()[:16]
         meta = {**whole.meta, "part": number, "of": len(found), "whole": whole.id}
         row = replace(whole, id=name, messages=messages, meta=meta)
-        change = Change(
-            "split", "messages", {"detail": f"part {number} of {len(found)}", "part": number, "whole": whole.id}
-        )
+        facts = {"detail": f"part {number} of {len(found)}", "part": number, "whole": whole.id}
+        change = Change("split", "messages", facts, {"split": 1} if number == 1 else {})
         drafts.append(
             draft._replace(
                 row=row,
@@ -304,7 +322,8 @@ def measured_if_long(row: Row, refinery: Refinery, *, always: bool = False) -> T
     except ValueError as error:
         return Rejection("template_error", str(error))
     if measured.tokens > refinery.config.max_length:
-        return Rejection("too_long", f"{measured.tokens} tokens, at most {refinery.config.max_length} (max_length)")
+        detail = f"{measured.tokens} tokens, at most {refinery.config.max_length} (max_length)"
+        return Rejection("too_long", detail, measured.tokens)
     if measured.supervised < 1:
         return Rejection("no_supervised_token", f"none of {measured.tokens} tokens is trained on")
     return measured
@@ -402,22 +421,15 @@ def _text(text: str, path: tuple[str | int, ...], column: str, refinery: Refiner
         before, after = _excerpts(_without(text, refinery), _without(mended, refinery))
         changes.extend(Change(kind, where, {"before": before, "after": after}) for kind in kinds)
     if findings:
-        changes.append(Change("pii", where, {"detail": _counts(finding.kind for finding in findings)}))
+        changes.append(_redacted(where, (finding.kind for finding in findings)))
     return pii.redact(mended, findings, config.personal, refinery.key) if findings and replaced else mended
 
 
-def _counts(kinds: Iterable[str]) -> str:
-    """`EMAIL x2, PHONE`."""
-    return ", ".join(kind if n == 1 else f"{kind} x{n}" for kind, n in sorted(Counter(kinds).items()))
-
-
-def counted(detail: str) -> Counter[str]:
-    """The inverse of what stands in a repair's detail: kinds of personal data by number."""
-    found: Counter[str] = Counter()
-    for part in detail.split(", "):
-        kind, _, times = part.partition(" x")
-        found[kind] += int(times or 1)
-    return found
+def _redacted(where: str, kinds: Iterable[str]) -> Change:
+    """That personal data stood in a field; the detail reads `EMAIL x2, PHONE`."""
+    counts = Counter(kinds)
+    detail = ", ".join(kind if n == 1 else f"{kind} x{n}" for kind, n in sorted(counts.items()))
+    return Change("pii", where, {"detail": detail}, counts)
 
 
 def _without(text: str, refinery: Refinery) -> str:
@@ -546,8 +558,9 @@ class _Table:
         self.rows: list[tuple[Any, ...]] = []  # the facts of each, as in _ROW_TYPES
         self.data = bytearray()
         self.rejects: list[tuple[int, bytes]] = []
-        self.repairs: list[tuple[int, str, bytes]] = []
+        self.repairs: list[RepairLine] = []
         self.rejected: Counter[str] = Counter()
+        self.rejected_tokens = 0
         self.names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
         self.texts: list[minhash.RowTexts] = []
         self.is_chat = False
@@ -556,9 +569,10 @@ class _Table:
         """A record that is no row."""
         reject, kinds = scrubbed_reject(refused.reject, self.refinery)
         self.rejected[reject.reason] += 1
+        self.rejected_tokens += refused.tokens
         self.rejects.append((reject.line, reject_line(reject)))
-        further = [Change("pii", "", {"detail": ", ".join(kinds)})] if kinds else []
-        self._tell(reject.source, reject.line, refused.id, [*refused.changes, *further])
+        further = [_redacted("", kinds)] if kinds else []
+        self._add_repairs(reject.source, reject.line, refused.id, [*refused.changes, *further])
 
     def add(self, made: Refined) -> None:
         """A row."""
@@ -578,21 +592,15 @@ class _Table:
         ))  # fmt: skip
         self.data += line
         self.data += record
-        self._tell(row.meta["source"], row.meta["line"], row.id, made.changes, place)
+        self._add_repairs(row.meta["source"], row.meta["line"], row.id, made.changes, place)
         self.is_chat = self.is_chat or bool(row.tools) or answers > 1
 
-    def _tell(self, source: str, line: int, name: str | None, changes: Iterable[Change], place: int = NO_ROW) -> None:
-        """Lines of `repairs.jsonl`."""
+    def _add_repairs(
+        self, source: str, line: int, name: str | None, changes: Iterable[Change], place: int = NO_ROW
+    ) -> None:
         for change in changes:
-            told = {
-                "source": source,
-                "line": line,
-                "id": name,
-                "kind": change.kind,
-                "field": change.field,
-                **change.facts,
-            }
-            self.repairs.append((place, change.kind, orjson.dumps(told)))
+            record = {"source": source, "line": line, "id": name, "kind": change.kind, "field": change.field}
+            self.repairs.append(RepairLine(place, change.kind, orjson.dumps(record | change.facts), change.amounts))
 
     def _code(self, column: str, name: str | None) -> int:
         codes = self.names[column]
@@ -619,6 +627,7 @@ class _Table:
             {column: list(codes) for column, codes in self.names.items()},
             records,
             self.rejected,
+            self.rejected_tokens,
             self.is_chat,
         )
 

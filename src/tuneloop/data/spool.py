@@ -20,7 +20,7 @@ from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import release_memory
 from tuneloop.data.dataset import meta_key
 from tuneloop.data.dedup.minhash import NO_FRAME, Frame, RowTexts, texts_of
-from tuneloop.data.process_record import NAMED, Facts
+from tuneloop.data.process_record import NAMED, Facts, RepairLine
 from tuneloop.data.reasons import REASONS
 from tuneloop.data.split import key64
 from tuneloop.records.rows import Row
@@ -146,6 +146,7 @@ class Table:
         self.source_of: list[str] = []  # by chunk
         self.records_of: list[int] = []
         self.rejected: Counter[str] = Counter()
+        self.rejected_tokens = 0
         self.is_chat = False
         self._parts: list[Facts] = []
         self._codes: dict[str, dict[str, int]] = {column: {} for column in NAMED}
@@ -160,6 +161,7 @@ class Table:
         self.source_of.append(source)
         self.records_of.append(facts.records)
         self.rejected += facts.rejected
+        self.rejected_tokens += facts.rejected_tokens
         self.is_chat = self.is_chat or facts.is_chat
         self._parts.append(facts)
 
@@ -261,12 +263,12 @@ class Table:
         for index in rows[clusters != 0].tolist():
             self.columns["meta"][index] = meta_key(self.row(index))
 
-    def side(self, chunk: int) -> tuple[list[tuple[int, bytes]], list[tuple[int, str, bytes]]]:
-        """Rejects (line, JSON) and repairs (row in the chunk or NO_ROW, kind, JSON) of a chunk."""
+    def side(self, chunk: int) -> tuple[list[tuple[int, bytes]], list[RepairLine]]:
+        """Rejects (line, JSON) and repairs of a chunk."""
         path = self.folder / f"{chunk}.side"
         if not path.is_file():
             return [], []
-        sides: tuple[list[tuple[int, bytes]], list[tuple[int, str, bytes]]] = pickle.loads(path.read_bytes())
+        sides: tuple[list[tuple[int, bytes]], list[RepairLine]] = pickle.loads(path.read_bytes())
         return sides
 
     def chunk_rows(self, chunk: int) -> range:

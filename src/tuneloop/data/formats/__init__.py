@@ -89,10 +89,15 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a record is no training example: a word of the documented list, and the particulars."""
+    """Why a record is no training example: a word of the documented list, and the particulars.
+
+    Args:
+        tokens: of a row that is too long.
+    """
 
     reason: str
     detail: str
+    tokens: int = 0
 
 
 @dataclass(slots=True)

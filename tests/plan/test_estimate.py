@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.shape import ModelShape
 from tuneloop.plan.estimate import Machine, Work, estimate
-from tuneloop.plan.shape import ModelShape
 
 LLAMA_3_1_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
                 "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}  # fmt: skip
@@ -37,28 +36,6 @@ def plan(work: Work = WORK, machine: Machine = ROOMY, **options: Any) -> dict[st
 )
 def test_parameters_are_those_of_the_published_models(config: dict[str, Any], parameters: int) -> None:
     assert ModelShape.from_config(config).parameters == parameters
-
-
-def test_lora_of_llama_3_1_8b_is_the_known_count() -> None:
-    # rank 16 on all seven matrices of a layer: PEFT prints 41,943,040 trainable parameters
-    assert ModelShape.from_config(LLAMA_3_1_8B).lora_parameters(16, "all-linear") == 41_943_040
-
-
-@pytest.mark.parametrize(
-    "targets",
-    ["all-linear", "attention", ["q_proj", "v_proj"], ["down_proj"]],
-    ids=lambda t: "+".join(t) if isinstance(t, list) else t,
-)
-def test_lora_parameters_are_pefts(tiny_llama: Path, targets: list[str] | str) -> None:
-    peft = pytest.importorskip("peft")
-    from transformers import AutoModelForCausalLM
-
-    names = ["q_proj", "k_proj", "v_proj", "o_proj"] if targets == "attention" else targets
-    net = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    shape = ModelShape.from_config(json.loads((tiny_llama / "config.json").read_text()))
-    assert shape.parameters == sum(p.numel() for p in net.parameters())
-    adapted = peft.get_peft_model(net, peft.LoraConfig(r=8, target_modules=names, task_type="CAUSAL_LM"))
-    assert shape.lora_parameters(8, targets) == adapted.get_nb_trainable_parameters()[0]
 
 
 def test_a_configuration_without_a_number_is_named() -> None:

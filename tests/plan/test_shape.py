@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.plan.shape import bundled_models, find_model, target_modules
+from tuneloop.models.shape import target_modules
+from tuneloop.plan.shape import bundled_models, find_model
 
 EXACT = {
     "llama-3-8b": 8_030_261_248,

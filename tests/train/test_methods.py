@@ -15,12 +15,12 @@ from patience import needs_bf16
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.load import Model, load_model
+from tuneloop.models.methods import SHIPPED
 from tuneloop.models.trained import load_trained
 from tuneloop.train.batches import Step
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.loop import train
 from tuneloop.train.loss import mean_loss
-from tuneloop.train.methods import METHODS
 from tuneloop.train.optimizers import with_rest
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import batch_loss, optimizer_step
@@ -39,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 SLOW = ("rslora", "dora", "pissa", "ranks")
 EVERY = [pytest.param(kind, marks=bits) if kind == "qlora" else kind for kind in KINDS]
-METHOD = [pytest.param(kind, marks=bits) if kind == "qlora" else kind for kind in METHODS]
+METHOD = [pytest.param(m.name, marks=bits) if m.prepare else m.name for m in SHIPPED]
 
 
 def plain(folder: Path, out: Path) -> Any:

@@ -19,6 +19,7 @@ from tuneloop.advise.rules import Reason, decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config
 from tuneloop.core.units import hours_words, usd_words
+from tuneloop.models.methods import USUAL, method_named, methods, title_of
 from tuneloop.plan.cost import Cost
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.options import A_WEEK, Lengths, priced
@@ -26,8 +27,6 @@ from tuneloop.plan.options import Option as Machine
 from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.usual import usual_settings
-
-NAMES = {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
 
 UNTOLD = {"measured", "lengths", "notes", "source", "named", "settings"}  # of a question: told elsewhere
 
@@ -121,7 +120,7 @@ class Advice:
 
     Args:
         answer: `tune`, `prompt` (measure and improve the prompt first) or `dont`.
-        method: `prefix`, `lora`, `qlora` or `full`: how, or how if the prompt falls short; empty when the answer is no.
+        method: the name of one: how, or how if the prompt falls short; empty when the answer is no.
         costed: the method whose cost is shown: that one, or the one that would be used if the answer were not no.
         headline: the answer in a sentence.
         reasons: the rules that applied, the deciding one first.
@@ -165,13 +164,12 @@ class Advice:
     @property
     def costed_name(self) -> str:
         """`costed` as people call it."""
-        return NAMES[self.costed]
+        return title_of(self.costed)
 
     @property
     def chosen(self) -> OptionRow | None:
         """The alternative that the method is."""
-        name = NAMES.get(self.method)
-        return next((row for row in self.options if row.option.name == name), None)
+        return next((row for row in self.options if row.option.name == title_of(self.method)), None)
 
 
 def _row(row: OptionRow) -> dict[str, Any]:
@@ -245,7 +243,7 @@ def _alternatives(
 
 def _swings(question: AdviceInput, training: Machine | None, rows: Sequence[OptionRow], method: str) -> list[Swing]:
     """What moves the method's net saving."""
-    chosen = next((row for row in rows if row.option.name == NAMES[method]), None)
+    chosen = next((row for row in rows if row.option.name == title_of(method)), None)
     if not chosen or not training or not training.cost or not question.queries_per_day:
         return []
     upfront = (training.cost.low, training.cost.p90)
@@ -287,11 +285,11 @@ def _method(question: AdviceInput, trained: Mapping[str, Machine]) -> tuple[str,
     wanted = _expected_usd(trained, usual)
     if question.budget_usd is None or wanted is None or wanted <= question.budget_usd:
         return usual, {}
-    for method in ("lora", "qlora", "prefix"):
+    for method in (known.name for known in methods() if not known.footprint.all_weights):
         usd = _expected_usd(trained, method)
         if usd is not None and usd <= question.budget_usd:
             return method, {
-                "affordable_method": method, "affordable_usd": usd_words(usd), "usual_method": NAMES[usual],
+                "affordable_method": method, "affordable_usd": usd_words(usd), "usual_method": title_of(usual),
                 "usual_usd": usd_words(wanted),
             }  # fmt: skip
     return usual, {}
@@ -313,7 +311,7 @@ def _over_budget(
     parts = sorted(cost.breakdown.items(), key=lambda part: -part[1])
     spent = ", ".join(f"{name} {usd_words(part)}" for name, part in parts[:3] if part >= 0.01 * usd)
     people = cost.breakdown["engineering"] + cost.breakdown["data preparation"]
-    return {"spent_on": spent, "instead": _instead(question, prices, people), "method_name": NAMES[method]}
+    return {"spent_on": spent, "instead": _instead(question, prices, people), "method_name": title_of(method)}
 
 
 def _instead(question: AdviceInput, prices: PriceTable, people: float) -> str:
@@ -322,13 +320,13 @@ def _instead(question: AdviceInput, prices: PriceTable, people: float) -> str:
     if people > budget:
         return f"People's time alone is {usd_words(people)}: no machine and no smaller model changes that."
     if question.tier == "on-demand" and question.usd_per_gpu_hour is None:
-        usd = _expected_usd(trainings(question.model_copy(update={"tier": "spot"}), prices), "lora")
+        usd = _expected_usd(trainings(question.model_copy(update={"tier": "spot"}), prices), USUAL.name)
         if usd is not None and usd <= budget:
-            return f"Within it: LoRA on a spot machine, {usd_words(usd)} (--tier spot)."
+            return f"Within it: {USUAL.title} on a spot machine, {usd_words(usd)} (--tier spot)."
     for smaller in smaller_models(question.model):
-        usd = _expected_usd(trainings(question.model_copy(update={"model": smaller}), prices), "lora")
+        usd = _expected_usd(trainings(question.model_copy(update={"model": smaller}), prices), USUAL.name)
         if usd is not None and usd <= budget:
-            return f"Within it: LoRA on {smaller}, {usd_words(usd)} (--model {smaller})."
+            return f"Within it: {USUAL.title} on {smaller}, {usd_words(usd)} (--model {smaller})."
     return "Neither a spot machine nor a smaller model stays within it."
 
 
@@ -344,7 +342,7 @@ def facts_of(
     measured = question.measured
     prompt, classical, tuned = (measured.prompt, measured.classical, measured.tuned) if measured else (None, None, None)
     stood_in = prompt if measured and measured.stand_in else None
-    chosen = next((row for row in rows if row.option.name == NAMES[method]), None)
+    chosen = next((row for row in rows if row.option.name == title_of(method)), None)
     against = chosen.against if chosen else None
     training = trained.get(method)
     cost = training.cost if training else None
@@ -401,7 +399,7 @@ def _in_words(question: AdviceInput, cost: Cost | None) -> dict[str, str]:
 
 
 def _fits(trained: Mapping[str, Machine]) -> dict[str, bool]:
-    return {f"{name}_fits": name in trained and trained[name].fits for name in NAMES}
+    return {f"{name}_fits": name in trained and trained[name].fits for name in (m.name for m in methods())}
 
 
 def _payback(days: float) -> str:
@@ -431,14 +429,14 @@ def _money(
 
 
 def _elsewhere(question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine]) -> str:
-    """Where LoRA would run if a machine were rented, in words; empty where nothing is asked of a machine or it runs here."""
+    """Where the usual method would run if a machine were rented, in words; empty where nothing is asked of a machine or it runs here."""
     if not question.gpu or not question.training_tokens:
         return ""
     free = question.model_copy(update={"gpu": None, "gpus": None, "usd_per_gpu_hour": None})
-    rented = trainings(free, prices).get("lora")
+    rented = trainings(free, prices).get(USUAL.name)
     if rented is None or not rented.fits:
         return ""
-    return f" Rented, a run of LoRA takes {hours_words(rented.hours)} on {rented.job.gpus} x {rented.job.gpu.key} and {usd_words(rented.bare_usd)}."
+    return f" Rented, a run of {USUAL.title} takes {hours_words(rented.hours)} on {rented.job.gpus} x {rented.job.gpu.key} and {usd_words(rented.bare_usd)}."
 
 
 def _ties(measured: BaselineResults, classical: Result, tuned: Result) -> bool:
@@ -472,8 +470,8 @@ def _headline(answer: Reason, method: str) -> str:
     if answer.gives == "dont":
         return f"Don't fine-tune: {answer.says}"
     if answer.gives == "prompt":
-        return f"Prompt first. {answer.says} If the prompt falls short: {NAMES[method]}."
-    return f"Fine-tune {'all weights' if method == 'full' else 'with ' + NAMES[method]}: {answer.says}"
+        return f"Prompt first. {answer.says} If the prompt falls short: {title_of(method)}."
+    return f"Fine-tune {method_named(method).how}: {answer.says}"
 
 
 def _steps(question: AdviceInput, gives: str, method: str, facts: Mapping[str, Any]) -> list[str]:
@@ -487,7 +485,7 @@ def _steps(question: AdviceInput, gives: str, method: str, facts: Mapping[str, A
         measure = []
     if gives == "dont":
         if facts["elsewhere"]:
-            return [f"{_plan_command(question, 'lora')}: machines to rent, memory, time, dollars"]
+            return [f"{_plan_command(question, USUAL.name)}: machines to rent, memory, time, dollars"]
         measurable = facts["rows"] is None or facts["rows"] >= 20
         return measure if measurable and facts["classical_best"] is None else []
     steps = list(measure)

@@ -20,20 +20,21 @@ from tuneloop.advise.economics import (
 )
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import hours_words
+from tuneloop.models.methods import USUAL, methods, title_of
+from tuneloop.models.shape import ModelShape
 from tuneloop.plan.cost import ONE_RUN
 from tuneloop.plan.gpus import Gpu, all_gpus, find_gpu
 from tuneloop.plan.options import Ask, Lengths, machines
 from tuneloop.plan.options import Option as Machine
 from tuneloop.plan.prices import Price, PriceTable
 from tuneloop.plan.remedies import COUNTS
-from tuneloop.plan.shape import ModelShape, find_model
+from tuneloop.plan.shape import find_model
 from tuneloop.plan.usual import usual_settings
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import AdviceInput
 
 GIB, BF16 = 1024**3, 2
-METHODS = ("prefix", "lora", "qlora", "full")
 SERVE_GPU = "l40s"  # where no GPU is named: the cheapest common card that holds 8B parameters with room for requests
 UTILISATION = 0.3  # of a real-time machine, over a day with a quiet night; stated with every figure that uses it
 DISTIL = {
@@ -58,7 +59,7 @@ def smaller_models(model: str) -> list[str]:
 
 
 def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
-    """For each method that can run at all the cheapest machine that fits, or the one that lacks least."""
+    """For each method that can run at all the cheapest machine that fits, or the one that lacks least; the fewest trained parameters first."""
     name, shape, _ = find_model(question.model)
     cpu = bool(question.gpu) and find_gpu(str(question.gpu)).is_cpu
     machine = {"gpu": question.gpu, "gpus": question.gpus or (1 if question.gpu else None)}
@@ -69,7 +70,7 @@ def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
     )  # fmt: skip
     lengths = question.lengths or Lengths(round((question.training_tokens or 0) / question.epochs))
     found = {}
-    for method in METHODS:
+    for method in (known.name for known in methods()):
         usual = usual_settings(method, shape, question.longest_row, cpu=cpu)
         asked = {**usual, **question.settings, **machine, "method": method}
         given = {key: value for key, value in asked.items() if value is not None}
@@ -78,7 +79,7 @@ def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
             found[method] = machines(ask)[0][0]
         except UserError:  # 4-bit weights on a processor, a model of ten times its memory: no way at all
             continue
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[1].job.trainable))
 
 
 # --- serving -----------------------------------------------------------------------------------
@@ -214,14 +215,13 @@ def options_of(
     if larger and dearer:
         options.append(Option(f"larger model ({larger})", baseline, answer, dearer, note=f"tokens at {dearer.source}"))
     served, monthly = (TokenRate(0, 0, RENTED), bill.usd) if bill else (rate, 0.0)
-    for method in METHODS:
-        training = trained.get(method)
-        if training is None or training.cost is None:
+    for method, training in trained.items():
+        if training.cost is None:
             continue
         quality = measured.tuned.value if measured and measured.tuned and method == measured.method else None
         options.append(
             Option(
-                {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}[method],
+                title_of(method),
                 tuned_prompt, answer, served, training.cost.usd, monthly + _upkeep(question, training), quality,
                 f"{_run_words(training)}; {_billed(served)}",
             )
@@ -244,7 +244,7 @@ def _run_words(training: Machine) -> str:
 
 
 def _distilled(question: AdviceInput, prices: PriceTable, prompt: float, answer: float) -> list[Option]:
-    """LoRA on a smaller model with this one's answers: by the token where it has a price and the tuned model is billed so, else
+    """The usual method on a smaller model with this one's answers: by the token where it has a price and the tuned model is billed so, else
     on rented machines."""
     smaller, teacher = DISTIL.get(question.model.removesuffix("-instruct")), rate_of(question, prices, question.model)
     if not smaller or teacher is None:
@@ -252,7 +252,7 @@ def _distilled(question: AdviceInput, prices: PriceTable, prompt: float, answer:
     student = question.model_copy(
         update={"model": smaller, "usd_per_million_input": None, "usd_per_million_output": None, "measured": None}
     )
-    training = trainings(student, prices).get("lora")
+    training = trainings(student, prices).get(USUAL.name)
     if training is None or training.cost is None:
         return []
     rate, monthly, mode = rate_of(student, prices, smaller), 0.0, question.serving
@@ -264,7 +264,7 @@ def _distilled(question: AdviceInput, prices: PriceTable, prompt: float, answer:
         rate, monthly = TokenRate(0, 0, f"no price by the token is known; {RENTED} ({mode})"), bill.usd
     writing = (question.rows or 0) * teacher.usd_per_query(question.baseline_prompt_tokens or prompt, answer)
     note = (
-        f"LoRA on {smaller}: {_run_words(training)}; {question.rows or 0:,} answers written by {question.model}; "
+        f"{USUAL.title} on {smaller}: {_run_words(training)}; {question.rows or 0:,} answers written by {question.model}; "
         f"{_billed(rate)}"
     )
     upfront, monthly = training.cost.usd + writing, monthly + _upkeep(question, training)

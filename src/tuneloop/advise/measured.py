@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, read_json
+from tuneloop.models.methods import USUAL
 from tuneloop.plan.options import lengths_of
 from tuneloop.records.dataset import AGAIN
 
@@ -55,7 +56,7 @@ class BaselineResults:
     n: int
     results: tuple[Result, ...]
     verdict: str = ""
-    method: str = "lora"
+    method: str = USUAL.name
     prompt_tokens: Mapping[str, float] = field(default_factory=dict)
     usd_per_1000: Mapping[str, float] = field(default_factory=dict)
     classical_verdict: str = ""
@@ -249,7 +250,9 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
         found["measured"] = read_baselines(path / "baselines", metric)
     if (path / "run.json").is_file() and found.get("measured"):
         run = read_json(path / "run.json")
-        found["measured"] = replace(found["measured"], training_usd=run.get("usd"), method=run.get("method", "lora"))
+        found["measured"] = replace(
+            found["measured"], training_usd=run.get("usd"), method=run.get("method", USUAL.name)
+        )
     if not found:
         raise UserError(
             "Neither a data set nor a run nor an evaluation",

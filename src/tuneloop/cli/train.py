@@ -37,7 +37,7 @@ def command(
     if as_json:
         print_json({"path": str(folder), **manifest})
     else:
-        result = "model" if manifest["method"] == "full" else "adapter"
+        result = manifest.get("weights") or manifest["adapter"]
         print(f"{result:<9} {folder / result}\nnext      tuneloop evaluate {folder}")
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.python_file import error_with_line, run_python_file
 from tuneloop.evaluate.metrics import last_user_turn, references_of
 from tuneloop.records.rows import Row
 
@@ -48,18 +47,7 @@ def load_scorer(name: str, place: str) -> Scorer:
         raise UserError(
             f"Not file.py:function: {place!r}", where=where, next_step="write it as in my_scorers.py:polite"
         )
-    if not path.is_file():
-        raise UserError(f"No file {file!r}", where=where, next_step="the path starts at the current folder")
-    spec = importlib.util.spec_from_file_location(f"tuneloop_scorer_{name}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"Not a Python file: {file!r}", where=where, next_step="name a file that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(
-            f"The scorer's file fails: {_told(error, path)}", where=where, next_step="mend the file"
-        ) from None
+    module = run_python_file(file, where, "scorer's file")
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"{file} has no function {function_name!r}", where=where, next_step="check its name")
@@ -75,7 +63,9 @@ def load_scorer(name: str, place: str) -> Scorer:
             return function(**{parameter: given[meaning] for parameter, meaning in wanted.items()})
         except Exception as error:
             raise UserError(
-                f"The scorer {name} fails: {_told(error, path)}", where=f"row {row.id}", next_step=f"mend {file}"
+                f"The scorer {name} fails: {error_with_line(error, path)}",
+                where=f"row {row.id}",
+                next_step=f"mend {file}",
             ) from None
 
     return score
@@ -131,12 +121,3 @@ def own_scores(name: str, scorer: Scorer, rows: Sequence[Row], answers: Sequence
         binary = binary and (isinstance(found, bool) or value in (0.0, 1.0) or math.isnan(value))
         scores.append(value)
     return scores, binary
-
-
-def _told(error: Exception, path: Path) -> str:
-    """An error with the line of the user's file where it happened."""
-    line = next(
-        (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if Path(f.filename) == path), None
-    )
-    place = f" (line {line})" if line else ""
-    return f"{type(error).__name__}: {error}{place}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,6 +12,21 @@ if TYPE_CHECKING:
 def processes() -> int:
     """Processes that share the run."""
     return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def rank() -> int:
+    """Place of this process among them, from 0."""
+    return int(os.environ.get("RANK") or 0)
+
+
+def is_first() -> bool:
+    """Whether this process writes the run's files and speaks."""
+    return rank() == 0
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether a tensor's rows are spread over the processes."""
+    return processes() > 1 and hasattr(value, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:

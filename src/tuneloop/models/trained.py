@@ -7,7 +7,8 @@ from typing import Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
-from tuneloop.models.load import Model, read_weights
+from tuneloop.models.load import Model
+from tuneloop.models.methods import USUAL, layout_of, method_of_folder
 from tuneloop.models.names import PACKAGED, known_name
 
 OWN = "tuneloop.json"  # beside trained weights: what base they are for, and their task
@@ -22,27 +23,10 @@ def load_trained(model: Model, run: Path) -> None:
     Raises:
         UserError: there is neither, or it is another base model's.
     """
-    from tuneloop.models.lora import copy_tensors, load_adapter
-    from tuneloop.models.prefix import load_prefix
-    from tuneloop.models.quantised import quantise
-
     folder = trained_folder(run)
-    if not (folder / "adapter_config.json").is_file():
-        own = read_json(folder / "tuneloop.json")
-        if own["base_fingerprint"] != model.fingerprint:
-            raise UserError(
-                "These weights were trained from another base model",
-                where=str(folder),
-                next_step="set model= to that one",
-            )
-        copy_tensors(read_weights(folder), dict(model.net.named_parameters()), str(folder))
-    elif read_json(folder / "adapter_config.json").get("peft_type") == "PREFIX_TUNING":
-        load_prefix(model.net, folder, model.fingerprint)
-    else:
-        own = folder / "tuneloop.json"
-        if own.is_file() and read_json(own).get("quantised"):
-            quantise(model.net)
-        load_adapter(model.net, folder, model.fingerprint)
+    method = method_of_folder(folder) or USUAL  # which says why it can't load an adapter of another kind
+    assert method.load is not None, "found by its way to load"
+    method.load(model, folder)
     model.net.eval()
 
 
@@ -53,15 +37,9 @@ def trained_folder(run: Path) -> Path:
         UserError: no result is there.
     """
     for folder in (run / "adapter", run / "model", run):
-        if (folder / "adapter_config.json").is_file() or _are_all_weights(folder):
+        if layout_of(folder):
             return folder
     raise UserError("No adapter and no model of a finished run is here", where=str(run), next_step="check the path")
-
-
-def _are_all_weights(folder: Path) -> bool:
-    """Whether a full run's weights are here. A merged export has the same files, but is a model by itself: it has no base."""
-    there = (folder / OWN).is_file() and (folder / "config.json").is_file()
-    return there and "base_fingerprint" in read_json(folder / OWN)
 
 
 def target_kind(target: str) -> Literal["run", "adapter", "model"]:

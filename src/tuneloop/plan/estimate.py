@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.methods import USUAL
+from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.plan.gpus import CPU, Gpu, find_gpu, this_cpu
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import RESIDENT
 from tuneloop.plan.memory import Memory, memory_of
-from tuneloop.plan.shape import ModelShape, target_modules
 from tuneloop.plan.speed import speed_of
 
 
@@ -101,7 +102,7 @@ def estimate(
     model: str,
     rank: int,
     targets: Sequence[str] | str,
-    method: str = "lora",
+    method: str = USUAL.name,
     prefix_tokens: int = 0,
     bytes_a_weight: int = 2,
     **settings: Any,
@@ -134,7 +135,7 @@ def estimate(
     return {
         "version": 1,
         "model": model,
-        "method": method,
+        "method": job.method,
         "gpu": machine.name,
         "gpus": 0 if machine.name.startswith("cpu") else 1,
         "fits": fits,

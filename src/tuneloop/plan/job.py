@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args, get_type_hints
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.methods import USUAL, Footprint, Method, method_named, methods
+from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.plan.gpus import Gpu
-from tuneloop.plan.shape import ModelShape, target_modules
 
-Method = Literal["full", "lora", "qlora", "prefix"]
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 Attention = Literal["flash", "sdpa", "eager"]
 LossKernel = Literal["eager", "compiled", "triton", "chunked", "fused", "tuneloop"]
@@ -87,7 +88,7 @@ class TrainingSetup:
     shape: ModelShape
     gpu: Gpu
     gpus: int = 1
-    method: Method = "lora"
+    method: str = USUAL.name
     sharding: Sharding = "none"
     offload: bool = False
     offload_activations: bool = False
@@ -116,14 +117,24 @@ class TrainingSetup:
         return KERNELS[self.loss_kernel]
 
     @property
+    def footprint(self) -> Footprint:
+        """What the method adds to memory and time."""
+        return method_named(self.method).footprint
+
+    @property
     def full(self) -> bool:
         """Whether all weights are trained."""
-        return self.method == "full"
+        return self.footprint.all_weights
 
     @property
     def adapted(self) -> tuple[str, ...]:
         """Matrices with an adapter."""
-        return self.targets if self.method in ("lora", "qlora") else ()
+        return self.targets if self.footprint.low_rank else ()
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Virtual tokens in front of each row."""
+        return self.prefix_tokens if self.footprint.has_virtual_tokens else 0
 
     def needs(self, *matrices: str) -> bool:
         """Whether one of the matrices is trained or adapted, so that its input is needed for a gradient."""
@@ -132,11 +143,7 @@ class TrainingSetup:
     @property
     def trainable(self) -> int:
         """Trained parameters."""
-        if self.full:
-            return self.shape.parameters
-        if self.method == "prefix":
-            return self.shape.prefix_parameters(self.prefix_tokens)
-        return self.shape.lora_parameters(self.rank, self.targets)
+        return self.footprint.trained(self)
 
     @property
     def autocast(self) -> bool:
@@ -162,7 +169,10 @@ def _choices() -> dict[str, tuple[str, ...]]:
 
 
 def make_job(**settings: object) -> TrainingSetup:
-    """A checked `Job`; `qlora` without `quant` takes nf4 with double quantisation.
+    """A checked `TrainingSetup`; where no `quant` is given the method's own is taken.
+
+    Args:
+        settings: by the names of `TrainingSetup`; `method` may also be the Python file that describes one.
 
     Raises:
         UserError: a word that is no choice (with the nearest), a number that can't be, or settings that exclude each other.
@@ -170,18 +180,35 @@ def make_job(**settings: object) -> TrainingSetup:
     for name, choices in _choices().items():
         value = settings.get(name)
         if value is not None and value not in choices:
-            near = difflib.get_close_matches(str(value), choices, 1, 0.4)
-            raise UserError(
-                f"{value!r} is no {name.replace('_', ' ')}",
-                where=name.replace("_", "-"),
-                next_step=(f"did you mean {near[0]}? " if near else "") + f"choices: {', '.join(choices)}",
-            )
-    if settings.get("method") == "qlora" and settings.get("quant") in (None, "none"):
-        settings["quant"] = "nf4-dq"
+            raise _no_choice(name, value, choices)
+    method = _method(str(settings.get("method") or USUAL.name))
+    settings["method"] = method.name
+    if settings.get("quant") in (None, "none"):
+        settings["quant"] = method.footprint.quant
     job = TrainingSetup(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
     _check_numbers(job)
     _check_together(job)
     return job
+
+
+def _method(name: str) -> Method:
+    """The method, by its name or file."""
+    try:
+        return method_named(name)
+    except UserError:
+        if name.endswith(".py"):
+            raise
+    choices = [method.name for method in methods()]
+    raise _no_choice("method", name, choices)
+
+
+def _no_choice(setting: str, value: object, choices: Sequence[str]) -> UserError:
+    near = difflib.get_close_matches(str(value), choices, 1, 0.4)
+    return UserError(
+        f"{value!r} is no {setting.replace('_', ' ')}",
+        where=setting.replace("_", "-"),
+        next_step=(f"did you mean {near[0]}? " if near else "") + f"choices: {', '.join(choices)}",
+    )
 
 
 LIMITS = {
@@ -236,7 +263,7 @@ def _check_together(job: TrainingSetup) -> None:
         (job.optimizer_in_backward and job.sharding in ("ddp", "zero2", "zero3"),
          f"Updating in the backward pass does not go with {job.sharding}", "use --sharding fsdp"),
         (job.dtype in ("mixed", "autocast") and job.quant != "none", "Quantised weights have no fp32 original", "use --dtype bf16"),
-        (job.optimizer == "sgd" and job.method in ("lora", "qlora") and job.offload and job.sharding == "none",
+        (job.optimizer == "sgd" and job.footprint.low_rank and job.offload and job.sharding == "none",
          "SGD keeps nothing that could be offloaded", "leave --offload out"),
         (job.gpu.is_cpu and job.shape.parameters * 2 > 4 * job.gpu.gib * 1024**3,
          f"{job.model} has {job.shape.parameters / 1e9:.0f} billion parameters: "

@@ -54,8 +54,6 @@ ACTIVATIONS = (
 # bitsandbytes before 0.43 hangs each matrix's own copy of its input on the graph, which lives until the next micro-batch's loss is there: the inputs
 # of this micro-batch and of a typical one before it (LitGPT's tables of 2023 and 2024 need 1.0 and 1.3 to 1.8 times the first alone).
 KEPT_INPUTS = 1.4
-# Elements a virtual token, layer and row, in widths of queries and keys: 200 and 50 tokens of PEFT's method comparison.
-PREFIX_WIDTHS = 10
 ZERO_LIVE = 1_000_000_000  # stage3_max_live_parameters, its default
 
 
@@ -352,9 +350,8 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
     kept: float = job.tokens * elements * job.activation_bytes
     if job.attention == "eager":  # fp32 softmax, its 16-bit copy
         kept += job.micro_batch * shape.heads * job.seq_len**2 * (4 + job.activation_bytes * wide)
-    if job.method == "prefix":
-        virtual = job.micro_batch * job.prefix_tokens
-        kept += PREFIX_WIDTHS * (shape.queries + shape.keys) * virtual * job.activation_bytes
+    virtual = job.micro_batch * job.virtual_tokens
+    kept += job.footprint.virtual_widths * (shape.queries + shape.keys) * virtual * job.activation_bytes
     if job.quant in ("nf4", "nf4-dq") and kernels.fsdp == 1 and not job.grad_ckpt:
         inputs = 4 * hidden + forward  # q, k and v as one, o, gate, up, down
         kept += KEPT_INPUTS * job.tokens * inputs * job.activation_bytes
@@ -372,7 +369,7 @@ def _own_layer(job: TrainingSetup) -> tuple[float, float]:
     """
     shape = job.shape
     hidden, forward, rows, shared = shape.hidden, shape.feed_forward, job.micro_batch, job.shared
-    virtual = job.prefix_tokens if job.method == "prefix" else 0
+    virtual = job.virtual_tokens
     short = job.gpu.is_cpu and job.seq_len + shared <= OWN_SHORT
     elements = hidden * (1 + job.needs("q_proj", "k_proj", "v_proj") + job.needs("gate_proj", "up_proj"))
     elements += shape.queries * (1 + (job.needs("o_proj") or not short))

@@ -11,6 +11,8 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.models.methods import USUAL
+from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.plan.cost import (
     ONE_RUN,
     Cost,
@@ -29,7 +31,7 @@ from tuneloop.plan.memory import Memory, memory_of
 from tuneloop.plan.prices import CPU_USD_PER_HOUR, TIERS, Price, PriceTable, Tier, load_prices
 from tuneloop.plan.recommend import recommendation
 from tuneloop.plan.remedies import COUNTS, changes, would_fit
-from tuneloop.plan.shape import ModelShape, find_model, target_modules
+from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
 from tuneloop.plan.usual import LOOP_ROWS, LOOP_TOKENS, loop_batches, loop_rows, usual_settings
 
@@ -171,7 +173,7 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     said = dict(given)
     if lengths.longest:
         cpu = bool(given.get("gpu")) and find_gpu(given["gpu"]).is_cpu
-        given = {**usual_settings(given.get("method", "lora"), shape, lengths.longest, cpu=cpu), **given}
+        given = {**usual_settings(given.get("method", USUAL.name), shape, lengths.longest, cpu=cpu), **given}
     if "seq_len" not in given:
         given["seq_len"] = _sequence(shape, lengths, given, assumed)
     if "micro_batch" not in given:
@@ -481,7 +483,7 @@ def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
     job = option.job
     found = []
     for name in ("method", "micro_batch", "grad_accum", "attention", "loss_kernel", "dtype", "optimizer", "quant"):
-        if name not in given and name != "micro_batch" and (name != "quant" or job.method == "qlora"):
+        if name not in given and name != "micro_batch" and (name != "quant" or job.footprint.quant != "none"):
             found.append(f"{name.replace('_', ' ')} {getattr(job, name)} (--{name.replace('_', '-')})")
     if "micro_batch" not in given:
         found.append(f"micro-batches of {LOOP_TOKENS:,} tokens and {LOOP_ROWS} rows at most, as the loop takes them: {job.micro_batch} of the "
@@ -494,8 +496,8 @@ def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
         found.append(
             f"rank {job.rank} on {', '.join(t.removesuffix('_proj') for t in job.targets)} (--rank, --targets)"
         )
-    if job.method == "prefix":
-        found.append(f"{job.prefix_tokens} virtual tokens (--prefix-tokens)")
+    if job.virtual_tokens:
+        found.append(f"{job.virtual_tokens} virtual tokens (--prefix-tokens)")
     if not option.fits:
         return [*found, "no time and no cost: it does not fit"]
     found.append(

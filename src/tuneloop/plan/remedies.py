@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.methods import method_named, methods
 from tuneloop.plan.gpus import Gpu, all_gpus
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
@@ -23,11 +24,16 @@ REMEDIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--optimizer-in-backward", "no gradient outlives its update", {"optimizer_in_backward": True}),
     ("--seq-len 512", "shorter rows", {"seq_len": 512}),
 )
-METHODS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("", "", {}),
-    ("--method lora", "only an adapter has gradients and optimizer states", {"method": "lora"}),
-    ("--method qlora", "frozen weights in 4 bits", {"method": "qlora", "quant": "nf4-dq"}),
-)
+
+
+def _ways() -> list[tuple[str, str, dict[str, Any]]]:
+    """The method as it is, then those that need less memory than others."""
+    found: list[tuple[str, str, dict[str, Any]]] = [("", "", {})]
+    for method in methods():
+        if method.footprint.saves:
+            quant = {"quant": method.footprint.quant} if method.footprint.quant != "none" else {}
+            found.append((f"--method {method.name}", method.footprint.saves, {"method": method.name, **quant}))
+    return found
 
 
 def would_fit(job: TrainingSetup) -> str:
@@ -38,7 +44,7 @@ def would_fit(job: TrainingSetup) -> str:
 
 def changes(job: TrainingSetup) -> list[dict[str, Any]]:
     """Changes that make the job fit: for each method the fewest settings, then more GPUs, else another machine or model."""
-    found = [change for way in METHODS if (change := _fewest(job, *way))]
+    found = [change for way in _ways() if (change := _fewest(job, *way))]
     found += _more_gpus(job)
     return found or _other_machines(job) or _smaller_models(job)
 
@@ -84,9 +90,7 @@ def _with(job: TrainingSetup, **settings: Any) -> TrainingSetup | None:
     """The job with changed settings, or None where nothing would change or they exclude each other."""
     if all(getattr(job, name) == value for name, value in settings.items()):
         return None
-    if settings.get("method") == "lora" and not job.full:
-        return None
-    if settings.get("method") == "qlora" and job.method == "prefix":
+    if "method" in settings and not method_named(settings["method"]).footprint.saves_over(job.footprint):
         return None
     try:
         return make_job(**{**vars(job), **settings})
@@ -130,7 +134,7 @@ def _smaller_models(job: TrainingSetup) -> list[dict[str, Any]]:
     for name, shape in sorted(bundled_models().items(), key=lambda item: -item[1].parameters):
         smaller = replace(job, model=name, shape=shape)
         if shape.parameters < job.shape.parameters and (not shape.context or job.seq_len <= shape.context):
-            ways = [_fewest(smaller, *way) for way in METHODS]
+            ways = [_fewest(smaller, *way) for way in _ways()]
             change = next((found for found in ways if found), None)
             if change:
                 words = f"--model {name} {change['change']}".strip()

@@ -75,7 +75,7 @@ def flop_per_token(job: TrainingSetup) -> float:
     head = 2 * shape.embedding
     passes = 3 if job.full else 2
     again = 1 if job.grad_ckpt else 0
-    adapter = 0 if job.full or job.method == "prefix" else 6 * job.trainable
+    adapter = job.footprint.flops * job.trainable
     return matrices * (passes + again) + head * passes + attention_flop_per_token(job) + adapter
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.plan.shape import ModelShape
+from tuneloop.models.methods import method_named
+from tuneloop.models.shape import ModelShape
 
 # `tokens_at_once` and `rows_per_step` of the loop (train/batches.py, train/config.py, which import torch): a micro-batch has no more tokens than these, and no
 # more rows than a step.
 LOOP_TOKENS, LOOP_TOKENS_FULL_CPU, LOOP_ROWS = 2048, 1024, 8
-PREFIX_TOKENS = 64  # as a recipe has it where it says nothing
 NO_LENGTH = 1024  # tokens of a row where the data set's are not known
 
 
@@ -32,19 +32,17 @@ def usual_settings(method: str, shape: ModelShape, longest: int | None, *, cpu: 
     """Settings of a job that trains on a data set: rows as long as its longest, layers recomputed, no logits kept.
 
     Args:
-        method: as in `Job`. shape: the model's sizes.
+        method: its name, or its file. shape: the model's sizes.
         longest: tokens of the longest row; None: `NO_LENGTH`.
         cpu: whether the processor trains.
     """
+    footprint = method_named(method).footprint
     length = min(longest or NO_LENGTH, shape.context or 1 << 20)
     found: dict[str, Any] = {
         "seq_len": length,
-        "micro_batch": loop_batches(length, full_on_cpu=cpu and method == "full"),
+        "micro_batch": loop_batches(length, full_on_cpu=cpu and footprint.all_weights),
     }
-    if method == "prefix":
-        found["prefix_tokens"] = PREFIX_TOKENS
+    found |= footprint.usual
     if not cpu:
-        found |= {"grad_ckpt": True, "loss_kernel": "fused"}
-        if method == "full":
-            found["optimizer"] = "adamw-bf16"
+        found |= {"grad_ckpt": True, "loss_kernel": "fused", **footprint.usual_on_gpu}
     return found

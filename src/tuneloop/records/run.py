@@ -66,7 +66,7 @@ class RunManifest(Record):
     id: str = ""
     key: str = ""
     status: str = "finished"
-    method: str = "lora"
+    method: str = ""
     model: str
     model_fingerprint: str = ""
     dataset: str = ""

@@ -8,14 +8,9 @@ from typing import Any
 
 import yaml
 
+from tuneloop.models.methods import find_method
 from tuneloop.release.licences import Licence, hub_name
 
-METHODS = {
-    "lora": "LoRA",
-    "qlora": "QLoRA (LoRA on the base in four bits: NF4, double quantisation)",
-    "prefix": "prefix tuning",
-    "full": "all weights",
-}
 _MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
@@ -27,12 +22,9 @@ print(tokenizer.decode(answer, skip_special_tokens=True))"""
 _ADAPTER = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained("BASE", dtype="auto"QUANTISED)
+base = AutoModelForCausalLM.from_pretrained("BASE", dtype="auto"ARGUMENT)
 model = PeftModel.from_pretrained(base, "FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")  # with the chat template that was trained"""
-_NF4 = """, quantization_config=BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-)"""
 
 
 def model_card(
@@ -57,7 +49,7 @@ def model_card(
         "tags": ["tuneloop"],
     }
     what = (
-        f"{'A model' if is_merged else 'An adapter'} tuned from {base} by tuneloop {manifest['tuneloop']} ({METHODS.get(manifest['method'], manifest['method'])}), "
+        f"{'A model' if is_merged else 'An adapter'} tuned from {base} by tuneloop {manifest['tuneloop']} ({_method(manifest)}), "
         f"run `{manifest['run']['id']}`."
     )
     if manifest["merge"]:
@@ -78,6 +70,12 @@ def model_card(
         "Where it comes from, with the hash of every file, is in `artifact.json`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _method(manifest: Mapping[str, Any]) -> str:
+    """How it was trained, in words; the bare name of a method that is not known here."""
+    method = find_method(manifest["method"])
+    return (method.long_title or method.title) if method else str(manifest["method"])
 
 
 def asking(task: Mapping[str, Any]) -> list[str]:
@@ -155,7 +153,9 @@ def _gate(gate: Mapping[str, Any]) -> str:
 def _loading(manifest: Mapping[str, Any], base: str) -> str:
     if manifest["format"] == "merged":
         return f"```python\n{_MERGED}\n```"
-    code = _ADAPTER.replace("BASE", base).replace("QUANTISED", _NF4 if manifest["method"] == "qlora" else "")
-    if manifest["method"] == "qlora":
-        code = code.replace("AutoTokenizer\n", "AutoTokenizer, BitsAndBytesConfig\n", 1)
+    method = find_method(manifest["method"])
+    argument, needs = method.peft_base if method else ("", "")
+    code = _ADAPTER.replace("BASE", base).replace("ARGUMENT", argument)
+    if needs:
+        code = code.replace("AutoTokenizer\n", f"AutoTokenizer, {needs}\n", 1)
     return f"```python\n{code}\n```"

@@ -27,6 +27,7 @@ from tuneloop.core.files import (
 )
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import weight_files
+from tuneloop.models.methods import Method
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import OWN, trained_folder
@@ -81,32 +82,23 @@ class Artifact:
     found: bool = False
 
 
-def form_for(method: str, wanted: str) -> Form:
-    """The form that a run is exported in: the one that is asked for, else a merged model, or of a prefix the adapter.
+def form_for(method: Method, wanted: str) -> Form:
+    """The form that a run is exported in: the one that is asked for, else the method's usual one.
 
     Raises:
         UserError: there is no such form, or not of this method.
     """
-    if not wanted:
-        return "adapter" if method == "prefix" else "merged"
-    for form in FORMS:
-        if form == wanted:
-            break
-    else:
-        raise UserError(f"No such format {wanted!r}", where="--format", next_step=f"choose {' or '.join(FORMS)}")
-    if method == "prefix" and form == "merged":
+    form = wanted or method.forms[0]
+    for known in FORMS:
+        if form == known and form in method.forms:
+            return known
+    if form in FORMS:
         raise UserError(
-            "A prefix can't be merged: it stands in front of the input and changes no weight",
-            where="--format merged",
-            next_step="export it with --format adapter",
+            method.no_form.get(form, f"A run of {method.title} has no such form"),
+            where=f"--format {form}",
+            next_step=f"export it with --format {method.forms[0]}",
         )
-    if method == "full" and form == "adapter":
-        raise UserError(
-            "This run trained all weights, so there is no adapter",
-            where="--format adapter",
-            next_step="export it with --format merged",
-        )
-    return form
+    raise UserError(f"No such format {form!r}", where="--format", next_step=f"choose {' or '.join(FORMS)}")
 
 
 def export(origin: Origin, form: Form, out: Path | None = None, *, progress: Progress = no_progress) -> Artifact:

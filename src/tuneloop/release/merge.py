@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, replacing, user_errors_of_the_disk, write_json
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.models.load import fingerprint, skeleton, weight_files
+from tuneloop.models.load import weight_files
+from tuneloop.models.methods import WeightUpdate, method_of_folder
 from tuneloop.models.names import resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
-PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def merge(model: str, adapter: Path, out: Path, *, progress: Progress = no_progr
 
     Args:
         model: the base, by a name that resolves.
-        adapter: folder in PEFT's layout (LoRA, DoRA, PiSSA, ranks by module).
+        adapter: folder of a method that can be merged.
         out: folder that the files go to; computed in fp32, stored in the base's dtypes.
         progress: told of tensors.
 
@@ -61,10 +61,15 @@ def merge(model: str, adapter: Path, out: Path, *, progress: Progress = no_progr
             where=str(base),
             next_step="export with --format adapter",
         )
-    change = _update(base, adapter)
+    method = method_of_folder(adapter)
+    if method is None or method.merge is None:
+        raise UserError(
+            "An adapter of this kind can't be merged", where=str(adapter), next_step="export with --format adapter"
+        )
+    change = _Change(method.merge(base, adapter))
     files = weight_files(base)
     headers = [_header(file) for file in files]
-    missing = change.names - {name for _, entries in headers for name in entries}
+    missing = change.update.names - {name for _, entries in headers for name in entries}
     if missing:
         raise UserError(
             f"The base model's files name their weights in another way: they have no {sorted(missing)[0]}",
@@ -90,43 +95,14 @@ class _Change:
     """What happens to weights on their way, and how much of it by now.
 
     Args:
-        names: tensors that change.
-        apply: name, base weight -> base weight as it was trained on, merged weight (both fp32).
+        update: which tensors change, and how.
         moved, lost: squared lengths of the update and of what rounding took.
     """
 
-    names: set[str]
-    apply: Callable[[str, Tensor], tuple[Tensor, Tensor]]
+    update: WeightUpdate
     tensors: int = 0
     moved: float = 0.0
     lost: float = 0.0
-
-
-def _update(base: Path, adapter: Path) -> _Change:
-    """What the adapter does to the base's tensors."""
-    from tuneloop.models.lora import merged_weight, read_adapter, shape_of
-    from tuneloop.models.quantised import need_bitsandbytes, quantisable, through_four_bits
-
-    settings, state = read_adapter(adapter, fingerprint(base))
-    net = skeleton(base)
-    shape = shape_of(net, settings)
-    ends = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
-    stems = {key.removesuffix(end).removeprefix(PEFT_PREFIX) for key in state for end in ends if key.endswith(end)}
-    adapted = {f"{stem}.weight": stem for stem in stems}
-    packed: set[str] = set()
-    if read_json(adapter / "tuneloop.json").get("quantised"):
-        need_bitsandbytes()
-        packed = {f"{name}.weight" for name in quantisable(net)}
-
-    def apply(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-        base_weight = through_four_bits(weight.float()) if name in packed else weight.float()
-        if name not in adapted:
-            return base_weight, base_weight
-        a, b, magnitude = (state.get(f"{PEFT_PREFIX}{adapted[name]}{end}") for end in ends)
-        assert a is not None and b is not None, "an adapter's matrices come in pairs"
-        return base_weight, merged_weight(base_weight, a, b, shape.scale_of(adapted[name]), magnitude)
-
-    return _Change(set(adapted) | packed, apply)
 
 
 def _header(file: Path) -> tuple[bytes, list[str]]:
@@ -151,7 +127,7 @@ def _tensors(file: Path, names: list[str], change: _Change) -> Iterator[bytes]:
         with safe_open(file, "pt") as source:
             for name in names:
                 tensor = source.get_tensor(name)
-                if name in change.names:
+                if name in change.update.names:
                     tensor = _changed(name, tensor, change, file)
                 yield tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     except SafetensorError as error:
@@ -161,7 +137,7 @@ def _tensors(file: Path, names: list[str], change: _Change) -> Iterator[bytes]:
 
 
 def _changed(name: str, tensor: Tensor, change: _Change, file: Path) -> Tensor:
-    before, after = change.apply(name, tensor)
+    before, after = change.update.apply(name, tensor)
     stored = after.to(tensor.dtype)
     if not stored.isfinite().all():
         raise UserError(

@@ -8,13 +8,13 @@ from typing import Any
 
 from tuneloop.core.files import write_text
 from tuneloop.core.units import usd_words
+from tuneloop.models.methods import method_named, title_of
 from tuneloop.report.advise_charts import cost_chart, dollars, quality_chart, tornado_chart
 from tuneloop.report.charts import chart_pair, short
 from tuneloop.report.facts import count, figure, gib, minutes, usd
 from tuneloop.report.html import page_template
 from tuneloop.report.plan_terminal import shown_parts
 
-METHODS = {"prefix": "prefix tuning", "lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
 ANSWERS = {"dont": "Don't fine-tune", "prompt": "Prompt first", "tune": "Fine-tune"}
 
 
@@ -33,7 +33,7 @@ def render_advise_page(advice: Mapping[str, Any]) -> str:
 def page_of_advice(advice: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the template shows, computed and written out."""
     question, rows = advice["question"], advice["alternatives"]
-    method = METHODS.get(advice["method"], "")
+    method = title_of(advice["method"])
     chosen = next((row for row in rows if row["name"] == method), None)
     months = question["months"]
     net = months * chosen["saves_usd_per_month"] - chosen["upfront_usd"] if chosen else 0.0
@@ -67,7 +67,7 @@ def _with(advice: Mapping[str, Any]) -> str:
     """By what method, where the answer is to tune."""
     if advice["answer"] != "tune":
         return ""
-    return " all weights" if advice["method"] == "full" else f" with {METHODS[advice['method']]}"
+    return f" {method_named(advice['method']).how}"
 
 
 def _figures(advice: Mapping[str, Any], chosen: Mapping[str, Any] | None, months: float) -> list[tuple[str, str, str]]:
@@ -142,7 +142,7 @@ def _training(name: str, t: Mapping[str, Any]) -> tuple[str, str, str, str, str]
     fits = "fits" if t["fits"] else "does not fit"
     known = t["fits"] and t["cost"]
     return (
-        METHODS[name], f"{t['gpus']} x {t['gpu']}", f"{gib(t['peak_gib'])} of {gib(t['capacity_gib'])}, {fits}",
+        title_of(name), f"{t['gpus']} x {t['gpu']}", f"{gib(t['peak_gib'])} of {gib(t['capacity_gib'])}, {fits}",
         minutes(t["hours"] * 60) if known else "–", usd(t["usd_a_run"]) if known else "–",
     )  # fmt: skip
 

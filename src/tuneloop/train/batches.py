@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import cuda_in_use
+from tuneloop.models.methods import method_named
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import TrainRow, conversations
 
@@ -61,7 +62,9 @@ def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: 
 
 def tokens_at_once(config: TrainConfig) -> int:
     """Tokens of a micro-batch: as configured, or what suits the method and device. All weights learn in smaller ones on a processor: there memory is short."""
-    return config.micro_batch_tokens or (1024 if config.method == "full" and not cuda_in_use() else 2048)
+    return config.micro_batch_tokens or (
+        1024 if method_named(config.method).footprint.all_weights and not cuda_in_use() else 2048
+    )
 
 
 def _padded_length(row: TrainRow) -> int:

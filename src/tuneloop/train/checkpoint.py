@@ -11,8 +11,8 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
-from tuneloop.models.sharded import processes
-from tuneloop.train.distributed import is_first, is_sharded, mesh, wait
+from tuneloop.models.sharded import is_first, is_sharded, processes
+from tuneloop.train.distributed import mesh, wait
 
 
 @dataclass

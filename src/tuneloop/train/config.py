@@ -7,21 +7,22 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
+from tuneloop.models.methods import SHIPPED, USUAL, method_named, methods, names_of_methods
+from tuneloop.models.methods.full import FullSettings
+from tuneloop.models.methods.lora import LoraSettings
+from tuneloop.models.methods.prefix import PrefixSettings
 
-# What ships; METHODS and LOSSES may have been given more.
-METHOD_NAMES = ("full", "lora", "qlora", "prefix")
-LOSS_NAMES = ("supervised", "dpo", "kto")
+LOSS_NAMES = ("supervised", "dpo", "kto")  # what ships; LOSSES may have been given more
 
-# Peak learning rates where none is given; measured on small jobs, see docs/train.md.
-LEARNING_RATES = {"lora": 5e-4, "qlora": 5e-4, "full": 1e-4, "prefix": 3e-2}
 # Preferences move a model that already answers well: a tenth of the rate, as is usual (Rafailov et al. 2023, appendix B).
 PREFERENCE_SHARE = 0.1
 
 
 def usual_rate(method: str, loss: str) -> float:
     """Peak learning rate of a method and a loss where none is given."""
-    return LEARNING_RATES.get(method, 5e-4) * (1.0 if loss == "supervised" else PREFERENCE_SHARE)
+    return method_named(method).learning_rate * (1.0 if loss == "supervised" else PREFERENCE_SHARE)
 
 
 def refuse_unknown(name: str, table: Mapping[str, Any]) -> None:
@@ -31,33 +32,34 @@ def refuse_unknown(name: str, table: Mapping[str, Any]) -> None:
         raise ValueError(f"must be {', '.join(first)} or {last}")
 
 
-class TrainConfig(Config):
-    """Defaults that were measured to work on small jobs; see docs/records/results.md."""
+def _choices() -> str:
+    """The methods that ship, each with what it trains."""
+    *first, last = (f"{method.name} ({method.about})" for method in SHIPPED)
+    return f"{', '.join(first)} or {last}"
+
+
+def _rates() -> str:
+    """Their learning rates where none is given."""
+    by_rate: dict[float, list[str]] = {}
+    for method in sorted(SHIPPED, key=lambda method: method is not USUAL):
+        by_rate.setdefault(method.learning_rate, []).append(method.name)
+    return ", ".join(f"{', '.join(names)} {rate:.0e}".replace("e-0", "e-") for rate, names in by_rate.items())
+
+
+class WhatIsTrained(Config):
+    """The first settings of `train`."""
 
     method: str = Field(
-        "lora",
-        json_schema_extra={"enum": list(METHOD_NAMES)},
-        description="what is trained: full (all weights), lora, qlora (lora on a base in 4 bits) or prefix (virtual tokens)",
+        USUAL.name,
+        json_schema_extra={"anyOf": [{"enum": [method.name for method in SHIPPED]}, {"pattern": r"\.py$"}]},
+        description=f"what is trained: {_choices()}; or the Python file that describes a method of yours",
     )
     init: str | None = Field(None, description="folder of an earlier run of the same method and base to go on from")
-    rank: int = Field(16, ge=1, le=1024, description="rank of the LoRA matrices")
-    ranks: dict[str, int] = Field(
-        {}, description="rank of modules where it differs, by the end of their names: {q_proj: 8}"
-    )
-    alpha: float = Field(32.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
-    rslora: bool = Field(False, description="multiply the update by alpha / sqrt(rank) instead")
-    dora: bool = Field(False, description="learn the lengths of the weights as well (DoRA)")
-    lora_init: Literal["default", "pissa"] = Field(
-        "default", description="start of the LoRA matrices: random and zero, or the weight's principal parts (PiSSA)"
-    )
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the adapter's input")
-    targets: list[str] | Literal["all-linear", "attention"] = Field(
-        "all-linear", description="modules that get an adapter: all-linear, attention, or names as in [q_proj, v_proj]"
-    )
-    prefix_tokens: int = Field(64, ge=1, le=4096, description="virtual tokens of prefix tuning")
-    prefix_text: str | None = Field(
-        None, description="text whose keys and values the prefix starts from; default: the first training rows"
-    )
+
+
+class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
+    """Defaults that were measured to work on small jobs; see docs/records/results.md."""
+
     loss: str = Field(
         "supervised",
         json_schema_extra={"enum": list(LOSS_NAMES)},
@@ -78,14 +80,11 @@ class TrainConfig(Config):
         0.0, ge=0, description="against forgetting: weight of the squared distance of what is trained from its start"
     )
     learning_rate: float = Field(
-        5e-4, gt=0, lt=10, description="peak learning rate; default by method: lora, qlora 5e-4, full 1e-4, prefix 3e-2; "
-        "a tenth of that with dpo and kto",
+        USUAL.learning_rate, gt=0, lt=10,
+        description=f"peak learning rate; default by method: {_rates()}; a tenth of that with dpo and kto",
     )  # fmt: skip
     range_test: bool = Field(
         False, description="find the learning rate by a short test before the first step; same as learning_rate=auto"
-    )
-    lora_plus: float = Field(
-        10.0, gt=0, description="learning rate of LoRA's B matrices as a multiple of that of the A matrices"
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="fall of the learning rate after warm-up"
@@ -95,11 +94,6 @@ class TrainConfig(Config):
         "adamw",
         description="adamw, or adamw-8bit: moments in 8 bits, 2 bytes a parameter instead of 8 (6 of a full run in bf16); paged-adamw-8bit: those of "
         "bitsandbytes, which move to the host's memory when a GPU's is short",
-    )
-    optimizer_in_backward: bool = Field(
-        False,
-        description="of full: update each weight as soon as its gradient is there and free it; saves a number for each parameter where a step is "
-        "one micro-batch; gradients are not clipped",
     )
     gradient_checkpointing: Literal["auto", "always", "never"] = Field(
         "auto",
@@ -157,10 +151,14 @@ class TrainConfig(Config):
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        if value not in METHOD_NAMES:
-            from tuneloop.train.methods import METHODS
-
-            refuse_unknown(value, METHODS)
+        try:
+            method_named(value)
+        except UserError as error:
+            if value.endswith(".py"):
+                raise ValueError(f"{error.what}; {error.next_step}") from None
+            raise ValueError(
+                f"must be {names_of_methods()}, or the Python file that describes a method of yours"
+            ) from None
         return value
 
     @field_validator("loss")
@@ -172,25 +170,10 @@ class TrainConfig(Config):
             refuse_unknown(value, LOSSES)
         return value
 
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split_names(cls, value: object) -> object:
-        if isinstance(value, str) and value not in ("all-linear", "attention"):
-            return [name.strip() for name in value.split(",")]
-        return value
-
     @field_validator("gradient_checkpointing", mode="before")
     @classmethod
     def _on_or_off(cls, value: object) -> object:
         return {True: "always", False: "never"}.get(value, value) if isinstance(value, bool) else value
-
-    @field_validator("ranks")
-    @classmethod
-    def _sane_ranks(cls, value: dict[str, int]) -> dict[str, int]:
-        for name, rank in value.items():
-            if not 1 <= rank <= 1024:
-                raise ValueError(f"the rank of {name} must be between 1 and 1024")
-        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -201,32 +184,25 @@ class TrainConfig(Config):
             values = {**values, "learning_rate": None, "range_test": True}
         if values.get("learning_rate") is not None:
             return values
-        return {
-            **values,
-            "learning_rate": usual_rate(str(values.get("method", "lora")), str(values.get("loss", "supervised"))),
-        }
+        try:
+            rate = usual_rate(str(values.get("method", USUAL.name)), str(values.get("loss", "supervised")))
+        except UserError:  # the method's own check says what is wrong
+            return values
+        return {**values, "learning_rate": rate}
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
-        if self.dora and self.method not in ("lora", "qlora"):
-            raise ValueError("train.dora is of lora and qlora only")
-        if self.lora_init != "default" and self.method not in ("lora", "qlora"):
-            raise ValueError("train.lora_init is of lora and qlora only")
-        if self.dora and self.lora_init == "pissa":
+        method = method_named(self.method)
+        for setting, why in {name: why for known in methods() for name, why in known.exclusive.items()}.items():
+            if setting in method.exclusive or getattr(self, setting) == type(self).model_fields[setting].default:
+                continue
+            owners = " and ".join(known.name for known in methods() if setting in known.exclusive)
+            raise ValueError(f"train.{setting} is of {owners} only{f': {why}' if why else ''}")
+        if wrong := method.conflict(self):
+            raise ValueError(wrong)
+        if self.kl and method.disabled is None:
             raise ValueError(
-                "train.dora and train.lora_init=pissa exclude each other: a saved PiSSA start is a plain LoRA"
-            )
-        if self.optimizer_in_backward and self.method != "full":
-            raise ValueError("train.optimizer_in_backward is of full only: an adapter's gradients are small")
-        if self.optimizer_in_backward and self.l2_start:
-            raise ValueError("train.optimizer_in_backward and train.l2_start exclude each other")
-        if self.packing and self.method == "prefix":
-            raise ValueError(
-                "train.packing and train.method=prefix exclude each other: a prefix stands before every row"
-            )
-        if self.kl and self.method == "full":
-            raise ValueError(
-                "train.kl needs the untouched model beside the trained one; with train.method=full use train.l2_start"
+                f"train.kl needs the untouched model beside the trained one; with train.method={self.method} use train.l2_start"
             )
         if self.kl and self.loss != "supervised":
             raise ValueError("train.kl is of the supervised loss; dpo and kto hold the model by train.beta")

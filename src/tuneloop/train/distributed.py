@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.load import Model
-from tuneloop.models.sharded import processes
+from tuneloop.models.methods import USUAL, Method
+from tuneloop.models.sharded import is_sharded, processes, rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,16 +26,6 @@ T = TypeVar("T")
 
 # Processes wait for the first one while it prepares data, which can take long.
 PATIENCE = timedelta(hours=24)
-
-
-def rank() -> int:
-    """Place of this process among them, from 0."""
-    return int(os.environ.get("RANK") or 0)
-
-
-def is_first() -> bool:
-    """Whether this process writes the run's files and speaks."""
-    return rank() == 0
 
 
 @contextlib.contextmanager
@@ -167,10 +158,10 @@ def seed_step(seed: int, step: int) -> None:
 # --- how the model is divided
 
 
-def shard(model: Model, *, quantised: bool = False) -> None:
+def shard(model: Model, prepare: Callable[[Any], None] | None = None) -> None:
     """Spread the base model's weights over the processes, in place; done already is no error.
 
-    A layer is moved to this process's device, brought to 4 bits where asked for, and cut, before the next one is touched: so
+    A layer is moved to this process's device, prepared as the method has it, and cut, before the next one is touched: so
     a device holds its share and one layer, at no time the whole model. Embeddings and vocabulary projection form the last group,
     which is whole while a batch is computed. Of other architectures than our own only the layers are cut.
     """
@@ -194,10 +185,8 @@ def shard(model: Model, *, quantised: bool = False) -> None:
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in layers:
         layer.to(device)
-        if quantised:
-            from tuneloop.models.quantised import quantise
-
-            quantise(layer)
+        if prepare is not None:
+            prepare(layer)
         fully_shard(layer, mesh=mesh(), mp_policy=policy)
     net.to(device)
     if model.is_own:
@@ -220,17 +209,17 @@ def regroup(model: Model) -> None:
                 module.reshard()
 
 
-def refuse_unsharded(model: Model, method: str) -> None:
+def refuse_unsharded(model: Model, method: Method) -> None:
     """Refuse full tuning of what is not cut as a whole.
 
     Raises:
         UserError: several processes, all weights, and another architecture than our own.
     """
-    if processes() > 1 and method == "full" and not model.is_own:
+    if processes() > 1 and method.footprint.all_weights and not model.is_own:
         raise UserError(
             "Full tuning on several processes works on the Llama family only",
             where="train.method",
-            next_step="set train.method=lora, or start one process",
+            next_step=f"set train.method={USUAL.name}, or start one process",
         )
 
 
@@ -240,11 +229,6 @@ def mesh() -> Any:
     from torch.distributed.device_mesh import init_device_mesh
 
     return init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (processes(),))
-
-
-def is_sharded(value: Any) -> bool:
-    """Whether a tensor's rows are spread over the processes."""
-    return processes() > 1 and hasattr(value, "full_tensor")
 
 
 def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:

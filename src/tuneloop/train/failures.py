@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.sharded import is_first
 from tuneloop.train.checkpoint import list_checkpoints, load_checkpoint
-from tuneloop.train.distributed import is_first, wait
+from tuneloop.train.distributed import wait
 from tuneloop.train.monitors import Finding, policy
 from tuneloop.train.run import Run
 

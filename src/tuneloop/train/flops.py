@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.models.methods import method_named
 from tuneloop.train.rows import TrainRow, conversations
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def needed_gflop(config: Mapping[str, Any], method: str, rows: Iterable[TrainRow
 
     Args:
         config: the model's `config.json`.
-        method: `full` or another.
+        method: its name.
         rows: each as often as it is trained on; of preferences all conversations count.
 
     Raises:
@@ -46,7 +47,7 @@ def needed_gflop(config: Mapping[str, Any], method: str, rows: Iterable[TrainRow
             tokens += len(part.ids)
             squares += len(part.ids) ** 2
             learned += sum(1 for weight in part.mask[1:] if weight)
-    passes = 6 if method == "full" else 4
+    passes = 6 if method_named(method).footprint.all_weights else 4
     return (passes * (body * tokens + head * learned) + attention * squares) / 1e9
 
 

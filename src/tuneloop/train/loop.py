@@ -14,7 +14,8 @@ from tuneloop.core.files import content_hash, read_json, read_jsonl
 from tuneloop.core.machine import memory_now, peak_memory, release_memory, reset_peak_memory
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.load import Model
-from tuneloop.models.sharded import processes
+from tuneloop.models.methods import Trainable
+from tuneloop.models.sharded import is_first, processes
 from tuneloop.models.template import Rendered
 from tuneloop.records.rows import Row
 from tuneloop.train.batches import Step, plan_steps
@@ -35,11 +36,11 @@ from tuneloop.train.budget import (
 )
 from tuneloop.train.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.distributed import agreed, is_first, regroup, seed_step, summed, wait
+from tuneloop.train.distributed import agreed, regroup, seed_step, summed, wait
 from tuneloop.train.failures import Preempted, act, notice_sigterm
 from tuneloop.train.layers import compile_layers, recompute_layers
 from tuneloop.train.loss import mean_loss, with_references
-from tuneloop.train.methods import Trainable, attach, run_key
+from tuneloop.train.methods import attach, run_key
 from tuneloop.train.monitors import make_watcher, trend
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import (

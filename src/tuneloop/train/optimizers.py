@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.methods import Trainable
 from tuneloop.models.sharded import local, processes, whole
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.methods import Trainable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,10 +16,11 @@ from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import peak_memory
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
+from tuneloop.models.methods import Trainable
+from tuneloop.models.sharded import is_first
 from tuneloop.train.checkpoint import State, save_checkpoint
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.distributed import is_first, load_optimizer
-from tuneloop.train.methods import Trainable
+from tuneloop.train.distributed import load_optimizer
 from tuneloop.train.monitors import Finding, Watcher
 from tuneloop.train.optimizers import UpdatesInBackward
 

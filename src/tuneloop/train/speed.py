@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
+from tuneloop.models.methods import method_named
 from tuneloop.models.sharded import processes
 from tuneloop.train.batches import is_out_of_memory, plan_steps, too_large
 from tuneloop.train.config import TrainConfig
@@ -95,7 +96,8 @@ def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> 
     The length is the root of the mean square, between what layers and what attention needs; on several processes, which may compute all padding, the longest.
     """
     parts = [part for row in rows for part in conversations(row)]
-    shares = model.shares(max(len(part.ids) for part in parts), behind_prefix=config.method == "prefix")
+    virtual = method_named(config.method).footprint.has_virtual_tokens
+    shares = model.shares(max(len(part.ids) for part in parts), behind_prefix=virtual)
     prefix = shared_prefix(parts) if shares else 0
     lengths = [len(part.ids) - prefix for part in parts]
     if processes() > 1:

@@ -178,15 +178,15 @@ def _busy_before(costs: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def _ask_untouched(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterator[dict[str, Asked]]:
-    from tuneloop.models.lora import lora_disabled
+    from tuneloop.models.methods import base_only
 
     wanted = job.recipe.baselines
     if wanted.zero_shot:
-        with lora_disabled(job.model.net):
+        with base_only(job.model.net):
             found = ask_untouched(job, dataset, rows)
         yield {f"zero-shot {kind}".strip(): result for kind, result in found.items()}
     if wanted.few_shot and (examples := untouched_examples(job, dataset, rows)):
-        with lora_disabled(job.model.net):
+        with base_only(job.model.net):
             found = ask_untouched(job, dataset, rows, examples)
         yield {f"few-shot {kind}".strip(): result for kind, result in found.items()}
 

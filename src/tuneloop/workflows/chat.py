@@ -260,10 +260,9 @@ def _untuned(target: Target, how: str) -> Speaker:
 
     @contextlib.contextmanager
     def switched_off() -> Iterator[Model]:
-        from tuneloop.models.lora import lora_disabled
-        from tuneloop.models.prefix import prefix_disabled
+        from tuneloop.models.methods import base_only
 
-        with lora_disabled(target.model.net), prefix_disabled(target.model.net):
+        with base_only(target.model.net):
             yield target.model
 
     return Speaker(how, target, _examples(target, target) if how == "few-shot" else (), switched_off)

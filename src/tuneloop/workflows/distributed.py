@@ -36,7 +36,8 @@ class Part:
 @contextmanager
 def leading(job: RunContext) -> Iterator[None]:
     """Where several processes share a run, the first does the job; the others take part in its training, say nothing, and end with it."""
-    from tuneloop.train.distributed import broadcast, is_first, joined, lost_the_first, receive
+    from tuneloop.models.sharded import is_first
+    from tuneloop.train.distributed import broadcast, joined, lost_the_first, receive
 
     with joined():
         if is_first():

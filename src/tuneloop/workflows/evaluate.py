@@ -106,14 +106,14 @@ def after_tuning(
 def base_model(job: RunContext) -> Iterator[Model]:
     """The model before training: the same weights with the adapter switched off, or loaded again where all were trained."""
     from tuneloop.models.load import load_model
-    from tuneloop.models.lora import lora_disabled
-    from tuneloop.models.prefix import prefix_disabled
+    from tuneloop.models.methods import base_only, method_of_folder
     from tuneloop.models.trained import trained_folder
 
-    if not (trained_folder(job.folder) / "adapter_config.json").is_file():
+    method = method_of_folder(trained_folder(job.folder))
+    if method is None or method.disabled is None:
         yield load_model(job.recipe.model)
         return
-    with lora_disabled(job.model.net), prefix_disabled(job.model.net):
+    with base_only(job.model.net):
         yield job.model
 
 

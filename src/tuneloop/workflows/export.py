@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain, read_json
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.models.methods import method_named
 from tuneloop.workflows.report import summary
 from tuneloop.workflows.run_context import load_run_recipe
 from tuneloop.workflows.task import task_of_run
@@ -51,7 +52,8 @@ def export_run(
             else "name the folder that `tuneloop run` or `train` printed",
         )
     manifest = read_json(run / "run.json")
-    form = form_for(manifest["method"], wanted)
+    recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
+    form = form_for(method_named(manifest["method"]), wanted)
     gate = release(run, force=force)
     say(
         f"gate      {gate['status'] if gate['status'] != 'none' else 'none was asked'}"
@@ -59,9 +61,8 @@ def export_run(
     )
     known = summary(run)
     table = comparison_as(known["eval"], "markdown") if known["eval"] else ""
-    name = load_run_recipe(run, []).name
     artifact = export(
-        Origin(run, name, manifest, gate, known["eval"], known["dataset"], table, plain(task_of_run(run))),
+        Origin(run, recipe.name, manifest, gate, known["eval"], known["dataset"], table, plain(task_of_run(run))),
         form,
         out,
         progress=progress,

@@ -99,11 +99,11 @@ def make_plan(job: RunContext, dataset: Dataset, speed: float, resident: float) 
         speed: tokens a second, forward and backward.
         resident: GiB in use with the model loaded.
     """
+    from tuneloop.models.lora import target_names
+    from tuneloop.models.shape import ModelShape
     from tuneloop.plan.estimate import Machine, Work, estimate
     from tuneloop.plan.ledger import corrected, read_ledger
-    from tuneloop.plan.shape import ModelShape
     from tuneloop.train.budget import rows_seen, seen_words
-    from tuneloop.train.methods import lora_shape
     from tuneloop.train.rows import supervised_tokens, tokens_of
     from tuneloop.train.speed import micro_shape
 
@@ -131,7 +131,7 @@ def make_plan(job: RunContext, dataset: Dataset, speed: float, resident: float) 
         tokens_per_second=speed,
     )
     shape = ModelShape.from_config(model.config, str(model.folder / "config.json"))
-    targets = list(lora_shape(model, recipe.train).targets)
+    targets = list(target_names(model.net, recipe.train.targets))
     plan = estimate(
         shape, work, here, model=recipe.model, method=recipe.train.method, rank=recipe.train.rank, targets=targets,
         prefix_tokens=recipe.train.prefix_tokens, bytes_a_weight=model.head.element_size(), optimizer=recipe.train.optimizer,

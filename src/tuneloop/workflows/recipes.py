@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.data.config import PrepareConfig
-from tuneloop.plan.shape import target_modules
+from tuneloop.models.shape import target_modules
 from tuneloop.workflows.recipe import Recipe
 
 if TYPE_CHECKING:

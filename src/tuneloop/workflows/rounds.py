@@ -74,13 +74,13 @@ def ask_within(job: RunContext, dataset: Dataset, seconds: float) -> Answered:
         seconds: for the answers of all of them.
     """
     from tuneloop.evaluate.evaluate import sample_order, sample_rows
-    from tuneloop.models.lora import lora_disabled
+    from tuneloop.models.methods import base_only
 
     config, wanted, seed = job.recipe.evaluate, job.recipe.baselines, job.recipe.seed
     every = sample_rows(dataset.test, None, seed=seed)
     places = sample_order(len(every), seed)[: config.limit]
     began, rows = time.monotonic(), [every[place] for place in places]
-    with lora_disabled(job.model.net):
+    with base_only(job.model.net):
         zero = _Way("zero-shot")
         _ask(job, dataset, zero, rows[:FIRST])
         few, all_examples = _few_shot(job, dataset, zero, rows, seconds) if wanted.few_shot else (None, 0)

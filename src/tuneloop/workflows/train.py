@@ -12,6 +12,7 @@ from tuneloop.core import machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, write_json, write_yaml
 from tuneloop.core.progress import Progress, busy
+from tuneloop.models.methods import method_named
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows.distributed import Part, distributed_run, leading
 from tuneloop.workflows.plan import plan_stage, run_plan
@@ -40,8 +41,9 @@ def train_key(job: RunContext, dataset: Dataset) -> str:
     from tuneloop.train.methods import init_hash
 
     recipe = job.recipe
+    own = [source] if (source := method_named(recipe.train.method).source) else []
     return content_hash(
-        [recipe.train, recipe.seed, dataset.manifest["hash"], job.fingerprint, init_hash(recipe.train), 1]
+        [recipe.train, recipe.seed, dataset.manifest["hash"], job.fingerprint, init_hash(recipe.train), 1, *own]
     )
 
 
@@ -84,12 +86,13 @@ def train_stage(job: RunContext, dataset: Dataset) -> dict[str, Any]:
             "peak_gib": plan["memory"]["peak_gib"],
             "usd": plan["cost"]["usd"],
         }
+    method = method_named(recipe.train.method)
     manifest: dict[str, Any] = {
         "version": 1,
         "id": folder.resolve().name,
         "key": key,
         "status": "finished",
-        "method": recipe.train.method,
+        "method": method.name,
         "model": recipe.model,
         "model_fingerprint": job.fingerprint,
         "dataset": dataset.id,
@@ -97,7 +100,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> dict[str, Any]:
         "usd": result.seconds / 3600 * recipe.plan.usd_per_hour,
         "predicted": predicted,
         "mfu": mfu,
-        **({"weights": "model"} if recipe.train.method == "full" else {"adapter": "adapter"}),
+        "weights" if method.folder == "model" else "adapter": method.folder,
     }
     write_json(folder / "run.json", manifest)
     if plan and not result.resumed_at:

@@ -1,0 +1,128 @@
+"""The training methods, each described by one `Method`: a file for each that ships, and those that a user adds.
+
+The planner, the advice, the trainer, reports, exports and loaders ask the record; none of them knows a method by its name.
+A method of one's own is registered by `register`, or by naming its file: `train.method: path/to/file.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json, sha256_file
+from tuneloop.core.python_file import run_python_file
+from tuneloop.models.methods.full import FULL, OWN, has_all_weights
+from tuneloop.models.methods.lora import LORA
+from tuneloop.models.methods.method import WHOLE, Footprint, Method, PlannedJob, Start, Trainable, WeightUpdate
+from tuneloop.models.methods.prefix import PREFIX
+from tuneloop.models.methods.qlora import QLORA
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "SHIPPED", "USUAL", "WHOLE", "Footprint", "Method", "PlannedJob", "Start", "Trainable", "WeightUpdate", "base_only",
+    "find_method", "layout_of", "method_named", "method_of_folder", "methods", "names_of_methods", "register", "title_of",
+]  # fmt: skip
+
+SHIPPED = (FULL, LORA, QLORA, PREFIX)
+USUAL = LORA  # where nothing else is said
+_known: dict[str, Method] = {method.name: method for method in SHIPPED}
+_of_files: dict[Path, Method] = {}  # run once: a run keeps the method that it began with
+
+
+def methods() -> tuple[Method, ...]:
+    """Those that ship, then those that were registered."""
+    return tuple(_known.values())
+
+
+def names_of_methods() -> str:
+    """Their names as a sentence has them: `full, lora, ... or prefix`."""
+    *first, last = _known
+    return f"{', '.join(first)} or {last}"
+
+
+def register(method: Method) -> Method:
+    """Make a method of your own known by its name; one that you registered before is replaced.
+
+    Raises:
+        UserError: a method that ships has this name.
+    """
+    if any(method.name == shipped.name for shipped in SHIPPED):
+        raise UserError(
+            f"{method.name} is the name of a method that ships", where=method.name, next_step="choose another name"
+        )
+    _known[method.name] = method
+    return method
+
+
+def find_method(name: str) -> Method | None:
+    """The method of that name; None where nobody knows it."""
+    return _known.get(name)
+
+
+def title_of(name: str) -> str:
+    """Its title; the name where nobody knows it."""
+    return _known[name].title if name in _known else name
+
+
+def method_named(name: str) -> Method:
+    """The method of that name, or the one that a Python file describes.
+
+    The file runs in this process, with everything that you may do: name only files that you trust.
+
+    Raises:
+        UserError: there is none of that name; the file fails, or describes none or several.
+    """
+    if name in _known:
+        return _known[name]
+    if name.endswith(".py"):
+        return _method_of_file(name)
+    raise UserError(
+        f"No method {name!r}", where="train.method",
+        next_step=f"choose {names_of_methods()}, or name the Python file that describes yours",
+    )  # fmt: skip
+
+
+def _method_of_file(file: str) -> Method:
+    where, path = f"train.method={file}", Path(file).expanduser().resolve()
+    if path not in _of_files:
+        module = run_python_file(file, where, "method's file")
+        found = {id(value): value for value in vars(module).values() if isinstance(value, Method)}
+        own = [method for method in found.values() if method not in SHIPPED]
+        if len(own) != 1:
+            raise UserError(
+                f"{file} describes {len(own) or 'no'} method{'s' if own else ''} where one is needed", where=where,
+                next_step="put one tuneloop.models.methods.Method(...) into a variable of the file",
+            )  # fmt: skip
+        _of_files[path] = register(replace(own[0], source=sha256_file(path)))
+    return _of_files[path]
+
+
+def layout_of(folder: Path) -> str:
+    """What says in a saved folder whose it is, see `Method.layout`; empty where no result of training is here."""
+    file = folder / "adapter_config.json"
+    if file.is_file():
+        return str(read_json(file).get("peft_type"))
+    return WHOLE if has_all_weights(folder) else ""
+
+
+def method_of_folder(folder: Path) -> Method | None:
+    """The method that loads a saved folder; None where no method has its layout."""
+    layout = layout_of(folder)
+    quantised = bool(layout and (folder / OWN).is_file() and read_json(folder / OWN).get("quantised"))
+    alike = [m for m in methods() if m.layout == layout and m.load]
+    return next((m for m in alike if bool(m.quantised) == quantised), None)
+
+
+@contextmanager
+def base_only(net: nn.Module) -> Iterator[None]:
+    """The model without what any method has attached to it, for a while."""
+    with ExitStack() as stack:
+        for disabled in dict.fromkeys(m.disabled for m in methods() if m.disabled):
+            stack.enter_context(disabled(net))
+        yield

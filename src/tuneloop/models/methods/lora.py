@@ -1,0 +1,223 @@
+"""LoRA: low-rank updates of linear layers on a frozen base (Hu et al. 2021, arXiv 2106.09685); layers in models/lora.py.
+
+Variants: rank-stabilised scale (`rslora`), learned lengths of the weights (`dora`), a start from the weight's principal parts
+(`lora_init=pissa`), ranks by module (`ranks`), a higher rate for B (`lora_plus`). All are saved in PEFT's layout as LORA.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config, read_json
+from tuneloop.models.methods.method import Footprint, Method, PlannedJob, Start, Trainable, WeightUpdate, base_name
+from tuneloop.models.shape import target_modules
+from tuneloop.models.sharded import is_first
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tuneloop.models.load import Model
+    from tuneloop.models.lora import LoraShape
+
+PEFT_PREFIX = "base_model.model."
+
+
+class LoraSettings(Config):
+    """Settings of `train` that belong to LoRA."""
+
+    rank: int = Field(16, ge=1, le=1024, description="rank of the LoRA matrices")
+    ranks: dict[str, int] = Field(
+        {}, description="rank of modules where it differs, by the end of their names: {q_proj: 8}"
+    )
+    alpha: float = Field(32.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
+    rslora: bool = Field(False, description="multiply the update by alpha / sqrt(rank) instead")
+    dora: bool = Field(False, description="learn the lengths of the weights as well (DoRA)")
+    lora_init: Literal["default", "pissa"] = Field(
+        "default", description="start of the LoRA matrices: random and zero, or the weight's principal parts (PiSSA)"
+    )
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the adapter's input")
+    targets: list[str] | Literal["all-linear", "attention"] = Field(
+        "all-linear", description="modules that get an adapter: all-linear, attention, or names as in [q_proj, v_proj]"
+    )
+    lora_plus: float = Field(
+        10.0, gt=0, description="learning rate of LoRA's B matrices as a multiple of that of the A matrices"
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        if isinstance(value, str) and value not in ("all-linear", "attention"):
+            return [name.strip() for name in value.split(",")]
+        return value
+
+    @field_validator("ranks")
+    @classmethod
+    def _sane_ranks(cls, value: dict[str, int]) -> dict[str, int]:
+        for name, rank in value.items():
+            if not 1 <= rank <= 1024:
+                raise ValueError(f"the rank of {name} must be between 1 and 1024")
+        return value
+
+
+def conflict(settings: Any) -> str | None:
+    """What excludes each other in the settings."""
+    if settings.dora and settings.lora_init == "pissa":
+        return "train.dora and train.lora_init=pissa exclude each other: a saved PiSSA start is a plain LoRA"
+    return None
+
+
+def lora_shape(model: Model, settings: LoraSettings) -> LoraShape:
+    """The adapter that the settings ask for on this model."""
+    from tuneloop.models.lora import LoraShape, target_names
+
+    return LoraShape(
+        settings.rank,
+        settings.alpha,
+        settings.dropout,
+        target_names(model.net, settings.targets),
+        tuple(settings.ranks.items()),
+        settings.rslora,
+        settings.dora,
+        settings.lora_init,
+    )
+
+
+def add_adapter(start: Start, *, quantised: bool = False) -> Trainable:
+    """Put low-rank matrices beside the target layers.
+
+    B starts at zero and has the larger role in early learning, so one rate for both is too low for B or too high for A
+    (LoRA+, Hayou et al. 2024, arXiv 2402.12354): B learns at `lora_plus` times the rate. PiSSA starts both alike.
+
+    Args:
+        quantised: whether the base is held in four bits, which the saved folder says.
+    """
+    from tuneloop.models.lora import adapter_parameters, adapter_state, add_lora, remove_lora, save_adapter
+
+    model, settings = start.model, start.settings
+    assert isinstance(settings, LoraSettings)
+    net = model.net
+    remove_lora(net)
+    shape = lora_shape(model, settings)
+    add_lora(net, shape, start.seed)
+    parameters = adapter_parameters(net)
+    plus = settings.lora_plus if settings.lora_init == "default" else 1.0
+
+    def save(folder: Path) -> None:
+        if is_first():
+            state = adapter_state(net)
+            save_adapter(folder, state, shape, base_name(model), model.fingerprint, quantised=quantised)
+            model.template.save(folder)
+
+    ratios = {name: plus for name in parameters if ".lora_B." in name}
+    return Trainable(parameters, save, detach=lambda: remove_lora(net), ratios=ratios)
+
+
+def load_adapter(model: Model, folder: Path) -> None:
+    """Put a saved adapter into its base model."""
+    from tuneloop.models import lora
+
+    lora.load_adapter(model.net, folder, model.fingerprint)
+
+
+def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
+    """The matrices of an earlier run.
+
+    Raises:
+        UserError: it had another base model or another shape, or a PiSSA start is asked for.
+    """
+    from tuneloop.models.lora import read_adapter, shape_of
+
+    where = f"train.init={settings.init}"
+    saved, state = read_adapter(folder, model.fingerprint)
+    if settings.lora_init != "default":
+        raise UserError(
+            "An earlier adapter and train.lora_init exclude each other", where=where, next_step="leave one of them out"
+        )
+    earlier, now = shape_of(model.net, saved), lora_shape(model, settings)
+    pairs = [("rank", earlier.rank, now.rank), ("alpha", earlier.alpha, now.alpha), ("rslora", earlier.rslora, now.rslora),
+             ("dora", earlier.dora, now.dora), ("targets", list(earlier.targets), list(now.targets)),
+             ("ranks", dict(earlier.ranks), dict(now.ranks))]  # fmt: skip
+    for name, then, here in pairs:
+        if then != here:
+            raise UserError(
+                f"The earlier adapter has {name} {then}, and this run {here}",
+                where=where,
+                next_step=f"set train.{name}={str(then).replace(chr(39), '')}",
+            )
+    return state
+
+
+def disabled(net: nn.Module) -> AbstractContextManager[None]:
+    """The model without its adapter for a while."""
+    from tuneloop.models.lora import lora_disabled
+
+    return lora_disabled(net)
+
+
+def merge(base: Path, adapter: Path) -> WeightUpdate:
+    """Add the update to the weights that it was trained on: those of a base in four bits are what the four bits say.
+
+    Args:
+        base: folder of the base model. adapter: in PEFT's layout (LoRA, DoRA, PiSSA, ranks by module).
+    """
+    from tuneloop.models.load import fingerprint, skeleton
+    from tuneloop.models.lora import merged_weight, read_adapter, shape_of
+    from tuneloop.models.quantised import need_bitsandbytes, quantisable, through_four_bits
+
+    settings, state = read_adapter(adapter, fingerprint(base))
+    net = skeleton(base)
+    shape = shape_of(net, settings)
+    ends = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+    stems = {key.removesuffix(end).removeprefix(PEFT_PREFIX) for key in state for end in ends if key.endswith(end)}
+    adapted = {f"{stem}.weight": stem for stem in stems}
+    packed: set[str] = set()
+    if read_json(adapter / "tuneloop.json").get("quantised"):
+        need_bitsandbytes()
+        packed = {f"{name}.weight" for name in quantisable(net)}
+
+    def apply(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        base_weight = through_four_bits(weight.float()) if name in packed else weight.float()
+        if name not in adapted:
+            return base_weight, base_weight
+        a, b, magnitude = (state.get(f"{PEFT_PREFIX}{adapted[name]}{end}") for end in ends)
+        assert a is not None and b is not None, "an adapter's matrices come in pairs"
+        return base_weight, merged_weight(base_weight, a, b, shape.scale_of(adapted[name]), magnitude)
+
+    return WeightUpdate(frozenset(adapted) | packed, apply)
+
+
+def trained(job: PlannedJob) -> int:
+    """rank * (inputs + outputs) for each adapted matrix of each layer."""
+    shapes = job.shape.linear()
+    return job.shape.layers * sum(job.rank * sum(shapes[name]) for name in target_modules(job.targets))
+
+
+LORA = Method(
+    name="lora",
+    title="LoRA",
+    about="low-rank updates of linear layers",
+    learning_rate=5e-4,
+    attach=add_adapter,
+    footprint=Footprint(
+        trained=trained,
+        low_rank=True,
+        flops=6,  # two products of a multiplication and an addition: forward, and for both gradients
+        saves="only an adapter has gradients and optimizer states",
+        saves_over=lambda other: other.all_weights,
+    ),
+    settings=LoraSettings,
+    exclusive={"dora": "", "lora_init": ""},
+    conflict=conflict,
+    layout="LORA",
+    folder="adapter",
+    load=load_adapter,
+    resume=resume,
+    disabled=disabled,
+    merge=merge,
+    forms=("merged", "adapter"),
+)

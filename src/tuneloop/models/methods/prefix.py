@@ -1,0 +1,121 @@
+"""Prefix tuning: keys and values of virtual tokens in front of every row (Li & Liang 2021, arXiv 2101.00190); layers in models/prefix.py.
+
+The prefix starts as those of real text: `prefix_text`, else the first training rows one after another, which begin with the
+instruction. It is saved as PEFT's PREFIX_TUNING adapter.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import Config
+from tuneloop.models.methods.method import Footprint, Method, PlannedJob, Start, Trainable, base_name
+from tuneloop.models.sharded import is_first
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tuneloop.models.load import Model
+
+TOKENS = 64
+
+
+class PrefixSettings(Config):
+    """Settings of `train` that belong to prefix tuning."""
+
+    prefix_tokens: int = Field(TOKENS, ge=1, le=4096, description="virtual tokens of prefix tuning")
+    prefix_text: str | None = Field(
+        None, description="text whose keys and values the prefix starts from; default: the first training rows"
+    )
+
+
+def conflict(settings: Any) -> str | None:
+    """What excludes each other in the settings."""
+    if settings.packing:
+        return "train.packing and train.method=prefix exclude each other: a prefix stands before every row"
+    return None
+
+
+def attach(start: Start) -> Trainable:
+    """Put a prefix in front of the model's rows.
+
+    Raises:
+        UserError: there is no text to start from, or the model is not of the Llama family.
+    """
+    from tuneloop.models.prefix import NAME, add_prefix, remove_prefix, save_prefix
+
+    model, settings = start.model, start.settings
+    assert isinstance(settings, PrefixSettings)
+    net = model.net
+    remove_prefix(net)
+    texts = [model.template.encode(settings.prefix_text)] if settings.prefix_text else start.texts
+    ids: list[int] = []
+    while len(ids) < settings.prefix_tokens and any(texts):
+        ids += [i for text in texts[: settings.prefix_tokens] for i in text]
+    if not ids:
+        raise UserError(
+            "There is no text that the prefix could start from", where="train.prefix_text", next_step="set it"
+        )
+    virtual = add_prefix(net, ids[: settings.prefix_tokens])
+
+    def save(folder: Path) -> None:
+        if is_first():
+            save_prefix(folder, net, base_name(model), model.fingerprint)
+            model.template.save(folder)
+
+    return Trainable({NAME: virtual.embeddings}, save, detach=lambda: remove_prefix(net))
+
+
+def load(model: Model, folder: Path) -> None:
+    """Put a saved prefix in front of its base model's rows."""
+    from tuneloop.models.prefix import load_prefix
+
+    load_prefix(model.net, folder, model.fingerprint)
+
+
+def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
+    """The prefix of an earlier run."""
+    from tuneloop.models.lora import read_adapter
+
+    return read_adapter(folder, model.fingerprint)[1]
+
+
+def disabled(net: nn.Module) -> AbstractContextManager[None]:
+    """The model without its prefix for a while."""
+    from tuneloop.models.prefix import prefix_disabled
+
+    return prefix_disabled(net)
+
+
+def trained(job: PlannedJob) -> int:
+    """A key and a value for each layer and virtual token; there is no projection."""
+    return job.shape.layers * 2 * job.shape.keys * job.prefix_tokens
+
+
+PREFIX = Method(
+    name="prefix",
+    title="prefix tuning",
+    about="virtual tokens",
+    learning_rate=3e-2,
+    attach=attach,
+    footprint=Footprint(
+        trained=trained,
+        has_virtual_tokens=True,
+        virtual_widths=10,  # 200 and 50 tokens of PEFT's method comparison
+        usual={"prefix_tokens": TOKENS},
+    ),
+    settings=PrefixSettings,
+    conflict=conflict,
+    layout="PREFIX_TUNING",
+    folder="adapter",
+    load=load,
+    resume=resume,
+    disabled=disabled,
+    forms=("adapter",),
+    no_form={"merged": "A prefix can't be merged: it stands in front of the input and changes no weight"},
+)

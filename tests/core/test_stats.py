@@ -232,3 +232,26 @@ def test_the_levels_of_holm_are_where_its_verdicts_turn() -> None:
         if not math.isnan(p):
             assert (adjusted < 0.05) == (p < level) or p != min(p_values)
     assert u.holm_levels(p_values)[:3] == pytest.approx([0.025, 0.05 / 3, 0.05])
+
+
+def test_the_interval_of_a_difference_and_its_p_value_agree_at_every_level() -> None:
+    rng = np.random.default_rng(5)
+    for shift in (0.0, 0.5, 1.0, 2.0, 3.0, 9.0):
+        draws = rng.normal(shift, 1, 500).round(2)  # rounded: some are exactly 0
+        p = u.paired_bootstrap_p(shift, draws)
+        for level in (0.5, 0.05, 0.0125, 0.004, min(p, 0.5), min(p, 0.5) + 1e-6):
+            low, high = u.paired_bootstrap_interval(shift, draws, level=level)
+            assert low <= shift <= high
+            if level > 1 / 501:  # finer than the draws tell
+                assert (p < level) == (low > 0 or high < 0), (shift, level, p, low, high)
+    assert all(map(math.isnan, u.paired_bootstrap_interval(0.1, np.empty(0))))
+
+
+def test_intervals_of_paired_shares_grow_with_the_confidence_asked_for() -> None:
+    wide, narrow = (u.paired_shares_interval(3, 12, 60, level=level) for level in (0.01, 0.05))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_an_interval_is_widened_to_zero_only_where_it_lacks_it() -> None:
+    assert u.with_zero((0.1, 0.3)) == (0.0, 0.3) and u.with_zero((-0.3, -0.1)) == (-0.3, 0.0)
+    assert u.with_zero((-0.1, 0.2)) == (-0.1, 0.2)

@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -44,7 +45,10 @@ class Way:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far b is above a in one figure of consistency, paired by row; `verdict` is about b, by `p_holm`."""
+    """How far b is above a in one figure of consistency, paired by row; `verdict` is about b, by `p_holm`.
+
+    The fields mean what they mean in `evaluate.Comparison`.
+    """
 
     a: str
     b: str
@@ -54,7 +58,13 @@ class Difference:
     high: float
     p: float
     p_holm: float = math.nan
+    low_holm: float = math.nan
+    high_holm: float = math.nan
+    tests: int = 1
     verdict: str = ""
+    interval_at: Callable[[float], tuple[float, float]] | None = field(
+        default=None, repr=False, compare=False, metadata={"written": False}
+    )
 
 
 @dataclass(frozen=True)
@@ -371,9 +381,15 @@ def _difference(
     """The paired difference, with a p-value of no less than the `apart` rows that differ can give."""
     delta = values[own][metric].value - values[other][metric].value
     differences = draws[own][metric] - draws[other][metric]
-    low, high = u.bootstrap_interval(delta, differences)
+    at = partial(_interval, delta, differences)
     p = u.paired_bootstrap_p(delta, differences)
-    return Difference(other, own, metric, delta, low, high, p if math.isnan(p) else max(p, u.least_p(apart)))
+    p = p if math.isnan(p) else max(p, u.least_p(apart))
+    low, high = u.with_zero(at(u.ALPHA)) if p >= u.ALPHA else at(u.ALPHA)
+    return Difference(other, own, metric, delta, low, high, p, interval_at=at)
+
+
+def _interval(delta: float, differences: m.Array, level: float) -> tuple[float, float]:
+    return u.paired_bootstrap_interval(delta, differences, level=level)
 
 
 def _rows_apart(a: Sequence[float], b: Sequence[float], clusters: Sequence[int] | None) -> int:
@@ -383,11 +399,16 @@ def _rows_apart(a: Sequence[float], b: Sequence[float], clusters: Sequence[int] 
 
 
 def _adjusted(pairs: Sequence[Difference]) -> list[Difference]:
-    """p-values adjusted for the number of contenders (Holm), and verdicts."""
-    holm = u.holm([pair.p for pair in pairs])
-    return [
-        replace(pair, p_holm=p, verdict=u.verdict(pair.low, pair.high, p)) for pair, p in zip(pairs, holm, strict=True)
-    ]
+    """p-values and intervals adjusted for the number of contenders (Holm), and verdicts."""
+    p_values = [pair.p for pair in pairs]
+    tests = sum(not math.isnan(p) for p in p_values)
+    found = []
+    for pair, p, level in zip(pairs, u.holm(p_values), u.holm_levels(p_values), strict=True):
+        bounds = pair.interval_at(level) if pair.interval_at else (pair.low, pair.high)
+        low, high = bounds if p < u.ALPHA else u.with_zero(bounds)
+        verdict = u.verdict(low, high, p)
+        found.append(replace(pair, p_holm=p, low_holm=low, high_holm=high, tests=tests, verdict=verdict))
+    return found
 
 
 def _is_constant(said: Sequence[Sequence[_Said]]) -> bool:
@@ -455,12 +476,13 @@ def _compared(found: Consistency, metric: str, what: str) -> list[str]:
         return []
     pair = max(pairs, key=lambda pair: found.contenders[pair.a][metric].value)
     scale, unit, digits = (1, "", 3) if metric == "similarity" else (100, " points", 1)
-    delta, low, high = (f"{scale * x:+.{digits}f}" for x in (pair.delta, pair.low, pair.high))
+    delta, low, high = (f"{scale * x:+.{digits}f}" for x in (pair.delta, pair.low_holm, pair.high_holm))
     p = "p < 0.001" if pair.p_holm < 0.001 else f"p = {pair.p_holm:.2g}"
     verdict = {"better": "It is more", "worse": "It is less"}.get(
         pair.verdict, "There is not enough evidence that it is more or less"
     )
-    return [f"{verdict} {what} than {pair.a}: {delta}{unit} (95 % interval {low} to {high}, {p})."]
+    for_all = f", both corrected for {pair.tests} comparisons (Holm)" if pair.tests > 1 else ""
+    return [f"{verdict} {what} than {pair.a}: {delta}{unit} (95 % interval {low} to {high}, {p}{for_all})."]
 
 
 def _listed(fields: Sequence[str]) -> str:

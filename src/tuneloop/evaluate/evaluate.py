@@ -7,8 +7,9 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ class Evaluation:
         code: how the answers' programs ended, and under which protections; empty without programs.
         cluster: `evaluate.cluster`.
         field_labels: the fields that hold labels, with these.
+        label_rows: rows of each label in the whole data set, as far as they are known, named as in `labels_used`.
     """
 
     task: str
@@ -111,6 +113,7 @@ class Evaluation:
     code: dict[str, Any] = field(default_factory=dict, compare=False)
     cluster: str | None = None
     field_labels: dict[str, Sequence[str]] = field(default_factory=dict)
+    label_rows: dict[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -143,6 +146,19 @@ class Evaluation:
         wanted = [self.primary, *labels, "accuracy", "macro_f1", *fields, "field_f1", "schema_valid", "pass@1", "rougeL", "chrf",
                   *own, "invalid_rate"]  # fmt: skip
         return [name for name in dict.fromkeys(wanted) if name in self.metrics]
+
+
+@dataclass(frozen=True)
+class PairedRows(Comparison):
+    """A comparison whose rows are at hand.
+
+    Args:
+        interval_at: the difference's interval at a level of error; not written.
+    """
+
+    interval_at: Callable[[float], tuple[float, float]] = field(
+        default=lambda level: (math.nan, math.nan), repr=False, compare=False, metadata={"written": False}
+    )
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *, seed: int) -> list[Row]:
@@ -237,6 +253,7 @@ class _Scoring:
     measured: AnswerStats
     progress: Progress
     field_labels: dict[str, Sequence[str]] = field(default_factory=dict)
+    label_rows: dict[str, Mapping[str, int]] = field(default_factory=dict)
     statistics: list[Statistics] = field(default_factory=list)
     signatures: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -274,6 +291,7 @@ def evaluate(
     perplexity: float | None = None,
     measured: AnswerStats | None = None,
     field_labels: Mapping[str, Sequence[str]] | None = None,
+    label_rows: Mapping[str, Mapping[str, int]] | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Score answers, each metric with its 95 % interval.
@@ -289,6 +307,8 @@ def evaluate(
         labels: allowed labels; default: those of the rows.
         field_labels: fields that hold labels, with these (`labels_of_fields`); default: those whose values repeat in the rows, which
             few rows don't tell.
+        label_rows: rows of each label in the whole data set, for the rows' labels ("") and for fields by name: they tell whether labels
+            are uneven, and so which metric decides. Default: those of the rows, which differ from sample to sample.
         config: what is measured, and how.
         seed: of the resamples; contenders that are to be compared share it.
         perplexity: measured elsewhere, carried along without an interval; better give `measured.losses`.
@@ -299,7 +319,9 @@ def evaluate(
         UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field, schema or
             scorer.
     """
-    s = _Scoring(list(rows), list(answers), config, measured or AnswerStats(), progress, dict(field_labels or {}))
+    s = _Scoring(
+        list(rows), list(answers), config, measured or AnswerStats(), progress, dict(field_labels or {}), dict(label_rows or {})
+    )  # fmt: skip
     _check_rows(s.rows, s.answers, task)
     s.predictions, s.valid = [None] * len(s.rows), [True] * len(s.rows)
     if task == "classification":
@@ -368,6 +390,7 @@ def _evaluation(s: _Scoring, task: str, seed: int, perplexity: float | None) -> 
         code=s.code,
         cluster=s.config.cluster,
         field_labels=s.field_labels,
+        label_rows=s.label_rows,
     )
 
 
@@ -415,19 +438,19 @@ def _score_labels(s: _Scoring, labels: Sequence[str] | None) -> None:
         said = [read(answer.text) for answer in s.answers]
         s.predictions = [str(each) if not each.outside else None for each in said]
         s.need_valid([not e.outside and bool(e.labels) != e.none for e in said])
-        s.labels_used[""] = label_use(lists, (each.labels for each in said))
+        s.labels_used[""] = label_use(lists, (each.labels for each in said), s.label_rows.get(""))
         s.statistics.append(multilabel_statistics(lists, said, s.labels))
         s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
     else:
         s.predictions = _predicted_labels(s.rows, s.answers, s.labels)
         s.need_valid([prediction is not None for prediction in s.predictions])
-        s.labels_used[""] = label_use(_each([row.label for row in s.rows]), _each(s.predictions))
+        s.labels_used[""] = label_use(_each([row.label for row in s.rows]), _each(s.predictions), s.label_rows.get(""))
         s.statistics.append(m.label_statistics([row.label for row in s.rows], s.predictions, known=s.labels))
         occurring = len({row.label for row in s.rows})
         if len(s.rows) < 5 * occurring:
             s.notes.append(
-                f"{len(s.rows)} rows for {occurring} labels are fewer than 5 a label: trust accuracy; macro averages "
-                "come out low and their intervals too narrow."
+                f"{len(s.rows)} rows for {occurring} labels are fewer than 5 a label: macro averages come out low "
+                "and their intervals too narrow. More rows would help (evaluate.limit, data.split.test)."
             )
     known = list(s.measured.confidence) or confidences(s.answers)
     if not all(map(math.isnan, known)):
@@ -579,8 +602,8 @@ def _score_own(s: _Scoring) -> None:
         s.statistics.append(m.mean_statistics({name: scores}, right_or_wrong=binary))
 
 
-def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, list[str]]:
-    """The fields of answers whose values repeat, with their values: these are labels, the others are texts.
+def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """The fields of answers whose values repeat, with how often each value occurs: these are labels, the others are texts.
 
     Args:
         answers: of the task, best those of training: a small test split does not show which values repeat.
@@ -590,7 +613,8 @@ def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[
     if js.are_structured([[text] for text in answers]):
         found = js.top_fields(answers) | found
     known = {name: [value for value in values if value is not None] for name, values in found.items()}
-    return {name: sorted(set(values)) for name, values in known.items() if values and m.values_repeat(values)}
+    repeated = {name: values for name, values in known.items() if values and m.values_repeat(values)}
+    return {name: dict(sorted(Counter(values).items())) for name, values in repeated.items()}
 
 
 def _score_field(s: _Scoring, name: str, references: list[str | None], found: list[str | None]) -> None:
@@ -606,7 +630,7 @@ def _score_field(s: _Scoring, name: str, references: list[str | None], found: li
         predictions = [None if value is None else match(value) for value in found]
         family = m.label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(labels))
         said = [None if r is None else p for r, p in zip(references, predictions, strict=True)]
-        s.labels_used[name] = label_use(_each(references), _each(said))
+        s.labels_used[name] = label_use(_each(references), _each(said), s.label_rows.get(name))
         holds = [r is None or p is not None for r, p in zip(references, predictions, strict=True)]
         s.statistics.append(family)
         s.need_valid(holds)
@@ -651,8 +675,8 @@ def compare(
     """Paired comparison of two contenders on the same rows, for each metric that both have (or for some of them, `only`).
 
     Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters: paired
-    bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`). Metrics
-    without row scores (a perplexity measured elsewhere) and those without a better direction are left out. Several metrics
+    bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`). Where the test
+    finds no difference, the interval is widened to 0 if need be. Metrics without row scores (a perplexity measured elsewhere) and those without a better direction are left out. Several metrics
     are adjusted for: see `adjusted`.
 
     Raises:
@@ -674,23 +698,36 @@ def compare(
                 (x, y) for x, y in zip(a.row_scores[source], b.row_scores[source], strict=True) if x == x and y == y
             ]
             only_a, only_b = discordant = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
-            low, high, apart = *u.paired_shares_interval(only_a, only_b, len(pairs)), only_a + only_b
-            p, test = u.mcnemar_p(only_a, only_b), EXACT
+            at = partial(_shares_interval, only_a, only_b, len(pairs))
+            p, test, apart = u.mcnemar_p(only_a, only_b), EXACT, only_a + only_b
         else:
             differences = b.draws[name] - a.draws[name]
-            low, high = u.bootstrap_interval(delta, differences)
+            at = partial(_bootstrap_interval, delta, differences)
             apart = _rows_apart(family, theirs.get(name), a.clusters)
             p = max(u.paired_bootstrap_p(delta, differences), 0.0 if apart is None else u.least_p(apart))
             test = "paired bootstrap" if a.clusters is None else "paired cluster bootstrap"
+        low, high = at(u.ALPHA)
         if source in family.right_or_wrong:
             effect, kind = u.cohens_h(a.metrics[name].value, b.metrics[name].value), "Cohen's h"
         else:
             effect, kind = u.standardised(delta, low, high, a.n), "Cohen's d (paired)"
-        found = Comparison(
-            a_name, b_name, name, delta, low, high, p, "", test, p, effect, kind, u.detectable(low, high)
-        )
-        comparisons.append(replace(found, only_a=discordant[0], only_b=discordant[1], apart=apart))
+        smallest = u.detectable(low, high)
+        low, high = u.with_zero((low, high)) if p >= u.ALPHA else (low, high)
+        comparisons.append(
+            PairedRows(
+                a_name, b_name, name, delta, low, high, p, "", test, effect=effect, effect_kind=kind, detectable=smallest,
+                only_a=discordant[0], only_b=discordant[1], apart=apart, interval_at=at,
+            )
+        )  # fmt: skip
     return adjusted(comparisons, a)
+
+
+def _shares_interval(only_a: int, only_b: int, n: int, level: float) -> tuple[float, float]:
+    return u.paired_shares_interval(only_a, only_b, n, level=level)
+
+
+def _bootstrap_interval(delta: float, differences: Array, level: float) -> tuple[float, float]:
+    return u.paired_bootstrap_interval(delta, differences, level=level)
 
 
 EXACT = "exact McNemar"
@@ -705,12 +742,13 @@ def _rows_apart(family: Statistics, other: Statistics | None, clusters: Sequence
 
 
 def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[Comparison]:
-    """Comparisons with p-values adjusted for each other (Holm), and the verdicts and rows needed that follow.
+    """Comparisons with p-values and intervals adjusted for each other (Holm), and the verdicts and rows needed that follow.
 
     The metric that decides is fixed before the data are seen: over it, only several pairs of contenders are adjusted
     for. The other headline metrics form a second family, so that a loss on one of them isn't lost among twenty figures
     that nobody decides by; all else forms a third. Metrics that are the same number by definition (micro-F1 and accuracy)
-    count once.
+    count once. Each interval is at the level that Holm's procedure tests its comparison at, and reaches 0 where the procedure
+    finds no difference; so intervals and p-values agree.
 
     Args:
         comparisons: of one or several pairs; giving all that are read together makes the adjustment honest.
@@ -722,17 +760,25 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[
     families: list[list[tuple[str, str, str]]] = [[], [], []]
     for key in p_of:
         families[0 if key[2] == evaluation.primary else 1 if key[2] in headline else 2].append(key)
-    holm: dict[tuple[str, str, str], tuple[float, float]] = {}
+    holm: dict[tuple[str, str, str], tuple[float, float, int]] = {}
     for family in families:
         p_values = [p_of[key] for key in family]
-        holm |= dict(zip(family, zip(u.holm(p_values), u.holm_levels(p_values), strict=True), strict=True))
+        tests = sum(not math.isnan(p) for p in p_values)
+        for key, p_holm, level in zip(family, u.holm(p_values), u.holm_levels(p_values), strict=True):
+            holm[key] = p_holm, level, tests
     found = []
     for key, c in zip(keys, comparisons, strict=True):
-        p_holm, level = holm[key]
-        low, high = (-c.high, -c.low) if lower_is_better(c.metric) else (c.low, c.high)
-        verdict, needed = u.verdict(low, high, p_holm), rows_needed(c, evaluation.n, level)
+        p_holm, level, tests = holm[key]
+        bounds = c.interval_at(level) if isinstance(c, PairedRows) else (c.low, c.high)
+        low, high = bounds if p_holm < u.ALPHA else u.with_zero(bounds)
+        seen = (-high, -low) if lower_is_better(c.metric) else (low, high)
+        verdict, needed = u.verdict(*seen, p_holm), rows_needed(c, evaluation.n, level)
         more = None if needed is None or verdict != u.NOT_ENOUGH else max(1, needed - evaluation.n)
-        found.append(replace(c, p_holm=p_holm, verdict=verdict, more_rows=more, rows_needed=needed))
+        found.append(
+            replace(
+                c, p_holm=p_holm, low_holm=low, high_holm=high, tests=tests, verdict=verdict, more_rows=more, rows_needed=needed
+            )
+        )  # fmt: skip
     return found
 
 
@@ -740,7 +786,8 @@ def rows_needed(c: Comparison, n: int, level: float) -> int | None:
     """Rows in all that show a difference as large as this one with 80 % power at a level; None where no number follows."""
     if c.only_a is not None and c.only_b is not None:
         return u.rows_for_pairs(c.only_a, c.only_b, n, level=level)
-    needed = u.rows_to_settle(c.delta, c.low, c.high, n, level=level)
+    half = u.Z95 * c.detectable / (u.Z95 + u.Z80)  # of the interval before it was widened to 0
+    needed = u.rows_to_settle(c.delta, -half, half, n, level=level)
     if needed is None or not c.apart:
         return needed
     return max(needed, math.ceil(n * u.least_apart(level) / c.apart))  # so many must differ, or no test can show it

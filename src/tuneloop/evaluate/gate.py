@@ -336,6 +336,7 @@ def _only(side: Side, ids: set[str] | None) -> Evaluation:
         config=EvaluateConfig(fields=whole.fields, bootstrap=whole.bootstrap, cluster=whole.cluster),
         seed=whole.seed,
         field_labels=whole.field_labels,
+        label_rows=whole.label_rows,
         measured=AnswerStats(
             losses=some(known.losses),
             loss_tokens=some(known.loss_tokens),

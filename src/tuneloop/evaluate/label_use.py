@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Two labels at 69 and 31 % have this evenness, four at 55, 15, 15 and 15 % are well below.
 EVEN = 0.9
@@ -22,17 +22,24 @@ class LabelUse:
         references: label -> rows that have it.
         answers: label -> rows whose answer names it; answers outside the label set name none.
         without: rows with a label whose answer names none; `asked`: all rows with a label.
+        data_set: label -> rows of the whole data set that these rows are drawn from, where that is known. It tells whether labels are
+            uneven, so that the metric that decides is the same for every sample.
     """
 
     references: Mapping[str, int]
     answers: Mapping[str, int]
     without: int = 0
     asked: int = 0
+    data_set: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
         """Labels of all rows together."""
         return sum(self.references.values())
+
+    @property
+    def _counts(self) -> Mapping[str, int]:
+        return self.data_set or self.references
 
     @property
     def evenness(self) -> float:
@@ -41,21 +48,22 @@ class LabelUse:
         1 where fewer than two labels occur. Source: Pielou 1966, "The measurement of diversity in different types of biological
         collections".
         """
-        if len(self.references) < 2:
+        counts, rows = self._counts, sum(self._counts.values())
+        if len(counts) < 2:
             return 1.0
-        shares = [n / self.rows for n in self.references.values() if n]
-        return -sum(share * math.log(share) for share in shares) / math.log(len(self.references))
+        shares = [n / rows for n in counts.values() if n]
+        return -sum(share * math.log(share) for share in shares) / math.log(len(counts))
 
     @property
     def uneven(self) -> bool:
         """Whether accuracy would hide what becomes of the rare labels: evenness below 0.9, and 5 rows a label or more."""
-        return self.evenness < EVEN and self.rows >= FEWEST_ROWS * len(self.references)
+        return self.evenness < EVEN and sum(self._counts.values()) >= FEWEST_ROWS * len(self._counts)
 
     @property
     def most_frequent(self) -> tuple[str, float]:
-        """The label that most rows have, and its share."""
-        label, n = max(self.references.items(), key=lambda item: (item[1], item[0]))
-        return label, n / self.rows
+        """The label that most rows of the data set have (of these rows, where only they are known), and its share."""
+        label, n = max(self._counts.items(), key=lambda item: (item[1], item[0]))
+        return label, n / sum(self._counts.values())
 
     @property
     def never(self) -> list[str]:
@@ -70,11 +78,14 @@ class LabelUse:
         return given[0] if len(given) == 1 and len(self.references) > 1 and not self.without else None
 
 
-def label_use(references: Iterable[Collection[str]], answers: Iterable[Collection[str]]) -> LabelUse:
+def label_use(
+    references: Iterable[Collection[str]], answers: Iterable[Collection[str]], data_set: Mapping[str, int] | None = None
+) -> LabelUse:
     """Count labels.
 
     Args:
         references, answers: for each row the labels that it has, or that its answer names; none, one or several.
+        data_set: see `LabelUse`.
     """
     right, said = Counter[str](), Counter[str]()
     without = asked = 0
@@ -83,4 +94,4 @@ def label_use(references: Iterable[Collection[str]], answers: Iterable[Collectio
         said.update(named)
         asked += bool(labels)
         without += bool(labels) and not named
-    return LabelUse(dict(right), dict(said), without, asked)
+    return LabelUse(dict(right), dict(said), without, asked, dict(data_set or {}))

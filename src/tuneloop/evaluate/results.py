@@ -103,6 +103,7 @@ def write_evaluation(
             "cluster": evaluation.cluster,
             "primary": evaluation.primary if evaluation.primary_named else None,
             "field_labels": evaluation.field_labels,
+            "label_rows": evaluation.label_rows,
         },
     }
     path = out / "eval.json"
@@ -260,6 +261,7 @@ def _evaluated_again(manifest: dict[str, Any], samples: list[dict[str, Any]], ba
         ),
         seed=settings["seed"],
         field_labels=settings.get("field_labels"),
+        label_rows=settings.get("label_rows"),
         perplexity=None if saved is None else _number(saved["value"]),
         measured=_measured(
             samples

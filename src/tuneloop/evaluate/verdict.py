@@ -69,12 +69,16 @@ def seen_from(name: str, pair: Comparison) -> Comparison:
     if pair.a == name:
         turned = {"better": "worse", "worse": "better"}.get(pair.verdict, pair.verdict)
         pair = replace(
-            pair, a=pair.b, b=pair.a, delta=-pair.delta, low=-pair.high, high=-pair.low, verdict=turned, effect=-pair.effect,
-            only_a=pair.only_b, only_b=pair.only_a,
+            _negated(pair), a=pair.b, b=pair.a, verdict=turned, only_a=pair.only_b, only_b=pair.only_a
         )  # fmt: skip
-    if lower_is_better(pair.metric):
-        pair = replace(pair, delta=-pair.delta, low=-pair.high, high=-pair.low, effect=-pair.effect)
-    return pair
+    return _negated(pair) if lower_is_better(pair.metric) else pair
+
+
+def _negated(pair: Comparison) -> Comparison:
+    return replace(
+        pair, delta=-pair.delta, low=-pair.high, high=-pair.low, low_holm=-pair.high_holm, high_holm=-pair.low_holm,
+        effect=-pair.effect,
+    )  # fmt: skip
 
 
 def standing(pairs: Mapping[str, Comparison], own: Evaluation) -> Standing:
@@ -101,10 +105,12 @@ def standing(pairs: Mapping[str, Comparison], own: Evaluation) -> Standing:
         kind=kind_of(first.a),
         outcome=outcome,
         gain=first.delta,
-        low=first.low,
-        high=first.high,
+        low=first.low_holm,
+        high=first.high_holm,
         p=first.p,
         p_holm=first.p_holm,
+        tests=first.tests,
+        detectable=first.detectable,
         rows_needed=rows_needed(first, own.n, PROVEN),
         only_name=first.only_b,
         only_against=first.only_a,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from tuneloop.core.stats import NOT_ENOUGH, detectable, least_apart
+from tuneloop.core.stats import NOT_ENOUGH, least_apart
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.label_use import LabelUse
 from tuneloop.evaluate.metrics import LONGEST_LABEL
@@ -27,6 +27,9 @@ _TITLES = {
 # More rows than this many times the present test split is no advice that anyone could follow.
 _FAR = 100
 SERIOUS = 0.1  # share of the rows whose labels are never given
+_NEARLY_ALL = (
+    0.9  # share of the answers from which on naming the one label says more than counting those that are left out
+)
 _NAMED = 3  # labels, or alternatives, in a sentence
 _ROWS = {"test": "test row", "val": "validation row", "train": "training row"}
 
@@ -103,16 +106,28 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: st
     gain = f"{_amount(metric, weakest.gain, signed=True)}{named} on {rows}"
     figures = f"{_title(metric)} {_figure(metric, own.metrics[metric].value)}, {gain}"
     first = "; ".join([*_surprises(weakest, metric), figures])
-    bounds, p = _bounds(weakest, metric), _p(_adjusted_p(weakest))
-    serious = won and _is_serious(verdict, own)
-    first += f"{', but' if won and not serious else ', and'} {fault}" if fault else f" (95 % interval {bounds}, {p})"
-    sure = [f"The gain's 95 % interval is {bounds} ({p})."] if fault and weakest.low < weakest.high else []
-    if weakest.outcome != "better" and beaten:
+    bounds, p, serious = _bounds(weakest, metric), _p(_adjusted_p(weakest)), won and _is_serious(verdict, own)
+    for_all = f", {corrected_for(weakest.tests)}" if weakest.tests > 1 else ""
+    first += (
+        f"{', but' if won and not serious else ', and'} {fault}"
+        if fault
+        else f" (95 % interval {bounds}, {p}{for_all})"
+    )
+    sure = [f"The gain's 95 % interval is {bounds} ({p}{for_all})."] if fault and weakest.low < weakest.high else []
+    idle = next(
+        (s for s in verdict.own if s.kind == "constant" and s.outcome not in ("better", "promising") and s.gain <= 0),
+        None,
+    )
+    if weakest.outcome != "better" and beaten and idle is None:
         sure.append(f"It is better than {_and(beaten)}.")
     sure += [f"{trained[0].upper()}{trained[1:]}."] if trained else []
     heads = {"better": f"Better than {_and(beaten)}", "promising": "Promising, not proven", NOT_ENOUGH: f"No proven gain over {against}",
              "mixed": f"Mixed against {against}", "worse": f"Worse than {against}"}  # fmt: skip
-    return " ".join([f"{heads[weakest.outcome]}{' but with a serious fault' if serious else ''}: {first}.", *sure])
+    head = heads[weakest.outcome] + (" but with a serious fault" if serious else "")
+    if idle is not None and idle is not weakest:
+        ahead = "no better than" if idle.outcome == NOT_ENOUGH else "worse than"
+        head += f", and {ahead} {_opponent(idle, evaluations)} ({_figure(metric, evaluations[idle.against].metrics[metric].value)})"
+    return " ".join([f"{head}: {first}.", *sure])
 
 
 def _surprises(s: Standing, metric: str) -> list[str]:
@@ -144,6 +159,9 @@ def _never(verdict: Verdict, own: Evaluation) -> str:
     shares = [_share(label, used) for label in verdict.never]
     if len(shares) <= _NAMED:
         return f"it never answers {_and(shares, 'or')}"
+    usual, times = max(used.answers.items(), key=lambda item: (item[1], item[0]))
+    if times >= _NEARLY_ALL * used.asked:
+        return f"it answers {_quoted(usual)} to {times:,} of the {used.asked:,} rows"
     return f"it never gives {len(shares)} of {len(used.references)} labels, {shares[0]} among them"
 
 
@@ -203,10 +221,10 @@ def _against_cheap(s: Standing, verdict: Verdict, evaluations: Mapping[str, Eval
         return f"Against the best cheap alternative, {theirs}, it {_gained_and_lost(s)}."
     if s.outcome == "worse":
         return f"The cheap alternative {theirs} beats it: {_gain(s, metric)}. Use that one: {reason}."
-    if s.high < 0:
-        return f"The cheap alternative {theirs} is ahead, though so few rows can't prove it: {_gain(s, metric)}. Use that one: {reason}."
+    if s.gain < 0:
+        return f"The cheap alternative {theirs} is ahead, though these rows can't prove it: {_gain(s, metric)}. Use that one: {reason}."
     return (
-        f"The cheap alternative {theirs} ties it within what these rows can show: {_gain(s, metric)}. "
+        f"These rows can't tell it from the cheap alternative {theirs}: {_gain(s, metric)}. "
         f"Use that one unless {_model(verdict.name)} has to do more than this: {reason}."
     )
 
@@ -251,7 +269,7 @@ def _several(changes: Mapping[str, float], names: Sequence[str]) -> str:
 
 def _settle(s: Standing, metric: str, n: int, split: str) -> str:
     """How little these rows show, and how many would show a difference as large as this one."""
-    kind, smallest = rows_of(2, split).partition(" ")[2], detectable(s.low, s.high)
+    kind, smallest = rows_of(2, split).partition(" ")[2], s.detectable
     rests, shown = "", f"These rows would have shown a difference of {_amount(metric, smallest)}."
     if s.only_name is not None and s.only_against is not None:
         rests = f" It rests on {s.only_name + s.only_against} rows: {s.name} alone is right on {s.only_name}, {s.against} alone on {s.only_against}."
@@ -265,7 +283,7 @@ def _settle(s: Standing, metric: str, n: int, split: str) -> str:
     needed, more = _rounded(s.rows_needed), _rounded(max(s.rows_needed - n, math.ceil(n / 10)))
     if s.outcome == "promising":
         return (
-            f"p = {s.p:.2g} on {rows_of(n, split)} is weak evidence: it speaks at most {best_odds(s.p):.0f} to 1 for a difference, and one that "
+            f"p = {s.p:.2g}{' before the correction' if s.tests > 1 else ''} on {rows_of(n, split)} is weak evidence: it speaks at most {best_odds(s.p):.0f} to 1 for a difference, and one that "
             f"just passes is usually smaller than it looks.{rests} To settle it, ask about {needed} new {kind}, once: so many show a "
             "difference as large as this one with 80 % power and p below 0.005."
         )
@@ -290,6 +308,11 @@ def _gain(s: Standing, metric: str) -> str:
 
 def _bounds(s: Standing, metric: str) -> str:
     return " to ".join(_amount(metric, x, signed=True, unit=False) for x in (s.low, s.high))
+
+
+def corrected_for(tests: int) -> str:
+    """What is said beside intervals and p-values of several comparisons."""
+    return f"both corrected for {tests} comparisons (Holm)"
 
 
 def _adjusted_p(s: Standing) -> float:

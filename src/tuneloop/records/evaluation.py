@@ -44,10 +44,11 @@ class Comparison:
     """How far b is above a on one metric over the same rows.
 
     Args:
-        delta: b - a; `low` and `high` are its 95 % interval.
-        p: two-sided p-value of `test`.
+        delta: b - a; `low` and `high` are its 95 % interval, for this comparison by itself.
+        p: two-sided p-value of `test`, likewise. It is below 0.05 just where the interval does not reach 0.
         verdict: `better` (b), `worse` or `not enough evidence`, by `p_holm`.
-        p_holm: `p` adjusted (Holm) for what is tested alongside it: see `evaluate.adjusted`.
+        p_holm, low_holm, high_holm: p-value and interval corrected (Holm) for the `tests` comparisons that are read together: see
+            `evaluate.adjusted`. They are what is shown, and they agree as `p` and the 95 % interval do.
         effect: size of the difference without its unit: `effect_kind` tells which.
         detectable: the smallest difference that these rows would have shown (80 % power).
         more_rows: with no verdict, how many further rows would show a difference as large as this one; else None.
@@ -66,6 +67,9 @@ class Comparison:
     verdict: str
     test: str
     p_holm: Number = math.nan
+    low_holm: Number = math.nan
+    high_holm: Number = math.nan
+    tests: int = 1
     effect: Number = math.nan
     effect_kind: str = ""
     detectable: Number = math.nan
@@ -90,9 +94,9 @@ class Standing:
         outcome: `better`: surely better by the metric that decides, and surely worse by no headline metric; `promising`: the
             same with a p-value of 0.005 or more; `mixed`: surely better by some headline metrics and surely worse by others;
             `worse`: surely worse by some and better by none; else `not enough evidence`.
-        gain, low, high: by the metric that decides, with its 95 % interval; positive: `name` is better, whether more or less of
-            the metric is better.
-        p, p_holm, only_name, only_against, apart: see `Comparison`.
+        gain, low, high: by the metric that decides, with its 95 % interval, corrected as `p_holm` is for `tests` comparisons;
+            positive: `name` is better, whether more or less of the metric is better.
+        p, p_holm, tests, detectable, only_name, only_against, apart: see `Comparison`.
         rows_needed: rows in all that settle it: with 80 % power they show a difference as large as this one with p below 0.005.
         gained, lost: headline metrics by which it is surely better or worse, with the gain in each.
     """
@@ -106,6 +110,8 @@ class Standing:
     high: Number
     p: Number
     p_holm: Number
+    tests: int = 1
+    detectable: Number = math.nan
     rows_needed: int | None = None
     only_name: int | None = None
     only_against: int | None = None
@@ -372,7 +378,7 @@ class ScoringSettings(Part):
     Args:
         intervals: what the intervals are, in words.
         seed, bootstrap: of the resamples, and how many.
-        fields, labels, cluster, field_labels: see `evaluate.evaluate.Evaluation`.
+        fields, labels, cluster, field_labels, label_rows: see `evaluate.evaluate.Evaluation`.
         primary: the metric that decides, where the user has chosen it.
     """
 
@@ -384,6 +390,7 @@ class ScoringSettings(Part):
     cluster: str | None = None
     primary: str | None = None
     field_labels: dict[str, list[str]] | None = None
+    label_rows: dict[str, dict[str, int]] | None = None
 
 
 class EvaluationManifest(Record):

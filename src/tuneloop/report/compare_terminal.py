@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.records.evaluation import lower_is_better
 from tuneloop.report.compared import settings_apart
-from tuneloop.report.facts import figure, interval, metric_title, p_value, score_of, shown_metrics
+from tuneloop.report.facts import (
+    corrected_bounds,
+    figure,
+    gain_header,
+    interval,
+    metric_title,
+    p_value,
+    score_of,
+    shown_metrics,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,10 +41,7 @@ def print_comparison(result: Mapping[str, Any], names: Sequence[str], console: C
     wrapped = console.is_terminal
     console.print(result["words"][0], soft_wrap=not wrapped)
     console.print()
-    pairs = sum(c["metric"] == result["primary"] for c in result["comparisons"])
-    adjusted = f", p adjusted for {pairs} comparisons" if pairs > 1 else ""
-    rows = f"{result['n']:,} rows, paired. Gain: over {names[0]}; positive means that the line is better{adjusted}."
-    console.print(rows, soft_wrap=not wrapped)
+    console.print(f"{result['n']:,} rows, paired. {gain_header(result)[1]}", soft_wrap=not wrapped)
     metrics = shown_metrics(result)
     shown = metrics[: _metrics_that_fit(result, names, metrics, console.width)]
     console.print(comparison_table(result, names, shown))
@@ -73,7 +79,7 @@ def _cells(result: Mapping[str, Any], name: str, metrics: Sequence[str]) -> list
 
 def _gain(pair: Mapping[str, Any], metric: str) -> str:
     """The difference and its interval, positive where the line is better."""
-    delta, low, high = pair["delta"], pair["low"], pair["high"]
+    delta, (low, high) = pair["delta"], corrected_bounds(pair)
     if lower_is_better(metric):
         delta, low, high = -delta, -high if high is not None else None, -low if low is not None else None
     bounds = interval(score_of({"value": delta, "low": low, "high": high}), metric)

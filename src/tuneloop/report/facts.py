@@ -385,7 +385,7 @@ def _contender(
                 sign = -sign if lower_is_better(metrics[0]) else sign
                 p = number(pair.get("p_holm"))  # the verdict is by this one
                 p, verdict = number(pair.get("p")) if p is None else p, str(pair.get("verdict") or "")
-                low, high = (sign * (math.nan if (v := number(pair.get(k))) is None else v) for k in ("low", "high"))
+                low, high = (sign * (math.nan if v is None else v) for v in corrected_bounds(pair))
                 if (value := number(pair.get("delta"))) is not None:
                     delta = Score(sign * value, *((low, high) if sign > 0 else (high, low)))
     return ContenderFacts(
@@ -398,13 +398,26 @@ def _contender(
     )
 
 
+def corrected_bounds(pair: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The interval that goes with a comparison's `p_holm`; in an `eval.json` without it, the plain one."""
+    low, high = number(pair.get("low_holm")), number(pair.get("high_holm"))
+    return (number(pair.get("low")), number(pair.get("high"))) if low is None or high is None else (low, high)
+
+
 def gain_header(evaluation: Mapping[str, Any]) -> tuple[str, str]:
-    """What the gains of a comparison are, for a column's head and in a sentence."""
-    first = held_against(evaluation)
-    if first:
-        return f"gain over {first}", f"Gain: of each line over {first}; positive means that the line is better."
-    own = str(evaluation.get("name") or TUNED)
-    return f"gain of {own}", f"Gain: of {own} over each line; positive means that {own} is better."
+    """What the gains of a comparison are, for a column's head and in a sentence or two."""
+    held, own = held_against(evaluation), str(evaluation.get("name") or TUNED)
+    head = f"gain over {held}" if held else f"gain of {own}"
+    what = f"of each line over {held}; positive means that the line is better." if held else ""
+    what = what or f"of {own} over each line; positive means that {own} is better."
+    return head, f"Gain: {what} {_correction(evaluation)}".strip()
+
+
+def _correction(evaluation: Mapping[str, Any]) -> str:
+    """What intervals and p-values of the gains are corrected for; empty for a single comparison."""
+    pairs = [pair for pair in evaluation.get("comparisons") or [] if pair.get("metric") == evaluation.get("primary")]
+    tests = max((number(pair.get("tests")) or 1 for pair in pairs), default=1)
+    return f"Its interval and p-value are corrected for {tests:.0f} comparisons (Holm)." if tests > 1 else ""
 
 
 def verdict_line(evaluation: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,8 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Asked) 
     config = job.recipe.evaluate
     with busy(job.progress, "scoring answers"):
         learned = [row.answer for row in itertools.islice(dataset.train, EXAMPLES) if row.shows_the_task]
-        field_labels = {} if dataset.task == "classification" else labels_of_fields(learned, config.fields)
+        labels = dataset.task == "classification"
+        counted = {"": _label_rows(dataset)} if labels else labels_of_fields(learned, config.fields)
         return evaluate(
             rows,
             asked.answers,
@@ -55,9 +57,16 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Asked) 
             measured=AnswerStats(
                 losses=asked.losses, loss_tokens=asked.loss_tokens, further=asked.further, confidence=asked.confidence
             ),
-            field_labels=field_labels,
+            field_labels={name: list(counts) for name, counts in counted.items() if name},
+            label_rows=counted,
             progress=job.progress,
         )
+
+
+def _label_rows(dataset: Dataset) -> dict[str, int]:
+    """Rows of each label in all splits; empty where a split's manifest doesn't tell."""
+    splits = [split.get("labels") for split in dataset.manifest.get("splits", {}).values()]
+    return dict(sum((Counter(labels) for labels in splits), Counter())) if all(splits) else {}
 
 
 def cost_of(job: RunContext, asked: Asked, training: Mapping[str, float] | None = None) -> dict[str, float]:

@@ -139,6 +139,7 @@ def train(
     seed: int = 0,
     data_id: str = "",
     tokens_per_second: float = 0.0,
+    seconds_spent: float = 0.0,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
     progress: Progress = no_progress,
 ) -> Trained:
@@ -158,6 +159,7 @@ def train(
         data_id: identifies the data set; a checkpoint made from another one is refused. Default: a hash of the training rows.
         tokens_per_second: speed of forward and backward passes on this machine, as `measure_speed` finds it; default: where
             `config.max_minutes` needs it, it is measured first, in a few seconds of the time.
+        seconds_spent: of `config.max_minutes`, on measuring that speed.
         log: gets every record of `metrics.jsonl` as it is written.
 
     Raises:
@@ -182,7 +184,7 @@ def train(
     if not state.planned_steps:
         if config.max_minutes is not None and not tokens_per_second:
             tokens_per_second = _speed(model, rows.train, config, seed, progress)
-        spent = summed([time.monotonic() - began])[0] / processes()
+        spent = seconds_spent + summed([time.monotonic() - began])[0] / processes()
         plan = plan_run(steps, rows.train, rows.val, general, config, seed, tokens_per_second, spent)
         state.planned_steps = state.total_steps = len(plan.steps)
         state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
@@ -213,9 +215,8 @@ def train(
 
 
 def _speed(model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, progress: Progress) -> float:
-    """The measured speed, the same in all processes; no more than a tenth of the run's time is spent on it."""
-    seconds = min(3.0, 6 * (config.max_minutes or 1.0))
-    return summed([measure_speed(model, rows, config, seed, seconds, progress)])[0] / processes()
+    """The measured speed, the same in all processes."""
+    return summed([measure_speed(model, rows, config, seed, progress=progress)])[0] / processes()
 
 
 def _begin(

@@ -7,13 +7,13 @@ import random
 import time
 from collections.abc import Sequence
 
-from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.methods import method_named
 from tuneloop.models.sharded import processes
-from tuneloop.train.batches import is_out_of_memory, plan_steps, too_large
+from tuneloop.train.batches import Step, is_out_of_memory, plan_steps, too_large
 from tuneloop.train.config import TrainConfig
-from tuneloop.train.distributed import agreed, own_share
+from tuneloop.train.distributed import agreed, own_share, summed
 from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import shared_prefix
 from tuneloop.train.methods import attach
@@ -24,6 +24,9 @@ from tuneloop.train.step import batch_loss, free_memory
 # shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a figure of experience.
 SUSTAINED = 0.82
 MEASURING = "measuring this machine"  # as progress calls it
+# Seconds of passes that are enough; most seconds of a measurement, and most of them as a share of a run's time.
+ENOUGH, MOST, MOST_SHARE = 3.0, 15.0, 0.03
+FEW_TOKENS = 256  # of the first passes of several rows: products of so many are about as fast as larger ones
 
 
 def measure_speed(
@@ -31,14 +34,20 @@ def measure_speed(
     rows: Sequence[TrainRow],
     config: TrainConfig,
     seed: int,
-    seconds: float = 3.0,
+    seconds: float | None = None,
     progress: Progress = no_progress,
 ) -> float:
     """Tokens a second that a run will keep up, from forward and backward passes on some of its own batches.
 
-    Nothing is changed. A few seconds run faster than many minutes, see SUSTAINED.
+    Nothing is changed. A few seconds run faster than many minutes, see SUSTAINED. Where even one micro-batch would take too long,
+    see `longest_measurement`, a few of its rows are the measure.
+
+    Args:
+        seconds: that are enough; default: `ENOUGH`, or a tenth of the run's time where that is less.
     """
     import torch
+
+    seconds = min(ENOUGH, 6 * (config.max_minutes or 1.0)) if seconds is None else seconds
 
     check_rows(rows, "training", model.head.shape[0])
     trainable = attach(model, config, seed, rows)
@@ -46,25 +55,72 @@ def measure_speed(
     picked = random.Random(seed).sample(steps, min(len(steps), 8))
     recompute_layers(model.net, config.gradient_checkpointing == "always")
     model.net.train()
-    progress(MEASURING, 0, seconds)
-    with torch.random.fork_rng(devices=[]):
-        _forth_and_back(model, [rows[i] for i in picked[0].micro_batches[0]], config)
-        began, tokens = time.monotonic(), 0
-        for step in picked:
-            for micro, _ in own_share(step.micro_batches):
-                _forth_and_back(model, [rows[i] for i in micro], config)
-            tokens += sum(tokens_of(rows[i]) for i in step.indices)
-            progress(MEASURING, min(time.monotonic() - began, seconds), seconds)
-            if agreed(time.monotonic() - began > seconds):
-                break
-    took = time.monotonic() - began
-    progress(MEASURING, seconds, seconds)
+    with busy(progress, MEASURING), torch.random.fork_rng(devices=[]):
+        speed = _timed(model, rows, config, picked, seconds)
     for parameter in trainable.parameters.values():
         parameter.grad = None
     trainable.detach()
     recompute_layers(model.net, False)
     model.net.eval()
-    return SUSTAINED * tokens / took
+    return SUSTAINED * speed
+
+
+def longest_measurement(config: TrainConfig, seconds: float) -> float:
+    """Seconds after which no pass of a measurement may end, as far as can be told before it begins: a few per cent of the run's time.
+
+    Args:
+        seconds: that are enough; half as many more are always allowed.
+    """
+    return MOST if config.max_minutes is None else min(MOST, max(1.5 * seconds, MOST_SHARE * 60 * config.max_minutes))
+
+
+def _timed(
+    model: Model, rows: Sequence[TrainRow], config: TrainConfig, picked: Sequence[Step], seconds: float
+) -> float:
+    """Tokens a second of passes on these steps.
+
+    Passes grow from a single row to a whole micro-batch, and each is begun only where the one before it says that it will end in
+    time. So a machine of any speed is measured, a very slow one by a row.
+    """
+    began, most = time.monotonic(), longest_measurement(config, seconds)
+    tokens, took = 0, 0.0  # of the last pass
+
+    def fits(micro: Sequence[int]) -> bool:
+        expected = took / max(tokens, 1) * sum(tokens_of(rows[i]) for i in micro)
+        return not agreed(time.monotonic() - began + expected > most)
+
+    def passed(micro: Sequence[int]) -> tuple[int, float]:
+        start = time.monotonic()
+        _forth_and_back(model, [rows[i] for i in micro], config)
+        return sum(tokens_of(rows[i]) for i in micro), time.monotonic() - start
+
+    micros = [micro for step in picked for micro, _ in own_share(step.micro_batches)]
+    few = _few_rows(rows, micros[0])
+    # The first pass does what is done once, and the first of a size takes new memory: their time counts where there is no other.
+    for micro in (micros[0][:1], few, few, micros[0]):
+        if not fits(micro):
+            return summed([tokens])[0] / took
+        tokens, took = passed(micro)
+    whole: list[tuple[int, float]] = []
+    for micro in micros:
+        if not fits(micro):
+            break
+        whole.append(passed(micro))
+        if agreed(sum(each for _, each in whole) > seconds):
+            break
+    if whole:
+        tokens, took = sum(n for n, _ in whole), sum(each for _, each in whole)
+    return summed([tokens])[0] / took
+
+
+def _few_rows(rows: Sequence[TrainRow], micro: Sequence[int]) -> list[int]:
+    """The first rows of a micro-batch that have `FEW_TOKENS` together."""
+    few: list[int] = []
+    for i in micro:
+        few.append(i)
+        if sum(tokens_of(rows[j]) for j in few) >= FEW_TOKENS:
+            break
+    return few
 
 
 def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig, recomputing: bool = False) -> None:

@@ -25,12 +25,14 @@ class Part:
         task: `measure` the speed, find the learning `rate`, or `train`.
         dataset: folder of the data set.
         tokens_per_second: as planned.
+        seconds_spent: of the time of training, on measuring.
     """
 
     task: Literal["measure", "rate", "train"]
     dataset: str
     config: TrainConfig
     tokens_per_second: float = 0.0
+    seconds_spent: float = 0.0
 
 
 @contextmanager
@@ -90,6 +92,7 @@ def _take_part(job: RunContext, part: Part) -> Any:
         seed=seed,
         data_id=dataset.manifest["hash"],
         tokens_per_second=part.tokens_per_second,
+        seconds_spent=part.seconds_spent,
         progress=job.progress,
     )
 

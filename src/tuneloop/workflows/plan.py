@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,21 +26,28 @@ if TYPE_CHECKING:
 OVER_LIMIT = 1.1
 
 
-def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """What training will take on this machine: memory by formula, time by timing some of its own batches.
 
+    The time that measuring takes is of training's, where that is limited.
+
     Args:
-        choose: chooses the time of training, when all that comes before it has been done.
+        choose: chooses the time of training, when all that comes before it has been done; says whether it has, so that measuring is
+            paid for.
     """
     done = find_done(job.folder / "plan.json", _plan_key(job, dataset))
     if done and training_began(job):
         job.say(plan_line(done, already=True))
         return done
     resident = _resident(job)
-    speed = distributed_run(job, Part("measure", dataset.path, job.recipe.train))
-    choose()
+    began = time.monotonic()
+    limit = job.recipe.train.max_minutes or job.recipe.max_minutes
+    timed = job.recipe.train.model_copy(update={"max_minutes": limit})
+    speed = distributed_run(job, Part("measure", dataset.path, timed))
+    measuring = time.monotonic() - began
+    spent = 0.0 if choose() or job.recipe.train.max_minutes is None else measuring
     with busy(job.progress, "planning the steps"):
-        plan = make_plan(job, dataset, speed, resident)
+        plan = {**make_plan(job, dataset, speed, resident, spent), "measuring_seconds": round(spent, 2)}
     disturbed = _disturbed(plan)
     plan = {**plan, "disturbed": bool(disturbed), "key": _plan_key(job, dataset)}
     write_json(job.folder / "plan.json", plan)
@@ -81,23 +89,35 @@ def _resident(job: RunContext) -> float:
     return machine.memory_now()
 
 
-def run_plan(job: RunContext, dataset: Dataset, speed: float) -> tuple[list[TrainRow], RunPlan]:
-    """The training rows, and the steps and validations that a run at this speed does."""
+def run_plan(
+    job: RunContext, dataset: Dataset, speed: float, seconds_spent: float = 0.0
+) -> tuple[list[TrainRow], RunPlan]:
+    """The training rows, and the steps and validations that a run at this speed does.
+
+    Args:
+        speed: tokens a second.
+        seconds_spent: of the time of training already.
+    """
     from tuneloop.train.batches import plan_steps
     from tuneloop.train.budget import plan_run
 
     config, seed = job.recipe.train, job.recipe.seed
     rows = job.rendered(dataset.train)
     steps = plan_steps(rows, config, seed, job.mixed(dataset.train)) if rows else []
-    return rows, plan_run(steps, rows, job.rendered(dataset.val), held_out(job, dataset), config, seed, speed)
+    return rows, plan_run(
+        steps, rows, job.rendered(dataset.val), held_out(job, dataset), config, seed, speed, seconds_spent
+    )
 
 
-def make_plan(job: RunContext, dataset: Dataset, speed: float, resident: float) -> dict[str, Any]:
+def make_plan(
+    job: RunContext, dataset: Dataset, speed: float, resident: float, seconds_spent: float = 0.0
+) -> dict[str, Any]:
     """The plan of a run whose data and speed are known.
 
     Args:
         speed: tokens a second, forward and backward.
         resident: GiB in use with the model loaded.
+        seconds_spent: of the time of training already.
     """
     from tuneloop.models.lora import target_names
     from tuneloop.models.shape import ModelShape
@@ -108,7 +128,7 @@ def make_plan(job: RunContext, dataset: Dataset, speed: float, resident: float) 
     from tuneloop.train.speed import micro_shape
 
     recipe, model = job.recipe, job.training_model
-    train_rows, run = run_plan(job, dataset, speed)
+    train_rows, run = run_plan(job, dataset, speed, seconds_spent)
     steps = run.steps
     indices = [i for step in steps for i in step.indices]
     micros = [[train_rows[i] for i in micro] for step in steps for micro in step.micro_batches]

@@ -97,11 +97,15 @@ class TimeLimit:
         if self.recipe.max_minutes and "train_minutes" not in self.found:
             self._keep({"train_minutes": self.recipe.max_minutes})
 
-    def choose_training(self) -> None:
-        """Choose how long training may take: what the baselines have left, less the evaluation to come."""
+    def choose_training(self) -> bool:
+        """Choose how long training may take: what is left now, less the evaluation to come.
+
+        Returns:
+            Whether it has been chosen, now or before.
+        """
         job, recipe = self.job, self.recipe
         if not recipe.max_minutes or "train_minutes" in self.found:
-            return
+            return bool(recipe.max_minutes)
         file = job.folder / "baselines" / "baselines.json"
         listed = read_json(file) if file.is_file() else {"costs": {}}
         evaluation = TUNED * expected_evaluation(listed, recipe.evaluate)
@@ -117,6 +121,7 @@ class TimeLimit:
             job.say(f"          {examples}")
         if left < seconds:
             job.say("          too little is left on this machine: the run will take longer than its limit")
+        return True
 
     def ask_tuned(self, dataset: Dataset) -> Asked:
         """The tuned model's answers to the rows that were chosen, or to fewer where the machine has become slower."""

@@ -67,8 +67,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> dict[str, Any]:
     refuse_problems(checked, dataset)
     job.say(f"preflight {checked.line()}")
     try:
-        speed = plan["time"]["tokens_per_second"] if plan else 0.0
-        result = distributed_run(job, Part("train", dataset.path, config, speed))
+        result = distributed_run(job, Part("train", dataset.path, config, *_measured(plan)))
     except Preempted as preempted:
         job.say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
         raise
@@ -194,10 +193,15 @@ def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: M
     """What a run is about to do, from its rows and settings."""
     from tuneloop.train.preflight import preflight
 
-    rows, run = run_plan(job, dataset, plan["time"]["tokens_per_second"] if plan else 0.0)
+    rows, run = run_plan(job, dataset, *_measured(plan))
     prepared = (dataset.manifest.get("config") or {}).get("max_length") or job.recipe.data.max_length
     limit = min(int(prepared), job.context)
     return preflight(rows, job.ids(dataset.train), job.template, config, run.steps, limit)
+
+
+def _measured(plan: Mapping[str, Any] | None) -> tuple[float, float]:
+    """The speed that was measured for a plan, and the seconds of training's time that this took; 0 without a plan."""
+    return (plan["time"]["tokens_per_second"], plan.get("measuring_seconds", 0.0)) if plan else (0.0, 0.0)
 
 
 def refuse_problems(checked: Preflight, dataset: Dataset) -> None:
@@ -240,11 +244,36 @@ def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None
         write_json(folder / "environment.json", machine.environment())
         dataset = prepare_stage(job)
         refuse_errors(dataset, recipe)
+        prepared = time.monotonic()
         TimeLimit(job, given, began).give_training_all()
-        plan_stage(job, dataset)
+        plan = plan_stage(job, dataset)
+        planned = time.monotonic()
         manifest = train_stage(job, dataset)
         report_stage(job)
+        if job.recipe.train.max_minutes and time.monotonic() - planned >= manifest["seconds"]:
+            job.say(_time_line(plan, manifest, prepared - began, planned - prepared, time.monotonic() - planned))
     return folder, manifest
+
+
+def _time_line(
+    plan: Mapping[str, Any], run: Mapping[str, Any], preparing: float, planning: float, training: float
+) -> str:
+    """What the command took beside training, which alone has a limit.
+
+    Args:
+        preparing, planning, training: seconds of the stages, with all that belongs to them.
+    """
+    measuring, steps = plan.get("measuring_seconds", 0.0), run["seconds"]
+    minutes = {
+        "preparing the data": preparing,
+        "loading the model and planning": max(planning - measuring, 0.0),
+        "saving the result and the page": max(training - steps, 0.0),
+    }
+    rest = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in minutes.items())
+    return (
+        f"time      {(preparing + planning + training) / 60:.1f} minutes in all: measuring {measuring / 60:.1f} and training {steps / 60:.1f}, "
+        f"which train.max_minutes limits; {rest}"
+    )
 
 
 CALIBRATION_MINUTES = 0.3  # of training in `tuneloop plan --calibrate`

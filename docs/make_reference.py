@@ -25,6 +25,7 @@ def reference() -> str:
     import typer.testing
 
     from tuneloop.cli.main import app
+    from tuneloop.data.checks import CHECKS
     from tuneloop.data.reasons import REASONS, REPAIRS
     from tuneloop.records.schemas import RECORDS
     from tuneloop.workflows.recipe import ALIASES, describe_keys
@@ -51,6 +52,8 @@ def reference() -> str:
     parts += [f"| `{word}` | {meaning} |" for word, meaning in REASONS.items()]
     parts.append("\n## Kinds in repairs.jsonl\n\n| kind | meaning |\n|---|---|")
     parts += [f"| `{word}` | {meaning} |" for word, meaning in REPAIRS.items()]
+    parts.append("\n## Checks of a data set\n\n| check | looks for |\n|---|---|")
+    parts += [f"| `{name}` | {entry.title} |" for name, entry in CHECKS.items()]
     return "\n".join(parts) + "\n"
 
 

@@ -37,7 +37,11 @@ ALLOWED: dict[str, set[str]] = {
 HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "scipy", "peft", "sacrebleu", "rouge_score",
          "tokenizers", "safetensors", "gguf", "huggingface_hub", "numpy"}  # fmt: skip
 DATA_TABLES = (
-    "checks",
+    "checks.answers",
+    "checks.labels",
+    "checks.lengths",
+    "checks.overview",
+    "checks.splits",
     "dedup_and_split",
     "checks.drift",
     "dedup.duplicates",

@@ -8,8 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tuneloop.data import checks as module
-from tuneloop.data.checks import check_dataset, find_suspects, overview_of, reject_share, run_checks, suspect_records
+from tuneloop.data.checks import (
+    against,
+    check_dataset,
+    find_suspects,
+    labels,
+    overview_of,
+    reject_share,
+    run_checks,
+    sizes,
+    suspect_records,
+)
 from tuneloop.data.checks.drift import Drift
 from tuneloop.records.rows import Dataset, Row
 
@@ -91,8 +100,8 @@ def test_a_data_set_of_one_row_can_be_checked() -> None:
 )  # fmt: skip
 def test_the_number_of_rows_is_judged_by_what_it_is_good_for(n: int, level: str, word: str) -> None:
     overview = overview_of(Dataset("d", {"id": "d", "task": "chat"}, essays(n), [], []))
-    check = module._enough_rows(overview)
-    assert check["level"] == level and word in check["message"]
+    check = sizes.enough_rows(overview)
+    assert check.level == level and word in check.message
 
 
 def test_a_small_test_split_is_a_warning() -> None:
@@ -161,11 +170,11 @@ def test_wrong_labels_are_found_at_each_level() -> None:
     check = by_name(flipped(20))["label_errors"]
     assert check["level"] == "warn" and 15 <= check["rows"] <= 20
     assert {e["line"] for e in check["examples"]} <= set(range(1, 21)) and "suggested" in check["examples"][0]
-    many = module._label_errors(
+    many = labels.doubted_labels(
         overview_of(flipped(0)),
-        module.Suspects([module.LabelError(i, "a", "b", 0.0, i < 150) for i in range(600)], 600),
+        labels.Suspects([labels.LabelError(i, "a", "b", 0.0, i < 150) for i in range(600)], 600),
     )
-    assert many["level"] == "error"
+    assert many.level == "error"
 
 
 def test_suspects_are_listed_for_people_and_a_sample_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +183,8 @@ def test_suspects_are_listed_for_people_and_a_sample_is_said_to_be_one(monkeypat
     overview = overview_of(dataset(rows))
     first = suspect_records(overview, find_suspects(overview))[0]
     assert first["line"] == 6 and first["text"] == rows[5].messages[0]["content"] and first["split"] == "train"
-    monkeypatch.setattr(module, "ALL_LABELS", 300)
-    monkeypatch.setattr(module, "SOME_LABELS", 200)
+    monkeypatch.setattr(labels, "ALL_LABELS", 300)
+    monkeypatch.setattr(labels, "SOME_LABELS", 200)
     suspects = find_suspects(overview)
     assert (len(suspects.errors), suspects.of, len(find_suspects(overview, every=True).errors)) == (200, 400, 400)
     message = next(c for c in run_checks(overview, suspects=lambda: suspects) if c["name"] == "label_errors")["message"]
@@ -392,9 +401,9 @@ def test_general_rows_are_no_part_of_what_production_is_held_against() -> None:
 
 
 def test_the_drift_sentence_names_every_figure() -> None:
-    estimate = module.compare_with([], []).auc
+    estimate = against.compare_with([], []).auc
     drift = Drift("warn", type(estimate)(0.7, 0.6, 0.8), (9, 9), 2.0, 0.1, 0.5, 0.25, 0.4, 0.1, ["card"], ["loan"], [])
-    assert module.drift_message(drift) == (
+    assert against.drift_message(drift) == (
         "a classifier tells production from train with AUC 0.70 (0.60 to 0.80; 0.5: alike); texts are 2.0 times as long; "
         "40% of the words are new to train (of train's own 10%); 25% of the labels would have to change; "
         "production has more of 'loan'; train has more of 'card'"

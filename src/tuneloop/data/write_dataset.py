@@ -19,14 +19,15 @@ from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, user_errors_of_the_disk, write_json
 from tuneloop.data.checks import (
+    CHECKS,
     Check,
+    Finding,
     LongRows,
     Overview,
     Suspects,
     find_suspects,
-    long_check,
-    meanwhile,
     run_checks,
+    slow_checks,
     suspect_records,
 )
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
@@ -318,14 +319,14 @@ def _begin_checks(job: PrepareContext, overview: Overview) -> _Begun:
     """The checks that take long, at work while the files are written."""
     workers = job.workers if job.embed is None else 1  # a model that has been at work does not survive a fork
     first = (_DOUBTED,) if overview.task == "classification" else ()
-    return beside(_long_check, [*first, *meanwhile(overview)], (job.embed, overview), workers=workers)
+    return beside(_long_check, [*first, *slow_checks(overview)], (job.embed, overview), workers=workers)
 
 
-def _long_check(name: str, setting: tuple[Embed | None, Overview]) -> Check | tuple[Suspects, list[bytes]]:
+def _long_check(name: str, setting: tuple[Embed | None, Overview]) -> Finding | tuple[Suspects, list[bytes]] | None:
     """A check; of doubtful labels what finds them, and the lines of `label_errors.jsonl`, the most suspicious first."""
     embed, overview = setting
     if name != _DOUBTED:
-        return long_check(name, overview)
+        return CHECKS[name].run(overview)
     suspects = find_suspects(overview, embed=embed)
     return suspects, [orjson.dumps(record) for record in suspect_records(overview, suspects, most=len(suspects.errors))]
 
@@ -350,7 +351,12 @@ def _checks(job: PrepareContext, overview: Overview, begun: _Begun) -> list[Chec
         doubted: Suspects = found
         return doubted
 
-    checks = run_checks(overview, suspects=suspects, long=lambda name: begun[name](), flagged=flagged)
+    checks = run_checks(
+        overview,
+        suspects=suspects,
+        slow={name: wait for name, wait in begun.items() if name != _DOUBTED},
+        flagged=flagged,
+    )
     job.progress("checking", 1, 1)
     return checks
 

@@ -1,0 +1,123 @@
+"""Checks of what the assistant answers, and of signs that a row shows by itself."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tuneloop.data.checks import quality
+from tuneloop.data.checks.overview import Overview, examples_of, share_of
+from tuneloop.data.checks.registry import Finding, Level, check
+from tuneloop.records.rows import Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ANSWERS_READ = 4_000  # answers that tell how answers end
+UNUSUAL = 4.0  # robust z-score of a length from which a row is an outlier
+
+
+def robust_z(values: NDArray[Any]) -> NDArray[Any]:
+    """Distance from the median in median absolute deviations, scaled to a normal distribution's standard deviation.
+
+    The deviation is at least a tenth, so that data of nearly one length has no outliers by a hair.
+    """
+    middle = np.median(values)
+    z: NDArray[Any] = (values - middle) / max(1.4826 * float(np.median(np.abs(values - middle))), 0.1)
+    return z
+
+
+@check("short_answers", "answers far shorter than the rest", tasks=("generation", "chat"))
+def short_answers(overview: Overview) -> Finding:
+    rows = overview.rows()
+    length = overview.columns["answer_characters"][rows]
+    found = rows[:0]
+    if len(rows) and np.median(length) >= 40:
+        found = rows[robust_z(np.log1p(length)) < -UNUSUAL]
+    share = len(found) / max(len(rows), 1)
+    message = (
+        f"{share_of(len(found), len(rows))} have far shorter answers than the rest"
+        if len(found)
+        else "no answers far shorter than the rest"
+    )
+    remedy = "Look whether they are whole; a model that sees both answers short now and then."
+    return Finding("warn" if share > 0.005 else "ok", message, len(found), remedy, examples_of(overview, found))
+
+
+def _answers(row: Row) -> list[str]:
+    """What the assistant says, turn by turn; what is not trained is not looked at."""
+    return [m["content"] for m in row.messages if m["role"] == "assistant" and m.get("weight") != 0]
+
+
+@check("truncated_answers", "answers that were cut off", tasks=("generation", "chat"), slow=True)
+def truncated_answers(overview: Overview) -> Finding:
+    from tuneloop.data.checks.endings import Endings
+
+    rows = overview.rows()
+    flags = overview.columns["flags"][rows]
+    unclosed = rows[(flags & quality.bit("cut_off")) > 0]
+    suspicious = (flags & quality.bit("open_end") > 0) & (flags & quality.bit("error_output") == 0)
+    read = overview.some(rows, ANSWERS_READ)
+    endings = Endings.of([answer for i in read.tolist() for answer in _answers(overview.row(i))])
+    some = overview.some(rows[suspicious], ANSWERS_READ)
+    cut = [i for i in some.tolist() if any(map(endings.is_cut, _answers(overview.row(i))))]
+    found = np.unique(np.concatenate([unclosed, np.array(cut, dtype=np.int64)])).astype(np.int64)
+    share = len(found) / max(len(rows), 1)
+    level: Level = "ok" if len(found) < 3 or share < 0.003 else "warn" if share < 0.1 else "error"
+    message = (
+        f"{share_of(len(found), len(rows))} seem to end in mid-sentence, or with something not closed"
+        if len(found)
+        else "no answer seems cut off"
+    )
+    if len(some) < int(suspicious.sum()):
+        message += f"; of those without an end mark, a sample of {len(some):,} was looked at"
+    remedy = "Generate these answers again with a higher length limit, or take them out: a model learns to stop early."
+    return Finding(level, message, len(found), remedy, examples_of(overview, found))
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """A check that counts rows with a flag of `quality`.
+
+    Args:
+        warn: share of the rows above which it warns; error: above which it is an error.
+        message: goes on after the number of rows.
+    """
+
+    name: str
+    flag: str
+    warn: float
+    error: float
+    message: str
+    remedy: str
+
+
+_SIGNS = (
+    _Sign("empty_answers", "empty_answer", 0, 0.05, "answer nothing, as in N/A or ...", "Answer them or take them out: a model learns to say nothing."),
+    _Sign("error_outputs", "error_output", 0, 0.05, "answer with the message of a failed call", "Take them out: a model learns to fail."),
+    _Sign("boilerplate", "boilerplate", 0.005, 1, "let the assistant speak of itself as an AI", "Rewrite them if your assistant should not speak so."),
+    _Sign("refusals", "refusal", 0.02, 1, "decline what is asked", "Keep those that are meant: a model soon refuses what it should answer."),
+    _Sign("repetition", "repetition", 0.002, 0.1, "repeat themselves over and over", "Take them out: a model learns to loop."),
+    _Sign("copied_answers", "copied_answer", 0.01, 0.3, "give the input back as the answer", "Check the column that the answer is taken from."),
+    _Sign("gibberish", "gibberish", 0.005, 0.2, "ask in signs or random keys", "Take them out, unless users really write so and the answer fits."),
+    _Sign("empty_prompts", "empty_prompt", 0.005, 0.2, "ask next to nothing", "Check the column that the prompt is taken from."),
+    _Sign("html_leftovers", "html_leftovers", 0.01, 1, "hold HTML tags or entities", "Strip the tags if the model should not write them (data.repair.html_entities)."),
+    _Sign("garbled_text", "garbled", 0, 0.05, "hold characters that are lost for good (U+FFFD, remains of mojibake, isn?t)", "Export the data again as UTF-8: what is lost can't be repaired here."),
+    _Sign("secrets", "secret", 0, 0, "still hold what looks like a key or token", "Change these keys now, and prepare again with data.personal.mode=placeholder."),
+)  # fmt: skip
+
+
+def _count_flagged(sign: _Sign, overview: Overview) -> Finding:
+    rows = overview.rows()
+    found = rows[(overview.columns["flags"][rows] & quality.bit(sign.flag)) > 0]
+    share = len(found) / max(len(rows), 1)
+    level: Level = "ok" if share <= sign.warn else "warn" if share <= sign.error else "error"
+    text = f"{share_of(len(found), len(rows)) if len(found) else '0 rows'} {sign.message}"
+    return Finding(level, text, len(found), sign.remedy, examples_of(overview, found))
+
+
+for _sign in _SIGNS:
+    check(_sign.name, f"rows that {_sign.message}")(functools.partial(_count_flagged, _sign))

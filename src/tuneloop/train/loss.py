@@ -21,13 +21,14 @@ from tuneloop.models.template import Rendered
 from tuneloop.train.batches import is_out_of_memory, tokens_at_once, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import merged, own_share, summed
+from tuneloop.train.loss_table import LOSSES as LOSSES  # this module puts the shipped ones in
+from tuneloop.train.loss_table import Batch as Batch
+from tuneloop.train.loss_table import Loss as Loss
 from tuneloop.train.rows import (
-    CONVERSATIONS,
     PAIRS,
     RATINGS,
     Pair,
     Rated,
-    RowKind,
     TrainRow,
     conversations,
     supervised_tokens,
@@ -240,42 +241,6 @@ def _divergence(hidden_NC: Tensor, head_VC: Tensor, reference_NC: Tensor) -> Ten
 # --- losses
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch and what a loss may need beside it.
-
-    Args:
-        rows: of the micro-batch.
-        share: what one unit counts: 1 / units of the whole step, so that its division changes nothing.
-        untouched: a context in which the model computes as it did before training.
-        constant: of the step, see `Loss`.
-    """
-
-    model: Model
-    rows: Sequence[Any]
-    share: float
-    config: TrainConfig
-    untouched: Callable[[], AbstractContextManager[None]] = nullcontext
-    constant: float = 0.0
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A loss.
-
-    Args:
-        value: sum over the micro-batch times `share`, and figures for `metrics.jsonl` summed alike.
-        units: what of a row the mean is taken over: 1, or its learned tokens.
-        constant: something that a step needs of all its rows before the first micro-batch.
-        rows: what it learns from: conversations, pairs or ratings.
-    """
-
-    value: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
-    units: Callable[[TrainRow], float] = lambda row: 1.0
-    constant: Callable[[Batch], float] = lambda step: 0.0
-    rows: RowKind = CONVERSATIONS
-
-
 def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross entropy of the learned tokens, and with `kl` the divergence from the untouched model there."""
     states = learned_states(batch.model, batch.rows, packed=batch.config.packing)
@@ -340,7 +305,7 @@ def _summed(figures: dict[str, Tensor], share: float) -> dict[str, Tensor]:
     return {name: figure.detach().sum() * share for name, figure in figures.items()}
 
 
-LOSSES: dict[str, Loss] = {
+LOSSES |= {
     "supervised": Loss(supervised, units=supervised_tokens),
     "dpo": Loss(dpo, rows=PAIRS),
     "kto": Loss(kto, constant=kto_reference_point, rows=RATINGS),

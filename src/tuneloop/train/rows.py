@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.rows import Message, Row
 from tuneloop.train.config import TrainConfig
+from tuneloop.train.loss_table import LOSSES, RowKind
 
 
 @dataclass(frozen=True)
@@ -94,28 +95,9 @@ def is_usable(row: Row, config: TrainConfig) -> bool:
     return row_kind(config).usable(row)
 
 
-@dataclass(frozen=True)
-class RowKind:
-    """What a loss learns from.
-
-    Args:
-        usable: whether a row of a data set is of the kind.
-        make: what those rows become.
-        needed: what a row must have, for the error when none has it.
-    """
-
-    usable: Callable[[Row], bool]
-    make: Callable[[Sequence[Row], Template, TrainConfig], list[TrainRow]]
-    needed: str = ""
-
-
 def row_kind(config: TrainConfig) -> RowKind:
     """What the configured loss learns from."""
-    if config.loss == "supervised":  # known without importing torch
-        return CONVERSATIONS
-    from tuneloop.train.loss import LOSSES
-
-    return LOSSES[config.loss].rows
+    return SHIPPED.get(config.loss) or LOSSES[config.loss].rows or CONVERSATIONS
 
 
 def _conversations(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
@@ -137,6 +119,7 @@ def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> li
 CONVERSATIONS = RowKind(lambda row: not row.rated_bad, _conversations)
 PAIRS = RowKind(lambda row: bool(row.meta.get("rejected")), _pairs, "a chosen and a rejected answer")
 RATINGS = RowKind(lambda row: isinstance(row.meta.get("thumb"), bool), _ratings, "a thumb up or down")
+SHIPPED = {"supervised": CONVERSATIONS, "dpo": PAIRS, "kto": RATINGS}  # known without importing torch
 
 
 def _learned(row: Rendered, what: str) -> Rendered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,15 +148,18 @@ def asked_tuned(job: RunContext, dataset: Dataset) -> Ask:
     return tuned
 
 
-def asked_prompts(job: RunContext, dataset: Dataset) -> Ask:
-    """Asks the model before training, zero-shot and few-shot as the baselines do."""
-    from tuneloop.workflows.evaluate import base_model
+def asked_prompts(job: RunContext, dataset: Dataset, base: Callable[[], AbstractContextManager[Model]]) -> Ask:
+    """Asks the model before training, zero-shot and few-shot as the baselines do.
+
+    Args:
+        base: gives that model for a while.
+    """
 
     def prompts(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
         wanted = job.recipe.baselines
         if not (wanted.zero_shot or wanted.few_shot):
             return {}
-        with base_model(job) as model:
+        with base() as model:
             return _prompted(job, model, dataset, rows, sampling)
 
     return prompts

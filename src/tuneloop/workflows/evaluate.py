@@ -65,7 +65,7 @@ def evaluate_stage(
         costs = read_json(job.folder / "baselines" / "baselines.json")["costs"] | costs
     more = after_tuning(job, dataset)
     more |= consistency_part(
-        job, out, dataset, rows, [asked_tuned(job, dataset), asked_prompts(job, dataset)], own="tuned",
+        job, out, dataset, rows, [asked_tuned(job, dataset), asked_prompts(job, dataset, lambda: base_model(job))], own="tuned",
         drawn=is_drawn(job, dataset), costs=costs,
     )  # fmt: skip
     write_scored(

@@ -16,7 +16,7 @@ from tuneloop.records.completion import Answer
 from tuneloop.records.rows import Dataset, Message, Row
 from tuneloop.workflows.baselines import majority_of
 from tuneloop.workflows.consistency import Ask, asked_prompts, consistency_part, is_drawn
-from tuneloop.workflows.evaluate import after_tuning, attach_trained, tuned_key
+from tuneloop.workflows.evaluate import after_tuning, attach_trained, base_model, tuned_key
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.recipes import name_of, recipe_of
 from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
@@ -561,7 +561,9 @@ def _consistency(
             )[""]
         }
 
-    asks: list[Ask] = [target, *([asked_prompts(job, dataset)] if question.kind in ("run", "adapter") else [])]
+    asks: list[Ask] = [target]
+    if question.kind in ("run", "adapter"):
+        asks.append(asked_prompts(job, dataset, lambda: base_model(job)))
     drawn = question.endpoint is not None or is_drawn(job, dataset)
     return consistency_part(job, folder, dataset, rows, asks, own=name, drawn=drawn, costs=costs)
 

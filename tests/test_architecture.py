@@ -119,6 +119,35 @@ def test_imports_run_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def module_graph() -> dict[str, set[str]]:
+    """What each module imports of the others when it is loaded or used; imports for type checking don't count."""
+    trees = dict(modules())
+
+    def names(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                for alias in child.names:
+                    whole = f"{child.module}.{alias.name}"
+                    yield whole if whole.removeprefix("tuneloop.") in trees else str(child.module)
+            yield from names(child)
+
+    found = {name: {other.removeprefix("tuneloop.") for other in names(tree)} for name, tree in trees.items()}
+    return {name: (others & trees.keys()) - {name} for name, others in found.items()}
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    left = module_graph()
+    while free := {name for name, others in left.items() if not others & left.keys()}:
+        left = {name: others for name, others in left.items() if name not in free}
+    while needless := {name for name in left if not any(name in others for others in left.values())}:  # only lead there
+        left = {name: others for name, others in left.items() if name not in needless}
+    assert not left, "\n".join(f"{name} imports {', '.join(sorted(o & left.keys()))}" for name, o in left.items())
+
+
 def test_every_part_has_its_place() -> None:
     assert {part_of(module) for module, _ in modules()} == set(ALLOWED), "give a new part its row in ALLOWED"
 

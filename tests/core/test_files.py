@@ -328,6 +328,23 @@ def test_a_folder_is_one_processs_and_is_let_go_when_it_dies(tmp_path: Path) -> 
         pass
 
 
+def test_a_process_that_may_wait_waits_says_for_whom_and_goes_on(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, stop = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(str(tmp_path), ready, stop))
+    process.start()
+    told: list[str] = []
+
+    def waiting(holder: str) -> None:
+        told.append(holder)
+        stop.set()  # now the other process lets go
+
+    assert ready.wait(30)
+    with lock_folder(tmp_path, waiting=waiting):
+        assert told == [f"pid {process.pid}"]
+    process.join()
+
+
 def test_a_folder_made_for_work_that_fails_at_once_goes_again(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "one"
     with pytest.raises(RuntimeError), lock_folder(folder, minor=["config.yaml"]):

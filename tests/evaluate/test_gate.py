@@ -31,12 +31,19 @@ Folder = Callable[..., Path]
 def evaluation(tmp_path: Path) -> Folder:
     """Write an evaluation of 200 rows whose answers are wrong at the given places."""
 
-    def make(name: str, wrong: Sequence[int] = (), *, seconds: float = 10.0, **manifest: Any) -> Path:
+    def make(
+        name: str,
+        wrong: Sequence[int] = (),
+        *,
+        seconds: float = 10.0,
+        numbers: Sequence[int] = range(N),
+        **manifest: Any,
+    ) -> Path:
         rows = [
             Row(f"r{i}", [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": LABELS[i % 3]}], LABELS[i % 3])
-            for i in range(N)
+            for i in numbers
         ]  # fmt: skip
-        answers = [Answer(LABELS[(i + (i in set(wrong))) % 3]) for i in range(N)]
+        answers = [Answer(LABELS[(i + (i in set(wrong))) % 3]) for i in numbers]
         scored = evaluate(
             rows, answers, task="classification", labels=LABELS, config=EvaluateConfig(bootstrap=200), seed=0
         )
@@ -63,6 +70,40 @@ def judged(tmp_path: Path, evaluation: Folder) -> Callable[..., dict[str, Any]]:
         return run_gate(load_suite(tmp_path / "suite.yaml"), *sides, **options)
 
     return run
+
+
+def test_rows_that_both_were_asked_are_judged_and_the_line_says_so(evaluation: Folder, tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(ACCURACY))
+    sides = [
+        read_side(str(evaluation("a", numbers=range(60)))),
+        read_side(str(evaluation("b", numbers=range(30, 150)))),
+    ]
+    outcome = run_gate(load_suite(tmp_path / "suite.yaml"), *sides)
+    (check,) = outcome["checks"]
+    assert check.rows == 30 and check.message.endswith("(on the 30 rows that both were asked)")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_cannot_be_judged_is_refused_before_the_model_is_asked(
+    evaluation: Folder, tmp_path: Path, same: bool
+) -> None:
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump({**ACCURACY, "must_pass": [{"id": "r1"}]}))
+    candidate = evaluation("a", wrong=[1], numbers=range(60))
+    base = candidate if same else evaluation("b", numbers=range(50, 90))
+    asked: list[object] = []
+
+    def ask(rows: Sequence[Row]) -> list[Answer]:
+        asked.extend(rows)
+        return [Answer("billing") for _ in rows]
+
+    with pytest.raises(UserError, match="same evaluation" if same else "different rows"):
+        run_gate(load_suite(tmp_path / "suite.yaml"), read_side(str(candidate)), read_side(str(base)), ask=ask)
+    assert not asked
+
+
+def test_a_row_that_must_pass_is_shown_with_its_text(judged: Any) -> None:
+    (check,) = judged({"must_pass": [{"id": "r7"}]})["checks"]
+    assert check.name == "r7" and check.message == 'r7 "q7": passes'
 
 
 ACCURACY = {"metrics": [{"metric": "accuracy", "margin": 0.05}]}

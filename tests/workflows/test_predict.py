@@ -40,6 +40,31 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -
     return found
 
 
+# --- who is asked ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["runs/nope", "./nope", "artifacts/nope"])
+def test_a_target_that_is_not_there_is_refused_before_its_rows_are_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = write("new.jsonl", [{"request": "where is it", "intent": "a"}])
+    for command in (["predict", name, rows], ["chat", name]):
+        assert main(command) == 2
+        assert "No such file or folder" in (said := capsys.readouterr().err) and name.removeprefix("./") in said
+
+
+def test_a_name_that_is_no_folder_and_not_on_the_hub_says_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rows = write("new.jsonl", [{"request": "where is it", "intent": "a"}])
+    assert main(["predict", "someone/nope", rows]) == 2
+    said = capsys.readouterr().err
+    assert "someone/nope" in said and "there is no folder of this name here" in said and "column" not in said
+
+
 # --- as trained ---------------------------------------------------------------------------------------
 
 

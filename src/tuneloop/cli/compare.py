@@ -118,7 +118,7 @@ def _compare(
         return {"judge": judged[0].facts}
 
     folders = evaluate_files(evaluations, against, shown.say)
-    found = compare_evaluations(evaluations, out, judge=ask if judge else None, folders=folders)
+    found = compare_evaluations(evaluations, out, judge=ask if judge else None, folders=folders, say=shown.say)
     for judgement in judged:
         write_verdicts(found.folder, judgement)
     words = [word for judgement in judged for word in judgement.words]

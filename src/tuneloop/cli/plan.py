@@ -14,8 +14,8 @@ from tuneloop.cli.numbers import amount, count
 def command(
     source: str = typer.Argument(
         "",
-        help="What is trained on, as for run: a file of examples, a prepared data set, or a recipe.",
-        metavar="[DATA|RECIPE.yaml]",
+        help="What is trained on, as for run: a file of examples, a prepared data set, a recipe, or a run.",
+        metavar="[DATA|RECIPE.yaml|RUN]",
     ),
     settings: Settings = None,
     model: str = typer.Option("", "--model", "-m", help="Model: short name, hub name, folder or config.json."),
@@ -60,7 +60,7 @@ def command(
     ),
     packing: bool = typer.Option(None, "--packing/--no-packing", help="Rows are packed to the full length."),
     tokens: int = typer.Option(None, parser=count, metavar="N", help="Training tokens of one pass."),
-    dataset: str = typer.Option(None, help="A prepared data set: its tokens and their lengths."),
+    dataset: str = typer.Option(None, help="The same as DATA, as an option."),
     epochs: float = typer.Option(None, parser=amount, metavar="X", help="Passes over the data."),
     tier: str = typer.Option(None, help="on-demand, spot, community (private hosts) or reserved."),
     prices: str = typer.Option(None, help="Your own price file."),

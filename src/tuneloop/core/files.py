@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -418,33 +419,59 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
+_POLL = 0.2  # seconds between looks at a lock that another process holds
+
+
+def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
+    """The opened lock file, held by this process. Its holder may remove the file while others wait: then they take a new one."""
+    told = False
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            if waiting is None:
+                raise UserError(
+                    f"Another tuneloop process ({holder}) is working in this folder",
+                    where=str(path.parent),
+                    next_step="wait for it, stop it, or choose another folder with output_dir=FOLDER",
+                ) from None
+            if not told:
+                waiting(holder)
+                told = True
+            time.sleep(_POLL)
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
 @contextlib.contextmanager
-def lock_folder(folder: Path | str, *, minor: Collection[str] = ()) -> Iterator[None]:
+def lock_folder(
+    folder: Path | str, *, minor: Collection[str] = (), waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Hold a folder for this process; the operating system lets go when the process dies.
 
     A folder that was made for this goes again when the work fails before anything stands in it.
 
     Args:
         minor: names of files that are no reason to keep it.
+        waiting: where another process holds it, wait until it lets go, and tell this function once who that is ("pid 123");
+            default: refuse at once.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, and nothing is said about waiting.
     """
     path = Path(folder) / ".lock"
     made = [place for place in (path.parent, path.parent.parent) if not place.exists()]
     with user_errors_of_the_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = _locked_file(path, waiting)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise UserError(
-                f"Another tuneloop process ({file.read().strip() or 'unknown'}) is working in this folder",
-                where=str(folder),
-                next_step="wait for it, stop it, or choose another folder with output_dir=FOLDER",
-            ) from None
         file.seek(0)
         file.truncate()
         file.write(f"pid {os.getpid()}")

@@ -11,15 +11,17 @@ import difflib
 import math
 import re
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, read_jsonl, sha256_file, write_json
+from tuneloop.evaluate.shared_rows import on_shared_rows, some_rows
 from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
 from tuneloop.records.completion import Answer
 from tuneloop.records.evaluation import GateCheck, lower_is_better
@@ -92,10 +94,18 @@ def run_gate(
         UserError: the suite names a metric, field or row that the evaluations don't have, or their rows differ.
     """
     fields = fields or {}
+    if candidate.folder.resolve() == base.folder.resolve() and candidate.name == base.name:
+        raise UserError(
+            "The candidate and the base are the same evaluation",
+            where=base.place,
+            next_step="--against takes what is in use today: another run, or RUN:few-shot for a baseline in it",
+        )
+    shared = _on_shared_rows(candidate, base)  # before anything is asked, which takes a while
     rows_passed, flaky = _must_pass(suite, candidate, ask)
+    part = f" (on the {shared[0].evaluation.n:,} rows that both were asked)" if shared[0] is not candidate else ""
     checks = [
         *rows_passed,
-        *(check for limit in suite.metrics for check in _metric(limit, candidate, base, fields)),
+        *(replace(c, message=c.message + part) for limit in suite.metrics for c in _metric(limit, *shared, fields)),
         *([_forgetting(suite.forgetting, candidate)] if suite.forgetting else []),
         *(_latency(suite.latency, candidate, base) if suite.latency else []),
     ]
@@ -112,6 +122,25 @@ def run_gate(
         "checks": checks,
         "flaky": flaky,
     }
+
+
+def _on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
+    """Both sides on the rows that both were asked, in the candidate's order.
+
+    Raises:
+        UserError: these are too few.
+    """
+    names = (candidate.place, base.place)
+    evaluations = dict(zip(names, (candidate.evaluation, base.evaluation), strict=True))
+    found = on_shared_rows(evaluations)
+    if found is None:
+        return candidate, base
+    ids = {row.id for row in found[candidate.place].rows}
+    sides = [
+        replace(side, evaluation=found[side.place], samples={i: s for i, s in side.samples.items() if i in ids})
+        for side in (candidate, base)
+    ]
+    return sides[0], sides[1]
 
 
 def write_gate(run: Path, outcome: Mapping[str, Any]) -> Path:
@@ -187,17 +216,26 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateChec
     checks, flaky = [], []
     for demand, outcomes in zip(demands, tried, strict=True):
         name = demand.id or demand.prompt[:80]
-        checks.append(_row_check(name, outcomes, suite))
+        said = _named_row(side, place[demand.id]) if demand.id else name
+        checks.append(_row_check(name, said, outcomes, suite))
         if len(set(outcomes)) > 1:
             flaky.append({"row": name, "passed": sum(outcomes), "asked": len(outcomes)})
     return checks, flaky
 
 
-def _row_check(name: str, outcomes: list[bool], suite: Suite) -> GateCheck:
+def _named_row(side: Side, at: int) -> str:
+    """A row's id with the beginning of its question: an id alone tells nobody which row it is."""
+    from tuneloop.evaluate.metrics import last_user_turn
+
+    row = side.evaluation.rows[at]
+    return f'{row.id} "{textwrap.shorten(last_user_turn(row), 60, placeholder=" …")}"'
+
+
+def _row_check(name: str, said: str, outcomes: list[bool], suite: Suite) -> GateCheck:
     passed, n = sum(outcomes), len(outcomes)
     if not n:
         what = "could not be asked: this evaluation has no model at hand"
-        return GateCheck("must_pass", name, "inconclusive", f"{name}: {what}", rows=0)
+        return GateCheck("must_pass", name, "inconclusive", f"{said}: {what}", rows=0)
     found: Status = "pass" if passed == n else "fail" if not passed else suite.flaky
     words = (
         "passes"
@@ -206,7 +244,7 @@ def _row_check(name: str, outcomes: list[bool], suite: Suite) -> GateCheck:
         if not passed
         else f"flaky: passes {passed} of {n} times"
     )
-    return GateCheck("must_pass", name, found, f"{name}: {words}", value=passed / n, limit=1.0, rows=n)
+    return GateCheck("must_pass", name, found, f"{said}: {words}", value=passed / n, limit=1.0, rows=n)
 
 
 def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
@@ -316,37 +354,7 @@ def _values(key: str, side: Side, fields: Mapping[str, Mapping[str, Any]]) -> di
 
 def _only(side: Side, ids: set[str] | None) -> Evaluation:
     """The evaluation of some of its rows, scored anew by the same settings."""
-    if ids is None:
-        return side.evaluation
-    from tuneloop.evaluate.config import EvaluateConfig
-    from tuneloop.evaluate.evaluate import AnswerStats, evaluate
-
-    whole = side.evaluation
-    kept = [i for i, row in enumerate(whole.rows) if row.id in ids]
-
-    def some(values: Sequence[Any]) -> list[Any]:
-        return [values[i] for i in kept] if values else []
-
-    known = whole.measured
-    return evaluate(
-        some(whole.rows),
-        some(whole.answers),
-        task=whole.task,
-        labels=whole.labels,
-        config=EvaluateConfig(fields=whole.fields, bootstrap=whole.bootstrap, cluster=whole.cluster),
-        seed=whole.seed,
-        field_labels=whole.field_labels,
-        label_rows=whole.label_rows,
-        measured=AnswerStats(
-            losses=some(known.losses),
-            loss_tokens=some(known.loss_tokens),
-            confidence=some(known.confidence),
-            further=some(known.further),
-            languages=some(known.languages),
-            row_scores={name: some(scores) for name, scores in known.row_scores.items()},
-            complete=True,  # what needs programs, models or files is not found out again
-        ),
-    )
+    return side.evaluation if ids is None else some_rows(side.evaluation, ids)
 
 
 def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate: Evaluation) -> GateCheck:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +46,19 @@ def convert(source: Path, folder: Path) -> Path:
     """
     done = folder / "source.json"
     stamp = {"file": source.name, "bytes": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns, "layout": 1}
-    if done.is_file():
-        import json
+    if _is_converted(done, stamp):
+        return folder
 
-        try:
-            known = json.loads(done.read_text())
-            if all(known.get(key) == value for key, value in stamp.items()):
-                return folder
-        except ValueError:
-            pass
-    with user_errors_of_the_disk(folder), lock_folder(folder):
+    def waiting(holder: str) -> None:
+        print(
+            f"waiting   another tuneloop process ({holder}) is unpacking the model {source.stem}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    with user_errors_of_the_disk(folder), lock_folder(folder, waiting=waiting):
+        if _is_converted(done, stamp):  # by the process that was waited for
+            return folder
         done.unlink(missing_ok=True)
         try:
             _write_model(source, folder)
@@ -63,6 +68,17 @@ def convert(source: Path, folder: Path) -> Path:
             ) from None
         write_json(done, {**stamp, "sha256": sha256_file(source)})
     return folder
+
+
+def _is_converted(done: Path, stamp: Mapping[str, Any]) -> bool:
+    """Whether the file written last tells of the same source."""
+    import json
+
+    try:
+        known = json.loads(done.read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(known, dict) and all(known.get(key) == value for key, value in stamp.items())
 
 
 def _write_model(source: Path, folder: Path) -> None:

@@ -129,7 +129,8 @@ def resolve(name: str) -> Path:
             where="model",
             next_step=f"{hint}short names: {', '.join(list(_LLAMA)[:4])}, ..., {PACKAGED}; or a folder; or org/name on the hub",
         )
-    return _from_hub(hub_name)
+    asked_as_path = "model; there is no folder of this name here, so it was looked up on the hub"
+    return _from_hub(hub_name, asked_as_path if name == hub_name else "model")
 
 
 def known_name(place: str) -> str:
@@ -177,8 +178,8 @@ def _from_gguf(file: Path) -> Path:
     return convert(file, cache_folder() / "models" / f"{file.stem}-{place}")
 
 
-def _from_hub(name: str) -> Path:
-    """Download, or find in the hub's cache, the files that are needed and no others."""
+def _from_hub(name: str, where: str = "model") -> Path:
+    """Download, or find in the hub's cache, the files that are needed and no others; `where` is said with an error."""
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -197,7 +198,7 @@ def _from_hub(name: str) -> Path:
     except hub.RepositoryNotFoundError:
         raise UserError(
             f"The hub has no model {name!r} that you may see",
-            where="model",
+            where=where,
             next_step=f"check the spelling; a private model needs HF_TOKEN; {offline}",
         ) from None
     except (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, OSError, ValueError) as error:
@@ -208,6 +209,6 @@ def _from_hub(name: str) -> Path:
         )
         raise UserError(
             what,
-            where="model",
+            where=where,
             next_step=f"with a network: unset HF_HUB_OFFLINE, set HF_TOKEN if it is gated; {offline}",
         ) from None

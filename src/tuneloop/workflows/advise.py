@@ -40,7 +40,11 @@ def stand_in(model: str) -> str:
 def read_data(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> Dataset:
     """The recipe's data as `run` would prepare them: as they are where they are prepared, else kept in the advice's folder."""
     folder = advice_folder(recipe, out)
-    with lock_folder(folder):
+
+    def waiting(holder: str) -> None:
+        say(f"waiting   another tuneloop process ({holder}) is at work on these data in {folder}")
+
+    with lock_folder(folder, waiting=waiting):
         return prepare_stage(RunContext(recipe, folder, progress, say))
 
 

@@ -55,6 +55,14 @@ def load_contenders(places: Sequence[str], folders: Mapping[str, str] | None = N
     return loaded
 
 
+def _per_row(cost: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """What a share of the rows cost; what training cost stays."""
+    return {
+        key: value * share if isinstance(value, int | float) and not key.startswith("training") else value
+        for key, value in cost.items()
+    }
+
+
 def _split_place(place: str) -> tuple[str, str]:
     folder, _, contender = place.rpartition(":") if not Path(place).exists() and ":" in place else (place, "", "")
     return folder, contender
@@ -96,6 +104,7 @@ def compare_evaluations(
     *,
     judge: Callable[[Mapping[str, Evaluation]], Mapping[str, Any]] | None = None,
     folders: Mapping[str, str] | None = None,
+    say: Say = lambda line: None,
 ) -> Compared:
     """Compare evaluations of the same rows, paired, against the first, and write `eval.json`, `samples.jsonl` and the page.
 
@@ -104,10 +113,15 @@ def compare_evaluations(
         out: folder; default: `evals/compare-...`.
         judge: further parts of `eval.json` from the evaluations.
         folders: where a place's evaluation is, if not there (`evaluate_files`).
+        say: told where only a part of the rows is shared.
+
+    Raises:
+        UserError: fewer than 20 rows are shared, or an evaluation can't be read.
     """
     from tuneloop.evaluate.evaluate import adjusted, compare
     from tuneloop.evaluate.leaderboard import leaderboard
     from tuneloop.evaluate.results import write_evaluation
+    from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
     from tuneloop.report.eval_html import write_page
 
     loaded = load_contenders(places, folders)
@@ -116,12 +130,18 @@ def compare_evaluations(
     for place, (_, contender) in at.items():  # what was found out when the answers came is not in the answers
         own = loaded[place].notes
         own[:0] = [note for note in manifests[place].get("notes") or [] if not contender and note not in own]
+    if (shared := on_shared_rows(loaded)) is not None:
+        words = shared_words(loaded, shared)
+        say(words)
+        loaded = {place: replace(e, notes=[words, *loaded[place].notes]) for place, e in shared.items()}
     first, *others = places
     pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
     comparisons = adjusted(pairs, loaded[first])
     names = {place: at[place][1] or str(manifests[place]["name"]) for place in places}
     costs = {
-        place: cost for place in places if (cost := (manifests[place].get("costs") or {}).get(names[place])) is not None
+        place: _per_row(cost, loaded[place].n / manifests[place]["n"])
+        for place in places
+        if (cost := (manifests[place].get("costs") or {}).get(names[place])) is not None
     }
     tuned = [place for place in places if names[place] == "tuned"]
     folder = Path(out) if out else Path("evals") / ("compare-" + "-".join(name_of(place) for place in places))[:120]

@@ -78,6 +78,7 @@ def predict_file(
     """
     started = time.monotonic()
     form = _form(out, file)
+    target.check()
     rows, kind = read_rows(file, expected_columns(target.task, options.column))
     records = [row.value for row in rows if isinstance(row, SourceRecord)]
     asker = Asker(target, options, records[:SAMPLE])

@@ -46,9 +46,19 @@ def name_of(source: str) -> str:
 
 
 def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "") -> Recipe:
-    """A recipe from a recipe file, a prepared data set's folder, or a file of examples."""
+    """A recipe from a recipe file, a prepared data set's folder, a file of examples, or a run's folder: its data set, model and training."""
+    from tuneloop.workflows.recipe import load_recipe, make_recipe
+
     settings = settings + ([f"output_dir={out}"] if out else [])
-    return recipe_for_sources([source], settings, model=model)
+    run = Path(source)
+    if not (run / "config.yaml").is_file() or not (run / "dataset" / "dataset.json").is_file():
+        return recipe_for_sources([source], settings, model=model)
+    used = load_recipe(run / "config.yaml")
+    values = used.model_dump(mode="json", include={"name", "model", "seed", "train", "plan"}, exclude_unset=True)
+    settings += [f"model={model}"] if model else []
+    return make_recipe(
+        {**values, "data": {"sources": [str(run / "dataset")]}}, settings, where=str(run / "config.yaml")
+    )
 
 
 def refuse_missing_source(source: str) -> None:

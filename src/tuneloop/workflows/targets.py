@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, sha256_file
+from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind, trained_folder
 
 if TYPE_CHECKING:
@@ -56,6 +57,17 @@ class Target:
         if template and template != plain_source(model.template.source):
             model = replace(model, template=replace(model.template, source=template))
         return model
+
+    def check(self) -> None:
+        """Refuse the name of a model that can't be had, before rows are read and judged without it.
+
+        Raises:
+            UserError: nothing of that name is here or on the hub.
+        """
+        from tuneloop.models.names import is_local, resolve
+
+        if self.endpoint is None and self.task is None and not is_local(self.base):
+            resolve(self.base)
 
     @property
     def scores_labels(self) -> bool:
@@ -145,6 +157,7 @@ def _refuse_missing(name: str) -> None:
     """
     path = Path(name).expanduser()
     if path.exists() or len(path.parts) < 2 or not path.parent.is_dir():
+        refuse_missing_path(name)
         return
     near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1, 0.5)
     raise UserError(

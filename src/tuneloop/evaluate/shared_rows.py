@@ -1,0 +1,80 @@
+"""Evaluations of different rows, brought to those that all of them hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+
+if TYPE_CHECKING:
+    from tuneloop.evaluate.evaluate import Evaluation
+
+FEWEST = 20  # shared rows that are worth a comparison
+
+
+def on_shared_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation] | None:
+    """All evaluations on the rows that every one of them holds; None where they hold the same rows.
+
+    Args:
+        evaluations: by place.
+
+    Raises:
+        UserError: fewer than 20 rows are shared.
+    """
+    ids = {place: {row.id for row in evaluation.rows} for place, evaluation in evaluations.items()}
+    shared = set.intersection(*ids.values())
+    if all(own == shared for own in ids.values()):
+        return None
+    if len(shared) < FEWEST:
+        first, other = next((a, b) for a in ids for b in ids if ids[a] != ids[b])
+        raise UserError(
+            f"{first} and {other} were evaluated on different rows ({len(ids[first]):,} and {len(ids[other]):,}, "
+            f"{len(shared):,} shared; at least {FEWEST} are needed)",
+            where=f"{first}/samples.jsonl, {other}/samples.jsonl",
+            next_step="evaluate both on the same rows: tuneloop evaluate RUN --data FILE, or --dataset DATASET --split test",
+        )
+    return {place: some_rows(evaluation, shared) for place, evaluation in evaluations.items()}
+
+
+def shared_words(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> str:
+    """ "Compared on the 24 rows that all of them were asked (A: 40, B: 24)." """
+    counts = ", ".join(f"{place}: {evaluation.n:,}" for place, evaluation in before.items())
+    return f"Compared on the {next(iter(after.values())).n:,} rows that all of them were asked ({counts})."
+
+
+def some_rows(whole: Evaluation, ids: Collection[str]) -> Evaluation:
+    """An evaluation of some of its rows, scored anew by the same settings."""
+    from tuneloop.evaluate.config import EvaluateConfig
+    from tuneloop.evaluate.evaluate import AnswerStats, evaluate
+
+    kept = [i for i, row in enumerate(whole.rows) if row.id in ids]
+
+    def some(values: Sequence[Any]) -> list[Any]:
+        return [values[i] for i in kept] if values else []
+
+    known = whole.measured
+    return evaluate(
+        some(whole.rows),
+        some(whole.answers),
+        task=whole.task,
+        labels=whole.labels,
+        config=EvaluateConfig(
+            fields=whole.fields,
+            bootstrap=whole.bootstrap,
+            cluster=whole.cluster,
+            primary=whole.primary if whole.primary_named else None,
+        ),
+        seed=whole.seed,
+        field_labels=whole.field_labels,
+        label_rows=whole.label_rows,
+        measured=AnswerStats(
+            losses=some(known.losses),
+            loss_tokens=some(known.loss_tokens),
+            confidence=some(known.confidence),
+            further=some(known.further),
+            languages=some(known.languages),
+            row_scores={name: some(scores) for name, scores in known.row_scores.items()},
+            complete=True,  # what needs programs, models or files is not found out again
+        ),
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from places import ROOT
+from tuneloop.models.methods import SHIPPED
 from tuneloop.workflows.recipe import load_recipe
 
 SOURCE = ROOT / "src" / "tuneloop"
@@ -160,6 +161,24 @@ def test_heavy_libraries_are_imported_where_they_are_needed() -> None:
                 found = {name.split(".")[0] for name in imported(node)} & HEAVY - NEED.get(module, set())
                 wrong += [f"{module} imports {name} when it is itself imported" for name in found]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_code_outside_the_methods_own_files_knows_one_by_its_name() -> None:
+    named, names = [], [method.name for method in SHIPPED]
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path.is_relative_to(SOURCE / "models" / "methods"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        attributes = {  # getattr(net, "prefix"): an attribute of the model, where the layers themselves are
+            id(node.args[1])
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr")
+        }
+        for node in ast.walk(tree):
+            known = isinstance(node, ast.Constant) and node.value in names and id(node) not in attributes
+            if known:
+                named.append(f"{path.relative_to(SOURCE)}:{node.lineno} {node.value!r}")
+    assert not named, "\n".join(named)
 
 
 @pytest.mark.parametrize("module", ["tuneloop.cli.main", "tuneloop.workflows.doctor"])

@@ -13,7 +13,7 @@ def command(
         "",
         "--format",
         "-f",
-        help="merged: a model by itself; adapter: for its base. Default: merged, of a prefix adapter.",
+        help="merged: a model by itself; adapter: for its base. Default: merged where the method can be merged.",
     ),
     out: str = typer.Option("", "--out", "-o", help="Folder of the artifact; default: artifacts/ID."),
     force: bool = typer.Option(False, "--force", help="Overrule a gate that is not green; the artifact says so."),

@@ -245,15 +245,16 @@ def _check_numbers(job: TrainingSetup) -> None:
 
 
 def _check_together(job: TrainingSetup) -> None:
+    quantised = next(method.name for method in methods() if method.footprint.quant != "none")
     refusals = (
         (job.full and job.quant != "none", "Full fine-tuning can't train quantised weights",
-         "use --method qlora, or leave --quant out"),
+         f"use --method {quantised}, or leave --quant out"),
         (job.sharding != "none" and job.gpus == 1, f"{job.sharding} needs at least two GPUs",
          "add --gpus 2, or use --sharding none"),
         (job.sharding == "none" and job.gpus > 1, f"{job.gpus} GPUs without a way to share the work",
          "choose --sharding ddp, fsdp, zero2 or zero3, or leave --sharding out"),
         (job.gpu.is_cpu and job.gpus > 1, "There is one processor here", "use --gpus 1"),
-        (job.gpu.is_cpu and job.quant != "none" and not job.kernels.own, "NF4 and int8 training needs a GPU", "use --method lora"),
+        (job.gpu.is_cpu and job.quant != "none" and not job.kernels.own, "NF4 and int8 training needs a GPU", f"use --method {USUAL.name}"),
         (job.gpu.is_cpu and "8bit" in job.optimizer and not job.kernels.own, "8-bit optimizers need a GPU", "use --optimizer adamw"),
         (job.dtype == "fp32" and job.attention == "flash", "FlashAttention has no fp32", "use --attention sdpa"),
         (job.attention == "flash" and not job.gpu.flash, f"FlashAttention does not run on {job.gpu.name}",

@@ -191,7 +191,7 @@ def train(  # type: ignore[misc]  # the loop's rows have no names here
         model: base model: a short name, a hub name or a folder; default: the packaged one.
         seed: of order and initial weights.
         progress: True for bars on stderr, or a `Progress`.
-        settings: those of a recipe's `train` section, as in `epochs=2, method="lora", rank=8`.
+        settings: those of a recipe's `train` section, as in `epochs=2, learning_rate=1e-4, rank=8`.
 
     Returns:
         The run: its folder holds `run.json`, `metrics.jsonl`, `adapter/` (or `model/`) and `report.html`.

@@ -244,14 +244,15 @@ def test_the_scan_finds_what_is_hidden_in_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("made", [sources, chats])
 def test_a_trained_run_and_the_commands_after_it_write_no_planted_value(
-    tiny_llama: Path, cli: Any, tmp_path: Path
+    made: Callable[[Path], Planted], tiny_llama: Path, cli: Any, tmp_path: Path
 ) -> None:
     """Splits, pages, samples, metrics, checkpoints, adapter, artifact, review, MLflow's store, caches and what is said."""
     pytest.importorskip("mlflow")
     given = tmp_path / "given"
     given.mkdir()
-    plant = sources(given)
+    plant = made(given)
     raw = str(next(given.glob("*.jsonl")).relative_to(tmp_path))
     places = {"HOME": "home", "XDG_CACHE_HOME": "cache", "XDG_CONFIG_HOME": "config", "TUNELOOP_CACHE": "cache/own"}
     store = {

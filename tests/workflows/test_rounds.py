@@ -13,7 +13,7 @@ from tuneloop.workflows import rounds, systems
 from tuneloop.workflows.baselines import ask_untouched, baseline_stage, untouched_examples
 from tuneloop.workflows.prepare import prepare_stage
 from tuneloop.workflows.recipe import make_recipe
-from tuneloop.workflows.rounds import FIRST, ask_within
+from tuneloop.workflows.rounds import FIRST, LEAST, ask_within
 from tuneloop.workflows.run_context import RunContext
 
 
@@ -52,7 +52,7 @@ def test_where_all_rows_fit_the_answers_are_those_of_one_round(job: RunContext, 
         assert asked.confidence == pytest.approx(whole[kind].confidence, abs=1e-4)
 
 
-def test_without_time_the_first_round_is_all_and_is_a_sample_of_that_size(
+def test_without_time_a_few_rows_are_all_and_are_a_sample_of_that_size_and_it_is_told_what_they_take(
     job: RunContext, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
@@ -63,11 +63,14 @@ def test_without_time_the_first_round_is_all_and_is_a_sample_of_that_size(
 
     monkeypatch.setattr("tuneloop.workflows.baselines.ask_untouched", listen)
     monkeypatch.setattr(systems, "reading_seconds", lambda *_: 0.0)
-    found = ask_within(job, dataset, 0.0)
-    assert found.rows == FIRST
-    assert set(asked[0]) == {row.id for row in sample_rows(dataset.test, FIRST, seed=job.recipe.seed)}
+    expected: list[float] = []
+    found = ask_within(job, dataset, 0.0, lambda seconds: expected.append(seconds))
+    assert found.rows == LEAST < FIRST
+    assert set(asked[0]) == {row.id for row in sample_rows(dataset.test, LEAST, seed=job.recipe.seed)}
     assert len({tuple(ids) for ids in asked}) == 1, "every prompt is asked the same rows"
-    assert all(len(each.answers) == FIRST for each in found.asked.values())
+    assert all(len(each.answers) == LEAST for each in found.asked.values())
+    zero = found.asked["zero-shot calibrated"].seconds
+    assert 0 < zero < expected[0] < 4 * zero
 
 
 @pytest.mark.parametrize(("reading", "examples"), [(2.0, 6), (8.0, 3), (1e6, 0)])
@@ -102,10 +105,10 @@ def test_examples_stay_where_asking_anew_with_fewer_takes_the_time_that_is_left(
 
     zero, few = way("zero-shot", 0, 1.0), way("few-shot", 6, 7.0)
     # Asked so far: 96 s. 12 rows of the tuned model take 14, asking anew with 4 examples 60, a few more rows 17.
-    assert rounds._fewer_examples(zero, few, 190.0, 60) == 4
-    assert rounds._fewer_examples(zero, few, 180.0, 60) == 6
-    assert rounds._fewer_examples(zero, way("few-shot", 6, 1.9), 190.0, 60) == 6
-    assert rounds._fewer_examples(zero, few, 190.0, FIRST) == 6
+    assert rounds._fewer_examples(zero, few, 190.0, FIRST, 60) == 4
+    assert rounds._fewer_examples(zero, few, 180.0, FIRST, 60) == 6
+    assert rounds._fewer_examples(zero, way("few-shot", 6, 1.9), 190.0, FIRST, 60) == 6
+    assert rounds._fewer_examples(zero, few, 190.0, FIRST, FIRST) == 6
 
 
 def test_reading_is_expected_to_take_longer_with_more_examples(job: RunContext, dataset: Dataset) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.workflows import time_limit
 from tuneloop.workflows.baselines import expected_evaluation
 from tuneloop.workflows.recipe import Recipe, make_recipe
-from tuneloop.workflows.rounds import FIRST, ask_tuned_within
+from tuneloop.workflows.rounds import LEAST, ask_tuned_within
 from tuneloop.workflows.run import run
+from tuneloop.workflows.run_context import RunContext
 from tuneloop.workflows.time_limit import FILE, limited
 from tuneloop.workflows.train import train_alone
 
@@ -49,7 +53,7 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
     folder = run(recipe, say=said.append)
     asked = read_json(folder / "eval.json")["n"]
     found, trained = read_json(folder / FILE), read_json(folder / "run.json")
-    assert asked == found["test_rows"] == FIRST < found["all_test_rows"]
+    assert asked == found["test_rows"] == LEAST < found["all_test_rows"]
     assert trained["seconds"] < 1.5 * 60 * found["train_minutes"] + 5
     assert trained["total_steps"] < found["full_run"]["steps"]
     assert any(f"{asked} of {found['all_test_rows']} test rows are asked" in line for line in said)
@@ -75,12 +79,13 @@ def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_w
     said: list[str] = []
     folder = run(recipe, say=said.append)
     found, judged = read_json(folder / FILE), read_json(folder / "eval.json")
-    assert judged["n"] == found["test_rows"] == FIRST < found["all_test_rows"]
+    third = math.ceil(found["all_test_rows"] / 3)
+    assert judged["n"] == found["test_rows"] == third > LEAST
     assert set(judged["baselines"]) >= {"zero-shot", "few-shot"} and judged["comparisons"]
     baseline = read_jsonl(folder / "baselines" / "few-shot" / "samples.jsonl")
     assert [row["id"] for row in baseline] == [row["id"] for row in read_jsonl(folder / "samples.jsonl")]
     assert any(line.startswith("evaluate  time runs out") for line in said)
-    assert f"{FIRST} of {found['all_test_rows']} test rows were asked" in found["words"][0]
+    assert f"{third} of {found['all_test_rows']} test rows were asked" in found["words"][0]
 
     said.clear()
     assert run(recipe, say=said.append) == folder
@@ -103,6 +108,22 @@ def test_training_by_itself_gets_the_whole_time_and_a_run_goes_on_from_it(recipe
     said: list[str] = []
     assert run(recipe, say=said.append) == folder
     assert any(line.startswith("train     already done") for line in said)
+
+
+def test_a_limit_that_cannot_be_kept_is_told_of_once_and_how_long_it_will_be(recipe: Recipe, tmp_path: Path) -> None:
+    said: list[str] = []
+    eight = make_recipe(recipe.model_dump(), ["max_minutes=8"])
+    limit = time_limit.TimeLimit(RunContext(eight, tmp_path, say=said.append), eight, time.monotonic() - 120)
+    limit.expect(240.0)  # 2 and 4 minutes, and a little of training
+    assert said == []
+    limit.expect(600.0)
+    limit.expect(900.0)
+    assert len(said) == 1
+    minutes = re.search(
+        r"8 minutes are not enough on this machine, as (busy|slow) as it is now: .* about (\d+) minutes", said[0]
+    )
+    assert minutes and 12 <= int(minutes[2]) <= 16
+    assert "Ctrl-C" in said[0] and "what is done is kept" in said[0]
 
 
 def test_what_was_chosen_is_kept_for_the_same_recipe_alone(recipe: Recipe, tmp_path: Path) -> None:

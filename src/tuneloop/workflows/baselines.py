@@ -194,13 +194,16 @@ def _ask_untouched(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> It
 def ask_untouched(
     job: RunContext, dataset: Dataset, rows: Sequence[Row], examples: Sequence[Row] = ()
 ) -> dict[str, Asked]:
-    """The answers of the model, whose adapter is switched off, with or without examples in the prompt; see `contenders.ask`."""
+    """The answers of the model, whose adapter is switched off, with or without examples in the prompt; see `systems.ask`.
+
+    Under a limit on the whole run, all time is for answers: the loss of the reference answers is not measured.
+    """
     from tuneloop.workflows.systems import ask, uses_choice
 
     config = job.recipe.evaluate
     return ask(
         job.model, dataset, rows, config, examples=examples, calibrated=config.calibrate and uses_choice(dataset, config),
-        progress=job.progress, task=f"few-shot ({len(examples)})" if examples else "zero-shot",
+        perplexity=not job.recipe.max_minutes, progress=job.progress, task=f"few-shot ({len(examples)})" if examples else "zero-shot",
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,12 @@ from tuneloop.workflows.run_context import RunContext
 if TYPE_CHECKING:
     from tuneloop.workflows.systems import Asked
 
-# Rows of the first round; each next one has at most so many times the rows that have been asked before it, and is left out where it
-# would add less than this share of them.
-FIRST, GROWTH, WORTH = 12, 3, 0.2
+# Rows that zero-shot is asked first, to learn how fast answers come, and rows of the first round where they come fast enough. Each
+# next round has at most so many times the rows that have been asked before it, and is left out where it would add less than this
+# share of them.
+LEAST, FIRST, GROWTH, WORTH = 4, 12, 3, 0.2
+# What a row of few-shot takes relative to one of zero-shot, before any has been asked.
+FEW_SHOT = 2.0
 # Rows that should be asked: where few-shot's examples stand in the way of that, fewer are shown.
 LEAST_ROWS = 24
 # What a row takes of the tuned model, relative to the untouched one: it computes its adapter too.
@@ -38,7 +41,7 @@ class Answered:
     Args:
         rows: how many; the seeded sample of this size.
         asked: the baselines' answers.
-        seconds: that these took.
+        seconds: that these took, also where they were there before.
         examples, all_examples: that few-shot shows, and that it shows where there is time; equal where nothing was left out.
     """
 
@@ -65,13 +68,19 @@ class _Way:
         return sum(part[""].seconds for part in self.parts)
 
 
-def ask_within(job: RunContext, dataset: Dataset, seconds: float) -> Answered:
+def ask_within(
+    job: RunContext,
+    dataset: Dataset,
+    seconds: float,
+    expect: Callable[[float], None] = lambda seconds: None,
+) -> Answered:
     """Ask the untouched model as many test rows as can be answered in time by every baseline prompt and by the tuned model later.
 
-    The first round is always asked, so that there is something to compare.
+    A first round, of at least `LEAST` rows, is always asked, so that there is something to compare.
 
     Args:
         seconds: for the answers of all of them.
+        expect: told how many seconds the answers to come take at least, when the first are there.
     """
     from tuneloop.evaluate.evaluate import sample_order, sample_rows
     from tuneloop.models.methods import base_only
@@ -82,10 +91,13 @@ def ask_within(job: RunContext, dataset: Dataset, seconds: float) -> Answered:
     began, rows = time.monotonic(), [every[place] for place in places]
     with base_only(job.model.net):
         zero = _Way("zero-shot")
-        _ask(job, dataset, zero, rows[:FIRST])
-        few, all_examples = _few_shot(job, dataset, zero, rows, seconds) if wanted.few_shot else (None, 0)
+        _ask(job, dataset, zero, rows[:LEAST])
+        number = min(len(rows), FIRST if _is_fast(zero, seconds) else LEAST)
+        expect((TUNED + (FEW_SHOT if wanted.few_shot else 0.0)) * zero.each * number)
+        if number > LEAST:
+            _ask(job, dataset, zero, rows[LEAST:number])
+        few, all_examples = _few_shot(job, dataset, zero, rows, number, seconds) if wanted.few_shot else (None, 0)
         ways = [way for way in (zero if wanted.zero_shot else None, few) if way]
-        number = min(FIRST, len(rows))
         while True:
             each, tuned = sum(way.each for way in ways), TUNED * zero.each
             costs = {way.name: {"seconds": way.each} for way in ways}
@@ -116,10 +128,10 @@ def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple
     places = sample_order(len(every), seed)[: config.limit]
     began, number = time.monotonic(), 0
     parts: list[Asked] = []
-    more = min(max(FIRST, math.ceil(len(places) / 3)), len(places))
+    more = min(max(LEAST, math.ceil(len(places) / 3)), len(places))
     while more:
         rows = [every[place] for place in places[number : number + more]]
-        parts.append(ask(job.model, dataset, rows, config, progress=job.progress, task="tuned")[""])
+        parts.append(ask(job.model, dataset, rows, config, perplexity=False, progress=job.progress, task="tuned")[""])
         number += more
         left = seconds - (time.monotonic() - began)
         more = _more(number, len(places), left * len(rows) / max(parts[-1].seconds, 1e-9))
@@ -141,10 +153,19 @@ def _ask(job: RunContext, dataset: Dataset, way: _Way, rows: Sequence[Row]) -> N
     way.each = max(took - way.reading, ROWS_SHARE * took) / len(rows)
 
 
+def _is_fast(zero: _Way, seconds: float) -> bool:
+    """Whether a first round of `FIRST` rows leaves time for more, as far as zero-shot's first answers tell."""
+    return (1 + FEW_SHOT + TUNED) * zero.each * FIRST < seconds
+
+
 def _few_shot(
-    job: RunContext, dataset: Dataset, zero: _Way, rows: Sequence[Row], seconds: float
+    job: RunContext, dataset: Dataset, zero: _Way, rows: Sequence[Row], number: int, seconds: float
 ) -> tuple[_Way | None, int]:
-    """Few-shot after its first round, with as many examples as there is time for, or nothing; and how many are shown otherwise."""
+    """Few-shot after its first round, with as many examples as there is time for, or nothing; and how many are shown otherwise.
+
+    Args:
+        number: rows of the first round.
+    """
     from tuneloop.workflows.baselines import untouched_examples
     from tuneloop.workflows.systems import reading_seconds
 
@@ -153,34 +174,39 @@ def _few_shot(
     if not examples:
         return None, 0
     with busy(job.progress, "measuring few-shot"):
-        reading = reading_seconds(job.model, examples, rows[0])
+        reading = reading_seconds(job.model, examples, rows[0], 512 if number > LEAST else 128)
     if reading > READING * seconds:
         examples = untouched_examples(job, dataset, rows, int(whole * READING * seconds / reading))
     if not examples:
         return None, whole
     reading *= len(examples) / whole
     few = _Way("few-shot", examples, reading)
-    _ask(job, dataset, few, rows[:FIRST])
-    fewer = _fewer_examples(zero, few, seconds, len(rows))
+    _ask(job, dataset, few, rows[:number])
+    fewer = _fewer_examples(zero, few, seconds, number, len(rows))
     if fewer < len(examples):
         few = _Way("few-shot", untouched_examples(job, dataset, rows, fewer), reading * fewer / len(examples))
-        _ask(job, dataset, few, rows[:FIRST])
+        _ask(job, dataset, few, rows[:number])
     return few, whole
 
 
-def _fewer_examples(zero: _Way, few: _Way, seconds: float, rows: int) -> int:
+def _fewer_examples(zero: _Way, few: _Way, seconds: float, number: int, rows: int) -> int:
     """How many examples few-shot should show after its first round: as many as it does, or fewer where these stand in the way of
-    `LEAST_ROWS` rows and there is time left to ask anew and go on."""
+    `LEAST_ROWS` rows and there is time left to ask anew and go on.
+
+    Args:
+        number: rows of that round.
+        rows: of all rounds, where there is time.
+    """
     shown = len(few.examples)
     affordable = (seconds - 2 * few.reading) / LEAST_ROWS - (1 + TUNED) * zero.each
-    if rows <= FIRST or few.each <= max(affordable, 2 * zero.each):
+    if rows <= number or few.each <= max(affordable, 2 * zero.each):
         return shown
-    number = max(int(shown * (affordable - zero.each) / (few.each - zero.each)), 1)
-    each = zero.each + (few.each - zero.each) * number / shown
-    anew = FIRST * each + few.reading * number / shown
-    left = seconds - zero.seconds - few.seconds - TUNED * zero.each * FIRST - anew
-    pays = left > WORTH * FIRST * (each + (1 + TUNED) * zero.each)
-    return number if number <= FEWER * shown and pays else shown
+    fewer = max(int(shown * (affordable - zero.each) / (few.each - zero.each)), 1)
+    each = zero.each + (few.each - zero.each) * fewer / shown
+    anew = number * each + few.reading * fewer / shown
+    left = seconds - zero.seconds - few.seconds - TUNED * zero.each * number - anew
+    pays = left > WORTH * number * (each + (1 + TUNED) * zero.each)
+    return fewer if fewer <= FEWER * shown and pays else shown
 
 
 def _baselines(ways: Sequence[_Way], order: Sequence[int]) -> dict[str, Asked]:

@@ -220,6 +220,7 @@ def ask(
     prompts: Sequence[Sequence[Message]] | None = None,
     calibrated: bool = False,
     sampling: Sequence[Sampling] | None = None,
+    perplexity: bool = True,
     progress: Progress = no_progress,
     task: str = "answering",
 ) -> dict[str, Asked]:
@@ -231,6 +232,7 @@ def ask(
         prompts: each row's turns before its answer; default: its own, after the examples.
         calibrated: with choice scoring, also give the answers of calibrated scores.
         sampling: how each row's answer is drawn where it is written; None: greedily.
+        perplexity: also measure the loss of the reference answers, where texts are written from the rows alone.
         task: name for the progress display.
 
     Returns:
@@ -251,7 +253,7 @@ def ask(
         seconds = time.monotonic() - started
         losses: tuple[float, ...] = ()
         tokens: tuple[int, ...] = ()
-        if plain and sampling is None and dataset.task != "classification":
+        if perplexity and plain and sampling is None and dataset.task != "classification":
             known = [model.template.render(row.messages, row.tools) for row in rows]
             fits = answer_fits(model, known, progress=progress, task=f"{task}: reference answers")
             losses, tokens = tuple(f.loss for f in fits), tuple(f.tokens for f in fits)

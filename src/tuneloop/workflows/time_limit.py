@@ -27,6 +27,8 @@ FILE = "time.json"
 ANSWERS, TRAINING = 0.45, 0.15
 # Kept for measuring the speed, the report and the end: seconds, and a share of the time.
 RESERVE_SECONDS, RESERVE = 10.0, 0.08
+# What a run may take, of its time, before it is said that this is not enough.
+ENOUGH = 1.05
 
 
 def limited(recipe: Recipe, folder: Path) -> Recipe:
@@ -67,6 +69,7 @@ class TimeLimit:
     def __init__(self, job: RunContext, recipe: Recipe, began: float) -> None:
         self.job, self.recipe, self.began = job, recipe, began
         self.found: dict[str, Any] = _chosen(recipe, job.folder) or {}
+        self.warned = False
 
     @property
     def seconds(self) -> float:
@@ -86,11 +89,31 @@ class TimeLimit:
             self._keep({"all_test_rows": 0, "test_rows": 0})
             return None
         _ = job.model  # loaded before its answers are timed
-        answered = ask_within(job, dataset, ANSWERS * (self.seconds - (time.monotonic() - self.began)))
+        self.expect(0.0)
+        left = self.seconds - (time.monotonic() - self.began)
+        answered = ask_within(job, dataset, ANSWERS * left, self.expect)
         fewer = answered.examples < answered.all_examples
         shown = {"few_shot": answered.examples, "all_few_shot": answered.all_examples} if fewer else {}
         self._keep({"all_test_rows": rows, "test_rows": answered.rows, **shown})
         return answered
+
+    def expect(self, seconds: float, training: float | None = None) -> None:
+        """Say, once and as early as it is known, that the limit can't be kept.
+
+        Args:
+            seconds: that answers still take at least.
+            training: seconds of training; default: the least that it gets.
+        """
+        whole = 60 * (self.recipe.max_minutes or 0.0)
+        training = TRAINING * self.seconds if training is None else training
+        total = time.monotonic() - self.began + seconds + training + 0.5 * (whole - self.seconds)
+        if not self.warned and total > ENOUGH * whole:
+            self.warned = True
+            self.job.say(
+                f"time      {self.recipe.max_minutes:g} minutes are not enough on this machine, as {_how_it_is()} as it is now: the run will take "
+                f"about {_minutes(total)} minutes in all.\n"
+                "          Stop it with Ctrl-C and run the same command later, if you can: what is done is kept."
+            )
 
     def give_training_all(self) -> None:
         """Training by itself gets the whole time."""
@@ -119,8 +142,7 @@ class TimeLimit:
         )
         if examples := _examples_words(self.found):
             job.say(f"          {examples}")
-        if left < seconds:
-            job.say("          too little is left on this machine: the run will take longer than its limit")
+        self.expect(evaluation, seconds)
         return True
 
     def ask_tuned(self, dataset: Dataset) -> Asked:
@@ -152,6 +174,22 @@ class TimeLimit:
             took = (time.monotonic() - self.began) / 60
             self._keep({"took_minutes": round(took, 2), "full_run": _full_run(self.job, self.found)})
             self._keep({"words": limit_words(self.found, read_json(self.job.folder / "run.json"))})
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f}" if seconds >= 600 else f"{seconds / 60:.1f}"
+
+
+def _how_it_is() -> str:
+    """`busy` where more processes than processors have been at work here, else `slow`."""
+    import os
+
+    from tuneloop.core.machine import cores
+
+    try:
+        return "busy" if os.getloadavg()[0] > cores() + 1 else "slow"
+    except OSError:  # not told on this system
+        return "busy or slow"
 
 
 def _full_run(job: RunContext, found: Mapping[str, Any]) -> dict[str, Any] | None:

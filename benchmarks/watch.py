@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tuneloop.models.load import load_model, use_threads
 from tuneloop.models.template import Rendered, Template
-from tuneloop.train.config import LEARNING_RATES, TrainConfig
+from tuneloop.train.config import TrainConfig, usual_rate
 from tuneloop.train.loop import train
 from tuneloop.train.lr_finder import range_test
 
@@ -60,7 +60,7 @@ def main() -> None:
     for name, read, count in (("banking77", banking, options.rows), ("alpaca", alpaca, options.rows // 3)):
         rows = rendered(read(options.data), model.template, count + 40)
         train_rows, val_rows = rows[40:], rows[:40]
-        usual = LEARNING_RATES["lora"]
+        usual = usual_rate("lora", "supervised")
         config = TrainConfig(
             epochs=1, evaluations=1, on_divergence="warn", rows_per_step=8 if name == "banking77" else 4
         )

@@ -133,6 +133,21 @@ def test_an_adapter_on_four_bits_is_told_from_one_on_a_plain_base(make_run: Call
     assert method_of_folder(folder) is None
 
 
+def test_an_adapter_in_a_layout_of_its_own_is_loaded_by_its_method(
+    make_run: Callable[..., Path], tiny_llama: Path
+) -> None:
+    folder = make_run() / "adapter"
+    own = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**own, "peft_type": "OWN"}))
+    model = load_model(str(tiny_llama), dtype="float32")
+    with pytest.raises(UserError, match="Not a plain LoRA adapter"):
+        load_trained(model, folder)
+    loaded: list[Path] = []
+    register(replace(method_named("lora"), name="own", layout="OWN", load=lambda model, place: loaded.append(place)))
+    load_trained(model, folder.parent)
+    assert loaded == [folder]
+
+
 def test_settings_of_another_method_are_refused() -> None:
     for settings, sentence in (
         ({"method": "full", "dora": True}, "train.dora is of lora and qlora only"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, read_json
+from tuneloop.core.significance import wilson_interval
 from tuneloop.models.methods import USUAL
 from tuneloop.plan.options import lengths_of
 from tuneloop.records.dataset import AGAIN
@@ -123,17 +123,9 @@ def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResul
     number of test rows is known."""
     results = []
     for name, value in values.items():
-        low, high = _wilson(value, test_rows) if test_rows and value <= 1 else (value, value)
+        low, high = wilson_interval(value * test_rows, test_rows) if test_rows and value <= 1 else (value, value)
         results.append(Result(name, value, low, high))
     return BaselineResults("accuracy", test_rows or 0, tuple(results))
-
-
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's interval of a share (1927), at 95 %."""
-    z = 1.96
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return middle - half, middle + half
 
 
 def measured_of(

@@ -6,17 +6,25 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+# What needs no numpy stands apart, for commands that answer at once.
+from tuneloop.core.significance import ALPHA as ALPHA
+from tuneloop.core.significance import NOT_ENOUGH as NOT_ENOUGH
+from tuneloop.core.significance import Z80 as Z80
+from tuneloop.core.significance import Z95 as Z95
+from tuneloop.core.significance import cohens_h as cohens_h
+from tuneloop.core.significance import detectable as detectable
+from tuneloop.core.significance import holm as holm
+from tuneloop.core.significance import holm_levels as holm_levels
+from tuneloop.core.significance import standardised as standardised
+from tuneloop.core.significance import wilson_interval as wilson_interval
+
 Array = NDArray[np.float64]
 
-Z95 = 1.959963984540054
-Z80 = 0.8416212335729143  # 80 % power
-ALPHA = 0.05
-NOT_ENOUGH: Final = "not enough evidence"
 
 # Resample weights held at once; 4 million doubles are 32 MB.
 _CELLS = 4_000_000
@@ -137,21 +145,6 @@ def bootstrap_interval(value: float, draws: NDArray[np.float64]) -> tuple[float,
     shift = normal.inv_cdf(min(max(float(below), 0.5), len(draws) - 0.5) / len(draws))
     low, high = np.quantile(draws, [normal.cdf(2 * shift - Z95), normal.cdf(2 * shift + Z95)])
     return float(low), float(high)
-
-
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """95 % score interval of a share; unlike the bootstrap it doesn't collapse when all rows are right.
-
-    Source: Wilson 1927; recommended in Brown, Cai & DasGupta 2001.
-    """
-    if n == 0:
-        return math.nan, math.nan
-    share, z2 = right / n, Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    low = 0.0 if right == 0 else centre - half
-    high = 1.0 if right == n else centre + half
-    return low, high
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
@@ -286,55 +279,6 @@ def rows_for_pairs(only_a: int, only_b: int, n: int, *, level: float = ALPHA) ->
 def _z(level: float) -> float:
     """The quantile that a two-sided test at this level compares with."""
     return NormalDist().inv_cdf(1 - level / 2)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for being several: the chance of one false finding among all stays below the level.
-
-    NaN (no test) stays NaN and doesn't count. Source: Holm 1979, "A simple sequentially rejective multiple test
-    procedure".
-    """
-    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    adjusted, highest = [math.nan] * len(p_values), 0.0
-    for rank, (p, i) in enumerate(order):
-        highest = max(highest, min(1.0, p * (len(order) - rank)))
-        adjusted[i] = highest
-    return adjusted
-
-
-def holm_levels(p_values: Sequence[float]) -> list[float]:
-    """The level that each hypothesis is tested at by Holm's procedure: 5 % over the hypotheses that are not ahead of it."""
-    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    levels = [ALPHA] * len(p_values)
-    for rank, (_, i) in enumerate(order):
-        levels[i] = ALPHA / (len(order) - rank)
-    return levels
-
-
-def detectable(low: float, high: float) -> float:
-    """The smallest difference that rows like these would have shown with 80 % power at the 5 % level (two-sided).
-
-    Read off the interval of the difference: (1.96 + 0.84) standard errors. NaN without an interval.
-    """
-    return (Z95 + Z80) * (high - low) / (2 * Z95)
-
-
-def cohens_h(a: float, b: float) -> float:
-    """Effect size of two shares: the difference of their arcsines; 0.2 is small, 0.5 medium, 0.8 large.
-
-    Source: Cohen 1988, "Statistical power analysis for the behavioral sciences", ch. 6.
-    """
-    return 2 * math.asin(math.sqrt(b)) - 2 * math.asin(math.sqrt(a))
-
-
-def standardised(delta: float, low: float, high: float, n: int) -> float:
-    """Effect size of a paired difference in standard deviations of a row (Cohen's d for pairs), from its interval.
-
-    NaN without an interval of some width. For means it is mean difference over its standard deviation; corpus metrics
-    get the same scale.
-    """
-    error = (high - low) / (2 * Z95)
-    return delta / (error * math.sqrt(n)) if error > 0 else math.nan
 
 
 def robust_difference(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.checks.drift import holm
+from tuneloop.core.significance import holm
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.split import SPLITS, normalised, prompt_key
 from tuneloop.records import dataset as manifests

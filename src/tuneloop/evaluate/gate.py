@@ -24,7 +24,7 @@ from tuneloop.core.files import content_hash, read_json, read_jsonl, sha256_file
 from tuneloop.evaluate.shared_rows import on_shared_rows, some_rows
 from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
 from tuneloop.records.completion import Answer
-from tuneloop.records.evaluation import GateCheck, lower_is_better
+from tuneloop.records.evaluation import GateCheck, lower_is_better, split_place
 from tuneloop.records.rows import Row
 
 if TYPE_CHECKING:
@@ -62,10 +62,8 @@ def read_side(place: str) -> Side:
     """
     from tuneloop.evaluate.results import load_evaluation
 
-    folder, _, baseline = place.partition(":") if not Path(place).exists() else (place, "", "")
-    evaluation = load_evaluation(folder, baseline or None)
-    path = Path(folder)
-    path = path.parent if path.name == "eval.json" else path
+    path, baseline = split_place(place)
+    evaluation = load_evaluation(path, baseline or None)
     manifest = read_json(path / "eval.json")
     samples = {str(sample["id"]): sample for sample in read_jsonl(path / "samples.jsonl")}
     return Side(place, path, manifest, samples, evaluation, "" if baseline == manifest["name"] else baseline)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tuneloop.records.completion import Answer
@@ -34,6 +35,20 @@ class Estimate:
 
 
 Metrics = dict[str, Estimate]
+
+
+def split_place(place: str) -> tuple[Path, str]:
+    """The folder of an evaluation and a contender's name, out of `FOLDER`, `FOLDER/eval.json` or `FOLDER:NAME`.
+
+    A path that exists is a folder. Else the name begins behind the first colon with an existing path before it, or behind
+    the first one of all: folders and names may hold colons. The name is empty where none is given.
+    """
+    parts = place.split(":")
+    splits = [(":".join(parts[:i]), ":".join(parts[i:])) for i in range(1, len(parts))]
+    known = [(folder, name) for folder, name in splits if Path(folder).exists()]
+    folder, name = (place, "") if Path(place).exists() or not splits else (known or splits)[0]
+    path = Path(folder)
+    return path.parent if path.name == EVALUATION else path, name
 
 
 # --- comparisons and the verdict ---------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json
+from tuneloop.records.evaluation import split_place
 from tuneloop.workflows.evaluations import EvalTarget, Say, evaluate_target
 from tuneloop.workflows.recipes import name_of
 
@@ -48,7 +49,7 @@ def load_contenders(places: Sequence[str], folders: Mapping[str, str] | None = N
         raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
     loaded: dict[str, Evaluation] = {}
     for place in places:
-        folder, contender = _split_place((folders or {}).get(place, place))
+        folder, contender = split_place((folders or {}).get(place, place))
         loaded[place] = load_evaluation(folder, contender or None)
     if len(loaded) < len(places):
         raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
@@ -61,16 +62,6 @@ def _per_row(cost: Mapping[str, Any], share: float) -> dict[str, Any]:
         key: value * share if isinstance(value, int | float) and not key.startswith("training") else value
         for key, value in cost.items()
     }
-
-
-def _split_place(place: str) -> tuple[str, str]:
-    folder, _, contender = place.rpartition(":") if not Path(place).exists() and ":" in place else (place, "", "")
-    return folder, contender
-
-
-def _folder_of(place: str) -> Path:
-    """The folder of an evaluation that is named by its folder or its `eval.json`."""
-    return Path(place).parent if Path(place).name == "eval.json" else Path(place)
 
 
 def evaluate_files(places: Sequence[str], against: EvalTarget, say: Say = lambda line: None) -> dict[str, str]:
@@ -125,8 +116,8 @@ def compare_evaluations(
     from tuneloop.report.eval_html import write_page
 
     loaded = load_contenders(places, folders)
-    at = {place: _split_place((folders or {}).get(place, place)) for place in places}
-    manifests = {place: read_json(_folder_of(folder) / "eval.json") for place, (folder, _) in at.items()}
+    at = {place: split_place((folders or {}).get(place, place)) for place in places}
+    manifests = {place: read_json(folder / "eval.json") for place, (folder, _) in at.items()}
     for place, (_, contender) in at.items():  # what was found out when the answers came is not in the answers
         own = loaded[place].notes
         own[:0] = [note for note in manifests[place].get("notes") or [] if not contender and note not in own]
@@ -146,7 +137,9 @@ def compare_evaluations(
     tuned = [place for place in places if names[place] == "tuned"]
     folder = Path(out) if out else Path("evals") / ("compare-" + "-".join(name_of(place) for place in places))[:120]
     runs = {
-        place: str(_folder_of(place).resolve()) for place in places if (_folder_of(place) / "metrics.jsonl").is_file()
+        place: str(folder.resolve())
+        for place, (folder, name) in at.items()
+        if not name and not (folders or {}).get(place) and (folder / "metrics.jsonl").is_file()
     }
     last, manifest = others[-1], manifests[others[-1]]
     with lock_folder(folder):

@@ -163,15 +163,6 @@ def chi_square(a: Any, b: Any) -> tuple[float, float]:
     return float(chdtrc(table.shape[1] - 1, statistic)), float((statistic / table.sum()) ** 0.5)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm 1979)."""
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = highest
-    return adjusted
-
-
 def total_variation(a: Counter[str], b: Counter[str]) -> float:
     """Half the sum of the differences of all shares: the share of rows that would have to change their label."""
     of_a, of_b = max(a.total(), 1), max(b.total(), 1)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tuneloop.data.checks.drift import chi_square, compare_with, holm, kolmogorov_smirnov
+from tuneloop.core.significance import holm
+from tuneloop.data.checks.drift import chi_square, compare_with, kolmogorov_smirnov
 from tuneloop.data.checks.labels import label_counts
 from tuneloop.data.checks.overview import Overview, asked_of, examples_of, named, share_of
 from tuneloop.data.checks.registry import Finding, Level, check

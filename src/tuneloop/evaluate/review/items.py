@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from tuneloop.records.evaluation import split_place
 
 Mode = Literal["pairwise", "rating"]
 SHARE = 0.25  # of the rows that are reviewed: 25 of 100
@@ -116,9 +117,7 @@ def read_contenders(places: Sequence[str]) -> list[System]:
 
 
 def _read_contender(place: str) -> System:
-    folder, baseline = (place, "") if Path(place).exists() else (place.partition(":")[0], place.partition(":")[2])
-    path = Path(folder)
-    path = path.parent if path.name == "eval.json" else path
+    path, baseline = split_place(place)
     if not (path / "eval.json").is_file():
         raise UserError(
             "No evaluation there", where=str(path / "eval.json"), next_step=f"run `tuneloop evaluate {path}` first"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,36 +18,85 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.pii import contacts, credentials, documents
-from tuneloop.data.pii.identifiers import CARD_GROUPS, IBAN_LENGTHS, Span, is_card, is_iban, national_ids, wallets
+from tuneloop.data.pii.identifiers import (
+    CARD_GROUPS,
+    IBAN_LENGTHS,
+    REACH,
+    Span,
+    is_card,
+    is_iban,
+    is_right,
+    national_ids,
+    wallets,
+)
 from tuneloop.data.pii.names import person_names
 from tuneloop.data.pii.pseudonyms import stand_in
 
-# In the order in which they win where one stretch of text is several of them in the same length.
-KINDS = {
-    "CREDIT_CARD": "payment cards: known range and length, Luhn",
-    "IBAN": "international bank account numbers: country's length, check digits",
-    "EMAIL": "e-mail addresses, also written as name [at] example [dot] com",
-    "US_SSN": "US social security numbers and ITINs that can have been issued",
-    "API_KEY": "keys, tokens and private keys: known forms, or beside the word",
-    "CRYPTO_ADDRESS": "addresses of crypto currencies with right check sums",
-    "NATIONAL_ID": "other countries' numbers for persons: check digits and form, or beside the word",
-    "PASSPORT": "passport numbers beside the word",
-    "DRIVER_LICENSE": "driving licence numbers beside the word",
-    "BANK_ACCOUNT": "account, routing and sort code numbers beside the word",
-    "DATE_OF_BIRTH": "dates beside words such as born or date of birth",
-    "PASSWORD": "passwords, PINs and one-time codes beside the word",
-    "URL_CREDENTIALS": "user:password in a URL, tokens in its query",
-    "IP_ADDRESS": "IPv4 and IPv6 addresses",
-    "MAC_ADDRESS": "hardware addresses",
-    "PHONE": "telephone numbers of any country",
-    "STREET_ADDRESS": "house number and street, post-office boxes, with town and postcode",
-    "PERSON": "names of persons, with personal.names only",
-}
-RANK = {kind: place for place, kind in enumerate(KINDS)}
 DEFAULT_SECRET = "TUNELOOP_SECRET"
 SHORTEST_KEY = 16  # characters of the shortest key of a service
 SHORTEST_ID = 9  # characters of the shortest number of a person that is told without a word beside it
 SHORTEST = 6  # characters; a shorter string in a record is left alone unless its key says what it is
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of personal data.
+
+    The kinds of this package have no pattern here: their detectors share work in `_spans`. A kind that `add_kind` adds
+    is found by its pattern. Texts without a digit or one of `@`, `:` and `=` are not searched.
+
+    Args:
+        name: as in `<EMAIL>`, upper case.
+        title: what it is.
+        pattern: regular expression of its form.
+        check: module of python-stdnum such as `nl.bsn`, or a function, given a value without separators; empty: none.
+        words: words in lower case, one of which must stand within 60 characters before the value; empty: form and check are enough.
+    """
+
+    name: str
+    title: str
+    pattern: str = ""
+    check: str | Callable[[str], bool] = ""
+    words: tuple[str, ...] = ()
+
+    def find(self, text: str, lower: str) -> Iterator[Span]:
+        """Where values stand; `lower` is the text in lower case."""
+        for match in re.finditer(self.pattern, text) if self.pattern else ():
+            before = lower[max(0, match.start() - REACH) : match.start()]
+            if (not self.words or any(word in before for word in self.words)) and is_right(self.check, match.group()):
+                yield (self.name, *match.span())
+
+
+# In the order in which they win where one stretch of text is several of them in the same length.
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("CREDIT_CARD", "payment cards: known range and length, Luhn"),
+        Kind("IBAN", "international bank account numbers: country's length, check digits"),
+        Kind("EMAIL", "e-mail addresses, also written as name [at] example [dot] com"),
+        Kind("US_SSN", "US social security numbers and ITINs that can have been issued"),
+        Kind("API_KEY", "keys, tokens and private keys: known forms, or beside the word"),
+        Kind("CRYPTO_ADDRESS", "addresses of crypto currencies with right check sums"),
+        Kind("NATIONAL_ID", "other countries' numbers for persons: check digits and form, or beside the word"),
+        Kind("PASSPORT", "passport numbers beside the word"),
+        Kind("DRIVER_LICENSE", "driving licence numbers beside the word"),
+        Kind("BANK_ACCOUNT", "account, routing and sort code numbers beside the word"),
+        Kind("DATE_OF_BIRTH", "dates beside words such as born or date of birth"),
+        Kind("PASSWORD", "passwords, PINs and one-time codes beside the word"),
+        Kind("URL_CREDENTIALS", "user:password in a URL, tokens in its query"),
+        Kind("IP_ADDRESS", "IPv4 and IPv6 addresses"),
+        Kind("MAC_ADDRESS", "hardware addresses"),
+        Kind("PHONE", "telephone numbers of any country"),
+        Kind("STREET_ADDRESS", "house number and street, post-office boxes, with town and postcode"),
+        Kind("PERSON", "names of persons, with personal.names only"),
+    )
+}
+
+
+def add_kind(kind: Kind) -> None:
+    """Make a kind of personal data one of `KINDS`: it is searched for, replaced and counted like the others."""
+    KINDS[kind.name] = kind
+    _wanted.cache_clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +321,9 @@ def _spans(text: str, config: PersonalConfig) -> list[Span]:
     spans: list[Span] = list(_signed(view, lower))
     if re.search(r"\d", view):
         spans += _numbers(view, lower, config.region)
+    for own in KINDS.values():
+        if own.pattern:
+            spans += own.find(view, lower)
     if starts is not None:
         spans = [(kind, starts[start], starts[end]) for kind, start, end in spans]
     if config.names:
@@ -413,9 +465,11 @@ def _looks_like_another(view: str) -> list[tuple[int, int]]:
 def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[Finding]:
     """Findings that don't overlap: the longer wins, then the more specific, and it takes all of what it overlaps."""
     kept: list[Span] = []
-    for kind, start, end in sorted(
-        (s for s in spans if s[0] in wanted and s[1] < s[2]), key=lambda s: (s[1] - s[2], RANK[s[0]])
-    ):
+    spans = [span for span in spans if span[0] in wanted and span[1] < span[2]]
+    if len(spans) > 1:
+        rank = list(KINDS).index
+        spans.sort(key=lambda span: (span[1] - span[2], rank(span[0])))
+    for kind, start, end in spans:
         overlapping = [other for other in kept if start < other[2] and other[1] < end]
         if overlapping:
             # No character of the shorter value may stay: the longest one grows over it.

@@ -65,6 +65,18 @@ def checked(name: str) -> Callable[[str], bool]:
     return check
 
 
+def is_right(check: str | Callable[[str], bool], value: str) -> bool:
+    """Whether a value passes a check: a module of python-stdnum or a function, given the value without separators.
+
+    Without a check every value passes.
+    """
+    if isinstance(check, str):
+        if not check:
+            return True
+        check = checked(check)
+    return check(value.translate(_SEPARATORS))
+
+
 def luhn(digits: str) -> bool:
     """Whether the last digit is the check digit of the others (Luhn; ISO/IEC 7812-1, annex B)."""
     return checked("luhn")(digits)
@@ -177,8 +189,7 @@ class NationalId:
 
     def is_right(self, value: str) -> bool:
         """Whether the check digits of a value that has the form are right, where there are any."""
-        check = checked(self.check) if isinstance(self.check, str) and self.check else self.check
-        return not callable(check) or check(value.translate(_SEPARATORS))
+        return is_right(self.check, value)
 
 
 # The more a form says, the further up; the first one that fits is taken.

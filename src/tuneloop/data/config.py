@@ -131,19 +131,11 @@ class PrepareConfig(Config):
     """From files of any shape to the splits of a data set."""
 
     sources: list[str] = Field(default_factory=list, description="files, globs or folders to read")
-    format: Literal[
+    format: str = Field(
         "auto",
-        "alpaca",
-        "sharegpt",
-        "messages",
-        "prompt_completion",
-        "text_label",
-        "text",
-        "preference",
-        "thumbs",
-        "logs",
-        "fields",
-    ] = Field("auto", description="shape of the records; auto detects it and says what it found")
+        description="shape of the records; auto detects it and says what it found: alpaca, sharegpt, messages, prompt_completion, "
+        "text_label, text, preference, thumbs, logs, fields",
+    )
     task: Literal["auto", "classification", "generation", "chat"] = Field(
         "auto", description="classification: one label a row; generation: one answer; chat: conversations"
     )

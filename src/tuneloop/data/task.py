@@ -20,7 +20,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
 from tuneloop.data.formats import ROLES, FormatGuess, Parsed, Rejection, parse_record, template_columns
-from tuneloop.data.formats.detect import TEXT_NAMES, TURN_COLUMNS
+from tuneloop.data.formats.conversation import TURN_COLUMNS
+from tuneloop.data.formats.sample import TEXT_NAMES
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
 from tuneloop.records.rows import Dataset, Message, Row
 

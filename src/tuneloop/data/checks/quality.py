@@ -65,7 +65,7 @@ _REFUSAL = re.compile(
     r"unable to|not able to|won't|couldn't) (?:assist|help|comply|fulfil|fulfill|provide|answer|do that|continue|generate|"
     r"create|write|engage|discuss|support)|^(?:unfortunately, |sorry, (?:but )?)?i (?:can't|cannot|can not|won't|will not|am unable to|"
     r"am not able to|'m unable to|'m not able to) (?:assist|help with|comply|fulfil|fulfill|provide|answer|do that|continue|generate|"
-    r"create|engage|discuss)|\b(?:against|violates?) (?:my|our|openai's) (?:guidelines|polic|programming|terms)",
+    r"create|engage|discuss)|\b(?:against|violates?) (?:my|our|openai's) (?:guidelines|polic|programming|terms)"
 )
 _TAG = re.compile(
     r"</?(?:p|br|div|span|b|i|u|a|td|tr|th|table|li|ul|ol|font|strong|em|h[1-6]|img|script|style|body)(?: [^<>]*)?/?>",

@@ -314,11 +314,7 @@ def similarities(
 
 
 def _short_similarities(
-    texts: Sequence[RowTexts],
-    words: Sequence[list[str]],
-    one: NDArray[Any],
-    other: NDArray[Any],
-    which: NDArray[Any],
+    texts: Sequence[RowTexts], words: Sequence[list[str]], one: NDArray[Any], other: NDArray[Any], which: NDArray[Any]
 ) -> NDArray[Any]:
     """`short_similarity` of some pairs; most have none, as their lengths tell."""
     found = np.zeros(len(one))

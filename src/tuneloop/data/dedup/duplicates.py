@@ -62,11 +62,7 @@ def preference(
     return order
 
 
-_COMPARED: dict[str, tuple[Name, ...]] = {
-    "row": ("whole",),
-    "user": ("prompt",),
-    "both": ("whole", "prompt"),
-}
+_COMPARED: dict[str, tuple[Name, ...]] = {"row": ("whole",), "user": ("prompt",), "both": ("whole", "prompt")}
 
 
 def find_duplicates(

@@ -49,7 +49,7 @@ _HTTP = re.compile(
 )
 _EXCEPTION = re.compile(
     r"(?:uncaught |unhandled |fatal |error: |exception: |exception in thread \S{1,60} )?"
-    r"(?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Timeout|Interrupt): [^\n]{1,400}",
+    r"(?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Timeout|Interrupt): [^\n]{1,400}"
 )
 _FRAMES = re.compile(r"(?:\s*at |\s*File \"|\s*\.\.\. \d+ more|Caused by: |\s{2,}\S|goroutine \d|[\w./-]+:\d+\b)")
 _LOG_LINE = re.compile(r"(?:\[(?:ERROR|FATAL|CRITICAL|error)\]|(?:ERROR|FATAL|CRITICAL)\b ?[:|-]) ?[^\n]{1,300}")
@@ -79,7 +79,7 @@ _MAYBE = re.compile(
     r"insufficient|upstream|server|proxy|api |model|backend|network|read|connect|socket|operation|llm|request|response|"
     r"call|time|no healthy|broken|context|econn|etimed|epipe|cuda|out of|segmentation|core|engine|unexpected|unknown|"
     r"unhandled|uncaught|error|exception|oops|something|failed|max|http|status|code|fatal|critical|failure|traceback|"
-    r"panic|thread|null|undefined|nan\b|[45]\d\d\b|[a-z_][\w.]*+: ))",
+    r"panic|thread|null|undefined|nan\b|[45]\d\d\b|[a-z_][\w.]*+: ))"
 )
 
 _ABOUT_FAILURES = re.compile(

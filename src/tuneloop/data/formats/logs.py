@@ -1,504 +1,60 @@
-"""Logged requests and responses of chat APIs to turns.
-
-Requests and responses are those of OpenAI's chat completions in the first place: plain, as a batch file wraps
-them, or streamed. Its responses API, its old completions, and what Anthropic and Ollama answer, are read as
-far as they are text and tool calls. Nothing here looks at roles or arguments: `tuneloop.data.formats.turns` does.
-
-A streamed answer becomes the response that would have come without streaming (`with_whole_exchange`) before anything
-looks at its texts: the white space at the ends of a piece belongs to the text, and personal data may be cut between two.
-"""
+"""Logged requests to a chat API and their responses."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from tuneloop.data.formats.turns import Refused, as_text, short, with_whole_contents
-from tuneloop.data.sources.parse import json_type
-
-REQUEST_NAMES = ("request", "request_body", "requestbody", "req", "body", "input", "inputs", "payload", "messages")
-RESPONSE_NAMES = (
-    "response", "response_body", "responsebody", "resp", "output", "outputs", "choices", "completion", "result",
-    "chunks", "events", "stream", "error",
-)  # fmt: skip
-_WRAPPERS = ("body", "json", "data", "kwargs")
-_ASKING = ("messages", "input", "prompt")
-_ANSWERING = (
-    "choices",
-    "output",
-    "message",
-    "content",
-    "completion",
-    "text",
-    "generated_text",
-    "response",
-    "chunks",
-    "events",
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.formats.conversation import as_list
+from tuneloop.data.formats.draft import Draft, checked_parser
+from tuneloop.data.formats.exchanges import (
+    REQUEST_NAMES,
+    RESPONSE_NAMES,
+    looks_like_request,
+    looks_like_response,
+    read_exchange,
 )
-_CUT = ("length", "max_tokens", "max_output_tokens", "incomplete", "content_filter")
-_RESPONSE_ENDS = ("response.completed", "response.incomplete", "response.failed")
-_LINE_END = re.compile(r"\r\n|[\r\n]")  # no other: U+2028 may well stand inside a JSON string
-# What stands as the reason for finishing where a stream can't be put together, and why it is rejected.
-_STREAM_FAULTS = {
-    "stream_cut": ("truncated_output", "the stream ends before the answer does"),
-    "stream_broken": ("broken_json", "an event of the stream is not valid JSON"),
-    "stream_odd": ("wrong_type", "the stream has something else than objects in it"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """A request and its response: OpenAI turns as they stand, and what else the request says."""
-
-    turns: list[Any]
-    tools: list[Any] = field(default_factory=list)
-    model: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    turn: dict[str, Any]
-    finish: str = ""
-
-
-# --- what it looks like --------------------------------------------------------------------------
-
-
-def looks_like_request(value: Any) -> bool:
-    """Whether a value is the body of a request, or wraps one, or is a list of turns."""
-    value = _opened(value)
-    if isinstance(value, dict):
-        return (
-            _is_turns(value.get("messages"))
-            or any(looks_like_request(value[name]) for name in _WRAPPERS if name in value)
-            or ("model" in value and any(name in value for name in _ASKING))
-        )
-    return _is_turns(value)
-
-
-def looks_like_response(value: Any) -> bool:
-    """Whether a value is what a chat API answers: a body, chunks of a stream, or choices."""
-    if _pieces(value) is not None:
-        return True
-    value = _opened(value)
-    if isinstance(value, dict):
-        if any(looks_like_response(value[name]) for name in _WRAPPERS if name in value):
-            return True
-        message = value.get("message")
-        return (
-            isinstance(value.get("choices"), list)
-            or isinstance(value.get("output"), list)
-            or (isinstance(message, dict) and "content" in message)
-            or (value.get("role") == "assistant" and "content" in value)
-            or (isinstance(value.get("error"), dict) and len(value) <= 3)
-        )
-    return isinstance(value, list) and any(
-        isinstance(item, dict) and "message" in item and "index" in item for item in value
-    )
-
-
-def _opened(value: Any) -> Any:
-    """A value, or what a string with JSON in it stands for."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def _is_turns(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(turn, dict) and "role" in turn for turn in value)
-
-
-# --- a record ------------------------------------------------------------------------------------
-
-
-def read_exchange(record: Mapping[str, Any], request: str, response: str) -> Exchange:
-    """The turns of a logged exchange, the answer as the last one.
-
-    Args:
-        record: the log's record; its own `error` and status count too.
-        request: column with the request.
-        response: column with the response.
-
-    Raises:
-        Refused: an error instead of a response (`error_output`), a response that was cut off
-            (`truncated_output`), no response, or something else than a request and a response.
-    """
-    _refuse_failure(record, "the record")
-    asked = _opened(record.get(request))
-    while isinstance(asked, dict) and not any(name in asked for name in _ASKING):
-        wrapped = next((name for name in _WRAPPERS if name in asked), None)
-        if wrapped is None:
-            break
-        asked = _opened(asked[wrapped])
-    if asked is None:
-        raise Refused("missing_field", f"no request in column {request!r}")
-    turns, tools, model = _request(asked)
-    if not turns:
-        raise Refused("empty_input", "the request has no messages")
-    if record.get(response) is None:
-        raise Refused("empty_output", f"no response in column {response!r}")
-    answer = _response(_without_streams(record[response]))
-    if answer.finish in _STREAM_FAULTS:
-        raise Refused(*_STREAM_FAULTS[answer.finish])
-    if answer.finish in _CUT:
-        raise Refused("truncated_output", f"the response was cut off: {answer.finish}")
-    return Exchange([*turns, answer.turn], tools, model)
-
-
-def _refuse_failure(value: Mapping[str, Any], what: str) -> None:
-    for name in ("status_code", "statusCode", "status", "http_status"):
-        status = value.get(name)
-        if isinstance(status, str) and status.isdecimal() and len(status) == 3:
-            status = int(status)
-        if (isinstance(status, int) and 400 <= status < 600) or status in ("failed", "error"):
-            raise Refused("error_output", f"{name} of {what} is {status}")
-    error = value.get("error")
-    if error:
-        said = error.get("message") if isinstance(error, dict) else error
-        raise Refused("error_output", f"{what} is an error: {short(str(said))}")
-
-
-def _request(asked: Any) -> tuple[list[Any], list[Any], str]:
-    if isinstance(asked, str):
-        return [{"role": "user", "content": asked}], [], ""
-    if isinstance(asked, list):
-        return _items(asked), [], ""
-    if not isinstance(asked, dict):
-        raise Refused("wrong_type", f"the request is {json_type(asked)}")
-    inner = next((asked[name] for name in _ASKING if asked.get(name) is not None), None)
-    if inner is None:
-        raise Refused("missing_field", "the request has no messages (expected: messages, input or prompt)")
-    turns = _items(inner) if isinstance(inner, list) else [{"role": "user", "content": as_text(inner, "the prompt")}]
-    system = asked.get("instructions") or asked.get("system")
-    if system is not None and system != "":
-        turns.insert(0, {"role": "system", "content": system})
-    tools = asked.get("tools") or asked.get("functions") or []
-    model = asked.get("model")
-    return turns, _tools(tools), model if isinstance(model, str) else ""
-
-
-def _tools(value: Any) -> list[Any]:
-    """Tool definitions; those of the responses API have their name beside the type."""
-    if not isinstance(value, list):
-        raise Refused("wrong_type", f"the request's tools are {json_type(value)}")
-    return [
-        {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
-        if isinstance(tool, dict) and tool.get("type") == "function" and "function" not in tool
-        else tool
-        for tool in value
-    ]
-
-
-def _items(value: Iterable[Any]) -> list[Any]:
-    """Turns as they stand; calls and their outputs of the responses API as turns."""
-    turns: list[Any] = []
-    for item in value:
-        kind = item.get("type") if isinstance(item, dict) else None
-        if kind == "function_call":
-            call = {
-                "id": item.get("call_id"),
-                "function": {"name": item.get("name"), "arguments": item.get("arguments")},
-            }
-            turns.append({"role": "assistant", "content": None, "tool_calls": [call]})
-        elif kind == "function_call_output":
-            turns.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
-        elif kind != "reasoning":
-            turns.append(item)
-    return turns
-
-
-def with_whole_exchange(record: dict[str, Any], request: str, response: str) -> dict[str, Any]:
-    """A record with one text in place of contents in parts, and of a streamed answer; itself where there are none.
-
-    Args:
-        record: the log's record.
-        request, response: columns with them.
-    """
-    changed = {}
-    for column, whole in ((request, _whole_turns), (response, _without_streams)):
-        value = record.get(column)
-        if (made := whole(value)) is not value:
-            changed[column] = made
-    return {**record, **changed} if changed else record
-
-
-def _whole_turns(asked: Any) -> Any:
-    if isinstance(asked, list):
-        return with_whole_contents(asked, "content")
-    if not isinstance(asked, dict):
-        return asked
-    inner = {name: asked[name] for name in (*_ASKING, *_WRAPPERS) if name in asked}
-    made = {name: whole for name, part in inner.items() if (whole := _whole_turns(part)) is not part}
-    return {**asked, **made} if made else asked
-
-
-# --- responses -----------------------------------------------------------------------------------
-
-
-def _response(value: Any) -> _Answer:
-    if isinstance(value, str):
-        opened = _opened(value)
-        if opened is value or not (looks_like_response(opened) or (isinstance(opened, dict) and "error" in opened)):
-            return _Answer({"role": "assistant", "content": value})
-        value = opened
-    if isinstance(value, list):
-        return _listed(value)
-    if not isinstance(value, dict):
-        raise Refused("wrong_type", f"the response is {json_type(value)}")
-    _refuse_failure(value, "the response")
-    if value.get("role") == "assistant":
-        return _message(value, "")
-    name = next((name for name in _ANSWERING if value.get(name) is not None), None)
-    if name is None:
-        wrapped = next((name for name in _WRAPPERS if value.get(name) is not None), None)
-        if wrapped is None:
-            raise Refused("missing_field", "the response has no answer (expected: choices)")
-        return _response(value[wrapped])
-    inner = value[name]
-    finish = _word(value.get("finish_reason") or value.get("stop_reason") or value.get("done_reason"))
-    if value.get("status") == "incomplete":
-        finish = "incomplete"
-    if isinstance(inner, dict) and name in ("message", "content"):
-        return _message(inner, finish)
-    if name == "content":
-        return _message(value, finish)
-    answer = _response(inner)
-    return _Answer(answer.turn, answer.finish or finish)
-
-
-def _listed(value: list[Any]) -> _Answer:
-    """Choices, items of an output, or turns."""
-    if not value:
-        raise Refused("empty_output", "the response is an empty array")
-    first = value[0]
-    if not isinstance(first, dict):
-        raise Refused("wrong_type", f"the response is an array of {json_type(first)}")
-    if "message" in first and isinstance(first["message"], dict):
-        return _message(first["message"], _word(first.get("finish_reason")))
-    if isinstance(first.get("text"), str) and "role" not in first and first.get("type") in (None, "text"):
-        return _Answer({"role": "assistant", "content": first["text"]}, _word(first.get("finish_reason")))
-    return _output(value)
-
-
-def _output(items: list[Any]) -> _Answer:
-    """Items of the responses API, or plain turns: their texts and calls as one turn."""
-    parts: list[Any] = []
-    calls: list[Any] = []
-    for turn in _items(items):
-        if not isinstance(turn, dict):
-            raise Refused("wrong_type", f"the response is an array with {json_type(turn)}")
-        if turn.get("role") != "assistant":
-            raise Refused("wrong_type", f"the response has a turn of {short(str(turn.get('role')))}")
-        message = _message(turn, "").turn
-        content = message["content"]
-        parts += content if isinstance(content, list) else [content] if content else []
-        made = message.get("tool_calls") or []
-        calls += made if isinstance(made, list) else [made]
-    turn = {"role": "assistant", "content": parts}
-    return _Answer(turn | {"tool_calls": calls} if calls else turn)
-
-
-def _message(value: Mapping[str, Any], finish: str) -> _Answer:
-    """A message of the assistant; content in blocks of text and calls, as Anthropic has them, becomes a turn."""
-    turn: dict[str, Any] = {"role": "assistant", "content": value.get("content")}
-    for name in ("tool_calls", "function_call"):
-        if value.get(name):
-            turn[name] = value[name]
-    content = turn["content"]
-    if isinstance(content, list):
-        texts, calls = [], list(value.get("tool_calls") or [])
-        for block in content:
-            kind = block.get("type", "text") if isinstance(block, dict) else None
-            if kind == "tool_use":
-                calls.append(
-                    {"id": block.get("id"), "function": {"name": block.get("name"), "arguments": block.get("input")}}
-                )
-            elif kind != "thinking":
-                texts.append(block)
-        turn["content"] = texts
-        if calls:
-            turn["tool_calls"] = calls
-    return _Answer(turn, finish)
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-# --- streams -------------------------------------------------------------------------------------
-
-
-def _without_streams(value: Any) -> Any:
-    """A response with a body in place of the pieces in it; itself where there are none."""
-    if (pieces := _pieces(value)) is not None:
-        return _put_together(pieces)
-    opened = _opened(value)
-    if not isinstance(opened, dict):
-        return value
-    inner = {
-        name: opened[name] for name in (*_ANSWERING, *_WRAPPERS) if isinstance(opened.get(name), str | list | dict)
-    }
-    made = {name: whole for name, part in inner.items() if (whole := _without_streams(part)) is not part}
-    return {**opened, **made} if made else value
-
-
-def _pieces(value: Any) -> Sequence[Any] | None:
-    """The pieces of a streamed answer: an event stream, JSON lines, or an array of pieces; None for anything else.
-
-    What is no JSON is a piece that is no object.
-    """
-    if isinstance(value, str):
-        if _is_event(value):
-            events = _events(value)
-            return events if any(isinstance(event, dict) or event[:1] == "{" for event in events) else None
-        if value.lstrip()[:1] not in ("{", "["):
-            return None
-        opened = _opened(value)
-        value = _LINE_END.split(value) if opened is value else opened
-    if not isinstance(value, list) or not value:
-        return None
-    if all(isinstance(item, str) for item in value):
-        if _is_event(value[0]):
-            return _pieces("\n".join(value))
-        value = [_opened(line) for line in value if line.strip()]
-        return value if any(map(_is_piece, value[:1])) else None
-    return value if any(map(_is_piece, value)) else None
-
-
-def _is_event(text: str) -> bool:
-    return text.lstrip()[:6].startswith(("data:", "event:"))
-
-
-def _is_piece(value: Any) -> bool:
-    return isinstance(value, dict) and (
-        isinstance(value.get("choices"), list)
-        or "delta" in value
-        or _word(value.get("type")).startswith(("response.", "content_block_"))
-        or ("done" in value and ("message" in value or "response" in value))
-    )
-
-
-def _events(text: str) -> list[Any]:
-    """The values of a server-sent event stream (WHATWG HTML, 9.2): its `data:` lines up to `[DONE]`."""
-    events: list[Any] = []
-    for line in _LINE_END.split(text):
-        name, _, data = line.partition(":")
-        data = data.strip()
-        if name.strip() != "data" or not data:
-            continue
-        if data == "[DONE]":
-            return [*events, {"done": True}]
-        events.append(_opened(data))
-    return events
-
-
-def _put_together(pieces: Iterable[Any]) -> dict[str, Any]:
-    """The response that would have come without streaming."""
-    stream = _Stream()
-    for piece in pieces:
-        if not isinstance(piece, dict):
-            return stream.body("stream_broken" if isinstance(piece, str) else "stream_odd")
-        if piece.get("error"):
-            return stream.body("") | {"error": piece["error"]}
-        body = piece.get("response")
-        if isinstance(body, dict) and piece.get("type") in _RESPONSE_ENDS:
-            return body
-        stream.add(piece)
-    return stream.body("")
-
-
-@dataclass(slots=True)
-class _Stream:
-    """An answer in the making: texts, calls by their index, why it ended, and whether its pieces tell that at all."""
-
-    texts: list[str] = field(default_factory=list)
-    calls: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    finish: str = ""
-    tells_its_end: bool = False
-    is_odd: bool = False
-
-    def add(self, piece: Mapping[str, Any]) -> None:
-        """A piece of OpenAI's, Anthropic's or Ollama's."""
-        kind, choices = _word(piece.get("type")), piece.get("choices")
-        delta = piece.get("delta")
-        if kind.startswith("response."):
-            self.tells_its_end = True
-            if kind == "response.output_text.delta":
-                self._text(delta)
-        elif kind.startswith(("content_block_", "message_")):
-            self.tells_its_end = True
-            self._block(piece, delta if isinstance(delta, dict) else {})
-        elif isinstance(choices, list) or "delta" in piece:
-            choice = piece if not isinstance(choices, list) else choices[0] if choices else None
-            if isinstance(choice, dict) and choice.get("index", 0) == 0:
-                self.tells_its_end = self.tells_its_end or "finish_reason" in choice
-                self.finish = _word(choice.get("finish_reason")) or self.finish
-                self._delta(
-                    next((c for c in (choice.get("delta"), choice.get("message")) if isinstance(c, dict)), choice)
-                )
-        elif "done" in piece:
-            message = piece.get("message")
-            self._delta(message if isinstance(message, dict) else {"content": piece.get("response")})
-            self.tells_its_end = True
-            if piece["done"] is True:
-                self.finish = _word(piece.get("done_reason")) or self.finish or "stop"
-
-    def _text(self, value: Any) -> None:
-        if isinstance(value, str):
-            self.texts.append(value)
-
-    def _delta(self, delta: Mapping[str, Any]) -> None:
-        """What a piece of OpenAI's or Ollama's adds."""
-        self._text(delta.get("content"))
-        self._text(delta.get("text"))
-        calls = delta.get("tool_calls") or (
-            [{"function": delta["function_call"]}] if delta.get("function_call") else []
-        )
-        for part in calls if isinstance(calls, list) else []:
-            if not isinstance(part, dict):
-                self.is_odd = True
+from tuneloop.data.formats.registry import Format
+from tuneloop.data.formats.sample import FormatGuess, Record, Sample, columns_of, is_usual, mostly, seen, values_of
+from tuneloop.data.formats.turns import ROLES, read_tools, read_turns
+
+
+def logs(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
+    """A logged request to a chat API and its response."""
+    exchange = read_exchange(record, guess.columns["request"], guess.columns["response"])
+    repairs: list[dict[str, Any]] = []
+    turns = read_turns(exchange.turns, guess.keys, repairs)
+    extra = {"model": exchange.model} if exchange.model else {}
+    return Draft(turns, repairs, read_tools(exchange.tools, "the request's tools"), extra)
+
+
+def _find_logs(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+    known = {name.casefold(): name for name in reversed(columns_of(sample)) if is_usual(sample, name)}
+    requests = [known[name] for name in REQUEST_NAMES if name in known]
+    responses = [known[name] for name in RESPONSE_NAMES if name in known]
+    for request in requests:
+        asked = values_of(sample, request)
+        structured = mostly(asked, looks_like_request)
+        if structured and mostly(asked, _is_answered):
+            continue  # whole conversations: they need no response
+        for response in responses:
+            answers = values_of(sample, response)
+            if response == request or not (structured or mostly(answers, looks_like_response)):
                 continue
-            index, function = part.get("index"), part.get("function")
-            if not isinstance(index, int):  # of calls without one, those in one piece each are calls of their own
-                whole = isinstance(function, dict) and isinstance(function.get("arguments"), dict)
-                index = len(self.calls) if whole else 0
-            self._call(index, part.get("id"), function)
+            if any(answer is not None for answer in answers):
+                return FormatGuess(
+                    "logs",
+                    {"request": request, "response": response},
+                    seen(sample, [request, response], " of a chat API"),
+                )
+    return None
 
-    def _block(self, piece: Mapping[str, Any], delta: Mapping[str, Any]) -> None:
-        """What a piece of Anthropic's adds."""
-        block = piece.get("content_block")
-        if isinstance(block, dict) and block.get("type") == "tool_use":
-            self._call(str(piece.get("index")), block.get("id"), {"name": block.get("name")})
-        elif isinstance(block, dict):
-            self._text(block.get("text"))
-        self._text(delta.get("text"))
-        if isinstance(delta.get("partial_json"), str):
-            self._call(str(piece.get("index")), None, {"arguments": delta["partial_json"]})
-        self.finish = _word(delta.get("stop_reason")) or self.finish
 
-    def _call(self, index: Any, name: Any, function: Any) -> None:
-        """A piece of a call, added to what came before of it."""
-        call = self.calls.setdefault(index, {"id": None, "function": {"name": "", "arguments": ""}})
-        call["id"] = name or call["id"]
-        for key in ("name", "arguments"):
-            piece = function.get(key) if isinstance(function, dict) else None
-            if isinstance(piece, str):
-                call["function"][key] += piece
-            elif isinstance(piece, dict):
-                call["function"][key] = json.dumps(piece, ensure_ascii=False)
+def _is_answered(value: Any) -> bool:
+    """Whether a list of turns ends with the assistant's."""
+    value = as_list(value)
+    last = value[-1] if isinstance(value, list) and value else None
+    return isinstance(last, dict) and ROLES.get(str(last.get("role")).casefold()) == "assistant"
 
-    def body(self, fault: str) -> dict[str, Any]:
-        """The response; `fault` tells that it could not be put together."""
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.texts)}
-        if self.calls:
-            message["tool_calls"] = list(self.calls.values())
-        if self.is_odd:
-            fault = fault or "stream_odd"
-        finish = fault or self.finish or ("stream_cut" if self.tells_its_end else "")
-        return {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}
+
+FORMAT = Format("logs", "request and response", checked_parser(logs), _find_logs)

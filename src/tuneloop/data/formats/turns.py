@@ -298,12 +298,7 @@ def read_tools(value: Any, where: str = "column 'tools'") -> list[dict[str, Any]
 
 
 def ordered(
-    turns: Sequence[Message],
-    keys: TurnKeys,
-    repairs: list[dict[str, Any]],
-    *,
-    system: str = "",
-    errors: bool = True,
+    turns: Sequence[Message], keys: TurnKeys, repairs: list[dict[str, Any]], *, system: str = "", errors: bool = True
 ) -> list[Message]:
     """Turns as a conversation that can be learned from; what is changed is added to `repairs`.
 

@@ -213,9 +213,7 @@ NATIONAL_IDS = (
     NationalId("FI HETU", r"\d{6}[-+A-FU-Y]\d{3}[\dA-FHJ-NPR-Y]", _finnish),
     NationalId("CN resident id", r"[1-9]\d{5}(?:19|20)\d{9}[\dX]", _chinese),
     NationalId(
-        "FR NIR",
-        r"[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:2[AB]|\d\d) ?\d{3} ?\d{3}(?: |-| - )?\d\d",
-        "fr.nir",
+        "FR NIR", r"[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:2[AB]|\d\d) ?\d{3} ?\d{3}(?: |-| - )?\d\d", "fr.nir"
     ),
     NationalId("KR RRN", r"\d{6}-[1-8]\d{6}", _korean),
     NationalId("BR CPF", r"\d{3}\.\d{3}\.\d{3}-\d\d", "br.cpf"),
@@ -266,12 +264,7 @@ NATIONAL_IDS = (
     NationalId("IE PPSN", r"\d{7}[A-W][A-IW]?", "ie.pps", "pps ppsn"),
     NationalId("NG NIN", r"\d{11}", "", "nin"),
     NationalId("UK UTR", r"\d{5} ?\d{5}", "", "utr unique_taxpayer"),
-    NationalId(
-        "UK NINO",
-        r"[A-Z]{2} ?\d\d ?\d\d ?\d\d ?[A-D]?",
-        "",
-        "national_insurance nino ni_no ni_number",
-    ),
+    NationalId("UK NINO", r"[A-Z]{2} ?\d\d ?\d\d ?\d\d ?[A-D]?", "", "national_insurance nino ni_no ni_number"),
 )
 _FREE = [identifier for identifier in NATIONAL_IDS if not identifier.words]
 _NAMED = [identifier for identifier in NATIONAL_IDS if identifier.words]

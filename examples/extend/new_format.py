@@ -1,0 +1,39 @@
+"""A data format of your own: tickets with a list of comments, the last of which is the team's answer.
+
+Run it: python examples/extend/new_format.py SOURCE OUT    (JSON lines such as {"ticket": "...", "comments": ["...", "..."]})
+"""
+
+import sys
+
+import tuneloop
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.formats import Draft, Format, FormatGuess, Refused, add_format, checked_parser, filled
+from tuneloop.data.formats.sample import Record, Sample, is_usual, seen
+from tuneloop.data.formats.turns import assistant, user
+
+
+def parse(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
+    """The ticket and all comments but the last are what is asked."""
+    asked, comments = filled(record, "ticket", "empty_input", guess), record.get("comments")
+    if not isinstance(comments, list) or not all(isinstance(comment, str) for comment in comments):
+        raise Refused("wrong_type", "column 'comments' is no list of texts")
+    if not comments:
+        raise Refused("empty_output", "column 'comments' is empty")
+    return Draft([user("\n".join([asked, *comments[:-1]])), assistant(comments[-1])])
+
+
+def find(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+    """Recognise the format by its two columns."""
+    columns = {"prompt": "ticket", "completion": "comments"}
+    return (
+        FormatGuess("comments", columns, seen(sample, columns.values()))
+        if is_usual(sample, *columns.values())
+        else None
+    )
+
+
+add_format(Format("comments", "ticket and comments", checked_parser(parse), find))
+
+if __name__ == "__main__":
+    dataset = tuneloop.prepare(sys.argv[1], out=sys.argv[2])
+    print(dataset.manifest["format"]["name"], dataset.manifest["counts"])

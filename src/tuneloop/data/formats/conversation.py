@@ -1,0 +1,150 @@
+"""Conversations: OpenAI's `messages`, ShareGPT's `conversations`, and turns under other keys."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.formats.draft import Draft, checked_parser, required, system_turn
+from tuneloop.data.formats.registry import Format
+from tuneloop.data.formats.sample import (
+    SYSTEM,
+    TOOLS,
+    FormatGuess,
+    Record,
+    Sample,
+    alongside,
+    is_scalar,
+    is_usual,
+    mostly,
+    seen,
+    values_of,
+)
+from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, Refused, TurnKeys, from_json, read_tools, read_turns
+from tuneloop.data.sources.parse import json_type
+
+TURN_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+TURN_KEYS = (
+    ("role", "content"),
+    ("from", "value"),
+    ("role", "value"),
+    ("role", "text"),
+    ("role", "message"),
+    ("from", "content"),
+    ("from", "text"),
+    *((speaker, said) for speaker in ("speaker", "author", "sender", "type")
+      for said in ("text", "content", "message", "utterance", "value")),
+)  # fmt: skip
+SHAREGPT_ROLES = frozenset({"human", "gpt", "observation", "function_call"})
+
+
+def conversation(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
+    """Turns with calls and tools, of whatever keys: OpenAI's `messages`, ShareGPT's `conversations`."""
+    columns = guess.columns
+    column = columns["turns"]
+    value = record.get(column)
+    if type(value) is not list:
+        value = _turn_list(required(record, column, guess), column, guess)
+    if not value:
+        raise Refused("wrong_type", f"column {column!r} is an empty array, not one of turns")
+    repairs: list[dict[str, Any]] = []
+    turns = read_turns(value, guess.keys, repairs)
+    system = record.get(columns.get("system", "system"))
+    if system is not None and not any(turn["role"] == "system" for turn in turns):
+        turns = [*system_turn(record, guess), *turns]
+    tools = record.get(columns.get("tools", "tools"))
+    return Draft(
+        turns, repairs, read_tools(tools, f"column {columns.get('tools', 'tools')!r}") if tools is not None else []
+    )
+
+
+def _turn_list(value: Any, column: str, guess: FormatGuess) -> list[Any]:
+    made = from_json(value, f"column {column!r}") if column in guess.texts else value
+    if not isinstance(made, list):
+        raise Refused("wrong_type", f"column {column!r} is {json_type(value)}, not an array of turns")
+    return made
+
+
+def find_conversation(sample: Sample) -> FormatGuess | None:
+    for column in TURN_COLUMNS:
+        if is_usual(sample, column):
+            lists = [as_list(value) for value in values_of(sample, column)]
+            keys = turn_keys(lists)
+            if keys and mostly(lists, functools.partial(has_turns, keys=keys)):
+                name = "sharegpt" if keys.role == "from" else "messages"
+                reason = seen(sample, [column], f" with turns of {keys.role!r} and {keys.content!r}")
+                return FormatGuess(name, {"turns": column, **alongside(sample, TOOLS, SYSTEM)}, reason, keys=keys)
+    return None
+
+
+def as_list(value: Any) -> Any:
+    """A list of turns; one that stands as JSON in a string is read."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            return from_json(value, "")
+        except Refused:
+            return value
+    return value
+
+
+def has_turns(turns: Any, keys: TurnKeys) -> bool:
+    return isinstance(turns, list) and any(isinstance(turn, dict) and keys.role in turn for turn in turns)
+
+
+def turn_keys(lists: Sequence[Any]) -> TurnKeys | None:
+    """How turns are written in most of some lists of them."""
+    turns = [[turn for turn in some if isinstance(turn, dict)] for some in lists if isinstance(some, list)]
+    shapes = Counter(frozenset(tuple(turn) for turn in some) for some in turns)  # few, whatever the number of turns
+    counts = {
+        pair: sum(n for shape, n in shapes.items() if any(pair[0] in keys and pair[1] in keys for keys in shape))
+        for pair in TURN_KEYS
+    }
+    role, content = max(counts, key=lambda pair: counts[pair])
+    if not counts[role, content]:
+        return None
+    spellings: Counter[str] = Counter()
+    openings: Counter[str] = Counter()
+    for some in turns:
+        said = [(turn.get(role), turn.get(content)) for turn in some]
+        spellings.update({name for name, _ in said if isinstance(name, str)})
+        first = next(((name, text) for name, text in said if ROLES.get(str(name).casefold()) != "system"), (None, None))
+        if ROLES.get(str(first[0]).casefold()) == "assistant" and isinstance(first[1], str):
+            openings[first[1]] += 1
+    known = {name for name in spellings if name.strip().casefold() in ROLES}
+    if role not in ("role", "from") and 2 * sum(spellings[name] for name in known) < spellings.total():
+        return None  # a key such as "type" has many meanings
+    separate = role == "from" or any(ROLES[name.strip().casefold()] == "function_call" for name in known)
+    return TurnKeys(
+        role,
+        content,
+        usual=frozenset(name for name in known if spellings[name] > 0.02 * len(turns))
+        | (SHAREGPT_ROLES if role == "from" else set()),
+        separate_calls=separate,
+        greetings=frozenset(text for text, number in openings.items() if number >= max(5, 0.05 * len(turns))),
+    )
+
+
+def is_data(value: Any) -> bool:
+    """An object or an array, and not one of turns, which stand for a text."""
+    return not is_scalar(value) and not has_turns(value, PLAIN_KEYS)
+
+
+def _find_sharegpt(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+    found = find_conversation(sample)
+    return found if found and found.name == "sharegpt" else None
+
+
+def _find_messages(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+    found = find_conversation(sample)
+    return found if found and found.name == "messages" else None
+
+
+SHAREGPT = Format(
+    "sharegpt", "conversations: turns with from and value", checked_parser(conversation), _find_sharegpt, rated=True
+)
+MESSAGES = Format(
+    "messages", "messages: turns with role and content", checked_parser(conversation), _find_messages, rated=True
+)

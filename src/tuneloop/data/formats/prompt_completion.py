@@ -1,0 +1,80 @@
+"""A prompt and its answer, under many names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.formats.conversation import is_data
+from tuneloop.data.formats.draft import Draft, checked_parser, filled, prompt_turns
+from tuneloop.data.formats.registry import Format
+from tuneloop.data.formats.sample import (
+    BESIDES,
+    HISTORY,
+    SYSTEM,
+    FormatGuess,
+    Record,
+    Sample,
+    alongside,
+    first_present,
+    is_usual,
+    mostly,
+    seen,
+    values_of,
+)
+from tuneloop.data.formats.turns import assistant, read_tools, read_turns
+
+PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("prompt", "output"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("input", "output"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("instruction", "response"),
+    ("instruction", "completion"),
+    ("instruction", "answer"),
+    ("input", "response"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("problem", "solution"),
+)
+
+
+def prompt_completion(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
+    """A prompt and its answer, each as text or as turns (`role`, `content`)."""
+    columns = guess.columns
+    repairs: list[dict[str, Any]] = []
+    turns = prompt_turns(record, columns["prompt"], guess, repairs)
+    completion = record.get(columns["completion"])
+    if isinstance(completion, list):
+        turns += read_turns(completion, guess.keys, repairs)
+    else:
+        turns.append(assistant(filled(record, columns["completion"], "empty_output", guess)))
+    tools = record.get("tools")
+    return Draft(turns, repairs, read_tools(tools) if tools is not None else [])
+
+
+def _find_pair(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+    for pair in PAIRS:
+        if is_usual(sample, *pair) and not any(mostly(values_of(sample, column), is_data) for column in pair):
+            columns = dict(zip(("prompt", "completion"), pair, strict=True))
+            if pair[0] in ("question", "query", "instruction") and (input_ := first_present(sample, BESIDES)) not in (
+                None,
+                *pair,
+            ):
+                columns["input"] = str(input_)
+            return FormatGuess("prompt_completion", columns | alongside(sample, SYSTEM, HISTORY), seen(sample, pair))
+    return None
+
+
+FORMAT = Format(
+    "prompt_completion",
+    "prompt and completion, or other names for them",
+    checked_parser(prompt_completion),
+    _find_pair,
+    rated=True,
+)

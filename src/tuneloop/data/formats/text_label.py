@@ -1,0 +1,167 @@
+"""A text and its class, or its classes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.formats.draft import Parsed, check_label, filled, required
+from tuneloop.data.formats.registry import Format
+from tuneloop.data.formats.sample import (
+    NEARLY,
+    NO_CONTENT_NAMES,
+    TEXT_NAMES,
+    FormatGuess,
+    Record,
+    Sample,
+    columns_of,
+    is_about,
+    is_scalar,
+    is_usual,
+    mostly,
+    seen,
+    values_of,
+)
+from tuneloop.data.formats.turns import Refused, short
+from tuneloop.data.sources.parse import json_type
+from tuneloop.records.rows import Message
+
+CLASSIFY = "Classify the text. Answer with the label only."
+CLASSIFY_MANY = "Classify the text. Answer with all labels that apply, in alphabetical order, separated by commas; with none where none applies."
+NO_LABELS = "none"  # the label of a row whose list of labels is empty
+LABEL_NAMES = ("label", "labels", "category", "class", "intent", "target", "queue", "topic", "sentiment", "label_text")
+LABEL_TEXTS = ("{}_text", "{}_name", "{}_str", "label_text", "label_name", "class_name", "category_name")
+PLACEHOLDERS = frozenset(
+    {"n/a", "na", "n.a.", "#n/a", "null", "nan", "undefined", "-", "--", "?", "???", "tbd", "todo", "(blank)", "<na>"}
+)
+
+
+def text_label(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
+    """A text and its class, or its classes."""
+    columns = guess.columns
+    text = filled(record, columns["text"], "empty_input", guess)
+    repairs: list[dict[str, Any]] = []
+    extra: dict[str, Any] = {}
+    if guess.many_labels:
+        labels = _labels(record, columns["label"], guess, config)
+        label = ", ".join(labels)
+        extra["labels"] = labels
+    else:
+        column = columns.get("label_name") or columns["label"]
+        raw = filled(record, column, "empty_output", guess)
+        label = raw.strip()
+        if label != raw:
+            repairs.append({"kind": "trimmed", "field": column})
+        _check_class(label, column, guess, config)
+    instruction = config.instruction
+    if instruction is None:
+        instruction = CLASSIFY_MANY if guess.many_labels else CLASSIFY
+    messages: list[Message] = [{"role": "user", "content": text}, {"role": "assistant", "content": label}]
+    if instruction and not instruction.isspace():
+        messages.insert(0, {"role": "system", "content": instruction})
+    return Parsed(messages, label, [], guess.used, repairs, extra)
+
+
+def _check_class(label: str, column: str, guess: FormatGuess, config: PrepareConfig) -> None:
+    if config.labels is not None:
+        check_label(label, config.labels)
+    elif len(label) < 10 and label.casefold() in PLACEHOLDERS and label not in guess.classes:
+        raise Refused("empty_output", f"column {column!r} is {short(label)}, which stands for no label")
+
+
+def _labels(record: Record, column: str, guess: FormatGuess, config: PrepareConfig) -> list[str]:
+    """The labels of a list, each once, in alphabetical order."""
+    value = required(record, column, guess)
+    if value is None:
+        raise Refused("empty_output", f"column {column!r} is empty")
+    if not is_label_list(value):
+        raise Refused("wrong_type", f"column {column!r} is {json_type(value)}, not an array of labels")
+    labels = sorted({label.strip() for label in value} - {""})
+    if not labels:
+        if value:
+            raise Refused("empty_output", f"column {column!r} has only empty labels")
+        return [NO_LABELS]  # others have some: that none applies is an answer too
+    for label in labels:
+        _check_class(label, column, guess, config)
+    return labels
+
+
+def _find_text_label(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+    """Columns by their configured or usual names, else the only two, where one repeats its values."""
+    known = [name for name in columns_of(sample) if is_usual(sample, name)]
+    scalars = [name for name in known if mostly(values_of(sample, name), is_scalar)]
+    lists = [name for name in known if mostly(values_of(sample, name), is_label_list)]
+    label = config.label or _by_name(sample, [*scalars, *lists], LABEL_NAMES)
+    text = config.text or _by_name(sample, [n for n in scalars if n != label], TEXT_NAMES)
+    rest = [n for n in scalars if not is_about(n, NO_CONTENT_NAMES) and n not in (text, label)]
+    guessed = ""
+    if not (text and label):
+        if (text or label) and len(rest) == 1:
+            guessed = rest[0]
+            if text and not config.text and not _repeats(sample, guessed):
+                return None
+        elif not text and not label and len(rest) == 2:
+            text, guessed = sorted(rest, key=lambda name: -_distinct(sample, name))
+            if not _repeats(sample, guessed) or _distinct(sample, text) == _distinct(sample, guessed):
+                return None
+        else:
+            return None
+        text, label = text or guessed, label or guessed
+    columns = {"text": text, "label": label}
+    reason = seen(sample, [text, label])
+    if guessed == label:
+        reason += f"; {label!r} is taken for the label: it has {_distinct(sample, label):,} different values"
+    elif guessed:
+        reason += f"; {text!r} is taken for the text: it is the only other column"
+    if label in lists:
+        reason += ", lists of labels"
+    if mostly(values_of(sample, label), lambda v: isinstance(v, int) and not isinstance(v, bool), NEARLY):
+        names = [pattern.format(label) for pattern in LABEL_TEXTS]
+        if name := next((n for n in names if n in known and n not in (text, label)), None):
+            columns["label_name"] = name
+            reason += f"; {name!r} has the names of the labels"
+    return FormatGuess("text_label", columns, reason, many_labels=label in lists, classes=_odd_classes(sample, columns))
+
+
+def _by_name(sample: Sample, known: Sequence[str], names: Sequence[str]) -> str | None:
+    """The column of a usual name, else one that ends in it, as `ticket_text` does."""
+    low = {name.casefold(): name for name in reversed(known)}
+    if found := next((low[name] for name in names if name in low), None):
+        return found
+    for name, column in low.items():
+        *before, last = re.split(r"[^a-z0-9]+", name)
+        if before and last in names and not set(before) & set(LABEL_NAMES):
+            return column
+    return None
+
+
+def is_label_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _distinct(sample: Sample, column: str) -> int:
+    return len({str(value) for value in values_of(sample, column) if value is not None})
+
+
+def _repeats(sample: Sample, column: str) -> bool:
+    """Whether a column has few enough different values for classes; three rows of each are the least."""
+    return 3 * _distinct(sample, column) <= len(sample)
+
+
+def _odd_classes(sample: Sample, columns: Mapping[str, str]) -> frozenset[str]:
+    """Placeholders such as "N/A" that are about as frequent as the other labels: they are classes."""
+    values = values_of(sample, columns.get("label_name", columns["label"]))
+    counts = Counter(value.strip() for value in values if isinstance(value, str))
+    usual = sorted(number for name, number in counts.items() if name and name.casefold() not in PLACEHOLDERS)
+    if not usual:
+        return frozenset(counts)
+    middle = usual[len(usual) // 2]
+    return frozenset(
+        n for n, number in counts.items() if n.casefold() in PLACEHOLDERS and number > 1 and 2 * number >= middle
+    )
+
+
+FORMAT = Format("text_label", "a column of text and one of labels", text_label, _find_text_label)

@@ -10,9 +10,9 @@ import pytest
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows import rounds, systems
-from tuneloop.workflows.baselines import ask_untouched, baseline_stage, untouched_examples
+from tuneloop.workflows.baselines import ask_untouched, baseline_stage, measured_before, untouched_examples
 from tuneloop.workflows.prepare import prepare_stage
-from tuneloop.workflows.recipe import make_recipe
+from tuneloop.workflows.recipe import Recipe, make_recipe
 from tuneloop.workflows.rounds import FIRST, LEAST, ask_within
 from tuneloop.workflows.run_context import RunContext
 
@@ -145,3 +145,41 @@ def test_a_baseline_is_told_of_before_the_next_is_asked(job: RunContext, dataset
     ]
     assert places == sorted(places)
     assert {f"baseline  {name}" for name in found} <= set(told)
+
+
+@pytest.mark.parametrize("measured", [None, 30])
+def test_answers_that_advice_has_measured_are_taken_and_only_the_other_rows_are_asked(
+    job: RunContext, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: int | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = ask_within(job, dataset, 1e6)
+
+    def limited(rows: int | None) -> Recipe:
+        return job.recipe.model_copy(update={"evaluate": job.recipe.evaluate.model_copy(update={"limit": rows})})
+
+    advised = RunContext(limited(measured), tmp_path / "evals" / "advise-cases")
+    advised.__dict__["model"] = job.model
+    baseline_stage(advised, dataset)
+    asked: list[int] = []
+
+    def listen(job: RunContext, dataset: Dataset, rows, examples=()):  # type: ignore[no-untyped-def]
+        asked.append(len(rows))
+        return ask_untouched(job, dataset, rows, examples)
+
+    monkeypatch.setattr("tuneloop.workflows.baselines.ask_untouched", listen)
+    found = ask_within(job, dataset, 1e6, before=measured_before(job, dataset))
+    assert found.rows == whole.rows and found.free > 0
+    assert sum(asked) == 2 * (whole.rows - (measured or whole.rows)), "zero-shot and few-shot"
+    assert set(found.asked) == set(whole.asked)
+    for name, answers in whole.asked.items():
+        assert [a.text for a in found.asked[name].answers] == [a.text for a in answers.answers]
+    asked.clear()
+    little = ask_within(job, dataset, 0.0, before=measured_before(job, dataset))
+    assert (little.rows, asked) == (LEAST, [])
+
+    job.recipe = limited(10)  # without a limit on time
+    rows = sample_rows(dataset.test, 10, seed=job.recipe.seed)
+    baselines = baseline_stage(job, dataset)
+    assert asked == [] and [row.id for row in baselines["few-shot"].rows] == [row.id for row in rows]
+    job.recipe = make_recipe(job.recipe.model_dump(), ["baselines.few_shot=2"])
+    assert measured_before(job, dataset) is None, "other prompts"

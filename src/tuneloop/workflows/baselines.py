@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,9 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
         if not taken:
             job.say("baselines already done")
         return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
+    if answered is None and (before := measured_before(job, dataset)) and before.first_of(rows) == len(rows):
+        job.say(f"baselines {before.words(len(rows))}")
+        return _on_part(job, dataset, before.evaluations, before.listed, rows)
     began = time.monotonic() - (answered.seconds if answered else 0.0)
     asked: dict[str, Asked] = {}
     evaluations: dict[str, Evaluation] = {}
@@ -85,9 +89,23 @@ def on_fewer_rows(
     job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluation], rows: Sequence[Row]
 ) -> dict[str, Evaluation]:
     """The baselines on some of their rows, in the place of those on all: there was no time to ask the tuned model the others."""
-    listed = read_json(job.folder / "baselines" / "baselines.json")
+    return _on_part(job, dataset, baselines, read_json(job.folder / "baselines" / "baselines.json"), rows)
+
+
+def _on_part(
+    job: RunContext,
+    dataset: Dataset,
+    baselines: Mapping[str, Evaluation],
+    listed: Mapping[str, Any],
+    rows: Sequence[Row],
+) -> dict[str, Evaluation]:
+    """Write the baselines on some of their rows.
+
+    Args:
+        listed: `baselines.json` of all.
+    """
     asked = {name: _part(evaluation, rows, listed["costs"][name]) for name, evaluation in baselines.items()}
-    began = time.monotonic() - listed["seconds"]
+    began = time.monotonic() - listed["seconds"] * len(rows) / max(listed["n"], 1)
     scored = _score_all(job, dataset, rows, asked)
     return _write(job, dataset, rows, scored, asked, _baselines_key(job, dataset), began)
 
@@ -109,8 +127,66 @@ def _part(evaluation: Evaluation, rows: Sequence[Row], cost: Mapping[str, Any]) 
     )  # fmt: skip
 
 
-def _baselines_key(job: RunContext, dataset: Dataset) -> str:
-    recipe = job.recipe
+@dataclass(frozen=True)
+class Before:
+    """Baselines that `advise --measure` has measured with the same data, model and settings: their answers cost nothing now.
+
+    Args:
+        folder: where they stand.
+        listed: its `baselines.json`.
+        evaluations: by name.
+    """
+
+    folder: Path
+    listed: dict[str, Any]
+    evaluations: dict[str, Evaluation]
+
+    def first_of(self, rows: Sequence[Row]) -> int:
+        """How many of these rows, from the first on, they have answers to."""
+        known = {row.id for evaluation in self.evaluations.values() for row in evaluation.rows}
+        return next((i for i, row in enumerate(rows) if row.id not in known), len(rows))
+
+    def asked(self, name: str, rows: Sequence[Row]) -> Asked:
+        """A baseline's answers to some of the rows."""
+        return _part(self.evaluations[name], rows, self.listed["costs"][name])
+
+    def words(self, rows: int) -> str:
+        """That so many rows are taken over."""
+        return f"{rows} rows measured before by `tuneloop advise`, taken from {self.folder}"
+
+
+def measured_before(job: RunContext, dataset: Dataset) -> Before | None:
+    """The baselines that `advise --measure` has measured on most rows with all else as in this run; None where there are none."""
+    from tuneloop.evaluate.evaluate import sample_rows
+    from tuneloop.evaluate.results import load_evaluation
+
+    recipe, rows = job.recipe, len(sample_rows(dataset.test, None, seed=job.recipe.seed))
+    best: tuple[int, Path, dict[str, Any]] | None = None
+    for folder in sorted(Path("evals").glob("advise-*/baselines")):
+        number = _rows_of(folder / "baselines.json")
+        for limit in (number, None) if number == rows else (number,):
+            part = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"limit": limit})})
+            listed = find_done(folder / "baselines.json", _baselines_key(job, dataset, part))
+            if listed and number and (best is None or number > best[0]):
+                best = number, folder, listed
+    if best is None:
+        return None
+    _, folder, listed = best
+    return Before(
+        folder, listed, {name: load_evaluation(folder / place) for name, place in listed["contenders"].items()}
+    )
+
+
+def _rows_of(file: Path) -> int:
+    """Rows of measured baselines; 0 where the file can't be read."""
+    try:
+        return int(read_json(file).get("n") or 0)
+    except (UserError, AttributeError, TypeError, ValueError):
+        return 0
+
+
+def _baselines_key(job: RunContext, dataset: Dataset, recipe: Recipe | None = None) -> str:
+    recipe = recipe or job.recipe
     return content_hash(
         [dataset.manifest["hash"], job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 3]
     )

@@ -14,6 +14,7 @@ from tuneloop.workflows.consistency import expected_consistency
 from tuneloop.workflows.run_context import RunContext
 
 if TYPE_CHECKING:
+    from tuneloop.workflows.baselines import Before
     from tuneloop.workflows.systems import Asked
 
 # Rows that zero-shot is asked first, to learn how fast answers come, and rows of the first round where they come fast enough. Each
@@ -41,13 +42,15 @@ class Answered:
     Args:
         rows: how many; the seeded sample of this size.
         asked: the baselines' answers.
-        seconds: that these took, also where they were there before.
+        seconds: that these took.
+        free: seconds of these that were spent before, on answers that were taken over.
         examples, all_examples: that few-shot shows, and that it shows where there is time; equal where nothing was left out.
     """
 
     rows: int
     asked: dict[str, Asked] = field(default_factory=dict)
     seconds: float = 0.0
+    free: float = 0.0
     examples: int = 0
     all_examples: int = 0
 
@@ -73,6 +76,7 @@ def ask_within(
     dataset: Dataset,
     seconds: float,
     expect: Callable[[float], None] = lambda seconds: None,
+    before: Before | None = None,
 ) -> Answered:
     """Ask the untouched model as many test rows as can be answered in time by every baseline prompt and by the tuned model later.
 
@@ -81,6 +85,7 @@ def ask_within(
     Args:
         seconds: for the answers of all of them.
         expect: told how many seconds the answers to come take at least, when the first are there.
+        before: answers that are there already; they cost nothing, and rounds go on behind them.
     """
     from tuneloop.evaluate.evaluate import sample_order, sample_rows
     from tuneloop.models.methods import base_only
@@ -88,15 +93,13 @@ def ask_within(
     config, wanted, seed = job.recipe.evaluate, job.recipe.baselines, job.recipe.seed
     every = sample_rows(dataset.test, None, seed=seed)
     places = sample_order(len(every), seed)[: config.limit]
-    began, rows = time.monotonic(), [every[place] for place in places]
+    began = time.monotonic()
+    rows: Sequence[Row] = [every[place] for place in places]
     with base_only(job.model.net):
-        zero = _Way("zero-shot")
-        _ask(job, dataset, zero, rows[:LEAST])
-        number = min(len(rows), FIRST if _is_fast(zero, seconds) else LEAST)
-        expect((TUNED + (FEW_SHOT if wanted.few_shot else 0.0)) * zero.each * number)
-        if number > LEAST:
-            _ask(job, dataset, zero, rows[LEAST:number])
-        few, all_examples = _few_shot(job, dataset, zero, rows, number, seconds) if wanted.few_shot else (None, 0)
+        begun = before and _taken(job, dataset, rows, seconds, before)
+        free = begun.seconds if begun else 0.0
+        begun = begun or _first_round(job, dataset, rows, seconds, expect)
+        zero, few, number, all_examples, rows = begun.zero, begun.few, begun.number, begun.all_examples, begun.rows
         ways = [way for way in (zero if wanted.zero_shot else None, few) if way]
         while True:
             each, tuned = sum(way.each for way in ways), TUNED * zero.each
@@ -112,7 +115,66 @@ def ask_within(
             number += more
     order = sorted(range(number), key=places.__getitem__)
     shown = len(few.examples) if few else 0
-    return Answered(number, _baselines(ways, order), sum(way.seconds for way in ways), shown, all_examples)
+    return Answered(number, _baselines(ways, order), sum(way.seconds for way in ways), free, shown, all_examples)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """Both ways after their first round.
+
+    Args:
+        number: rows of that round.
+        rows: all that may be asked.
+        all_examples: that few-shot shows where there is time.
+    """
+
+    zero: _Way
+    few: _Way | None
+    number: int
+    rows: Sequence[Row]
+    all_examples: int
+
+    @property
+    def seconds(self) -> float:
+        return self.zero.seconds + (self.few.seconds if self.few else 0.0)
+
+
+def _first_round(
+    job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: float, expect: Callable[[float], None]
+) -> _Begun:
+    few_shot = job.recipe.baselines.few_shot
+    zero = _Way("zero-shot")
+    _ask(job, dataset, zero, rows[:LEAST])
+    number = min(len(rows), FIRST if _is_fast(zero, seconds) else LEAST)
+    expect((TUNED + (FEW_SHOT if few_shot else 0.0)) * zero.each * number)
+    if number > LEAST:
+        _ask(job, dataset, zero, rows[LEAST:number])
+    few, all_examples = _few_shot(job, dataset, zero, rows, number, seconds) if few_shot else (None, 0)
+    return _Begun(zero, few, number, rows, all_examples)
+
+
+def _taken(job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: float, before: Before) -> _Begun | None:
+    """What was answered before in the place of a first round: as many rows as the tuned model can be asked in time; or nothing."""
+    from tuneloop.workflows.baselines import untouched_examples
+
+    known = before.first_of(rows)
+    if "zero-shot" not in before.evaluations or known < min(LEAST, len(rows)):
+        return None
+    each = before.asked("zero-shot", rows[:known]).seconds / known
+    number = min(known, max(int(seconds / max(TUNED * each, 1e-9)), LEAST))
+    job.say(f"baselines {before.words(number)}")
+
+    def way(name: str, examples: Sequence[Row] = ()) -> _Way:
+        kinds = [kind for kind in ("", "calibrated") if f"{name} {kind}".strip() in before.evaluations]
+        part = {kind: before.asked(f"{name} {kind}".strip(), rows[:number]) for kind in kinds}
+        return _Way(name, examples, 0.0, [part], part[""].seconds / number)
+
+    if "few-shot" not in before.evaluations:
+        return _Begun(way("zero-shot"), None, number, rows, 0)
+    examples = untouched_examples(job, dataset, rows)
+    if known < len(rows) and len(untouched_examples(job, dataset, rows[:known])) != len(examples):
+        rows = rows[:known]  # longer rows leave room for fewer examples: those would be other prompts
+    return _Begun(way("zero-shot"), way("few-shot", examples), number, rows, len(examples))
 
 
 def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple[int, Asked]:

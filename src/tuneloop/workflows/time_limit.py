@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash, read_json, write_json, write_yaml
 from tuneloop.records.rows import Dataset
-from tuneloop.workflows.baselines import expected_evaluation
+from tuneloop.workflows.baselines import expected_evaluation, measured_before
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.rounds import TUNED, Answered, ask_tuned_within, ask_within
 from tuneloop.workflows.run_context import RunContext, find_done, identity
@@ -91,10 +91,16 @@ class TimeLimit:
         _ = job.model  # loaded before its answers are timed
         self.expect(0.0)
         left = self.seconds - (time.monotonic() - self.began)
-        answered = ask_within(job, dataset, ANSWERS * left, self.expect)
+        answered = ask_within(job, dataset, ANSWERS * left, self.expect, measured_before(job, dataset))
+        if recipe.evaluate.limit and answered.rows < rows:
+            job.say(
+                f"time      evaluate.limit={recipe.evaluate.limit} asks for {rows} test rows; max_minutes={recipe.max_minutes:g} leaves time "
+                f"for {answered.rows} of them"
+            )
         fewer = answered.examples < answered.all_examples
         shown = {"few_shot": answered.examples, "all_few_shot": answered.all_examples} if fewer else {}
-        self._keep({"all_test_rows": rows, "test_rows": answered.rows, **shown})
+        free = {"reused_seconds": round(answered.free, 1)} if answered.free else {}
+        self._keep({"all_test_rows": rows, "test_rows": answered.rows, **shown, **free})
         return answered
 
     def expect(self, seconds: float, training: float | None = None) -> None:
@@ -132,7 +138,7 @@ class TimeLimit:
         file = job.folder / "baselines" / "baselines.json"
         listed = read_json(file) if file.is_file() else {"costs": {}}
         evaluation = TUNED * expected_evaluation(listed, recipe.evaluate)
-        spent = max(time.monotonic() - self.began, listed.get("seconds", 0.0))
+        spent = max(time.monotonic() - self.began, listed.get("seconds", 0.0) - self.found.get("reused_seconds", 0.0))
         left = self.seconds - spent - evaluation
         seconds = max(left, TRAINING * self.seconds)
         self._keep({"train_minutes": round(seconds / 60, 2)})

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.advise.advise import AdviceInput, advise, make_question
-from tuneloop.advise.measured import BaselineResults, Result, by_hand, from_evaluation, known_of, ladder
+from tuneloop.advise.measured import BaselineResults, Result, by_hand, from_evaluation, known_of, ladder, measured_of
 from tuneloop.advise.rules import applies, decide, load_rules
 from tuneloop.core.errors import UserError
 
@@ -153,7 +153,8 @@ EVALUATION = {
 def test_an_evaluation_tells_results_verdict_and_prompts() -> None:
     found = from_evaluation(EVALUATION, "eval.json")
     assert found.metric == "accuracy" and found.n == 50 and found.verdict == "better"
-    assert found.prompt == Result("few-shot", 0.6, 0.6, 0.6) and found.tuned == Result("tuned", 0.8, 0.7, 0.9)
+    assert found.prompt == Result("few-shot", 0.6, 0.6, 0.6, right=0.6)
+    assert found.tuned == Result("tuned", 0.8, 0.7, 0.9, right=0.8)
     assert found.prompt_tokens == {"few-shot": 100, "tuned": 10}
     rungs = ladder(found)
     assert [rung["name"] for rung in rungs] == ["few-shot", "tuned"]
@@ -287,6 +288,24 @@ def test_a_stand_in_counts_only_where_it_is_good_enough() -> None:
     assert of(0.5) == ("prompt", "stand-in-measured"), "that a small model falls short says nothing about the large one"
     assert of(0.95) == ("dont", "prompt-is-enough-cost-unknown")
     assert of(0.5, classical=0.9) == ("dont", "classical-is-enough"), "a classifier is no stand-in"
+
+
+@pytest.mark.parametrize("stand_in", ["", "smollm2-135m"])
+def test_a_classifier_that_is_right_on_nearly_all_rows_is_the_advice_also_where_macro_f1_decides(stand_in: str) -> None:
+    def share(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": min(1.0, value + 0.1)}
+
+    contenders = {"few-shot": {"macro_f1": share(0.11), "accuracy": share(0.05)},
+                  "tf-idf + logistic regression": {"macro_f1": share(0.75), "accuracy": share(0.975)}}  # fmt: skip
+    results = replace(measured_of(contenders, {}, 40, "here", "macro_f1"), stand_in=stand_in)
+    found = advise(AdviceInput(rows=2197, measured=results))
+    assert (found.answer, found.reasons[0].rule) == ("dont", "classical-right-on-nearly-all")
+    assert "is right on 97.5 % of your 40 test rows (macro_f1 0.750)" in found.headline
+    less = {**contenders, "tf-idf + logistic regression": {"macro_f1": share(0.6), "accuracy": share(0.7)}}
+    results = replace(measured_of(less, {}, 40, "here", "macro_f1"), stand_in=stand_in)
+    found = advise(AdviceInput(rows=2197, measured=results))
+    assert found.answer != "dont"
+    assert ("is right on 70.0 %" in found.headline) == bool(stand_in), "what the classifier reaches holds for any model"
 
 
 def test_a_budget_takes_a_cheaper_method_where_there_is_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,24 @@ def test_measuring_reports_the_untouched_model_and_the_cheap_classifiers(
     assert "zero-shot" in names and "few-shot" in names and "tf-idf + logistic regression" in names
     assert found["question"]["model"] == "smollm2-135m" and found["question"]["rows"] > 20
     assert found["question"]["baseline_prompt_tokens"] > found["question"]["prompt_tokens"]
+
+
+def test_a_table_for_a_narrow_place_breaks_names_and_loses_nothing() -> None:
+    from rich.console import Console
+
+    from tuneloop.cli import advise as command
+
+    names = ["tf-idf + logistic regression", "zero-shot calibrated", "tuned"]
+    heads = ["contender", "quality (macro-F1)", "gain over the best prompt", "tokens read", "1,000 queries", "training"]
+    for width, room in ((80, 80), (40, 90)):
+        table = command._table("Measured", *heads)
+        for i, name in enumerate(names):
+            table.add_row(name, f"0.{i}5 [0.10, 0.{i}9]", "+0.64", "597", "$0.00001", "$0.02")
+        file = io.StringIO()
+        command._print_table(Console(file=file, width=width), table)
+        text = file.getvalue()
+        assert "…" not in text and max(map(len, text.splitlines())) <= room
+        for word in " ".join([*names, *heads]).split():
+            assert word in text
+        for i in range(3):
+            assert f"0.{i}5 [0.10, 0.{i}9]" in text

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,52 @@ def test_an_argument_that_is_no_setting(fails: Fails) -> None:
 def test_broken_yaml_names_the_line(fails: Fails, here: Path) -> None:
     (here / "r.yaml").write_text("name: a\ndata: [unclosed\nmodel: x: y\n")
     assert "r.yaml:" in fails("plan", "r.yaml")
+
+
+def test_an_unknown_key_is_said_to_stand_where_it_was_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine.yaml").write_text("version: 1\nname: a\ndata: {sources: [rows.jsonl]}\n")
+    assert main(["run", "mine.yaml", "train.epoch=2"]) == 2
+    assert "where: the command line" in capsys.readouterr().err
+    (here / "mine.yaml").write_text("version: 1\nname: a\ndata: {sources: [rows.jsonl]}\ntrain: {epoch: 2}\n")
+    assert main(["run", "mine.yaml", "seed=2"]) == 2
+    assert "where: mine.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "key"), [("--max-minutes", "max_minutes"), ("--epochs", "train.epochs")])
+def test_a_setting_written_as_an_option_is_explained(option: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "rows.jsonl", option, "4"]) == 2
+    assert f"write {key}=VALUE" in capsys.readouterr().err
+
+
+def test_a_table_without_a_header_line_is_asked_for_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.csv").write_text(
+        "show me flights from boston to denver,flight\nwhat does the code h mean,abbreviation\n"
+    )
+    assert main(["init", "rows.csv"]) == 2
+    assert "is there no header line?" in capsys.readouterr().err
+
+
+def test_the_starting_recipe_shows_templates_with_the_columns_of_the_file(here: Path) -> None:
+    Path("flights.csv").write_text(
+        "request,intent\n" + "".join(f"flight {i} please,{'ab'[i % 2]}\n" for i in range(20))
+    )
+    assert main(["init", "flights.csv", "--out", "new.yaml"]) == 0
+    text = Path("new.yaml").read_text()
+    assert '# input: "{request}"' in text and '# output: "{intent}"' in text
+
+
+def test_a_command_that_is_asked_to_end_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(**_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("tuneloop.cli.main.app", work)
+    assert main(["run", "rows.jsonl"]) == 143
+    assert "Ended (SIGTERM)" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_unknown_command_offers_the_nearest(fails: Fails) -> None:

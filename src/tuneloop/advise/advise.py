@@ -367,6 +367,14 @@ def facts_of(
         "classical_name": classical.name if classical else None,
         "classical_best": classical.value if classical else None,
         "classical_share": classical.value / scale if classical else None,
+        "classical_leads": classical.value > max((r.value for r in (prompt, stood_in) if r), default=-1.0)
+        if classical
+        else None,
+        "classical_right": classical.right if classical and measured and measured.n else None,
+        "classical_words": _classifier_words(classical, measured) if classical and measured else "",
+        "classical_aside": f" {_classifier_words(classical, measured)}: beat that first."
+        if classical and measured
+        else "",
         "tuned": tuned.value if tuned else None,
         "classical_ties": _ties(measured, classical, tuned) if measured and classical and tuned else None,
         "tuned_verdict": _in_two(measured.verdict) if measured and tuned and measured.verdict else None,
@@ -439,6 +447,15 @@ def _elsewhere(question: AdviceInput, prices: PriceTable, trained: Mapping[str, 
     return f" Rented, a run of {USUAL.title} takes {hours_words(rented.hours)} on {rented.job.gpus} x {rented.job.gpu.key} and {usd_words(rented.bare_usd)}."
 
 
+def _classifier_words(classical: Result, measured: BaselineResults) -> str:
+    """What the best classifier reaches: "tf-idf + logistic regression is right on 97.5 % of your 40 test rows (macro_f1 0.750)"."""
+    reached = f"{measured.metric} {classical.value:.3f}"
+    if classical.right is None or not measured.n:
+        return f"{classical.name} reaches {reached} at next to no cost"
+    beside = "" if measured.metric == "accuracy" else f" ({reached})"
+    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {measured.n:,} test rows{beside} at next to no cost"
+
+
 def _ties(measured: BaselineResults, classical: Result, tuned: Result) -> bool:
     """Whether the tuned model is not shown to be better than the classifier: by their comparison, else by its interval."""
     if classical.value >= tuned.value:
@@ -480,7 +497,9 @@ def _steps(question: AdviceInput, gives: str, method: str, facts: Mapping[str, A
     if facts["stand_in"]:
         measure = [f"get {model} and measure it itself: tuneloop advise {data} --measure --model FOLDER"]
     else:
-        measure = [f"tuneloop advise {data} --measure: the untouched model and the cheap classifiers on your test rows"]
+        measure = [
+            f"tuneloop advise {data} --measure --model {model}: the untouched model and the cheap classifiers on your test rows"
+        ]
     if facts["prompt_best"] is not None:
         measure = []
     if gives == "dont":

@@ -27,12 +27,13 @@ def _cheap(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Result:
-    """A contender's value of the deciding metric with its 95 % interval."""
+    """A contender's value of the deciding metric with its 95 % interval, and the share of rows that it has right, where that is known."""
 
     name: str
     value: float
     low: float
     high: float
+    right: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,9 @@ def measured_of(
         if isinstance(value, dict) and isinstance(value.get("value"), int | float):
             middle = float(value["value"])
             low, high = (middle if value.get(end) is None else float(value[end]) for end in ("low", "high"))
-            results.append(Result(name, middle, low, high))
+            right = values.get("accuracy")
+            share = right.get("value") if isinstance(right, dict) else None
+            results.append(Result(name, middle, low, high, share if isinstance(share, int | float) else None))
     if not results:
         raise UserError(
             f"Nobody was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,8 @@ def command(
         raise typer.Exit(1)
 
 
+HEADER, NAMES = 10, 16  # columns of a header before it is broken, and of a table's first column at least
+
 NOT_FACTS = ("source", "settings", "measure", "evaluation", "metric", "html", "out", "as_json", "quiet", "debug")
 
 
@@ -342,8 +345,6 @@ def _read(text: str, kind: type) -> Any:
 
 def _say(console: Any, text: str, style: str = "", first: str = "", rest: str = "") -> None:
     """A paragraph with a hanging indent, at most 110 wide."""
-    import textwrap
-
     from rich.text import Text
 
     width = min(console.width, 110)
@@ -377,16 +378,28 @@ def _table(title: str, *columns: str) -> Any:
         box=None, pad_edge=False, padding=(0, 2, 0, 0), title=Text(title.strip(), style="bold"), title_justify="left"
     )
     for i, name in enumerate(columns):
-        table.add_column(
-            name, justify="left" if i == 0 else "right", header_style="dim", no_wrap=i > 0, min_width=0 if i else 14
-        )
+        header = "\n".join(textwrap.wrap(name, HEADER)) if i else name
+        table.add_column(header, justify="left" if i == 0 else "right", header_style="dim", no_wrap=i > 0)
     return table
 
 
 def _print_table(console: Any, table: Any) -> None:
-    """A table after an empty line, without the blanks that fill its lines."""
+    """A table after an empty line, without the blanks that fill its lines.
+
+    Where the console is too narrow, names in the first column are broken at words, and what is still too wide runs over: a cut
+    figure tells nobody anything.
+    """
+    from rich.measure import Measurement
+
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    names = max(
+        len(line) for cell in [table.columns[0].header, *table.columns[0].cells] for line in str(cell).split("\n")
+    )
+    table.columns[0].width = min(names, max(NAMES, names - max(0, needed - console.width)))
+    own, console.width = console.width, max(console.width, needed)
     with console.capture() as shown:
         console.print(table)
+    console.width = own
     console.print("\n" + "\n".join(line.rstrip() for line in shown.get().splitlines()), markup=False, soft_wrap=True)
 
 
@@ -399,7 +412,7 @@ def _print_ladder(advice: Advice, console: Any) -> None:
     columns = {"contender": "name", "gain over the best prompt": "gain", "tokens read": "tokens", "1,000 queries": "query",
                "training": "training"}  # fmt: skip
     shown = {title: key for title, key in columns.items() if any(c[key] for c in rungs)}
-    table = _table("\nMeasured", "contender", "quality", *list(shown)[1:])
+    table = _table("\nMeasured", "contender", f"quality ({rungs[0]['metric']})", *list(shown)[1:])
     for c in rungs:
         table.add_row(c["name"], f"{c['value']} {c['bounds']}", *(c[key] for key in list(shown.values())[1:]))
     _print_table(console, table)

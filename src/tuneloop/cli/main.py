@@ -5,7 +5,12 @@ Only typer is imported here and in the command files, so that help and usage err
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 
 import typer
 
@@ -79,15 +84,43 @@ def _options(
     pass
 
 
+class _Terminated(SystemExit):
+    """The process was asked to end."""
+
+
+@contextlib.contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """Leave by an exception when SIGTERM comes, so that the user is told; training ends its step first (`notice_sigterm`)."""
+    own = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() != own:  # a worker process that has inherited this
+            os._exit(128 + number)
+        raise _Terminated(128 + number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit status: 0 done, 1 the answer is no, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        status = app(args=arguments, prog_name="tuneloop", standalone_mode=False) or 0
+        with _ended_by_signal():
+            status = app(args=arguments, prog_name="tuneloop", standalone_mode=False) or 0
         if status == 130:  # typer has turned the interrupt into a status
             raise KeyboardInterrupt
         sys.stdout.flush()  # a full disk or a reader that left shows here, and not when Python shuts down
         return int(status)
+    except _Terminated as ended:
+        print("\nEnded (SIGTERM). The same command goes on from here.", file=sys.stderr)
+        return int(ended.code or 0)
     except SystemExit as exit_:
         if isinstance(exit_.__context__, BrokenPipeError):
             return 0  # the reader has seen enough, as in `tuneloop schema | head`
@@ -109,7 +142,21 @@ def _as_user_error(error: Exception) -> UserError:
     """A wrong command line as what, where and next."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "tuneloop"
-    return UserError(error.format_message(), next_step=f"{command} --help")  # type: ignore[attr-defined]
+    step = f"{command} --help"
+    option = str(getattr(error, "option_name", "") or "").lstrip("-").replace("-", "_")
+    if option and context and any(parameter.name == "settings" for parameter in context.command.params):
+        step = _as_setting(option) + step
+    return UserError(error.format_message(), next_step=step)  # type: ignore[attr-defined]
+
+
+def _as_setting(option: str) -> str:
+    """ "write max_minutes=VALUE; " where an option that does not exist is a setting of the recipe."""
+    from tuneloop.core.files import config_keys
+    from tuneloop.workflows.recipe import Recipe
+
+    keys = [key for key in config_keys(Recipe) if key.replace(".", "_") == option or key.split(".")[-1] == option]
+    key = min(keys, key=lambda key: key.count("."), default="")
+    return f"that is a setting: write {key}=VALUE, without dashes; or " if key else ""
 
 
 def entry() -> None:

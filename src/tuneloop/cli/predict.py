@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import typer
 
@@ -89,11 +90,14 @@ def _print(row: dict[str, object]) -> None:
     print(json.dumps(plain(row), ensure_ascii=not takes_all, default=str), flush=True)
 
 
-def _said(summary: dict[str, object]) -> str:
+def _said(summary: dict[str, Any]) -> str:
+    from tuneloop.core.units import counted
+
     kinds = summary["error_kinds"]
-    assert isinstance(kinds, dict)
     errors = (
-        f"; {summary['errors']:,} errors ({', '.join(f'{n:,} {kind}' for kind, n in kinds.items())})" if kinds else ""
+        f"; {counted(summary['errors'], 'error')} ({', '.join(f'{n:,} {kind}' for kind, n in kinds.items())})"
+        if kinds
+        else ""
     )
     cut = f"; {summary['cut']:,} answers were cut at the limit (--max-new-tokens)" if summary["cut"] else ""
-    return f"predict   {summary['answered']:,} of {summary['rows']:,} rows answered in {summary['seconds']:,.1f} s{cut}{errors}"
+    return f"predict   {summary['answered']:,} of {counted(summary['rows'], 'row')} answered in {summary['seconds']:,.1f} s{cut}{errors}"

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+from tuneloop.core.units import counted
 
 
 def command(
@@ -19,6 +20,7 @@ def command(
     ),
     mode: str = typer.Option("", "--mode", help="pairwise or rating; default: by the number of evaluations."),
     share: float = typer.Option(0.25, "--share", help="Part of the rows to look at."),
+    rows: int = typer.Option(0, "--rows", min=0, help="So many rows instead, as in --rows 10.", show_default=False),
     out: str = typer.Option(
         "", "--out", "-o", help="The review's folder; default: review/ beside the first evaluation."
     ),
@@ -44,16 +46,17 @@ def command(
     from tuneloop.evaluate.review.server import serve
 
     with screen(quiet) as shown:
-        review = _review(places, mode, share, out, dataset, seed)
+        review = _review(places, mode, rows or share, out, dataset, seed)
         if export:
             written = _export(review, export, to)
             if as_json:
                 print_json(written)
             else:
-                shown.say(f"{written['rows']} rows in {written['path']}" + _left(written))
+                shown.say(f"{counted(written['rows'], 'row')} in {written['path']}" + _left(written))
                 shown.say(f"next: {written['prepare']}")
             return
-        shown.say(f"{len(review.items)} items in {review.folder}")
+        hint = "" if rows else "; --rows 10 takes ten rows, in a folder of its own (--out)"
+        shown.say(f"{counted(len(review.items), 'item')} in {review.folder}{hint}")
     if not no_serve:  # not with a screen at work: it would go on telling of the time that people take to read
         serve(review, host=host, port=port, say=shown.say)
     found = results(review)
@@ -64,7 +67,8 @@ def command(
             print(line)
 
 
-def _review(places: list[str], mode: str, share: float, out: str, dataset: str, seed: int) -> Any:
+def _review(places: list[str], mode: str, part: float, out: str, dataset: str, seed: int) -> Any:
+    """The review; `part`: a share of the rows, or as an integer how many."""
     from tuneloop.core.errors import UserError
     from tuneloop.evaluate.review.items import load_review, make_review, read_contenders
 
@@ -76,6 +80,7 @@ def _review(places: list[str], mode: str, share: float, out: str, dataset: str, 
     chosen: Any = mode or ("pairwise" if len(contenders) > 1 else "rating")
     folder = Path(out) if out else contenders[0].folder / ("review" if len(places) > 1 else "rating")
     conversations = _conversations(dataset, [contender.folder for contender in contenders])
+    share = min(1.0, part / max(len(contenders[0].samples), 1)) if isinstance(part, int) else part
     return make_review(contenders, folder, mode=chosen, share=share, seed=seed, conversations=conversations)
 
 

@@ -303,7 +303,17 @@ def build_config(
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        raise _config_error(cls, error, where) from None
+        raise _config_error(cls, error, _place_of(error, overrides, aliases, where)) from None
+
+
+def _place_of(error: ValidationError, overrides: Sequence[str], aliases: Mapping[str, str], where: str) -> str:
+    """Where the key that an error is about was set: the command line, or the recipe."""
+    key = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
+    given = [text.partition("=")[0].strip().lstrip("-") for text in overrides]
+    for name in (aliases.get(name, name) for name in given):
+        if key and (name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.")):
+            return "the command line"
+    return where
 
 
 def _short(value: object, most: int = 80) -> str:

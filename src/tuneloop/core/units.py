@@ -24,11 +24,12 @@ def hours_words(hours: float) -> str:
     """Hours: seconds below a minute and a half, minutes below two hours, days above two of them."""
     seconds = hours * 3600
     if seconds < 90:
-        return _counted(seconds, "second")
+        return counted(seconds, "second")
     if hours < 2:
-        return _counted(seconds / 60, "minute")
-    return f"{hours:.1f} hours" if hours < 48 else _counted(hours / 24, "day")
+        return counted(seconds / 60, "minute")
+    return f"{hours:.1f} hours" if hours < 48 else counted(hours / 24, "day")
 
 
-def _counted(number: float, unit: str) -> str:
+def counted(number: float, unit: str) -> str:
+    """A whole number of things: "1 step", "1,234 steps"."""
     return f"{number:,.0f} {unit}{'' if round(number) == 1 else 's'}"

@@ -11,7 +11,7 @@ from tuneloop.core.units import usd_words
 from tuneloop.models.methods import method_named, title_of
 from tuneloop.report.advise_charts import cost_chart, dollars, quality_chart, tornado_chart
 from tuneloop.report.charts import chart_pair, short
-from tuneloop.report.facts import count, figure, gib, minutes, usd
+from tuneloop.report.facts import count, figure, gib, metric_title, minutes, usd
 from tuneloop.report.html import page_template
 from tuneloop.report.plan_terminal import shown_parts
 
@@ -128,6 +128,7 @@ def _rung(c: Mapping[str, Any]) -> dict[str, str]:
         "query": "" if c["usd_per_1000_queries"] is None else usd(c["usd_per_1000_queries"]),
         "training": "" if c["training_usd"] is None else usd(c["training_usd"]),
         "kind": "tuned" if c["name"] == "tuned" else "",
+        "metric": metric_title(c["metric"]),
     }
 
 

@@ -11,6 +11,7 @@ from tuneloop.core import machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.progress import Progress, busy
+from tuneloop.core.units import counted, usd_words
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows.baselines import expected_evaluation
 from tuneloop.workflows.distributed import Part, distributed_run, held_out
@@ -201,12 +202,12 @@ def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
     time_, cost, of = plan["time"], plan["cost"], plan["validation"]
     share = plan["trainable_parameters"] / plan["total_parameters"]
     low, high = f"{time_['low'] * 60:.1f}", f"{time_['high'] * 60:.1f}"
-    checks = f" and {of['times']} validations of {of['rows']:,} rows" if of["rows"] else ""
+    checks = f" and {counted(of['times'], 'validation')} of {counted(of['rows'], 'row')}" if of["rows"] else ""
     line = (
         f"plan      {plan['trainable_parameters'] / 1e6:.2f}M of {plan['total_parameters'] / 1e6:.1f}M parameters trained ({share:.1%}); "
         f"peak memory about {plan['memory']['peak_gib']:.1f} GiB{' (planned before)' if already else ''}\n"
-        f"          {plan['steps']:,} steps, which see {plan['rows']['words']},{checks}: {time_['hours'] * 60:.1f} minutes ({low} to {high}); "
-        f"${cost['usd']:.3f} at ${cost['usd_per_hour']:g}/hour"
+        f"          {counted(plan['steps'], 'step')}, which see {plan['rows']['words']},{checks}: {time_['hours'] * 60:.1f} minutes ({low} to {high}); "
+        f"{usd_words(cost['usd'])} at {usd_words(cost['usd_per_hour'])}/hour"
     )
     if apart := plan.get("apart"):
         line += (

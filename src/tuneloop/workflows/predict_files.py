@@ -24,6 +24,7 @@ from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.core.units import counted
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceFile, SourceRecord
@@ -86,7 +87,7 @@ def predict_file(
     how = (
         f"{len(target.task.labels or ())} labels scored" if target.scores_labels and target.task else "answers written"
     )
-    say(f"predict   {len(rows):,} rows of {file} ({kind}); {how}")
+    say(f"predict   {counted(len(rows), 'row')} of {file} ({kind}); {how}")
     inputs = [row.value if isinstance(row, SourceRecord) else Rejection(row.reason, row.detail) for row in rows]
     found: list[Prediction] = []
 

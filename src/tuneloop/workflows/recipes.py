@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,14 @@ def plan_settings(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
+def _question_and_answer(columns: Sequence[str], found: FormatGuess) -> tuple[str, str]:
+    """Two columns of a file for an example of templates: those that hold question and answer, as far as that was found."""
+    read = [column for column in found.columns.values() if column in columns]
+    rest = [column for column in columns if column not in read]
+    first, second, *_ = [*read, *rest, "text", "answer"]
+    return first, second
+
+
 def write_starter(source: str, out: str) -> tuple[Path, FormatGuess]:
     """A recipe for a file of examples, with what was found in it as comments."""
     from tuneloop.core.files import write_text
@@ -108,7 +117,9 @@ def write_starter(source: str, out: str) -> tuple[Path, FormatGuess]:
             "No record can be read", where=source, next_step="look at the file: one JSON object a line, or a CSV"
         )
     found = detect(sample, PrepareConfig(sources=[source]))
-    columns = "".join(f"  # {column}\n" for column in list(sample[0])[:12])
+    names = [str(column) for column in sample[0]]
+    columns = "".join(f"  # {column}\n" for column in names[:12])
+    asked, said = _question_and_answer(names, found)
     write_text(
         path,
         f"""# A job for tuneloop: `tuneloop run {path}`. `tuneloop schema --keys` lists every setting.
@@ -122,8 +133,8 @@ data:
   # columns of the first record:
 {columns}  # To write your own prompt and answer from the columns:
   # instruction: "What the model should do, in a sentence or two."
-  # input: "{{text}}"
-  # output: "{{answer}}"
+  # input: "{{{asked}}}"
+  # output: "{{{said}}}"
 
 train:
   epochs: 3

@@ -12,6 +12,7 @@ from tuneloop.core import machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, write_json, write_yaml
 from tuneloop.core.progress import Progress, busy
+from tuneloop.core.units import counted
 from tuneloop.models.methods import method_named
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows.distributed import Part, distributed_run, leading
@@ -126,7 +127,7 @@ def _result_lines(manifest: Mapping[str, Any]) -> list[str]:
     early = {"early": "; stopped early: validation got worse", "finished": ""}.get(
         m["stopped"], f"; stopped by the watcher: {m['stopped'].replace('_', ' ')}"
     )
-    steps = f"{m['steps']:,} steps"
+    steps = counted(m["steps"], "step")
     if m["total_steps"] < m["planned_steps"]:
         steps = f"{m['steps']:,} of {m['planned_steps']:,} planned steps"
     lines = [

@@ -131,6 +131,9 @@ def _find(sample: Sample, config: PrepareConfig, wanted: str) -> FormatGuess | N
     return None
 
 
+SENTENCE = 4  # words of a column's name from which on it is taken for a value: the file has no header line
+
+
 def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
     known = list(columns_of(sample))
     names = ", ".join(repr(name) for name in known[:12])
@@ -145,6 +148,8 @@ def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
             if near := difflib.get_close_matches(name, usual, 1, 0.85):
                 step = f"is {folded[name]!r} meant to be {near[0]!r}? Rename it, or " + step
                 break
+        if any(len(name.split()) >= SENTENCE for name in known):
+            step = "is there no header line? Write one first, as in text,label; else " + step
         return UserError("Can't tell the format of the records", where=f"columns: {names or '(none)'}", next_step=step)
     other = _find(sample, config, "auto") if wanted != "text_label" else None
     if other is not None:

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from tuneloop.cli import check, diff, forget
-from tuneloop.cli.console import report_error
+from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, sha256_file, write_json, write_jsonl
 from tuneloop.data import checks
 from tuneloop.data.config import PrepareConfig
@@ -70,18 +68,12 @@ def tuneloop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(checks, "check_dataset", some_checks, raising=False)
-    app = typer.Typer(pretty_exceptions_enable=False)
-    for module in (diff, forget, check):
-        app.command(module.__name__.split(".")[-1])(module.command)
 
     def run(*arguments: str) -> Status:
         capsys.readouterr()
-        try:
-            status = app(args=list(arguments), standalone_mode=False) or 0
-        except Exception as error:
-            status = report_error(error, arguments)
+        status = main([*arguments])
         out, err = capsys.readouterr()
-        return int(status), out, err
+        return status, out, err
 
     return run
 
@@ -184,7 +176,7 @@ def test_forget_asks_at_a_terminal(tmp_path: Path, tuneloop: Tuneloop, monkeypat
     write_dataset(tmp_path / "a", train=rows(3))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     for answer, left in ((False, 3), (True, 2)):
-        monkeypatch.setattr(typer, "confirm", lambda *_, answer=answer, **__: answer)
+        monkeypatch.setattr("typer.confirm", lambda *_, answer=answer, **__: answer)
         assert tuneloop("forget", "a", "--match", "user=u1")[0] == int(not answer)
         assert len(load_dataset("a").train) == left
 

@@ -176,7 +176,7 @@ def test_advice_not_to_tune_is_kept_and_said_once_before_a_run(
 def test_a_run_on_the_same_file_reminds_of_it_and_goes_on(
     mails: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tuneloop.workflows as pipeline
+    import tuneloop.workflows.run as pipeline
     from tuneloop.workflows.recipes import recipe_of
 
     assert answer(capsys, "advise", str(mails), "--few-shot", "0.97")["answer"] == "dont"

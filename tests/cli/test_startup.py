@@ -14,7 +14,11 @@ from tuneloop.cli.main import app
 
 LIMIT = 0.2  # seconds of user and system time of the process that are always enough
 MOST = 1.5  # times what a Python takes that only imports the libraries of the command line
-LIBRARIES = [sys.executable, "-c", "import typer, rich.console, pydantic, yaml"]
+RECORD = """import typer, rich.console, yaml
+from pydantic import BaseModel
+class Record(BaseModel):
+    number: int = 3"""
+LIBRARIES = [sys.executable, "-c", RECORD]  # a command's options are the fields of a pydantic record
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
@@ -42,6 +46,11 @@ def test_help_and_usage_errors_are_quick(arguments: list[str], status: int, cli_
             break
         libraries = max(libraries, cpu_seconds(LIBRARIES, cli_environment)[0])
     assert best < MOST * libraries
+
+
+def test_the_list_of_commands_needs_no_records(cli_environment: dict[str, str]) -> None:
+    code = "import sys; from tuneloop.cli.main import main; main(['--help']); sys.exit('pydantic' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, env=cli_environment, check=True)
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
+from tuneloop.advise.config import CaseOptions
 from tuneloop.advise.economics import MODES, Bill, OptionRow, Swing, compare_options, sensitivity
 from tuneloop.advise.economy import TokenLine, bills, options_of, serving, smaller_models, token_lines, trainings
 from tuneloop.advise.measured import OUT_OF_100, BaselineResults, Result, ladder
 from tuneloop.advise.rules import Reason, decide, load_rules
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import Config, build_config
+from tuneloop.core.files import build_config
 from tuneloop.core.units import hours_words, usd_words
 from tuneloop.models.methods import USUAL, method_named, methods, title_of
+from tuneloop.plan.config import CostOptions
 from tuneloop.plan.cost import Cost
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.options import A_WEEK, Lengths, priced
@@ -34,50 +36,17 @@ UNTOLD = {"measured", "lengths", "notes", "source", "named", "settings"}  # of a
 # --- what is asked -----------------------------------------------------------------------------
 
 
-class AdviceInput(Config):
-    """What `tuneloop advise` is asked; whatever is not given stays unknown.
+class AdviceInput(CaseOptions, CostOptions):
+    """What advice rests on: the options of `tuneloop advise`, what was measured, and what the data say.
 
-    `named` is the model as the user calls it, `settings` what a recipe says about the job, `notes` what was assumed while
-    the data were read, `source` the data's place.
+    `longest_row` and `lengths` are of the data; `peak` is the busiest hour's share of the mean, `batch_share` the part of the
+    traffic that can wait; `named` is the model as the user calls it, `settings` what a recipe says about the job, `notes`
+    what was assumed while the data were read, `source` the data's place.
     """
 
-    model: str = Field("llama-3.1-8b", min_length=1)
-    task: Literal["classification", "generation", "chat"] | None = None
-    rows: int | None = Field(None, ge=0, le=10**9)
-    labels: int | None = Field(None, ge=1, le=10**6)
-    tokens_per_row: float | None = Field(None, gt=0, le=10**6)
     longest_row: int | None = Field(None, ge=8, le=2**20)
-    epochs: float = Field(3.0, gt=0, le=1000)
-    queries_per_day: float | None = Field(None, gt=0, le=1e12)
-    baseline_prompt_tokens: float | None = Field(None, gt=0, le=10**7)
-    prompt_tokens: float | None = Field(None, gt=0, le=10**7)
-    answer_tokens: float | None = Field(None, ge=0, le=10**6)
-    usd_per_million_input: float | None = Field(None, ge=0, le=10**4)
-    usd_per_million_output: float | None = Field(None, ge=0, le=10**4)
-    baseline_usd_per_million_input: float | None = Field(None, ge=0, le=10**4)
-    baseline_usd_per_million_output: float | None = Field(None, ge=0, le=10**4)
-    target: float | None = Field(None, ge=0, le=100)
-    latency_ms: float | None = Field(None, gt=0, le=10**7)
-    budget_usd: float | None = Field(None, ge=0, le=10**9)
-    gpu: str | None = None
-    gpus: int | None = Field(None, ge=1, le=4096)
-    tier: Literal["on-demand", "spot", "community", "reserved"] = "on-demand"
-    usd_per_gpu_hour: float | None = Field(None, ge=0, le=10**4)
-    prices: str | None = None
-    months: float = Field(12.0, gt=0, le=120)
-    retrain_months: float = Field(0.0, ge=0, le=120)
-    runs: float = Field(1.0, ge=1, le=1000)
-    setup_hours: float = Field(0.0, ge=0, le=10**5)
-    evaluation_hours: float = Field(0.0, ge=0, le=10**5)
-    engineer_hours: float = Field(16.0, ge=0, le=10**5)
-    usd_per_engineer_hour: float = Field(0.0, ge=0, le=10**4)
-    rows_to_label: int = Field(0, ge=0, le=10**8)
-    usd_per_labeller_hour: float = Field(0.0, ge=0, le=10**4)
-    serving: Literal["token", "batch", "real-time", "hybrid"] = "token"
     peak: float = Field(3.0, ge=1, le=1000)
     batch_share: float = Field(0.5, ge=0, le=1)
-    facts_change: bool | None = None
-    new_domain: bool | None = None
     measured: BaselineResults | None = None
     lengths: Lengths | None = None
     notes: tuple[str, ...] = ()

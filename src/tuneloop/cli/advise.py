@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen, split_arguments
+from tuneloop.advise.config import AdviseOptions
+from tuneloop.cli.console import Settings, print_json, screen, split_arguments
 from tuneloop.cli.numbers import amount, count
+from tuneloop.cli.parameters import Output, given
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import Advice
@@ -43,132 +45,40 @@ def command(
     ),
     settings: Settings = None,
     measure: bool = typer.Option(
-        False, "--measure", help="Measure the untouched model and cheap classifiers on the test rows first."
+        False, "--measure", help="Measure the base model and cheap classifiers on the test rows first."
     ),
-    evaluation: str = typer.Option("", "--eval", help="Measured results: an eval.json or its folder.", metavar="FILE"),
-    metric: str = typer.Option("", "--metric", help="The metric that decides."),
-    model: str = typer.Option("", "--model", "-m", help="Base model [llama-3.1-8b; smollm2-135m with --measure]."),
-    task: str = typer.Option(None, "--task", help="classification, generation or chat."),
-    rows: int = typer.Option(None, "--rows", parser=count, metavar="N", help="Examples to train on."),
-    labels: int = typer.Option(None, "--labels", parser=count, metavar="N", help="Number of labels."),
-    tokens_per_row: float = typer.Option(
-        None, "--tokens-per-row", parser=amount, metavar="X", help="Tokens of a training row."
-    ),
-    epochs: float = typer.Option(None, "--epochs", parser=amount, metavar="X", help="Passes over the examples [3]."),
-    queries_per_day: float = typer.Option(None, "--queries-per-day", parser=amount, metavar="X", help="Volume."),
-    baseline_prompt_tokens: float = typer.Option(
-        None, "--baseline-prompt-tokens", parser=amount, metavar="X", help="Tokens of a query's prompt today."
-    ),
-    prompt_tokens: float = typer.Option(
-        None, "--prompt-tokens", parser=amount, metavar="X", help="Tokens of the tuned model's prompt."
-    ),
-    answer_tokens: float = typer.Option(
-        None, "--answer-tokens", parser=amount, metavar="X", help="Tokens of an answer."
-    ),
-    usd_per_million_input: float = typer.Option(
-        None, "--usd-per-million-input", parser=amount, metavar="X", help="Price of 1M tokens read."
-    ),
-    usd_per_million_output: float = typer.Option(
-        None, "--usd-per-million-output", parser=amount, metavar="X", help="Price of 1M tokens written."
-    ),
-    baseline_usd_per_million_input: float = typer.Option(
-        None,
-        "--baseline-usd-per-million-input",
-        parser=amount,
-        metavar="X",
-        help="Price of 1M tokens read by today's model, where it is another.",
-    ),
-    baseline_usd_per_million_output: float = typer.Option(
-        None, "--baseline-usd-per-million-output", parser=amount, metavar="X", help="Price of 1M tokens written by it."
-    ),
-    zero_shot: float = typer.Option(
-        None, "--zero-shot", parser=amount, metavar="X", help="Share right without examples, measured by you."
-    ),
-    few_shot: float = typer.Option(
-        None, "--few-shot", parser=amount, metavar="X", help="Share right with examples in the prompt."
-    ),
-    classifier: float = typer.Option(
-        None, "--classifier", parser=amount, metavar="X", help="Share right of a cheap classifier."
-    ),
-    test_rows: int = typer.Option(
-        None, "--test-rows", parser=count, metavar="N", help="Rows that these were measured on."
-    ),
-    target: float = typer.Option(None, "--target", parser=amount, metavar="X", help="Quality that is needed."),
-    latency_ms: float = typer.Option(
-        None, "--latency-ms", parser=amount, metavar="X", help="Milliseconds to an answer."
-    ),
-    budget: float = typer.Option(None, "--budget", parser=amount, metavar="X", help="Dollars for everything upfront."),
-    gpu: str = typer.Option(None, "--gpu", help="The GPU at hand; else the cheapest that fits is rented."),
-    gpus: int = typer.Option(None, "--gpus", parser=count, metavar="N", help="How many."),
-    tier: str = typer.Option(None, "--tier", help="on-demand, spot, community (private hosts) or reserved."),
-    usd_per_gpu_hour: float = typer.Option(
-        None, "--usd-per-gpu-hour", parser=amount, metavar="X", help="What the GPU costs you."
-    ),
-    prices: str = typer.Option(None, "--prices", help="Your own price file.", metavar="FILE"),
-    months: float = typer.Option(None, "--months", parser=amount, metavar="X", help="Horizon of savings [12]."),
-    retrain_months: float = typer.Option(
-        None, "--retrain-months", parser=amount, metavar="X", help="Months between retrainings [never]."
-    ),
-    runs: float = typer.Option(None, "--runs", parser=amount, metavar="X", help="Training runs until one is kept [1]."),
-    setup_hours: float = typer.Option(
-        None, "--setup-hours", parser=amount, metavar="X", help="Paid machine hours before the first useful step [0]."
-    ),
-    evaluation_hours: float = typer.Option(
-        None,
-        "--evaluation-hours",
-        parser=amount,
-        metavar="X",
-        help="Paid machine hours of evaluation after each run [0].",
-    ),
-    engineer_hours: float = typer.Option(
-        None, "--engineer-hours", parser=amount, metavar="X", help="Hours of engineering [16]."
-    ),
-    usd_per_engineer_hour: float = typer.Option(
-        None, "--usd-per-engineer-hour", parser=amount, metavar="X", help="What they cost [0: not counted]."
-    ),
-    rows_to_label: int = typer.Option(
-        None, "--rows-to-label", parser=count, metavar="N", help="Examples that people still have to write."
-    ),
-    usd_per_labeller_hour: float = typer.Option(
-        None, "--usd-per-labeller-hour", parser=amount, metavar="X", help="What their hours cost."
-    ),
-    serving: str = typer.Option(
-        None, "--serving", help="How the tuned model is billed: token, batch, real-time, hybrid."
-    ),
-    facts_change: bool = typer.Option(
-        None, "--facts-change/--facts-stay", help="Whether answers rest on facts that change."
-    ),
-    new_domain: bool = typer.Option(
-        None, "--new-domain/--known-domain", help="Whether the model has to learn much that is new."
-    ),
-    html: str = typer.Option("", "--html", help="Write a page with table and charts.", metavar="FILE"),
+    html: str = typer.Option("", "--html", help="Write a page with tables and charts.", metavar="FILE"),
     out: str = typer.Option(
-        "", "--out", "-o", help="Folder that keeps the answer, prepared data and measurements [evals/advise-NAME]."
+        "",
+        "--out",
+        "-o",
+        help="Folder that keeps the answer, prepared data and measurements; default: evals/advise-NAME.",
+        metavar="FOLDER",
     ),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    options: AdviseOptions,
+    output: Output,
 ) -> None:
-    """Say whether to fine-tune at all, how, and when it pays. Exit status 1: don't."""
-    given = {
-        key: value for key, value in locals().items() if key not in NOT_FACTS and value is not None and value != ""
-    }
-    if "budget" in given:
-        given["budget_usd"] = given.pop("budget")
+    """Say whether to fine-tune at all, how, and when it pays off.
+
+    What you know can be given as options; the rest is read from the data, or stays open. Exit status 1: don't fine-tune.
+    """
+    facts = given(options)
+    evaluation, metric = facts.pop("evaluation", ""), facts.pop("metric", "")
     places, settings = split_arguments([source, *(settings or [])])
     if len(places) > 1:
         raise typer.BadParameter(f"{places[1]} is one place too many")
     source = places[0] if places else ""
-    if not source and not given and not evaluation and not settings and sys.stdin.isatty() and sys.stderr.isatty():
-        given = _ask()
+    if not source and not facts and not evaluation and not settings and sys.stdin.isatty() and sys.stderr.isatty():
+        facts = _ask()
     from tuneloop.advise.advise import advise
 
-    known = _known(source, metric, given, _Measuring(measure, out, settings, quiet))
+    known = _known(source, metric, facts, _Measuring(measure, out, settings, output.quiet))
     if evaluation:
         from tuneloop.advise.measured import known_of
 
         known.facts.update(known_of(evaluation, metric))
-    advice = advise(_question(known.facts, given))
+    advice = advise(_question(known.facts, facts))
     if known.folder:
         from tuneloop.workflows.advise import keep_advice
 
@@ -177,7 +87,7 @@ def command(
         from tuneloop.report.advise_html import write_advise_page
 
         write_advise_page(advice.to_json(), html)
-    if as_json:
+    if output.json:
         print_json({**advice.to_json(), "html": html or None})
     else:
         _print(advice, html)
@@ -186,8 +96,6 @@ def command(
 
 
 HEADER, NAMES = 10, 16  # columns of a header before it is broken, and of a table's first column at least
-
-NOT_FACTS = ("source", "settings", "measure", "evaluation", "metric", "html", "out", "as_json", "quiet", "debug")
 
 
 @dataclass
@@ -210,7 +118,7 @@ class _Known:
     sources: Sequence[str] = ()  # hashes of the files, where a sample was counted
 
 
-def _known(source: str, metric: str, given: Mapping[str, Any], measuring: _Measuring) -> _Known:
+def _known(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
     """What the source says: results, a prepared data set, or data that are read as `run` would read them."""
     from tuneloop.advise.measured import holds_results, known_of
     from tuneloop.core.errors import UserError
@@ -227,10 +135,10 @@ def _known(source: str, metric: str, given: Mapping[str, Any], measuring: _Measu
         return _Known({})
     if holds_results(source) and not measuring.wanted:
         return _Known({**known_of(source, metric), "source": source})
-    return _known_of_data(source, metric, given, measuring)
+    return _known_of_data(source, metric, stated, measuring)
 
 
-def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring: _Measuring) -> _Known:
+def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
     """What data say: a prepared data set, a file of examples, or a recipe; measured where that is wanted."""
     from dataclasses import replace
 
@@ -241,9 +149,9 @@ def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring
     from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
     refuse_missing_source(source)
-    recipe = recipe_of(source, measuring.settings, model=str(given.get("model", "")))
+    recipe = recipe_of(source, measuring.settings, model=str(stated.get("model", "")))
     said_by_recipe = measuring.wanted or source.endswith((".yaml", ".yml"))
-    model = str(given.get("model") or (recipe.model if said_by_recipe else "llama-3.1-8b"))
+    model = str(stated.get("model") or (recipe.model if said_by_recipe else "llama-3.1-8b"))
     other = stand_in(model)
     recipe = recipe.model_copy(update={"model": other or model})
     facts: dict[str, Any] = {"model": model, "source": source}
@@ -274,12 +182,12 @@ def _known_of_data(source: str, metric: str, given: Mapping[str, Any], measuring
     return _Known(facts, folder, counted.hash, hashes_of_sources(recipe) if counted.sample else [])
 
 
-def _question(known: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def _question(known: Mapping[str, Any], stated: Mapping[str, Any]) -> Any:
     """What flags say, over what the source and measured results say."""
     from tuneloop.advise.advise import make_question
     from tuneloop.core.errors import UserError
 
-    known, facts = dict(known), dict(given)
+    known, facts = dict(known), dict(stated)
     if {"rows", "tokens_per_row"} & set(facts):
         known.pop("lengths", None)  # they are of the data's own rows
     if by_hand := _by_hand(facts):

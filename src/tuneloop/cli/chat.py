@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
-from tuneloop.cli.evaluate import API_KEY, TIMEOUT, endpoint_of
-from tuneloop.cli.predict import BASE, LONGEST, MODEL, SYSTEM, TARGET, TASK
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.endpoint import ConnectionOptions
+from tuneloop.cli.parameters import Output
+from tuneloop.cli.predict import TARGET, TargetOptions
 
 if TYPE_CHECKING:
     from tuneloop.workflows.chat import Chat
@@ -20,35 +21,26 @@ if TYPE_CHECKING:
 def command(
     target: str = TARGET,
     against: str = typer.Option(
-        "", "--against", "-a", help="base, few-shot, or another target: its answer is shown too.", metavar="OTHER"
+        "", "--against", "-a", help="Show another answer too: of base, few-shot, or another target.", metavar="OTHER"
     ),
-    system: str = SYSTEM,
-    max_new_tokens: int = LONGEST,
-    model: str = MODEL,
-    base: str = BASE,
-    task: str = TASK,
-    api_key_env: str = API_KEY,
-    timeout: float = TIMEOUT,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    asking: TargetOptions,
+    connection: ConnectionOptions,
+    output: Output,
 ) -> None:
-    """Ask a model a line at a time, as it was trained; /help tells the commands, /prompt shows what the model reads.
+    """Ask a model questions, one line at a time.
 
-    Piped, each line is a question. With --json the questions and answers are printed as one object at the end.
+    It is asked as it was trained; /help lists the commands, /prompt shows what the model reads. Piped, each line is a
+    question. With --json the questions and answers are printed as one object at the end.
     """
     from tuneloop.core.progress import busy
     from tuneloop.workflows.chat import HELP, open_chat
 
-    def server(url: str) -> object:
-        if not model:
-            raise typer.BadParameter("an endpoint needs --model NAME")
-        return endpoint_of(url, model, api_key_env, no_cache=True, concurrency=1, timeout=timeout)
-
     chat = open_chat(
-        target, against, base=base, task=task, system=system, max_new_tokens=max_new_tokens, endpoint=server  # type: ignore[arg-type]
+        target, against, base=asking.base, task=asking.task, system=asking.system, max_new_tokens=asking.max_new_tokens,
+        endpoint=asking.server(connection),
     )  # fmt: skip
-    with screen(quiet) as shown:
+    with screen(output.quiet) as shown:
         with busy(shown.progress, "loading the model"):
             chat.load()
         shown.say(f"chat      {_introduction(chat)}")
@@ -58,8 +50,8 @@ def command(
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal in another encoding is no reason to stop
     if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    turns = _Loop(chat, as_json).run()
-    if as_json:
+    turns = _Loop(chat, output.json).run()
+    if output.json:
         print_json({"target": target, "against": against or None, "turns": turns})
 
 

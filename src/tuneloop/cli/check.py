@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
 
 if TYPE_CHECKING:
     from tuneloop.records.rows import Row
@@ -19,24 +20,26 @@ LEVELS = ("error", "warn", "ok")
 def command(
     dataset: str = typer.Argument(..., help="A prepared data set: its folder.", metavar="DATASET"),
     against: str = typer.Option(
-        "", "--against", help="Records from production (file, glob or folder) to hold against it.", metavar="FILE"
+        "", "--against", help="Compare it with records from production: file, glob or folder.", metavar="FILE"
     ),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: Output,
 ) -> None:
-    """Check a data set for what spoils training or measuring. Exit status 1: a check is at `error`."""
+    """Check a prepared data set for problems that spoil training or evaluation.
+
+    Exit status 1: a check is at `error`.
+    """
     from tuneloop.data.checks import check_dataset
     from tuneloop.data.dataset import load_dataset
 
     _refuse_raw_file(dataset)
     loaded = load_dataset(dataset)
-    with screen(quiet) as shown:
+    with screen(output.quiet) as shown:
         production = _read(against, loaded.manifest, shown.say) if against else None
     checks = check_dataset(loaded, against=production)
     checks = sorted(checks, key=lambda check: LEVELS.index(check["level"]))  # stable: the order of checks stays
     worst = checks[0]["level"] if checks else "ok"
-    if as_json:
+    if output.json:
         print_json({"dataset": loaded.id, "path": loaded.path, "level": worst, "checks": checks})
     else:
         _print(loaded.id, checks)

@@ -3,18 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, Screen, print_json, screen
-from tuneloop.cli.evaluate import API_KEY, CACHE, CONCURRENCY, PRICE_IN, PRICE_OUT, TIMEOUT, endpoint_of
+from tuneloop.cli.console import Screen, print_json, screen
+from tuneloop.cli.endpoint import PricedEndpointOptions
+from tuneloop.cli.parameters import Output
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.evaluate.judge import Judgement
     from tuneloop.workflows.evaluations import EvalTarget
     from tuneloop.workflows.judge import Judge
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """A model as judge."""
+
+    PANEL: ClassVar[str] = "Judge"
+
+    judge: Annotated[
+        str,
+        typer.Option(
+            "--judge", help="Let a model judge the pairs too: a local model, or an endpoint's URL.", metavar="MODEL|URL"
+        ),
+    ] = ""
+    judge_model: Annotated[
+        str, typer.Option("--judge-model", help="The judge, as the endpoint names it.", metavar="NAME")
+    ] = ""
+    judge_prompt: Annotated[
+        str, typer.Option("--judge-prompt", help="Your own prompt, in the form of judge.yaml.", metavar="FILE")
+    ] = ""
+    judge_rows: Annotated[
+        int, typer.Option("--judge-rows", min=1, help="Rows that are judged at most.", metavar="N")
+    ] = 200
+    votes: Annotated[
+        str, typer.Option("--votes", help="Compare the judge with the votes of this review.", metavar="FOLDER")
+    ] = ""
+    check_judge: Annotated[
+        str,
+        typer.Option(
+            "--check-judge",
+            help="Compare nothing else: measure the judge by people's preferences or thumbs.",
+            metavar="FILE",
+        ),
+    ] = ""
+
+    def chosen(self, connection: PricedEndpointOptions) -> Judge | None:
+        """The judge; None where none is asked for."""
+        from tuneloop.workflows.judge import Judge
+
+        if not self.judge:
+            if self.check_judge or self.votes:
+                raise typer.BadParameter("name the judge with --judge")
+            return None
+        if not self.judge.startswith(("http://", "https://")):
+            return Judge(self.judge, None, self.judge_prompt, self.votes, self.judge_rows)
+        if not self.judge_model:
+            raise typer.BadParameter("name the endpoint's model with --judge-model")
+        endpoint = connection.endpoint(self.judge, self.judge_model)
+        return Judge(self.judge_model, endpoint, self.judge_prompt, self.votes, self.judge_rows)
 
 
 def command(
@@ -24,62 +75,34 @@ def command(
         metavar="A B...",
     ),
     references: str = typer.Option(
-        "", "--references", "--data", help="What files of predictions are held against.", metavar="FILE"
+        "", "--references", "--data", help="Right answers for files of predictions.", metavar="FILE"
     ),
-    dataset: str = typer.Option("", "--dataset", "-d", help="Or a prepared data set."),
-    split: str = typer.Option("test", "--split", "-s", help="Of the data set: train, val or test."),
-    out: str = typer.Option("", "--out", "-o", help="Folder for eval.json; default: in evals/."),
-    judge: str = typer.Option(
-        "", "--judge", help="Let a model judge the pairs too: a local model, or an endpoint's URL."
-    ),
-    judge_model: str = typer.Option("", "--judge-model", help="The judge, as the endpoint names it."),
-    judge_prompt: str = typer.Option(
-        "", "--judge-prompt", help="Your own prompt, in the form of judge.yaml.", metavar="FILE"
-    ),
-    judge_rows: int = typer.Option(200, "--judge-rows", min=1, help="Rows that are judged at most."),
-    votes: str = typer.Option("", "--votes", help="Folder of a review: hold the judge against its votes."),
-    check_judge: str = typer.Option(
-        "", "--check-judge", help="Instead: hold the judge against preferences or thumbs of people.", metavar="FILE"
-    ),
-    api_key_env: str = API_KEY,
-    concurrency: int = CONCURRENCY,
-    timeout: float = TIMEOUT,
-    usd_per_million_input: float = PRICE_IN,
-    usd_per_million_output: float = PRICE_OUT,
-    cache: str = CACHE,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    dataset: str = typer.Option("", "--dataset", "-d", help="Or a prepared data set that has them.", metavar="FOLDER"),
+    split: str = typer.Option("test", "--split", "-s", help="Split of it: train, val or test.", metavar="NAME"),
+    out: str = typer.Option("", "--out", "-o", help="Folder for eval.json; default: in evals/.", metavar="FOLDER"),
+    *,
+    judging: JudgeOptions,
+    connection: PricedEndpointOptions,
+    output: Output,
 ) -> None:
-    """Compare evaluations of the same rows, paired, against the first. A judge's verdict stands beside the metrics."""
-    chosen = None
-    if judge or check_judge or votes:
-        if not judge:
-            raise typer.BadParameter("name the judge with --judge")
-        chosen = _judge(
-            judge, judge_model, judge_prompt, votes, judge_rows, api_key_env, cache=cache, concurrency=concurrency, timeout=timeout,
-            usd_per_million_input=usd_per_million_input, usd_per_million_output=usd_per_million_output,
-        )  # fmt: skip
-    with screen(quiet) as shown:
-        if check_judge:
-            from tuneloop.workflows.judge import check_judge as check
+    """Compare evaluations of the same rows, each with the first one.
 
-            assert chosen is not None
-            judgements = check(chosen, check_judge, shown.progress, shown.say)
-            result: dict[str, Any] = {
-                "judge": chosen.model,
-                "checks": [{**j.facts, "words": j.words} for j in judgements],
-            }
-            words = [word for judgement in judgements for word in judgement.words]
+    Differences are tested row by row. The verdict of a judge stands alongside the metrics.
+    """
+    judge = judging.chosen(connection)
+    with screen(output.quiet) as shown:
+        if judging.check_judge:
+            assert judge is not None
+            result, words = _checked(judge, judging.check_judge, shown)
         else:
             from tuneloop.workflows.evaluations import EvalTarget
 
             against = EvalTarget(dataset=dataset, split=split, data=references)
-            result, words = _compare(evaluations or [], out, chosen, shown, against)
-    if as_json:
+            result, words = _compare(evaluations or [], out, judge, shown, against)
+    if output.json:
         print_json(result)
         return
-    if not check_judge:
+    if not judging.check_judge:
         from rich.console import Console
 
         from tuneloop.report.compare_terminal import print_comparison
@@ -87,19 +110,18 @@ def command(
         print_comparison(result, evaluations, Console(markup=False, highlight=False))
     for word in words:
         print(word)
-    if not check_judge:
+    if not judging.check_judge:
         print(f"{result['path']}/eval.json")
         print(f"{result['path']}/report.html")
 
 
-def _judge(judge: str, model: str, prompt: str, votes: str, rows: int, api_key_env: str, **endpoint: Any) -> Judge:
-    from tuneloop.workflows.judge import Judge
+def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], list[str]]:
+    """How far the judge agrees with people, and that in words."""
+    from tuneloop.workflows.judge import check_judge
 
-    if judge.startswith(("http://", "https://")):
-        if not model:
-            raise typer.BadParameter("name the endpoint's model with --judge-model")
-        return Judge(model, endpoint_of(judge, model, api_key_env, **endpoint), prompt, votes, rows)
-    return Judge(judge, None, prompt, votes, rows)
+    found = check_judge(judge, file, shown.progress, shown.say)
+    facts = {"judge": judge.model, "checks": [{**one.facts, "words": one.words} for one in found]}
+    return facts, [word for one in found for word in one.words]
 
 
 def _compare(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,17 +20,21 @@ MOST = 8  # labels, settings or sources that are listed
 def command(
     a: str = typer.Argument(..., help="The older data set: its folder.", metavar="A"),
     b: str = typer.Argument(..., help="The newer data set.", metavar="B"),
-    rows: int = typer.Option(3, "--rows", "-n", min=0, help="Examples to show of each kind of change."),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    rows: int = typer.Option(
+        3, "--rows", "-n", min=0, help="Show this many examples of each kind of change.", metavar="N"
+    ),
+    *,
+    output: Output,
 ) -> None:
-    """Show what changed between two data sets: rows, splits, labels, settings, sources."""
+    """Show what changed between two prepared data sets.
+
+    Rows, splits, labels, settings and sources are compared.
+    """
     from tuneloop.data.diff import diff_datasets
 
-    with screen(quiet):
+    with screen(output.quiet):
         diff = diff_datasets(a, b, examples=rows)
-    if as_json:
+    if output.json:
         print_json({"identical": diff.identical, **{name: getattr(diff, name) for name in diff.__dataclass_fields__}})
         return
     from rich.console import Console

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
 
 
-def command(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Check this machine: packages, model, memory, disk. Exit status 1 when something needed is missing."""
+def command(*, output: Output) -> None:
+    """Check this machine: packages, model, memory, disk.
+
+    Exit status 1: something that is needed is missing.
+    """
     from tuneloop.workflows.doctor import examine
 
-    with screen(quiet):
+    with screen(output.quiet):
         findings = examine()
-    if as_json:
+    if output.json:
         print_json({"ok": all(f.ok or not f.needed for f in findings), "findings": findings})
     else:
         for finding in findings:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
 
 
 def command(
@@ -14,26 +15,26 @@ def command(
         "--format",
         "-f",
         help="merged: a model by itself; adapter: for its base. Default: merged where the method can be merged.",
+        metavar="NAME",
     ),
-    out: str = typer.Option("", "--out", "-o", help="Folder of the artifact; default: artifacts/ID."),
+    out: str = typer.Option("", "--out", "-o", help="Folder of the artifact; default: artifacts/ID.", metavar="FOLDER"),
     force: bool = typer.Option(False, "--force", help="Overrule a gate that is not green; the artifact says so."),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: Output,
 ) -> None:
-    """Make a folder of a run that others can load, with a model card and where it comes from.
+    """Export a run as a folder that other tools can load, with a model card.
 
-    Refused while `tuneloop gate` says no, or was asked about an earlier evaluation.
+    It is refused while `tuneloop gate` says no, or has judged an earlier evaluation.
     """
     from pathlib import Path
 
     from tuneloop.workflows.export import export_run
 
-    with screen(quiet) as shown:
+    with screen(output.quiet) as shown:
         artifact = export_run(
             Path(run), form, Path(out) if out else None, force=force, progress=shown.progress, say=shown.say
         )
-    if as_json:
+    if output.json:
         print_json({"path": str(artifact.folder), **artifact.manifest})
     else:
         size = sum(entry["bytes"] for entry in artifact.manifest["files"].values()) / 1e6

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,23 +22,31 @@ MOST = 20  # rows that are shown
 def command(
     dataset: str = typer.Argument(..., help="A prepared data set: its folder.", metavar="DATASET"),
     match: str = typer.Option(
-        ..., "--match", help="Text in the rows, in any case; or column=value.", metavar="TEXT|COLUMN=VALUE"
+        ...,
+        "--match",
+        help="Remove rows with this text, in any case, or with this value of a column.",
+        metavar="TEXT|COLUMN=VALUE",
     ),
-    regex: bool = typer.Option(False, "--regex", help="The text or value is a regular expression."),
+    regex: bool = typer.Option(False, "--regex", help="Take the text or value as a regular expression."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Only show what matches."),
-    yes: bool = typer.Option(False, "--yes", "-y", help="Don't ask before removing."),
-    root: str = typer.Option(".", "--root", help="Where to look for data sets and runs that were made from it."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Remove without asking."),
+    root: str = typer.Option(
+        ".", "--root", help="Where to look for data sets and runs that were made from it.", metavar="FOLDER"
+    ),
     model: str = typer.Option(
         "",
         "--model",
         "-m",
-        help="Model the data set was prepared for, to count its tokens again; default: the packaged one.",
+        help="Model for which the data set was prepared, to count its tokens again; default: the packaged one.",
+        metavar="MODEL",
     ),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: Output,
 ) -> None:
-    """Remove a person's rows from a data set, and list all that was made from it. Exit status 1: no row matches."""
+    """Remove a person's rows from a data set, and list all that was made from it.
+
+    Exit status 1: no row matches.
+    """
     from rich.console import Console
 
     from tuneloop.data.forget import descendants, find_rows, forget, personal_settings
@@ -46,30 +55,30 @@ def command(
     from tuneloop.report.data_html import write_data_report
     from tuneloop.workflows.prepare import measure_of
 
-    console = Console(highlight=False, quiet=as_json)
+    console = Console(highlight=False, quiet=output.json)
     matcher = Matcher(match, regex)
     matcher = Matcher(match, regex, stand_ins(matcher, personal_settings(dataset)))
-    with screen(quiet):
+    with screen(output.quiet):
         found = find_rows(dataset, matcher)
     _print_found(found, console)
     there = bool(found.hits or found.resumed)
     if not there or dry_run:
-        with screen(quiet):
+        with screen(output.quiet):
             made = descendants(found, matcher, root)
         _print_made(made, console)
-        if as_json:
+        if output.json:
             print_json({"matched": found.rows, "removed": 0, "rows": found.hits, "also_in": found.others,
                         "sources": found.origins, "descendants": made})  # fmt: skip
         raise typer.Exit(0 if there else 1)
-    if not yes and not _confirmed(found, as_json):
+    if not yes and not _confirmed(found, output.json):
         console.print("Nothing was removed.")
         raise typer.Exit(1)
-    with screen(quiet):
+    with screen(output.quiet):
         measure = measure_of(dataset, model)
         done = forget(dataset, matcher, runs_root=root, measure=measure)
         if found.report:
             write_data_report(found.folder, hidden)
-    if as_json:
+    if output.json:
         print_json({"matched": found.rows, "removed": done.rows, "was": done.old_id, "id": done.new_id,
                     "files": done.files, "rows": found.hits, "also_in": found.others, "sources": found.origins,
                     "descendants": done.descendants})  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
 
 FIRST_SUITE = "suite.yaml"
 SIGNS = {"pass": "pass", "fail": "FAIL", "inconclusive": "?   "}
@@ -16,7 +17,7 @@ SIGNS = {"pass": "pass", "fail": "FAIL", "inconclusive": "?   "}
 def command(
     candidate: str = typer.Argument(
         "",
-        help="The run or evaluation that wants to be released; with --init a run or prepared data set.",
+        help="The run or evaluation to be released; with --init a run or prepared data set.",
         metavar="CANDIDATE",
     ),
     against: str = typer.Option(
@@ -26,17 +27,23 @@ def command(
         "", "--suite", "-s", help="What must hold: a YAML file. With --init, where it is written.", metavar="FILE"
     ),
     init: bool = typer.Option(
-        False, "--init", help="Instead: write a first suite, made from a run (or a prepared data set), to be edited."
+        False, "--init", help="Write a first suite, made from a run or prepared data set, for you to edit."
     ),
-    out: str = typer.Option("", "--out", "-o", help="Folder for gate.json; default: the candidate's."),
-    no_model: bool = typer.Option(False, "--no-model", help="Ask nothing anew: judge by the stored answers alone."),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    out: str = typer.Option(
+        "", "--out", "-o", help="Folder for gate.json; default: the candidate's.", metavar="FOLDER"
+    ),
+    no_model: bool = typer.Option(
+        False, "--no-model", help="Ask the model nothing: judge by the stored answers alone."
+    ),
+    *,
+    output: Output,
 ) -> None:
-    """May the candidate replace the base? Exit status 0: pass; 1: fail; 3: not enough evidence."""
+    """Decide whether a candidate may replace the model in use.
+
+    Exit status 0: pass; 1: fail; 3: not enough evidence.
+    """
     if init:
-        _init(candidate, against, suite or FIRST_SUITE, as_json)
+        _init(candidate, against, suite or FIRST_SUITE, output.json)
         return
     for value, what in ((candidate, "CANDIDATE"), (against, "--against BASE"), (suite, "--suite FILE")):
         if not value:
@@ -47,7 +54,7 @@ def command(
     from tuneloop.workflows.evaluate import answers_of
 
     wanted = load_suite(suite)
-    with screen(quiet) as shown:
+    with screen(output.quiet) as shown:
         sides = read_side(candidate), read_side(against)
         folder = sides[0].folder
         ask = None if no_model or sides[0].baseline else answers_of(folder, progress=shown.progress, say=shown.say)
@@ -55,7 +62,7 @@ def command(
     # What is said of a baseline in a folder is not said of the run that the folder belongs to.
     place = Path(out) if out else None if sides[0].baseline else folder
     path = write_gate(place, outcome) if place else None
-    if as_json:
+    if output.json:
         print_json({**outcome, "path": str(path) if path else None})
     else:
         for check in outcome["checks"]:

@@ -11,60 +11,90 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
 
 import typer
+import typer.core
+import typer.main
 
-from tuneloop.cli import (
-    advise,
-    chat,
-    check,
-    compare,
-    diff,
-    doctor,
-    evaluate,
-    export,
-    forget,
-    gate,
-    init,
-    plan,
-    predict,
-    prepare,
-    report,
-    review,
-    run,
-    schema,
-    train,
-)
 from tuneloop.cli.console import report_error
+from tuneloop.cli.parameters import Command, expanded
 from tuneloop.core.errors import UserError
+
+# The commands by stage of the life cycle. Each is `command` in the module of its name, which is imported when it is needed.
+COMMANDS: dict[str, dict[str, str]] = {
+    "Decide and plan": {
+        "advise": "Say whether to fine-tune at all, how, and when it pays off.",
+        "plan": "Predict the memory, hours and dollars of training, for any GPU or for this machine.",
+    },
+    "Data": {
+        "prepare": "Turn files of any format into train, validation and test splits.",
+        "check": "Check a prepared data set for problems that spoil training or evaluation.",
+        "diff": "Show what changed between two prepared data sets.",
+        "forget": "Remove a person's rows from a data set, and list all that was made from it.",
+    },
+    "Train": {
+        "init": "Write a recipe for a file of examples.",
+        "run": "Do all stages in one go: prepare, baselines, plan, train, evaluate, report.",
+        "train": "Train an adapter, or all weights, on a prepared data set.",
+    },
+    "Evaluate": {
+        "evaluate": "Measure a run, a model, an endpoint or a file of answers on any rows.",
+        "compare": "Compare evaluations of the same rows, each with the first one.",
+        "predict": "Answer the rows of a file.",
+        "chat": "Ask a model questions, one line at a time.",
+        "review": "Let people judge answers on a local page without knowing whose they are.",
+        "report": "Write the report page of a run or evaluation again.",
+    },
+    "Release": {
+        "gate": "Decide whether a candidate may replace the model in use.",
+        "export": "Export a run as a folder that other tools can load, with a model card.",
+    },
+    "Set up": {
+        "doctor": "Check this machine: packages, model, memory, disk.",
+        "schema": "Print the JSON Schema of a recipe or of a file's record, or a table of the recipe's keys.",
+    },
+}
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands of `COMMANDS`; help lists them by stage, and only the one that is called is imported."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = dict.fromkeys(
+            name for stage in COMMANDS.values() for name in stage
+        )  # None: not yet imported
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, by stage."""
+        return list(self.commands)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        if cmd_name in self.commands and self.commands[cmd_name] is None:
+            one = typer.Typer(add_completion=False, rich_markup_mode=None)
+            one.command(cmd_name, cls=Command)(expanded(import_module(f"tuneloop.cli.{cmd_name}").command))
+            self.commands[cmd_name] = typer.main.get_command(one)
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the table of commands."""
+        for stage, lines in COMMANDS.items():
+            with formatter.section(stage):
+                formatter.write_dl([(f"{name:<8}", line) for name, line in lines.items()])
+
 
 app = typer.Typer(
     name="tuneloop",
-    help="From a file of examples to a tuned, measured Llama 3: prepare, baselines, plan, train, evaluate, report.",
+    cls=_Commands,
+    help="Take Llama 3 from a file of examples to a fine-tuned and measured model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("run")(run.command)
-app.command("init")(init.command)
-app.command("prepare")(prepare.command)
-app.command("check")(check.command)
-app.command("diff")(diff.command)
-app.command("forget")(forget.command)
-app.command("advise")(advise.command)
-app.command("plan")(plan.command)
-app.command("train")(train.command)
-app.command("evaluate")(evaluate.command)
-app.command("compare")(compare.command)
-app.command("predict")(predict.command)
-app.command("chat")(chat.command)
-app.command("review")(review.command)
-app.command("gate")(gate.command)
-app.command("export")(export.command)
-app.command("report")(report.command)
-app.command("doctor")(doctor.command)
-app.command("schema")(schema.command)
 
 
 def _version(value: bool) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen, split_arguments
-from tuneloop.cli.numbers import amount, count
+from tuneloop.cli.console import Settings, print_json, screen, split_arguments
+from tuneloop.cli.parameters import Output, given
+from tuneloop.plan.config import PlanOptions
 
 
 def command(
@@ -18,102 +18,23 @@ def command(
         metavar="[DATA|RECIPE.yaml|RUN]",
     ),
     settings: Settings = None,
-    model: str = typer.Option("", "--model", "-m", help="Model: short name, hub name, folder or config.json."),
-    gpu: str = typer.Option(None, help="Only this GPU, as in h100-sxm, or cpu.", show_default=False),
-    gpus: int = typer.Option(
-        None,
-        parser=count,
-        metavar="N",
-        help="Only this many [1 of the GPU named by --gpu, else all counts].",
-        show_default=False,
-    ),
-    gpu_memory: float = typer.Option(
-        None, parser=amount, metavar="GIB", help="Memory of a card that the table does not know, or has otherwise."
-    ),
-    gpu_tflops: float = typer.Option(None, parser=amount, metavar="X", help="Its dense 16-bit peak in TFLOPS."),
-    gpu_bandwidth: float = typer.Option(None, parser=amount, metavar="X", help="Its memory's bandwidth in GB/s."),
-    gpu_link: float = typer.Option(
-        None, parser=amount, metavar="X", help="GB/s to a neighbour: 56 with an NVLink bridge."
-    ),
-    gpu_price: float = typer.Option(None, parser=amount, metavar="X", help="What an hour of it costs."),
-    method: str = typer.Option(None, help="full, lora, qlora or prefix."),
-    sharding: str = typer.Option(None, help="none, ddp, fsdp, zero2 or zero3."),
-    offload: bool = typer.Option(None, "--offload", help="Optimizer (and sharded weights) in the host's memory."),
-    offload_activations: bool = typer.Option(None, "--offload-activations", help="Checkpointed layer inputs too."),
-    seq_len: int = typer.Option(None, parser=count, metavar="N", help="Tokens of a row."),
-    micro_batch: int = typer.Option(None, parser=count, metavar="N", help="Rows at once on a GPU."),
-    grad_accum: int = typer.Option(None, parser=count, metavar="N", help="Micro-batches of a step."),
-    grad_ckpt: bool = typer.Option(None, "--grad-ckpt/--no-grad-ckpt", help="Recompute layers in the backward pass."),
-    attention: str = typer.Option(None, help="flash, sdpa or eager."),
-    loss_kernel: str = typer.Option(None, help="eager, compiled, triton, chunked, fused or tuneloop (its own loop)."),
-    dtype: str = typer.Option(
-        None, help="bf16, fp16, fp32, mixed (fp32 weights) or autocast (those under torch.autocast)."
-    ),
-    optimizer: str = typer.Option(None, help="adamw, adamw-bf16, adamw-8bit, paged-adamw-8bit or sgd."),
-    optimizer_in_backward: bool = typer.Option(None, "--optimizer-in-backward", help="Update as gradients arrive."),
-    rank: int = typer.Option(None, parser=count, metavar="N", help="Rank of the adapter."),
-    targets: str = typer.Option(None, help="all-linear, attention, mlp, or names as in q,v."),
-    prefix_tokens: int = typer.Option(None, parser=count, metavar="N", help="Virtual tokens of prefix tuning."),
-    quant: str = typer.Option(None, help="Frozen weights: nf4, nf4-dq, int8 or none."),
-    head_fp32: bool = typer.Option(
-        None, "--head-fp32", help="Embeddings, head and norms upcast, as PEFT prepares k-bit."
-    ),
-    packing: bool = typer.Option(None, "--packing/--no-packing", help="Rows are packed to the full length."),
-    tokens: int = typer.Option(None, parser=count, metavar="N", help="Training tokens of one pass."),
-    dataset: str = typer.Option(None, help="The same as DATA, as an option."),
-    epochs: float = typer.Option(None, parser=amount, metavar="X", help="Passes over the data."),
-    tier: str = typer.Option(None, help="on-demand, spot, community (private hosts) or reserved."),
-    prices: str = typer.Option(None, help="Your own price file."),
-    usd_per_gpu_hour: float = typer.Option(
-        None, parser=amount, metavar="X", help="What an hour of the GPU named by --gpu costs."
-    ),
-    interruptions_per_hour: float = typer.Option(
-        None,
-        parser=amount,
-        metavar="X",
-        help="How often a machine is taken away or fails [spot: 0.1; else a GPU in 50,000 hours].",
-    ),
-    checkpoint_minutes: float = typer.Option(
-        None, parser=amount, metavar="X", help="Minutes between checkpoints [the best interval]."
-    ),
-    runs: float = typer.Option(None, parser=amount, metavar="X", help="Training runs until one is kept [1]."),
-    setup_hours: float = typer.Option(
-        None, parser=amount, metavar="X", help="Paid machine hours before the first useful step [0]."
-    ),
-    evaluation_hours: float = typer.Option(
-        None, parser=amount, metavar="X", help="Paid machine hours of evaluation after each run [0]."
-    ),
-    rows_to_label: int = typer.Option(
-        None, parser=count, metavar="N", help="Examples that people still have to write or check [0]."
-    ),
-    usd_per_labeller_hour: float = typer.Option(
-        None, parser=amount, metavar="X", help="What their hours cost, at a minute an example."
-    ),
-    engineer_hours: float = typer.Option(None, parser=amount, metavar="X", help="Hours of engineering [16]."),
-    usd_per_engineer_hour: float = typer.Option(
-        None, parser=amount, metavar="X", help="What they cost [0: not counted]."
-    ),
-    all_rows: bool = typer.Option(False, "--all", help="Show every machine, not the first ten."),
+    all_rows: bool = typer.Option(False, "--all", help="Show every machine instead of the first ten."),
     calibrate: bool = typer.Option(
-        False, "--calibrate", help="Train a few steps here and keep predicted and measured."
+        False, "--calibrate", help="Train a few steps here, and keep what was predicted and measured."
     ),
     history: bool = typer.Option(False, "--history", help="Show what was predicted and what came, run by run."),
-    out: str = typer.Option("", "--out", "-o", help="Write plan.json to this folder."),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    out: str = typer.Option("", "--out", "-o", help="Folder in which to write plan.json.", metavar="FOLDER"),
+    *,
+    options: PlanOptions,
+    output: Output,
 ) -> None:
-    """Say what training takes: memory, hours, dollars. With --model alone for every GPU, at once and without torch; with a
-    recipe or data set for this machine, measured. Exit status 1 when it does not fit."""
-    asked = {
-        name: value
-        for name, value in locals().items()
-        if name
-        not in ("source", "settings", "model", "calibrate", "history", "out", "all_rows", "as_json", "quiet", "debug")
-        and value is not None
-    }
+    """Predict the memory, hours and dollars of training, for any GPU or for this machine.
+
+    With --model alone it answers for every GPU, at once and without torch; with a recipe or data set for this machine, by
+    measuring it. Exit status 1: it does not fit.
+    """
     if history:
-        _history(as_json)
+        _history(output.json)
         return
     places, settings = split_arguments([source, *(settings or [])])
     if len(places) > 1 and places[0] != "prices":
@@ -122,15 +43,19 @@ def command(
     if source == "prices":
         from tuneloop.cli.prices import prices as show_prices
 
-        show_prices([*places[1:], *settings], prices, as_json)
+        show_prices([*places[1:], *settings], options.prices, output.json)
         return
+    asked = given(options)
+    model = asked.pop("model", "")
     if calibrate:
-        plan = _calibrated(source, [*settings, *_trained(asked)], model, quiet)
+        plan = _calibrated(source, [*settings, *_trained(asked)], model, output.quiet)
     elif source or asked.get("dataset"):
-        plan = _of_data(source, settings, model, asked, _Output(out, quiet))
+        plan = _of_data(source, settings, model, asked, quiet=output.quiet)
     else:
-        plan = _table(settings, model, asked, out)
-    if as_json:
+        plan = _table(settings, model, asked)
+    if out and not calibrate:
+        _write(plan, out)
+    if output.json:
         print_json(plan)
     elif "table" in plan:
         from tuneloop.report.plan_terminal import print_plan
@@ -142,15 +67,7 @@ def command(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _Output:
-    """Where `plan.json` goes, and whether lines on the way are left out."""
-
-    folder: str
-    quiet: bool
-
-
-def _table(settings: list[str] | None, model: str, asked: dict[str, Any], out: str) -> dict[str, Any]:
+def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, Any]:
     """The plan of a model for all machines that are asked for."""
     from tuneloop.core.errors import UserError
     from tuneloop.plan.options import plan_machines
@@ -167,21 +84,18 @@ def _table(settings: list[str] | None, model: str, asked: dict[str, Any], out: s
             where="plan",
             next_step="tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan DATA",
         )
-    return _written(plan_machines({"model": model, **asked}), out)
+    return plan_machines({"model": model, **asked})
 
 
-def _written(plan: dict[str, Any], out: str) -> dict[str, Any]:
-    """The plan, also as `plan.json` where a folder is named."""
+def _write(plan: dict[str, Any], folder: str) -> None:
     from pathlib import Path
 
     from tuneloop.core.files import write_json
 
-    if out:
-        write_json(Path(out) / "plan.json", plan)
-    return plan
+    write_json(Path(folder) / "plan.json", plan)
 
 
-def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], output: _Output) -> dict[str, Any]:
+def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     """The plan of a run on data: of this machine and measured where nothing else is asked and the model is there; else by formula."""
     from pathlib import Path
 
@@ -199,13 +113,13 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
     data = source or asked.pop("dataset")
     refuse_missing_source(data)
     if model and (Path(data) / "dataset.json").is_file() and not settings and (asked or stand_in(model)):
-        return _written(plan_machines({"model": model, **asked, "dataset": data}), output.folder)
+        return plan_machines({"model": model, **asked, "dataset": data})
     recipe = recipe_of(data, settings, model=model)
     other = stand_in(recipe.model)
-    with screen(output.quiet) as shown:
+    with screen(quiet) as shown:
         if source and not asked and not other:
             plan = plan_alone(recipe, "", progress=shown.progress, say=shown.say)
-            return _written({**plan, "recommendation": recommendation_here(plan)}, output.folder)
+            return {**plan, "recommendation": recommendation_here(plan)}
         read = recipe.model_copy(update={"model": other or recipe.model})
         with counted_data(read, progress=shown.progress, say=shown.say) as counted:
             plan = plan_machines({"model": recipe.model, **plan_settings(recipe), **asked, "dataset": counted.path})
@@ -214,7 +128,7 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
     if other:
         why = f"{recipe.model} is not on this machine"
         plan["assumptions"].insert(0, f"tokens are counted as {other} reads them, and time is by formula: {why}")
-    return _written(plan, output.folder)
+    return plan
 
 
 def _trained(asked: dict[str, Any]) -> list[str]:

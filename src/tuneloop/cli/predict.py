@@ -4,25 +4,64 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
-from tuneloop.cli.evaluate import API_KEY, CACHE, CONCURRENCY, NO_CACHE, RETRIES, TIMEOUT, endpoint_of
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.endpoint import ConnectionOptions, EndpointOptions
+from tuneloop.cli.parameters import Output
+
+if TYPE_CHECKING:
+    from tuneloop.inference.client import Endpoint
 
 TARGET = typer.Argument(
     ..., help="A run, an exported artifact, an adapter or a model: folder, name or GGUF file; or an endpoint's URL.",
     metavar="TARGET",
 )  # fmt: skip
-MODEL = typer.Option("", "--model", "-m", help="Of an endpoint: the model, as it names it.")
-BASE = typer.Option("", "--base", help="Base model of an adapter; default: the one that it names.", metavar="MODEL")
-TASK = typer.Option(
-    "", "--task", help="A run or artifact whose instruction and columns are taken, as of an endpoint that serves it.",
-    metavar="TARGET",
-)  # fmt: skip
-SYSTEM = typer.Option(None, "--system", help='System turn in place of the trained one; "" for none.', metavar="TEXT")
-LONGEST = typer.Option(None, "--max-new-tokens", min=1, help="Longest answer, in tokens; default: that of training.")
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """How a target is asked, for `predict` and `chat`."""
+
+    model: Annotated[str, typer.Option("--model", "-m", help="The model, as an endpoint names it.", metavar="NAME")] = (
+        ""
+    )
+    base: Annotated[
+        str,
+        typer.Option("--base", help="Base model of an adapter; default: the one that it names.", metavar="MODEL"),
+    ] = ""
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task",
+            help="Take instruction and columns from this run or artifact, as for an endpoint that serves it.",
+            metavar="TARGET",
+        ),
+    ] = ""
+    system: Annotated[
+        str | None,
+        typer.Option("--system", help='System turn in place of the trained one; "" for none.', metavar="TEXT"),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens", min=1, help="Longest answer, in tokens; default: that of training.", metavar="N"
+        ),
+    ] = None
+
+    def server(self, connection: ConnectionOptions) -> Callable[[str], Endpoint]:
+        """What makes an endpoint of a URL."""
+
+        def of(url: str) -> Endpoint:
+            if not self.model:
+                raise typer.BadParameter("an endpoint needs --model NAME")
+            return connection.endpoint(url, self.model)
+
+        return of
 
 
 def command(
@@ -33,48 +72,37 @@ def command(
     out: str = typer.Option(
         "", "--out", "-o", help="Result, .csv or .jsonl; default: JSON Lines on stdout.", metavar="FILE"
     ),
-    column: str = typer.Option("", "--column", "-c", help="The column that is asked; default: those of training."),
-    top: int = typer.Option(0, "--top", min=0, help="Probabilities of so many labels; of a classifier only."),
-    system: str = SYSTEM,
-    max_new_tokens: int = LONGEST,
-    model: str = MODEL,
-    base: str = BASE,
-    task: str = TASK,
-    api_key_env: str = API_KEY,
-    concurrency: int = CONCURRENCY,
-    timeout: float = TIMEOUT,
-    retries: int = RETRIES,
-    cache: str = CACHE,
-    no_cache: bool = NO_CACHE,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    column: str = typer.Option(
+        "", "--column", "-c", help="The column that is asked; default: those of training.", metavar="NAME"
+    ),
+    top: int = typer.Option(
+        0, "--top", min=0, help="Give the probabilities of so many labels; of a classifier only.", metavar="N"
+    ),
+    *,
+    asking: TargetOptions,
+    connection: EndpointOptions,
+    output: Output,
 ) -> None:
-    """Answer the rows of a file, each asked as the model was trained; labels come with their probability.
+    """Answer the rows of a file.
 
-    With --out a killed predict goes on where it stopped. With --json the summary is printed, and without --out the rows
-    stand in it. Exit status 1: some rows have an error in place of an answer.
+    Each row is asked as the model was trained; labels come with their probability. With --out a killed predict goes on where
+    it stopped. With --json the summary is printed, and without --out the rows stand in it. Exit status 1: some rows have an
+    error in place of an answer.
     """
     from tuneloop.workflows.predict import Options
     from tuneloop.workflows.predict_files import predict_file
     from tuneloop.workflows.targets import open_target
 
-    def server(url: str) -> object:
-        if not model:
-            raise typer.BadParameter("an endpoint needs --model NAME")
-        return endpoint_of(url, model, api_key_env, cache=cache, no_cache=no_cache, concurrency=concurrency, timeout=timeout, retries=retries)  # fmt: skip
-
-    opened = open_target(target, base=base, task=task, endpoint=server)  # type: ignore[arg-type]
-    options = Options(column, system, top, max_new_tokens)
-    with screen(quiet) as shown:
-        found = predict_file(
-            opened, file, options, out, write=None if as_json or out else _print, progress=shown.progress, say=shown.say
-        )
+    opened = open_target(target, base=asking.base, task=asking.task, endpoint=asking.server(connection))
+    options = Options(column, asking.system, top, asking.max_new_tokens)
+    with screen(output.quiet) as shown:
+        write = None if output.json or out else _print
+        found = predict_file(opened, file, options, out, write=write, progress=shown.progress, say=shown.say)
     summary = found.summary
-    if as_json:
+    if output.json:
         print_json(summary if out else {**summary, "predictions": found.rows})
     else:
-        with screen(quiet) as shown:
+        with screen(output.quiet) as shown:
             shown.say(_said(summary))
         if out:
             print(out)

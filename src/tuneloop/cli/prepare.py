@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen, split_arguments
+from tuneloop.cli.console import print_json, screen, split_arguments
+from tuneloop.cli.parameters import Output
 
 
 def command(
@@ -17,35 +18,45 @@ def command(
         help="Files, globs or folders; or a recipe, whose data section is used; and key=value settings.",
         metavar="SOURCE... [KEY=VALUE]...",
     ),
-    out: str = typer.Option("", "--out", "-o", help="Folder of the data set; default: datasets/NAME."),
-    name: str = typer.Option("", "--name", help="Name of the data set; default: that of the first source."),
-    model: str = typer.Option("", "--model", "-m", help="Model whose tokenizer and chat template measure the rows."),
-    show: int = typer.Option(0, "--show", help="Print this many rows as the model sees them, learned tokens coloured."),
+    out: str = typer.Option(
+        "", "--out", "-o", help="Folder of the data set; default: datasets/NAME.", metavar="FOLDER"
+    ),
+    name: str = typer.Option(
+        "", "--name", help="Name of the data set; default: that of the first source.", metavar="NAME"
+    ),
+    model: str = typer.Option(
+        "", "--model", "-m", help="Model whose tokenizer and chat template measure the rows.", metavar="MODEL"
+    ),
+    show: int = typer.Option(
+        0, "--show", help="Print this many rows as the model sees them, with the trained tokens coloured.", metavar="N"
+    ),
     track: bool = typer.Option(
         False, "--track", help="Log the data set to MLflow; also done where MLFLOW_TRACKING_URI is set."
     ),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: Output,
 ) -> None:
-    """Turn files of any shape into train, val and test splits. Exit status 1: all is written, but a check is at `error`."""
+    """Turn files of any format into train, validation and test splits.
+
+    Exit status 1: all is written, but a check is at `error`.
+    """
     from tuneloop.workflows.prepare import prepare_alone
     from tuneloop.workflows.recipes import recipe_for_sources
 
     places, settings = split_arguments(sources)
     recipe = recipe_for_sources(places, settings, name=name, model=model)
-    with screen(quiet) as shown:
+    with screen(output.quiet) as shown:
         track = track or bool(os.environ.get("MLFLOW_TRACKING_URI"))
         dataset = prepare_alone(recipe, out, track=track, progress=shown.progress, say=shown.say)
     if show:
         from tuneloop.cli.rows import print_rows
 
-        print_rows(recipe.model, dataset.train[:show], to_stderr=as_json)
+        print_rows(recipe.model, dataset.train[:show], to_stderr=output.json)
     errors = [check for check in dataset.manifest["checks"] if check["level"] == "error"]
-    if as_json:
+    if output.json:
         print_json({"path": dataset.path, **dataset.manifest})
     else:
-        if not quiet:
+        if not output.quiet:
             from rich.console import Console
 
             from tuneloop.report.data_terminal import data_summary

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
 
 
 def command(
     run: str = typer.Argument(..., help="Folder of a run, an evaluation or a comparison.", metavar="RUN|EVALUATION"),
-    table: str = typer.Option("", "--table", help="Print the comparison as markdown, latex or csv instead."),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    table: str = typer.Option(
+        "", "--table", help="Print only the comparison, as markdown, latex or csv.", metavar="NAME"
+    ),
+    *,
+    output: Output,
 ) -> None:
-    """Write a folder's report.html again, and print its closing table."""
+    """Write the report page of a run or evaluation again.
+
+    It also prints the table with which a run ends.
+    """
     from pathlib import Path
 
     from rich.console import Console
@@ -31,11 +36,11 @@ def command(
         if table not in ("markdown", "latex", "csv"):
             raise UserError(f"No such table {table!r}", where="--table", next_step="choose markdown, latex or csv")
         text = comparison_as(read_json(folder / "eval.json"), table)  # type: ignore[arg-type]
-        print_json({"table": text, "format": table}) if as_json else print(text, end="")
+        print_json({"table": text, "format": table}) if output.json else print(text, end="")
         return
-    with screen(quiet):
+    with screen(output.quiet):
         page = write_page(folder)
-    if as_json:
+    if output.json:
         print_json(summary(folder) | {"report": str(page)})
-    elif not quiet:
+    elif not output.quiet:
         print_closing(folder, Console())

@@ -2,13 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, print_json, screen
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
 from tuneloop.core.units import counted
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Which rows people see."""
+
+    mode: Annotated[
+        str,
+        typer.Option("--mode", help="pairwise or rating; default: by the number of evaluations.", metavar="NAME"),
+    ] = ""
+    share: Annotated[float, typer.Option("--share", help="Share of the rows to look at.", metavar="X")] = 0.25
+    rows: Annotated[
+        int, typer.Option("--rows", min=0, help="Look at so many rows instead.", metavar="N", show_default=False)
+    ] = 0
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of the sample, of its order, and of the sides.", metavar="N")
+    ] = 0
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            "-d",
+            help="Prepared data set with the whole conversations; a run knows its own.",
+            metavar="FOLDER",
+        ),
+    ] = ""
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder of the review; default: review/ in the first evaluation's folder.",
+            metavar="FOLDER",
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What becomes of the votes."""
+
+    export: Annotated[
+        str,
+        typer.Option("--export", help="Write the votes as data: preference, kto or corrected.", metavar="NAME"),
+    ] = ""
+    to: Annotated[
+        str,
+        typer.Option("--to", help="File of --export; default: EXPORT.jsonl in the review's folder.", metavar="FILE"),
+    ] = ""
 
 
 def command(
@@ -18,70 +69,59 @@ def command(
         "Or the folder of a review.",
         metavar="A [B...]",
     ),
-    mode: str = typer.Option("", "--mode", help="pairwise or rating; default: by the number of evaluations."),
-    share: float = typer.Option(0.25, "--share", help="Part of the rows to look at."),
-    rows: int = typer.Option(0, "--rows", min=0, help="So many rows instead, as in --rows 10.", show_default=False),
-    out: str = typer.Option(
-        "", "--out", "-o", help="The review's folder; default: review/ beside the first evaluation."
-    ),
-    dataset: str = typer.Option(
-        "", "--dataset", "-d", help="Prepared data set with the whole conversations; a run knows its own."
-    ),
     host: str = typer.Option(
-        "127.0.0.1", "--host", help="Address to serve on; another lets others on your network vote."
+        "127.0.0.1", "--host", help="Address of the page; another one lets others on your network vote.", metavar="NAME"
     ),
-    port: int = typer.Option(0, "--port", min=0, max=65535, help="Port; default: a free one."),
-    seed: int = typer.Option(0, "--seed", help="Of the sample, its order, and the sides."),
+    port: int = typer.Option(0, "--port", min=0, max=65535, help="Port of the page; 0 for a free one.", metavar="N"),
     no_serve: bool = typer.Option(False, "--no-serve", help="Only draw the sample, or show the results so far."),
-    export: str = typer.Option(
-        "", "--export", help="Write votes as data: preference, kto or corrected; then --to FILE."
-    ),
-    to: str = typer.Option("", "--to", help="File of --export; default: EXPORT.jsonl in the review's folder."),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    sample: SampleOptions,
+    votes: ExportOptions,
+    output: Output,
 ) -> None:
-    """People judge answers on a local page, blind; then agreement, ranking, and their votes as data."""
+    """Let people judge answers on a local page without knowing whose they are.
+
+    Then it reports agreement and ranking, and writes votes as data with --export.
+    """
     from tuneloop.evaluate.review.results import results
     from tuneloop.evaluate.review.server import serve
 
-    with screen(quiet) as shown:
-        review = _review(places, mode, rows or share, out, dataset, seed)
-        if export:
-            written = _export(review, export, to)
-            if as_json:
+    with screen(output.quiet) as shown:
+        review = _review(places, sample)
+        if votes.export:
+            written = _export(review, votes.export, votes.to)
+            if output.json:
                 print_json(written)
             else:
                 shown.say(f"{counted(written['rows'], 'row')} in {written['path']}" + _left(written))
                 shown.say(f"next: {written['prepare']}")
             return
-        hint = "" if rows else "; --rows 10 takes ten rows, in a folder of its own (--out)"
+        hint = "" if sample.rows else "; --rows 10 takes ten rows, in a folder of its own (--out)"
         shown.say(f"{counted(len(review.items), 'item')} in {review.folder}{hint}")
     if not no_serve:  # not with a screen at work: it would go on telling of the time that people take to read
         serve(review, host=host, port=port, say=shown.say)
     found = results(review)
-    if as_json:
+    if output.json:
         print_json(found)
     else:
         for line in _lines(found):
             print(line)
 
 
-def _review(places: list[str], mode: str, part: float, out: str, dataset: str, seed: int) -> Any:
-    """The review; `part`: a share of the rows, or as an integer how many."""
+def _review(places: list[str], sample: SampleOptions) -> Any:
     from tuneloop.core.errors import UserError
     from tuneloop.evaluate.review.items import load_review, make_review, read_contenders
 
     if len(places) == 1 and (Path(places[0]) / "review.json").is_file():
         return load_review(places[0])
-    if mode not in ("", "pairwise", "rating"):
-        raise UserError(f"No such mode {mode!r}", where="--mode", next_step="choose pairwise or rating")
+    if sample.mode not in ("", "pairwise", "rating"):
+        raise UserError(f"No such mode {sample.mode!r}", where="--mode", next_step="choose pairwise or rating")
     contenders = read_contenders(places)
-    chosen: Any = mode or ("pairwise" if len(contenders) > 1 else "rating")
-    folder = Path(out) if out else contenders[0].folder / ("review" if len(places) > 1 else "rating")
-    conversations = _conversations(dataset, [contender.folder for contender in contenders])
-    share = min(1.0, part / max(len(contenders[0].samples), 1)) if isinstance(part, int) else part
-    return make_review(contenders, folder, mode=chosen, share=share, seed=seed, conversations=conversations)
+    chosen: Any = sample.mode or ("pairwise" if len(contenders) > 1 else "rating")
+    folder = Path(sample.out) if sample.out else contenders[0].folder / ("review" if len(places) > 1 else "rating")
+    conversations = _conversations(sample.dataset, [contender.folder for contender in contenders])
+    share = min(1.0, sample.rows / max(len(contenders[0].samples), 1)) if sample.rows else sample.share
+    return make_review(contenders, folder, mode=chosen, share=share, seed=sample.seed, conversations=conversations)
 
 
 def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str, Any]]]:

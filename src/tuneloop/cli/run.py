@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen
+from tuneloop.cli.console import Settings, print_json, screen
+from tuneloop.cli.parameters import Output
 
 
 def command(
@@ -14,11 +15,10 @@ def command(
         metavar="RECIPE.yaml|DATA",
     ),
     settings: Settings = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: Output,
 ) -> None:
-    """Do the main job: prepare, baselines, plan, train, evaluate, report."""
+    """Do all stages in one go: prepare, baselines, plan, train, evaluate, report."""
     from rich.console import Console
 
     from tuneloop.workflows.recipes import recipe_of
@@ -26,9 +26,9 @@ def command(
     from tuneloop.workflows.run import run
 
     resolved = recipe_of(source, settings or [])
-    with screen(quiet) as shown:
+    with screen(output.quiet) as shown:
         folder = run(resolved, progress=shown.progress, say=shown.say)
-    if as_json:
+    if output.json:
         print_json(summary(folder))
     else:
         from tuneloop.report.terminal import print_closing

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet
+from tuneloop.cli.parameters import Output
 
 
 def command(
-    record: str = typer.Option("", "--record", help="A file's record instead: dataset, run, plan, evaluation ..."),
-    keys: bool = typer.Option(False, "--keys", help="A table of keys, defaults and meanings instead of JSON Schema."),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    record: str = typer.Option(
+        "", "--record", help="Print the schema of a file's record: dataset, run, plan, evaluation ...", metavar="NAME"
+    ),
+    keys: bool = typer.Option(False, "--keys", help="Print a table of keys, defaults and meanings instead."),
+    *,
+    output: Output,
 ) -> None:
-    """Print the JSON Schema of the recipe or of a record, or a table of the recipe's keys."""
+    """Print the JSON Schema of a recipe or of a file's record, or a table of the recipe's keys."""
     import json
 
     from tuneloop.records.schemas import schema_of
     from tuneloop.workflows.recipe import Recipe, describe_keys
 
     if record:
-        print(json.dumps(schema_of(record), indent=None if as_json else 2))
-    elif keys and not as_json:
+        print(json.dumps(schema_of(record), indent=None if output.json else 2))
+    elif keys and not output.json:
         for key, default, meaning in describe_keys():
             print(f"{key:<28} {default:<16} {meaning}")
     else:
-        print(json.dumps(Recipe.model_json_schema(), indent=None if as_json else 2))
+        print(json.dumps(Recipe.model_json_schema(), indent=None if output.json else 2))

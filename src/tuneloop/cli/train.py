@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import Debug, Json, Quiet, Settings, print_json, screen
+from tuneloop.cli.console import Settings, print_json, screen
+from tuneloop.cli.parameters import Output
 
 if TYPE_CHECKING:
     from tuneloop.workflows.recipe import Recipe
@@ -15,26 +16,28 @@ if TYPE_CHECKING:
 def command(
     source: str = typer.Argument(..., help="Recipe, or folder of a prepared data set.", metavar="RECIPE.yaml|DATASET"),
     settings: Settings = None,
-    model: str = typer.Option("", "--model", "-m", help="Base model."),
-    out: str = typer.Option("", "--out", "-o", help="Folder of the run; default: runs/NAME-HASH."),
+    model: str = typer.Option("", "--model", "-m", help="Base model.", metavar="MODEL"),
+    out: str = typer.Option("", "--out", "-o", help="Folder of the run; default: runs/NAME-HASH.", metavar="FOLDER"),
     preflight: bool = typer.Option(
-        False, "--preflight", help="Show what would be trained, with two rows as the model sees them, and stop there."
+        False, "--preflight", help="Show what would be trained, with two rows as the model sees them, and stop."
     ),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: Output,
 ) -> None:
-    """Train an adapter or all weights; goes on from the last checkpoint when it was cut short."""
+    """Train an adapter, or all weights, on a prepared data set.
+
+    A training that was interrupted goes on from its last checkpoint.
+    """
     from tuneloop.workflows.recipes import recipe_of
     from tuneloop.workflows.train import train_alone
 
     recipe = recipe_of(source, settings or [], model=model, out=out)
     if preflight:
-        _preflight(recipe, as_json, quiet)
+        _preflight(recipe, output.json, output.quiet)
         return
-    with screen(quiet) as shown:
+    with screen(output.quiet) as shown:
         folder, manifest = train_alone(recipe, progress=shown.progress, say=shown.say)
-    if as_json:
+    if output.json:
         print_json({"path": str(folder), **manifest})
     else:
         result = manifest.get("weights") or manifest["adapter"]

@@ -1,0 +1,96 @@
+"""Options about an OpenAI-compatible endpoint, which several commands have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import typer
+
+if TYPE_CHECKING:
+    from tuneloop.inference.client import Endpoint
+
+
+@dataclass(frozen=True)
+class ConnectionOptions:
+    """How an endpoint is reached."""
+
+    PANEL: ClassVar[str] = "Endpoint"
+
+    api_key_env: Annotated[
+        str, typer.Option("--api-key-env", help="Environment variable with the endpoint's key.", metavar="NAME")
+    ] = "OPENAI_API_KEY"
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds for one request to the endpoint.", metavar="X")
+    ] = 120.0
+
+    def endpoint(self, url: str, model: str) -> Endpoint:
+        """The endpoint, one request at a time, no answer kept."""
+        return _endpoint(url, model, self.api_key_env, timeout=self.timeout, concurrency=1)
+
+
+@dataclass(frozen=True)
+class EndpointOptions(ConnectionOptions):
+    """How an endpoint is reached, and what becomes of its answers."""
+
+    concurrency: Annotated[
+        int,
+        typer.Option("--concurrency", min=1, max=256, help="Requests to the endpoint at the same time.", metavar="N"),
+    ] = 8
+    retries: Annotated[
+        int,
+        typer.Option(
+            "--retries", min=0, max=20, help="Further tries of a request that may succeed later.", metavar="N"
+        ),
+    ] = 5
+    cache: Annotated[
+        str,
+        typer.Option(
+            "--cache",
+            help="Folder that keeps the endpoint's answers; default: in the user's cache.",
+            metavar="FOLDER",
+            show_default=False,
+        ),
+    ] = ""
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no answers of the endpoint.")] = False
+
+    def endpoint(self, url: str, model: str) -> Endpoint:
+        """The endpoint; answers are kept in the user's cache unless another place is named."""
+        return self._priced(url, model)
+
+    def _priced(self, url: str, model: str, **prices: float) -> Endpoint:
+        return _endpoint(
+            url, model, self.api_key_env, timeout=self.timeout, concurrency=self.concurrency, retries=self.retries,
+            cache=None if self.no_cache else self.cache, **prices,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PricedEndpointOptions(EndpointOptions):
+    """The same, with the endpoint's prices."""
+
+    usd_per_million_input: Annotated[
+        float,
+        typer.Option("--usd-per-million-input", min=0, help="Price of 1M tokens that the endpoint reads.", metavar="X"),
+    ] = 0.0
+    usd_per_million_output: Annotated[
+        float, typer.Option("--usd-per-million-output", min=0, help="Price of 1M tokens that it writes.", metavar="X")
+    ] = 0.0
+
+    def endpoint(self, url: str, model: str) -> Endpoint:
+        """The endpoint with its prices."""
+        prices = {name: getattr(self, name) for name in ("usd_per_million_input", "usd_per_million_output")}
+        return self._priced(url, model, **prices)
+
+
+def _endpoint(url: str, model: str, api_key_env: str, *, cache: str | None = None, **settings: float) -> Endpoint:
+    """An endpoint; `cache` is a folder, "" for the user's cache, None to keep nothing."""
+    from pathlib import Path
+
+    from tuneloop.inference.client import Endpoint, key_from
+    from tuneloop.models.names import cache_folder
+
+    folder = None if cache is None else Path(cache) if cache else cache_folder() / "answers"
+    endpoint = Endpoint(url, model, key_from(api_key_env), folder, **settings)  # type: ignore[arg-type]
+    _ = endpoint.address  # a wrong URL is refused before anything is loaded
+    return endpoint

@@ -271,9 +271,11 @@ def _lengths(given: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
     if dataset:
         return _of_dataset(Path(dataset)), passes, told
     if tokens is None:
-        told.append(f"{DEFAULT_TOKENS:,} tokens to train on, in full rows (--tokens, or --dataset for yours)")
+        told.append(
+            f"{DEFAULT_TOKENS:,} tokens to train on, in full rows (--tokens N, or name your data: tuneloop plan DATA)"
+        )
     else:
-        told.append("rows are full: give --dataset for the padding of yours")
+        told.append("rows are full: name your data for the padding of yours (tuneloop plan DATA)")
     return Lengths(tokens or DEFAULT_TOKENS), passes, told
 
 

@@ -197,7 +197,9 @@ def _comparison_rows(
         cells = [None if (value := to_float(score.get("value"))) is None else round(value, 4) for score in found]
         bounds = [[to_float(score.get(key)) for key in ("low", "high")] for score in found]
         spans = [f"{low:.4g} to {high:.4g}" if low is not None and high is not None else "" for low, high in bounds]
-        p = next((c.get("p") for c in pairs if name != "tuned" and name in (c.get("a"), c.get("b"))), None)
+        p = next(
+            (c.get("p_holm", c.get("p")) for c in pairs if name != "tuned" and name in (c.get("a"), c.get("b"))), None
+        )
         rows.append([name, *cells, p, *spans])
     return rows
 

@@ -183,3 +183,22 @@ def test_answers_that_advice_has_measured_are_taken_and_only_the_other_rows_are_
     assert asked == [] and [row.id for row in baselines["few-shot"].rows] == [row.id for row in rows]
     job.recipe = make_recipe(job.recipe.model_dump(), ["baselines.few_shot=2"])
     assert measured_before(job, dataset) is None, "other prompts"
+
+
+def test_taken_answers_to_written_texts_are_joined_with_the_other_rows(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (tmp_path / "asked.jsonl").open("w") as file:
+        for i in range(40):
+            record = {"prompt": f"Say {i * 37 % 101} and {i * i}", "completion": f"It is {i * 13 % 29}, {i}."}
+            file.write(json.dumps(record) + "\n")
+    data = {"sources": [str(tmp_path / "asked.jsonl")], "split": {"test": 0.5, "val": 0.1}}
+    recipe = {"name": "asked", "model": str(tiny_llama), "data": data, "baselines": {"few_shot": 2}}
+    advised = RunContext(make_recipe(recipe, ["evaluate.limit=6"]), tmp_path / "evals" / "advise-asked")
+    dataset = prepare_stage(advised)
+    assert baseline_stage(advised, dataset)["zero-shot"].measured.losses
+    job = RunContext(make_recipe(recipe, ["evaluate.limit=10", "max_minutes=30"]), tmp_path / "run")
+    found = ask_within(job, dataset, 1e6, before=measured_before(job, dataset))
+    assert found.rows == 10 and found.free > 0
+    assert all(len(asked.answers) == 10 and not asked.losses for asked in found.asked.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tuneloop.core.progress import busy
@@ -166,7 +166,10 @@ def _taken(job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: floa
 
     def way(name: str, examples: Sequence[Row] = ()) -> _Way:
         kinds = [kind for kind in ("", "calibrated") if f"{name} {kind}".strip() in before.evaluations]
-        part = {kind: before.asked(f"{name} {kind}".strip(), rows[:number]) for kind in kinds}
+        part = {}
+        for kind in kinds:
+            asked = before.asked(f"{name} {kind}".strip(), rows[:number])
+            part[kind] = replace(asked, losses=(), loss_tokens=())  # further rows will have none
         return _Way(name, examples, 0.0, [part], part[""].seconds / number)
 
     if "few-shot" not in before.evaluations:

@@ -25,17 +25,9 @@ REFERENCES = ("references", "reference", "label", "labels", "target", "answer", 
               "completion")  # fmt: skip
 # What may stand beside a reference as its prompt; it is only shown and grouped by, so one column is enough.
 PROMPTS = (
-    "prompt",
-    "question",
-    "instruction",
-    "input",
-    "dialogue",
-    "document",
-    "article",
-    "source_text",
-    "text",
+    "prompt", "question", "instruction", "input", "dialogue", "document", "article", "source_text", "text",
     "context",
-)
+)  # fmt: skip
 SOLUTIONS = ("canonical_solution", "code", "solution", "completion", "reference", "output")
 IDS = ("id", "row", "index", "task_id")
 

@@ -24,24 +24,10 @@ from tuneloop.data.checks.sizes import reject_share
 from tuneloop.records.rows import Dataset, Row
 
 __all__ = [
-    "CHECKS",
-    "Check",
-    "CheckEntry",
-    "Finding",
-    "Found",
-    "LongRows",
-    "Overview",
-    "Suspects",
-    "check",
-    "check_dataset",
-    "examples_of",
-    "find_suspects",
-    "overview_of",
-    "reject_share",
-    "run_checks",
-    "slow_checks",
+    "CHECKS", "Check", "CheckEntry", "Finding", "Found", "LongRows", "Overview", "Suspects", "check",
+    "check_dataset", "examples_of", "find_suspects", "overview_of", "reject_share", "run_checks", "slow_checks",
     "suspect_records",
-]
+]  # fmt: skip
 
 for _module in ("sizes", "labels", "answers", "lengths", "splits"):  # each fills CHECKS, in the order of the report
     importlib.import_module(f"tuneloop.data.checks.{_module}")

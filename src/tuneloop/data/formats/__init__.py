@@ -34,29 +34,10 @@ from tuneloop.data.formats.turns import ROLES, Refused, with_whole_contents
 from tuneloop.data.sources.parse import json_type
 
 __all__ = [
-    "CLASSIFY",
-    "CLASSIFY_MANY",
-    "FORMATS",
-    "NO_LABELS",
-    "ROLES",
-    "TEXT_NAMES",
-    "Draft",
-    "Format",
-    "FormatGuess",
-    "Parsed",
-    "Refused",
-    "Rejection",
-    "add_format",
-    "check_columns",
-    "checked_parser",
-    "detect",
-    "error_answer",
-    "filled",
-    "guess_from_info",
-    "parse_record",
-    "template_columns",
-    "with_whole_texts",
-]
+    "CLASSIFY", "CLASSIFY_MANY", "FORMATS", "NO_LABELS", "ROLES", "TEXT_NAMES", "Draft", "Format", "FormatGuess",
+    "Parsed", "Refused", "Rejection", "add_format", "check_columns", "checked_parser", "detect", "error_answer",
+    "filled", "guess_from_info", "parse_record", "template_columns", "with_whole_texts",
+]  # fmt: skip
 
 for _format in (
     preference.FORMAT,

@@ -27,17 +27,9 @@ RESPONSE_NAMES = (
 _WRAPPERS = ("body", "json", "data", "kwargs")
 _ASKING = ("messages", "input", "prompt")
 _ANSWERING = (
-    "choices",
-    "output",
-    "message",
-    "content",
-    "completion",
-    "text",
-    "generated_text",
-    "response",
-    "chunks",
+    "choices", "output", "message", "content", "completion", "text", "generated_text", "response", "chunks",
     "events",
-)
+)  # fmt: skip
 _CUT = ("length", "max_tokens", "max_output_tokens", "incomplete", "content_filter")
 _RESPONSE_ENDS = ("response.completed", "response.incomplete", "response.failed")
 _LINE_END = re.compile(r"\r\n|[\r\n]")  # no other: U+2028 may well stand inside a JSON string

@@ -31,13 +31,9 @@ from tuneloop.data.formats.turns import PLAIN_KEYS, Refused, TurnKeys, as_text, 
 from tuneloop.records.rows import Message
 
 RANKED = (
-    ("chosen", "rejected"),
-    ("response_j", "response_k"),
-    ("chosen_response", "rejected_response"),
-    ("preferred", "dispreferred"),
-    ("accepted", "rejected"),
-    ("better", "worse"),
-)
+    ("chosen", "rejected"), ("response_j", "response_k"), ("chosen_response", "rejected_response"),
+    ("preferred", "dispreferred"), ("accepted", "rejected"), ("better", "worse"),
+)  # fmt: skip
 CANDIDATES = ("completions", "responses", "answers", "candidates", "outputs", "output")
 
 

@@ -25,23 +25,11 @@ from tuneloop.data.formats.sample import (
 from tuneloop.data.formats.turns import assistant, read_tools, read_turns
 
 PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("prompt", "answer"),
-    ("prompt", "output"),
-    ("question", "answer"),
-    ("question", "response"),
-    ("input", "output"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("instruction", "response"),
-    ("instruction", "completion"),
-    ("instruction", "answer"),
-    ("input", "response"),
-    ("user", "assistant"),
-    ("human", "assistant"),
-    ("problem", "solution"),
-)
+    ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("prompt", "output"),
+    ("question", "answer"), ("question", "response"), ("input", "output"), ("query", "response"),
+    ("query", "answer"), ("instruction", "response"), ("instruction", "completion"), ("instruction", "answer"),
+    ("input", "response"), ("user", "assistant"), ("human", "assistant"), ("problem", "solution"),
+)  # fmt: skip
 
 
 def prompt_completion(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:

@@ -11,17 +11,8 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
 
 TEXT_NAMES = (
-    "text",
-    "sentence",
-    "utterance",
-    "message",
-    "content",
-    "body",
-    "query",
-    "question",
-    "description",
-    "title",
-)
+    "text", "sentence", "utterance", "message", "content", "body", "query", "question", "description", "title",
+)  # fmt: skip
 NO_CONTENT_NAMES = ("id", "uuid", "index", "idx", "created", "time", "timestamp", "date", "fold", "split")
 BESIDES = ("input", "context", "passage")  # what a question or an instruction is about
 

@@ -21,18 +21,8 @@ from tuneloop.data.formats.sample import (
 from tuneloop.data.formats.turns import Refused, assistant, short
 
 ABOUT_NAMES = (
-    "url",
-    "source",
-    "title",
-    "subject",
-    "lang",
-    "language",
-    "author",
-    "meta",
-    "licence",
-    "license",
-    "domain",
-)
+    "url", "source", "title", "subject", "lang", "language", "author", "meta", "licence", "license", "domain",
+)  # fmt: skip
 
 
 def text(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:

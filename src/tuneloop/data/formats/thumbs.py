@@ -14,23 +14,9 @@ from tuneloop.data.formats.registry import Format
 from tuneloop.data.formats.sample import NEARLY, FormatGuess, Record, Sample, mostly, values_of
 
 THUMB_NAMES = (
-    "kto_tag",
-    "thumb",
-    "thumbs",
-    "thumbs_up",
-    "thumb_up",
-    "feedback",
-    "user_feedback",
-    "human_feedback",
-    "vote",
-    "liked",
-    "is_liked",
-    "reaction",
-    "rating",
-    "user_rating",
-    "stars",
-    "label",
-)
+    "kto_tag", "thumb", "thumbs", "thumbs_up", "thumb_up", "feedback", "user_feedback", "human_feedback", "vote",
+    "liked", "is_liked", "reaction", "rating", "user_rating", "stars", "label",
+)  # fmt: skip
 
 
 def thumbs(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:

@@ -527,16 +527,9 @@ _ESCAPE = re.compile(
     r"\\+(?:u[0-9A-Fa-f]{4}|[nrtbf\"/'])|&#(?:64|x40|46|x2[eE]|45|x2[dD]);|&(?:commat|period|amp|quot);"
 )
 _ESCAPED = {
-    "n": "\n",
-    "r": "\r",
-    "t": "\t",
-    "b": " ",
-    "f": " ",
-    "&commat;": "@",
-    "&period;": ".",
-    "&amp;": "&",
+    "n": "\n", "r": "\r", "t": "\t", "b": " ", "f": " ", "&commat;": "@", "&period;": ".", "&amp;": "&",
     "&quot;": '"',
-}
+}  # fmt: skip
 
 
 def _unescaped(text: str) -> tuple[str, list[int]]:

@@ -39,33 +39,14 @@ from tuneloop.data.sources.parse import (
 from tuneloop.records.rows import Reject
 
 __all__ = [
-    "KINDS",
-    "Chunk",
-    "SourceFile",
-    "SourceRecord",
-    "chunks",
-    "dataset_info",
-    "encoding_of",
-    "entry_of",
-    "find_files",
-    "json_type",
-    "parse_chunk",
-    "printable",
-    "read_file",
-    "read_records",
-    "scan_json",
-]
+    "KINDS", "Chunk", "SourceFile", "SourceRecord", "chunks", "dataset_info", "encoding_of", "entry_of",
+    "find_files", "json_type", "parse_chunk", "printable", "read_file", "read_records", "scan_json",
+]  # fmt: skip
 
 KINDS = {
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".md": "text",
-}
+    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+    ".txt": "text", ".md": "text",
+}  # fmt: skip
 COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 SUPPORTED = "json, jsonl, csv, tsv, txt, md, each also compressed (.gz, .zst, .bz2, .xz), and parquet"
 INFO = "dataset_info.json"  # LLaMA-Factory's list of data sets; never data itself

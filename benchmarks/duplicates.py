@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tuneloop.data.config import DuplicatesConfig, SplitConfig
-from tuneloop.data.dedup.contamination import find_leaks, index_of
+from tuneloop.data.dedup.contamination import find_contamination, index_of
 from tuneloop.data.dedup.duplicates import find_conflicts, find_duplicates, find_links, preference
 from tuneloop.data.dedup.minhash import RowTexts, sketch, texts_of
 from tuneloop.data.split import SPLITS, SplitFacts, assign_splits, key64, prompt_key
@@ -204,7 +204,7 @@ def short(data: Path) -> None:
         made = [make(text) for text in others[:500]]
         made = [pair for pair in made if pair[0] != pair[1]]
         index = index_of([RowTexts(one, "", "") for one, _ in made], DuplicatesConfig())
-        leaks = find_leaks([RowTexts(other, "", "") for _, other in made], index)
+        leaks = find_contamination([RowTexts(other, "", "") for _, other in made], index)
         ones, seconds = [one for one, _ in made], [other for _, other in made]
         found = duplicates_of(
             [RowTexts(text, "", "") for text in [*ones, *others[500:2500], *seconds]], DuplicatesConfig()
@@ -254,7 +254,7 @@ def leaks(data: Path) -> None:
         texts = [texts_of(row) for row in rows]
         columns = sketches(texts, config)
         began = time.perf_counter()
-        found = find_leaks(texts, index, columns)
+        found = find_contamination(texts, index, columns)
         took = (time.perf_counter() - began) / len(texts) * 1e6
         hits = {row.id: leak for row, leak in zip(rows, found, strict=True) if leak is not None}
         right = sum(i in hits and hits[i].test_row == of for i, of in injected.items())

@@ -20,7 +20,7 @@ from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset, toke
 from tuneloop.data.diff import chi_square, diff_datasets
 from tuneloop.data.forget import Found, descendants, find_rows, forget
 from tuneloop.data.prepare import TokenCount
-from tuneloop.data.subject_match import Matcher, folded, stand_ins
+from tuneloop.data.subject_match import Matcher, folded, pseudonyms
 from tuneloop.records.rows import Dataset, Message, Row
 
 Splits = dict[str, list[Row]]
@@ -229,7 +229,7 @@ def test_an_empty_pattern_is_refused(pattern: str) -> None:
 
 
 def test_stand_ins_are_looked_for_as_well() -> None:
-    matcher = Matcher("anna@example.org", stand_ins=("EMAIL_3f2a",))
+    matcher = Matcher("anna@example.org", pseudonyms=("EMAIL_3f2a",))
     assert matcher.finds({"text": "write to email_3f2a"}) is not None
     assert matcher.finds({"text": "anna@example.org"}) is not None
 
@@ -419,16 +419,16 @@ def test_pseudonyms_are_found_by_the_value_they_stand_for(monkeypatch: pytest.Mo
 
     config = PersonalConfig(mode="pseudonym")
     with pytest.raises(UserError, match="key"):
-        stand_ins(Matcher("anna@berg.org"), config)
+        pseudonyms(Matcher("anna@berg.org"), config)
     monkeypatch.setenv("TUNELOOP_SECRET", "a long random text")
     text = "Write to anna@berg.org or call +47 22 85 50 50, account number 12345678."
     clean = redact(text, find(text, config), config, pseudonym_key(config))
     for pattern in ("anna@berg.org", "mail=ANNA@berg.org", "+47 22855050", "12345678"):
         matcher = Matcher(pattern)
         assert matcher.finds({"text": clean}) is None
-        assert Matcher(pattern, stand_ins=stand_ins(matcher, config)).finds({"text": clean}) is not None, pattern
-    assert stand_ins(Matcher("anna@berg.org"), PersonalConfig()) == ()
-    assert Matcher("bo@berg.org", stand_ins=stand_ins(Matcher("bo@berg.org"), config)).finds({"text": clean}) is None
+        assert Matcher(pattern, pseudonyms=pseudonyms(matcher, config)).finds({"text": clean}) is not None, pattern
+    assert pseudonyms(Matcher("anna@berg.org"), PersonalConfig()) == ()
+    assert Matcher("bo@berg.org", pseudonyms=pseudonyms(Matcher("bo@berg.org"), config)).finds({"text": clean}) is None
 
 
 def test_left_over_halves_of_files_go_and_unknown_files_are_named(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key, token
 from tuneloop.data.dedup_and_split import _to_measure
 from tuneloop.data.formats import ROLES
 from tuneloop.data.prepare import TokenCount, prepare
-from tuneloop.data.process_record import Facts, Refinery, Work, refine_chunk
+from tuneloop.data.process_record import Facts, RowProcessor, Work, process_chunk
 from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.data.token_counts import Line
 from tuneloop.records.rows import Dataset, Row
@@ -232,19 +232,19 @@ def test_the_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: py
         assert path.read_bytes() == (tmp_path / "three" / path.name).read_bytes(), path.name
 
 
-def refine_or_die(work: Work, refinery: Refinery) -> Facts:
-    """As `refine_chunk`, but the first process that gets the third chunk is killed."""
+def process_or_die(work: Work, processor: RowProcessor) -> Facts:
+    """As `process_chunk`, but the first process that gets the third chunk is killed."""
     marker = Path(os.environ["KILLED_MARKER"])
     if work.number == 2 and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return refine_chunk(work, refinery)
+    return process_chunk(work, processor)
 
 
 def test_a_killed_worker_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuneloop.data.prepare.SMALL", 0)
     monkeypatch.setattr("tuneloop.data.prepare.CHUNK", 2000)
-    monkeypatch.setattr("tuneloop.data.prepare.refine_chunk", refine_or_die)
+    monkeypatch.setattr("tuneloop.data.prepare.process_chunk", process_or_die)
     monkeypatch.setenv("KILLED_MARKER", str(tmp_path / "killed"))
     dataset = run(tmp_path, tickets(120), workers=2)
     assert (tmp_path / "killed").exists() and dataset.manifest["counts"]["kept"] == 120

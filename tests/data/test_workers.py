@@ -14,7 +14,7 @@ import pytest
 from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.data.split import keyed_hash
-from tuneloop.data.workers import AHEAD, beside, ordered_map, usual_workers
+from tuneloop.data.workers import AHEAD, ordered_map, run_alongside, usual_workers
 
 
 def times(chunk: int, factor: int) -> int:
@@ -56,7 +56,10 @@ def test_the_input_is_read_only_a_little_ahead() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_work_beside_gives_its_result_or_its_error_when_asked(workers: int) -> None:
-    results, fails = beside(times, [7, 8], 3, workers=workers), beside(refuses_seven, [7], None, workers=workers)
+    results, fails = (
+        run_alongside(times, [7, 8], 3, workers=workers),
+        run_alongside(refuses_seven, [7], None, workers=workers),
+    )
     assert [results[8](), results[7]()] == [24, 21]
     with pytest.raises(UserError, match="seven"):
         fails[7]()
@@ -69,7 +72,7 @@ def dies_elsewhere(home: int, setting: None) -> str:
 
 
 def test_work_beside_is_done_here_when_its_process_was_killed() -> None:
-    assert beside(dies_elsewhere, [os.getpid()], None, workers=2)[os.getpid()]() == "done"
+    assert run_alongside(dies_elsewhere, [os.getpid()], None, workers=2)[os.getpid()]() == "done"
 
 
 def test_several_processes_do_the_work() -> None:
@@ -105,11 +108,11 @@ def test_at_least_one_core_is_usual() -> None:
 def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:
     code = (
         "import os, sys, time\n"
-        "from tuneloop.data import engine\n"
+        "from tuneloop.data import workers\n"
         "def work(chunk, folder):\n"
         "    open(os.path.join(folder, str(os.getpid())), 'w').close()\n"
         "    time.sleep(600)\n"
-        "list(engine.ordered_map(work, range(2), sys.argv[1], workers=2))\n"
+        "list(workers.ordered_map(work, range(2), sys.argv[1], workers=2))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     deadline = time.monotonic() + 20 * slowness()

@@ -51,13 +51,13 @@ def command(
 
     from tuneloop.data.forget import descendants, find_rows, forget, personal_settings
     from tuneloop.data.pii import hidden
-    from tuneloop.data.subject_match import Matcher, stand_ins
+    from tuneloop.data.subject_match import Matcher, pseudonyms
     from tuneloop.report.data_html import write_data_report
     from tuneloop.workflows.prepare import measure_of
 
     console = Console(highlight=False, quiet=output.json)
     matcher = Matcher(match, regex)
-    matcher = Matcher(match, regex, stand_ins(matcher, personal_settings(dataset)))
+    matcher = Matcher(match, regex, pseudonyms(matcher, personal_settings(dataset)))
     with screen(output.quiet):
         found = find_rows(dataset, matcher)
     _print_found(found, console)

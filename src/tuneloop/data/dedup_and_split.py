@@ -15,7 +15,7 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.data.dedup import duplicates, minhash
 from tuneloop.data.dedup.candidate_pairs import Alike, find_alike
 from tuneloop.data.formats import Rejection
-from tuneloop.data.process_record import LEAKS, UNMEASURED, Refinery, TokenCount, measured_if_long
+from tuneloop.data.process_record import CONTAMINATION_KINDS, UNMEASURED, RowProcessor, TokenCount, measured_if_long
 from tuneloop.data.split import (
     LEAK,
     TEST,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Rows, and their characters together, up to which each row is measured; of more, a sample picked by hash, and the longest rows: totals are
 # then estimated from the characters of all rows (0.3 % off on short texts; more where tokens follow characters less). That no row is too
-# long is known of all rows, see `refine.measured_if_long`.
+# long is known of all rows, see `process_record.measured_if_long`.
 MEASURED_ROWS, MEASURED_CHARACTERS = 10_000, 2 << 20
 SAMPLED_ROWS, SAMPLED_CHARACTERS, LEAST_SAMPLED = 1_000, 1 << 18, 500
 LONGEST = 16
@@ -45,11 +45,11 @@ BATCH = 250  # rows that a process measures at once
 Embed = Callable[[Sequence[str]], Any]
 
 
-def decide(
+def dedup_and_split(
     table: Table,
     config: PrepareConfig,
     seed: int,
-    refinery: Refinery,
+    processor: RowProcessor,
     *,
     taken: NDArray[Any],
     embed: Embed | None,
@@ -78,12 +78,12 @@ def decide(
         pinned=frozen > TRAIN,
     )
     standing = _Standing(taken, frozen > TRAIN)
-    _drop_leaks(table)
+    _drop_contaminated(table)
     alike = _alike(table, config, order, workers)
     _drop_copies(table, config, order, standing, embed, alike)
     _drop_conflicts(table, config, order, standing)
     progress("comparing", 1, 3)
-    _measure(table, refinery, seed, workers, progress)
+    _measure(table, processor, seed, workers, progress)
     rows = table.alive
     links, _ = duplicates.find_links(
         columns, table.reader.texts, config.duplicates.threshold, rows=rows, question=columns["question"], alike=alike
@@ -104,8 +104,8 @@ def decide(
     table.split[rows] = split
     table.drop(rows[split == LEAK], "split_leak", "belongs together with a row of the frozen test or validation set")
     _limit(table, config, seed)
-    _tell_clusters(table, rows, connected([facts.question], facts.links))
-    table.tell_repeats_apart()
+    _mark_clusters(table, rows, connected([facts.question], facts.links))
+    table.give_repeats_own_ids()
     progress("comparing", 3, 3)
 
 
@@ -117,7 +117,7 @@ class _Standing:
     fixed: NDArray[Any]
 
 
-def _tell_clusters(table: Table, rows: NDArray[Any], member: NDArray[Any]) -> None:
+def _mark_clusters(table: Table, rows: NDArray[Any], member: NDArray[Any]) -> None:
     """Mark the rows of val and test that are much alike: an interval of what is measured there must not count them as
     so many independent ones."""
     stay = (table.fate[rows] == 0) & (table.split[rows] > TRAIN)
@@ -131,11 +131,15 @@ def shuffled(ids: NDArray[Any], seed: int) -> NDArray[Any]:
     return keys
 
 
-def _drop_leaks(table: Table) -> None:
-    """Rows that give a row of the given test set away; that set's rows are the first ones of the table."""
+def _drop_contaminated(table: Table) -> None:
+    """Rows that contain a row of the given test set; that set's rows are the first ones of the table."""
     columns = table.columns
     for row in np.flatnonzero(columns["leak"] >= 0).tolist():
-        how, alike, test_row = LEAKS[columns["leak_how"][row]], columns["leak_likeness"][row], columns["leak"][row]
+        how, alike, test_row = (
+            CONTAMINATION_KINDS[columns["leak_how"][row]],
+            columns["leak_likeness"][row],
+            columns["leak"][row],
+        )
         if how == "overlap":
             source, line = table.place(int(test_row))
             table.drop(row, "split_leak", f"{alike:.0%} of the passages of {source}:{line}")
@@ -197,13 +201,13 @@ def _drop_conflicts(table: Table, config: PrepareConfig, order: NDArray[Any], st
                 table.drop(row, "conflicting_label", because=int(group[0] if row != group[0] else group[1]))
 
 
-def _measure(table: Table, refinery: Refinery, seed: int, workers: int, progress: Progress) -> None:
+def _measure(table: Table, processor: RowProcessor, seed: int, workers: int, progress: Progress) -> None:
     """Measure the rows that were not, all or a sample; what can't be rendered or teaches nothing is dropped."""
     rows = table.alive
     rows = rows[table.columns["tokens"][rows] == UNMEASURED]
     rows = _to_measure(rows, table.columns["characters"][rows], shuffled(table.columns["id"][rows], seed))
     batches = [rows[begin : begin + BATCH].tolist() for begin in range(0, len(rows), BATCH)]
-    found = ordered_map(_measured, batches, (table.reader, refinery), workers=workers if len(batches) > 1 else 1)
+    found = ordered_map(_measured, batches, (table.reader, processor), workers=workers if len(batches) > 1 else 1)
     for number, (batch, lengths) in enumerate(zip(batches, found, strict=True)):
         progress("measuring", number * BATCH, len(rows))
         for row, measured in zip(batch, lengths, strict=True):
@@ -228,9 +232,9 @@ def _to_measure(rows: NDArray[Any], characters: NDArray[Any], keys: NDArray[Any]
     return some
 
 
-def _measured(rows: Sequence[int], setting: tuple[Reader, Refinery]) -> list[TokenCount | Rejection]:
-    reader, refinery = setting
-    return [measured_if_long(reader.row(row), refinery, always=True) for row in rows]
+def _measured(rows: Sequence[int], setting: tuple[Reader, RowProcessor]) -> list[TokenCount | Rejection]:
+    reader, processor = setting
+    return [measured_if_long(reader.row(row), processor, always=True) for row in rows]
 
 
 def _limit(table: Table, config: PrepareConfig, seed: int) -> None:

@@ -1,8 +1,8 @@
 """The prepare stage: sources of any shape to train, val and test, with an account of every record.
 
-Two passes. The first knows one record at a time and runs in any number of processes (`refine`); its rows go to a
+Two passes. The first knows one record at a time and runs in any number of processes (`process_record`); its rows go to a
 spool on disk, their facts into arrays. The second decides on the arrays what depends on all rows (duplicates,
-leaks, splits, limits) and copies each row's bytes from the spool to its split. So memory is bounded by the facts, some
+contamination, splits, limits) and copies each row's bytes from the spool to its split. So memory is bounded by the facts, some
 200 bytes a row, and the result does not depend on the number of processes.
 """
 
@@ -22,10 +22,10 @@ from tuneloop.data.checks import reject_share
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import prepare_key
 from tuneloop.data.dedup.contamination import index_of
-from tuneloop.data.dedup_and_split import Embed, decide
+from tuneloop.data.dedup_and_split import Embed, dedup_and_split
 from tuneloop.data.formats import FormatGuess
 from tuneloop.data.prepare_context import CHUNK, Given, PrepareContext, look_at
-from tuneloop.data.process_record import LANGUAGES_EVERY, Measure, Refinery, TokenCount, Work, refine_chunk
+from tuneloop.data.process_record import LANGUAGES_EVERY, Measure, RowProcessor, TokenCount, Work, process_chunk
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceFile, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
@@ -65,7 +65,7 @@ def prepare(
         model: fingerprint of the model that `measure` stands for; part of the manifest's `key`.
         template_adds: the system turn that this model's chat template puts before rows that have none, for the record.
         embed: texts to unit vectors (rows, size), for `duplicates.semantic` and better label checks.
-        progress: told how far it is.
+        progress: is called with how far it is.
 
     Raises:
         UserError: missing or empty sources, no format that fits, a column that no record has, no valid rows,
@@ -82,7 +82,7 @@ def prepare(
     guess, frame = look_at([given.file for given in sources if given.guess is None] or [sources[0].file], config)
     progress("looking at the sources", 1, 1)
     with spool_folder(out) as spool:
-        refinery = Refinery(
+        processor = RowProcessor(
             config,
             measure,
             spool,
@@ -92,11 +92,13 @@ def prepare(
         )
         workers = 1 if _is_small(files) else config.workers or usual_workers()
         with Table(spool, frame) as table:
-            job = PrepareContext(config, seed, out, files, guess, refinery, table, workers, embed, progress)
+            job = PrepareContext(config, seed, out, files, guess, processor, table, workers, embed, progress)
             _gather(job)
             _refuse_too_many(job)
             taken = np.array([given.split is not None for given in job.file_of_chunk])[table.columns["chunk"]]
-            decide(table, config, seed, refinery, taken=taken, embed=embed, workers=job.workers, progress=progress)
+            dedup_and_split(
+                table, config, seed, processor, taken=taken, embed=embed, workers=job.workers, progress=progress
+            )
             if not len(table.alive) or not (table.split[table.alive] == 0).any():
                 raise UserError(
                     "No rows are left for training",
@@ -132,17 +134,17 @@ def _given_files(config: PrepareConfig) -> list[Given]:
 
 
 def _gather(job: PrepareContext) -> None:
-    """Run every chunk through `refine_chunk` and collect the facts; a given test set first, for its rows must not leak."""
+    """Run every chunk through `process_chunk` and collect the facts; a given test set first, so that rows that contain its rows are found."""
     config, table = job.config, job.table
     size = _size(job.files)
     given, sources = ([g for g in job.files if (g.split is not None) == wanted] for wanted in (True, False))
     for files in (given, sources):
-        refinery = job.refinery
+        processor = job.processor
         if files is sources and given:
             indices = list(range(len(table)))
-            refinery = replace(refinery, index=index_of(table.reader.texts(indices), config.duplicates))
+            processor = replace(processor, index=index_of(table.reader.texts(indices), config.duplicates))
         work = _work(job, files, size)
-        for facts in ordered_map(refine_chunk, work, refinery, workers=job.workers, engine=config.engine):
+        for facts in ordered_map(process_chunk, work, processor, workers=job.workers, engine=config.engine):
             source = job.file_of_chunk[facts.number].file.name
             table.add(facts, source)
             job.rows_of[source] += facts.records

@@ -13,7 +13,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dedup.minhash import NO_FRAME, Frame, shared_frame
 from tuneloop.data.dedup_and_split import Embed
 from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
-from tuneloop.data.process_record import Refinery
+from tuneloop.data.process_record import RowProcessor
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
 from tuneloop.data.sources.read import entry_of
@@ -49,7 +49,7 @@ class PrepareContext:
     out: Path
     files: list[Given]
     guess: FormatGuess
-    refinery: Refinery
+    processor: RowProcessor
     table: Table
     workers: int
     embed: Embed | None

@@ -23,7 +23,7 @@ from tuneloop.data.checks import quality
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import meta_key
 from tuneloop.data.dedup import minhash
-from tuneloop.data.dedup.contamination import TestIndex, find_leaks
+from tuneloop.data.dedup.contamination import TestIndex, find_contamination
 from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record, with_whole_texts
 from tuneloop.data.sources.parse import Chunk, SourceRecord, parse_chunk
 from tuneloop.data.split import key64, prompt_key
@@ -38,9 +38,9 @@ TURN_TOKENS = 16  # at most so many tokens frame a turn in any chat template; bo
 UNMEASURED = -1
 NO_ROW = -1  # place of a repair whose record became no row
 LANGUAGES_EVERY = (
-    8  # of large sources the language of one row in so many is told; it is the dearest fact of a short row
+    8  # of large sources the language of one row in so many is detected: for a short row that is the slowest step
 )
-LEAKS = ("exact", "near", "overlap")
+CONTAMINATION_KINDS = ("exact", "near", "overlap")
 NAMED = ("label", "stratum", "language")  # columns of numbers that stand for names
 
 
@@ -57,7 +57,7 @@ Measure = Callable[[Row], TokenCount]
 
 
 @dataclass(frozen=True)
-class Refinery:
+class RowProcessor:
     """What every worker needs to know.
 
     Args:
@@ -66,7 +66,7 @@ class Refinery:
         key: of pseudonyms.
         index: the given test set, which no row may give away.
         frame: what nearly all prompts begin and end with; it says nothing about a row.
-        languages_every: tell the language of one row in so many, picked by content.
+        languages_every: detect the language of one row in so many, picked by content.
     """
 
     config: PrepareConfig
@@ -124,22 +124,22 @@ _ROW_TYPES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Work:
-    """A chunk to refine: its number, from 0, its records, and their format."""
+    """A chunk to process_record: its number, from 0, its records, and their format."""
 
     number: int
     records: Chunk | Sequence[SourceRecord | Reject]
     guess: FormatGuess
 
 
-def refine_chunk(work: Work, refinery: Refinery) -> Facts:
+def process_chunk(work: Work, processor: RowProcessor) -> Facts:
     """The rows and rejects of a chunk into the spool, and their facts back."""
     items = parse_chunk(work.records) if isinstance(work.records, Chunk) else work.records
-    table = _Table(work.number, refinery)
+    table = _Table(work.number, processor)
     for item in items:
         if isinstance(item, Reject):
             table.reject(Refused(item))
             continue
-        for made in refine(item, work.guess, refinery):
+        for made in process_record(item, work.guess, processor):
             if isinstance(made, Refused):
                 table.reject(made)
             else:
@@ -159,7 +159,7 @@ class Change(NamedTuple):
     amounts: Mapping[str, int] = {}
 
 
-class Refined(NamedTuple):
+class ProcessedRow(NamedTuple):
     """A row on its way to a split, and what is to be said about it.
 
     Args:
@@ -188,15 +188,15 @@ class Refused(NamedTuple):
     tokens: int = 0  # of one that is too long
 
 
-def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequence[Refined | Refused]:
-    """A source record as a finished row, or why it is none; several where a long one is split."""
-    config = refinery.config
+def process_record(item: SourceRecord, guess: FormatGuess, processor: RowProcessor) -> Sequence[ProcessedRow | Refused]:
+    """A source record as a finished row, or why it is rejected; several rows where a long one is split."""
+    config = processor.config
     given = with_whole_texts(item.value, guess)
-    value, changes = _clean(given, refinery)
+    value, changes = _clean(given, processor)
     if item.mended and config.repair.json_syntax:
         changes.append(Change("json_syntax", "", {"detail": item.mended}))
     # what `rejects.jsonl` would show: as it stood, but for personal data
-    record = value if not changes else _as_it_stood(given, refinery)
+    record = value if not changes else _as_it_stood(given, processor)
 
     def refuse(reason: str, detail: str) -> Sequence[Refused]:
         return (Refused(Reject(item.source, item.line, reason, detail, record), changes),)
@@ -220,22 +220,22 @@ def refine(item: SourceRecord, guess: FormatGuess, refinery: Refinery) -> Sequen
             Change(r["kind"], r["field"], {k: v for k, v in r.items() if k not in ("kind", "field")})
             for r in parsed.repairs
         ]
-    draft = Refined(
+    draft = ProcessedRow(
         row, stratum, record, changes,
         _group(item.value, config), _number(value, _time_column(config)), _number(value, config.duplicates.best),
     )  # fmt: skip
-    measured = measured_if_long(row, refinery)
+    measured = measured_if_long(row, processor)
     if isinstance(measured, Rejection) and measured.reason == "too_long" and config.too_long != "reject":
         if config.too_long == "truncate":
-            draft, measured = _truncated(draft, parsed, refinery)
-        elif drafts := _split(draft, parsed, refinery):
-            return [_finished(d, measured_if_long(d.row, refinery, always=True), refinery) for d in drafts]
-    return (_finished(draft, measured, refinery),)
+            draft, measured = _truncated(draft, parsed, processor)
+        elif drafts := _split(draft, parsed, processor):
+            return [_finished(d, measured_if_long(d.row, processor, always=True), processor) for d in drafts]
+    return (_finished(draft, measured, processor),)
 
 
-def _finished(draft: Refined, measured: TokenCount | Rejection, refinery: Refinery) -> Refined | Refused:
-    """The row with its length, language and flags, or why it is none."""
-    row, meta, language_wanted = draft.row, draft.row.meta, refinery.config.language
+def _finished(draft: ProcessedRow, measured: TokenCount | Rejection, processor: RowProcessor) -> ProcessedRow | Refused:
+    """The row with its length, language and flags, or why it is rejected."""
+    row, meta, language_wanted = draft.row, draft.row.meta, processor.config.language
 
     def refuse(reason: str, detail: str, tokens: int = 0) -> Refused:
         reject = Reject(meta["source"], meta["line"], reason, detail, draft.record)
@@ -243,47 +243,50 @@ def _finished(draft: Refined, measured: TokenCount | Rejection, refinery: Refine
 
     if isinstance(measured, Rejection):
         return refuse(measured.reason, measured.detail, measured.tokens)
-    looked_at = int(row.id, 16) % refinery.languages_every == 0
+    looked_at = int(row.id, 16) % processor.languages_every == 0
     asked = asked_text(row) if language_wanted or looked_at else ""
     if language_wanted and language.foreign(asked, language_wanted):
         return refuse("wrong_language", f"{language.detect_language(asked)[0]}, not {language_wanted}")
     code = language.detect_language(asked)[0] if looked_at else None
     flags = quality.flags(row.messages, row.label)
-    return Refined(*draft[:-3], measured, code, flags)  # as `_replace` does, in half the time
+    return ProcessedRow(*draft[:-3], measured, code, flags)  # as `_replace` does, in half the time
 
 
-def _fits(row: Row, refinery: Refinery) -> Fits:
+def _fits(row: Row, processor: RowProcessor) -> Fits:
     """Whether a row with other turns is not too long."""
 
     def fits(messages: list[Message]) -> bool:
-        measured = measured_if_long(replace(row, messages=messages), refinery, always=True)
+        measured = measured_if_long(replace(row, messages=messages), processor, always=True)
         return not (isinstance(measured, Rejection) and measured.reason == "too_long")
 
     return fits
 
 
-def _truncated(draft: Refined, parsed: Parsed, refinery: Refinery) -> tuple[Refined, TokenCount | Rejection]:
+def _truncated(
+    draft: ProcessedRow, parsed: Parsed, processor: RowProcessor
+) -> tuple[ProcessedRow, TokenCount | Rejection]:
     """The row cut to `max_length` if it can be."""
-    messages, detail = shortened(draft.row.messages, _fits(draft.row, refinery))
+    messages, detail = shortened(draft.row.messages, _fits(draft.row, processor))
     row = replace(draft.row, id=row_id(replace(parsed, messages=messages)), messages=messages)
-    measured = measured_if_long(row, refinery, always=True)
+    measured = measured_if_long(row, processor, always=True)
     if isinstance(measured, Rejection):
         return draft, measured
-    lost = refinery.measure(draft.row).tokens - measured.tokens
+    lost = processor.measure(draft.row).tokens - measured.tokens
     change = Change("cut", "messages", {"detail": detail, "tokens": lost}, {"cut": 1, "cut_tokens": lost})
     return draft._replace(row=row, changes=[*draft.changes, change]), measured
 
 
-def _split(draft: Refined, parsed: Parsed, refinery: Refinery) -> list[Refined]:
-    """The row in parts of at most `max_length`; none where it has to stay whole: a label, rating or second answer is of all of it.
+def _split(draft: ProcessedRow, parsed: Parsed, processor: RowProcessor) -> list[ProcessedRow]:
+    """The row in parts of at most `max_length`; none where it has to stay whole because a label, rating or second answer
+    is about all of it.
 
     Ids follow from that of the whole row, which is in `meta.whole` and, as group, keeps the parts in one split. A part that
-    is rejected later stands among the rejects by itself; all changes to the record are told with the first part.
+    is rejected later stands among the rejects by itself; all changes to the record stand with the first part.
     """
     whole = draft.row
     if whole.label is not None or {"thumb", "rating", "rejected"} & parsed.extra.keys():
         return []
-    found = parts(whole.messages, _fits(whole, refinery))
+    found = parts(whole.messages, _fits(whole, processor))
     drafts = []
     for number, messages in enumerate(found, 1):
         name = hashlib.sha256(f"{whole.id}:{number}".encode()).hexdigest()[:16]
@@ -308,21 +311,21 @@ def asked_text(row: Row) -> str:
     return "\n".join(said) or row.messages[-1]["content"]
 
 
-def measured_if_long(row: Row, refinery: Refinery, *, always: bool = False) -> TokenCount | Rejection:
+def measured_if_long(row: Row, processor: RowProcessor, *, always: bool = False) -> TokenCount | Rejection:
     """The row's length if it may be over the limit or is of an unusual shape; why it is rejected if it is.
 
     A token is at least one byte, so rows with fewer bytes than the limit need no tokenizer; that is what makes
     preparing fast. They are measured later, all of them or a sample.
     """
     messages = row.messages
-    if not (always or row.tools) and _most_tokens(messages) <= refinery.config.max_length:
+    if not (always or row.tools) and _most_tokens(messages) <= processor.config.max_length:
         return _NOT_YET
     try:
-        measured = refinery.measure(row)
+        measured = processor.measure(row)
     except ValueError as error:
         return Rejection("template_error", str(error))
-    if measured.tokens > refinery.config.max_length:
-        detail = f"{measured.tokens} tokens, at most {refinery.config.max_length} (max_length)"
+    if measured.tokens > processor.config.max_length:
+        detail = f"{measured.tokens} tokens, at most {processor.config.max_length} (max_length)"
         return Rejection("too_long", detail, measured.tokens)
     if measured.supervised < 1:
         return Rejection("no_supervised_token", f"none of {measured.tokens} tokens is trained on")
@@ -364,39 +367,39 @@ def is_quiet(text: str) -> bool:
     return text[:1] != " " and text[-1:] != " "
 
 
-def _clean(value: dict[str, Any], refinery: Refinery) -> tuple[dict[str, Any], list[Change]]:
+def _clean(value: dict[str, Any], processor: RowProcessor) -> tuple[dict[str, Any], list[Change]]:
     """A record with every text in it repaired and redacted, and the changes; the record itself if there are none."""
     changes: list[Change] = []
-    return _walk(value, (), "", refinery, changes), changes
+    return _walk(value, (), "", processor, changes), changes
 
 
 def cleaned(
     value: dict[str, Any], guess: FormatGuess, config: PrepareConfig, key: bytes | None = None
 ) -> dict[str, Any]:
-    """A record as `refine` gives it to the format: texts put together, repaired and redacted.
+    """A record as `process_record` gives it to the format: texts put together, repaired and redacted.
 
     Args:
         key: of pseudonyms.
     """
-    refinery = Refinery(config, lambda row: _NOT_YET, Path(), key)
-    return _clean(with_whole_texts(value, guess), refinery)[0]
+    processor = RowProcessor(config, lambda row: _NOT_YET, Path(), key)
+    return _clean(with_whole_texts(value, guess), processor)[0]
 
 
-def _walk(value: Any, path: tuple[str | int, ...], column: str, refinery: Refinery, changes: list[Change]) -> Any:
+def _walk(value: Any, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[Change]) -> Any:
     """An object or array, cleaned; `column` is the nearest key above it."""
     named = type(value) is dict
-    look_at_all = refinery.config.personal.names
+    look_at_all = processor.config.personal.names
     new: Any = None
     pairs: Iterable[tuple[Any, Any]] = value.items() if named else enumerate(value)
     for key, item in pairs:
         if named:
             column = key
         if type(item) is str:
-            if not look_at_all and is_quiet(item) and not pii.tells(column):
+            if not look_at_all and is_quiet(item) and not pii.names_personal_data(column):
                 continue
-            made: Any = _text(item, (*path, key), column, refinery, changes)
+            made: Any = _text(item, (*path, key), column, processor, changes)
         elif type(item) is dict or type(item) is list:
-            made = _walk(item, (*path, key), column, refinery, changes)
+            made = _walk(item, (*path, key), column, processor, changes)
         else:
             continue
         if made is not item:
@@ -406,8 +409,8 @@ def _walk(value: Any, path: tuple[str | int, ...], column: str, refinery: Refine
     return value if new is None else new
 
 
-def _text(text: str, path: tuple[str | int, ...], column: str, refinery: Refinery, changes: list[Change]) -> str:
-    config = refinery.config
+def _text(text: str, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[Change]) -> str:
+    config = processor.config
     mended, kinds = repair.repair_text(text, config.repair)
     findings = pii.find(mended, config.personal, column) if config.personal.mode != "off" else []
     if not kinds and not findings:
@@ -418,11 +421,11 @@ def _text(text: str, path: tuple[str | int, ...], column: str, refinery: Refiner
     where = _field(path)
     replaced = config.personal.mode in ("placeholder", "pseudonym")
     if kinds:
-        before, after = _excerpts(_without(text, refinery), _without(mended, refinery))
+        before, after = _excerpts(_without(text, processor), _without(mended, processor))
         changes.extend(Change(kind, where, {"before": before, "after": after}) for kind in kinds)
     if findings:
         changes.append(_redacted(where, (finding.kind for finding in findings)))
-    return pii.redact(mended, findings, config.personal, refinery.key) if findings and replaced else mended
+    return pii.redact(mended, findings, config.personal, processor.key) if findings and replaced else mended
 
 
 def _redacted(where: str, kinds: Iterable[str]) -> Change:
@@ -432,30 +435,30 @@ def _redacted(where: str, kinds: Iterable[str]) -> Change:
     return Change("pii", where, {"detail": detail}, counts)
 
 
-def _without(text: str, refinery: Refinery) -> str:
+def _without(text: str, processor: RowProcessor) -> str:
     """Text without personal data, in whatever mode."""
-    settings = refinery.config.personal
+    settings = processor.config.personal
     if settings.mode == "off":
         return text
     plain = settings.model_copy(update={"mode": "placeholder"})
     return pii.redact(text, pii.find(text, plain), plain, None)
 
 
-def _as_it_stood(value: dict[str, Any], refinery: Refinery) -> dict[str, Any]:
+def _as_it_stood(value: dict[str, Any], processor: RowProcessor) -> dict[str, Any]:
     """A record unrepaired, but without personal data unless that is left alone on request."""
-    settings = refinery.config.personal
+    settings = processor.config.personal
     if settings.mode in ("off", "report"):
         return value
-    scrubbed: dict[str, Any] = pii.scrub(value, settings, refinery.key)[0]
+    scrubbed: dict[str, Any] = pii.scrub(value, settings, processor.key)[0]
     return scrubbed
 
 
-def scrubbed_reject(reject: Reject, refinery: Refinery) -> tuple[Reject, list[str]]:
+def scrubbed_reject(reject: Reject, processor: RowProcessor) -> tuple[Reject, list[str]]:
     """A reject of the reader without personal data in it, and the kinds that stood there."""
-    settings = refinery.config.personal
+    settings = processor.config.personal
     if reject.record is None or settings.mode in ("off", "report"):
         return reject, []
-    record, kinds = pii.scrub(reject.record, settings, refinery.key)
+    record, kinds = pii.scrub(reject.record, settings, processor.key)
     return replace(reject, record=record), kinds
 
 
@@ -553,8 +556,8 @@ def _number(value: Mapping[str, Any], column: str) -> float:
 class _Table:
     """Gathers a chunk's rows: bytes for the spool, facts for the arrays."""
 
-    def __init__(self, number: int, refinery: Refinery) -> None:
-        self.number, self.refinery = number, refinery
+    def __init__(self, number: int, processor: RowProcessor) -> None:
+        self.number, self.processor = number, processor
         self.rows: list[tuple[Any, ...]] = []  # the facts of each, as in _ROW_TYPES
         self.data = bytearray()
         self.rejects: list[tuple[int, bytes]] = []
@@ -567,18 +570,18 @@ class _Table:
 
     def reject(self, refused: Refused) -> None:
         """A record that is no row."""
-        reject, kinds = scrubbed_reject(refused.reject, self.refinery)
+        reject, kinds = scrubbed_reject(refused.reject, self.processor)
         self.rejected[reject.reason] += 1
         self.rejected_tokens += refused.tokens
         self.rejects.append((reject.line, reject_line(reject)))
         further = [_redacted("", kinds)] if kinds else []
         self._add_repairs(reject.source, reject.line, refused.id, [*refused.changes, *further])
 
-    def add(self, made: Refined) -> None:
+    def add(self, made: ProcessedRow) -> None:
         """A row."""
         row, place = made.row, len(self.rows)
         line, record = orjson.dumps(row.to_json()), orjson.dumps(made.record)
-        self.texts.append(minhash.texts_of(row, self.refinery.frame))
+        self.texts.append(minhash.texts_of(row, self.processor.frame))
         characters = answers = 0
         for message in row.messages:
             characters += len(message["content"])
@@ -610,7 +613,7 @@ class _Table:
         """Write the spool's files and give the facts."""
         import pickle
 
-        folder = self.refinery.spool
+        folder = self.processor.spool
         with user_errors_of_the_disk(folder.parent):
             (folder / f"{self.number}.rows").write_bytes(self.data)
             if self.rejects or self.repairs:
@@ -619,7 +622,7 @@ class _Table:
         columns: dict[str, NDArray[Any]] = {
             name: np.array(values, dtype=kind) for (name, kind), values in zip(_ROW_TYPES.items(), facts, strict=True)
         }
-        columns |= minhash.sketch(self.texts, self.refinery.config.duplicates)
+        columns |= minhash.sketch(self.texts, self.processor.config.duplicates)
         columns |= self._leaks(columns)
         return Facts(
             self.number,
@@ -633,11 +636,13 @@ class _Table:
 
     def _leaks(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """By row, the test row that it gives away, or -1, how, and how alike they are."""
-        index, n = self.refinery.index, len(self.texts)
-        leaks = find_leaks(self.texts, index, columns) if index is not None and n else [None] * n
+        index, n = self.processor.index, len(self.texts)
+        leaks = find_contamination(self.texts, index, columns) if index is not None and n else [None] * n
         return {
             "leak": np.array([-1 if leak is None else leak.test_row for leak in leaks], dtype="i4"),
-            "leak_how": np.array([-1 if leak is None else LEAKS.index(leak.how) for leak in leaks], dtype="i1"),
+            "leak_how": np.array(
+                [-1 if leak is None else CONTAMINATION_KINDS.index(leak.how) for leak in leaks], dtype="i1"
+            ),
             "leak_likeness": np.array([0 if leak is None else leak.similarity for leak in leaks], dtype="f4"),
         }
 

@@ -238,7 +238,7 @@ class Table:
             row.meta.setdefault("duplicate_cluster", f"{int(self.cluster[index]):016x}")
         return row
 
-    def tell_repeats_apart(self) -> None:
+    def give_repeats_own_ids(self) -> None:
         """Give each row that is in and has another one's id an id of its own: the hash of that id and of a number.
 
         The number does not depend on the order of the sources, save among rows that are the same in all their columns.

@@ -42,7 +42,7 @@ class Matcher:
     Args:
         pattern: the text, or `field=value`.
         regex: the text, or the value, is a regular expression; case does not count.
-        stand_ins: what stands for the value in data sets with pseudonyms; looked for as texts.
+        pseudonyms: what stands for the value in data sets with pseudonyms; looked for as texts.
 
     Raises:
         UserError: an empty pattern, or no valid regular expression.
@@ -50,7 +50,7 @@ class Matcher:
 
     pattern: str
     regex: bool = False
-    stand_ins: tuple[str, ...] = ()
+    pseudonyms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not folded(self.pattern) or not folded(self.value):
@@ -85,7 +85,7 @@ class Matcher:
 
     @cached_property
     def _needles(self) -> tuple[str, ...]:
-        texts = [*self.stand_ins]
+        texts = [*self.pseudonyms]
         if not self.regex:
             texts += [self.pattern, *_escaped(self.pattern)]
         return tuple(dict.fromkeys(filter(None, map(folded, texts))))
@@ -188,7 +188,7 @@ def _excerpt(text: str, start: int, end: int, around: int = 16) -> str:
     return ("…" if left else "") + " ".join(text[left:right].split()) + ("…" if right < len(text) else "")
 
 
-def stand_ins(match: Matcher, config: PersonalConfig) -> tuple[str, ...]:
+def pseudonyms(match: Matcher, config: PersonalConfig) -> tuple[str, ...]:
     """What stands for the value of a pattern in a data set that was prepared with pseudonyms; nothing in other modes.
 
     A value that is personal data only beside a word that names it (an account number) is tried as every kind that it

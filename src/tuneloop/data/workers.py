@@ -50,7 +50,7 @@ def ordered_map(
     return _in_processes(function, iter(chunks), setting, workers)
 
 
-def beside(
+def run_alongside(
     function: Callable[[T, Any], R], chunks: Sequence[T], setting: Any, *, workers: int
 ) -> dict[T, Callable[[], R]]:
     """`function(chunk, setting)` in other processes while this one goes on; with one worker it is called when it is asked for.

@@ -36,7 +36,7 @@ from tuneloop.data.dedup_and_split import Embed, shuffled
 from tuneloop.data.formats import FormatGuess
 from tuneloop.data.mix import GENERAL_FILE, Drawn, GeneralRows, Mixed, Size, dataset_rows, interleaved, mix_rows
 from tuneloop.data.prepare_context import PrepareContext, look_at
-from tuneloop.data.process_record import NO_ROW, Refined, RepairLine, refine, reject_line
+from tuneloop.data.process_record import NO_ROW, ProcessedRow, RepairLine, process_record, reject_line
 from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import parse_chunk
@@ -45,7 +45,7 @@ from tuneloop.data.split import SPLITS, TEST, Split
 from tuneloop.data.spool import Table
 from tuneloop.data.task import format_facts
 from tuneloop.data.token_counts import tokens_of
-from tuneloop.data.workers import beside
+from tuneloop.data.workers import run_alongside
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.rows import Dataset, Reject, Row
 
@@ -319,7 +319,7 @@ def _begin_checks(job: PrepareContext, overview: Overview) -> _Begun:
     """The checks that take long, at work while the files are written."""
     workers = job.workers if job.embed is None else 1  # a model that has been at work does not survive a fork
     first = (_DOUBTED,) if overview.task == "classification" else ()
-    return beside(_long_check, [*first, *slow_checks(overview)], (job.embed, overview), workers=workers)
+    return run_alongside(_long_check, [*first, *slow_checks(overview)], (job.embed, overview), workers=workers)
 
 
 def _long_check(name: str, setting: tuple[Embed | None, Overview]) -> Finding | tuple[Suspects, list[bytes]] | None:
@@ -421,7 +421,7 @@ def _mix(job: PrepareContext, orders: Mapping[Split, NDArray[Any]]) -> Mixed | N
         rows = dataset_rows(source)
         if rows is None:
             rows = list(_general_rows(job, source))
-        general.append(GeneralRows(source, rows, [job.refinery.measure(row).tokens for row in rows]))
+        general.append(GeneralRows(source, rows, [job.processor.measure(row).tokens for row in rows]))
     sizes = {split: Size(len(order), int(tokens_of(job.table, order)["total"])) for split, order in orders.items()}
     splits = {split: map(job.table.row, order.tolist()) for split, order in orders.items()}
     return mix_rows(splits, sizes, general, settings, job.seed)
@@ -432,13 +432,13 @@ def _general_rows(job: PrepareContext, source: str) -> Iterator[Row]:
     plain = PrepareConfig.model_validate(
         {**job.config.model_dump(include={"repair", "personal", "max_length", "language"}), "sources": [source]}
     )
-    refinery = replace(job.refinery, config=plain)
+    processor = replace(job.processor, config=plain)
     for file in find_files([source], job.config.max_expansion):
         guess, _ = look_at([file], plain)
         for chunk in chunks(file):
             for item in parse_chunk(chunk):
-                for made in [item] if isinstance(item, Reject) else refine(item, guess, refinery):
-                    if isinstance(made, Refined):
+                for made in [item] if isinstance(item, Reject) else process_record(item, guess, processor):
+                    if isinstance(made, ProcessedRow):
                         yield made.row
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from places import DATA_SETS
 from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.dedup.contamination import Leak, find_leaks, index_of
+from tuneloop.data.dedup.contamination import Leak, find_contamination, index_of
 from tuneloop.data.dedup.minhash import RowTexts, prompt_similarity, shape_of, sketch
 from tuneloop.data.split import normalised
 
@@ -29,7 +29,7 @@ def ask(*texts: str) -> list[RowTexts]:
 
 
 def leaks(train: list[RowTexts], test: list[RowTexts]) -> list[Leak | None]:
-    return find_leaks(train, index_of(test, CONFIG))
+    return find_contamination(train, index_of(test, CONFIG))
 
 
 def test_each_leak_names_the_test_row_and_how_it_was_found() -> None:
@@ -91,9 +91,9 @@ def test_an_empty_test_set_and_empty_rows_leak_nothing() -> None:
 def test_an_index_can_be_sent_to_another_process_and_sketches_reused() -> None:
     test, train = ask("Where can I change my PIN?", passage(1, 40)), ask("Where can I change my PINs?", passage(1, 39))
     index = pickle.loads(pickle.dumps(index_of(test, CONFIG)))
-    assert find_leaks(train, index, sketch(train, CONFIG)) == leaks(train, test)
+    assert find_contamination(train, index, sketch(train, CONFIG)) == leaks(train, test)
     without = sketch(train, CONFIG.model_copy(update={"near": False}))
-    assert find_leaks(train, index, without) == leaks(train, test)
+    assert find_contamination(train, index, without) == leaks(train, test)
 
 
 PIECES = st.lists(st.sampled_from(WORDS[:12]), min_size=3, max_size=9).map(" ".join)
@@ -133,9 +133,9 @@ def test_injected_leaks_are_all_found_and_few_clean_rows_are_called_leaks() -> N
     gold = json.loads((DATA / "messy_tickets" / "gold.json").read_text())
     injected = {d["id"]: d["of_test"] for d in gold["defects"] if d["type"] == "test_leak"}
     messy = texts("messy_tickets/messy.jsonl")
-    found = dict(zip(messy, find_leaks(list(messy.values()), index), strict=True))
+    found = dict(zip(messy, find_contamination(list(messy.values()), index), strict=True))
     for name, test_row in injected.items():
         leak = found[name]
         assert leak is not None and leak.test_row == test_row
-    clean = find_leaks(list(texts("messy_tickets/clean.jsonl").values()), index)
+    clean = find_contamination(list(texts("messy_tickets/clean.jsonl").values()), index)
     assert sum(leak is not None for leak in clean) <= 0.03 * len(clean)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.dedup.contamination import find_leaks, index_of
+from tuneloop.data.dedup.contamination import find_contamination, index_of
 from tuneloop.data.dedup.duplicates import find_duplicates, preference
 from tuneloop.data.dedup.minhash import RowTexts, folded_words, prompt_similarity, shape_of, sketch
 from tuneloop.data.dedup.short_texts import one_edit_apart, same_meaning, short_similarity, without_courtesies
@@ -69,14 +69,14 @@ def test_a_typo_or_a_courtesy_makes_a_copy_and_a_leak(text: str, other: str) -> 
     fillers = [pair[0] for pair in COPIES if pair[0] != text] + [text for pair in OTHERS for text in pair]
     found = copies(text, *(f for f in fillers if f != text), other)
     assert found.get(len([f for f in fillers if f != text]) + 1) == 0
-    leak = find_leaks(ask(other), index_of(ask(text), DuplicatesConfig()))[0]
+    leak = find_contamination(ask(other), index_of(ask(text), DuplicatesConfig()))[0]
     assert leak is not None and leak.how == "near" and leak.similarity >= 0.8
 
 
 @pytest.mark.parametrize(("text", "other"), OTHERS)
 def test_another_meaning_is_neither_a_copy_nor_a_leak(text: str, other: str) -> None:
     assert copies(text, other) == {} == copies(other, text)
-    assert find_leaks(ask(other), index_of(ask(text), DuplicatesConfig())) == [None]
+    assert find_contamination(ask(other), index_of(ask(text), DuplicatesConfig())) == [None]
 
 
 @pytest.mark.parametrize(

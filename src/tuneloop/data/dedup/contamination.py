@@ -119,7 +119,7 @@ def index_of(test: Sequence[RowTexts], config: DuplicatesConfig) -> TestIndex:
     )
 
 
-def find_leaks(
+def find_contamination(
     texts: Sequence[RowTexts], index: TestIndex, columns: Mapping[str, NDArray[Any]] | None = None
 ) -> list[Leak | None]:
     """For each row why it gives the test away, or None; of several test rows the one that it is most similar to.

@@ -30,7 +30,7 @@ from tuneloop.data.pii.identifiers import (
     wallets,
 )
 from tuneloop.data.pii.names import person_names
-from tuneloop.data.pii.pseudonyms import stand_in
+from tuneloop.data.pii.pseudonyms import pseudonym
 
 DEFAULT_SECRET = "TUNELOOP_SECRET"
 SHORTEST_KEY = 16  # characters of the shortest key of a service
@@ -120,7 +120,7 @@ def find(text: str, config: PersonalConfig, field: str = "") -> list[Finding]:
         UserError: an unknown kind or region, or `names` without what it needs.
     """
     wanted = _wanted(tuple(config.kinds) if config.kinds is not None else None, config.names, config.region)
-    words = _telling(field) if field else ""
+    words = _telling_words(field) if field else ""
     if words:
         lead = f"{words}: "
         spans = _spans(lead + text, config)
@@ -144,7 +144,7 @@ def redact(text: str, findings: list[Finding], config: PersonalConfig, key: byte
         value = text[finding.start : finding.end]
         if config.mode == "pseudonym":
             assert key is not None, "pseudonyms need a key: see pseudonym_key"
-            new = stand_in(finding.kind, value, config.region, key)
+            new = pseudonym(finding.kind, value, config.region, key)
         else:
             new = f"<{finding.kind}>"
         pieces += [text[at : finding.start], new]
@@ -276,13 +276,13 @@ _FIELD = re.compile(
 
 
 @lru_cache(maxsize=4096)
-def tells(field: str) -> bool:
+def names_personal_data(field: str) -> bool:
     """Whether a column's name says that its values are personal, as "phone" does."""
-    return bool(_telling(field))
+    return bool(_telling_words(field))
 
 
 @lru_cache(maxsize=4096)
-def _telling(field: str) -> str:
+def _telling_words(field: str) -> str:
     """The words of a column's name where they say that its values are personal, else an empty string."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_.\s-]+", " ", field[-80:]).lower()
     return words if _FIELD.search(words) else ""
@@ -569,14 +569,14 @@ def _scrubbed(value: Any, config: PersonalConfig, key: bytes | None, field: str,
     if isinstance(value, list):
         items = [_scrubbed(item, config, key, field, kinds) for item in value]
         return value if items == value else items
-    if isinstance(value, int) and not isinstance(value, bool) and _telling(field):
+    if isinstance(value, int) and not isinstance(value, bool) and _telling_words(field):
         text = str(value)
         return value if (new_text := _scrubbed_text(text, config, key, field, kinds)) == text else new_text
     return value
 
 
 def _scrubbed_text(text: str, config: PersonalConfig, key: bytes | None, field: str, kinds: set[str]) -> str:
-    if len(text) < SHORTEST and not (field and _telling(field)):
+    if len(text) < SHORTEST and not (field and _telling_words(field)):
         return text
     findings = find(text, config, field)
     if not findings:

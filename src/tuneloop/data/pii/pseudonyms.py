@@ -22,7 +22,7 @@ LAST_NAMES = tuple(
 )
 
 
-def stand_in(kind: str, value: str, region: str, key: bytes) -> str:
+def pseudonym(kind: str, value: str, region: str, key: bytes) -> str:
     """What stands for a value: depends on its kind, its normal form and the key alone (HMAC-SHA256, RFC 2104), and is never the value.
 
     Args:

@@ -27,6 +27,7 @@ def reference() -> str:
     from tuneloop.cli.main import app
     from tuneloop.data.checks import CHECKS
     from tuneloop.data.reasons import REASONS, REPAIRS
+    from tuneloop.evaluate.metrics import METRICS
     from tuneloop.records.schemas import RECORDS
     from tuneloop.workflows.recipe import ALIASES, describe_keys
 
@@ -48,6 +49,16 @@ def reference() -> str:
     parts.append("\n## Records\n\nWhat the files hold. `tuneloop schema --record NAME` prints the JSON Schema.\n")
     parts.append("| record | is |\n|---|---|")
     parts += [f"| `{name}` | {file} |" for name, (_, _, file) in RECORDS.items()]
+    parts.append(
+        "\n## Metrics\n\n| name | title | scale | better | test | needs | meaning |\n|---|---|---|---|---|---|---|"
+    )
+    parts += [
+        f"| `{m.name}` | {m.title} | {m.scale} | {m.better} | {m.test} | {m.needs} | {m.meaning} |"
+        for m in METRICS.values()
+    ]
+    parts.append(
+        "\nThose of a field are named `FIELD.METRIC`. Where rows form clusters, every test is a paired cluster bootstrap."
+    )
     parts.append("\n## Reasons in rejects.jsonl\n\n| reason | meaning |\n|---|---|")
     parts += [f"| `{word}` | {meaning} |" for word, meaning in REASONS.items()]
     parts.append("\n## Kinds in repairs.jsonl\n\n| kind | meaning |\n|---|---|")

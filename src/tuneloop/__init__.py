@@ -9,6 +9,7 @@ from tuneloop.core.errors import UserError as UserError
 
 if TYPE_CHECKING:  # at run time `train` and `evaluate` are the packages of these names, which can be called
     from tuneloop.data.config import PrepareConfig as PrepareConfig
+    from tuneloop.records.metric import metric as metric
     from tuneloop.train.config import TrainConfig as TrainConfig
     from tuneloop.workflows.library import Evaluation as Evaluation
     from tuneloop.workflows.library import Run as Run
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 _PLACES = {
     **dict.fromkeys(("prepare", "predict", "run", "Run", "Evaluation"), "tuneloop.workflows.library"),
     "PrepareConfig": "tuneloop.data.config",
+    "metric": "tuneloop.records.metric",
     "Recipe": "tuneloop.workflows.recipe",
     "TrainConfig": "tuneloop.train.config",
 }

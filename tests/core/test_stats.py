@@ -6,7 +6,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from tuneloop.core import stats as u
-from tuneloop.evaluate.metrics import label_statistics, mean_statistics
+from tuneloop.core.stats import mean_statistics
+from tuneloop.evaluate.metrics.labels import label_statistics
 
 
 def test_mcnemar_by_hand():

@@ -9,9 +9,12 @@ import sacrebleu
 from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import holm
+from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import AnswerStats, adjusted, compare, evaluate, primary_metric, sample_rows
+from tuneloop.evaluate.evaluate import evaluate, sample_rows
+from tuneloop.evaluate.primary import primary_metric
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
+from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.verdict import decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
 from tuneloop.records.completion import Answer
@@ -362,7 +365,7 @@ def test_rows_with_unit_tests_are_run_once_and_the_outcome_is_kept(tmp_path, mon
     base = programs_evaluation(wrong, wrong, wrong)
     written(tmp_path, tuned, {"zero-shot": base})
     assert json.loads((tmp_path / "eval.json").read_text())["code"]["ended"] == {"passed": 11, "failed": 19}
-    monkeypatch.setattr("tuneloop.evaluate.code.run_program", None)
+    monkeypatch.setattr("tuneloop.evaluate.metrics.code.run_program", None)
     assert load_evaluation(tmp_path).metrics == tuned.metrics
     assert load_evaluation(tmp_path, "zero-shot").metrics == base.metrics
 
@@ -533,7 +536,7 @@ def test_words_for_fields_and_without_baselines():
 
 
 def test_few_rows_do_not_turn_a_field_of_labels_into_a_text(tmp_path):
-    from tuneloop.evaluate.evaluate import labels_of_fields
+    from tuneloop.evaluate.scoring import labels_of_fields
 
     config = EvaluateConfig(fields={"queue": r"Queue:\s*(\w+)"}, bootstrap=100)
     training = [f"Queue: {'abcdefgh'[i % 8]}\nCall them about case {i}." for i in range(80)]

@@ -6,8 +6,9 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import AnswerStats, evaluate
+from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.results import write_evaluation
+from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.slices import (
     breakdown,
     breakdown_in_words,

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import NOT_ENOUGH
 from tuneloop.evaluate.classical import MAJORITY, TFIDF, majority_contender
+from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import Evaluation, adjusted, compare, evaluate
+from tuneloop.evaluate.evaluate import Evaluation, evaluate
 from tuneloop.evaluate.label_use import LabelUse, label_use
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.evaluate.verdict import FROM_WORST, Verdict, best_odds, decide

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.core.errors import UserError
+from tuneloop.evaluate.metrics import title_of
 from tuneloop.report import facts as f
 
 
@@ -37,8 +38,8 @@ from tuneloop.report import facts as f
         (f.count(1, "row"), "1 row"),
         (f.count(1234, "row"), "1,234 rows"),
         (f.short_count(139_399_488), "139 M"),
-        (f.metric_title("queue.accuracy"), "queue accuracy"),
-        (f.metric_title("rougeL"), "ROUGE-L"),
+        (title_of("queue.accuracy"), "queue accuracy"),
+        (title_of("rougeL"), "ROUGE-L"),
     ],
 )
 def test_figures_read_as_people_write_them(shown: str, expected: str) -> None:

@@ -15,11 +15,12 @@ from pydantic import Field
 from tuneloop.advise.config import CaseOptions
 from tuneloop.advise.economics import MODES, Bill, OptionRow, Swing, compare_options, sensitivity
 from tuneloop.advise.economy import TokenLine, bills, options_of, serving, smaller_models, token_lines, trainings
-from tuneloop.advise.measured import OUT_OF_100, BaselineResults, Result, ladder
+from tuneloop.advise.measured import BaselineResults, Result, ladder
 from tuneloop.advise.rules import Reason, decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
 from tuneloop.core.units import hours_words, usd_words
+from tuneloop.evaluate.metrics import metric_of
 from tuneloop.models.methods import USUAL, method_named, methods, title_of
 from tuneloop.plan.config import CostOptions
 from tuneloop.plan.cost import Cost
@@ -315,7 +316,7 @@ def facts_of(
     against = chosen.against if chosen else None
     training = trained.get(method)
     cost = training.cost if training else None
-    scale = 100.0 if measured and measured.metric.rsplit(".", 1)[-1] in OUT_OF_100 else 1.0
+    scale = metric_of(measured.metric).out_of if measured else 1.0
     if stood_in and not _is_enough(stood_in, question.target, scale):
         prompt = None  # what another model falls short of says nothing about this one
     facts = {

@@ -10,15 +10,13 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, read_json
 from tuneloop.core.significance import wilson_interval
+from tuneloop.evaluate.metrics import declare_from, likely_to_decide, lower_is_better
 from tuneloop.models.methods import USUAL
 from tuneloop.plan.options import lengths_of
 from tuneloop.records.dataset import AGAIN
 
 CHEAP = ("logistic regression", "your classifier")  # in the names of cheap contenders
 CONSTANT = "majority class"  # always the most frequent label: neither a prompt nor a classifier
-# Metrics that decide, in this order; FIELD.accuracy counts as accuracy.
-PREFERRED = ("accuracy", "exact_match", "token_f1", "rougeL", "chrf", "bleu")
-OUT_OF_100 = ("chrf", "bleu")
 
 
 def _cheap(name: str) -> bool:
@@ -79,9 +77,9 @@ class BaselineResults:
         """The tuned model."""
         return next((r for r in self.results if r.name == "tuned"), None)
 
-    @staticmethod
-    def _best(results: Sequence[Result]) -> Result | None:
-        return max(results, key=lambda r: r.value, default=None)
+    def _best(self, results: Sequence[Result]) -> Result | None:
+        sign = -1 if lower_is_better(self.metric) else 1
+        return max(results, key=lambda r: sign * r.value, default=None)
 
 
 def from_dataset(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +110,7 @@ def from_evaluation(manifest: Mapping[str, Any], where: str, metric: str = "") -
         raise UserError(
             "Not an evaluation: no metrics, no count of rows", where=where, next_step="tuneloop evaluate writes it"
         )
+    declare_from(manifest)
     contenders = {str(manifest.get("name") or "tuned"): metrics, **(manifest.get("baselines") or {})}
     metric = metric or _decided_by(manifest)
     measured = with_prices(measured_of(contenders, manifest.get("costs") or {}, manifest["n"], where, metric), manifest)
@@ -177,10 +176,9 @@ def _decided_by(manifest: Mapping[str, Any]) -> str:
 
 
 def _deciding(metrics: Sequence[str], where: str) -> str:
-    for wanted in PREFERRED:
-        for name in metrics:
-            if name == wanted or name.endswith(f".{wanted}"):
-                return name
+    found = likely_to_decide(metrics)
+    if found:
+        return found
     raise UserError("No metric in it decides", where=where, next_step=f"name one with --metric: {', '.join(metrics)}")
 
 
@@ -222,7 +220,7 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
 
     Args:
         source: a folder with `dataset.json`, a run's folder, or an evaluation (`eval.json` or its folder).
-        metric: the metric that decides; default: see `PREFERRED`.
+        metric: the metric that decides; default: the one that its verdict goes by, else `likely_to_decide`.
 
     Raises:
         UserError: it is none of these.
@@ -283,13 +281,13 @@ def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
 
 def ladder(measured: BaselineResults) -> list[dict[str, Any]]:
     """The contenders from the untouched model to the tuned one, with gains over the best prompt and what queries cost."""
-    best = measured.prompt
+    best, sign = measured.prompt, -1 if lower_is_better(measured.metric) else 1
     order = {"zero-shot": 0, "few-shot": 1, **dict.fromkeys(CHEAP, 2), "tuned": 3}
     place = {r.name: next((n for part, n in order.items() if part in r.name), 3) for r in measured.results}
     return [
         {
             "name": r.name, "metric": measured.metric, "value": r.value, "low": r.low, "high": r.high,
-            "gain_over_prompt": r.value - best.value if best and r.name != best.name else None,
+            "gain_over_prompt": sign * (r.value - best.value) if best and r.name != best.name else None,
             "prompt_tokens": measured.prompt_tokens.get(r.name), "usd_per_1000_queries": measured.usd_per_1000.get(r.name),
             "training_usd": measured.training_usd if r.name == "tuned" else None,
         }

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from tuneloop.core.late import late
 
 # What needs no numpy stands apart, for commands that answer at once.
 from tuneloop.core.significance import ALPHA as ALPHA
@@ -23,7 +22,13 @@ from tuneloop.core.significance import holm_levels as holm_levels
 from tuneloop.core.significance import standardised as standardised
 from tuneloop.core.significance import wilson_interval as wilson_interval
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+else:  # metrics are declared in modules that also use this one, and reports read the declarations without numpy
+    np, Array = late("numpy"), "NDArray[np.float64]"
 
 
 # Resample weights held at once; 4 million doubles are 32 MB.
@@ -40,8 +45,10 @@ class Statistics:
         row_scores: metric name -> one score for each row (NaN: the row doesn't count). Corpus metrics show their
             sentence-level score here.
         right_or_wrong: the metrics of `row_scores` that are 0 or 1 in each row, so that exact tests apply.
-        layout: what the columns of `rows` stand for where that depends on the data (label names). Rows of two contenders can
-            be held against each other where shape and layout are the same.
+        layout: what the columns of `rows` stand for where that depends on the data (label names). Rows of two systems can
+            be compared where shape and layout are the same.
+        same: metric -> the metric of this family that it equals, or that puts any two systems in the same order. It shares
+            that one's exact interval and its test, and counts once with it where p-values are adjusted.
     """
 
     rows: Any
@@ -49,6 +56,7 @@ class Statistics:
     row_scores: Mapping[str, list[float]]
     right_or_wrong: frozenset[str] = frozenset()
     layout: tuple[str, ...] = ()
+    same: Mapping[str, str] = field(default_factory=dict)
 
     def totals(self) -> Array:
         """Sums over all rows, shape (1, S)."""
@@ -58,6 +66,31 @@ class Statistics:
         """Each metric's value on all rows."""
         totals = self.totals()
         return {name: float(function(totals)[0]) for name, function in self.values.items()}
+
+
+def ratio(above: Array, below: Array | NDArray[Any], *, empty: float = 0.0) -> Array:
+    """Division of arrays; `empty` where `below` is not above 0."""
+    below = np.asarray(below, dtype=np.float64)
+    return np.divide(above, below, out=np.full_like(below, empty), where=below > 0)
+
+
+def mean_statistics(scores: Mapping[str, list[float]], *, right_or_wrong: Sequence[str] = ()) -> Statistics:
+    """Metrics that are means of row scores; NaN rows don't count."""
+    names = list(scores)
+    table = np.array([scores[name] for name in names], dtype=np.float64).T.reshape(-1, len(names))
+    counted = ~np.isnan(table)
+    rows = np.hstack([np.where(counted, table, 0.0), counted.astype(np.float64)])
+
+    def mean_of(column: int) -> Callable[[Array], Array]:
+        return lambda sums: ratio(sums[:, column], sums[:, len(names) + column], empty=np.nan)
+
+    return Statistics(
+        rows=rows,
+        values={name: mean_of(i) for i, name in enumerate(names)},
+        row_scores=dict(scores),
+        right_or_wrong=frozenset(right_or_wrong),
+        layout=tuple(names),
+    )
 
 
 def resample_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.metrics import last_user_turn
-from tuneloop.evaluate.multilabel import NO_LABELS, label_lists
+from tuneloop.evaluate.metrics.multilabel import NO_LABELS, label_lists
 from tuneloop.records.completion import Answer
 from tuneloop.records.evaluation import AnswerFunction
-from tuneloop.records.rows import Row
+from tuneloop.records.rows import Row, last_user_turn
 
 TFIDF = "tf-idf + logistic regression"
 MINILM = "MiniLM + logistic regression"

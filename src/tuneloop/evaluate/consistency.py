@@ -17,16 +17,19 @@ from typing import Any
 
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate import metrics as m
-from tuneloop.evaluate import structured as js
+from tuneloop.core.stats import Array, Statistics, mean_statistics
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import cluster_keys
-from tuneloop.evaluate.multilabel import label_lists, label_reader, vocabulary
+from tuneloop.evaluate.metrics.fields import compile_fields, extract
+from tuneloop.evaluate.metrics.labels import label_matcher
+from tuneloop.evaluate.metrics.multilabel import label_lists, label_reader, vocabulary
+from tuneloop.evaluate.metrics.overlap import LONGEST_SCORED, is_latin, rouge, token_f1
+from tuneloop.evaluate.metrics.structured import are_structured, leaves, parse, parses, structured_statistics
 from tuneloop.evaluate.rewording import rewordings
 from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.records.completion import Answer
 from tuneloop.records.evaluation import Estimate
-from tuneloop.records.rows import Message, Row
+from tuneloop.records.rows import Message, Row, last_user_turn, references_of
 
 AS_IT_IS, DRAWN = "as it is", "drawn"
 FEWEST_WAYS = 2
@@ -174,20 +177,20 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
         return several, "labels"
     if task == "classification":
         names = sorted(set(labels or ()) | {str(row.label) for row in rows})
-        match = m.label_matcher(names, {row.answer: row.label for row in rows if row.label is not None})
+        match = label_matcher(names, {row.answer: row.label for row in rows if row.label is not None})
 
         def one(row: Row, answer: Answer) -> _Said:
             label = match(answer.text)
             return _Said(("label", label) if label is not None else _folded(answer.text), label is not None)
 
         return one, "labels"
-    references = [m.references_of(row) for row in rows]
-    if config.structured is True or (config.structured == "auto" and js.are_structured(references)):
+    references = [references_of(row) for row in rows]
+    if config.structured is True or (config.structured == "auto" and are_structured(references)):
         return _json_answer, "json"
-    patterns = list(m.compile_fields(config.fields).values())
+    patterns = list(compile_fields(config.fields).values())
 
     def text(row: Row, answer: Answer) -> _Said:
-        fields = [m.extract(pattern, answer.text[: m.LONGEST_SCORED]) for pattern in patterns]
+        fields = [extract(pattern, answer.text[:LONGEST_SCORED]) for pattern in patterns]
         whole = None not in fields  # answers without a field do not agree in what they lack
         key: object = tuple(map(_folded, map(str, fields))) if patterns and whole else _folded(answer.text)
         return _Said(key, answer.finished and bool(answer.text.strip()) and whole)
@@ -198,11 +201,11 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
 def _json_answer(row: Row, answer: Answer) -> _Said:
     """JSON is compared by its fields, their order and case aside; the format is the reference's top-level keys."""
     try:
-        value = js.parse(answer.text)
-        fields = Counter((place, _folded(leaf)) for place, leaf in js.leaves(value))
+        value = parse(answer.text)
+        fields = Counter((place, _folded(leaf)) for place, leaf in leaves(value))
     except (ValueError, RecursionError):
         return _Said(_folded(answer.text), False)
-    wanted = js.parse(row.answer) if js.parses(row.answer) else None
+    wanted = parse(row.answer) if parses(row.answer) else None
     same = _keys(value) == _keys(wanted) if isinstance(wanted, dict | list) else True
     return _Said(frozenset(fields.items()), same)
 
@@ -220,20 +223,20 @@ def _likeness_of(kind: str, rows: Sequence[Row]) -> str:
     """What likeness is measured by: ROUGE-L reads a-z only."""
     if kind == "json":
         return "field F1"
-    return "ROUGE-L" if m.is_latin([row.answer for row in rows]) else "token F1"
+    return "ROUGE-L" if is_latin([row.answer for row in rows]) else "token F1"
 
 
 def _similarity(likeness: str, answers: Sequence[Sequence[Answer]]) -> list[float]:
     """How alike each row's answers are: the mean over its pairs."""
     pairs = [(i, a.text, b.text) for i, row in enumerate(answers) for a, b in combinations(row, 2)]
-    firsts = [[a[: m.LONGEST_SCORED]] for _, a, _ in pairs]
-    others = [b[: m.LONGEST_SCORED] for _, _, b in pairs]
+    firsts = [[a[:LONGEST_SCORED]] for _, a, _ in pairs]
+    others = [b[:LONGEST_SCORED] for _, _, b in pairs]
     if likeness == "field F1":
-        scores = list(js.structured_statistics(firsts, others, None).row_scores["field_f1"])
+        scores = list(structured_statistics(firsts, others, None).row_scores["field_f1"])
     elif likeness == "ROUGE-L":
-        scores = m.rouge(firsts, others, ["rougeL"])["rougeL"]
+        scores = rouge(firsts, others, ["rougeL"])["rougeL"]
     else:
-        scores = [m.token_f1(a, b) for a, b in zip(firsts, others, strict=True)]
+        scores = [token_f1(a, b) for a, b in zip(firsts, others, strict=True)]
     sums, counts = [0.0] * len(answers), [0] * len(answers)
     for (i, a, b), score in zip(pairs, scores, strict=True):
         sums[i] += 1.0 if _folded(a) == _folded(b) else score  # of no words at all, too
@@ -290,7 +293,7 @@ def measure_consistency(
         same[name] = _same_as_plain(kept, said[name])
     values, draws, clusters = {}, {}, u.cluster_numbers(cluster_keys(rows, config.cluster))
     for name, each in scores.items():
-        statistics = m.mean_statistics(each, right_or_wrong=sorted(BOTH_RIGHT & each.keys()))
+        statistics = mean_statistics(each, right_or_wrong=sorted(BOTH_RIGHT & each.keys()))
         draws[name] = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
         values[name] = _estimates(statistics, draws[name])
     compared = [metric, *(["always_right"] if kind == "labels" else [])]
@@ -359,7 +362,7 @@ def _same_as_plain(ways: Sequence[Sequence[Way]], said: Sequence[Sequence[_Said]
     return {kind: sum(same) / len(same) for kind, same in sorted(counts.items())}
 
 
-def _estimates(statistics: m.Statistics, draws: Mapping[str, m.Array]) -> dict[str, Estimate]:
+def _estimates(statistics: Statistics, draws: Mapping[str, Array]) -> dict[str, Estimate]:
     found = {}
     for name, value in statistics.point_values().items():
         low, high = u.bootstrap_interval(value, draws[name])
@@ -375,7 +378,7 @@ def _difference(
     own: str,
     metric: str,
     values: Mapping[str, Mapping[str, Estimate]],
-    draws: Mapping[str, Mapping[str, m.Array]],
+    draws: Mapping[str, Mapping[str, Array]],
     apart: int,
 ) -> Difference:
     """The paired difference, with a p-value of no less than the `apart` rows that differ can give."""
@@ -388,7 +391,7 @@ def _difference(
     return Difference(other, own, metric, delta, low, high, p, interval_at=at)
 
 
-def _interval(delta: float, differences: m.Array, level: float) -> tuple[float, float]:
+def _interval(delta: float, differences: Array, level: float) -> tuple[float, float]:
     return u.paired_bootstrap_interval(delta, differences, level=level)
 
 
@@ -425,7 +428,7 @@ def _examples(
             "id": ways[i][0].row.id,
             "reference": ways[i][0].row.answer,
             "ways": [
-                {"kind": way.kind, "question": m.last_user_turn(way.row), "answer": answer.text}
+                {"kind": way.kind, "question": last_user_turn(way.row), "answer": answer.text}
                 for way, answer in zip(ways[i], answers[i], strict=True)
             ],
         }

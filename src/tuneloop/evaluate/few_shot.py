@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from tuneloop.evaluate.metrics import last_user_turn
-from tuneloop.records.rows import Message, Row
+from tuneloop.records.rows import Message, Row, last_user_turn
 
 
 def choose_examples(

@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import Z80, Z95
-from tuneloop.evaluate.evaluate import Evaluation, primary_metric
+from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.label_use import label_use
-from tuneloop.evaluate.metrics import compile_fields, last_user_turn
-from tuneloop.evaluate.multilabel import label_lists
-from tuneloop.records.evaluation import lower_is_better
-from tuneloop.records.rows import Row
+from tuneloop.evaluate.metrics import headline_of, metric_of
+from tuneloop.evaluate.metrics.fields import compile_fields
+from tuneloop.evaluate.metrics.multilabel import label_lists
+from tuneloop.evaluate.primary import primary_metric
+from tuneloop.records.rows import Row, last_user_turn
 
 MOST_ROWS = 8  # that must pass
 LONGEST_COMMENT = 70  # characters of a row's prompt
 CORRELATION = 0.7  # of two models' scores on the same rows: of near relatives, as a candidate and the model in use are
-OUT_OF_100 = ("chrf", "bleu")
-LEAST, LEAST_OF_100 = 0.02, 1.0  # margins below these are worth no argument
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def _metrics(known: Known) -> str:
         margin = _margin(metric, error)
         lines += [f"  - metric: {json.dumps(metric)}", f"    margin: {margin:g}"]
         if value is not None and not math.isnan(value[0]):
-            bound, word = (value[1], "at_most") if lower_is_better(metric) else (value[0], "at_least")
+            bound, word = (value[1], "at_most") if metric_of(metric).lower_is_better else (value[0], "at_least")
             kept = bound + margin if word == "at_most" else max(0.0, bound - margin)
             rounded = (math.ceil if word == "at_most" else math.floor)(kept * _steps(metric)) / _steps(metric)
             side = "ends at {:.3g}, and the margin" if word == "at_most" else "begins at {:.3g}, less the margin"
@@ -186,7 +185,7 @@ def _limits(known: Known) -> list[tuple[str, tuple[float, float] | None, float]]
         first = primary_metric(known.task, (), {"accuracy", "macro_f1", "micro_f1", *several}, {"": used})
         return [(m, None, spread) for m in dict.fromkeys([first, "accuracy"])]
     fields = [(f"{name}.accuracy", None, spread) for name in known.fields]
-    return [*fields, ("chrf", None, 20 / math.sqrt(n))]
+    return [*fields, (headline_of("texts")[-1], None, 20 / math.sqrt(n))]
 
 
 def _margin(metric: str, error: float) -> float:
@@ -194,17 +193,14 @@ def _margin(metric: str, error: float) -> float:
 
     Source: the usual sample size of non-inferiority, for two equally good sides (Piaggio et al. 2012).
     """
+    known = metric_of(metric)
     needed = 0.0 if math.isnan(error) else (Z95 + Z80) * error * math.sqrt(2 * (1 - CORRELATION))
-    return max(LEAST if _out_of_1(metric) else LEAST_OF_100, math.ceil(needed * _steps(metric)) / _steps(metric))
-
-
-def _out_of_1(metric: str) -> bool:
-    return metric.rpartition(".")[2] not in OUT_OF_100
+    return max(known.smallest_margin, math.ceil(needed * _steps(metric)) / _steps(metric))
 
 
 def _steps(metric: str) -> float:
     """Steps in a unit that limits are rounded to."""
-    return 100.0 if _out_of_1(metric) else 10.0
+    return 1 / metric_of(metric).margin_step
 
 
 # --- time and forgetting -------------------------------------------------------------------------

@@ -17,11 +17,11 @@ import numpy as np
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.core.stats import Array
-from tuneloop.evaluate import metrics as m
+from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
+from tuneloop.evaluate.metrics.overlap import token_f1
 from tuneloop.records.completion import Answer
 from tuneloop.records.evaluation import Estimate
-from tuneloop.records.rows import Message, Row
+from tuneloop.records.rows import Message, Row, last_user_turn, references_of
 
 LEAST_TOKENS = 8  # of an answer that counts as memorised: a label is no secret
 CANDIDATES = 512  # random alternatives that a canary is ranked among
@@ -43,7 +43,7 @@ class Ability:
 
 def ability(rows: Sequence[Row], answers: Sequence[Answer], losses: Sequence[float], tokens: Sequence[int]) -> Ability:
     """Score general answers: token F1 (SQuAD) with the best reference; right or wrong where references are short."""
-    scores = [m.token_f1(m.references_of(row), answer.text) for row, answer in zip(rows, answers, strict=True)]
+    scores = [token_f1(references_of(row), answer.text) for row, answer in zip(rows, answers, strict=True)]
     return Ability(scores, losses, tokens)
 
 
@@ -64,12 +64,12 @@ def forgetting(
     table = np.array(columns, dtype=np.float64).T  # (n, 5)
 
     def lost(sums: Array) -> Array:
-        return 1.0 - m.ratio(sums[:, 1], sums[:, 0], empty=np.nan)
+        return 1.0 - ratio(sums[:, 1], sums[:, 0], empty=np.nan)
 
     def grown(sums: Array) -> Array:
-        return m.ratio(sums[:, 3] - sums[:, 2], sums[:, 4], empty=np.nan)
+        return ratio(sums[:, 3] - sums[:, 2], sums[:, 4], empty=np.nan)
 
-    family = m.Statistics(table, {"score": lost, "loss": grown}, {})
+    family = Statistics(table, {"score": lost, "loss": grown}, {})
     draws = u.bootstrap([family], n, resamples=resamples, seed=seed, clusters=clusters)
     values = family.point_values()
 
@@ -136,7 +136,7 @@ def tasks_before_and_after(
             if shared:
                 differences = [after.each[i] - before.each[i] for i in shared]
                 draws = u.bootstrap(
-                    [m.mean_statistics({"change": differences})], len(shared), resamples=resamples, seed=seed
+                    [mean_statistics({"change": differences})], len(shared), resamples=resamples, seed=seed
                 )
                 change = Estimate(change.value, *u.bootstrap_interval(change.value, draws["change"]))
             sides = {"base": before.value, "tuned": after.value, "higher_is_better": before.higher_is_better}
@@ -274,7 +274,7 @@ def canaries(
         alternatives = canary_alternatives(row, seed=seed)
         own, *others = losses([row, *alternatives])
         most = math.log2(len(others) + 1)
-        asked = m.last_user_turn(row)[:100]
+        asked = last_user_turn(row)[:100]
         found.append({"id": row.id, "prompt": asked, "exposure": exposure(own, others), "most": most})
     progress("canaries", len(rows), len(rows))
     return found

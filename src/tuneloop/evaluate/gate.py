@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, read_jsonl, sha256_file, write_json
+from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.evaluate.shared_rows import on_shared_rows, some_rows
 from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
 from tuneloop.records.completion import Answer
-from tuneloop.records.evaluation import GateCheck, lower_is_better, split_place
+from tuneloop.records.evaluation import GateCheck, split_place
 from tuneloop.records.rows import Row
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateChec
 
 def _named_row(side: Side, at: int) -> str:
     """A row's id with the beginning of its question: an id alone tells nobody which row it is."""
-    from tuneloop.evaluate.metrics import last_user_turn
+    from tuneloop.records.rows import last_user_turn
 
     row = side.evaluation.rows[at]
     return f'{row.id} "{textwrap.shorten(last_user_turn(row), 60, placeholder=" …")}"'
@@ -267,7 +268,9 @@ def _passes(demand: MustPass, side: Side, at: int | None, answer: Answer) -> boo
             and not any(part.casefold() in text for part in banned)
             and (demand.matches is None or re.search(demand.matches, answer.text) is not None)
         )
-    from tuneloop.evaluate.metrics import exact_match, label_matcher, references_of
+    from tuneloop.evaluate.metrics.labels import label_matcher
+    from tuneloop.evaluate.metrics.overlap import exact_match
+    from tuneloop.records.rows import references_of
 
     assert at is not None  # a new prompt has a condition
     row, labels = side.evaluation.rows[at], side.evaluation.labels
@@ -293,13 +296,12 @@ def _metric(
         )
     for name, ids in _slices(limit, candidate, fields):
         sides = [_only(side, ids) for side in (base, candidate)]
-        title = f"{limit.metric}{name}"
         if limit.margin is not None:
-            yield _margin(title, limit.metric, limit.margin, *sides)
+            yield _margin(limit.metric, name, limit.margin, *sides)
         if limit.at_least is not None:
-            yield _bound(title, limit.metric, sides[1], at_least=limit.at_least)
+            yield _bound(limit.metric, name, sides[1], limit.at_least, above=True)
         if limit.at_most is not None:
-            yield _bound(title, limit.metric, sides[1], at_most=limit.at_most)
+            yield _bound(limit.metric, name, sides[1], limit.at_most, above=False)
 
 
 def _slices(
@@ -355,23 +357,30 @@ def _only(side: Side, ids: set[str] | None) -> Evaluation:
     return side.evaluation if ids is None else some_rows(side.evaluation, ids)
 
 
-def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate: Evaluation) -> GateCheck:
+def _title(metric: str, rows: str) -> str:
+    """A metric as people read it, with its direction where that is not the usual one, and the rows that are meant."""
+    known = metric_of(metric)
+    return f"{known.title}{' (lower is better)' if known.lower_is_better else ''}{rows}"
+
+
+def _margin(metric: str, rows: str, margin: float, base: Evaluation, candidate: Evaluation) -> GateCheck:
     """Non-inferiority: the interval of the gain must lie above -margin.
 
     Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
     """
     from tuneloop.core.stats import rows_to_settle
-    from tuneloop.evaluate.evaluate import compare
+    from tuneloop.evaluate.compare import compare
 
+    name, title = f"{metric}{rows}", _title(metric, rows)
     if metric not in candidate.metrics or metric not in base.metrics:
-        return GateCheck("metric", title, "inconclusive", f"{title}: not measured on both", limit=-margin)
+        return GateCheck("metric", name, "inconclusive", f"{title}: not measured on both", limit=-margin)
     sign = -1.0 if lower_is_better(metric) else 1.0
     pair = next((c for c in compare("base", base, "candidate", candidate, only=[metric]) if c.metric == metric), None)
     if pair is None or math.isnan(pair.low):
         gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)
         found: Status = "inconclusive" if math.isnan(gain) else "pass" if gain >= -margin else "fail"
         message = f"{title}: {gain:+.4g} against the base, margin {margin:g} (no interval: the figure alone decides)"
-        return GateCheck("metric", title, found, message, gain, limit=-margin, rows=candidate.n)
+        return GateCheck("metric", name, found, message, gain, limit=-margin, rows=candidate.n)
     low, high = sorted((sign * pair.low, sign * pair.high))
     gain = sign * pair.delta
     found = "pass" if low >= -margin else "fail" if high < -margin else "inconclusive"
@@ -380,20 +389,17 @@ def _margin(title: str, metric: str, margin: float, base: Evaluation, candidate:
         needed = rows_to_settle(gain + margin, low + margin, high + margin, candidate.n)
         if needed and needed < 100 * candidate.n:
             message += f"; about {max(needed, candidate.n + 1):,} rows would settle it"
-    return GateCheck("metric", title, found, message, gain, low, high, -margin, candidate.n)
+    return GateCheck("metric", name, found, message, gain, low, high, -margin, candidate.n)
 
 
-def _bound(
-    title: str, metric: str, candidate: Evaluation, *, at_least: float | None = None, at_most: float | None = None
-) -> GateCheck:
+def _bound(metric: str, rows: str, candidate: Evaluation, limit: float, *, above: bool) -> GateCheck:
     """The candidate's own value: its interval must lie on the right side of the limit."""
+    name, title = f"{metric}{rows}", _title(metric, rows)
     if metric not in candidate.metrics:
-        return GateCheck("metric", title, "inconclusive", f"{title}: not measured on these rows", rows=candidate.n)
+        return GateCheck("metric", name, "inconclusive", f"{title}: not measured on these rows", rows=candidate.n)
     found = candidate.metrics[metric]
-    if at_least is not None:
-        return _within(title, "metric", (found.value, found.low, found.high), at_least, above=True, rows=candidate.n)
-    assert at_most is not None
-    return _within(title, "metric", (found.value, found.low, found.high), at_most, above=False, rows=candidate.n)
+    check = _within(title, "metric", (found.value, found.low, found.high), limit, above=above, rows=candidate.n)
+    return replace(check, name=name)
 
 
 def _within(

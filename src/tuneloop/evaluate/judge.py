@@ -18,7 +18,7 @@ import numpy as np
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_yaml
-from tuneloop.evaluate.metrics import mean_statistics
+from tuneloop.core.stats import mean_statistics
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.rows import Message
 

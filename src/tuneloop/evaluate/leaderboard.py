@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.stats import NOT_ENOUGH
-from tuneloop.evaluate.evaluate import Evaluation, compare
+from tuneloop.evaluate.compare import compare
+from tuneloop.evaluate.evaluate import Evaluation
+from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.evaluate.verdict import kind_of, seen_from
-from tuneloop.records.evaluation import Comparison, Rung, RungKind, lower_is_better
+from tuneloop.records.evaluation import Comparison, Rung, RungKind
 
 
 def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, float | None]:
@@ -93,12 +95,11 @@ def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, RungKi
 def leaderboard_in_words(rungs: Sequence[Rung]) -> list[str]:
     """What to take from the ladder before anything is tuned, and what requests cost."""
     sentences = []
-    cheap = max((r for r in rungs if r.kind == "classical"), key=lambda r: r.value, default=None)
-    tuned = max((r for r in rungs if r.kind == "tuned"), key=lambda r: r.value, default=None)
+    cheap, tuned = _best(rungs, "classical"), _best(rungs, "tuned")
     prompts = [r for r in rungs if r.kind == "prompt"]
     if cheap and not tuned and cheap.gain is not None:
         first = next((r.name for r in prompts if r.gain is None), "the prompt")
-        points = f"{100 * cheap.gain:+.1f} points over {first}"
+        points = f"{metric_of(cheap.metric).change_in_words(cheap.gain, signed=True)} over {first}"
         if cheap.verdict == "better":
             sentences.append(
                 f"{cheap.name} is better than the untouched model ({points}) and trains in {cheap.training_seconds:.1f} s: "
@@ -108,7 +109,7 @@ def leaderboard_in_words(rungs: Sequence[Rung]) -> list[str]:
             sentences.append(
                 f"{cheap.name} ties with the untouched model ({points}): use it, it costs next to nothing."
             )
-    shown = max((r for r in prompts if "few-shot" in r.name), key=lambda r: r.value, default=None)
+    shown = _best([r for r in prompts if "few-shot" in r.name], "prompt")
     if tuned and shown and tuned.usd_per_1000 and shown.usd_per_1000:
         ratio = shown.usd_per_1000 / tuned.usd_per_1000
         sentences.append(
@@ -119,3 +120,9 @@ def leaderboard_in_words(rungs: Sequence[Rung]) -> list[str]:
             else f"1,000 requests cost ${tuned.usd_per_1000:.4f} with the {tuned.name} model and ${shown.usd_per_1000:.4f} with {shown.name}."
         )
     return sentences
+
+
+def _best(rungs: Sequence[Rung], kind: RungKind) -> Rung | None:
+    """The best of a kind by the metric that decides."""
+    found = [r for r in rungs if r.kind == kind]
+    return max(found, key=lambda r: -r.value if lower_is_better(r.metric) else r.value, default=None)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.code import problem_of
-from tuneloop.evaluate.multilabel import NO_LABELS
+from tuneloop.evaluate.metrics.code import problem_of
+from tuneloop.evaluate.metrics.multilabel import NO_LABELS
 from tuneloop.records.rows import Row
 
 NAMES = ("prediction", "predicted", "answer", "output", "response", "completion", "generated", "label", "labels")

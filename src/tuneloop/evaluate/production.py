@@ -10,11 +10,10 @@ import numpy as np
 
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
-from tuneloop.core.stats import Array, Statistics
+from tuneloop.core.stats import Array, Statistics, ratio
 from tuneloop.evaluate.evaluate import Evaluation
-from tuneloop.evaluate.metrics import last_user_turn, ratio
 from tuneloop.records.evaluation import Against, Estimate
-from tuneloop.records.rows import Row
+from tuneloop.records.rows import Row, last_user_turn
 
 FEWEST = 20  # rows on either side
 MOST = 20_000  # production rows that are read; beyond that the first decide

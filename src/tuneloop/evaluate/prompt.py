@@ -10,8 +10,7 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_yaml
 from tuneloop.evaluate.few_shot import example_turns
-from tuneloop.evaluate.metrics import last_user_turn
-from tuneloop.records.rows import Message, Row
+from tuneloop.records.rows import Message, Row, last_user_turn
 
 _PLACE = re.compile(r"\{(\w+)\}")
 

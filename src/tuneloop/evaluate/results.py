@@ -9,16 +9,18 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl, write_json, write_jsonl
+from tuneloop.evaluate.compare import adjusted
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import AnswerStats, Evaluation, adjusted, evaluate
-from tuneloop.evaluate.metrics import last_user_turn, references_of
+from tuneloop.evaluate.evaluate import Evaluation, evaluate
+from tuneloop.evaluate.metrics import declare_from, metric_of
 from tuneloop.evaluate.production import against_production
+from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.slices import breakdown, breakdown_in_words
 from tuneloop.evaluate.verdict import decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
 from tuneloop.records.completion import Answer
 from tuneloop.records.evaluation import Comparison
-from tuneloop.records.rows import Row
+from tuneloop.records.rows import Row, last_user_turn, references_of
 
 
 def write_evaluation(
@@ -93,6 +95,7 @@ def write_evaluation(
         "costs": costs or {},
         **parts,
         "production": against,
+        **({"own_metrics": {name: metric_of(name) for name in own}} if (own := evaluation.own_metrics) else {}),
         **(more or {}),
         "settings": {
             "intervals": _intervals(evaluation),
@@ -223,6 +226,7 @@ def load_evaluation(path: Path | str, contender: str | None = None) -> Evaluatio
     manifest = read_json(folder / "eval.json")
     samples = read_jsonl(folder / "samples.jsonl")
     try:
+        declare_from(manifest)
         if contender is not None and contender != manifest["name"] and contender not in manifest["baselines"]:
             raise UserError(
                 f"The evaluation holds no contender {contender!r}",

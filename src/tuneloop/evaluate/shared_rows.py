@@ -46,7 +46,8 @@ def shared_words(before: Mapping[str, Evaluation], after: Mapping[str, Evaluatio
 def some_rows(whole: Evaluation, ids: Collection[str]) -> Evaluation:
     """An evaluation of some of its rows, scored anew by the same settings."""
     from tuneloop.evaluate.config import EvaluateConfig
-    from tuneloop.evaluate.evaluate import AnswerStats, evaluate
+    from tuneloop.evaluate.evaluate import evaluate
+    from tuneloop.evaluate.scoring import AnswerStats
 
     kept = [i for i, row in enumerate(whole.rows) if row.id in ids]
 

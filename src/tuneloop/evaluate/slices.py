@@ -15,12 +15,11 @@ import numpy as np
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import Array
-from tuneloop.evaluate.calibration import reliability
 from tuneloop.evaluate.evaluate import CLUSTER_NAMES, Evaluation
-from tuneloop.evaluate.metrics import last_user_turn
-from tuneloop.evaluate.multilabel import label_lists
+from tuneloop.evaluate.metrics.calibration import reliability
+from tuneloop.evaluate.metrics.multilabel import label_lists
 from tuneloop.records.evaluation import Slice
-from tuneloop.records.rows import Row
+from tuneloop.records.rows import Row, last_user_turn
 
 FEWEST = 5  # rows of a slice, and outside it
 MOST_VALUES = 20  # of a metadata field that is sliced by its values

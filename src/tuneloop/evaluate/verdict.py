@@ -14,8 +14,10 @@ from dataclasses import replace
 
 from tuneloop.core.stats import NOT_ENOUGH
 from tuneloop.evaluate.classical import CLASSICAL, MAJORITY
-from tuneloop.evaluate.evaluate import Evaluation, rows_needed
-from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing, Verdict, lower_is_better
+from tuneloop.evaluate.compare import rows_needed
+from tuneloop.evaluate.evaluate import Evaluation
+from tuneloop.evaluate.metrics import lower_is_better
+from tuneloop.records.evaluation import BaselineKind, Comparison, Outcome, Standing, Verdict
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")
 # From here to 0.05 a gain is promising, not proven: such a p-value speaks at most 14 to 1 for a difference (see `best_odds`).

@@ -8,22 +8,11 @@ from collections.abc import Mapping, Sequence
 from tuneloop.core.stats import NOT_ENOUGH, least_apart
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.label_use import LabelUse
-from tuneloop.evaluate.metrics import LONGEST_LABEL
+from tuneloop.evaluate.metrics import metric_of, title_of
+from tuneloop.evaluate.metrics.labels import LONGEST_LABEL
 from tuneloop.evaluate.verdict import PROVEN, best_odds
 from tuneloop.records.evaluation import Standing, Verdict
 
-_TITLES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "rougeL": "ROUGE-L",
-    "chrf": "chrF",
-    "bleu": "BLEU",
-    "exact_match": "exact match",
-    "micro_f1": "micro-F1",
-    "field_f1": "field-F1",
-    "invalid_rate": "valid answers",
-    "schema_valid": "answers that fit the schema",
-}
 # More rows than this many times the present test split is no advice that anyone could follow.
 _FAR = 100
 SERIOUS = 0.1  # share of the rows whose labels are never given
@@ -56,7 +45,7 @@ def verdict_in_words(
     if verdict.own:
         sentences.append(f"On {rows_of(own.n, split)} {_model(verdict.name)} has {_value(own, metric)}.")
     if verdict.why:
-        sentences.append(f"{_title(metric)[0].upper()}{_title(metric)[1:]} decides: {verdict.why}.")
+        sentences.append(f"{title_of(metric)[0].upper()}{title_of(metric)[1:]} decides: {verdict.why}.")
     prompt, cheap, constant = (verdict.best_of(kind) for kind in ("prompt", "classical", "constant"))
     if prompt:
         sentences.append(_against_prompt(prompt, verdict, evaluations))
@@ -94,8 +83,8 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: st
     """The outcome with its figure and with the labels that are never given; then how sure that is and what it rests on."""
     own, metric, weakest = evaluations[verdict.name], verdict.metric, verdict.weakest
     if any(s.name != verdict.name for s in verdict.standings):
-        several = [f"{s.name} {s.outcome} ({_amount(metric, s.gain, signed=True)})" for s in verdict.standings]
-        return f"Against {verdict.standings[0].against}, by {_title(metric)} on {rows_of(own.n, split)}: {'; '.join(several)}."
+        several = [f"{s.name} {s.outcome} ({_amount(metric, s.gain)})" for s in verdict.standings]
+        return f"Against {verdict.standings[0].against}, by {title_of(metric)} on {rows_of(own.n, split)}: {'; '.join(several)}."
     fault, rows = _never(verdict, own), rows_of(own.n, split)
     if weakest is None:
         return f"Not compared with anything: {_value(own, metric)} on {rows}{f', and {fault}' if fault else ''}."
@@ -103,8 +92,8 @@ def _headline(verdict: Verdict, evaluations: Mapping[str, Evaluation], split: st
     won = weakest.outcome in ("better", "promising")
     beaten = [_opponent(s, evaluations) for s in _shown(verdict) if s.outcome == "better"]
     named = "" if not won or beaten == [against] else f" over {against}"
-    gain = f"{_amount(metric, weakest.gain, signed=True)}{named} on {rows}"
-    figures = f"{_title(metric)} {_figure(metric, own.metrics[metric].value)}, {gain}"
+    gain = f"{_amount(metric, weakest.gain)}{named} on {rows}"
+    figures = f"{title_of(metric)} {_figure(metric, own.metrics[metric].value)}, {gain}"
     first = "; ".join([*_surprises(weakest, metric), figures])
     bounds, p, serious = _bounds(weakest, metric), _p(_adjusted_p(weakest)), won and _is_serious(verdict, own)
     for_all = f", {corrected_for(weakest.tests)}" if weakest.tests > 1 else ""
@@ -250,7 +239,7 @@ def _undecided_but(s: Standing, metric: str) -> bool:
 
 
 def _disagreement(s: Standing, metric: str, evaluations: Mapping[str, Evaluation]) -> str:
-    return f"Against {_opponent(s, evaluations)} it {_gained_and_lost(s)}; {_title(metric)} decides."
+    return f"Against {_opponent(s, evaluations)} it {_gained_and_lost(s)}; {title_of(metric)} decides."
 
 
 def _gained_and_lost(s: Standing) -> str:
@@ -261,7 +250,7 @@ def _gained_and_lost(s: Standing) -> str:
 
 
 def _several(changes: Mapping[str, float], names: Sequence[str]) -> str:
-    return _and([f"{_title(m)} ({_amount(m, changes[m], signed=True)})" for m in names])
+    return _and([f"{metric_of(m).gained or title_of(m)} ({_amount(m, changes[m])})" for m in names])
 
 
 # --- what would settle it ----------------------------------------------------------------------
@@ -270,7 +259,7 @@ def _several(changes: Mapping[str, float], names: Sequence[str]) -> str:
 def _settle(s: Standing, metric: str, n: int, split: str) -> str:
     """How little these rows show, and how many would show a difference as large as this one."""
     kind, smallest = rows_of(2, split).partition(" ")[2], s.detectable
-    rests, shown = "", f"These rows would have shown a difference of {_amount(metric, smallest)}."
+    rests, shown = "", f"These rows would have shown a difference of {metric_of(metric).change_in_words(smallest)}."
     if s.only_name is not None and s.only_against is not None:
         rests = f" It rests on {s.only_name + s.only_against} rows: {s.name} alone is right on {s.only_name}, {s.against} alone on {s.only_against}."
     elif s.apart is not None and s.apart < least_apart(PROVEN):
@@ -303,11 +292,11 @@ def _rounded(count: int) -> str:
 
 def _gain(s: Standing, metric: str) -> str:
     """ "+4.2 points (95 % interval +1.0 to +7.4, p = 0.01)"; positive is better."""
-    return f"{_amount(metric, s.gain, signed=True)} (95 % interval {_bounds(s, metric)}, {_p(_adjusted_p(s))})"
+    return f"{_amount(metric, s.gain)} (95 % interval {_bounds(s, metric)}, {_p(_adjusted_p(s))})"
 
 
 def _bounds(s: Standing, metric: str) -> str:
-    return " to ".join(_amount(metric, x, signed=True, unit=False) for x in (s.low, s.high))
+    return " to ".join(metric_of(metric).change_in_words(x, signed=True, unit=False) for x in (s.low, s.high))
 
 
 def corrected_for(tests: int) -> str:
@@ -320,13 +309,12 @@ def _adjusted_p(s: Standing) -> float:
     return s.p if math.isnan(s.p_holm) else s.p_holm
 
 
-def _amount(metric: str, size: float, *, signed: bool = False, unit: bool = True) -> str:
-    """A difference in a metric, in points where it is a share."""
-    if math.isnan(size):
-        return "unknown"
-    share = _is_share(metric)
-    digits = 1 if share or metric.split(".")[-1] in ("chrf", "bleu") else 3
-    return f"{size * (100 if share else 1):{'+' if signed else ''}.{digits}f}{' points' if share and unit else ''}"
+def _amount(metric: str, size: float) -> str:
+    return metric_of(metric).change_in_words(size, signed=True)
+
+
+def _figure(metric: str, value: float) -> str:
+    return metric_of(metric).in_words(value)
 
 
 def _p(p: float) -> str:
@@ -335,26 +323,9 @@ def _p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
-def _is_share(metric: str) -> bool:
-    return metric.split(".")[-1] in ("accuracy", "exact_match", "pass@1", "invalid_rate", "schema_valid")
-
-
 def _value(own: Evaluation, metric: str) -> str:
     value = own.metrics[metric]
-    return f"{_title(metric)} {_figure(metric, value.value)} (95 % interval {_figure(metric, value.low)} to {_figure(metric, value.high)})"
-
-
-def _figure(metric: str, value: float) -> str:
-    if math.isnan(value):
-        return "unknown"
-    if _is_share(metric):
-        return f"{100 * value:.1f} %"
-    return f"{value:.1f}" if metric.split(".")[-1] in ("chrf", "bleu") else f"{value:.3f}"
-
-
-def _title(metric: str) -> str:
-    field, dot, last = metric.rpartition(".")
-    return f"{field} {_TITLES.get(last, last)}" if dot else _TITLES.get(last, last)
+    return f"{title_of(metric)} {_figure(metric, value.value)} (95 % interval {_figure(metric, value.low)} to {_figure(metric, value.high)})"
 
 
 def _model(name: str) -> str:

@@ -9,18 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tuneloop.records.completion import Answer
+from tuneloop.records.metric import Metric
 from tuneloop.records.record import Number, Part, Record
 from tuneloop.records.rows import Row
 
 EVALUATION = "eval.json"
-LOWER_IS_BETTER = frozenset({"perplexity", "loss", "ece", "invalid_rate"})
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better; `FIELD.METRIC` is as its metric."""
-    return metric.rpartition(".")[2] in LOWER_IS_BETTER
-
-
 # A contender: takes the prompts of rows, gives an answer to each, in order.
 AnswerFunction = Callable[[Sequence[Row]], list[Answer]]
 
@@ -416,6 +409,7 @@ class EvaluationManifest(Record):
         name: the contender's name; `model`, `dataset`, `split`: what was evaluated on what.
         n: rows.
         metrics: name -> value with 95 % interval; `baselines`: the same of each other contender.
+        own_metrics: what is declared of the metrics of the user's scorers.
         comparisons: of the baselines (a) with it (b).
         verdict, words: what may be said of it; all sentences.
         invalid, invalid_baselines: answers that aren't valid.
@@ -445,6 +439,7 @@ class EvaluationManifest(Record):
     n: int
     task: str = ""
     metrics: Metrics
+    own_metrics: dict[str, Metric] = {}
     baselines: dict[str, Metrics] = {}
     comparisons: list[Comparison] = []
     verdict: VerdictPart | None = None

@@ -105,6 +105,19 @@ class Row:
         return Row(id=name, messages=messages, label=label, tools=tools, meta=dict(meta))
 
 
+def references_of(row: Row) -> list[str]:
+    """The accepted answers of a row: `meta["references"]` where it is a list of texts, else its last turn."""
+    several = row.meta.get("references")
+    if isinstance(several, list | tuple) and several and all(isinstance(text, str) for text in several):
+        return list(several)
+    return [row.answer]
+
+
+def last_user_turn(row: Row) -> str:
+    """The text that a row asks about: its last user turn (empty where there is none)."""
+    return next((turn.get("content") or "" for turn in reversed(row.prompt) if turn["role"] == "user"), "")
+
+
 @dataclass(frozen=True)
 class Reject:
     """An input record that is in no split, and why. `line` is the physical line (or row), from 1."""

@@ -8,10 +8,11 @@ from typing import Any
 
 from tuneloop.core.files import write_text
 from tuneloop.core.units import usd_words
+from tuneloop.evaluate.metrics import metric_of
 from tuneloop.models.methods import method_named, title_of
 from tuneloop.report.advise_charts import cost_chart, dollars, quality_chart, tornado_chart
 from tuneloop.report.charts import chart_pair, short
-from tuneloop.report.facts import count, figure, gib, metric_title, minutes, usd
+from tuneloop.report.facts import count, figure, gib, minutes, usd
 from tuneloop.report.html import page_template
 from tuneloop.report.plan_terminal import shown_parts
 
@@ -128,7 +129,7 @@ def _rung(c: Mapping[str, Any]) -> dict[str, str]:
         "query": "" if c["usd_per_1000_queries"] is None else usd(c["usd_per_1000_queries"]),
         "training": "" if c["training_usd"] is None else usd(c["training_usd"]),
         "kind": "tuned" if c["name"] == "tuned" else "",
-        "metric": metric_title(c["metric"]),
+        "metric": metric_of(c["metric"]).title,
     }
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from tuneloop.report.facts import ContenderFacts, Score, count, figure, interval, metric_title, number
+from tuneloop.evaluate.metrics import title_of
+from tuneloop.report.facts import ContenderFacts, Score, count, figure, interval, number
 
 WIDE, NARROW = 760, 350
 MAX_POINTS = 400  # a curve of more points looks the same and makes the page heavy
@@ -194,9 +195,7 @@ def forest_chart(lines: Sequence[ContenderFacts], at: int, metric: str, width: f
             body.append(_line(scale(score.value), top, scale(score.value), bottom, "reference"))
     for i, (line, score) in enumerate(rows):
         body += _forest_row(line, score, scale, top + pitch * i, pitch, metric, width)
-    title = f"{metric_title(metric)}: " + "; ".join(
-        f"{line.name} {figure(score.value, metric)}" for line, score in rows
-    )
+    title = f"{title_of(metric)}: " + "; ".join(f"{line.name} {figure(score.value, metric)}" for line, score in rows)
     return _svg(width, height, title, body, "forest")
 
 

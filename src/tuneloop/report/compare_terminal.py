@@ -6,18 +6,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.records.evaluation import lower_is_better
+from tuneloop.evaluate.metrics import lower_is_better, title_of
 from tuneloop.report.compared import settings_apart
-from tuneloop.report.facts import (
-    corrected_bounds,
-    figure,
-    gain_header,
-    interval,
-    metric_title,
-    p_value,
-    score_of,
-    shown_metrics,
-)
+from tuneloop.report.facts import corrected_bounds, figure, gain_header, interval, p_value, score_of, shown_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +37,7 @@ def print_comparison(result: Mapping[str, Any], names: Sequence[str], console: C
     shown = metrics[: _metrics_that_fit(result, names, metrics, console.width)]
     console.print(comparison_table(result, names, shown))
     if len(shown) < len(metrics):
-        more = ", ".join(map(metric_title, metrics[len(shown) :]))
+        more = ", ".join(map(title_of, metrics[len(shown) :]))
         console.print(f"On the page, too wide for here: {more}.", soft_wrap=not wrapped)
     for line in result["words"][1:]:
         console.print(line, soft_wrap=not wrapped)
@@ -61,7 +52,7 @@ def comparison_table(result: Mapping[str, Any], names: Sequence[str], metrics: S
     pairs = {c["b"]: c for c in result["comparisons"] if c["metric"] == metrics[0]}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", overflow="fold", max_width=LONGEST_NAME)
-    for title in (*map(metric_title, metrics), "gain"):
+    for title in (*map(title_of, metrics), "gain"):
         table.add_column(title, no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for name in names:
@@ -95,7 +86,7 @@ def _metrics_that_fit(result: Mapping[str, Any], names: Sequence[str], metrics: 
     gains = [_gain(c, metrics[0]) for c in result["comparisons"] if c["metric"] == metrics[0]]
     room = width - min(widest(names), LONGEST_NAME + BETWEEN) - widest([*gains, "gain"]) - VERDICT - BETWEEN
     for count, metric in enumerate(metrics[:MOST_METRICS]):
-        room -= widest([metric_title(metric), *(_cells(result, name, [metric])[0] for name in names)])
+        room -= widest([title_of(metric), *(_cells(result, name, [metric])[0] for name in names)])
         if room < 0:
             return max(count, 1)
     return min(len(metrics), MOST_METRICS)

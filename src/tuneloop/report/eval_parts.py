@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tuneloop.evaluate.metrics import metric_of, title_of
 from tuneloop.report import charts, eval_charts
 from tuneloop.report.facts import (
     CONTENDERS,
@@ -22,8 +23,6 @@ from tuneloop.report.facts import (
     figure,
     gain_header,
     interval,
-    is_out_of_100,
-    metric_title,
     minutes,
     number,
     p_value,
@@ -153,7 +152,7 @@ def _slices(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         for s in found
         if s.get("verdict") == "worse"
     ]
-    return {"metric": metric_title(metric), "fields": drawn, "worse": worse, "total": len(found)}
+    return {"metric": title_of(metric), "fields": drawn, "worse": worse, "total": len(found)}
 
 
 # --- calibration -------------------------------------------------------------------------------
@@ -251,7 +250,7 @@ def _gain(change: Score, metric: str) -> tuple[str, str]:
 
 def _changed(change: Score, metric: str) -> str:
     """`+0.123 [+0.034, +0.212]`."""
-    digits = 1 if is_out_of_100(metric) else 3
+    digits = metric_of(metric).precise_decimals
     bounds = f" [{change.low:+.{digits}f}, {change.high:+.{digits}f}]" if interval(change) else ""
     return f"{change.value:+.{digits}f}{bounds}".replace("-", "−")
 
@@ -290,7 +289,7 @@ Line = tuple[str, str, str, str]  # of what, before, after, change
 def _forgotten(part: Mapping[str, Any]) -> list[Line]:
     before, after = section(part.get("base")), section(part.get("tuned"))
     lost, grown = score_of(part.get("score")), score_of(part.get("loss"))
-    sides = [(f"{metric_title(key)}", number(before.get(key)), number(after.get(key))) for key in ("token_f1", "loss")]
+    sides = [(f"{title_of(key)}", number(before.get(key)), number(after.get(key))) for key in ("token_f1", "loss")]
     shares = [
         f"{100 * -lost.value:+.1f} % [{100 * -lost.high:+.1f}, {100 * -lost.low:+.1f}]".replace("-", "−")
         if lost
@@ -400,7 +399,7 @@ def _production(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "facts": [
             ("production rows", f"{number(found.get('rows')) or 0:,.0f}"),
             ("told apart, AUC (0.5: not at all)", f"{auc:.2f}"),
-            (f"{metric_title(metric)} on the test rows", figure(number(found.get("score")), metric)),
+            (f"{title_of(metric)} on the test rows", figure(number(found.get("score")), metric)),
             ("weighted as production", with_interval(weighted, metric)),
             ("worth as many rows", f"{number(found.get('effective_rows')) or 0:,.0f}"),
         ],

@@ -16,7 +16,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_yaml
-from tuneloop.records.evaluation import lower_is_better
+from tuneloop.evaluate.metrics import declare_from, headline_of, lower_is_better, metric_of
 
 TUNED = "tuned"
 # The order in which contenders stand in tables and charts; unknown ones come before the tuned model.
@@ -29,26 +29,7 @@ CONTENDERS = (
     "tf-idf + logistic regression",
     "MiniLM + logistic regression",
 )
-METRIC_TITLES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "micro_f1": "micro-F1",
-    "weighted_f1": "weighted F1",
-    "balanced_accuracy": "balanced accuracy",
-    "precision_macro": "macro precision",
-    "recall_macro": "macro recall",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "meteor": "METEOR",
-    "exact_match": "exact match",
-    "token_f1": "token F1",
-    "perplexity": "perplexity",
-}
-OUT_OF_100 = ("bleu", "chrf", "perplexity")
+MOST_OWN = 2  # columns of the user's own metrics; the page has a table of all
 # Control characters would reach the terminal as commands, or break the page; newline and tab stay.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -142,6 +123,7 @@ def read_run(path: Path | str) -> RunFacts:
         raise UserError("No such run folder", where=str(path), next_step="give a folder under runs/")
     problems: list[str] = []
     found = {name: _mapping(path / file, problems) for name, file in RUN_FILES.items()}
+    declare_from(found["evaluation"])
     if not found["dataset"]:  # the run began from a data set that was prepared elsewhere
         sources = section(section(found["config"]).get("data")).get("sources") or [""]
         found["dataset"] = _mapping(Path(str(sources[0])) / "dataset.json", problems)
@@ -269,10 +251,8 @@ def short_count(n: float | None) -> str:
 
 
 def figure(value: float | None, metric: str = "accuracy") -> str:
-    """A metric's value: two decimals, one for scores out of 100."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.1f}" if is_out_of_100(metric) else f"{value:.2f}"
+    """A metric's value in a table, by its own number format."""
+    return metric_of(metric).figure(value)
 
 
 def interval(score: Score | None, metric: str = "accuracy") -> str:
@@ -285,11 +265,6 @@ def interval(score: Score | None, metric: str = "accuracy") -> str:
 def with_interval(score: Score | None, metric: str = "accuracy") -> str:
     """`0.87 [0.81, 0.92]`."""
     return f"{figure(score.value if score else None, metric)} {interval(score, metric)}".strip()
-
-
-def is_out_of_100(metric: str) -> bool:
-    """Whether a metric counts to 100 rather than to 1."""
-    return metric.rsplit(".", 1)[-1] in OUT_OF_100
 
 
 def p_value(p: float | None) -> str:
@@ -328,33 +303,27 @@ def usd(value: float | None, figures: int = 1) -> str:
     return f"${float(f'{value:.{figures}g}'):.7f}".rstrip("0")
 
 
-def metric_title(name: str) -> str:
-    """A metric's name as people write it: `queue.accuracy` is `queue accuracy`."""
-    part, dot, metric = name.rpartition(".")
-    title = METRIC_TITLES.get(metric, metric.replace("_", " "))
-    return f"{part} {title}" if dot else title
-
-
 # --- the comparison ----------------------------------------------------------------------------
 
 
 def shown_metrics(evaluation: Mapping[str, Any]) -> list[str]:
     """The two to four metrics of the closing table, the one that decides (`primary`) first.
 
-    Fields' accuracies come next (a structured answer), then accuracy and macro-F1 where there are
-    labels, then ROUGE-L and chrF where text is generated.
+    Fields' accuracies come next (a structured answer), then the headline metrics of labels, or of texts where text is
+    generated, then those of the user's own.
     """
     names, first = list(section(evaluation.get("metrics"))), str(evaluation.get("primary") or "")
     if not names:  # only baselines so far
         names = list(dict.fromkeys(n for b in section(evaluation.get("baselines")).values() for n in section(b)))
     fields = [n for n in names if n.endswith(".accuracy")][:2]
     if evaluation.get("task") == "classification" and not fields:
-        wanted = ["accuracy", "macro_f1"]
+        wanted = headline_of("labels")
     elif evaluation.get("task") in ("generation", "chat") or fields:
-        wanted = [*fields, "rougeL", "chrf"][:3]
+        wanted = [*fields, *headline_of("texts")][:3]
     else:
-        wanted = ["accuracy", "macro_f1"] if "accuracy" in names else ["rougeL", "chrf"]
-    shown = list(dict.fromkeys([first, *wanted])) if first else wanted
+        wanted = headline_of("labels" if "accuracy" in names else "texts")
+    own = [name for name in section(evaluation.get("own_metrics")) if metric_of(name).headline][:MOST_OWN]
+    shown = list(dict.fromkeys([*([first] if first else []), *wanted, *own]))
     return [n for n in shown if n in names] or names[:2]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tuneloop.core.files import sha256_file
+from tuneloop.evaluate.metrics import title_of
 from tuneloop.report.eval_parts import signed
 from tuneloop.report.facts import (
     ContenderFacts,
@@ -19,7 +20,6 @@ from tuneloop.report.facts import (
     gib,
     interval,
     limit_words,
-    metric_title,
     minutes,
     number,
     p_value,
@@ -68,7 +68,7 @@ def head_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Contender
             for line in lines
             if not line.tuned and line.scores and line.scores[0]
         ],
-        "metric": metric_title(metrics[0]) if metrics else "",
+        "metric": title_of(metrics[0]) if metrics else "",
         "problems": facts.problems,
     }
 
@@ -136,7 +136,7 @@ def few_rows(evaluation: Mapping[str, Any], metrics: Sequence[str], against: Con
         return ""
     bounds = interval(own, metrics[0])
     text = f"A small test set: {count(n, 'row')}."
-    text += f" On other rows of the same kind {metric_title(metrics[0])} may be anywhere in {bounds}." if bounds else ""
+    text += f" On other rows of the same kind {title_of(metrics[0])} may be anywhere in {bounds}." if bounds else ""
     smallest = next(
         (
             value
@@ -157,7 +157,7 @@ def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Contend
     tuned = next((line for line in lines if line.tuned), None)
     if tuned and tuned.scores and (score := tuned.scores[0]) is not None:
         bounds = interval(score, metrics[0])
-        figures.append(KeyFigure(metric_title(metrics[0]), figure(score.value, metrics[0]), f"95 % interval {bounds}" if bounds else ""))  # fmt: skip
+        figures.append(KeyFigure(title_of(metrics[0]), figure(score.value, metrics[0]), f"95 % interval {bounds}" if bounds else ""))  # fmt: skip
         figures += _gain(facts, lines, metrics[0])
     elif (loss := number(facts.run.get("best_val_loss"))) is not None:
         figures.append(KeyFigure("validation loss", f"{loss:.3f}", f"best, at step {facts.run.get('best_step')}"))

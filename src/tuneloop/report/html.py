@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import write_text
+from tuneloop.evaluate.metrics import title_of
 from tuneloop.report import charts, curves
 from tuneloop.report.eval_parts import evaluation_parts, signed
 from tuneloop.report.facts import (
@@ -24,7 +25,6 @@ from tuneloop.report.facts import (
     gain_header,
     gib,
     interval,
-    metric_title,
     number,
     p_value,
     promises,
@@ -196,13 +196,13 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Con
     return {
         "n": number(shown.get("n")),
         "split": shown.get("split"),
-        "metrics": [metric_title(m) for m in metrics],
+        "metrics": [title_of(m) for m in metrics],
         "rows": rows,
         "has_p": any(r["p"] for r in rows),
         "charts": [
-            (metric_title(metrics[i]), charts.chart_pair(charts.forest_chart, lines, i, metrics[i])) for i in measured
+            (title_of(metrics[i]), charts.chart_pair(charts.forest_chart, lines, i, metrics[i])) for i in measured
         ],
-        "more": [(metric_title(m), [with_interval(c.scores[0], m) for c in contenders_of(shown, [m])]) for m in more],
+        "more": [(title_of(m), [with_interval(c.scores[0], m) for c in contenders_of(shown, [m])]) for m in more],
         "names": [line.name for line in lines],
         "own": next((line.name for line in lines if line.tuned), TUNED),
         "gain_words": gain_header(shown)[1],

@@ -15,6 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tuneloop.evaluate.metrics import metric_of, title_of
 from tuneloop.report.differences import marked_against
 from tuneloop.report.facts import (
     TUNED,
@@ -22,7 +23,6 @@ from tuneloop.report.facts import (
     count,
     figure,
     is_right,
-    metric_title,
     number,
     score_of,
     section,
@@ -108,7 +108,6 @@ class Choice:
         return f"{text}: {wrong:,} of all {n:,} answers of {self.own} are wrong." if self.judged else f"{text}."
 
 
-RIGHT_OR_WRONG = ("accuracy", "exact_match", "pass@1")  # metrics of which a row has 0 or 1
 # How rows are taken by turns: lost against another contender, won, near misses, and wrong as all others are.
 KINDS = ("lost", "won", "unsure", "wrong", "rest")
 TURNS = ("lost", "won", "wrong", "lost", "unsure", "won")
@@ -217,7 +216,7 @@ def _judge(evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) 
             int(number(section(part).get(k)) or 0) for k in ("better", "worse")
         ):
             whole.add(str(name))
-    plain = metric.rpartition(".")[2] in RIGHT_OR_WRONG and scores <= {0.0, 1.0}
+    plain = metric_of(metric).right_or_wrong and scores <= {0.0, 1.0}
     return _Judge(metric, plain, apart, frozenset(whole), _field(evaluation, metric))
 
 
@@ -285,7 +284,7 @@ def _by_score(sample: Mapping[str, Any], place: int, judge: _Judge, others: dict
         found = rows.get(str(sample.get("id")))
         if found and name in others:
             mine, theirs = found
-            said = f"{metric_title(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
+            said = f"{title_of(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
             return Told(sample, place, "won" if mine > theirs else "lost", said, None, others, value)
     return Told(sample, place, "rest", "", None, others, value)
 
@@ -349,7 +348,7 @@ def _scores(sample: Mapping[str, Any], own: str, metrics: Sequence[str]) -> str:
         return ""
     given = section(sample.get("scores"))
     found = [
-        f"{metric_title(k)} {figure(v, k)}"
+        f"{title_of(k)} {figure(v, k)}"
         for k in dict.fromkeys([*filter(given.__contains__, metrics), *given])
         if (v := number(given[k])) is not None
     ]
@@ -388,7 +387,7 @@ def _choices(kept: Sequence[Told], own: str, names: Sequence[str], evaluation: M
         "labels": sorted(labels.items()) if 1 < len(labels) <= 500 else [],
         "compared": [(name, asked) for name, asked in compared if asked],
         "ranked": "confidence" if any(t.right is not None and t.value is not None for t in kept)
-        else metric_title(str(evaluation.get("row_metric") or evaluation.get("primary") or "")) if any(t.value is not None for t in kept) else "",
+        else title_of(str(evaluation.get("row_metric") or evaluation.get("primary") or "")) if any(t.value is not None for t in kept) else "",
     }  # fmt: skip
 
 

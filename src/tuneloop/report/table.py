@@ -8,13 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from tuneloop.evaluate.metrics import title_of
 from tuneloop.report.facts import (
     ContenderFacts,
     contenders,
     figure,
     gain_header,
     interval,
-    metric_title,
     p_value,
     section,
     shown_metrics,
@@ -39,7 +39,7 @@ def comparison_as(evaluation: Mapping[str, Any], form: Format, metrics: Sequence
     lines = contenders(evaluation, metrics)
     has_p = any(line.p is not None for line in lines)
     gain, _ = gain_header(evaluation)
-    head = ["", *(metric_title(m) for m in metrics), *([gain, "p", "verdict"] if has_p else [])]
+    head = ["", *(title_of(m) for m in metrics), *([gain, "p", "verdict"] if has_p else [])]
     rows = [
         [
             line.name,

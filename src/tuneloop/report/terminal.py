@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.evaluate.metrics import title_of
 from tuneloop.report.facts import (
     ContenderFacts,
     RunFacts,
@@ -17,7 +18,6 @@ from tuneloop.report.facts import (
     gain_header,
     interval,
     limit_words,
-    metric_title,
     more_words,
     number,
     p_value,
@@ -129,7 +129,7 @@ def comparison_table(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Co
     table.title += f". {gain_header(facts.evaluation)[1]}" if with_p else ""
     table.add_column("", overflow="fold", min_width=min(names, width // 3))
     for metric in metrics:
-        table.add_column(metric_title(metric), no_wrap=True)
+        table.add_column(title_of(metric), no_wrap=True)
     if with_p:
         table.add_column("gain", justify="right", no_wrap=True)
         table.add_column("p-value", justify="right", no_wrap=True)

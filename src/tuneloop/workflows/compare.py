@@ -109,7 +109,7 @@ def compare_evaluations(
     Raises:
         UserError: fewer than 20 rows are shared, or an evaluation can't be read.
     """
-    from tuneloop.evaluate.evaluate import adjusted, compare
+    from tuneloop.evaluate.compare import adjusted, compare
     from tuneloop.evaluate.leaderboard import leaderboard
     from tuneloop.evaluate.results import write_evaluation
     from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words

@@ -356,7 +356,7 @@ def _predicted(
     """Answers from a file, rows without one and ids without a row, and what a reader has to know of them."""
     from tuneloop.data.load_eval_file import IDS
     from tuneloop.data.sources.read import read_records
-    from tuneloop.evaluate.code import problem_of
+    from tuneloop.evaluate.metrics.code import problem_of
     from tuneloop.evaluate.predictions import answers_from
     from tuneloop.records.rows import Reject
     from tuneloop.workflows.systems import Asked
@@ -414,8 +414,8 @@ def _examples(
     job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row]
 ) -> tuple[list[Sequence[Row]], list[str]]:
     """The examples of each row; a local model's fit its context."""
-    from tuneloop.evaluate.embedding import EMBEDDER, embedder
     from tuneloop.evaluate.few_shot import choose_examples, nearest_examples
+    from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
     from tuneloop.workflows.systems import few_shot_examples, nearest_few_shot
 
     if not dataset.train:

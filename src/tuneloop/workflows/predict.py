@@ -207,7 +207,7 @@ class Asker:
 
     def score(self, ids: Sequence[Sequence[int]], progress: Progress, model: Model | None = None) -> list[Prediction]:
         """The label of each prompt by choice scoring; `model` takes the place of the target's."""
-        from tuneloop.evaluate.calibration import label_distribution, label_probabilities
+        from tuneloop.evaluate.metrics.calibration import label_distribution, label_probabilities
         from tuneloop.inference.generate import choose
 
         if not ids:

@@ -40,7 +40,8 @@ EXAMPLES = 2000  # training answers that show which fields hold labels
 
 def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Evaluation:
     """A contender's answers as an evaluation."""
-    from tuneloop.evaluate.evaluate import AnswerStats, evaluate, labels_of_fields
+    from tuneloop.evaluate.evaluate import evaluate
+    from tuneloop.evaluate.scoring import AnswerStats, labels_of_fields
 
     config = job.recipe.evaluate
     with busy(job.progress, "scoring answers"):
@@ -110,7 +111,7 @@ def write_scored(
         run: `run.json` of what was evaluated, if it is a run's.
         more: further parts of `eval.json`.
     """
-    from tuneloop.evaluate.evaluate import compare
+    from tuneloop.evaluate.compare import compare
     from tuneloop.evaluate.leaderboard import leaderboard, leaderboard_in_words
     from tuneloop.evaluate.results import write_evaluation
 
@@ -157,13 +158,13 @@ def how_far_trained(run: Mapping[str, Any]) -> str:
 
 def headline(evaluation: Evaluation) -> str:
     """The figures that matter, in a line."""
-    wanted = dict.fromkeys([evaluation.primary, "accuracy", "macro_f1", "rougeL", "chrf"])
-    shown = [name for name in wanted if name in evaluation.metrics]
+    from tuneloop.evaluate.metrics import headline_of, metric_of
+
+    wanted = dict.fromkeys([evaluation.primary, *headline_of("labels"), *headline_of("texts"), *evaluation.own_metrics])
 
     def figure(name: str) -> str:
-        estimate = evaluation.metrics[name]
-        digits = 1 if name.endswith(("chrf", "bleu")) else 3
+        estimate, digits = evaluation.metrics[name], metric_of(name).precise_decimals
         low, high = f"{estimate.low:.{digits}f}", f"{estimate.high:.{digits}f}"
         return f"{name} {estimate.value:.{digits}f} [{low}, {high}]"
 
-    return ", ".join(figure(name) for name in shown)
+    return ", ".join(figure(name) for name in wanted if name in evaluation.metrics)

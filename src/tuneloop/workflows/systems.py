@@ -12,7 +12,6 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, busy, no_progress
-from tuneloop.evaluate.calibration import label_probabilities
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.evaluate.few_shot import choose_examples, fit_examples, nearest_examples
@@ -28,7 +27,8 @@ from tuneloop.evaluate.forgetting import (
     tasks_before_and_after,
 )
 from tuneloop.evaluate.lm_eval import TaskScores, harness_missing, run_tasks
-from tuneloop.evaluate.multilabel import label_lists
+from tuneloop.evaluate.metrics.calibration import label_probabilities
+from tuneloop.evaluate.metrics.multilabel import label_lists
 from tuneloop.evaluate.prompt import prompt_turns
 from tuneloop.inference.generate import AnswerFit, LabelTrie, answer_fits, choose, generate, label_trie, shared_length
 from tuneloop.inference.sampling import Sampling
@@ -196,7 +196,7 @@ def nearest_few_shot(
 
     Where the context holds fewer, a row's farthest examples are left out.
     """
-    from tuneloop.evaluate.embedding import EMBEDDER, embedder
+    from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
 
     candidates = [row for row in dataset.train if row.shows_the_task]
     embed = embedder()

@@ -148,7 +148,7 @@ def _read_contender(place: str) -> System:
 
 
 def _sample(sample: Mapping[str, Any], baseline: str) -> Sample:
-    from tuneloop.evaluate.metrics import token_f1
+    from tuneloop.evaluate.metrics.overlap import token_f1
 
     references = [str(r) for r in sample.get("references") or [sample.get("reference") or ""]]
     answer = sample["baselines"][baseline] if baseline else sample["prediction"]
@@ -335,7 +335,7 @@ def _pair_groups(rows: Sequence[str], a: System, b: System) -> dict[str, str]:
     """`same`: equal answers. `disagreement`: closeness to the reference (token F1) differs at least as much as in half
     of the unequal rows. `uncertain`: it does not, but the answers have less than half of their words in common, or one
     was cut off or invalid, or chosen with low confidence. `rest`: all else."""
-    from tuneloop.evaluate.metrics import token_f1
+    from tuneloop.evaluate.metrics.overlap import token_f1
 
     unequal = [row for row in rows if a.samples[row]["answer"].strip() != b.samples[row]["answer"].strip()]
     gaps = {row: abs(a.samples[row]["quality"] - b.samples[row]["quality"]) for row in unequal}

@@ -5,15 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from tuneloop.core.stats import Array, Statistics
-from tuneloop.evaluate.metrics import label_matcher, ratio
+from tuneloop.core.late import late
+from tuneloop.core.stats import Array, Statistics, ratio
+from tuneloop.evaluate.metrics.labels import label_matcher
+from tuneloop.records.metric import Metric
 from tuneloop.records.rows import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = late("numpy")
 
 NO_LABELS = "none"  # how prepared data and answers say that no label applies
 _SEPARATORS = re.compile(r"\s*(?:,|;|\||\r?\n|\s\+\s|\band\b)\s*")
+# Of the metrics that rows with one label have too, only `accuracy` is compared by McNemar's test here.
+METRICS = (
+    Metric("subset_accuracy", "subset accuracy", "share", test="exact McNemar", needs="several labels", meaning="share of rows with all labels right and none too many"),
+    Metric("jaccard", "Jaccard index", needs="several labels", meaning="labels in both over labels in either, mean of the rows"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,7 @@ def multilabel_statistics(
         row_scores={"accuracy": exact, "jaccard": jaccard, "micro_f1": f1},
         right_or_wrong=frozenset({"accuracy"}),
         layout=tuple(names),
+        same={"subset_accuracy": "accuracy"},
     )
 
 

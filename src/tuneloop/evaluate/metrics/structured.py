@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
-from tuneloop.core.stats import Array, Statistics
-from tuneloop.evaluate.metrics import ratio
+from tuneloop.core.late import late
+from tuneloop.core.stats import Array, Statistics, ratio
+from tuneloop.records.metric import Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = late("numpy")
 
 LONGEST = 1 << 20  # characters of an answer that are parsed
 MOST_FIELDS = 20  # top-level fields that are scored by themselves
 _MISSING = object()
+
+METRICS = (
+    Metric("field_f1", "field-F1", needs="JSON", headline="JSON", meaning="F1 of (path, value) pairs over all rows"),
+    Metric("field_precision", "field precision", needs="JSON", meaning="share of the answers' fields that are right"),
+    Metric("field_recall", "field recall", needs="JSON", meaning="share of the references' fields that are found"),
+    Metric("valid_json", "valid JSON", "share", test="exact McNemar", needs="JSON", meaning="share of answers that parse"),
+    Metric("schema_valid", "answers that fit the schema", "share", test="exact McNemar", needs="JSON", headline="JSON", meaning="share of answers that fit `evaluate.json_schema`"),
+)  # fmt: skip
 
 
 def parse(text: str) -> Any:
@@ -42,6 +55,12 @@ def parses(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def unfenced(text: str) -> str:
+    """The content of the first Markdown fence in a text, or the text where there is none."""
+    found = re.search(r"```[^\n`]*\n(.*?)```", text, re.DOTALL)
+    return found.group(1) if found else text
 
 
 def are_structured(references: Sequence[Sequence[str]]) -> bool:

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate import structured as js
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
+from tuneloop.evaluate.metrics import structured as js
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.records.completion import Answer
 from tuneloop.records.rows import Row

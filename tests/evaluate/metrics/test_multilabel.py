@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import compare, evaluate, primary_metric
-from tuneloop.evaluate.multilabel import LabelSet, label_lists, label_reader, multilabel_statistics, vocabulary
+from tuneloop.evaluate.evaluate import evaluate
+from tuneloop.evaluate.metrics.multilabel import LabelSet, label_lists, label_reader, multilabel_statistics, vocabulary
+from tuneloop.evaluate.primary import primary_metric
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.records.completion import Answer
 from tuneloop.records.rows import Row

@@ -3,10 +3,11 @@ import math
 import pytest
 
 from tuneloop.core.errors import UserError
+from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import compare, evaluate
+from tuneloop.evaluate.evaluate import evaluate
+from tuneloop.evaluate.metrics.scorers import load_scorer, own_scores
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
-from tuneloop.evaluate.scorers import load_scorer, own_scores
 from tuneloop.records.completion import Answer
 from tuneloop.records.rows import Row
 
@@ -55,15 +56,15 @@ ROWS = [row(1), row(2), row(3)]
 
 
 def scores(file, function, answers=("yes", "Please wait", "no")):
-    return own_scores(function, load_scorer(function, f"{file}:{function}"), ROWS, answers)
+    return own_scores(load_scorer(function, f"{file}:{function}"), ROWS, answers)
 
 
 def test_parameters_are_filled_by_name_or_else_in_order(file):
-    assert scores(file, "polite") == ([0.0, 1.0, 0.0], True)
-    assert scores(file, "ratio")[0] == pytest.approx([1.0, 11 / 3, 2 / 3])
-    assert scores(file, "by_position")[0] == [1.0, 0.0, 0.0]
-    found, binary = scores(file, "rich")
-    assert math.isnan(found[0]) and found[1:] == [6.0, 6.0] and not binary
+    assert scores(file, "polite") == [0.0, 1.0, 0.0]
+    assert scores(file, "ratio") == pytest.approx([1.0, 11 / 3, 2 / 3])
+    assert scores(file, "by_position") == [1.0, 0.0, 0.0]
+    found = scores(file, "rich")
+    assert math.isnan(found[0]) and found[1:] == [6.0, 6.0]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_parameters_are_filled_by_name_or_else_in_order(file):
 )
 def test_what_is_wrong_is_said_without_a_traceback(file, place, said):
     with pytest.raises(UserError, match=said):
-        own_scores("mine", load_scorer("mine", place.format(file=file)), ROWS, ["a", "b", "c"])
+        own_scores(load_scorer("mine", place.format(file=file)), ROWS, ["a", "b", "c"])
 
 
 def test_a_file_that_does_not_load_is_told_with_its_line(tmp_path):

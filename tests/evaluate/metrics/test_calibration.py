@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from tuneloop.evaluate.calibration import BINS, calibration_statistics, confidences, label_probabilities, reliability
+from tuneloop.evaluate.metrics.calibration import (
+    BINS,
+    calibration_statistics,
+    confidences,
+    label_probabilities,
+    reliability,
+)
 from tuneloop.records.completion import Answer
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.python_file import error_with_line, run_python_file
-from tuneloop.evaluate.metrics import last_user_turn, references_of
-from tuneloop.records.rows import Row
+from tuneloop.records.metric import DECLARED, Metric, own_metric
+from tuneloop.records.rows import Row, last_user_turn, references_of
 
 # What a scorer may ask for, by the names of its parameters.
 _NAMES = {
@@ -25,11 +26,20 @@ _NAMES = {
 _MEANING = {name: meaning for meaning, names in _NAMES.items() for name in names}
 _IN_ORDER = ("prediction", "reference", "row")
 
-Scorer = Callable[[Row, str], Any]
+
+@dataclass(frozen=True)
+class Scorer:
+    """A scorer of the user's: a function from a row and an answer to a score, and what is declared of the metric."""
+
+    metric: Metric
+    score: Callable[[Row, str], Any]
+
+    def __call__(self, row: Row, answer: str) -> Any:
+        return self.score(row, answer)
 
 
 def load_scorer(name: str, place: str) -> Scorer:
-    """The function `file.py:function` as one from a row and an answer to a score.
+    """The function `file.py:function` as a scorer; what it declares of itself (`tuneloop.metric`) comes with it.
 
     Its parameters say by their names what it gets: `prediction`, `reference` (the first), `references` (all),
     `prompt` (the last user turn), `row` (the record as in the split's file), `meta`. Other names are filled in this
@@ -68,7 +78,9 @@ def load_scorer(name: str, place: str) -> Scorer:
                 next_step=f"mend {file}",
             ) from None
 
-    return score
+    declared = getattr(function, DECLARED, None)
+    found = declared if isinstance(declared, Metric) else own_metric(function_name, title=name.replace("_", " "))
+    return Scorer(replace(found, name=name), score)
 
 
 def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
@@ -94,20 +106,17 @@ def _parameters(function: Callable[..., Any], where: str) -> dict[str, str]:
     return wanted | dict(zip(unnamed, left, strict=False))
 
 
-def own_scores(name: str, scorer: Scorer, rows: Sequence[Row], answers: Sequence[str]) -> tuple[list[float], bool]:
-    """A scorer's figures for each row (NaN for None), and whether all are right-or-wrong.
+def own_scores(scorer: Scorer, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
+    """A scorer's figures for each row (NaN for None).
 
     Raises:
-        UserError: it fails, or returns something that is no number.
+        UserError: it fails, or returns something that is no number, or that its declared test can't compare.
     """
-    scores, binary = [], True
+    scores, name = [], scorer.metric.name
     for row, answer in zip(rows, answers, strict=True):
         found = scorer(row, answer)
-        if found is None:
-            scores.append(math.nan)
-            continue
         try:
-            value = float(found)
+            value = math.nan if found is None else float(found)
         except (TypeError, ValueError):
             raise UserError(
                 f"The scorer {name} returned {type(found).__name__}, not a number",
@@ -118,6 +127,11 @@ def own_scores(name: str, scorer: Scorer, rows: Sequence[Row], answers: Sequence
             raise UserError(
                 f"The scorer {name} returned {value}", where=f"row {row.id}", next_step="return finite numbers"
             )
-        binary = binary and (isinstance(found, bool) or value in (0.0, 1.0) or math.isnan(value))
+        if scorer.metric.test == "exact McNemar" and value not in (0.0, 1.0) and not math.isnan(value):
+            raise UserError(
+                f"The scorer {name} returned {value:g}; its test, exact McNemar, compares right with wrong: 1 with 0",
+                where=f"row {row.id}",
+                next_step='return True or False, or declare test="paired bootstrap"',
+            )
         scores.append(value)
-    return scores, binary
+    return scores

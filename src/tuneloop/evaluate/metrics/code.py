@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.evaluate.metrics import last_user_turn
 from tuneloop.evaluate.sandbox import Limits, Outcome, run_program
-from tuneloop.records.rows import Row
+from tuneloop.records.metric import Metric
+from tuneloop.records.rows import Row, last_user_turn
 
 PASS_AT = (1, 5, 10, 100)  # those that the number of answers a row allows are reported
+
+METRICS = tuple(
+    Metric(f"pass@{k}", f"pass@{k}", "share", test="exact McNemar" if k == 1 else "by its scores", needs="programs", headline="programs" if k == 1 else "",
+           meaning="chance that one of so many answers passes its unit tests")
+    for k in PASS_AT
+)  # fmt: skip
+
 _CUTS = 20  # parts at the end of an answer that are left out, one by one, until the rest compiles
 LONGEST_PROGRAM = 1 << 17  # characters of an answer that are run
 

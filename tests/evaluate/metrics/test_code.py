@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from places import DATA_SETS
 from tuneloop.data.load_eval_file import row_of_problem
-from tuneloop.evaluate.code import code_facts, pass_at_k, pass_scores, problem_of, programs, run_tests
+from tuneloop.evaluate.metrics.code import code_facts, pass_at_k, pass_scores, problem_of, programs, run_tests
 from tuneloop.evaluate.sandbox import Limits
 from tuneloop.records.rows import Row
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tuneloop.core.stats import Array, Statistics
-from tuneloop.evaluate.metrics import ratio
+from tuneloop.core.late import late
+from tuneloop.core.stats import Array, Statistics, ratio
 from tuneloop.records.completion import Answer
+from tuneloop.records.metric import Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = late("numpy")
 
 BINS = 15
+METRICS = (
+    Metric(
+        "ece", "calibration error", better="lower", needs="labels", meaning="expected calibration error over 15 bins"
+    ),
+)
 
 
 def confidences(answers: Sequence[Answer]) -> list[float]:

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from tuneloop.records.metric import Metric
+
 EMBEDDER = "all-MiniLM-L6-v2"
+METRICS = (Metric("embedding", "nearness in meaning", meaning="cosine of MiniLM vectors"),)
 
 
 @lru_cache(maxsize=1)

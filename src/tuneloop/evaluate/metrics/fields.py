@@ -1,0 +1,49 @@
+"""Parts of an answer that are scored by themselves, as `FIELD.METRIC`, and whether answers are valid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from tuneloop.core.errors import UserError
+from tuneloop.records.metric import Metric
+
+METRICS = (
+    Metric("invalid_rate", "invalid answers", "share", "lower", "exact McNemar", "fields", headline="valid answers", gained="valid answers",
+           meaning="share of answers that name no allowed label, lack a field or are no JSON where it is asked for"),
+)  # fmt: skip
+
+
+def compile_fields(fields: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
+    """Check and compile field patterns; `^` and `$` mean the ends of a line.
+
+    Raises:
+        UserError: a pattern is no regular expression, or hasn't exactly one group.
+    """
+    compiled = {}
+    for name, pattern in fields.items():
+        where = f"evaluate.fields.{name}"
+        try:
+            compiled[name] = re.compile(pattern, re.MULTILINE)
+        except re.error as error:
+            raise UserError(
+                f"Not a regular expression: {error}", where=where, next_step="write it as in 'Queue: (.+)'"
+            ) from None
+        if compiled[name].groups != 1:
+            raise UserError(
+                f"A field's pattern needs exactly one group, this one has {compiled[name].groups}: {pattern!r}",
+                where=where,
+                next_step="put (...) around the part to compare, and (?:...) around other groups",
+            )
+    return compiled
+
+
+def extract(pattern: re.Pattern[str], text: str) -> str | None:
+    """The trimmed content of the pattern's group, or None where it doesn't match."""
+    found = pattern.search(text)
+    return found.group(1).strip() if found and found.group(1) is not None else None
+
+
+def values_repeat(values: Sequence[str]) -> bool:
+    """Whether a field's values are few enough to be treated as labels: at most max(2, n / 3) different ones."""
+    return len(set(values)) <= max(2, len(values) / 3)

@@ -1,0 +1,359 @@
+"""Answers to per-row figures: each kind of answer by the metrics that fit it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.progress import Progress
+from tuneloop.core.stats import Statistics, mean_statistics
+from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.evaluate.label_use import LabelUse, label_use
+from tuneloop.evaluate.metrics import METRICS, declare, metric_of
+from tuneloop.evaluate.metrics.calibration import calibration_statistics, confidences
+from tuneloop.evaluate.metrics.code import code_facts, pass_scores, problem_of, run_tests
+from tuneloop.evaluate.metrics.corpus import bleu_statistics, chrf_statistics
+from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder, similarity
+from tuneloop.evaluate.metrics.fields import compile_fields, extract, values_repeat
+from tuneloop.evaluate.metrics.labels import are_labels, label_matcher, label_statistics
+from tuneloop.evaluate.metrics.losses import loss_statistics
+from tuneloop.evaluate.metrics.multilabel import label_lists, label_reader, multilabel_statistics, vocabulary
+from tuneloop.evaluate.metrics.overlap import (
+    LONGEST_SCORED,
+    exact_match,
+    is_latin,
+    length_ratio,
+    meteor,
+    rouge,
+    token_f1,
+)
+from tuneloop.evaluate.metrics.scorers import load_scorer, own_scores
+from tuneloop.evaluate.metrics.structured import (
+    are_structured,
+    parse,
+    parses,
+    read_schema,
+    schema_check,
+    structured_statistics,
+    top_fields,
+    unfenced,
+)
+from tuneloop.evaluate.sandbox import Limits
+from tuneloop.records.completion import Answer
+from tuneloop.records.rows import Row, references_of
+
+
+@dataclass(frozen=True)
+class AnswerStats:
+    """What is known of answers beside their texts. Each list is empty or has an entry for each row.
+
+    Args:
+        losses, loss_tokens: sum of -log likelihood over the reference answer's tokens, and how many they are.
+        confidence: probability of the answer's label; default: from the answers' scores.
+        further: more answers to the same prompt, for pass@k.
+        languages: of the prompt, for slices.
+        row_scores: metrics measured elsewhere, as one score a row (NaN: the row doesn't count).
+        complete: nothing else is to be measured that needs programs, models or files (answers read back from a folder).
+    """
+
+    losses: Sequence[float] = ()
+    loss_tokens: Sequence[int] = ()
+    confidence: Sequence[float] = ()
+    further: Sequence[Sequence[str]] = ()
+    languages: Sequence[str] = ()
+    row_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    complete: bool = False
+
+
+@dataclass
+class Scoring:
+    """What scoring gathers on its way through the kinds of metrics."""
+
+    rows: list[Row]
+    answers: list[Answer]
+    config: EvaluateConfig
+    measured: AnswerStats
+    progress: Progress
+    field_labels: dict[str, Sequence[str]] = field(default_factory=dict)
+    label_rows: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    statistics: list[Statistics] = field(default_factory=list)
+    signatures: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    labels: list[str] | None = None
+    predictions: list[str | None] = field(default_factory=list)
+    valid: list[bool] = field(default_factory=list)
+    valid_counts: bool = False  # whether anything says what a valid answer is
+    found: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # row scores that can't be computed from the texts again
+    labels_used: dict[str, LabelUse] = field(default_factory=dict)
+    code: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        return [answer.text for answer in self.answers]
+
+    @property
+    def references(self) -> list[list[str]]:
+        return [references_of(row) for row in self.rows]
+
+    def add(self, scores: Mapping[str, list[float]]) -> None:
+        """Metrics that are means of row scores; where all are 0 or 1, rows are right or wrong."""
+        binary = [name for name, each in scores.items() if {x for x in each if not math.isnan(x)} <= {0.0, 1.0}]
+        self.statistics.append(mean_statistics(scores, right_or_wrong=binary))
+
+    def need_valid(self, holds: Sequence[bool]) -> None:
+        self.valid = [ok and held for ok, held in zip(self.valid, holds, strict=True)]
+        self.valid_counts = True
+
+
+def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
+    """Score by every metric that fits the answers; see `evaluate`.
+
+    Raises:
+        UserError: a bad field, schema or scorer.
+    """
+    s.predictions, s.valid = [None] * len(s.rows), [True] * len(s.rows)
+    if task == "classification":
+        _score_labels(s, labels)
+    else:
+        if any(text for row in s.references for text in row):  # programs may come with tests and no solution
+            _score_texts(s)
+        _score_code(s)
+        _score_structure(s)
+    for name, pattern in compile_fields(s.config.fields).items():
+        references = [extract(pattern, row[0]) for row in s.references]
+        found = [extract(pattern, answer.text[:LONGEST_SCORED]) for answer in s.answers]
+        if all(value is None for value in references):
+            raise UserError(
+                "The field's pattern matches none of the reference answers",
+                where=f"evaluate.fields.{name}",
+                next_step="compare it with an answer of the split; ^ and $ are the ends of a line",
+            )
+        _score_field(s, name, references, found)
+    _score_own(s)
+    if s.measured.losses:
+        s.statistics.append(loss_statistics(s.measured.losses, s.measured.loss_tokens))
+    if s.valid_counts:
+        invalid = [float(not ok) for ok in s.valid]
+        s.statistics.append(mean_statistics({"invalid_rate": invalid}, right_or_wrong=["invalid_rate"]))
+
+
+def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
+    """Classification: one label a row, or several."""
+    s.labels = sorted(set(labels or ()) | {str(row.label) for row in s.rows})
+    lists = label_lists(s.rows)
+    if lists is not None:
+        s.labels = vocabulary(s.rows, labels)
+        read = label_reader(s.labels)
+        said = [read(answer.text) for answer in s.answers]
+        s.predictions = [str(each) if not each.outside else None for each in said]
+        s.need_valid([not e.outside and bool(e.labels) != e.none for e in said])
+        s.labels_used[""] = label_use(lists, (each.labels for each in said), s.label_rows.get(""))
+        s.statistics.append(multilabel_statistics(lists, said, s.labels))
+        s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
+    else:
+        s.predictions = _predicted_labels(s.rows, s.answers, s.labels)
+        s.need_valid([prediction is not None for prediction in s.predictions])
+        s.labels_used[""] = label_use(_each([row.label for row in s.rows]), _each(s.predictions), s.label_rows.get(""))
+        s.statistics.append(label_statistics([row.label for row in s.rows], s.predictions, known=s.labels))
+        occurring = len({row.label for row in s.rows})
+        if len(s.rows) < 5 * occurring:
+            s.notes.append(
+                f"{len(s.rows)} rows for {occurring} labels are fewer than 5 a label: macro averages come out low "
+                "and their intervals too narrow. More rows would help (evaluate.limit, data.split.test)."
+            )
+    known = list(s.measured.confidence) or confidences(s.answers)
+    if not all(map(math.isnan, known)):
+        s.measured = replace(s.measured, confidence=known)
+        s.statistics.append(calibration_statistics(known, s.statistics[0].row_scores["accuracy"]))
+
+
+def _each(labels: Sequence[str | None]) -> list[tuple[str, ...]]:
+    return [() if label is None else (label,) for label in labels]
+
+
+def _predicted_labels(rows: list[Row], answers: list[Answer], labels: list[str]) -> list[str | None]:
+    """Labels named by the answers. A row's reference text ("Queue: billing") also stands for its label."""
+    match = label_matcher(labels, {row.answer: row.label for row in rows if row.label is not None})
+    return [match(answer.text) for answer in answers]
+
+
+def _score_texts(s: Scoring) -> None:
+    """Free text against its references."""
+    references, texts = s.references, s.texts
+    scores = {
+        "exact_match": [exact_match(r, t) for r, t in zip(references, texts, strict=True)],
+        "token_f1": [token_f1(r, t) for r, t in zip(references, texts, strict=True)],
+    }
+    kept = [t[: max(LONGEST_SCORED, 4 * max(map(len, r)))] for r, t in zip(references, texts, strict=True)]
+    longer = sum(len(k) < len(t) for k, t in zip(kept, texts, strict=True))
+    if longer:
+        s.notes.append(f"{longer} answers above {LONGEST_SCORED:,} characters were scored on their beginning.")
+    if is_latin([text for row in references for text in row]):
+        scores |= rouge(references, kept)
+    else:
+        s.notes.append("No ROUGE: it reads only a-z and 0-9, and most of these texts are in another script. Read chrF.")
+    scores["meteor"] = meteor(references, kept)
+    s.signatures["meteor"] = "nltk, alpha 0.9, beta 3, gamma 0.5, exact and Porter stem, no synonyms"
+    s.statistics.append(mean_statistics(scores, right_or_wrong=["exact_match"]))
+    for name, scorer in (("bleu", bleu_statistics), ("chrf", chrf_statistics)):
+        family, s.signatures[name] = scorer(references, kept, name=name)
+        s.statistics.append(family)
+    s.statistics.append(length_ratio(references, texts))
+    _score_embedding(s, references, kept)
+    if are_labels(references):
+        s.notes.append("The reference answers are few and short: they are also scored as labels (accuracy, F1).")
+        known = sorted({row[0] for row in references})
+        match = label_matcher(known)
+        named = [match(text) for text in texts]
+        s.labels_used[""] = label_use(_each([row[0] for row in references]), _each(named))
+        s.statistics.append(label_statistics([row[0] for row in references], named, known=known))
+        s.need_valid([label is not None for label in named])
+
+
+def _score_embedding(s: Scoring, references: list[list[str]], texts: list[str]) -> None:
+
+    if "embedding" in s.measured.row_scores:
+        scores = list(s.measured.row_scores["embedding"])
+    elif s.config.embedding and not s.measured.complete and (embed := embedder()) is not None:
+        scores = similarity(references, texts, embed)
+    else:
+        return
+    s.found["embedding"] = scores
+    s.signatures["embedding"] = f"cosine of {EMBEDDER}"
+    s.statistics.append(mean_statistics({"embedding": scores}))
+
+
+def _score_code(s: Scoring) -> None:
+    """Programs against their rows' unit tests."""
+    scores = {name: list(x) for name, x in s.measured.row_scores.items() if name.startswith("pass@")}
+    tested = [problem_of(row) is not None for row in s.rows]
+    if not scores:
+        if (
+            s.measured.complete
+            or s.config.run_code is False
+            or not (any(tested) if s.config.run_code is True else all(tested))
+        ):
+            if s.config.run_code is True and not s.measured.complete:
+                raise UserError(
+                    "No row brings unit tests",
+                    where="evaluate.run_code",
+                    next_step="rows need the metadata `test` and `entry_point`, or `test_list`",
+                )
+            return
+        further = list(s.measured.further) or [()] * len(s.rows)
+        limits = Limits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
+        texts = [[answer.text, *more] for answer, more in zip(s.answers, further, strict=True)]
+        outcomes = run_tests(s.rows, texts, limits=limits, progress=s.progress)
+        scores = pass_scores(outcomes)
+        s.code = dict(code_facts(outcomes))
+        locks = s.code["protections"]
+        if not any("seccomp" in lock or "Landlock" in lock for lock in locks):
+            s.notes.append("Programs ran with weak protection on this machine: " + "; ".join(locks) + ".")
+    s.found |= scores
+    s.add(scores)
+
+
+def _score_structure(s: Scoring) -> None:
+    """JSON answers: valid, conforming, right fields."""
+    config, references = s.config, s.references
+    if config.structured is False or not (
+        config.structured is True or config.json_schema or are_structured(references)
+    ):
+        return
+    conforms: list[float] | None = None
+    if "schema_valid" in s.measured.row_scores:
+        conforms = list(s.measured.row_scores["schema_valid"])
+    elif config.json_schema and not s.measured.complete:
+        check = schema_check(read_schema(config.json_schema))
+        conforms = [float(parses(text) and check(parse(text))) for text in s.texts]
+        broken = sum(not (parses(r[0]) and check(parse(r[0]))) for r in references)
+        if broken:
+            s.notes.append(f"{broken} reference answers do not fit the JSON schema themselves.")
+    if conforms is not None:
+        s.found["schema_valid"] = conforms
+    family = structured_statistics(references, s.texts, conforms)
+    s.statistics.append(family)
+    s.need_valid([bool(ok) for ok in family.row_scores["valid_json"]])
+    if conforms is not None:
+        s.need_valid([bool(ok) for ok in conforms])
+    fenced = sum("```" in t and are_structured([[unfenced(t)]]) and not parses(t) for t in s.texts)
+    if fenced:
+        s.notes.append(f"{fenced} answers would be valid JSON without the Markdown fence around it.")
+    firsts = [row[0] for row in references]
+    wanted = top_fields(firsts)
+    found = top_fields(s.texts, list(wanted))
+    for name, values in wanted.items():
+        if name not in config.fields:
+            _score_field(s, name, values, found[name])
+
+
+def _score_own(s: Scoring) -> None:
+    """The user's scorers."""
+    own = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.found}
+    taken = METRICS.keys() | {name for family in s.statistics for name in family.values}
+    for name, place in s.config.scorers.items():
+        if name in taken:
+            raise UserError(
+                f"The scorer's name {name!r} is a metric's already", where="evaluate.scorers", next_step="rename it"
+            )
+        if name not in own and not s.measured.complete:
+            scorer = load_scorer(name, place)
+            own[name] = own_scores(scorer, s.rows, s.texts)
+            declare([scorer.metric])
+    for name, scores in own.items():
+        s.found[name] = scores
+        if metric_of(name).test == "paired bootstrap":
+            s.statistics.append(mean_statistics({name: scores}))
+        else:
+            s.add({name: scores})
+
+
+def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """The fields of answers whose values repeat, with how often each value occurs: these are labels, the others are texts.
+
+    Args:
+        answers: of the task, best those of training: a small test split does not show which values repeat.
+        fields: patterns, see `evaluate.fields`; the top fields of answers in JSON are found without.
+    """
+    found = {name: [extract(p, text) for text in answers] for name, p in compile_fields(fields).items()}
+    if are_structured([[text] for text in answers]):
+        found = top_fields(answers) | found
+    known = {name: [value for value in values if value is not None] for name, values in found.items()}
+    repeated = {name: values for name, values in known.items() if values and values_repeat(values)}
+    return {name: dict(sorted(Counter(values).items())) for name, values in repeated.items()}
+
+
+def _score_field(s: Scoring, name: str, references: list[str | None], found: list[str | None]) -> None:
+    """One field's metrics, and which answers hold it. Values that repeat are labels, others are texts."""
+    known = [value for value in references if value is not None]
+    if len(known) < len(references):
+        s.notes.append(
+            f"{name}: {len(references) - len(known)} reference answers lack this field and don't count in it."
+        )
+    if name in s.field_labels or values_repeat(known):
+        labels = s.field_labels[name] = sorted({*known, *s.field_labels.get(name, ())})
+        match = label_matcher(labels)
+        predictions = [None if value is None else match(value) for value in found]
+        family = label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(labels))
+        said = [None if r is None else p for r, p in zip(references, predictions, strict=True)]
+        s.labels_used[name] = label_use(_each(references), _each(said), s.label_rows.get(name))
+        holds = [r is None or p is not None for r, p in zip(references, predictions, strict=True)]
+        s.statistics.append(family)
+        s.need_valid(holds)
+        return
+    holds = [r is None or f is not None for r, f in zip(references, found, strict=True)]
+    pairs = [([r or ""], f or "") for r, f in zip(references, found, strict=True)]
+    if is_latin(known):
+        metric, scores = "rougeL", rouge([r for r, _ in pairs], [f for _, f in pairs], ["rougeL"])["rougeL"]
+    else:  # mean of sentence chrF
+        metric = "chrf"
+        scores = chrf_statistics([r for r, _ in pairs], [f for _, f in pairs])[0].row_scores["chrf"]
+    counted = [math.nan if r is None else score for r, score in zip(references, scores, strict=True)]
+    s.statistics.append(mean_statistics({f"{name}.{metric}": counted}))
+    s.need_valid(holds)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from tuneloop.cli.main import app
+from tuneloop.records.run import RunManifest
 from tuneloop.workflows.scoring import how_far_trained
 
 WORDS = [
@@ -92,5 +94,5 @@ def test_rows_of_the_validation_split_are_not_called_test_rows(uneven: Path) -> 
         ({}, ""),
     ],
 )  # fmt: skip
-def test_a_short_training_is_said(run: dict[str, object], words: str) -> None:
-    assert how_far_trained(run) == words
+def test_a_short_training_is_said(run: dict[str, Any], words: str) -> None:
+    assert how_far_trained(RunManifest(model="m", **run)) == words

@@ -104,7 +104,7 @@ def test_where_all_fits_nothing_is_left_out(recipe: Recipe) -> None:
 def test_training_by_itself_gets_the_whole_time_and_a_run_goes_on_from_it(recipe: Recipe) -> None:
     folder, trained = train_alone(recipe, progress=no_progress, say=lambda line: None)
     assert read_yaml(folder / "config.yaml")["train"]["max_minutes"] == 0.25
-    assert trained["seconds"] < 30
+    assert trained.seconds < 30
     said: list[str] = []
     assert run(recipe, say=said.append) == folder
     assert any(line.startswith("train     already done") for line in said)

@@ -36,12 +36,11 @@ def command(
         _preflight(recipe, output.json, output.quiet)
         return
     with screen(output.quiet) as shown:
-        folder, manifest = train_alone(recipe, progress=shown.progress, say=shown.say)
+        folder, run = train_alone(recipe, progress=shown.progress, say=shown.say)
     if output.json:
-        print_json({"path": str(folder), **manifest})
+        print_json({"path": str(folder), **run.as_json()})
     else:
-        result = manifest.get("weights") or manifest["adapter"]
-        print(f"{result:<9} {folder / result}\nnext      tuneloop evaluate {folder}")
+        print(f"{run.result:<9} {folder / run.result}\nnext      tuneloop evaluate {folder}")
 
 
 def _preflight(recipe: Recipe, as_json: bool, quiet: bool) -> None:

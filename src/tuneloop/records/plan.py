@@ -133,7 +133,7 @@ class Plan(Record):
         table: every device that was looked at; `recommendation`: one sentence.
         apart: what is not of the training.
         max_minutes: the limit on time.
-        disturbed: the machine was busy when its speed was measured.
+        disturbed: the machine was busy when its speed was measured; `measuring_seconds`: how long that took.
         measured: what a trial run came to (`tuneloop plan --calibrate`).
     """
 
@@ -165,5 +165,6 @@ class Plan(Record):
     max_minutes: float | None = None
     apart: NotOfTraining | None = None
     disturbed: bool = False
+    measuring_seconds: float = 0.0
     measured: Measured | None = None
     key: str = ""

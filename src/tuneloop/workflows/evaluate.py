@@ -12,7 +12,9 @@ from tuneloop.core.files import content_hash, read_json
 from tuneloop.core.progress import Progress
 from tuneloop.data.config import PrepareConfig
 from tuneloop.records.completion import Answer
+from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.run import RunManifest
 from tuneloop.workflows.baselines import on_fewer_rows
 from tuneloop.workflows.consistency import asked_prompts, asked_tuned, consistency_part, is_drawn
 from tuneloop.workflows.run_context import RunContext, dataset_of, find_done, load_run_recipe
@@ -59,7 +61,7 @@ def evaluate_stage(
             key = tuned_key(job, dataset, baselines)
     else:
         asked = ask(job.model, dataset, rows, recipe.evaluate, progress=job.progress, task="tuned")[""]
-    evaluation, run = score(job, dataset, rows, asked), read_json(job.folder / "run.json")
+    evaluation, run = score(job, dataset, rows, asked), read_record(RunManifest, job.folder)
     costs = {"tuned": cost_of(job, asked, run)}
     if baselines and (job.folder / "baselines" / "baselines.json").is_file():
         costs = read_json(job.folder / "baselines" / "baselines.json")["costs"] | costs
@@ -120,7 +122,7 @@ def base_model(job: RunContext) -> Iterator[Model]:
 def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluation]) -> str:
     """Hash of all that the tuned model's evaluation depends on."""
     recipe = job.recipe
-    adapter = read_json(job.folder / "run.json")["adapter_hash"]
+    adapter = read_record(RunManifest, job.folder).adapter_hash
     return content_hash(
         [
             adapter,

@@ -13,7 +13,9 @@ from tuneloop.core.files import content_hash, lock_folder, read_json, sha256_fil
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.trained import base_of_adapter, target_kind
 from tuneloop.records.completion import Answer
+from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Row
+from tuneloop.records.run import RunManifest
 from tuneloop.workflows.baselines import majority_of
 from tuneloop.workflows.consistency import Ask, asked_prompts, consistency_part, is_drawn
 from tuneloop.workflows.evaluate import after_tuning, attach_trained, base_model, tuned_key
@@ -145,7 +147,7 @@ def evaluate_target(question: EvalTarget, *, progress: Progress = no_progress, s
             more |= _side_effects(job, question, dataset)
         baselines, costs = _baselines(job, rows) if question.plain and split == "test" else ({}, {})
         baselines = baselines or majority_of(job, dataset, rows)
-        run = read_json(Path(question.target) / "run.json") if kind == "run" else None
+        run = read_record(RunManifest, question.target) if kind == "run" else None
         more |= _consistency(job, question, dataset, rows, folder, name, costs | {name: cost})
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
         production = _production(job, question, dataset) if question.production else None
@@ -346,7 +348,7 @@ def _ask(
         attach_trained(job)
     prompts, notes = _prompts(job, question, dataset, rows)
     asked = ask(job.model, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)[""]
-    training = read_json(job.folder / "run.json") if question.kind == "run" else None
+    training = read_record(RunManifest, job.folder) if question.kind == "run" else None
     return asked, cost_of(job, asked, training), {}, notes
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import plain, read_json
+from tuneloop.core.files import plain
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.methods import method_named
+from tuneloop.records.record import read_record
+from tuneloop.records.run import RunManifest
 from tuneloop.workflows.report import summary
 from tuneloop.workflows.run_context import load_run_recipe
 from tuneloop.workflows.task import task_of_run
@@ -51,7 +53,7 @@ def export_run(
             if begun
             else "name the folder that `tuneloop run` or `train` printed",
         )
-    manifest = read_json(run / "run.json")
+    manifest = read_record(RunManifest, run).as_json()
     recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
     form = form_for(method_named(manifest["method"]), wanted)
     gate = release(run, force=force)

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, write_jsonl
+from tuneloop.core.files import write_jsonl
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.config import PrepareConfig
-from tuneloop.records.evaluation import Estimate
+from tuneloop.records.evaluation import Estimate, EvaluationManifest
+from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset
+from tuneloop.records.run import RunManifest
 from tuneloop.train.config import TrainConfig
 from tuneloop.workflows.predict import predict as predict
 from tuneloop.workflows.recipe import Recipe, load_recipe, make_recipe
@@ -48,8 +50,7 @@ class Evaluation:
     @cached_property
     def record(self) -> dict[str, Any]:
         """All of `eval.json`."""
-        found: dict[str, Any] = read_json(self.path / "eval.json")
-        return found
+        return read_record(EvaluationManifest, self.path).as_json()
 
     @property
     def metrics(self) -> dict[str, Estimate]:
@@ -85,8 +86,7 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """All of `run.json`: steps, losses, minutes, peak memory, cost."""
-        found: dict[str, Any] = read_json(self.path / "run.json")
-        return found
+        return read_record(RunManifest, self.path).as_json()
 
     @property
     def evaluation(self) -> Evaluation:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core import machine
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, write_json
+from tuneloop.core.files import content_hash, read_json
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted, usd_words
+from tuneloop.records.plan import PLAN, Plan
+from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows.baselines import expected_evaluation
 from tuneloop.workflows.distributed import Part, distributed_run, held_out
@@ -51,7 +53,7 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
         plan = {**make_plan(job, dataset, speed, resident, spent), "measuring_seconds": round(spent, 2)}
     disturbed = _disturbed(plan)
     plan = {**plan, "disturbed": bool(disturbed), "key": _plan_key(job, dataset)}
-    write_json(job.folder / "plan.json", plan)
+    write_record(job.folder / PLAN, Plan.model_validate(plan))
     job.say(plan_line(plan))
     if disturbed:
         job.say(disturbed)
@@ -230,5 +232,5 @@ def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[s
         speed = measure_speed(job.model, job.rendered(dataset.train), recipe.train, recipe.seed, progress=job.progress)
         plan = make_plan(job, dataset, speed, resident)
     if out:
-        write_json(Path(out) / "plan.json", plan)
+        write_record(Path(out) / PLAN, Plan.model_validate(plan))
     return plan

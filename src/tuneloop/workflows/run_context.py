@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, read_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.records.record import R, read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.recipe import Recipe
 
@@ -167,6 +168,17 @@ def find_done(manifest: Path, key: str) -> dict[str, Any] | None:
     except UserError:
         return None  # damaged from outside: do the stage again
     return value if value.get("key") == key else None
+
+
+def done_record(kind: type[R], folder: Path, key: str) -> R | None:
+    """`find_done` of a record's file in a folder."""
+    if not (folder / kind.file).is_file():
+        return None
+    try:
+        found = read_record(kind, folder)
+    except UserError:
+        return None  # damaged from outside: do the stage again
+    return found if getattr(found, "key", None) == key else None
 
 
 def training_began(job: RunContext) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.progress import busy
 from tuneloop.models.names import known_name
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.run import RunManifest
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext
 
@@ -70,22 +71,24 @@ def _label_rows(dataset: Dataset) -> dict[str, int]:
     return dict(sum((Counter(labels) for labels in splits), Counter())) if all(splits) else {}
 
 
-def cost_of(job: RunContext, asked: Asked, training: Mapping[str, float] | None = None) -> dict[str, float]:
+def cost_of(job: RunContext, asked: Asked, training: RunManifest | None = None) -> dict[str, float]:
     """What a contender's answers took on this machine, and what its training took before.
 
     Args:
-        training: `seconds` and `usd`; default: the contender's own.
+        training: the run that it comes from; default: the contender's own training.
     """
     price = job.recipe.plan.usd_per_hour / 3600
-    training = training or {"seconds": asked.training_seconds, "usd": asked.training_seconds * price}
+    seconds, usd = (
+        (training.seconds, training.usd) if training else (asked.training_seconds, asked.training_seconds * price)
+    )
     return {
         "seconds": round(asked.seconds, 3),
         "usd": asked.seconds * price,
         "prompt_tokens": asked.prompt_tokens,
         "tokens": asked.tokens,
         "computed_tokens": asked.computed,
-        "training_seconds": round(training["seconds"], 3),
-        "training_usd": training["usd"],
+        "training_seconds": round(seconds, 3),
+        "training_usd": usd,
     }
 
 
@@ -101,7 +104,7 @@ def write_scored(
     split: str = "test",
     baselines: Mapping[str, Evaluation] | None = None,
     production: Sequence[Row] | None = None,
-    run: Mapping[str, Any] | None = None,
+    run: RunManifest | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an evaluation with its comparisons and, beside baselines, the ladder.
@@ -143,14 +146,14 @@ def write_scored(
 FEW_STEPS = 30  # below this a run is a trial, whatever came of it
 
 
-def how_far_trained(run: Mapping[str, Any]) -> str:
+def how_far_trained(run: RunManifest) -> str:
     """How far a run was trained, where its verdict needs that word: it has not seen all rows, or made only a few steps."""
-    steps, seen, rows = (int(run.get(key) or 0) for key in ("steps", "rows_seen", "rows"))
+    steps, seen, rows = run.steps, run.rows_seen, run.rows
     parts = []
     if 0 < steps < FEW_STEPS:
         parts.append(f"trained for {steps} step{'' if steps == 1 else 's'} only")
     if 0 < seen < rows:
-        parts.append(f"saw {run.get('seen') or f'{seen:,} of {rows:,} rows'}")
+        parts.append(f"saw {run.seen or f'{seen:,} of {rows:,} rows'}")
     return (
         f"it was {' and '.join(parts)}" if steps < FEW_STEPS and parts else f"it {' and '.join(parts)}" if parts else ""
     )

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, sha256_file
+from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind, trained_folder
+from tuneloop.records.artifact import ArtifactManifest
+from tuneloop.records.record import read_record
+from tuneloop.records.run import RunManifest
 
 if TYPE_CHECKING:
     from tuneloop.data.task import TaskSpec
@@ -95,9 +98,9 @@ class Target:
         if self.trained is not None:
             return self.base
         if self.run is not None:
-            return str(read_json(self.run / "run.json")["model"])
+            return read_record(RunManifest, self.run).model
         artifact = Path(self.name) / ARTIFACT
-        return str(read_json(artifact)["base"]["model"]) if artifact.is_file() else ""
+        return read_record(ArtifactManifest, artifact).base.model if artifact.is_file() else ""
 
 
 def open_target(
@@ -128,11 +131,11 @@ def _open_local(name: str, base: str) -> Target:
 
     folder, kind = Path(name).expanduser(), target_kind(name)
     if kind == "run":
-        manifest, trained = read_json(folder / "run.json"), trained_folder(folder)
+        run, trained = read_record(RunManifest, folder), trained_folder(folder)
         task = task_of_run(folder)
         if not (trained / "adapter_config.json").is_file():
             return Target(name, str(trained), None, task, run=folder)  # all weights: a model by itself
-        return Target(name, base or str(manifest["model"]), trained, task, run=folder)
+        return Target(name, base or run.model, trained, task, run=folder)
     if kind == "adapter":
         return Target(name, base or _base_of(folder), folder, read_task_of(folder))
     _refuse_missing(name)
@@ -143,9 +146,9 @@ def _base_of(folder: Path) -> str:
     """The base of an adapter: as the artifact or the run beside it names it, else as PEFT's settings do."""
     artifact, run = folder / ARTIFACT, folder.parent / "run.json"
     if artifact.is_file():
-        return str(read_json(artifact)["base"]["model"])
+        return read_record(ArtifactManifest, artifact).base.model
     if folder.name == "adapter" and run.is_file():
-        return str(read_json(run)["model"])
+        return read_record(RunManifest, run).model
     return base_of_adapter(folder)
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash, read_json, write_json, write_yaml
+from tuneloop.records.plan import Plan
+from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset
+from tuneloop.records.run import RunManifest
 from tuneloop.workflows.baselines import expected_evaluation, measured_before
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.rounds import TUNED, Answered, ask_tuned_within, ask_within
@@ -179,7 +182,7 @@ class TimeLimit:
         if self.recipe.max_minutes and "took_minutes" not in self.found:
             took = (time.monotonic() - self.began) / 60
             self._keep({"took_minutes": round(took, 2), "full_run": _full_run(self.job, self.found)})
-            self._keep({"words": limit_words(self.found, read_json(self.job.folder / "run.json"))})
+            self._keep({"words": limit_words(self.found, read_record(RunManifest, self.job.folder))})
 
 
 def _minutes(seconds: float) -> str:
@@ -204,19 +207,19 @@ def _full_run(job: RunContext, found: Mapping[str, Any]) -> dict[str, Any] | Non
     from tuneloop.workflows.plan import run_plan
     from tuneloop.workflows.run_context import dataset_of
 
-    run, plan = read_json(job.folder / "run.json"), read_json(job.folder / "plan.json")
+    run, plan = read_record(RunManifest, job.folder), read_record(Plan, job.folder)
     dataset = dataset_of(job, True, "")
     rows, whole = run_plan(job, dataset, 0.0)  # of no known speed: nothing is left out
     more_rows = found["all_test_rows"] / max(found["test_rows"], 1)
-    whole_run = found["test_rows"] == found["all_test_rows"] and run["total_steps"] >= len(whole.steps)
+    whole_run = found["test_rows"] == found["all_test_rows"] and run.total_steps >= len(whole.steps)
     if whole_run and "few_shot" not in found:
         return None
     tokens = sum(tokens_of(rows[i]) for step in whole.steps for i in step.indices)
-    stepping = (run["seconds"] - run["checking_seconds"]) / max(run["tokens"], 1)
-    validated = plan["validation"]["times"] * plan["validation"]["rows"]
-    checks = whole.validations * min(whole.val_rows, len(dataset.val)) * run["checking_seconds"] / max(validated, 1)
+    stepping = (run.seconds - run.checking_seconds) / max(run.tokens, 1)
+    validated = plan.validation.times * plan.validation.rows if plan.validation else 0
+    checks = whole.validations * min(whole.val_rows, len(dataset.val)) * run.checking_seconds / max(validated, 1)
     training = (tokens * stepping + checks) / 60
-    asking = more_rows * sum((plan.get("apart") or {}).values())
+    asking = more_rows * ((plan.apart.baselines_minutes + plan.apart.evaluation_minutes) if plan.apart else 0.0)
     return {
         "minutes": round(training + asking + 0.5, 1),
         "training_minutes": round(training, 1),
@@ -241,7 +244,7 @@ def _examples_words(found: Mapping[str, Any]) -> str:
     return f"Few-shot shows {shown} of {every} examples: reading more takes too long here."
 
 
-def limit_words(found: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+def limit_words(found: Mapping[str, Any], run: RunManifest) -> list[str]:
     """What a run with a limit left out, and what it would take without; nothing where nothing was left out.
 
     Args:
@@ -254,7 +257,7 @@ def limit_words(found: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     passes = "once" if full["epochs"] <= 1 else f"{full['epochs']:g} times"
     narrower = (found["test_rows"] / max(found["all_test_rows"], 1)) ** 0.5
     lines = [
-        f"This run was held to {found['max_minutes']:g} minutes and took {found['took_minutes']:.1f}: training saw {run['seen']}, and "
+        f"This run was held to {found['max_minutes']:g} minutes and took {found['took_minutes']:.1f}: training saw {run.seen}, and "
         f"{_asked_words(found).replace(' are asked', ' were asked')}.{' ' if examples else ''}{examples}",
         f"A full run reads all rows {passes} and takes about {full['minutes']:.0f} minutes on this machine: add max_minutes=null.",
     ]

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core import machine
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, write_json, write_yaml
+from tuneloop.core.files import content_hash, lock_folder, read_jsonl, write_json, write_yaml
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted
 from tuneloop.models.methods import method_named
+from tuneloop.records.plan import PLAN, Plan
+from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
+from tuneloop.records.run import RUN, RunManifest
 from tuneloop.workflows.distributed import Part, distributed_run, leading
 from tuneloop.workflows.plan import plan_stage, run_plan
 from tuneloop.workflows.prepare import prepare_stage, refuse_errors
@@ -24,6 +27,7 @@ from tuneloop.workflows.run_context import (
     BEGINNING,
     RunContext,
     default_folder,
+    done_record,
     find_done,
     refuse_other_run,
     training_began,
@@ -48,7 +52,7 @@ def train_key(job: RunContext, dataset: Dataset) -> str:
     )
 
 
-def train_stage(job: RunContext, dataset: Dataset) -> dict[str, Any]:
+def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     """Train, or find it trained."""
     from tuneloop.report.facts import used
     from tuneloop.train.budget import BUSY
@@ -56,11 +60,11 @@ def train_stage(job: RunContext, dataset: Dataset) -> dict[str, Any]:
 
     recipe, folder = job.recipe, job.folder
     key = train_key(job, dataset)
-    done = find_done(folder / "run.json", key)
+    done = done_record(RunManifest, folder, key)
     if done:
         job.say(f"train     already done: {_validated(done)}")
         return done
-    plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else None
+    plan = read_record(Plan, folder).as_json() if (folder / PLAN).is_file() else None
     began = training_began(job)
     config = _with_rate(job, dataset)
     with busy(job.progress, "looking at the rows"):
@@ -87,8 +91,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> dict[str, Any]:
             "usd": plan["cost"]["usd"],
         }
     method = method_named(recipe.train.method)
-    manifest: dict[str, Any] = {
-        "version": 1,
+    run = RunManifest.model_validate({
         "id": folder.resolve().name,
         "key": key,
         "status": "finished",
@@ -101,8 +104,8 @@ def train_stage(job: RunContext, dataset: Dataset) -> dict[str, Any]:
         "predicted": predicted,
         "mfu": mfu,
         "weights" if method.folder == "model" else "adapter": method.folder,
-    }
-    write_json(folder / "run.json", manifest)
+    })  # fmt: skip
+    write_record(folder / RUN, run)
     if plan and not result.resumed_at:
         from tuneloop.plan.ledger import record_run
 
@@ -110,49 +113,49 @@ def train_stage(job: RunContext, dataset: Dataset) -> dict[str, Any]:
         minutes = result.seconds / 60 if whole else None
         disturbed = plan.get("disturbed") or (result.speed_share or 1.0) < BUSY or (mfu and mfu["value"] is None)
         record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
-    for line in _result_lines(manifest):
+    for line in _result_lines(run):
         job.say(line)
-    if share := used(manifest):
+    if share := used(run.as_json()):
         job.say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
-    return manifest
+    return run
 
 
-def _result_lines(manifest: Mapping[str, Any]) -> list[str]:
+def _result_lines(run: RunManifest) -> list[str]:
     """What training came to, and how that compares with the plan."""
     from tuneloop.report.facts import off_words
     from tuneloop.train.budget import BUSY
     from tuneloop.train.loop import busy_words
 
-    m, minutes = manifest, manifest["seconds"] / 60
+    minutes = run.seconds / 60
     early = {"early": "; stopped early: validation got worse", "finished": ""}.get(
-        m["stopped"], f"; stopped by the watcher: {m['stopped'].replace('_', ' ')}"
+        run.stopped, f"; stopped by the watcher: {run.stopped.replace('_', ' ')}"
     )
-    steps = counted(m["steps"], "step")
-    if m["total_steps"] < m["planned_steps"]:
-        steps = f"{m['steps']:,} of {m['planned_steps']:,} planned steps"
+    steps = counted(run.steps, "step")
+    if run.total_steps < run.planned_steps:
+        steps = f"{run.steps:,} of {run.planned_steps:,} planned steps"
     lines = [
-        f"train     {steps} in {minutes:.1f} minutes ({m['checking_seconds'] / 60:.1f} of them validation), {m['tokens_per_second']:,.0f} tokens/s, "
-        f"peak {m['peak_memory_gib']:.2f} GiB",
-        f"          saw {m['seen']}; {_validated(m)}{early}",
+        f"train     {steps} in {minutes:.1f} minutes ({run.checking_seconds / 60:.1f} of them validation), {run.tokens_per_second:,.0f} tokens/s, "
+        f"peak {run.peak_memory_gib:.2f} GiB",
+        f"          saw {run.seen}; {_validated(run)}{early}",
     ]
-    if m["speed_share"] and m["speed_share"] < BUSY:
-        lines.append(f"machine   {busy_words(m['speed_share'], m['planned_tokens_per_second'])}")
-    if said := m["predicted"]:
-        time_off = off_words(minutes, said["low"], said["high"], said["minutes"])
-        peak_off = off_words(m["peak_memory_gib"], 0.85 * said["peak_gib"], 1.15 * said["peak_gib"], said["peak_gib"])
+    if run.speed_share and run.speed_share < BUSY:
+        lines.append(f"machine   {busy_words(run.speed_share, run.planned_tokens_per_second)}")
+    if said := run.predicted:
+        time_off = off_words(minutes, said.low, said.high, said.minutes)
+        peak_off = off_words(run.peak_memory_gib, 0.85 * said.peak_gib, 1.15 * said.peak_gib, said.peak_gib)
         lines.append(
-            f"predicted {said['minutes']:.1f} minutes ({said['low']:.1f} to {said['high']:.1f}), took {minutes:.1f}: {time_off}; "
-            f"{said['peak_gib']:.2f} GiB, took {m['peak_memory_gib']:.2f}: {peak_off}"
+            f"predicted {said.minutes:.1f} minutes ({said.low:.1f} to {said.high:.1f}), took {minutes:.1f}: {time_off}; "
+            f"{said.peak_gib:.2f} GiB, took {run.peak_memory_gib:.2f}: {peak_off}"
         )
     return lines
 
 
-def _validated(manifest: Mapping[str, Any]) -> str:
+def _validated(run: RunManifest) -> str:
     """What validation said of a run."""
-    first, best = manifest["first_val_loss"], manifest["best_val_loss"]
-    if best is None or not math.isfinite(best):
+    first, best = run.first_val_loss, run.best_val_loss
+    if first is None or best is None or not math.isfinite(best):
         return "no validation rows, the last step is kept"
-    return f"validation loss {first:.3f} -> {best:.3f} (best at step {manifest['best_step']})"
+    return f"validation loss {first:.3f} -> {best:.3f} (best at step {run.best_step})"
 
 
 def _mfu(job: RunContext, dataset: Dataset) -> dict[str, Any] | None:
@@ -233,7 +236,7 @@ def preflight_alone(
         return (preflight_of(job, dataset, recipe.train, plan) if plan else checked), plan, job.template
 
 
-def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, RunManifest]:
     """Prepare where needed, plan and train, without baselines and evaluation."""
     began = time.monotonic()
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
@@ -249,22 +252,20 @@ def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None
         TimeLimit(job, given, began).give_training_all()
         plan = plan_stage(job, dataset)
         planned = time.monotonic()
-        manifest = train_stage(job, dataset)
+        run = train_stage(job, dataset)
         report_stage(job)
-        if job.recipe.train.max_minutes and time.monotonic() - planned >= manifest["seconds"]:
-            job.say(_time_line(plan, manifest, prepared - began, planned - prepared, time.monotonic() - planned))
-    return folder, manifest
+        if job.recipe.train.max_minutes and time.monotonic() - planned >= run.seconds:
+            job.say(_time_line(plan, run, prepared - began, planned - prepared, time.monotonic() - planned))
+    return folder, run
 
 
-def _time_line(
-    plan: Mapping[str, Any], run: Mapping[str, Any], preparing: float, planning: float, training: float
-) -> str:
+def _time_line(plan: Mapping[str, Any], run: RunManifest, preparing: float, planning: float, training: float) -> str:
     """What the command took beside training, which alone has a limit.
 
     Args:
         preparing, planning, training: seconds of the stages, with all that belongs to them.
     """
-    measuring, steps = plan.get("measuring_seconds", 0.0), run["seconds"]
+    measuring, steps = plan.get("measuring_seconds", 0.0), run.seconds
     minutes = {
         "preparing the data": preparing,
         "loading the model and planning": max(planning - measuring, 0.0),
@@ -295,8 +296,8 @@ def calibrate_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], 
         plan = plan_stage(job, dataset)
         run = train_stage(job, dataset)
     measured = {
-        "minutes": run["seconds"] / 60,
-        "peak_gib": run["peak_memory_gib"],
-        "tokens_per_second": run["tokens_per_second"],
+        "minutes": run.seconds / 60,
+        "peak_gib": run.peak_memory_gib,
+        "tokens_per_second": run.tokens_per_second,
     }
     return {**plan, "measured": measured}

@@ -83,6 +83,33 @@ NEED = {
     "evaluate.slices": {"numpy"},
 }
 
+MOST_LINES, MOST_PARAMETERS = 60, 8
+TABLE = "reads as one table or one literal, each line by itself"
+STEPS = "one step after another, each a call; the order is what it says"
+TODAY = "being worked on: to be split, or to take a record"
+# Functions that are longer or take more parameters, and why.
+LARGE: dict[str, str] = {
+    "data.dedup_and_split.decide": TODAY,
+    "data.forget.forget": TODAY,
+    "data.formats.dataset_info.guess_from_info": TODAY,
+    "data.prepare.prepare": TODAY,
+    "data.prepare._write": TODAY,
+    "evaluate.consistency.measure_consistency": TODAY,
+    "evaluate.evaluate.evaluate": TODAY,
+    "evaluate.results.write_evaluation": TODAY,
+    "evaluate.review.server.make_app": "its routes are closures over one review",
+    "plan.estimate.estimate": TABLE,
+    "plan.estimate.loop_job": "keywords that go on to `make_job`, by its names",
+    "train.loop.train": TODAY,
+    "workflows.compare.compare_evaluations": STEPS,
+    "workflows.library.evaluate": "the public call: its keywords are documented one by one",
+    "workflows.plan.make_plan": STEPS,
+    "workflows.predict_files.predict_file": TODAY,
+    "workflows.scoring.write_scored": TODAY,
+    "workflows.systems.ask": TODAY,
+    "workflows.train.train_stage": STEPS,
+}
+
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(SOURCE.rglob("*.py")):
@@ -165,6 +192,30 @@ def test_heavy_libraries_are_imported_where_they_are_needed() -> None:
                 found = {name.split(".")[0] for name in imported(node)} & HEAVY - NEED.get(module, set())
                 wrong += [f"{module} imports {name} when it is itself imported" for name in found]
     assert not wrong, "\n".join(wrong)
+
+
+def functions(tree: ast.AST, name: str = "") -> Iterator[tuple[str, int, int]]:
+    """Name, lines and parameters of each function, those of classes and functions too; `self` and `cls` don't count."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            of = node.args
+            names = [arg.arg for arg in [*of.posonlyargs, *of.args, *of.kwonlyargs, of.vararg, of.kwarg] if arg]
+            yield f"{name}{node.name}", (node.end_lineno or 0) - node.lineno + 1, len({*names} - {"self", "cls"})
+        deeper = f"{name}{node.name}." if isinstance(node, ast.ClassDef | ast.FunctionDef) else name
+        yield from functions(node, deeper)
+
+
+def test_functions_are_small_and_take_few_parameters() -> None:
+    large = {
+        f"{module}.{name}": f"{lines} lines, {parameters} parameters"
+        for module, tree in modules()
+        for name, lines, parameters in functions(tree)
+        if lines > MOST_LINES or parameters > MOST_PARAMETERS
+    }
+    new = [
+        f"{name}: {size}; split it, or give the reason in LARGE" for name, size in large.items() if name not in LARGE
+    ]
+    assert not new, "\n".join(new)
 
 
 def test_no_code_outside_the_methods_own_files_knows_one_by_its_name() -> None:

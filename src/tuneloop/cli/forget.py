@@ -34,11 +34,7 @@ def command(
         ".", "--root", help="Where to look for data sets and runs that were made from it.", metavar="FOLDER"
     ),
     model: str = typer.Option(
-        "",
-        "--model",
-        "-m",
-        help="Model for which the data set was prepared, to count its tokens again; default: the packaged one.",
-        metavar="MODEL",
+        "", "--model", "-m", help="Model whose tokens are counted again; default: the packaged one.", metavar="MODEL"
     ),
     *,
     output: Output,
@@ -60,6 +56,7 @@ def command(
     matcher = Matcher(match, regex, pseudonyms(matcher, personal_settings(dataset)))
     with screen(output.quiet):
         found = find_rows(dataset, matcher)
+    facts = {"matched": found.rows, "rows": found.hits, "also_in": found.others, "sources": found.origins}
     _print_found(found, console)
     there = bool(found.hits or found.resumed)
     if not there or dry_run:
@@ -67,8 +64,7 @@ def command(
             made = descendants(found, matcher, root)
         _print_made(made, console)
         if output.json:
-            print_json({"matched": found.rows, "removed": 0, "rows": found.hits, "also_in": found.others,
-                        "sources": found.origins, "descendants": made})  # fmt: skip
+            print_json({**facts, "removed": 0, "descendants": made})
         raise typer.Exit(0 if there else 1)
     if not yes and not _confirmed(found, output.json):
         console.print("Nothing was removed.")
@@ -79,14 +75,9 @@ def command(
         if found.report:
             write_data_report(found.folder, hidden)
     if output.json:
-        print_json({"matched": found.rows, "removed": done.rows, "was": done.old_id, "id": done.new_id,
-                    "files": done.files, "rows": found.hits, "also_in": found.others, "sources": found.origins,
+        print_json({**facts, "removed": done.rows, "was": done.old_id, "id": done.new_id, "files": done.files,
                     "descendants": done.descendants})  # fmt: skip
-    _print_done(done, console)
-    if measure is None:
-        console.print(
-            "Token counts are those from before: name the model with --model and they are counted again.", style="dim"
-        )
+    _print_done(done, console, counted_again=measure is not None)
 
 
 def _confirmed(found: Found, as_json: bool) -> bool:
@@ -146,7 +137,7 @@ def _print_made(made: list[Descendant], console: Console) -> None:
     console.print(table)
 
 
-def _print_done(done: Forgotten, console: Console) -> None:
+def _print_done(done: Forgotten, console: Console, *, counted_again: bool) -> None:
     console.print()
     files = ", ".join(done.files)
     console.print(
@@ -159,6 +150,10 @@ def _print_done(done: Forgotten, console: Console) -> None:
         console.print(f"{source} {words}, at line {shown}:", soft_wrap=True, markup=False)
         console.print("  delete them there, or the next `tuneloop prepare` brings them back", style="cyan")
     _print_made(done.descendants, console)
+    if not counted_again:
+        console.print(
+            "Token counts are those from before: name the model with --model and they are counted again.", style="dim"
+        )
 
 
 def _clean(text: str) -> str:

@@ -89,7 +89,7 @@ STEPS = "one step after another, each a call; the order is what it says"
 TODAY = "being worked on: to be split, or to take a record"
 # Functions that are longer or take more parameters, and why.
 LARGE: dict[str, str] = {
-    "data.dedup_and_split.decide": TODAY,
+    "data.dedup_and_split.dedup_and_split": TODAY,
     "data.forget.forget": TODAY,
     "data.formats.dataset_info.guess_from_info": TODAY,
     "data.prepare.prepare": TODAY,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.adapters import rows_of_tokens
 
 
 def load(folder: Path, dtype: torch.dtype, device: str) -> nn.Module:
@@ -58,7 +59,7 @@ def _user_errors(folder: Path) -> Iterator[None]:
 
 
 class TransformersCache:
-    """Transformers' cache with the two operations that we need."""
+    """Transformers' cache with the operations that we need."""
 
     def __init__(self, inner: Any = None) -> None:
         from transformers import DynamicCache
@@ -78,6 +79,30 @@ class TransformersCache:
         chosen.batch_select_indices(rows)
         return TransformersCache(chosen)
 
+    def joined(self, other: TransformersCache, held: int = 0) -> TransformersCache:
+        """The rows of both; see `KeyValues.joined`."""
+        import copy
+
+        chosen = copy.deepcopy(self.inner)
+        length = max(self.length, other.length)
+
+        def aligned(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(x, (0, 0, length - x.shape[2], 0))
+
+        for mine, theirs in zip(chosen.layers, other.inner.layers, strict=True):
+            mine.keys = torch.cat((aligned(mine.keys), aligned(theirs.keys)))
+            mine.values = torch.cat((aligned(mine.values), aligned(theirs.values)))
+        return TransformersCache(chosen)
+
+    def without_first(self, places: int, held: int = 0) -> TransformersCache:
+        """Without so many places at the beginning; a copy."""
+        import copy
+
+        chosen = copy.deepcopy(self.inner)
+        for layer in chosen.layers:
+            layer.keys, layer.values = layer.keys[:, :, places:], layer.values[:, :, places:]
+        return TransformersCache(chosen)
+
 
 def hidden(
     net: nn.Module, ids_BT: Tensor, positions_BT: Tensor | None, mask: Tensor | None, cache: TransformersCache | None
@@ -86,16 +111,21 @@ def hidden(
     dtype = next(net.parameters()).dtype
     bias = None
     if mask is not None:
-        rows = ids_BT.shape[0]
-        bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min).expand(rows, -1, -1, -1)
+        bias = (
+            torch.zeros_like(mask, dtype=dtype)
+            .masked_fill_(~mask, torch.finfo(dtype).min)
+            .expand(ids_BT.shape[0], -1, -1, -1)
+        )
     if positions_BT is not None:
         positions_BT = positions_BT.expand(ids_BT.shape)
-    out = net.get_decoder()(  # type: ignore[operator]
-        input_ids=ids_BT,
-        attention_mask=bias,
-        position_ids=positions_BT,
-        past_key_values=cache.inner if cache is not None else None,
-        use_cache=cache is not None,
-    )
+    rows, length = ids_BT.shape
+    with rows_of_tokens(torch.arange(rows, device=ids_BT.device).repeat_interleave(length), ids_BT.device):
+        out = net.get_decoder()(  # type: ignore[operator]
+            input_ids=ids_BT,
+            attention_mask=bias,
+            position_ids=positions_BT,
+            past_key_values=cache.inner if cache is not None else None,
+            use_cache=cache is not None,
+        )
     state: Tensor = out.last_hidden_state
     return state

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tuneloop.models.adapters import assignment, rows_of_tokens, some_rows
 from tuneloop.models.lora import side_by_side
 
 # Shape suffixes: B rows, T new tokens, S tokens attended to, H heads, K key heads, G = H / K, D head size, C hidden size.
@@ -215,6 +216,37 @@ class KeyValues:
     def select(self, rows: Tensor) -> KeyValues:
         """The same for some rows, or for rows repeated (B' indices); a copy."""
         return self._picked(rows)
+
+    def joined(self, other: KeyValues, held: int = 0) -> KeyValues:
+        """The rows of both; the shorter ones get empty places in front of their tokens, behind the first `held`.
+
+        Args:
+            held: places at the beginning that are the same in all rows (a prefix).
+        """
+        both = KeyValues(len(self.keys))
+        length = max(self.length, other.length)
+        for into, mine, theirs in ((both.keys, self.keys, other.keys), (both.values, self.values, other.values)):
+            for layer, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+                assert a is not None and b is not None
+                grown = a.new_zeros(a.shape[0] + b.shape[0], a.shape[1], length + self.STEP, a.shape[3])
+                for rows, part, n in (
+                    (slice(None, a.shape[0]), a, self.length),
+                    (slice(a.shape[0], None), b, other.length),
+                ):
+                    grown[rows, :, :held] = part[:, :, :held]
+                    grown[rows, :, length - n + held : length] = part[:, :, held:n]
+                into[layer] = grown
+        both.lengths = [length] * len(self.keys)
+        return both
+
+    def without_first(self, places: int, held: int = 0) -> KeyValues:
+        """Without so many places behind the first `held`; a copy."""
+        kept = KeyValues(len(self.keys))
+        index = [*range(held), *range(held + places, self.length)]
+        kept.keys = [None if k is None else k[:, :, index] for k in self.keys]
+        kept.values = [None if v is None else v[:, :, index] for v in self.values]
+        kept.lengths = [self.length - places] * len(self.keys)
+        return kept
 
     def _picked(self, rows: slice | Tensor) -> KeyValues:
         picked = KeyValues(len(self.keys))
@@ -644,7 +676,8 @@ class LlamaModel(nn.Module):
             part.lengths = [held + skip for held in part.lengths]
             positions = positions_BT.expand(rows, -1)[some, skip:]
             looks = None if mask is None else mask.expand(rows, -1, -1, -1)[some, :, skip:]
-            read = self._read(ids_BT[some, skip:], positions, looks, part, None if real is None else real[:, skip:])
+            with some_rows(some):
+                read = self._read(ids_BT[some, skip:], positions, looks, part, None if real is None else real[:, skip:])
             parts.append(F.pad(read, (0, 0, skip, 0)))
         cache.lengths = part.lengths
         return torch.cat(parts)
@@ -659,7 +692,13 @@ class LlamaModel(nn.Module):
         c, x = self.config, self.embed_tokens(ids_N[None])
         cos, sin = self.rope(torch.arange(prefix + max(lengths), device=x.device)[None], x.dtype)
         layout = Shared(prefix, lengths, c.heads, c.key_heads, (cos[0, 0], sin[0, 0]))
-        return self._layers(x, (cos, sin), None, None, layout, wanted)[0]
+        now = assignment()
+        if now is None or not now.mixed:
+            return self._layers(x, (cos, sin), None, None, layout, wanted)[0]
+        if prefix or wanted is not None:
+            raise ValueError("rows with different adapters share no beginning")
+        with rows_of_tokens([row for row, n in enumerate(lengths) for _ in range(n)], x.device):
+            return self._layers(x, (cos, sin), None, None, layout)[0]
 
     def _read(
         self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor | None, cache: KeyValues | None, real_BT: Tensor | None
@@ -668,6 +707,22 @@ class LlamaModel(nn.Module):
         packed = None if real_BT is None else Packed.of(real_BT)
         x = self.embed_tokens(ids_BT)
         rope, bias = self.rope(positions_BT, x.dtype), self._bias(x, ids_BT.shape[1], mask, cache)
+        now = assignment()
+        if now is not None and now.mixed:
+            rows, length = ids_BT.shape
+            of_tokens = torch.arange(rows, device=x.device).repeat_interleave(length)
+            with rows_of_tokens(of_tokens if packed is None else of_tokens[packed.places], x.device):
+                return self._packed(x, rope, bias, cache, packed)
+        return self._packed(x, rope, bias, cache, packed)
+
+    def _packed(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        cache: KeyValues | None,
+        packed: Packed | None,
+    ) -> Tensor:
         if packed is None:
             return self._layers(x, rope, bias, cache, None)
         return packed.spread(self._layers(packed.pack(x), rope, bias, cache, packed))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.models.adapters import assignment
 from tuneloop.models.names import resolve
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Template, load_template
@@ -107,9 +108,12 @@ class Model:
             behind_prefix: of a trained prefix, which each row reads for itself; as if it were attached.
         """
         from tuneloop.models.llama import by_products
+        from tuneloop.models.prefix import applied_prefix
 
-        behind_prefix = behind_prefix or (self.is_own and hasattr(self.net.model, "prefix"))
-        return self.is_own and by_products(self.head, length) and not behind_prefix
+        now = assignment()
+        if behind_prefix or not self.is_own or (now is not None and now.mixed):
+            return False
+        return by_products(self.head, length) and applied_prefix(self.net.model) is None  # type: ignore[arg-type]
 
     def hidden_at(self, wanted_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) at the wanted places of rows that all begin with `prefix_P`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
+from tuneloop.models.adapters import ATTACHED, BASE, applied, assignment, forward_assigned
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import spread, whole
 
@@ -90,7 +91,7 @@ class _Parts(NamedTuple):
 
 def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """The outputs of layers that read the same input: one step of autograd where all are plain products."""
-    if not torch.is_grad_enabled() or not all(_is_plain(layer) for layer in layers):
+    if not torch.is_grad_enabled() or assignment() is not None or not all(_is_plain(layer) for layer in layers):
         return [layer(x) for layer in layers]
     flat = x.flatten(0, -2)
     scales = tuple(layer.scale if isinstance(layer, LoraLinear) else 1.0 for layer in layers)
@@ -105,7 +106,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 def _parts(layer: nn.Module) -> _Parts:
     base = layer.base_layer if isinstance(layer, LoraLinear) else layer
-    a, b = (layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) and layer.active else (None, None)
+    a, b = (layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) else (None, None)
     return _Parts(base.weight, base.bias, a, b)  # type: ignore[arg-type]
 
 
@@ -126,7 +127,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, name: str, shape: LoraShape, generator: torch.Generator) -> None:
         super().__init__()
         self.base_layer = base
-        self.scale, self.dropout, self.active = shape.scale_of(name), shape.dropout, True
+        self.scale, self.dropout = shape.scale_of(name), shape.dropout
         weight, rank = whole(self.weight), shape.rank_of(name)
         outputs, inputs = weight.shape
         bound = 1 / math.sqrt(inputs)
@@ -169,10 +170,14 @@ class LoraLinear(nn.Module):
         return torch.cat((self.lora_A, self.start_A)), torch.cat((self.lora_B, -self.start_B), 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        now = assignment()
+        if now is None:
+            return self.forward_alone(x)
+        return forward_assigned(self.base_layer, lambda name: self if name == ATTACHED else None, x, now)
+
+    def forward_alone(self, x: Tensor) -> Tensor:
+        """The layer's output with this adapter on all tokens."""
         base = self.base_layer
-        if not self.active:
-            out: Tensor = base(x)
-            return out
         flat = x.flatten(0, -2)
         z = torch.dropout(flat, self.dropout, self.training) if self.dropout and self.training else flat
         a, b = self.matrices()
@@ -188,6 +193,18 @@ class LoraLinear(nn.Module):
             y = y * (self.lora_magnitude_vector / self._norms(a, b)).to(y.dtype)
             y = y if bias is None else y + bias
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """The base layer's output `y` (tokens, outputs) of `x` (tokens, inputs) with the update; for answers, not for training."""
+        a, b = self.matrices()
+        low = x @ a.to(x.dtype).t()
+        up = (b * self.scale).to(x.dtype).t()
+        if self.lora_magnitude_vector is None:
+            return y.addmm(low, up)
+        bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]
+        y = (y if bias is None else y - bias).addmm(low, up)
+        y = y * (self.lora_magnitude_vector / self._norms(a, b)).to(y.dtype)
+        return y if bias is None else y + bias
 
     @torch.no_grad()
     def _norms(self, a: Tensor, b: Tensor) -> Tensor:
@@ -264,12 +281,7 @@ def target_names(net: nn.Module, targets: Sequence[str] | str) -> tuple[str, ...
     Raises:
         UserError: a name that no linear layer of the model has.
     """
-    linear = {
-        name.rsplit(".", 1)[-1]
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear | Nf4Linear | LoraLinear) and "lm_head" not in name and "embed" not in name
-    }
-    linear.discard("base_layer")
+    linear = {name.rsplit(".", 1)[-1] for name in linear_places(net)}
     if targets == "all-linear":
         chosen = linear
     elif targets == "attention":
@@ -311,29 +323,118 @@ def add_lora(net: nn.Module, shape: LoraShape, seed: int) -> list[nn.Parameter]:
 
 
 def lora_layers(net: nn.Module) -> dict[str, LoraLinear]:
-    """The adapted layers by module name."""
-    return {name: module for name, module in net.named_modules() if isinstance(module, LoraLinear)}
+    """The layers with an attached adapter, by module name; not those of adapters that were loaded beside it."""
+    inner = {name: layer.inner if isinstance(layer, Switch) else layer for name, layer in linear_places(net).items()}
+    return {name: layer for name, layer in inner.items() if isinstance(layer, LoraLinear)}
 
 
 def remove_lora(net: nn.Module) -> None:
     """Take the adapter out again; the base model is as it was."""
     for name, layer in lora_layers(net).items():
-        parent, _, last = name.rpartition(".")
-        setattr(net.get_submodule(parent), last, layer.base_layer)
+        place = net.get_submodule(name)
+        if isinstance(place, Switch):
+            place.inner = layer.base_layer
+        else:
+            _put(net, name, layer.base_layer)
 
 
-@contextmanager
-def lora_disabled(net: nn.Module) -> Iterator[None]:
-    """The untouched model for a while."""
-    layers = list(lora_layers(net).values())
-    before = [layer.active for layer in layers]
-    for layer in layers:
-        layer.active = False
-    try:
-        yield
-    finally:
-        for layer, active in zip(layers, before, strict=True):
-            layer.active = active
+def _put(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the one of that name."""
+    parent, _, last = name.rpartition(".")
+    setattr(net.get_submodule(parent), last, module)
+
+
+class Switch(nn.Module):
+    """A linear layer, with or without an attached adapter, and the updates of adapters that were loaded beside it, by hash."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner  # nn.Linear, Nf4Linear or LoraLinear
+        self.updates = nn.ModuleDict()
+
+    @property
+    def base_layer(self) -> nn.Module:
+        """The layer without any adapter."""
+        return self.inner.base_layer if isinstance(self.inner, LoraLinear) else self.inner
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight, for code that looks at shapes and dtypes."""
+        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        now = assignment()
+        if now is None:
+            out: Tensor = self.inner(x)
+            return out
+        return forward_assigned(self.base_layer, self.update, x, now)
+
+    def update(self, name: str) -> LoraLinear | None:
+        """The adapter of that name in this layer."""
+        found = self.inner if name == ATTACHED else self.updates[name] if name in self.updates else None  # noqa: SIM401
+        return found if isinstance(found, LoraLinear) else None
+
+
+def switches(net: nn.Module) -> dict[str, Switch]:
+    """The layers that adapters were loaded beside, by module name."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, Switch)}
+
+
+def load_lora_beside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
+    """Load a LoRA adapter beside what `net` has, and return its hash; see `load_adapter_beside`."""
+    config = read_json(folder / "adapter_config.json")
+    check_plain(config, folder)
+    _, state = read_adapter(folder, base_fingerprint)
+    own = folder / "tuneloop.json"
+    if own.is_file() and read_json(own).get("quantised") and not any(isinstance(m, Nf4Linear) for m in net.modules()):
+        raise UserError(
+            "The adapter was trained on a base in 4 bits, and this base is not", where=str(folder),
+            next_step="load the base in 4 bits, or merge the adapter",
+        )  # fmt: skip
+    shape, name = shape_of(net, config), state_hash(state)
+    ends = tuple(f".{target}" for target in shape.targets)
+    places = {place: layer for place, layer in linear_places(net).items() if f".{place}".endswith(ends)}
+    updates: dict[str, LoraLinear] = {}
+    for place, layer in places.items():
+        base = layer if not isinstance(layer, Switch | LoraLinear) else layer.base_layer
+        updates[place] = LoraLinear(base, place, shape, torch.Generator().manual_seed(0)).requires_grad_(False).eval()
+    parameters = {
+        f"base_model.model.{place}.{part}": parameter
+        for place, update in updates.items()
+        for part, parameter in update.parts().items()
+    }
+    copy_tensors(state, parameters, str(folder))
+    for place, update in updates.items():
+        layer = places[place]
+        switch = layer if isinstance(layer, Switch) else Switch(layer)
+        known = switch.update(name)
+        if known is not None and known.scale != update.scale:
+            raise UserError(
+                "The same tensors are loaded already, with another scale (lora_alpha)", where=str(folder),
+                next_step="unload that adapter first",
+            )  # fmt: skip
+        switch.updates[name] = update
+        _put(net, place, switch)
+    return name
+
+
+def linear_places(net: nn.Module) -> dict[str, nn.Module]:
+    """The layers that may have an adapter, by the name that they have in the base model; adapted ones as they are."""
+    found: dict[str, nn.Module] = {}
+    inside: tuple[str, ...] = ()
+    for name, module in net.named_modules():
+        if (inside and name.startswith(inside)) or "lm_head" in name or "embed" in name:
+            continue
+        if isinstance(module, nn.Linear | Nf4Linear | LoraLinear | Switch):
+            found[name] = module
+            inside = (*inside, f"{name}.")
+    return found
+
+
+def lora_disabled(net: nn.Module) -> AbstractContextManager[None]:
+    """The base model for a while, in this thread."""
+    return applied(BASE)
 
 
 def adapter_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -470,6 +571,20 @@ def load_adapter(net: nn.Module, folder: Path, base_fingerprint: str = "") -> Lo
         UserError: no adapter there, a kind that is not LoRA, or one of another base model (see `read_adapter`).
     """
     config = read_json(folder / "adapter_config.json")
+    check_plain(config, folder)
+    _, state = read_adapter(folder, base_fingerprint)
+    shape = shape_of(net, config)
+    add_lora(net, shape, seed=0)
+    load_adapter_state(net, state, str(folder))
+    return shape
+
+
+def check_plain(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse an `adapter_config.json` that says more than a LoRA adapter of ours can do.
+
+    Raises:
+        UserError: naming what.
+    """
     odd = [
         key for key in ("fan_in_fan_out", "modules_to_save", "alpha_pattern", "layers_to_transform") if config.get(key)
     ]
@@ -479,11 +594,6 @@ def load_adapter(net: nn.Module, folder: Path, base_fingerprint: str = "") -> Lo
             where=str(folder / "adapter_config.json"),
             next_step="merge it with PEFT first and use the merged model's folder",
         )
-    _, state = read_adapter(folder, base_fingerprint)
-    shape = shape_of(net, config)
-    add_lora(net, shape, seed=0)
-    load_adapter_state(net, state, str(folder))
-    return shape
 
 
 def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
@@ -492,8 +602,7 @@ def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
     if targets == "all-linear":
         targets = target_names(net, targets)
     elif isinstance(targets, str):  # a regular expression over module names
-        linear = nn.Linear | Nf4Linear
-        targets = [n for n, m in net.named_modules() if isinstance(m, linear) and re.fullmatch(targets, n)]
+        targets = [name for name in linear_places(net) if re.fullmatch(targets, name)]
     return LoraShape(
         config["r"],
         float(config["lora_alpha"]),

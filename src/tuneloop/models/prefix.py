@@ -6,8 +6,8 @@ the loss starts at more than twice the value and never comes as low in the time 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.adapters import ATTACHED, BASE, applied, assignment
 from tuneloop.models.llama import KeyValues, Llama
-from tuneloop.models.lora import copy_tensors, read_adapter, write_peft
+from tuneloop.models.lora import copy_tensors, read_adapter, state_hash, write_peft
 
 # Shape suffixes: V virtual tokens, N layers, K key heads, D head size, B rows, S tokens.
 
@@ -30,7 +31,7 @@ class Prefix(nn.Module):
     def __init__(self, values_V: Tensor, layers: int, key_heads: int) -> None:
         super().__init__()
         self.embeddings = nn.Parameter(values_V.float())
-        self.layers, self.key_heads, self.active = layers, key_heads, True
+        self.layers, self.key_heads = layers, key_heads
 
     @property
     def length(self) -> int:
@@ -67,8 +68,8 @@ def _look_at_prefix(module: nn.Module, arguments: tuple[Any, ...], keywords: dic
 
     Callers count tokens without the prefix.
     """
-    prefix: Prefix = module.prefix  # type: ignore[assignment]
-    if not prefix.active:
+    prefix = applied_prefix(module)
+    if prefix is None:
         return None
     names = ("ids_BT", "positions_BT", "mask", "cache")
     given = dict.fromkeys(names) | dict(zip(names, arguments, strict=False)) | keywords
@@ -111,8 +112,49 @@ def _attach(net: nn.Module, values_V: Tensor) -> Prefix:
     net.requires_grad_(False)
     prefix = Prefix(values_V, net.config.layers, net.config.key_heads)  # type: ignore[union-attr,arg-type]
     model.prefix = prefix.to(model.embed_tokens.weight.device)
-    model.prefix_hook = model.register_forward_pre_hook(_look_at_prefix, with_kwargs=True)
+    _hook(model)
     return prefix
+
+
+def _hook(model: Any) -> None:
+    if getattr(model, "prefix_hook", None) is None:
+        model.prefix_hook = model.register_forward_pre_hook(_look_at_prefix, with_kwargs=True)
+
+
+def prefixes_beside(net: nn.Module) -> dict[str, Prefix]:
+    """The prefixes that were loaded beside each other, by hash; changing it changes what the model knows."""
+    model = getattr(net, "model", None)
+    found: dict[str, Prefix] = getattr(model, "prefixes", None) or {}
+    return found
+
+
+def applied_prefix(model: nn.Module) -> Prefix | None:
+    """The prefix in front of the rows of a pass, as adapters are assigned now.
+
+    Raises:
+        ValueError: rows of one pass have different ones.
+    """
+    now = assignment()
+    attached: Prefix | None = getattr(model, "prefix", None)
+    if now is None:
+        return attached
+    beside: dict[str, Prefix] = getattr(model, "prefixes", None) or {}
+    found = [attached if name == ATTACHED else beside.get(name) for name in now.names]
+    if any(other is not found[0] for other in found):
+        raise ValueError("rows behind different prefixes can't share a pass")
+    return found[0]
+
+
+def load_prefix_beside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
+    """Load a prefix beside what `net` has, and return its hash; see `load_adapter_beside`."""
+    values, name = _read_prefix(net, folder, base_fingerprint)
+    model = _llama(net)
+    prefix = Prefix(values, net.config.layers, net.config.key_heads).requires_grad_(False)  # type: ignore[union-attr,arg-type]
+    if getattr(model, "prefixes", None) is None:
+        model.prefixes = {}
+    model.prefixes[name] = prefix.to(model.embed_tokens.weight.device)
+    _hook(model)
+    return name
 
 
 def _llama(net: nn.Module) -> Any:
@@ -133,22 +175,15 @@ def remove_prefix(net: nn.Module) -> None:
     """Take the prefix away; the base model is as it was."""
     if prefix_of(net) is not None:
         model = _llama(net)
-        model.prefix_hook.remove()
-        del model.prefix, model.prefix_hook
+        del model.prefix
+        if not prefixes_beside(net):
+            model.prefix_hook.remove()
+            del model.prefix_hook
 
 
-@contextmanager
-def prefix_disabled(net: nn.Module) -> Iterator[None]:
-    """The untouched model for a while."""
-    prefix = prefix_of(net)
-    if prefix is None:
-        yield
-        return
-    before, prefix.active = prefix.active, False
-    try:
-        yield
-    finally:
-        prefix.active = before
+def prefix_disabled(net: nn.Module) -> AbstractContextManager[None]:
+    """The base model for a while, in this thread."""
+    return applied(BASE)
 
 
 def save_prefix(folder: Path, net: nn.Module, base_model: str, base_fingerprint: str) -> None:
@@ -177,6 +212,11 @@ def load_prefix(net: nn.Module, folder: Path, base_fingerprint: str = "") -> Pre
     Raises:
         UserError: it is damaged, or made for another model.
     """
+    return _attach(net, _read_prefix(net, folder, base_fingerprint)[0])
+
+
+def _read_prefix(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[Tensor, str]:
+    """The virtual tokens' keys and values (V, numbers) of a folder, and their hash."""
     config, state = read_adapter(folder, base_fingerprint)
     if config.get("prefix_projection"):
         raise UserError(
@@ -189,4 +229,4 @@ def load_prefix(net: nn.Module, folder: Path, base_fingerprint: str = "") -> Pre
     width = 2 * shape.layers * shape.key_heads * shape.head_size
     empty = torch.zeros(int(config["num_virtual_tokens"]), width, device=model.embed_tokens.weight.device)
     copy_tensors(state, {NAME: empty}, str(folder))
-    return _attach(net, empty)
+    return empty, state_hash(state)

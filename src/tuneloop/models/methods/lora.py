@@ -152,6 +152,13 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     return state
 
 
+def load_beside(model: Model, folder: Path) -> str:
+    """Load a saved adapter next to others."""
+    from tuneloop.models.lora import load_lora_beside
+
+    return load_lora_beside(model.net, folder, model.fingerprint)
+
+
 def disabled(net: nn.Module) -> AbstractContextManager[None]:
     """The model without its adapter for a while."""
     from tuneloop.models.lora import lora_disabled
@@ -216,6 +223,7 @@ LORA = Method(
     layout="LORA",
     folder="adapter",
     load=load_adapter,
+    load_beside=load_beside,
     resume=resume,
     disabled=disabled,
     merge=merge,

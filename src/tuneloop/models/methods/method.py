@@ -162,6 +162,8 @@ class Method:
         quantised: how `tuneloop.json` beside an adapter says that the base was held in fewer bits; empty: it was not.
         prepare: bring frozen modules, in place, to the form in which they are trained on.
         load: put a saved folder into its base model.
+        load_beside: load a saved folder next to other adapters on one base, and return its hash, by which requests name it; None: it
+            can't stand next to others.
         resume: the parameters of an earlier run's folder, for settings that must have the same shape.
         disabled: a context in which a model computes without what was attached; None: the base model is gone.
         merge: what a saved folder does to the weight files of a base model; None: it can't be merged.
@@ -185,6 +187,7 @@ class Method:
     quantised: str = ""
     prepare: Callable[[nn.Module], None] | None = None
     load: Callable[[Model, Path], None] | None = None
+    load_beside: Callable[[Model, Path], str] | None = None
     resume: Callable[[Model, Any, Path], dict[str, Tensor]] | None = None
     disabled: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     merge: Callable[[Path, Path], WeightUpdate] | None = None

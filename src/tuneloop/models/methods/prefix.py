@@ -85,6 +85,13 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     return read_adapter(folder, model.fingerprint)[1]
 
 
+def load_beside(model: Model, folder: Path) -> str:
+    """Load a saved prefix next to other adapters."""
+    from tuneloop.models.prefix import load_prefix_beside
+
+    return load_prefix_beside(model.net, folder, model.fingerprint)
+
+
 def disabled(net: nn.Module) -> AbstractContextManager[None]:
     """The model without its prefix for a while."""
     from tuneloop.models.prefix import prefix_disabled
@@ -114,6 +121,7 @@ PREFIX = Method(
     layout="PREFIX_TUNING",
     folder="adapter",
     load=load,
+    load_beside=load_beside,
     resume=resume,
     disabled=disabled,
     forms=("adapter",),

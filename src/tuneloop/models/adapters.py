@@ -1,0 +1,153 @@
+"""Which adapter applies to which row, said for a forward pass and not kept on the model.
+
+    with applied(BASE):                    # the base model: no adapter at all
+        model.hidden(ids)
+    with applied([first, BASE, second]):   # a row each: adapters by hash, see `beside.py`
+        model.hidden(ids)
+
+Without `applied`, the adapter that training has attached applies to all rows (`ATTACHED`). What is said holds in the
+thread that says it, so that two threads can ask one model for different adapters at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+BASE = "base"  # no adapter
+ATTACHED = ""  # the one that training has put into the model, if there is one
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which adapter applies to each row of a pass.
+
+    Args:
+        names: the different ones.
+        rows: for each row its place among them; empty where there is one for all.
+        tokens: for each name its tokens among those of the pass (indices into rows * length), once the network knows its layout.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...] = ()
+    tokens: tuple[Tensor, ...] = ()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether rows differ."""
+        return len(self.names) > 1
+
+
+_ASSIGNED: ContextVar[Assignment | None] = ContextVar("adapters", default=None)
+
+
+def assignment() -> Assignment | None:
+    """What holds in this thread now; None: the attached adapter for all rows."""
+    return _ASSIGNED.get()
+
+
+def applied_now() -> str:
+    """The adapter that applies to all rows in this thread now.
+
+    Raises:
+        ValueError: rows have different ones.
+    """
+    now = _ASSIGNED.get()
+    if now is not None and now.mixed:
+        raise ValueError("rows have different adapters")
+    return ATTACHED if now is None else now.names[0]
+
+
+@contextmanager
+def applied(names: str | Sequence[str]) -> Iterator[None]:
+    """Passes within use these adapters: one for all rows, or one for each row."""
+    if isinstance(names, str):
+        chosen = Assignment((names,))
+    else:
+        distinct = tuple(dict.fromkeys(names))
+        chosen = Assignment(distinct, tuple(map(distinct.index, names)) if len(distinct) > 1 else ())
+    with _holds(chosen):
+        yield
+
+
+@contextmanager
+def _holds(chosen: Assignment) -> Iterator[None]:
+    token = _ASSIGNED.set(chosen)
+    try:
+        yield
+    finally:
+        _ASSIGNED.reset(token)
+
+
+@contextmanager
+def some_rows(rows: slice) -> Iterator[None]:
+    """A pass over some of the rows only."""
+    now = _ASSIGNED.get()
+    if now is None or not now.mixed:
+        yield
+        return
+    with _holds(replace(now, rows=now.rows[rows])):
+        yield
+
+
+@contextmanager
+def rows_of_tokens(rows: Sequence[int] | Tensor, device: torch.device) -> Iterator[None]:
+    """Within the network: the row that each token of the pass belongs to, in the layout that layers see.
+
+    Raises:
+        ValueError: adapters were named for another number of rows.
+    """
+    now = _ASSIGNED.get()
+    if now is None or not now.mixed:
+        yield
+        return
+    import torch
+
+    of_tokens = torch.as_tensor(rows, device=device)
+    if len(of_tokens) and int(of_tokens.max()) >= len(now.rows):
+        raise ValueError(f"adapters are named for {len(now.rows)} rows, and the pass has {int(of_tokens.max()) + 1}")
+    which = torch.tensor(now.rows, device=device)[of_tokens]
+    tokens = tuple((which == i).nonzero()[:, 0] for i in range(len(now.names)))
+    with _holds(replace(now, tokens=tokens)):
+        yield
+
+
+class Update(Protocol):
+    """A layer's adapter."""
+
+    def forward_alone(self, x: Tensor) -> Tensor:
+        """The layer's output (..., C) with this adapter on all tokens."""
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """The base layer's output `y` (tokens, C) of `x` with the adapter's part added."""
+
+
+def forward_assigned(base: Any, find: Callable[[str], Update | None], x: Tensor, now: Assignment) -> Tensor:
+    """A layer's output where each token takes the adapter that is assigned to its row, or none.
+
+    The base's product is computed once for all tokens; each adapter then adds its part to its own.
+
+    Args:
+        base: the layer without adapters.
+        find: the adapter of a name in this layer, which may have none of it.
+    """
+    if not now.mixed:
+        update = find(now.names[0])
+        alone: Tensor = base(x) if update is None else update.forward_alone(x)
+        return alone
+    if not now.tokens:
+        raise ValueError("rows with different adapters go through the model's own pass only")
+    flat = x.flatten(0, -2)
+    y: Tensor = base(flat)
+    for name, at in zip(now.names, now.tokens, strict=True):
+        if (update := find(name)) is not None and len(at):
+            y = y.index_copy(0, at, update.added(flat[at], y[at]).to(y.dtype))
+    return y.view(*x.shape[:-1], y.shape[-1])

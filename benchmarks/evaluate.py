@@ -115,7 +115,8 @@ def llama_cpp_server(model: Model, scratch: Path) -> Callable[[Job, Sequence[Row
     """llama.cpp's server from the wheel xllamacpp, asked through our own client, without its cache."""
     import xllamacpp
 
-    from tuneloop.inference.client import Endpoint, Request, complete
+    from tuneloop.inference.client import Endpoint, complete
+    from tuneloop.inference.request import Request
 
     params = xllamacpp.CommonParams()
     params.model.path = str(same_precision_gguf(model, scratch / "model.gguf"))
@@ -127,11 +128,11 @@ def llama_cpp_server(model: Model, scratch: Path) -> Callable[[Job, Sequence[Row
     endpoint = Endpoint(server.listening_address, MODEL, timeout=300)
 
     def answer(job: Job, rows: Sequence[Row]) -> int:
-        replies = complete(endpoint, [Request(row.prompt, job.limit) for row in rows])
+        replies = complete(endpoint, [Request(row.prompt, max_new_tokens=job.limit) for row in rows])
         failed = [reply.error for reply in replies if reply.error]
         if failed:
             sys.exit(f"llama.cpp's server failed: {failed[0]}")
-        return sum(reply.tokens for reply in replies)
+        return sum(reply.completion_tokens for reply in replies)
 
     answer.server = server  # type: ignore[attr-defined]  # it lives as long as the function
     return answer

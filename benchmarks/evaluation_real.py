@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.files import read_json
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.workflows.compare import compare_evaluations, evaluate_files
 from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 
@@ -67,7 +67,7 @@ def labels(data: Path, scratch: Path) -> None:
     rows = read_whole(str(data / "nlupp_banking" / "all.jsonl"), PrepareConfig()).rows
     train, test = [r for r in rows if r.meta["fold"] < 16], [r for r in rows if r.meta["fold"] >= 16]
     references = write(scratch / "nlupp.jsonl", [{"id": r.id, "labels": r.meta["labels"]} for r in test])
-    contenders = {"no label": [Answer("none")] * len(test)}
+    contenders = {"no label": [Completion("none")] * len(test)}
     for trained in (tfidf_contender(train), minilm_contender(train)):
         if trained is not None:
             contenders[trained.name] = trained.contender(test)

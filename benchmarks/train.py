@@ -69,7 +69,7 @@ def train_ours(job: dict[str, Any]) -> None:
 
 def val_loss(job: dict[str, Any], rows: list[Rendered]) -> float:
     """Mean loss of held-out answers under a contender's result."""
-    from tuneloop.inference.generate import answer_fits
+    from tuneloop.inference.scoring import answer_fits
     from tuneloop.models.lora import load_adapter
 
     use_threads()

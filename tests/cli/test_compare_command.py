@@ -13,7 +13,7 @@ from tuneloop.core.files import write_yaml
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.results import write_evaluation
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 
@@ -24,7 +24,7 @@ def run_folder(folder: Path, right: int, rate: float, **settings: object) -> Pat
         Row(f"r{i}", [{"role": "user", "content": f"text {i}"}, {"role": "assistant", "content": label}], label)
         for i, label in enumerate(labels)
     ]
-    answers = [Answer(label if i < right else "ab"[label == "a"]) for i, label in enumerate(labels)]
+    answers = [Completion(label if i < right else "ab"[label == "a"]) for i, label in enumerate(labels)]
     config = EvaluateConfig.model_validate({"bootstrap": 300, **settings})
     result = evaluate(rows, answers, task="classification", labels=["a", "b"], config=config, seed=0)
     write_evaluation(

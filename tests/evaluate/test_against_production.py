@@ -8,7 +8,7 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.production import against_production
 from tuneloop.evaluate.results import write_evaluation
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 EASY = ["card pin change please", "card limit higher", "my card is blocked", "new card ordered"]
@@ -27,7 +27,7 @@ def mixed(n, hard, seed):
 def evaluated(hard=0.2, n=300):
     rows = mixed(n, hard, 1)
     answers = [
-        Answer("b" if "parcel" in r.messages[0]["content"] or "courier" in r.messages[0]["content"] else "a")
+        Completion("b" if "parcel" in r.messages[0]["content"] or "courier" in r.messages[0]["content"] else "a")
         for r in rows
     ]
     return evaluate(
@@ -65,7 +65,7 @@ def test_too_little_to_compare_is_the_users_error():
         against_production(
             evaluate(
                 empty,
-                [Answer("a")] * 30,
+                [Completion("a")] * 30,
                 task="classification",
                 labels=["a", "b"],
                 config=EvaluateConfig(bootstrap=100),

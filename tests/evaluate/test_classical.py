@@ -36,8 +36,8 @@ def test_an_alternative_learns_and_gives_log_probabilities(make):
     assert [a.text for a in answers][:2] == ["fruit", "tool"]
     assert len(answers) == len(questions)
     for answer in answers:
-        assert sum(math.exp(s) for s in answer.scores.values()) == pytest.approx(1, abs=1e-4)
-        assert max(answer.scores, key=answer.scores.get) == answer.text
+        assert sum(math.exp(s) for s in answer.label_scores.values()) == pytest.approx(1, abs=1e-4)
+        assert max(answer.label_scores, key=answer.label_scores.get) == answer.text
     assert trained.seconds > 0
     assert trained.contender([]) == []
 

@@ -12,7 +12,7 @@ import pytest
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.consistency import AS_IT_IS, DRAWN, Consistency, Way, measure_consistency, ways_of
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 from tuneloop.workflows.recipe import make_recipe
 
@@ -30,7 +30,7 @@ def labelled(n: int = 40) -> list[Row]:
     return [row(i, LABELS[i % 4], LABELS[i % 4]) for i in range(n)]
 
 
-Answerer = Callable[[Way], Answer]
+Answerer = Callable[[Way], Completion]
 
 
 def measured(rows: Sequence[Row], task: str = "classification", drawn: bool = True, **who: Answerer) -> Consistency:
@@ -41,17 +41,17 @@ def measured(rows: Sequence[Row], task: str = "classification", drawn: bool = Tr
     )  # fmt: skip
 
 
-def constant(way: Way) -> Answer:
-    return Answer("billing")
+def constant(way: Way) -> Completion:
+    return Completion("billing")
 
 
 def guessing(seed: int) -> Answerer:
     numbers = random.Random(seed)
-    return lambda way: Answer(numbers.choice(LABELS))
+    return lambda way: Completion(numbers.choice(LABELS))
 
 
-def right(way: Way) -> Answer:
-    return Answer(way.row.answer)
+def right(way: Way) -> Completion:
+    return Completion(way.row.answer)
 
 
 def test_each_row_is_asked_as_it_is_in_other_words_and_drawn() -> None:
@@ -117,8 +117,8 @@ def test_a_less_consistent_model_is_called_that_and_alike_ones_are_not_told_apar
 
 
 def test_answers_outside_the_labels_break_the_format_and_agree_only_word_by_word() -> None:
-    def rambling(way: Way) -> Answer:
-        return Answer("I think it is late" if way.kind in (AS_IT_IS, DRAWN) else f"Well, {way.kind}")
+    def rambling(way: Way) -> Completion:
+        return Completion("I think it is late" if way.kind in (AS_IT_IS, DRAWN) else f"Well, {way.kind}")
 
     found = measured(labelled(8), tuned=rambling)
     assert found.contenders["tuned"]["format"].value == 0.0
@@ -127,22 +127,22 @@ def test_answers_outside_the_labels_break_the_format_and_agree_only_word_by_word
 
 
 def test_spelling_of_a_label_is_no_disagreement() -> None:
-    found = measured(labelled(8), tuned=lambda way: Answer("Billing." if way.kind == DRAWN else "billing"))
+    found = measured(labelled(8), tuned=lambda way: Completion("Billing." if way.kind == DRAWN else "billing"))
     assert found.contenders["tuned"]["agreement"].value == 1.0
 
 
 def test_json_is_compared_by_fields_and_keeps_its_keys() -> None:
     rows = [row(i, json.dumps({"name": f"Anna {i}", "day": i})) for i in range(10)]
 
-    def shuffled(way: Way) -> Answer:
+    def shuffled(way: Way) -> Completion:
         value = json.loads(way.row.answer)
-        return Answer(json.dumps(dict(reversed(value.items())) if way.kind == "typo" else value))
+        return Completion(json.dumps(dict(reversed(value.items())) if way.kind == "typo" else value))
 
-    def careless(way: Way) -> Answer:
+    def careless(way: Way) -> Completion:
         value = json.loads(way.row.answer)
         if way.kind == DRAWN:
-            return Answer("{" + way.row.answer)
-        return Answer(
+            return Completion("{" + way.row.answer)
+        return Completion(
             json.dumps({**value, "day": -1} if way.kind == "typo" else value | ({"x": 1} if way.kind == "case" else {}))
         )
 
@@ -157,12 +157,11 @@ def test_json_is_compared_by_fields_and_keeps_its_keys() -> None:
 def test_free_texts_are_compared_by_their_likeness_and_must_end() -> None:
     rows = [row(i, "The parcel comes on Monday morning.") for i in range(10)]
 
-    def wordy(way: Way) -> Answer:
-        return Answer(
-            f"The parcel comes on Monday{' or later' if way.kind == 'typo' else ''}.", finished=way.kind != DRAWN
-        )
+    def wordy(way: Way) -> Completion:
+        text = f"The parcel comes on Monday{' or later' if way.kind == 'typo' else ''}."
+        return Completion(text, finish="length" if way.kind == DRAWN else "stop")
 
-    found = measured(rows, "generation", tuned=lambda way: Answer("The parcel comes."), few_shot=wordy)
+    found = measured(rows, "generation", tuned=lambda way: Completion("The parcel comes."), few_shot=wordy)
     assert found.metric == "similarity"
     assert found.contenders["tuned"]["similarity"].value == 1.0 == found.contenders["tuned"]["format"].value
     assert found.contenders["few_shot"]["format"].value == pytest.approx(0.8)
@@ -170,7 +169,7 @@ def test_free_texts_are_compared_by_their_likeness_and_must_end() -> None:
 
 
 def test_empty_answers_agree_and_keep_no_format() -> None:
-    found = measured([row(i, "Text.") for i in range(4)], "generation", tuned=lambda way: Answer(""))
+    found = measured([row(i, "Text.") for i in range(4)], "generation", tuned=lambda way: Completion(""))
     assert (found.contenders["tuned"]["similarity"].value, found.contenders["tuned"]["format"].value) == (1.0, 0.0)
 
 
@@ -201,7 +200,7 @@ def test_nothing_to_ask_again_and_lost_answers_are_told() -> None:
     with pytest.raises(UserError, match="another way"):
         measure_consistency(
             ways,
-            {"tuned": [Answer("refund")]},
+            {"tuned": [Completion("refund")]},
             own="tuned",
             task="classification",
             labels=LABELS,
@@ -212,7 +211,7 @@ def test_nothing_to_ask_again_and_lost_answers_are_told() -> None:
     with pytest.raises(UserError, match="1 answers came back for 10"):
         measure_consistency(
             ways,
-            {"tuned": [Answer("refund")]},
+            {"tuned": [Completion("refund")]},
             own="tuned",
             task="classification",
             labels=LABELS,
@@ -231,11 +230,11 @@ def test_texts_with_a_field_agree_by_it_and_answers_that_lack_it_only_word_by_wo
     config = EvaluateConfig(consistency=5, bootstrap=200, fields={"queue": r"^Queue: (.+)$"})
     ways = ways_of(rows, 5, drawn=True, temperature=0.7)
 
-    def card(way: Way) -> Answer:
-        return Answer(f"{way.row.answer}, said in {way.kind}")
+    def card(way: Way) -> Completion:
+        return Completion(f"{way.row.answer}, said in {way.kind}")
 
-    def chatter(way: Way) -> Answer:
-        return Answer(f"I am sorry to hear of {way.row.id} {way.kind}")
+    def chatter(way: Way) -> Completion:
+        return Completion(f"I am sorry to hear of {way.row.id} {way.kind}")
 
     answers = {name: [who(w) for each in ways for w in each] for name, who in (("tuned", card), ("zero-shot", chatter))}
     found = measure_consistency(

@@ -2,6 +2,7 @@ import json
 import math
 import random
 import time
+from dataclasses import replace
 
 import pytest
 import sacrebleu
@@ -17,7 +18,7 @@ from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.verdict import decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 LABELS = [f"label_{i}" for i in range(5)]
@@ -34,7 +35,7 @@ def classification(n, right, seed=0):
     """n rows and answers of which a share is right; the seed decides which."""
     rng = random.Random(seed)
     rows = [row(i, LABELS[i % 5], LABELS[i % 5]) for i in range(n)]
-    answers = [Answer(r.label if rng.random() < right else LABELS[(i + 1) % 5]) for i, r in enumerate(rows)]
+    answers = [Completion(r.label if rng.random() < right else LABELS[(i + 1) % 5]) for i, r in enumerate(rows)]
     return rows, answers
 
 
@@ -50,7 +51,7 @@ def cards(n, wrong_every=0):
         for i in range(n)
     ]
     answers = [
-        Answer(r.answer.replace("Queue: ", "Queue: not ") if wrong_every and i % wrong_every == 0 else r.answer)
+        Completion(r.answer.replace("Queue: ", "Queue: not ") if wrong_every and i % wrong_every == 0 else r.answer)
         for i, r in enumerate(rows)
     ]
     return rows, answers
@@ -62,7 +63,12 @@ def cards_evaluation(n=12, wrong_every=3):
 
 def test_invalid_answers_are_wrong_and_counted():
     rows, _ = classification(4, 1.0)
-    answers = [Answer(rows[0].label), Answer("no idea"), Answer(""), Answer(f"  {rows[3].label.upper()}.")]
+    answers = [
+        Completion(rows[0].label),
+        Completion("no idea"),
+        Completion(""),
+        Completion(f"  {rows[3].label.upper()}."),
+    ]
     result = evaluate(rows, answers, task="classification", labels=LABELS, config=FAST, seed=0)
     assert result.metrics["accuracy"].value == 0.5
     assert result.invalid == 2
@@ -128,7 +134,7 @@ def test_fields_that_repeat_are_labels_and_others_texts():
 def test_a_missing_field_is_wrong_in_the_answer_and_left_out_in_the_reference():
     rows = [row(1, "Queue: a"), row(2, "Queue: b"), row(3, "nothing")]
     config = EvaluateConfig(bootstrap=100, fields={"queue": "Queue: (.+)"})
-    answers = [Answer("Queue: a"), Answer("no queue"), Answer("Queue: b")]
+    answers = [Completion("Queue: a"), Completion("no queue"), Completion("Queue: b")]
     result = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
     assert result.metrics["queue.accuracy"].value == 0.5
     assert result.invalid == 1
@@ -145,11 +151,11 @@ def test_a_field_that_no_reference_has_is_refused():
 def test_hostile_answers_are_scored_and_noted():
     rows, _ = cards(5)
     answers = [
-        Answer(""),
-        Answer("word " * 200_000),
-        Answer("\ud800 \udfff"),
-        Answer("\x00\u2028"),
-        Answer("x", 1, 2, False),
+        Completion(""),
+        Completion("word " * 200_000),
+        Completion("\ud800 \udfff"),
+        Completion("\x00\u2028"),
+        Completion("x", finish="length", prompt_tokens=1, completion_tokens=2),
     ]
     start = time.monotonic()
     result = evaluate(rows, answers, task="generation", labels=None, config=CARD, seed=0)
@@ -161,7 +167,7 @@ def test_hostile_answers_are_scored_and_noted():
 
 def test_a_script_that_rouge_cannot_read_gets_no_rouge():
     rows = [row(i, text) for i, text in enumerate(["无法登录系统", "打印机坏了", "网络很慢"])]
-    result = evaluate(rows, [Answer(r.answer) for r in rows], task="generation", labels=None, config=FAST, seed=0)
+    result = evaluate(rows, [Completion(r.answer) for r in rows], task="generation", labels=None, config=FAST, seed=0)
     assert "rougeL" not in result.metrics
     assert result.metrics["chrf"].value == pytest.approx(100)
     assert primary_metric("generation", (), result.metrics) == "chrf"
@@ -171,7 +177,7 @@ def test_a_script_that_rouge_cannot_read_gets_no_rouge():
 @pytest.mark.parametrize("task", ["classification", "generation"])
 def test_one_row_has_a_value(task):
     rows = [row(0, "a b c d", "a b c d")]
-    result = evaluate(rows, [Answer("a b c d")], task=task, labels=None, config=FAST, seed=0)
+    result = evaluate(rows, [Completion("a b c d")], task=task, labels=None, config=FAST, seed=0)
     assert result.metrics[primary_metric(task, (), result.metrics)].value == 1.0
 
 
@@ -264,14 +270,14 @@ def test_rows_of_one_conversation_widen_the_interval():
     alone = evaluate(rows, answers, task="classification", labels=LABELS, config=FAST, seed=0)
     # Ten rows a conversation, all right or all wrong: as good as twenty rows.
     together = [Row(r.id, r.messages, r.label, meta={"conversation_id": i // 10}) for i, r in enumerate(rows)]
-    said = [Answer(r.label if (i // 10) % 3 else "") for i, r in enumerate(together)]
+    said = [Completion(r.label if (i // 10) % 3 else "") for i, r in enumerate(together)]
     clustered = evaluate(together, said, task="classification", labels=LABELS, config=FAST, seed=0)
     assert clustered.clusters is not None and max(clustered.clusters) == 19
     wide, narrow = clustered.metrics["accuracy"], alone.metrics["accuracy"]
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
     assert any("200 rows form 20 clusters" in note for note in clustered.notes)
     plain = evaluate(
-        together, [Answer(r.label) for r in together], task="classification", labels=LABELS, config=FAST, seed=0
+        together, [Completion(r.label) for r in together], task="classification", labels=LABELS, config=FAST, seed=0
     )
     assert plain.metrics["accuracy"].low < plain.metrics["accuracy"].high == 1.0
     assert {c.test for c in compare("a", clustered, "b", plain)} == {"paired cluster bootstrap"}
@@ -279,11 +285,11 @@ def test_rows_of_one_conversation_widen_the_interval():
 
 def test_rows_with_the_same_prompt_belong_together_and_a_missing_field_is_told():
     rows = [Row(f"r{i}", row(i // 2, "x").messages) for i in range(10)]
-    result = evaluate(rows, [Answer("x")] * 10, task="generation", labels=None, config=FAST, seed=0)
+    result = evaluate(rows, [Completion("x")] * 10, task="generation", labels=None, config=FAST, seed=0)
     assert result.clusters == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     other = EvaluateConfig(bootstrap=100, cluster="user")
     with pytest.raises(UserError, match="'user'"):
-        evaluate(rows, [Answer("x")] * 10, task="generation", labels=None, config=other, seed=0)
+        evaluate(rows, [Completion("x")] * 10, task="generation", labels=None, config=other, seed=0)
 
 
 def test_p_values_are_adjusted_and_the_metric_that_decides_is_not():
@@ -320,7 +326,7 @@ def test_fewer_invalid_answers_and_less_calibration_error_are_better():
     def made(wrong, sure):
         texts = ["?" if i % wrong == 0 else r.label for i, r in enumerate(rows)]
         answers = [
-            Answer(t, scores={r.label: math.log(sure), "x": math.log(1 - sure)})
+            Completion(t, label_scores={r.label: math.log(sure), "x": math.log(1 - sure)})
             for t, r in zip(texts, rows, strict=True)
         ]
         return evaluate(rows, answers, task="classification", labels=LABELS, config=FAST, seed=0)
@@ -334,10 +340,8 @@ def test_losses_of_rows_give_perplexity_an_interval_and_a_comparison(tmp_path):
     rows, answers = cards(12)
     many = EvaluateConfig(bootstrap=2000)  # with few resamples no p-value is small enough for so many metrics
     losses = [[1.0 + i % 3 for i in range(12)], [0.5 + i % 3 / 3 for i in range(12)]]
-    a, b = (
-        evaluate(rows, answers, task="chat", labels=None, config=many, seed=0, measured=AnswerStats(x, [10] * 12))
-        for x in losses
-    )
+    measured = [[replace(a, loss=x, loss_tokens=10) for a, x in zip(answers, each, strict=True)] for each in losses]
+    a, b = (evaluate(rows, each, task="chat", labels=None, config=many, seed=0) for each in measured)
     ppl = a.metrics["perplexity"]
     assert ppl.value == pytest.approx(math.exp(sum(losses[0]) / 120)) and ppl.low < ppl.value < ppl.high
     assert {c.metric: c.verdict for c in compare("a", a, "b", b)}["perplexity"] == "better"
@@ -351,7 +355,7 @@ def programs_evaluation(*answers, further=()):
     rows = [row(i, "def f(x): return 2 * x", test=test, entry_point="f") for i in range(len(answers))]
     measured = AnswerStats(further=further)
     return evaluate(
-        rows, [Answer(a) for a in answers], task="generation", labels=None, config=FAST, seed=0, measured=measured
+        rows, [Completion(a) for a in answers], task="generation", labels=None, config=FAST, seed=0, measured=measured
     )
 
 
@@ -431,7 +435,7 @@ def test_what_is_loaded_is_what_was_written(tmp_path, kind):
 
 def test_hostile_text_several_references_and_perplexity_survive_the_files(tmp_path):
     rows = [row(0, "a", references=["a", "b"]), row(1, "\ud800 <script>\u2028\r\n")]
-    answers = [Answer("b"), Answer("\ud800 \x00")]
+    answers = [Completion("b"), Completion("\ud800 \x00")]
     tuned = evaluate(rows, answers, task="chat", labels=None, config=FAST, seed=0, perplexity=2.0)
     written(tmp_path, tuned, {})
     loaded = load_evaluation(tmp_path)
@@ -507,7 +511,7 @@ def test_a_cheap_alternative_that_wins_is_said_plainly():
 def test_too_few_rows_are_said_with_a_number():
     def with_right(count):
         rows, _ = classification(40, 1.0)
-        answers = [Answer(r.label if i < count else "") for i, r in enumerate(rows)]
+        answers = [Completion(r.label if i < count else "") for i, r in enumerate(rows)]
         return evaluate(rows, answers, task="classification", labels=LABELS, config=FAST, seed=0)
 
     text = words(with_right(32), few=with_right(28))  # 4 rows apart: p = 0.125
@@ -543,7 +547,7 @@ def test_few_rows_do_not_turn_a_field_of_labels_into_a_text(tmp_path):
     labels = labels_of_fields(training, {**config.fields, "rest": r"about (.+)"})
     assert labels == {"queue": dict.fromkeys("abcdefgh", 10)}  # what differs from row to row is a text
     rows = [row(i, text) for i, text in enumerate(training[:8])]
-    answers = [Answer(text) for text in training[:7]] + [Answer("Queue: a")]
+    answers = [Completion(text) for text in training[:7]] + [Completion("Queue: a")]
     few = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
     assert "queue.rougeL" in few.metrics
     told = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0, field_labels=labels)

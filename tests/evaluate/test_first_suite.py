@@ -16,7 +16,7 @@ from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.evaluate.suite import load_suite
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 from tuneloop.workflows.suites import write_first_suite
 
@@ -35,7 +35,7 @@ def evaluated(folder: Path, wrong: float, *, cards: bool = False, n: int = 200, 
             {"role": "assistant", "content": right},
         ]
         rows.append(Row(f"{i:04}", turns, None if cards else label))
-        answers.append(Answer(said))
+        answers.append(Completion(said))
     config = EvaluateConfig(bootstrap=300, embedding=False, fields=QUEUE if cards else {})
     task, names = ("generation", None) if cards else ("classification", labels)
     result = evaluate(rows, answers, task=task, labels=names, config=config, seed=0)

@@ -19,7 +19,7 @@ from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.evaluate.suite import load_suite
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 N = 200
@@ -43,7 +43,7 @@ def evaluation(tmp_path: Path) -> Folder:
             Row(f"r{i}", [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": LABELS[i % 3]}], LABELS[i % 3])
             for i in numbers
         ]  # fmt: skip
-        answers = [Answer(LABELS[(i + (i in set(wrong))) % 3]) for i in numbers]
+        answers = [Completion(LABELS[(i + (i in set(wrong))) % 3]) for i in numbers]
         scored = evaluate(
             rows, answers, task="classification", labels=LABELS, config=EvaluateConfig(bootstrap=200), seed=0
         )
@@ -92,9 +92,9 @@ def test_what_cannot_be_judged_is_refused_before_the_model_is_asked(
     base = candidate if same else evaluation("b", numbers=range(50, 90))
     asked: list[object] = []
 
-    def ask(rows: Sequence[Row]) -> list[Answer]:
+    def ask(rows: Sequence[Row]) -> list[Completion]:
         asked.extend(rows)
-        return [Answer("billing") for _ in rows]
+        return [Completion("billing") for _ in rows]
 
     with pytest.raises(UserError, match="same evaluation" if same else "different rows"):
         run_gate(load_suite(tmp_path / "suite.yaml"), read_side(str(candidate)), read_side(str(base)), ask=ask)
@@ -158,9 +158,9 @@ def test_rows_that_must_pass(judged: Any) -> None:
 def test_a_row_that_passes_sometimes_is_flaky(judged: Any, flaky: str, status: str) -> None:
     calls: list[int] = []
 
-    def ask(rows: Sequence[Row]) -> list[Answer]:
+    def ask(rows: Sequence[Row]) -> list[Completion]:
         calls.append(len(rows))
-        return [Answer("delivery" if len(calls) > 1 else "refund") for _ in rows]
+        return [Completion("delivery" if len(calls) > 1 else "refund") for _ in rows]
 
     outcome = judged({"must_pass": ["r0", "r1"], "repeat": 3, "flaky": flaky}, new=[1], ask=ask)
     assert outcome["flaky"] == [{"row": "r1", "passed": 2, "asked": 4}]
@@ -168,7 +168,7 @@ def test_a_row_that_passes_sometimes_is_flaky(judged: Any, flaky: str, status: s
 
 
 def test_a_row_that_keeps_failing_is_no_flake(judged: Any) -> None:
-    outcome = judged({"must_pass": ["r1"], "repeat": 2}, new=[1], ask=lambda rows: [Answer("refund")] * len(rows))
+    outcome = judged({"must_pass": ["r1"], "repeat": 2}, new=[1], ask=lambda rows: [Completion("refund")] * len(rows))
     assert outcome["status"] == "fail" and not outcome["flaky"]
     assert "3 of 3 times" in outcome["checks"][0].message
 
@@ -178,9 +178,9 @@ def test_a_new_prompt_is_asked_of_the_model_and_is_open_where_there_is_none(judg
     assert judged(suite)["status"] == "inconclusive"
     asked: list[Row] = []
 
-    def ask(rows: Sequence[Row]) -> list[Answer]:
+    def ask(rows: Sequence[Row]) -> list[Completion]:
         asked.extend(rows)
-        return [Answer("delivery") for _ in rows]
+        return [Completion("delivery") for _ in rows]
 
     assert judged(suite, ask=ask)["status"] == "pass"
     assert asked[0].prompt[-1]["content"] == "Where is my parcel?" and len(asked) == 1

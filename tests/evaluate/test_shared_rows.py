@@ -8,7 +8,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
 from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 CONFIG = EvaluateConfig(bootstrap=100, embedding=False)
@@ -20,7 +20,7 @@ def of_rows(numbers: range, wrong: int = 0) -> Evaluation:
         Row(f"r{i}", [{"role": "user", "content": f"text {i}"}, {"role": "assistant", "content": label}], label)
         for i, label in labels.items()
     ]
-    answers = [Answer("b" if k < wrong else labels[i]) for k, i in enumerate(numbers)]
+    answers = [Completion("b" if k < wrong else labels[i]) for k, i in enumerate(numbers)]
     return evaluate(rows, answers, task="classification", labels=["a", "b"], config=CONFIG, seed=0)
 
 

@@ -18,7 +18,7 @@ from tuneloop.evaluate.slices import (
     slice_values,
     slices,
 )
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 LABELS = ["billing", "delivery", "returns"]
@@ -46,7 +46,7 @@ def evaluated(n=300, wrong=lambda i, row: False, said="billing", **extra):
         )
         for i in range(n)
     ]
-    answers = [Answer(said if wrong(i, row) else row.label) for i, row in enumerate(rows)]
+    answers = [Completion(said if wrong(i, row) else row.label) for i, row in enumerate(rows)]
     return evaluate(rows, answers, task="classification", labels=LABELS, config=FAST, seed=0, **extra)
 
 
@@ -96,7 +96,7 @@ def test_lengths_of_texts_and_scores_that_are_no_shares_are_sliced():
         )
         for i in range(120)
     ]
-    answers = [Answer("one two three" if len(r.messages[0]["content"]) < 100 else "one four five") for r in rows]
+    answers = [Completion("one two three" if len(r.messages[0]["content"]) < 100 else "one four five") for r in rows]
     config = EvaluateConfig(bootstrap=100, embedding=False)
     result = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
     found = {s.value: s.verdict for s in slices(result) if s.field == "length"}
@@ -111,7 +111,7 @@ def test_too_few_rows_give_no_slices_and_a_constant_score_no_verdict():
 
 def test_labels_with_their_invalid_answers_and_confusions():
     result = evaluated(n=30, wrong=lambda i, row: i in (1, 4, 7), said="billing")
-    result.answers[2:3] = [Answer("?")]
+    result.answers[2:3] = [Completion("?")]
     result = evaluate(result.rows, result.answers, task="classification", labels=LABELS, config=FAST, seed=0)
     table = {c["label"]: c for c in per_class(result)}
     assert table["delivery"] == {
@@ -144,7 +144,7 @@ def test_errors_are_grouped_by_what_the_rows_say():
         "card fee charged again",
     ]
     rows = [ticket(i, LABELS[i % 3], f"{topics[i % 4]} {i}") for i in range(80)]
-    result = evaluate(rows, [Answer("?")] * 80, task="classification", labels=LABELS, config=FAST, seed=0)
+    result = evaluate(rows, [Completion("?")] * 80, task="classification", labels=LABELS, config=FAST, seed=0)
     groups = error_groups(result)
     assert len(groups) >= 2 and sum(g["n"] for g in groups) == 80
     assert any("parcel" in " ".join(g["terms"]) for g in groups) and any(
@@ -156,7 +156,7 @@ def test_errors_are_grouped_by_what_the_rows_say():
 def test_wild_metadata_breaks_nothing():
     wild = [None, "", "\ud800", 3, True, [1], {"a": 1}, math.inf, -1, "2024-99-99", 10**40]
     rows = [ticket(i, LABELS[i % 3], created=wild[i % len(wild)], mixed=wild[(i * 7) % len(wild)]) for i in range(60)]
-    result = evaluate(rows, [Answer("?")] * 60, task="classification", labels=LABELS, config=FAST, seed=0)
+    result = evaluate(rows, [Completion("?")] * 60, task="classification", labels=LABELS, config=FAST, seed=0)
     assert breakdown(result, {})["slices"]
 
 

@@ -21,7 +21,7 @@ from tuneloop.evaluate.label_use import LabelUse, label_use
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.evaluate.verdict import FROM_WORST, Verdict, best_odds, decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 CARD = {"queue": r"^Queue: (.+)$"}
@@ -38,7 +38,7 @@ def rows_of(labels: list[str]) -> list[Row]:
 def scored(labels: list[str], answers: list[str], **settings: object) -> Evaluation:
     config = EvaluateConfig.model_validate({"bootstrap": 1000, "embedding": False, **settings})
     allowed = sorted(set(labels))
-    given = [Answer(text) for text in answers]
+    given = [Completion(text) for text in answers]
     return evaluate(rows_of(labels), given, task="classification", labels=allowed, config=config, seed=0)
 
 
@@ -110,7 +110,7 @@ def test_the_metric_that_decides_is_the_same_for_every_sample_of_a_data_set(tmp_
     for seed, size in ((0, 12), (1, 24), (2, 40), (3, 300)):
         labels = random.Random(seed).sample(drawn, size)
         found = evaluate(
-            rows_of(labels), [Answer(x) for x in labels], task="classification", labels=list(whole), config=config, seed=0,
+            rows_of(labels), [Completion(x) for x in labels], task="classification", labels=list(whole), config=config, seed=0,
             label_rows={"": whole},
         )  # fmt: skip
         assert found.primary == "macro_f1" and found.labels_used[""].references.keys() == set(labels)
@@ -189,7 +189,7 @@ def test_the_value_of_a_field_that_is_never_given_is_said_too() -> None:
     rows = rows_of([f"Queue: {q}\nIssue: {i}" for i, q in enumerate(queues)])
     rows = [Row(row.id, row.messages) for row in rows]
     config = EvaluateConfig(bootstrap=200, embedding=False, fields=CARD)
-    answers = [Answer(row.answer.replace("loans", "cards")) for row in rows]
+    answers = [Completion(row.answer.replace("loans", "cards")) for row in rows]
     result = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
     assert result.primary == "queue.accuracy"
     found = decide({"tuned": result}, [], "tuned")
@@ -230,7 +230,7 @@ def cards(queue_wrong: float, text: str, seed: int) -> Evaluation:
         ]
         rows.append(Row(f"r{i}", turns))
         given = queue if rng.random() >= queue_wrong else queues[(i + 1) % 3]
-        answers.append(Answer(f"Queue: {given}\nIssue: {text or said} {i}"))
+        answers.append(Completion(f"Queue: {given}\nIssue: {text or said} {i}"))
     config = EvaluateConfig(bootstrap=500, embedding=False, fields=CARD)
     return evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
 
@@ -409,7 +409,7 @@ def test_the_majority_class_is_that_of_the_training_labels() -> None:
     assert found is not None
     answers = found.contender(rows_of(["c", "c"]))
     assert [answer.text for answer in answers] == ["a", "a"]  # of equally frequent ones the first
-    assert sum(math.exp(x) for x in (answers[0].scores or {}).values()) == pytest.approx(1)
+    assert sum(math.exp(x) for x in (answers[0].label_scores or {}).values()) == pytest.approx(1)
     assert majority_contender([]) is None
 
 

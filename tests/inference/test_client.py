@@ -19,7 +19,6 @@ from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.inference.client import (
     Endpoint,
-    Request,
     complete,
     failures,
     key_from,
@@ -27,6 +26,7 @@ from tuneloop.inference.client import (
     seconds_to_wait,
     usage,
 )
+from tuneloop.inference.request import Request
 
 Script = Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]
 
@@ -93,7 +93,7 @@ def echo(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]
 
 
 def asks(*texts: str) -> list[Request]:
-    return [Request([{"role": "user", "content": text}], 16) for text in texts]
+    return [Request([{"role": "user", "content": text}], max_new_tokens=16) for text in texts]
 
 
 def endpoint(server: Server, **more: Any) -> Endpoint:

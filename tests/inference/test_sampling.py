@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.generate import generate
-from tuneloop.inference.sampling import Sampler, Sampling, _smallest_in_nucleus, draw, greedy
+from tuneloop.inference.sampling import Sampler, Sampling, _smallest_in_nucleus, draw, greedy, highest
 from tuneloop.models.load import Model
 
 QUESTIONS = ["Rain?", "Is it windy on Jupiter in the autumn, or does it only look so?", "Why", "How cold " * 9]
@@ -150,3 +150,11 @@ def test_bf16_logits_are_drawn_by_what_fp32_says_of_the_likeliest() -> None:
 def test_values_that_make_no_sense_are_refused(temperature: float, top_p: float) -> None:
     with pytest.raises(UserError, match="not possible"):
         Sampling(temperature, top_p)
+
+
+@pytest.mark.parametrize("size", [4096, 1000, 130, 128])
+def test_the_highest_logits_are_those_of_topk(size: int) -> None:
+    logits = torch.randn(7, size, generator=torch.Generator().manual_seed(size)).to(torch.bfloat16)
+    found = logits.gather(1, highest(logits, 4))
+    assert torch.equal(found.sort(-1, descending=True).values, logits.topk(4, -1).values)
+    assert all(len(set(row)) == 4 for row in highest(logits, 4).tolist())

@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.generate import choose, generate, label_trie
+from tuneloop.inference.generate import generate
+from tuneloop.inference.scoring import choose, label_trie
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import lora_layers
 from tuneloop.models.template import Rendered
@@ -71,7 +72,7 @@ def test_choice_scores_equal_one_full_pass_a_label(qwen: Model) -> None:
             with torch.no_grad():
                 logp = (qwen.hidden(torch.tensor([prompt + ids]))[0] @ qwen.head.t()).log_softmax(-1)
             expected = sum(float(logp[len(prompt) - 1 + i, t]) for i, t in enumerate(ids)) / len(ids)
-            assert (answer.scores or {})[label] == pytest.approx(expected, abs=1e-4)
+            assert (answer.label_scores or {})[label] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_cache_gives_what_reading_at_once_gives_and_selects_rows(qwen: Model) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.generate import choose, generate, label_trie
+from tuneloop.inference.generate import generate
+from tuneloop.inference.scoring import choose, label_trie
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.prefix import add_prefix, load_prefix, prefix_disabled, prefix_of, remove_prefix, save_prefix
 
@@ -98,7 +99,7 @@ def test_answers_and_choices_see_the_prefix(tiny_model: Model, monkeypatch: pyte
     add_prefix(tiny_model.net, BEFORE)
     assert [a.text for a in generate(tiny_model, prompts, max_new_tokens=6)] == [a.text for a in expected[0]]
     for found, wanted in zip(choose(tiny_model, prompts, trie, prune=False), expected[1], strict=True):
-        assert found.scores == pytest.approx(wanted.scores, abs=1e-3)
+        assert found.label_scores == pytest.approx(wanted.label_scores, abs=1e-3)
     assert [a.text for a in choose(tiny_model, prompts, trie, prune=True)] == [a.text for a in pruned]
 
 

@@ -71,7 +71,7 @@ def test_few_shot_shows_examples_of_the_run_first(make_tuned: MakeTuned) -> None
     with pytest.raises(UserError, match="this is no run"):
         open_chat(str(run / "adapter"), "few-shot")
     with pytest.raises(UserError, match="tuned from"):
-        open_chat(str(chat.speakers[0].target.base), "base")
+        open_chat(str(chat.speakers[0].target.target.base), "base")
 
 
 def test_several_columns_are_asked_as_json(make_tuned: MakeTuned, chatted: Any) -> None:

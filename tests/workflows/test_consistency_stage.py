@@ -12,13 +12,13 @@ import pytest
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.inference.sampling import Sampling
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.consistency import ANSWERS, asked_prompts, asked_tuned, consistency_part, is_drawn
 from tuneloop.workflows.evaluate import attach_trained, base_model
 from tuneloop.workflows.recipe import make_recipe
 from tuneloop.workflows.run_context import RunContext
-from tuneloop.workflows.systems import Asked, ask
+from tuneloop.workflows.systems import SystemAnswers, ask
 
 LABELS = ["late", "lost"]
 
@@ -34,12 +34,12 @@ def rows(n: int, text: str = "Where is the parcel that you wanted to deliver on 
     ]
 
 
-def asked(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+def asked(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
     assert len(questions) == len(sampling)
-    return {"tuned": Asked([Answer("late") for _ in questions], 2.0)}
+    return {"tuned": SystemAnswers([Completion("late") for _ in questions], 2.0)}
 
 
-def refused(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+def refused(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
     raise UserError("1 of 4 prompts are too long", where="row r0")
 
 
@@ -103,5 +103,5 @@ def test_a_run_is_asked_beside_the_prompts_of_its_base(
     questions = [
         replace(dataset.test[0], messages=[*each["messages"], dataset.test[0].messages[-1]]) for each in greedy
     ]
-    again = ask(job.model, dataset, questions, job.recipe.evaluate)[""].answers
+    again = ask(job.model, dataset, questions, job.recipe.evaluate)[""].completions
     assert [answer.text for answer in again] == [each["answers"]["tuned"] for each in greedy], "the run is as it was"

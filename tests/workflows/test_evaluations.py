@@ -183,7 +183,7 @@ def test_programs_with_several_answers_give_pass_at_k(here: Path, capsys: pytest
 def test_answers_that_repeat_are_scored_as_labels_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("r.jsonl", [{"id": i, "reference": "yes" if i % 2 else "no"} for i in range(12)])
     write("p.jsonl", [{"id": i, "prediction": "Yes." if i else "maybe"} for i in range(12)])
-    found = told(capsys, "evaluate", "--predictions", "p.jsonl", "--references", "r.jsonl", "embedding=false")
+    found = told(capsys, "evaluate", "p.jsonl", "--references", "r.jsonl", "embedding=false")
     assert found["metrics"]["accuracy"]["value"] == 0.5 and found["invalid"] == 1
     assert found["metrics"]["exact_match"]["value"] == 0.0
 

@@ -19,11 +19,12 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl, write_json
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.task import Prompt
+from tuneloop.inference.request import Request
 from tuneloop.workflows import predict as predicting
 from tuneloop.workflows.export import export_run
-from tuneloop.workflows.predict import Asker, Options, prompt_ids
+from tuneloop.workflows.predict import Asker, Options
 from tuneloop.workflows.predict_files import journal_of
-from tuneloop.workflows.targets import open_target
+from tuneloop.workflows.targets import open_with_task
 
 MakeTuned = Callable[..., Path]
 ROWS = [{"id": i, "text": f"where is parcel {i}"} for i in range(7)]
@@ -81,14 +82,16 @@ def test_a_run_and_its_exports_read_the_tokens_that_were_trained(
     targets += [str(export_run(run, form, Path(form)).folder) for form in forms]
     answers = []
     for name in targets:
-        target = open_target(name)
-        asker = Asker(target, Options(), raw)
+        opened = open_with_task(name)
+        target, asker = opened.local, Asker(opened, Options(), raw)
+        assert target is not None
         for row in load_dataset(run / "dataset").train[:5]:
             made = asker.read(raw[row.meta["line"] - 1])
             assert isinstance(made, Prompt)
             rendered = target.model.template.render(row.messages, row.tools)
             asked = next(i for i, learned in enumerate(rendered.mask) if learned)
-            assert prompt_ids(target.model, made) == rendered.ids[:asked], name
+            shown = target.rendered(asker.request(made))
+            assert isinstance(shown, Request) and shown.ids == rendered.ids[:asked], name
         answers.append([answer.label for answer in asker.answers(raw[:5], progress=lambda *a, **k: None)])
     assert set(answers[0]) <= {"late", "lost", "thanks"} and all(each == answers[0] for each in answers)
 
@@ -98,7 +101,7 @@ def test_a_template_that_was_changed_since_gives_way_to_the_one_that_was_trained
     own = read_json(run / "model" / "tuneloop.json")
     template = "{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>{{ m['content'] }}<|eot_id|>{% endfor %}"
     write_json(run / "model" / "tuneloop.json", {**own, "task": {**own["task"], "chat_template": template}})
-    assert open_target(str(run)).model.template.source == template
+    assert open_with_task(str(run)).local.model.template.source == template
 
 
 def test_a_run_of_an_earlier_version_is_asked_by_its_data_set(make_tuned: MakeTuned) -> None:
@@ -106,7 +109,7 @@ def test_a_run_of_an_earlier_version_is_asked_by_its_data_set(make_tuned: MakeTu
     own = read_json(run / "adapter" / "tuneloop.json")
     task = own.pop("task")
     write_json(run / "adapter" / "tuneloop.json", own)
-    found = open_target(str(run)).task
+    found = open_with_task(str(run)).task
     assert found is not None and json.loads(found.model_dump_json()) == task
 
 

@@ -48,8 +48,9 @@ def test_where_all_rows_fit_the_answers_are_those_of_one_round(job: RunContext, 
     assert set(found.asked) == {"zero-shot", "zero-shot calibrated", "few-shot", "few-shot calibrated"}
     for kind in ("", "calibrated"):
         asked = found.asked[f"few-shot {kind}".strip()]
-        assert [a.text for a in asked.answers] == [a.text for a in whole[kind].answers]
-        assert asked.confidence == pytest.approx(whole[kind].confidence, abs=1e-4)
+        assert [a.text for a in asked.completions] == [a.text for a in whole[kind].completions]
+        sure = [[a.confidence for a in found.completions] for found in (asked, whole[kind])]
+        assert sure[0] == pytest.approx(sure[1], abs=1e-4)
 
 
 def test_without_time_a_few_rows_are_all_and_are_a_sample_of_that_size_and_it_is_told_what_they_take(
@@ -68,7 +69,7 @@ def test_without_time_a_few_rows_are_all_and_are_a_sample_of_that_size_and_it_is
     assert found.rows == LEAST < FIRST
     assert set(asked[0]) == {row.id for row in sample_rows(dataset.test, LEAST, seed=job.recipe.seed)}
     assert len({tuple(ids) for ids in asked}) == 1, "every prompt is asked the same rows"
-    assert all(len(each.answers) == LEAST for each in found.asked.values())
+    assert all(len(each.completions) == LEAST for each in found.asked.values())
     zero = found.asked["zero-shot calibrated"].seconds
     assert 0 < zero < expected[0] < 4 * zero
 
@@ -100,7 +101,7 @@ def test_few_shot_whose_answers_take_too_long_shows_fewer_examples(
 
 def test_examples_stay_where_asking_anew_with_fewer_takes_the_time_that_is_left() -> None:
     def way(name: str, examples: int, seconds: float) -> rounds._Way:
-        asked = systems.Asked([], seconds * FIRST)
+        asked = systems.SystemAnswers([], seconds * FIRST)
         return rounds._Way(name, [None] * examples, 0.0, [{"": asked}], seconds)  # type: ignore[list-item]
 
     zero, few = way("zero-shot", 0, 1.0), way("few-shot", 6, 7.0)
@@ -197,8 +198,9 @@ def test_taken_answers_to_written_texts_are_joined_with_the_other_rows(
     recipe = {"name": "asked", "model": str(tiny_llama), "data": data, "baselines": {"few_shot": 2}}
     advised = RunContext(make_recipe(recipe, ["evaluate.limit=6"]), tmp_path / "evals" / "advise-asked")
     dataset = prepare_stage(advised)
-    assert baseline_stage(advised, dataset)["zero-shot"].measured.losses
+    assert all(answer.loss is not None for answer in baseline_stage(advised, dataset)["zero-shot"].answers)
     job = RunContext(make_recipe(recipe, ["evaluate.limit=10", "max_minutes=30"]), tmp_path / "run")
     found = ask_within(job, dataset, 1e6, before=measured_before(job, dataset))
     assert found.rows == 10 and found.free > 0
-    assert all(len(asked.answers) == 10 and not asked.losses for asked in found.asked.values())
+    assert all(len(asked.completions) == 10 for asked in found.asked.values())
+    assert all(answer.loss is None for asked in found.asked.values() for answer in asked.completions)

@@ -471,22 +471,26 @@ def test_a_finished_run_is_asked_as_it_was_trained_and_evaluated(
 ) -> None:
     from tuneloop.data.dataset import load_dataset
     from tuneloop.data.task import Prompt
-    from tuneloop.workflows.predict import Asker, Options, prompt_ids
-    from tuneloop.workflows.targets import open_target
+    from tuneloop.inference.request import Request
+    from tuneloop.workflows.predict import Asker, Options
+    from tuneloop.workflows.targets import open_with_task
 
     folder = request.getfixturevalue(job)["folder"]
-    target, dataset = open_target(str(folder)), load_dataset(folder / "dataset")
+    opened, dataset = open_with_task(str(folder)), load_dataset(folder / "dataset")
+    target = opened.local
+    assert target is not None
     lines = (place / "cases.jsonl").read_text().splitlines()
 
     def raw(row: Any) -> dict[str, Any]:
         record = json.loads(lines[row.meta["line"] - 1])
         return {"text": record["text"]}
 
-    asker = Asker(target, Options(), [raw(row) for row in dataset.test])
+    asker = Asker(opened, Options(), [raw(row) for row in dataset.test])
     for row in dataset.train:
         made, rendered = asker.read(raw(row)), target.model.template.render(row.messages)
         assert isinstance(made, Prompt)
-        assert prompt_ids(target.model, made) == rendered.ids[: rendered.mask.index(1)]
+        shown = target.rendered(asker.request(made))
+        assert isinstance(shown, Request) and shown.ids == rendered.ids[: rendered.mask.index(1)]
     answers = asker.answers([raw(row) for row in dataset.test], progress=lambda *a, **k: None)
     evaluated = {sample["id"]: sample["prediction"] for sample in read_jsonl(folder / "samples.jsonl")}
     asked = {row.id: answer.text for row, answer in zip(dataset.test, answers, strict=True)}

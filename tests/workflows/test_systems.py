@@ -11,6 +11,8 @@ import pytest
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluate.prompt import prompt_turns
+from tuneloop.inference.scoring import trie_of_labels
+from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.systems import (
     CONTENT_FREE,
@@ -18,7 +20,6 @@ from tuneloop.workflows.systems import (
     ask,
     ending_losses,
     few_shot_examples,
-    labels_as_tokens,
     uses_choice,
 )
 
@@ -89,11 +90,11 @@ def test_rows_with_several_labels_are_answered_freely_unless_choice_is_asked_for
 
 def test_every_choice_is_a_label_with_a_score_for_each(model: Any) -> None:
     data = dataset()
-    answers = ask(model, data, data.test, CHOICE)[""].answers
+    answers = ask(model, data, data.test, CHOICE)[""].completions
     assert len(answers) == len(data.test)
     for answer in answers:
-        assert set(answer.scores or {}) == set(LABELS)
-        assert answer.text == max(answer.scores or {}, key=(answer.scores or {}).__getitem__)
+        assert set(answer.label_scores or {}) == set(LABELS)
+        assert answer.text == max(answer.label_scores or {}, key=(answer.label_scores or {}).__getitem__)
 
 
 def test_calibration_subtracts_what_a_row_without_content_scores(model: Any) -> None:
@@ -102,12 +103,12 @@ def test_calibration_subtracts_what_a_row_without_content_scores(model: Any) -> 
         data.test[0],
         messages=[data.test[0].messages[0], {"role": "user", "content": CONTENT_FREE}, data.test[0].messages[2]],
     )
-    asked = ask(model, data, data.test, CHOICE, calibrated=True)
-    offset = ask(model, data, [blank], CHOICE)[""].answers[0].scores or {}
+    asked = ask(model, data, data.test, CHOICE, with_calibrated=True)
+    offset = ask(model, data, [blank], CHOICE)[""].completions[0].label_scores or {}
     assert len({round(value, 3) for value in offset.values()}) > 1, "the model prefers some labels"
-    for raw, calibrated in zip(asked[""].answers, asked["calibrated"].answers, strict=True):
-        expected = {label: (raw.scores or {})[label] - offset[label] for label in LABELS}
-        assert calibrated.scores == pytest.approx(expected, abs=1e-4)
+    for raw, calibrated in zip(asked[""].completions, asked["calibrated"].completions, strict=True):
+        expected = {label: (raw.label_scores or {})[label] - offset[label] for label in LABELS}
+        assert calibrated.label_scores == pytest.approx(expected, abs=1e-4)
         assert calibrated.text == max(expected, key=expected.__getitem__)
 
 
@@ -116,24 +117,27 @@ def test_a_row_without_content_has_no_preference_after_calibration(model: Any) -
         row(0, "test", words=0),
         messages=[{"role": "user", "content": CONTENT_FREE}, {"role": "assistant", "content": "refund"}],
     )
-    scores = ask(model, dataset(), [blank], CHOICE, calibrated=True)["calibrated"].answers[0].scores or {}
+    scores = (
+        ask(model, dataset(), [blank], CHOICE, with_calibrated=True)["calibrated"].completions[0].label_scores or {}
+    )
     assert all(abs(score) < 1e-4 for score in scores.values())
 
 
 def test_calibration_with_examples_keeps_the_examples(model: Any) -> None:
     data = dataset()
-    plain = ask(model, data, data.test[:1], CHOICE, calibrated=True)["calibrated"].answers[0].scores
+    plain = ask(model, data, data.test[:1], CHOICE, with_calibrated=True)["calibrated"].completions[0].label_scores
     shown = (
-        ask(model, data, data.test[:1], CHOICE, calibrated=True, examples=data.train[:2])["calibrated"]
-        .answers[0]
-        .scores
+        ask(model, data, data.test[:1], CHOICE, with_calibrated=True, examples=data.train[:2])["calibrated"]
+        .completions[0]
+        .label_scores
     )
     assert plain != shown
 
 
 def test_labels_are_the_tokens_that_training_teaches(model: Any) -> None:
     data = dataset()
-    trie = labels_as_tokens(model, data, data.test[0])
+    trie = trie_of_labels(model, LABELS, data.test[0].prompt)
+    assert trie == LocalTarget.of(model).label_tree(LABELS), "what stands before an answer does not matter"
     assert trie.labels == tuple(LABELS)
     for number, label in enumerate(LABELS):
         tokens = [token for of, _, token in trie.edges if of == number]
@@ -216,7 +220,7 @@ def test_free_answers_come_with_the_perplexity_of_the_references(model: Any) -> 
 
 @pytest.mark.parametrize("prompt", ["The code is", ""])
 def test_losses_of_endings_differ_from_those_of_answers_by_one_amount(model: Any, prompt: str) -> None:
-    from tuneloop.inference.generate import answer_fits
+    from tuneloop.inference.scoring import answer_fits
 
     asked = [{"role": "user", "content": prompt}] if prompt else []
     rows = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -67,7 +67,9 @@ class Options:
 
 def command(
     target: str = typer.Argument(
-        "", help="A run, an adapter, or a model: name, folder or GGUF file.", metavar="[RUN|ADAPTER|MODEL]"
+        "",
+        help="A run, an adapter, a model (name, folder or GGUF file), an endpoint's URL, or a file of predictions.",
+        metavar="[TARGET]",
     ),
     settings: Settings = None,
     endpoint: str = typer.Option("", "--endpoint", help="Ask an OpenAI-compatible server instead.", metavar="URL"),
@@ -87,13 +89,21 @@ def command(
         raise typer.BadParameter(f"{places[1]} is one target too many")
     if options.examples not in ("balanced", "nearest"):
         raise typer.BadParameter("--examples is balanced or nearest")
+    from tuneloop.inference.targets import kind_of_name
+
+    place = places[0] if places else ""
+    kind = kind_of_name(place)
+    if kind == "endpoint" and not endpoint:
+        endpoint, place = place, ""
+    elif kind == "predictions" and not options.predictions:
+        options, place = replace(options, predictions=place), ""
     if bool(endpoint) != bool(model):
-        raise typer.BadParameter("--endpoint URL and --model NAME go together")
+        raise typer.BadParameter("An endpoint's URL and --model NAME go together")
     server = connection.endpoint(endpoint, model) if endpoint else None
     from tuneloop.core.files import read_json
     from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 
-    question = EvalTarget(target=places[0] if places else "", endpoint=server, settings=settings, **vars(options))
+    question = EvalTarget(target=place, endpoint=server, settings=settings, **vars(options))
     with screen(output.quiet) as shown:
         found = evaluate_target(question, progress=shown.progress, say=shown.say)
     result = read_json(found.folder / "eval.json")

@@ -91,9 +91,9 @@ def command(
     """
     from tuneloop.workflows.predict import Options
     from tuneloop.workflows.predict_files import predict_file
-    from tuneloop.workflows.targets import open_target
+    from tuneloop.workflows.targets import open_with_task
 
-    opened = open_target(target, base=asking.base, task=asking.task, endpoint=asking.server(connection))
+    opened = open_with_task(target, base=asking.base, task=asking.task, endpoint=asking.server(connection))
     options = Options(column, asking.system, top, asking.max_new_tokens)
     with screen(output.quiet) as shown:
         write = None if output.json or out else _print

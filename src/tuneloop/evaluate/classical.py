@@ -21,7 +21,7 @@ import numpy as np
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.metrics.multilabel import NO_LABELS, label_lists
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import AnswerFunction
 from tuneloop.records.rows import Row, last_user_turn
 
@@ -68,7 +68,7 @@ def majority_contender(train: Sequence[Row]) -> Classical | None:
         return None
     most = min(counts, key=lambda label: (-counts[label], label))
     scores = {label: math.log(n / counts.total()) for label, n in counts.items()}
-    answer = Answer(most, scores=None if label_lists(train) else scores)
+    answer = Completion(most, finish="choice", label_scores=None if label_lists(train) else scores)
     return Classical(MAJORITY, lambda rows: [answer] * len(rows), time.monotonic() - start)
 
 
@@ -151,13 +151,17 @@ def _regression(features: Callable[[list[str]], Any], table: Any, rows: Sequence
     model = LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(table, [row.label for row in rows])
     names = [str(name) for name in model.classes_]
 
-    def answer(rows: Sequence[Row]) -> list[Answer]:
+    def answer(rows: Sequence[Row]) -> list[Completion]:
         if not rows:
             return []
         answers = []
         for scores in model.predict_log_proba(features([_text(row) for row in rows])):
             best = names[int(np.argmax(scores))]
-            answers.append(Answer(best, scores={name: float(x) for name, x in zip(names, scores, strict=True)}))
+            answers.append(
+                Completion(
+                    best, finish="choice", label_scores={name: float(x) for name, x in zip(names, scores, strict=True)}
+                )
+            )
         return answers
 
     return answer
@@ -176,7 +180,7 @@ def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequen
             continue
         models.append(LogisticRegression(C=_C, solver="liblinear", tol=1e-3).fit(table, holds))
 
-    def answer(rows: Sequence[Row]) -> list[Answer]:
+    def answer(rows: Sequence[Row]) -> list[Completion]:
         if not rows:
             return []
         found = features([_text(row) for row in rows])
@@ -185,7 +189,7 @@ def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequen
         said = [[name for name, chance in zip(names, row, strict=True) if chance >= 0.5] for row in chances]
         if frozenset() not in lists:  # some label applies to every row: the likeliest, where none is likely
             said = [each or [names[int(np.argmax(row))]] for each, row in zip(said, chances, strict=True)]
-        return [Answer(", ".join(each) or NO_LABELS) for each in said]
+        return [Completion(", ".join(each) or NO_LABELS) for each in said]
 
     return answer
 

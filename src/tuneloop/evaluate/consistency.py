@@ -27,7 +27,7 @@ from tuneloop.evaluate.metrics.overlap import LONGEST_SCORED, is_latin, rouge, t
 from tuneloop.evaluate.metrics.structured import are_structured, leaves, parse, parses, structured_statistics
 from tuneloop.evaluate.rewording import rewordings
 from tuneloop.inference.sampling import GREEDY, Sampling
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.rows import Message, Row, last_user_turn, references_of
 
@@ -161,7 +161,7 @@ class _Said:
     keeps: bool
 
 
-Reader = Callable[[Row, Answer], _Said]
+Reader = Callable[[Row, Completion], _Said]
 
 
 def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config: EvaluateConfig) -> tuple[Reader, str]:
@@ -169,7 +169,7 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
     if task == "classification" and label_lists(rows) is not None:
         read = label_reader(vocabulary(rows, labels))
 
-        def several(row: Row, answer: Answer) -> _Said:
+        def several(row: Row, answer: Completion) -> _Said:
             said = read(answer.text)
             outside = said.outside or not (said.labels or said.none)
             return _Said(_folded(answer.text) if outside else said.labels, not outside)
@@ -179,7 +179,7 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
         names = sorted(set(labels or ()) | {str(row.label) for row in rows})
         match = label_matcher(names, {row.answer: row.label for row in rows if row.label is not None})
 
-        def one(row: Row, answer: Answer) -> _Said:
+        def one(row: Row, answer: Completion) -> _Said:
             label = match(answer.text)
             return _Said(("label", label) if label is not None else _folded(answer.text), label is not None)
 
@@ -189,7 +189,7 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
         return _json_answer, "json"
     patterns = list(compile_fields(config.fields).values())
 
-    def text(row: Row, answer: Answer) -> _Said:
+    def text(row: Row, answer: Completion) -> _Said:
         fields = [extract(pattern, answer.text[:LONGEST_SCORED]) for pattern in patterns]
         whole = None not in fields  # answers without a field do not agree in what they lack
         key: object = tuple(map(_folded, map(str, fields))) if patterns and whole else _folded(answer.text)
@@ -198,7 +198,7 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
     return text, "texts"
 
 
-def _json_answer(row: Row, answer: Answer) -> _Said:
+def _json_answer(row: Row, answer: Completion) -> _Said:
     """JSON is compared by its fields, their order and case aside; the format is the reference's top-level keys."""
     try:
         value = parse(answer.text)
@@ -226,7 +226,7 @@ def _likeness_of(kind: str, rows: Sequence[Row]) -> str:
     return "ROUGE-L" if is_latin([row.answer for row in rows]) else "token F1"
 
 
-def _similarity(likeness: str, answers: Sequence[Sequence[Answer]]) -> list[float]:
+def _similarity(likeness: str, answers: Sequence[Sequence[Completion]]) -> list[float]:
     """How alike each row's answers are: the mean over its pairs."""
     pairs = [(i, a.text, b.text) for i, row in enumerate(answers) for a, b in combinations(row, 2)]
     firsts = [[a[:LONGEST_SCORED]] for _, a, _ in pairs]
@@ -249,7 +249,7 @@ def _similarity(likeness: str, answers: Sequence[Sequence[Answer]]) -> list[floa
 
 def measure_consistency(
     ways: Sequence[Sequence[Way]],
-    answers: Mapping[str, Sequence[Answer]],
+    answers: Mapping[str, Sequence[Completion]],
     *,
     own: str,
     task: str,
@@ -315,12 +315,14 @@ def measure_consistency(
         seconds={name: round(value, 3) for name, value in (seconds or {}).items()},
         examples=_examples(kept, by_row[own], said[own]),
     )
-    chosen = all(answer.scores is not None for each in by_row[own] for answer in each)
+    chosen = all(answer.label_scores is not None for each in by_row[own] for answer in each)
     constant = [name for name, each in said.items() if _is_constant(each)]
     return replace(found, words=_words(found, own, chosen=chosen, constant=constant, fields=fields))
 
 
-def _by_row(ways: Sequence[Sequence[Way]], answers: Sequence[Answer], asked: Sequence[int]) -> list[list[Answer]]:
+def _by_row(
+    ways: Sequence[Sequence[Way]], answers: Sequence[Completion], asked: Sequence[int]
+) -> list[list[Completion]]:
     if sum(map(len, ways)) != len(answers):
         raise UserError(
             f"{len(answers)} answers came back for {sum(map(len, ways))} questions", next_step="evaluate again"
@@ -333,7 +335,11 @@ def _by_row(ways: Sequence[Sequence[Way]], answers: Sequence[Answer], asked: Seq
 
 
 def _scores(
-    rows: Sequence[Row], answers: Sequence[Sequence[Answer]], said: Sequence[Sequence[_Said]], kind: str, read: Reader
+    rows: Sequence[Row],
+    answers: Sequence[Sequence[Completion]],
+    said: Sequence[Sequence[_Said]],
+    kind: str,
+    read: Reader,
 ) -> dict[str, list[float]]:
     """Each figure's score of every row."""
     agreement = []
@@ -346,7 +352,7 @@ def _scores(
         "format": [sum(s.keeps for s in each) / len(each) for each in said],
     }
     if kind == "labels":
-        right = [read(row, Answer(row.answer)).key for row in rows]
+        right = [read(row, Completion(row.answer)).key for row in rows]
         scores["always_right"] = [float({s.key for s in each} == {key}) for each, key in zip(said, right, strict=True)]
     else:
         scores["similarity"] = _similarity(_likeness_of(kind, rows), answers)
@@ -419,7 +425,7 @@ def _is_constant(said: Sequence[Sequence[_Said]]) -> bool:
 
 
 def _examples(
-    ways: Sequence[Sequence[Way]], answers: Sequence[Sequence[Answer]], said: Sequence[Sequence[_Said]]
+    ways: Sequence[Sequence[Way]], answers: Sequence[Sequence[Completion]], said: Sequence[Sequence[_Said]]
 ) -> list[dict[str, Any]]:
     """The rows with the most different answers, each way with its question and answer."""
     order = sorted(range(len(ways)), key=lambda i: (-len({s.key for s in said[i]}), i))

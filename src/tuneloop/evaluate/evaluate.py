@@ -19,7 +19,7 @@ from tuneloop.evaluate.label_use import LabelUse
 from tuneloop.evaluate.metrics import METRICS, headline_of, lower_is_better, metric_of
 from tuneloop.evaluate.primary import field_metric, primary_metric
 from tuneloop.evaluate.scoring import AnswerStats, Scoring, score_answers
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.metric import Headline
 from tuneloop.records.rows import Row
@@ -61,7 +61,7 @@ class Evaluation:
 
     task: str
     rows: list[Row]
-    answers: list[Answer]
+    answers: list[Completion]
     labels: list[str] | None
     predictions: list[str | None]
     valid: list[bool]
@@ -152,7 +152,7 @@ def check_ids(rows: Sequence[Row]) -> None:
 
 def evaluate(
     rows: Sequence[Row],
-    answers: Sequence[Answer],
+    answers: Sequence[Completion],
     *,
     task: str,
     labels: Sequence[str] | None,
@@ -181,7 +181,7 @@ def evaluate(
             are uneven, and so which metric decides. Default: those of the rows, which differ from sample to sample.
         config: what is measured, and how.
         seed: of the resamples; contenders that are to be compared share it.
-        perplexity: measured elsewhere, carried along without an interval; better give `measured.losses`.
+        perplexity: measured elsewhere, carried along without an interval; better give the answers' losses.
         measured: what is known beside the texts.
         progress: of unit tests.
 
@@ -199,7 +199,7 @@ def evaluate(
 
 def _evaluation(s: Scoring, task: str, seed: int, perplexity: float | None) -> Evaluation:
     """Intervals, and everything put together."""
-    cut = sum(not answer.finished for answer in s.answers)
+    cut = sum(answer.finish == "length" for answer in s.answers)
     if cut:
         s.notes.append(f"{cut} of {len(s.answers)} answers were cut off at the length limit (evaluate.max_new_tokens).")
     clusters = u.cluster_numbers(cluster_keys(s.rows, s.config.cluster))
@@ -259,7 +259,7 @@ def cluster_keys(rows: Sequence[Row], name: str | None) -> list[Hashable]:
     return keys
 
 
-def _check_rows(rows: list[Row], answers: list[Answer], task: str) -> None:
+def _check_rows(rows: list[Row], answers: list[Completion], task: str) -> None:
     if not rows:
         raise UserError("There are no rows to evaluate", next_step="choose another split, or a larger data.split.test")
     if len(rows) != len(answers):

@@ -19,7 +19,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.core.stats import Array, Statistics, mean_statistics, ratio
 from tuneloop.evaluate.metrics.overlap import token_f1
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.rows import Message, Row, last_user_turn, references_of
 
@@ -41,7 +41,9 @@ class Ability:
     tokens: Sequence[int]
 
 
-def ability(rows: Sequence[Row], answers: Sequence[Answer], losses: Sequence[float], tokens: Sequence[int]) -> Ability:
+def ability(
+    rows: Sequence[Row], answers: Sequence[Completion], losses: Sequence[float], tokens: Sequence[int]
+) -> Ability:
     """Score general answers: token F1 (SQuAD) with the best reference; right or wrong where references are short."""
     scores = [token_f1(references_of(row), answer.text) for row, answer in zip(rows, answers, strict=True)]
     return Ability(scores, losses, tokens)

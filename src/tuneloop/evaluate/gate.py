@@ -24,7 +24,7 @@ from tuneloop.core.files import content_hash, read_json, read_jsonl, sha256_file
 from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.evaluate.shared_rows import on_shared_rows, some_rows
 from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import GateCheck, split_place
 from tuneloop.records.rows import Row
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
 
 EXIT: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
-Ask = Callable[[Sequence[Row]], list[Answer]]
+Ask = Callable[[Sequence[Row]], list[Completion]]
 
 
 # --- the verdict -------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
     return Row(id=content_hash(turns)[:16], messages=turns)
 
 
-def _passes(demand: MustPass, side: Side, at: int | None, answer: Answer) -> bool:
+def _passes(demand: MustPass, side: Side, at: int | None, answer: Completion) -> bool:
     """Whether an answer meets the demand; `at` is the row's place in the evaluation."""
     text = answer.text.strip().casefold()
     if demand.has_condition:

@@ -91,7 +91,8 @@ def _asked(model: Model, progress: Progress) -> Any:
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    from tuneloop.inference.generate import answer_fits, generate
+    from tuneloop.inference.generate import generate
+    from tuneloop.inference.scoring import answer_fits
     from tuneloop.models.template import Rendered
 
     template = model.template

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.slices import breakdown, breakdown_in_words
 from tuneloop.evaluate.verdict import decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Comparison
 from tuneloop.records.rows import Row, last_user_turn, references_of
 
@@ -70,10 +71,11 @@ def write_evaluation(
     words = verdict_in_words(verdict, everyone, split=split, trained=trained) + breakdown_in_words(parts)
     others = {other: _predictions_by_id(evaluation, other, baseline) for other, baseline in baselines.items()}
     besides = {
-        other: {row.id: _beside(baseline.measured, i) for i, row in enumerate(baseline.rows)}
+        other: dict(zip((row.id for row in baseline.rows), _besides(baseline), strict=True))
         for other, baseline in baselines.items()
     }
-    write_jsonl(out / "samples.jsonl", (_sample(evaluation, i, others, besides) for i in range(evaluation.n)))
+    each = enumerate(_besides(evaluation))
+    write_jsonl(out / "samples.jsonl", (_sample(evaluation, i, beside, others, besides) for i, beside in each))
     manifest = {
         "version": 1,
         "key": key,
@@ -138,7 +140,11 @@ def _predictions_by_id(evaluation: Evaluation, name: str, baseline: Evaluation) 
 
 
 def _sample(
-    evaluation: Evaluation, i: int, others: Mapping[str, Mapping[str, str]], baselines: Mapping[str, Mapping[str, Any]]
+    evaluation: Evaluation,
+    i: int,
+    beside: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, str]],
+    baselines: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     row, answer = evaluation.rows[i], evaluation.answers[i]
     references = references_of(row)
@@ -156,7 +162,8 @@ def _sample(
         "valid": evaluation.valid[i],
         "finished": answer.finished,
         "scores": {metric: scores[i] for metric, scores in evaluation.row_scores.items()},
-        **_beside(evaluation.measured, i),
+        **beside,
+        "completion": _without_text(answer),
         "baselines": {name: texts[row.id] for name, texts in others.items()},
     }
     if baselines:
@@ -165,39 +172,53 @@ def _sample(
     return sample
 
 
-def _beside(measured: AnswerStats, i: int) -> dict[str, Any]:
-    """What is known of a row's answer beside its text."""
-    beside: dict[str, Any] = {}
-    if measured.confidence:
-        beside["confidence"] = measured.confidence[i]
-    if measured.losses:
-        beside["loss"] = [measured.losses[i], measured.loss_tokens[i]]
-    if measured.languages:
-        beside["language"] = measured.languages[i]
-    if measured.further:
-        beside["further"] = list(measured.further[i])
-    if measured.row_scores:
-        beside["measured"] = {metric: scores[i] for metric, scores in measured.row_scores.items()}
-    return beside
+def _without_text(answer: Completion) -> dict[str, Any]:
+    """A completion but for its text, which is the sample's `prediction`, and the scores of all labels, which would be most of the file."""
+    return {name: value for name, value in answer.to_json().items() if name not in ("text", "label_scores")}
+
+
+def _besides(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """What is known of each row's answer that readers look for by itself."""
+    measured, answers = evaluation.measured, evaluation.answers
+    sure = any(answer.label_probability is not None for answer in answers)
+    found: list[dict[str, Any]] = []
+    for i, answer in enumerate(answers):
+        beside: dict[str, Any] = {"confidence": answer.confidence} if sure else {}
+        if answer.loss is not None:
+            beside["loss"] = [answer.loss, answer.loss_tokens]
+        if measured.languages:
+            beside["language"] = measured.languages[i]
+        if measured.further:
+            beside["further"] = list(measured.further[i])
+        if measured.row_scores:
+            beside["measured"] = {metric: scores[i] for metric, scores in measured.row_scores.items()}
+        found.append(beside)
+    return found
 
 
 def _measured(besides: Sequence[Mapping[str, Any]]) -> AnswerStats:
-    """The inverse of `_beside` over all rows; NaN stands in JSON as null."""
+    """The inverse of `_besides` over all rows; NaN stands in JSON as null."""
 
     def column(name: str) -> list[Any]:
         return [beside[name] for beside in besides] if besides and name in besides[0] else []
 
-    losses = column("loss")
     scores = column("measured")
     return AnswerStats(
-        losses=[_number(loss) for loss, _ in losses],
-        loss_tokens=[tokens for _, tokens in losses],
-        confidence=[_number(x) for x in column("confidence")],
         further=column("further"),
         languages=column("language"),
         row_scores={m: [_number(row[m]) for row in scores] for m in (scores[0] if scores else {})},
         complete=True,
     )
+
+
+def _completion(text: str, beside: Mapping[str, Any], finished: bool = True) -> Completion:
+    """An answer as it stands in a sample; folders of earlier versions have no `completion`, baselines never."""
+    known = Completion.from_json(
+        {"text": text, **beside.get("completion", {"finish": "stop" if finished else "length"})}
+    )
+    loss, tokens = beside.get("loss") or (None, None)
+    sure = beside.get("confidence")
+    return replace(known, label_probability=sure, loss=None if tokens is None else _number(loss), loss_tokens=tokens)
 
 
 def _number(value: float | None) -> float:
@@ -234,7 +255,7 @@ def load_evaluation(path: Path | str, contender: str | None = None) -> Evaluatio
                 next_step=f"choose one of {', '.join([manifest['name'], *manifest['baselines']])}",
             )
         return _evaluated_again(manifest, samples, None if contender == manifest["name"] else contender)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"The evaluation is damaged or of another version ({error!r})",
             where=str(folder),
@@ -253,9 +274,9 @@ def _evaluated_again(manifest: dict[str, Any], samples: list[dict[str, Any]], ba
     return evaluate(
         [_row(sample) for sample in samples],
         [
-            Answer(sample["prediction"], finished=sample["finished"])
+            _completion(sample["prediction"], sample, sample["finished"])
             if baseline is None
-            else Answer(sample["baselines"][baseline])
+            else _completion(sample["baselines"][baseline], sample.get("baselines_beside", {}).get(baseline, {}))
             for sample in samples
         ],
         task=manifest["task"],

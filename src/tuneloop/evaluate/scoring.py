@@ -43,26 +43,21 @@ from tuneloop.evaluate.metrics.structured import (
     unfenced,
 )
 from tuneloop.evaluate.sandbox import Limits
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
 
 
 @dataclass(frozen=True)
 class AnswerStats:
-    """What is known of answers beside their texts. Each list is empty or has an entry for each row.
+    """What is known of answers that does not stand in their completions. Each list is empty or has an entry for each row.
 
     Args:
-        losses, loss_tokens: sum of -log likelihood over the reference answer's tokens, and how many they are.
-        confidence: probability of the answer's label; default: from the answers' scores.
         further: more answers to the same prompt, for pass@k.
         languages: of the prompt, for slices.
         row_scores: metrics measured elsewhere, as one score a row (NaN: the row doesn't count).
         complete: nothing else is to be measured that needs programs, models or files (answers read back from a folder).
     """
 
-    losses: Sequence[float] = ()
-    loss_tokens: Sequence[int] = ()
-    confidence: Sequence[float] = ()
     further: Sequence[Sequence[str]] = ()
     languages: Sequence[str] = ()
     row_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -74,7 +69,7 @@ class Scoring:
     """What scoring gathers on its way through the kinds of metrics."""
 
     rows: list[Row]
-    answers: list[Answer]
+    answers: list[Completion]
     config: EvaluateConfig
     measured: AnswerStats
     progress: Progress
@@ -136,8 +131,9 @@ def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
             )
         _score_field(s, name, references, found)
     _score_own(s)
-    if s.measured.losses:
-        s.statistics.append(loss_statistics(s.measured.losses, s.measured.loss_tokens))
+    losses = [(a.loss, a.loss_tokens) for a in s.answers if a.loss is not None and a.loss_tokens is not None]
+    if len(losses) == len(s.answers):
+        s.statistics.append(loss_statistics([loss for loss, _ in losses], [tokens for _, tokens in losses]))
     if s.valid_counts:
         invalid = [float(not ok) for ok in s.valid]
         s.statistics.append(mean_statistics({"invalid_rate": invalid}, right_or_wrong=["invalid_rate"]))
@@ -167,9 +163,12 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
                 f"{len(s.rows)} rows for {occurring} labels are fewer than 5 a label: macro averages come out low "
                 "and their intervals too narrow. More rows would help (evaluate.limit, data.split.test)."
             )
-    known = list(s.measured.confidence) or confidences(s.answers)
+    known = confidences(s.answers)
     if not all(map(math.isnan, known)):
-        s.measured = replace(s.measured, confidence=known)
+        s.answers = [
+            replace(answer, label_probability=None if math.isnan(sure) else sure)
+            for answer, sure in zip(s.answers, known, strict=True)
+        ]
         s.statistics.append(calibration_statistics(known, s.statistics[0].row_scores["accuracy"]))
 
 
@@ -177,7 +176,7 @@ def _each(labels: Sequence[str | None]) -> list[tuple[str, ...]]:
     return [() if label is None else (label,) for label in labels]
 
 
-def _predicted_labels(rows: list[Row], answers: list[Answer], labels: list[str]) -> list[str | None]:
+def _predicted_labels(rows: list[Row], answers: list[Completion], labels: list[str]) -> list[str | None]:
     """Labels named by the answers. A row's reference text ("Queue: billing") also stands for its label."""
     match = label_matcher(labels, {row.answer: row.label for row in rows if row.label is not None})
     return [match(answer.text) for answer in answers]

@@ -70,9 +70,6 @@ def some_rows(whole: Evaluation, ids: Collection[str]) -> Evaluation:
         field_labels=whole.field_labels,
         label_rows=whole.label_rows,
         measured=AnswerStats(
-            losses=some(known.losses),
-            loss_tokens=some(known.loss_tokens),
-            confidence=some(known.confidence),
             further=some(known.further),
             languages=some(known.languages),
             row_scores={name: some(scores) for name, scores in known.row_scores.items()},

@@ -50,10 +50,11 @@ def breakdown(
         if label_lists(evaluation.rows) is None:
             found["confusion"] = confusion_matrix(evaluation)
             found["confusion_pairs"] = confusion_pairs(evaluation)
-        if evaluation.measured.confidence:
+        confidence = [answer.confidence for answer in evaluation.answers]
+        if not all(map(math.isnan, confidence)):
             found["calibration"] = {
                 "ece": evaluation.metrics["ece"],
-                "bins": reliability(evaluation.measured.confidence, evaluation.row_scores["accuracy"]),
+                "bins": reliability(confidence, evaluation.row_scores["accuracy"]),
             }
     found["slices"] = slices(evaluation, fields)
     found["disagreements"] = {name: disagreements(evaluation, other) for name, other in baselines.items()}

@@ -25,8 +25,9 @@ from urllib.parse import urlsplit
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_json
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.records.completion import Answer
-from tuneloop.records.rows import Message
+from tuneloop.inference.request import Request
+from tuneloop.models.adapters import ATTACHED, BASE
+from tuneloop.records.completion import Completion, Finish
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 REFUSED = frozenset({401, 403, 404, 405})  # wrong for one request, wrong for all
@@ -87,70 +88,45 @@ class Endpoint:
         return (prompt_tokens * self.usd_per_million_input + tokens * self.usd_per_million_output) / 1e6
 
 
-@dataclass(frozen=True)
-class Request:
-    """One conversation to be answered; `seed` and `temperature` matter where answers are drawn."""
-
-    messages: Sequence[Message]
-    max_tokens: int = 1024
-    temperature: float = 0.0
-    tools: Sequence[Mapping[str, Any]] = ()
-    seed: int | None = None
-
-    def body(self, model: str) -> dict[str, Any]:
-        """The request in the form of chat completions."""
-        keep = ("role", "content", "tool_calls", "tool_call_id", "name")
-        turns = [{key: turn[key] for key in keep if key in turn} for turn in self.messages]  # type: ignore[literal-required]
-        body: dict[str, Any] = {"model": model, "messages": turns, "max_tokens": self.max_tokens}
-        body |= {"temperature": self.temperature}
-        if self.tools:
-            body["tools"] = list(self.tools)
-        if self.seed is not None:
-            body["seed"] = self.seed
-        return body
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came of a request.
-
-    Args:
-        text: the answer; empty where there is none.
-        prompt_tokens, tokens: as the endpoint counts them; 0 where it doesn't.
-        finished: whether the model ended its answer itself.
-        seconds: from the first try to the answer, waits included.
-        retries: further tries that it took.
-        cached: whether it was known from before.
-        error: why there is no answer.
-    """
-
-    text: str = ""
-    prompt_tokens: int = 0
-    tokens: int = 0
-    finished: bool = True
-    seconds: float = 0.0
-    retries: int = 0
-    cached: bool = False
-    error: str = ""
-
-    def answer(self) -> Answer:
-        """As a contender's answer; a request that failed has an empty one."""
-        return Answer(self.text, self.prompt_tokens, self.tokens, self.finished)
+def body_of(request: Request, model: str) -> dict[str, Any]:
+    """A request in the form of chat completions; an adapter is named in the place of the model, as servers of several do it."""
+    keep = ("role", "content", "tool_calls", "tool_call_id", "name")
+    turns = [{key: turn[key] for key in keep if key in turn} for turn in request.messages]  # type: ignore[literal-required]
+    sampling = request.sampling
+    named = model if request.adapter in (ATTACHED, BASE) else request.adapter
+    body: dict[str, Any] = {"model": named, "messages": turns, "max_tokens": request.max_new_tokens}
+    body |= {"temperature": sampling.temperature}
+    if request.tools:
+        body["tools"] = list(request.tools)
+    if sampling.temperature:
+        body["seed"] = sampling.seed
+    body |= {
+        name: value
+        for name, value in (("top_p", sampling.top_p), ("stop", list(request.stop)))
+        if value not in (1.0, [])
+    }
+    # These are not OpenAI's, but vLLM's and llama.cpp's.
+    more = {
+        "top_k": (sampling.top_k, 0),
+        "min_p": (sampling.min_p, 0.0),
+        "repetition_penalty": (sampling.repetition_penalty, 1.0),
+    }
+    return body | {name: value for name, (value, usual) in more.items() if value != usual}
 
 
-def usage(endpoint: Endpoint, replies: Sequence[Reply]) -> dict[str, Any]:
+def usage(endpoint: Endpoint, replies: Sequence[Completion]) -> dict[str, Any]:
     """What replies took: requests, tokens, dollars.
 
     `usd` is the price of all answers, `usd_spent` that of those which were not known before.
     """
     fresh = [reply for reply in replies if not reply.cached and not reply.error]
 
-    def sums(of: Sequence[Reply]) -> tuple[int, int]:
-        return sum(reply.prompt_tokens for reply in of), sum(reply.tokens for reply in of)
+    def sums(of: Sequence[Completion]) -> tuple[int, int]:
+        return sum(reply.prompt_tokens for reply in of), sum(reply.completion_tokens for reply in of)
 
     read, written = sums(replies)
     return {
-        "seconds": round(sum(reply.seconds for reply in replies), 3),
+        "seconds": round(sum(reply.total_ms or 0.0 for reply in replies) / 1000, 3),
         "usd": endpoint.usd(read, written),
         "usd_spent": endpoint.usd(*sums(fresh)),
         "prompt_tokens": read,
@@ -162,26 +138,26 @@ def usage(endpoint: Endpoint, replies: Sequence[Reply]) -> dict[str, Any]:
     }
 
 
-def failures(replies: Sequence[Reply]) -> list[tuple[str, int]]:
+def failures(replies: Sequence[Completion]) -> list[tuple[str, int]]:
     """Reasons of requests that failed, the commonest first."""
     return Counter(reply.error for reply in replies if reply.error).most_common()
 
 
 def complete(
     endpoint: Endpoint, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "asking"
-) -> list[Reply]:
+) -> list[Completion]:
     """Answers to requests, in order; equal requests are asked once.
 
     Raises:
         UserError: the endpoint refuses all requests (a wrong URL, key or model), or answers none of the first.
     """
     asking = _Asking(endpoint)
-    bodies = [request.body(endpoint.model) for request in requests]
+    bodies = [body_of(request, endpoint.model) for request in requests]
     keys = [content_hash([asking.address, body]) for body in bodies]
     first: dict[str, int] = {}
     for i, key in enumerate(keys):
         first.setdefault(key, i)
-    replies: dict[str, Reply] = {}
+    replies: dict[str, Completion] = {}
     progress(task, 0, len(first))
     with asking.opened():
         pool = ThreadPoolExecutor(max(1, min(endpoint.concurrency, len(first) or 1)))
@@ -247,7 +223,7 @@ class _Asking:
         with self.client:
             yield
 
-    def reply(self, key: str, body: dict[str, Any]) -> Reply:
+    def reply(self, key: str, body: dict[str, Any]) -> Completion:
         """One request with its retries; never raises for what the endpoint does."""
         known = self._cached(key)
         if known is not None:
@@ -255,11 +231,11 @@ class _Asking:
         started, tries, allowed = time.monotonic(), 0, self.endpoint.retries
         while True:
             if self.over:
-                return Reply(error=f"not asked: {self.over}", retries=tries)
+                return self._failure(f"not asked: {self.over}", started, tries)
             self._hold()
             outcome = self._try(body)
-            if isinstance(outcome, Reply):
-                outcome = replace(outcome, seconds=time.monotonic() - started, retries=tries)
+            if isinstance(outcome, Completion):
+                outcome = replace(outcome, total_ms=_since(started), retries=tries, engine=self.address)
                 self._keep(key, body, outcome)
                 return outcome
             if outcome.fatal:
@@ -273,9 +249,12 @@ class _Asking:
             if tries >= limit or too_long:
                 reason = f"{outcome.reason}, and asks to wait {outcome.wait:,.0f} s" if too_long else outcome.reason
                 self._failed(reason)
-                return Reply(error=reason, seconds=time.monotonic() - started, retries=tries)
+                return self._failure(reason, started, tries)
             self._wait(outcome, tries)
             tries += 1
+
+    def _failure(self, reason: str, started: float, tries: int) -> Completion:
+        return Completion(finish="error", error=reason, total_ms=_since(started), retries=tries, engine=self.address)
 
     def _hold(self) -> None:
         """Wait as long as the endpoint has asked all to wait."""
@@ -300,7 +279,7 @@ class _Asking:
             if self.failed_in_a_row >= most and not self.over:
                 self.over = f"{self.failed_in_a_row} requests before it failed ({reason})"
 
-    def _try(self, body: dict[str, Any]) -> Reply | _Refusal:
+    def _try(self, body: dict[str, Any]) -> Completion | _Refusal:
         """One request over the wire."""
         import httpx
 
@@ -351,24 +330,26 @@ class _Asking:
             return _Refusal(reason, wait=seconds_to_wait(retry_after) or None)  # 0 is no reason to hammer
         return _Refusal(reason, tries=0, fatal=status in REFUSED)
 
-    def _cached(self, key: str) -> Reply | None:
+    def _cached(self, key: str) -> Completion | None:
         file = self._file(key)
         if file is None or not file.is_file():
             return None
         try:
-            kept = json.loads(file.read_text(encoding="utf-8"))["reply"]
-            reply = Reply(kept["text"], int(kept["prompt_tokens"]), int(kept["tokens"]), bool(kept["finished"]),
-                          float(kept["seconds"]), cached=True)  # fmt: skip
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            if "completion" not in kept:  # of version 1
+                old = kept["reply"]
+                finish, ms = "stop" if old["finished"] else "length", 1000 * float(old["seconds"])
+                kept["completion"] = {"text": old["text"], "finish": finish, "prompt_tokens": int(old["prompt_tokens"]),
+                                      "completion_tokens": int(old["tokens"]), "total_ms": ms}  # fmt: skip
+            return replace(Completion.from_json(kept["completion"]), cached=True, retries=0)
         except (ValueError, KeyError, TypeError, OSError):
             return None  # damaged from outside: ask again
-        return reply if isinstance(reply.text, str) else None
 
-    def _keep(self, key: str, body: Mapping[str, Any], reply: Reply) -> None:
+    def _keep(self, key: str, body: Mapping[str, Any], reply: Completion) -> None:
         file = self._file(key)
         if file is None:
             return
-        kept = {name: getattr(reply, name) for name in ("text", "prompt_tokens", "tokens", "finished", "seconds")}
-        write_json(file, {"version": 1, "address": self.address, "request": body, "reply": kept})
+        write_json(file, {"version": 2, "address": self.address, "request": body, "completion": reply.to_json()})
 
     def _file(self, key: str) -> Path | None:
         return None if self.endpoint.cache is None else self.endpoint.cache / key[:2] / f"{key}.json"
@@ -392,7 +373,7 @@ class _Refusal:
     fatal: bool = False
 
 
-def read_reply(text: str) -> Reply | None:
+def read_reply(text: str) -> Completion | None:
     """The body of a chat completion as a reply; None where it is none. Calls of tools become JSON."""
     try:
         value = json.loads(text)
@@ -418,8 +399,14 @@ def read_reply(text: str) -> Reply | None:
         return found if isinstance(found, int) and found > 0 else 0
 
     clean = content.encode("utf-8", "replace").decode()  # lone surrogates can't be written to a file
-    ended = choice.get("finish_reason") != "length"
-    return Reply(clean.strip(), count("prompt_tokens"), count("completion_tokens"), ended)
+    cut: Finish = "length" if choice.get("finish_reason") == "length" else "stop"
+    read, written = count("prompt_tokens"), count("completion_tokens")
+    return Completion(clean.strip(), finish=cut, prompt_tokens=read, completion_tokens=written)
+
+
+def _since(started: float) -> float:
+    """Milliseconds since a moment of the monotonic clock."""
+    return round(1000 * (time.monotonic() - started), 3)
 
 
 def _parsed(arguments: Any) -> Any:

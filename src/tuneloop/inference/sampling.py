@@ -1,4 +1,4 @@
-"""Which token comes next: the likeliest one, or one drawn with a temperature from the likeliest few."""
+"""Which token comes next: the likeliest one, or one drawn with a temperature from the likeliest few; and log probabilities."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.records.completion import TokenLogprob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,13 @@ class Sampling:
         top_p: tokens are drawn from the fewest likeliest ones whose probabilities add up to this (nucleus sampling, Holtzman et al.
             2020, arXiv 1904.09751); 1: from all.
         seed: of this answer's draws.
+        top_k: tokens are drawn from the `top_k` likeliest ones; 0: from all.
+        min_p: only tokens with at least this share of the likeliest one's probability are drawn (Nguyen et al. 2024, arXiv
+            2407.01082); 0: all.
+        repetition_penalty: logits of tokens that stand in the prompt or the answer are divided by it where they are positive
+            and multiplied where they are negative (Keskar et al. 2019, arXiv 1909.05858); 1: none. Greedy answers too.
+
+    The filters apply in the order top_k, top_p, min_p, each to what the one before has left, after the temperature.
 
     Raises:
         UserError: a value that makes no sense.
@@ -34,6 +42,9 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -46,6 +57,20 @@ class Sampling:
             raise UserError(
                 f"top_p={self.top_p:g} is not possible", where="top_p", next_step="give more than 0, at most 1 (all tokens)"
             )  # fmt: skip
+        if self.top_k < 0:
+            raise UserError(
+                f"top_k={self.top_k} is not possible", where="top_k", next_step="give 0 (all tokens) or more"
+            )
+        if not 0 <= self.min_p <= 1:
+            raise UserError(
+                f"min_p={self.min_p:g} is not possible", where="min_p", next_step="give 0 (all tokens) to 1"
+            )
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise UserError(
+                f"A repetition penalty of {self.repetition_penalty:g} is not possible",
+                where="repetition_penalty",
+                next_step="give 1 (none) or more; 1.1 is usual",
+            )
 
 
 GREEDY = Sampling()
@@ -55,13 +80,22 @@ class Sampler:
     """Draws the next tokens of a batch, each row by its own `Sampling` and from its own random numbers.
 
     A row takes one random number a token, so its answer is the same whatever else is in the batch.
+
+    Args:
+        rows: how each row is drawn.
+        device: of the hidden states.
+        prompts: token ids of each row's prompt, for the repetition penalty; needed only where there is one.
     """
 
-    def __init__(self, rows: Sequence[Sampling], device: Any) -> None:
+    def __init__(self, rows: Sequence[Sampling], device: Any, prompts: Sequence[Sequence[int]] = ()) -> None:
         import torch
 
         self.rows = list(rows)
         self.numbers = [random.Random(row.seed) for row in rows]
+        penalised = [row.repetition_penalty != 1 for row in rows]
+        self.seen: list[set[int] | None] = [
+            set(prompts[i]) if penalised[i] and prompts else set() if penalised[i] else None for i in range(len(rows))
+        ]
         self.temperature = torch.tensor([row.temperature for row in rows], device=device)
         self.top_p = torch.tensor([row.top_p for row in rows], device=device)
 
@@ -70,25 +104,95 @@ class Sampler:
         self.temperature, self.top_p = self.temperature[index], self.top_p[index]
         kept = index.tolist()
         self.rows, self.numbers = [self.rows[i] for i in kept], [self.numbers[i] for i in kept]
+        self.seen = [self.seen[i] for i in kept]
+
+    def join(self, other: Sampler) -> None:
+        """Go on with the rows of another one as well."""
+        import torch
+
+        self.temperature = torch.cat((self.temperature, other.temperature))
+        self.top_p = torch.cat((self.top_p, other.top_p))
+        self.rows, self.numbers, self.seen = (
+            self.rows + other.rows, self.numbers + other.numbers, self.seen + other.seen
+        )  # fmt: skip
 
     def next(self, hidden: Tensor, head: Tensor) -> Tensor:
         """The next token of each row, from the last hidden states (B, C) and the output matrix (V, C) -> (B)."""
         import torch
 
         logits = hidden @ head.t()
-        drawn = [i for i, row in enumerate(self.rows) if row.temperature > 0]
-        if not drawn:
+        special = [i for i, row in enumerate(self.rows) if row.temperature > 0 or self.seen[i] is not None]
+        if not special:
             return greedy(hidden, head, logits)
-        at = torch.tensor(drawn, device=hidden.device)
-        uniform = torch.tensor([self.numbers[i].random() for i in drawn], dtype=torch.float64, device=hidden.device)
+        at = torch.tensor(special, device=hidden.device)
         scores = _exact(logits[at], hidden[at], head)
-        tokens = draw(scores, self.temperature[at], self.top_p[at], uniform)
-        if len(drawn) == len(self.rows):
-            return tokens
-        return greedy(hidden, head, logits).index_copy(0, at, tokens)
+        for i, row in enumerate(special):
+            _penalise(scores[i], self.seen[row], self.rows[row].repetition_penalty)
+        tokens = scores.argmax(-1)
+        drawn = [i for i, row in enumerate(special) if self.rows[row].temperature > 0]
+        if drawn:
+            tokens[drawn] = self._draw(scores[drawn], [special[i] for i in drawn])
+        if len(special) < len(self.rows):
+            tokens = greedy(hidden, head, logits).index_copy(0, at, tokens)
+        for i in special:
+            if (seen := self.seen[i]) is not None:
+                seen.add(int(tokens[i]))
+        return tokens
+
+    def _draw(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
+        """Draw for some rows from their logits (len(rows), V)."""
+        import torch
+
+        device = scores.device
+        uniform = torch.tensor([self.numbers[i].random() for i in rows], dtype=torch.float64, device=device)
+        at = torch.tensor(rows, device=device)
+        some = [self.rows[i] for i in rows]
+        top_k = [row.top_k for row in some] if any(row.top_k for row in some) else None
+        min_p = torch.tensor([row.min_p for row in some], device=device) if any(row.min_p for row in some) else None
+        return draw(scores, self.temperature[at], self.top_p[at], uniform, top_k=top_k, min_p=min_p)
 
 
-def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
+def _penalise(logits: Tensor, seen: set[int] | None, penalty: float) -> None:
+    """Apply a repetition penalty to a row's logits (V), in place."""
+    import torch
+
+    if not seen:
+        return
+    at = torch.tensor(sorted(seen), device=logits.device)
+    known = logits[at]
+    logits[at] = torch.where(known > 0, known / penalty, known * penalty)
+
+
+def logprobs(hidden: Tensor, head: Tensor, tokens: Sequence[int], top: Sequence[int]) -> list[TokenLogprob]:
+    """Log probabilities of written tokens, and of the likeliest ones in their place, before temperature and filters.
+
+    Args:
+        hidden: (n, C), what the tokens follow.
+        head: (V, C).
+        tokens: one for each row.
+        top: how many likeliest ones for each row.
+    """
+    import torch
+
+    logp = torch.log_softmax(_exact(hidden @ head.t(), hidden, head), -1)
+    own = logp[torch.arange(len(tokens)), torch.tensor(tokens, device=hidden.device)].tolist()
+    most = max(top, default=0)
+    values, ids = (x.tolist() for x in logp.topk(most, -1)) if most else ([[]] * len(tokens), [[]] * len(tokens))
+    return [
+        TokenLogprob(token, p, tuple(zip(likely[:k], scores[:k], strict=True)))
+        for token, p, likely, scores, k in zip(tokens, own, ids, values, top, strict=True)
+    ]
+
+
+def draw(
+    logits: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    uniform: Tensor,
+    *,
+    top_k: Sequence[int] | None = None,
+    min_p: Tensor | None = None,
+) -> Tensor:
     """Draw a token for each row by the inverse of its cumulative distribution.
 
     Args:
@@ -96,15 +200,25 @@ def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) ->
         temperature: (B), above 0.
         top_p: (B), above 0 and at most 1.
         uniform: (B), fp64, from 0 to below 1.
+        top_k: of each row, 0 for all tokens; None: of no row.
+        min_p: (B), 0 for all tokens; None: of no row.
 
     Returns:
         Tokens (B), int64.
     """
     import torch
 
-    p = torch.softmax(logits / temperature[:, None], -1)
+    scaled = logits / temperature[:, None]
+    if top_k is not None:
+        ranked = scaled.topk(min(max(top_k), scaled.shape[-1]), -1).values
+        for i, k in enumerate(top_k):
+            if 0 < k < scaled.shape[-1]:
+                scaled[i] = torch.where(scaled[i] >= ranked[i, k - 1], scaled[i], float("-inf"))
+    p = torch.softmax(scaled, -1)
     if bool((top_p < 1).any()):
         p = torch.where(p >= _smallest_in_nucleus(p, top_p), p, 0.0)
+    if min_p is not None:
+        p = torch.where(p >= min_p[:, None] * p.amax(-1, keepdim=True), p, 0.0)
     cumulative = p.double().cumsum(-1)
     total = cumulative[:, -1]
     # Rounding must not lift the place to the total: behind it no token stands.

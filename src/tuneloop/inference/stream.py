@@ -1,50 +1,93 @@
-"""One answer as it is written, for people who wait for it; many at once are faster with `generate`."""
+"""The text of an answer as it is written: whole characters only, and never a part of a string that ends it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from tuneloop.inference.sampling import greedy
-from tuneloop.models.load import Model
+CUT = "\ufffd"  # what a decoder makes of bytes that are no whole character yet
 
 
-def stream_ids(model: Model, prompt: Sequence[int], *, max_new_tokens: int) -> Iterator[int]:
-    """The ids of a greedy answer, one by one; that which ends the turn is the last.
+class TextStream:
+    """Turns tokens into pieces of text as they come.
+
+    The pieces together are `text`: the decoded answer up to the first stop string, without outer white space. What may
+    turn out to be the beginning of a stop string, or white space at the end, is held back until more is known.
 
     Args:
-        prompt: token ids that end with the assistant's header.
-        max_new_tokens: length at which the answer is cut.
+        decode: text of token ids, control tokens left out.
+        stop: strings that end the text.
     """
-    import torch
 
-    cache = model.new_cache()
-    ids = torch.tensor([list(prompt)], device=model.device)
-    positions = torch.arange(len(prompt), device=model.device)[None]
-    for _ in range(max_new_tokens):
-        with torch.inference_mode():
-            hidden = model.hidden(ids, positions, None, cache)[:, -1]
-            token = int(greedy(hidden, model.head))
-        yield token
-        if token in model.template.end_ids:
-            return
-        ids = torch.tensor([[token]], device=model.device)
-        positions = positions[:, -1:] + 1
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+        self._decode = decode
+        self._stop = tuple(stop)
+        self._ids: list[int] = []
+        self._read = self._known = (
+            0  # tokens whose text is known, and where the window begins that the next ones are decoded in
+        )
+        self._raw = ""
+        self._shown = 0
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """What is shown so far."""
+        return self._raw[: self._shown].strip()
+
+    def push(self, token: int) -> str:
+        """Take the next token and return the piece of text that is certain now; empty where none is."""
+        if self.stopped:
+            return ""
+        self._ids.append(token)
+        # Decoded together with the token before: what a token reads as depends on its neighbours in some tokenizers.
+        before, window = self._decode(self._ids[self._known : self._read]), self._decode(self._ids[self._known :])
+        if window.endswith(CUT) or not window.startswith(before):
+            return ""
+        return self._grow(window[len(before) :])
+
+    def end(self) -> str:
+        """The piece that is left when no token follows."""
+        if self.stopped:
+            return ""
+        before, window = self._decode(self._ids[self._known : self._read]), self._decode(self._ids[self._known :])
+        piece = self._grow(window[len(before) :] if window.startswith(before) else "")
+        return piece if self.stopped else piece + self._show(len(self._raw.rstrip()))
+
+    def _grow(self, new: str) -> str:
+        """Append text; what was there has no stop string in it."""
+        longest = max(map(len, self._stop), default=0)
+        start = max(len(self._raw) - longest + 1, 0)
+        self._raw += new
+        self._known, self._read = self._read, len(self._ids)
+        places = [place for stop in self._stop if (place := self._raw.find(stop, start)) >= 0]
+        if places:
+            self.stopped = True
+            self._raw = self._raw[: min(places)]
+            return self._show(len(self._raw.rstrip()))
+        return self._show(len(self._raw[: self._certain()].rstrip()))
+
+    def _certain(self) -> int:
+        """Where the longest end of the text begins that a stop string may begin with."""
+        for length in range(min(max(map(len, self._stop), default=1) - 1, len(self._raw)), 0, -1):
+            end = self._raw[-length:]
+            if any(stop.startswith(end) for stop in self._stop):
+                return len(self._raw) - length
+        return len(self._raw)
+
+    def _show(self, until: int) -> str:
+        """What of the text up to a place has not been shown; nothing of white space at the very beginning."""
+        start, self._shown = self._shown, max(self._shown, until)
+        piece = self._raw[start : self._shown]
+        return piece if self._raw[:start].strip() else piece.lstrip()
 
 
-def stream_text(model: Model, ids: Iterator[int]) -> Iterator[str]:
-    """The text of ids in pieces as they come: characters that need several tokens come whole, outer white space not at all.
-
-    The pieces together are the text that `generate` gives.
-    """
-    new: list[int] = []
-    shown = ""
+def pieces_of(decode: Callable[[Sequence[int]], str], ids: Iterable[int], stop: Sequence[str] = ()) -> Iterator[str]:
+    """The pieces of text that tokens become, none of them empty."""
+    stream = TextStream(decode, stop)
     for token in ids:
-        if token not in model.template.end_ids:
-            new.append(token)
-        text = model.template.decode(new).strip()
-        if len(text) > len(shown) and not text.endswith("\ufffd") and text.startswith(shown):
-            yield text[len(shown) :]
-            shown = text
-    text = model.template.decode(new).strip()
-    if len(text) > len(shown):
-        yield text[len(shown) :]
+        if piece := stream.push(token):
+            yield piece
+        if stream.stopped:
+            return
+    if piece := stream.end():
+        yield piece

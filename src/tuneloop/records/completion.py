@@ -1,24 +1,129 @@
-"""One answer of a model."""
+"""One answer of a model, and what is known of it: the one record from the engine to the files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+ENGINE = "tuneloop"  # the name of our own engine
+Finish = Literal["stop", "length", "choice", "cancelled", "error"]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a contender said to one prompt.
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log probability of a written token, and of the likeliest tokens in its place.
 
     Args:
-        text: the answer, without control tokens.
-        prompt_tokens: tokens read.
-        tokens: tokens written.
-        finished: whether the model ended its turn (False: the length limit cut it).
-        scores: for choice scoring, one length-normalised log likelihood for each label.
+        id: of the token.
+        logprob: natural logarithm of its probability, before temperature and filters.
+        top: (token id, log probability) of the likeliest ones, the likeliest first.
     """
 
-    text: str
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model answered to one prompt.
+
+    Args:
+        text: the answer, without control tokens and outer white space; of scored labels the best one.
+        token_ids: written tokens, the one that ended the turn included; empty where they are not known.
+        finish: `stop`: the model or a stop string ended it; `length`: the limit cut it; `choice`: a label was chosen;
+            `cancelled`: nobody waited any longer; `error`: there is no answer, and `error` says why.
+        prompt_tokens, completion_tokens: read and written; 0 where they are not counted.
+        ttft_ms, total_ms: from the start of reading the prompt to the first and to the last token; None: not known. They
+            say nothing of the answer, so that two completions that differ in them alone are equal.
+        label_scores: of choice scoring, one length-normalised log likelihood for each label.
+        label_probability: that the model gives this label, given that it gives one of them; of the whole label.
+        loss, loss_tokens: sum of -log likelihood of the reference answer, and its tokens; None: not measured.
+        logprobs: of the written tokens, where they were asked for.
+        error: why there is no answer.
+        engine: what computed it: `tuneloop`, the address of an endpoint, ...
+        adapter: hash of the adapter that was applied; empty: none that was named.
+        cached: whether it was known from before, so that it cost nothing.
+        retries: further tries that it took.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish: Finish = "stop"
     prompt_tokens: int = 0
-    tokens: int = 0
-    finished: bool = True
-    scores: dict[str, float] | None = None
+    completion_tokens: int = 0
+    ttft_ms: float | None = field(default=None, compare=False)
+    total_ms: float | None = field(default=None, compare=False)
+    label_scores: Mapping[str, float] | None = None
+    label_probability: float | None = None
+    loss: float | None = None
+    loss_tokens: int | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
+    error: str = ""
+    engine: str = ""
+    adapter: str = ""
+    cached: bool = False
+    retries: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is whole: no limit, error or cancelling has cut it."""
+        return self.finish in ("stop", "choice")
+
+    @property
+    def confidence(self) -> float:
+        """The probability of the label; NaN where there is none."""
+        return math.nan if self.label_probability is None else self.label_probability
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; what has its default is left out, but for `text` and `finish`. NaN and infinity become null."""
+        found: dict[str, Any] = {"text": self.text, "finish": self.finish}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name not in found and value != each.default:
+                found[each.name] = _plain(value)
+        return found
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Completion:
+        """The inverse of `to_json`. Unknown keys are passed over, so that files of later versions are read.
+
+        Raises:
+            ValueError, TypeError: not a completion.
+        """
+        if not isinstance(value, Mapping):
+            raise TypeError("not a JSON object")
+        known = {each.name: value[each.name] for each in fields(Completion) if each.name in value}
+        if known.get("finish", "stop") not in get_args(Finish):
+            raise ValueError(f"unknown finish {known['finish']!r}")
+        if not isinstance(known.get("text", ""), str):
+            raise ValueError("the text of a completion is no string")
+        if "token_ids" in known:
+            known["token_ids"] = tuple(int(i) for i in known["token_ids"])
+        if known.get("logprobs") is not None:
+            known["logprobs"] = tuple(
+                TokenLogprob(int(i), _number(p), tuple((int(t), _number(q)) for t, q in top))
+                for i, p, top in known["logprobs"]
+            )
+        if known.get("label_scores") is not None:
+            known["label_scores"] = {label: _number(score) for label, score in known["label_scores"].items()}
+        return Completion(**known)
+
+
+def _plain(value: Any) -> Any:
+    """A field as JSON has it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, TokenLogprob):
+        return [value.id, _plain(value.logprob), _plain(value.top)]
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Metric
 from tuneloop.records.record import Number, Part, Record
 from tuneloop.records.rows import Row
 
 EVALUATION = "eval.json"
 # A contender: takes the prompts of rows, gives an answer to each, in order.
-AnswerFunction = Callable[[Sequence[Row]], list[Answer]]
+AnswerFunction = Callable[[Sequence[Row]], list[Completion]]
 
 
 @dataclass(frozen=True)

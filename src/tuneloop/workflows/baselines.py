@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.config import EvaluateConfig
     from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.workflows.rounds import Answered
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
 
 def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None = None) -> dict[str, Evaluation]:
@@ -52,7 +52,7 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
         job.say(f"baselines {before.words(len(rows))}")
         return _on_part(job, dataset, before.evaluations, before.listed, rows)
     began = time.monotonic() - (answered.seconds if answered else 0.0)
-    asked: dict[str, Asked] = {}
+    asked: dict[str, SystemAnswers] = {}
     evaluations: dict[str, Evaluation] = {}
     for some in _ask_all(job, dataset, rows, answered):
         asked |= some
@@ -62,7 +62,7 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
 
 def _ask_all(
     job: RunContext, dataset: Dataset, rows: Sequence[Row], answered: Answered | None
-) -> Iterator[Mapping[str, Asked]]:
+) -> Iterator[Mapping[str, SystemAnswers]]:
     """The answers of all baselines, those of each way to ask as soon as they are there."""
     if answered is None:
         yield from _ask_untouched(job, dataset, rows)
@@ -75,7 +75,7 @@ def _ask_all(
 
 
 def _score_all(
-    job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Mapping[str, Asked]
+    job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Mapping[str, SystemAnswers]
 ) -> dict[str, Evaluation]:
     """Score baselines' answers and say what came of them."""
     evaluations = {}
@@ -110,20 +110,16 @@ def _on_part(
     return _write(job, dataset, rows, scored, asked, _baselines_key(job, dataset), began)
 
 
-def _part(evaluation: Evaluation, rows: Sequence[Row], cost: Mapping[str, Any]) -> Asked:
+def _part(evaluation: Evaluation, rows: Sequence[Row], cost: Mapping[str, Any]) -> SystemAnswers:
     """A contender's answers to some of its rows, with their share of what all took."""
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
     place = {row.id: i for i, row in enumerate(evaluation.rows)}
-    kept, known = [place[row.id] for row in rows], evaluation.measured
-
-    def part(values: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(values[i] for i in kept) if values else ()
-
+    kept, further = [place[row.id] for row in rows], evaluation.measured.further
     share = len(kept) / max(evaluation.n, 1)
-    return Asked(
-        list(part(evaluation.answers)), share * cost["seconds"], cost["training_seconds"], part(known.losses),
-        part(known.loss_tokens), round(share * cost["computed_tokens"]), part(known.further), part(known.confidence),
+    return SystemAnswers(
+        [evaluation.answers[i] for i in kept], share * cost["seconds"], cost["training_seconds"],
+        round(share * cost["computed_tokens"]), tuple(further[i] for i in kept) if further else (),
     )  # fmt: skip
 
 
@@ -146,7 +142,7 @@ class Before:
         known = {row.id for evaluation in self.evaluations.values() for row in evaluation.rows}
         return next((i for i, row in enumerate(rows) if row.id not in known), len(rows))
 
-    def asked(self, name: str, rows: Sequence[Row]) -> Asked:
+    def asked(self, name: str, rows: Sequence[Row]) -> SystemAnswers:
         """A baseline's answers to some of the rows."""
         return _part(self.evaluations[name], rows, self.listed["costs"][name])
 
@@ -197,7 +193,7 @@ def _write(
     dataset: Dataset,
     rows: Sequence[Row],
     evaluations: dict[str, Evaluation],
-    asked: Mapping[str, Asked],
+    asked: Mapping[str, SystemAnswers],
     key: str,
     began: float,
 ) -> dict[str, Evaluation]:
@@ -253,7 +249,7 @@ def _busy_before(costs: Mapping[str, Mapping[str, float]]) -> float:
     return max(zero["seconds"] - few["seconds"] * zero["tokens"] / few["tokens"], 0.0)
 
 
-def _ask_untouched(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterator[dict[str, Asked]]:
+def _ask_untouched(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterator[dict[str, SystemAnswers]]:
     from tuneloop.models.methods import base_only
 
     wanted = job.recipe.baselines
@@ -269,8 +265,8 @@ def _ask_untouched(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> It
 
 def ask_untouched(
     job: RunContext, dataset: Dataset, rows: Sequence[Row], examples: Sequence[Row] = ()
-) -> dict[str, Asked]:
-    """The answers of the model, whose adapter is switched off, with or without examples in the prompt; see `systems.ask`.
+) -> dict[str, SystemAnswers]:
+    """The base's answers, with or without examples in the prompt; see `systems.ask`. The caller says that the base applies.
 
     Under a limit on the whole run, all time is for answers: the loss of the reference answers is not measured.
     """
@@ -278,7 +274,7 @@ def ask_untouched(
 
     config = job.recipe.evaluate
     return ask(
-        job.model, dataset, rows, config, examples=examples, calibrated=config.calibrate and uses_choice(dataset, config),
+        job.model, dataset, rows, config, examples=examples, with_calibrated=config.calibrate and uses_choice(dataset, config),
         perplexity=not job.recipe.max_minutes, progress=job.progress, task=f"few-shot ({len(examples)})" if examples else "zero-shot",
     )  # fmt: skip
 
@@ -300,13 +296,13 @@ def untouched_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], m
     return examples
 
 
-def _ask_majority(dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
+def _ask_majority(dataset: Dataset, rows: Sequence[Row]) -> dict[str, SystemAnswers]:
     """The most frequent label of the training split for every row: it costs nothing, so no setting turns it off."""
     from tuneloop.evaluate.classical import majority_contender
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
     found = majority_contender(dataset.train) if dataset.task == "classification" else None
-    return {} if found is None else {found.name: Asked(found.contender(rows), 0.0)}
+    return {} if found is None else {found.name: SystemAnswers(found.contender(rows), 0.0)}
 
 
 def majority_of(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Evaluation]:
@@ -314,9 +310,9 @@ def majority_of(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[
     return {name: score(job, dataset, rows, asked) for name, asked in _ask_majority(dataset, rows).items()}
 
 
-def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Asked]:
+def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, SystemAnswers]:
     from tuneloop.evaluate.classical import MINILM_MISSING, minilm_contender, tfidf_contender
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
     if dataset.task != "classification" or not job.recipe.baselines.classical:
         return {}
@@ -324,7 +320,7 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> di
     if len({row.label for row in examples}) < 2:
         job.say("baselines warn: only one label in the training split: no classical baseline")
         return {}
-    asked: dict[str, Asked] = {}
+    asked: dict[str, SystemAnswers] = {}
     job.progress("cheap alternatives", 0, 2)
     for place, build in enumerate((tfidf_contender, minilm_contender)):
         found = build(examples)
@@ -333,7 +329,7 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> di
         else:
             started = time.monotonic()
             answers = found.contender(rows)
-            asked[found.name] = Asked(answers, time.monotonic() - started, training_seconds=found.seconds)
+            asked[found.name] = SystemAnswers(answers, time.monotonic() - started, training_seconds=found.seconds)
         job.progress("cheap alternatives", place + 1, 2)
     return asked
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.progress import no_progress
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import Prompt
+from tuneloop.inference.request import Request
+from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
-from tuneloop.workflows.predict import Asker, Options, Prediction, ask_endpoint, prompt_ids
-from tuneloop.workflows.targets import Target, open_target
+from tuneloop.workflows.predict import Asker, Options, Prediction, prediction_of
+from tuneloop.workflows.targets import TaskTarget, open_with_task
 
 if TYPE_CHECKING:
     from tuneloop.inference.client import Endpoint
-    from tuneloop.models.load import Model
 
 TOP = 5  # labels that are shown with their probabilities
 HELP = """\
@@ -38,29 +39,20 @@ class Speaker:
 
     Args:
         examples: turns of examples that come before the question.
-        model: gives the model for the time of an answer; a base shares the tuned model's weights, with the adapter off.
+        base: whether the base model answers; it shares the tuned model's weights.
         said: the conversation so far: questions and answers.
     """
 
     name: str
-    target: Target
+    target: TaskTarget
     examples: Sequence[Message] = ()
-    model: Callable[[], AbstractContextManager[Model]] | None = None
+    base: bool = False
     said: list[Message] = field(default_factory=list)
 
     @property
     def remembers(self) -> bool:
         """Whether earlier turns are part of a question: where training rows were conversations, and of untuned models."""
         return self.target.task is None or self.target.task.kind == "chat"
-
-    @contextlib.contextmanager
-    def asked(self) -> Iterator[Model]:
-        """The model, for the time of an answer."""
-        if self.model is None:
-            yield self.target.model
-            return
-        with self.model() as model:
-            yield model
 
 
 @dataclass
@@ -80,8 +72,7 @@ class Chat:
     def load(self) -> None:
         """Load all models before the first question."""
         for speaker in self.speakers:
-            if speaker.target.endpoint is None:
-                _ = speaker.target.model
+            speaker.target.target.load()
 
     @property
     def columns(self) -> list[str]:
@@ -127,12 +118,7 @@ class Chat:
         if isinstance(prompt, Rejection):
             return Prediction(error=f"{prompt.reason}: {prompt.detail}")
         asker = self._asker(speaker, record)
-        if speaker.target.endpoint is not None:
-            found = ask_endpoint(speaker.target.endpoint, [prompt], asker.limit, no_progress)[0]
-            show(found.text)
-        else:
-            with speaker.asked() as model:
-                found = _ask(asker, model, prompt, show)
+        found = _ask(asker, speaker, prompt, show)
         if not found.error and speaker.remembers and prompt.continues is None:
             speaker.said = [
                 *_others(prompt.messages)[len(speaker.examples) :],
@@ -145,14 +131,14 @@ class Chat:
         prompt = self.prompt(speaker, record)
         if isinstance(prompt, Rejection):
             return f"{prompt.reason}: {prompt.detail}"
-        if speaker.target.endpoint is not None:
+        local = speaker.target.local
+        if local is None:
             return json.dumps(prompt.messages, ensure_ascii=False, indent=2)
-        template = speaker.target.model.template
-        ids = prompt_ids(speaker.target.model, prompt)
-        if isinstance(ids, Rejection):
-            return f"{ids.reason}: {ids.detail}"
-        text: str = template.tokenizer.decode(ids, skip_special_tokens=False)
-        return f"{text}\n({len(ids):,} tokens)"
+        made = local.rendered(self._asker(speaker, record).request(prompt))
+        if isinstance(made, Completion):
+            return made.error
+        text: str = local.model.template.tokenizer.decode(list(made.ids), skip_special_tokens=False)
+        return f"{text}\n({len(made.ids):,} tokens)"
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -168,35 +154,32 @@ def _others(turns: Sequence[Message]) -> list[Message]:
     return [turn for turn in turns if turn["role"] != "system"]
 
 
-def _ask(asker: Asker, model: Model, prompt: Prompt, show: Callable[[str], None]) -> Prediction:
+def _ask(asker: Asker, speaker: Speaker, prompt: Prompt, show: Callable[[str], None]) -> Prediction:
     """A model's answer to one prompt; an interrupt stops the writing, and what was said stays."""
-    from tuneloop.inference.stream import stream_ids, stream_text
+    from tuneloop.models.methods import base_only
 
-    ids = prompt_ids(model, prompt)
-    if isinstance(ids, Rejection):
-        return Prediction(error=f"{ids.reason}: {ids.detail}")
+    local = asker.target.local
+    with base_only(local.model.net) if speaker.base and local else nullcontext():
+        return _answered(asker, asker.request(prompt), show)
+
+
+def _answered(asker: Asker, request: Request, show: Callable[[str], None]) -> Prediction:
     if asker.target.scores_labels:
-        found = asker.score([ids], no_progress, model)[0]
-        show(labels_in_words(found))
+        found = next(asker.ask([request]))
+        if not found.error:
+            show(labels_in_words(found))
         return found
-    written: list[int] = []
-
-    def counted() -> Iterator[int]:
-        for token in stream_ids(model, ids, max_new_tokens=min(asker.limit, model.context - len(ids))):
-            written.append(token)
-            yield token
-
-    said: list[str] = []
-    stopped = False
+    said, written = "", 0
     try:
-        for piece in stream_text(model, counted()):
-            said.append(piece)
-            show(piece)
+        for update in asker.target.target.stream(request):
+            show(update.text)
+            said += update.text
+            written += 1
+            if update.completion is not None:
+                return prediction_of(update.completion)
     except KeyboardInterrupt:
-        stopped = True
-    ended = stopped or (bool(written) and written[-1] in model.template.end_ids)
-    text = "".join(said)
-    return Prediction(text, finish="stop" if ended else "length", prompt_tokens=len(ids), tokens=len(written))
+        pass
+    return Prediction(said, finish="stop", tokens=written)
 
 
 def labels_in_words(found: Prediction) -> str:
@@ -227,48 +210,43 @@ def open_chat(
 
     Args:
         against: `base` (the model before tuning), `few-shot` (the same with the examples of the baseline), or another target.
-        base, task, endpoint: see `open_target`.
+        base, task, endpoint: see `open_with_task`.
         system: in place of the trained system turn.
 
     Raises:
         UserError: no such target, or nothing to compare it with.
     """
-    opened = open_target(target, base=base, task=task, endpoint=endpoint)
-    tuned = opened.trained is not None or opened.run is not None
+    opened = open_with_task(target, base=base, task=task, endpoint=endpoint)
+    tuned = opened.target.kind in ("run", "adapter")
     speakers = [Speaker("tuned" if tuned else "answer" if not against else Path(target).name, opened)]
     if against in ("base", "few-shot"):
         speakers.append(_untuned(opened, against))
     elif against:
-        other = open_target(against, endpoint=endpoint)
+        other = open_with_task(against, endpoint=endpoint)
         if other.task is None:
             other = replace(other, task=opened.task)  # asked the same, under the same instruction
         speakers.append(Speaker(Path(against).name or against, other))
     return Chat(speakers, max_new_tokens, system)
 
 
-def _untuned(target: Target, how: str) -> Speaker:
+def _untuned(target: TaskTarget, how: str) -> Speaker:
     """The model before tuning, with examples if wanted."""
-    if not target.untuned:
+    local = target.local
+    if local is None or not local.untuned:
         raise UserError(
             "Nobody says what this was tuned from",
             where=f"--against {how}",
             next_step="name the other model: --against MODEL",
         )
-    if target.trained is None:
-        plain = Target(target.untuned, target.untuned, task=target.task)
+    if local.trained is None:
+        template = target.task.chat_template if target.task else ""
+        plain = TaskTarget(LocalTarget(local.untuned, local.untuned, template=template), target.task)
         return Speaker(how, plain, _examples(target, plain) if how == "few-shot" else ())
 
-    @contextlib.contextmanager
-    def switched_off() -> Iterator[Model]:
-        from tuneloop.models.methods import base_only
-
-        with base_only(target.model.net):
-            yield target.model
-
-    return Speaker(how, target, _examples(target, target) if how == "few-shot" else (), switched_off)
+    return Speaker(how, target, _examples(target, target) if how == "few-shot" else (), base=True)
 
 
-def _examples(target: Target, of: Target) -> list[Message]:
+def _examples(target: TaskTarget, of: TaskTarget) -> list[Message]:
     """Turns of the examples that the few-shot baseline shows, from the run's training split.
 
     Raises:
@@ -278,14 +256,15 @@ def _examples(target: Target, of: Target) -> list[Message]:
     from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
     from tuneloop.workflows.systems import few_shot_examples
 
-    if target.run is None:
+    run = target.local.run if target.local else None
+    if run is None or of.local is None:
         raise UserError(
             "Examples come from a run's training rows, and this is no run",
             where="--against few-shot",
             next_step="name the run's folder, or compare with --against base",
         )
-    recipe = load_run_recipe(target.run, [])
-    dataset = dataset_of(RunContext(recipe, target.run), True, "")
+    recipe = load_run_recipe(run, [])
+    dataset = dataset_of(RunContext(recipe, run), True, "")
     rows = dataset.test[:50] or dataset.train[:50]
-    found, _ = few_shot_examples(of.model, dataset, rows, recipe.baselines, recipe.evaluate, recipe.seed)
+    found, _ = few_shot_examples(of.local.model, dataset, rows, recipe.baselines, recipe.evaluate, recipe.seed)
     return [turn for row in found for turn in (*_others(row.prompt), example_turns(row)[-1])]

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.consistency import Way
     from tuneloop.inference.sampling import Sampling
     from tuneloop.models.load import Model
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
 # Asks one or several contenders: rows, and how each answer is drawn, to each contender's answers.
-Ask = Callable[[Sequence[Row], "Sequence[Sampling]"], Mapping[str, "Asked"]]
+Ask = Callable[[Sequence[Row], "Sequence[Sampling]"], Mapping[str, "SystemAnswers"]]
 ANSWERS = "consistency.jsonl"
 
 
@@ -67,7 +67,7 @@ def consistency_part(
     questions = [way.row for each in ways for way in each]
     sampling = [way.sampling for each in ways for way in each]
     job.say(_planned(len(ways), len(questions), costs, len(rows)))
-    answers: dict[str, Asked] = {}
+    answers: dict[str, SystemAnswers] = {}
     try:
         for ask in asks:
             answers |= ask(questions, sampling)
@@ -76,7 +76,7 @@ def consistency_part(
         return {}
     with busy(job.progress, "comparing answers"):
         found = measure_consistency(
-            ways, {name: asked.answers for name, asked in answers.items()}, own=own, task=dataset.task, labels=labels or None,
+            ways, {name: asked.completions for name, asked in answers.items()}, own=own, task=dataset.task, labels=labels or None,
             config=config, seed=seed, seconds={name: asked.seconds for name, asked in answers.items()},
         )  # fmt: skip
         write_jsonl(folder / ANSWERS, _records(ways, answers))
@@ -108,7 +108,7 @@ def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], 
     return f"{line}, about {minutes:.1f} minutes for {', '.join(known)}" if minutes >= 0.05 else line
 
 
-def _records(ways: Sequence[Sequence[Way]], answers: Mapping[str, Asked]) -> list[dict[str, Any]]:
+def _records(ways: Sequence[Sequence[Way]], answers: Mapping[str, SystemAnswers]) -> list[dict[str, Any]]:
     flat = [way for each in ways for way in each]
     return [
         {
@@ -116,7 +116,7 @@ def _records(ways: Sequence[Sequence[Way]], answers: Mapping[str, Asked]) -> lis
             "kind": way.kind,
             "messages": way.row.prompt,
             "seed": way.sampling.seed if way.sampling.temperature else None,
-            "answers": {name: asked.answers[i].text for name, asked in answers.items()},
+            "answers": {name: asked.completions[i].text for name, asked in answers.items()},
         }
         for i, way in enumerate(flat)
     ]
@@ -138,7 +138,7 @@ def asked_tuned(job: RunContext, dataset: Dataset) -> Ask:
     """Asks the model as it is loaded, with the run's result in it."""
     from tuneloop.workflows.systems import ask
 
-    def tuned(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+    def tuned(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
         found = ask(
             job.model, dataset, rows, job.recipe.evaluate, sampling=sampling, progress=job.progress,
             task="tuned, several ways",
@@ -155,7 +155,7 @@ def asked_prompts(job: RunContext, dataset: Dataset, base: Callable[[], Abstract
         base: gives that model for a while.
     """
 
-    def prompts(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+    def prompts(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
         wanted = job.recipe.baselines
         if not (wanted.zero_shot or wanted.few_shot):
             return {}
@@ -167,7 +167,7 @@ def asked_prompts(job: RunContext, dataset: Dataset, base: Callable[[], Abstract
 
 def _prompted(
     job: RunContext, model: Model, dataset: Dataset, rows: Sequence[Row], sampling: Sequence[Sampling]
-) -> dict[str, Asked]:
+) -> dict[str, SystemAnswers]:
     from tuneloop.workflows.systems import ask, few_shot_examples, uses_choice
 
     config, wanted = job.recipe.evaluate, job.recipe.baselines
@@ -176,10 +176,10 @@ def _prompted(
     if wanted.few_shot and dataset.train:
         examples, _ = few_shot_examples(model, dataset, rows, wanted, config, job.recipe.seed)
         shown |= {"few-shot": examples} if examples else {}
-    answers: dict[str, Asked] = {}
+    answers: dict[str, SystemAnswers] = {}
     for name, given in shown.items():
         found = ask(
-            model, dataset, rows, config, examples=given, calibrated=calibrated, sampling=sampling, progress=job.progress,
+            model, dataset, rows, config, examples=given, with_calibrated=calibrated, sampling=sampling, progress=job.progress,
             task=f"{name}, several ways",
         )  # fmt: skip
         answers |= {f"{name} {kind}".strip(): asked for kind, asked in found.items()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.files import content_hash, read_json
 from tuneloop.core.progress import Progress
 from tuneloop.data.config import PrepareConfig
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
@@ -54,7 +54,7 @@ def evaluate_stage(
     attach_trained(job)
     if limit and limit.seconds:
         asked = limit.ask_tuned(dataset)
-        if len(asked.answers) < len(rows):
+        if len(asked.completions) < len(rows):
             recipe = job.recipe
             rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
             baselines = on_fewer_rows(job, dataset, baselines, rows) if baselines else {}
@@ -148,7 +148,7 @@ def attach_trained(job: RunContext) -> None:
 
 def answers_of(
     run: Path, *, progress: Progress, say: Callable[[str], None]
-) -> Callable[[Sequence[Row]], list[Answer]] | None:
+) -> Callable[[Sequence[Row]], list[Completion]] | None:
     """A function that asks a run's tuned model, which is loaded when it is first called; None where there is no run.
 
     Rows of its test split are asked as they stand there; a new prompt under the instruction that all of them share.
@@ -157,7 +157,7 @@ def answers_of(
         return None
     job = RunContext(load_run_recipe(run, []), run, progress, say)
 
-    def answers(rows: Sequence[Row]) -> list[Answer]:
+    def answers(rows: Sequence[Row]) -> list[Completion]:
         from tuneloop.workflows.systems import ask
 
         dataset = dataset_of(job, True, "")
@@ -166,7 +166,7 @@ def answers_of(
         instruction = shared.pop() if len(shared) == 1 else ""
         attach_trained(job)
         asked = [known.get(row.id) or _under(row, instruction) for row in rows]
-        return ask(job.model, dataset, asked, job.recipe.evaluate, progress=progress, task="asking")[""].answers
+        return ask(job.model, dataset, asked, job.recipe.evaluate, progress=progress, task="asking")[""].completions
 
     return answers
 

@@ -12,7 +12,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, sha256_file
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.trained import base_of_adapter, target_kind
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Row
 from tuneloop.records.run import RunManifest
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from tuneloop.data.config import PersonalConfig
     from tuneloop.data.pii import Redactor
     from tuneloop.evaluate.evaluate import Evaluation
-    from tuneloop.inference.client import Endpoint, Reply
+    from tuneloop.inference.client import Endpoint
     from tuneloop.inference.sampling import Sampling
     from tuneloop.models.load import Model
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
 Say = Callable[[str], None]
 Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
@@ -321,7 +321,7 @@ def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, Evaluati
 
 def _ask(
     job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
-) -> tuple[Asked, dict[str, Any], dict[str, Any], list[str]]:
+) -> tuple[SystemAnswers, dict[str, Any], dict[str, Any], list[str]]:
     """Answers, what they took, further parts of `eval.json`, and notes."""
     from tuneloop.data.pii import Redactor
     from tuneloop.workflows.systems import ask
@@ -354,14 +354,16 @@ def _ask(
 
 def _predicted(
     file: str, dataset: Dataset, rows: Sequence[Row], redactor: Redactor
-) -> tuple[Asked, list[dict[str, str]], list[str]]:
+) -> tuple[SystemAnswers, list[dict[str, str]], list[str]]:
     """Answers from a file, rows without one and ids without a row, and what a reader has to know of them."""
     from tuneloop.data.load_eval_file import IDS
     from tuneloop.data.sources.read import read_records
     from tuneloop.evaluate.metrics.code import problem_of
     from tuneloop.evaluate.predictions import answers_from
+    from tuneloop.inference.request import Request
+    from tuneloop.inference.targets.predictions import PredictionsTarget
     from tuneloop.records.rows import Reject
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
     records = []
     for item in read_records([file]):
@@ -390,8 +392,9 @@ def _predicted(
     failed = [{"id": i, "error": "no prediction"} for i in missing] + [
         {"id": i, "error": "no such row"} for i in unknown
     ]
-    answers = [Answer(each[0] if each else "") for each in found.answers]
-    return Asked(answers, 0.0, further=further if any(further) else ()), failed, notes
+    first = {row.id: each[0] for row, each in zip(rows, found.answers, strict=True) if each}
+    answers = list(PredictionsTarget(file, first).complete([Request(id=row.id) for row in rows]))
+    return SystemAnswers(answers, 0.0, further=further if any(further) else ()), failed, notes
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -446,9 +449,9 @@ def _examples(
 
 def _ask_endpoint(
     job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
-) -> tuple[Asked, dict[str, Any], dict[str, Any], list[str]]:
+) -> tuple[SystemAnswers, dict[str, Any], dict[str, Any], list[str]]:
     from tuneloop.inference.client import usage
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
     endpoint = question.endpoint
     assert endpoint is not None
@@ -468,7 +471,7 @@ def _ask_endpoint(
         notes.append(_failures_in_words(replies))
     if not any(reply.prompt_tokens for reply in replies):
         notes.append("The endpoint doesn't count tokens: costs are unknown.")
-    return Asked([reply.answer() for reply in replies], cost["seconds"]), cost, more, notes
+    return SystemAnswers(list(replies), cost["seconds"]), cost, more, notes
 
 
 def _replies(
@@ -478,19 +481,22 @@ def _replies(
     rows: Sequence[Row],
     sampling: Sequence[Sampling] | None,
     task: str,
-) -> tuple[list[Reply], list[str]]:
+) -> tuple[list[Completion], list[str]]:
     """An endpoint's replies to rows, and notes on their prompts; without `sampling` all are asked at temperature 0."""
-    from tuneloop.inference.client import Request, complete
+    from tuneloop.inference.request import Request
+    from tuneloop.inference.sampling import GREEDY
+    from tuneloop.inference.targets.endpoint import EndpointTarget
 
     assert question.endpoint is not None
     prompts, notes = _prompts(job, question, dataset, rows)
     limit = job.recipe.evaluate.max_new_tokens or _longest_answer(dataset)
-    requests = []
-    for i, (turns, row) in enumerate(zip(prompts or [row.prompt for row in rows], rows, strict=True)):
-        drawn = sampling[i] if sampling and sampling[i].temperature else None
-        temperature, seed = (drawn.temperature, drawn.seed) if drawn else (0.0, None)
-        requests.append(Request(turns, limit, temperature, row.tools, seed))
-    return complete(question.endpoint, requests, progress=job.progress, task=task), notes
+    shown = prompts or [row.prompt for row in rows]
+    requests = [
+        Request(turns, row.tools, max_new_tokens=limit, sampling=drawn, id=row.id)
+        for turns, row, drawn in zip(shown, rows, sampling or [GREEDY] * len(rows), strict=True)
+    ]
+    target = EndpointTarget(question.endpoint.url, question.endpoint)
+    return list(target.complete(requests, progress=job.progress, task=task)), notes
 
 
 def endpoint_line(cost: Mapping[str, Any]) -> str:
@@ -503,7 +509,7 @@ def endpoint_line(cost: Mapping[str, Any]) -> str:
     )
 
 
-def _failures_in_words(replies: Sequence[Reply]) -> str:
+def _failures_in_words(replies: Sequence[Completion]) -> str:
     from tuneloop.inference.client import failures
 
     reasons = failures(replies)
@@ -539,15 +545,15 @@ def _consistency(
 ) -> dict[str, Any]:
     """The same rows asked several ways: of the target, and of the prompts of its base where it has one."""
     from tuneloop.inference.client import usage
-    from tuneloop.workflows.systems import Asked, ask
+    from tuneloop.workflows.systems import SystemAnswers, ask
 
-    def target(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, Asked]:
+    def target(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
         task = f"{name}, several ways"
         if question.endpoint is not None:
             replies, _ = _replies(job, question, dataset, questions, sampling, task)
             cost = usage(question.endpoint, replies)
             job.say(endpoint_line(cost))
-            return {name: Asked([reply.answer() for reply in replies], cost["seconds"])}
+            return {name: SystemAnswers(list(replies), cost["seconds"])}
         prompts, _ = _prompts(job, question, dataset, questions)
         config = job.recipe.evaluate
         return {

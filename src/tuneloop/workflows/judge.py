@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.evaluate.judge import Choose, Judgement, Winner
     from tuneloop.inference.client import Endpoint
+    from tuneloop.inference.targets.local import LocalTarget
 
 Say = Callable[[str], None]
 TOKENS = 512  # that a judge may write: a reason and a verdict
@@ -46,26 +47,49 @@ class Judge:
         """The judge as a function."""
         if self.endpoint is not None:
             return lambda turns, options: self._ask_endpoint(turns, options, progress, say)
-        from tuneloop.models.load import load_model, use_threads
-        from tuneloop.workflows.systems import choose_option
+        from tuneloop.inference.targets import open_local
 
-        use_threads()
-        model = load_model(self.model)
-        return lambda turns, options: list(choose_option(model, turns, options, progress))
+        target = open_local(self.model)
+        target.load()
+        return lambda turns, options: verdicts(target, turns, options, progress)
 
     def _ask_endpoint(
         self, turns: Sequence[Sequence[Message]], options: Sequence[str], progress: Progress, say: Say
     ) -> list[str | None]:
         from tuneloop.evaluate.judge import read_verdict
-        from tuneloop.inference.client import Request, complete, failures, usage
+        from tuneloop.inference.client import failures, usage
+        from tuneloop.inference.request import Request
+        from tuneloop.inference.targets.endpoint import EndpointTarget
         from tuneloop.workflows.evaluations import endpoint_line
 
         assert self.endpoint is not None
-        replies = complete(self.endpoint, [Request(each, TOKENS) for each in turns], progress=progress, task="judging")
+        target = EndpointTarget(self.endpoint.url, self.endpoint)
+        asked = [Request(each, max_new_tokens=TOKENS) for each in turns]
+        replies = list(target.complete(asked, progress=progress, task="judging"))
         say(endpoint_line(usage(self.endpoint, replies)))
         for reason, n in failures(replies)[:3]:
             say(f"warn: {n} requests to the judge failed: {reason}")
         return [None if reply.error else read_verdict(reply.text, options) for reply in replies]
+
+
+LEAD = "Verdict:"  # what a local judge's answer begins with
+
+
+def verdicts(
+    target: LocalTarget,
+    conversations: Sequence[Sequence[Message]],
+    options: Sequence[str],
+    progress: Progress = no_progress,
+) -> list[str | None]:
+    """The option that a local model gives as its verdict on each conversation, by choice scoring; of long ones the middle is left out."""
+    from tuneloop.inference.request import Request
+
+    template = target.model.template
+    room = target.model.context - max(target.label_tree(options, LEAD).lengths) - len(template.encode(LEAD))
+    prompts = [template.prompt_ids(list(turns)) for turns in conversations]
+    cut = [ids if len(ids) <= room else ids[:8] + ids[8 - room :] for ids in prompts]
+    answers = target.score([Request(ids=ids) for ids in cut], options, lead=LEAD, progress=progress, task="judging")
+    return [answer.text for answer in answers]
 
 
 def judge_evaluations(

@@ -7,18 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import Prompt, ReadPrompt, prompt_reader
-from tuneloop.workflows.targets import Target, open_target
-
-if TYPE_CHECKING:
-    from tuneloop.inference.client import Endpoint
-    from tuneloop.inference.generate import LabelTrie
-    from tuneloop.models.load import Model
+from tuneloop.inference.request import Request
+from tuneloop.inference.scoring import label_distribution
+from tuneloop.records.completion import Completion
+from tuneloop.workflows.targets import TaskTarget, open_with_task
 
 T = TypeVar("T")
 SAMPLE = 2000  # records that show which columns there are
@@ -51,6 +49,16 @@ class Prediction:
     error: str = ""
 
 
+def prediction_of(answer: Completion, probabilities: dict[str, float] | None = None) -> Prediction:
+    """A completion as a prediction."""
+    label = answer.text if answer.finish == "choice" else None
+    finish: Literal["stop", "length", ""] = "" if answer.error else "length" if answer.finish == "length" else "stop"
+    sure = None if label is None else answer.label_probability
+    return Prediction(
+        answer.text, label, sure, probabilities, finish, answer.prompt_tokens, answer.completion_tokens, answer.error
+    )
+
+
 @dataclass(frozen=True)
 class Options:
     """How rows are asked.
@@ -69,7 +77,7 @@ class Options:
 
 
 def predict(
-    target: str | Path | Target,
+    target: str | Path | TaskTarget,
     rows: Iterable[str | Mapping[str, Any] | Sequence[Mapping[str, Any]]],
     *,
     column: str = "",
@@ -81,7 +89,7 @@ def predict(
     """Ask a model about rows.
 
     Args:
-        target: a run's folder, an exported artifact's, an adapter's or a model's, a model's name, or an open `Target`.
+        target: a run's folder, an exported artifact's, an adapter's or a model's, a model's name, or an open `TaskTarget`.
         rows: each a record with the columns of training, a text, or a list of turns.
         column: the column with the text that is asked; default: those that were trained, or the only one there is.
         system: takes the place of the trained system turn; "" for none.
@@ -96,7 +104,7 @@ def predict(
     Raises:
         UserError: no such target, or rows without the columns that it needs: at once, before the first answer.
     """
-    opened = target if isinstance(target, Target) else open_target(str(target))
+    opened = target if isinstance(target, TaskTarget) else open_with_task(str(target))
     stream = (_record(row) for row in rows)
     sample = list(itertools.islice(stream, SAMPLE))
     if not sample:
@@ -120,7 +128,7 @@ class Asker:
         sample: records that show which columns there are.
     """
 
-    target: Target
+    target: TaskTarget
     options: Options
     sample: Sequence[Mapping[str, Any]]
     read: ReadPrompt = field(init=False)
@@ -168,60 +176,42 @@ class Asker:
             if total and at < of:  # of the block, scaled to its rows
                 progress("predicting", done + at * len(records) / max(of, 1), total, **info)
 
-        prompts = [r if isinstance(r, Rejection) else self.read(r) for r in records]
-        if self.target.endpoint is not None:
-            found = ask_endpoint(self.target.endpoint, prompts, self.limit, shown)
-        else:
-            found = self._ask_model(prompts, shown)
+        asked: dict[int, Request] = {}
+        found: list[Prediction] = [Prediction()] * len(records)
+        for i, record in enumerate(records):
+            prompt = record if isinstance(record, Rejection) else self.read(record)
+            if isinstance(prompt, Rejection):
+                found[i] = Prediction(error=f"{prompt.reason}: {prompt.detail}")
+            else:
+                asked[i] = self.request(prompt)
+        for i, answer in zip(asked, self.ask(list(asked.values()), shown), strict=True):
+            found[i] = answer
         if total:
             progress("predicting", done + len(records), total)
         return found
 
-    def _ask_model(self, prompts: Sequence[Prompt | Rejection], progress: Progress) -> list[Prediction]:
-        model = self.target.model
-        room = max(self._trie.lengths) if self.target.scores_labels else 1
-        found: list[Prediction | None] = [None] * len(prompts)
-        ids: dict[int, list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            made = prompt if isinstance(prompt, Rejection) else prompt_ids(model, prompt, room)
-            if isinstance(made, Rejection):
-                found[i] = Prediction(error=f"{made.reason}: {made.detail}")
-            else:
-                ids[i] = made
-        asked = list(ids.values())
-        answered = (
-            self.score(asked, progress) if self.target.scores_labels else write(model, asked, self.limit, progress)
-        )
-        for i, answer in zip(ids, answered, strict=True):
-            found[i] = answer
-        return [each for each in found if each is not None]
+    def request(self, prompt: Prompt) -> Request:
+        """A prompt as a request."""
+        return Request(prompt.messages, prompt.tools, prompt.continues, max_new_tokens=self.limit)
+
+    def ask(self, requests: Sequence[Request], progress: Progress = no_progress) -> Iterator[Prediction]:
+        """The target's answers: labels where it was trained to choose one, else texts."""
+        task, target = self.target.task, self.target.target
+        if not self.target.scores_labels:
+            yield from map(prediction_of, target.complete(requests, progress=progress))
+            return
+        assert task is not None and task.labels is not None
+        top = self.options.top
+        for answer in target.score(requests, task.labels, exact=bool(top), progress=progress):
+            likeliest = label_distribution(answer, self._tokens, top) if top and not answer.error else None
+            yield prediction_of(answer, likeliest)
 
     @cached_property
-    def _trie(self) -> LabelTrie:
-        """The labels as tokens; what stands before them does not matter."""
-        from tuneloop.workflows.systems import trie_of_labels
-
-        task = self.target.task
-        assert task is not None and task.labels is not None
-        return trie_of_labels(self.target.model, task.labels, [{"role": "user", "content": "x"}])
-
-    def score(self, ids: Sequence[Sequence[int]], progress: Progress, model: Model | None = None) -> list[Prediction]:
-        """The label of each prompt by choice scoring; `model` takes the place of the target's."""
-        from tuneloop.evaluate.metrics.calibration import label_distribution, label_probabilities
-        from tuneloop.inference.generate import choose
-
-        if not ids:
-            return []
-        trie, top = self._trie, self.options.top
-        lengths = dict(zip(trie.labels, trie.lengths, strict=True))
-        answers = choose(model or self.target.model, ids, trie, prune=not top, progress=progress)
-        sure = label_probabilities(answers, lengths)
-        found = []
-        for answer, probability in zip(answers, sure, strict=True):
-            likeliest = label_distribution(answer, lengths, top) if top else None
-            label = answer.text
-            found.append(Prediction(label, label, probability, likeliest, "stop", answer.prompt_tokens, answer.tokens))
-        return found
+    def _tokens(self) -> dict[str, int]:
+        """Tokens of each label."""
+        task, local = self.target.task, self.target.local
+        assert local is not None and task is not None and task.labels is not None
+        return local.label_tree(task.labels).tokens
 
 
 def batched(records: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -229,63 +219,3 @@ def batched(records: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
     left = iter(records)
     while block := tuple(itertools.islice(left, size)):
         yield block
-
-
-def prompt_ids(model: Model, prompt: Prompt, room: int = 1) -> list[int] | Rejection:
-    """The ids of a prompt, or why it can't be asked.
-
-    Args:
-        room: tokens that must fit behind it.
-    """
-    from tuneloop.models.template import TemplateError
-
-    try:
-        if prompt.continues is not None:
-            ids = model.template.document_ids(prompt.continues)
-        else:
-            ids = model.template.prompt_ids(prompt.messages, prompt.tools)
-    except TemplateError as error:
-        return Rejection("template_error", str(error))
-    if len(ids) + room > model.context:
-        return Rejection("too_long", f"{len(ids):,} tokens, and the model reads {model.context:,} with its answer")
-    return ids
-
-
-def write(model: Model, ids: Sequence[Sequence[int]], limit: int, progress: Progress) -> list[Prediction]:
-    """Written answers; those whose prompts leave less room in the context are cut earlier."""
-    from tuneloop.inference.generate import generate
-
-    rooms = [min(limit, model.context - len(prompt)) for prompt in ids]
-    found: list[Prediction | None] = [None] * len(ids)
-    for room in sorted(set(rooms), reverse=True):
-        group = [i for i, own in enumerate(rooms) if own == room]
-        for i, answer in zip(
-            group, generate(model, [ids[i] for i in group], max_new_tokens=room, progress=progress), strict=True
-        ):
-            finish: Literal["stop", "length"] = "stop" if answer.finished else "length"
-            found[i] = Prediction(answer.text, finish=finish, prompt_tokens=answer.prompt_tokens, tokens=answer.tokens)
-    return [each for each in found if each is not None]
-
-
-def ask_endpoint(
-    endpoint: Endpoint, prompts: Sequence[Prompt | Rejection], limit: int, progress: Progress
-) -> list[Prediction]:
-    """A server's answers."""
-    from tuneloop.inference.client import Request, complete
-
-    found: list[Prediction | None] = [None] * len(prompts)
-    asked: dict[int, Request] = {}
-    for i, prompt in enumerate(prompts):
-        if isinstance(prompt, Rejection):
-            found[i] = Prediction(error=f"{prompt.reason}: {prompt.detail}")
-        elif prompt.continues is not None:
-            found[i] = Prediction(
-                error="no_prompt: the model was trained on plain text, which no chat endpoint goes on with"
-            )
-        else:
-            asked[i] = Request(prompt.messages, limit, tools=prompt.tools)
-    replies = complete(endpoint, list(asked.values()), progress=progress) if asked else []
-    for i, reply in zip(asked, replies, strict=True):
-        finish: Literal["stop", "length", ""] = "" if reply.error else "stop" if reply.finished else "length"
-        found[i] = Prediction(reply.text, None, None, None, finish, reply.prompt_tokens, reply.tokens, reply.error)
-    return [each for each in found if each is not None]

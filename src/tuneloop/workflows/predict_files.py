@@ -32,7 +32,7 @@ from tuneloop.data.sources.read import find_files, read_file
 from tuneloop.data.task import PROMPT_NAMES, TaskSpec
 from tuneloop.records.rows import Reject
 from tuneloop.workflows.predict import SAMPLE, Asker, Options, Prediction, batched
-from tuneloop.workflows.targets import Target, named
+from tuneloop.workflows.targets import TaskTarget, named
 
 ENDINGS = (".csv", ".jsonl")
 Say = Callable[[str], None]
@@ -57,7 +57,7 @@ class Predicted:
 
 
 def predict_file(
-    target: Target,
+    target: TaskTarget,
     file: str,
     options: Options,
     out: str = "",
@@ -93,9 +93,9 @@ def predict_file(
 
     def answer(keep: Callable[[list[Prediction]], None]) -> None:
         left = inputs[len(found) :]
-        if left and target.endpoint is None:
+        if left and target.local is not None:
             with busy(progress, "loading the model"):
-                _ = target.model
+                target.target.load()
         for block in batched(left, asker.block):
             answers = asker.answer_block(block, total=len(rows), done=len(found), progress=progress)
             keep(answers)
@@ -121,7 +121,7 @@ def predict_file(
 
         answer(show)
     summary = {
-        **named(target), "out": out or None, **_counts(found), "resumed": resumed, "seconds": round(time.monotonic() - started, 3)
+        **named(target.target), "out": out or None, **_counts(found), "resumed": resumed, "seconds": round(time.monotonic() - started, 3)
     }  # fmt: skip
     made = [] if out or write is not None else [names.row(r, a) for r, a in zip(rows, found, strict=True)]
     return Predicted(summary, made)

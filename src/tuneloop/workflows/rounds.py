@@ -15,7 +15,7 @@ from tuneloop.workflows.run_context import RunContext
 
 if TYPE_CHECKING:
     from tuneloop.workflows.baselines import Before
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
 # Rows that zero-shot is asked first, to learn how fast answers come, and rows of the first round where they come fast enough. Each
 # next round has at most so many times the rows that have been asked before it, and is left out where it would add less than this
@@ -48,7 +48,7 @@ class Answered:
     """
 
     rows: int
-    asked: dict[str, Asked] = field(default_factory=dict)
+    asked: dict[str, SystemAnswers] = field(default_factory=dict)
     seconds: float = 0.0
     free: float = 0.0
     examples: int = 0
@@ -63,7 +63,7 @@ class _Way:
     name: str
     examples: Sequence[Row] = ()
     reading: float = 0.0
-    parts: list[dict[str, Asked]] = field(default_factory=list)
+    parts: list[dict[str, SystemAnswers]] = field(default_factory=list)
     each: float = 0.0
 
     @property
@@ -169,7 +169,10 @@ def _taken(job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: floa
         part = {}
         for kind in kinds:
             asked = before.asked(f"{name} {kind}".strip(), rows[:number])
-            part[kind] = replace(asked, losses=(), loss_tokens=())  # further rows will have none
+            answers = [
+                replace(a, loss=None, loss_tokens=None) for a in asked.completions
+            ]  # further rows will have none
+            part[kind] = replace(asked, completions=answers)
         return _Way(name, examples, 0.0, [part], part[""].seconds / number)
 
     if "few-shot" not in before.evaluations:
@@ -180,7 +183,7 @@ def _taken(job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: floa
     return _Begun(way("zero-shot"), way("few-shot", examples), number, rows, len(examples))
 
 
-def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple[int, Asked]:
+def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple[int, SystemAnswers]:
     """The tuned model's answers to the rows of the sample, or to the part of them that there is time for, and how many these are.
 
     A third of the rows is always asked.
@@ -192,7 +195,7 @@ def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple
     every = sample_rows(dataset.test, None, seed=seed)
     places = sample_order(len(every), seed)[: config.limit]
     began, number = time.monotonic(), 0
-    parts: list[Asked] = []
+    parts: list[SystemAnswers] = []
     more = min(max(LEAST, math.ceil(len(places) / 3)), len(places))
     while more:
         rows = [every[place] for place in places[number : number + more]]
@@ -274,7 +277,7 @@ def _fewer_examples(zero: _Way, few: _Way, seconds: float, number: int, rows: in
     return fewer if fewer <= FEWER * shown and pays else shown
 
 
-def _baselines(ways: Sequence[_Way], order: Sequence[int]) -> dict[str, Asked]:
+def _baselines(ways: Sequence[_Way], order: Sequence[int]) -> dict[str, SystemAnswers]:
     """The answers of all rounds as baselines, by name."""
     from tuneloop.workflows.systems import joined
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.files import read_json
 from tuneloop.core.progress import busy
+from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.names import known_name
+from tuneloop.models.trained import OWN, trained_folder
+from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.workflows.recipe import Recipe
@@ -17,7 +22,7 @@ from tuneloop.workflows.run_context import RunContext
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
 
 AFTERWARDS = {
@@ -39,7 +44,7 @@ def scoring_settings(recipe: Recipe) -> dict[str, Any]:
 EXAMPLES = 2000  # training answers that show which fields hold labels
 
 
-def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Asked) -> Evaluation:
+def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemAnswers) -> Evaluation:
     """A contender's answers as an evaluation."""
     from tuneloop.evaluate.evaluate import evaluate
     from tuneloop.evaluate.scoring import AnswerStats, labels_of_fields
@@ -51,14 +56,12 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: Asked) 
         counted = {"": _label_rows(dataset)} if labels else labels_of_fields(learned, config.fields)
         return evaluate(
             rows,
-            asked.answers,
+            with_adapter_hash(job, asked.completions),
             task=dataset.task,
             labels=dataset.manifest.get("labels"),
             config=config,
             seed=job.recipe.seed,
-            measured=AnswerStats(
-                losses=asked.losses, loss_tokens=asked.loss_tokens, further=asked.further, confidence=asked.confidence
-            ),
+            measured=AnswerStats(further=asked.further),
             field_labels={name: list(counts) for name, counts in counted.items() if name},
             label_rows=counted,
             progress=job.progress,
@@ -71,7 +74,16 @@ def _label_rows(dataset: Dataset) -> dict[str, int]:
     return dict(sum((Counter(labels) for labels in splits), Counter())) if all(splits) else {}
 
 
-def cost_of(job: RunContext, asked: Asked, training: RunManifest | None = None) -> dict[str, float]:
+def with_adapter_hash(job: RunContext, answers: Sequence[Completion]) -> list[Completion]:
+    """Answers of the run's own adapter say its hash; those of the base, of classifiers and of other servers stay as they are."""
+    if not job.tuned:
+        return list(answers)
+    own = trained_folder(job.folder) / OWN
+    name = str(read_json(own).get("hash", "")) if own.is_file() else ""
+    return [replace(a, adapter=name) if a.engine == ENGINE and a.adapter == ATTACHED else a for a in answers]
+
+
+def cost_of(job: RunContext, asked: SystemAnswers, training: RunManifest | None = None) -> dict[str, float]:
     """What a contender's answers took on this machine, and what its training took before.
 
     Args:

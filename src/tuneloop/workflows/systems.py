@@ -27,14 +27,17 @@ from tuneloop.evaluate.forgetting import (
     tasks_before_and_after,
 )
 from tuneloop.evaluate.lm_eval import TaskScores, harness_missing, run_tasks
-from tuneloop.evaluate.metrics.calibration import label_probabilities
 from tuneloop.evaluate.metrics.multilabel import label_lists
 from tuneloop.evaluate.prompt import prompt_turns
-from tuneloop.inference.generate import AnswerFit, LabelTrie, answer_fits, choose, generate, label_trie, shared_length
-from tuneloop.inference.sampling import Sampling
+from tuneloop.inference.batches import shared_length
+from tuneloop.inference.generate import generate
+from tuneloop.inference.request import Request
+from tuneloop.inference.sampling import GREEDY, Sampling
+from tuneloop.inference.scoring import AnswerFit, answer_fits, calibrated, choose, label_trie
+from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import Model
 from tuneloop.models.template import Template
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Message, Row
 
 # What stands in for the text when a model's liking for labels is measured.
@@ -42,64 +45,55 @@ CONTENT_FREE = "N/A"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A contender's answers and what they took.
+class SystemAnswers:
+    """A system's answers and what they took.
 
     Args:
-        answers: one a row.
+        completions: one a row.
         seconds: to get them.
         training_seconds: spent before, on training.
-        losses, loss_tokens: of the reference answers, where measured: summed loss and tokens of each row.
         computed: tokens that were computed (what prompts share is computed once); 0: unknown.
         further: more answers to the same prompts, for pass@k; empty, or a list for each row.
-        confidence: probability of each answer's label, where labels were scored.
     """
 
-    answers: list[Answer]
+    completions: list[Completion]
     seconds: float
     training_seconds: float = 0.0
-    losses: tuple[float, ...] = ()
-    loss_tokens: tuple[int, ...] = ()
     computed: int = 0
     further: tuple[Sequence[str], ...] = ()
-    confidence: tuple[float, ...] = ()
 
     @property
     def perplexity(self) -> float | None:
-        """exp of the mean loss of a reference token."""
-        return math.exp(min(sum(self.losses) / max(sum(self.loss_tokens), 1), 50.0)) if self.losses else None
+        """exp of the mean loss of a reference token; None where it was not measured on all rows."""
+        losses = [answer.loss for answer in self.completions if answer.loss is not None]
+        if len(losses) < max(len(self.completions), 1):
+            return None
+        return math.exp(min(sum(losses) / max(sum(a.loss_tokens or 0 for a in self.completions), 1), 50.0))
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens read, summed over the rows."""
-        return sum(answer.prompt_tokens for answer in self.answers)
+        return sum(answer.prompt_tokens for answer in self.completions)
 
     @property
     def tokens(self) -> int:
         """Tokens written, summed over the rows."""
-        return sum(answer.tokens for answer in self.answers)
+        return sum(answer.completion_tokens for answer in self.completions)
 
 
-def joined(parts: Sequence[Asked], order: Sequence[int]) -> Asked:
+def joined(parts: Sequence[SystemAnswers], order: Sequence[int]) -> SystemAnswers:
     """The answers to parts of some rows as one.
 
     Args:
-        parts: of one contender, asked one after the other.
+        parts: of one system, asked one after the other.
         order: for each row its place among those of the parts.
     """
-
-    def in_order(name: str) -> list[Any]:
-        values = [value for part in parts for value in getattr(part, name)]
-        return [values[i] for i in order] if values else []
-
+    completions = [answer for part in parts for answer in part.completions]
     return replace(
         parts[0],
-        answers=in_order("answers"),
+        completions=[completions[i] for i in order],
         seconds=sum(part.seconds for part in parts),
-        losses=tuple(in_order("losses")),
-        loss_tokens=tuple(in_order("loss_tokens")),
         computed=sum(part.computed for part in parts),
-        confidence=tuple(in_order("confidence")),
     )
 
 
@@ -218,19 +212,19 @@ def ask(
     *,
     examples: Sequence[Row] = (),
     prompts: Sequence[Sequence[Message]] | None = None,
-    calibrated: bool = False,
+    with_calibrated: bool = False,
     sampling: Sequence[Sampling] | None = None,
     perplexity: bool = True,
     progress: Progress = no_progress,
     task: str = "answering",
-) -> dict[str, Asked]:
+) -> dict[str, SystemAnswers]:
     """A model's answers to rows.
 
     Args:
         model: with or without an adapter.
         examples: shown in the prompt as earlier turns.
         prompts: each row's turns before its answer; default: its own, after the examples.
-        calibrated: with choice scoring, also give the answers of calibrated scores.
+        with_calibrated: with choice scoring, also give the answers of calibrated scores.
         sampling: how each row's answer is drawn where it is written; None: greedily.
         perplexity: also measure the loss of the reference answers, where texts are written from the rows alone.
         task: name for the progress display.
@@ -246,35 +240,36 @@ def ask(
     plain = prompts is None and not examples
     turns = prompts if prompts is not None else [prompt_turns(row, examples=examples) for row in rows]
     ids = [model.template.prompt_ids(list(t), row.tools) for t, row in zip(turns, rows, strict=True)]
+    target, how = LocalTarget.of(model), sampling or [GREEDY] * len(rows)
+    limit = 1 if uses_choice(dataset, config) else answer_limit(model, dataset, config)
+    requests = [
+        Request(ids=prompt, max_new_tokens=limit, sampling=drawn, id=row.id)
+        for prompt, drawn, row in zip(ids, how, rows, strict=True)
+    ]
     if not uses_choice(dataset, config):
-        limit = answer_limit(model, dataset, config)
         _refuse_too_long(model, rows, ids)
-        answers = generate(model, ids, max_new_tokens=limit, sampling=sampling, progress=progress, task=task)
+        answers = list(target.complete(requests, progress=progress, task=task))
         seconds = time.monotonic() - started
-        losses: tuple[float, ...] = ()
-        tokens: tuple[int, ...] = ()
         if perplexity and plain and sampling is None and dataset.task != "classification":
             known = [model.template.render(row.messages, row.tools) for row in rows]
             fits = answer_fits(model, known, progress=progress, task=f"{task}: reference answers")
-            losses, tokens = tuple(f.loss for f in fits), tuple(f.tokens for f in fits)
-        return {"": Asked(answers, seconds, losses=losses, loss_tokens=tokens, computed=_computed(ids, answers))}
-    trie = labels_as_tokens(model, dataset, rows[0])
+            answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
+        return {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
+    labels = dataset.manifest["labels"]
     _refuse_too_long(model, rows, ids)
     # Calibration subtracts from every label's score, so every label's score is needed.
-    answers = choose(model, ids, trie, prune=not calibrated, progress=progress, task=task)
+    answers = list(target.score(requests, labels, exact=with_calibrated, progress=progress, task=task))
     seconds = time.monotonic() - started
-    lengths = dict(zip(trie.labels, trie.lengths, strict=True))
-    sure = tuple(label_probabilities(answers, lengths))
-    asked = {"": Asked(answers, seconds, computed=_computed(ids, answers), confidence=sure)}
-    if calibrated:
+    asked = {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
+    if with_calibrated:
         blank = _content_free(rows[0])
         shown = model.template.prompt_ids(prompt_turns(blank, examples=examples), blank.tools)
         with busy(progress, f"{task}: calibrating"):
-            offset = choose(model, [shown], trie)[0].scores or {}
-        subtracted = [_calibrated(answer, offset) for answer in answers]
-        sure = tuple(label_probabilities(subtracted, lengths, shifted=True))
+            offset = next(target.score([Request(ids=shown)], labels, exact=True)).label_scores or {}
+        tokens = target.label_tree(labels).tokens
+        subtracted = [calibrated(answer, offset, tokens) for answer in answers]
         seconds = time.monotonic() - started
-        asked["calibrated"] = replace(asked[""], answers=subtracted, seconds=seconds, confidence=sure)
+        asked["calibrated"] = replace(asked[""], completions=subtracted, seconds=seconds)
     return asked
 
 
@@ -291,41 +286,10 @@ def _refuse_too_long(model: Model, rows: Sequence[Row], ids: Sequence[Sequence[i
         )
 
 
-def _computed(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> int:
+def _computed(prompts: Sequence[Sequence[int]], answers: Sequence[Completion]) -> int:
     """Tokens that answering has computed: what all prompts share counts once."""
     shared = shared_length(prompts)
-    return shared + sum(len(p) - shared for p in prompts) + sum(answer.tokens for answer in answers)
-
-
-def labels_as_tokens(model: Model, dataset: Dataset, row: Row) -> LabelTrie:
-    """The data set's labels as the tokens that the model would write, the end of the turn included."""
-    return trie_of_labels(model, dataset.manifest["labels"], row.prompt, row.tools)
-
-
-def trie_of_labels(
-    model: Model, labels: Sequence[str], prompt: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
-) -> LabelTrie:
-    """Labels as the tokens that the model would write after a prompt, the end of the turn included."""
-    before = len(model.template.prompt_ids(prompt, tools))
-    tokens = []
-    for label in labels:
-        rendered = model.template.render([*prompt, {"role": "assistant", "content": label}], tools)
-        end = max(i for i, learned in enumerate(rendered.mask) if learned) + 1
-        tokens.append(rendered.ids[before:end])
-    return label_trie(labels, tokens)
-
-
-def choose_option(
-    model: Model, conversations: Sequence[Sequence[Message]], options: Sequence[str], progress: Progress = no_progress
-) -> list[str]:
-    """The option that a model gives as its verdict on each conversation, by choice scoring after "Verdict:"."""
-    lead = model.template.encode("Verdict:")
-    end = model.template.end_ids[0]
-    trie = label_trie(options, [[*model.template.encode(f" {option}"), end] for option in options])
-    prompts = [[*model.template.prompt_ids(list(turns)), *lead] for turns in conversations]
-    room = model.context - max(trie.lengths)
-    cut = [prompt if len(prompt) <= room else prompt[:8] + prompt[8 - room :] for prompt in prompts]
-    return [answer.text for answer in choose(model, cut, trie, prune=True, progress=progress, task="judging")]
+    return shared + sum(len(p) - shared for p in prompts) + sum(answer.completion_tokens for answer in answers)
 
 
 def _content_free(row: Row) -> Row:
@@ -334,11 +298,6 @@ def _content_free(row: Row) -> Row:
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     messages[last]["content"] = CONTENT_FREE
     return replace(row, messages=messages)  # type: ignore[arg-type]
-
-
-def _calibrated(answer: Answer, offset: dict[str, float]) -> Answer:
-    scores = {label: score - offset[label] for label, score in (answer.scores or {}).items()}
-    return replace(answer, text=max(scores, key=scores.__getitem__), scores=scores)
 
 
 # --- side effects of tuning --------------------------------------------------------------------
@@ -464,6 +423,6 @@ def ending_losses(model: Model, rows: Sequence[Row]) -> list[float]:
     for start in range(0, len(rows), ENDINGS):
         part = endings[start : start + ENDINGS]
         trie = label_trie([str(i) for i in range(len(part))], part)
-        means = choose(model, [rendered[0].ids[:common]], trie)[0].scores or {}
+        means = choose(model, [rendered[0].ids[:common]], trie)[0].label_scores or {}
         losses += [-means[str(i)] * len(ending) for i, ending in enumerate(part)]
     return losses

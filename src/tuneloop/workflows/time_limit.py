@@ -23,7 +23,7 @@ from tuneloop.workflows.rounds import TUNED, Answered, ask_tuned_within, ask_wit
 from tuneloop.workflows.run_context import RunContext, find_done, identity
 
 if TYPE_CHECKING:
-    from tuneloop.workflows.systems import Asked
+    from tuneloop.workflows.systems import SystemAnswers
 
 FILE = "time.json"
 # Share of the time in which rows are asked, by all systems together; and the least share of training.
@@ -154,7 +154,7 @@ class TimeLimit:
         self.expect(evaluation, seconds)
         return True
 
-    def ask_tuned(self, dataset: Dataset) -> Asked:
+    def ask_tuned(self, dataset: Dataset) -> SystemAnswers:
         """The tuned model's answers to the rows that were chosen, or to fewer where the machine has become slower."""
         job, whole = self.job, 60 * (self.recipe.max_minutes or 0.0)
         left = whole - RESERVE_SECONDS - (time.monotonic() - self.began)

@@ -13,7 +13,7 @@ from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.metrics.multilabel import LabelSet, label_lists, label_reader, multilabel_statistics, vocabulary
 from tuneloop.evaluate.primary import primary_metric
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 LABELS = ["account", "card", "lost_stolen", "balance"]
@@ -85,7 +85,7 @@ def test_answers_are_read_as_lists_of_labels(answer, labels, outside):
 def test_that_no_label_applies_is_an_answer_and_no_label(answer):
     assert label_reader(LABELS)(answer) == LabelSet(frozenset(), 0, none=True)
     rows = [row(0, {"none"}), row(1, {"card"})]
-    said = [Answer(answer), Answer("card, none")]
+    said = [Completion(answer), Completion("card, none")]
     result = evaluate(rows, said, task="classification", labels=None, config=FAST, seed=0)
     assert result.labels == ["card"] and result.valid == [True, False]
     assert result.row_scores["accuracy"] == [1.0, 1.0]
@@ -95,7 +95,7 @@ def test_that_no_label_applies_is_an_answer_and_no_label(answer):
 def test_an_empty_answer_says_nothing_even_where_no_label_is_right(answer, valid):
     for first in ({"balance"}, {"none"}):
         rows = [row(0, first), row(1, {"card"})]
-        result = evaluate(rows, [Answer(answer)] * 2, task="classification", labels=None, config=FAST, seed=0)
+        result = evaluate(rows, [Completion(answer)] * 2, task="classification", labels=None, config=FAST, seed=0)
         assert result.valid == [valid] * 2
         assert result.row_scores["accuracy"] == [float(valid and first == {"none"}), 0.0]
 
@@ -119,19 +119,21 @@ def test_rows_with_one_label_are_left_to_the_plain_metrics():
 def some_rows(n=60):
     rng = np.random.default_rng(0)
     rows = [row(i, set(rng.choice(LABELS, size=1 + i % 2, replace=False))) for i in range(n)]
-    answers = [Answer(r.answer if i % 3 else "card") for i, r in enumerate(rows)]
+    answers = [Completion(r.answer if i % 3 else "card") for i, r in enumerate(rows)]
     return rows, answers
 
 
 def test_an_evaluation_of_several_labels_a_row_has_its_own_metric_and_survives_the_files(tmp_path):
     rows, answers = some_rows()
-    answers[0] = Answer("no idea")
+    answers[0] = Completion("no idea")
     result = evaluate(rows, answers, task="classification", labels=None, config=FAST, seed=0)
     assert result.primary == primary_metric("classification", (), result.metrics) == "micro_f1"
     assert result.metrics["subset_accuracy"] == result.metrics["accuracy"]
     assert result.invalid == 1 and result.labels == sorted(LABELS)
     assert 0 < result.metrics["micro_f1"].low < result.metrics["micro_f1"].value < result.metrics["micro_f1"].high < 1
-    perfect = evaluate(rows, [Answer(r.answer) for r in rows], task="classification", labels=None, config=FAST, seed=0)
+    perfect = evaluate(
+        rows, [Completion(r.answer) for r in rows], task="classification", labels=None, config=FAST, seed=0
+    )
     comparison = {c.metric: c for c in compare("a", result, "b", perfect)}
     assert comparison["micro_f1"].verdict == "better" and comparison["accuracy"].test == "exact McNemar"
     write_evaluation(

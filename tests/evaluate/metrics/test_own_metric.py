@@ -16,7 +16,7 @@ from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.metrics import METRICS, metric_of
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.evaluate.suite import Suite
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.metric import metric
 from tuneloop.records.rows import Row
 from tuneloop.report.eval_html import write_page
@@ -49,7 +49,7 @@ def file(tmp_path: Path) -> Path:
 
 def scored(file: Path, more: int, name: str = "wordy") -> Evaluation:
     """Answers with so many words too many, one word more on every second row."""
-    answers = [Answer(row.answer + " word" * (more + i % 2)) for i, row in enumerate(ROWS)]
+    answers = [Completion(row.answer + " word" * (more + i % 2)) for i, row in enumerate(ROWS)]
     config = EvaluateConfig(scorers={name: f"{file}:{name}"}, bootstrap=200, embedding=False, primary=name)
     return evaluate(ROWS, answers, task="generation", labels=None, config=config, seed=0)
 
@@ -117,7 +117,7 @@ def test_a_metric_without_direction_is_shown_and_not_compared(tmp_path: Path) ->
     path = tmp_path / "mine.py"
     path.write_text(FILE.replace('better="lower"', 'better="neither"').replace("wordy", "size"))
     config = EvaluateConfig(scorers={"size": f"{path}:size"}, bootstrap=200, embedding=False)
-    answers = [Answer(row.answer) for row in ROWS]
+    answers = [Completion(row.answer) for row in ROWS]
     both = [evaluate(ROWS, answers, task="generation", labels=None, config=config, seed=0) for _ in range(2)]
     assert "size" in both[0].metrics
     assert "size" not in {c.metric for c in compare("a", both[0], "b", both[1])}
@@ -131,7 +131,7 @@ def test_a_bad_declaration_says_what_is_allowed() -> None:
 def test_the_name_of_a_metric_that_comes_with_tuneloop_is_taken(file: Path) -> None:
     config = EvaluateConfig(scorers={"bleu": f"{file}:wordy"}, bootstrap=200, embedding=False)
     with pytest.raises(UserError, match="'bleu' is a metric's already"):
-        evaluate(ROWS, [Answer("x")] * len(ROWS), task="generation", labels=None, config=config, seed=0)
+        evaluate(ROWS, [Completion("x")] * len(ROWS), task="generation", labels=None, config=config, seed=0)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -150,7 +150,7 @@ def test_perplexity_is_compared_by_the_test_of_the_loss() -> None:
         losses = AnswerStats(losses=[2.0 + 0.1 * (i % 7) + shift * (i % 3) for i in range(40)], loss_tokens=[3] * 40)
         config = EvaluateConfig(bootstrap=200, embedding=False)
         return evaluate(
-            ROWS, [Answer("x")] * 40, task="generation", labels=None, config=config, seed=0, measured=losses
+            ROWS, [Completion("x")] * 40, task="generation", labels=None, config=config, seed=0, measured=losses
         )
 
     pairs = {c.metric: c for c in compare("a", side(0.0), "b", side(-0.2))}

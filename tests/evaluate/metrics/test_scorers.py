@@ -8,7 +8,7 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.metrics.scorers import load_scorer, own_scores
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 FILE = """
@@ -94,7 +94,7 @@ def test_a_file_that_does_not_load_is_told_with_its_line(tmp_path):
 
 def evaluated(file, answers, **scorers):
     config = EvaluateConfig(bootstrap=100, embedding=False, scorers=scorers)
-    return evaluate(ROWS, [Answer(a) for a in answers], task="generation", labels=None, config=config, seed=0)
+    return evaluate(ROWS, [Completion(a) for a in answers], task="generation", labels=None, config=config, seed=0)
 
 
 def test_an_own_scorer_is_a_metric_with_interval_and_test_and_outlives_its_file(file, tmp_path):

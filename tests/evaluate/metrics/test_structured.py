@@ -9,7 +9,7 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.metrics import structured as js
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
-from tuneloop.records.completion import Answer
+from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
 VALUES = st.recursive(
@@ -40,7 +40,7 @@ def row(i, **meta):
 def scored(answers, **settings):
     rows = [row(i) for i in range(len(answers))]
     config = EvaluateConfig(bootstrap=100, embedding=False, **settings)
-    return evaluate(rows, [Answer(a) for a in answers], task="generation", labels=None, config=config, seed=0)
+    return evaluate(rows, [Completion(a) for a in answers], task="generation", labels=None, config=config, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,431 @@
+"""Our own engine: requests that are decoded together, and join and leave between steps.
+
+`Batch` holds rows that share a forward pass: `join` reads prompts, `step` writes one token in each row, `leave` drops
+one. `Engine` puts requests into batches as there is room, for one thread or many: `submit` and `cancel` at any time,
+`step` for all, `stream` and `complete` for those who wait. Rows may have different LoRA adapters; rows behind
+different prefixes go into batches of their own. An answer depends on its own request alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.inference.batches import Padded, pad_left
+from tuneloop.inference.request import Request, with_adapter
+from tuneloop.inference.sampling import Sampler, logprobs
+from tuneloop.inference.stream import TextStream
+from tuneloop.models.adapters import applied
+from tuneloop.models.beside import check_adapter
+from tuneloop.models.load import Model
+from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class Row:
+    """A request that is being answered.
+
+    Args:
+        request: with the prompt's ids.
+        stream: its text, where somebody looks at it before the end (a reader, or stop strings).
+        started: of the clock, when its prompt began to be read.
+        new: tokens written.
+        piece: text that has become certain since somebody took the last piece.
+        completion: the answer, once it is over.
+    """
+
+    request: Request
+    stream: TextStream | None = None
+    started: float = 0.0
+    first: float | None = None
+    new: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    piece: str = ""
+    completion: Completion | None = None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What all prompts of a batch begin with, read once: its ids, and the cache of one row that holds them."""
+
+    ids: Sequence[int] = ()
+    cache: Any = None
+
+
+class Batch:
+    """Rows that share forward passes.
+
+    Args:
+        model: what answers.
+        beginning: what all prompts begin with; computed under the adapters that the rows ask for.
+    """
+
+    def __init__(self, model: Model, beginning: Beginning = Beginning()) -> None:
+        self.model, self.beginning = model, beginning
+        self.rows: list[Row | None] = []  # None: over, its place in the tensors is given up when a quarter is
+        self._state: _State | None = None
+
+    @property
+    def active(self) -> list[Row]:
+        """Rows that are not over."""
+        return [row for row in self.rows if row is not None]
+
+    def padded_tokens(self, new: Sequence[Row] = ()) -> int:
+        """Places that the cache may come to need with further rows."""
+        rows = [*self.active, *new]
+        return len(rows) * max((len(row.request.ids) + row.request.max_new_tokens for row in rows), default=0)
+
+    def join(self, rows: Sequence[Row]) -> None:
+        """Read the prompts of further rows and write the first token of each."""
+        import torch
+
+        began = len(self.beginning.ids)
+        for row in rows:
+            row.started = time.perf_counter()
+            if row.stream is None and row.request.stop:
+                row.stream = TextStream(self.model.template.decode, row.request.stop)
+        with torch.inference_mode():
+            rests = [row.request.ids[began:] for row in rows]
+            padded = pad_left(rests, began, self.model.template.pad_id, self.model.device)
+            state = _State.read(self.model, rows, padded, self.beginning.cache)
+            self._write(rows, state)
+            if self._state is None or not self.active:
+                self._state, self.rows = state, list(rows)
+            else:
+                self._compact(1.0)
+                self._state.join(state)
+                self.rows += rows
+            self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
+
+    def step(self) -> list[Row]:
+        """Write one more token in each row; returns the rows that took part."""
+        import torch
+
+        if not self.active or self._state is None:
+            return []
+        with torch.inference_mode():
+            self._compact(0.75)
+            self._state.forward(self.model, self.rows)
+            rows = self.active
+            self._write(self.rows, self._state)
+        self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
+        return rows
+
+    def leave(self, row: Row, finish: Finish = "cancelled") -> Completion:
+        """End a row now; what it has written is its answer."""
+        if row.completion is None:
+            row.completion = _completion(self.model, row, finish)
+        self.rows = [None if each is row else each for each in self.rows]
+        return row.completion
+
+    def _compact(self, share: float) -> None:
+        """Give up the places of rows that are over: copying the cache pays when a quarter of the rows is gone."""
+        left = [i for i, row in enumerate(self.rows) if row is not None]
+        if self._state is not None and len(left) < len(self.rows) and len(left) <= share * len(self.rows):
+            self._state.keep(left)
+            self.rows = [self.rows[i] for i in left]
+
+    def _write(self, rows: Sequence[Row | None], state: _State) -> None:
+        """Draw the next token of each row and see which rows are over."""
+        tokens = state.sampler.next(state.hidden, self.model.head)
+        state.token = tokens
+        values, now = tokens.tolist(), time.perf_counter()
+        asked = [i for i, row in enumerate(rows) if row is not None and row.request.logprobs is not None]
+        if asked:
+            top = [rows[i].request.logprobs or 0 for i in asked]  # type: ignore[union-attr]
+            found = logprobs(state.hidden[asked], self.model.head, [values[i] for i in asked], top)
+            for i, each in zip(asked, found, strict=True):
+                rows[i].logprobs.append(each)  # type: ignore[union-attr]
+        ends = self.model.template.end_ids
+        for row, token in zip(rows, values, strict=True):
+            if row is not None:
+                _take(self.model, row, token, token in ends, now)
+
+
+def _take(model: Model, row: Row, token: int, ends: bool, now: float) -> None:
+    """A row's next token."""
+    row.new.append(token)
+    row.first = now if row.first is None else row.first
+    if row.stream is not None and not ends:
+        row.piece += row.stream.push(token)
+    stopped = row.stream is not None and row.stream.stopped
+    if ends or stopped or len(row.new) >= row.request.max_new_tokens:
+        row.completion = _completion(model, row, "stop" if ends or stopped else "length")
+
+
+def _completion(model: Model, row: Row, finish: Finish) -> Completion:
+    """What a row has written as an answer."""
+    template = model.template
+    if row.stream is not None:
+        row.piece += row.stream.end()
+        text = row.stream.text
+    else:
+        text = template.decode(row.new[:-1] if row.new and row.new[-1] in template.end_ids else row.new).strip()
+    return Completion(
+        text, tuple(row.new), finish, len(row.request.ids), len(row.new),
+        ttft_ms=None if row.first is None else round(1000 * (row.first - row.started), 3),
+        total_ms=round(1000 * (time.perf_counter() - row.started), 3) if row.started else None,
+        logprobs=None if row.request.logprobs is None else tuple(row.logprobs),
+        engine=ENGINE, adapter=row.request.adapter,
+    )  # fmt: skip
+
+
+@dataclass
+class _State:
+    """The tensors of a batch: a place for each row (B), also for those that are over.
+
+    Args:
+        cache: keys and values of the tokens read so far.
+        real: which of them are no padding (B, S).
+        positions: of the next token (B).
+        hidden: of the last one (B, C).
+        token: the last one written (B).
+        held: places at the beginning of the cache that no token of a row takes: those of a trained prefix.
+    """
+
+    cache: Any
+    real: Tensor
+    positions: Tensor
+    hidden: Tensor
+    sampler: Sampler
+    token: Tensor
+    held: int
+
+    @staticmethod
+    def read(model: Model, rows: Sequence[Row], padded: Padded, beginning: Any) -> _State:
+        """Read the prompts of rows."""
+        import torch
+
+        first = torch.zeros(len(rows), dtype=torch.long, device=model.device)
+        cache = model.new_cache() if beginning is None else beginning.select(first)
+        with applied([row.request.adapter for row in rows]):
+            hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.own)[:, -1]
+        sampler = Sampler(
+            [row.request.sampling for row in rows], model.device, [row.request.ids for row in rows]
+        )  # fmt: skip
+        held = cache.length - padded.real.shape[1]
+        return _State(cache, padded.real, padded.lengths, hidden, sampler, first, held)
+
+    def forward(self, model: Model, rows: Sequence[Row | None]) -> None:
+        """Read the last token of each row."""
+        import torch
+
+        self.real = torch.cat((self.real, torch.ones_like(self.real[:, :1])), 1)
+        default = next(row.request.adapter for row in rows if row is not None)  # for places of rows that are over
+        with applied([default if row is None else row.request.adapter for row in rows]):
+            self.hidden = model.hidden(
+                self.token[:, None], self.positions[:, None], self.real[:, None, None], self.cache
+            )[:, -1]
+        self.positions = self.positions + 1
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some rows only."""
+        import torch
+
+        index = torch.tensor(rows, device=self.real.device)
+        self.cache, self.real, self.positions = self.cache.select(index), self.real[index], self.positions[index]
+        self.hidden, self.token = self.hidden[index], self.token[index]
+        self.sampler.keep(index)
+
+    def join(self, other: _State) -> None:
+        """Go on with the rows of another batch as well."""
+        import torch
+        import torch.nn.functional as F
+
+        for state in (self, other):
+            empty = int(state.real.any(0).long().argmax())
+            if empty:  # places that only rows had which are gone
+                state.cache = state.cache.without_first(empty, state.held)
+                state.real = state.real[:, empty:]
+        self.cache = self.cache.joined(other.cache, self.held)
+        width = max(self.real.shape[1], other.real.shape[1])
+        reals = [F.pad(state.real, (width - state.real.shape[1], 0), value=False) for state in (self, other)]
+        self.real = torch.cat(reals)
+        self.positions = torch.cat((self.positions, other.positions))
+        self.hidden, self.token = torch.cat((self.hidden, other.hidden)), torch.cat((self.token, other.token))
+        self.sampler.join(other.sampler)
+
+
+# --- many requests, one engine ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What has become known of an answer: a further piece of its text, and at the end all of it."""
+
+    text: str = ""
+    completion: Completion | None = None
+
+
+class Ticket:
+    """A request that an engine has taken."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.updates: deque[Update] = deque()
+
+    @property
+    def completion(self) -> Completion | None:
+        """The answer, once it is over."""
+        return self.row.completion
+
+
+class Engine:
+    """Answers requests on one model, as many together as there is room for.
+
+    All methods may be called from any thread; one thread at a time computes.
+
+    Args:
+        model: with the adapters that requests name.
+        rows, tokens: bounds of a batch; tokens count the places of prompts and longest answers, padding included.
+    """
+
+    def __init__(self, model: Model, *, rows: int = 64, tokens: int = 24576) -> None:
+        self.model, self.most_rows, self.most_tokens = model, rows, tokens
+        self._lock = threading.Lock()
+        self._waiting: deque[Ticket] = deque()
+        self._running: dict[Any, tuple[Batch, list[Ticket]]] = {}
+
+    def submit(self, request: Request, *, stream: bool = False) -> Ticket:
+        """Take a request; it is answered by further steps.
+
+        Args:
+            stream: whether its text is wanted piece by piece.
+
+        Returns:
+            A ticket; of a request that can't be answered (no prompt, one that is too long, an adapter that is not
+            loaded) with a completion that says why.
+        """
+        request = with_adapter(request)
+        row = Row(request, TextStream(self.model.template.decode, request.stop) if stream else None)
+        ticket = Ticket(row)
+        error = self._refusal(request)
+        if error:
+            row.completion = Completion(
+                finish="error", prompt_tokens=len(request.ids), error=error, engine=ENGINE, adapter=request.adapter
+            )
+            ticket.updates.append(Update(completion=row.completion))
+            return ticket
+        room = self.model.context - len(request.ids)
+        if request.max_new_tokens > room:
+            row.request = replace(request, max_new_tokens=room)
+        with self._lock:
+            self._waiting.append(ticket)
+        return ticket
+
+    def _refusal(self, request: Request) -> str:
+        """Why a request can't be answered; empty where it can."""
+        if not request.ids:
+            return "no_prompt: the prompt has no tokens"
+        if len(request.ids) >= self.model.context:
+            return f"too_long: {len(request.ids):,} tokens, and the model reads {self.model.context:,} with its answer"
+        try:
+            check_adapter(self.model, request.adapter)
+        except UserError as error:
+            return f"no_adapter: {error.what}"
+        return ""
+
+    def cancel(self, ticket: Ticket) -> Completion:
+        """End an answer now and return what there is of it."""
+        with self._lock:
+            if ticket.row.completion is None:
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
+                    ticket.row.completion = _completion(self.model, ticket.row, "cancelled")
+                for batch, tickets in self._running.values():
+                    if ticket in tickets:
+                        batch.leave(ticket.row)
+                        tickets.remove(ticket)
+                ticket.updates.append(Update(ticket.row.piece, ticket.row.completion))
+                ticket.row.piece = ""
+            completion = ticket.row.completion
+        assert completion is not None
+        return completion
+
+    @property
+    def pending(self) -> int:
+        """Requests that are waiting or being answered."""
+        with self._lock:
+            return len(self._waiting) + sum(len(tickets) for _, tickets in self._running.values())
+
+    def step(self) -> list[Ticket]:
+        """Take waiting requests in, write a token in each row; returns the tickets that have an update."""
+        with self._lock:
+            self._admit()
+            touched: list[Ticket] = []
+            for key, (batch, tickets) in list(self._running.items()):
+                batch.step()
+                touched += tickets
+                self._running[key] = batch, [ticket for ticket in tickets if ticket.completion is None]
+                if not self._running[key][1]:
+                    del self._running[key]  # its cache goes with it
+            for ticket in touched:
+                ticket.updates.append(Update(ticket.row.piece, ticket.completion))
+                ticket.row.piece = ""
+            return touched
+
+    def _admit(self) -> None:
+        """Let waiting requests join, in their order, as far as there is room."""
+        new: dict[Any, list[Ticket]] = {}
+        while self._waiting:
+            ticket = self._waiting[0]
+            key = self._lane(ticket.row.request.adapter)
+            batch, tickets = self._running.setdefault(key, (Batch(self.model), []))
+            rows = [t.row for t in (*new.get(key, ()), ticket)]
+            count = len(tickets) + len(rows)
+            if count > 1 and (count > self.most_rows or batch.padded_tokens(rows) > self.most_tokens):
+                break
+            new.setdefault(key, []).append(self._waiting.popleft())
+        for key, joining in new.items():
+            batch, tickets = self._running[key]
+            batch.join([ticket.row for ticket in joining])
+            self._running[key] = batch, tickets + joining
+
+    def _lane(self, adapter: str) -> Any:
+        """Requests with the same key can share a batch: those behind the same trained prefix, or none."""
+        if not self.model.is_own:
+            return None
+        from tuneloop.models.prefix import applied_prefix
+
+        with applied(adapter):
+            return id(applied_prefix(self.model.net.model))  # type: ignore[arg-type]
+
+    def stream(self, request: Request) -> Iterator[Update]:
+        """An answer as it is written: pieces of text, the last one with the completion.
+
+        Whoever stops reading cancels it.
+        """
+        ticket = self.submit(request, stream=True)
+        try:
+            while True:
+                while ticket.updates:
+                    update = ticket.updates.popleft()
+                    if update.text or update.completion is not None:
+                        yield update
+                    if update.completion is not None:
+                        return
+                self.step()
+        finally:
+            if ticket.completion is None:
+                self.cancel(ticket)
+
+    def complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Answers in the order of the requests, each as soon as it and those before it are over."""
+        tickets = [self.submit(request) for request in requests]
+        try:
+            for ticket in tickets:
+                while ticket.completion is None:
+                    self.step()
+                yield ticket.completion
+        finally:
+            for ticket in tickets:
+                if ticket.completion is None:
+                    self.cancel(ticket)

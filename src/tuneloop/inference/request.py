@@ -1,0 +1,72 @@
+"""What is asked of a model: one record for every engine and target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.inference.sampling import GREEDY, Sampling
+from tuneloop.models.adapters import ATTACHED, applied_now
+from tuneloop.records.rows import Message
+
+MOST_LOGPROBS = 20  # likeliest tokens beside each written one, as OpenAI's API allows
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt, and how it is to be answered.
+
+    A prompt is a conversation, a text to go on with, or token ids; our own engine reads the ids and a target makes them
+    (`LocalModel.rendered`), an endpoint takes the conversation.
+
+    Args:
+        messages: the turns before the answer.
+        tools: schemas of the functions that may be called.
+        continues: plain text to go on with, in place of turns.
+        ids: the prompt as tokens; where it is given, it is asked as it stands.
+        max_new_tokens: length at which the answer is cut.
+        sampling: how its tokens are drawn.
+        stop: strings that end the answer; they are not part of it.
+        logprobs: log probabilities of the written tokens and of so many likeliest ones beside each; None: none.
+        adapter: hash of a loaded adapter, `base` for none; default: what applies in the thread that asks, which is the model as
+            it stands unless something else is said there.
+        id: of the row that is asked about; not part of the prompt.
+
+    Raises:
+        UserError: a value that makes no sense.
+    """
+
+    messages: Sequence[Message] = ()
+    tools: Sequence[Mapping[str, Any]] = ()
+    continues: str | None = None
+    ids: Sequence[int] = ()
+    max_new_tokens: int = 256
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    adapter: str = ATTACHED
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(
+                f"An answer of {self.max_new_tokens} tokens is not possible", where="max_new_tokens",
+                next_step="give 1 or more",
+            )  # fmt: skip
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise UserError(
+                "A stop string must not be empty", where="stop", next_step="give a list of strings, or leave it out"
+            )
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise UserError(
+                f"Log probabilities of {self.logprobs} tokens are not possible", where="logprobs",
+                next_step=f"give 0 to {MOST_LOGPROBS}",
+            )  # fmt: skip
+
+
+def with_adapter(request: Request) -> Request:
+    """A request that says its adapter: where it names none, the one that applies in this thread."""
+    now = applied_now() if request.adapter == ATTACHED else request.adapter
+    return request if now == request.adapter else replace(request, adapter=now)

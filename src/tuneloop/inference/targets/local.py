@@ -1,0 +1,245 @@
+"""Runs, artifacts, adapters, models and GGUF files, answered by our own engine."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, sha256_file
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.request import Request, with_adapter
+from tuneloop.models.names import refuse_missing_path
+from tuneloop.models.trained import base_of_adapter, target_kind, trained_folder
+from tuneloop.records.artifact import ArtifactManifest
+from tuneloop.records.completion import ENGINE, Completion
+from tuneloop.records.record import read_record
+from tuneloop.records.run import RunManifest
+
+if TYPE_CHECKING:
+    from tuneloop.inference.engine import Update
+    from tuneloop.inference.scoring import LabelTrie
+    from tuneloop.inference.targets import Kind
+    from tuneloop.models.load import Model
+
+ARTIFACT = "artifact.json"
+
+
+@dataclass
+class LocalTarget:
+    """A model on this machine; it is loaded when it is first needed.
+
+    Args:
+        name: as the user gave it.
+        base: name of the base model, or of the model itself where nothing was trained.
+        trained: folder of an adapter on top of the base; None: the model is asked as it is.
+        run: the run's folder, where the target is one.
+        template: chat template that takes the place of the model's; empty: its own.
+    """
+
+    name: str
+    base: str
+    trained: Path | None = None
+    run: Path | None = None
+    template: str = ""
+
+    @staticmethod
+    def of(model: Model) -> LocalTarget:
+        """A target from a model that is loaded already, with what is attached to it."""
+        target = LocalTarget(model.name, model.name)
+        target.__dict__["model"] = model
+        return target
+
+    @property
+    def kind(self) -> Kind:
+        """A run, an adapter, or a model."""
+        return "run" if self.run else "adapter" if self.trained else "model"
+
+    @cached_property
+    def model(self) -> Model:
+        """The model with its adapter and template."""
+        from tuneloop.models.load import load_model, use_threads
+        from tuneloop.models.template import plain_source
+        from tuneloop.models.trained import load_trained
+
+        use_threads()
+        model = load_model(self.base)
+        if self.trained is not None:
+            load_trained(model, self.trained)
+        if self.template and self.template != plain_source(model.template.source):
+            model = replace(model, template=replace(model.template, source=self.template))
+        return model
+
+    def load(self) -> None:
+        """Load the model."""
+        _ = self.model
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of weights, tokenizer and template."""
+        from tuneloop.models.load import fingerprint
+        from tuneloop.models.names import resolve
+
+        weights = [fingerprint(resolve(self.base))]
+        if self.trained is not None:
+            weights.append(sha256_file(self.trained / "adapter_model.safetensors"))
+        return content_hash([weights, self.template])
+
+    @property
+    def untuned(self) -> str:
+        """Name of the model before it was tuned; empty where nobody says it."""
+        if self.trained is not None:
+            return self.base
+        if self.run is not None:
+            return read_record(RunManifest, self.run).model
+        artifact = Path(self.name) / ARTIFACT
+        return read_record(ArtifactManifest, artifact).base.model if artifact.is_file() else ""
+
+    def rendered(self, request: Request, room: int = 1) -> Request | Completion:
+        """A request with its prompt as tokens, or why it can't be asked.
+
+        Args:
+            room: tokens that must fit behind the prompt.
+        """
+        from tuneloop.models.template import TemplateError
+
+        template, ids = self.model.template, request.ids
+        try:
+            if not ids and request.continues is not None:
+                ids = template.document_ids(request.continues)
+            elif not ids:
+                ids = template.prompt_ids(list(request.messages), list(map(dict, request.tools)))
+        except TemplateError as error:
+            return _refused(request, f"template_error: {error}")
+        context = self.model.context
+        if len(ids) + room > context:
+            return _refused(request, f"too_long: {len(ids):,} tokens, and the model reads {context:,} with its answer")
+        return replace(request, ids=ids, max_new_tokens=min(request.max_new_tokens, context - len(ids)))
+
+    def complete(
+        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
+    ) -> Iterator[Completion]:
+        """Written answers; all are there when the first one comes."""
+        return self._written([with_adapter(request) for request in requests], progress, task)
+
+    def _written(self, requests: Sequence[Request], progress: Progress, task: str) -> Iterator[Completion]:
+        from tuneloop.inference.generate import answer_requests
+
+        made = [self.rendered(request) for request in requests]
+        asked = [each for each in made if isinstance(each, Request)]
+        answers = iter(answer_requests(self.model, asked, progress=progress, task=task))
+        for each in made:
+            yield next(answers) if isinstance(each, Request) else each
+
+    def stream(self, request: Request) -> Iterator[Update]:
+        """One written answer in pieces as they come."""
+        return self._streamed(with_adapter(request))
+
+    def _streamed(self, request: Request) -> Iterator[Update]:
+        from tuneloop.inference.engine import Engine, Update
+
+        made = self.rendered(request)
+        if isinstance(made, Completion):
+            yield Update(completion=made)
+        else:
+            yield from Engine(self.model).stream(made)
+
+    def score(
+        self,
+        requests: Sequence[Request],
+        labels: Sequence[str],
+        *,
+        exact: bool = False,
+        lead: str = "",
+        progress: Progress = no_progress,
+        task: str = "scoring labels",
+    ) -> Iterator[Completion]:
+        """The likeliest label of each request by choice scoring; all are there when the first one comes."""
+        return self._scored([with_adapter(request) for request in requests], labels, exact, lead, progress, task)
+
+    def _scored(
+        self,
+        requests: Sequence[Request],
+        labels: Sequence[str],
+        exact: bool,
+        lead: str,
+        progress: Progress,
+        task: str,
+    ) -> Iterator[Completion]:
+        from tuneloop.inference.scoring import choose_for
+
+        tree = self.label_tree(labels, lead)
+        opening = self.model.template.encode(lead) if lead else []
+        made = [self.rendered(request, len(opening) + max(tree.lengths)) for request in requests]
+        if lead:
+            made = [replace(m, ids=[*m.ids, *opening]) if isinstance(m, Request) else m for m in made]
+        asked = [each for each in made if isinstance(each, Request)]
+        answers = iter(choose_for(self.model, asked, tree, prune=not exact, progress=progress, task=task))
+        for each in made:
+            yield next(answers) if isinstance(each, Request) else each
+
+    def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:
+        """Labels as the tokens of whole answers, or of the rest of an answer that begins with `lead`."""
+        from tuneloop.inference.scoring import label_trie, trie_of_labels
+
+        if not lead:  # what stands before an answer does not matter for its tokens
+            return trie_of_labels(self.model, labels, [{"role": "user", "content": "x"}])
+        template = self.model.template
+        return label_trie(labels, [[*template.encode(f" {label}"), template.end_ids[0]] for label in labels])
+
+
+def _refused(request: Request, why: str) -> Completion:
+    return Completion(finish="error", error=why, engine=ENGINE, adapter=request.adapter)
+
+
+# --- what a name stands for ------------------------------------------------------------------------
+
+
+def open_folder_or_name(name: str, *, base: str = "", template: str = "") -> LocalTarget:
+    """What a folder or name stands for; nothing is loaded yet.
+
+    Raises:
+        UserError: there is nothing of that name, or a run that is not finished.
+    """
+    folder, kind = Path(name).expanduser(), target_kind(name)
+    if kind == "run":
+        trained = trained_folder(folder)
+        if not (trained / "adapter_config.json").is_file():
+            return LocalTarget(name, str(trained), None, folder, template)  # all weights: a model by itself
+        return LocalTarget(name, base or read_record(RunManifest, folder).model, trained, folder, template)
+    if kind == "adapter":
+        return LocalTarget(name, base or _base_of(folder), folder, None, template)
+    refuse_missing(name)
+    return LocalTarget(name, name, template=template)
+
+
+def _base_of(folder: Path) -> str:
+    """The base of an adapter: as the artifact or the run beside it names it, else as PEFT's settings do."""
+    artifact, run = folder / ARTIFACT, folder.parent / "run.json"
+    if artifact.is_file():
+        return read_record(ArtifactManifest, artifact).base.model
+    if folder.name == "adapter" and run.is_file():
+        return read_record(RunManifest, run).model
+    return base_of_adapter(folder)
+
+
+def refuse_missing(name: str) -> None:
+    """Refuse a path that is not there: it is no name on the hub.
+
+    Raises:
+        UserError: with the nearest folder.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or len(path.parts) < 2 or not path.parent.is_dir():
+        refuse_missing_path(name)
+        return
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1, 0.5)
+    raise UserError(
+        "There is no run, artifact or model here",
+        where=name,
+        next_step=f"did you mean {path.parent / near[0]}?" if near else "check the path",
+    )

@@ -53,7 +53,7 @@ def test_the_first_line_is_the_verdict_and_settings_that_differ_are_listed(runs:
     lines = said("old", "new")
     assert lines[0].startswith("Better than old: accuracy 95.0 %, +35.0 points")
     text = " ".join(" ".join(lines).split())
-    assert "Gain: over old; positive means that the line is better" in text
+    assert "Gain: of new over each line; positive means that new is better" in text
     assert "train.learning_rate 0.001 0.0002" in text and "output_dir" not in text
 
 

@@ -20,6 +20,7 @@ from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.evaluate.suite import load_suite
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import GateCheck, GateResult
 from tuneloop.records.rows import Row
 
 N = 200
@@ -79,7 +80,7 @@ def test_rows_that_both_were_asked_are_judged_and_the_line_says_so(evaluation: F
         read_side(str(evaluation("b", numbers=range(30, 150)))),
     ]
     outcome = run_gate(load_suite(tmp_path / "suite.yaml"), *sides)
-    (check,) = outcome["checks"]
+    (check,) = outcome.checks
     assert check.rows == 30 and check.message.endswith("(on the 30 rows that both were asked)")
 
 
@@ -102,7 +103,7 @@ def test_what_cannot_be_judged_is_refused_before_the_model_is_asked(
 
 
 def test_a_row_that_must_pass_is_shown_with_its_text(judged: Any) -> None:
-    (check,) = judged({"must_pass": [{"id": "r7"}]})["checks"]
+    (check,) = judged({"must_pass": [{"id": "r7"}]}).checks
     assert check.name == "r7" and check.message == 'r7 "q7": passes'
 
 
@@ -116,8 +117,8 @@ ACCURACY = {"metrics": [{"metric": "accuracy", "margin": 0.05}]}
 )
 def test_a_margin_has_three_verdicts(judged: Any, new: Sequence[int], expected: str) -> None:
     outcome = judged(ACCURACY, new=new)
-    (check,) = outcome["checks"]
-    assert outcome["status"] == expected, check.message
+    (check,) = outcome.checks
+    assert outcome.status == expected, check.message
     assert check.limit == -0.05 and check.low <= check.value <= check.high
     if expected == "inconclusive":
         assert "rows would settle it" in check.message
@@ -125,33 +126,33 @@ def test_a_margin_has_three_verdicts(judged: Any, new: Sequence[int], expected: 
 
 def test_one_failed_check_fails_the_gate_and_an_open_one_leaves_it_open(judged: Any) -> None:
     two = {"metrics": [{"metric": "accuracy", "margin": 0.05}, {"metric": "macro_f1", "at_least": 0.99}]}
-    assert judged(two, new=range(8), old=range(8))["status"] == "fail"
-    assert judged({"metrics": [*ACCURACY["metrics"], {"metric": "accuracy", "at_least": 0.97}]}, new=range(5))["status"] == "inconclusive"  # fmt: skip
+    assert judged(two, new=range(8), old=range(8)).status == "fail"
+    assert judged({"metrics": [*ACCURACY["metrics"], {"metric": "accuracy", "at_least": 0.97}]}, new=range(5)).status == "inconclusive"  # fmt: skip
 
 
 def test_a_loss_in_one_slice_fails_though_the_whole_passes(judged: Any) -> None:
     wrong = [i for i in range(60) if i % 3 == 2]  # refunds alone
     by = {"metrics": [{"metric": "accuracy", "margin": 0.15}, {"metric": "accuracy", "margin": 0.15, "by": "label"}]}
     outcome = judged(by, new=wrong)
-    assert {c.name: c.status for c in outcome["checks"]} == {
+    assert {c.name: c.status for c in outcome.checks} == {
         "accuracy": "pass", "accuracy [label billing]": "pass", "accuracy [label delivery]": "pass",
         "accuracy [label refund]": "fail",
     }  # fmt: skip
     one = judged({"metrics": [{"metric": "accuracy", "margin": 0.15, "slice": {"label": "refund"}}]}, new=wrong)
-    assert one["status"] == "fail" and one["checks"][0].rows == 66
+    assert one.status == "fail" and one.checks[0].rows == 66
 
 
 def test_slices_by_columns_of_the_data_set(judged: Any) -> None:
     fields = {f"r{i}": {"language": "de" if i < 50 else "en"} for i in range(N)}
     suite = {"metrics": [{"metric": "accuracy", "margin": 0.1, "slice": {"language": "de"}}]}
-    assert judged(suite, new=range(30), fields=fields)["status"] == "fail"
-    assert judged(suite, new=range(60, 90), fields=fields)["status"] == "pass"
+    assert judged(suite, new=range(30), fields=fields).status == "fail"
+    assert judged(suite, new=range(60, 90), fields=fields).status == "pass"
 
 
 def test_rows_that_must_pass(judged: Any) -> None:
     outcome = judged({"must_pass": ["r0", "r1", {"id": "r2", "contains": "fund", "lacks": ["bill"]}]}, new=[1])
-    assert [c.status for c in outcome["checks"]] == ["pass", "fail", "pass"]
-    assert outcome["status"] == "fail"
+    assert [c.status for c in outcome.checks] == ["pass", "fail", "pass"]
+    assert outcome.status == "fail"
 
 
 @pytest.mark.parametrize(("flaky", "status"), [("inconclusive", "inconclusive"), ("fail", "fail"), ("pass", "pass")])
@@ -163,33 +164,33 @@ def test_a_row_that_passes_sometimes_is_flaky(judged: Any, flaky: str, status: s
         return [Completion("delivery" if len(calls) > 1 else "refund") for _ in rows]
 
     outcome = judged({"must_pass": ["r0", "r1"], "repeat": 3, "flaky": flaky}, new=[1], ask=ask)
-    assert outcome["flaky"] == [{"row": "r1", "passed": 2, "asked": 4}]
-    assert outcome["status"] == status and calls == [1, 1, 1]
+    assert [vars(row) for row in outcome.flaky] == [{"row": "r1", "passed": 2, "asked": 4}]
+    assert outcome.status == status and calls == [1, 1, 1]
 
 
 def test_a_row_that_keeps_failing_is_no_flake(judged: Any) -> None:
     outcome = judged({"must_pass": ["r1"], "repeat": 2}, new=[1], ask=lambda rows: [Completion("refund")] * len(rows))
-    assert outcome["status"] == "fail" and not outcome["flaky"]
-    assert "3 of 3 times" in outcome["checks"][0].message
+    assert outcome.status == "fail" and not outcome.flaky
+    assert "3 of 3 times" in outcome.checks[0].message
 
 
 def test_a_new_prompt_is_asked_of_the_model_and_is_open_where_there_is_none(judged: Any) -> None:
     suite = {"must_pass": [{"prompt": "Where is my parcel?", "matches": "^deliv"}]}
-    assert judged(suite)["status"] == "inconclusive"
+    assert judged(suite).status == "inconclusive"
     asked: list[Row] = []
 
     def ask(rows: Sequence[Row]) -> list[Completion]:
         asked.extend(rows)
         return [Completion("delivery") for _ in rows]
 
-    assert judged(suite, ask=ask)["status"] == "pass"
+    assert judged(suite, ask=ask).status == "pass"
     assert asked[0].prompt[-1]["content"] == "Where is my parcel?" and len(asked) == 1
 
 
 def test_must_pass_rows_from_a_file_beside_the_suite(judged: Any, tmp_path: Path) -> None:
     (tmp_path / "golden.jsonl").write_text('{"id": "r1"}\n"r2"\n')
     outcome = judged({"must_pass_file": "golden.jsonl"}, new=[2])
-    assert [c.status for c in outcome["checks"]] == ["pass", "fail"]
+    assert [c.status for c in outcome.checks] == ["pass", "fail"]
 
 
 @pytest.mark.parametrize(
@@ -198,14 +199,14 @@ def test_must_pass_rows_from_a_file_beside_the_suite(judged: Any, tmp_path: Path
      ({"score": {"value": 0.04, "low": 0.01, "high": 0.09}}, "inconclusive"), (None, "inconclusive")],
 )  # fmt: skip
 def test_forgetting_has_a_limit(judged: Any, measured: Any, expected: str) -> None:
-    assert judged({"forgetting": {"at_most": 0.05}}, forgetting=measured)["status"] == expected
+    assert judged({"forgetting": {"at_most": 0.05}}, forgetting=measured).status == expected
 
 
 def test_latency_has_limits(judged: Any) -> None:
     both = {"latency": {"seconds_per_row": 0.1, "ratio": 1.5}}
-    assert judged(both, seconds=12.0)["status"] == "pass"
-    assert [c.status for c in judged(both, seconds=18.0)["checks"]] == ["pass", "fail"]
-    assert [c.status for c in judged(both, seconds=30.0)["checks"]] == ["fail", "fail"]
+    assert judged(both, seconds=12.0).status == "pass"
+    assert [c.status for c in judged(both, seconds=18.0).checks] == ["pass", "fail"]
+    assert [c.status for c in judged(both, seconds=30.0).checks] == ["fail", "fail"]
 
 
 @pytest.mark.parametrize(
@@ -264,16 +265,16 @@ def test_nothing_is_made_of_a_run_at_a_red_gate_unless_forced_and_that_is_record
 def test_a_refused_release_names_the_line_that_failed_and_not_one_without_evidence(tmp_path: Path) -> None:
     (tmp_path / "eval.json").write_text("{}")
     checks = [
-        {"status": "pass", "message": "accuracy holds"},
-        {"status": "inconclusive", "message": "forgetting: not measured"},
-        {"status": "fail", "message": "macro_f1: -0.2 against the base"},
+        GateCheck("metric", "accuracy", "pass", "accuracy holds"),
+        GateCheck("forgetting", "forgetting", "inconclusive", "forgetting: not measured"),
+        GateCheck("metric", "macro_f1", "fail", "macro_f1: -0.2 against the base"),
     ]
-    outcome = {"status": "fail", "checks": checks, "evaluation": sha256_file(tmp_path / "eval.json")}
-    gate.write_gate(tmp_path, outcome)
+    evaluation = sha256_file(tmp_path / "eval.json")
+    gate.write_gate(tmp_path, GateResult(status="fail", checks=checks, evaluation=evaluation))
     with pytest.raises(UserError, match="The gate is red") as error:
         gate.release(tmp_path)
     assert "macro_f1" in str(error.value.where) and "forgetting" not in str(error.value.where)
-    gate.write_gate(tmp_path, outcome | {"status": "inconclusive", "checks": checks[:2]})
+    gate.write_gate(tmp_path, GateResult(status="inconclusive", checks=checks[:2], evaluation=evaluation))
     with pytest.raises(UserError, match="not enough evidence") as error:
         gate.release(tmp_path)
     assert "forgetting" in str(error.value.where)

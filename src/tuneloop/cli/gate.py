@@ -58,17 +58,17 @@ def command(
         sides = read_side(candidate), read_side(against)
         folder = sides[0].folder
         ask = None if no_model or sides[0].baseline else answers_of(folder, progress=shown.progress, say=shown.say)
-        outcome = run_gate(wanted, *sides, ask=ask, fields=_columns(folder))
+        result = run_gate(wanted, *sides, ask=ask, fields=_columns(folder))
     # What is said of a baseline in a folder is not said of the run that the folder belongs to.
     place = Path(out) if out else None if sides[0].baseline else folder
-    path = write_gate(place, outcome) if place else None
+    path = write_gate(place, result) if place else None
     if output.json:
-        print_json({**outcome, "path": str(path) if path else None})
+        print_json({**result.as_json(), "path": str(path) if path else None})
     else:
-        for check in outcome["checks"]:
+        for check in result.checks:
             print(f"{SIGNS[check.status]}  {check.message}")
-        print(f"gate: {outcome['status']}" + (f"  ({path})" if path else ""))
-    raise typer.Exit(EXIT[outcome["status"]])
+        print(f"gate: {result.status}" + (f"  ({path})" if path else ""))
+    raise typer.Exit(EXIT[result.status])
 
 
 def _init(target: str, against: str, suite: str, as_json: bool) -> None:

@@ -90,9 +90,10 @@ def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, 
 def _write(plan: dict[str, Any], folder: str) -> None:
     from pathlib import Path
 
-    from tuneloop.core.files import write_json
+    from tuneloop.records.plan import PLAN, Plan
+    from tuneloop.records.record import write_record
 
-    write_json(Path(folder) / "plan.json", plan)
+    write_record(Path(folder) / PLAN, Plan.model_validate(plan))
 
 
 def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:

@@ -20,12 +20,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, read_jsonl, sha256_file, write_json
+from tuneloop.core.files import content_hash, read_jsonl, sha256_file
 from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.evaluate.shared_rows import on_shared_rows, some_rows
 from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import GateCheck, split_place
+from tuneloop.records.evaluation import (
+    EVALUATION,
+    EvaluationManifest,
+    FlakyRow,
+    GateCheck,
+    GateResult,
+    GateSide,
+    SuiteName,
+    split_place,
+)
+from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row
 
 if TYPE_CHECKING:
@@ -44,7 +54,7 @@ class Side:
 
     place: str
     folder: Path
-    manifest: dict[str, Any]
+    manifest: EvaluationManifest
     samples: dict[str, dict[str, Any]]
     evaluation: Evaluation = field(repr=False)
     baseline: str = ""
@@ -52,7 +62,7 @@ class Side:
     @property
     def name(self) -> str:
         """The contender's name in the evaluation."""
-        return self.baseline or str(self.manifest["name"])
+        return self.baseline or self.manifest.name
 
 
 def read_side(place: str) -> Side:
@@ -65,9 +75,9 @@ def read_side(place: str) -> Side:
 
     path, baseline = split_place(place)
     evaluation = load_evaluation(path, baseline or None)
-    manifest = read_json(path / "eval.json")
+    manifest = read_record(EvaluationManifest, path)
     samples = {str(sample["id"]): sample for sample in read_jsonl(path / "samples.jsonl")}
-    return Side(place, path, manifest, samples, evaluation, "" if baseline == manifest["name"] else baseline)
+    return Side(place, path, manifest, samples, evaluation, "" if baseline == manifest.name else baseline)
 
 
 def run_gate(
@@ -77,8 +87,8 @@ def run_gate(
     *,
     ask: Ask | None = None,
     fields: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """Hold the candidate against the suite.
+) -> GateResult:
+    """Compare the candidate with what the suite demands.
 
     Args:
         suite: what must hold.
@@ -87,7 +97,7 @@ def run_gate(
         fields: row id -> further fields that slices may name (columns of the data set).
 
     Returns:
-        The object that `gate.json` holds.
+        What `gate.json` holds.
 
     Raises:
         UserError: the suite names a metric, field or row that the evaluations don't have, or their rows differ.
@@ -110,17 +120,16 @@ def run_gate(
     ]
     found = {check.status for check in checks}
     status: Status = "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
-    return {
-        "version": 1,
-        "status": status,
-        "suite": {"name": suite.name, "hash": content_hash(suite)},
-        "candidate": {"place": candidate.place, "name": candidate.name, "model": candidate.manifest.get("model")},
-        "against": {"place": base.place, "name": base.name, "model": base.manifest.get("model")},
-        "evaluation": sha256_file(candidate.folder / "eval.json"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "checks": checks,
-        "flaky": flaky,
-    }
+    return GateResult(
+        status=status,
+        suite=SuiteName(name=suite.name, hash=content_hash(suite)),
+        candidate=GateSide(place=candidate.place, name=candidate.name, model=candidate.manifest.model),
+        against=GateSide(place=base.place, name=base.name, model=base.manifest.model),
+        evaluation=sha256_file(candidate.folder / EVALUATION),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        checks=checks,
+        flaky=flaky,
+    )
 
 
 def _on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
@@ -142,10 +151,10 @@ def _on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
     return sides[0], sides[1]
 
 
-def write_gate(run: Path, outcome: Mapping[str, Any]) -> Path:
-    """Store the outcome with the run."""
-    write_json(run / "gate.json", outcome)
-    return run / "gate.json"
+def write_gate(run: Path, result: GateResult) -> Path:
+    """Store the result with the run."""
+    write_record(run / GateResult.file, result)
+    return run / GateResult.file
 
 
 def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", "none"]:
@@ -153,12 +162,11 @@ def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", 
     run = Path(run)
     if not (run / "gate.json").is_file():
         return "none"
-    outcome = read_json(run / "gate.json")
-    evaluation = run / "eval.json"
-    if not evaluation.is_file() or sha256_file(evaluation) != outcome.get("evaluation"):
+    result = read_record(GateResult, run / GateResult.file)
+    evaluation = run / EVALUATION
+    if not evaluation.is_file() or sha256_file(evaluation) != result.evaluation:
         return "stale"
-    found = outcome.get("status")
-    return found if found in EXIT else "none"
+    return result.status
 
 
 def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
@@ -172,23 +180,23 @@ def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
     found = status(run)
     barred = found not in ("pass", "none")
     if barred and not force:
-        outcome = read_json(Path(run) / "gate.json")
+        result = read_record(GateResult, run)
         # A red gate also holds lines without enough evidence: the one that made it red is named.
-        unmet = [check["message"] for check in outcome.get("checks", ()) if check["status"] == found]
+        unmet = [check.message for check in result.checks if check.status == found]
         said = {"fail": "The gate is red", "inconclusive": "The gate has not enough evidence"}
         raise UserError(
             said.get(found, "The gate was asked about an earlier evaluation"),
             where=f"{Path(run) / 'gate.json'}" + (f": {unmet[0]}" if unmet and found != "stale" else ""),
             next_step="mend it and run `tuneloop gate` again, or overrule it with --force",
         )
-    suite = read_json(Path(run) / "gate.json").get("suite") if found != "none" else None
-    return {"status": found, "suite": suite, "forced": barred}
+    suite = read_record(GateResult, run).suite if found != "none" else None
+    return {"status": found, "suite": suite and suite.model_dump(), "forced": barred}
 
 
 # --- rows that must pass -----------------------------------------------------------------------
 
 
-def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateCheck], list[dict[str, Any]]]:
+def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateCheck], list[FlakyRow]]:
     """The rows' checks, and those that passed only sometimes."""
     demands = suite.must_pass
     place = {row.id: i for i, row in enumerate(side.evaluation.rows)}
@@ -218,7 +226,7 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateChec
         said = _named_row(side, place[demand.id]) if demand.id else name
         checks.append(_row_check(name, said, outcomes, suite))
         if len(set(outcomes)) > 1:
-            flaky.append({"row": name, "passed": sum(outcomes), "asked": len(outcomes)})
+            flaky.append(FlakyRow(row=name, passed=sum(outcomes), asked=len(outcomes)))
     return checks, flaky
 
 
@@ -422,7 +430,7 @@ def _within(
 
 
 def _forgetting(limit: Forgetting, side: Side) -> GateCheck:
-    measured = side.manifest.get("forgetting")
+    measured = side.manifest.forgetting
     score = measured.get("score", measured) if isinstance(measured, Mapping) else measured
     figure: Mapping[str, Any] = score if isinstance(score, Mapping) else {"value": score}
     value, low, high = (_number(figure.get(key)) for key in ("value", "low", "high"))
@@ -454,6 +462,5 @@ def _seconds(side: Side) -> float | None:
     each = [s["seconds"] for s in side.samples.values() if isinstance(s.get("seconds"), int | float)]
     if each and not side.baseline:
         return statistics.fmean(each)
-    cost = (side.manifest.get("costs") or {}).get(side.name) or {}
-    seconds = cost.get("seconds")
-    return seconds / side.evaluation.n if isinstance(seconds, int | float) and seconds > 0 else None
+    cost = side.manifest.costs.get(side.name)
+    return cost.seconds / side.evaluation.n if cost and cost.seconds > 0 else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, read_jsonl, write_json, write_jsonl
+from tuneloop.core.files import plain, read_jsonl, write_jsonl
 from tuneloop.evaluate.compare import adjusted
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
@@ -20,7 +20,8 @@ from tuneloop.evaluate.slices import breakdown, breakdown_in_words
 from tuneloop.evaluate.verdict import decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import Comparison
+from tuneloop.records.evaluation import EVALUATION, Comparison, EvaluationManifest
+from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row, last_user_turn, references_of
 
 
@@ -77,7 +78,6 @@ def write_evaluation(
     each = enumerate(_besides(evaluation))
     write_jsonl(out / "samples.jsonl", (_sample(evaluation, i, beside, others, besides) for i, beside in each))
     manifest = {
-        "version": 1,
         "key": key,
         "model": model,
         "dataset": dataset,
@@ -98,7 +98,7 @@ def write_evaluation(
         **parts,
         "production": against,
         **({"own_metrics": {name: metric_of(name) for name in own}} if (own := evaluation.own_metrics) else {}),
-        **(more or {}),
+        **plain(more or {}),
         "settings": {
             "intervals": _intervals(evaluation),
             "seed": evaluation.seed,
@@ -111,8 +111,8 @@ def write_evaluation(
             "label_rows": evaluation.label_rows,
         },
     }
-    path = out / "eval.json"
-    write_json(path, manifest)
+    path = out / EVALUATION
+    write_record(path, EvaluationManifest.model_validate(manifest))
     return path
 
 
@@ -244,17 +244,17 @@ def load_evaluation(path: Path | str, contender: str | None = None) -> Evaluatio
         raise UserError(
             "No evaluation there", where=str(folder / "eval.json"), next_step=f"run `tuneloop evaluate {folder}` first"
         )
-    manifest = read_json(folder / "eval.json")
+    manifest = read_record(EvaluationManifest, folder / EVALUATION)
     samples = read_jsonl(folder / "samples.jsonl")
     try:
-        declare_from(manifest)
-        if contender is not None and contender != manifest["name"] and contender not in manifest["baselines"]:
+        declare_from({"own_metrics": plain(manifest.own_metrics)})
+        if contender is not None and contender != manifest.name and contender not in manifest.baselines:
             raise UserError(
                 f"The evaluation holds no contender {contender!r}",
                 where=str(folder / "eval.json"),
-                next_step=f"choose one of {', '.join([manifest['name'], *manifest['baselines']])}",
+                next_step=f"choose one of {', '.join([manifest.name, *manifest.baselines])}",
             )
-        return _evaluated_again(manifest, samples, None if contender == manifest["name"] else contender)
+        return _evaluated_again(manifest, samples, None if contender == manifest.name else contender)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"The evaluation is damaged or of another version ({error!r})",
@@ -263,14 +263,16 @@ def load_evaluation(path: Path | str, contender: str | None = None) -> Evaluatio
         ) from None
 
 
-def _evaluated_again(manifest: dict[str, Any], samples: list[dict[str, Any]], baseline: str | None) -> Evaluation:
-    settings = manifest["settings"]
-    if len(samples) != manifest["n"]:
+def _evaluated_again(manifest: EvaluationManifest, samples: list[dict[str, Any]], baseline: str | None) -> Evaluation:
+    settings = manifest.settings
+    if settings is None:
+        raise KeyError("settings")
+    if len(samples) != manifest.n:
         raise UserError(
-            f"samples.jsonl has {len(samples)} rows and eval.json tells of {manifest['n']}",
+            f"samples.jsonl has {len(samples)} rows and eval.json tells of {manifest.n}",
             next_step="delete eval.json and evaluate again",
         )
-    saved = (manifest["metrics"] if baseline is None else manifest["baselines"][baseline]).get("perplexity")
+    saved = (manifest.metrics if baseline is None else manifest.baselines[baseline]).get("perplexity")
     return evaluate(
         [_row(sample) for sample in samples],
         [
@@ -279,15 +281,15 @@ def _evaluated_again(manifest: dict[str, Any], samples: list[dict[str, Any]], ba
             else _completion(sample["baselines"][baseline], sample.get("baselines_beside", {}).get(baseline, {}))
             for sample in samples
         ],
-        task=manifest["task"],
-        labels=settings["labels"],
+        task=manifest.task,
+        labels=settings.labels,
         config=EvaluateConfig.model_validate(
-            {name: settings.get(name) for name in ("fields", "bootstrap", "cluster", "primary")}
+            settings.model_dump(include={"fields", "bootstrap", "cluster", "primary"})
         ),
-        seed=settings["seed"],
-        field_labels=settings.get("field_labels"),
-        label_rows=settings.get("label_rows"),
-        perplexity=None if saved is None else _number(saved["value"]),
+        seed=settings.seed,
+        field_labels=settings.field_labels,
+        label_rows=settings.label_rows,
+        perplexity=None if saved is None else saved.value,
         measured=_measured(
             samples
             if baseline is None

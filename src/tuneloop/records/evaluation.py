@@ -232,10 +232,10 @@ class AnswerCost(Part):
     computed_tokens: int | float | None = None
     training_seconds: float | None = None
     training_usd: float | None = None
-    requests: int | None = None
-    cached: int | None = None
-    retries: int | None = None
-    failed: int | None = None
+    requests: int | float | None = None
+    cached: int | float | None = None
+    retries: int | float | None = None
+    failed: int | float | None = None
 
 
 # --- where it is good and where it isn't -------------------------------------------------------

@@ -96,10 +96,10 @@ def test_a_gate_speaks_of_it_by_its_title_and_passes_the_better_side(folder: Pat
         {"version": 1, "name": "s", "metrics": [{"metric": "wordy", "margin": 0.5, "at_most": 1}]}
     )
     good = run_gate(suite, read_side(str(folder)), read_side(f"{folder}:zero-shot"))
-    assert [check.status for check in good["checks"]] == ["pass", "pass"]
-    assert good["checks"][0].message.startswith("words too many (lower is better): +4 [")
+    assert [check.status for check in good.checks] == ["pass", "pass"]
+    assert good.checks[0].message.startswith("words too many (lower is better): +4 [")
     bad = run_gate(suite, read_side(f"{folder}:zero-shot"), read_side(str(folder)))
-    assert [check.status for check in bad["checks"]] == ["fail", "fail"]
+    assert [check.status for check in bad.checks] == ["fail", "fail"]
 
 
 def test_a_first_suite_limits_it_from_above_with_its_own_least_margin(folder: Path) -> None:
@@ -144,14 +144,10 @@ def test_every_metric_has_a_title_a_meaning_and_one_number_format(name: str) -> 
 
 
 def test_perplexity_is_compared_by_the_test_of_the_loss() -> None:
-    from tuneloop.evaluate.scoring import AnswerStats
-
     def side(shift: float) -> Evaluation:
-        losses = AnswerStats(losses=[2.0 + 0.1 * (i % 7) + shift * (i % 3) for i in range(40)], loss_tokens=[3] * 40)
+        answers = [Completion("x", loss=2.0 + 0.1 * (i % 7) + shift * (i % 3), loss_tokens=3) for i in range(40)]
         config = EvaluateConfig(bootstrap=200, embedding=False)
-        return evaluate(
-            ROWS, [Completion("x")] * 40, task="generation", labels=None, config=config, seed=0, measured=losses
-        )
+        return evaluate(ROWS, answers, task="generation", labels=None, config=config, seed=0)
 
     pairs = {c.metric: c for c in compare("a", side(0.0), "b", side(-0.2))}
     assert pairs["perplexity"].p == pairs["loss"].p and pairs["perplexity"].p_holm == pairs["loss"].p_holm

@@ -33,3 +33,16 @@ def test_the_readme_lists_every_page() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in PAGES[2:]:
         assert f"]({page.relative_to(ROOT).as_posix()})" in text, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_are_at_most_120_characters(page: Path) -> None:
+    """Tables, blocks that show what a command prints, and generated pages may be wider."""
+    if page.name in ("reference.md", "claims.md"):
+        return
+    wide, block = [], False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        block ^= line.lstrip().startswith("```")
+        if len(line) > 120 and not block and not line.lstrip().startswith("|"):
+            wide.append(number)
+    assert not wide

@@ -32,6 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TUNELOOP_CACHE", str(tmp_path / "cache"))
     write("data.jsonl", RECORDS)
+    (tmp_path / "notes.txt").write_text("not a model")
     return tmp_path
 
 
@@ -227,7 +228,8 @@ def test_rows_without_prediction_count_as_wrong_and_are_named(here: Path, capsys
         (("evaluate", "--endpoint", "http://127.0.0.1:9", "--data", "data.jsonl"), "go together"),
         (("evaluate", "--endpoint", "localhost", "--model", "m", "--data", "data.jsonl"), "Not an endpoint"),
         (("evaluate", "--predictions", "none.jsonl", "--data", "data.jsonl"), "none.jsonl"),
-        (("evaluate", "data.jsonl", "--data", "data.jsonl"), "This file is no model"),
+        (("evaluate", "data.jsonl", "--data", "data.jsonl"), "their own predictions"),
+        (("evaluate", "notes.txt", "--data", "data.jsonl"), "This file is no model"),
         (("evaluate", "--predictions", "data.jsonl", "--data", "data.jsonl", "memorisation=true"), "made from"),
         (("evaluate", "runs/elsewhere"), "runs/elsewhere is no run"),
         (("compare", "a"), "Two evaluations"),

@@ -173,7 +173,7 @@ def test_answers_that_advice_has_measured_are_taken_and_only_the_other_rows_are_
     assert sum(asked) == 2 * (whole.rows - (measured or whole.rows)), "zero-shot and few-shot"
     assert set(found.asked) == set(whole.asked)
     for name, answers in whole.asked.items():
-        assert [a.text for a in found.asked[name].answers] == [a.text for a in answers.answers]
+        assert [a.text for a in found.asked[name].completions] == [a.text for a in answers.completions]
     asked.clear()
     little = ask_within(job, dataset, 0.0, before=measured_before(job, dataset))
     assert (little.rows, asked) == (LEAST, [])

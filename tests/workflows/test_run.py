@@ -329,7 +329,12 @@ def test_killed_while_training_held_against_others_and_gone_on_with(
     for key in ("steps", "best_step", "best_val_loss", "first_val_loss", "adapter_hash", "tokens"):
         assert one[key] == other[key], key
     losses = [
-        [(r["step"], r.get("loss"), r.get("val_loss")) for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, cut)
+        [
+            (r["step"], r.get("loss"), r.get("val_loss"))
+            for r in read_jsonl(f / "metrics.jsonl")
+            if r.get("event") != "busy"  # depends on what else the machine does
+        ]
+        for f in (whole, cut)
     ]
     assert losses[0] == losses[1]
 

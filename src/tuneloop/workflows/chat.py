@@ -172,9 +172,9 @@ def _answered(asker: Asker, request: Request, show: Callable[[str], None]) -> Pr
     said, written = "", 0
     try:
         for update in asker.target.target.stream(request):
-            show(update.text)
-            said += update.text
+            said += update.text  # before it is shown: an interrupt may come while it is
             written += 1
+            show(update.text)
             if update.completion is not None:
                 return prediction_of(update.completion)
     except KeyboardInterrupt:

@@ -106,9 +106,9 @@ def test_progress_names_the_reading_of_what_prompts_share_and_reaches_its_end(ti
     prompts = prompts_of(tiny_model)
     generate(tiny_model, prompts, max_new_tokens=2, batch_rows=2, progress=listen, task="ask")
     assert seen[:3] == [
+        ("ask", 0, 5),
         ("ask: reading what the prompts share", 0, 1),
         ("ask: reading what the prompts share", 1, 1),
-        ("ask", 0, 5),
     ]
     assert seen[-1] == ("ask", 5, 5)
 

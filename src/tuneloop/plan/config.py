@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tuneloop.core.files import Config
 from tuneloop.core.flag import Flag
+from tuneloop.models.methods import names_of_methods
 from tuneloop.plan.prices import CPU_USD_PER_HOUR
 
 FILE, FOLDER = Flag(metavar="FILE"), Flag(metavar="FOLDER")
@@ -98,7 +99,7 @@ class MethodOptions(Config):
 
     PANEL: ClassVar[str] = "Method"
 
-    method: str | None = Field(None, description="Method: full, lora, qlora or prefix.")
+    method: str | None = Field(None, description=f"Method: {names_of_methods()}.")
     rank: int | None = Field(None, description="Rank of the adapter.")
     targets: str | None = Field(
         None, description="Matrices with an adapter: all-linear, attention, mlp, or names as in q,v."

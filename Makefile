@@ -26,7 +26,7 @@ test: $(VENV)/.installed-dev
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 test-avx2: $(VENV)/.installed-dev
 	$(AVX2) $(BIN)/pytest tests/train/test_flops.py tests/train/test_speed.py tests/train/test_distributed.py \
-		tests/train/test_methods.py tests/train/test_optimizers.py tests/train/test_loss.py tests/models tests/artifacts
+		tests/train/test_methods.py tests/train/test_optimizers.py tests/train/test_loss.py tests/models tests/inference tests/release
 
 reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py

@@ -262,3 +262,8 @@ def test_every_recipe_parses_and_its_sources_are_there(path: Path) -> None:
 
 def test_there_are_recipes() -> None:
     assert RECIPES
+
+
+def test_the_makefile_names_tests_that_are_there() -> None:
+    named = [word for word in (ROOT / "Makefile").read_text(encoding="utf-8").split() if word.startswith("tests/")]
+    assert named and [name for name in named if not (ROOT / name).exists()] == []

@@ -12,20 +12,7 @@ import torch
 
 from tuneloop.inference.generate import generate
 from tuneloop.models.load import Model, load_model
-
-SYSTEM = {"role": "system", "content": "You answer questions about the weather on far planets, briefly and with care."}
-QUESTIONS = [
-    "Rain?",
-    "Is it windy on Jupiter in the autumn, or does it only look so?",
-    "Why",
-    "How cold " * 9,
-    "And Mars?",
-]
-
-
-def prompts_of(model: Model, system: bool = True) -> list[list[int]]:
-    turns = [[SYSTEM] * system + [{"role": "user", "content": q}] for q in QUESTIONS]
-    return [model.template.prompt_ids(t) for t in turns]  # type: ignore[arg-type]
+from weather import prompts_of
 
 
 @torch.no_grad()

@@ -15,21 +15,7 @@ from patience import needs_bf16
 from tuneloop.inference.scoring import answer_fits, choose, label_probability, label_trie
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import Rendered
-
-SYSTEM = {"role": "system", "content": "You answer questions about the weather on far planets, briefly and with care."}
-QUESTIONS = [
-    "Rain?",
-    "Is it windy on Jupiter in the autumn, or does it only look so?",
-    "Why",
-    "How cold " * 9,
-    "And Mars?",
-]
-
-
-def prompts_of(model: Model, system: bool = True) -> list[list[int]]:
-    turns = [[SYSTEM] * system + [{"role": "user", "content": q}] for q in QUESTIONS]
-    return [model.template.prompt_ids(t) for t in turns]  # type: ignore[arg-type]
-
+from weather import QUESTIONS, SYSTEM, prompts_of
 
 LABEL_SETS = {
     "shared first tokens": ["card_arrival", "card_linking", "card", "refund", "Refund not showing up"],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, sha256_file
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_record
@@ -180,6 +181,8 @@ def _recipe(question: EvalTarget) -> Recipe:
         recipe = load_run_recipe(Path(question.target), own)
         given = {"sources": [question.dataset]} if question.dataset else {}
         return recipe.model_copy(update={"data": recipe.data.model_copy(update=given)})
+    if question.kind == "model":
+        refuse_missing_path(question.target)  # before it is asked which rows: the name is what is wrong
     if not question.dataset and not question.data:
         raise UserError(
             "Which rows?",

@@ -61,6 +61,8 @@ def reason(parsed: Parsed | Rejection) -> str:
         ({"id": 1, "messages": [{"role": "user", "content": "a"}]}, "messages"),
         ({"prompt": "a", "completion": "b"}, "prompt_completion"),
         ({"question": "a", "answer": "b", "category": "c"}, "prompt_completion"),
+        ({"id": "1", "dialogue": "a", "summary": "b", "topic": "c"}, "prompt_completion"),
+        ({"article": "a", "highlights": "b"}, "prompt_completion"),
         ({"query": "a", "response": "b"}, "prompt_completion"),
         ({"text": "a", "label": "b", "created": 3}, "text_label"),
         ({"Text": "a", "Category": "b"}, "text_label"),

@@ -29,6 +29,7 @@ PAIRS = (
     ("question", "answer"), ("question", "response"), ("input", "output"), ("query", "response"),
     ("query", "answer"), ("instruction", "response"), ("instruction", "completion"), ("instruction", "answer"),
     ("input", "response"), ("user", "assistant"), ("human", "assistant"), ("problem", "solution"),
+    ("dialogue", "summary"), ("document", "summary"), ("article", "summary"), ("article", "highlights"), ("text", "summary"),
 )  # fmt: skip
 
 

@@ -19,6 +19,9 @@ def command(
     ),
     out: str = typer.Option("", "--out", "-o", help="Folder of the artifact; default: artifacts/ID.", metavar="FOLDER"),
     force: bool = typer.Option(False, "--force", help="Overrule a gate that is not green; the artifact says so."),
+    sign: str = typer.Option(
+        "", "--sign", help="Sign all files with this private key of an elliptic curve, a PEM file.", metavar="KEY"
+    ),
     *,
     output: Output,
 ) -> None:
@@ -32,7 +35,13 @@ def command(
 
     with screen(output.quiet) as shown:
         artifact = export_run(
-            Path(run), form, Path(out) if out else None, force=force, progress=shown.progress, say=shown.say
+            Path(run),
+            form,
+            Path(out) if out else None,
+            force=force,
+            key=Path(sign) if sign else None,
+            progress=shown.progress,
+            say=shown.say,
         )
     if output.json:
         print_json({"path": str(artifact.folder), **artifact.manifest})

@@ -50,6 +50,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Release": {
         "gate": "Decide whether a candidate may replace the model in use.",
         "export": "Export a run as a folder that other tools can load, with a model card.",
+        "verify": "Check that an artifact's files are as they were exported, and who signed them.",
     },
     "Set up": {
         "doctor": "Check this machine: packages, model, memory, disk.",

@@ -8,6 +8,7 @@ from tuneloop.records.evaluation import Comparison, Metrics, SuiteName
 from tuneloop.records.record import Part, Record
 
 ARTIFACT = "artifact.json"
+SIGNATURE = "artifact.sig"  # of all files, where the artifact was signed
 
 
 class ArtifactFile(Part):

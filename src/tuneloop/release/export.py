@@ -17,6 +17,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import (
     content_hash,
     lock_folder,
+    plain,
     read_json,
     replacing,
     sha256_file,
@@ -31,6 +32,7 @@ from tuneloop.models.methods import Method
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import OWN, trained_folder
+from tuneloop.records.artifact import SIGNATURE
 from tuneloop.release.card import model_card
 from tuneloop.release.licences import licence_of
 from tuneloop.release.merge import merge
@@ -249,10 +251,12 @@ def _describe(origin: Origin, form: Form, id_: str, folder: Path, made: Mapping[
     if licence and licence.notice:
         write_text(folder / NOTICE, licence.notice + "\n")
     write_text(folder / CARD, model_card(manifest, licence, origin.dataset, origin.table))
-    names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, ".lock"))
+    names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, SIGNATURE, ".lock"))
     manifest["files"] = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in names
     }
+    if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST) != plain(manifest):
+        (folder / SIGNATURE).unlink(missing_ok=True)  # what was signed is no longer said
     write_json(folder / MANIFEST, manifest)
     return manifest
 

@@ -10,6 +10,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.methods import method_named
+from tuneloop.records.artifact import SIGNATURE
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 from tuneloop.workflows.report import summary
@@ -26,6 +27,7 @@ def export_run(
     out: Path | None = None,
     *,
     force: bool = False,
+    key: Path | None = None,
     progress: Progress = no_progress,
     say: Callable[[str], None] = lambda line: None,
 ) -> Artifact:
@@ -36,24 +38,19 @@ def export_run(
         wanted: `merged` or `adapter`; empty: what suits its method.
         out: the artifact's folder; default `artifacts/ID`.
         force: overrule a gate that is not green.
+        key: private key that signs the artifact.
 
     Raises:
         UserError: no finished run, the wrong form, a gate that is not green, or whatever else the user can put right.
     """
     from tuneloop.evaluate.gate import release
     from tuneloop.release.export import Origin, export, form_for
+    from tuneloop.release.verify import check_private_key, sign
     from tuneloop.report.table import comparison_as
 
-    if not (run / "run.json").is_file():
-        begun = (run / "config.yaml").is_file()
-        raise UserError(
-            "This run has not finished training" if begun else "There is no run here (no run.json)",
-            where=str(run),
-            next_step="run its command again: it goes on"
-            if begun
-            else "name the folder that `tuneloop run` or `train` printed",
-        )
-    manifest = read_record(RunManifest, run).as_json()
+    if key is not None:
+        check_private_key(key)  # before gigabytes are written
+    manifest = finished_run(run).as_json()
     recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
     form = form_for(method_named(manifest["method"]), wanted)
     gate = release(run, force=force)
@@ -76,4 +73,25 @@ def export_run(
         say(
             f"merge     {merged['tensors']} weights; rounding to the base's dtype took {merged['rounding']:.2%} of the update's length"
         )
+    if key is not None:
+        sign(artifact.folder, key)
+        say(f"signed    {SIGNATURE}: check it with `tuneloop verify {artifact.folder} --key PUBLIC_KEY`")
     return artifact
+
+
+def finished_run(run: Path) -> RunManifest:
+    """The manifest of a finished run.
+
+    Raises:
+        UserError: there is no run, or it has not finished training.
+    """
+    if not (run / "run.json").is_file():
+        begun = (run / "config.yaml").is_file()
+        raise UserError(
+            "This run has not finished training" if begun else "There is no run here (no run.json)",
+            where=str(run),
+            next_step="run its command again: it goes on"
+            if begun
+            else "name the folder that `tuneloop run` or `train` printed",
+        )
+    return read_record(RunManifest, run)

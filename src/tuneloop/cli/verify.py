@@ -1,0 +1,41 @@
+"""`tuneloop verify`."""
+
+from __future__ import annotations
+
+import typer
+
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
+
+
+def command(
+    artifact: str = typer.Argument(..., help="Folder of an exported artifact.", metavar="ARTIFACT"),
+    key: str = typer.Option(
+        "", "--key", "-k", help="Check the signature too: the signer's public key, a PEM file.", metavar="FILE"
+    ),
+    *,
+    output: Output,
+) -> None:
+    """Check that every file of an artifact is as it was exported, and who signed it.
+
+    Exit status 1: a file was changed, is missing or was added, or the signature is not valid.
+    """
+    from pathlib import Path
+
+    from tuneloop.core.files import plain
+    from tuneloop.release.verify import verify
+
+    with screen(output.quiet) as shown:
+        found = verify(Path(artifact), Path(key) if key else None, progress=shown.progress)
+    if output.json:
+        print_json({"path": artifact, "intact": found.intact, **plain(found)})
+    else:
+        for what in ("changed", "missing", "added"):
+            for name in getattr(found, what):
+                print(f"{what:<9} {name}")
+        if found.signature != "none":
+            why = found.reason or {"unchecked": "give --key PUBLIC_KEY"}.get(found.signature, "")
+            print(f"signature {found.signature}" + (f": {why}" if why else ""))
+        print(f"{artifact}  {'intact' if found.intact else 'NOT intact'} ({found.files} files, {found.id})")
+    if not found.intact:
+        raise typer.Exit(1)

@@ -12,6 +12,7 @@ import pytest
 
 from patience import HANG
 from tuneloop.cli.console import IDLE, Screen
+from tuneloop.core.progress import busy
 
 
 class Clock:
@@ -110,6 +111,21 @@ def test_time_that_no_task_tells_of_is_not_silent(
     screen.say("evaluate  tuned")
     clock.go(screen, 1.75)
     assert spoken(capsys) == [f"{IDLE}: 2 s", "evaluate  tuned", f"{IDLE}: 2 s"]
+
+
+def test_between_two_parts_of_a_stage_the_stage_is_named(
+    screen: Screen, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with busy(screen.progress, "measuring the baselines"):
+        screen.progress("zero-shot", 1, 2)
+        screen.progress("zero-shot", 2, 2)
+        clock.go(screen, 1.75)
+    assert spoken(capsys) == ["measuring the baselines: 2 s"]
+
+
+def test_a_command_says_what_it_does_while_no_task_does(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    clock.go(Screen(quiet=False, clock=clock, doing="exporting"), 1.75)
+    assert spoken(capsys) == ["exporting: 2 s"]
 
 
 def test_rate_and_time_left_count_from_where_the_task_began(

@@ -1,8 +1,9 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
-from tuneloop.evaluate.few_shot import choose_examples, fit_examples, nearest_examples
+from tuneloop.evaluate.few_shot import choose_examples, fit_examples, labels_shown, nearest_examples, rarest_label
 from tuneloop.evaluate.prompt import prompt_turns
 from tuneloop.records.rows import Row
 
@@ -52,6 +53,22 @@ def test_classes_may_be_anything_of_the_row():
     cards = [row(i, f"mail {i}", answer=f"Queue: {'xy'[i % 10 == 0]}") for i in range(50)]
     chosen = choose_examples(cards, 4, seed=0, stratify=lambda r: r.answer)
     assert Counter(r.answer for r in chosen) == {"Queue: x": 2, "Queue: y": 2}
+
+
+def test_frequent_classes_are_shown_where_there_are_too_many():
+    rare = [row(300 + i, f"rare {i}", f"rare {i}") for i in range(40)]
+    assert {r.label for r in choose_examples([*rare, *TRAIN], 3, seed=0, frequent_first=True)} == {"a", "b", "c"}
+    assert {r.label for r in choose_examples([*rare, *TRAIN], 3, seed=0)} != {"a", "b", "c"}
+
+
+def test_a_row_of_several_labels_stands_for_its_rarest_one():
+    rows = [row(i, f"q {i}", label) for i, label in enumerate(["a", "a, b", "a, b, c"])]
+    rows = [replace(r, meta={"labels": r.label.split(", ")}) for r in rows]
+    of = rarest_label(rows)
+    assert [of(r) for r in rows] == ["a", "b", "c"]
+    assert of(row(9, "no label")) is None
+    assert labels_shown(rows[:2], rows) == "The 2 examples in the prompt show 2 of 3 labels."
+    assert labels_shown(rows[2:], rows) == ""
 
 
 def test_examples_stand_after_the_system_turn():

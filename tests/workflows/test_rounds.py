@@ -142,7 +142,8 @@ def test_a_baseline_is_told_of_before_the_next_is_asked(job: RunContext, dataset
     job.progress = listen
     found = baseline_stage(job, dataset)
     places = [
-        told.index(name) for name in ("baseline  zero-shot", "few-shot (6)", "baseline  few-shot", "cheap alternatives")
+        told.index(name)
+        for name in ("baseline  zero-shot", "few-shot (6 examples)", "baseline  few-shot", "cheap alternatives")
     ]
     assert places == sorted(places)
     assert {f"baseline  {name}" for name in found} <= set(told)

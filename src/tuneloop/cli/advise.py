@@ -162,7 +162,7 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
     prepared = Path(source) / "dataset.json"
     if prepared.is_file() and not measuring.wanted:
         return _Known({**facts, **known_of(source)}, folder, read_json(prepared).get("hash", ""))
-    with screen(measuring.quiet) as shown:
+    with screen(measuring.quiet, "measuring") as shown:
         if other and measuring.wanted:
             shown.say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
             shown.say(

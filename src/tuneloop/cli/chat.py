@@ -40,7 +40,7 @@ def command(
         target, against, base=asking.base, task=asking.task, system=asking.system, max_new_tokens=asking.max_new_tokens,
         endpoint=asking.server(connection),
     )  # fmt: skip
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "loading the model") as shown:
         with busy(shown.progress, "loading the model"):
             chat.load()
         shown.say(f"chat      {_introduction(chat)}")

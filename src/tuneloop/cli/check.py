@@ -34,7 +34,7 @@ def command(
 
     _refuse_raw_file(dataset)
     loaded = load_dataset(dataset)
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "checking") as shown:
         production = _read(against, loaded.manifest, shown.say) if against else None
     checks = check_dataset(loaded, against=production)
     checks = sorted(checks, key=lambda check: LEVELS.index(check["level"]))  # stable: the order of checks stays

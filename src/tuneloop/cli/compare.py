@@ -90,7 +90,7 @@ def command(
     Differences are tested row by row. The verdict of a judge stands alongside the metrics.
     """
     judge = judging.chosen(connection)
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "comparing") as shown:
         if judging.check_judge:
             assert judge is not None
             result, words = _checked(judge, judging.check_judge, shown)

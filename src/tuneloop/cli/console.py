@@ -29,6 +29,9 @@ if hasattr(os, "register_at_fork"):
     )  # fmt: skip
 
 
+IDLE = "working"  # what goes on, where nothing better is known
+
+
 @dataclass
 class _Task:
     """Something that goes on: since when, from how much on, how far it is, and its bar on a terminal."""
@@ -50,6 +53,7 @@ class Screen:
     Args:
         quiet: say nothing.
         clock: seconds.
+        doing: what goes on while no task says so.
     """
 
     FIRST = 1.5  # seconds until something that begins is told
@@ -58,8 +62,8 @@ class Screen:
         30.0,
     )  # seconds between further plain lines: these, then a sixth of the time that the task has taken
 
-    def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self.quiet, self.clock = quiet, clock
+    def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic, doing: str = IDLE) -> None:
+        self.quiet, self.clock, self.doing = quiet, clock, doing
         self.bars: Any = None
         self.tasks: dict[str, _Task] = {}  # the one told of last at the end
         self.idle: Any = None  # bar of the time in which no task tells of itself
@@ -101,7 +105,7 @@ class Screen:
         """Say what goes on if it is time to: a plain line, or a bar where no task has one."""
         with _SPEAKING:
             now = self.clock()
-            name, task = next(reversed(self.tasks.items()), (IDLE, self.nothing))
+            name, task = next(reversed(self.tasks.items()), (self.doing, self.nothing))
             going = now - task.began
             if self.bars is not None:
                 self._idle_bar(wanted=task is self.nothing and going >= self.FIRST)
@@ -117,7 +121,7 @@ class Screen:
 
     def _idle_bar(self, *, wanted: bool) -> None:
         if wanted and self.idle is None:
-            self.idle = self.bars.add_task(IDLE, total=None, note="")
+            self.idle = self.bars.add_task(self.doing, total=None, note="")
         elif not wanted and self.idle is not None:
             self.bars.remove_task(self.idle)
             self.idle = None
@@ -141,7 +145,6 @@ class Screen:
 
 
 EARLY = 20  # before a twentieth is done the rate says little of the rest: the first answers of a batch come late
-IDLE = "working"  # what goes on while no task tells of itself
 
 
 def _line(name: str, task: _Task, seconds: float) -> str:
@@ -171,9 +174,14 @@ def _shown(key: str, value: float | str) -> str:
 
 
 @contextmanager
-def screen(quiet: bool) -> Iterator[Screen]:
-    """A `Screen` for the time of a command."""
-    shown = Screen(quiet)
+def screen(quiet: bool, doing: str = IDLE) -> Iterator[Screen]:
+    """A `Screen` for the time of a command.
+
+    Args:
+        quiet: say nothing.
+        doing: what the command does, in a word or two; said while no task says what goes on.
+    """
+    shown = Screen(quiet, doing=doing)
     if quiet:
         yield shown
         return

@@ -32,7 +32,7 @@ def command(
     """
     from tuneloop.data.diff import diff_datasets
 
-    with screen(output.quiet):
+    with screen(output.quiet, "comparing the data sets"):
         diff = diff_datasets(a, b, examples=rows)
     if output.json:
         print_json({"identical": diff.identical, **{name: getattr(diff, name) for name in diff.__dataclass_fields__}})

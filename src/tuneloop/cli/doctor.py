@@ -15,7 +15,7 @@ def command(*, output: Output) -> None:
     """
     from tuneloop.workflows.doctor import examine
 
-    with screen(output.quiet):
+    with screen(output.quiet, "looking at this machine"):
         findings = examine()
     if output.json:
         print_json({"ok": all(f.ok or not f.needed for f in findings), "findings": findings})

@@ -104,7 +104,7 @@ def command(
     from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 
     question = EvalTarget(target=place, endpoint=server, settings=settings, **vars(options))
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "evaluating") as shown:
         found = evaluate_target(question, progress=shown.progress, say=shown.say)
     result = read_json(found.folder / "eval.json")
     if output.json:

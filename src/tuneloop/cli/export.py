@@ -33,7 +33,7 @@ def command(
 
     from tuneloop.workflows.export import export_run
 
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "exporting") as shown:
         artifact = export_run(
             Path(run),
             form,

@@ -54,13 +54,13 @@ def command(
     console = Console(highlight=False, quiet=output.json)
     matcher = Matcher(match, regex)
     matcher = Matcher(match, regex, pseudonyms(matcher, personal_settings(dataset)))
-    with screen(output.quiet):
+    with screen(output.quiet, "looking for rows"):
         found = find_rows(dataset, matcher)
     facts = {"matched": found.rows, "rows": found.hits, "also_in": found.others, "sources": found.origins}
     _print_found(found, console)
     there = bool(found.hits or found.resumed)
     if not there or dry_run:
-        with screen(output.quiet):
+        with screen(output.quiet, "looking for runs made from the data"):
             made = descendants(found, matcher, root)
         _print_made(made, console)
         if output.json:
@@ -69,7 +69,7 @@ def command(
     if not yes and not _confirmed(found, output.json):
         console.print("Nothing was removed.")
         raise typer.Exit(1)
-    with screen(output.quiet):
+    with screen(output.quiet, "removing rows"):
         measure = measure_of(dataset, model)
         done = forget(dataset, matcher, runs_root=root, measure=measure)
         if found.report:

@@ -54,7 +54,7 @@ def command(
     from tuneloop.workflows.evaluate import answers_of
 
     wanted = load_suite(suite)
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "applying the suite") as shown:
         sides = read_side(candidate), read_side(against)
         folder = sides[0].folder
         ask = None if no_model or sides[0].baseline else answers_of(folder, progress=shown.progress, say=shown.say)

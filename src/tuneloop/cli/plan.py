@@ -117,7 +117,7 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
         return plan_machines({"model": model, **asked, "dataset": data})
     recipe = recipe_of(data, settings, model=model)
     other = stand_in(recipe.model)
-    with screen(quiet) as shown:
+    with screen(quiet, "planning") as shown:
         if source and not asked and not other:
             plan = plan_alone(recipe, "", progress=shown.progress, say=shown.say)
             return {**plan, "recommendation": recommendation_here(plan)}
@@ -155,7 +155,7 @@ def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> di
     from tuneloop.workflows.recipes import recipe_of
     from tuneloop.workflows.train import calibrate_alone
 
-    with screen(quiet) as shown, tempfile.TemporaryDirectory() as scratch:
+    with screen(quiet, "planning") as shown, tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
             source = str(Path(scratch) / "examples.jsonl")
             texts = (

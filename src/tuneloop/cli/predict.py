@@ -95,14 +95,14 @@ def command(
 
     opened = open_with_task(target, base=asking.base, task=asking.task, endpoint=asking.server(connection))
     options = Options(column, asking.system, top, asking.max_new_tokens)
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "answering") as shown:
         write = None if output.json or out else _print
         found = predict_file(opened, file, options, out, write=write, progress=shown.progress, say=shown.say)
     summary = found.summary
     if output.json:
         print_json(summary if out else {**summary, "predictions": found.rows})
     else:
-        with screen(output.quiet) as shown:
+        with screen(output.quiet, "answering") as shown:
             shown.say(_said(summary))
         if out:
             print(out)

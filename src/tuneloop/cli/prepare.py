@@ -45,7 +45,7 @@ def command(
 
     places, settings = split_arguments(sources)
     recipe = recipe_for_sources(places, settings, name=name, model=model)
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "preparing the data") as shown:
         track = track or bool(os.environ.get("MLFLOW_TRACKING_URI"))
         dataset = prepare_alone(recipe, out, track=track, progress=shown.progress, say=shown.say)
     if show:

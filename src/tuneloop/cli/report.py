@@ -38,7 +38,7 @@ def command(
         text = comparison_as(read_json(folder / "eval.json"), table)  # type: ignore[arg-type]
         print_json({"table": text, "format": table}) if output.json else print(text, end="")
         return
-    with screen(output.quiet):
+    with screen(output.quiet, "writing the report"):
         page = write_page(folder)
     if output.json:
         print_json(summary(folder) | {"report": str(page)})

@@ -86,7 +86,7 @@ def command(
     from tuneloop.evaluate.review.results import results
     from tuneloop.evaluate.review.server import serve
 
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "preparing the pairs") as shown:
         review = _review(places, sample)
         if votes.export:
             written = _export(review, votes.export, votes.to)

@@ -35,7 +35,7 @@ def command(
     if preflight:
         _preflight(recipe, output.json, output.quiet)
         return
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "starting the run") as shown:
         folder, run = train_alone(recipe, progress=shown.progress, say=shown.say)
     if output.json:
         print_json({"path": str(folder), **run.as_json()})
@@ -48,7 +48,7 @@ def _preflight(recipe: Recipe, as_json: bool, quiet: bool) -> None:
     from tuneloop.cli.rows import print_rendered
     from tuneloop.workflows.train import preflight_alone
 
-    with screen(quiet) as shown:
+    with screen(quiet, "checking before the training") as shown:
         checked, plan, template = preflight_alone(recipe, progress=shown.progress, say=shown.say)
     if as_json:
         print_json(

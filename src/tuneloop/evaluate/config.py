@@ -97,7 +97,8 @@ class BaselinesConfig(Config):
 
     zero_shot: bool = Field(True, description="the untouched model with the instruction alone")
     few_shot: int | Literal["auto"] = Field(
-        "auto", description="examples in the untouched model's prompt; 0: none; auto: one a label, else 4"
+        "auto",
+        description="examples in the base model's prompt; 0: none; auto: one a label (40 where there are more than 80), else 4",
     )
     classical: bool = Field(
         True,

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 from tuneloop.records.rows import Message, Row, last_user_turn
 
+MOST_LABELS = 80  # up to so many labels `auto` shows one example of each: measured to be good with 77
+MOST_EXAMPLES = 40  # with more labels: a prompt of hundreds of examples fills the context and takes minutes to read
+
 
 def choose_examples(
-    train: Sequence[Row], k: int, *, seed: int, stratify: Callable[[Row], str | None] = lambda row: row.label
+    train: Sequence[Row],
+    k: int,
+    *,
+    seed: int,
+    stratify: Callable[[Row], str | None] = lambda row: row.label,
+    frequent_first: bool = False,
 ) -> list[Row]:
     """Choose `k` examples, class-balanced and seeded, whatever the order of the rows.
 
@@ -24,6 +33,7 @@ def choose_examples(
         k: number of examples; all rows where there are fewer.
         seed: of the choice.
         stratify: the class of a row, None where it has none.
+        frequent_first: with more classes than `k` the most frequent ones are shown, instead of any.
     """
     rng = random.Random(seed)
     rows = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
@@ -39,6 +49,8 @@ def choose_examples(
         rng.shuffle(short)
         queues.append(short + sorted((row for row in groups[name] if _length(row) > longest), key=_length))
     rng.shuffle(queues)
+    if frequent_first:
+        queues.sort(key=len, reverse=True)
     chosen: list[Row] = []
     while len(chosen) < k and any(queues):
         for queue in queues:
@@ -46,6 +58,28 @@ def choose_examples(
                 chosen.append(queue.pop(0))
     rng.shuffle(chosen)
     return chosen
+
+
+def labels_of(row: Row) -> list[str]:
+    """The labels of a row: several, one, or none."""
+    several = row.meta.get("labels")
+    if isinstance(several, list) and several and all(isinstance(label, str) for label in several):
+        return several
+    return [] if row.label is None else [row.label]
+
+
+def rarest_label(train: Sequence[Row]) -> Callable[[Row], str | None]:
+    """The class of a row with several labels: the one that the fewest rows have, so that examples show each label once."""
+    counts = Counter(label for row in train for label in labels_of(row))
+    return lambda row: min(labels_of(row), key=lambda label: (counts[label], label), default=None)
+
+
+def labels_shown(examples: Sequence[Row], train: Sequence[Row]) -> str:
+    """How many of the labels the examples show, as a sentence; empty where they show all."""
+    shown, every = ({label for row in rows for label in labels_of(row)} for rows in (examples, train))
+    if every <= shown:
+        return ""
+    return f"The {len(examples)} examples in the prompt show {len(shown)} of {len(every)} labels."
 
 
 def nearest_examples(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ def _score_all(
     evaluations = {}
     for name, result in asked.items():
         evaluations[name] = score(job, dataset, rows, result)
-        job.say(f"baseline  {name}: {headline(evaluations[name])}")
+        job.say(f"baseline  {name}: {headline(evaluations[name])}{f'; {result.note}' if result.note else ''}")
     return evaluations
 
 
@@ -104,22 +104,23 @@ def _on_part(
     Args:
         listed: `baselines.json` of all.
     """
-    asked = {name: _part(evaluation, rows, listed["costs"][name]) for name, evaluation in baselines.items()}
+    asked = {name: _part(evaluation, rows, listed, name) for name, evaluation in baselines.items()}
     began = time.monotonic() - listed["seconds"] * len(rows) / max(listed["n"], 1)
     scored = _score_all(job, dataset, rows, asked)
     return _write(job, dataset, rows, scored, asked, _baselines_key(job, dataset), began)
 
 
-def _part(evaluation: Evaluation, rows: Sequence[Row], cost: Mapping[str, Any]) -> SystemAnswers:
+def _part(evaluation: Evaluation, rows: Sequence[Row], listed: Mapping[str, Any], name: str) -> SystemAnswers:
     """A contender's answers to some of its rows, with their share of what all took."""
     from tuneloop.workflows.systems import SystemAnswers
 
+    cost, note = listed["costs"][name], listed.get("notes", {}).get(name, "")
     place = {row.id: i for i, row in enumerate(evaluation.rows)}
     kept, further = [place[row.id] for row in rows], evaluation.measured.further
     share = len(kept) / max(evaluation.n, 1)
     return SystemAnswers(
         [evaluation.answers[i] for i in kept], share * cost["seconds"], cost["training_seconds"],
-        round(share * cost["computed_tokens"]), tuple(further[i] for i in kept) if further else (),
+        round(share * cost["computed_tokens"]), tuple(further[i] for i in kept) if further else (), note,
     )  # fmt: skip
 
 
@@ -144,7 +145,7 @@ class Before:
 
     def asked(self, name: str, rows: Sequence[Row]) -> SystemAnswers:
         """A baseline's answers to some of the rows."""
-        return _part(self.evaluations[name], rows, self.listed["costs"][name])
+        return _part(self.evaluations[name], rows, self.listed, name)
 
     def words(self, rows: int) -> str:
         """That so many rows are taken over."""
@@ -214,7 +215,7 @@ def _write(
     words = leaderboard_in_words(rungs)
     seconds = time.monotonic() - began
     listed = {"version": 1, "key": key, "n": len(rows), "contenders": places, "costs": costs, "ladder": rungs, "words": words,
-              "seconds": round(seconds, 1)}  # fmt: skip
+              "seconds": round(seconds, 1), "notes": {name: result.note for name, result in asked.items() if result.note}}  # fmt: skip
     write_json(folder / "baselines.json", listed)
     for sentence in words:
         job.say(f"          {sentence}")
@@ -270,13 +271,17 @@ def ask_untouched(
 
     Under a limit on the whole run, all time is for answers: the loss of the reference answers is not measured.
     """
+    from tuneloop.evaluate.few_shot import labels_shown
     from tuneloop.workflows.systems import ask, uses_choice
 
     config = job.recipe.evaluate
-    return ask(
+    task = f"few-shot ({len(examples)} examples)" if examples else "zero-shot"
+    found = ask(
         job.model, dataset, rows, config, examples=examples, with_calibrated=config.calibrate and uses_choice(dataset, config),
-        perplexity=not job.recipe.max_minutes, progress=job.progress, task=f"few-shot ({len(examples)})" if examples else "zero-shot",
+        perplexity=not job.recipe.max_minutes, progress=job.progress, task=task,
     )  # fmt: skip
+    note = labels_shown(examples, dataset.train) if examples and dataset.task == "classification" else ""
+    return {kind: replace(answers, note=note) for kind, answers in found.items()}
 
 
 def untouched_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: int | None = None) -> list[Row]:
@@ -346,8 +351,11 @@ def measure_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable
     folder = advice_folder(recipe, out)
     job = RunContext(recipe, folder, progress, say)
     with lock_folder(folder):
-        dataset = prepare_stage(job)
-        if not baseline_stage(job, dataset):
+        with busy(progress, "preparing the data"):
+            dataset = prepare_stage(job)
+        with busy(progress, "measuring the baselines"):
+            measured = baseline_stage(job, dataset)
+        if not measured:
             raise UserError(
                 "Nothing can be measured: the data set has no test rows, or all baselines are switched off",
                 where=dataset.path,

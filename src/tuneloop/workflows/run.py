@@ -43,21 +43,26 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment())
-        dataset = prepare_stage(job)
-        refuse_errors(dataset, recipe)
-        remind(job, dataset)
-        from tuneloop.track import start_tracking
-
+        with busy(job.progress, "preparing the data"):
+            dataset = prepare_stage(job)
+            refuse_errors(dataset, recipe)
+            remind(job, dataset)
         with busy(progress, "starting the tracker"):
+            from tuneloop.track import start_tracking
+
             tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=say)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            answered = limit.ask_untouched(dataset)
-            baselines = baseline_stage(job, dataset, answered)
-            plan_stage(job, dataset, limit.choose_training)
-            train_stage(job, dataset)
-            evaluate_stage(job, dataset, baselines, limit=limit)
-            limit.finish()
+            with busy(job.progress, "measuring the baselines"):
+                answered = limit.ask_untouched(dataset)
+                baselines = baseline_stage(job, dataset, answered)
+            with busy(job.progress, "planning the training"):
+                plan_stage(job, dataset, limit.choose_training)
+            with busy(job.progress, "training the model"):
+                train_stage(job, dataset)
+            with busy(job.progress, "evaluating the tuned model"):
+                evaluate_stage(job, dataset, baselines, limit=limit)
+                limit.finish()
             report_stage(job)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):

@@ -54,7 +54,7 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemA
         learned = [row.answer for row in itertools.islice(dataset.train, EXAMPLES) if row.shows_the_task]
         labels = dataset.task == "classification"
         counted = {"": _label_rows(dataset)} if labels else labels_of_fields(learned, config.fields)
-        return evaluate(
+        found = evaluate(
             rows,
             with_adapter_hash(job, asked.completions),
             task=dataset.task,
@@ -66,6 +66,8 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemA
             label_rows=counted,
             progress=job.progress,
         )
+        found.notes[:0] = [asked.note] if asked.note else []
+        return found
 
 
 def _label_rows(dataset: Dataset) -> dict[str, int]:

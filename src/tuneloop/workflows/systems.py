@@ -14,7 +14,14 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluate.evaluate import sample_rows
-from tuneloop.evaluate.few_shot import choose_examples, fit_examples, nearest_examples
+from tuneloop.evaluate.few_shot import (
+    MOST_EXAMPLES,
+    MOST_LABELS,
+    choose_examples,
+    fit_examples,
+    nearest_examples,
+    rarest_label,
+)
 from tuneloop.evaluate.forgetting import (
     LEAST_TOKENS,
     Ability,
@@ -54,6 +61,7 @@ class SystemAnswers:
         training_seconds: spent before, on training.
         computed: tokens that were computed (what prompts share is computed once); 0: unknown.
         further: more answers to the same prompts, for pass@k; empty, or a list for each row.
+        note: what a reader has to know about the prompts.
     """
 
     completions: list[Completion]
@@ -61,6 +69,7 @@ class SystemAnswers:
     training_seconds: float = 0.0
     computed: int = 0
     further: tuple[Sequence[str], ...] = ()
+    note: str = ""
 
     @property
     def perplexity(self) -> float | None:
@@ -133,10 +142,11 @@ def few_shot_examples(
     model: Model, dataset: Dataset, rows: Sequence[Row], baselines: BaselinesConfig, config: EvaluateConfig, seed: int
 ) -> tuple[list[Row], str | None]:
     """Examples for the prompt, from the training split only, and a warning when the context holds fewer than asked for."""
-    labels = dataset.manifest.get("labels") or []
+    labels = (dataset.manifest.get("labels") or []) if dataset.task == "classification" else []
+    many = len(labels) > MOST_LABELS
     wanted = baselines.few_shot
     if wanted == "auto":
-        wanted = len(labels) if dataset.task == "classification" else 4
+        wanted = (MOST_EXAMPLES if many else len(labels)) if dataset.task == "classification" else 4
     stratify = dataset.manifest["config"]["split"].get("stratify")
 
     def stratum(row: Row) -> str | None:
@@ -145,7 +155,9 @@ def few_shot_examples(
 
     candidates = [row for row in dataset.train if row.shows_the_task]
     candidates = [row for row in candidates if sum(m["role"] == "user" for m in row.messages) == 1] or candidates
-    examples = choose_examples(candidates, wanted, seed=seed, stratify=stratum)
+    examples = choose_examples(
+        candidates, wanted, seed=seed, stratify=rarest_label(candidates) if many else stratum, frequent_first=many
+    )
     longest = max((len(model.template.prompt_ids(row.prompt, row.tools)) for row in rows), default=0)
     room = model.context - longest - answer_limit(model, dataset, config) - 16
 

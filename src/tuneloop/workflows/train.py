@@ -246,13 +246,16 @@ def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment())
-        dataset = prepare_stage(job)
-        refuse_errors(dataset, recipe)
+        with busy(job.progress, "preparing the data"):
+            dataset = prepare_stage(job)
+            refuse_errors(dataset, recipe)
         prepared = time.monotonic()
         TimeLimit(job, given, began).give_training_all()
-        plan = plan_stage(job, dataset)
+        with busy(job.progress, "planning the training"):
+            plan = plan_stage(job, dataset)
         planned = time.monotonic()
-        run = train_stage(job, dataset)
+        with busy(job.progress, "training the model"):
+            run = train_stage(job, dataset)
         report_stage(job)
         if job.recipe.train.max_minutes and time.monotonic() - planned >= run.seconds:
             job.say(_time_line(plan, run, prepared - began, planned - prepared, time.monotonic() - planned))

@@ -63,6 +63,8 @@ def reason(parsed: Parsed | Rejection) -> str:
         ({"question": "a", "answer": "b", "category": "c"}, "prompt_completion"),
         ({"id": "1", "dialogue": "a", "summary": "b", "topic": "c"}, "prompt_completion"),
         ({"article": "a", "highlights": "b"}, "prompt_completion"),
+        ({"text": "a", "summary": "b", "title": "c"}, "prompt_completion"),
+        ({"text": "a", "queue": "b", "summary": "c"}, "text_label"),
         ({"query": "a", "response": "b"}, "prompt_completion"),
         ({"text": "a", "label": "b", "created": 3}, "text_label"),
         ({"Text": "a", "Category": "b"}, "text_label"),

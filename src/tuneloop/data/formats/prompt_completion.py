@@ -22,14 +22,16 @@ from tuneloop.data.formats.sample import (
     seen,
     values_of,
 )
+from tuneloop.data.formats.text_label import find_text_label
 from tuneloop.data.formats.turns import assistant, read_tools, read_turns
 
+TEXT_SUMMARY = ("text", "summary")
 PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("prompt", "output"),
     ("question", "answer"), ("question", "response"), ("input", "output"), ("query", "response"),
     ("query", "answer"), ("instruction", "response"), ("instruction", "completion"), ("instruction", "answer"),
     ("input", "response"), ("user", "assistant"), ("human", "assistant"), ("problem", "solution"),
-    ("dialogue", "summary"), ("document", "summary"), ("article", "summary"), ("article", "highlights"), ("text", "summary"),
+    ("dialogue", "summary"), ("document", "summary"), ("article", "summary"), ("article", "highlights"), TEXT_SUMMARY,
 )  # fmt: skip
 
 
@@ -49,6 +51,8 @@ def prompt_completion(record: Record, guess: FormatGuess, config: PrepareConfig)
 
 def _find_pair(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
     for pair in PAIRS:
+        if pair == TEXT_SUMMARY and config.format == "auto" and find_text_label(sample, config):
+            continue  # a text with its class and a summary, as a ticket has them: the class is more often wanted
         if is_usual(sample, *pair) and not any(mostly(values_of(sample, column), is_data) for column in pair):
             columns = dict(zip(("prompt", "completion"), pair, strict=True))
             if pair[0] in ("question", "query", "instruction") and (input_ := first_present(sample, BESIDES)) not in (

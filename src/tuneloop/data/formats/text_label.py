@@ -89,7 +89,7 @@ def _labels(record: Record, column: str, guess: FormatGuess, config: PrepareConf
     return labels
 
 
-def _find_text_label(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+def find_text_label(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
     """Columns by their configured or usual names, else the only two, where one repeats its values."""
     known = [name for name in columns_of(sample) if is_usual(sample, name)]
     scalars = [name for name in known if mostly(values_of(sample, name), is_scalar)]
@@ -164,4 +164,4 @@ def _odd_classes(sample: Sample, columns: Mapping[str, str]) -> frozenset[str]:
     )
 
 
-FORMAT = Format("text_label", "a column of text and one of labels", text_label, _find_text_label)
+FORMAT = Format("text_label", "a column of text and one of labels", text_label, find_text_label)

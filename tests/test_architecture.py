@@ -95,8 +95,6 @@ LARGE: dict[str, str] = {
     "data.prepare.prepare": TODAY,
     "data.prepare._write": TODAY,
     "evaluate.consistency.measure_consistency": TODAY,
-    "evaluate.evaluate.evaluate": TODAY,
-    "evaluate.results.write_evaluation": TODAY,
     "evaluate.review.server.make_app": "its routes are closures over one review",
     "plan.estimate.estimate": TABLE,
     "plan.estimate.loop_job": "keywords that go on to `make_job`, by its names",
@@ -105,7 +103,6 @@ LARGE: dict[str, str] = {
     "workflows.library.evaluate": "the public call: its keywords are documented one by one",
     "workflows.plan.make_plan": STEPS,
     "workflows.predict_files.predict_file": TODAY,
-    "workflows.scoring.write_scored": TODAY,
     "workflows.systems.ask": TODAY,
     "workflows.train.train_stage": STEPS,
 }

@@ -14,6 +14,7 @@ from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
 
 
@@ -27,9 +28,7 @@ def run_folder(folder: Path, right: int, rate: float, **settings: object) -> Pat
     answers = [Completion(label if i < right else "ab"[label == "a"]) for i, label in enumerate(labels)]
     config = EvaluateConfig.model_validate({"bootstrap": 300, **settings})
     result = evaluate(rows, answers, task="classification", labels=["a", "b"], config=config, seed=0)
-    write_evaluation(
-        folder, result, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key=""
-    )
+    write_evaluation(folder, result, Subject("m", "d", "test"))
     write_yaml(folder / "config.yaml", {"version": 1, "output_dir": str(folder), "train": {"learning_rate": rate}})
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
     return folder

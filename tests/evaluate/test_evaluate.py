@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import re
 import time
 from dataclasses import replace
 
@@ -14,11 +15,12 @@ from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate, sample_rows
 from tuneloop.evaluate.primary import primary_metric
-from tuneloop.evaluate.results import load_evaluation, write_evaluation
+from tuneloop.evaluate.results import ComparedWith, load_evaluation, write_evaluation
 from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.verdict import decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
 
 LABELS = [f"label_{i}" for i in range(5)]
@@ -239,7 +241,9 @@ def test_other_rows_or_other_references_are_refused():
 
 def test_perplexity_is_carried_and_not_compared():
     rows, answers = cards(4)
-    result = evaluate(rows, answers, task="chat", labels=None, config=FAST, seed=0, perplexity=3.5)
+    result = evaluate(
+        rows, answers, task="chat", labels=None, config=FAST, seed=0, measured=AnswerStats(perplexity=3.5)
+    )
     assert result.metrics["perplexity"].value == 3.5
     assert math.isnan(result.metrics["perplexity"].low)
     assert "perplexity" not in {c.metric for c in compare("a", result, "b", result)}
@@ -389,14 +393,9 @@ def written(folder, tuned, baselines):
     return write_evaluation(
         folder,
         tuned,
-        model="smollm2-135m",
-        dataset="demo-0123",
-        split="test",
-        name="tuned",
-        baselines=baselines,
-        comparisons=comparisons,
-        costs={"tuned": {"seconds": 1.5}},
-        key="abc",
+        Subject("smollm2-135m", "demo-0123", "test", key="abc"),
+        ComparedWith(baselines, comparisons),
+        more={"costs": {"tuned": {"seconds": 1.5}}},
     )
 
 
@@ -436,7 +435,7 @@ def test_what_is_loaded_is_what_was_written(tmp_path, kind):
 def test_hostile_text_several_references_and_perplexity_survive_the_files(tmp_path):
     rows = [row(0, "a", references=["a", "b"]), row(1, "\ud800 <script>\u2028\r\n")]
     answers = [Completion("b"), Completion("\ud800 \x00")]
-    tuned = evaluate(rows, answers, task="chat", labels=None, config=FAST, seed=0, perplexity=2.0)
+    tuned = evaluate(rows, answers, task="chat", labels=None, config=FAST, seed=0, measured=AnswerStats(perplexity=2.0))
     written(tmp_path, tuned, {})
     loaded = load_evaluation(tmp_path)
     assert loaded.answers == answers
@@ -450,13 +449,8 @@ def test_a_baseline_on_other_rows_leaves_no_finished_folder(tmp_path):
         write_evaluation(
             tmp_path,
             labels_evaluation(20, 0.9),
-            model="m",
-            dataset="d",
-            split="test",
-            name="tuned",
-            baselines={"zero-shot": labels_evaluation(21, 0.9)},
-            comparisons=[],
-            key="",
+            Subject("m", "d", "test"),
+            ComparedWith({"zero-shot": labels_evaluation(21, 0.9)}, []),
         )
     assert not (tmp_path / "eval.json").exists()
 
@@ -465,7 +459,7 @@ def test_missing_and_damaged_evaluations_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="No evaluation"):
         load_evaluation(tmp_path)
     written(tmp_path, labels_evaluation(20, 0.9), {})
-    with pytest.raises(UserError, match="no contender 'few-shot'"):
+    with pytest.raises(UserError, match="no answers of 'few-shot'"):
         load_evaluation(tmp_path, "few-shot")
     lines = (tmp_path / "samples.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "samples.jsonl").write_text("".join(lines[1:]))
@@ -489,7 +483,7 @@ def words(tuned, **others):
 
 def test_a_better_model_is_set_against_the_best_prompt():
     text = words(labels_evaluation(300, 0.95), zero=labels_evaluation(300, 0.3, 1), few=labels_evaluation(300, 0.6, 2))
-    assert "better than the best prompt (few-shot" in text
+    assert text.startswith("Better than few-shot: ") and "few-shot, the best prompt, has" in text
     assert "p < 0.001" in text
     assert "more test rows" not in text
 
@@ -498,14 +492,14 @@ def test_a_tie_with_the_cheap_alternative_is_said_plainly():
     text = words(
         labels_evaluation(300, 0.9, 1), few=labels_evaluation(300, 0.5, 2), tfidf=labels_evaluation(300, 0.9, 3)
     )
-    assert "is ahead, though these rows can't prove it: -0.7 points" in text and "Use that one" in text
+    assert "-0.7 points" in text and "is ahead, though these rows can't prove it. Use that one" in text
     text = words(labels_evaluation(300, 0.9, 3), tfidf=labels_evaluation(300, 0.9, 1))
-    assert "These rows can't tell it from the cheap alternative" in text and "Use that one" in text
+    assert "No proven gain over tf-idf" in text and "Use tf-idf + logistic regression unless" in text
 
 
 def test_a_cheap_alternative_that_wins_is_said_plainly():
     text = words(labels_evaluation(300, 0.6, 1), tfidf=labels_evaluation(300, 0.95, 2))
-    assert "beats it" in text and "Use that one" in text
+    assert "Worse than tf-idf" in text and "Use tf-idf + logistic regression: it trains in seconds" in text
 
 
 def test_too_few_rows_are_said_with_a_number():
@@ -515,13 +509,22 @@ def test_too_few_rows_are_said_with_a_number():
         return evaluate(rows, answers, task="classification", labels=LABELS, config=FAST, seed=0)
 
     text = words(with_right(32), few=with_right(28))  # 4 rows apart: p = 0.125
-    assert "not enough evidence" in text
+    assert "No proven gain over few-shot" in text
     assert "more test rows would show it" in text
 
 
 def test_a_worse_model_is_not_recommended():
     text = words(labels_evaluation(300, 0.3, 1), few=labels_evaluation(300, 0.9, 2))
-    assert "worse than the best prompt" in text and "Don't use" in text
+    assert text.startswith("Worse than few-shot") and "Don't use" in text
+
+
+def test_each_fact_of_a_verdict_is_said_once():
+    tuned = labels_evaluation(300, 0.6, 1)
+    text = words(tuned, few=labels_evaluation(300, 0.3, 2), tfidf=labels_evaluation(300, 0.95, 2))
+    for pattern in (r"accuracy \d", r"\d test rows", r"tf-idf \+ logistic regression, the best"):
+        assert len(re.findall(pattern, text)) == 1, text
+    amounts = re.findall(r"[+-]\d+\.\d points", text)
+    assert len(amounts) == len(set(amounts)) == 2
 
 
 def test_comparisons_may_stand_the_other_way_round():
@@ -550,10 +553,10 @@ def test_few_rows_do_not_turn_a_field_of_labels_into_a_text(tmp_path):
     answers = [Completion(text) for text in training[:7]] + [Completion("Queue: a")]
     few = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
     assert "queue.rougeL" in few.metrics
-    told = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0, field_labels=labels)
-    assert told.metrics["queue.accuracy"].value == 7 / 8 and told.primary.startswith("queue.")
-    write_evaluation(
-        tmp_path, told, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key="k"
+    told = evaluate(
+        rows, answers, task="generation", labels=None, config=config, seed=0, measured=AnswerStats(field_labels=labels)
     )
+    assert told.metrics["queue.accuracy"].value == 7 / 8 and told.primary.startswith("queue.")
+    write_evaluation(tmp_path, told, Subject("m", "d", "test", key="k"))
     again = load_evaluation(tmp_path)
     assert again.metrics["queue.accuracy"] == told.metrics["queue.accuracy"]

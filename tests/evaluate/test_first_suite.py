@@ -17,6 +17,7 @@ from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.evaluate.suite import load_suite
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
 from tuneloop.workflows.suites import write_first_suite
 
@@ -39,10 +40,7 @@ def evaluated(folder: Path, wrong: float, *, cards: bool = False, n: int = 200, 
     config = EvaluateConfig(bootstrap=300, embedding=False, fields=QUEUE if cards else {})
     task, names = ("generation", None) if cards else ("classification", labels)
     result = evaluate(rows, answers, task=task, labels=names, config=config, seed=0)
-    write_evaluation(
-        folder, result, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key="",
-        costs={"tuned": {"seconds": 2.0}},
-    )  # fmt: skip
+    write_evaluation(folder, result, Subject("m", "d", "test"), more={"costs": {"tuned": {"seconds": 2.0}}})  # fmt: skip
     return folder
 
 

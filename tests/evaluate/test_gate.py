@@ -20,7 +20,7 @@ from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.results import write_evaluation
 from tuneloop.evaluate.suite import load_suite
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import GateCheck, GateResult
+from tuneloop.records.evaluation import GateCheck, GateResult, Subject
 from tuneloop.records.rows import Row
 
 N = 200
@@ -49,10 +49,7 @@ def evaluation(tmp_path: Path) -> Folder:
             rows, answers, task="classification", labels=LABELS, config=EvaluateConfig(bootstrap=200), seed=0
         )
         costs = {"tuned": {"seconds": seconds, "usd": 0.0}}
-        path = write_evaluation(
-            tmp_path / name, scored, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[],
-            costs=costs, key="k",
-        )  # fmt: skip
+        path = write_evaluation(tmp_path / name, scored, Subject("m", "d", "test", key="k"), more={"costs": costs})  # fmt: skip
         path.write_text(json.dumps(json.loads(path.read_text()) | manifest))
         return path.parent
 

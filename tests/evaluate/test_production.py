@@ -7,8 +7,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.production import against_production
-from tuneloop.evaluate.results import write_evaluation
+from tuneloop.evaluate.results import ComparedWith, write_evaluation
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
 
 EASY = ["card pin change please", "card limit higher", "my card is blocked", "new card ordered"]
@@ -76,10 +77,7 @@ def test_too_little_to_compare_is_the_users_error():
 
 
 def test_the_file_and_the_words_hold_it(tmp_path):
-    write_evaluation(
-        tmp_path, evaluated(), model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key="",
-        production=mixed(200, 0.9, 3),
-    )  # fmt: skip
+    write_evaluation(tmp_path, evaluated(), Subject("m", "d", "test"), ComparedWith({}, [], production=mixed(200, 0.9, 3)))  # fmt: skip
     manifest = json.loads((tmp_path / "eval.json").read_text())
     assert manifest["production"]["differs"] is True
     assert manifest["production"]["reweighted"]["value"] < manifest["production"]["score"]

@@ -19,6 +19,7 @@ from tuneloop.evaluate.slices import (
     slices,
 )
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
 
 LABELS = ["billing", "delivery", "returns"]
@@ -162,9 +163,7 @@ def test_wild_metadata_breaks_nothing():
 
 def test_the_file_holds_the_breakdown_in_bounded_lists(tmp_path):
     result = evaluated(wrong=lambda i, row: row.meta["channel"] == "chat" and i % 3 == 1)
-    write_evaluation(
-        tmp_path, result, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key=""
-    )
+    write_evaluation(tmp_path, result, Subject("m", "d", "test"))
     manifest = json.loads((tmp_path / "eval.json").read_text())
     assert {"primary", "per_class", "confusion", "confusion_pairs", "slices", "disagreements", "errors"} <= set(
         manifest

@@ -18,10 +18,12 @@ from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
 from tuneloop.evaluate.label_use import LabelUse, label_use
-from tuneloop.evaluate.results import load_evaluation, write_evaluation
+from tuneloop.evaluate.results import ComparedWith, load_evaluation, write_evaluation
+from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.verdict import FROM_WORST, Verdict, best_odds, decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
 
 CARD = {"queue": r"^Queue: (.+)$"}
@@ -111,7 +113,7 @@ def test_the_metric_that_decides_is_the_same_for_every_sample_of_a_data_set(tmp_
         labels = random.Random(seed).sample(drawn, size)
         found = evaluate(
             rows_of(labels), [Completion(x) for x in labels], task="classification", labels=list(whole), config=config, seed=0,
-            label_rows={"": whole},
+            measured=AnswerStats(label_rows={"": whole}),
         )  # fmt: skip
         assert found.primary == "macro_f1" and found.labels_used[""].references.keys() == set(labels)
         words = verdict_in_words(decide({"tuned": found}, [], "tuned"), {"tuned": found})
@@ -155,7 +157,7 @@ def test_a_model_that_answers_ham_to_everything_is_not_better_and_the_first_sent
     assert first.startswith('No proven gain over always answering "ham": macro-F1 0.462')
     assert "better than few-shot" not in words[0]  # true, and no merit of a model that has learned nothing
     assert first.endswith('and it answers "ham" to every row')
-    assert any("does not beat always answering" in word for word in words)
+    assert any("has learned nothing that this test shows" in word for word in words)
 
 
 def test_without_a_majority_baseline_the_first_sentence_still_says_it() -> None:
@@ -415,17 +417,7 @@ def test_the_majority_class_is_that_of_the_training_labels() -> None:
 
 def write(folder: Path, tuned: Evaluation, baselines: dict[str, Evaluation]) -> dict[str, object]:
     pairs = [c for name, b in baselines.items() for c in compare(name, b, "tuned", tuned)]
-    path = write_evaluation(
-        folder,
-        tuned,
-        model="m",
-        dataset="d",
-        split="test",
-        name="tuned",
-        baselines=baselines,
-        comparisons=pairs,
-        key="",
-    )
+    path = write_evaluation(folder, tuned, Subject("m", "d", "test"), ComparedWith(baselines, pairs))
     found: dict[str, object] = json.loads(path.read_text())
     return found
 

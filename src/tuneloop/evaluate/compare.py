@@ -192,7 +192,7 @@ def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> 
                 where=f"row {a_ids[i]}",
                 next_step="evaluate both on the same version of the data set",
             )
-    if a_ids == b_ids and (a.seed, a.bootstrap, a.clusters) == (b.seed, b.bootstrap, b.clusters):
+    if a_ids == b_ids and (a.seed, a.config.bootstrap, a.clusters) == (b.seed, b.config.bootstrap, b.clusters):
         return b
     statistics = [
         replace(
@@ -208,10 +208,9 @@ def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> 
         answers=[b.answers[j] for j in order],
         predictions=[b.predictions[j] for j in order],
         valid=[b.valid[j] for j in order],
-        row_scores={name: scores for family in statistics for name, scores in family.row_scores.items()},
         seed=a.seed,
-        bootstrap=a.bootstrap,
+        config=b.config.model_copy(update={"bootstrap": a.config.bootstrap}),
         statistics=statistics,
         clusters=a.clusters,
-        draws=u.bootstrap(statistics, a.n, resamples=a.bootstrap, seed=a.seed, clusters=a.clusters),
+        draws=u.bootstrap(statistics, a.n, resamples=a.config.bootstrap, seed=a.seed, clusters=a.clusters),
     )

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from tuneloop.core import stats as u
@@ -31,32 +32,25 @@ CLUSTER_NAMES = ("conversation_id", "conversation", "dialogue_id", "dialog_id", 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One contender's answers to a split, scored.
+    """One system's answers to a split, scored. Lists have an entry for each row, in the order of `rows`.
 
     Args:
         task: `classification`, `generation` or `chat`.
-        rows: the rows, in the order of everything below.
-        answers: the contender's answers.
         labels: allowed labels (classification), else None.
         predictions: the label that each answer names (several: joined by commas); None outside the label set, and for
             tasks without labels.
         valid: whether an answer is in the label set, holds every field asked for, is JSON where that is asked for.
         metrics: name -> value with 95 % interval.
-        row_scores: metric -> one score a row, for metrics that have one (NaN: the row doesn't count).
-        invalid: number of answers that aren't valid.
-        fields: the patterns of `FIELD.METRIC`.
+        config: what was measured, and how.
         notes: what a reader has to know about these numbers.
         signatures: what exactly was computed, by metric.
-        seed, bootstrap: of the resamples.
+        seed: of the resamples.
         statistics, draws: what paired comparisons are computed from.
-        measured: what was known or found out beside the texts, and can't be found out again from them.
-        clusters: the cluster of each row; None where each row stands for itself.
-        primary: the metric that decides; `primary_named`: the user has chosen it.
+        primary: the metric that decides.
         labels_used: how often references and answers name each label: "" for the rows' labels, else by the field's name.
+        measured: what can't be found out again from the texts.
+        clusters: the cluster of each row; None where each row stands for itself.
         code: how the answers' programs ended, and under which protections; empty without programs.
-        cluster: `evaluate.cluster`.
-        field_labels: the fields that hold labels, with these.
-        label_rows: rows of each label in the whole data set, as far as they are known, named as in `labels_used`.
     """
 
     task: str
@@ -66,24 +60,27 @@ class Evaluation:
     predictions: list[str | None]
     valid: list[bool]
     metrics: dict[str, Estimate]
-    row_scores: dict[str, list[float]]
-    invalid: int
-    fields: dict[str, str]
+    config: EvaluateConfig
     notes: list[str]
     signatures: dict[str, str]
     seed: int
-    bootstrap: int
     statistics: list[Statistics] = field(repr=False, compare=False)
     draws: dict[str, Array] = field(repr=False, compare=False)
     primary: str
-    primary_named: bool = False
     labels_used: dict[str, LabelUse] = field(default_factory=dict)
     measured: AnswerStats = field(default_factory=AnswerStats, repr=False, compare=False)
     clusters: list[int] | None = None
     code: dict[str, Any] = field(default_factory=dict, compare=False)
-    cluster: str | None = None
-    field_labels: dict[str, Sequence[str]] = field(default_factory=dict)
-    label_rows: dict[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @cached_property
+    def row_scores(self) -> dict[str, list[float]]:
+        """Metric -> one score a row, for metrics that have one (NaN: the row doesn't count)."""
+        return {name: scores for family in self.statistics for name, scores in family.row_scores.items()}
+
+    @property
+    def invalid(self) -> int:
+        """Number of answers that aren't valid."""
+        return self.valid.count(False)
 
     @property
     def n(self) -> int:
@@ -111,7 +108,7 @@ class Evaluation:
         share of invalid answers.
         """
         labels = ["micro_f1"] if "subset_accuracy" in self.metrics else []
-        fields = [field_metric(name, self.metrics, self.labels_used) for name in self.fields]
+        fields = [field_metric(name, self.metrics, self.labels_used) for name in self.config.fields]
         kinds: tuple[Headline, ...] = ("JSON", "programs", "texts")
         general = [name for kind in kinds for name in headline_of(kind)]
         own = [name for name in self.own_metrics if metric_of(name).headline]
@@ -158,10 +155,7 @@ def evaluate(
     labels: Sequence[str] | None,
     config: EvaluateConfig,
     seed: int,
-    perplexity: float | None = None,
     measured: AnswerStats | None = None,
-    field_labels: Mapping[str, Sequence[str]] | None = None,
-    label_rows: Mapping[str, Mapping[str, int]] | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Score answers, each metric with its 95 % interval.
@@ -175,29 +169,23 @@ def evaluate(
         answers: one for each row, in order.
         task: `classification` scores labels (`meta["labels"]`: several a row), all else scores texts.
         labels: allowed labels; default: those of the rows.
-        field_labels: fields that hold labels, with these (`labels_of_fields`); default: those whose values repeat in the rows, which
-            few rows don't tell.
-        label_rows: rows of each label in the whole data set, for the rows' labels ("") and for fields by name: they tell whether labels
-            are uneven, and so which metric decides. Default: those of the rows, which differ from sample to sample.
         config: what is measured, and how.
-        seed: of the resamples; contenders that are to be compared share it.
-        perplexity: measured elsewhere, carried along without an interval; better give the answers' losses.
-        measured: what is known beside the texts.
+        seed: of the resamples; systems that are to be compared share it.
+        measured: what is known apart from the texts.
         progress: of unit tests.
 
     Raises:
         UserError: no rows, another number of answers, repeated row ids, a row without label, a bad field, schema or
             scorer.
     """
-    known = AnswerStats() if measured is None else measured
-    fields, counts = dict(field_labels or {}), dict(label_rows or {})
-    s = Scoring(list(rows), list(answers), config, known, progress, fields, counts)
+    measured = measured or AnswerStats()
+    s = Scoring(list(rows), list(answers), config, measured, progress, dict(measured.field_labels))
     _check_rows(s.rows, s.answers, task)
     score_answers(s, task, labels)
-    return _evaluation(s, task, seed, perplexity)
+    return _evaluation(s, task, seed)
 
 
-def _evaluation(s: Scoring, task: str, seed: int, perplexity: float | None) -> Evaluation:
+def _evaluation(s: Scoring, task: str, seed: int) -> Evaluation:
     """Intervals, and everything put together."""
     cut = sum(answer.finish == "length" for answer in s.answers)
     if cut:
@@ -209,9 +197,8 @@ def _evaluation(s: Scoring, task: str, seed: int, perplexity: float | None) -> E
         s.notes.append(f"{len(s.rows)} rows form {drawn} clusters that belong together; intervals draw clusters.{few}")
     draws = u.bootstrap(s.statistics, len(s.rows), resamples=s.config.bootstrap, seed=seed, clusters=clusters)
     estimates = _estimates(s.statistics, draws, clustered=clusters is not None)
-    if perplexity is not None and "perplexity" not in estimates:
-        estimates["perplexity"] = Estimate(float(perplexity), math.nan, math.nan)
-    primary = primary_metric(task, list(s.config.fields), list(estimates), s.labels_used, named=s.config.primary)
+    if s.measured.perplexity is not None and "perplexity" not in estimates:
+        estimates["perplexity"] = Estimate(float(s.measured.perplexity), math.nan, math.nan)
     return Evaluation(
         task=task,
         rows=s.rows,
@@ -220,24 +207,17 @@ def _evaluation(s: Scoring, task: str, seed: int, perplexity: float | None) -> E
         predictions=s.predictions,
         valid=s.valid,
         metrics=estimates,
-        row_scores={name: scores for family in s.statistics for name, scores in family.row_scores.items()},
-        invalid=s.valid.count(False),
-        fields=dict(s.config.fields),
+        config=s.config,
         notes=s.notes,
         signatures=s.signatures,
         seed=seed,
-        bootstrap=s.config.bootstrap,
         statistics=s.statistics,
         draws=draws,
-        primary=primary,
-        primary_named=s.config.primary is not None,
+        primary=primary_metric(task, list(s.config.fields), list(estimates), s.labels_used, named=s.config.primary),
         labels_used=s.labels_used,
-        measured=replace(s.measured, row_scores=s.found),
+        measured=replace(s.measured, row_scores=s.found, field_labels=s.field_labels),
         clusters=clusters,
         code=s.code,
-        cluster=s.config.cluster,
-        field_labels=s.field_labels,
-        label_rows=s.label_rows,
     )
 
 

@@ -103,7 +103,7 @@ def _weighted_mean(evaluation: Evaluation, scores: Array, weights: Array) -> Est
         {},
     )
     draws = u.bootstrap(
-        [family], len(scores), resamples=evaluation.bootstrap, seed=evaluation.seed, clusters=evaluation.clusters
+        [family], len(scores), resamples=evaluation.config.bootstrap, seed=evaluation.seed, clusters=evaluation.clusters
     )
     value = family.point_values()["weighted"]
     return Estimate(value, *u.bootstrap_interval(value, draws["weighted"]))

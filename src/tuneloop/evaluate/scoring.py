@@ -49,19 +49,27 @@ from tuneloop.records.rows import Row, references_of
 
 @dataclass(frozen=True)
 class AnswerStats:
-    """What is known of answers that does not stand in their completions. Each list is empty or has an entry for each row.
+    """What is known apart from rows and answers. Each list is empty or has an entry for each row.
 
     Args:
         further: more answers to the same prompt, for pass@k.
         languages: of the prompt, for slices.
         row_scores: metrics measured elsewhere, as one score a row (NaN: the row doesn't count).
         complete: nothing else is to be measured that needs programs, models or files (answers read back from a folder).
+        perplexity: measured elsewhere, carried along without an interval; better give the answers' losses.
+        field_labels: fields that hold labels, with these (`labels_of_fields`); default: those whose values repeat in the rows,
+            which few rows don't show.
+        label_rows: rows of each label in the whole data set, for the rows' labels ("") and for fields by name: they decide
+            whether labels are uneven, and so which metric decides. Default: those of the rows, which differ from sample to sample.
     """
 
     further: Sequence[Sequence[str]] = ()
     languages: Sequence[str] = ()
     row_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
     complete: bool = False
+    perplexity: float | None = None
+    field_labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    label_rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -74,7 +82,6 @@ class Scoring:
     measured: AnswerStats
     progress: Progress
     field_labels: dict[str, Sequence[str]] = field(default_factory=dict)
-    label_rows: dict[str, Mapping[str, int]] = field(default_factory=dict)
     statistics: list[Statistics] = field(default_factory=list)
     signatures: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -82,9 +89,7 @@ class Scoring:
     predictions: list[str | None] = field(default_factory=list)
     valid: list[bool] = field(default_factory=list)
     valid_counts: bool = False  # whether anything says what a valid answer is
-    found: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # row scores that can't be computed from the texts again
+    found: dict[str, list[float]] = field(default_factory=dict)  # row scores that the texts alone don't give again
     labels_used: dict[str, LabelUse] = field(default_factory=dict)
     code: dict[str, Any] = field(default_factory=dict)
 
@@ -149,13 +154,15 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
         said = [read(answer.text) for answer in s.answers]
         s.predictions = [str(each) if not each.outside else None for each in said]
         s.need_valid([not e.outside and bool(e.labels) != e.none for e in said])
-        s.labels_used[""] = label_use(lists, (each.labels for each in said), s.label_rows.get(""))
+        s.labels_used[""] = label_use(lists, (each.labels for each in said), s.measured.label_rows.get(""))
         s.statistics.append(multilabel_statistics(lists, said, s.labels))
         s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
     else:
         s.predictions = _predicted_labels(s.rows, s.answers, s.labels)
         s.need_valid([prediction is not None for prediction in s.predictions])
-        s.labels_used[""] = label_use(_each([row.label for row in s.rows]), _each(s.predictions), s.label_rows.get(""))
+        s.labels_used[""] = label_use(
+            _each([row.label for row in s.rows]), _each(s.predictions), s.measured.label_rows.get("")
+        )
         s.statistics.append(label_statistics([row.label for row in s.rows], s.predictions, known=s.labels))
         occurring = len({row.label for row in s.rows})
         if len(s.rows) < 5 * occurring:
@@ -341,7 +348,7 @@ def _score_field(s: Scoring, name: str, references: list[str | None], found: lis
         predictions = [None if value is None else match(value) for value in found]
         family = label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(labels))
         said = [None if r is None else p for r, p in zip(references, predictions, strict=True)]
-        s.labels_used[name] = label_use(_each(references), _each(said), s.label_rows.get(name))
+        s.labels_used[name] = label_use(_each(references), _each(said), s.measured.label_rows.get(name))
         holds = [r is None or p is not None for r, p in zip(references, predictions, strict=True)]
         s.statistics.append(family)
         s.need_valid(holds)

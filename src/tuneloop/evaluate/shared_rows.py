@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from tuneloop.core.errors import UserError
-
-if TYPE_CHECKING:
-    from tuneloop.evaluate.evaluate import Evaluation
+from tuneloop.evaluate.evaluate import Evaluation, evaluate
 
 FEWEST = 20  # shared rows that are worth a comparison
 
@@ -43,36 +42,27 @@ def shared_words(before: Mapping[str, Evaluation], after: Mapping[str, Evaluatio
     return f"Compared on the {next(iter(after.values())).n:,} rows that all of them were asked ({counts})."
 
 
-def some_rows(whole: Evaluation, ids: Collection[str]) -> Evaluation:
+def some_rows(all_rows: Evaluation, ids: Collection[str]) -> Evaluation:
     """An evaluation of some of its rows, scored anew by the same settings."""
-    from tuneloop.evaluate.config import EvaluateConfig
-    from tuneloop.evaluate.evaluate import evaluate
-    from tuneloop.evaluate.scoring import AnswerStats
-
-    kept = [i for i, row in enumerate(whole.rows) if row.id in ids]
+    kept = [i for i, row in enumerate(all_rows.rows) if row.id in ids]
 
     def some(values: Sequence[Any]) -> list[Any]:
         return [values[i] for i in kept] if values else []
 
-    known = whole.measured
+    known = all_rows.measured
     return evaluate(
-        some(whole.rows),
-        some(whole.answers),
-        task=whole.task,
-        labels=whole.labels,
-        config=EvaluateConfig(
-            fields=whole.fields,
-            bootstrap=whole.bootstrap,
-            cluster=whole.cluster,
-            primary=whole.primary if whole.primary_named else None,
-        ),
-        seed=whole.seed,
-        field_labels=whole.field_labels,
-        label_rows=whole.label_rows,
-        measured=AnswerStats(
+        some(all_rows.rows),
+        some(all_rows.answers),
+        task=all_rows.task,
+        labels=all_rows.labels,
+        config=all_rows.config,
+        seed=all_rows.seed,
+        measured=replace(
+            known,
             further=some(known.further),
             languages=some(known.languages),
             row_scores={name: some(scores) for name, scores in known.row_scores.items()},
             complete=True,  # what needs programs, models or files is not found out again
+            perplexity=None,
         ),
     )

@@ -34,15 +34,12 @@ _NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "ent
              *CLUSTER_NAMES}  # fmt: skip
 
 
-def breakdown(
-    evaluation: Evaluation, baselines: Mapping[str, Evaluation], *, fields: Sequence[str] | None = None
-) -> dict[str, Any]:
+def breakdown(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> dict[str, Any]:
     """All of this module for `eval.json`; every list is bounded, whatever the number of rows.
 
     Args:
-        evaluation: the contender that it is about.
-        baselines: the others, on the same rows.
-        fields: `evaluate.slices`.
+        evaluation: what it is about.
+        baselines: other systems, on the same rows.
     """
     found: dict[str, Any] = {"primary": evaluation.primary, "row_metric": evaluation.row_metric}
     if evaluation.task == "classification":
@@ -56,7 +53,7 @@ def breakdown(
                 "ece": evaluation.metrics["ece"],
                 "bins": reliability(confidence, evaluation.row_scores["accuracy"]),
             }
-    found["slices"] = slices(evaluation, fields)
+    found["slices"] = slices(evaluation, evaluation.config.slices)
     found["disagreements"] = {name: disagreements(evaluation, other) for name, other in baselines.items()}
     found["errors"] = error_groups(evaluation)
     if evaluation.code:

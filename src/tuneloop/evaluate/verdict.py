@@ -124,7 +124,7 @@ def standing(pairs: Mapping[str, Comparison], own: Evaluation) -> Standing:
 
 def _why(own: Evaluation) -> str:
     used, metric = own.deciding_labels, own.primary.rpartition(".")[2]
-    if own.primary_named:
+    if own.config.primary is not None:
         return "you named it (evaluate.primary)"
     if metric == "macro_f1" and used is not None:
         label, share = used.most_frequent

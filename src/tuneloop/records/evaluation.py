@@ -44,6 +44,24 @@ def split_place(place: str) -> tuple[Path, str]:
     return path.parent if path.name == EVALUATION else path, name
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What was evaluated on what.
+
+    Args:
+        name: the system's name in `comparisons` ("tuned").
+        key: hash of everything that the result depends on, to tell whether it is still good.
+        trained: how far it was trained, where that is worth a word in the verdict.
+    """
+
+    model: str
+    dataset: str
+    split: str = "test"
+    name: str = "tuned"
+    key: str = ""
+    trained: str = ""
+
+
 # --- comparisons and the verdict ---------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, write_json
 from tuneloop.core.progress import Progress, busy
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.advise import advice_folder, reuse_baselines
 from tuneloop.workflows.consistency import expected_consistency
@@ -210,7 +211,8 @@ def _write(
     places = {name: name.replace(" ", "-").replace("+-", "") for name in evaluations}
     costs = {name: cost_of(job, result) for name, result in asked.items()}
     for name, evaluation in evaluations.items():
-        write_scored(job, folder / places[name], evaluation, dataset, name=name, costs={name: costs[name]}, key=key)
+        subject = Subject(job.recipe.model, dataset.id, name=name, key=key)
+        write_scored(job, folder / places[name], evaluation, subject, {name: costs[name]})
     rungs = leaderboard(evaluations, costs)
     words = leaderboard_in_words(rungs)
     seconds = time.monotonic() - began

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json
-from tuneloop.records.evaluation import split_place
+from tuneloop.records.evaluation import Subject, split_place
 from tuneloop.workflows.evaluations import EvalTarget, Say, evaluate_target
 from tuneloop.workflows.recipes import name_of
 
@@ -111,7 +111,7 @@ def compare_evaluations(
     """
     from tuneloop.evaluate.compare import adjusted, compare
     from tuneloop.evaluate.leaderboard import leaderboard
-    from tuneloop.evaluate.results import write_evaluation
+    from tuneloop.evaluate.results import ComparedWith, write_evaluation
     from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
     from tuneloop.report.eval_html import write_page
 
@@ -143,11 +143,9 @@ def compare_evaluations(
     }
     last, manifest = others[-1], manifests[others[-1]]
     with lock_folder(folder):
-        more = {"ladder": leaderboard(loaded, costs, tuned=tuned), "runs": runs, **(judge(loaded) if judge else {})}
-        write_evaluation(
-            folder, loaded[last], model=manifest["model"], dataset=manifest["dataset"], split=manifest["split"], name=last,
-            baselines={n: e for n, e in loaded.items() if n != last}, comparisons=comparisons, costs=costs,
-            key=content_hash(list(places)), more=more,
-        )  # fmt: skip
+        more = {"costs": costs, "ladder": leaderboard(loaded, costs, tuned=tuned), "runs": runs}
+        subject = Subject(manifest["model"], manifest["dataset"], manifest["split"], last, content_hash(list(places)))
+        rest = ComparedWith({n: e for n, e in loaded.items() if n != last}, comparisons)
+        write_evaluation(folder, loaded[last], subject, rest, more | (dict(judge(loaded)) if judge else {}))
         write_page(folder)
     return Compared(folder, loaded, comparisons)

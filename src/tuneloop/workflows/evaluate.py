@@ -12,13 +12,22 @@ from tuneloop.core.files import content_hash, read_json
 from tuneloop.core.progress import Progress
 from tuneloop.data.config import PrepareConfig
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.workflows.baselines import on_fewer_rows
 from tuneloop.workflows.consistency import asked_prompts, asked_tuned, consistency_part, is_drawn
 from tuneloop.workflows.run_context import RunContext, dataset_of, find_done, load_run_recipe
-from tuneloop.workflows.scoring import AFTERWARDS, cost_of, headline, score, scoring_settings, write_scored
+from tuneloop.workflows.scoring import (
+    AFTERWARDS,
+    cost_of,
+    headline,
+    how_far_trained,
+    score,
+    scoring_settings,
+    write_scored,
+)
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
@@ -70,9 +79,8 @@ def evaluate_stage(
         job, out, dataset, rows, [asked_tuned(job, dataset), asked_prompts(job, dataset, lambda: base_model(job))], own="tuned",
         drawn=is_drawn(job, dataset), costs=costs,
     )  # fmt: skip
-    write_scored(
-        job, out, evaluation, dataset, name="tuned", costs=costs, key=key, split=split, baselines=baselines, run=run, more=more
-    )  # fmt: skip
+    subject = Subject(recipe.model, dataset.id, split, "tuned", key, how_far_trained(run))
+    write_scored(job, out, evaluation, subject, costs, baselines=baselines, more=more)
     job.say(f"evaluate  tuned: {headline(evaluation)}")
 
 

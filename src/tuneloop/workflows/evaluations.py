@@ -14,6 +14,7 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Row
 from tuneloop.records.run import RunManifest
@@ -23,7 +24,7 @@ from tuneloop.workflows.evaluate import after_tuning, attach_trained, base_model
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.recipes import name_of, recipe_of
 from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
-from tuneloop.workflows.scoring import cost_of, score, write_scored
+from tuneloop.workflows.scoring import cost_of, how_far_trained, score, write_scored
 
 if TYPE_CHECKING:
     from tuneloop.data.config import PersonalConfig
@@ -152,10 +153,9 @@ def evaluate_target(question: EvalTarget, *, progress: Progress = no_progress, s
         more |= _consistency(job, question, dataset, rows, folder, name, costs | {name: cost})
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
         production = _production(job, question, dataset) if question.production else None
-        write_scored(
-            job, folder, evaluation, dataset, name=name, costs=costs | {name: cost}, key=key, split=split, baselines=baselines,
-            production=production, run=run, more=more,
-        )  # fmt: skip
+        subject = Subject(recipe.model, dataset.id, split, name, key, how_far_trained(run) if run else "")
+        costs |= {name: cost}
+        write_scored(job, folder, evaluation, subject, costs, baselines=baselines, production=production, more=more)
         write_page(folder)
     return Result(folder, int(cost.get("failed", 0)) or len(more.get("failures", ())))
 

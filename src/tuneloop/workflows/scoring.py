@@ -15,6 +15,7 @@ from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.names import known_name
 from tuneloop.models.trained import OWN, trained_folder
 from tuneloop.records.completion import ENGINE, Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.workflows.recipe import Recipe
@@ -61,9 +62,11 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemA
             labels=dataset.manifest.get("labels"),
             config=config,
             seed=job.recipe.seed,
-            measured=AnswerStats(further=asked.further),
-            field_labels={name: list(counts) for name, counts in counted.items() if name},
-            label_rows=counted,
+            measured=AnswerStats(
+                further=asked.further,
+                field_labels={name: list(counts) for name, counts in counted.items() if name},
+                label_rows=counted,
+            ),
             progress=job.progress,
         )
         found.notes[:0] = [asked.note] if asked.note else []
@@ -110,51 +113,34 @@ def write_scored(
     job: RunContext,
     folder: Path,
     evaluation: Evaluation,
-    dataset: Dataset,
-    *,
-    name: str,
+    subject: Subject,
     costs: Mapping[str, Mapping[str, float]],
-    key: str,
-    split: str = "test",
+    *,
     baselines: Mapping[str, Evaluation] | None = None,
     production: Sequence[Row] | None = None,
-    run: RunManifest | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an evaluation with its comparisons and, beside baselines, the ladder.
+    """Write an evaluation with its comparisons and, where there are baselines, the ladder.
 
     Args:
-        production: what users sent, to hold the test rows against.
-        run: `run.json` of what was evaluated, if it is a run's.
+        subject: what was evaluated; `more` may name another model.
+        costs: of each system's answers.
+        production: what users sent, to compare the test rows with.
         more: further parts of `eval.json`.
     """
     from tuneloop.evaluate.compare import compare
     from tuneloop.evaluate.leaderboard import leaderboard, leaderboard_in_words
-    from tuneloop.evaluate.results import write_evaluation
+    from tuneloop.evaluate.results import ComparedWith, write_evaluation
 
-    baselines = baselines or {}
+    baselines, name = baselines or {}, subject.name
     with busy(job.progress, "comparing answers"):
-        comparisons = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
-        more = dict(more or {})
+        pairs = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
+        more = {"costs": costs, **(more or {})}
         if baselines:
             rungs = leaderboard({**baselines, name: evaluation}, costs, tuned=[name])
             more = {"ladder": rungs, "ladder_words": leaderboard_in_words(rungs), **more}
-        write_evaluation(
-            folder,
-            evaluation,
-            model=known_name(str(more.pop("model", job.recipe.model))),
-            dataset=dataset.id,
-            split=split,
-            name=name,
-            baselines=baselines,
-            comparisons=comparisons,
-            costs=costs,
-            key=key,
-            slice_fields=job.recipe.evaluate.slices,
-            production=production,
-            trained=how_far_trained(run) if run else "",
-            more=more,
-        )
+        subject = replace(subject, model=known_name(str(more.pop("model", subject.model))))
+        write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs, production), more)
 
 
 FEW_STEPS = 30  # below this a run is a trial, whatever came of it

@@ -60,7 +60,7 @@ def _of_evaluation(folder: Path, target: str) -> Known:
         name=folder.resolve().name,
         rows=evaluation.rows,
         task=evaluation.task,
-        fields=evaluation.fields,
+        fields=evaluation.config.fields,
         evaluation=evaluation,
         forgetting=score.get("value") if isinstance(score, dict) else None,
         timed=bool(cost.get("seconds")),

@@ -14,6 +14,7 @@ from tuneloop.evaluate.metrics.multilabel import LabelSet, label_lists, label_re
 from tuneloop.evaluate.primary import primary_metric
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
 
 LABELS = ["account", "card", "lost_stolen", "balance"]
@@ -136,8 +137,6 @@ def test_an_evaluation_of_several_labels_a_row_has_its_own_metric_and_survives_t
     )
     comparison = {c.metric: c for c in compare("a", result, "b", perfect)}
     assert comparison["micro_f1"].verdict == "better" and comparison["accuracy"].test == "exact McNemar"
-    write_evaluation(
-        tmp_path, result, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key=""
-    )
+    write_evaluation(tmp_path, result, Subject("m", "d", "test"))
     loaded = load_evaluation(tmp_path)
     assert loaded.metrics == result.metrics and loaded.rows == rows

@@ -14,9 +14,10 @@ from tuneloop.evaluate.evaluate import Evaluation, evaluate
 from tuneloop.evaluate.first_suite import Known, first_suite
 from tuneloop.evaluate.gate import read_side, run_gate
 from tuneloop.evaluate.metrics import METRICS, metric_of
-from tuneloop.evaluate.results import load_evaluation, write_evaluation
+from tuneloop.evaluate.results import ComparedWith, load_evaluation, write_evaluation
 from tuneloop.evaluate.suite import Suite
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.metric import metric
 from tuneloop.records.rows import Row
 from tuneloop.report.eval_html import write_page
@@ -60,10 +61,7 @@ def folder(file: Path, tmp_path: Path) -> Path:
     terse, long = scored(file, 0), scored(file, 4)
     out = tmp_path / "run"
     out.mkdir()
-    write_evaluation(
-        out, terse, model="m", dataset="d", split="test", name="tuned", baselines={"zero-shot": long},
-        comparisons=compare("zero-shot", long, "tuned", terse), key="k",
-    )  # fmt: skip
+    write_evaluation(out, terse, Subject("m", "d", "test", key="k"), ComparedWith({"zero-shot": long}, compare("zero-shot", long, "tuned", terse)))  # fmt: skip
     return out
 
 

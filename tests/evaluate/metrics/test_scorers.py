@@ -7,8 +7,9 @@ from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.metrics.scorers import load_scorer, own_scores
-from tuneloop.evaluate.results import load_evaluation, write_evaluation
+from tuneloop.evaluate.results import ComparedWith, load_evaluation, write_evaluation
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
 
 FILE = """
@@ -102,9 +103,7 @@ def test_an_own_scorer_is_a_metric_with_interval_and_test_and_outlives_its_file(
     b = evaluated(file, ["please", "no", "please"], polite=f"{file}:polite")
     assert b.metrics["polite"].value == pytest.approx(2 / 3)
     assert {c.metric: c.test for c in compare("a", a, "b", b)}["polite"] == "exact McNemar"
-    write_evaluation(
-        tmp_path / "e", b, model="m", dataset="d", split="test", name="b", baselines={"a": a}, comparisons=[], key=""
-    )
+    write_evaluation(tmp_path / "e", b, Subject("m", "d", "test", name="b"), ComparedWith({"a": a}, []))
     file.unlink()
     assert load_evaluation(tmp_path / "e").metrics == b.metrics
     assert load_evaluation(tmp_path / "e", "a").metrics == a.metrics

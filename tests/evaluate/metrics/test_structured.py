@@ -10,6 +10,7 @@ from tuneloop.evaluate.evaluate import evaluate
 from tuneloop.evaluate.metrics import structured as js
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
 
 VALUES = st.recursive(
@@ -109,9 +110,7 @@ def test_a_schema_is_checked_and_kept_when_its_file_is_gone(tmp_path):
     assert result.metrics["schema_valid"].value == pytest.approx(4 / 6)
     assert result.valid == [False, False, True, True, True, True]
     out = tmp_path / "eval"
-    write_evaluation(
-        out, result, model="m", dataset="d", split="test", name="tuned", baselines={}, comparisons=[], key=""
-    )
+    write_evaluation(out, result, Subject("m", "d", "test"))
     file.unlink()
     assert load_evaluation(out).metrics == result.metrics
 

@@ -11,9 +11,9 @@ import typer.main
 import typer.testing
 
 from tuneloop.advise.config import AdviseOptions
-from tuneloop.cli import evaluate
 from tuneloop.cli.main import COMMANDS, app, main
 from tuneloop.cli.parameters import Output, expanded, given
+from tuneloop.evaluate.options import EvalOptions
 from tuneloop.plan.config import PlanOptions
 from tuneloop.workflows.evaluations import EvalTarget
 
@@ -58,7 +58,9 @@ def test_every_field_of_the_record_is_an_option_with_its_description(command: st
 
 
 def test_the_options_of_evaluate_are_fields_of_its_target() -> None:
-    assert {field.name for field in fields(evaluate.Options)} <= {field.name for field in fields(EvalTarget)}
+    options, _ = asked(EvalOptions, "--few-shot", "3", "--references", "rows.jsonl")
+    assert options == EvalOptions(few_shot=3, data="rows.jsonl")
+    assert {field.name for field in fields(EvalOptions)} < {field.name for field in fields(EvalTarget)}
 
 
 @pytest.mark.parametrize("name", NAMES)

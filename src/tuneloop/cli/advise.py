@@ -14,7 +14,8 @@ import typer
 from tuneloop.advise.config import AdviseOptions
 from tuneloop.cli.console import Settings, print_json, screen, split_arguments
 from tuneloop.cli.numbers import amount, count
-from tuneloop.cli.parameters import Output, given
+from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import Advice
@@ -38,22 +39,16 @@ QUESTIONS: tuple[tuple[str, str, type], ...] = (
 
 
 def command(
-    source: str = typer.Argument(
+    source: str = argument(
+        "[DATA|RECIPE.yaml|RUN|EVAL.json]",
+        "File of examples, prepared data set, recipe, run, or evaluation to start from.",
         "",
-        help="File of examples, prepared data set, recipe, run, or evaluation to start from.",
-        metavar="[DATA|RECIPE.yaml|RUN|EVAL.json]",
     ),
     settings: Settings = None,
-    measure: bool = typer.Option(
-        False, "--measure", help="Measure the base model and cheap classifiers on the test rows first."
-    ),
-    html: str = typer.Option("", "--html", help="Write a page with tables and charts.", metavar="FILE"),
-    out: str = typer.Option(
-        "",
-        "--out",
-        "-o",
-        help="Folder that keeps the answer, prepared data and measurements; default: evals/advise-NAME.",
-        metavar="FOLDER",
+    measure: bool = switch("Measure the base model and cheap classifiers on the test rows first."),
+    html: str = flag("", "FILE", "Write a page with tables and charts."),
+    out: str = flag(
+        "", "FOLDER", "Folder that keeps the answer, prepared data and measurements; default: evals/advise-NAME.", "-o"
     ),
     *,
     options: AdviseOptions,

@@ -6,12 +6,11 @@ import sys
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import Output
 from tuneloop.cli.predict import TARGET, TargetOptions
+from tuneloop.core.flag import flag
 
 if TYPE_CHECKING:
     from tuneloop.workflows.chat import Chat
@@ -20,9 +19,7 @@ if TYPE_CHECKING:
 
 def command(
     target: str = TARGET,
-    against: str = typer.Option(
-        "", "--against", "-a", help="Show another answer too: of base, few-shot, or another target.", metavar="OTHER"
-    ),
+    against: str = flag("", "OTHER", "Show another answer too: of base, few-shot, or another target.", "-a"),
     *,
     asking: TargetOptions,
     connection: ConnectionOptions,

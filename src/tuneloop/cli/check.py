@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag
 
 if TYPE_CHECKING:
     from tuneloop.records.rows import Row
@@ -18,10 +19,8 @@ LEVELS = ("error", "warn", "ok")
 
 
 def command(
-    dataset: str = typer.Argument(..., help="A prepared data set: its folder.", metavar="DATASET"),
-    against: str = typer.Option(
-        "", "--against", help="Compare it with records from production: file, glob or folder.", metavar="FILE"
-    ),
+    dataset: str = argument("DATASET", "A prepared data set: its folder."),
+    against: str = flag("", "FILE", "Compare it with records from production: file, glob or folder."),
     *,
     output: Output,
 ) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
 from tuneloop.cli.console import Screen, print_json, screen
 from tuneloop.cli.endpoint import PricedEndpointOptions
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
@@ -25,32 +26,12 @@ class JudgeOptions:
 
     PANEL: ClassVar[str] = "Judge"
 
-    judge: Annotated[
-        str,
-        typer.Option(
-            "--judge", help="Let a model judge the pairs too: a local model, or an endpoint's URL.", metavar="MODEL|URL"
-        ),
-    ] = ""
-    judge_model: Annotated[
-        str, typer.Option("--judge-model", help="The judge, as the endpoint names it.", metavar="NAME")
-    ] = ""
-    judge_prompt: Annotated[
-        str, typer.Option("--judge-prompt", help="Your own prompt, in the form of judge.yaml.", metavar="FILE")
-    ] = ""
-    judge_rows: Annotated[
-        int, typer.Option("--judge-rows", min=1, help="Rows that are judged at most.", metavar="N")
-    ] = 200
-    votes: Annotated[
-        str, typer.Option("--votes", help="Compare the judge with the votes of this review.", metavar="FOLDER")
-    ] = ""
-    check_judge: Annotated[
-        str,
-        typer.Option(
-            "--check-judge",
-            help="Compare nothing else: measure the judge by people's preferences or thumbs.",
-            metavar="FILE",
-        ),
-    ] = ""
+    judge: str = flag("", "MODEL|URL", "Let a model judge the pairs too: a local model, or an endpoint's URL.")
+    judge_model: str = flag("", "NAME", "The judge, as the endpoint names it.")
+    judge_prompt: str = flag("", "FILE", "Your own prompt, in the form of judge.yaml.")
+    judge_rows: int = flag(200, "N", "Rows that are judged at most.", least=1)
+    votes: str = flag("", "FOLDER", "Compare the judge with the votes of this review.")
+    check_judge: str = flag("", "FILE", "Compare nothing else: measure the judge by people's preferences or thumbs.")
 
     def chosen(self, connection: PricedEndpointOptions) -> Judge | None:
         """The judge; None where none is asked for."""
@@ -69,17 +50,15 @@ class JudgeOptions:
 
 
 def command(
-    evaluations: list[str] = typer.Argument(
+    evaluations: list[str] = argument(
+        "A B...",
+        "Two or more folders with eval.json (FOLDER:NAME picks a baseline in it), or files of predictions.",
         None,
-        help="Two or more folders with eval.json (FOLDER:NAME picks a baseline in it), or files of predictions.",
-        metavar="A B...",
     ),
-    references: str = typer.Option(
-        "", "--references", "--data", help="Right answers for files of predictions.", metavar="FILE"
-    ),
-    dataset: str = typer.Option("", "--dataset", "-d", help="Or a prepared data set that has them.", metavar="FOLDER"),
-    split: str = typer.Option("test", "--split", "-s", help="Split of it: train, val or test.", metavar="NAME"),
-    out: str = typer.Option("", "--out", "-o", help="Folder for eval.json; default: in evals/.", metavar="FOLDER"),
+    references: str = flag("", "FILE", "Right answers for files of predictions.", "--references", "--data"),
+    dataset: str = flag("", "FOLDER", "Or a prepared data set that has them.", "-d"),
+    split: str = flag("test", "NAME", "Split of it: train, val or test.", "-s"),
+    out: str = flag("", "FOLDER", "Folder for eval.json; default: in evals/.", "-o"),
     *,
     judging: JudgeOptions,
     connection: PricedEndpointOptions,

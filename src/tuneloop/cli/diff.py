@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,11 +17,9 @@ MOST = 8  # labels, settings or sources that are listed
 
 
 def command(
-    a: str = typer.Argument(..., help="The older data set: its folder.", metavar="A"),
-    b: str = typer.Argument(..., help="The newer data set.", metavar="B"),
-    rows: int = typer.Option(
-        3, "--rows", "-n", min=0, help="Show this many examples of each kind of change.", metavar="N"
-    ),
+    a: str = argument("A", "The older data set: its folder."),
+    b: str = argument("B", "The newer data set."),
+    rows: int = flag(3, "N", "Show this many examples of each kind of change.", "-n", least=0),
     *,
     output: Output,
 ) -> None:

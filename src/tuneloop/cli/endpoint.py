@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import typer
+from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
     from tuneloop.inference.client import Endpoint
@@ -17,12 +17,8 @@ class ConnectionOptions:
 
     PANEL: ClassVar[str] = "Endpoint"
 
-    api_key_env: Annotated[
-        str, typer.Option("--api-key-env", help="Environment variable with the endpoint's key.", metavar="NAME")
-    ] = "OPENAI_API_KEY"
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds for one request to the endpoint.", metavar="X")
-    ] = 120.0
+    api_key_env: str = flag("OPENAI_API_KEY", "NAME", "Environment variable with the endpoint's key.")
+    timeout: float = flag(120.0, "X", "Seconds for one request to the endpoint.", least=0.1)
 
     def endpoint(self, url: str, model: str) -> Endpoint:
         """The endpoint, one request at a time, no answer kept."""
@@ -33,26 +29,12 @@ class ConnectionOptions:
 class EndpointOptions(ConnectionOptions):
     """How an endpoint is reached, and what becomes of its answers."""
 
-    concurrency: Annotated[
-        int,
-        typer.Option("--concurrency", min=1, max=256, help="Requests to the endpoint at the same time.", metavar="N"),
-    ] = 8
-    retries: Annotated[
-        int,
-        typer.Option(
-            "--retries", min=0, max=20, help="Further tries of a request that may succeed later.", metavar="N"
-        ),
-    ] = 5
-    cache: Annotated[
-        str,
-        typer.Option(
-            "--cache",
-            help="Folder that keeps the endpoint's answers; default: in the user's cache.",
-            metavar="FOLDER",
-            show_default=False,
-        ),
-    ] = ""
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no answers of the endpoint.")] = False
+    concurrency: int = flag(8, "N", "Requests to the endpoint at the same time.", least=1, most=256)
+    retries: int = flag(5, "N", "Further tries of a request that may succeed later.", least=0, most=20)
+    cache: str = flag(
+        "", "FOLDER", "Folder that keeps the endpoint's answers; default: in the user's cache.", shown=False
+    )
+    no_cache: bool = switch("Keep no answers of the endpoint.")
 
     def endpoint(self, url: str, model: str) -> Endpoint:
         """The endpoint; answers are kept in the user's cache unless another place is named."""
@@ -69,13 +51,8 @@ class EndpointOptions(ConnectionOptions):
 class PricedEndpointOptions(EndpointOptions):
     """The same, with the endpoint's prices."""
 
-    usd_per_million_input: Annotated[
-        float,
-        typer.Option("--usd-per-million-input", min=0, help="Price of 1M tokens that the endpoint reads.", metavar="X"),
-    ] = 0.0
-    usd_per_million_output: Annotated[
-        float, typer.Option("--usd-per-million-output", min=0, help="Price of 1M tokens that it writes.", metavar="X")
-    ] = 0.0
+    usd_per_million_input: float = flag(0.0, "X", "Price of 1M tokens that the endpoint reads.", least=0)
+    usd_per_million_output: float = flag(0.0, "X", "Price of 1M tokens that it writes.", least=0)
 
     def endpoint(self, url: str, model: str) -> Endpoint:
         """The endpoint with its prices."""

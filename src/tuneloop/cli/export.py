@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import typer
-
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
 
 
 def command(
-    run: str = typer.Argument(..., help="Folder of a finished run.", metavar="RUN"),
-    form: str = typer.Option(
+    run: str = argument("RUN", "Folder of a finished run."),
+    form: str = flag(
         "",
+        "NAME",
+        "merged: a model by itself; adapter: for its base. Default: merged where possible.",
         "--format",
         "-f",
-        help="merged: a model by itself; adapter: for its base. Default: merged where the method can be merged.",
-        metavar="NAME",
     ),
-    out: str = typer.Option("", "--out", "-o", help="Folder of the artifact; default: artifacts/ID.", metavar="FOLDER"),
-    force: bool = typer.Option(False, "--force", help="Overrule a gate that is not green; the artifact says so."),
-    sign: str = typer.Option(
-        "", "--sign", help="Sign all files with this private key of an elliptic curve, a PEM file.", metavar="KEY"
-    ),
+    out: str = flag("", "FOLDER", "Folder of the artifact; default: artifacts/ID.", "-o"),
+    force: bool = switch("Overrule a gate that is not green; the artifact says so."),
+    sign: str = flag("", "KEY", "Sign all files with this private key of an elliptic curve, a PEM file."),
     *,
     output: Output,
 ) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,22 +21,15 @@ MOST = 20  # rows that are shown
 
 
 def command(
-    dataset: str = typer.Argument(..., help="A prepared data set: its folder.", metavar="DATASET"),
-    match: str = typer.Option(
-        ...,
-        "--match",
-        help="Remove rows with this text, in any case, or with this value of a column.",
-        metavar="TEXT|COLUMN=VALUE",
+    dataset: str = argument("DATASET", "A prepared data set: its folder."),
+    match: str = flag(
+        ..., "TEXT|COLUMN=VALUE", "Remove rows with this text, in any case, or with this value of a column."
     ),
-    regex: bool = typer.Option(False, "--regex", help="Take the text or value as a regular expression."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Only show what matches."),
-    yes: bool = typer.Option(False, "--yes", "-y", help="Remove without asking."),
-    root: str = typer.Option(
-        ".", "--root", help="Where to look for data sets and runs that were made from it.", metavar="FOLDER"
-    ),
-    model: str = typer.Option(
-        "", "--model", "-m", help="Model whose tokens are counted again; default: the packaged one.", metavar="MODEL"
-    ),
+    regex: bool = switch("Take the text or value as a regular expression."),
+    dry_run: bool = switch("Only show what matches."),
+    yes: bool = switch("Remove without asking.", "-y"),
+    root: str = flag(".", "FOLDER", "Where to look for data sets and runs that were made from it."),
+    model: str = flag("", "MODEL", "Model whose tokens are counted again; default: the packaged one.", "-m"),
     *,
     output: Output,
 ) -> None:

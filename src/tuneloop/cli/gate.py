@@ -8,33 +8,22 @@ from typing import Any
 import typer
 
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
 
 FIRST_SUITE = "suite.yaml"
 SIGNS = {"pass": "pass", "fail": "FAIL", "inconclusive": "?   "}
 
 
 def command(
-    candidate: str = typer.Argument(
-        "",
-        help="The run or evaluation to be released; with --init a run or prepared data set.",
-        metavar="CANDIDATE",
+    candidate: str = argument(
+        "CANDIDATE", "The run or evaluation to be released; with --init a run or prepared data set.", ""
     ),
-    against: str = typer.Option(
-        "", "--against", "-a", help="The run or evaluation in use; FOLDER:NAME is a baseline in it.", metavar="BASE"
-    ),
-    suite: str = typer.Option(
-        "", "--suite", "-s", help="What must hold: a YAML file. With --init, where it is written.", metavar="FILE"
-    ),
-    init: bool = typer.Option(
-        False, "--init", help="Write a first suite, made from a run or prepared data set, for you to edit."
-    ),
-    out: str = typer.Option(
-        "", "--out", "-o", help="Folder for gate.json; default: the candidate's.", metavar="FOLDER"
-    ),
-    no_model: bool = typer.Option(
-        False, "--no-model", help="Ask the model nothing: judge by the stored answers alone."
-    ),
+    against: str = flag("", "BASE", "The run or evaluation in use; FOLDER:NAME is a baseline in it.", "-a"),
+    suite: str = flag("", "FILE", "What must hold: a YAML file. With --init, where it is written.", "-s"),
+    init: bool = switch("Write a first suite, made from a run or prepared data set, for you to edit."),
+    out: str = flag("", "FOLDER", "Folder for gate.json; default: the candidate's.", "-o"),
+    no_model: bool = switch("Ask the model nothing: judge by the stored answers alone."),
     *,
     output: Output,
 ) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import typer
-
 from tuneloop.cli.console import print_json
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag
 
 
 def command(
-    source: str = typer.Argument(..., help="Your examples.", metavar="FILE"),
-    out: str = typer.Option(
-        "recipe.yaml", "--out", "-o", help="Recipe to write; a file that is there is never overwritten.", metavar="FILE"
-    ),
+    source: str = argument("FILE", "Your examples."),
+    out: str = flag("recipe.yaml", "FILE", "Recipe to write; a file that is there is never overwritten.", "-o"),
     *,
     output: Output,
 ) -> None:

@@ -1,8 +1,8 @@
 """Options of a command from records: a parameter whose type is a record becomes one option for each of its fields.
 
-A record is either a pydantic `Config`, whose fields give type, default and description, or a dataclass whose fields are
-typer parameters already (for options that belong to the command line alone). So `--help`, `tuneloop schema` and callers in
-Python read the same fields.
+A record is either a pydantic `Config`, whose fields give type, default and description, or a dataclass whose fields are made
+by `flag`; a parameter of a command may be made so as well. `--help`, `tuneloop schema` and callers in Python read the same
+fields.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 import typer.core
 
 from tuneloop.cli.numbers import amount, count
-from tuneloop.core.flag import Flag
+from tuneloop.core.flag import Flag, switch
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -33,9 +33,14 @@ class Output:
 
     PANEL: ClassVar[str] = "Output"
 
-    json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no lines on the way.")] = False
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False
+    json: bool = switch("Print exactly one JSON object on stdout.")
+    quiet: bool = switch("Print no progress and no lines on the way.", "-q")
+    debug: bool = switch("Show tracebacks.")
+
+
+def argument(metavar: str, help: str, default: Any = ...) -> Any:
+    """A positional argument of a command, as the default of its parameter; without a default it must be given."""
+    return typer.Argument(default, help=help, metavar=metavar)
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,11 +49,13 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     records: dict[str, tuple[Any, list[str]]] = {}  # parameter -> record, names of its fields
     for parameter in inspect.signature(command).parameters.values():
-        kind = hints[parameter.name]
+        name, kind, default = parameter.name, hints[parameter.name], parameter.default
         found = list(_parameters(kind))
         if found:
-            records[parameter.name] = kind, [one.name for one in found]
-        parameters += found or [parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)]
+            records[name] = kind, [one.name for one in found]
+        if isinstance(default, dataclasses.Field):
+            default = _option_of_flag(name, default, None)
+        parameters += found or [_parameter(name, kind, default)]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
@@ -79,9 +86,10 @@ def _parameters(kind: Any) -> Iterator[inspect.Parameter]:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):
-            option = get_args(hints[field.name])[1]
-            option.rich_help_panel = getattr(kind, "PANEL", None)
-            yield _parameter(field.name, hints[field.name], field.default)
+            if "flag" in field.metadata:
+                words = get_origin(hints[field.name]) is Literal  # the stage says which there are
+                annotation = str if words else hints[field.name]
+                yield _parameter(field.name, annotation, _option_of_flag(field.name, field, kind))
     elif hasattr(kind, "model_fields"):
         for part in kind.__mro__:
             for name in inspect.get_annotations(part):
@@ -94,6 +102,21 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
+def _option_of_flag(name: str, field: dataclasses.Field[Any], record: Any) -> Any:
+    """The option that a field of a dataclass, or the default of a parameter, is."""
+    flag: Flag = field.metadata["flag"]
+    return typer.Option(
+        field.default, *_names(name, flag), help=flag.help, metavar=flag.metavar or None, min=flag.least, max=flag.most,
+        rich_help_panel=getattr(record, "PANEL", None), show_default=flag.shown,
+    )  # fmt: skip
+
+
+def _names(field: str, flag: Flag) -> tuple[str, ...]:
+    """All names of an option, its field's own one included."""
+    long = any(name.startswith("--") for name in flag.names)
+    return flag.names if long else (f"--{field.replace('_', '-')}", *flag.names)
+
+
 def _option(name: str, info: FieldInfo, panel: str | None) -> tuple[Any, Any]:
     """Type and option of a record's field. What is not given is None, so that it can be told from the default."""
     kind = _plain(info.annotation)
@@ -102,7 +125,7 @@ def _option(name: str, info: FieldInfo, panel: str | None) -> tuple[Any, Any]:
     kind = kind if kind in (bool, int, float) else str
     default = f" [default: {_shown(info.default)}]" if info.default not in (None, "", False) else ""
     option = typer.Option(
-        None, *(flag.names or (f"--{name.replace('_', '-')}",)), parser=parser, metavar=flag.metavar or metavar,
+        None, *_names(name, flag), parser=parser, metavar=flag.metavar or metavar,
         help=f"{info.description or ''}{default}", rich_help_panel=panel, show_default=False,
     )  # fmt: skip
     return kind, option

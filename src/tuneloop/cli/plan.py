@@ -7,23 +7,22 @@ from typing import Any
 import typer
 
 from tuneloop.cli.console import Settings, print_json, screen, split_arguments
-from tuneloop.cli.parameters import Output, given
+from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.core.flag import flag, switch
 from tuneloop.plan.config import PlanOptions
 
 
 def command(
-    source: str = typer.Argument(
+    source: str = argument(
+        "[DATA|RECIPE.yaml|RUN]",
+        "What is trained on, as for run: a file of examples, a prepared data set, a recipe, or a run.",
         "",
-        help="What is trained on, as for run: a file of examples, a prepared data set, a recipe, or a run.",
-        metavar="[DATA|RECIPE.yaml|RUN]",
     ),
     settings: Settings = None,
-    all_rows: bool = typer.Option(False, "--all", help="Show every machine instead of the first ten."),
-    calibrate: bool = typer.Option(
-        False, "--calibrate", help="Train a few steps here, and keep what was predicted and measured."
-    ),
-    history: bool = typer.Option(False, "--history", help="Show what was predicted and what came, run by run."),
-    out: str = typer.Option("", "--out", "-o", help="Folder in which to write plan.json.", metavar="FOLDER"),
+    all_rows: bool = switch("Show every machine instead of the first ten.", "--all"),
+    calibrate: bool = switch("Train a few steps here, and keep what was predicted and measured."),
+    history: bool = switch("Show what was predicted and what came, run by run."),
+    out: str = flag("", "FOLDER", "Folder in which to write plan.json.", "-o"),
     *,
     options: PlanOptions,
     output: Output,

@@ -6,52 +6,34 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.endpoint import ConnectionOptions, EndpointOptions
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag
 
 if TYPE_CHECKING:
     from tuneloop.inference.client import Endpoint
 
-TARGET = typer.Argument(
-    ..., help="A run, an exported artifact, an adapter or a model: folder, name or GGUF file; or an endpoint's URL.",
-    metavar="TARGET",
-)  # fmt: skip
+TARGET = argument(
+    "TARGET", "A run, an exported artifact, an adapter or a model: folder, name or GGUF file; or an endpoint's URL."
+)
 
 
 @dataclass(frozen=True)
 class TargetOptions:
     """How a target is asked, for `predict` and `chat`."""
 
-    model: Annotated[str, typer.Option("--model", "-m", help="The model, as an endpoint names it.", metavar="NAME")] = (
-        ""
+    model: str = flag("", "NAME", "The model, as an endpoint names it.", "-m")
+    base: str = flag("", "MODEL", "Base model of an adapter; default: the one that it names.")
+    task: str = flag(
+        "", "TARGET", "Take instruction and columns from this run or artifact, as for an endpoint that serves it."
     )
-    base: Annotated[
-        str,
-        typer.Option("--base", help="Base model of an adapter; default: the one that it names.", metavar="MODEL"),
-    ] = ""
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task",
-            help="Take instruction and columns from this run or artifact, as for an endpoint that serves it.",
-            metavar="TARGET",
-        ),
-    ] = ""
-    system: Annotated[
-        str | None,
-        typer.Option("--system", help='System turn in place of the trained one; "" for none.', metavar="TEXT"),
-    ] = None
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-new-tokens", min=1, help="Longest answer, in tokens; default: that of training.", metavar="N"
-        ),
-    ] = None
+    system: str | None = flag(None, "TEXT", 'System turn in place of the trained one; "" for none.')
+    max_new_tokens: int | None = flag(None, "N", "Longest answer, in tokens; default: that of training.", least=1)
 
     def server(self, connection: ConnectionOptions) -> Callable[[str], Endpoint]:
         """What makes an endpoint of a URL."""
@@ -66,18 +48,10 @@ class TargetOptions:
 
 def command(
     target: str = TARGET,
-    file: str = typer.Argument(
-        ..., help="Rows: csv, jsonl, json, parquet, lines of text; - is the standard input.", metavar="FILE|-"
-    ),
-    out: str = typer.Option(
-        "", "--out", "-o", help="Result, .csv or .jsonl; default: JSON Lines on stdout.", metavar="FILE"
-    ),
-    column: str = typer.Option(
-        "", "--column", "-c", help="The column that is asked; default: those of training.", metavar="NAME"
-    ),
-    top: int = typer.Option(
-        0, "--top", min=0, help="Give the probabilities of so many labels; of a classifier only.", metavar="N"
-    ),
+    file: str = argument("FILE|-", "Rows: csv, jsonl, json, parquet, lines of text; - is the standard input."),
+    out: str = flag("", "FILE", "Result, .csv or .jsonl; default: JSON Lines on stdout.", "-o"),
+    column: str = flag("", "NAME", "The column that is asked; default: those of training.", "-c"),
+    top: int = flag(0, "N", "Give the probabilities of so many labels; of a classifier only.", least=0),
     *,
     asking: TargetOptions,
     connection: EndpointOptions,

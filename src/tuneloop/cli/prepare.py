@@ -9,30 +9,20 @@ from typing import Any
 import typer
 
 from tuneloop.cli.console import print_json, screen, split_arguments
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
 
 
 def command(
-    sources: list[str] = typer.Argument(
-        ...,
-        help="Files, globs or folders; or a recipe, whose data section is used; and key=value settings.",
-        metavar="SOURCE... [KEY=VALUE]...",
+    sources: list[str] = argument(
+        "SOURCE... [KEY=VALUE]...",
+        "Files, globs or folders; or a recipe, whose data section is used; and key=value settings.",
     ),
-    out: str = typer.Option(
-        "", "--out", "-o", help="Folder of the data set; default: datasets/NAME.", metavar="FOLDER"
-    ),
-    name: str = typer.Option(
-        "", "--name", help="Name of the data set; default: that of the first source.", metavar="NAME"
-    ),
-    model: str = typer.Option(
-        "", "--model", "-m", help="Model whose tokenizer and chat template measure the rows.", metavar="MODEL"
-    ),
-    show: int = typer.Option(
-        0, "--show", help="Print this many rows as the model sees them, with the trained tokens coloured.", metavar="N"
-    ),
-    track: bool = typer.Option(
-        False, "--track", help="Log the data set to MLflow; also done where MLFLOW_TRACKING_URI is set."
-    ),
+    out: str = flag("", "FOLDER", "Folder of the data set; default: datasets/NAME.", "-o"),
+    name: str = flag("", "NAME", "Name of the data set; default: that of the first source."),
+    model: str = flag("", "MODEL", "Model whose tokenizer and chat template measure the rows.", "-m"),
+    show: int = flag(0, "N", "Print this many rows as the model sees them, with the trained tokens coloured."),
+    track: bool = switch("Log the data set to MLflow; also done where MLFLOW_TRACKING_URI is set."),
     *,
     output: Output,
 ) -> None:

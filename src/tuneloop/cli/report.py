@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import typer
-
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag
 
 
 def command(
-    run: str = typer.Argument(..., help="Folder of a run, an evaluation or a comparison.", metavar="RUN|EVALUATION"),
-    table: str = typer.Option(
-        "", "--table", help="Print only the comparison, as markdown, latex or csv.", metavar="NAME"
-    ),
+    run: str = argument("RUN|EVALUATION", "Folder of a run, an evaluation or a comparison."),
+    table: str = flag("", "NAME", "Print only the comparison, as markdown, latex or csv."),
     *,
     output: Output,
 ) -> None:

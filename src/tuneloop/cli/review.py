@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
 
 
@@ -17,63 +16,31 @@ from tuneloop.core.units import counted
 class SampleOptions:
     """Which rows people see."""
 
-    mode: Annotated[
-        str,
-        typer.Option("--mode", help="pairwise or rating; default: by the number of evaluations.", metavar="NAME"),
-    ] = ""
-    share: Annotated[float, typer.Option("--share", help="Share of the rows to look at.", metavar="X")] = 0.25
-    rows: Annotated[
-        int, typer.Option("--rows", min=0, help="Look at so many rows instead.", metavar="N", show_default=False)
-    ] = 0
-    seed: Annotated[
-        int, typer.Option("--seed", help="Seed of the sample, of its order, and of the sides.", metavar="N")
-    ] = 0
-    dataset: Annotated[
-        str,
-        typer.Option(
-            "--dataset",
-            "-d",
-            help="Prepared data set with the whole conversations; a run knows its own.",
-            metavar="FOLDER",
-        ),
-    ] = ""
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Folder of the review; default: review/ in the first evaluation's folder.",
-            metavar="FOLDER",
-        ),
-    ] = ""
+    mode: str = flag("", "NAME", "pairwise or rating; default: by the number of evaluations.")
+    share: float = flag(0.25, "X", "Share of the rows to look at.")
+    rows: int = flag(0, "N", "Look at so many rows instead.", least=0, shown=False)
+    seed: int = flag(0, "N", "Seed of the sample, of its order, and of the sides.")
+    dataset: str = flag("", "FOLDER", "Prepared data set with the whole conversations; a run knows its own.", "-d")
+    out: str = flag("", "FOLDER", "Folder of the review; default: review/ in the first evaluation's folder.", "-o")
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """What becomes of the votes."""
 
-    export: Annotated[
-        str,
-        typer.Option("--export", help="Write the votes as data: preference, kto or corrected.", metavar="NAME"),
-    ] = ""
-    to: Annotated[
-        str,
-        typer.Option("--to", help="File of --export; default: EXPORT.jsonl in the review's folder.", metavar="FILE"),
-    ] = ""
+    export: str = flag("", "NAME", "Write the votes as data: preference, kto or corrected.")
+    to: str = flag("", "FILE", "File of --export; default: EXPORT.jsonl in the review's folder.")
 
 
 def command(
-    places: list[str] = typer.Argument(
-        ...,
-        help="Evaluations: RUN or folder; FOLDER:NAME picks a baseline in it. One is rated, two or more are compared. "
+    places: list[str] = argument(
+        "A [B...]",
+        "Evaluations: RUN or folder; FOLDER:NAME picks a baseline in it. One is rated, two or more are compared. "
         "Or the folder of a review.",
-        metavar="A [B...]",
     ),
-    host: str = typer.Option(
-        "127.0.0.1", "--host", help="Address of the page; another one lets others on your network vote.", metavar="NAME"
-    ),
-    port: int = typer.Option(0, "--port", min=0, max=65535, help="Port of the page; 0 for a free one.", metavar="N"),
-    no_serve: bool = typer.Option(False, "--no-serve", help="Only draw the sample, or show the results so far."),
+    host: str = flag("127.0.0.1", "NAME", "Address of the page; another one lets others on your network vote."),
+    port: int = flag(0, "N", "Port of the page; 0 for a free one.", least=0, most=65535),
+    no_serve: bool = switch("Only draw the sample, or show the results so far."),
     *,
     sample: SampleOptions,
     votes: ExportOptions,

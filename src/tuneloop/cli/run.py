@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import typer
-
 from tuneloop.cli.console import Settings, print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
 
 
 def command(
-    source: str = typer.Argument(
-        ...,
-        help="Recipe in YAML, or a file of examples or prepared data set for the defaults.",
-        metavar="RECIPE.yaml|DATA",
+    source: str = argument(
+        "RECIPE.yaml|DATA", "Recipe in YAML, or a file of examples or prepared data set for the defaults."
     ),
     settings: Settings = None,
     *,

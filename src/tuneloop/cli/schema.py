@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import typer
-
 from tuneloop.cli.parameters import Output
+from tuneloop.core.flag import flag, switch
 
 
 def command(
-    record: str = typer.Option(
-        "", "--record", help="Print the schema of a file's record: dataset, run, plan, evaluation ...", metavar="NAME"
-    ),
-    keys: bool = typer.Option(False, "--keys", help="Print a table of keys, defaults and meanings instead."),
+    record: str = flag("", "NAME", "Print the schema of a file's record: dataset, run, plan, evaluation ..."),
+    keys: bool = switch("Print a table of keys, defaults and meanings instead."),
     *,
     output: Output,
 ) -> None:

@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING
 import typer
 
 from tuneloop.cli.console import Settings, print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
     from tuneloop.workflows.recipe import Recipe
 
 
 def command(
-    source: str = typer.Argument(..., help="Recipe, or folder of a prepared data set.", metavar="RECIPE.yaml|DATASET"),
+    source: str = argument("RECIPE.yaml|DATASET", "Recipe, or folder of a prepared data set."),
     settings: Settings = None,
-    model: str = typer.Option("", "--model", "-m", help="Base model.", metavar="MODEL"),
-    out: str = typer.Option("", "--out", "-o", help="Folder of the run; default: runs/NAME-HASH.", metavar="FOLDER"),
-    preflight: bool = typer.Option(
-        False, "--preflight", help="Show what would be trained, with two rows as the model sees them, and stop."
-    ),
+    model: str = flag("", "MODEL", "Base model.", "-m"),
+    out: str = flag("", "FOLDER", "Folder of the run; default: runs/NAME-HASH.", "-o"),
+    preflight: bool = switch("Show what would be trained, with two rows as the model sees them, and stop."),
     *,
     output: Output,
 ) -> None:

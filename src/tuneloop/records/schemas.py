@@ -37,7 +37,7 @@ def schema_of(name: str) -> dict[str, Any]:
     """
     if name not in RECORDS:
         near = difflib.get_close_matches(name, RECORDS, 1, 0.5)
-        step = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RECORDS)}"
+        step = (f"did you mean {near[0]}? " if near else "") + f"records: {', '.join(RECORDS)}"
         raise UserError(f"No such record {name!r}", where="--record", next_step=step)
     from pydantic import TypeAdapter
 

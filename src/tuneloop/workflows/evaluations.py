@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, sha256_file
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.evaluate.options import EvalOptions
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind
 from tuneloop.records.completion import Completion
@@ -41,40 +42,18 @@ MOST_FAILURES = 100  # named in eval.json
 
 
 @dataclass(frozen=True)
-class EvalTarget:
+class EvalTarget(EvalOptions):
     """What is to be evaluated on what.
 
     Args:
         target: a run, an adapter, a model's folder, name or GGUF file; empty with `endpoint` or `predictions`.
         endpoint: asks a server instead.
-        predictions: a file with answers made elsewhere instead.
-        dataset: prepared data set; a run knows its own.
-        split: of it.
-        data: file whose rows take the place of the split's.
-        base: of an adapter; for a model, what it was made from (for forgetting and memorisation).
-        few_shot: examples in the prompt.
-        examples: `balanced` over labels, or for each row the `nearest`.
-        prompt: file with a template.
-        production: file of what users sent.
-        name: of the contender; default: what kind it is.
-        out: folder of the result.
         settings: `key=value`, of the recipe; those of `evaluate.` may leave that out.
     """
 
     target: str = ""
     endpoint: Endpoint | None = None
-    predictions: str = ""
-    dataset: str = ""
-    split: str = "test"
-    data: str = ""
-    base: str = ""
-    few_shot: int = 0
-    examples: Literal["balanced", "nearest"] = "balanced"
-    prompt: str = ""
-    production: str = ""
-    name: str = ""
-    out: str = ""
-    settings: Sequence[str] = field(default_factory=tuple)
+    settings: Sequence[str] = ()
 
     @property
     def kind(self) -> Kind:

@@ -1,0 +1,155 @@
+"""The format of a file follows from its columns and a sample of its records, or from what the user says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from format_records import ASK, CELL, GPT, HUMAN, KEYS, SAY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuneloop.core.errors import UserError
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.formats import Parsed, Rejection, check_columns, detect, parse_record
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"instruction": "a", "input": "", "output": "b"}, "alpaca"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "sharegpt"),
+        ({"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "messages"),
+        ({"id": 1, "messages": [{"role": "user", "content": "a"}]}, "messages"),
+        ({"prompt": "a", "completion": "b"}, "prompt_completion"),
+        ({"question": "a", "answer": "b", "category": "c"}, "prompt_completion"),
+        ({"id": "1", "dialogue": "a", "summary": "b", "topic": "c"}, "prompt_completion"),
+        ({"article": "a", "highlights": "b"}, "prompt_completion"),
+        ({"text": "a", "summary": "b", "title": "c"}, "prompt_completion"),
+        ({"text": "a", "queue": "b", "summary": "c"}, "text_label"),
+        ({"query": "a", "response": "b"}, "prompt_completion"),
+        ({"text": "a", "label": "b", "created": 3}, "text_label"),
+        ({"Text": "a", "Category": "b"}, "text_label"),
+        ({"Question": "a", "Answer": "b", "Category": "c"}, "prompt_completion"),
+        ({"Messages": [ASK, SAY], "Rating": 3}, "thumbs"),
+        ({"ticket_text": "a", "issue_category": "b"}, "text_label"),
+        ({"text": "a", "labels": ["b"]}, "text_label"),
+        ({"text": "a", "url": "b", "meta": {}}, "text"),
+        ({"dialog": [{"speaker": "customer", "text": "a"}, {"speaker": "agent", "text": "b"}]}, "messages"),
+        ({"messages": json.dumps([ASK, SAY])}, "messages"),
+        ({"instruction": "a", "context": "b", "response": "c"}, "alpaca"),
+        ({"prompt": [ASK], "completion": [SAY]}, "prompt_completion"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
+        ({"instruction": "a", "input": "", "chosen": "b", "rejected": "c"}, "preference"),
+        ({"chosen": [ASK, SAY], "rejected": [ASK, SAY]}, "preference"),
+        ({"conversations": [HUMAN], "chosen": GPT, "rejected": GPT}, "preference"),
+        ({"question": "a", "response_j": "b", "response_k": "c"}, "preference"),
+        ({"prompt": "a", "completions": ["b", "c"]}, "preference"),
+        ({"messages": [ASK, SAY], "label": True}, "thumbs"),
+        ({"conversations": [HUMAN, GPT], "kto_tag": False}, "thumbs"),
+        ({"prompt": "a", "completion": "b", "label": False}, "thumbs"),
+        ({"prompt": "a", "completion": "b", "label": "billing"}, "prompt_completion"),
+        ({"messages": [ASK, SAY], "feedback": "thumbs_up"}, "thumbs"),
+        ({"messages": [ASK, SAY], "feedback": "it was slow but fine"}, "messages"),
+        ({"instruction": "a", "output": "b", "rating": 4}, "thumbs"),
+        ({"request": {"messages": [ASK]}, "response": {"choices": [{"message": SAY}]}}, "logs"),
+        ({"custom_id": "1", "body": {"messages": [ASK]}, "response": {"body": {"choices": []}}}, "logs"),
+        ({"messages": [ASK], "response": "b"}, "logs"),
+        ({"messages": [ASK, SAY], "response": "b"}, "messages"),
+        ({"input": [ASK], "output": SAY}, "logs"),
+        ({"input": "a", "output": "b"}, "prompt_completion"),
+    ],
+)
+def test_the_format_follows_from_the_columns(record: dict[str, Any], name: str) -> None:
+    guess = detect([record], PrepareConfig())
+    assert guess.name == name
+    assert detect([record], PrepareConfig(format=guess.name)).columns == guess.columns  # type: ignore[arg-type]
+    assert set(guess.columns.values()) <= set(record) and guess.reason
+
+
+def test_two_unknown_columns_are_text_and_label_when_one_repeats_its_values() -> None:
+    rows = [{"id": n, "body_de": f"text {n}", "art": "ab"[n % 2]} for n in range(8)]
+    guess = detect(rows, PrepareConfig())
+    assert guess.columns == {"text": "body_de", "label": "art"}
+    assert "'art' is taken for the label: it has 2 different values" in guess.reason
+    rows = [{"a": f"x {n}", "b": f"y {n}"} for n in range(8)]
+    with pytest.raises(UserError, match="Can't tell the format") as caught:
+        detect(rows, PrepareConfig())
+    assert "'a', 'b'" in caught.value.where
+
+
+def test_named_columns_win_over_what_the_records_look_like() -> None:
+    record = {"instruction": "a", "output": "b", "kind": "c"}
+    guess = detect([record], PrepareConfig(text="instruction", label="kind"))
+    assert (guess.name, guess.columns) == ("text_label", {"text": "instruction", "label": "kind"})
+
+
+def test_a_minority_of_odd_records_does_not_change_the_format() -> None:
+    rows: list[dict[str, Any]] = [{"text": "a", "label": "b"}] * 6 + [
+        {"messages": [{"role": "user", "content": "a"}]}
+    ] * 4
+    guess = detect(rows, PrepareConfig())
+    assert guess.name == "text_label" and guess.reason.startswith("6 of 10 records looked at have 'text' and 'label'")
+    odd = parse_record(rows[-1], guess, PrepareConfig())
+    assert odd == Rejection("missing_field", "no column 'text' (text_label: text, label expected)")
+
+
+def test_a_near_miss_is_named() -> None:
+    with pytest.raises(UserError, match="Can't tell") as caught:
+        detect([{"instrution": "say a", "outputs": "b"}], PrepareConfig())
+    assert "is 'instrution' meant to be 'instruction'?" in caught.value.next_step
+    with pytest.raises(UserError, match="don't look like alpaca, which has instruction and output") as caught:
+        detect([{"text": "a", "label": "b"}], PrepareConfig(format="alpaca"))
+    assert "they look like text_label" in caught.value.next_step
+
+
+def test_a_second_column_of_text_makes_text_no_guess() -> None:
+    record = {"text": "A long story.", "remark": "What I thought of it."}
+    with pytest.raises(UserError, match="Can't tell"):
+        detect([record], PrepareConfig())
+    assert detect([record], PrepareConfig(format="text")).columns == {"text": "text"}
+    assert detect([record], PrepareConfig(format="text", text="remark")).columns == {"text": "remark"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"format": "alpaca"},
+        {"format": "fields"},
+        {"input": "{text}"},
+        {"format": "alpaca", "input": "{text}", "output": "{label}"},
+        {"format": "messages", "text": "text"},
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        detect([{"text": "a", "label": "b"}], PrepareConfig(**config))
+    assert caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"input": "{txet}", "output": "{label}"}, "data.input"),
+        ({"text": "txet"}, "data.text"),
+        ({"split": {"stratify": "txet"}}, "data.split.stratify"),
+    ],
+)
+def test_a_column_that_no_record_has_is_named_with_the_nearest(config: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_columns([{"text": "a", "label": "b"}], PrepareConfig(**config))
+    assert caught.value.where == key and caught.value.next_step == "did you mean 'text'?"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(KEYS), CELL, max_size=5), min_size=1, max_size=4))
+def test_any_sample_gives_a_format_that_reads_it_or_a_user_error(sample: list[dict[str, Any]]) -> None:
+    config = PrepareConfig()
+    try:
+        guess = detect(sample, config)
+    except UserError as error:
+        assert error.next_step
+        return
+    for record in sample:
+        assert isinstance(parse_record(record, guess, config), Parsed | Rejection)

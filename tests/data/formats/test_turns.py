@@ -1,0 +1,145 @@
+"""The order of turns, and tool calls with their answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from format_records import ASK, SAY, conversation, parse, reason, turns
+
+from tuneloop.data.config import PrepareConfig
+from tuneloop.data.formats import Parsed, Rejection, detect, parse_record
+
+
+def chat(*turns: str) -> dict[str, Any]:
+    """Messages in short: `u` a question, `a` an answer, `c1` a call, `t1` its answer, `s` a system turn."""
+    full = {"u": "user", "a": "assistant", "c": "assistant", "t": "tool", "s": "system"}
+    messages: list[dict[str, Any]] = []
+    for number, turn in enumerate(turns):
+        message: dict[str, Any] = {"role": full[turn[0]], "content": f"{turn} {number}"}
+        if turn[0] == "c":
+            call = {"id": turn[1:], "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            message |= {"content": None, "tool_calls": [call]}
+        elif turn[0] == "t":
+            message["tool_call_id"] = turn[1:]
+        messages.append(message)
+    return {"messages": messages}
+
+
+@pytest.mark.parametrize(
+    ("turns_", "expected"),
+    [
+        ("u a", "ok"),
+        ("a u a", "ok"),
+        ("a a u a", "ok"),
+        ("s a u a", "ok"),
+        ("u a s u a", "ok"),
+        ("s s u a", "ok"),
+        ("u c1", "ok"),
+        ("u c1 t1 a", "ok"),
+        ("u c1 t1 c2 t2 a", "ok"),
+        ("u a c1 t1 a", "ok"),
+        ("u c1 c2 t1 t2 a", "ok"),
+        ("u c1 c2 t2 t1 a", "ok"),
+        ("a", "empty_input"),
+        ("s a", "empty_input"),
+        ("u", "no_answer"),
+        ("u a u", "no_answer"),
+        ("u a s", "no_answer"),
+        ("u c1 t1", "no_answer"),
+        ("a u", "no_answer"),
+        ("c1 u a", "bad_turn_order"),
+        ("a c1 t1 u a", "bad_turn_order"),
+        ("t1 u a", "bad_turn_order"),
+        ("u t1 a", "bad_turn_order"),
+        ("u a t1 a", "bad_turn_order"),
+        ("u c1 t1 t1 a", "bad_turn_order"),
+        ("u c1 t2 a", "bad_turn_order"),
+        ("u c1 a", "unanswered_call"),
+        ("u c1 u a", "unanswered_call"),
+        ("u c1 c2", "unanswered_call"),
+        ("u c1 c2 t2 a", "unanswered_call"),
+        ("u c1 c2 t1 c3", "unanswered_call"),
+    ],
+)
+def test_only_orders_that_a_conversation_can_have_are_kept(turns_: str, expected: str) -> None:
+    parsed = parse(chat(*turns_.split()))
+    assert (parsed.reason if isinstance(parsed, Rejection) else "ok") == expected
+
+
+def test_calls_in_turns_of_their_own_are_made_at_once() -> None:
+    call = ("function_call", json.dumps({"name": "f", "arguments": {}}))
+    parsed = parse(conversation(("human", "a"), call, call))
+    assert isinstance(parsed, Parsed) and len(parsed.messages[-1]["tool_calls"]) == 2 and not parsed.repairs
+    assert reason(parse(conversation(("human", "a"), call, ("gpt", "b")))) == "unanswered_call"
+
+
+def test_answers_find_their_calls_by_id_by_name_or_by_order() -> None:
+    def ids(*tool_turns: dict[str, Any]) -> list[Any]:
+        calls = [{"id": i, "function": {"name": n, "arguments": "{}"}} for i, n in (("x", "f"), ("y", "g"))]
+        turns = [{"role": "tool", "content": "1", **turn} for turn in tool_turns]
+        parsed = parse({"messages": [ASK, {"role": "assistant", "content": None, "tool_calls": calls}, *turns, SAY]})
+        assert isinstance(parsed, Parsed)
+        return [m["tool_call_id"] for m in parsed.messages if m["role"] == "tool"]
+
+    assert ids({"tool_call_id": "y"}, {"tool_call_id": "x"}) == ["y", "x"]
+    assert ids({"name": "g"}, {"name": "f"}) == ["y", "x"]
+    assert ids({}, {}) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ('{"a": 1}', '{"a": 1}'),
+        ({"a": 1}, '{"a": 1}'),
+        ("", "{}"),
+        (None, "{}"),
+        ('{"a": 1', "bad_arguments"),
+        ("a=1", "bad_arguments"),
+        ("[1]", "bad_arguments"),
+        ('"{}"', "bad_arguments"),
+        ("null", "bad_arguments"),
+        ([1], "bad_arguments"),
+        (5, "bad_arguments"),
+    ],
+)
+def test_arguments_are_a_json_object(arguments: Any, expected: str) -> None:
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    parsed = parse({"messages": [ASK, {"role": "assistant", "tool_calls": [call]}]})
+    if isinstance(parsed, Rejection):
+        assert parsed.reason == expected
+    else:
+        assert parsed.messages[-1]["tool_calls"][0]["function"]["arguments"] == expected
+
+
+def test_a_conversation_that_ends_with_the_usual_greeting_is_reversed() -> None:
+    hello = {"role": "assistant", "content": "Welcome! What can I do?"}
+    usual = [{"messages": [hello, {"role": "user", "content": f"q {n}"}, SAY]} for n in range(10)]
+    config = PrepareConfig()
+    guess = detect(usual, config)
+    assert all(isinstance(parse_record(record, guess, config), Parsed) for record in usual)
+    assert reason(parse_record({"messages": [SAY, ASK, hello]}, guess, config)) == "bad_turn_order"
+    assert isinstance(parse_record({"messages": [ASK, hello]}, guess, config), Parsed)
+
+
+def test_turns_of_weight_zero_stay_but_are_not_enough() -> None:
+    def weighted(*weights: Any) -> dict[str, Any]:
+        return {"messages": [turn for w in weights for turn in (ASK, SAY | {"weight": w})]}
+
+    parsed = parse(weighted(0, 1, None))
+    assert isinstance(parsed, Parsed)
+    assert [m.get("weight") for m in parsed.messages if m["role"] == "assistant"] == [0, 1, None]
+    assert reason(parse(weighted(0, 0.0))) == "no_supervised_token"
+    assert [m.get("weight") for m in parse(weighted(1, 0.5)).messages if m["role"] == "assistant"] == [1, 0.5]  # type: ignore[union-attr]
+    assert all(reason(parse(weighted(1, w))) == "wrong_type" for w in (1.5, -0.1, float("nan"), "1"))
+
+
+def test_an_unusual_role_name_is_read_and_noted_and_the_usual_ones_are_not() -> None:
+    usual = [{"messages": [{"role": "Human", "content": "a"}, {"role": "bot", "content": "b"}]}] * 99
+    odd = {"messages": [{"role": "Customer", "content": "a"}, {"role": "bot", "content": "b"}]}
+    parsed, plain = parse(odd, [*usual, odd]), parse(usual[0], [*usual, odd])
+    assert turns(parsed) == turns(plain) == [("user", "a"), ("assistant", "b")]
+    assert isinstance(parsed, Parsed) and [r["kind"] for r in parsed.repairs] == ["unknown_role"]
+    assert isinstance(plain, Parsed) and not plain.repairs
+    assert reason(parse({"messages": [ASK, {"role": "", "content": "b"}]}, [chat("u", "a")])) == "unknown_role"

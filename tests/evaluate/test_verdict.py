@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from pathlib import Path
@@ -10,215 +9,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from verdicts import CARD, HAM, flipped, rows_of, scored, verdict_of, write
 
-from tuneloop.core.errors import UserError
 from tuneloop.core.stats import NOT_ENOUGH
 from tuneloop.evaluate.classical import MAJORITY, TFIDF, majority_contender
 from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
-from tuneloop.evaluate.label_use import LabelUse, label_use
-from tuneloop.evaluate.results import ComparedWith, load_evaluation, write_evaluation
-from tuneloop.evaluate.scoring import AnswerStats
-from tuneloop.evaluate.verdict import FROM_WORST, Verdict, best_odds, decide
+from tuneloop.evaluate.verdict import FROM_WORST, best_odds, decide
 from tuneloop.evaluate.verdict_text import verdict_in_words
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
 
-CARD = {"queue": r"^Queue: (.+)$"}
 TURNED = {"better": "worse", "promising": "worse", "mixed": "mixed", NOT_ENOUGH: NOT_ENOUGH}
-
-
-def rows_of(labels: list[str]) -> list[Row]:
-    return [
-        Row(f"r{i}", [{"role": "user", "content": f"text {i}"}, {"role": "assistant", "content": label}], label)
-        for i, label in enumerate(labels)
-    ]
-
-
-def scored(labels: list[str], answers: list[str], **settings: object) -> Evaluation:
-    config = EvaluateConfig.model_validate({"bootstrap": 1000, "embedding": False, **settings})
-    allowed = sorted(set(labels))
-    given = [Completion(text) for text in answers]
-    return evaluate(rows_of(labels), given, task="classification", labels=allowed, config=config, seed=0)
-
-
-def verdict_of(tuned: Evaluation, **others: Evaluation) -> tuple[Verdict, list[str]]:
-    names = {"zero": "zero-shot", "few": "few-shot", "tfidf": TFIDF, "majority": MAJORITY}
-    everyone = {**{names.get(key, key): value for key, value in others.items()}, "tuned": tuned}
-    pairs = [c for n, other in everyone.items() if n != "tuned" for c in compare(n, other, "tuned", tuned)]
-    found = decide(everyone, adjusted(pairs, tuned), "tuned")
-    return found, verdict_in_words(found, everyone)
-
-
-def flipped(labels: list[str], share: float, seed: int) -> list[str]:
-    """Answers of which a share is wrong."""
-    rng, names = random.Random(seed), sorted(set(labels))
-    return [label if rng.random() >= share else names[(names.index(label) + 1) % len(names)] for label in labels]
-
-
-HAM = ["ham"] * 240 + ["spam"] * 40
-
-
-# --- which metric decides ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("counts", "uneven"),
-    [
-        ([240, 40], True),  # 86 and 14 %
-        ([70, 30], True),
-        ([65, 35], False),
-        ([40, 30, 20, 10], False),
-        ([55, 15, 15, 15], True),
-        ([5] * 77, False),
-        ([100], False),
-        ([7, 1], False),  # fewer than 5 rows a label: macro averages are noise
-        ([9, 1], True),
-    ],
-)
-def test_labels_are_uneven_by_the_evenness_of_their_shares(counts: list[int], uneven: bool) -> None:
-    use = LabelUse({str(i): n for i, n in enumerate(counts)}, {})
-    assert use.uneven is uneven
-
-
-@given(st.dictionaries(st.text(min_size=1), st.integers(1, 1000), min_size=1, max_size=30))
-def test_evenness_is_a_share_that_is_one_for_equal_labels_and_does_not_depend_on_names(counts: dict[str, int]) -> None:
-    use = LabelUse(counts, {})
-    assert 0 <= use.evenness <= 1 + 1e-12
-    assert LabelUse(dict.fromkeys(counts, 7), {}).evenness == pytest.approx(1)
-    assert LabelUse({f"x{k}": n for k, n in counts.items()}, {}).evenness == pytest.approx(use.evenness)
-
-
-def test_chance_in_a_small_sample_of_many_even_labels_does_not_make_them_uneven() -> None:
-    rng = random.Random(0)
-    for _ in range(50):
-        drawn = [rng.choice(range(77)) for _ in range(385)]
-        assert not label_use([[str(x)] for x in drawn], []).uneven
-
-
-def test_uneven_labels_are_decided_by_macro_f1_and_even_ones_by_accuracy() -> None:
-    assert scored(HAM, HAM).primary == "macro_f1"
-    even = ["a", "b"] * 50
-    assert scored(even, even).primary == "accuracy"
-    assert scored(HAM, HAM).row_metric == "accuracy"  # slices and disagreements need a score of each row
-
-
-def test_the_metric_that_decides_is_the_same_for_every_sample_of_a_data_set(tmp_path: Path) -> None:
-    whole = {"flight": 740, "fare": 120, "airline": 60, "ground": 40, "number": 25, "meal": 15}
-    drawn = [label for label, n in whole.items() for _ in range(n)]
-    config = EvaluateConfig.model_validate({"bootstrap": 200, "embedding": False})
-    for seed, size in ((0, 12), (1, 24), (2, 40), (3, 300)):
-        labels = random.Random(seed).sample(drawn, size)
-        found = evaluate(
-            rows_of(labels), [Completion(x) for x in labels], task="classification", labels=list(whole), config=config, seed=0,
-            measured=AnswerStats(label_rows={"": whole}),
-        )  # fmt: skip
-        assert found.primary == "macro_f1" and found.labels_used[""].references.keys() == set(labels)
-        words = verdict_in_words(decide({"tuned": found}, [], "tuned"), {"tuned": found})
-        assert '"flight" is 74 % of the rows' in " ".join(words)
-        write(tmp_path / str(size), found, {"few-shot": found})
-        assert load_evaluation(tmp_path / str(size)).primary == "macro_f1"
-    alone = scored(few := ["flight"] * 5 + ["fare", "meal", "ground"], few)
-    assert alone.primary == "accuracy"  # rows that nothing is known of beside themselves
-
-
-def test_the_metric_that_decides_does_not_depend_on_the_answers() -> None:
-    assert {scored(HAM, flipped(HAM, share, 1)).primary for share in (0, 0.3, 1)} == {"macro_f1"}
-
-
-def test_the_user_may_name_the_metric_that_decides(tmp_path: Path) -> None:
-    tuned = scored(HAM, HAM, primary="accuracy")
-    assert tuned.primary == "accuracy"
-    few = scored(HAM, flipped(HAM, 0.3, 1), primary="accuracy")
-    found, words = verdict_of(tuned, few=few)
-    assert found.metric == "accuracy" and any("evaluate.primary" in word for word in words)
-    write(tmp_path, tuned, {"few-shot": few})
-    assert load_evaluation(tmp_path).primary == "accuracy"  # also when it is read back to be compared
-
-
-def test_a_metric_that_is_not_there_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(UserError, match="can't decide") as error:
-        scored(HAM, HAM, primary="macro_f")
-    assert "macro_f1" in str(error.value.next_step)
-
-
-# --- labels that are never given -----------------------------------------------------------------
-
-
-def test_a_model_that_answers_ham_to_everything_is_not_better_and_the_first_sentence_says_what_it_does() -> None:
-    ham = ["ham"] * len(HAM)
-    few = flipped(HAM, 0.6, 2)  # far below in accuracy and macro-F1
-    found, words = verdict_of(scored(HAM, ham), few=scored(HAM, few), majority=scored(HAM, ham))
-    assert found.outcome == NOT_ENOUGH and found.against == MAJORITY
-    assert found.metric == "macro_f1" and found.only == "ham" and found.never == ["spam"]
-    first = words[0].split(". ")[0].removesuffix(".")
-    assert first.startswith('No proven gain over always answering "ham": macro-F1 0.462')
-    assert "better than few-shot" not in words[0]  # true, and no merit of a model that has learned nothing
-    assert first.endswith('and it answers "ham" to every row')
-    assert any("has learned nothing that this test shows" in word for word in words)
-
-
-def test_without_a_majority_baseline_the_first_sentence_still_says_it() -> None:
-    ham = ["ham"] * len(HAM)
-    _, words = verdict_of(scored(HAM, ham), few=scored(HAM, flipped(HAM, 0.6, 2)))
-    assert 'it answers "ham" to every row' in words[0]
-
-
-def test_one_label_of_several_that_is_never_given_is_named_with_its_share() -> None:
-    labels = ["a", "b", "c", "d"] * 25
-    answers = [label if label != "d" else "a" for label in labels]
-    found, words = verdict_of(scored(labels, answers), few=scored(labels, flipped(labels, 0.7, 1)))
-    assert found.never == ["d"] and found.only is None
-    first = words[0].split(". ")[0]
-    assert first.startswith("Better than few-shot but with a serious fault: accuracy 75.0 %, +")
-    assert first.endswith('and it never answers "d" (25 % of the rows)')
-
-
-def test_a_rare_label_that_is_never_given_is_named_and_no_serious_fault() -> None:
-    labels = ["a", "b"] * 45 + ["c"] * 5
-    answers = [label if label != "c" else "a" for label in labels]
-    _, words = verdict_of(
-        scored(labels, answers, primary="accuracy"), few=scored(labels, flipped(labels, 0.7, 1), primary="accuracy")
-    )
-    first = words[0].split(". ")[0]
-    assert first.startswith("Better than few-shot: ") and first.endswith('but it never answers "c" (5.3 % of the rows)')
-
-
-def test_the_value_of_a_field_that_is_never_given_is_said_too() -> None:
-    queues = ["cards"] * 20 + ["loans"] * 20
-    rows = rows_of([f"Queue: {q}\nIssue: {i}" for i, q in enumerate(queues)])
-    rows = [Row(row.id, row.messages) for row in rows]
-    config = EvaluateConfig(bootstrap=200, embedding=False, fields=CARD)
-    answers = [Completion(row.answer.replace("loans", "cards")) for row in rows]
-    result = evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
-    assert result.primary == "queue.accuracy"
-    found = decide({"tuned": result}, [], "tuned")
-    assert found.never == ["loans"] and found.only == "cards"
-    assert 'it answers "cards" to every row' in verdict_in_words(found, {"tuned": result})[0]
-
-
-def test_answers_that_name_no_label_are_said_and_not_taken_for_the_one_that_does() -> None:
-    labels = ["cards"] * 20 + ["loans"] * 20
-    answers = ["cards", *["I am happy to help."] * 39]
-    found, words = verdict_of(scored(labels, answers), few=scored(labels, flipped(labels, 0.2, 1)))
-    assert found.never == ["loans"] and found.only is None
-    assert "39 of its 40 answers name no label" in words[0]
-
-
-# --- better, promising, mixed, worse -------------------------------------------------------------
-
-
-def test_better_needs_every_alternative() -> None:
-    tuned, few = scored(HAM, flipped(HAM, 0.02, 1)), scored(HAM, flipped(HAM, 0.5, 2))
-    majority = scored(HAM, ["ham"] * len(HAM))
-    found, words = verdict_of(tuned, few=few, majority=majority)
-    assert found.outcome == "better"
-    assert words[0].startswith('Better than few-shot and always answering "ham": macro-F1')
-    tie, words = verdict_of(tuned, few=few, majority=majority, tfidf=scored(HAM, flipped(HAM, 0.02, 1)))
-    assert tie.outcome == NOT_ENOUGH and tie.against == TFIDF
-    assert "It is better than few-shot" in words[0]
 
 
 def cards(queue_wrong: float, text: str, seed: int) -> Evaluation:
@@ -235,6 +38,17 @@ def cards(queue_wrong: float, text: str, seed: int) -> Evaluation:
         answers.append(Completion(f"Queue: {given}\nIssue: {text or said} {i}"))
     config = EvaluateConfig(bootstrap=500, embedding=False, fields=CARD)
     return evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
+
+
+def test_better_needs_every_alternative() -> None:
+    tuned, few = scored(HAM, flipped(HAM, 0.02, 1)), scored(HAM, flipped(HAM, 0.5, 2))
+    majority = scored(HAM, ["ham"] * len(HAM))
+    found, words = verdict_of(tuned, few=few, majority=majority)
+    assert found.outcome == "better"
+    assert words[0].startswith('Better than few-shot and always answering "ham": macro-F1')
+    tie, words = verdict_of(tuned, few=few, majority=majority, tfidf=scored(HAM, flipped(HAM, 0.02, 1)))
+    assert tie.outcome == NOT_ENOUGH and tie.against == TFIDF
+    assert "It is better than few-shot" in words[0]
 
 
 def test_a_gain_in_the_queue_with_a_loss_in_the_text_is_mixed_and_says_both() -> None:
@@ -403,9 +217,6 @@ def test_a_model_that_finds_the_rare_label_is_better_than_always_the_other(tmp_p
     assert found.outcome == "better"
 
 
-# --- the baseline and the files ------------------------------------------------------------------
-
-
 def test_the_majority_class_is_that_of_the_training_labels() -> None:
     found = majority_contender(rows_of(["b", "a", "b", "a", "c"]))
     assert found is not None
@@ -413,13 +224,6 @@ def test_the_majority_class_is_that_of_the_training_labels() -> None:
     assert [answer.text for answer in answers] == ["a", "a"]  # of equally frequent ones the first
     assert sum(math.exp(x) for x in (answers[0].label_scores or {}).values()) == pytest.approx(1)
     assert majority_contender([]) is None
-
-
-def write(folder: Path, tuned: Evaluation, baselines: dict[str, Evaluation]) -> dict[str, object]:
-    pairs = [c for name, b in baselines.items() for c in compare(name, b, "tuned", tuned)]
-    path = write_evaluation(folder, tuned, Subject("m", "d", "test"), ComparedWith(baselines, pairs))
-    found: dict[str, object] = json.loads(path.read_text())
-    return found
 
 
 def test_eval_json_holds_the_verdict_beside_what_it_held_before(tmp_path: Path) -> None:

@@ -1,87 +1,13 @@
 from __future__ import annotations
 
-import json
-import random
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from tickets import by_name, dataset, essays, levels, row, tickets
 
-from tuneloop.data.checks import (
-    against,
-    check_dataset,
-    find_suspects,
-    labels,
-    overview_of,
-    reject_share,
-    run_checks,
-    sizes,
-    suspect_records,
-)
-from tuneloop.data.checks.drift import Drift
-from tuneloop.records.rows import Dataset, Row
-
-WORDS = {
-    "card": ["card", "chip", "pin", "expired", "swallowed", "activate"],
-    "money": ["transfer", "pending", "sent", "received", "balance", "salary"],
-    "app": ["password", "login", "phone", "screen", "crashes", "install"],
-}
-
-
-def row(number: int, asked: str, answer: str, label: str | None = None) -> Row:
-    turns: list[Any] = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    return Row(f"{number:016x}", turns, label, meta={"source": "data.jsonl", "line": number + 1})
-
-
-def tickets(n: int, seed: int = 0, start: int = 0) -> list[Row]:
-    rng = random.Random(seed)
-    rows = []
-    for i in range(start, start + n):
-        label = rng.choice(list(WORDS))
-        rows.append(
-            row(
-                i,
-                f"please help, my {' '.join(rng.sample(WORDS[label], 3))} since {rng.randrange(10**6)} days",
-                label,
-                label,
-            )
-        )
-    return rows
-
-
-def essays(n: int, answer: str = "The {} of {} can be seen from the old bridge in the evening.") -> list[Row]:
-    rng = random.Random(0)
-    words = [word for some in WORDS.values() for word in some]
-    return [
-        row(
-            i,
-            f"Write a line about {rng.randrange(10**6)} {rng.choice(words)}s in a town.",
-            answer.format(rng.choice(words), rng.choice(words)),
-        )
-        for i in range(n)
-    ]
-
-
-def dataset(rows: list[Row], task: str = "classification", **manifest: Any) -> Dataset:
-    cut = int(0.8 * len(rows)), int(0.9 * len(rows))
-    about = {"id": "d-0", "task": task, "seed": 0, "counts": {"read": len(rows)}, **manifest}
-    return Dataset("d", about, rows[: cut[0]], rows[cut[0] : cut[1]], rows[cut[1] :])
-
-
-def by_name(data: Dataset, **options: Any) -> dict[str, dict[str, Any]]:
-    found = check_dataset(data, **options)
-    assert len({check["name"] for check in found}) == len(found)
-    json.dumps(found)
-    for check in found:
-        assert set(check) == {"name", "level", "message", "rows", "remedy", "examples"}
-        assert check["level"] == "ok" or check["remedy"], check
-        assert len(check["examples"]) <= 10 and isinstance(check["rows"], int)
-    return {check["name"]: check for check in found}
-
-
-def levels(data: Dataset, **options: Any) -> dict[str, str]:
-    return {name: check["level"] for name, check in by_name(data, **options).items()}
+from tuneloop.data.checks import find_suspects, overview_of, reject_share, run_checks
+from tuneloop.records.rows import Dataset
 
 
 def test_sound_data_has_nothing_to_complain_of() -> None:
@@ -93,20 +19,6 @@ def test_a_data_set_of_one_row_can_be_checked() -> None:
     for task in ("classification", "generation", "chat"):
         found = levels(Dataset("d", {"id": "d", "task": task}, [row(0, "Hi", "Hello", "x")], [], []))
         assert (found["enough_rows"], found["val_size"], found["test_size"]) == ("warn", "warn", "warn")
-
-
-@pytest.mark.parametrize(
-    ("n", "level", "word"), [(50, "warn", "by heart"), (300, "ok", "narrow task"), (700, "ok", "style"), (1500, "ok", "field"), (7000, "ok", "language")]
-)  # fmt: skip
-def test_the_number_of_rows_is_judged_by_what_it_is_good_for(n: int, level: str, word: str) -> None:
-    overview = overview_of(Dataset("d", {"id": "d", "task": "chat"}, essays(n), [], []))
-    check = sizes.enough_rows(overview)
-    assert check.level == level and word in check.message
-
-
-def test_a_small_test_split_is_a_warning() -> None:
-    assert levels(dataset(tickets(400)))["test_size"] == "warn"
-    assert levels(dataset(tickets(600)))["test_size"] == "ok"
 
 
 def test_copies_and_blank_lines_are_nobody_s_defect() -> None:
@@ -124,210 +36,10 @@ def test_left_out_copies_are_told_beside_the_defective_records() -> None:
     )
 
 
-# --- labels
-
-
-def test_rare_and_unbalanced_labels_are_a_warning() -> None:
-    rare = by_name(dataset([row(900, "odd thing", "rare", "rare"), *tickets(300)]))["label_balance"]
-    assert (
-        (rare["level"], rare["rows"]) == ("warn", 1)
-        and "'rare'" in rare["message"]
-        and rare["examples"][0]["line"] == 901
-    )
-    lopsided = [r for r in tickets(900) if r.label == "card"] + tickets(60, seed=1, start=2000)
-    random.Random(0).shuffle(lopsided)
-    check = by_name(dataset(lopsided))["label_balance"]
-    assert check["level"] == "warn" and "as diverse as" in check["message"]
-
-
-def test_allowed_labels_without_rows_are_rare_ones() -> None:
-    check = by_name(dataset(tickets(300), labels=["card", "money", "app", "never"]))["label_balance"]
-    assert check["level"] == "warn" and check["rows"] == 0 and "'never'" in check["message"]
-
-
-def test_labels_that_train_never_shows_are_named() -> None:
-    check = by_name(dataset([*tickets(300), row(900, "odd thing", "new", "new")]))["unseen_labels"]
-    assert (check["level"], check["rows"]) == ("warn", 1) and check["examples"][0]["split"] == "test"
-
-
-def test_one_text_with_two_labels_is_a_warning() -> None:
-    rows = tickets(300)
-    copy = row(900, rows[3].messages[0]["content"].upper(), "app", "app" if rows[3].label != "app" else "card")
-    check = by_name(dataset([copy, *rows]))["conflicting_labels"]
-    assert (check["level"], check["rows"]) == ("warn", 2)
-    assert {e["label"] for e in check["examples"]} == {rows[3].label, copy.label}
-
-
-def test_wrong_labels_are_found_at_each_level() -> None:
-    def flipped(n: int) -> Dataset:
-        rows = tickets(600)
-        for i in range(n):
-            wrong = next(label for label in WORDS if label != rows[i].label)
-            rows[i] = row(i, rows[i].messages[0]["content"], wrong, wrong)
-        return dataset(rows)
-
-    assert levels(flipped(0))["label_errors"] == "ok"
-    check = by_name(flipped(20))["label_errors"]
-    assert check["level"] == "warn" and 15 <= check["rows"] <= 20
-    assert {e["line"] for e in check["examples"]} <= set(range(1, 21)) and "suggested" in check["examples"][0]
-    many = labels.doubted_labels(
-        overview_of(flipped(0)),
-        labels.Suspects([labels.LabelError(i, "a", "b", 0.0, i < 150) for i in range(600)], 600),
-    )
-    assert many.level == "error"
-
-
-def test_suspects_are_listed_for_people_and_a_sample_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = tickets(400)
-    rows[5] = row(5, rows[5].messages[0]["content"], *(2 * [next(x for x in WORDS if x != rows[5].label)]))
-    overview = overview_of(dataset(rows))
-    first = suspect_records(overview, find_suspects(overview))[0]
-    assert first["line"] == 6 and first["text"] == rows[5].messages[0]["content"] and first["split"] == "train"
-    monkeypatch.setattr(labels, "ALL_LABELS", 300)
-    monkeypatch.setattr(labels, "SOME_LABELS", 200)
-    suspects = find_suspects(overview)
-    assert (len(suspects.errors), suspects.of, len(find_suspects(overview, every=True).errors)) == (200, 400, 400)
-    message = next(c for c in run_checks(overview, suspects=lambda: suspects) if c["name"] == "label_errors")["message"]
-    assert message.endswith("a sample of 400 rows")
-
-
-# --- answers and prompts
-
-
-def test_different_answers_to_one_prompt_are_a_warning_unless_it_is_talk() -> None:
-    rows = [*essays(300), *[row(900 + i, "Say something.", f"Something like number {i} will do.") for i in range(9)]]
-    check = by_name(dataset(rows, "generation"))["conflicting_answers"]
-    assert (check["level"], check["rows"]) == ("warn", 9)
-    assert levels(dataset(rows, "chat"))["conflicting_answers"] == "ok"
-    same = [*essays(300), *[row(900 + i, "Say something.", "Something.") for i in range(9)]]
-    assert by_name(dataset(same, "generation"))["conflicting_answers"]["rows"] == 0
-
-
-def test_labels_that_nearly_every_row_has_alone_are_no_classes() -> None:
-    alone = [replace(r, label=f"id {i}") for i, r in enumerate(tickets(600))]
-    check = by_name(dataset(alone))["label_balance"]
-    assert check["level"] == "error" and "480 labels for 480 training rows" in check["message"]
-    twice = [replace(r, label=f"id {i // 2}") for i, r in enumerate(tickets(600))]
-    assert levels(dataset(twice))["label_balance"] == "warn"
-    assert levels(dataset(alone[:60]))["label_balance"] == "warn"
-
-
 def test_a_source_that_was_cut_is_told_however_small_its_share_of_rejects() -> None:
     check = by_name(dataset(tickets(600), rejected={"cut_file": 1}))["cut_files"]
     assert (check["level"], check["rows"]) == ("warn", 1) and "cut_file" in check["remedy"]
     assert "cut_files" not in by_name(dataset(tickets(600), rejected={"broken_json": 1}))
-
-
-def test_an_answer_that_was_liked_and_disliked_is_a_conflict() -> None:
-    def rated(number: int, thumb: bool | None, answer: str = "") -> Row:
-        made = row(number, f"question {number % 100}", answer or f"answer {number % 100}")
-        return replace(made, meta={**made.meta, **({} if thumb is None else {"thumb": thumb})})
-
-    rows = [rated(i, i % 3 > 0) for i in range(100)]
-    assert by_name(dataset(rows, "chat"))["conflicting_ratings"]["level"] == "ok"
-    others = [rated(101, False), rated(102, True), rated(103, None), rated(104, False, "something else")]
-    check = by_name(dataset([*rows, *others], "chat"))["conflicting_ratings"]
-    assert (check["level"], check["rows"]) == ("warn", 2) and {e["line"] for e in check["examples"]} == {2, 102}
-    unrated = [replace(r, meta={"source": "a", "line": 1}) for r in rows]
-    assert "conflicting_ratings" not in by_name(dataset(unrated, "chat"))
-
-
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("empty_answers", "N/A"),
-        ("error_outputs", "Internal Server Error"),
-        ("boilerplate", "As an AI language model, I have never seen that bridge in the evening."),
-        ("refusals", "I'm sorry, but I can't assist with that request."),
-        ("repetition", "the bridge in " * 30),
-        ("html_leftovers", "<p>The card of the town can be seen from the old bridge.</p>"),
-        ("garbled_text", "The c\ufffdrd can be seen from the old bridge in the evening."),
-        ("short_answers", "No."),
-    ],
-)
-def test_bad_answers_are_a_warning(name: str, answer: str) -> None:
-    rows = essays(600)
-    for i in range(0, 40, 2):
-        rows[i] = row(i, f"{rows[i].messages[0]['content']} {i}", answer)
-    check = by_name(dataset(rows, "generation"))[name]
-    assert (check["level"], check["rows"]) == ("warn", 20), check["message"]
-    assert check["examples"][0] == {"source": "data.jsonl", "line": 1, "id": f"{0:016x}", "split": "train"}
-
-
-@pytest.mark.parametrize("name", ["copied_answers", "gibberish", "empty_prompts"])
-def test_bad_prompts_are_a_warning(name: str) -> None:
-    rows = essays(600)
-    for i in range(20):
-        asked = {"copied_answers": rows[i].answer, "gibberish": "sdfghjkl " * (i + 1), "empty_prompts": "?"}[name]
-        rows[i] = row(i, asked, rows[i].answer)
-    assert by_name(dataset(rows, "generation"))[name]["level"] == "warn"
-
-
-def test_many_bad_answers_are_an_error() -> None:
-    rows = [
-        row(i, f"Write a line about {i} towns.", "null" if i % 5 == 0 else f"Here is line {i} of them.")
-        for i in range(300)
-    ]
-    assert levels(dataset(rows, "generation"))["error_outputs"] == "error"
-
-
-def test_a_secret_that_is_left_is_an_error_and_stays_out_of_the_report() -> None:
-    rows = essays(300)
-    rows[7] = row(7, "Which key?", "Use sk-proj-abcdefghijklmnop1234567890 for the bridge in the evening.")
-    found = by_name(dataset(rows, "generation"))
-    assert (found["secrets"]["level"], found["secrets"]["rows"]) == ("error", 1)
-    assert "abcdefghijklmnop" not in json.dumps(found)
-
-
-@pytest.mark.parametrize(("n", "level"), [(0, "ok"), (20, "warn"), (90, "error")])
-def test_answers_cut_off_are_counted(n: int, level: str) -> None:
-    rows = essays(600)
-    for i in range(n):
-        rows[i] = row(i, rows[i].messages[0]["content"], rows[i].answer[: 34 + i % 9].rstrip(". "))
-    check = by_name(dataset(rows, "generation"))["truncated_answers"]
-    assert check["level"] == level and check["rows"] >= 0.8 * n
-
-
-# --- lengths, template, language
-
-
-def test_a_pasted_log_is_an_outlier() -> None:
-    rows = essays(300)
-    rows[3] = row(3, "Line of a log\n" * 800, rows[3].answer)
-    check = by_name(dataset(rows, "generation"))["length_outliers"]
-    assert (check["level"], check["rows"], check["examples"][0]["line"]) == ("warn", 1, 4)
-
-
-@pytest.mark.parametrize(("rejected", "level"), [(0, "ok"), (20, "warn"), (100, "error")])
-def test_rows_over_the_limit_are_counted(rejected: int, level: str) -> None:
-    data = dataset(essays(300), "generation", rejected={"too_long": rejected}, config={"max_length": 64})
-    assert levels(data)["too_long"] == level
-
-
-@dataclass(frozen=True)
-class Measured:
-    tokens: int
-    supervised: int
-
-
-def test_rows_are_measured_where_that_is_possible() -> None:
-    def measure(some: Row) -> Measured:
-        if some.meta["line"] == 5:
-            raise ValueError("no such turn")
-        return Measured(2000 if some.meta["line"] <= 10 else 20, 1)
-
-    found = by_name(dataset(essays(300), "generation", config={"max_length": 64}), measure=measure)
-    assert (found["too_long"]["level"], found["too_long"]["rows"]) == ("warn", 9)
-    assert (found["template"]["level"], found["template"]["rows"], found["template"]["examples"][0]["line"]) == (
-        "warn",
-        1,
-        5,
-    )
-
-
-@pytest.mark.parametrize(("broken", "level"), [(0, "ok"), (3, "warn"), (40, "error")])
-def test_rows_that_the_template_refuses_are_counted(broken: int, level: str) -> None:
-    assert levels(dataset(essays(300), "generation", rejected={"template_error": broken}))["template"] == level
 
 
 def test_rows_in_another_language_are_a_warning() -> None:
@@ -341,75 +53,6 @@ def test_rows_in_another_language_are_a_warning() -> None:
     assert (check["level"], check["rows"]) == ("warn", 8) and "'en'" in check["message"]
 
 
-# --- splits and production
-
-
-def test_a_prompt_of_the_test_in_train_is_an_error() -> None:
-    rows = tickets(600)
-    assert levels(dataset(rows))["leaked_prompts"] == "ok"
-    leaked = replace(rows[0], id="f" * 16)
-    check = by_name(dataset([*rows[:-1], leaked]))["leaked_prompts"]
-    assert (check["level"], check["rows"]) == ("error", 1)
-    of_val = Dataset("d", dataset(rows).manifest, rows[:400], [*rows[400:500], leaked], rows[500:])
-    assert levels(of_val)["leaked_prompts"] == "warn"
-
-
-def test_splits_that_differ_are_a_warning() -> None:
-    rows = sorted(tickets(900), key=lambda r: r.label or "")  # the last label fills val and test
-    found = by_name(dataset(rows))
-    assert (found["split_labels"]["level"], found["split_wording"]["level"]) == ("warn", "warn")
-    assert "money" not in found["split_labels"]["message"] and "test" in found["split_labels"]["message"]
-    long = [*tickets(800), *[row(2000 + i, "please " * 30 + str(i), "card", "card") for i in range(200)]]
-    assert levels(dataset(long))["split_lengths"] == "warn"
-
-
-def test_production_is_held_against_train() -> None:
-    data = dataset(tickets(600))
-    like = [
-        replace(r, messages=[*r.messages[:1], {"role": "assistant", "content": ""}])
-        for r in tickets(300, seed=9, start=3000)
-    ]
-    assert by_name(data, against=like)["production"]["level"] == "ok"
-    rng = random.Random(0)
-    loans = ["mortgage", "interest", "house", "credit", "instalment", "years"]
-    other = [row(5000 + i, f"i want a {' '.join(rng.sample(loans, 4))} of {i}", "") for i in range(200)]
-    check = by_name(data, against=other)["production"]
-    assert (check["level"] == "error" and "'mortgage'" in check["message"]) or "more of" in check["message"]
-    assert len(check["examples"]) == 10 and check["examples"][0]["line"] > 5000
-    assert "too few" in by_name(data, against=other[:5])["production"]["message"]
-    assert "production" not in by_name(data)
-
-
-def test_personal_data_of_production_is_neither_a_difference_nor_shown() -> None:
-    def asked(i: int, contact: str) -> Row:
-        return row(4000 + i, f"{tickets(600)[i].messages[0]['content']} write to {contact}", "card", "card")
-
-    known = [asked(i, "<EMAIL>") for i in range(300)]
-    new = [asked(300 + i, f"jane.doe{i}@example.org") for i in range(300)]
-    assert by_name(dataset(known), against=new)["production"]["level"] == "ok"
-    loans = [row(5000 + i, f"a loan of {i * 17} for a house, ask jane.doe{i}@example.org", "") for i in range(300)]
-    check = by_name(dataset(known), against=loans)["production"]
-    assert check["level"] == "error" and "'loan'" in check["message"] and "doe" not in str(check)
-    assert all("house, ask <EMAIL>" in example["text"] for example in check["examples"])
-
-
-def test_general_rows_are_no_part_of_what_production_is_held_against() -> None:
-    general = [replace(r, meta={**r.meta, "mix": "general.jsonl"}) for r in tickets(300, seed=9, start=3000)]
-    loans = [row(5000 + i, f"i want a loan of {i} for {i % 17} years", "") for i in range(200)]
-    like = tickets(200, seed=9, start=7000)
-    assert by_name(dataset([*loans, *general]), against=like)["production"]["level"] == "error"
-
-
-def test_the_drift_sentence_names_every_figure() -> None:
-    estimate = against.compare_with([], []).auc
-    drift = Drift("warn", type(estimate)(0.7, 0.6, 0.8), (9, 9), 2.0, 0.1, 0.5, 0.25, 0.4, 0.1, ["card"], ["loan"], [])
-    assert against.drift_message(drift) == (
-        "a classifier tells production from train with AUC 0.70 (0.60 to 0.80; 0.5: alike); texts are 2.0 times as long; "
-        "40% of the words are new to train (of train's own 10%); 25% of the labels would have to change; "
-        "production has more of 'loan'; train has more of 'card'"
-    )
-
-
 def test_rows_outside_every_split_are_passed_over() -> None:
     overview = overview_of(dataset(tickets(300)))
     split = overview.split.copy()
@@ -417,11 +60,3 @@ def test_rows_outside_every_split_are_passed_over() -> None:
     smaller = replace(overview, split=split)
     assert len(smaller.rows()) == 200 and find_suspects(smaller).of == 200
     assert run_checks(smaller)[0]["rows"] == 140 and np.all(find_suspects(smaller).errors[0].index >= 100)
-
-
-def test_labels_of_a_few_rows_are_not_doubted() -> None:
-    """Sets of labels, as multi-label data have them, are mostly rare; half of them used to be called wrong."""
-    rows = [replace(r, label=f"set {i % 40}") for i, r in enumerate(tickets(120))]  # three rows a label
-    assert len(find_suspects(overview_of(dataset(rows))).errors) == 0
-    common = [replace(r, label=f"set {i % 8}") for i, r in enumerate(rows)]
-    assert len(find_suspects(overview_of(dataset(common))).errors) == 120

@@ -1,136 +1,22 @@
-"""Sampling, votes on disk, results and exports of human review."""
+"""What votes say, and the data that are made of them."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import random
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from reviews import pair_review, vote
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.review.items import SAME, Review, load_review, make_review, read_contenders, sample_rows
+from tuneloop.evaluate.review.items import Review, load_review, make_review, read_contenders
 from tuneloop.evaluate.review.results import export, results
-from tuneloop.evaluate.review.votes import Vote, append_vote, read_votes, standing
-
-
-def pair_review(run: Path, share: float = 1.0) -> Review:
-    contenders = read_contenders([f"{run}:few_shot", str(run)])
-    return make_review(contenders, run / "review", mode="pairwise", share=share)
+from tuneloop.evaluate.review.votes import append_vote
 
 
 def rating_review(run: Path) -> Review:
     return make_review(read_contenders([str(run)]), run / "rating", mode="rating", share=1.0)
-
-
-def vote(item: str, reviewer: str, choice: str = "win", time: str = "2026-01-01T00:00:00", **more: Any) -> Vote:
-    return Vote(item, reviewer, time, choice, **more)
-
-
-# --- the sample --------------------------------------------------------------------------------
-
-
-def test_a_quarter_of_the_rows_is_drawn_with_a_random_part_and_never_equal_answers(two: Path) -> None:
-    review = pair_review(two, share=0.25)
-    assert len(review.items) == 10
-    assert Counter(item.stratum for item in review.items)["random"] == 4
-    assert all(len(set(item.answers)) == 2 for item in review.items)
-    (sizes,) = review.populations.values()
-    assert sizes[SAME] == 10 and sum(sizes.values()) == 40
-
-
-@given(
-    st.lists(st.sampled_from(["same", "disagreement", "uncertain", "rest"]), min_size=1, max_size=60),
-    st.integers(1, 60),
-)
-def test_the_budget_is_used_as_far_as_rows_differ(groups: list[str], budget: int) -> None:
-    named = {str(i): group for i, group in enumerate(groups)}
-    drawn = sample_rows(named, budget, random.Random(0))
-    assert len(drawn) == min(budget, sum(group != SAME for group in groups))
-    assert all(stratum in ("random", named[row]) for row, stratum in drawn.items())
-
-
-def test_every_row_has_the_same_chance_in_the_random_part() -> None:
-    groups = {str(i): "disagreement" if i < 5 else "rest" for i in range(20)}
-    counts: Counter[str] = Counter()
-    for seed in range(600):
-        counts.update(
-            row for row, stratum in sample_rows(groups, 10, random.Random(seed)).items() if stratum == "random"
-        )
-    assert all(80 <= counts[row] <= 165 for row in groups)  # 120 expected
-
-
-def test_a_review_goes_on_and_refuses_other_answers(two: Path, make_evaluation: Any) -> None:
-    first = pair_review(two)
-    assert pair_review(two).items == first.items
-    other = make_evaluation("other", ["x"] * 40)
-    with pytest.raises(UserError, match="other answers"):
-        make_review(read_contenders([str(two), str(other)]), two / "review", mode="pairwise")
-
-
-def test_names_of_contenders_with_the_same_name_are_their_places(make_evaluation: Any) -> None:
-    a, b = make_evaluation("a", ["x"]), make_evaluation("b", ["y"])
-    assert [c.name for c in read_contenders([str(a), str(b)])] == [str(a), str(b)]
-
-
-@pytest.mark.parametrize(
-    ("second", "match"),
-    [("nowhere", "No evaluation"), ("{run}:zero", "no contender"), ("{run}", "named twice"), ("{equal}", "equal")],
-)
-def test_bad_contenders_are_refused(two: Path, make_evaluation: Any, second: str, match: str) -> None:
-    answers = [json.loads(line)["prediction"] for line in (two / "samples.jsonl").read_text().splitlines()]
-    equal = make_evaluation("equal", answers)
-    places = [str(two), second.format(run=two, equal=equal)]
-    with pytest.raises(UserError, match=match):
-        make_review(read_contenders(places), two / "review", mode="pairwise")
-
-
-# --- votes -------------------------------------------------------------------------------------
-
-
-def _cast(path: str, reviewer: str) -> None:
-    for i in range(40):
-        append_vote(path, vote("item", f"{reviewer}{i}", note="x" * 500))
-
-
-def test_votes_of_many_processes_at_the_same_moment_all_count(tmp_path: Path) -> None:
-    path = str(tmp_path / "votes.jsonl")
-    context = multiprocessing.get_context("fork")
-    people = [context.Process(target=_cast, args=(path, name)) for name in "abcd"]
-    for person in people:
-        person.start()
-    for person in people:
-        person.join()
-    votes, damaged = read_votes(path)
-    assert (len(votes), damaged) == (160, 0)
-    assert len(standing(votes)) == 160
-
-
-def test_a_line_cut_off_by_a_crash_costs_itself_alone(tmp_path: Path) -> None:
-    path = tmp_path / "votes.jsonl"
-    append_vote(path, vote("a", "anna", winner="x"))
-    with path.open("a") as file:
-        file.write('{"item": "b", "revi')
-    append_vote(path, vote("c", "anna", winner="x", note="naïve \ud800"))
-    votes, damaged = read_votes(path)
-    assert [v.item for v in votes] == ["a", "c"] and damaged == 1
-
-
-def test_the_last_vote_of_a_reviewer_counts(tmp_path: Path) -> None:
-    path = tmp_path / "votes.jsonl"
-    for choice in ("tie", "both_bad"):
-        append_vote(path, vote("a", "anna", choice))
-    append_vote(path, vote("a", "ben", "skip"))
-    counted = standing(read_votes(path)[0])
-    assert counted["a", "anna"].choice == "both_bad" and len(counted) == 2
-
-
-# --- results -----------------------------------------------------------------------------------
 
 
 def test_equal_answers_count_as_ties_and_two_reviewers_on_an_item_as_one_row(two: Path) -> None:
@@ -175,9 +61,6 @@ def test_agreement_of_ratings_is_ordinal(two: Path) -> None:
         append_vote(review.votes_path, vote(item.id, "ben", "rating", stars=min(5, 2 + i % 5)))
     alpha = results(review)["agreement"]["stars"]
     assert 0.5 < alpha.value < 1 and alpha.low <= alpha.value <= alpha.high
-
-
-# --- data --------------------------------------------------------------------------------------
 
 
 def test_preferences_leave_out_ties_and_disagreement_and_take_corrections(two: Path, tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+"""`tuneloop diff`, `forget` and `check` in a folder of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from long_labels import Status, Tuneloop, some_checks
+
+from tuneloop.cli.main import main
+from tuneloop.data import checks
+
+
+@pytest.fixture
+def tuneloop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tuneloop:
+    """Run one of the three commands in `tmp_path`, 80 columns wide: exit status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(checks, "check_dataset", some_checks, raising=False)
+
+    def run(*arguments: str) -> Status:
+        capsys.readouterr()
+        status = main([*arguments])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run

@@ -1,0 +1,23 @@
+"""How many rows there are for what is asked of them."""
+
+from __future__ import annotations
+
+import pytest
+from tickets import dataset, essays, levels, tickets
+
+from tuneloop.data.checks import overview_of, sizes
+from tuneloop.records.rows import Dataset
+
+
+@pytest.mark.parametrize(
+    ("n", "level", "word"), [(50, "warn", "by heart"), (300, "ok", "narrow task"), (700, "ok", "style"), (1500, "ok", "field"), (7000, "ok", "language")]
+)  # fmt: skip
+def test_the_number_of_rows_is_judged_by_what_it_is_good_for(n: int, level: str, word: str) -> None:
+    overview = overview_of(Dataset("d", {"id": "d", "task": "chat"}, essays(n), [], []))
+    check = sizes.enough_rows(overview)
+    assert check.level == level and word in check.message
+
+
+def test_a_small_test_split_is_a_warning() -> None:
+    assert levels(dataset(tickets(400)))["test_size"] == "warn"
+    assert levels(dataset(tickets(600)))["test_size"] == "ok"

@@ -1,0 +1,80 @@
+"""The verdict in sentences."""
+
+import re
+
+from evaluations import FAST, LABELS, cards_evaluation, classification, labels_evaluation
+
+from tuneloop.evaluate.compare import compare
+from tuneloop.evaluate.evaluate import evaluate
+from tuneloop.evaluate.verdict import decide
+from tuneloop.evaluate.verdict_text import verdict_in_words
+from tuneloop.records.completion import Completion
+
+
+def words(tuned, **others):
+    names = {"zero": "zero-shot", "few": "few-shot", "tfidf": "tf-idf + logistic regression"}
+    evaluations = {names[key]: value for key, value in others.items()}
+    comparisons = [c for name, other in evaluations.items() for c in compare(name, other, "tuned", tuned)]
+    everyone = {**evaluations, "tuned": tuned}
+    return " ".join(verdict_in_words(decide(everyone, comparisons, "tuned"), everyone))
+
+
+def test_a_better_model_is_set_against_the_best_prompt():
+    text = words(labels_evaluation(300, 0.95), zero=labels_evaluation(300, 0.3, 1), few=labels_evaluation(300, 0.6, 2))
+    assert text.startswith("Better than few-shot: ") and "few-shot, the best prompt, has" in text
+    assert "p < 0.001" in text
+    assert "more test rows" not in text
+
+
+def test_a_tie_with_the_cheap_alternative_is_said_plainly():
+    text = words(
+        labels_evaluation(300, 0.9, 1), few=labels_evaluation(300, 0.5, 2), tfidf=labels_evaluation(300, 0.9, 3)
+    )
+    assert "-0.7 points" in text and "is ahead, though these rows can't prove it. Use that one" in text
+    text = words(labels_evaluation(300, 0.9, 3), tfidf=labels_evaluation(300, 0.9, 1))
+    assert "No proven gain over tf-idf" in text and "Use tf-idf + logistic regression unless" in text
+
+
+def test_a_cheap_alternative_that_wins_is_said_plainly():
+    text = words(labels_evaluation(300, 0.6, 1), tfidf=labels_evaluation(300, 0.95, 2))
+    assert "Worse than tf-idf" in text and "Use tf-idf + logistic regression: it trains in seconds" in text
+
+
+def test_too_few_rows_are_said_with_a_number():
+    def with_right(count):
+        rows, _ = classification(40, 1.0)
+        answers = [Completion(r.label if i < count else "") for i, r in enumerate(rows)]
+        return evaluate(rows, answers, task="classification", labels=LABELS, config=FAST, seed=0)
+
+    text = words(with_right(32), few=with_right(28))  # 4 rows apart: p = 0.125
+    assert "No proven gain over few-shot" in text
+    assert "more test rows would show it" in text
+
+
+def test_a_worse_model_is_not_recommended():
+    text = words(labels_evaluation(300, 0.3, 1), few=labels_evaluation(300, 0.9, 2))
+    assert text.startswith("Worse than few-shot") and "Don't use" in text
+
+
+def test_each_fact_of_a_verdict_is_said_once():
+    tuned = labels_evaluation(300, 0.6, 1)
+    text = words(tuned, few=labels_evaluation(300, 0.3, 2), tfidf=labels_evaluation(300, 0.95, 2))
+    for pattern in (r"accuracy \d", r"\d test rows", r"tf-idf \+ logistic regression, the best"):
+        assert len(re.findall(pattern, text)) == 1, text
+    amounts = re.findall(r"[+-]\d+\.\d points", text)
+    assert len(amounts) == len(set(amounts)) == 2
+
+
+def test_comparisons_may_stand_the_other_way_round():
+    tuned, few = labels_evaluation(300, 0.95), labels_evaluation(300, 0.6, 2)
+    evaluations = {"tuned": tuned, "few-shot": few}
+    there = decide(evaluations, compare("few-shot", few, "tuned", tuned), "tuned")
+    assert there == decide(evaluations, compare("tuned", tuned, "few-shot", few), "tuned")
+    assert there.outcome == "better"
+
+
+def test_words_for_fields_and_without_baselines():
+    alone = {"tuned": cards_evaluation()}
+    sentences = verdict_in_words(decide(alone, [], "tuned"), alone)
+    assert "queue accuracy 66.7 %" in sentences[0]
+    assert "4 of its 12 answers" in sentences[-1]

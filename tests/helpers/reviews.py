@@ -1,0 +1,18 @@
+"""Reviews of pairs and of single answers, and votes in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tuneloop.evaluate.review.items import Review, make_review, read_contenders
+from tuneloop.evaluate.review.votes import Vote
+
+
+def pair_review(run: Path, share: float = 1.0) -> Review:
+    contenders = read_contenders([f"{run}:few_shot", str(run)])
+    return make_review(contenders, run / "review", mode="pairwise", share=share)
+
+
+def vote(item: str, reviewer: str, choice: str = "win", time: str = "2026-01-01T00:00:00", **more: Any) -> Vote:
+    return Vote(item, reviewer, time, choice, **more)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.core.progress import Progress
 from tuneloop.data.config import PrepareConfig
@@ -30,9 +31,6 @@ from tuneloop.data.split import (
 )
 from tuneloop.data.spool import Reader, Table
 from tuneloop.data.workers import ordered_map
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # Rows, and their characters together, up to which each row is measured; of more, a sample picked by hash, and the longest rows: totals are
 # then estimated from the characters of all rows (0.3 % off on short texts; more where tokens follow characters less). That no row is too

@@ -1,9 +1,9 @@
 """The prepare stage: sources of any shape to train, val and test, with an account of every record.
 
-Two passes. The first knows one record at a time and runs in any number of processes (`process_record`); its rows go to a
-spool on disk, their facts into arrays. The second decides on the arrays what depends on all rows (duplicates,
-contamination, splits, limits) and copies each row's bytes from the spool to its split. So memory is bounded by the facts, some
-200 bytes a row, and the result does not depend on the number of processes.
+One table and two passes. The first pass knows one record at a time and runs in any number of processes
+(`process_record`): rows go to a file on disk, their facts into the arrays of a `Table`. The second decides on the arrays
+what depends on all rows (`dedup_and_split`) and copies each row's bytes to its split (`write_dataset`). So memory is
+bounded by the facts, some 200 bytes a row, and the result does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import prepare_key
 from tuneloop.data.dedup.contamination import index_of
 from tuneloop.data.dedup_and_split import Embed, dedup_and_split
-from tuneloop.data.formats import FormatGuess
+from tuneloop.data.pii import pseudonym_key
 from tuneloop.data.prepare_context import CHUNK, Given, PrepareContext, look_at
 from tuneloop.data.process_record import LANGUAGES_EVERY, Measure, RowProcessor, TokenCount, Work, process_chunk
 from tuneloop.data.sources.chunks import chunks
-from tuneloop.data.sources.parse import SourceFile, parse_chunk
+from tuneloop.data.sources.parse import parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.spool import Table, spool_folder
 from tuneloop.data.workers import ordered_map, usual_workers
@@ -72,109 +72,93 @@ def prepare(
             a source that changes meanwhile, or more rejects than `allow_rejects`; then `rejects.jsonl` is there and
             `dataset.json` is not.
     """
-    from tuneloop.data.pii import pseudonym_key
-
     out = Path(out)
     progress("looking at the sources", 0, 1)
     key = prepare_key(config, name=name, seed=seed, model_fingerprint=model)
-    sources = [Given(file, None, _described(file, config)) for file in find_files(config.sources, config.max_expansion)]
-    files = [*_given_files(config), *sources]
-    guess, frame = look_at([given.file for given in sources if given.guess is None] or [sources[0].file], config)
-    progress("looking at the sources", 1, 1)
-    with spool_folder(out) as spool:
-        processor = RowProcessor(
-            config,
-            measure,
-            spool,
-            pseudonym_key(config.personal),
-            frame=frame,
-            languages_every=1 if _is_small(files) else LANGUAGES_EVERY,
+    # Of several files each may have another format; a `dataset_info.json` describes it.
+    sources = [
+        Given(file, None, look_at([file], config)[0] if entry_of(file) is not None else None)
+        for file in find_files(config.sources, config.max_expansion)
+    ]
+    given = [
+        Given(file, "test", look_at([file], config)[0])
+        for file in (
+            find_files([config.split.test], config.max_expansion) if isinstance(config.split.test, str) else ()
         )
-        workers = 1 if _is_small(files) else config.workers or usual_workers()
-        with Table(spool, frame) as table:
-            job = PrepareContext(config, seed, out, files, guess, processor, table, workers, embed, progress)
-            _gather(job)
-            _refuse_too_many(job)
-            taken = np.array([given.split is not None for given in job.file_of_chunk])[table.columns["chunk"]]
-            dedup_and_split(
-                table, config, seed, processor, taken=taken, embed=embed, workers=job.workers, progress=progress
+    ]
+    guess, frame = look_at([source.file for source in sources if source.guess is None] or [sources[0].file], config)
+    progress("looking at the sources", 1, 1)
+    files = [*given, *sources]
+    is_small = _size(files) <= SMALL
+    processor = RowProcessor(
+        config,
+        measure,
+        pseudonym_key(config.personal),
+        frame=frame,
+        languages_every=1 if is_small else LANGUAGES_EVERY,
+    )
+    workers = 1 if is_small else config.workers or usual_workers()
+    with spool_folder(out) as spool, Table(spool, frame) as table:
+        job = PrepareContext(config, seed, out, files, guess, processor, table, workers, embed, progress)
+        _gather(job, given, processor)
+        taken = len(table)
+        index = index_of(table.reader.texts(range(taken)), config.duplicates) if given else None
+        _gather(job, sources, replace(processor, index=index))
+        read = sum(table.records_of)
+        if not read:
+            where = ", ".join(config.sources)
+            raise UserError("No records", where=where, next_step="name files with at least one record")
+        progress("reading", _size(files), _size(files), rows=len(table), rejected=sum(table.rejected.values()))
+        _refuse_too_many(job)
+        dedup_and_split(
+            table,
+            config,
+            seed,
+            processor,
+            taken=np.arange(len(table)) < taken,
+            embed=embed,
+            workers=workers,
+            progress=progress,
+        )
+        if not len(table.alive) or not (table.split[table.alive] == 0).any():
+            raise UserError(
+                "No rows are left for training",
+                where=f"{read} records read, {len(table)} of them valid",
+                next_step="add data, or lower data.split.val and data.split.test",
             )
-            if not len(table.alive) or not (table.split[table.alive] == 0).any():
-                raise UserError(
-                    "No rows are left for training",
-                    where=f"{sum(table.records_of)} records read, {len(table)} of them valid",
-                    next_step="add data, or lower data.split.val and data.split.test",
-                )
-            return write_dataset(job, {"name": name, "key": key, "seed": seed, "model": model}, template_adds)
+        return write_dataset(job, {"name": name, "key": key, "seed": seed, "model": model}, template_adds)
 
 
 def _size(files: Sequence[Given]) -> int:
     return sum(os.path.getsize(given.file.path) for given in files)
 
 
-def _is_small(files: Sequence[Given]) -> bool:
-    return _size(files) <= SMALL
+def _gather(job: PrepareContext, files: Sequence[Given], processor: RowProcessor) -> None:
+    """Put the rows of files into the table."""
+    work = _work(job, files)
+    for facts in ordered_map(process_chunk, work, processor, workers=job.workers, engine=job.config.engine):
+        job.table.add(facts)
+    job.table.join()
 
 
-def _described(file: SourceFile, config: PrepareConfig) -> FormatGuess | None:
-    """The format of a file that a `dataset_info.json` describes: of several files each may have another."""
-    return look_at([file], config)[0] if entry_of(file) is not None else None
-
-
-def _given_files(config: PrepareConfig) -> list[Given]:
-    """Files whose rows are taken as they are: `split.test` when it is a file."""
-    given = []
-    if isinstance(config.split.test, str):
-        for file in find_files([config.split.test], config.max_expansion):
-            given.append(Given(file, "test", look_at([file], config)[0]))
-    return given
-
-
-# --- first pass: reading and refining ------------------------------------------------------------
-
-
-def _gather(job: PrepareContext) -> None:
-    """Run every chunk through `process_chunk` and collect the facts; a given test set first, so that rows that contain its rows are found."""
-    config, table = job.config, job.table
-    size = _size(job.files)
-    given, sources = ([g for g in job.files if (g.split is not None) == wanted] for wanted in (True, False))
-    for files in (given, sources):
-        processor = job.processor
-        if files is sources and given:
-            indices = list(range(len(table)))
-            processor = replace(processor, index=index_of(table.reader.texts(indices), config.duplicates))
-        work = _work(job, files, size)
-        for facts in ordered_map(process_chunk, work, processor, workers=job.workers, engine=config.engine):
-            source = job.file_of_chunk[facts.number].file.name
-            table.add(facts, source)
-            job.rows_of[source] += facts.records
-        table.join()
-    if not sum(table.records_of):
-        raise UserError("No records", where=", ".join(config.sources), next_step="name files with at least one record")
-    job.progress("reading", size, size, rows=len(table), rejected=sum(table.rejected.values()))
-
-
-def _work(job: PrepareContext, files: Sequence[Given], size: int) -> Iterator[Work]:
-    """The chunks of files with their numbers; `limit` ends the reading of the sources."""
-    left = job.config.limit
-    before = _size(job.files) - _size(files)
+def _work(job: PrepareContext, files: Sequence[Given]) -> Iterator[Work]:
+    """The chunks of files; `limit` ends the reading of the sources."""
+    left, size = job.config.limit, _size(job.files)
+    before = _size(job.files[: job.files.index(files[0])]) if files else 0
     for given in files:
         file, position = given.file, 0
         for chunk in chunks(file, CHUNK):
-            number = len(job.file_of_chunk)
-            job.file_of_chunk.append(given)
             job.encodings[file.name] = chunk.encoding
             position = max(position, chunk.position)
             job.progress("reading", min(before + position, size), max(size, 1), file=file.name)
-            guess = given.guess or job.guess
             if left is None or given.split is not None:
-                yield Work(number, chunk, guess)
-            else:
-                items = parse_chunk(chunk)[:left]
-                left -= len(items)
-                yield Work(number, items, guess)
-                if not left:
-                    return
+                yield Work(file.name, chunk, given.guess or job.guess)
+                continue
+            items = parse_chunk(chunk)[:left]
+            left -= len(items)
+            yield Work(file.name, items, given.guess or job.guess)
+            if not left:
+                return
         before += os.path.getsize(file.path)
 
 
@@ -204,10 +188,6 @@ def _refuse_too_many(job: PrepareContext) -> None:
         top.append(f"{reason} {n}x, as {example.source}:{example.line}{detail}")
     step = f"look at {out / 'rejects.jsonl'}"
     if kept:
-        step += f"; to go on all the same add allow_rejects={_allowing(bad / of)}"
+        enough = next((limit for limit in (0.5, 0.75, 0.9) if bad / of <= limit), 1.0)
+        step += f"; to go on all the same add allow_rejects={enough}"
     raise UserError(what, where="; ".join(top), next_step=step)
-
-
-def _allowing(share: float) -> float:
-    """A round value of `allow_rejects` that lets a share pass."""
-    return next((limit for limit in (0.5, 0.75, 0.9) if share <= limit), 1.0)

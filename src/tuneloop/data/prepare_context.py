@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,8 +39,7 @@ class PrepareContext:
     Args:
         table: the rows.
         workers: processes to work in.
-        file_of_chunk: which file each chunk is of.
-        rows_of: records by source; `encodings`: how each source is encoded.
+        encodings: how each source is encoded.
     """
 
     config: PrepareConfig
@@ -54,8 +52,6 @@ class PrepareContext:
     workers: int
     embed: Embed | None
     progress: Progress
-    file_of_chunk: list[Given] = field(default_factory=list)
-    rows_of: Counter[str] = field(default_factory=Counter)
     encodings: dict[str, str] = field(default_factory=dict)
 
 

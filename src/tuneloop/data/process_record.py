@@ -1,23 +1,24 @@
-"""A chunk of a source to finished rows: parsed, repaired, redacted, measured, with the facts that later decisions need.
+"""The first pass of prepare: a chunk of a source to finished rows, with the facts that later decisions need.
 
-This is the part of prepare that knows one record at a time, so any number of processes can run it. What
-depends on other rows (duplicates, splits, limits) is decided in `prepare` on the facts alone; the rows wait in a spool.
+It knows one record at a time, so any number of processes can run it. What depends on other rows (duplicates, splits,
+limits) is decided later on the facts.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.data import language, pii, repair
 from tuneloop.data.checks import quality
 from tuneloop.data.config import PrepareConfig
@@ -29,9 +30,6 @@ from tuneloop.data.sources.parse import Chunk, SourceRecord, parse_chunk
 from tuneloop.data.split import key64, prompt_key
 from tuneloop.data.too_long import Fits, parts, shortened
 from tuneloop.records.rows import Message, Reject, Row
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 EXCERPT = 160  # characters of a text before and after a repair that `repairs.jsonl` shows
 TURN_TOKENS = 16  # at most so many tokens frame a turn in any chat template; bounds a row's length from above
@@ -62,7 +60,6 @@ class RowProcessor:
 
     Args:
         measure: a row's length; `ValueError` when it can't be rendered.
-        spool: folder for the rows.
         key: of pseudonyms.
         index: the given test set, which no row may give away.
         frame: what nearly all prompts begin and end with; it says nothing about a row.
@@ -71,37 +68,42 @@ class RowProcessor:
 
     config: PrepareConfig
     measure: Measure
-    spool: Path
     key: bytes | None = None
     index: TestIndex | None = None
     frame: minhash.Frame = minhash.NO_FRAME
     languages_every: int = 1
 
 
-@dataclass
+@dataclass(frozen=True)
 class Facts:
-    """What is known of the rows of a chunk, or of all, one array element a row; texts are in the spool.
+    """The rows of a chunk.
 
     Args:
-        number: of the chunk, from 0.
-        columns: arrays by name; see `_ROW_TYPES`, and those of `sketches.sketch`.
-        names: what the numbers in the columns `label`, `stratum` and `language` stand for; -1 stands for none.
-        rejected: records of the chunk that are no rows, by reason; `records`: rows and rejects together.
-        rejected_tokens: tokens of the records that are too long.
+        source: the chunk's.
+        columns: arrays with an element a row; see `_ROW_TYPES`, and those of `minhash.sketch`.
+        names: by row the label, the stratum and the language.
+        data: each row as JSON, followed by its source record.
+        rejects: records that are no rows: line and JSON.
+        repairs: what was changed.
+        records: rows and rejects together.
+        rejected: rejects by reason; `rejected_tokens`: tokens of those that are too long.
         is_chat: whether a row has tools or several answers.
     """
 
-    number: int
+    source: str
     columns: dict[str, NDArray[Any]]
-    names: dict[str, list[str]]
+    names: dict[str, list[str | None]]
+    data: bytes
+    rejects: list[tuple[int, bytes]]
+    repairs: list[RepairLine]
     records: int
-    rejected: Counter[str] = field(default_factory=Counter)
-    rejected_tokens: int = 0
-    is_chat: bool = False
+    rejected: Counter[str]
+    rejected_tokens: int
+    is_chat: bool
 
 
 class RepairLine(NamedTuple):
-    """A line of `repairs.jsonl` that waits in the spool.
+    """A line of `repairs.jsonl`.
 
     Args:
         place: of its row in the chunk, or NO_ROW.
@@ -116,35 +118,32 @@ class RepairLine(NamedTuple):
 
 
 _ROW_TYPES: dict[str, str] = {
-    "chunk": "i4", "line": "i8", "start": "i8", "row_size": "i4", "record_size": "i4",
-    "id": "u8", "meta": "u8", "question": "u8", "group": "u8", "label": "i4", "stratum": "i4", "language": "i2", "flags": "u4",
-    "tokens": "i4", "supervised": "i4", "characters": "i4", "answer_characters": "i4", "time": "f8", "rating": "f4",
+    "line": "i8", "start": "i8", "row_size": "i4", "record_size": "i4",
+    "id": "u8", "meta": "u8", "question": "u8", "group": "u8", "flags": "u4", "tokens": "i4", "supervised": "i4", "characters": "i4", "answer_characters": "i4", "time": "f8", "rating": "f4",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Work:
-    """A chunk to process_record: its number, from 0, its records, and their format."""
+    """A chunk to process: its source, its records, and their format."""
 
-    number: int
+    source: str
     records: Chunk | Sequence[SourceRecord | Reject]
     guess: FormatGuess
 
 
 def process_chunk(work: Work, processor: RowProcessor) -> Facts:
-    """The rows and rejects of a chunk into the spool, and their facts back."""
+    """The rows and rejects of a chunk."""
     items = parse_chunk(work.records) if isinstance(work.records, Chunk) else work.records
-    table = _Table(work.number, processor)
+    gathered = _Gathered(processor)
     for item in items:
-        if isinstance(item, Reject):
-            table.reject(Refused(item))
-            continue
-        for made in process_record(item, work.guess, processor):
-            if isinstance(made, Refused):
-                table.reject(made)
+        made = [Refused(item)] if isinstance(item, Reject) else process_record(item, work.guess, processor)
+        for one in made:
+            if isinstance(one, Refused):
+                gathered.reject(one)
             else:
-                table.add(made)
-    return table.close(len(items))
+                gathered.add(one)
+    return gathered.facts(work.source, len(items))
 
 
 # --- one record ----------------------------------------------------------------------------------
@@ -381,7 +380,7 @@ def cleaned(
     Args:
         key: of pseudonyms.
     """
-    processor = RowProcessor(config, lambda row: _NOT_YET, Path(), key)
+    processor = RowProcessor(config, lambda row: _NOT_YET, key)
     return _clean(with_whole_texts(value, guess), processor)[0]
 
 
@@ -541,8 +540,6 @@ def _number(value: Mapping[str, Any], column: str) -> float:
         return float(cell)
     except ValueError:
         pass
-    from datetime import UTC, datetime
-
     try:
         moment = datetime.fromisoformat(cell.strip())
     except ValueError:
@@ -550,35 +547,35 @@ def _number(value: Mapping[str, Any], column: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-# --- the table of a chunk ------------------------------------------------------------------------
+# --- the rows of a chunk -------------------------------------------------------------------------
 
 
-class _Table:
-    """Gathers a chunk's rows: bytes for the spool, facts for the arrays."""
+class _Gathered:
+    """Gathers a chunk's rows, rejects and repairs."""
 
-    def __init__(self, number: int, processor: RowProcessor) -> None:
-        self.number, self.processor = number, processor
+    def __init__(self, processor: RowProcessor) -> None:
+        self.processor = processor
         self.rows: list[tuple[Any, ...]] = []  # the facts of each, as in _ROW_TYPES
+        self.names: list[tuple[str | None, ...]] = []  # as in NAMED
         self.data = bytearray()
         self.rejects: list[tuple[int, bytes]] = []
         self.repairs: list[RepairLine] = []
         self.rejected: Counter[str] = Counter()
         self.rejected_tokens = 0
-        self.names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
         self.texts: list[minhash.RowTexts] = []
         self.is_chat = False
 
     def reject(self, refused: Refused) -> None:
-        """A record that is no row."""
+        """Add a record that is no row."""
         reject, kinds = scrubbed_reject(refused.reject, self.processor)
         self.rejected[reject.reason] += 1
         self.rejected_tokens += refused.tokens
         self.rejects.append((reject.line, reject_line(reject)))
         further = [_redacted("", kinds)] if kinds else []
-        self._add_repairs(reject.source, reject.line, refused.id, [*refused.changes, *further])
+        self._repairs(reject.source, reject.line, refused.id, [*refused.changes, *further])
 
     def add(self, made: ProcessedRow) -> None:
-        """A row."""
+        """Add a row."""
         row, place = made.row, len(self.rows)
         line, record = orjson.dumps(row.to_json()), orjson.dumps(made.record)
         self.texts.append(minhash.texts_of(row, self.processor.frame))
@@ -587,64 +584,49 @@ class _Table:
             characters += len(message["content"])
             answers += message["role"] == "assistant"
         self.rows.append((
-            self.number, row.meta["line"], len(self.data), len(line), len(record),
+            row.meta["line"], len(self.data), len(line), len(record),
             int(row.id, 16), meta_key(row), key64(prompt_key(row)), key64(made.group) if made.group else 0,
-            self._code("label", row.label), self._code("stratum", made.stratum), self._code("language", made.language),
             quality.as_bits(made.flags), made.measured.tokens, made.measured.supervised,
             characters, len(row.answer), made.time, made.rating,
         ))  # fmt: skip
+        self.names.append((row.label, made.stratum, made.language))
         self.data += line
         self.data += record
-        self._add_repairs(row.meta["source"], row.meta["line"], row.id, made.changes, place)
+        self._repairs(row.meta["source"], row.meta["line"], row.id, made.changes, place)
         self.is_chat = self.is_chat or bool(row.tools) or answers > 1
 
-    def _add_repairs(
+    def _repairs(
         self, source: str, line: int, name: str | None, changes: Iterable[Change], place: int = NO_ROW
     ) -> None:
         for change in changes:
             record = {"source": source, "line": line, "id": name, "kind": change.kind, "field": change.field}
             self.repairs.append(RepairLine(place, change.kind, orjson.dumps(record | change.facts), change.amounts))
 
-    def _code(self, column: str, name: str | None) -> int:
-        codes = self.names[column]
-        return -1 if name is None else codes.setdefault(name, len(codes))
-
-    def close(self, records: int) -> Facts:
-        """Write the spool's files and give the facts."""
-        import pickle
-
-        folder = self.processor.spool
-        with user_errors_of_the_disk(folder.parent):
-            (folder / f"{self.number}.rows").write_bytes(self.data)
-            if self.rejects or self.repairs:
-                (folder / f"{self.number}.side").write_bytes(pickle.dumps((self.rejects, self.repairs)))
-        facts = zip(*self.rows, strict=True) if self.rows else ((),) * len(_ROW_TYPES)
+    def facts(self, source: str, records: int) -> Facts:
+        """All that was gathered of so many records, with the sketches, and the test rows that rows give away."""
+        values = zip(*self.rows, strict=True) if self.rows else ((),) * len(_ROW_TYPES)
         columns: dict[str, NDArray[Any]] = {
-            name: np.array(values, dtype=kind) for (name, kind), values in zip(_ROW_TYPES.items(), facts, strict=True)
+            name: np.array(of, dtype=kind) for (name, kind), of in zip(_ROW_TYPES.items(), values, strict=True)
         }
         columns |= minhash.sketch(self.texts, self.processor.config.duplicates)
-        columns |= self._leaks(columns)
+        index, n = self.processor.index, len(self.texts)
+        leaks = find_contamination(self.texts, index, columns) if index is not None and n else [None] * n
+        columns["leak"] = np.array([-1 if leak is None else leak.test_row for leak in leaks], dtype="i4")
+        kinds = [-1 if leak is None else CONTAMINATION_KINDS.index(leak.how) for leak in leaks]
+        columns["leak_how"] = np.array(kinds, dtype="i1")
+        columns["leak_likeness"] = np.array([0 if leak is None else leak.similarity for leak in leaks], dtype="f4")
         return Facts(
-            self.number,
+            source,
             columns,
-            {column: list(codes) for column, codes in self.names.items()},
+            {column: [names[place] for names in self.names] for place, column in enumerate(NAMED)},
+            bytes(self.data),
+            self.rejects,
+            self.repairs,
             records,
             self.rejected,
             self.rejected_tokens,
             self.is_chat,
         )
-
-    def _leaks(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """By row, the test row that it gives away, or -1, how, and how alike they are."""
-        index, n = self.processor.index, len(self.texts)
-        leaks = find_contamination(self.texts, index, columns) if index is not None and n else [None] * n
-        return {
-            "leak": np.array([-1 if leak is None else leak.test_row for leak in leaks], dtype="i4"),
-            "leak_how": np.array(
-                [-1 if leak is None else CONTAMINATION_KINDS.index(leak.how) for leak in leaks], dtype="i1"
-            ),
-            "leak_likeness": np.array([0 if leak is None else leak.similarity for leak in leaks], dtype="f4"),
-        }
 
 
 def reject_line(reject: Reject) -> bytes:
@@ -655,6 +637,4 @@ def reject_line(reject: Reject) -> bytes:
     try:
         return orjson.dumps(value)
     except (TypeError, orjson.JSONEncodeError):  # integers over 64 bits, lone surrogates
-        import json
-
         return json.dumps(value, ensure_ascii=True, allow_nan=True).encode()

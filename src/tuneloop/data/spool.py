@@ -1,4 +1,4 @@
-"""Where refined rows wait for the decisions that depend on all of them: texts on disk, facts in arrays."""
+"""The rows of a data set that is being prepared: texts in one file on disk, facts and fates in arrays."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import release_memory
@@ -25,12 +26,8 @@ from tuneloop.data.reasons import REASONS
 from tuneloop.data.split import key64
 from tuneloop.records.rows import Row
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 RELEASED = 16 << 20  # bytes of a column from which its pieces are given back to the system at once
 BLOCK = 1 << 14  # rows whose places are looked up at once
-OPEN_FILES = 64  # at least: half of those that a process may open
 
 REASON_WORDS = ("", *sorted(REASONS))  # a row's fate is an index into these; 0: it is in
 _REASON_NUMBERS = {word: number for number, word in enumerate(REASON_WORDS)}
@@ -38,7 +35,7 @@ _REASON_NUMBERS = {word: number for number, word in enumerate(REASON_WORDS)}
 
 @contextmanager
 def spool_folder(out: Path) -> Iterator[Path]:
-    """A folder beside the results, gone when the work is done or has failed; what a killed run left is cleared first."""
+    """A folder alongside the results for the time of the work; what a killed run left is cleared first."""
     folder = out / ".spool"
     with user_errors_of_the_disk(folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,124 +46,110 @@ def spool_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@functools.cache
-def _open_files() -> int:
-    """Chunks that are kept open: rows are read in random order, and opening a file takes longer than reading a row."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return OPEN_FILES
-    return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, OPEN_FILES)
-
-
 @dataclass(frozen=True)
 class Reader:
-    """Reads rows back from the spool, in any process.
+    """Reads rows back, in any process.
 
     Args:
-        folder: the spool's.
-        columns: by row `chunk`, `start`, `row_size` and `record_size`, among others.
+        path: the file in which each row is followed by its source record.
+        columns: by row `start`, `row_size` and `record_size`, among others.
         frame: what nearly all prompts share.
     """
 
-    folder: Path
+    path: Path
     columns: Mapping[str, NDArray[Any]]
     frame: Frame
-    _open: dict[int, int] = field(default_factory=dict)
 
-    def row_bytes(self, index: int) -> bytes:
-        """A row as its line will stand in a split, without the line end."""
-        return self._read(index, 0, int(self.columns["row_size"][index]))
+    @functools.cached_property
+    def file(self) -> BinaryIO:
+        """The open file."""
+        return open(self.path, "rb", buffering=0)
 
-    def lines(self, indices: NDArray[Any]) -> Iterator[bytes]:
-        """`row_bytes` of many rows, at half the cost of each."""
-        places = (self.columns[name][indices].tolist() for name in ("chunk", "start", "row_size"))
-        for chunk, start, size in zip(*places, strict=True):
-            yield os.pread(self._handle(chunk), size, start)
+    def lines(self, indices: Any) -> Iterator[bytes]:
+        """Rows as their lines will stand in a split, without the line ends."""
+        handle = self.file.fileno()
+        for start, size in zip(*(self.columns[name][indices].tolist() for name in ("start", "row_size")), strict=True):
+            yield os.pread(handle, size, start)
 
     def record_bytes(self, index: int) -> bytes:
         """The source record of a row, without personal data."""
-        size = int(self.columns["row_size"][index])
-        return self._read(index, size, int(self.columns["record_size"][index]))
+        start, skipped, size = (int(self.columns[name][index]) for name in ("start", "row_size", "record_size"))
+        return os.pread(self.file.fileno(), size, start + skipped)
 
     def row(self, index: int) -> Row:
         """A row."""
-        return Row.from_json(orjson.loads(self.row_bytes(index)))
+        return Row.from_json(orjson.loads(next(self.lines([index]))))
 
     def texts(self, indices: Sequence[int]) -> list[RowTexts]:
         """What duplicates are compared by, of some rows."""
-        lines = self.lines(np.asarray(indices, dtype=np.int64))
-        return [texts_of(Row.from_json(orjson.loads(line)), self.frame) for line in lines]
-
-    def close(self) -> None:
-        """Close its files."""
-        for handle in self._open.values():
-            os.close(handle)
-        self._open.clear()
-
-    def _read(self, index: int, skip: int, size: int) -> bytes:
-        handle = self._handle(int(self.columns["chunk"][index]))
-        return os.pread(handle, size, int(self.columns["start"][index]) + skip)
-
-    def _handle(self, chunk: int) -> int:
-        handle = self._open.get(chunk)
-        if handle is None:
-            if len(self._open) >= _open_files():
-                os.close(self._open.pop(next(iter(self._open))))
-            handle = self._open[chunk] = os.open(self.folder / f"{chunk}.rows", os.O_RDONLY)
-        return handle
+        return [texts_of(Row.from_json(orjson.loads(line)), self.frame) for line in self.lines(indices)]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open files, for another process that was not forked, and without what it need not know."""
-        needed = {name: self.columns[name] for name in ("chunk", "start", "row_size", "record_size")}
-        return {"folder": self.folder, "columns": needed, "frame": self.frame, "_open": {}}
+        """For a process that was not forked: without the open file and the columns that are not needed."""
+        needed = {name: self.columns[name] for name in ("start", "row_size", "record_size")}
+        return {"path": self.path, "columns": needed, "frame": self.frame}
 
 
 class Table:
-    """All rows in the order of the sources: their facts and fates in arrays, their texts in the spool.
+    """All rows in the order of the sources.
 
     Args:
-        folder: the spool's.
+        folder: for its files.
         frame: what nearly all prompts share.
 
     Attributes:
         reader: reads rows back; works in other processes, too.
+        columns: facts by name, see `Facts`, and `chunk`; after `join`.
+        names: what the numbers in the columns `label`, `stratum` and `language` stand for.
+        source_of, records_of: by chunk its source and its records, rejects included.
         fate: by row, an index into REASON_WORDS.
         because: by row, the row that it is a copy of, or -1; `likeness`: how alike they are.
         details: by row, the particulars of a reject that is no copy.
         split: by row, an index into SPLITS, or -1.
         cluster: by row, what it and the rows that are much like it have in common as `meta.duplicate_cluster`; 0: none.
-        repeats: the rows that are in beside one of the same content and so of the same id: each has another one.
+        repeats: the rows whose content, and so whose id, another row has as well: each gets another id.
     """
 
     def __init__(self, folder: Path, frame: Frame = NO_FRAME) -> None:
-        self.folder = folder
         self.columns: dict[str, NDArray[Any]] = {}
-        self.names: dict[str, list[str]] = {}
-        self.source_of: list[str] = []  # by chunk
+        self.source_of: list[str] = []
         self.records_of: list[int] = []
         self.rejected: Counter[str] = Counter()
         self.rejected_tokens = 0
         self.is_chat = False
+        self._rows_of: list[int] = []  # by chunk
         self._parts: list[Facts] = []
         self._codes: dict[str, dict[str, int]] = {column: {} for column in NAMED}
-        self.reader = Reader(folder, self.columns, frame)
+        self._folder = folder
+        self._rows, self._sides = (open(folder / name, "wb") for name in ("rows", "sides"))  # noqa: SIM115
+        self.reader = Reader(folder / "rows", self.columns, frame)
 
-    def add(self, facts: Facts, source: str) -> None:
-        """Take the facts of the next chunk."""
+    def add(self, facts: Facts) -> None:
+        """Take the rows of the next chunk."""
+        columns = facts.columns
         for column, codes in self._codes.items():
-            numbers = [codes.setdefault(name, len(codes)) for name in facts.names[column]]
-            kind = facts.columns[column].dtype
-            facts.columns[column] = np.array([*numbers, -1], dtype=kind)[facts.columns[column]]  # -1 stays -1
-        self.source_of.append(source)
+            columns[column] = np.array(
+                [-1 if name is None else codes.setdefault(name, len(codes)) for name in facts.names[column]], dtype="i4"
+            )
+        n = len(columns["id"])
+        columns["chunk"] = np.full(n, len(self.source_of), dtype="i4")
+        columns["start"] += self._rows.tell()
+        with user_errors_of_the_disk(self._folder.parent):
+            self._rows.write(facts.data)
+            pickle.dump((facts.rejects, facts.repairs), self._sides)
+        self.source_of.append(facts.source)
         self.records_of.append(facts.records)
         self.rejected += facts.rejected
         self.rejected_tokens += facts.rejected_tokens
         self.is_chat = self.is_chat or facts.is_chat
-        self._parts.append(facts)
+        self._rows_of.append(n)
+        self._parts.append(replace(facts, data=b"", rejects=[], repairs=[]))
 
     def join(self) -> None:
         """Join the chunks' arrays; they are freed one column at a time. More chunks may be added and joined later."""
+        with user_errors_of_the_disk(self._folder.parent):
+            self._rows.flush()
+            self._sides.flush()
         for name in list(self._parts[0].columns) if self._parts else []:
             before = [self.columns.pop(name)] if name in self.columns else []
             self.columns[name] = np.concatenate([*before, *(part.columns.pop(name) for part in self._parts)])
@@ -190,8 +173,7 @@ class Table:
     @property
     def alive(self) -> NDArray[np.int64]:
         """Indices of the rows that are in."""
-        found: NDArray[np.int64] = np.flatnonzero(self.fate == 0)
-        return found
+        return np.flatnonzero(self.fate == 0)
 
     def drop(self, indices: Any, reason: str, detail: str = "", *, because: Any = None, likeness: Any = None) -> None:
         """Reject rows: with a detail each, or as copies of others."""
@@ -201,8 +183,7 @@ class Table:
         if likeness is not None:
             self.likeness[indices] = likeness
         if detail:
-            for index in np.atleast_1d(indices).tolist():
-                self.details[index] = detail
+            self.details.update(dict.fromkeys(np.atleast_1d(indices).tolist(), detail))
 
     def reason(self, index: int) -> str:
         """Why a row is out; "" when it is in."""
@@ -245,10 +226,7 @@ class Table:
         """
         rows = self.alive
         ids = np.sort(self.columns["id"][rows])
-        repeated = ids[1:][ids[1:] == ids[:-1]]
-        if not len(repeated):
-            return
-        rows = rows[np.isin(self.columns["id"][rows], repeated)]
+        rows = rows[np.isin(self.columns["id"][rows], ids[1:][ids[1:] == ids[:-1]])]
         rows = rows[np.lexsort((rows, self.columns["meta"][rows], self.columns["id"][rows]))]
         ids = self.columns["id"][rows]
         numbers = np.arange(len(ids)) - np.searchsorted(ids, ids)  # among the rows of an id, from 0
@@ -263,27 +241,18 @@ class Table:
         for index in rows[clusters != 0].tolist():
             self.columns["meta"][index] = meta_key(self.row(index))
 
-    def side(self, chunk: int) -> tuple[list[tuple[int, bytes]], list[RepairLine]]:
-        """Rejects (line, JSON) and repairs of a chunk."""
-        path = self.folder / f"{chunk}.side"
-        if not path.is_file():
-            return [], []
-        sides: tuple[list[tuple[int, bytes]], list[RepairLine]] = pickle.loads(path.read_bytes())
-        return sides
-
-    def chunk_rows(self, chunk: int) -> range:
-        """Indices of a chunk's rows."""
-        first, end = np.searchsorted(self.columns["chunk"], [chunk, chunk + 1]) if len(self) else (0, 0)
-        return range(int(first), int(end))
-
-    def dropped(self, chunk: int) -> list[int]:
-        """Indices of a chunk's rows that are out."""
-        rows = self.chunk_rows(chunk)
-        dropped: list[int] = (rows.start + np.flatnonzero(self.fate[rows.start : rows.stop])).tolist()
-        return dropped
+    def sides(self) -> Iterator[tuple[str, range, list[tuple[int, bytes]], list[RepairLine]]]:
+        """By chunk its source, the indices of its rows, its rejects (line, JSON) and its repairs."""
+        first = 0
+        with open(self._folder / "sides", "rb") as file:
+            for source, n in zip(self.source_of, self._rows_of, strict=True):
+                yield source, range(first, first + n), *pickle.load(file)
+                first += n
 
     def __enter__(self) -> Table:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.reader.close()
+        for file in (self._rows, self._sides, self.reader.file):
+            with suppress(OSError):  # of a full disk, which was reported
+                file.close()

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
@@ -48,9 +49,6 @@ from tuneloop.data.token_counts import tokens_of
 from tuneloop.data.workers import run_alongside
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.rows import Dataset, Reject, Row
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 LINES_AT_ONCE = 256  # that are hashed and written at once
 LONGEST_SHOWN = 4_000  # characters of each row in `duplicates.jsonl`
@@ -124,7 +122,7 @@ def _refuse_changed_sources(job: PrepareContext, identity: Mapping[str, Any]) ->
         )
 
 
-_Orders = Mapping[Split, "NDArray[np.int64]"]  # rows by split, in the order of its file
+_Orders = Mapping[Split, NDArray[np.int64]]  # rows by split, in the order of its file
 
 
 def _write_splits(job: PrepareContext, task: str, orders: _Orders, mixed: Mixed | None) -> dict[str, Any]:
@@ -199,11 +197,14 @@ def _content(job: PrepareContext, identity: Mapping[str, Any], orders: _Orders, 
 
 
 def _sources(job: PrepareContext) -> list[dict[str, Any]]:
+    records: Counter[str] = Counter()
+    for source, n in zip(job.table.source_of, job.table.records_of, strict=True):
+        records[source] += n
     return [
         {
             "path": given.file.name,
             "sha256": sha256_of_source(given.file.path),
-            "rows": job.rows_of[given.file.name],
+            "rows": records[given.file.name],
             "encoding": job.encodings.get(given.file.name, ""),
             **({"split": given.split} if given.split else {}),
         }
@@ -267,25 +268,13 @@ def reject_lines(table: Table, policy: str) -> Iterator[bytes]:
     Args:
         policy: of `duplicates.keep`; where it may decide, the detail says whether it did.
     """
-    for chunk, source in enumerate(table.source_of):
-        refused, _ = table.side(chunk)
-        dropped = [
-            (
-                int(table.columns["line"][i]),
-                reject_line(
-                    Reject(
-                        source,
-                        int(table.columns["line"][i]),
-                        table.reason(i),
-                        _detail(table, i, policy),
-                        orjson.loads(table.reader.record_bytes(i)),
-                    )
-                ),
-            )
-            for i in table.dropped(chunk)
-        ]
-        for _, line in heapq.merge(refused, dropped, key=lambda pair: pair[0]) if dropped else refused:
-            yield line
+    for source, rows, refused, _ in table.sides():
+        dropped = []
+        for i in (rows.start + np.flatnonzero(table.fate[rows.start : rows.stop])).tolist():
+            line, record = int(table.columns["line"][i]), orjson.loads(table.reader.record_bytes(i))
+            reject = Reject(source, line, table.reason(i), _detail(table, i, policy), record)
+            dropped.append((line, reject_line(reject)))
+        yield from (line for _, line in heapq.merge(refused, dropped, key=lambda pair: pair[0]))
 
 
 def _detail(table: Table, row: int, policy: str) -> str:
@@ -298,11 +287,9 @@ def _detail(table: Table, row: int, policy: str) -> str:
 
 def _repairs(table: Table) -> Iterator[tuple[RepairLine, bool]]:
     """The repairs in the order of the sources, and whether the row is in; those of rejected records stand there as well."""
-    for chunk in range(len(table.source_of)):
-        _, repairs = table.side(chunk)
-        first = table.chunk_rows(chunk).start
+    for _, rows, _, repairs in table.sides():
         for repair in repairs:
-            row = first + repair.place
+            row = rows.start + repair.place
             if repair.place != NO_ROW and row in table.repeats:
                 repair = repair._replace(line=orjson.dumps(orjson.loads(repair.line) | {"id": table.row(row).id}))
             yield repair, repair.place != NO_ROW and not table.fate[row]

@@ -1,4 +1,4 @@
-"""The pages hold together: links and anchors lead somewhere, and the README lists every page."""
+"""The pages hold together: links and anchors lead somewhere, and the index lists every page."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(target), f"{place}#{anchor}"
 
 
-def test_the_readme_lists_every_page() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_index_lists_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    text = index.read_text(encoding="utf-8")
+    assert text.index("](tutorial.md)") == text.index("]("), "the tutorial comes first"
     for page in PAGES[2:]:
-        assert f"]({page.relative_to(ROOT).as_posix()})" in text, page.name
+        if page != index:
+            assert f"]({page.relative_to(index.parent).as_posix()})" in text, page.name
+    assert "](docs/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -46,3 +50,16 @@ def test_lines_are_at_most_120_characters(page: Path) -> None:
         if len(line) > 120 and not block and not line.lstrip().startswith("|"):
             wide.append(number)
     assert not wide
+
+
+def test_contributing_names_places_that_exist() -> None:
+    source = ROOT / "src" / "tuneloop"
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = [line for line in text.splitlines() if line.startswith("| a")]
+    assert len(table) > 10
+    for row in table:
+        for place in re.findall(r"`([\w/.]+(?:\.py|\.yaml|/))`", row):
+            assert (source / place).exists() or (ROOT / place).exists(), place
+        for names, file in re.findall(r"((?:`\w+`[^`()|]*)+)\(`([\w/.]+)`\)", row):
+            for name in re.findall(r"`(\w+)`", names):
+                assert name in (source / file).read_text(encoding="utf-8"), f"{name} in {file}"

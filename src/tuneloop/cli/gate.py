@@ -41,10 +41,11 @@ def command(
     from tuneloop.evaluate.gate import EXIT, read_side, run_gate, write_gate
     from tuneloop.evaluate.suite import load_suite
     from tuneloop.workflows.evaluate import answers_of
+    from tuneloop.workflows.registry import evaluation_place
 
     wanted = load_suite(suite)
     with screen(output.quiet, "applying the suite") as shown:
-        sides = read_side(candidate), read_side(against)
+        sides = read_side(evaluation_place(candidate)), read_side(evaluation_place(against))
         folder = sides[0].folder
         ask = None if no_model or sides[0].baseline else answers_of(folder, progress=shown.progress, say=shown.say)
         result = run_gate(wanted, *sides, ask=ask, fields=_columns(folder))

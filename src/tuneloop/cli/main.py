@@ -50,6 +50,10 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Release": {
         "gate": "Decide whether a candidate may replace the model in use.",
         "export": "Export a run as a folder that other tools can load, with a model card.",
+        "register": "Register an artifact as the newest version of a model.",
+        "promote": "Make a version of a model the one in use, if the gate allows it.",
+        "rollback": "Make the previous version the one in use again.",
+        "models": "List registered models, their versions and figures.",
         "verify": "Check that an artifact's files are as they were exported, and who signed them.",
     },
     "Set up": {

@@ -25,7 +25,7 @@ def command(
     from tuneloop.core.files import plain
     from tuneloop.release.verify import verify
 
-    with screen(output.quiet) as shown:
+    with screen(output.quiet, "hashing") as shown:
         found = verify(Path(artifact), Path(key) if key else None, progress=shown.progress)
     if output.json:
         print_json({"path": artifact, "intact": found.intact, **plain(found)})

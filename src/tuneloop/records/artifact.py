@@ -55,6 +55,7 @@ class EvaluationExcerpt(Part):
     dataset: str
     split: str
     n: int
+    primary: str = ""
     metrics: Metrics
     comparisons: list[Comparison] = []
     words: list[str] = []

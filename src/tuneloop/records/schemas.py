@@ -24,6 +24,8 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "baselines": ("evaluation", "BaselinesManifest", "`RUN/baselines/baselines.json`"),
     "gate": ("evaluation", "GateResult", "`RUN/gate.json`"),
     "artifact": ("artifact", "ArtifactManifest", "`ARTIFACT/artifact.json`"),
+    "lineage": ("registry", "Lineage", "the tags `tuneloop.*` of a registered version"),
+    "registry-event": ("registry", "RegistryEvent", "a tag `tuneloop.history.*` of a registered model"),
     "request": ("request", "StoredRequest", "a request that was served"),
     "feedback": ("feedback", "Feedback", "what a person said of an answer"),
 }

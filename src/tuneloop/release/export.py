@@ -243,7 +243,9 @@ def _describe(origin: Origin, form: Form, id_: str, folder: Path, made: Mapping[
         },
         "gate": dict(origin.gate),
         "evaluation": {
-            key: evaluation[key] for key in ("name", "dataset", "split", "n", "metrics", "comparisons", "words")
+            key: evaluation[key]
+            for key in ("name", "dataset", "split", "n", "primary", "metrics", "comparisons", "words")
+            if key in evaluation
         }
         if evaluation
         else None,

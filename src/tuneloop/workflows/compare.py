@@ -12,6 +12,7 @@ from tuneloop.core.files import content_hash, lock_folder, read_json
 from tuneloop.records.evaluation import Subject, split_place
 from tuneloop.workflows.evaluations import EvalTarget, Say, evaluate_target
 from tuneloop.workflows.recipes import name_of
+from tuneloop.workflows.registry import evaluation_place
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
@@ -49,7 +50,7 @@ def load_contenders(places: Sequence[str], folders: Mapping[str, str] | None = N
         raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
     loaded: dict[str, Evaluation] = {}
     for place in places:
-        folder, contender = split_place((folders or {}).get(place, place))
+        folder, contender = split_place((folders or {}).get(place) or evaluation_place(place))
         loaded[place] = load_evaluation(folder, contender or None)
     if len(loaded) < len(places):
         raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
@@ -116,7 +117,7 @@ def compare_evaluations(
     from tuneloop.report.eval_html import write_page
 
     loaded = load_contenders(places, folders)
-    at = {place: split_place((folders or {}).get(place, place)) for place in places}
+    at = {place: split_place((folders or {}).get(place) or evaluation_place(place)) for place in places}
     manifests = {place: read_json(folder / "eval.json") for place, (folder, _) in at.items()}
     for place, (_, contender) in at.items():  # what was found out when the answers came is not in the answers
         own = loaded[place].notes

@@ -24,6 +24,7 @@ from tuneloop.workflows.consistency import Ask, asked_prompts, consistency_part,
 from tuneloop.workflows.evaluate import after_tuning, attach_trained, base_model, tuned_key
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.recipes import name_of, recipe_of
+from tuneloop.workflows.registry import local_name
 from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
 from tuneloop.workflows.scoring import cost_of, how_far_trained, score, write_scored
 
@@ -46,7 +47,7 @@ class EvalTarget(EvalOptions):
     """What is to be evaluated on what.
 
     Args:
-        target: a run, an adapter, a model's folder, name or GGUF file; empty with `endpoint` or `predictions`.
+        target: a run, an adapter, a model's folder, name or GGUF file, a registered version (`NAME@ALIAS`); empty with `endpoint` or `predictions`.
         endpoint: asks a server instead.
         settings: `key=value`, of the recipe; those of `evaluate.` may leave that out.
     """
@@ -98,7 +99,7 @@ def evaluate_target(question: EvalTarget, *, progress: Progress = no_progress, s
     from tuneloop.evaluate.evaluate import check_ids, sample_rows
     from tuneloop.report.eval_html import write_page
 
-    question = _with_references(question)
+    question = _with_references(replace(question, target=local_name(question.target, say=say)))
     kind = question.kind
     if question.split not in ("train", "val", "test"):
         raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.files import content_hash
 from tuneloop.inference.targets import Target, open_local, open_target
 from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.workflows.registry import local_name
 
 if TYPE_CHECKING:
     from tuneloop.data.task import TaskSpec
@@ -62,13 +63,15 @@ def open_with_task(
     """What a name stands for, with its task; no model is loaded yet.
 
     Args:
-        name, base, endpoint: see `open_target`.
+        name: see `open_target`; also a registered version, `NAME@ALIAS`.
+        base, endpoint: see `open_target`.
         task: a run or artifact whose task is taken, where the target has none of its own.
 
     Raises:
         UserError: there is nothing of that name, or a run that is not finished.
     """
     lent = open_with_task(task).task if task else None
+    name = local_name(name)
     own = open_target(name, base=base, endpoint=endpoint)
     found = lent if lent is not None else _task_of(own)
     if found is not None and isinstance(own, LocalTarget):

@@ -1,0 +1,193 @@
+"""The model registry: opened as MLflow's variables say, with the gate asked where a run is at hand."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.records.artifact import GateRecord
+from tuneloop.records.evaluation import EVALUATION
+from tuneloop.records.registry import RegisteredModel, RegisteredVersion
+from tuneloop.release import registry as models
+from tuneloop.release.verify import read_artifact
+from tuneloop.track import KINDS, QUICK_AND_QUIET
+
+Say = Callable[[str], None]
+NAMED = re.compile(r"(?:models:/)?([A-Za-z0-9][\w.-]*)@([A-Za-z][\w-]*)|models:/([A-Za-z0-9][\w.-]*)/(\d+)")
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def registry_uri() -> str:
+    """`MLFLOW_REGISTRY_URI`, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the current folder."""
+    uri = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    return uri or f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def open_registry(*, create: bool = False, say: Say = silent) -> models.Registry:
+    """The registry that the environment names.
+
+    Args:
+        create: make the database where there is none; else that is an error.
+
+    Raises:
+        UserError: MLflow is not installed, or the registry can't be opened.
+    """
+    uri = registry_uri()
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not create and not file.is_file():
+        raise UserError(
+            "There is no registry here",
+            where=str(file),
+            next_step="tuneloop register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another",
+        )
+    for name, value in QUICK_AND_QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it prints tracebacks of what it raises as well
+    logging.getLogger("alembic").setLevel(logging.CRITICAL)
+    try:
+        from mlflow.tracking import MlflowClient
+    except ImportError:
+        raise UserError("The registry needs MLflow", where=uri, next_step=KINDS["mlflow"].install) from None
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    with models.registry_errors(uri):
+        tracking = os.environ.get("MLFLOW_TRACKING_URI") or uri
+        return models.Registry(MlflowClient(tracking_uri=tracking, registry_uri=uri), uri, say)
+
+
+def register_artifact(
+    folder: Path,
+    name: str,
+    *,
+    run: Path | None = None,
+    why: str = "",
+    progress: Progress = no_progress,
+    say: Say = silent,
+) -> RegisteredVersion:
+    """See `release.registry.register`; `run` is by default `runs/ID` if that is the artifact's run."""
+    manifest = read_artifact(folder)
+    place = run or Path("runs") / manifest.run.id
+    is_its_run = is_run(place, manifest.run.key)
+    if run is not None and not is_its_run:
+        raise UserError(
+            f"This is not the run of the artifact, {manifest.run.id}", where=str(run), next_step="leave --run out"
+        )
+    registry = open_registry(create=True, say=say)
+    return models.register(registry, folder, name, run=place if is_its_run else None, why=why, progress=progress)
+
+
+def promote_version(
+    name: str,
+    version: str = "",
+    *,
+    force: bool = False,
+    why: str = "",
+    progress: Progress = no_progress,
+    say: Say = silent,
+) -> RegisteredModel:
+    """See `release.registry.promote`; the gate's last word on the run counts, else that on the artifact.
+
+    Args:
+        force: overrule a gate that is not green.
+    """
+
+    def ask_gate(wanted: RegisteredVersion) -> GateRecord:
+        found = gate_of(wanted, force=force)
+        said = found.status if found.status != "none" else "none was asked"
+        say(f"gate      {said}{', overruled' if found.forced else ''}")
+        return found
+
+    return models.promote(open_registry(say=say), name, version, ask_gate=ask_gate, why=why, progress=progress)
+
+
+def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
+    """What the gate says of a version.
+
+    Raises:
+        UserError: it is not green, and `force` is not given.
+    """
+    from tuneloop.evaluate.gate import release
+
+    lineage = version.lineage
+    run = run_folder_of(version)
+    if run is not None:
+        return GateRecord.model_validate(release(run, force=force))
+    barred = lineage.gate not in ("pass", "none")
+    if barred and not force:
+        raise UserError(
+            f"The gate said {lineage.gate} when this version was exported",
+            where=f"version {version.version}, suite {lineage.suite}",
+            next_step="promote another version, or overrule it with --force",
+        )
+    return GateRecord.model_validate({"status": lineage.gate, "forced": barred})
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+def registered_name(name: str) -> tuple[str, str] | None:
+    """Model and alias or version of `NAME@ALIAS`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None for any other name."""
+    found = NAMED.fullmatch(name)
+    if found is None or Path(name).exists():
+        return None
+    return found[1] or found[3], found[2] or found[4]
+
+
+def version_of(registry: models.Registry, name: str) -> RegisteredVersion:
+    """The version that `NAME@ALIAS` stands for."""
+    model, alias = registered_name(name) or (name, models.CHAMPION)
+    return models.version_named(models.read_model(registry, model), alias)
+
+
+def local_name(name: str, *, say: Say = silent) -> str:
+    """The folder of a registered version's artifact; any other name as it is.
+
+    Raises:
+        UserError: no such model or alias, or its files are gone.
+    """
+    if registered_name(name) is None:
+        return name
+    registry = open_registry(say=say)
+    version = version_of(registry, name)
+    folder = models.local_artifact(registry, version)
+    say(f"registry  {name} is version {version.version}: {folder}")
+    return str(folder)
+
+
+def run_folder_of(version: RegisteredVersion) -> Path | None:
+    """The folder of a version's run, where it is still there and still holds that run."""
+    folder = Path(version.lineage.run_folder)
+    return folder if version.lineage.run_folder and is_run(folder, version.lineage.run_key) else None
+
+
+def is_run(folder: Path, key: str) -> bool:
+    """Whether a folder holds the finished run with this key."""
+    return (folder / "run.json").is_file() and read_json(folder / "run.json").get("key") == key
+
+
+def evaluation_place(place: str) -> str:
+    """The folder with the evaluation of a registered version; any other place as it is.
+
+    Raises:
+        UserError: no such version, or neither its run's folder nor MLflow has the evaluation.
+    """
+    if registered_name(place) is None:
+        return place
+    registry = open_registry()
+    version = version_of(registry, place)
+    folder = run_folder_of(version) or models.fetch_run_files(registry, version, (EVALUATION, "samples.jsonl"))
+    if not (folder / EVALUATION).is_file():
+        raise UserError(
+            "The evaluation of this version is not at hand",
+            where=place,
+            next_step="tuneloop evaluate it, or register the artifact with --run FOLDER",
+        )
+    return str(folder)

@@ -22,7 +22,7 @@ def command(
     from tuneloop.workflows.run import run
 
     resolved = recipe_of(source, settings or [])
-    with screen(output.quiet, "starting the run") as shown:
+    with screen(output.quiet, "running") as shown:
         folder = run(resolved, progress=shown.progress, say=shown.say)
     if output.json:
         print_json(summary(folder))

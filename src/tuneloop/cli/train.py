@@ -34,7 +34,7 @@ def command(
     if preflight:
         _preflight(recipe, output.json, output.quiet)
         return
-    with screen(output.quiet, "starting the run") as shown:
+    with screen(output.quiet, "running") as shown:
         folder, run = train_alone(recipe, progress=shown.progress, say=shown.say)
     if output.json:
         print_json({"path": str(folder), **run.as_json()})

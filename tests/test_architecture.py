@@ -94,7 +94,6 @@ LARGE: dict[str, str] = {
     "data.formats.dataset_info.guess_from_info": TODAY,
     "data.prepare.prepare": TODAY,
     "data.prepare._write": TODAY,
-    "evaluate.consistency.measure_consistency": TODAY,
     "evaluate.review.server.make_app": "its routes are closures over one review",
     "plan.estimate.estimate": TABLE,
     "plan.estimate.loop_job": "keywords that go on to `make_job`, by its names",

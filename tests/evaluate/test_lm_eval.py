@@ -67,15 +67,19 @@ def test_log_likelihoods_and_scores_are_those_of_lm_evals_own_model(
 
     from tuneloop.core.progress import no_progress
     from tuneloop.evaluate.lm_eval import _asked, run_tasks
+    from tuneloop.inference.targets.local import LocalTarget
 
     files = [task("sums", CHOICE), task("said", WRITTEN)]
     own = HFLM(pretrained=str(tiny_llama), dtype="float32", device="cpu", batch_size=1)
-    both = [simple_evaluate(m, tasks=files, bootstrap_iters=0) for m in (own, _asked(tiny_model, no_progress))]
+    both = [
+        simple_evaluate(m, tasks=files, bootstrap_iters=0)
+        for m in (own, _asked(LocalTarget.of(tiny_model), no_progress))
+    ]
     theirs, ours = ([[r for s in side["samples"]["sums"] for r in s["filtered_resps"]]] for side in both)
     assert [x[0] for x in ours[0]] == pytest.approx([x[0] for x in theirs[0]], abs=1e-3)
     assert [x[1] for x in ours[0]] == [x[1] for x in theirs[0]]
     assert both[0]["results"]["said"] == both[1]["results"]["said"]
-    found = run_tasks(tiny_model, files, limit=5)
+    found = run_tasks(LocalTarget.of(tiny_model), files, limit=5)
     assert len(found["sums"]["acc,none"].each) == 5 and found["said"]["exact_match,none"].higher_is_better
 
 

@@ -11,7 +11,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -29,7 +28,7 @@ from tuneloop.evaluate.rewording import rewordings
 from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
-from tuneloop.records.rows import Message, Row, last_user_turn, references_of
+from tuneloop.records.rows import Row, last_user_turn, references_of
 
 AS_IT_IS, DRAWN = "as it is", "drawn"
 FEWEST_WAYS = 2
@@ -48,10 +47,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far b is above a in one figure of consistency, paired by row; `verdict` is about b, by `p_holm`.
-
-    The fields mean what they mean in `evaluate.Comparison`.
-    """
+    """How far b is above a in one figure of consistency, paired by row; fields as those of a `Comparison`."""
 
     a: str
     b: str
@@ -60,14 +56,11 @@ class Difference:
     low: float
     high: float
     p: float
-    p_holm: float = math.nan
-    low_holm: float = math.nan
-    high_holm: float = math.nan
-    tests: int = 1
-    verdict: str = ""
-    interval_at: Callable[[float], tuple[float, float]] | None = field(
-        default=None, repr=False, compare=False, metadata={"written": False}
-    )
+    p_holm: float
+    low_holm: float
+    high_holm: float
+    tests: int
+    verdict: str
 
 
 @dataclass(frozen=True)
@@ -75,20 +68,18 @@ class Consistency:
     """The part `consistency` of `eval.json`.
 
     Args:
-        rows: how many were asked.
-        ways: how often each was asked, at most.
-        asked: how many questions of each kind there were.
+        rows, ways: how many rows were asked, and how often each, at most; `asked`: questions of each kind.
         temperature: of the drawn answers.
-        metric: what contenders are compared by: `agreement`, for free texts without fields `similarity`.
+        metric: what systems are compared by: `agreement`, for free texts without fields `similarity`.
         likeness: what `similarity` is measured by.
         contenders: name -> figure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
             the same; `similarity`: how alike pairs are (free texts and JSON); `unanimous`: share of rows with one answer
             only; `format`: share of answers that keep the format; `always_right`: share of rows that are right in every
             way (labels).
         same_as_plain: name -> kind -> share of its answers that equal the answer to the row as it is.
-        comparisons: of each other contender (a) with the evaluation's own (b), by `metric` and for labels by `always_right`.
+        comparisons: of each other system (a) with the evaluation's own (b), by `metric` and for labels by `always_right`.
         seconds: name -> how long its answers took.
-        examples: rows on which the evaluation's own contender contradicts itself most.
+        examples: rows on which the evaluation's own system contradicts itself most.
         words: what to take from it.
     """
 
@@ -124,11 +115,10 @@ def ways_of(
     """
     found = []
     for row in rows:
-        last = _last_user(row.prompt)
-        text = str(row.prompt[last]["content"]) if last is not None else ""
-        others = [Way(kind, _asking(row, last, new)) for kind, new in rewordings(text, row.id, labels)]
-        some = (ways - 1) // 3 if drawn else 0
-        each = [Way(AS_IT_IS, row), *others[: ways - 1 - some]]
+        turns = [i for i, turn in enumerate(row.prompt) if turn["role"] == "user" and turn.get("content")]
+        text = str(row.prompt[turns[-1]]["content"]) if turns else ""
+        others = [Way(kind, _asking(row, turns[-1], new)) for kind, new in rewordings(text, row.id, labels)]
+        each = [Way(AS_IT_IS, row), *others[: ways - 1 - ((ways - 1) // 3 if drawn else 0)]]
         if drawn:
             numbers = random.Random(f"drawn:{seed}:{row.id}")
             each += [
@@ -138,14 +128,9 @@ def ways_of(
     return found
 
 
-def _last_user(turns: Sequence[Message]) -> int | None:
-    return max((i for i, turn in enumerate(turns) if turn["role"] == "user" and turn.get("content")), default=None)
-
-
-def _asking(row: Row, turn: int | None, text: str) -> Row:
+def _asking(row: Row, turn: int, text: str) -> Row:
     """The row with another text in one of its turns."""
     messages = [message.copy() for message in row.messages]
-    assert turn is not None
     messages[turn]["content"] = text
     return replace(row, messages=messages)
 
@@ -247,6 +232,22 @@ def _similarity(likeness: str, answers: Sequence[Sequence[Completion]]) -> list[
 # --- figures -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """One system's answers, by row and way, with what they say and what that comes to."""
+
+    answers: list[list[Completion]]
+    said: list[list[_Said]]
+    scores: dict[str, list[float]]
+    values: dict[str, Estimate]
+    draws: Mapping[str, Array]
+
+    @property
+    def constant(self) -> bool:
+        """Whether it says the same to all rows."""
+        return len(self.said) > 1 and len({s.key for each in self.said for s in each}) == 1
+
+
 def measure_consistency(
     ways: Sequence[Sequence[Way]],
     answers: Mapping[str, Sequence[Completion]],
@@ -256,52 +257,42 @@ def measure_consistency(
     labels: Sequence[str] | None,
     config: EvaluateConfig,
     seed: int,
-    seconds: Mapping[str, float] | None = None,
 ) -> Consistency:
-    """How often answers to the same row agree and keep the format, for each contender, with intervals and paired tests.
+    """How often answers to the same row agree and keep the format, for each system, with intervals and paired tests.
 
     Intervals are bootstrapped over rows, or over the clusters that rows form.
 
     Args:
         ways: of each row (`ways_of`).
-        answers: contender -> its answers to all ways of all rows, one after the other.
-        own: the contender that the evaluation is about.
+        answers: system -> its answers to all ways of all rows, one after the other.
+        own: the system that the evaluation is about.
         task, labels: of the data set.
-        seed: of the resamples, which all contenders share.
-        seconds: contender -> what its answers took.
+        seed: of the resamples, which all systems share.
 
     Raises:
         UserError: no row was asked in two ways.
     """
-    asked = [i for i, each in enumerate(ways) if len(each) >= FEWEST_WAYS]
-    if not asked:
+    kept = [list(each) for each in ways if len(each) >= FEWEST_WAYS]
+    if not kept:
         raise UserError(
             "None of the rows can be asked in another way (programs, and texts that are empty or very long, are not reworded)",
             where="evaluate.consistency",
             next_step="leave it at 0, or set evaluate.answer=generate: then answers are drawn",
         )
-    rows = [ways[i][0].row for i in asked]
-    by_row = {name: _by_row(ways, given, asked) for name, given in answers.items()}
-    kept = [list(ways[i]) for i in asked]
+    rows = [each[0].row for each in kept]
     read, kind = _reader(rows, task, labels, config)
     fields = list(config.fields or {}) if kind == "texts" else []
+    clusters = u.cluster_numbers(cluster_keys(rows, config.cluster))
+    measured = {}
+    for name, given in answers.items():
+        by_row = _by_row(ways, given)
+        said = [[read(row, answer) for answer in each] for row, each in zip(rows, by_row, strict=True)]
+        scores = _scores(rows, by_row, said, kind, read)
+        statistics = mean_statistics(scores, right_or_wrong=sorted(BOTH_RIGHT & scores.keys()))
+        draws = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
+        measured[name] = _Measured(by_row, said, scores, _estimates(statistics, draws), draws)
     metric = "similarity" if kind == "texts" and not fields else "agreement"
-    scores, same, said = {}, {}, {}
-    for name, given in by_row.items():
-        said[name] = [[read(row, answer) for answer in each] for row, each in zip(rows, given, strict=True)]
-        scores[name] = _scores(rows, given, said[name], kind, read)
-        same[name] = _same_as_plain(kept, said[name])
-    values, draws, clusters = {}, {}, u.cluster_numbers(cluster_keys(rows, config.cluster))
-    for name, each in scores.items():
-        statistics = mean_statistics(each, right_or_wrong=sorted(BOTH_RIGHT & each.keys()))
-        draws[name] = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
-        values[name] = _estimates(statistics, draws[name])
     compared = [metric, *(["always_right"] if kind == "labels" else [])]
-    others = [other for other in answers if other != own]
-    pairs = []
-    for figure in compared:
-        apart = {other: _rows_apart(scores[own][figure], scores[other][figure], clusters) for other in others}
-        pairs.append(_adjusted([_difference(other, own, figure, values, draws, apart[other]) for other in others]))
     found = Consistency(
         rows=len(rows),
         ways=max(map(len, kept)),
@@ -309,29 +300,26 @@ def measure_consistency(
         temperature=config.consistency_temperature,
         metric=metric,
         likeness="" if kind == "labels" else _likeness_of(kind, rows),
-        contenders=values,
-        same_as_plain=same,
-        comparisons=[pair for each in pairs for pair in each],
-        seconds={name: round(value, 3) for name, value in (seconds or {}).items()},
-        examples=_examples(kept, by_row[own], said[own]),
+        contenders={name: each.values for name, each in measured.items()},
+        same_as_plain={name: _same_as_plain(kept, each.said) for name, each in measured.items()},
+        comparisons=[pair for figure in compared for pair in _differences(measured, own, figure, clusters)],
+        seconds={},
+        examples=_examples(kept, measured[own]),
     )
-    chosen = all(answer.label_scores is not None for each in by_row[own] for answer in each)
-    constant = [name for name, each in said.items() if _is_constant(each)]
+    chosen = all(answer.label_scores is not None for each in measured[own].answers for answer in each)
+    constant = [name for name, each in measured.items() if each.constant]
     return replace(found, words=_words(found, own, chosen=chosen, constant=constant, fields=fields))
 
 
-def _by_row(
-    ways: Sequence[Sequence[Way]], answers: Sequence[Completion], asked: Sequence[int]
-) -> list[list[Completion]]:
+def _by_row(ways: Sequence[Sequence[Way]], answers: Sequence[Completion]) -> list[list[Completion]]:
+    """The answers of each row that was asked in two ways or more."""
     if sum(map(len, ways)) != len(answers):
         raise UserError(
             f"{len(answers)} answers came back for {sum(map(len, ways))} questions", next_step="evaluate again"
         )
-    starts, at = [], 0
-    for each in ways:
-        starts.append(at)
-        at += len(each)
-    return [list(answers[starts[i] : starts[i] + len(ways[i])]) for i in asked]
+    left = iter(answers)
+    by_row = [[next(left) for _ in each] for each in ways]
+    return [each for each in by_row if len(each) >= FEWEST_WAYS]
 
 
 def _scores(
@@ -379,67 +367,62 @@ def _estimates(statistics: Statistics, draws: Mapping[str, Array]) -> dict[str, 
     return found
 
 
-def _difference(
-    other: str,
-    own: str,
-    metric: str,
-    values: Mapping[str, Mapping[str, Estimate]],
-    draws: Mapping[str, Mapping[str, Array]],
-    apart: int,
-) -> Difference:
-    """The paired difference, with a p-value of no less than the `apart` rows that differ can give."""
-    delta = values[own][metric].value - values[other][metric].value
-    differences = draws[own][metric] - draws[other][metric]
-    at = partial(_interval, delta, differences)
-    p = u.paired_bootstrap_p(delta, differences)
-    p = p if math.isnan(p) else max(p, u.least_p(apart))
-    low, high = u.with_zero(at(u.ALPHA)) if p >= u.ALPHA else at(u.ALPHA)
-    return Difference(other, own, metric, delta, low, high, p, interval_at=at)
+def _differences(
+    measured: Mapping[str, _Measured], own: str, metric: str, clusters: Sequence[int] | None
+) -> list[Difference]:
+    """Paired differences from each other system, corrected for their number (Holm).
+
+    A p-value is no less than so few rows that differ can give.
+    """
+    mine, others = measured[own], [name for name in measured if name != own]
+    gaps = [
+        (mine.values[metric].value - measured[n].values[metric].value, mine.draws[metric] - measured[n].draws[metric])
+        for n in others
+    ]
+    p_values = []
+    for name, (delta, draws) in zip(others, gaps, strict=True):
+        p = u.paired_bootstrap_p(delta, draws)
+        apart = _rows_apart(mine.scores[metric], measured[name].scores[metric], clusters)
+        p_values.append(p if math.isnan(p) else max(p, u.least_p(apart)))
+    tests = sum(not math.isnan(p) for p in p_values)
+    found = []
+    for name, gap, p, holm, level in zip(
+        others, gaps, p_values, u.holm(p_values), u.holm_levels(p_values), strict=True
+    ):
+        low, high = _interval(*gap, u.ALPHA, widen=p >= u.ALPHA)
+        bounds = _interval(*gap, level, widen=not holm < u.ALPHA)
+        verdict = u.verdict(*bounds, holm)
+        found.append(Difference(name, own, metric, gap[0], low, high, p, holm, *bounds, tests, verdict))
+    return found
 
 
-def _interval(delta: float, differences: Array, level: float) -> tuple[float, float]:
-    return u.paired_bootstrap_interval(delta, differences, level=level)
+def _interval(delta: float, draws: Array, level: float, *, widen: bool) -> tuple[float, float]:
+    """The interval at a level of error; where the test finds no difference it is widened to 0."""
+    bounds = u.paired_bootstrap_interval(delta, draws, level=level)
+    return u.with_zero(bounds) if widen else bounds
 
 
 def _rows_apart(a: Sequence[float], b: Sequence[float], clusters: Sequence[int] | None) -> int:
-    """Rows, or clusters of rows, on which two contenders' scores differ."""
+    """Rows, or clusters of rows, on which two systems' scores differ."""
     rows = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
     return len(rows) if clusters is None else len({clusters[i] for i in rows})
 
 
-def _adjusted(pairs: Sequence[Difference]) -> list[Difference]:
-    """p-values and intervals adjusted for the number of contenders (Holm), and verdicts."""
-    p_values = [pair.p for pair in pairs]
-    tests = sum(not math.isnan(p) for p in p_values)
-    found = []
-    for pair, p, level in zip(pairs, u.holm(p_values), u.holm_levels(p_values), strict=True):
-        bounds = pair.interval_at(level) if pair.interval_at else (pair.low, pair.high)
-        low, high = bounds if p < u.ALPHA else u.with_zero(bounds)
-        verdict = u.verdict(low, high, p)
-        found.append(replace(pair, p_holm=p, low_holm=low, high_holm=high, tests=tests, verdict=verdict))
-    return found
-
-
-def _is_constant(said: Sequence[Sequence[_Said]]) -> bool:
-    return len(said) > 1 and len({s.key for each in said for s in each}) == 1
-
-
-def _examples(
-    ways: Sequence[Sequence[Way]], answers: Sequence[Sequence[Completion]], said: Sequence[Sequence[_Said]]
-) -> list[dict[str, Any]]:
+def _examples(ways: Sequence[Sequence[Way]], own: _Measured) -> list[dict[str, Any]]:
     """The rows with the most different answers, each way with its question and answer."""
-    order = sorted(range(len(ways)), key=lambda i: (-len({s.key for s in said[i]}), i))
+    different = [len({s.key for s in each}) for each in own.said]
+    order = sorted(range(len(ways)), key=lambda i: (-different[i], i))
     return [
         {
             "id": ways[i][0].row.id,
             "reference": ways[i][0].row.answer,
             "ways": [
                 {"kind": way.kind, "question": last_user_turn(way.row), "answer": answer.text}
-                for way, answer in zip(ways[i], answers[i], strict=True)
+                for way, answer in zip(ways[i], own.answers[i], strict=True)
             ],
         }
         for i in order[:MOST_EXAMPLES]
-        if len({s.key for s in said[i]}) > 1
+        if different[i] > 1
     ]
 
 
@@ -451,35 +434,52 @@ def _words(
 ) -> list[str]:
     """Sentences; `chosen`: labels were scored, so that every answer is one; `constant`: who says the same to all rows; `fields`: of texts."""
     metric, rows = found.metric, f"on {found.rows} rows"
-    asked = f"Asked {found.ways} ways ({_kinds(found)}), {'the tuned model' if own == 'tuned' else own}"
+    drawn = f"drawn with temperature {found.temperature:g}" if found.asked.get(DRAWN) else ""
+    kinds = ["as it is", "in other words" if set(found.asked) - {AS_IT_IS, DRAWN} else "", drawn]
+    model = "the tuned model" if own == "tuned" else own
+    asked = f"Asked {found.ways} ways ({', '.join(filter(None, kinds))}), {model}"
     texts = f"answers to a row {{}} a {found.likeness} of"
     if metric == "agreement":
-        what = f"gives the same {_listed(fields)} in" if fields else "has the same answer in"
-        sentences = [f"{asked} {what} {_told(found, own, metric, f' of the pairs of answers {rows}')}"]
+        names = [field.replace("_", " ") for field in fields]
+        listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+        what = f"gives the same {listed} in" if fields else "has the same answer in"
+        sentences = [f"{asked} {what} {_figures(found, own, metric, f' of the pairs of answers {rows}')}"]
     else:
-        sentences = [f"{asked} writes {texts.format('with')} {_told(found, own, metric, f' with each other {rows}')}"]
+        sentences = [
+            f"{asked} writes {texts.format('with')} {_figures(found, own, metric, f' with each other {rows}')}"
+        ]
     sentences += _compared(found, metric, "consistent")
     if fields:
-        sentences.append(f"As texts its {texts.format('have')} {_told(found, own, 'similarity', ' with each other')}")
+        sentences.append(
+            f"As texts its {texts.format('have')} {_figures(found, own, 'similarity', ' with each other')}"
+        )
     if "always_right" in found.contenders[own]:
-        sentences.append(f"It is right in every way on {_told(found, own, 'always_right', ' of the rows')}")
+        sentences.append(f"It is right in every way on {_figures(found, own, 'always_right', ' of the rows')}")
         sentences += _compared(found, "always_right", "often right in every way")
     if not chosen:
-        sentences.append(f"It keeps the format in {_told(found, own, 'format', ' of its answers')}")
-    for each in constant:
-        sentences.append(f"{each} gave one and the same answer to all rows: consistent, and worthless.")
-    return sentences
+        sentences.append(f"It keeps the format in {_figures(found, own, 'format', ' of its answers')}")
+    return sentences + [
+        f"{each} gave one and the same answer to all rows: consistent, and worthless." for each in constant
+    ]
 
 
-def _told(found: Consistency, own: str, figure: str, behind: str) -> str:
+def _figures(found: Consistency, own: str, figure: str, behind: str) -> str:
     """`80.0 % (95 % interval 71.0 to 87.5) of the rows; zero-shot 60.0 %, few-shot 70.0 %.`"""
-    mine = _with_interval(found.contenders[own][figure], figure)
+    mine = found.contenders[own][figure]
+    shown = _figure(mine.value, figure)
+    if not math.isnan(mine.low):
+        low, high = (_figure(bound, figure).removesuffix(" %") for bound in (mine.low, mine.high))
+        shown += f" (95 % interval {low} to {high})"
     others = [f"{name} {_figure(each[figure].value, figure)}" for name, each in found.contenders.items() if name != own]
-    return f"{mine}{behind}{'; ' if others else ''}{', '.join(others)}."
+    return f"{shown}{behind}{'; ' if others else ''}{', '.join(others)}."
+
+
+def _figure(value: float, metric: str) -> str:
+    return f"{value:.3f}" if metric == "similarity" else f"{100 * value:.1f} %"
 
 
 def _compared(found: Consistency, metric: str, what: str) -> list[str]:
-    """The comparison with the best other contender, in a sentence."""
+    """The comparison with the best other system, in a sentence."""
     pairs = [pair for pair in found.comparisons if pair.metric == metric]
     if not pairs:
         return []
@@ -487,31 +487,7 @@ def _compared(found: Consistency, metric: str, what: str) -> list[str]:
     scale, unit, digits = (1, "", 3) if metric == "similarity" else (100, " points", 1)
     delta, low, high = (f"{scale * x:+.{digits}f}" for x in (pair.delta, pair.low_holm, pair.high_holm))
     p = "p < 0.001" if pair.p_holm < 0.001 else f"p = {pair.p_holm:.2g}"
-    verdict = {"better": "It is more", "worse": "It is less"}.get(
-        pair.verdict, "There is not enough evidence that it is more or less"
-    )
+    verdicts = {"better": "It is more", "worse": "It is less"}
+    verdict = verdicts.get(pair.verdict, "There is not enough evidence that it is more or less")
     for_all = f", both corrected for {pair.tests} comparisons (Holm)" if pair.tests > 1 else ""
     return [f"{verdict} {what} than {pair.a}: {delta}{unit} (95 % interval {low} to {high}, {p}{for_all})."]
-
-
-def _listed(fields: Sequence[str]) -> str:
-    names = [field.replace("_", " ") for field in fields]
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def _kinds(found: Consistency) -> str:
-    drawn = found.asked.get(DRAWN, 0)
-    parts = ["as it is", "in other words" if set(found.asked) - {AS_IT_IS, DRAWN} else ""]
-    parts.append(f"drawn with temperature {found.temperature:g}" if drawn else "")
-    return ", ".join(filter(None, parts))
-
-
-def _figure(value: float, metric: str) -> str:
-    return f"{value:.3f}" if metric == "similarity" else f"{100 * value:.1f} %"
-
-
-def _with_interval(estimate: Estimate, metric: str) -> str:
-    shown = _figure(estimate.value, metric)
-    if math.isnan(estimate.low):
-        return shown
-    return f"{shown} (95 % interval {_figure(estimate.low, metric).removesuffix(' %')} to {_figure(estimate.high, metric).removesuffix(' %')})"

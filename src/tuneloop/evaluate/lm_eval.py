@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.request import Request
 
 if TYPE_CHECKING:
-    from tuneloop.models.load import Model
+    from tuneloop.inference.targets.local import LocalTarget
 
 PACKAGE = "lm_eval"
 MOST_NEW = 256  # tokens of an answer, where the task names no number
@@ -43,12 +44,12 @@ def harness_missing() -> str:
 
 
 def run_tasks(
-    model: Model, tasks: Sequence[str], *, limit: int | None = None, progress: Progress = no_progress
+    target: LocalTarget, tasks: Sequence[str], *, limit: int | None = None, progress: Progress = no_progress
 ) -> dict[str, dict[str, TaskScores]]:
     """Run tasks: name -> metric -> scores.
 
     Args:
-        model: what is asked.
+        target: what is asked.
         tasks: names of lm-eval's tasks or groups, or YAML files of tasks.
         limit: documents of a task.
 
@@ -60,7 +61,7 @@ def run_tasks(
 
     files = [str(Path(task).resolve()) if task.endswith((".yaml", ".yml")) else task for task in tasks]
     found = simple_evaluate(
-        _asked(model, progress), tasks=files, limit=limit, bootstrap_iters=0, task_manager=TaskManager(), log_samples=True
+        _asked(target, progress), tasks=files, limit=limit, bootstrap_iters=0, task_manager=TaskManager(), log_samples=True
     )  # fmt: skip
     higher = found["higher_is_better"]
     return {
@@ -86,27 +87,24 @@ def _each(samples: Sequence[Mapping[str, Any]], metric: str, chosen: str) -> dic
     return {int(sample["doc_id"]): float(sample[metric]) for sample in mine}
 
 
-def _asked(model: Model, progress: Progress) -> Any:
-    """The model as lm-eval asks one: log likelihoods of continuations, and greedy answers."""
+def _asked(target: LocalTarget, progress: Progress) -> Any:
+    """The target as lm-eval asks a model: log likelihoods of continuations, and greedy answers."""
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    from tuneloop.inference.generate import generate
-    from tuneloop.inference.scoring import answer_fits
     from tuneloop.models.template import Rendered
 
-    template = model.template
+    template, context = target.model.template, target.model.context
     begin = template.encode(str(template.variables.get("bos_token") or ""), control=True) or [template.end_ids[0]]
     adds_bos = begin[:1] if template.tokenizer.encode("a").ids[:1] == begin[:1] else []
 
     def fits(pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         rows = []
         for before, after in pairs:
-            ids = [*before, *after][-model.context :]
-            learned = min(len(after), len(ids) - 1)
-            rows.append(Rendered(ids, [0.0] * (len(ids) - learned) + [1.0] * learned))
-        found = answer_fits(model, rows, progress=progress, task="lm-eval")
-        return [(-fit.loss, fit.verbatim) for fit in found]
+            ids = [*before, *after][-context:]
+            supervised = min(len(after), len(ids) - 1)
+            rows.append(Rendered(ids, [0.0] * (len(ids) - supervised) + [1.0] * supervised))
+        return [(-fit.loss, fit.verbatim) for fit in target.fits(rows, progress=progress, task="lm-eval")]
 
     def split(context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of both, tokenised together; spaces at the border belong to the continuation."""
@@ -123,24 +121,21 @@ def _asked(model: Model, progress: Progress) -> Any:
             sums = []
             for request in requests:
                 windows = get_rolling_token_windows(
-                    token_list=template.encode(request.args[0]), prefix_token=begin[0], max_seq_len=model.context - 1,
+                    token_list=template.encode(request.args[0]), prefix_token=begin[0], max_seq_len=context - 1,
                     context_len=1,
                 )  # fmt: skip
                 sums.append(sum(loss for loss, _ in fits([make_disjoint_window(window) for window in windows])))
             return sums
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
-            texts: dict[int, str] = {}
-            limits = [min(int(r.args[1].get("max_gen_toks") or MOST_NEW), model.context // 2) for r in requests]
-            for limit in sorted(set(limits)):
-                chosen = [i for i, own in enumerate(limits) if own == limit]
-                prompts = [[*adds_bos, *template.encode(requests[i].args[0])][limit - model.context :] for i in chosen]
-                answers = generate(model, prompts, max_new_tokens=limit, progress=progress, task="lm-eval")
-                texts |= {
-                    i: _until(answer.text, requests[i].args[1].get("until") or ())
-                    for i, answer in zip(chosen, answers, strict=True)
-                }
-            return [texts[i] for i in range(len(requests))]
+            asked = []
+            for request in requests:
+                limit = min(int(request.args[1].get("max_gen_toks") or MOST_NEW), context // 2)
+                prompt = [*adds_bos, *template.encode(request.args[0])][limit - context :]
+                asked.append(Request(ids=prompt, max_new_tokens=limit))
+            answers = target.complete(asked, progress=progress, task="lm-eval")
+            stops = [request.args[1].get("until") or () for request in requests]
+            return [_until(answer.text, stop) for answer, stop in zip(answers, stops, strict=True)]
 
     return Asked()
 

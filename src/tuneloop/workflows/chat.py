@@ -217,6 +217,8 @@ def open_chat(
         UserError: no such target, or nothing to compare it with.
     """
     opened = open_with_task(target, base=base, task=task, endpoint=endpoint)
+    if opened.target.kind == "predictions":
+        raise UserError("A file of answers can't chat", where=target, next_step="name a run, a model or an endpoint")
     tuned = opened.target.kind in ("run", "adapter")
     speakers = [Speaker("tuned" if tuned else "answer" if not against else Path(target).name, opened)]
     if against in ("base", "few-shot"):

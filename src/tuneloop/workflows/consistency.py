@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +78,9 @@ def consistency_part(
     with busy(job.progress, "comparing answers"):
         found = measure_consistency(
             ways, {name: asked.completions for name, asked in answers.items()}, own=own, task=dataset.task, labels=labels or None,
-            config=config, seed=seed, seconds={name: asked.seconds for name, asked in answers.items()},
+            config=config, seed=seed,
         )  # fmt: skip
+        found = replace(found, seconds={name: round(asked.seconds, 3) for name, asked in answers.items()})
         write_jsonl(folder / ANSWERS, _records(ways, answers))
     for line in found.words:
         job.say(f"evaluate  {line}")

@@ -344,7 +344,7 @@ def _predicted(
     from tuneloop.evaluate.metrics.code import problem_of
     from tuneloop.evaluate.predictions import answers_from
     from tuneloop.inference.request import Request
-    from tuneloop.inference.targets.predictions import PredictionsTarget
+    from tuneloop.inference.targets import open_target
     from tuneloop.records.rows import Reject
     from tuneloop.workflows.systems import SystemAnswers
 
@@ -376,7 +376,7 @@ def _predicted(
         {"id": i, "error": "no such row"} for i in unknown
     ]
     first = {row.id: each[0] for row, each in zip(rows, found.answers, strict=True) if each}
-    answers = list(PredictionsTarget(file, first).complete([Request(id=row.id) for row in rows]))
+    answers = list(open_target(file, answers=lambda _: first).complete([Request(id=row.id) for row in rows]))
     return SystemAnswers(answers, 0.0, further=further if any(further) else ()), failed, notes
 
 

@@ -37,10 +37,9 @@ from tuneloop.evaluate.lm_eval import TaskScores, harness_missing, run_tasks
 from tuneloop.evaluate.metrics.multilabel import label_lists
 from tuneloop.evaluate.prompt import prompt_turns
 from tuneloop.inference.batches import shared_length
-from tuneloop.inference.generate import generate
 from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import GREEDY, Sampling
-from tuneloop.inference.scoring import AnswerFit, answer_fits, calibrated, choose, label_trie
+from tuneloop.inference.scoring import AnswerFit, calibrated, choose, label_trie
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.load import Model
 from tuneloop.models.template import Template
@@ -264,7 +263,7 @@ def ask(
         seconds = time.monotonic() - started
         if perplexity and plain and sampling is None and dataset.task != "classification":
             known = [model.template.render(row.messages, row.tools) for row in rows]
-            fits = answer_fits(model, known, progress=progress, task=f"{task}: reference answers")
+            fits = target.fits(known, progress=progress, task=f"{task}: reference answers")
             answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
         return {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
     labels = dataset.manifest["labels"]
@@ -377,7 +376,7 @@ def side_effects(
 def _tasks(model: Model, config: EvaluateConfig, progress: Progress) -> tuple[dict[str, dict[str, TaskScores]], str]:
     """Scores of lm-eval's tasks, or none and why: data that aren't there must not cost an evaluation that is done."""
     try:
-        return run_tasks(model, config.lm_eval, limit=config.general_rows, progress=progress), ""
+        return run_tasks(LocalTarget.of(model), config.lm_eval, limit=config.general_rows, progress=progress), ""
     except Exception as error:
         return {}, " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
@@ -390,16 +389,18 @@ def _look(
     seed: int,
     progress: Progress,
 ) -> _Looked:
+    target = LocalTarget.of(model)
+
     def fits(rows: Sequence[Row], task: str) -> list[AnswerFit]:
         rendered = [model.template.render(row.messages, row.tools) for row in rows]
-        return answer_fits(model, rendered, progress=progress, task=task)
+        return target.fits(rendered, progress=progress, task=task)
 
     shown = None
     if general:
         lengths = sorted(len(model.template.encode(row.answer)) + 1 for row in general)
         limit = min(max(8, lengths[int(0.98 * (len(lengths) - 1))]), 128)
-        prompts = [model.template.prompt_ids(row.prompt, row.tools) for row in general]
-        answers = generate(model, prompts, max_new_tokens=limit, progress=progress, task="general rows")
+        requests = [Request(row.prompt, row.tools or (), max_new_tokens=limit) for row in general]
+        answers = list(target.complete(requests, progress=progress, task="general rows"))
         known = fits(general, "general rows")
         shown = ability(general, answers, [f.loss for f in known], [f.tokens for f in known])
     exposed = canaries(planted, lambda rows: ending_losses(model, rows), seed, progress) if planted else []
@@ -415,7 +416,8 @@ def _completed(model: Model, rows: Sequence[Row], progress: Progress) -> list[Co
         for r, row in zip(rendered, rows, strict=True)
     ]
     asked = [i for i, each in enumerate(found) if each.tokens >= LEAST_TOKENS and not each.shared]
-    fits = answer_fits(model, [rendered[i] for i in asked], progress=progress, task="training rows") if asked else []
+    chosen = [rendered[i] for i in asked]
+    fits = LocalTarget.of(model).fits(chosen, progress=progress, task="training rows") if asked else []
     for i, fit in zip(asked, fits, strict=True):
         found[i] = replace(found[i], verbatim=fit.verbatim)
     return found
@@ -429,7 +431,7 @@ def ending_losses(model: Model, rows: Sequence[Row]) -> list[float]:
     rendered = [model.template.render(row.messages, row.tools) for row in rows]
     common = shared_length([each.ids for each in rendered])
     if not common:
-        return [fit.loss for fit in answer_fits(model, rendered)]
+        return [fit.loss for fit in LocalTarget.of(model).fits(rendered)]
     endings = [each.ids[common : max(i for i, learned in enumerate(each.mask) if learned) + 1] for each in rendered]
     losses: list[float] = []
     for start in range(0, len(rows), ENDINGS):

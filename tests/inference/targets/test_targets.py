@@ -139,6 +139,22 @@ def test_a_file_of_answers_is_found_by_the_ids_of_the_requests() -> None:
     assert [answer.text for answer in found] == ["dry", "", "because"] and found[1].error == "no prediction"
 
 
+def test_a_file_of_predictions_is_opened_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text('{"id": "0", "prediction": "dry"}\n{"id": "2", "prediction": "because"}\n')
+    target = open_target(str(file))
+    assert target.kind == "predictions"
+    assert [answer.text for answer in target.complete(requests_of())] == ["dry", "", "because"]
+    assert [answer.text for answer in open_target("a.csv", answers=lambda _: {"1": "x"}).complete(requests_of())] == [
+        "",
+        "x",
+        "",
+    ]
+    file.write_text('{"id": "0"}\n')
+    with pytest.raises(UserError, match="Not a prediction"):
+        open_target(str(file))
+
+
 def test_those_who_only_write_say_that_they_cannot_score() -> None:
     others: list[Target] = [EndpointTarget("http://x", Endpoint("http://x", "m")), PredictionsTarget("f", {})]
     for target in others:

@@ -6,7 +6,7 @@ target needs of a stage (the turns of a prompt, the labels to choose from) stand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -86,20 +86,32 @@ def kind_of_name(name: str) -> Literal["endpoint", "predictions", "local"]:
 
 
 def open_target(
-    name: str, *, base: str = "", endpoint: Callable[[str], Endpoint] | None = None, template: str = ""
+    name: str,
+    *,
+    base: str = "",
+    endpoint: Callable[[str], Endpoint] | None = None,
+    answers: Callable[[str], Mapping[str, str]] | None = None,
+    template: str = "",
 ) -> Target:
     """What a name stands for; nothing is loaded yet.
 
     Args:
-        name: a run's folder, an artifact's, an adapter's or a model's; a model's name; a GGUF file; an endpoint's URL.
+        name: a run's folder, an artifact's, an adapter's or a model's; a model's name; a GGUF file; an endpoint's URL; a file
+            of predictions.
         base: the base of an adapter; default: the one that it names.
         endpoint: makes an endpoint from a URL.
+        answers: reads a file of predictions: the answer of each row's id; default: JSON Lines with `id` and `prediction`.
         template: chat template that takes the place of the model's.
 
     Raises:
         UserError: there is nothing of that name, or a run that is not finished.
     """
-    if kind_of_name(name) == "endpoint":
+    kind = kind_of_name(name)
+    if kind == "predictions":
+        from tuneloop.inference.targets.predictions import PredictionsTarget, read_answers
+
+        return PredictionsTarget(name, (answers or read_answers)(name))
+    if kind == "endpoint":
         from tuneloop.inference.targets.endpoint import EndpointTarget
 
         if endpoint is None:

@@ -6,24 +6,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.client import Endpoint, complete
 from tuneloop.inference.request import Request
+from tuneloop.inference.targets.text_only import TextTarget
 from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
     from tuneloop.inference.targets import Kind
 
 
 @dataclass(frozen=True)
-class EndpointTarget:
-    """A server and the model that is asked there."""
+class EndpointTarget(TextTarget):
+    """A server and the model that is asked there; chat completions give no log likelihood of a given answer."""
 
-    name: str
     endpoint: Endpoint
+
+    no_scores = ("An endpoint writes its answers, it can't score choices", "leave evaluate.answer at auto")
 
     @property
     def kind(self) -> Kind:
@@ -34,9 +34,6 @@ class EndpointTarget:
     def identity(self) -> str:
         """Hash of the address and the model's name; what stands behind them may change."""
         return content_hash([self.endpoint.address, self.endpoint.model])
-
-    def load(self) -> None:
-        """Nothing: the server is asked when there is a request."""
 
     def complete(
         self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "asking"
@@ -51,30 +48,6 @@ class EndpointTarget:
         answers = iter(complete(self.endpoint, asked, progress=progress, task=task) if asked else ())
         for why in whys:
             yield Completion(finish="error", error=why, engine=self.endpoint.address) if why else next(answers)
-
-    def stream(self, request: Request) -> Iterator[Update]:
-        """The whole answer as one piece."""
-        from tuneloop.inference.engine import Update
-
-        for answer in self.complete([request]):
-            yield Update(answer.text, answer)
-
-    def score(
-        self,
-        requests: Sequence[Request],
-        labels: Sequence[str],
-        *,
-        exact: bool = False,
-        lead: str = "",
-        progress: Progress = no_progress,
-        task: str = "asking",
-    ) -> Iterator[Completion]:
-        """Not possible: chat completions give no log likelihood of a given answer."""
-        raise UserError(
-            "An endpoint writes its answers, it can't score choices",
-            where=self.name,
-            next_step="leave evaluate.answer at auto",
-        )
 
 
 def _why_not(request: Request) -> str:

@@ -22,9 +22,10 @@ from tuneloop.records.run import RunManifest
 
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Update
-    from tuneloop.inference.scoring import LabelTrie
+    from tuneloop.inference.scoring import AnswerFit, LabelTrie
     from tuneloop.inference.targets import Kind
     from tuneloop.models.load import Model
+    from tuneloop.models.template import Rendered
 
 ARTIFACT = "artifact.json"
 
@@ -181,6 +182,14 @@ class LocalTarget:
         answers = iter(choose_for(self.model, asked, tree, prune=not exact, progress=progress, task=task))
         for each in made:
             yield next(answers) if isinstance(each, Request) else each
+
+    def fits(
+        self, rows: Sequence[Rendered], *, progress: Progress = no_progress, task: str = "reference answers"
+    ) -> list[AnswerFit]:
+        """How well the model foresees given answers, the supervised tokens of each row."""
+        from tuneloop.inference.scoring import answer_fits
+
+        return answer_fits(self.model, rows, progress=progress, task=task)
 
     def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:
         """Labels as the tokens of whole answers, or of the rest of an answer that begins with `lead`."""

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash
+from tuneloop.core.files import content_hash, read_jsonl
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.request import Request
+from tuneloop.inference.targets.text_only import TextTarget
 from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:
-    from tuneloop.inference.engine import Update
     from tuneloop.inference.targets import Kind
 
 
 @dataclass(frozen=True)
-class PredictionsTarget:
-    """A file's answers, found by the requests' ids.
+class PredictionsTarget(TextTarget):
+    """A file's answers by the ids of the rows that they belong to, which are those of the requests."""
 
-    Args:
-        name: of the file.
-        answers: of each id.
-    """
-
-    name: str
     answers: Mapping[str, str]
+
+    no_scores = ("A file of answers can't score choices", "evaluate its texts")
 
     @property
     def kind(self) -> Kind:
@@ -38,9 +35,6 @@ class PredictionsTarget:
     def identity(self) -> str:
         """Hash of the answers."""
         return content_hash(dict(self.answers))
-
-    def load(self) -> None:
-        """Nothing: they are there."""
 
     def complete(
         self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "reading"
@@ -53,22 +47,19 @@ class PredictionsTarget:
             else:
                 yield Completion(known, engine=self.kind)
 
-    def stream(self, request: Request) -> Iterator[Update]:
-        """The whole answer as one piece."""
-        from tuneloop.inference.engine import Update
 
-        for answer in self.complete([request]):
-            yield Update(answer.text, answer)
+def read_answers(file: str) -> dict[str, str]:
+    """The answers in JSON Lines with `id` and `prediction`.
 
-    def score(
-        self,
-        requests: Sequence[Request],
-        labels: Sequence[str],
-        *,
-        exact: bool = False,
-        lead: str = "",
-        progress: Progress = no_progress,
-        task: str = "reading",
-    ) -> Iterator[Completion]:
-        """Not possible: a file of answers can't be asked anything."""
-        raise UserError("A file of answers can't score choices", where=self.name, next_step="evaluate its texts")
+    Raises:
+        UserError: no such file, it can't be read, or a line has no id or no text as prediction.
+    """
+    answers: dict[str, str] = {}
+    for number, record in enumerate(read_jsonl(Path(file)), 1):
+        row, text = (record.get("id"), record.get("prediction")) if isinstance(record, dict) else (None, None)
+        if row is None or not isinstance(text, str):
+            raise UserError(
+                "Not a prediction", where=f"{file}, line {number}", next_step='write {"id": ..., "prediction": "..."}'
+            )
+        answers[str(row)] = text
+    return answers

@@ -266,7 +266,6 @@ def measure_consistency(
         ways: of each row (`ways_of`).
         answers: system -> its answers to all ways of all rows, one after the other.
         own: the system that the evaluation is about.
-        task, labels: of the data set.
         seed: of the resamples, which all systems share.
 
     Raises:
@@ -282,8 +281,7 @@ def measure_consistency(
     rows = [each[0].row for each in kept]
     read, kind = _reader(rows, task, labels, config)
     fields = list(config.fields or {}) if kind == "texts" else []
-    clusters = u.cluster_numbers(cluster_keys(rows, config.cluster))
-    measured = {}
+    clusters, measured = u.cluster_numbers(cluster_keys(rows, config.cluster)), {}
     for name, given in answers.items():
         by_row = _by_row(ways, given)
         said = [[read(row, answer) for answer in each] for row, each in zip(rows, by_row, strict=True)]
@@ -292,7 +290,8 @@ def measure_consistency(
         draws = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
         measured[name] = _Measured(by_row, said, scores, _estimates(statistics, draws), draws)
     metric = "similarity" if kind == "texts" and not fields else "agreement"
-    compared = [metric, *(["always_right"] if kind == "labels" else [])]
+
+    compared = [figure for figure in (metric, "always_right") if figure in measured[own].scores]
     found = Consistency(
         rows=len(rows),
         ways=max(map(len, kept)),

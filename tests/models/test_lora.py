@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from patience import needs_bf16
 from tuneloop.core.errors import UserError
+from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.lora import (
     LoraShape,
@@ -21,7 +22,6 @@ from tuneloop.models.lora import (
     adapter_state,
     add_lora,
     load_adapter,
-    lora_disabled,
     lora_layers,
     remove_lora,
     save_adapter,
@@ -81,10 +81,10 @@ def test_a_disabled_or_removed_adapter_leaves_the_untouched_model(tiny_model: Mo
         fill(tiny_model)
         tuned = tiny_model.hidden(IDS)
         assert not torch.allclose(tuned, before)
-        with lora_disabled(tiny_model.net):
+        with applied(BASE):
             assert torch.equal(tiny_model.hidden(IDS), before)
         assert torch.equal(tiny_model.hidden(IDS), tuned)
-        with pytest.raises(RuntimeError), lora_disabled(tiny_model.net):
+        with pytest.raises(RuntimeError), applied(BASE):
             raise RuntimeError
         assert torch.equal(tiny_model.hidden(IDS), tuned)
         remove_lora(tiny_model.net)

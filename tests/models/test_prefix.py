@@ -10,8 +10,9 @@ import torch
 from tuneloop.core.errors import UserError
 from tuneloop.inference.generate import generate
 from tuneloop.inference.scoring import choose, label_trie
+from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.prefix import add_prefix, load_prefix, prefix_disabled, prefix_of, remove_prefix, save_prefix
+from tuneloop.models.prefix import add_prefix, load_prefix, prefix_of, remove_prefix, save_prefix
 
 IDS = torch.randint(0, 128256, (3, 20), generator=torch.Generator().manual_seed(0))
 BEFORE = torch.randint(0, 128256, (11,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -61,12 +62,12 @@ def test_disabled_or_removed_it_leaves_the_untouched_model(tiny_model: Model) ->
         stir(tiny_model)
         tuned = tiny_model.hidden(IDS)
         assert not torch.allclose(tuned, before, atol=1e-3)
-        with prefix_disabled(tiny_model.net):
+        with applied(BASE):
             assert torch.equal(tiny_model.hidden(IDS), before)
         assert torch.equal(tiny_model.hidden(IDS), tuned)
         remove_prefix(tiny_model.net)
         assert torch.equal(tiny_model.hidden(IDS), before)
-    with prefix_disabled(tiny_model.net):
+    with applied(BASE):
         pass
 
 

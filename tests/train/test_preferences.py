@@ -16,8 +16,8 @@ from train_helpers import begin, changed
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
+from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, _load_net, load_model
-from tuneloop.models.lora import lora_disabled
 from tuneloop.models.template import Rendered
 from tuneloop.records.rows import Row
 from tuneloop.train.batches import Step
@@ -59,7 +59,7 @@ def test_dpo_has_trls_value(tmp_path: Path) -> None:
     gold = GOLDEN["dpo"]
     model = formula_model(tmp_path, "dpo")
     pairs = [Pair(c, r) for c, r in zip(rendered(gold["chosen"]), rendered(gold["rejected"]), strict=True)]
-    with lora_disabled(model.net):
+    with applied(BASE):
         pairs = with_references(model, pairs)  # type: ignore[assignment]
     loss, figures = mean_loss(model, pairs, TrainConfig(loss="dpo", **SETTINGS))
     assert loss == pytest.approx(gold["loss"], rel=1e-4)
@@ -73,7 +73,7 @@ def test_kto_has_trls_value(tmp_path: Path) -> None:
     model = formula_model(tmp_path, "kto")
     triples = zip(rendered(gold["answers"]), rendered(gold["others"]), gold["good"], strict=True)
     rated = [Rated(answer, other, good) for answer, other, good in triples]
-    with lora_disabled(model.net):
+    with applied(BASE):
         rated = with_references(model, rated)  # type: ignore[assignment]
     config = TrainConfig(loss="kto", **SETTINGS)
     whole = Batch(model, rated, 1 / len(rated), config)
@@ -178,11 +178,11 @@ def test_a_divergence_penalty_is_zero_at_the_start_and_holds_the_model(tiny_llam
         records = [r for r in read_jsonl(tmp_path / str(kl) / "metrics.jsonl") if "loss" in r]
         if kl:
             assert records[0]["kl"] == pytest.approx(0, abs=1e-6) and records[-1]["kl"] > 0
-            batch = Batch(model, rows, 1.0, config, lambda net=model.net: lora_disabled(net))
+            batch = Batch(model, rows, 1.0, config, lambda net=model.net: applied(BASE))
             assert float(LOSSES["supervised"].value(batch)[1]["kl"]) > 0
         with torch.no_grad():
             tuned = learned_states(model, rows).hidden_NC
-            with lora_disabled(model.net):
+            with applied(BASE):
                 moved.append(float((tuned - learned_states(model, rows).hidden_NC).norm()))
     assert moved[1] < 0.7 * moved[0]
 

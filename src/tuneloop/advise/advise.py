@@ -468,7 +468,7 @@ def _steps(question: AdviceInput, gives: str, method: str, facts: Mapping[str, A
         measure = [f"get {model} and measure it itself: tuneloop advise {data} --measure --model FOLDER"]
     else:
         measure = [
-            f"tuneloop advise {data} --measure --model {model}: the untouched model and the cheap classifiers on your test rows"
+            f"tuneloop advise {data} --measure --model {model}: the base model and the cheap classifiers on your test rows"
         ]
     if facts["prompt_best"] is not None:
         measure = []

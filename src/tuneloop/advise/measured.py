@@ -64,7 +64,7 @@ class BaselineResults:
 
     @property
     def prompt(self) -> Result | None:
-        """The best way of prompting the untouched model."""
+        """The best way of prompting the base model."""
         return self._best([r for r in self.results if not _cheap(r.name) and r.name not in ("tuned", CONSTANT)])
 
     @property
@@ -270,7 +270,7 @@ def _known_of_evaluation(manifest: Any, where: str, metric: str) -> dict[str, An
 
 
 def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
-    """What `baselines.json` and the evaluations beside it say: the untouched model and the cheap alternatives."""
+    """What `baselines.json` and the evaluations beside it say: the base model and the cheap alternatives."""
     listed = read_json(folder / "baselines.json")
     manifests = {name: read_json(folder / place / "eval.json") for name, place in listed["contenders"].items()}
     n = max((manifest["n"] for manifest in manifests.values()), default=0)
@@ -280,7 +280,7 @@ def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
 
 
 def ladder(measured: BaselineResults) -> list[dict[str, Any]]:
-    """The contenders from the untouched model to the tuned one, with gains over the best prompt and what queries cost."""
+    """The contenders from the base model to the tuned one, with gains over the best prompt and what queries cost."""
     best, sign = measured.prompt, -1 if lower_is_better(measured.metric) else 1
     order = {"zero-shot": 0, "few-shot": 1, **dict.fromkeys(CHEAP, 2), "tuned": 3}
     place = {r.name: next((n for part, n in order.items() if part in r.name), 3) for r in measured.results}

@@ -54,15 +54,21 @@ def assignment() -> Assignment | None:
     return _ASSIGNED.get()
 
 
+def is_mixed() -> bool:
+    """Whether rows of a pass in this thread have different adapters."""
+    now = _ASSIGNED.get()
+    return now is not None and now.mixed
+
+
 def applied_now() -> str:
     """The adapter that applies to all rows in this thread now.
 
     Raises:
         ValueError: rows have different ones.
     """
-    now = _ASSIGNED.get()
-    if now is not None and now.mixed:
+    if is_mixed():
         raise ValueError("rows have different adapters")
+    now = _ASSIGNED.get()
     return ATTACHED if now is None else now.names[0]
 
 

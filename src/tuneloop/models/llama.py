@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuneloop.models.adapters import assignment, rows_of_tokens, some_rows
+from tuneloop.models.adapters import is_mixed, rows_of_tokens, some_rows
 from tuneloop.models.lora import side_by_side
 
 # Shape suffixes: B rows, T new tokens, S tokens attended to, H heads, K key heads, G = H / K, D head size, C hidden size.
@@ -184,19 +184,23 @@ class KeyValues:
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new tokens' keys and values and return the buffers (B, K, `capacity_for`, D)."""
         old, new = self.lengths[layer], self.lengths[layer] + keys.shape[2]
-        buffers = []
         for held, added in ((self.keys, keys), (self.values, values)):
             buffer = held[layer]
             if buffer is None or buffer.shape[2] < new:
-                rows, heads, _, size = added.shape
-                grown = added.new_zeros(rows, heads, new + self.STEP, size)
-                if buffer is not None:
-                    grown[:, :, :old] = buffer[:, :, :old]
-                held[layer] = buffer = grown
+                buffer = self._grow(
+                    held, layer, added, (added.shape[0], added.shape[1], new + self.STEP, added.shape[3])
+                )
             buffer[:, :, old:new] = added
-            buffers.append(buffer)
         self.lengths[layer] = new
-        return buffers[0], buffers[1]
+        return self.keys[layer], self.values[layer]  # type: ignore[return-value]
+
+    def _grow(self, held: list[Tensor | None], layer: int, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Put a larger buffer of the kind of `like` in the place of a layer's."""
+        buffer, grown = held[layer], like.new_zeros(shape)
+        if buffer is not None:
+            grown[:, :, : self.lengths[layer]] = buffer[:, :, : self.lengths[layer]]
+        held[layer] = grown
+        return grown
 
     def reserve(self, rows: int, new: int, like: Tensor, shape: tuple[int, int]) -> None:
         """Make room for `new` more tokens in each of `rows` rows; buffers are of the kind of `like`, `shape` is (K, D)."""
@@ -204,18 +208,20 @@ class KeyValues:
         for held in (self.keys, self.values):
             for layer, buffer in enumerate(held):
                 if buffer is None or buffer.shape[2] < capacity:
-                    grown = like.new_zeros(rows, shape[0], capacity, shape[1])
-                    if buffer is not None:
-                        grown[:, :, : self.lengths[layer]] = buffer[:, :, : self.lengths[layer]]
-                    held[layer] = grown
+                    self._grow(held, layer, like, (rows, shape[0], capacity, shape[1]))
 
-    def rows(self, some: slice) -> KeyValues:
-        """A window on neighbouring rows of buffers that have room: what extends it is written here too."""
-        return self._picked(some)
+    def select(self, rows: Tensor | slice) -> KeyValues:
+        """Some rows, or rows repeated (B' indices), as a copy.
 
-    def select(self, rows: Tensor) -> KeyValues:
-        """The same for some rows, or for rows repeated (B' indices); a copy."""
-        return self._picked(rows)
+        Of a slice it is a window on buffers that have room: what extends it is written here too.
+        """
+        return self._with([None if k is None else k[rows] for k in self.keys],
+                          [None if v is None else v[rows] for v in self.values], self.length)  # fmt: skip
+
+    def _with(self, keys: list[Tensor | None], values: list[Tensor | None], length: int) -> KeyValues:
+        found = KeyValues(len(keys))
+        found.keys, found.values, found.lengths = keys, values, [length] * len(keys)
+        return found
 
     def joined(self, other: KeyValues, held: int = 0) -> KeyValues:
         """The rows of both; the shorter ones get empty places in front of their tokens, behind the first `held`.
@@ -241,19 +247,9 @@ class KeyValues:
 
     def without_first(self, places: int, held: int = 0) -> KeyValues:
         """Without so many places behind the first `held`; a copy."""
-        kept = KeyValues(len(self.keys))
         index = [*range(held), *range(held + places, self.length)]
-        kept.keys = [None if k is None else k[:, :, index] for k in self.keys]
-        kept.values = [None if v is None else v[:, :, index] for v in self.values]
-        kept.lengths = [self.length - places] * len(self.keys)
-        return kept
-
-    def _picked(self, rows: slice | Tensor) -> KeyValues:
-        picked = KeyValues(len(self.keys))
-        picked.keys = [None if k is None else k[rows] for k in self.keys]
-        picked.values = [None if v is None else v[rows] for v in self.values]
-        picked.lengths = list(self.lengths)
-        return picked
+        return self._with([None if k is None else k[:, :, index] for k in self.keys],
+                          [None if v is None else v[:, :, index] for v in self.values], self.length - places)  # fmt: skip
 
 
 # Above this length SDPA's blocks beat plain products on CPUs; below, it is 2 to 7 times slower in bf16.
@@ -539,6 +535,23 @@ def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x_BHTD * cos, turned, sin)
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What all layers of a forward pass share.
+
+    Args:
+        rope: cosines and sines of the positions.
+        bias: added to the scores of attention; None leaves causality to SDPA.
+        cache: extended by the new tokens.
+        layout: how the rows stand, where they are not padded.
+    """
+
+    rope: tuple[Tensor, Tensor]
+    bias: Tensor | None = None
+    cache: KeyValues | None = None
+    layout: Shared | Packed | None = None
+
+
 def _picked(x_BTC: Tensor, wanted: Tensor | None) -> Tensor:
     """The wanted of all tokens (1, N, C); without a choice all of them, as they are."""
     return x_BTC if wanted is None else x_BTC.reshape(1, -1, x_BTC.shape[-1]).index_select(1, wanted)
@@ -555,15 +568,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.key_heads * config.head_size, bias=False)
         self.o_proj = nn.Linear(config.heads * config.head_size, config.hidden_size, bias=False)
 
-    def forward(
-        self,
-        x_BTC: Tensor,
-        rope: tuple[Tensor, Tensor],
-        bias: Tensor | None,
-        cache: KeyValues | None,
-        layout: Shared | Packed | None,
-        wanted: Tensor | None,
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, now: Pass, wanted: Tensor | None) -> Tensor:
+        layout = now.layout
         q, k, v = side_by_side((self.q_proj, self.k_proj, self.v_proj), x_BTC)
         if isinstance(layout, Shared):
             mixed: Tensor = _SharedAttention.apply(q, k, v, layout)  # type: ignore[no-untyped-call]
@@ -572,10 +578,10 @@ class Attention(nn.Module):
             q, k, v = layout.spread(q), layout.spread(k), layout.spread(v)
         B, T, _ = q.shape
         q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in (q, k, v))
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        out = attend(q, k, v, bias)
+        q, k = rotate(q, *now.rope), rotate(k, *now.rope)
+        if now.cache is not None:
+            k, v = now.cache.extend(self.layer, k, v)
+        out = attend(q, k, v, now.bias)
         return self.o_proj(_picked(out if layout is None else layout.pack(out), wanted))  # type: ignore[no-any-return]
 
 
@@ -604,16 +610,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        bias: Tensor | None,
-        cache: KeyValues | None,
-        layout: Shared | Packed | None = None,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
-        x = _picked(x, wanted) + self.self_attn(self.input_layernorm(x), rope, bias, cache, layout, wanted)
+    def forward(self, x: Tensor, now: Pass, wanted: Tensor | None = None) -> Tensor:
+        x = _picked(x, wanted) + self.self_attn(self.input_layernorm(x), now, wanted)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -670,7 +668,7 @@ class LlamaModel(nn.Module):
         parts = []
         for first in range(0, rows, few):
             some = slice(first, first + few)
-            part, real = cache.rows(some), None if real_BT is None else real_BT[some]
+            part, real = cache.select(some), None if real_BT is None else real_BT[some]
             # Padding on the left of all these rows is not even looked at; its place in the cache stays empty.
             skip = 0 if real is None or mask is None else int(real.any(0).long().argmax())
             part.lengths = [held + skip for held in part.lengths]
@@ -691,14 +689,13 @@ class LlamaModel(nn.Module):
         """
         c, x = self.config, self.embed_tokens(ids_N[None])
         cos, sin = self.rope(torch.arange(prefix + max(lengths), device=x.device)[None], x.dtype)
-        layout = Shared(prefix, lengths, c.heads, c.key_heads, (cos[0, 0], sin[0, 0]))
-        now = assignment()
-        if now is None or not now.mixed:
-            return self._layers(x, (cos, sin), None, None, layout, wanted)[0]
+        now = Pass((cos, sin), layout=Shared(prefix, lengths, c.heads, c.key_heads, (cos[0, 0], sin[0, 0])))
+        if not is_mixed():
+            return self._layers(x, now, wanted)[0]
         if prefix or wanted is not None:
             raise ValueError("rows with different adapters share no beginning")
         with rows_of_tokens([row for row, n in enumerate(lengths) for _ in range(n)], x.device):
-            return self._layers(x, (cos, sin), None, None, layout)[0]
+            return self._layers(x, now)[0]
 
     def _read(
         self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor | None, cache: KeyValues | None, real_BT: Tensor | None
@@ -706,40 +703,24 @@ class LlamaModel(nn.Module):
         """`forward` of padded rows, all at once."""
         packed = None if real_BT is None else Packed.of(real_BT)
         x = self.embed_tokens(ids_BT)
-        rope, bias = self.rope(positions_BT, x.dtype), self._bias(x, ids_BT.shape[1], mask, cache)
-        now = assignment()
-        if now is not None and now.mixed:
-            rows, length = ids_BT.shape
-            of_tokens = torch.arange(rows, device=x.device).repeat_interleave(length)
-            with rows_of_tokens(of_tokens if packed is None else of_tokens[packed.places], x.device):
-                return self._packed(x, rope, bias, cache, packed)
-        return self._packed(x, rope, bias, cache, packed)
+        now = Pass(self.rope(positions_BT, x.dtype), self._bias(x, ids_BT.shape[1], mask, cache), cache, packed)
+        if not is_mixed():
+            return self._packed(x, now)
+        rows, length = ids_BT.shape
+        of_tokens = torch.arange(rows, device=x.device).repeat_interleave(length)
+        with rows_of_tokens(of_tokens if packed is None else of_tokens[packed.places], x.device):
+            return self._packed(x, now)
 
-    def _packed(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        bias: Tensor | None,
-        cache: KeyValues | None,
-        packed: Packed | None,
-    ) -> Tensor:
-        if packed is None:
-            return self._layers(x, rope, bias, cache, None)
-        return packed.spread(self._layers(packed.pack(x), rope, bias, cache, packed))
+    def _packed(self, x: Tensor, now: Pass) -> Tensor:
+        if not isinstance(now.layout, Packed):
+            return self._layers(x, now)
+        return now.layout.spread(self._layers(now.layout.pack(x), now))
 
-    def _layers(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        bias: Tensor | None,
-        cache: KeyValues | None,
-        layout: Shared | Packed | None,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
+    def _layers(self, x: Tensor, now: Pass, wanted: Tensor | None = None) -> Tensor:
         *below, last = self.layers
         for layer in below:
-            x = layer(x, rope, bias, cache, layout)
-        x = last(x, rope, bias, cache, layout, wanted)
+            x = layer(x, now)
+        x = last(x, now, wanted)
         out: Tensor = self.norm(x)
         return out
 

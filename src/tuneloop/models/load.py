@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
-from tuneloop.models.adapters import assignment
+from tuneloop.models.adapters import is_mixed
 from tuneloop.models.names import resolve
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Template, load_template
@@ -110,8 +110,7 @@ class Model:
         from tuneloop.models.llama import by_products
         from tuneloop.models.prefix import applied_prefix
 
-        now = assignment()
-        if behind_prefix or not self.is_own or (now is not None and now.mixed):
+        if behind_prefix or not self.is_own or is_mixed():
             return False
         return by_products(self.head, length) and applied_prefix(self.net.model) is None  # type: ignore[arg-type]
 

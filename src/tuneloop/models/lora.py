@@ -6,10 +6,10 @@ fp32 and in separate autograd steps, which on CPUs costs more than the bf16 base
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
-from tuneloop.models.adapters import ATTACHED, BASE, applied, assignment, forward_assigned
+from tuneloop.models.adapters import ATTACHED, assignment, forward_assigned
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import spread, whole
 
@@ -306,20 +306,30 @@ def add_lora(net: nn.Module, shape: LoraShape, seed: int) -> list[nn.Parameter]:
     The start values depend on the seed alone, not on the global random state.
     """
     net.requires_grad_(False)
+    made = _made_for(net, shape, seed)
+    for name, layer in made.items():
+        _put_inside(net, name, layer)
+    return list(_named(made).values())
+
+
+def _made_for(net: nn.Module, shape: LoraShape, seed: int) -> dict[str, LoraLinear]:
+    """An adapter's layers by module name, not yet put into the model."""
     generator = torch.Generator().manual_seed(seed)
     ends = tuple(f".{target}" for target in shape.targets)
-    places = [
-        (name, module)
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear | Nf4Linear) and f".{name}".endswith(ends) and "lm_head" not in name
-    ]
-    parameters: list[nn.Parameter] = []
-    for name, module in places:
-        layer = LoraLinear(module, name, shape, generator)
-        parent, _, last = name.rpartition(".")
-        setattr(net.get_submodule(parent), last, layer)
-        parameters += layer.parts().values()
-    return parameters
+    return {
+        name: LoraLinear(layer.base_layer if isinstance(layer, Switch | LoraLinear) else layer, name, shape, generator)
+        for name, layer in linear_places(net).items()
+        if f".{name}".endswith(ends)
+    }
+
+
+def _named(layers: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:
+    """Parameters of layers under PEFT's names."""
+    return {
+        f"base_model.model.{name}.{part}": parameter
+        for name, layer in layers.items()
+        for part, parameter in layer.parts().items()
+    }
 
 
 def lora_layers(net: nn.Module) -> dict[str, LoraLinear]:
@@ -331,17 +341,21 @@ def lora_layers(net: nn.Module) -> dict[str, LoraLinear]:
 def remove_lora(net: nn.Module) -> None:
     """Take the adapter out again; the base model is as it was."""
     for name, layer in lora_layers(net).items():
-        place = net.get_submodule(name)
-        if isinstance(place, Switch):
-            place.inner = layer.base_layer
-        else:
-            _put(net, name, layer.base_layer)
+        _put_inside(net, name, layer.base_layer)
 
 
 def _put(net: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of the one of that name."""
     parent, _, last = name.rpartition(".")
     setattr(net.get_submodule(parent), last, module)
+
+
+def _put_inside(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the one of that name, or into the switch there."""
+    place = net.get_submodule(name)
+    if isinstance(place, Switch):
+        place.inner = module
+    else:
+        _put(net, name, module)
 
 
 class Switch(nn.Module):
@@ -383,30 +397,17 @@ def switches(net: nn.Module) -> dict[str, Switch]:
 
 def load_lora_beside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
     """Load a LoRA adapter beside what `net` has, and return its hash; see `load_adapter_beside`."""
-    config = read_json(folder / "adapter_config.json")
-    check_plain(config, folder)
-    _, state = read_adapter(folder, base_fingerprint)
+    shape, state = _read_lora(net, folder, base_fingerprint)
     own = folder / "tuneloop.json"
     if own.is_file() and read_json(own).get("quantised") and not any(isinstance(m, Nf4Linear) for m in net.modules()):
         raise UserError(
             "The adapter was trained on a base in 4 bits, and this base is not", where=str(folder),
             next_step="load the base in 4 bits, or merge the adapter",
         )  # fmt: skip
-    shape, name = shape_of(net, config), state_hash(state)
-    ends = tuple(f".{target}" for target in shape.targets)
-    places = {place: layer for place, layer in linear_places(net).items() if f".{place}".endswith(ends)}
-    updates: dict[str, LoraLinear] = {}
-    for place, layer in places.items():
-        base = layer if not isinstance(layer, Switch | LoraLinear) else layer.base_layer
-        updates[place] = LoraLinear(base, place, shape, torch.Generator().manual_seed(0)).requires_grad_(False).eval()
-    parameters = {
-        f"base_model.model.{place}.{part}": parameter
-        for place, update in updates.items()
-        for part, parameter in update.parts().items()
-    }
-    copy_tensors(state, parameters, str(folder))
+    name, updates = state_hash(state), _made_for(net, shape, seed=0)
+    copy_tensors(state, _named(updates), str(folder))
     for place, update in updates.items():
-        layer = places[place]
+        layer = net.get_submodule(place)
         switch = layer if isinstance(layer, Switch) else Switch(layer)
         known = switch.update(name)
         if known is not None and known.scale != update.scale:
@@ -414,7 +415,7 @@ def load_lora_beside(net: nn.Module, folder: Path, base_fingerprint: str = "") -
                 "The same tensors are loaded already, with another scale (lora_alpha)", where=str(folder),
                 next_step="unload that adapter first",
             )  # fmt: skip
-        switch.updates[name] = update
+        switch.updates[name] = update.requires_grad_(False).eval()
         _put(net, place, switch)
     return name
 
@@ -432,18 +433,9 @@ def linear_places(net: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def lora_disabled(net: nn.Module) -> AbstractContextManager[None]:
-    """The base model for a while, in this thread."""
-    return applied(BASE)
-
-
 def adapter_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     """What an adapter trains, under PEFT's names."""
-    return {
-        f"base_model.model.{name}.{part}": parameter
-        for name, layer in lora_layers(net).items()
-        for part, parameter in layer.parts().items()
-    }
+    return _named(lora_layers(net))
 
 
 def adapter_state(net: nn.Module) -> dict[str, Tensor]:
@@ -455,15 +447,6 @@ def adapter_state(net: nn.Module) -> dict[str, Tensor]:
         for part, tensor in tensors.items():
             state[f"base_model.model.{name}.{part}"] = tensor.detach().clone().cpu().contiguous()
     return state
-
-
-def load_adapter_state(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Copy tensors under PEFT's names into the adapter that `net` has.
-
-    Raises:
-        UserError: a tensor is missing or has another shape: the adapter is another model's.
-    """
-    copy_tensors(state, adapter_parameters(net), where)
 
 
 def copy_tensors(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], where: str) -> None:
@@ -570,21 +553,15 @@ def load_adapter(net: nn.Module, folder: Path, base_fingerprint: str = "") -> Lo
     Raises:
         UserError: no adapter there, a kind that is not LoRA, or one of another base model (see `read_adapter`).
     """
-    config = read_json(folder / "adapter_config.json")
-    check_plain(config, folder)
-    _, state = read_adapter(folder, base_fingerprint)
-    shape = shape_of(net, config)
+    shape, state = _read_lora(net, folder, base_fingerprint)
     add_lora(net, shape, seed=0)
-    load_adapter_state(net, state, str(folder))
+    copy_tensors(state, adapter_parameters(net), str(folder))
     return shape
 
 
-def check_plain(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse an `adapter_config.json` that says more than a LoRA adapter of ours can do.
-
-    Raises:
-        UserError: naming what.
-    """
+def _read_lora(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[LoraShape, dict[str, Tensor]]:
+    """Shape and tensors of a folder; one whose `adapter_config.json` says more than a LoRA adapter of ours can do is refused."""
+    config = read_json(folder / "adapter_config.json")
     odd = [
         key for key in ("fan_in_fan_out", "modules_to_save", "alpha_pattern", "layers_to_transform") if config.get(key)
     ]
@@ -594,6 +571,8 @@ def check_plain(config: Mapping[str, Any], folder: Path) -> None:
             where=str(folder / "adapter_config.json"),
             next_step="merge it with PEFT first and use the merged model's folder",
         )
+    _, state = read_adapter(folder, base_fingerprint)
+    return shape_of(net, config), state
 
 
 def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
@@ -616,8 +595,6 @@ def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
 
 def state_hash(state: dict[str, Tensor]) -> str:
     """Hash of tensors by name: equal exactly when all bits are equal."""
-    import hashlib
-
     digests = {
         name: hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
         for name, tensor in state.items()

@@ -7,7 +7,6 @@ the loss starts at more than twice the value and never comes as low in the time 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.adapters import ATTACHED, BASE, applied, assignment
+from tuneloop.models.adapters import ATTACHED, assignment
 from tuneloop.models.llama import KeyValues, Llama
 from tuneloop.models.lora import copy_tensors, read_adapter, state_hash, write_peft
 
@@ -179,11 +178,6 @@ def remove_prefix(net: nn.Module) -> None:
         if not prefixes_beside(net):
             model.prefix_hook.remove()
             del model.prefix_hook
-
-
-def prefix_disabled(net: nn.Module) -> AbstractContextManager[None]:
-    """The base model for a while, in this thread."""
-    return applied(BASE)
 
 
 def save_prefix(folder: Path, net: nn.Module, base_model: str, base_fingerprint: str) -> None:

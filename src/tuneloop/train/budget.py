@@ -11,13 +11,15 @@ import math
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.models.template import Rendered
 from tuneloop.train.batches import Step
-from tuneloop.train.checkpoint import State
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import Rated, TrainRow, reference_tokens, tokens_of
+
+if TYPE_CHECKING:
+    from tuneloop.train.checkpoint import State
 
 # Tokens a second without a backward pass relative to those with one; `plan/estimate.py` has the same figure and its source.
 FORWARD_SPEED = 2.5

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
 from tuneloop.models.sharded import is_first, is_sharded, processes
@@ -120,8 +122,6 @@ def _write(path: Path, value: Any) -> None:
     What is sharded over processes is written by each of them into a folder of the same name, by torch.distributed.checkpoint,
     before the file is there: any number of processes can read it.
     """
-    import torch
-
     shards: dict[str, Any] = {}
     value = _without_shards(value, shards)
     try:
@@ -159,8 +159,6 @@ def _write_shards(folder: Path, shards: dict[str, Any]) -> None:
 
 def _read(path: Path) -> Any:
     """The inverse of `_write`: sharded over the processes that there are now, or whole for one."""
-    import torch
-
     value = torch.load(path, map_location="cpu", weights_only=True)
     shards: dict[str, Any] = {}
     _places_of_shards(value, shards)
@@ -191,8 +189,6 @@ def _without_shards(value: Any, shards: dict[str, Any]) -> Any:
 
 
 def _places_of_shards(value: Any, shards: dict[str, Any]) -> None:
-    import torch
-
     if isinstance(value, tuple) and value[:1] == (SHARD,):
         _, key, shape, kind = value
         if processes() > 1:

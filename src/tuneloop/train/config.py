@@ -75,7 +75,7 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
     kl: float = Field(
         0.0,
         ge=0,
-        description="against forgetting: weight of the divergence from the untouched model on the learned tokens",
+        description="against forgetting: weight of the divergence from the base model on the learned tokens",
     )
     l2_start: float = Field(
         0.0, ge=0, description="against forgetting: weight of the squared distance of what is trained from its start"
@@ -201,7 +201,7 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
             raise ValueError(wrong)
         if self.kl and method.disabled is None:
             raise ValueError(
-                f"train.kl needs the untouched model beside the trained one; with train.method={self.method} use train.l2_start"
+                f"train.kl needs the base model beside the trained one; with train.method={self.method} use train.l2_start"
             )
         if self.kl and self.loss != "supervised":
             raise ValueError("train.kl is of the supervised loss; dpo and kto hold the model by train.beta")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tuneloop.core.files import content_hash, read_json, read_jsonl
 from tuneloop.core.machine import memory_now, peak_memory, release_memory, reset_peak_memory
 from tuneloop.core.progress import Progress, busy, no_progress
@@ -18,22 +20,8 @@ from tuneloop.models.methods import Trainable
 from tuneloop.models.sharded import is_first, processes
 from tuneloop.models.template import Rendered
 from tuneloop.records.rows import Row
+from tuneloop.train import budget
 from tuneloop.train.batches import Step, plan_steps
-from tuneloop.train.budget import (
-    BUSY,
-    BUSY_AFTER,
-    KNOWN_FROM,
-    REFERENCE_STEPS,
-    count_anew,
-    is_due,
-    place_of,
-    plan_run,
-    rows_seen,
-    sample,
-    seen_words,
-    speed_words,
-    steps_in_time,
-)
 from tuneloop.train.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import agreed, regroup, seed_step, summed, wait
@@ -185,7 +173,7 @@ def train(
         if config.max_minutes is not None and not tokens_per_second:
             tokens_per_second = _speed(model, rows.train, config, seed, progress)
         spent = seconds_spent + summed([time.monotonic() - began])[0] / processes()
-        plan = plan_run(steps, rows.train, rows.val, general, config, seed, tokens_per_second, spent)
+        plan = budget.plan_run(steps, rows.train, rows.val, general, config, seed, tokens_per_second, spent)
         state.planned_steps = state.total_steps = len(plan.steps)
         state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
         state.val_rows, state.planned_speed = plan.val_rows, tokens_per_second
@@ -193,8 +181,8 @@ def train(
     trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
     rows = Rows(
         train=_referenced_in_time(model, rows.train, config, trainable, progress, state, steps, began),
-        val=_referenced(model, sample(rows.val, state.val_rows, seed), config, trainable, progress),
-        general=sample(general, state.val_rows, seed),
+        val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable, progress),
+        general=budget.sample(general, state.val_rows, seed),
     )
     state.seconds += time.monotonic() - began
     state.checking_seconds += time.monotonic() - began
@@ -223,8 +211,6 @@ def _begin(
     model: Model, config: TrainConfig, trainable: Trainable, state: State, rows: Rows, seed: int, out: Path
 ) -> Run:
     """The run before its next step: the first one, or the one behind the checkpoint."""
-    import torch
-
     run = Run(
         model,
         config,
@@ -266,7 +252,7 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
             state.step += 1
             continue
         _step(run, steps[state.step], rows, began)
-        if is_due(state) and math.isfinite(run.watcher.losses[-1]):
+        if budget.is_due(state) and math.isfinite(run.watcher.losses[-1]):
             _evaluate(run, rows, began)
         if act(run, bool(rows.val)):
             continue
@@ -290,12 +276,12 @@ def _keep_time(run: Run, steps: Sequence[Step], rows: Rows, seconds: float) -> N
     state = run.state
     stepping = seconds - state.checking_seconds
     share = state.tokens / max(stepping, 1e-9) / state.planned_speed if state.planned_speed else 1.0
-    if not run.said_busy and share < BUSY and stepping > BUSY_AFTER and state.step >= KNOWN_FROM:
+    if not run.said_busy and share < budget.BUSY and stepping > budget.BUSY_AFTER and state.step >= budget.KNOWN_FROM:
         run.said_busy = True
         run.record({"step": state.step, "event": "busy", "message": busy_words(share, state.planned_speed)})
     if run.config.max_minutes is None:
         return
-    changed = count_anew(state, steps, rows.train, run.config, summed([seconds])[0] / processes())
+    changed = budget.count_anew(state, steps, rows.train, run.config, summed([seconds])[0] / processes())
     if abs(changed) > 0.1 * state.total_steps:
         run.record({
             "step": state.step, "event": "steps",
@@ -307,7 +293,7 @@ def _keep_time(run: Run, steps: Sequence[Step], rows: Rows, seconds: float) -> N
 def busy_words(share: float, planned: float) -> str:
     """What is said about a machine that is much slower than it was when it was measured."""
     return (
-        f"this machine runs at {speed_words(share)} the speed planned ({share * planned:,.0f} of {planned:,.0f} tokens/s); "
+        f"this machine runs at {budget.speed_words(share)} the speed planned ({share * planned:,.0f} of {planned:,.0f} tokens/s); "
         "is something else running on it?"
     )
 
@@ -317,7 +303,7 @@ def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
     state = run.state
     seed_step(run.seed, state.step)
     started = time.monotonic()
-    rate = learning_rate(place_of(state, state.step), state.planned_steps, run.config) * state.rate_factor
+    rate = learning_rate(budget.place_of(state, state.step), state.planned_steps, run.config) * state.rate_factor
     loss, norm, figures = optimizer_step(run, step, rows.train, rate)
     numbers = step.indices
     tokens = sum(tokens_of(rows.train[i]) for i in numbers)
@@ -350,7 +336,9 @@ def _referenced_in_time(
     known = 0
     found, asked, read, started = list(rows), set[int](), 0, time.monotonic()
     while known < state.total_steps:
-        last = state.total_steps if config.max_minutes is None else min(known + REFERENCE_STEPS, state.total_steps)
+        last = (
+            state.total_steps if config.max_minutes is None else min(known + budget.REFERENCE_STEPS, state.total_steps)
+        )
         fresh = {i for step in steps[known:last] for i in step.indices} - asked
         tokens = sum(reference_tokens(rows[i]) for i in fresh)
         if tokens:
@@ -359,7 +347,7 @@ def _referenced_in_time(
         if read:
             now, took = summed([time.monotonic() - began, time.monotonic() - started])
             each, seconds = took / processes() / read, state.seconds + now / processes()
-            state.total_steps = steps_in_time(state, steps, rows, config, seconds, each, known)
+            state.total_steps = budget.steps_in_time(state, steps, rows, config, seconds, each, known)
     return found
 
 
@@ -371,13 +359,13 @@ def _referenced(
     progress: Progress,
     needed: Collection[int] | None = None,
 ) -> list[TrainRow]:
-    """Rows of preferences with what the reference makes of them: the untouched model, or what `init` goes on from.
+    """Rows of preferences with what the reference makes of them: the base model, or what `init` goes on from.
 
     Args:
         needed: the rows that it is asked for; default: all. A run that is short in time trains on some.
     """
     places = sorted(range(len(rows)) if needed is None else needed)
-    with nullcontext() if config.init else trainable.untouched():
+    with nullcontext() if config.init else trainable.base():
         found = dict(zip(places, with_references(model, [rows[i] for i in places], progress), strict=True))
     regroup(model)
     return [found.get(i, row) for i, row in enumerate(rows)]
@@ -395,7 +383,7 @@ def _evaluate(run: Run, rows: Rows, began: float) -> None:
         loss, figures = _loss_of(run, rows.val, run.config)
         better = loss < state.best_val_loss
         if state.step == 0:
-            state.first_val_loss = loss  # the untouched model: a mark to compare with, not a candidate
+            state.first_val_loss = loss  # the base model: a mark to compare with, not a candidate
         elif better:
             state.best_val_loss, state.best_step, state.worse = loss, state.step, 0
             save_best(run.checkpoints, state.step, run.trainable.state())
@@ -416,7 +404,7 @@ def _evaluate(run: Run, rows: Rows, began: float) -> None:
 
 
 def _loss_of(run: Run, rows: Sequence[TrainRow], config: TrainConfig) -> tuple[float, dict[str, float]]:
-    return mean_loss(run.model, rows, config, untouched=run.trainable.untouched, progress=run.progress)
+    return mean_loss(run.model, rows, config, base=run.trainable.base, progress=run.progress)
 
 
 def _finish(run: Run) -> None:
@@ -434,7 +422,7 @@ def _finish(run: Run) -> None:
 def _result(run: Run, steps: Sequence[Step], rows: int, resumed_at: int) -> Trained:
     state = run.state
     epochs = round(steps[state.step - 1].epoch, 3) if state.step else 0.0
-    seen = rows_seen(steps[: state.step], state.skipped)
+    seen = budget.rows_seen(steps[: state.step], state.skipped)
     step_speed = state.tokens / max(state.seconds - state.checking_seconds, 1e-9)
     return Trained(
         steps=state.step,
@@ -443,7 +431,7 @@ def _result(run: Run, steps: Sequence[Step], rows: int, resumed_at: int) -> Trai
         epochs=epochs,
         rows=rows,
         rows_seen=seen,
-        seen=seen_words(seen, rows, epochs),
+        seen=budget.seen_words(seen, rows, epochs),
         best_step=state.best_step,
         best_val_loss=state.best_val_loss if math.isfinite(state.best_val_loss) else float("nan"),
         first_val_loss=state.first_val_loss,

@@ -242,13 +242,13 @@ def _divergence(hidden_NC: Tensor, head_VC: Tensor, reference_NC: Tensor) -> Ten
 
 
 def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy of the learned tokens, and with `kl` the divergence from the untouched model there."""
+    """Cross entropy of the learned tokens, and with `kl` the divergence from the base model there."""
     states = learned_states(batch.model, batch.rows, packed=batch.config.packing)
     weights = states.weights_N * batch.share
     loss = head_cross_entropy(states.hidden_NC, _head(batch.model), states.targets_N, weights)
     if not batch.config.kl:
         return loss, {}
-    with torch.no_grad(), batch.untouched():
+    with torch.no_grad(), batch.base():
         reference = learned_states(batch.model, batch.rows, packed=batch.config.packing).hidden_NC
     kl = (_in_chunks(_divergence, states.hidden_NC, _head(batch.model), reference) * weights).sum()
     return loss + batch.config.kl * kl, {"kl": kl.detach()}
@@ -333,12 +333,12 @@ def mean_loss(
     rows: Sequence[TrainRow],
     config: TrainConfig,
     *,
-    untouched: Callable[[], AbstractContextManager[None]] = nullcontext,
+    base: Callable[[], AbstractContextManager[None]] = nullcontext,
     progress: Progress = no_progress,
 ) -> tuple[float, dict[str, float]]:
     """The configured loss over rows as one step, and its figures."""
     loss = LOSSES[config.loss]
-    whole = Batch(model, rows, 1 / sum(loss.units(row) for row in rows), config, untouched)
+    whole = Batch(model, rows, 1 / sum(loss.units(row) for row in rows), config, base)
     whole = replace(whole, constant=loss.constant(whole))
     total, figures = 0.0, dict[str, float]()
     # Taken from the end: the longest rows first, so that the time left is not said too short.

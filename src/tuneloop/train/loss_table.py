@@ -39,7 +39,7 @@ class Batch:
     Args:
         rows: of the micro-batch.
         share: what one unit counts: 1 / units of the whole step, so that its division changes nothing.
-        untouched: a context in which the model computes as it did before training.
+        base: a context in which the model computes as it did before training.
         constant: of the step, see `Loss`.
     """
 
@@ -47,7 +47,7 @@ class Batch:
     rows: Sequence[Any]
     share: float
     config: TrainConfig
-    untouched: Callable[[], AbstractContextManager[None]] = nullcontext
+    base: Callable[[], AbstractContextManager[None]] = nullcontext
     constant: float = 0.0
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+import torch
+
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
 from tuneloop.train.batches import plan_steps
@@ -49,15 +51,13 @@ def range_test(
 
     The model is left as it was.
     """
-    import torch
-
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     aside = order[: min(JUDGES, len(rows) // 3)] or order
     usual = usual_rate(config.method, config.loss)
     rates = [usual / SPAN * SPAN ** (2 * i / (RATES - 1)) for i in range(RATES)]
     rng = torch.get_rng_state()
     trainable = attach(model, config, seed, rows)
-    with trainable.untouched():
+    with trainable.base():
         judges = with_references(model, [rows[i] for i in aside])
         learned = with_references(model, [rows[i] for i in order if i not in set(aside)] or list(judges))
     regroup(model)
@@ -66,7 +66,7 @@ def range_test(
 
     def loss_now() -> float:
         model.net.eval()
-        loss, _ = mean_loss(model, judges, config, untouched=trainable.untouched)
+        loss, _ = mean_loss(model, judges, config, base=trainable.base)
         model.net.train()
         return loss
 

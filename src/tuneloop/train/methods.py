@@ -37,7 +37,7 @@ def attach(model: Model, config: TrainConfig, seed: int, rows: Sequence[TrainRow
     trainable = method.attach(Start(model, config, seed, [conversations(row)[0].ids for row in rows]))
     trainable = replace(trainable, folder=method.folder)
     if disabled := method.disabled:
-        trainable = replace(trainable, untouched=lambda: disabled(model.net))
+        trainable = replace(trainable, base=lambda: disabled(model.net))
     if config.init:
         _go_on_from(Path(config.init), model, config, method, trainable)
     return trainable

@@ -148,7 +148,7 @@ class Watcher:
 
     @property
     def start(self) -> float:
-        """Loss of the untouched model: measured on validation rows, else that of the first step."""
+        """Loss of the base model: measured on validation rows, else that of the first step."""
         measured = [loss for step, loss in self.validations if step == 0 and math.isfinite(loss)]
         return measured[0] if measured else self.losses[0] if self.losses else float("nan")
 
@@ -267,7 +267,7 @@ def _not_a_number(w: Watcher) -> str:
 
 
 def _above_the_start(w: Watcher) -> str:
-    """In the first third of a run, eight steps in a row above the untouched model's loss, or four far above it."""
+    """In the first third of a run, eight steps in a row above the base model's loss, or four far above it."""
     last = w.losses[-8:]
     if len(last) < 4 or (w.share > 1 / 3 and len(w.losses) > 60):
         return ""
@@ -280,10 +280,10 @@ def _above_the_start(w: Watcher) -> str:
 
 
 def _lasting(w: Watcher, last: Sequence[float]) -> str:
-    return f"The loss is {median(last):.3g} over the last {len(last)} steps, above the {w.start:.3g} of the untouched model"
+    return f"The loss is {median(last):.3g} over the last {len(last)} steps, above the {w.start:.3g} of the base model"
 
 
-def _worse_than_untouched(w: Watcher) -> str:
+def _worse_than_base(w: Watcher) -> str:
     """Validation and training both worse than before the first step."""
     step, loss = w.validations[-1]
     if step == 0 or len(w.losses) < 8 or w.validations[0][0] != 0:
@@ -470,7 +470,7 @@ OF_STEPS: tuple[tuple[str, Detect], ...] = (
     ("memorising", _memorising),
 )
 OF_EVALUATIONS: tuple[tuple[str, Detect], ...] = (
-    ("learning_rate_too_high", _worse_than_untouched),
+    ("learning_rate_too_high", _worse_than_base),
     ("overfitting", _overfitting),
     ("memorising", _memorising),
     ("plateau", _no_better_than_guessing),

@@ -6,15 +6,15 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.methods import Trainable
 from tuneloop.models.sharded import local, processes, whole
 from tuneloop.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 BETAS = (0.9, 0.999)
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -51,8 +51,6 @@ class AdamW:
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        import torch
-
         with torch.no_grad():
             for group in self.param_groups:
                 plain = []
@@ -69,8 +67,6 @@ class AdamW:
                     _update(group, plain, [p.grad for p in plain], [self.state[p] for p in plain])
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        import torch
-
         if parameter in self.state:
             return self.state[parameter]
         state = self.state[parameter] = {"step": torch.zeros((), dtype=torch.float32, device=parameter.device)}
@@ -122,8 +118,6 @@ def _update(
     states: Sequence[Mapping[str, Tensor]],
 ) -> None:
     """AdamW's step on fp32 tensors, in place."""
-    import torch
-
     steps, means, squares = ([s[name] for s in states] for name in ("step", "exp_avg", "exp_avg_sq"))
     torch._fused_adamw_(
         list(parameters), list(gradients), means, squares, [], steps,
@@ -161,8 +155,6 @@ def _update_in_stretches(group: Mapping[str, Any], parameter: nn.Parameter, stat
 
 def _hold_mean(mean: Tensor, codes: Tensor, scale: Tensor) -> None:
     """A first moment as FP8, of which each block has the whole range."""
-    import torch
-
     blocks = mean.view(-1, BLOCK)
     torch.amax(blocks.abs(), 1, out=scale)
     scaled = blocks / scale.mul_(1 / FP8_MOST).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
@@ -170,15 +162,11 @@ def _hold_mean(mean: Tensor, codes: Tensor, scale: Tensor) -> None:
 
 
 def _mean_of(codes: Tensor, scale: Tensor) -> Tensor:
-    import torch
-
     return codes.view(torch.float8_e4m3fn).float().view(-1, BLOCK).mul_(scale[:, None]).view(-1)
 
 
 def _hold_square(square: Tensor, codes: Tensor, scale: Tensor) -> None:
     """A second moment as its fourth root in 255 steps of its block's greatest."""
-    import torch
-
     blocks = square.view(-1, BLOCK)
     torch.amax(blocks, 1, out=scale)
     share = blocks / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
@@ -191,15 +179,11 @@ def _square_of(codes: Tensor, scale: Tensor) -> Tensor:
 
 def with_rest(weight: Tensor, rest: Tensor) -> Tensor:
     """The fp32 numbers of which these are the bf16 ones and what rounding took away: the lower 16 bits, with a sign."""
-    import torch
-
     return weight.view(torch.int16).to(torch.int32).bitwise_left_shift_(16).add_(rest).view(torch.float32)
 
 
 def round_off(wide: Tensor, weight: Tensor, rest: Tensor) -> None:
     """Divide fp32 numbers into bf16 ones and the rest. Their last bit is set first: halfway between two bf16 numbers, the sign of the rest would be lost."""
-    import torch
-
     bits = wide.view(torch.int32).bitwise_or_(1)
     weight.copy_(wide)
     rest.copy_(bits)  # to 16 bits: the lower ones
@@ -237,7 +221,6 @@ def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
 
 def _paged_adamw(groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> Any:
     """That of bitsandbytes, which updates bf16 parameters as if they were fp32: it sees one at a time, put together of it and its rest."""
-    import torch
     from bitsandbytes.optim import PagedAdamW8bit
 
     class WithRests(PagedAdamW8bit):  # type: ignore[misc]

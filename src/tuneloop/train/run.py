@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import peak_memory
@@ -23,9 +26,6 @@ from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import load_optimizer
 from tuneloop.train.monitors import Finding, Watcher
 from tuneloop.train.optimizers import UpdatesInBackward
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass
@@ -82,8 +82,6 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        import torch
-
         state = self.state
         if state.step:  # the first checkpoint only holds the plan: a resumed run makes the same start again
             state.parameters = self.trainable.state()
@@ -98,8 +96,6 @@ class Run:
 
     def restore(self) -> None:
         """Put what the state holds, fresh from a checkpoint, into the model, the optimizer and the random numbers."""
-        import torch
-
         self.trainable.load(self.state.parameters or self.untrained, str(self.checkpoints))
         self.optimizer.state.clear()
         if self.state.optimizer:

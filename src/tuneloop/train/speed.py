@@ -7,6 +7,8 @@ import random
 import time
 from collections.abc import Sequence
 
+import torch
+
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.methods import method_named
@@ -45,8 +47,6 @@ def measure_speed(
     Args:
         seconds: that are enough; default: `ENOUGH`, or a tenth of the run's time where that is less.
     """
-    import torch
-
     seconds = min(ENOUGH, 6 * (config.max_minutes or 1.0)) if seconds is None else seconds
 
     check_rows(rows, "training", model.head.shape[0])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
 
 from tuneloop.core.machine import release_memory
 from tuneloop.models.load import Model
@@ -16,9 +18,6 @@ from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import LOSSES, Batch
 from tuneloop.train.rows import TrainRow, tokens_of
 from tuneloop.train.run import Run
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 def optimizer_step(
@@ -32,8 +31,6 @@ def optimizer_step(
     Raises:
         UserError: a single row does not fit into memory.
     """
-    import torch
-
     parameters = list(run.trainable.parameters.values())
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group.get("ratio", 1.0)
@@ -66,14 +63,14 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
     loss = LOSSES[run.config.loss]
     of_step = [rows[i] for i in step.indices]
     share = 1 / sum(loss.units(row) for row in of_step)
-    constant = loss.constant(Batch(run.model, of_step, share, run.config, run.trainable.untouched))
+    constant = loss.constant(Batch(run.model, of_step, share, run.config, run.trainable.base))
     total, figures = 0.0, dict[str, float]()
     own_micro_batches = own_share(step.micro_batches)
     for place, (micro, counted) in enumerate(own_micro_batches, 1):
         if run.in_backward:
             run.in_backward.armed = place == len(own_micro_batches)
         own = share if counted else 0.0
-        batch = Batch(run.model, [rows[i] for i in micro], own, run.config, run.trainable.untouched, constant)
+        batch = Batch(run.model, [rows[i] for i in micro], own, run.config, run.trainable.base, constant)
         value, sums = loss.value(batch)
         value.backward()  # type: ignore[no-untyped-call]
         total += float(value.detach())
@@ -89,8 +86,6 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
 
 def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:
     """Shrink the gradients to a norm of at most `most` over all of them; returns what it was. Norms are fp32 also where gradients are bf16."""
-    import torch
-
     learned = [p for p in parameters if p.grad is not None]
     norms = torch._foreach_norm([p.grad for p in learned], 2, dtype=torch.float32)  # type: ignore[misc]
     norm = torch.linalg.vector_norm(torch.stack(norms))
@@ -103,8 +98,6 @@ def _pull_to_start(run: Run) -> float:
 
     A weight at a time, for the differences are fp32. Of a bf16 weight they are what the model computes with, without what rounding took away.
     """
-    import torch
-
     distances = []
     for name, p in run.trainable.parameters.items():
         moved = p.detach().float() - run.start[name].float()
@@ -139,8 +132,6 @@ def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
 
 def free_memory() -> None:
     """Give back what is free, on the processor and on a GPU."""
-    import torch
-
     release_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, sha256_file
 from tuneloop.core.python_file import run_python_file
-from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.methods.full import FULL, OWN, has_all_weights
 from tuneloop.models.methods.lora import LORA
 from tuneloop.models.methods.method import WHOLE, Footprint, Method, PlannedJob, Start, Trainable, WeightUpdate
@@ -124,7 +123,6 @@ def method_of_folder(folder: Path) -> Method | None:
 def base_only(net: nn.Module) -> Iterator[None]:
     """The model without what any method has attached to it, for a while."""
     with ExitStack() as stack:
-        stack.enter_context(applied(BASE))
         for disabled in dict.fromkeys(m.disabled for m in methods() if m.disabled):
             stack.enter_context(disabled(net))
         yield

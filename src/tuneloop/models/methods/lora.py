@@ -6,7 +6,6 @@ Variants: rank-stabilised scale (`rslora`), learned lengths of the weights (`dor
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,12 +13,21 @@ from pydantic import Field, field_validator
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, read_json
-from tuneloop.models.methods.method import Footprint, Method, PlannedJob, Start, Trainable, WeightUpdate, base_name
+from tuneloop.models.methods.method import (
+    Footprint,
+    Method,
+    PlannedJob,
+    Start,
+    Trainable,
+    WeightUpdate,
+    base_name,
+    without_adapters,
+)
 from tuneloop.models.shape import target_modules
 from tuneloop.models.sharded import is_first
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tuneloop.models.load import Model
     from tuneloop.models.lora import LoraShape
@@ -159,13 +167,6 @@ def load_beside(model: Model, folder: Path) -> str:
     return load_lora_beside(model.net, folder, model.fingerprint)
 
 
-def disabled(net: nn.Module) -> AbstractContextManager[None]:
-    """The model without its adapter for a while."""
-    from tuneloop.models.lora import lora_disabled
-
-    return lora_disabled(net)
-
-
 def merge(base: Path, adapter: Path) -> WeightUpdate:
     """Add the update to the weights that it was trained on: those of a base in four bits are what the four bits say.
 
@@ -225,7 +226,7 @@ LORA = Method(
     load=load_adapter,
     load_beside=load_beside,
     resume=resume,
-    disabled=disabled,
+    disabled=without_adapters,
     merge=merge,
     forms=("merged", "adapter"),
 )

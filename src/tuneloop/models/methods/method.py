@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuneloop.core.files import Config
+from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.shape import ModelShape
+from tuneloop.models.sharded import is_sharded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -95,7 +97,7 @@ class Trainable:
         parameters: by name.
         save: write what the model is now into a folder, whole or not at all; of several processes the first writes, and all call.
         detach: take it out of the model again.
-        untouched: a context in which the model computes as before training; does nothing where that is not to be had.
+        base: a context in which the model computes as before training; does nothing where that is not to be had.
         ratios: learning rate of a parameter as a multiple, where it is not 1.
         ready: called with a parameter when a backward pass has its whole gradient, by methods that can tell.
         folder: name of the result in the run's folder.
@@ -104,15 +106,13 @@ class Trainable:
     parameters: dict[str, nn.Parameter]
     save: Callable[[Path], None]
     detach: Callable[[], None]
-    untouched: Callable[[], AbstractContextManager[None]] = nullcontext
+    base: Callable[[], AbstractContextManager[None]] = nullcontext
     ratios: dict[str, float] = field(default_factory=dict)
     ready: list[Callable[[nn.Parameter], None]] = field(default_factory=list)
     folder: str = "adapter"
 
     def state(self) -> dict[str, Tensor]:
         """The parameters, copied."""
-        from tuneloop.models.sharded import is_sharded
-
         copies = {name: p.detach().clone() for name, p in self.parameters.items()}
         return {name: p if is_sharded(p) else p.cpu().contiguous() for name, p in copies.items()}
 
@@ -200,6 +200,11 @@ class Method:
     def how(self) -> str:
         """What follows "tune": `all weights`, or `with` the method."""
         return "all weights" if self.footprint.all_weights else f"with {self.title}"
+
+
+def without_adapters(net: nn.Module) -> AbstractContextManager[None]:
+    """The base model for a while, in this thread: for methods whose layers ask which adapter applies."""
+    return applied(BASE)
 
 
 def base_name(model: Model) -> str:

@@ -6,7 +6,6 @@ instruction. It is saved as PEFT's PREFIX_TUNING adapter.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,11 @@ from pydantic import Field
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
-from tuneloop.models.methods.method import Footprint, Method, PlannedJob, Start, Trainable, base_name
+from tuneloop.models.methods.method import Footprint, Method, PlannedJob, Start, Trainable, base_name, without_adapters
 from tuneloop.models.sharded import is_first
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tuneloop.models.load import Model
 
@@ -92,13 +91,6 @@ def load_beside(model: Model, folder: Path) -> str:
     return load_prefix_beside(model.net, folder, model.fingerprint)
 
 
-def disabled(net: nn.Module) -> AbstractContextManager[None]:
-    """The model without its prefix for a while."""
-    from tuneloop.models.prefix import prefix_disabled
-
-    return prefix_disabled(net)
-
-
 def trained(job: PlannedJob) -> int:
     """A key and a value for each layer and virtual token; there is no projection."""
     return job.shape.layers * 2 * job.shape.keys * job.prefix_tokens
@@ -123,7 +115,7 @@ PREFIX = Method(
     load=load,
     load_beside=load_beside,
     resume=resume,
-    disabled=disabled,
+    disabled=without_adapters,
     forms=("adapter",),
     no_form={"merged": "A prefix can't be merged: it stands in front of the input and changes no weight"},
 )

@@ -147,7 +147,7 @@ def test_prices_are_shown_and_a_wrong_word_is_refused(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_measuring_reports_the_untouched_model_and_the_cheap_classifiers(
+def test_measuring_reports_the_base_model_and_the_cheap_classifiers(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     texts = {"refund": "I want my money back for order {n}", "shipping": "Where is parcel number {n} now",

@@ -189,7 +189,7 @@ def test_validation_that_rises_twice_while_training_falls_is_overfitting() -> No
     assert watch(evaluated(losses, flat)) == [], "within a percent is no rise"
 
 
-def test_a_validation_loss_worse_than_the_untouched_models_is_a_rate_too_high() -> None:
+def test_a_validation_loss_worse_than_the_base_models_is_a_rate_too_high() -> None:
     losses = [2.0, 2.3, 2.1, 2.4, 2.3, 2.2, 2.5, 2.4, 2.3, 2.6, 2.3, 2.4]
     assert kinds(watch(evaluated(losses, {0: 2.0, 12: 2.4}))) == ["learning_rate_too_high"]
 

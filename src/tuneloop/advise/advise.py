@@ -422,8 +422,8 @@ def _classifier_words(classical: Result, measured: BaselineResults) -> str:
     reached = f"{measured.metric} {classical.value:.3f}"
     if classical.right is None or not measured.n:
         return f"{classical.name} reaches {reached} at next to no cost"
-    beside = "" if measured.metric == "accuracy" else f" ({reached})"
-    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {measured.n:,} test rows{beside} at next to no cost"
+    alongside = "" if measured.metric == "accuracy" else f" ({reached})"
+    return f"{classical.name} is right on {100 * classical.right:.1f} % of your {measured.n:,} test rows{alongside} at next to no cost"
 
 
 def _ties(measured: BaselineResults, classical: Result, tuned: Result) -> bool:
@@ -536,5 +536,5 @@ def _assumptions(question: AdviceInput, training: Machine | None, rows: Sequence
             f"the tuned model is retrained every {question.retrain_months:g} months" if question.retrain_months
             else "the tuned model is not retrained (give --retrain-months)"
         )  # fmt: skip
-        said.append("quality is no part of any saving: it stands beside the money, where it was measured")
+        said.append("quality is no part of any saving: it stands alongside the money, where it was measured")
     return said

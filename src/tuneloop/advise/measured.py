@@ -270,7 +270,7 @@ def _known_of_evaluation(manifest: Any, where: str, metric: str) -> dict[str, An
 
 
 def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
-    """What `baselines.json` and the evaluations beside it say: the base model and the cheap alternatives."""
+    """What `baselines.json` and the evaluations alongside it say: the base model and the cheap alternatives."""
     listed = read_json(folder / "baselines.json")
     manifests = {name: read_json(folder / place / "eval.json") for name, place in listed["contenders"].items()}
     n = max((manifest["n"] for manifest in manifests.values()), default=0)

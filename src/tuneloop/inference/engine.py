@@ -21,7 +21,7 @@ from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import Sampler, logprobs
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import applied
-from tuneloop.models.beside import check_adapter
+from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
 

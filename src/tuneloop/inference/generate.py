@@ -10,7 +10,7 @@ from tuneloop.inference.engine import Batch, Beginning, Row
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import Sampling
 from tuneloop.models.adapters import applied
-from tuneloop.models.beside import check_adapter
+from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
 from tuneloop.records.completion import Completion
 

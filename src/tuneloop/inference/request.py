@@ -11,7 +11,7 @@ from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.models.adapters import ATTACHED, applied_now
 from tuneloop.records.rows import Message
 
-MOST_LOGPROBS = 20  # likeliest tokens beside each written one, as OpenAI's API allows
+MOST_LOGPROBS = 20  # likeliest tokens alongside each written one, as OpenAI's API allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Request:
         max_new_tokens: length at which the answer is cut.
         sampling: how its tokens are drawn.
         stop: strings that end the answer; they are not part of it.
-        logprobs: log probabilities of the written tokens and of so many likeliest ones beside each; None: none.
+        logprobs: log probabilities of the written tokens and of so many likeliest ones alongside each; None: none.
         adapter: hash of a loaded adapter, `base` for none; default: what applies in the thread that asks, which is the model as
             it stands unless something else is said there.
         id: of the row that is asked about; not part of the prompt.

@@ -16,7 +16,7 @@ from tuneloop.inference.batches import batched_by_length, pad_left, read_shared,
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import greedy, highest
 from tuneloop.models.adapters import applied
-from tuneloop.models.beside import check_adapter
+from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
 from tuneloop.records.completion import ENGINE, Completion

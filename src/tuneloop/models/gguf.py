@@ -32,7 +32,7 @@ _PRE_TOKENIZERS = {
 
 
 def convert(source: Path, folder: Path) -> Path:
-    """Dequantise a GGUF file to bf16 safetensors beside a config and tokenizer, unless that is done already.
+    """Dequantise a GGUF file to bf16 safetensors alongside a config and tokenizer, unless that is done already.
 
     Args:
         source: the GGUF file (Llama architecture, byte-level BPE).

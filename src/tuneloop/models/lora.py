@@ -333,7 +333,7 @@ def _named(layers: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:
 
 
 def lora_layers(net: nn.Module) -> dict[str, LoraLinear]:
-    """The layers with an attached adapter, by module name; not those of adapters that were loaded beside it."""
+    """The layers with an attached adapter, by module name; not those of adapters that were loaded alongside it."""
     inner = {name: layer.inner if isinstance(layer, Switch) else layer for name, layer in linear_places(net).items()}
     return {name: layer for name, layer in inner.items() if isinstance(layer, LoraLinear)}
 
@@ -359,7 +359,7 @@ def _put_inside(net: nn.Module, name: str, module: nn.Module) -> None:
 
 
 class Switch(nn.Module):
-    """A linear layer, with or without an attached adapter, and the updates of adapters that were loaded beside it, by hash."""
+    """A linear layer, with or without an attached adapter, and the updates of adapters that were loaded alongside it, by hash."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -391,12 +391,12 @@ class Switch(nn.Module):
 
 
 def switches(net: nn.Module) -> dict[str, Switch]:
-    """The layers that adapters were loaded beside, by module name."""
+    """The layers that adapters were loaded alongside, by module name."""
     return {name: module for name, module in net.named_modules() if isinstance(module, Switch)}
 
 
-def load_lora_beside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
-    """Load a LoRA adapter beside what `net` has, and return its hash; see `load_adapter_beside`."""
+def load_lora_alongside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
+    """Load a LoRA adapter alongside what `net` has, and return its hash; see `load_adapter_alongside`."""
     shape, state = _read_lora(net, folder, base_fingerprint)
     own = folder / "tuneloop.json"
     if own.is_file() and read_json(own).get("quantised") and not any(isinstance(m, Nf4Linear) for m in net.modules()):
@@ -502,7 +502,7 @@ def save_adapter(
 
 
 def write_peft(folder: Path, state: dict[str, Tensor], settings: Mapping[str, Any], origin: Mapping[str, str]) -> None:
-    """Write tensors and settings as PEFT does, and beside them, in `tuneloop.json`, what base they are for."""
+    """Write tensors and settings as PEFT does, and alongside them, in `tuneloop.json`, what base they are for."""
     from safetensors.torch import save
 
     write_bytes(folder / "adapter_model.safetensors", save(state, metadata={"format": "pt"}))

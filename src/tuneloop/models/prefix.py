@@ -120,8 +120,8 @@ def _hook(model: Any) -> None:
         model.prefix_hook = model.register_forward_pre_hook(_look_at_prefix, with_kwargs=True)
 
 
-def prefixes_beside(net: nn.Module) -> dict[str, Prefix]:
-    """The prefixes that were loaded beside each other, by hash; changing it changes what the model knows."""
+def prefixes_alongside(net: nn.Module) -> dict[str, Prefix]:
+    """The prefixes that were loaded alongside each other, by hash; changing it changes what the model knows."""
     model = getattr(net, "model", None)
     found: dict[str, Prefix] = getattr(model, "prefixes", None) or {}
     return found
@@ -137,15 +137,15 @@ def applied_prefix(model: nn.Module) -> Prefix | None:
     attached: Prefix | None = getattr(model, "prefix", None)
     if now is None:
         return attached
-    beside: dict[str, Prefix] = getattr(model, "prefixes", None) or {}
-    found = [attached if name == ATTACHED else beside.get(name) for name in now.names]
+    alongside: dict[str, Prefix] = getattr(model, "prefixes", None) or {}
+    found = [attached if name == ATTACHED else alongside.get(name) for name in now.names]
     if any(other is not found[0] for other in found):
         raise ValueError("rows behind different prefixes can't share a pass")
     return found[0]
 
 
-def load_prefix_beside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
-    """Load a prefix beside what `net` has, and return its hash; see `load_adapter_beside`."""
+def load_prefix_alongside(net: nn.Module, folder: Path, base_fingerprint: str = "") -> str:
+    """Load a prefix alongside what `net` has, and return its hash; see `load_adapter_alongside`."""
     values, name = _read_prefix(net, folder, base_fingerprint)
     model = _llama(net)
     prefix = Prefix(values, net.config.layers, net.config.key_heads).requires_grad_(False)  # type: ignore[union-attr,arg-type]
@@ -175,7 +175,7 @@ def remove_prefix(net: nn.Module) -> None:
     if prefix_of(net) is not None:
         model = _llama(net)
         del model.prefix
-        if not prefixes_beside(net):
+        if not prefixes_alongside(net):
             model.prefix_hook.remove()
             del model.prefix_hook
 

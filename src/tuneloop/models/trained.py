@@ -11,7 +11,7 @@ from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, layout_of, method_of_folder
 from tuneloop.models.names import PACKAGED, known_name
 
-OWN = "tuneloop.json"  # beside trained weights: what base they are for, and their task
+OWN = "tuneloop.json"  # alongside trained weights: what base they are for, and their task
 
 
 def load_trained(model: Model, run: Path) -> None:

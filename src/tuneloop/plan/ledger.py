@@ -1,4 +1,4 @@
-"""What was predicted and what came: a line for each finished run, kept beside the model cache, and what it teaches.
+"""What was predicted and what came: a line for each finished run, kept alongside the model cache, and what it teaches.
 
 Machines differ in ways that no formula knows. The ratio of the actual to the predicted figure, in the middle of a machine's earlier runs with the same
 model and method, corrects the next prediction there: of time, and of what memory grows by beyond what is resident already. The ratio of
@@ -54,7 +54,7 @@ class Entry:
 
 
 def ledger_file() -> Path:
-    """Where the lines stand: `TUNELOOP_LEDGER`, else beside the cached models."""
+    """Where the lines stand: `TUNELOOP_LEDGER`, else alongside the cached models."""
     return Path(os.environ.get("TUNELOOP_LEDGER") or cache_folder() / "plan-ledger.jsonl")
 
 

@@ -81,9 +81,9 @@ def plan_run(
         once = sum(map(_read, some)) + sum(map(tokens_of, other))
         seen = {i for step in kept for i in step.indices}
         reference = sum(map(reference_tokens, some)) + sum(reference_tokens(rows[i]) for i in seen)
-        beside = sum(_read(rows[i]) - tokens_of(rows[i]) for step in kept for i in step.indices)
+        alongside = sum(_read(rows[i]) - tokens_of(rows[i]) for step in kept for i in step.indices)
         validations = min(evaluations, len(kept)) + 1
-        return RunPlan(kept, evaluations, most, once * validations + reference + beside)
+        return RunPlan(kept, evaluations, most, once * validations + reference + alongside)
 
     def time_of(plan: RunPlan) -> float:
         """In trained tokens."""
@@ -110,7 +110,7 @@ def plan_run(
 def _validations(
     val: Sequence[TrainRow], general: Sequence[Rendered], config: TrainConfig, tokens: float
 ) -> tuple[int, int]:
-    """How many validations, beside the first one, of how many rows take at most so many tokens: rather fewer rows, down to
+    """How many validations, alongside the first one, of how many rows take at most so many tokens: rather fewer rows, down to
     `LEAST_ROWS`, than fewer validations; at least one, of few rows."""
     if not val and not general:
         return config.evaluations, config.val_rows

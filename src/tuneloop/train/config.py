@@ -133,7 +133,9 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
         description="validation rows that are measured, a seeded sample of the split; at most, with max_minutes",
     )
     patience: int = Field(2, ge=1, description="stop after this many evaluations in a row without a better loss")
-    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept for resuming, beside the best weights")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="latest checkpoints kept for resuming, alongside the best weights"
+    )
     checkpoint_seconds: float = Field(60.0, ge=0, description="save a checkpoint at least this often")
     checkpoint_steps: int | None = Field(None, ge=1, description="save a checkpoint every so many steps as well")
 
@@ -201,7 +203,7 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
             raise ValueError(wrong)
         if self.kl and method.disabled is None:
             raise ValueError(
-                f"train.kl needs the base model beside the trained one; with train.method={self.method} use train.l2_start"
+                f"train.kl needs the base model alongside the trained one; with train.method={self.method} use train.l2_start"
             )
         if self.kl and self.loss != "supervised":
             raise ValueError("train.kl is of the supervised loss; dpo and kto hold the model by train.beta")

@@ -140,7 +140,7 @@ def train(
     Args:
         train_rows, val_rows: rows of a data set, or made of them for the configured loss, see `training_rows`.
         out: folder of the run.
-        general: rows of other work, held out; their loss is measured beside the validation loss and shows what is forgotten.
+        general: rows of other work, held out; their loss is measured alongside the validation loss and shows what is forgotten.
         mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
         ids: of the training rows, for the watcher to name them. Rows of a data set say both themselves.
         seed: of the start, the order of rows and dropout.

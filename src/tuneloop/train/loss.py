@@ -128,7 +128,7 @@ def head_cross_entropy(
 
 
 def positions_at_once(learns: bool, on_gpu: bool) -> int:
-    """Positions that are projected at a time. On a processor products of more rows are faster; a projection that learns has a gradient beside its logits."""
+    """Positions that are projected at a time. On a processor products of more rows are faster; a projection that learns has a gradient alongside its logits."""
     return 256 if on_gpu else 512 if learns else 1024
 
 
@@ -219,10 +219,10 @@ def _in_chunks(
     from torch.utils.checkpoint import checkpoint
 
     out = [
-        checkpoint(function, part, head_VC, beside, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(function, part, head_VC, alongside, use_reentrant=False, preserve_rng_state=False)
         if torch.is_grad_enabled()
-        else function(part, head_VC, beside)
-        for part, beside in zip(torch.split(hidden_NC, size), torch.split(beside_N, size), strict=True)
+        else function(part, head_VC, alongside)
+        for part, alongside in zip(torch.split(hidden_NC, size), torch.split(beside_N, size), strict=True)
     ]
     return torch.cat(out)
 

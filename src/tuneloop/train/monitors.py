@@ -67,7 +67,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the watcher knows of a run beside its records; nothing of it is needed.
+    """What the watcher knows of a run alongside its records; nothing of it is needed.
 
     Args:
         total_steps: steps planned.
@@ -373,8 +373,8 @@ def _too_low(w: Watcher) -> str:
     thirds = [median(w.losses[i * third : (i + 1) * third]) for i in range(3)]
     early, late = thirds[0] - thirds[1], thirds[1] - thirds[2]
     if _no_fall(w) or (thirds[2] > 0.5 * w.start and late > 0.4 * early):
-        beside = f"; {usual:g} is usual" if usual else ""
-        return f"After {w.steps[-1]} steps the loss is {thirds[2]:.3g}, {w.start:.3g} at the start, and falls slowly: a learning rate of {rate:g} is too low{beside}."  # fmt: skip
+        alongside = f"; {usual:g} is usual" if usual else ""
+        return f"After {w.steps[-1]} steps the loss is {thirds[2]:.3g}, {w.start:.3g} at the start, and falls slowly: a learning rate of {rate:g} is too low{alongside}."  # fmt: skip
     return ""
 
 
@@ -446,13 +446,13 @@ def _memorising(w: Watcher) -> str:
         still_falling = validated[-1] < 0.95 * min(validated[:-1]) if validated[1:] else w.share < 1
         if not validated or still_falling or validated[-1] < max(10 * w.recent(n), NEAR_ZERO * w.start):
             return ""
-        beside = f", {validated[-1]:.3g} on validation rows"
+        alongside = f", {validated[-1]:.3g} on validation rows"
     elif w.epoch < 5:
         return ""
     else:
-        beside = ""
+        alongside = ""
     rows = f"{w.facts.rows:,} rows" if w.facts.rows else "the rows"
-    return f"After {w.epoch:.0f} passes over {rows} the training loss is {w.recent(n):.2g}{beside}: they are known by heart."  # fmt: skip
+    return f"After {w.epoch:.0f} passes over {rows} the training loss is {w.recent(n):.2g}{alongside}: they are known by heart."  # fmt: skip
 
 
 Detect = Callable[[Watcher], str]

@@ -227,7 +227,7 @@ def open_folder_or_name(name: str, *, base: str = "", template: str = "") -> Loc
 
 
 def _base_of(folder: Path) -> str:
-    """The base of an adapter: as the artifact or the run beside it names it, else as PEFT's settings do."""
+    """The base of an adapter: as the artifact or the run alongside it names it, else as PEFT's settings do."""
     artifact, run = folder / ARTIFACT, folder.parent / "run.json"
     if artifact.is_file():
         return read_record(ArtifactManifest, artifact).base.model

@@ -96,7 +96,7 @@ def lora_shape(model: Model, settings: LoraSettings) -> LoraShape:
 
 
 def add_adapter(start: Start, *, quantised: bool = False) -> Trainable:
-    """Put low-rank matrices beside the target layers.
+    """Put low-rank matrices alongside the target layers.
 
     B starts at zero and has the larger role in early learning, so one rate for both is too low for B or too high for A
     (LoRA+, Hayou et al. 2024, arXiv 2402.12354): B learns at `lora_plus` times the rate. PiSSA starts both alike.
@@ -160,11 +160,11 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_beside(model: Model, folder: Path) -> str:
+def load_alongside(model: Model, folder: Path) -> str:
     """Load a saved adapter next to others."""
-    from tuneloop.models.lora import load_lora_beside
+    from tuneloop.models.lora import load_lora_alongside
 
-    return load_lora_beside(model.net, folder, model.fingerprint)
+    return load_lora_alongside(model.net, folder, model.fingerprint)
 
 
 def merge(base: Path, adapter: Path) -> WeightUpdate:
@@ -224,7 +224,7 @@ LORA = Method(
     layout="LORA",
     folder="adapter",
     load=load_adapter,
-    load_beside=load_beside,
+    load_alongside=load_alongside,
     resume=resume,
     disabled=without_adapters,
     merge=merge,

@@ -49,8 +49,8 @@ class Footprint:
         trained: parameters that learn, of a planned job.
         all_weights: the base's own weights learn: they all have gradients, optimizer states and what masters they need,
             and all products keep their inputs and are computed a third time, for the weights' gradients.
-        low_rank: each target matrix has two narrow ones beside it: it keeps its input, and narrow activations come on top.
-        flops: operations of a token for each trained parameter, beside the base model's own products.
+        low_rank: each target matrix has two narrow ones alongside it: it keeps its input, and narrow activations come on top.
+        flops: operations of a token for each trained parameter, alongside the base model's own products.
         has_virtual_tokens: `prefix_tokens` of them stand in front of each row, in attention alone.
         virtual_widths: elements that a virtual token keeps in a layer, in widths of queries and keys.
         quant: how frozen matrices are kept where nothing else is said: `none`, or in four bits, as in `nf4-dq`.
@@ -159,10 +159,10 @@ class Method:
         conflict: what is wrong with the settings of `train` together, in a sentence; None: nothing.
         layout: what says in the saved folder whose it is: `peft_type` of `adapter_config.json`, or `WHOLE`.
         folder: name of the result in the run's folder.
-        quantised: how `tuneloop.json` beside an adapter says that the base was held in fewer bits; empty: it was not.
+        quantised: how `tuneloop.json` alongside an adapter says that the base was held in fewer bits; empty: it was not.
         prepare: bring frozen modules, in place, to the form in which they are trained on.
         load: put a saved folder into its base model.
-        load_beside: load a saved folder next to other adapters on one base, and return its hash, by which requests name it; None: it
+        load_alongside: load a saved folder next to other adapters on one base, and return its hash, by which requests name it; None: it
             can't stand next to others.
         resume: the parameters of an earlier run's folder, for settings that must have the same shape.
         disabled: a context in which a model computes without what was attached; None: the base model is gone.
@@ -187,7 +187,7 @@ class Method:
     quantised: str = ""
     prepare: Callable[[nn.Module], None] | None = None
     load: Callable[[Model, Path], None] | None = None
-    load_beside: Callable[[Model, Path], str] | None = None
+    load_alongside: Callable[[Model, Path], str] | None = None
     resume: Callable[[Model, Any, Path], dict[str, Tensor]] | None = None
     disabled: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     merge: Callable[[Path, Path], WeightUpdate] | None = None

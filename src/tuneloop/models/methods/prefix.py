@@ -84,11 +84,11 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     return read_adapter(folder, model.fingerprint)[1]
 
 
-def load_beside(model: Model, folder: Path) -> str:
+def load_alongside(model: Model, folder: Path) -> str:
     """Load a saved prefix next to other adapters."""
-    from tuneloop.models.prefix import load_prefix_beside
+    from tuneloop.models.prefix import load_prefix_alongside
 
-    return load_prefix_beside(model.net, folder, model.fingerprint)
+    return load_prefix_alongside(model.net, folder, model.fingerprint)
 
 
 def trained(job: PlannedJob) -> int:
@@ -113,7 +113,7 @@ PREFIX = Method(
     layout="PREFIX_TUNING",
     folder="adapter",
     load=load,
-    load_beside=load_beside,
+    load_alongside=load_alongside,
     resume=resume,
     disabled=without_adapters,
     forms=("adapter",),

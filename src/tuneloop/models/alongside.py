@@ -1,4 +1,4 @@
-"""Several adapters beside each other on one base, each under its hash; which one applies is said in `adapters.py`."""
+"""Several adapters alongside each other on one base, each under its hash; which one applies is said in `adapters.py`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from tuneloop.models.load import Model
 
 
-def load_adapter_beside(model: Model, folder: Path) -> str:
-    """Load an adapter beside what the model has; it applies where `applied` names it.
+def load_adapter_alongside(model: Model, folder: Path) -> str:
+    """Load an adapter alongside what the model has; it applies where `applied` names it.
 
     Args:
         folder: in PEFT's layout, or a run with one.
@@ -22,45 +22,45 @@ def load_adapter_beside(model: Model, folder: Path) -> str:
         Its hash, under which it is named from now on. Loading it again changes nothing.
 
     Raises:
-        UserError: it is damaged, another base model's, or of a method that can't stand beside others.
+        UserError: it is damaged, another base model's, or of a method that can't stand alongside others.
     """
     from tuneloop.models.methods import method_of_folder
     from tuneloop.models.trained import trained_folder
 
     folder = trained_folder(folder)
     method = method_of_folder(folder)
-    if method is None or method.load_beside is None:
+    if method is None or method.load_alongside is None:
         raise UserError(
-            "This is no adapter that can stand beside others on one base",
+            "This is no adapter that can stand alongside others on one base",
             where=str(folder),
             next_step="load it as a model of its own",
         )
-    name = method.load_beside(model, folder)
-    _names_beside(model).add(name)
+    name = method.load_alongside(model, folder)
+    _names_alongside(model).add(name)
     return name
 
 
-def _names_beside(model: Model) -> set[str]:
-    """Hashes of the adapters beside each other; kept on the network, since looking through its modules takes a millisecond."""
-    names: set[str] = vars(model.net).setdefault("adapters_beside", set())
+def _names_alongside(model: Model) -> set[str]:
+    """Hashes of the adapters alongside each other; kept on the network, since looking through its modules takes a millisecond."""
+    names: set[str] = vars(model.net).setdefault("adapters_alongside", set())
     return names
 
 
 def adapters_of(model: Model) -> list[str]:
-    """Hashes of the adapters that were loaded beside each other."""
-    return sorted(_names_beside(model))
+    """Hashes of the adapters that were loaded alongside each other."""
+    return sorted(_names_alongside(model))
 
 
 def unload_adapter(model: Model, name: str) -> None:
-    """Take out an adapter that was loaded beside others; naming it is an error from now on."""
+    """Take out an adapter that was loaded alongside others; naming it is an error from now on."""
     from tuneloop.models.lora import switches
-    from tuneloop.models.prefix import prefixes_beside
+    from tuneloop.models.prefix import prefixes_alongside
 
-    _names_beside(model).discard(name)
+    _names_alongside(model).discard(name)
     for switch in switches(model.net).values():
         if name in switch.updates:
             del switch.updates[name]
-    prefixes_beside(model.net).pop(name, None)
+    prefixes_alongside(model.net).pop(name, None)
 
 
 def check_adapter(model: Model, name: str) -> None:
@@ -71,7 +71,7 @@ def check_adapter(model: Model, name: str) -> None:
     """
     if name in (BASE, ATTACHED):
         return
-    if name not in _names_beside(model):
+    if name not in _names_alongside(model):
         known = adapters_of(model)
         raise UserError(
             f"No adapter {name[:16]!r} is loaded",

@@ -19,13 +19,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+from published_runs import Point, read_points
+
 from tuneloop.models.load import default_dtype
 from tuneloop.models.shape import target_modules
 from tuneloop.plan.estimate import Work, loop_job
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import memory_of
-from tuneloop.plan.points import Point, read_points
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import speed_of
 

@@ -95,15 +95,11 @@ LARGE: dict[str, str] = {
     "data.prepare.prepare": TODAY,
     "data.prepare._write": TODAY,
     "evaluate.review.server.make_app": "its routes are closures over one review",
-    "plan.estimate.estimate": TABLE,
-    "plan.estimate.loop_job": "keywords that go on to `make_job`, by its names",
-    "train.loop.train": TODAY,
+    "train.loop.train": "the public call of a training: its keywords are documented one by one",
     "workflows.compare.compare_evaluations": STEPS,
     "workflows.library.evaluate": "the public call: its keywords are documented one by one",
-    "workflows.plan.make_plan": STEPS,
     "workflows.predict_files.predict_file": TODAY,
     "workflows.systems.ask": TODAY,
-    "workflows.train.train_stage": STEPS,
 }
 
 

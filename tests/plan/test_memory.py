@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from published_runs import read_points
 
 from tuneloop.core.errors import UserError
 from tuneloop.plan.gpus import all_gpus, find_gpu
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.memory import QUANT_BYTES, memory_of, weight_bytes
-from tuneloop.plan.points import read_points
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import SPREAD, flop_per_token, speed_of
 

@@ -212,7 +212,6 @@ def _alternatives(
 
 
 def _swings(question: AdviceInput, training: Machine | None, rows: Sequence[OptionRow], method: str) -> list[Swing]:
-    """What moves the method's net saving."""
     chosen = next((row for row in rows if row.option.name == title_of(method)), None)
     if not chosen or not training or not training.cost or not question.queries_per_day:
         return []
@@ -367,7 +366,6 @@ def _is_enough(prompt: Result, target: float | None, scale: float) -> bool:
 
 
 def _in_words(question: AdviceInput, cost: Cost | None) -> dict[str, str]:
-    """Dollars as rules print them."""
     found = {"budget": usd_words(question.budget_usd)} if question.budget_usd is not None else {}
     if cost:
         found |= {"upfront": usd_words(cost.usd), "upfront_high": usd_words(cost.p90)}
@@ -439,7 +437,6 @@ def _in_two(verdict: str) -> str:
 
 
 def _latencies(question: AdviceInput, prices: PriceTable) -> dict[str, float | None]:
-    """Milliseconds of one request with today's and with the tuned prompt, where a latency is asked for."""
     answer, found = question.answer_tokens, dict.fromkeys(("prompt_latency_ms", "tuned_latency_ms"))
     result: dict[str, float | None] = dict(found)
     if not question.latency_ms or answer is None:
@@ -462,7 +459,6 @@ def _headline(answer: Reason, method: str) -> str:
 
 
 def _steps(question: AdviceInput, gives: str, method: str, facts: Mapping[str, Any]) -> list[str]:
-    """What to do next, cheapest first."""
     data, model = question.source or "DATA", question.named
     if facts["stand_in"]:
         measure = [f"get {model} and measure it itself: tuneloop advise {data} --measure --model FOLDER"]

@@ -230,12 +230,10 @@ def options_of(
 
 
 def _billed(rate: TokenRate) -> str:
-    """How an alternative's queries are billed, in words."""
     return rate.source if RENTED in rate.source else f"tokens at {rate.source}"
 
 
 def _upkeep(question: AdviceInput, training: Machine) -> float:
-    """Dollars a month for training again."""
     return training.cost.usd / question.retrain_months if training.cost and question.retrain_months else 0.0
 
 

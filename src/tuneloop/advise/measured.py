@@ -183,7 +183,6 @@ def _deciding(metrics: Sequence[str], where: str) -> str:
 
 
 def _verdict(manifest: Mapping[str, Any], measured: BaselineResults, best: Result | None) -> str:
-    """The tuned model against another contender, by the evaluation's own comparison."""
     turned = {"better": "worse", "worse": "better"}
     for c in manifest.get("comparisons") or []:
         if best and c.get("metric") == measured.metric:

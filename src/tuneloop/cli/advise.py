@@ -15,6 +15,7 @@ from tuneloop.advise.config import AdviseOptions
 from tuneloop.cli.console import Settings, print_json, screen, split_arguments
 from tuneloop.cli.numbers import amount, count
 from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
@@ -116,7 +117,6 @@ class _Known:
 def _known(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
     """What the source says: results, a prepared data set, or data that are read as `run` would read them."""
     from tuneloop.advise.measured import holds_results, known_of
-    from tuneloop.core.errors import UserError
 
     if not source:
         if measuring.wanted:
@@ -178,9 +178,7 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
 
 
 def _question(known: Mapping[str, Any], stated: Mapping[str, Any]) -> Any:
-    """What flags say, over what the source and measured results say."""
     from tuneloop.advise.advise import make_question
-    from tuneloop.core.errors import UserError
 
     known, facts = dict(known), dict(stated)
     if {"rows", "tokens_per_row"} & set(facts):
@@ -196,7 +194,6 @@ def _question(known: Mapping[str, Any], stated: Mapping[str, Any]) -> Any:
 def _by_hand(facts: dict[str, Any]) -> Any:
     """What people measured themselves, taken out of the flags; None where nothing is given."""
     from tuneloop.advise.measured import by_hand
-    from tuneloop.core.errors import UserError
 
     test_rows = facts.pop("test_rows", None)
     names = {"zero_shot": "zero-shot", "few_shot": "few-shot", "classifier": "your classifier"}

@@ -10,6 +10,7 @@ from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import Output
 from tuneloop.cli.predict import TARGET, TargetOptions
+from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
 
 if TYPE_CHECKING:
@@ -73,8 +74,6 @@ class _Loop:
 
     def run(self) -> list[dict[str, Any]]:
         """All questions with their answers."""
-        from tuneloop.core.errors import UserError
-
         if self.typed:
             import readline  # noqa: F401  edits the line and remembers earlier ones
         while (line := self._read()) is not None:

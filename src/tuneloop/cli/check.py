@@ -10,6 +10,7 @@ import typer
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ def command(
 
 
 def _refuse_raw_file(path: str) -> None:
-    from tuneloop.core.errors import UserError
-
     if Path(path).is_file() and Path(path).name != "dataset.json":
         raise UserError(
             "A file is no data set yet: it has no splits to check",

@@ -95,7 +95,6 @@ def command(
 
 
 def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], list[str]]:
-    """How far the judge agrees with people, and that in words."""
     from tuneloop.workflows.judge import check_judge
 
     found = check_judge(judge, file, shown.progress, shown.say)
@@ -106,7 +105,6 @@ def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], li
 def _compare(
     evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: EvalTarget
 ) -> tuple[dict[str, Any], list[str]]:
-    """The comparison's eval.json with its place, and what the judge says."""
     from tuneloop.core.files import read_json
     from tuneloop.workflows.compare import compare_evaluations, evaluate_files
     from tuneloop.workflows.judge import judge_evaluations, write_verdicts

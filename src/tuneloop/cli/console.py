@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tuneloop.core.errors import UserError
+
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as in train.epochs=2.", show_default=False),
@@ -259,8 +261,6 @@ def drop_unwritable_output() -> None:
 def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     """Print an error as a user should see it and return the exit status."""
     import errno
-
-    from tuneloop.core.errors import UserError
 
     if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
         import traceback

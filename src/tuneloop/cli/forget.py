@@ -10,6 +10,7 @@ import typer
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
@@ -75,8 +76,6 @@ def command(
 
 
 def _confirmed(found: Found, as_json: bool) -> bool:
-    from tuneloop.core.errors import UserError
-
     if as_json or not sys.stdin.isatty():
         raise UserError(
             "Nothing was removed: it was not confirmed",

@@ -62,7 +62,6 @@ def command(
 
 
 def _init(target: str, against: str, suite: str, as_json: bool) -> None:
-    """Write a first suite and say what to do with it."""
     from tuneloop.workflows.suites import write_first_suite
 
     if not target or against:
@@ -77,7 +76,6 @@ def _init(target: str, against: str, suite: str, as_json: bool) -> None:
 
 
 def _columns(run: Path) -> dict[str, dict[str, Any]]:
-    """Row id -> columns of the run's data set, for slices."""
     from tuneloop.data.dataset import load_dataset
 
     if not (run / "dataset" / "dataset.json").is_file():

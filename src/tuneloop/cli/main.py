@@ -174,7 +174,6 @@ _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c._
 
 
 def _as_user_error(error: Exception) -> UserError:
-    """A wrong command line as what, where and next."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "tuneloop"
     step = f"{command} --help"

@@ -132,7 +132,6 @@ def _option(name: str, info: FieldInfo, panel: str | None) -> tuple[Any, Any]:
 
 
 def _plain(annotation: Any) -> Any:
-    """`int` of `int | None`."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next(kind for kind in get_args(annotation) if kind is not type(None))
     return annotation

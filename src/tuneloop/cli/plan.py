@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from tuneloop.cli.console import Settings, print_json, screen, split_arguments
 from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.plan.config import PlanOptions
+from tuneloop.plan.ledger import read_ledger, summary
+from tuneloop.plan.options import plan_machines
+from tuneloop.plan.recommend import recommendation_here
+from tuneloop.records.plan import PLAN, Plan
+from tuneloop.records.record import write_record
+from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
 
 def command(
@@ -53,7 +63,7 @@ def command(
     else:
         plan = _table(settings, model, asked)
     if out and not calibrate:
-        _write(plan, out)
+        write_record(Path(out) / PLAN, Plan.model_validate(plan))
     if output.json:
         print_json(plan)
     elif "table" in plan:
@@ -67,10 +77,6 @@ def command(
 
 
 def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """The plan of a model for all machines that are asked for."""
-    from tuneloop.core.errors import UserError
-    from tuneloop.plan.options import plan_machines
-
     if settings:
         raise UserError(
             f"{settings[0]!r} is a recipe's setting, and this plan is asked by options",
@@ -86,25 +92,10 @@ def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, 
     return plan_machines({"model": model, **asked})
 
 
-def _write(plan: dict[str, Any], folder: str) -> None:
-    from pathlib import Path
-
-    from tuneloop.records.plan import PLAN, Plan
-    from tuneloop.records.record import write_record
-
-    write_record(Path(folder) / PLAN, Plan.model_validate(plan))
-
-
 def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     """The plan of a run on data: of this machine and measured where nothing else is asked and the model is there; else by formula."""
-    from pathlib import Path
-
-    from tuneloop.core.errors import UserError
-    from tuneloop.plan.options import plan_machines
-    from tuneloop.plan.recommend import recommendation_here
     from tuneloop.workflows.advise import counted_data, stand_in
     from tuneloop.workflows.plan import plan_alone
-    from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
     if source and "dataset" in asked:
         raise UserError(
@@ -132,9 +123,6 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
 
 
 def _trained(asked: dict[str, Any]) -> list[str]:
-    """Options as settings of a run."""
-    from tuneloop.core.errors import UserError
-
     names = {"method": "train.method", "rank": "train.rank", "prefix_tokens": "train.prefix_tokens"}
     for name in asked:
         if name not in names:
@@ -146,33 +134,21 @@ def _trained(asked: dict[str, Any]) -> list[str]:
 
 
 def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> dict[str, Any]:
-    """The plan of a short run here, and what came of it."""
-    import json
-    import tempfile
-    from pathlib import Path
-
-    from tuneloop.workflows.recipes import recipe_of
     from tuneloop.workflows.train import calibrate_alone
 
     with screen(quiet, "planning") as shown, tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
-            source = str(Path(scratch) / "examples.jsonl")
-            texts = (
+            file = Path(scratch) / "examples.jsonl"
+            texts = [
                 f"Row {i}: " + " ".join(f"word{(i * 7 + j) % 97}" for j in range(20 + i % 120)) for i in range(200)
-            )
-            rows = (
-                json.dumps({"prompt": text, "completion": f"answer {i} of {text[-20:]}"})
-                for i, text in enumerate(texts)
-            )
-            Path(source).write_text("\n".join(rows), encoding="utf-8")
-        recipe = recipe_of(source, settings, model=model)
-        plan = calibrate_alone(recipe, progress=shown.progress, say=shown.say)
-    return plan
+            ]
+            rows = [{"prompt": text, "completion": f"answer {i} of {text[-20:]}"} for i, text in enumerate(texts)]
+            file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+            source = str(file)
+        return calibrate_alone(recipe_of(source, settings, model=model), progress=shown.progress, say=shown.say)
 
 
 def _history(as_json: bool) -> None:
-    from tuneloop.plan.ledger import read_ledger, summary
-
     found = summary(read_ledger())
     if as_json:
         print_json(found)

@@ -85,7 +85,6 @@ def command(
 
 
 def _print(row: dict[str, object]) -> None:
-    """A row on stdout, in whatever characters it takes."""
     from tuneloop.core.files import plain
 
     takes_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuneloop.cli.console import print_json
+from tuneloop.core.errors import UserError
 
 
 def prices(words: Sequence[str], own: str | None, as_json: bool) -> None:
@@ -15,7 +16,6 @@ def prices(words: Sequence[str], own: str | None, as_json: bool) -> None:
         own: the user's price file.
         as_json: print one JSON object.
     """
-    from tuneloop.core.errors import UserError
     from tuneloop.plan.gpus import all_gpus
     from tuneloop.plan.prices import TIERS, load_prices, update_prices
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
 
 
@@ -21,7 +22,6 @@ def command(
 
     from rich.console import Console
 
-    from tuneloop.core.errors import UserError
     from tuneloop.core.files import read_json
     from tuneloop.report.eval_html import write_page
     from tuneloop.report.table import comparison_as

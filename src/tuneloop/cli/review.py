@@ -8,6 +8,7 @@ from typing import Any
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
 
@@ -76,7 +77,6 @@ def command(
 
 
 def _review(places: list[str], sample: SampleOptions) -> Any:
-    from tuneloop.core.errors import UserError
     from tuneloop.evaluate.review.items import load_review, make_review, read_contenders
 
     if len(places) == 1 and (Path(places[0]) / "review.json").is_file():
@@ -92,7 +92,6 @@ def _review(places: list[str], sample: SampleOptions) -> Any:
 
 
 def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """Row id -> the turns before the answer, from the data set's splits."""
     from tuneloop.data.dataset import load_dataset
 
     given = [Path(dataset)] if dataset else [folder / "dataset" for folder in folders]
@@ -105,7 +104,6 @@ def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str
 
 
 def _export(review: Any, kind: str, to: str) -> dict[str, Any]:
-    from tuneloop.core.errors import UserError
     from tuneloop.evaluate.review.results import export
 
     if kind not in ("preference", "kto", "corrected"):
@@ -120,7 +118,6 @@ def _left(written: dict[str, Any]) -> str:
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
-    """The results as a person reads them."""
     reviewers = ", ".join(f"{name} {n}" for name, n in found["reviewers"].items()) or "nobody yet"
     lines = [f"{found['reviewed']} of {found['items']} items reviewed ({reviewers}): {found['folder']}"]
     for question, alpha in found["agreement"].items():

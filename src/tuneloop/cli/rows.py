@@ -45,7 +45,6 @@ def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], *, 
 
 
 def _runs(ids: Sequence[int], mask: Sequence[float]) -> list[tuple[list[int], float]]:
-    """Consecutive ids with equal mask."""
     runs: list[tuple[list[int], float]] = []
     for token, learned in zip(ids, mask, strict=True):
         if not runs or runs[-1][1] != learned:

@@ -43,7 +43,6 @@ def command(
 
 
 def _preflight(recipe: Recipe, as_json: bool, quiet: bool) -> None:
-    """Print what a run begins with; status 1 when it would refuse to start."""
     from tuneloop.cli.rows import print_rendered
     from tuneloop.workflows.train import preflight_alone
 

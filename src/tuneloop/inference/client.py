@@ -257,7 +257,6 @@ class _Asking:
         return Completion(finish="error", error=reason, total_ms=_since(started), retries=tries, engine=self.address)
 
     def _hold(self) -> None:
-        """Wait as long as the endpoint has asked all to wait."""
         while not self.over and (left := self.resume_at - time.monotonic()) > 0:
             time.sleep(min(left, 0.2))
 
@@ -280,7 +279,6 @@ class _Asking:
                 self.over = f"{self.failed_in_a_row} requests before it failed ({reason})"
 
     def _try(self, body: dict[str, Any]) -> Completion | _Refusal:
-        """One request over the wire."""
         import httpx
 
         deadline = time.monotonic() + self.endpoint.timeout
@@ -405,7 +403,6 @@ def read_reply(text: str) -> Completion | None:
 
 
 def _since(started: float) -> float:
-    """Milliseconds since a moment of the monotonic clock."""
     return round(1000 * (time.monotonic() - started), 3)
 
 
@@ -431,7 +428,6 @@ def seconds_to_wait(header: str | None, now: Callable[[], datetime] = lambda: da
 
 
 def _message(text: str) -> str:
-    """What an error's body says, in a line."""
     try:
         value = json.loads(text)
         error = value.get("error", value.get("detail", value.get("message", "")))

@@ -151,7 +151,6 @@ class Batch:
 
 
 def _take(model: Model, row: Row, token: int, ends: bool, now: float) -> None:
-    """A row's next token."""
     row.new.append(token)
     row.first = now if row.first is None else row.first
     if row.stream is not None and not ends:
@@ -162,7 +161,6 @@ def _take(model: Model, row: Row, token: int, ends: bool, now: float) -> None:
 
 
 def _completion(model: Model, row: Row, finish: Finish) -> Completion:
-    """What a row has written as an answer."""
     template = model.template
     if row.stream is not None:
         row.piece += row.stream.end()
@@ -322,7 +320,6 @@ class Engine:
         return ticket
 
     def _refusal(self, request: Request) -> str:
-        """Why a request can't be answered; empty where it can."""
         if not request.ids:
             return "no_prompt: the prompt has no tokens"
         if len(request.ids) >= self.model.context:

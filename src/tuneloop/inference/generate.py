@@ -90,5 +90,4 @@ def answer_requests(
 
 
 def _share(row: Row) -> float:
-    """How much of a row's work is done."""
     return 1.0 if row.completion is not None else len(row.new) / row.request.max_new_tokens

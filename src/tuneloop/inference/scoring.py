@@ -389,7 +389,6 @@ class _Search:
         return self.tree.scores(self.logp) - self.offset
 
     def _open(self) -> Tensor:
-        """Which labels have nodes that are not computed (rows, labels)."""
         missing: Tensor = (~self.known).float() @ self.tree.on_path.t() > 0
         return missing
 

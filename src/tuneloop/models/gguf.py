@@ -142,7 +142,6 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name(gguf_name: str) -> str | None:
-    """The Transformers name of a GGUF tensor."""
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", gguf_name)
     if match and match[2] in _LAYER:
         return f"model.layers.{match[1]}.{_LAYER[match[2]]}.weight"

@@ -324,7 +324,6 @@ def _made_for(net: nn.Module, shape: LoraShape, seed: int) -> dict[str, LoraLine
 
 
 def _named(layers: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:
-    """Parameters of layers under PEFT's names."""
     return {
         f"base_model.model.{name}.{part}": parameter
         for name, layer in layers.items()

@@ -481,7 +481,6 @@ def load_template(folder: Path) -> Template:
 
 
 def _template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
-    """The chat template and where its text is cut for tokenising."""
     if tokenizer.token_to_id("<|start_header_id|>") is not None and tokenizer.token_to_id("<|eot_id|>") is not None:
         return LLAMA3_TEMPLATE, r"<\|end_header_id\|>\n\n"
     file = folder / "chat_template.jinja"

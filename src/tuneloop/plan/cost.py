@@ -311,7 +311,6 @@ def lognormal_sigma(low: float, high: float) -> float:
 
 @functools.cache
 def _normals() -> tuple[tuple[float, float, float], ...]:
-    """Standard normal draws for the run's hours, the labellers' and the engineers'."""
     source = random.Random(0)
     return tuple((source.gauss(0, 1), source.gauss(0, 1), source.gauss(0, 1)) for _ in range(DRAWS))
 

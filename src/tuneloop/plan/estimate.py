@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.methods import USUAL
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.plan.gpus import CPU, Gpu, find_gpu, this_cpu
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import RESIDENT
-from tuneloop.plan.memory import Memory, memory_of
+from tuneloop.plan.memory import memory_of
 from tuneloop.plan.speed import speed_of
 
 
@@ -55,24 +53,25 @@ TIME_LOW, TIME_HIGH = 0.85, 1.35
 
 
 def loop_job(
-    shape: ModelShape, work: Work, *, model: str, method: str, rank: int, targets: Sequence[str] | str,
-    prefix_tokens: int, bytes_a_weight: int, gpu: Gpu | None = None, **settings: Any,
-) -> TrainingSetup:  # fmt: skip
+    shape: ModelShape, work: Work, *, bytes_a_weight: int = 2, gpu: Gpu | None = None, **settings: Any
+) -> TrainingSetup:
     """The run as a job of the planner's: tuneloop's loop on the processor (or `gpu`), with the micro-batch that needs most.
 
     Args:
-        settings: further ones of the job: `optimizer`, `optimizer_in_backward`, `grad_ckpt`.
+        bytes_a_weight: of the model as it is loaded.
+        settings: of the job, by the names of `TrainingSetup`: `model`, `method`, `rank`, `targets`, `optimizer` ...
     """
-    device = gpu or this_cpu()
+    settings |= {
+        "targets": target_modules(settings["targets"]),
+        "prefix_tokens": max(settings.get("prefix_tokens", 0), 1),
+    }
     share = work.supervised / max(work.tokens, 1)
 
     def of(rows: int, length: int, shared: int) -> TrainingSetup:
-        tokens = rows * length + shared
         return make_job(
-            model=model, shape=replace(shape, context=0), gpu=device, method=method, rank=rank, targets=target_modules(targets),
-            prefix_tokens=max(prefix_tokens, 1), dtype="fp32" if bytes_a_weight == 4 else "bf16", loss_kernel="tuneloop",
-            seq_len=length, micro_batch=rows, shared=shared, learned=max(round(share * tokens), 1),
-            grad_accum=work.accumulated, **settings,
+            **settings, shape=replace(shape, context=0), gpu=gpu or this_cpu(), loss_kernel="tuneloop",
+            dtype="fp32" if bytes_a_weight == 4 else "bf16", seq_len=length, micro_batch=rows, shared=shared,
+            learned=max(round(share * (rows * length + shared)), 1), grad_accum=work.accumulated,
         )  # fmt: skip
 
     return max((of(*micro) for micro in work.micro_batches or ((1, 1, 0),)), key=lambda job: memory_of(job).peak)
@@ -88,24 +87,8 @@ def _gpu(name: str) -> Gpu | None:
         return None
 
 
-def _terms(memory: Memory, resident_gib: float) -> dict[str, float]:
-    """The terms of the peak, what is resident with the model loaded in the place of its weights."""
-    rest = {name: gib for name, gib in memory.terms.items() if name != "weights"}
-    return {RESIDENT: resident_gib, **rest}
-
-
 def estimate(
-    shape: ModelShape,
-    work: Work,
-    machine: Machine,
-    *,
-    model: str,
-    rank: int,
-    targets: Sequence[str] | str,
-    method: str = USUAL.name,
-    prefix_tokens: int = 0,
-    bytes_a_weight: int = 2,
-    **settings: Any,
+    shape: ModelShape, work: Work, machine: Machine, *, bytes_a_weight: int = 2, **settings: Any
 ) -> dict[str, Any]:
     """The plan of a run on this machine, as `plan.json` holds it.
 
@@ -113,61 +96,45 @@ def estimate(
     `VALIDATION_SPEED` times that speed.
 
     Args:
-        settings: as of `loop_job`.
+        bytes_a_weight, settings: as of `loop_job`.
     """
-    job = loop_job(shape, work, model=model, method=method, rank=rank, targets=targets, prefix_tokens=prefix_tokens,
-                   bytes_a_weight=bytes_a_weight, gpu=_gpu(machine.name), **settings)  # fmt: skip
+    job = loop_job(shape, work, bytes_a_weight=bytes_a_weight, gpu=_gpu(machine.name), **settings)
     memory = memory_of(job)
-    terms = _terms(memory, machine.resident_gib)
+    # What is resident with the model loaded takes the place of its weights.
+    terms = {RESIDENT: machine.resident_gib} | {name: gib for name, gib in memory.terms.items() if name != "weights"}
     peak = sum(terms.values())
     seconds = work.tokens / machine.tokens_per_second + work.val_tokens / (VALIDATION_SPEED * machine.tokens_per_second)
     hours = seconds / 3600
     usd = hours * machine.usd_per_hour
     fits = peak < 0.95 * machine.capacity_gib
-    alternatives = []
-    if not fits:
-        if job.full and job.optimizer == "adamw":
-            alternatives.append(
-                {"change": "train.optimizer=adamw-8bit", "why": "the optimizer's moments in a third of the memory"}
-            )
-        alternatives.append({"change": "train.micro_batch_tokens=512", "why": "halves the activations"})
-        alternatives.append({"change": "data.max_length=512", "why": "shorter rows need less for attention"})
     return {
-        "version": 1,
-        "model": model,
-        "method": job.method,
-        "gpu": machine.name,
-        "gpus": 0 if machine.name.startswith("cpu") else 1,
-        "fits": fits,
-        "trainable_parameters": job.trainable,
-        "total_parameters": shape.parameters,
-        "steps": work.steps,
-        "tokens": work.tokens,
+        "version": 1, "model": job.model, "method": job.method, "gpu": machine.name,
+        "gpus": 0 if machine.name.startswith(CPU) else 1, "fits": fits,
+        "trainable_parameters": job.trainable, "total_parameters": shape.parameters,
+        "steps": work.steps, "tokens": work.tokens,
         "by_formula": {"tokens_per_second": speed_of(job).tokens_per_second},
         "memory": {
-            "peak_gib": round(peak, 3),
-            "capacity_gib": round(machine.capacity_gib, 2),
-            "phase": memory.phase,
+            "peak_gib": round(peak, 3), "capacity_gib": round(machine.capacity_gib, 2), "phase": memory.phase,
             "terms": {name: round(value, 4) for name, value in terms.items()},
         },
-        "time": {
-            "hours": hours,
-            "low": hours * TIME_LOW,
-            "high": hours * TIME_HIGH,
-            "tokens_per_second": round(machine.tokens_per_second, 1),
-        },
-        "cost": {
-            "usd": usd,
-            "low": usd * TIME_LOW,
-            "high": usd * TIME_HIGH,
-            "breakdown": {"training": usd},
-            "usd_per_hour": machine.usd_per_hour,
-        },
+        "time": {"hours": hours, "low": hours * TIME_LOW, "high": hours * TIME_HIGH,
+                 "tokens_per_second": round(machine.tokens_per_second, 1)},
+        "cost": {"usd": usd, "low": usd * TIME_LOW, "high": usd * TIME_HIGH, "breakdown": {"training": usd},
+                 "usd_per_hour": machine.usd_per_hour},
         "assumptions": [
             f"speed expected from a measurement on this machine just now: {machine.tokens_per_second:.0f} tokens/s forward and backward",
             "early stopping not counted: it can only make the run shorter",
             f"price given: ${machine.usd_per_hour:g} an hour",
             "baselines and the final evaluation are not in these figures",
         ],
-        "alternatives": alternatives,
-    }
+        "alternatives": [] if fits else _alternatives(job),
+    }  # fmt: skip
+
+
+def _alternatives(job: TrainingSetup) -> list[dict[str, str]]:
+    """What needs less memory, as settings of the recipe."""
+    found = [("train.micro_batch_tokens=512", "halves the activations"),
+             ("data.max_length=512", "shorter rows need less for attention")]  # fmt: skip
+    if job.full and job.optimizer == "adamw":
+        found.insert(0, ("train.optimizer=adamw-8bit", "the optimizer's moments in a third of the memory"))
+    return [{"change": change, "why": why} for change, why in found]

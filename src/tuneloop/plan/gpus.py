@@ -136,8 +136,6 @@ def own_card(name: str | None, figures: Figures) -> Gpu:
 
 
 def _nearest_card(given: Mapping[str, float]) -> Gpu:
-    """The listed card whose figures differ least, by factors."""
-
     def distance(card: Gpu) -> float:
         listed = {"memory": card.gib, "tflops": card.tflops, "bandwidth": card.gb_s, "link": card.link_gb_s}
         return sum(abs(math.log(value / listed[key])) for key, value in given.items())

@@ -163,7 +163,6 @@ class TrainingSetup:
 
 @functools.cache
 def _choices() -> dict[str, tuple[str, ...]]:
-    """The words that a setting can be, for those that are words."""
     hints = {name: get_args(kind) for name, kind in get_type_hints(TrainingSetup).items()}
     return {name: words for name, words in hints.items() if words and isinstance(words[0], str)}
 
@@ -192,7 +191,6 @@ def make_job(**settings: object) -> TrainingSetup:
 
 
 def _method(name: str) -> Method:
-    """The method, by its name or file."""
     try:
         return method_named(name)
     except UserError:

@@ -174,14 +174,12 @@ def _holes(job: TrainingSetup) -> float:
 
 
 def _shards(job: TrainingSetup, what: str) -> int:
-    """Into how many parts weights, gradients or optimizer states are divided."""
     divided = {"fsdp": ("weights", "gradients", "states"), "zero3": ("weights", "gradients", "states"),
                "zero2": ("gradients", "states")}  # fmt: skip
     return job.gpus if what in divided.get(job.sharding, ()) else 1
 
 
 def _stored_bytes(job: TrainingSetup) -> int:
-    """Bytes of a stored weight that is not quantised."""
     return 4 if job.dtype in ("fp32", "mixed", "autocast") else 2
 
 
@@ -284,7 +282,6 @@ def _head_gradient(job: TrainingSetup) -> dict[str, float]:
 
 
 def _temporaries(job: TrainingSetup) -> dict[str, float]:
-    """What the optimizer needs besides weights, gradients and states."""
     if job.kernels.own:
         # AdamW goes through weights in stretches; the paged one of bitsandbytes sees a whole one, and its gradient, in fp32.
         whole = 8.0 if _keeps_rests(job) and job.optimizer.startswith("paged") else 0.0

@@ -353,7 +353,6 @@ def _jobs(ask: Ask, left_out: list[str]) -> Iterator[list[TrainingSetup]]:
 
 
 def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that follow from the device unless they are given."""
     if not gpu.bf16 and "dtype" not in given:
         return {"dtype": "fp16"}
     if not gpu.bf16 and given["dtype"] in ("bf16", "mixed", "autocast"):
@@ -430,7 +429,6 @@ def _row(option: Option) -> dict[str, Any]:
 
 
 def _times(option: Option) -> dict[str, float | None]:
-    """How long and how fast; nothing of a job that can't run."""
     if not option.fits:
         return dict.fromkeys(("hours", "low", "high", "tokens_per_second"))
     speed = round(option.speed.tokens_per_second)
@@ -476,7 +474,6 @@ def _as_json(option: Option) -> dict[str, Any]:
 
 
 def _settings(job: TrainingSetup) -> dict[str, Any]:
-    """The job's settings as the command line spells them."""
     hidden = {"model", "shape", "gpu", "gpus"}
     return {name: value for name, value in vars(job).items() if name not in hidden}
 

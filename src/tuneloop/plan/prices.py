@@ -214,7 +214,6 @@ def _load(files: tuple[tuple[str, int], ...]) -> PriceTable:
 
 
 def _dated(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A table's entry with its date as text: YAML reads dates as such."""
     return {**entry, "date": str(entry["date"])}
 
 

@@ -50,7 +50,6 @@ def recommendation_here(plan: Mapping[str, Any]) -> str:
 
 
 def _price(plan: Mapping[str, Any]) -> str:
-    """The total, and what of it is not the machine's."""
     cost = plan["cost"]
     people = sum(cost["breakdown"][name] for name in ("data preparation", "engineering"))
     if not people:
@@ -70,7 +69,6 @@ def _machine(row: Mapping[str, Any]) -> str:
 
 
 def _none_fits(plan: Mapping[str, Any]) -> str:
-    """Where the machine does not suffice: another one of the table, then what to change."""
     fitting = next((r for r in plan["table"] if r["fits"]), None)
     change = plan["alternatives"][0]["change"] if plan["alternatives"] else ""
     if fitting:

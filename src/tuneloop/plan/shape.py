@@ -111,7 +111,6 @@ def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
 
 
 def _from_hub(name: str) -> Path:
-    """The hub's `config.json` of a model: cache, then network."""
     import logging
 
     from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache

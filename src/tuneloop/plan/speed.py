@@ -122,7 +122,6 @@ def _compute_seconds(job: TrainingSetup) -> float:
 
 
 def _update_bytes(job: TrainingSetup) -> float:
-    """Bytes that an update of a trained weight moves."""
     if not job.kernels.foreach or job.optimizer not in ("adamw", "adamw-bf16"):
         return UPDATE_BYTES
     return UPDATE_ACCESSES * (2 if job.optimizer == "adamw-bf16" else 4)

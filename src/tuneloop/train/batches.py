@@ -74,7 +74,6 @@ def _padded_length(row: TrainRow) -> int:
 
 
 def _epoch(lengths: Sequence[int], config: TrainConfig, rng: random.Random) -> list[list[int]]:
-    """Rows of each step of an epoch."""
     order = list(range(len(lengths)))
     rng.shuffle(order)
     steps: list[list[int]] = [[]]

@@ -34,13 +34,11 @@ def refuse_unknown(name: str, table: Mapping[str, Any]) -> None:
 
 
 def _choices() -> str:
-    """The methods that ship, each with what it trains."""
     *first, last = (f"{method.name} ({method.about})" for method in SHIPPED)
     return f"{', '.join(first)} or {last}"
 
 
 def _rates() -> str:
-    """Their learning rates where none is given."""
     by_rate: dict[float, list[str]] = {}
     for method in sorted(SHIPPED, key=lambda method: method is not USUAL):
         by_rate.setdefault(method.learning_rate, []).append(method.name)

@@ -237,7 +237,6 @@ def _begin(
 
 
 def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
-    """Optimizer steps from where the state is to the end, with evaluations and checkpoints between."""
     state = run.state
     began = time.monotonic() - state.seconds
     run.saved_at = time.monotonic()
@@ -299,7 +298,6 @@ def busy_words(share: float, planned: float) -> str:
 
 
 def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
-    """One optimizer step and its record."""
     state = run.state
     seed_step(run.seed, state.step)
     started = time.monotonic()

@@ -117,7 +117,6 @@ def _update(
     gradients: Sequence[Tensor],
     states: Sequence[Mapping[str, Tensor]],
 ) -> None:
-    """AdamW's step on fp32 tensors, in place."""
     steps, means, squares = ([s[name] for s in states] for name in ("step", "exp_avg", "exp_avg_sq"))
     torch._fused_adamw_(
         list(parameters), list(gradients), means, squares, [], steps,
@@ -270,7 +269,6 @@ class UpdatesInBackward:
         self.groups = {id(group["params"][0]): group for group in self.optimizer.param_groups}
 
     def __call__(self, weight: nn.Parameter) -> None:
-        """A weight's gradient is there."""
         if not self.armed or weight.grad is None:
             return
         self.squares.append(float(whole(weight.grad.detach().float().norm())) ** 2)

@@ -150,6 +150,5 @@ def _problems(
 
 
 def _named(names: Sequence[str]) -> str:
-    """`2 rows have (a, b)`, with at most three names."""
     shown = ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
     return f"{len(names):,} {'row has' if len(names) == 1 else 'rows have'} ({shown})"

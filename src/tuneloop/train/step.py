@@ -59,7 +59,6 @@ def optimizer_step(
 
 
 def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
-    """Add the gradient of a step to the parameters, micro-batch by micro-batch."""
     loss = LOSSES[run.config.loss]
     of_step = [rows[i] for i in step.indices]
     share = 1 / sum(loss.units(row) for row in of_step)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted, usd_words
+from tuneloop.models.shape import ModelShape
+from tuneloop.plan.estimate import Machine, Work, estimate
+from tuneloop.plan.ledger import corrected, read_ledger, usual_speed
 from tuneloop.records.plan import PLAN, Plan
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset
@@ -73,7 +77,6 @@ def _plan_key(job: RunContext, dataset: Dataset) -> str:
 
 def _disturbed(plan: Mapping[str, Any]) -> str:
     """What is said where earlier runs here were much faster; empty where they were not."""
-    from tuneloop.plan.ledger import read_ledger, usual_speed
     from tuneloop.train.budget import BUSY, speed_words
 
     now, usual = plan["time"]["tokens_per_second"], usual_speed(plan, read_ledger())
@@ -123,31 +126,14 @@ def make_plan(
         seconds_spent: of the time of training already.
     """
     from tuneloop.models.lora import target_names
-    from tuneloop.models.shape import ModelShape
-    from tuneloop.plan.estimate import Machine, Work, estimate
-    from tuneloop.plan.ledger import corrected, read_ledger
     from tuneloop.train.budget import rows_seen, seen_words
-    from tuneloop.train.rows import supervised_tokens, tokens_of
-    from tuneloop.train.speed import micro_shape
 
-    recipe, model = job.recipe, job.training_model
+    recipe, model, train = job.recipe, job.training_model, job.recipe.train
     train_rows, run = run_plan(job, dataset, speed, seconds_spent)
     steps = run.steps
-    indices = [i for step in steps for i in step.indices]
-    micros = [[train_rows[i] for i in micro] for step in steps for micro in step.micro_batches]
-    micro_batches = {micro_shape(model, micro, recipe.train) for micro in micros}
-    work = Work(
-        steps=len(steps),
-        tokens=sum(tokens_of(train_rows[i]) for i in indices),
-        supervised=round(sum(supervised_tokens(train_rows[i]) for i in indices)),
-        val_tokens=run.forward_tokens,
-        micro_batches=tuple(sorted(micro_batches)),
-        accumulated=max((len(step.micro_batches) for step in steps), default=1),
-    )
     gpus = machine.gpus()
-    place = machine.processor()
     here = Machine(
-        name=gpus[0] if gpus else f"cpu: {place}, {machine.cores()} cores",
+        name=gpus[0] if gpus else f"cpu: {machine.processor()}, {machine.cores()} cores",
         capacity_gib=machine.training_capacity(),
         resident_gib=resident,
         usd_per_hour=recipe.plan.usd_per_hour,
@@ -156,11 +142,11 @@ def make_plan(
     shape = ModelShape.from_config(model.config, str(model.folder / "config.json"))
     targets = list(target_names(model.net, recipe.train.targets))
     plan = estimate(
-        shape, work, here, model=recipe.model, method=recipe.train.method, rank=recipe.train.rank, targets=targets,
-        prefix_tokens=recipe.train.prefix_tokens, bytes_a_weight=model.head.element_size(), optimizer=recipe.train.optimizer,
-        optimizer_in_backward=recipe.train.optimizer_in_backward, grad_ckpt=recipe.train.gradient_checkpointing == "always",
+        shape, _work_of(job, train_rows, run), here, bytes_a_weight=model.head.element_size(), model=recipe.model,
+        method=train.method, rank=train.rank, targets=targets, prefix_tokens=train.prefix_tokens, optimizer=train.optimizer,
+        optimizer_in_backward=train.optimizer_in_backward, grad_ckpt=train.gradient_checkpointing == "always",
     )  # fmt: skip
-    plan = _within_limit(corrected(plan, read_ledger()), recipe.train.max_minutes)
+    plan = _within_limit(corrected(plan, read_ledger()), train.max_minutes)
     seen = rows_seen(steps)
     return {
         **plan,
@@ -170,9 +156,26 @@ def make_plan(
             "words": seen_words(seen, len(train_rows), steps[-1].epoch if steps else 0.0),
         },
         "validation": {"times": run.validations, "rows": min(run.val_rows, len(job.rendered(dataset.val)))},
-        "max_minutes": recipe.train.max_minutes,
+        "max_minutes": train.max_minutes,
         "apart": _apart(job),
     }
+
+
+def _work_of(job: RunContext, rows: Sequence[TrainRow], run: RunPlan) -> Work:
+    """What the steps compute."""
+    from tuneloop.train.rows import supervised_tokens, tokens_of
+    from tuneloop.train.speed import micro_shape
+
+    micros = [[rows[i] for i in micro] for step in run.steps for micro in step.micro_batches]
+    of_steps = [row for micro in micros for row in micro]
+    return Work(
+        steps=len(run.steps),
+        tokens=sum(map(tokens_of, of_steps)),
+        supervised=round(sum(map(supervised_tokens, of_steps))),
+        val_tokens=run.forward_tokens,
+        micro_batches=tuple(sorted({micro_shape(job.training_model, micro, job.recipe.train) for micro in micros})),
+        accumulated=max((len(step.micro_batches) for step in run.steps), default=1),
+    )
 
 
 def _within_limit(plan: dict[str, Any], minutes: float | None) -> dict[str, Any]:
@@ -221,8 +224,6 @@ def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
 
 def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> dict[str, Any]:
     """The plan stage by itself; nothing is trained."""
-    import tempfile
-
     from tuneloop.train.speed import measure_speed
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,6 +14,7 @@ from tuneloop.core.files import content_hash, lock_folder, read_jsonl, write_jso
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted
 from tuneloop.models.methods import method_named
+from tuneloop.plan.ledger import record_run
 from tuneloop.records.plan import PLAN, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
@@ -81,15 +82,6 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     mfu = _mfu(job, dataset) if job.tuned else None
     if began and result.resumed_at:
         job.say(f"train     went on from the checkpoint at step {result.resumed_at}")
-    predicted = None
-    if plan:
-        predicted = {
-            "minutes": plan["time"]["hours"] * 60,
-            "low": plan["time"]["low"] * 60,
-            "high": plan["time"]["high"] * 60,
-            "peak_gib": plan["memory"]["peak_gib"],
-            "usd": plan["cost"]["usd"],
-        }
     method = method_named(recipe.train.method)
     run = RunManifest.model_validate({
         "id": folder.resolve().name,
@@ -101,16 +93,14 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         "dataset": dataset.id,
         **vars(result),
         "usd": result.seconds / 3600 * recipe.plan.usd_per_hour,
-        "predicted": predicted,
+        "predicted": _predicted(plan) if plan else None,
         "mfu": mfu,
         "weights" if method.folder == "model" else "adapter": method.folder,
     })  # fmt: skip
     write_record(folder / RUN, run)
     if plan and not result.resumed_at:
-        from tuneloop.plan.ledger import record_run
-
-        whole = result.stopped == "finished" and result.total_steps == result.planned_steps
-        minutes = result.seconds / 60 if whole else None
+        finished = result.stopped == "finished" and result.total_steps == result.planned_steps
+        minutes = result.seconds / 60 if finished else None
         disturbed = plan.get("disturbed") or (result.speed_share or 1.0) < BUSY or (mfu and mfu["value"] is None)
         record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
     for line in _result_lines(run):
@@ -118,6 +108,16 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     if share := used(run.as_json()):
         job.say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
     return run
+
+
+def _predicted(plan: Mapping[str, Any]) -> dict[str, float]:
+    """What `run.json` keeps of the plan."""
+    minutes = {
+        "minutes": plan["time"]["hours"] * 60,
+        "low": plan["time"]["low"] * 60,
+        "high": plan["time"]["high"] * 60,
+    }
+    return {**minutes, "peak_gib": plan["memory"]["peak_gib"], "usd": plan["cost"]["usd"]}
 
 
 def _result_lines(run: RunManifest) -> list[str]:

@@ -76,6 +76,10 @@ def test_folders_and_globs_are_sorted_and_a_file_is_read_once(tmp_path: Path) ->
     assert [str(f.path.relative_to(tmp_path)) for f in files] == ["b.jsonl", "a.csv", "sub/c.json"]
     with pytest.raises(UserError, match="No readable file"):
         find_files([str(tmp_path / "done")])
+    (tmp_path / "done" / "dataset.json").unlink()
+    (tmp_path / "done" / "train.jsonl").rename(tmp_path / "done" / "rejects.jsonl")
+    with pytest.raises(UserError, match="was not finished"):
+        find_files([str(tmp_path / "done")])
 
 
 def test_reading_opens_no_later_file_before_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,11 @@ def _files_of_folder(folder: Path) -> list[Path]:
     found = _of_data([path for path in named if path.is_file()])
     if (folder / INFO).is_file():
         found = sorted({*found, *_named_by(folder)})
+    if not found and (folder / "rejects.jsonl").is_file():
+        raise UserError(
+            "The data set in this folder was not finished: `tuneloop prepare` failed or was stopped", where=str(folder),
+            next_step="look at the rejects.jsonl in it, then prepare the sources again",
+        )  # fmt: skip
     if not found:
         raise UserError(
             "No readable file in the folder", where=str(folder), next_step=f"kinds that are read: {SUPPORTED}"

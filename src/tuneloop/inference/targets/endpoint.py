@@ -51,7 +51,6 @@ class EndpointTarget(TextTarget):
 
 
 def _why_not(request: Request) -> str:
-    """Why a request can't be sent; empty where it can."""
     if request.continues is not None:
         return "no_prompt: the model was trained on plain text, which no chat endpoint goes on with"
     if not request.messages:

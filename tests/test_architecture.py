@@ -73,7 +73,10 @@ NEED = {
     "models.lora": {"torch"},
     "models.prefix": {"torch"},
     "models.quantised": {"torch"},
-    "train.loss": {"torch"},
+    **{
+        f"train.{name}": {"torch"}
+        for name in ("checkpoint", "loop", "loss", "lr_finder", "optimizers", "run", "speed", "step")
+    },
     "evaluate.classical": {"numpy"},
     "evaluate.agreement": {"numpy"},
     "evaluate.compare": {"numpy"},

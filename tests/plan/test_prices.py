@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 from tuneloop.core.errors import UserError
 from tuneloop.plan import prices
 from tuneloop.plan.gpus import all_gpus
-from tuneloop.plan.prices import BUNDLED, Price, group_offers, load_prices, update_prices, usd_per_hour
+from tuneloop.plan.prices import BUNDLED, Price, group_offers, load_prices, update_prices
 
 GPUS = yaml.safe_load(BUNDLED.read_text())["offers"]
 KNOWN = sorted({gpu for group in GPUS for gpu in group["usd_per_gpu_hour"]})
+
+
+def usd_per_hour(gpu: str, tier: str = "on-demand", gpus: int = 1, *, prices: Path | None = None) -> Price | None:
+    return load_prices(prices).gpu(gpu, tier, gpus)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +41,7 @@ def test_every_bundled_price_has_a_date_a_source_and_a_possible_figure() -> None
     for price in (price for level in table.levels for price in level):
         assert date(2025, 1, 1) < date.fromisoformat(price.date) <= date.today(), price
         assert price.source.startswith("https://") and price.provider and 0.04 < price.usd_per_hour < 20, price
-    for entry in (*table.tokens, *table.tuning, table.storage):
+    for entry in (*table.tokens, table.storage):
         assert date.fromisoformat(entry.date) and entry.source.startswith("https://")
 
 

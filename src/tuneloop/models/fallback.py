@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,12 @@ class TransformersCache:
 
     def select(self, rows: Tensor) -> TransformersCache:
         """The same for some rows, or for rows repeated; a copy."""
-        import copy
-
         chosen = copy.deepcopy(self.inner)
         chosen.batch_select_indices(rows)
         return TransformersCache(chosen)
 
     def joined(self, other: TransformersCache, held: int = 0) -> TransformersCache:
         """The rows of both; see `KeyValues.joined`."""
-        import copy
-
         chosen = copy.deepcopy(self.inner)
         length = max(self.length, other.length)
 
@@ -96,8 +93,6 @@ class TransformersCache:
 
     def without_first(self, places: int, held: int = 0) -> TransformersCache:
         """Without so many places at the beginning; a copy."""
-        import copy
-
         chosen = copy.deepcopy(self.inner)
         for layer in chosen.layers:
             layer.keys, layer.values = layer.keys[:, :, places:], layer.values[:, :, places:]

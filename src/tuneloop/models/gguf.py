@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -50,11 +51,8 @@ def convert(source: Path, folder: Path) -> Path:
         return folder
 
     def waiting(holder: str) -> None:
-        print(
-            f"waiting   another tuneloop process ({holder}) is unpacking the model {source.stem}",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"waiting   another tuneloop process ({holder}) is unpacking the model {source.stem}"
+        print(line, file=sys.stderr, flush=True)
 
     with user_errors_of_the_disk(folder), lock_folder(folder, waiting=waiting):
         if _is_converted(done, stamp):  # by the process that was waited for
@@ -72,8 +70,6 @@ def convert(source: Path, folder: Path) -> Path:
 
 def _is_converted(done: Path, stamp: Mapping[str, Any]) -> bool:
     """Whether the file written last tells of the same source."""
-    import json
-
     try:
         known = json.loads(done.read_text())
     except (FileNotFoundError, ValueError):
@@ -176,13 +172,8 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     control = 3
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(t, special=True, normalized=False)
-            for t, kind in zip(tokens, kinds, strict=True)
-            if kind == control
-        ]
-    )
+    special = [t for t, kind in zip(tokens, kinds, strict=True) if kind == control]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     write_text(folder / "tokenizer.json", tokenizer.to_str())
 
     def token(which: str) -> str | None:

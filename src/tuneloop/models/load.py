@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import struct
@@ -152,10 +153,12 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "") -> Model:
     Raises:
         UserError: it can't be found, or its files are damaged.
     """
+    import torch
+
     folder = resolve(name)
     config = read_json(folder / "config.json")
     template = load_template(folder)
-    net = _load_net(folder, config, _dtype(dtype), device)
+    net = _load_net(folder, config, default_dtype() if dtype == "auto" else getattr(torch, dtype), device)
     return Model(name, folder, net, template, config, fingerprint(folder))
 
 
@@ -178,15 +181,6 @@ def default_dtype() -> torch.dtype:
     except (AttributeError, RuntimeError):
         native = False
     return torch.bfloat16 if native else torch.float32
-
-
-def _dtype(name: str) -> torch.dtype:
-    import torch
-
-    if name == "auto":
-        return default_dtype()
-    kind: torch.dtype = getattr(torch, name)
-    return kind
 
 
 def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype, device: str = "") -> nn.Module:
@@ -304,8 +298,6 @@ def use_threads() -> int:
     them took 7 % off a training step. oneDNN keeps half a MiB for each shape that it has multiplied, of 1,024 shapes: rows of
     ever new lengths fill that with what is never used again. Its two caches are read from the environment when it first computes.
     """
-    import ctypes
-
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, str(SHAPES_KEPT))
 

@@ -12,6 +12,7 @@ ones does), a server that tokenises the whole conversation can merge characters 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import re
 from collections.abc import Sequence
@@ -143,8 +144,6 @@ class Template:
             text = json.dumps(value, ensure_ascii=False, indent=indent)
             escaped = "[^\x00-\x7f\ue000-\ue003]"  # our marks stay as they are
             return re.sub(escaped, lambda m: json.dumps(m[0])[1:-1], text) if ensure_ascii else text
-
-        import datetime
 
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
@@ -415,7 +414,7 @@ def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 # Tokens by which the common chat formats end a turn.
-_ENDS_OF_TURN = (
+_ENDS_OF_TURN = [
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
@@ -423,9 +422,7 @@ _ENDS_OF_TURN = (
     "<end_of_turn>",
     "<|endoftext|>",
     "<|end_of_text|>",
-)
-
-
+]
 _ENDS_OF_TEXT = frozenset({"<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"})
 
 

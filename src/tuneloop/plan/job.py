@@ -196,8 +196,7 @@ def _method(name: str) -> Method:
     except UserError:
         if name.endswith(".py"):
             raise
-    choices = [method.name for method in methods()]
-    raise _no_choice("method", name, choices)
+    raise _no_choice("method", name, [method.name for method in methods()])
 
 
 def _no_choice(setting: str, value: object, choices: Sequence[str]) -> UserError:

@@ -13,22 +13,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.methods import USUAL
 from tuneloop.models.shape import ModelShape, target_modules
-from tuneloop.plan.cost import (
-    ONE_RUN,
-    Cost,
-    Efforts,
-    Interruptions,
-    checkpoint_hours,
-    cost_of,
-    expected_hours,
-    interruptions,
-    never_ends,
-)
+from tuneloop.plan import cost as costs
+from tuneloop.plan.cost import ONE_RUN, Cost, Efforts, Interruptions
 from tuneloop.plan.gpus import CPU, Figures, Gpu, all_gpus, find_gpu, own_card
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import Entry, learned_speed, read_ledger
 from tuneloop.plan.memory import Memory, memory_of
-from tuneloop.plan.prices import CPU_USD_PER_HOUR, TIERS, Price, PriceTable, Tier, load_prices
+from tuneloop.plan.prices import CPU_USD_PER_HOUR, Price, PriceTable, Tier, load_prices
 from tuneloop.plan.recommend import recommendation
 from tuneloop.plan.remedies import COUNTS, changes, would_fit
 from tuneloop.plan.shape import find_model
@@ -166,8 +157,6 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in settings.items() if value is not None}
     name, shape, assumed = find_model(given.pop("model"))
     tier, own, usd = given.pop("tier", "on-demand"), given.pop("prices", None), _own_card(given, assumed)
-    if tier not in TIERS:
-        raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
     lengths, epochs, told = _lengths(given)
     assumed += told
     said = dict(given)
@@ -183,7 +172,9 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "targets" in given:
         given["targets"] = target_modules(given["targets"])
     per_hour, minutes = given.pop("interruptions_per_hour", None), given.pop("checkpoint_minutes", None)
-    _check_interruptions(per_hour, minutes)
+    for flag, value, least in (("--interruptions-per-hour", per_hour, 0.0), ("--checkpoint-minutes", minutes, 0.01)):
+        if value is not None and not least <= value <= 10_000:
+            raise UserError(f"{flag} is {value}", where=flag, next_step=f"give a number from {least:g} to 10,000")
     prices = priced(load_prices(own), given.get("gpu"), usd, tier)
     efforts = replace(ONE_RUN, **{f.name: given.pop(f.name) for f in fields(Efforts) if f.name in given})
     ask = Ask(name, shape, given, lengths, epochs, prices, tier, efforts, per_hour, minutes)
@@ -217,15 +208,6 @@ def _own_card(given: dict[str, Any], assumed: list[str]) -> Any:
         assumed.append(f"a card of {card.gib:g} GiB, {card.tflops:g} TFLOPS, {card.gb_s:g} GB/s, {card.link_gb_s:g} GB/s to its neighbour (--gpu-memory, "
                        "--gpu-tflops, --gpu-bandwidth, --gpu-link)")  # fmt: skip
     return price if usd is None else usd
-
-
-def _check_interruptions(per_hour: float | None, checkpoint_minutes: float | None) -> None:
-    for flag, value, least in (
-        ("--interruptions-per-hour", per_hour, 0.0),
-        ("--checkpoint-minutes", checkpoint_minutes, 0.01),
-    ):
-        if value is not None and not least <= value <= 10_000:
-            raise UserError(f"{flag} is {value}", where=flag, next_step=f"give a number from {least:g} to 10,000")
 
 
 def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
@@ -374,21 +356,22 @@ def _option(ask: Ask, job: TrainingSetup) -> Option:
         **overhead_hours(job, evaluations=EVALUATIONS, evaluation_tokens=min(val, 200_000)),
     }
     price = ask.prices.gpu(job.gpu.key, ask.tier, job.gpus)
-    usual = interruptions(price.tier if price else ask.tier, job.gpus)
+    usual = costs.interruptions(price.tier if price else ask.tier, job.gpus)
     how = Interruptions(
         usual.per_hour if ask.per_hour is None else ask.per_hour, ask.checkpoint_minutes, parts.pop("save") * 60,
         last_minutes=parts.pop("keep") * 60,
     )  # fmt: skip
     work = sum(parts.values())
-    hours = expected_hours(work, how)
+    hours = costs.expected_hours(work, how)
     if not math.isfinite(hours):
-        raise never_ends(how)
-    parts["checkpoints"] = checkpoint_hours(work, how)
+        raise costs.never_ends(how)
+    parts["checkpoints"] = costs.checkpoint_hours(work, how)
     parts["interruptions"] = hours - work - parts["checkpoints"]
     cost, memory = None, memory_of(job)
     if price and lengths.tokens and memory.fits:
-        efforts = ask.efforts if ask.efforts.storage_gb else replace(ask.efforts, storage_gb=_kept_gb(job))
-        cost = cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,
+        kept_gb = ask.efforts.storage_gb or round(job.trainable * (2 if job.full else 4) / 1e9, 2)
+        efforts = replace(ask.efforts, storage_gb=kept_gb)
+        cost = costs.cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,
                        usd_per_gb_month=ask.prices.storage.usd_per_gb_month)  # fmt: skip
     return Option(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, learned)
 
@@ -402,10 +385,6 @@ def _typical(ask: Ask, job: TrainingSetup) -> TrainingSetup:
     if isinstance(ask.settings.get("micro_batch"), tuple):
         rows = max(rows, loop_rows(lengths.mean, full_on_cpu=job.full and job.gpu.is_cpu))
     return replace(job, micro_batch=rows, seq_len=min(round(lengths.expected_longest(rows)), job.seq_len))
-
-
-def _kept_gb(job: TrainingSetup) -> float:
-    return round(job.trainable * (2 if job.full else 4) / 1e9, 2)
 
 
 def _row(option: Option) -> dict[str, Any]:

@@ -6,7 +6,9 @@ these over the bundled ones; among prices of one level the smallest bill wins.
 
 from __future__ import annotations
 
+import difflib
 import functools
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import home
+from tuneloop.core.files import home, write_yaml
 from tuneloop.plan.gpus import CPU, all_gpus
 
 Tier = Literal["on-demand", "spot", "community", "reserved"]
@@ -83,18 +85,6 @@ class TokenPrice:
 
 
 @dataclass(frozen=True)
-class TuningPrice:
-    """What training by others costs: dollars for 1 million training tokens, from `low` (LoRA) to `high` (full)."""
-
-    provider: str
-    up_to_billion: float
-    low: float
-    high: float
-    date: str
-    source: str
-
-
-@dataclass(frozen=True)
 class StoragePrice:
     """What keeping files costs: dollars for a GB and month."""
 
@@ -110,7 +100,6 @@ class PriceTable:
 
     levels: tuple[tuple[Price, ...], ...]
     tokens: tuple[TokenPrice, ...]
-    tuning: tuple[TuningPrice, ...]
     storage: StoragePrice
 
     def offers(self, gpu: str, tier: str = "on-demand") -> list[Price]:
@@ -131,7 +120,12 @@ class PriceTable:
 
         A spot machine that costs more than one on demand is none to take (its fewest GPUs may be more than are needed): then the price on demand is
         given, and says so. Where a card is not rented out on demand, a private host's price stands for it.
+
+        Raises:
+            UserError: an unknown tier.
         """
+        if tier not in TIERS:
+            raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
         found = self.offers(gpu, tier)
         if (found and tier == "spot") or (not found and tier == "on-demand"):
             found = found + self.offers(gpu, INSTEAD[tier])
@@ -142,28 +136,6 @@ class PriceTable:
         name = model.rsplit("/", 1)[-1].lower().removeprefix("meta-").removesuffix("-instruct")
         found = [price for price in self.tokens if price.model == name]
         return sorted(found, key=lambda price: price.input + price.output)
-
-    def managed_tuning(self, billion: float) -> TuningPrice | None:
-        """Managed training of a model with `billion` parameters (in 10^9), or None where it is too large."""
-        fits = [price for price in self.tuning if billion <= price.up_to_billion]
-        return min(fits, key=lambda price: price.up_to_billion, default=None)
-
-
-def usd_per_hour(gpu: str, tier: str = "on-demand", gpus: int = 1, *, prices: Path | str | None = None) -> Price | None:
-    """The price of a GPU: see `PriceTable.gpu`.
-
-    Args:
-        gpu: key, as in `gpus.yaml`.
-        tier: `on-demand`, `spot`, `community` or `reserved`.
-        gpus: how many are needed together.
-        prices: the user's price file; default: `~/.config/tuneloop/prices.yaml`.
-
-    Raises:
-        UserError: an unknown tier, or a price file with gaps.
-    """
-    if tier not in TIERS:
-        raise UserError(f"No price tier {tier!r}", where="tier", next_step=f"choose one of {', '.join(TIERS)}")
-    return load_prices(prices).gpu(gpu, tier, gpus)
 
 
 def load_prices(own: Path | str | None = None) -> PriceTable:
@@ -208,7 +180,6 @@ def _load(files: tuple[tuple[str, int], ...]) -> PriceTable:
     return PriceTable(
         levels=(*levels, tuple(_offers(bundled["offers"]))),
         tokens=tuple(TokenPrice(**_dated(entry)) for entry in bundled["tokens"]),
-        tuning=tuple(TuningPrice(**_dated(entry)) for entry in bundled["tuning"]),
         storage=StoragePrice(**_dated(bundled["storage"])),
     )
 
@@ -300,8 +271,6 @@ def _refuse_unknown(values: Mapping[str, Any], allowed: set[str], where: str) ->
 
 
 def _nearest(name: str, known: set[str]) -> str:
-    import difflib
-
     near = difflib.get_close_matches(name, sorted(known), 3, 0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(sorted(known))}"
 
@@ -314,33 +283,13 @@ def _example() -> str:
 
 # Our keys by the catalogue's names and GB of memory; a name that stands for two cards takes the memory to tell them apart.
 CATALOGUE_NAMES: dict[tuple[str, int], str] = {
-    ("T4", 16): "t4",
-    ("L4", 24): "l4",
-    ("A10G", 24): "a10g",
-    ("A10", 24): "a10",
-    ("A5000", 24): "a5000",
-    ("RTXA5000", 24): "a5000",
-    ("RTX6000Ada", 48): "rtx6000-ada",
-    ("RTX3060", 12): "rtx3060",
-    ("RTX3080", 12): "rtx3080-12gb",
-    ("RTX4070", 12): "rtx4070",
-    ("RTX4070Ti", 12): "rtx4070-ti",
-    ("RTX4080", 16): "rtx4080",
-    ("RTX5070", 12): "rtx5070",
-    ("RTX5080", 16): "rtx5080",
-    ("V100", 16): "v100-16gb",
-    ("V100", 32): "v100-32gb",
-    ("RTX3090", 24): "rtx3090",
-    ("RTX4090", 24): "rtx4090",
-    ("RTX5090", 32): "rtx5090",
-    ("A6000", 48): "a6000",
-    ("RTXA6000", 48): "a6000",
-    ("L40S", 48): "l40s",
-    ("A100", 40): "a100-40gb",
-    ("A100", 80): "a100-80gb",
-    ("H200", 141): "h200",
-    ("B200", 180): "b200",
-    ("B200", 192): "b200",
+    ("T4", 16): "t4", ("L4", 24): "l4", ("A10G", 24): "a10g", ("A10", 24): "a10", ("A5000", 24): "a5000",
+    ("RTXA5000", 24): "a5000", ("RTX6000Ada", 48): "rtx6000-ada", ("RTX3060", 12): "rtx3060",
+    ("RTX3080", 12): "rtx3080-12gb", ("RTX4070", 12): "rtx4070", ("RTX4070Ti", 12): "rtx4070-ti",
+    ("RTX4080", 16): "rtx4080", ("RTX5070", 12): "rtx5070", ("RTX5080", 16): "rtx5080", ("V100", 16): "v100-16gb",
+    ("V100", 32): "v100-32gb", ("RTX3090", 24): "rtx3090", ("RTX4090", 24): "rtx4090", ("RTX5090", 32): "rtx5090",
+    ("A6000", 48): "a6000", ("RTXA6000", 48): "a6000", ("L40S", 48): "l40s", ("A100", 40): "a100-40gb",
+    ("A100", 80): "a100-80gb", ("H200", 141): "h200", ("B200", 180): "b200", ("B200", 192): "b200",
     ("MI300X", 192): "mi300x",
 }  # fmt: skip
 
@@ -361,10 +310,6 @@ def update_prices(today: Day | None = None) -> dict[str, Any]:
     Raises:
         UserError: gpuhunt is not installed, or its catalogue can't be reached.
     """
-    import logging
-
-    from tuneloop.core.files import write_yaml
-
     logging.getLogger("gpuhunt").setLevel(logging.CRITICAL + 1)  # else a traceback for each provider without a network
     try:
         import gpuhunt

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import logging
+import re
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
@@ -12,7 +14,7 @@ from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.shape import LIKE_LLAMA, ModelShape
 
 BUNDLED = Path(__file__).with_name("models.yaml")
-_KEYS = (
+_KEYS = [
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -22,7 +24,9 @@ _KEYS = (
     "head_dim",
     "tie_word_embeddings",
     "max_position_embeddings",
-)
+]
+# What names end in that says nothing of sizes.
+_ENDINGS = r"(-(hf|instruct|it|chat|base|bnb-4bit|unsloth|fp8|intermediate-step-1431k-3t|v1\.0))+$"
 
 
 @functools.cache
@@ -64,26 +68,8 @@ def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
 
 def _short(name: str) -> str:
     """`meta-llama/Meta-Llama-3.1-8B-Instruct` and the like as `llama-3.1-8b`."""
-    short = name.rsplit("/", 1)[-1].lower().replace(":", "-")
-    endings = (
-        "-hf",
-        "-instruct",
-        "-it",
-        "-chat",
-        "-base",
-        "-bnb-4bit",
-        "-unsloth",
-        "-fp8",
-        "-intermediate-step-1431k-3t",
-        "-v1.0",
-    )
-    while (shorter := short.removesuffix(next((e for e in endings if short.endswith(e)), ""))) != short:
-        short = shorter
-    short = short.removeprefix("meta-")
-    if short.startswith("llama-3.") is False and short.startswith("llama3"):
-        short = short.replace("llama3", "llama-3", 1)
-    if short.startswith("llama2"):
-        short = short.replace("llama2", "llama-2", 1)
+    short = re.sub(_ENDINGS, "", name.rsplit("/", 1)[-1].lower().replace(":", "-")).removeprefix("meta-")
+    short = re.sub(r"^llama([23])", r"llama-\1", short)
     return {"tinyllama": "tinyllama-1.1b"}.get(short, short)
 
 
@@ -111,8 +97,6 @@ def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
 
 
 def _from_hub(name: str) -> Path:
-    import logging
-
     from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
     try:

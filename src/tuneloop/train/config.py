@@ -26,13 +26,6 @@ def usual_rate(method: str, loss: str) -> float:
     return method_named(method).learning_rate * (1.0 if loss == "supervised" else PREFERENCE_SHARE)
 
 
-def refuse_unknown(name: str, table: Mapping[str, Any]) -> None:
-    """Refuse what stands in no row of a table."""
-    if name not in table:
-        *first, last = table
-        raise ValueError(f"must be {', '.join(first)} or {last}")
-
-
 def _choices() -> str:
     *first, last = (f"{method.name} ({method.about})" for method in SHIPPED)
     return f"{', '.join(first)} or {last}"
@@ -165,8 +158,9 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
     @field_validator("loss")
     @classmethod
     def _known_loss(cls, value: str) -> str:
-        if value not in LOSS_NAMES:
-            refuse_unknown(value, {**dict.fromkeys(LOSS_NAMES), **LOSSES})
+        known = list(dict.fromkeys([*LOSS_NAMES, *LOSSES]))
+        if value not in known:
+            raise ValueError(f"must be {', '.join(known[:-1])} or {known[-1]}")
         return value
 
     @field_validator("gradient_checkpointing", mode="before")

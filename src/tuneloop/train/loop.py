@@ -171,7 +171,8 @@ def train(
     steps = plan_steps(rows.train, config, seed, mixed)
     if not state.planned_steps:
         if config.max_minutes is not None and not tokens_per_second:
-            tokens_per_second = _speed(model, rows.train, config, seed, progress)
+            measured = measure_speed(model, rows.train, config, seed, progress=progress)
+            tokens_per_second = summed([measured])[0] / processes()
         spent = seconds_spent + summed([time.monotonic() - began])[0] / processes()
         plan = budget.plan_run(steps, rows.train, rows.val, general, config, seed, tokens_per_second, spent)
         state.planned_steps = state.total_steps = len(plan.steps)
@@ -200,11 +201,6 @@ def train(
     with busy(run.progress, "saving the result"):
         _finish(run)
     return _result(run, steps, len(rows.train), resumed_at)
-
-
-def _speed(model: Model, rows: Sequence[TrainRow], config: TrainConfig, seed: int, progress: Progress) -> float:
-    """The measured speed, the same in all processes."""
-    return summed([measure_speed(model, rows, config, seed, progress=progress)])[0] / processes()
 
 
 def _begin(

@@ -94,14 +94,21 @@ def load(model: Model, folder: Path) -> None:
     Raises:
         UserError: they are another base model's, or damaged.
     """
-    from tuneloop.models.load import read_weights
     from tuneloop.models.lora import copy_tensors
 
+    wrong = UserError(
+        "These weights were trained from another base model", where=str(folder), next_step="set model= to that one"
+    )
+    copy_tensors(_weights(model, folder, wrong), dict(model.net.named_parameters()), str(folder))
+
+
+def _weights(model: Model, folder: Path, wrong: UserError) -> dict[str, Tensor]:
+    """Saved weights; `wrong` is raised where they are another base model's."""
+    from tuneloop.models.load import read_weights
+
     if read_json(folder / OWN)["base_fingerprint"] != model.fingerprint:
-        raise UserError(
-            "These weights were trained from another base model", where=str(folder), next_step="set model= to that one"
-        )
-    copy_tensors(read_weights(folder), dict(model.net.named_parameters()), str(folder))
+        raise wrong
+    return read_weights(folder)
 
 
 def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
@@ -110,13 +117,10 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it had another base model.
     """
-    from tuneloop.models.load import read_weights
-
-    if read_json(folder / OWN)["base_fingerprint"] != model.fingerprint:
-        raise UserError(
-            "That run had another base model", where=f"train.init={settings.init}", next_step=f"set model={folder}"
-        )
-    return read_weights(folder)
+    where = f"train.init={settings.init}"
+    return _weights(
+        model, folder, UserError("That run had another base model", where=where, next_step=f"set model={folder}")
+    )
 
 
 FULL = Method(

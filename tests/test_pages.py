@@ -52,6 +52,17 @@ def test_lines_are_at_most_120_characters(page: Path) -> None:
     assert not wide
 
 
+def test_every_picture_is_shown_small_and_can_be_made_again() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    script = (ROOT / "docs" / "make_pictures.py").read_text(encoding="utf-8")
+    pictures = sorted((ROOT / "docs" / "images").iterdir())
+    assert len(pictures) >= 5
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000, picture.name
+        assert f"images/{picture.name})" in text, picture.name
+        assert f'"{picture.stem}": Picture(' in script, picture.name
+
+
 def test_contributing_names_places_that_exist() -> None:
     source = ROOT / "src" / "tuneloop"
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

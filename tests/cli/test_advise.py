@@ -171,7 +171,7 @@ def test_a_table_for_a_narrow_place_breaks_names_and_loses_nothing() -> None:
     from tuneloop.cli import advise as command
 
     names = ["tf-idf + logistic regression", "zero-shot calibrated", "tuned"]
-    heads = ["contender", "quality (macro-F1)", "gain over the best prompt", "tokens read", "1,000 queries", "training"]
+    heads = ["system", "quality (macro-F1)", "gain over the best prompt", "tokens read", "1,000 queries", "training"]
     for width, room in ((80, 80), (40, 90)):
         table = command._table("Measured", *heads)
         for i, name in enumerate(names):

@@ -15,7 +15,7 @@ from pydantic import Field
 from tuneloop.advise.config import CaseOptions
 from tuneloop.advise.economics import MODES, Bill, OptionRow, Swing, compare_options, sensitivity
 from tuneloop.advise.economy import TokenLine, bills, options_of, serving, smaller_models, token_lines, trainings
-from tuneloop.advise.measured import BaselineResults, Result, ladder
+from tuneloop.advise.measured import BaselineResults, Result, leaderboard
 from tuneloop.advise.rules import Reason, decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
@@ -31,7 +31,14 @@ from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.usual import usual_settings
 
-UNTOLD = {"measured", "lengths", "notes", "source", "named", "settings"}  # of a question: told elsewhere
+LEFT_OUT = {
+    "measured",
+    "lengths",
+    "notes",
+    "source",
+    "named",
+    "settings",
+}  # of the input as it is printed: shown elsewhere
 
 
 # --- what is asked -----------------------------------------------------------------------------
@@ -126,9 +133,9 @@ class Advice:
             "monthly_bills": {mode: asdict(bill) for mode, bill in self.bills.items()},
             "token_prices": [asdict(line) for line in self.tokens],
             "trainings": {name: _training(training) for name, training in self.trainings.items()},
-            "ladder": ladder(self.question.measured) if self.question.measured else [],
+            "ladder": leaderboard(self.question.measured) if self.question.measured else [],
             "assumptions": self.assumptions,
-            "question": self.question.model_dump(mode="json", exclude=UNTOLD, exclude_none=True),
+            "question": self.question.model_dump(mode="json", exclude=LEFT_OUT, exclude_none=True),
         }  # fmt: skip
 
     @property
@@ -273,7 +280,7 @@ def _expected_usd(trained: Mapping[str, Machine], method: str) -> float | None:
 def _over_budget(
     question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine], method: str
 ) -> dict[str, Any]:
-    """What a budget that is too small is told: what the money goes to, and what would cost less."""
+    """What is said of a budget that is too small: what the money goes to, and what would cost less."""
     usd, cost = _expected_usd(trained, method), trained[method].cost if method in trained else None
     if question.budget_usd is None or usd is None or cost is None or usd <= question.budget_usd:
         return {}
@@ -310,16 +317,16 @@ def facts_of(
     """Everything that rules may look at; None is unknown."""
     measured = question.measured
     prompt, classical, tuned = (measured.prompt, measured.classical, measured.tuned) if measured else (None, None, None)
-    stood_in = prompt if measured and measured.stand_in else None
+    other_model = prompt if measured and measured.stand_in else None
     chosen = next((row for row in rows if row.option.name == title_of(method)), None)
     against = chosen.against if chosen else None
     training = trained.get(method)
     cost = training.cost if training else None
     scale = metric_of(measured.metric).out_of if measured else 1.0
-    if stood_in and not _is_enough(stood_in, question.target, scale):
+    if other_model and not _is_enough(other_model, question.target, scale):
         prompt = None  # what another model falls short of says nothing about this one
     facts = {
-        **question.model_dump(exclude=UNTOLD),
+        **question.model_dump(exclude=LEFT_OUT),
         **_fits(trained),
         "any_fits": any(t.fits for t in trained.values()),
         "gpu": question.gpu or (training.job.gpu.key if training else ""),
@@ -327,8 +334,8 @@ def facts_of(
         "run_days": training.hours / 24 if training and training.fits and question.training_tokens else None,
         "rows_per_label": question.rows / question.labels if question.rows and question.labels else None,
         "test_rows": measured.n or None if measured else None,
-        "stand_in": measured.stand_in if measured and stood_in else None,
-        "stand_in_best": stood_in.value if stood_in else None,
+        "stand_in": measured.stand_in if measured and other_model else None,
+        "stand_in_best": other_model.value if other_model else None,
         "prompt_name": prompt.name if prompt else None,
         "prompt_best": prompt.value if prompt else None,
         "prompt_low": prompt.low if prompt else None,
@@ -336,7 +343,7 @@ def facts_of(
         "classical_name": classical.name if classical else None,
         "classical_best": classical.value if classical else None,
         "classical_share": classical.value / scale if classical else None,
-        "classical_leads": classical.value > max((r.value for r in (prompt, stood_in) if r), default=-1.0)
+        "classical_leads": classical.value > max((r.value for r in (prompt, other_model) if r), default=-1.0)
         if classical
         else None,
         "classical_right": classical.right if classical and measured and measured.n else None,

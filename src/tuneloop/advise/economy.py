@@ -211,9 +211,9 @@ def options_of(
         ),
     ]
     larger = LARGER.get(question.model.removesuffix("-instruct"))
-    dearer = rate_of(question, prices, larger) if larger else None
-    if larger and dearer:
-        options.append(Option(f"larger model ({larger})", baseline, answer, dearer, note=f"tokens at {dearer.source}"))
+    higher = rate_of(question, prices, larger) if larger else None
+    if larger and higher:
+        options.append(Option(f"larger model ({larger})", baseline, answer, higher, note=f"tokens at {higher.source}"))
     served, monthly = (TokenRate(0, 0, RENTED), bill.usd) if bill else (rate, 0.0)
     for method, training in trained.items():
         if training.cost is None:

@@ -1,4 +1,4 @@
-"""What is known before advice is asked: a data set's manifest, measured results of contenders, what they cost."""
+"""What is known before advice is asked: a data set's manifest, measured results of systems, what they cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuneloop.models.methods import USUAL
 from tuneloop.plan.options import lengths_of
 from tuneloop.records.dataset import AGAIN
 
-CHEAP = ("logistic regression", "your classifier")  # in the names of cheap contenders
+CHEAP = ("logistic regression", "your classifier")  # in the names of cheap systems
 CONSTANT = "majority class"  # always the most frequent label: neither a prompt nor a classifier
 
 
@@ -25,7 +25,7 @@ def _cheap(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Result:
-    """A contender's value of the deciding metric with its 95 % interval, and the share of rows that it has right, where that is known."""
+    """A system's value of the deciding metric with its 95 % interval, and the share of rows that it has right, where that is known."""
 
     name: str
     value: float
@@ -41,11 +41,11 @@ class BaselineResults:
     Args:
         metric: the one that decides.
         n: test rows; 0: not known.
-        results: all contenders.
+        results: all systems.
         verdict: the tuned model against the best prompt: `better`, `worse`, `not enough evidence`, or empty.
         method: how the tuned model was trained.
-        prompt_tokens: contender -> tokens read for a query.
-        usd_per_1000: contender -> dollars that 1,000 queries took where they were measured.
+        prompt_tokens: system -> tokens read for a query.
+        usd_per_1000: system -> dollars that 1,000 queries took where they were measured.
         classical_verdict: the tuned model against the best cheap alternative.
         training_usd: what the tuned model's training cost.
         stand_in: the model that was measured in the place of the one that is asked about; "": that one itself.
@@ -111,15 +111,15 @@ def from_evaluation(manifest: Mapping[str, Any], where: str, metric: str = "") -
             "Not an evaluation: no metrics, no count of rows", where=where, next_step="tuneloop evaluate writes it"
         )
     declare_from(manifest)
-    contenders = {str(manifest.get("name") or "tuned"): metrics, **(manifest.get("baselines") or {})}
+    systems = {str(manifest.get("name") or "tuned"): metrics, **(manifest.get("baselines") or {})}
     metric = metric or _decided_by(manifest)
-    measured = with_prices(measured_of(contenders, manifest.get("costs") or {}, manifest["n"], where, metric), manifest)
+    measured = with_prices(measured_of(systems, manifest.get("costs") or {}, manifest["n"], where, metric), manifest)
     verdicts = [_verdict(manifest, measured, best) for best in (measured.prompt, measured.classical)]
     return replace(measured, verdict=verdicts[0], classical_verdict=verdicts[1])
 
 
 def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResults:
-    """Shares that people measured themselves (contender -> share of right answers), with Wilson's 95 % interval where the
+    """Shares that people measured themselves (system -> share of right answers), with Wilson's 95 % interval where the
     number of test rows is known."""
     results = []
     for name, value in values.items():
@@ -129,17 +129,17 @@ def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResul
 
 
 def measured_of(
-    contenders: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Any], n: int, where: str, metric: str = ""
+    systems: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Any], n: int, where: str, metric: str = ""
 ) -> BaselineResults:
     """Contenders' metrics (name -> metric -> value, low, high) and costs as one record.
 
     Raises:
         UserError: nobody was measured by the metric, or no metric decides.
     """
-    metrics = list(dict.fromkeys(name for values in contenders.values() for name in values))
+    metrics = list(dict.fromkeys(name for values in systems.values() for name in values))
     metric = metric or _deciding(metrics, where)
     results = []
-    for name, values in contenders.items():
+    for name, values in systems.items():
         value = values.get(metric)
         if isinstance(value, dict) and isinstance(value.get("value"), int | float):
             middle = float(value["value"])
@@ -162,9 +162,9 @@ def measured_of(
 
 
 def with_prices(measured: BaselineResults, manifest: Mapping[str, Any]) -> BaselineResults:
-    """What 1,000 requests cost by the ladder, where it was reckoned: measuring shares prompts, requests in production don't."""
-    rungs = [rung for rung in manifest.get("ladder") or () if isinstance(rung, dict)]
-    prices = {str(r.get("name")): r["usd_per_1000"] for r in rungs if isinstance(r.get("usd_per_1000"), int | float)}
+    """What 1,000 requests cost by the leaderboard, where it was computed: measuring shares prompts, requests in production don't."""
+    rows = [one for one in manifest.get("ladder") or () if isinstance(one, dict)]
+    prices = {str(r.get("name")): r["usd_per_1000"] for r in rows if isinstance(r.get("usd_per_1000"), int | float)}
     return replace(measured, usd_per_1000={**measured.usd_per_1000, **prices})
 
 
@@ -278,8 +278,8 @@ def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
     return with_prices(measured_of(metrics, listed.get("costs") or {}, n, str(folder), metric), listed)
 
 
-def ladder(measured: BaselineResults) -> list[dict[str, Any]]:
-    """The contenders from the base model to the tuned one, with gains over the best prompt and what queries cost."""
+def leaderboard(measured: BaselineResults) -> list[dict[str, Any]]:
+    """The systems from the base model to the tuned one, with gains over the best prompt and what queries cost."""
     best, sign = measured.prompt, -1 if lower_is_better(measured.metric) else 1
     order = {"zero-shot": 0, "few-shot": 1, **dict.fromkeys(CHEAP, 2), "tuned": 3}
     place = {r.name: next((n for part, n in order.items() if part in r.name), 3) for r in measured.results}

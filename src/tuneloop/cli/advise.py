@@ -306,14 +306,14 @@ def _print_table(console: Any, table: Any) -> None:
 def _print_ladder(advice: Advice, console: Any) -> None:
     from tuneloop.report.advise_html import page_of_advice
 
-    rungs = page_of_advice(advice.to_json())["ladder"]
-    if not rungs:
+    rows = page_of_advice(advice.to_json())["ladder"]
+    if not rows:
         return
-    columns = {"contender": "name", "gain over the best prompt": "gain", "tokens read": "tokens", "1,000 queries": "query",
+    columns = {"system": "name", "gain over the best prompt": "gain", "tokens read": "tokens", "1,000 queries": "query",
                "training": "training"}  # fmt: skip
-    shown = {title: key for title, key in columns.items() if any(c[key] for c in rungs)}
-    table = _table("\nMeasured", "contender", f"quality ({rungs[0]['metric']})", *list(shown)[1:])
-    for c in rungs:
+    shown = {title: key for title, key in columns.items() if any(c[key] for c in rows)}
+    table = _table("\nMeasured", "system", f"quality ({rows[0]['metric']})", *list(shown)[1:])
+    for c in rows:
         table.add_row(c["name"], f"{c['value']} {c['bounds']}", *(c[key] for key in list(shown.values())[1:]))
     _print_table(console, table)
 

@@ -42,7 +42,7 @@ class _Task:
     first: float
     done: float = 0.0
     total: float = 1.0
-    told: bool = False
+    shown: bool = False
     note: str = ""
     bar: Any = None
 
@@ -58,7 +58,7 @@ class Screen:
         doing: what goes on while no task says so.
     """
 
-    FIRST = 1.5  # seconds until something that begins is told
+    FIRST = 1.5  # seconds until something that begins is shown
     EVERY, MOST = (
         10.0,
         30.0,
@@ -67,7 +67,7 @@ class Screen:
     def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic, doing: str = IDLE) -> None:
         self.quiet, self.clock, self.doing = quiet, clock, doing
         self.bars: Any = None
-        self.tasks: dict[str, _Task] = {}  # the one told of last at the end
+        self.tasks: dict[str, _Task] = {}  # the one that said something last at the end
         self.idle: Any = None  # bar of the time in which no task tells of itself
         self.spoke = clock()
         self.nothing = _Task(self.spoke, 0.0)  # that time
@@ -111,8 +111,8 @@ class Screen:
             going = now - task.began
             if self.bars is not None:
                 self._idle_bar(wanted=task is self.nothing and going >= self.FIRST)
-            elif now - self.spoke >= (min(max(self.EVERY, going / 6), self.MOST) if task.told else self.FIRST):
-                self.spoke, task.told = now, True
+            elif now - self.spoke >= (min(max(self.EVERY, going / 6), self.MOST) if task.shown else self.FIRST):
+                self.spoke, task.shown = now, True
                 print(_line(name, task, going), file=sys.stderr, flush=True)
 
     def _bar(self, name: str, task: _Task) -> None:

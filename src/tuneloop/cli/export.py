@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
@@ -26,8 +28,6 @@ def command(
 
     It is refused while `tuneloop gate` says no, or has judged an earlier evaluation.
     """
-    from pathlib import Path
-
     from tuneloop.workflows.export import export_run
 
     with screen(output.quiet, "exporting") as shown:

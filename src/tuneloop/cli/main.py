@@ -125,7 +125,7 @@ class _Terminated(SystemExit):
 
 @contextlib.contextmanager
 def _ended_by_signal() -> Iterator[None]:
-    """Leave by an exception when SIGTERM comes, so that the user is told; training ends its step first (`notice_sigterm`)."""
+    """Leave by an exception when SIGTERM comes, so that the user reads why; training ends its step first (`notice_sigterm`)."""
     own = os.getpid()
 
     def end(number: int, frame: object) -> None:

@@ -17,7 +17,7 @@ def amount(text: str | float) -> float:
     """A number, in whole or in parts.
 
     Raises:
-        typer.BadParameter: it is none; typer names the option.
+        typer.BadParameter: it is no number; typer names the option.
     """
     if not isinstance(text, str):
         return float(text)
@@ -32,7 +32,7 @@ def count(text: str | float) -> int:
     """A whole number.
 
     Raises:
-        typer.BadParameter: it is none, or has a fraction.
+        typer.BadParameter: it is no number, or has a fraction.
     """
     if isinstance(text, str) and re.fullmatch(r"[+-]?\d{1,300}", text.strip(), re.ASCII):
         return int(text)  # exact, however large

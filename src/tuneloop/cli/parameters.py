@@ -118,7 +118,7 @@ def _names(field: str, flag: Flag) -> tuple[str, ...]:
 
 
 def _option(name: str, info: FieldInfo, panel: str | None) -> tuple[Any, Any]:
-    """Type and option of a record's field. What is not given is None, so that it can be told from the default."""
+    """Type and option of a record's field. What is not given is None, so that it differs from the default."""
     kind = _plain(info.annotation)
     flag = next((one for one in info.metadata if isinstance(one, Flag)), Flag())
     parser, metavar = PARSERS.get(kind, (None, "NAME" if kind is not bool else None))

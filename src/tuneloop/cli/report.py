@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
@@ -18,8 +20,6 @@ def command(
 
     It also prints the table with which a run ends.
     """
-    from pathlib import Path
-
     from rich.console import Console
 
     from tuneloop.core.files import read_json

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag
 
 
 def command(
-    artifact: str = typer.Argument(..., help="Folder of an exported artifact.", metavar="ARTIFACT"),
-    key: str = typer.Option(
-        "", "--key", "-k", help="Check the signature too: the signer's public key, a PEM file.", metavar="FILE"
-    ),
+    artifact: str = argument("ARTIFACT", "Folder of an exported artifact."),
+    key: str = flag("", "FILE", "Check the signature too: the signer's public key, a PEM file.", "-k"),
     *,
     output: Output,
 ) -> None:
@@ -20,8 +21,6 @@ def command(
 
     Exit status 1: a file was changed, is missing or was added, or the signature is not valid.
     """
-    from pathlib import Path
-
     from tuneloop.core.files import plain
     from tuneloop.release.verify import verify
 

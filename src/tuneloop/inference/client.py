@@ -71,7 +71,7 @@ class Endpoint:
         """The URL that is asked.
 
         Raises:
-            UserError: it is none.
+            UserError: it is no such URL.
         """
         parts = urlsplit(self.url.strip())
         if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -372,7 +372,7 @@ class _Refusal:
 
 
 def read_reply(text: str) -> Completion | None:
-    """The body of a chat completion as a reply; None where it is none. Calls of tools become JSON."""
+    """The body of a chat completion as a reply; None where it is something else. Calls of tools become JSON."""
     try:
         value = json.loads(text)
         choice = value["choices"][0]

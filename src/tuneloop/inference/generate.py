@@ -26,7 +26,7 @@ def generate(
     progress: Progress = no_progress,
     task: str = "generating",
 ) -> list[Completion]:
-    """Answers to prompts by the model as it stands, greedy unless told otherwise.
+    """Answers to prompts by the model as it stands, greedy where nothing else is given.
 
     Args:
         prompts: token ids, each ending with the assistant's header (`Template.prompt_ids`).

@@ -311,7 +311,7 @@ class Packed:
 
     @staticmethod
     def of(real_BT: Tensor) -> Packed | None:
-        """From who is no padding; None where there is none."""
+        """From the places of real tokens; None where nothing is padded."""
         places = real_BT.flatten().nonzero()[:, 0]
         rows, length = real_BT.shape
         return None if len(places) == rows * length else Packed(rows, length, places)

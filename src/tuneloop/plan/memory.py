@@ -184,7 +184,7 @@ def _stored_bytes(job: TrainingSetup) -> int:
 
 
 def _trained_bytes(job: TrainingSetup) -> int:
-    """Bytes of a trained weight: adapters are kept in fp32 unless the optimizer is told to work in bf16."""
+    """Bytes of a trained weight: adapters are kept in fp32 unless the optimizer works in bf16."""
     if job.kernels.own:
         return 2 if _keeps_rests(job) else 4
     if job.full:

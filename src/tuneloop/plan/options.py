@@ -157,8 +157,8 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in settings.items() if value is not None}
     name, shape, assumed = find_model(given.pop("model"))
     tier, own, usd = given.pop("tier", "on-demand"), given.pop("prices", None), _own_card(given, assumed)
-    lengths, epochs, told = _lengths(given)
-    assumed += told
+    lengths, epochs, said_of_data = _lengths(given)
+    assumed += said_of_data
     said = dict(given)
     if lengths.longest:
         cpu = bool(given.get("gpu")) and find_gpu(given["gpu"]).is_cpu
@@ -249,16 +249,16 @@ def _lengths(given: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
         raise UserError(f"epochs is {epochs}; it is a number above 0, at most 10,000", where="epochs",
                         next_step="give the passes over the data")  # fmt: skip
     passes = epochs or (DEFAULT_EPOCHS if dataset else 1.0)
-    told = [] if epochs else [f"{passes:g} pass{'es' if passes > 1 else ''} over the data (--epochs)"]
+    said_of_data = [] if epochs else [f"{passes:g} pass{'es' if passes > 1 else ''} over the data (--epochs)"]
     if dataset:
-        return _of_dataset(Path(dataset)), passes, told
+        return _of_dataset(Path(dataset)), passes, said_of_data
     if tokens is None:
-        told.append(
+        said_of_data.append(
             f"{DEFAULT_TOKENS:,} tokens to train on, in full rows (--tokens N, or name your data: tuneloop plan DATA)"
         )
     else:
-        told.append("rows are full: name your data for the padding of yours (tuneloop plan DATA)")
-    return Lengths(tokens or DEFAULT_TOKENS), passes, told
+        said_of_data.append("rows are full: name your data for the padding of yours (tuneloop plan DATA)")
+    return Lengths(tokens or DEFAULT_TOKENS), passes, said_of_data
 
 
 def _of_dataset(folder: Path) -> Lengths:

@@ -118,7 +118,7 @@ class PriceTable:
     def gpu(self, gpu: str, tier: str = "on-demand", gpus: int = 1) -> Price | None:
         """The offer with the smallest bill for `gpus` GPUs, or None where there is no price.
 
-        A spot machine that costs more than one on demand is none to take (its fewest GPUs may be more than are needed): then the price on demand is
+        A spot machine that costs more than one on demand is not taken (its fewest GPUs may be more than are needed): then the price on demand is
         given, and says so. Where a card is not rented out on demand, a private host's price stands for it.
 
         Raises:

@@ -205,7 +205,7 @@ def steps_in_time(
     each: float,
     known: int,
 ) -> int:
-    """Steps that fit when the reference of the first ones has told how slow the machine is; as many as before where it is not.
+    """Steps that fit when the reference of the first ones shows how slow the machine is; as many as before where it is not.
 
     Args:
         seconds: of the run so far.

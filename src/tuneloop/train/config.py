@@ -1,4 +1,4 @@
-"""What the training stage can be told."""
+"""The settings of the training stage."""
 
 from __future__ import annotations
 

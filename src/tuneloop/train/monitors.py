@@ -508,7 +508,7 @@ def remedies(kind: str, facts: Facts, rows: Sequence[str] = ()) -> tuple[str, ..
     fewer = f"train.epochs={max(round(facts.epochs / 3), 1)}"
     dropout = f"train.dropout={max(0.1, round(1.5 * facts.dropout, 2)):g}"
     more_rows = "add rows, of other kinds than these"
-    told: dict[str, tuple[str, ...]] = {
+    by_kind: dict[str, tuple[str, ...]] = {
         "spike": (named, lower, clip, batch),
         "gradient_explosion": (named, lower, clip, batch),
         "divergence": ("`tuneloop check` the data set for rows that are broken or of extreme length", lower, clip, batch),
@@ -519,7 +519,7 @@ def remedies(kind: str, facts: Facts, rows: Sequence[str] = ()) -> tuple[str, ..
         "overfitting": (more_rows, lower, fewer, dropout),
         "memorising": (more_rows, fewer, dropout),
     }  # fmt: skip
-    return told[kind]
+    return by_kind[kind]
 
 
 # Which setting says what happens; of what is not listed only a warning is given (patience ends a run that overfits).

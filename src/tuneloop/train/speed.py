@@ -66,7 +66,7 @@ def measure_speed(
 
 
 def longest_measurement(config: TrainConfig, seconds: float) -> float:
-    """Seconds after which no pass of a measurement may end, as far as can be told before it begins: a few per cent of the run's time.
+    """Seconds after which no pass of a measurement may end, as far as is known before it begins: a few per cent of the run's time.
 
     Args:
         seconds: that are enough; half as many more are always allowed.

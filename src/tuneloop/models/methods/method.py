@@ -22,23 +22,16 @@ WHOLE = "full"  # layout of a folder with all weights
 
 
 class PlannedJob(Protocol):
-    """What the planner knows of a job before anything is loaded."""
+    """What the planner knows of a job before anything is loaded: sizes, rank and places of low-rank matrices, virtual tokens."""
 
     @property
-    def shape(self) -> ModelShape:
-        """The model's sizes."""
-
+    def shape(self) -> ModelShape: ...
     @property
-    def rank(self) -> int:
-        """Rank of low-rank matrices."""
-
+    def rank(self) -> int: ...
     @property
-    def targets(self) -> tuple[str, ...]:
-        """Matrices of a layer that an adapter sits in."""
-
+    def targets(self) -> tuple[str, ...]: ...
     @property
-    def prefix_tokens(self) -> int:
-        """Virtual tokens in front of each row."""
+    def prefix_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)

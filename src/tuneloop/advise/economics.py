@@ -216,20 +216,12 @@ def compare_options(options: Sequence[Option], queries_per_day: float, months: f
     Args:
         queries_per_day: above 0.
     """
-    baseline, *_ = options
-    rows = []
+    baseline, rows = options[0], []
     for option in options:
         month = option.usd_per_month(queries_per_day)
         against = None if option is baseline else break_even(baseline, option, queries_per_day)
-        rows.append(
-            OptionRow(
-                option,
-                month / (queries_per_day * DAYS_A_MONTH) * 1000,
-                month,
-                option.upfront_usd + months * month,
-                against,
-            )
-        )
+        thousand, total = month / (queries_per_day * DAYS_A_MONTH) * 1000, option.upfront_usd + months * month
+        rows.append(OptionRow(option, thousand, month, total, against))
     return rows
 
 
@@ -259,9 +251,10 @@ def tornado(
 ) -> list[Swing]:
     """One-at-a-time sensitivity: each assumption at its ends, the others as given; the widest swing first, without
     those that move nothing."""
-    swings = []
-    for name, (low, high) in ranges.items():
-        swings.append(Swing(name, low, high, outcome({**values, name: low}), outcome({**values, name: high})))
+    swings = [
+        Swing(name, low, high, outcome({**values, name: low}), outcome({**values, name: high}))
+        for name, (low, high) in ranges.items()
+    ]
     return sorted((swing for swing in swings if swing.width), key=lambda swing: -swing.width)
 
 

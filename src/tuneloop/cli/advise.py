@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tuneloop.advise.config import AdviseOptions
-from tuneloop.cli.console import Settings, print_json, screen, split_arguments
+from tuneloop.cli.console import Settings, plain_table, print_json, screen, split_arguments
 from tuneloop.cli.numbers import amount, count
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
 from tuneloop.core.flag import flag, switch
+from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import Advice
@@ -135,13 +137,9 @@ def _known(source: str, metric: str, stated: Mapping[str, Any], measuring: _Meas
 
 def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
     """What data say: a prepared data set, a file of examples, or a recipe; measured where that is wanted."""
-    from dataclasses import replace
-
     from tuneloop.advise.measured import known_of
-    from tuneloop.core.files import read_json
     from tuneloop.workflows.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
     from tuneloop.workflows.baselines import measure_alone
-    from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
     refuse_missing_source(source)
     recipe = recipe_of(source, measuring.settings, model=str(stated.get("model", "")))
@@ -271,12 +269,9 @@ def _print(advice: Advice, html: str) -> None:
 
 
 def _table(title: str, *columns: str) -> Any:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=Text(title.strip(), style="bold"), title_justify="left"
-    )
+    table = plain_table(title=Text(title.strip(), style="bold"), title_justify="left")
     for i, name in enumerate(columns):
         header = "\n".join(textwrap.wrap(name, HEADER)) if i else name
         table.add_column(header, justify="left" if i == 0 else "right", header_style="dim", no_wrap=i > 0)

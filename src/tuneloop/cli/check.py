@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import plain_table, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
@@ -67,14 +67,11 @@ def _read(against: str, manifest: Mapping[str, Any], say: Any) -> list[Row]:
 
 def _print(name: str, checks: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from tuneloop.report.facts import clean
 
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table = plain_table("", "", show_header=False)
     for check in checks:
         style = {"error": "bold red", "warn": "yellow"}.get(check["level"], "green")
         words = clean(check["message"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,6 +177,16 @@ def _shown(key: str, value: float | str) -> str:
     return f"{key} {value:.3f}"
 
 
+def plain_table(*columns: str, **settings: Any) -> Any:
+    """A table of rich's without lines; the first column keeps its words together, the others break where they must."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), **settings)
+    for i, column in enumerate(columns):
+        table.add_column(column, **({"no_wrap": True} if not i else {"overflow": "fold"}))
+    return table
+
+
 @contextmanager
 def screen(quiet: bool, doing: str = IDLE) -> Iterator[Screen]:
     """A `Screen` for the time of a command.
@@ -258,13 +270,12 @@ def drop_unwritable_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+UNEXPECTED = "something that should not happen: "
+
+
 def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     """Print an error as a user should see it and return the exit status."""
-    import errno
-
     if "--debug" in arguments and not isinstance(error, KeyboardInterrupt):
-        import traceback
-
         traceback.print_exception(error)
         return 2
     if isinstance(error, KeyboardInterrupt):
@@ -277,21 +288,14 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
         error = UserError(f"The disk refuses: {error.strerror}", where=str(error.filename or "."),
                           next_step="free space, or choose another folder with output_dir=FOLDER; the same command then goes on")  # fmt: skip
-    if isinstance(error, UserError):
-        print(f"Error: {error}", file=sys.stderr)
-        detail = {"what": error.what, "where": error.where, "next": error.next_step}
-    elif _is_out_of_memory(error):
-        what = "Out of memory"
+    if not isinstance(error, UserError) and _is_out_of_memory(error):
         step = "set train.micro_batch_tokens=512 and a smaller data.max_length, then run the same command again"
-        print(f"Error: {what}\n  next:  {step}", file=sys.stderr)
-        detail = {"what": what, "where": "", "next": step}
-    else:
+        error = UserError("Out of memory", next_step=step)
+    elif not isinstance(error, UserError):
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        print(
-            f"Error: something that should not happen: {what}\n  next:  run again with --debug and report it",
-            file=sys.stderr,
-        )
-        detail = {"what": what, "where": "", "next": "run again with --debug and report it"}
+        error = UserError(f"{UNEXPECTED}{what}", next_step="run again with --debug and report it")
+    print(f"Error: {error}", file=sys.stderr)
     if "--json" in arguments:
+        detail = {"what": error.what.removeprefix(UNEXPECTED), "where": error.where, "next": error.next_step}
         print(json.dumps({"error": detail}, ensure_ascii=False))
     return 2

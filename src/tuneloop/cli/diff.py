@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import plain_table, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
 
@@ -148,9 +148,7 @@ def _print_more(n: int, console: Console) -> None:
 
 
 def _table(first: str, *columns: str, left: bool = False) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = plain_table(header_style="bold")
     table.add_column(first, no_wrap=not left, overflow="fold")
     for column in columns:
         words = left or not column or column == "share"

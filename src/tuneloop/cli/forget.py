@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.console import plain_table, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
@@ -86,7 +86,6 @@ def _confirmed(found: Found, as_json: bool) -> bool:
 
 
 def _print_found(found: Found, console: Console) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     from tuneloop.data.forget import personal_settings
@@ -101,10 +100,8 @@ def _print_found(found: Found, console: Console) -> None:
             )
             console.print(hint, style="dim")
     else:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        table.add_column("file:line", no_wrap=True)
-        table.add_column("source:line", no_wrap=True)
-        table.add_column("what matches", overflow="fold")
+        table = plain_table("file:line", "source:line", "what matches", header_style="bold")
+        table.columns[1].no_wrap = True
         for hit in found.hits[:MOST]:
             table.add_row(f"{hit.file}:{hit.line}", Text(_end(f"{hit.source}:{hit.source_line}", 24)), Text(_clean(hit.excerpt)))  # fmt: skip
         console.print(table)
@@ -115,15 +112,12 @@ def _print_found(found: Found, console: Console) -> None:
 
 
 def _print_made(made: list[Descendant], console: Console) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     if not made:
         return
     console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("made from it", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table = plain_table("made from it", "", header_style="bold")
     for one in made:
         table.add_row(one.kind, Text(f"{one.path}: {one.why}"))
         table.add_row("", Text(one.advice, style="cyan"))

@@ -47,30 +47,17 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(
-                f"A temperature of {self.temperature:g} is not possible",
-                where="temperature",
-                next_step="give 0 (always the likeliest token) or more; 0.7 to 1 is usual",
-            )
-        if not 0 < self.top_p <= 1:
-            raise UserError(
-                f"top_p={self.top_p:g} is not possible", where="top_p", next_step="give more than 0, at most 1 (all tokens)"
-            )  # fmt: skip
-        if self.top_k < 0:
-            raise UserError(
-                f"top_k={self.top_k} is not possible", where="top_k", next_step="give 0 (all tokens) or more"
-            )
-        if not 0 <= self.min_p <= 1:
-            raise UserError(
-                f"min_p={self.min_p:g} is not possible", where="min_p", next_step="give 0 (all tokens) to 1"
-            )
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise UserError(
-                f"A repetition penalty of {self.repetition_penalty:g} is not possible",
-                where="repetition_penalty",
-                next_step="give 1 (none) or more; 1.1 is usual",
-            )
+        for possible, name, value, step in (
+            (0 <= self.temperature < math.inf, "temperature", self.temperature,
+             "give 0 (always the likeliest token) or more; 0.7 to 1 is usual"),
+            (0 < self.top_p <= 1, "top_p", self.top_p, "give more than 0, at most 1 (all tokens)"),
+            (self.top_k >= 0, "top_k", self.top_k, "give 0 (all tokens) or more"),
+            (0 <= self.min_p <= 1, "min_p", self.min_p, "give 0 (all tokens) to 1"),
+            (0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty,
+             "give 1 (none) or more; 1.1 is usual"),
+        ):  # fmt: skip
+            if not possible:
+                raise UserError(f"{name}={value:g} is not possible", where=name, next_step=step)
 
 
 GREEDY = Sampling()

@@ -95,18 +95,12 @@ def choose(rates: Sequence[float], losses: Sequence[float], usual: float) -> Ran
     at = min(range(len(smooth)), key=smooth.__getitem__)
     tried = f"{len(rates)} rates from {rates[0]:.1g} to {rates[-1]:.1g} tried"
     if smooth[at] > 1 - LEAST_FALL:
-        return RangeTest(
-            tuple(rates),
-            tuple(losses),
-            usual,
-            f"{tried}: the loss of rows held out hardly falls at any of them; {usual:g} is usual and stays",
+        chosen, why = usual, f"the loss of rows held out hardly falls at any of them; {usual:g} is usual and stays"
+    else:
+        chosen = float(f"{rates[at] / MARGIN:.1g}")
+        after = "rises from there on" if at < len(smooth) - 1 else "was still falling at the highest"
+        why = (
+            f"the loss of rows held out is lowest at {rates[at]:.1g} ({smooth[at]:.0%} of where it began) and {after}; "
+            f"a whole run needs a margin, so the rate is {chosen:g}, a third ({usual:g} is usual)"
         )
-    chosen = float(f"{rates[at] / MARGIN:.1g}")
-    after = "rises from there on" if at < len(smooth) - 1 else "was still falling at the highest"
-    return RangeTest(
-        tuple(rates),
-        tuple(losses),
-        chosen,
-        f"{tried}: the loss of rows held out is lowest at {rates[at]:.1g} ({smooth[at]:.0%} of where it began) and {after}; "
-        f"a whole run needs a margin, so the rate is {chosen:g}, a third ({usual:g} is usual)",
-    )
+    return RangeTest(tuple(rates), tuple(losses), chosen, f"{tried}: {why}")

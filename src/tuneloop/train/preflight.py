@@ -131,22 +131,23 @@ def _problems(
     starts = [part.ids[:1] == [bos] for _, part in parts]
     doubled = [name for name, part in parts if bos is not None and part.ids[:2] == [bos, bos]]
     bare = [name for (name, _), begins in zip(parts, starts, strict=True) if not begins]
-    problems = []
-    if not parts:
-        problems.append("there is no training row: give more data, or smaller split.val and split.test")
-    if unlearned:
-        problems.append(
-            f"{_named(unlearned)} no token to learn: every row needs an assistant turn with text and a weight"
-        )
-    if long:
-        problems.append(f"{_named(long)} more than {limit:,} tokens: prepare again with data.max_length={limit} and data.too_long=truncate or split")  # fmt: skip
-    if open_ended and template.end_ids and config.train_on != "all":
-        problems.append(f"{_named(open_ended)} no learned end-of-turn token: the model would never learn to stop; the chat template is at fault")  # fmt: skip
-    if doubled:
-        problems.append(f"{_named(doubled)} two begin-of-text tokens: the text of the first turn holds one")
-    if bare and len(bare) < len(parts):
-        problems.append(f"{_named(bare)} no begin-of-text token while others do")
-    return problems
+    if not template.end_ids or config.train_on == "all":
+        open_ended = []
+    found = (
+        (unlearned, "no token to learn: every row needs an assistant turn with text and a weight"),
+        (
+            long,
+            f"more than {limit:,} tokens: prepare again with data.max_length={limit} and data.too_long=truncate or split",
+        ),
+        (
+            open_ended,
+            "no learned end-of-turn token: the model would never learn to stop; the chat template is at fault",
+        ),
+        (doubled, "two begin-of-text tokens: the text of the first turn holds one"),
+        (bare if len(bare) < len(parts) else [], "no begin-of-text token while others do"),
+    )
+    none = [] if parts else ["there is no training row: give more data, or smaller split.val and split.test"]
+    return none + [f"{_named(names)} {what}" for names, what in found if names]
 
 
 def _named(names: Sequence[str]) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import typer
-
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
 
 if TYPE_CHECKING:
     from tuneloop.records.registry import RegisteredModel, RegisteredVersion, RegistryEvent
@@ -17,7 +15,7 @@ HEAD = ("version", "aliases", "artifact", "figure", "gate", "data set", "registe
 
 
 def command(
-    name: str = typer.Argument("", help="Only this model, and its history.", metavar="[NAME]"),
+    name: str = argument("[NAME]", "Only this model, and its history.", ""),
     *,
     output: Output,
 ) -> None:

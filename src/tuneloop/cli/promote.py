@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import typer
-
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
 
 
 def command(
-    name: str = typer.Argument(..., help="Name of the model in the registry.", metavar="NAME"),
-    version: str = typer.Argument("", help="Number or alias of the version; default: candidate.", metavar="[VERSION]"),
-    force: bool = typer.Option(False, "--force", help="Overrule a gate that is not green; the history says so."),
-    why: str = typer.Option("", "--why", help="A reason, for the history.", metavar="TEXT"),
+    name: str = argument("NAME", "Name of the model in the registry."),
+    version: str = argument("[VERSION]", "Number or alias of the version; default: candidate.", ""),
+    force: bool = switch("Overrule a gate that is not green; the history says so."),
+    why: str = flag("", "TEXT", "A reason, for the history."),
     *,
     output: Output,
 ) -> None:

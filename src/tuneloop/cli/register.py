@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import typer
+from pathlib import Path
 
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag
 
 
 def command(
-    artifact: str = typer.Argument(..., help="Folder of an exported artifact.", metavar="ARTIFACT"),
-    name: str = typer.Option(..., "--name", "-n", help="Name of the model in the registry.", metavar="NAME"),
-    run: str = typer.Option(
-        "", "--run", help="Folder of its run, whose gate is asked at promotion; default: runs/ID.", metavar="FOLDER"
-    ),
-    why: str = typer.Option("", "--why", help="A reason, for the history.", metavar="TEXT"),
+    artifact: str = argument("ARTIFACT", "Folder of an exported artifact."),
+    name: str = flag(..., "NAME", "Name of the model in the registry.", "-n"),
+    run: str = flag("", "FOLDER", "Folder of its run, whose gate is asked at promotion; default: runs/ID."),
+    why: str = flag("", "TEXT", "A reason, for the history."),
     *,
     output: Output,
 ) -> None:
@@ -22,8 +21,6 @@ def command(
 
     The registry is MLflow's: MLFLOW_REGISTRY_URI, else MLFLOW_TRACKING_URI, else mlflow.db in this folder.
     """
-    from pathlib import Path
-
     from tuneloop.workflows.registry import register_artifact
 
     with screen(output.quiet, "registering") as shown:

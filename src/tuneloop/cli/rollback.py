@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import typer
-
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag
 
 
 def command(
-    name: str = typer.Argument(..., help="Name of the model in the registry.", metavar="NAME"),
-    why: str = typer.Option("", "--why", help="A reason, for the history.", metavar="TEXT"),
+    name: str = argument("NAME", "Name of the model in the registry."),
+    why: str = flag("", "TEXT", "A reason, for the history."),
     *,
     output: Output,
 ) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.core.machine import peak_memory, reset_peak_memory
+from tuneloop.core.device import peak_memory, reset_peak_memory
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.models.load import Model, load_model, use_threads
 from tuneloop.records.rows import Dataset, Message, Row

@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from published_runs import Point, read_points
 
-from tuneloop.models.load import default_dtype
+from tuneloop.core.device import default_dtype
 from tuneloop.models.shape import target_modules
 from tuneloop.plan.estimate import Work, loop_job
 from tuneloop.plan.gpus import find_gpu

@@ -14,7 +14,7 @@ def main(job: dict[str, object]) -> None:
     from peft import LoraConfig, PrefixTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from tuneloop.core.machine import memory_now, peak_memory, reset_peak_memory
+    from tuneloop.core.device import memory_now, peak_memory, reset_peak_memory
     from tuneloop.models.names import resolve
 
     torch.manual_seed(0)

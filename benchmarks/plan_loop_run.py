@@ -14,7 +14,7 @@ from typing import Any
 
 
 def main(job: dict[str, Any]) -> None:
-    from tuneloop.core.machine import memory_now, release_memory
+    from tuneloop.core.device import memory_now, release_memory
     from tuneloop.models.load import load_model
     from tuneloop.models.template import Rendered
     from tuneloop.train.config import TrainConfig

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.device import default_dtype
 from tuneloop.core.files import read_jsonl
-from tuneloop.models.load import default_dtype, load_model, load_tokenizer, use_threads
+from tuneloop.models.load import load_model, load_tokenizer, use_threads
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Rendered
 from tuneloop.train.flops import matmul_peak, needed_gflop

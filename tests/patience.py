@@ -35,7 +35,7 @@ def native_bf16() -> bool:
     """Whether models are bf16 on this machine; elsewhere it is multiplied some hundred times slower and nobody computes in it."""
     import torch
 
-    from tuneloop.models.load import default_dtype
+    from tuneloop.core.device import default_dtype
 
     return default_dtype() is torch.bfloat16
 

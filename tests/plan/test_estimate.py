@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -167,21 +166,3 @@ def test_gpus_are_known_by_what_their_driver_calls_them(called: str, key: str) -
     from tuneloop.plan.gpus import find_gpu
 
     assert find_gpu(called).key == key
-
-
-def test_on_a_gpu_memory_is_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    from tuneloop.core import machine
-
-    state = {"peak": 7 * machine.GIB}
-    cuda = SimpleNamespace(
-        is_available=lambda: True, memory_allocated=lambda: 3 * machine.GIB, max_memory_allocated=lambda: state["peak"],
-        reset_peak_memory_stats=lambda: state.update(peak=3 * machine.GIB), device_count=lambda: 1,
-        mem_get_info=lambda: (70 * machine.GIB, 79 * machine.GIB), get_device_name=lambda i: "NVIDIA H100 80GB HBM3",
-    )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    assert (machine.memory_now(), machine.peak_memory(), machine.training_capacity()) == (3, 7, 79)
-    machine.reset_peak_memory()
-    assert machine.peak_memory() == 3
-    assert machine.memory_capacity() != 79  # the host's

@@ -342,21 +342,11 @@ def test_capacities_are_the_drivers_and_not_the_boxes() -> None:
         assert 0.88 * box < gpu.gib < 1.005 * box
 
 
-def test_the_loops_logits_are_counted_in_the_loops_own_chunks() -> None:
-    from tuneloop.plan import memory
-    from tuneloop.train import loss
-
-    assert loss.positions_at_once(learns=True, on_gpu=True) == memory.OWN_CHUNK
-    assert loss.positions_at_once(learns=False, on_gpu=False) == memory.OWN_CHUNK_FROZEN
-    assert loss.positions_at_once(learns=True, on_gpu=False) == memory.OWN_CHUNK_FULL
-    assert memory.OWN_FEW == loss.FEW
-
-
 def test_the_loops_attention_is_counted_in_the_loops_own_blocks() -> None:
     from tuneloop.models import llama
     from tuneloop.plan import memory
 
-    assert (memory.OWN_SHORT, memory.OWN_QUERY_BLOCK) == (llama.SHORT, llama.QUERY_BLOCK)
+    assert memory.OWN_QUERY_BLOCK == llama.QUERY_BLOCK
     for length in (40, 128, 256, 500):
         kept = sum((block.stop - block.start) * block.stop for block in llama.query_blocks(length))
         assert memory._causal(length) == pytest.approx(kept, rel=0.01)

@@ -249,11 +249,9 @@ def print_json(value: Any) -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    if not isinstance(error, MemoryError | RuntimeError):
-        return False
-    from tuneloop.train.batches import is_out_of_memory
+    from tuneloop.core.device import is_out_of_memory
 
-    return is_out_of_memory(error)
+    return isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error)
 
 
 def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:

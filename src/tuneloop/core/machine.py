@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,47 +44,28 @@ def memory_capacity() -> float:
     return total / GIB
 
 
-def cuda_in_use() -> Any:
-    """`torch.cuda` where this process trains on a GPU, else None; torch is not loaded for it."""
-    torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_available() else None
+def resident_memory() -> float:
+    """GiB of this process that are resident now."""
+    return _status("VmRSS")
 
 
-def training_capacity() -> float:
-    """GiB where training happens: the GPU's memory as its driver reports it, else `memory_capacity`."""
-    cuda = cuda_in_use()
-    return float(cuda.mem_get_info()[1]) / GIB if cuda else memory_capacity()
+def peak_resident_memory() -> float:
+    """Most GiB resident at a time since `reset_peak_resident_memory`."""
+    return _status("VmHWM")
 
 
-def memory_now() -> float:
-    """GiB in use now where training happens: torch's tensors on a GPU, else what is resident in this process."""
-    cuda = cuda_in_use()
-    return float(cuda.memory_allocated()) / GIB if cuda else _status("VmRSS")
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, so that what is resident is what is in use (glibc)."""
-    import ctypes
-    import gc
-
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def reset_peak_memory() -> None:
-    """Start a new measurement of `peak_memory` (on a GPU, or on Linux; elsewhere the peak is the process's)."""
-    if cuda := cuda_in_use():
-        cuda.reset_peak_memory_stats()
-        return
+def reset_peak_resident_memory() -> None:
+    """Start a new measurement of `peak_resident_memory` (on Linux; elsewhere the peak is the process's)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory() -> float:
-    """Most GiB in use at a time since `reset_peak_memory`, see `memory_now`."""
-    cuda = cuda_in_use()
-    return float(cuda.max_memory_allocated()) / GIB if cuda else _status("VmHWM")
+def trim_memory() -> None:
+    """Give freed memory back to the system (glibc)."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _status(key: str) -> float:
@@ -106,12 +88,6 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def gpus() -> list[str]:
-    """Names of the CUDA devices that torch sees; empty when torch is not loaded yet."""
-    cuda = cuda_in_use()
-    return [cuda.get_device_name(i) for i in range(cuda.device_count())] if cuda else []
-
-
 def git_commit(folder: Path | None = None) -> str | None:
     """Commit of the working tree that `folder` lies in, with `-dirty` when it has changes; None outside of one."""
     place = str(folder or Path.cwd())
@@ -127,8 +103,12 @@ def git_commit(folder: Path | None = None) -> str | None:
     return commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
 
 
-def environment() -> dict[str, Any]:
-    """What `environment.json` holds."""
+def environment(gpus: Sequence[str] = ()) -> dict[str, Any]:
+    """What `environment.json` holds.
+
+    Args:
+        gpus: names of those in use.
+    """
     packages = {}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -144,6 +124,6 @@ def environment() -> dict[str, Any]:
         "cpu": processor(),
         "cores": cores(),
         "memory_gib": round(memory_capacity(), 2),
-        "gpu": gpus(),
+        "gpu": list(gpus),
         "packages": packages,
     }

@@ -17,8 +17,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from tuneloop.core.device import release_memory
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.core.machine import release_memory
 from tuneloop.data.dataset import meta_key
 from tuneloop.data.dedup.minhash import NO_FRAME, Frame, RowTexts, texts_of
 from tuneloop.data.process_record import NAMED, Facts, RepairLine

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tuneloop.core.device import backend
 from tuneloop.models.adapters import is_mixed, rows_of_tokens, some_rows
 from tuneloop.models.lora import side_by_side
 
@@ -252,13 +253,9 @@ class KeyValues:
                           [None if v is None else v[:, :, index] for v in self.values], self.length - places)  # fmt: skip
 
 
-# Above this length SDPA's blocks beat plain products on CPUs; below, it is 2 to 7 times slower in bf16.
-SHORT = 700
-
-
 def by_products(x: Tensor, length: int) -> bool:
     """Whether rows of this length take plain products instead of SDPA."""
-    return length <= SHORT and not x.is_cuda
+    return length <= backend(x.device).products_below
 
 
 def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.device import default_dtype, in_use
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.adapters import is_mixed
@@ -158,7 +159,8 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "") -> Model:
     folder = resolve(name)
     config = read_json(folder / "config.json")
     template = load_template(folder)
-    net = _load_net(folder, config, default_dtype() if dtype == "auto" else getattr(torch, dtype), device)
+    kind = default_dtype(device or None) if dtype == "auto" else getattr(torch, dtype)
+    net = _load_net(folder, config, kind, device)
     return Model(name, folder, net, template, config, fingerprint(folder))
 
 
@@ -167,28 +169,11 @@ def load_tokenizer(name: str) -> Template:
     return load_template(resolve(name))
 
 
-def default_dtype() -> torch.dtype:
-    """What weights are computed in on this machine: bfloat16 where it is multiplied natively, else float32.
-
-    Without native bf16 a processor multiplies it some hundred times slower than float32.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.bfloat16
-    try:
-        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):
-        native = False
-    return torch.bfloat16 if native else torch.float32
-
-
 def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype, device: str = "") -> nn.Module:
-    import torch
 
     from tuneloop.models.llama import Llama, LlamaConfig
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or in_use()
     if not LlamaConfig.supports(config):
         from tuneloop.models.fallback import load
 

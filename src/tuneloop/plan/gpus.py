@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.device import Backend, backend
 from tuneloop.core.errors import UserError
 
 TABLE = Path(__file__).with_name("gpus.yaml")
@@ -52,6 +53,11 @@ class Gpu:
     def is_cpu(self) -> bool:
         """Whether it is this machine's processor."""
         return self.key == CPU
+
+    @property
+    def backend(self) -> Backend:
+        """How the loop computes there."""
+        return backend("cpu" if self.is_cpu else "cuda")
 
 
 @functools.cache

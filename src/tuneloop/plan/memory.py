@@ -27,11 +27,7 @@ FP32_LOGITS = 3.75  # fp32 logits, their log-softmax, gradient and a part of a c
 # layer's width and feed-forward (11 runs of a 135M model, in bf16 as in fp32); unpacking 4-bit matrices leaves twice as many. What oneDNN keeps for shapes is bounded.
 HOLE_BYTES = 2
 SHAPES_GIB = 0.04
-# `positions_at_once` and `FEW` of train/loss.py, which imports torch: learned positions whose logits exist at a time on a GPU, on a processor with a frozen
-# head and where it learns, and those of them whose fp32 probabilities do.
-OWN_CHUNK, OWN_CHUNK_FROZEN, OWN_CHUNK_FULL, OWN_FEW = 256, 1024, 512, 32
-OWN_QUERY_BLOCK = 96
-OWN_SHORT = 700  # up to this length attention on a processor is plain products, and its weights are kept
+OWN_QUERY_BLOCK = 96  # `QUERY_BLOCK` of models/llama.py, which imports torch
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # What a run must have beyond its peak: holes between blocks of ever new sizes, as a share of the activations (more where gathered weights come and go between
 # them: 70B on two A100 ran in one release and ran out of memory in another at a peak of 67 GiB) and of unfused logits.
@@ -362,12 +358,12 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
 def _own_layer(job: TrainingSetup) -> tuple[float, float]:
     """The same for tuneloop's own loop (models/llama.py): norms and the activation keep only their inputs, adapters none of their own.
 
-    Attention keeps rotated queries, each row's keys and values behind what all rows share, and up to `OWN_SHORT` tokens its weights.
+    Attention keeps rotated queries, each row's keys and values behind what all rows share, and where it takes plain products its weights.
     """
     shape = job.shape
     hidden, forward, rows, shared = shape.hidden, shape.feed_forward, job.micro_batch, job.shared
     virtual = job.virtual_tokens
-    short = job.gpu.is_cpu and job.seq_len + shared <= OWN_SHORT
+    short = job.seq_len + shared <= job.gpu.backend.products_below
     elements = hidden * (1 + job.needs("q_proj", "k_proj", "v_proj") + job.needs("gate_proj", "up_proj"))
     elements += shape.queries * (1 + (job.needs("o_proj") or not short))
     elements += forward * (2 + job.needs("down_proj")) + job.rank * len(job.adapted)
@@ -416,9 +412,10 @@ def _logits(job: TrainingSetup) -> dict[str, float]:
     if job.dtype == "fp32" and job.loss_kernel == "eager":
         logits = FP32_LOGITS * job.tokens * job.shape.vocabulary * 4
     if job.kernels.own:  # logits, whose place their gradient takes, and fp32 probabilities
-        chunk = OWN_CHUNK if not job.gpu.is_cpu else OWN_CHUNK_FULL if job.full else OWN_CHUNK_FROZEN
+        here = job.gpu.backend
+        chunk = here.positions_at_once_full if job.full else here.positions_at_once
         chunk = min(chunk, job.learned or job.tokens)
-        few = min(chunk, OWN_FEW) if job.gpu.is_cpu else chunk
+        few = here.softmax_rows or chunk
         logits = (chunk * job.activation_bytes + few * 4) * job.shape.vocabulary
     if job.loss_kernel == "fused":
         # chunks so small that their logits take as much as the hidden states, with fp32 sums

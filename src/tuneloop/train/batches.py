@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneloop.core.device import backend
 from tuneloop.core.errors import UserError
-from tuneloop.core.machine import cuda_in_use
 from tuneloop.models.methods import method_named
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.rows import TrainRow, conversations
@@ -61,10 +61,10 @@ def plan_steps(rows: Sequence[TrainRow], config: TrainConfig, seed: int, mixed: 
 
 
 def tokens_at_once(config: TrainConfig) -> int:
-    """Tokens of a micro-batch: as configured, or what suits the method and device. All weights learn in smaller ones on a processor: there memory is short."""
-    return config.micro_batch_tokens or (
-        1024 if method_named(config.method).footprint.all_weights and not cuda_in_use() else 2048
-    )
+    """Tokens of a micro-batch: as configured, or what suits the method and device."""
+    here = backend()
+    full = method_named(config.method).footprint.all_weights
+    return config.micro_batch_tokens or (here.micro_batch_tokens_full if full else here.micro_batch_tokens)
 
 
 def _padded_length(row: TrainRow) -> int:
@@ -147,12 +147,3 @@ def too_large(tokens: int, when: str, where: str = "") -> UserError:
         where=where,
         next_step=f"set data.max_length={tokens // 2}, or use a machine with more memory; the same command goes on",
     )
-
-
-# How torch, its allocators and oneDNN say it; only a GPU has an error class of its own.
-NO_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive", "could not create a memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tuneloop.core import device
 from tuneloop.core.errors import UserError
 from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, Method
@@ -34,12 +35,10 @@ def joined() -> Iterator[None]:
     if processes() == 1:
         yield
         return
-    import torch
     import torch.distributed as dist
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    device.use(int(os.environ.get("LOCAL_RANK") or 0))
+    dist.init_process_group(device.backend().collectives, timeout=PATIENCE)
     try:
         yield
     finally:
@@ -181,14 +180,14 @@ def shard(model: Model, prepare: Callable[[Any], None] | None = None) -> None:
         return
     # The last states come as a part of a larger tensor; who reads them picks rows and changes nothing in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device.in_use()
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in layers:
-        layer.to(device)
+        layer.to(kind)
         if prepare is not None:
             prepare(layer)
         fully_shard(layer, mesh=mesh(), mp_policy=policy)
-    net.to(device)
+    net.to(kind)
     if model.is_own:
         fully_shard(net, mesh=mesh(), mp_policy=policy)
         for name in ("hidden", "hidden_at"):
@@ -225,10 +224,9 @@ def refuse_unsharded(model: Model, method: Method) -> None:
 
 def mesh() -> Any:
     """The processes in a row, as torch's distributed tensors know them."""
-    import torch
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (processes(),))
+    return init_device_mesh(device.in_use(), (processes(),))
 
 
 def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:

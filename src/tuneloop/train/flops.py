@@ -62,19 +62,18 @@ def matmul_peak(dtype: torch.dtype | None = None, device: torch.device | str = "
     """
     import torch
 
-    from tuneloop.models.load import default_dtype
+    from tuneloop.core.device import backend, default_dtype, wait
 
     dtype, best, began = dtype or default_dtype(), 0.0, time.perf_counter()
-    for n in (128, 512, 1024, 2048):
+    for n in backend(device).peak_sizes:
         if best and 2 * n**3 / best / 1e9 > seconds / 2:
             break
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         size_began = time.perf_counter()
         for _ in range(64):
             start = time.perf_counter()
-            product = a @ b
-            if product.is_cuda:
-                torch.cuda.synchronize()
+            a @ b
+            wait()
             end = time.perf_counter()
             best = max(best, 2 * n**3 / (end - start) / 1e9)
             if end - size_began > seconds / 4 or end - began > seconds:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from tuneloop.core.device import memory_now, peak_memory, release_memory, reset_peak_memory
 from tuneloop.core.files import content_hash, read_json, read_jsonl
-from tuneloop.core.machine import memory_now, peak_memory, release_memory, reset_peak_memory
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tuneloop.core.device import Backend, backend, is_out_of_memory
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
-from tuneloop.train.batches import is_out_of_memory, tokens_at_once, too_large
+from tuneloop.train.batches import tokens_at_once, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import merged, own_share, summed
 from tuneloop.train.loss_table import LOSSES as LOSSES  # this module puts the shipped ones in
@@ -40,10 +41,6 @@ from tuneloop.train.rows import (
 
 # Tokens computed at once where no gradient is needed: more fit, and larger products are faster.
 BATCH_TOKENS = 4096
-
-
-# Rows of logits whose fp32 probabilities exist at a time on a processor: they stay in its cache.
-FEW = 32
 
 
 def _softmax_loss(logits: Tensor, targets: Tensor, turn: bool) -> Tensor:
@@ -77,7 +74,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             logits = hidden[part] @ weight.t()
             grad = logits if grad_hidden is not None or grad_weight is not None else None
-            few = chunk if logits.is_cuda else FEW
+            few = backend(logits.device).softmax_rows or chunk
             for some, of_some, out in zip(
                 *(torch.split(x, few) for x in (logits, targets[part], losses[part])), strict=True
             ):
@@ -122,14 +119,14 @@ def head_cross_entropy(
         head_VC,
         targets_N,
         weights_N,
-        chunk or positions_at_once(head_VC.requires_grad, head_VC.is_cuda),
+        chunk or positions_at_once(head_VC.requires_grad, backend(head_VC.device)),
     )
     return loss
 
 
-def positions_at_once(learns: bool, on_gpu: bool) -> int:
-    """Positions that are projected at a time. On a processor products of more rows are faster; a projection that learns has a gradient alongside its logits."""
-    return 256 if on_gpu else 512 if learns else 1024
+def positions_at_once(learns: bool, on: Backend) -> int:
+    """Positions that are projected at a time, by a projection that learns or one that does not."""
+    return on.positions_at_once_full if learns else on.positions_at_once
 
 
 # --- from rows to hidden states

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tuneloop.core.device import backend
 from tuneloop.core.errors import UserError
 from tuneloop.models.methods import Trainable
 from tuneloop.models.sharded import local, processes, whole
@@ -21,8 +22,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 PLAIN = {"step", *MOMENTS}  # states of a parameter that torch's kernel updates as it is
 FP8_MOST = 448.0  # of E4M3
 BLOCK = 64  # neighbours in a row that share the scale of their 8 bits: most widths are multiples of it, so rows are divided over processes whole
-# Numbers that are put together in fp32 at a time: on a processor they stay in its cache, on a GPU they are worth starting kernels for.
-STRETCH, STRETCH_CUDA = 1 << 18, 1 << 23
 
 
 class AdamW:
@@ -130,7 +129,7 @@ def _update_in_stretches(group: Mapping[str, Any], parameter: nn.Parameter, stat
     assert parameter.grad is not None
     weights, gradients = local(parameter).view(-1), local(parameter.grad).flatten()
     states = {name: local(tensor).view(-1) for name, tensor in state.items()}
-    size = STRETCH_CUDA if parameter.is_cuda else STRETCH
+    size = backend(parameter.device).optimizer_stretch
     for start in range(0, len(weights), size):
         part, blocks = slice(start, start + size), slice(start // BLOCK, (start + size) // BLOCK)
         weight, rest = weights[part], states["rest"][part] if "rest" in states else None

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from tuneloop.core.device import peak_memory, random_state, set_random_state
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.core.machine import peak_memory
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
@@ -86,7 +85,7 @@ class Run:
         if state.step:  # the first checkpoint only holds the plan: a resumed run makes the same start again
             state.parameters = self.trainable.state()
             state.optimizer = self.optimizer.state_dict()
-        state.rng = torch.get_rng_state()
+        state.rng = random_state()
         state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
         if self.metrics is not None:
             self.metrics.sync()
@@ -102,7 +101,7 @@ class Run:
             load_optimizer(self.optimizer, self.state.optimizer)
         if self.in_backward:
             self.in_backward.find_groups()
-        torch.set_rng_state(self.state.rng)
+        set_random_state(self.state.rng)
 
     def open_metrics(self) -> contextlib.AbstractContextManager[MetricsFile | None]:
         """The run's metrics, opened by the process that writes them."""

@@ -9,18 +9,19 @@ from collections.abc import Sequence
 
 import torch
 
+from tuneloop.core.device import is_out_of_memory, release_memory
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.methods import method_named
 from tuneloop.models.sharded import processes
-from tuneloop.train.batches import Step, is_out_of_memory, plan_steps, too_large
+from tuneloop.train.batches import Step, plan_steps, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import agreed, own_share, summed
 from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import shared_prefix
 from tuneloop.train.methods import attach
 from tuneloop.train.rows import TrainRow, check_rows, conversations, tokens_of
-from tuneloop.train.step import batch_loss, free_memory
+from tuneloop.train.step import batch_loss
 
 # A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in again, and a
 # shared processor that slows down under load. .90, .78 and .75 on three runs of the demo; a figure of experience.
@@ -135,7 +136,7 @@ def _forth_and_back(model: Model, rows: Sequence[TrainRow], config: TrainConfig,
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or processes() > 1:
             raise
-    free_memory()
+    release_memory()
     if len(rows) > 1:
         for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
             _forth_and_back(model, half, config, recomputing)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tuneloop.core.machine import release_memory
+from tuneloop.core.device import is_out_of_memory, random_state, release_memory, set_random_state
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes, whole
-from tuneloop.train.batches import Step, halved, is_out_of_memory, too_large
+from tuneloop.train.batches import Step, halved, too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import own_share, sum_gradients, summed
 from tuneloop.train.layers import recompute_layers
@@ -38,7 +38,7 @@ def optimizer_step(
         with contextlib.suppress(ValueError):
             step = halved(step)
     while True:
-        rng = torch.get_rng_state()
+        rng = random_state()
         try:
             total, figures = _gradients(run, step, rows)
             break
@@ -47,7 +47,7 @@ def optimizer_step(
             if not is_out_of_memory(error) or processes() > 1 or run.in_backward:
                 raise
         run.optimizer.zero_grad(set_to_none=True)
-        torch.set_rng_state(rng)
+        set_random_state(rng)
         step = _with_less_memory(run, step, rows)
     if run.in_backward:
         norm = run.in_backward.norm()
@@ -108,7 +108,7 @@ def _pull_to_start(run: Run) -> float:
 
 def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
     """The step in smaller micro-batches; what is said about it stands in `metrics.jsonl`."""
-    free_memory()
+    release_memory()
     try:
         smaller = halved(step)
     except ValueError:
@@ -127,13 +127,6 @@ def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
                   "message": f"memory ran out: micro-batches of {after} rows instead of {before} from step "
                              f"{run.state.step + 1} on; a step's rows and its result stay the same"})  # fmt: skip
     return smaller
-
-
-def free_memory() -> None:
-    """Give back what is free, on the processor and on a GPU."""
-    release_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def batch_loss(model: Model, rows: Sequence[TrainRow], weight: float, config: TrainConfig = TrainConfig()) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core import machine
+from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json
 from tuneloop.core.progress import Progress, busy
@@ -91,8 +91,8 @@ def _disturbed(plan: Mapping[str, Any]) -> str:
 def _resident(job: RunContext) -> float:
     """GiB in use with the model loaded."""
     assert job.training_model.net is not None
-    machine.release_memory()
-    return machine.memory_now()
+    device.release_memory()
+    return device.memory_now()
 
 
 def run_plan(
@@ -131,10 +131,10 @@ def make_plan(
     recipe, model, train = job.recipe, job.training_model, job.recipe.train
     train_rows, run = run_plan(job, dataset, speed, seconds_spent)
     steps = run.steps
-    gpus = machine.gpus()
+    gpus = device.names()
     here = Machine(
         name=gpus[0] if gpus else f"cpu: {machine.processor()}, {machine.cores()} cores",
-        capacity_gib=machine.training_capacity(),
+        capacity_gib=device.capacity(),
         resident_gib=resident,
         usd_per_hour=recipe.plan.usd_per_hour,
         tokens_per_second=speed,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from tuneloop.core import machine
+from tuneloop.core import device, machine
 from tuneloop.core.files import lock_folder, write_json, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.workflows.advise import remind
@@ -42,7 +42,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
     with leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
-        write_json(folder / "environment.json", machine.environment())
+        write_json(folder / "environment.json", machine.environment(device.names()))
         with busy(job.progress, "preparing the data"):
             dataset = prepare_stage(job)
             refuse_errors(dataset, recipe)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core import machine
+from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_jsonl, write_json, write_yaml
 from tuneloop.core.progress import Progress, busy
@@ -245,7 +245,7 @@ def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None
     with leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
-        write_json(folder / "environment.json", machine.environment())
+        write_json(folder / "environment.json", machine.environment(device.names()))
         with busy(job.progress, "preparing the data"):
             dataset = prepare_stage(job)
             refuse_errors(dataset, recipe)

@@ -1,0 +1,276 @@
+"""Where models are computed. What differs between the processor and the kinds of GPU stands here and nowhere else.
+
+A test holds that: no other module asks whether there is a GPU. Nothing here loads torch: before somebody else has, the
+device is the processor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core import machine
+from tuneloop.core.errors import UserError
+from tuneloop.core.machine import GIB
+
+if TYPE_CHECKING:
+    import torch
+
+# Names in the environment that choose the device and the dtype where a recipe does not.
+DEVICE, DTYPE = "TUNELOOP_DEVICE", "TUNELOOP_DTYPE"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One kind of device.
+
+    Args:
+        kind: as torch names it.
+        products_below: rows of up to so many tokens attend by plain batched products, which are faster than SDPA there.
+        micro_batch_tokens: tokens that are trained on at a time; on a GPU where memory is not known to hold more.
+        micro_batch_tokens_full: the same where all weights learn.
+        positions_at_once: positions projected onto the vocabulary at a time, which bounds memory.
+        positions_at_once_full: the same where the projection learns.
+        softmax_rows: of these, how many go through the softmax at a time; 0: all.
+        optimizer_stretch: numbers that are put together in fp32 at a time: those that stay in a processor's cache, or
+            that are worth starting kernels for on a GPU.
+        peak_sizes: widths of the matrix products that measure the peak.
+        collectives: what connects several processes.
+    """
+
+    kind: str
+    products_below: int
+    micro_batch_tokens: int
+    micro_batch_tokens_full: int
+    positions_at_once: int
+    positions_at_once_full: int
+    softmax_rows: int
+    optimizer_stretch: int
+    peak_sizes: tuple[int, ...]
+    collectives: str
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is the processor."""
+        return self.kind == "cpu"
+
+
+CPU = Backend(
+    kind="cpu",
+    products_below=700,  # in bf16, SDPA's blocks are 2 to 7 times slower below
+    micro_batch_tokens=2048,
+    micro_batch_tokens_full=1024,  # memory is short there
+    positions_at_once=1024,
+    positions_at_once_full=512,  # its gradient stands beside the logits
+    softmax_rows=32,
+    optimizer_stretch=1 << 18,
+    peak_sizes=(128, 512, 1024, 2048),
+    collectives="gloo",
+)
+# A GPU's products need 8,192 rows and columns to reach their peak; each is started without waiting for the one before.
+_GPU = {
+    "products_below": 0,
+    "micro_batch_tokens": 2048,
+    "micro_batch_tokens_full": 2048,
+    "positions_at_once": 256,
+    "positions_at_once_full": 256,
+    "softmax_rows": 0,
+    "optimizer_stretch": 1 << 23,
+    "peak_sizes": (2048, 4096, 8192),
+}
+BACKENDS = {
+    "cpu": CPU,
+    "cuda": Backend(kind="cuda", collectives="cpu:gloo,cuda:nccl", **_GPU),  # type: ignore[arg-type]
+    "xpu": Backend(kind="xpu", collectives="cpu:gloo,xpu:xccl", **_GPU),  # type: ignore[arg-type]
+    "mps": Backend(kind="mps", collectives="gloo", **_GPU),  # type: ignore[arg-type]
+}
+
+
+def backend(device: torch.device | str | None = None) -> Backend:
+    """What is known of a device; default that of `in_use`."""
+    kind = in_use() if device is None else str(device).partition(":")[0]
+    return BACKENDS.get(kind, BACKENDS["cuda"])
+
+
+def in_use() -> str:
+    """The kind of device that models are put on: what `TUNELOOP_DEVICE` says, else a GPU where there is one.
+
+    Raises:
+        UserError: the environment names a device that is not there.
+    """
+    torch = sys.modules.get("torch")
+    wanted = os.environ.get(DEVICE, "").partition(":")[0]
+    if wanted and wanted not in BACKENDS:
+        raise UserError(
+            f"There is no kind of device {wanted!r}", where=DEVICE, next_step=f"choose one of {', '.join(BACKENDS)}"
+        )
+    if torch is None or wanted == "cpu":
+        return "cpu"
+    found = [kind for kind in BACKENDS if kind != "cpu" and _is_there(torch, kind)]
+    if wanted and wanted not in found:
+        raise UserError(
+            f"torch sees no {wanted} device here",
+            where=DEVICE,
+            next_step="unset it, or install the torch build of that device (docs/gpu.md)",
+        )
+    return wanted or (found[0] if found else "cpu")
+
+
+def _is_there(torch: Any, kind: str) -> bool:
+    module = getattr(torch.backends if kind == "mps" else torch, kind, None)
+    return module is not None and bool(module.is_available())
+
+
+def _gpu() -> Any:
+    """torch's module of the GPU in use, as `torch.cuda`; None on the processor."""
+    kind = in_use()
+    return None if kind == "cpu" else getattr(sys.modules["torch"], kind)
+
+
+def default_dtype(device: torch.device | str | None = None) -> torch.dtype:
+    """What models are computed in: `TUNELOOP_DTYPE`, else bfloat16 where the device multiplies it natively.
+
+    Without native bf16 a processor multiplies it some hundred times slower than float32, and computes in that. GPUs older
+    than Ampere (capability 8.0) have half precision in its place, whose loss must be scaled (`needs_scaling`).
+
+    Raises:
+        UserError: the environment names no dtype that models are computed in.
+    """
+    import torch
+
+    if wanted := os.environ.get(DTYPE):
+        if wanted not in DTYPES:
+            raise UserError(
+                f"Models can't be computed in {wanted!r}", where=DTYPE, next_step=f"choose one of {', '.join(DTYPES)}"
+            )
+        return getattr(torch, wanted)  # type: ignore[no-any-return]
+    kind = backend(device).kind
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    if kind == "xpu":
+        return torch.bfloat16
+    if kind == "mps":
+        return torch.float32
+    try:
+        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def needs_scaling(dtype: torch.dtype) -> bool:
+    """Whether gradients of this dtype vanish unless the loss is scaled up (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    return str(dtype) == "torch.float16"
+
+
+# --- memory, in GiB
+
+
+def capacity() -> float:
+    """Memory where models are computed: the GPU's as its driver reports it, else what this process may use."""
+    gpu = _gpu()
+    if gpu is None:
+        return machine.memory_capacity()
+    if hasattr(gpu, "mem_get_info"):
+        return float(gpu.mem_get_info()[1]) / GIB
+    return float(gpu.recommended_max_memory()) / GIB
+
+
+def memory_now() -> float:
+    """In use now: torch's tensors on a GPU, else what is resident in this process."""
+    gpu = _gpu()
+    if gpu is None:
+        return machine.resident_memory()
+    return float(gpu.memory_allocated() if hasattr(gpu, "memory_allocated") else gpu.current_allocated_memory()) / GIB
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of `peak_memory` (on a GPU, or on Linux; elsewhere the peak is the process's)."""
+    gpu = _gpu()
+    if gpu is None:
+        machine.reset_peak_resident_memory()
+    elif hasattr(gpu, "reset_peak_memory_stats"):
+        gpu.reset_peak_memory_stats()
+
+
+def peak_memory() -> float:
+    """Most in use at a time since `reset_peak_memory`, see `memory_now`."""
+    gpu = _gpu()
+    if gpu is None:
+        return machine.peak_resident_memory()
+    peak = gpu.max_memory_allocated() if hasattr(gpu, "max_memory_allocated") else gpu.driver_allocated_memory()
+    return float(peak) / GIB
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, on the processor and on a GPU, so that what is in use is what is needed."""
+    gc.collect()
+    machine.trim_memory()
+    if (gpu := _gpu()) is not None:
+        gpu.empty_cache()
+
+
+# How torch, its allocators, oneDNN and CUDA's libraries say it; only a GPU has an error class of its own.
+NO_MEMORY = (
+    "out of memory", "can't allocate memory", "could not create a primitive", "could not create a memory",
+    "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "cusolver_status_alloc_failed",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, here or on a GPU."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY)
+
+
+# --- names, waiting, random numbers
+
+
+def names() -> list[str]:
+    """Names of the GPUs in use, as their driver says them; empty on the processor and before torch is loaded."""
+    gpu = _gpu()
+    if gpu is None:
+        return []
+    if not hasattr(gpu, "get_device_name"):
+        return ["Apple GPU"]
+    return [gpu.get_device_name(i) for i in range(gpu.device_count())]
+
+
+def wait() -> None:
+    """Wait until the GPU has done what it was given, so that a time that is read now is its time."""
+    if (gpu := _gpu()) is not None:
+        gpu.synchronize()
+
+
+def use(local_rank: int) -> None:
+    """Let this process compute on one GPU of several."""
+    gpu = _gpu()
+    if gpu is not None and hasattr(gpu, "set_device"):
+        gpu.set_device(local_rank)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of the random numbers, of the processor and of the GPU in use: dropout draws its own on each."""
+    import torch
+
+    state = {"cpu": torch.get_rng_state()}
+    if (gpu := _gpu()) is not None:
+        state[in_use()] = gpu.get_rng_state()
+    return state
+
+
+def set_random_state(state: Any) -> None:
+    """Draw on from what `random_state` gave; that of a device that is not in use is left out."""
+    import torch
+
+    if not isinstance(state, dict):  # checkpoints of before GPUs had one
+        state = {"cpu": state}
+    torch.set_rng_state(state["cpu"])
+    gpu = _gpu()
+    if gpu is not None and (own := state.get(in_use())) is not None:
+        with contextlib.suppress(RuntimeError):  # another kind of generator
+            gpu.set_rng_state(own)

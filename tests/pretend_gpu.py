@@ -1,0 +1,517 @@
+"""A GPU that is not there: tensors that say `cuda:0`, hold real numbers in this machine's memory, and keep a GPU's rules.
+
+    with pretend_gpu(Card(gib=24)) as gpu:
+        model = load_model(folder)          # its weights are on cuda:0
+        ...
+    gpu.waits                               # where the host waited for the GPU, and how often
+
+What it shows: tensors of two devices in one operation (refused, as on a GPU), where the host waits (values read, shapes that
+depend on data, copies), which attention kernel would run, how many kernels are launched, how many bytes live at most, and
+what happens when memory runs out: an operation whose result does not fit raises torch's own error. With `values=False`
+tensors have shapes and no values, so that models of any size go through it.
+
+What it can't show: speed, kernels' own rounding, kernels that are missing for a dtype, several streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+aten = torch.ops.aten
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+BLOCK = 512  # bytes that CUDA's allocator hands out at least
+GIB = 1024**3
+
+VALUE_READ, SHAPE_READ, TO_HOST, TO_GPU = "value read", "shape depends on data", "copy to the host", "copy to the GPU"
+READS_VALUE = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default}
+READS_SHAPE = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.repeat_interleave.Tensor,
+               aten.bincount.default}  # fmt: skip
+INDEXES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+# What launches no kernel.
+VIEWS = set(
+    [
+        "view",
+        "_unsafe_view",
+        "t",
+        "transpose",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "unbind",
+        "permute",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "alias",
+        "as_strided",
+        "diagonal",
+        "unfold",
+        "narrow",
+        "split_with_sizes",
+        "_reshape_alias",
+        "chunk",
+        "lift_fresh",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+    ]
+)
+
+
+class MixedDevices(RuntimeError):
+    """What torch says of tensors on two devices."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the pretended driver reports."""
+
+    name: str = "NVIDIA H100 80GB HBM3"
+    gib: float = 79.11
+    capability: tuple[int, int] = (9, 0)
+
+
+@dataclass
+class Gpu:
+    """What happened on the pretended GPU.
+
+    Args:
+        values: whether tensors hold numbers.
+        waits: (kind, place in tuneloop) -> how often the host waited for the GPU.
+        attention: (kernel, place) -> calls.
+        launches: name of the operation -> kernels launched.
+        live, peak: bytes of tensors now and at most.
+    """
+
+    card: Card = field(default_factory=Card)
+    values: bool = True
+    waits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    attention: Counter[tuple[str, str]] = field(default_factory=Counter)
+    launches: Counter[str] = field(default_factory=Counter)
+    live: int = 0
+    peak: int = 0
+    creates: bool = False  # whether a tensor that is made of no other one now is on the GPU
+    _storages: dict[int, list[int]] = field(default_factory=dict)  # storage -> [tensors, bytes]
+
+    def clear(self) -> None:
+        """Count anew; what lives stays counted."""
+        for counter in (self.waits, self.attention, self.launches):
+            counter.clear()
+        self.peak = self.live
+
+    def wait(self, kind: str) -> None:
+        """Note that the host waits."""
+        self.waits[kind, _place()] += 1
+
+    def hold(self, elem: torch.Tensor) -> _Held:
+        """Count the bytes of what a new tensor stands on, until the tensor lets go of what is returned.
+
+        Raises:
+            torch.OutOfMemoryError: the card has not so many.
+        """
+        storage = elem.untyped_storage()
+        key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
+        held = self._storages.get(key)
+        if held is None:
+            if self.live + size > self.card.gib * GIB:
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
+            held = self._storages[key] = [0, size]
+            self.live += size
+            self.peak = max(self.peak, self.live)
+        held[0] += 1
+        return _Held(self, key)
+
+    def let_go(self, key: int) -> None:
+        """One tensor less stands on it."""
+        held = self._storages[key]
+        held[0] -= 1
+        if not held[0]:
+            self.live -= held[1]
+            del self._storages[key]
+
+
+class _Held:
+    """Lives as long as its tensor. (A weak reference to the tensor itself would keep torch from swapping parameters.)"""
+
+    def __init__(self, gpu: Gpu, key: int) -> None:
+        self.gpu, self.key = gpu, key
+
+    def __del__(self) -> None:
+        self.gpu.let_go(self.key)
+
+
+_now: list[Gpu] = []
+
+
+class GpuTensor(torch.Tensor):
+    """A tensor on the pretended GPU; `elem` is the one that holds its numbers."""
+
+    elem: torch.Tensor
+    held: _Held
+
+    @staticmethod
+    def __new__(cls, elem: torch.Tensor) -> GpuTensor:
+        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, elem.size(), strides=elem.stride(), storage_offset=elem.storage_offset(), dtype=elem.dtype,
+            layout=elem.layout, device=CPU, requires_grad=False,
+        )  # fmt: skip
+        made.elem = elem
+        return made  # type: ignore[no-any-return]
+
+    def __init__(self, elem: torch.Tensor) -> None:
+        self.held = _now[-1].hold(elem)
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"GpuTensor({self.elem})"
+
+    device = property(lambda self: CUDA)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+
+    def get_device(self) -> int:
+        return 0
+
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.to("cpu")
+
+    def cuda(self, *_: Any, **__: Any) -> GpuTensor:
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        device, dtype, copy = parse_to(args, kwargs)
+        if device is None or device.type == "cuda":
+            if dtype is None or dtype == self.dtype:
+                return self.clone() if copy else self
+            return torch.Tensor.to(self, dtype)
+        if device.type == "meta":
+            return torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
+        if self.requires_grad and torch.is_grad_enabled():
+            return _ToHost.apply(self, dtype)  # type: ignore[no-any-return]
+        return to_host(self, dtype)
+
+    def tolist(self) -> Any:
+        _now[-1].wait(VALUE_READ)
+        return self.elem.tolist() if _now[-1].values else torch.ones(self.shape, dtype=self.dtype).tolist()
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+
+    __array__ = numpy
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return dispatch(func, args, kwargs or {})
+
+
+def parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.device | None, torch.dtype | None, bool]:
+    """Device, dtype and copy of a call of `Tensor.to`."""
+    if args and isinstance(args[0], torch.Tensor):
+        return args[0].device, args[0].dtype, bool(kwargs.get("copy"))
+    copy = bool(kwargs.get("copy")) or (len(args) > 3 and args[3] is True)
+    device, dtype, _, _ = torch._C._nn._parse_to(*args[:3], **{k: v for k, v in kwargs.items() if k != "copy"})
+    return device, dtype, copy
+
+
+def to_host(tensor: GpuTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A copy in the host's memory; ones where there are no values."""
+    _now[-1].wait(TO_HOST)
+    if not _now[-1].values:
+        return torch.ones(tensor.shape, dtype=dtype or tensor.dtype)
+    return tensor.elem.detach().clone().to(dtype or tensor.dtype)
+
+
+def to_gpu(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> GpuTensor:
+    """A copy on the pretended GPU."""
+    _now[-1].wait(TO_GPU)
+    with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+        elem = tensor.detach().to(dtype or tensor.dtype, copy=True)
+        return GpuTensor(elem if _now[-1].values else elem.to("meta"))
+
+
+class _ToHost(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: GpuTensor, dtype: torch.dtype | None) -> torch.Tensor:
+        ctx.dtype = x.dtype
+        return to_host(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return to_gpu(grads[0], ctx.dtype), None
+
+
+class _ToGpu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype | None) -> GpuTensor:
+        ctx.dtype = x.dtype
+        return to_gpu(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        assert isinstance(grads[0], GpuTensor)
+        return to_host(grads[0], ctx.dtype), None
+
+
+def _place() -> str:
+    """The innermost line of tuneloop that is being run."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/tuneloop/" in name:
+            return f"{name.split('/tuneloop/')[-1]}:{frame.f_code.co_name}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "elsewhere"
+
+
+def _is_cuda(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "cuda"
+
+
+def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """One operation, as a GPU would take or refuse it."""
+    gpu = _now[-1]
+    name = func._schema.name.split("::")[-1]
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    on_gpu = [t for t in tensors if isinstance(t, GpuTensor)]
+    if not on_gpu and not (gpu.creates and not tensors):
+        return func(*args, **kwargs)
+    if (
+        func is aten._to_copy.default
+        and (device := kwargs.get("device")) is not None
+        and torch.device(device).type == "meta"
+    ):
+        return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device="meta")
+    if func is aten.copy_.default and not isinstance(args[0], GpuTensor):
+        gpu.wait(TO_HOST)
+        return args[0].copy_(to_host(args[1]))
+    _check_devices(gpu, func, args, tensors)
+    if name not in VIEWS:
+        gpu.launches[name] += 1
+    if func in READS_VALUE:
+        gpu.wait(VALUE_READ)
+        if not gpu.values:
+            return False if func is not aten._local_scalar_dense.default else 1
+    if func in READS_SHAPE:
+        gpu.wait(SHAPE_READ)
+    if func in INDEXES and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
+        gpu.wait(SHAPE_READ)
+
+    def held(x: Any) -> Any:
+        if isinstance(x, GpuTensor):
+            return x.elem
+        return x.to("meta") if isinstance(x, torch.Tensor) and not gpu.values and x.dim() else x
+
+    inner = {k: v for k, v in kwargs.items() if k != "pin_memory"}
+    if "device" in inner or (not tensors and not gpu.values):
+        inner["device"] = CPU if gpu.values else torch.device("meta")
+    out = func(*tree_map(held, args), **tree_map(held, inner))
+    if func in READS_VALUE:
+        return out
+    wrapped = tree_map_only(torch.Tensor, lambda t: t if isinstance(t, GpuTensor) else GpuTensor(t), out)
+    if any(argument.alias_info is not None for argument in func._schema.arguments):
+        return return_and_correct_aliasing(func, args, kwargs, wrapped)
+    return wrapped
+
+
+def _check_devices(gpu: Gpu, func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
+    """Refuse what torch refuses: tensors of both devices, but for single numbers and indices of a tensor on the GPU."""
+    others = [t for t in tensors if not isinstance(t, GpuTensor) and t.dim()]
+    if not others:
+        return
+    if func is aten.copy_.default or func is aten._to_copy.default:
+        gpu.wait(TO_GPU)
+        return
+    if func in INDEXES and isinstance(args[0], GpuTensor) and all(any(t is i for i in args[1]) for t in others):
+        gpu.wait(TO_GPU)
+        return
+    raise MixedDevices(
+        f"Expected all tensors to be on the same device, but {func} got cuda:0 and cpu {[tuple(t.shape) for t in others]}"
+    )
+
+
+class _Dispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return dispatch(func, args, kwargs or {})
+
+
+class _Functions(TorchFunctionMode):
+    """Where a call's result lies: which device it names, or else that of its tensors."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        gpu = _now[-1]
+        before, gpu.creates = gpu.creates, _creates_on_gpu(args, kwargs)
+        try:
+            if func in (torch.Tensor.to, torch.Tensor.cuda) and not isinstance(args[0], GpuTensor):
+                device, dtype, _ = (CUDA, None, False) if func is torch.Tensor.cuda else parse_to(args[1:], kwargs)
+                if _is_cuda(device):
+                    x = args[0]
+                    moved = _ToGpu.apply(x, dtype) if x.requires_grad and torch.is_grad_enabled() else to_gpu(x, dtype)
+                    return moved
+            if _is_cuda(kwargs.get("device")):
+                return self._made(func, args, kwargs)
+            return func(*args, **kwargs)
+        finally:
+            gpu.creates = before
+
+    def _made(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What a function makes that was told to make it on the GPU."""
+        if isinstance(kwargs.get("generator"), torch.Generator) and kwargs["generator"].device.type == "cpu":
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+        needs_grad = bool(kwargs.pop("requires_grad", False))
+        kwargs["device"] = CPU
+        made = func(*args, **kwargs)
+        if not isinstance(made, GpuTensor):  # torch.tensor and its kin, which copy what they are given
+            made = to_gpu(made)
+        return made.requires_grad_() if needs_grad else made
+
+
+def _creates_on_gpu(args: Any, kwargs: dict[str, Any]) -> bool:
+    device = kwargs.get("device")
+    if device is not None:
+        return _is_cuda(device)
+    return any(isinstance(x, GpuTensor) for x in tree_leaves((args, kwargs)))
+
+
+# --- attention ---------------------------------------------------------------------------------------
+
+_sdpa = torch.nn.functional.scaled_dot_product_attention
+
+
+class _Flash(torch.autograd.Function):
+    """Attention that keeps its inputs, its result and a sum for each query, as a fused kernel does."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Any, k: Any, v: Any, bias: Any, causal: bool, scale: float | None) -> Any:
+        options = {"is_causal": causal, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
+        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+            mask = None if bias is None else bias.elem
+            out = _elementwise_sdpa([x.elem.detach() for x in (q, k, v)], mask, options)
+        ctx.options = options
+        made = GpuTensor(out)
+        sums = torch.zeros(q.shape[:3], device=q.device)
+        ctx.save_for_backward(q, k, v, made, sums, *(() if bias is None else (bias,)))
+        _now[-1].launches["attention"] += 1
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        q, k, v, _, _, *bias = ctx.saved_tensors
+        with torch._C._DisableTorchDispatch(), torch.enable_grad():  # type: ignore[attr-defined]
+            parts = [x.elem.detach().requires_grad_() for x in (q, k, v)]
+            out = _elementwise_sdpa(parts, bias[0].elem if bias else None, ctx.options)
+            found = torch.autograd.grad(out, parts, grads[0].elem)
+        _now[-1].launches["attention backward"] += 1
+        return *(GpuTensor(x) for x in found), None, None, None
+
+
+def _elementwise_sdpa(parts: list[torch.Tensor], mask: torch.Tensor | None, options: dict[str, Any]) -> torch.Tensor:
+    return _sdpa(*parts, attn_mask=mask, **options)  # type: ignore[arg-type]
+
+
+def kernel_of(mask: Any, grouped: bool) -> str:
+    """The kernel that SDPA takes (torch 2.5 to 2.13): with a mask and grouped heads only the one that holds all scores."""
+    if mask is None:
+        return "flash"
+    return "math" if grouped else "efficient"
+
+
+def attention(
+    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    """SDPA; on the pretended GPU it notes its kernel."""
+    if not isinstance(q, GpuTensor):
+        return _sdpa(
+            q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    for x in (k, v, *(() if attn_mask is None else (attn_mask,))):
+        if not isinstance(x, GpuTensor):
+            raise MixedDevices("Expected all tensors to be on the same device, but attention got cuda:0 and cpu")
+    if not q.dtype == k.dtype == v.dtype:
+        raise RuntimeError("Expected query, key, and value to have the same dtype")
+    kernel = kernel_of(attn_mask, enable_gqa and q.shape[1] != k.shape[1])
+    _now[-1].attention[kernel, _place()] += 1
+    if kernel == "math":  # the scores of all heads live at once
+        torch.empty(*q.shape[:3], k.shape[2], device=q.device)
+    return _Flash.apply(q, k, v, attn_mask, is_causal, scale)
+
+
+# --- the whole ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def pretend_gpu(card: Card = Card(), *, values: bool = True) -> Iterator[Gpu]:
+    """Within it, torch has a GPU.
+
+    Args:
+        card: what its driver reports.
+        values: whether tensors hold numbers; without, models of any size fit, and every value that is read is 1.
+    """
+    gpu = Gpu(card, values)
+    cuda: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": lambda device: None,
+        "get_device_name": lambda device=None: card.name,
+        "get_device_capability": lambda device=None: card.capability,
+        "get_device_properties": lambda device=None: SimpleNamespace(
+            name=card.name, total_memory=int(card.gib * GIB), major=card.capability[0], minor=card.capability[1],
+            multi_processor_count=132,
+        ),
+        "is_bf16_supported": lambda *args, **kwargs: card.capability >= (8, 0),
+        "mem_get_info": lambda device=None: (int(card.gib * GIB) - gpu.live, int(card.gib * GIB)),
+        "memory_allocated": lambda device=None: gpu.live,
+        "memory_reserved": lambda device=None: gpu.live,
+        "max_memory_allocated": lambda device=None: gpu.peak,
+        "max_memory_reserved": lambda device=None: gpu.peak,
+        "reset_peak_memory_stats": lambda device=None: setattr(gpu, "peak", gpu.live),
+        "empty_cache": lambda: None,
+        "synchronize": lambda device=None: gpu.wait("synchronize"),
+        "get_rng_state": lambda device="cuda": torch.get_rng_state(),
+        "set_rng_state": lambda state, device="cuda": None,
+        "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "set_rng_state_all": lambda states: None,
+        "manual_seed_all": lambda seed: None,
+    }  # fmt: skip
+    functions = _Functions()
+    run_backward = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+    def with_functions(*args: Any, **kwargs: Any) -> Any:
+        # Within a call that `_Functions` handles it is off; what custom gradients call has to pass it all the same.
+        with functions:
+            return run_backward(*args, **kwargs)
+
+    patched: list[tuple[Any, str, Any]] = [
+        *((torch.cuda, name, value) for name, value in cuda.items()),
+        (torch, "inference_mode", torch.no_grad),
+        (torch.autograd, "_engine_run_backward", with_functions),
+        (torch.nn.functional, "scaled_dot_product_attention", attention),
+    ]
+    before = [(place, name, getattr(place, name)) for place, name, _ in patched]
+    swap = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    for place, name, value in patched:
+        setattr(place, name, value)
+    _now.append(gpu)
+    try:
+        with _Dispatch(), functions:
+            yield gpu
+    finally:
+        _now.pop()
+        for place, name, value in before:
+            setattr(place, name, value)
+        torch.__future__.set_swap_module_params_on_conversion(swap)

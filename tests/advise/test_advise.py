@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manifests import TOKENS, manifest_json
 
 from tuneloop.advise.advise import AdviceInput, advise, make_question
 from tuneloop.advise.measured import BaselineResults, Result, by_hand, from_evaluation, known_of, ladder, measured_of
 from tuneloop.advise.rules import applies, decide, load_rules
 from tuneloop.core.errors import UserError
+from tuneloop.records.evaluation import Estimate, EvaluationManifest
+from tuneloop.records.record import as_record
 
 
 @pytest.fixture(autouse=True)
@@ -141,17 +144,23 @@ def test_distilling_is_an_alternative_where_a_smaller_model_has_a_price() -> Non
     assert "distil into llama-3.1-8b" in [row["name"] for row in found["alternatives"]]
 
 
-EVALUATION = {
-    "model": "m", "name": "tuned", "n": 50, "task": "classification",
+EVALUATION: dict[str, Any] = {
+    "version": 1, "model": "m", "name": "tuned", "n": 50, "task": "classification",
     "metrics": {"macro_f1": {"value": 0.7, "low": 0.6, "high": 0.8}, "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}},
     "baselines": {"few-shot": {"accuracy": {"value": 0.6, "low": None, "high": None}}},
-    "comparisons": [{"a": "tuned", "b": "few-shot", "metric": "accuracy", "verdict": "worse"}],
+    "comparisons": [{"a": "tuned", "b": "few-shot", "metric": "accuracy", "verdict": "worse", "test": "exact McNemar",
+                     "delta": -0.2, "low": -0.3, "high": -0.1, "p": 0.001}],
     "costs": {"few-shot": {"prompt_tokens": 5000, "usd": 0.05}, "tuned": {"prompt_tokens": 500, "usd": 0.01}},
 }  # fmt: skip
 
 
+def told_by(metric: str = "", **changes: Any) -> BaselineResults:
+    """What an evaluation says that differs in some keys."""
+    return from_evaluation(as_record(EvaluationManifest, EVALUATION | changes, "eval.json"), "eval.json", metric)
+
+
 def test_an_evaluation_tells_results_verdict_and_prompts() -> None:
-    found = from_evaluation(EVALUATION, "eval.json")
+    found = told_by()
     assert found.metric == "accuracy" and found.n == 50 and found.verdict == "better"
     assert found.prompt == Result("few-shot", 0.6, 0.6, 0.6, right=0.6)
     assert found.tuned == Result("tuned", 0.8, 0.7, 0.9, right=0.8)
@@ -159,30 +168,32 @@ def test_an_evaluation_tells_results_verdict_and_prompts() -> None:
     rungs = ladder(found)
     assert [rung["name"] for rung in rungs] == ["few-shot", "tuned"]
     assert rungs[1]["gain_over_prompt"] == pytest.approx(0.2) and rungs[1]["usd_per_1000_queries"] == pytest.approx(0.2)
-    assert from_evaluation(EVALUATION, "eval.json", "macro_f1").metric == "macro_f1"
+    assert told_by("macro_f1").metric == "macro_f1"
 
 
 def test_prices_of_requests_are_the_ladders_where_there_is_one() -> None:
-    rungs = [{"name": "few-shot", "usd_per_1000": 7.5}, {"name": "tuned", "usd_per_1000": None}]
-    found = from_evaluation({**EVALUATION, "ladder": rungs}, "eval.json")
+    line = {"kind": "prompt", "metric": "accuracy", "value": 0.6, "low": 0.5, "high": 0.7, "gain": None, "gain_low": None,
+            "gain_high": None, "p": None, "verdict": "", "training_seconds": 0, "training_usd": 0, "prompt_tokens": 9, "tokens": 1}  # fmt: skip
+    prices = {"few-shot": 7.5, "tuned": None}
+    found = told_by(ladder=[{**line, "name": name, "usd_per_1000": usd} for name, usd in prices.items()])
     assert found.usd_per_1000 == pytest.approx({"few-shot": 7.5, "tuned": 0.2})
 
 
-@pytest.mark.parametrize("bad", [{}, {"n": 3}, {"metrics": [], "n": 3}, {"metrics": {"odd": {"value": 1}}, "n": 3},
-                                 {"metrics": {"accuracy": {"value": None}}, "n": 3}])  # fmt: skip
+@pytest.mark.parametrize("bad", [{"n": None}, {"metrics": []}, {"metrics": {"odd": {"value": 1, "low": 0, "high": 1}}, "baselines": {}},
+                                 {"metrics": {"accuracy": {"value": None, "low": None, "high": None}}, "baselines": {}}])  # fmt: skip
 def test_what_is_no_evaluation_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        from_evaluation(bad, "eval.json")
+        told_by(**bad)
 
 
 def test_a_data_set_a_run_and_an_evaluation_are_read(tmp_path: Path) -> None:
-    dataset = {"task": "generation", "labels": None,
-               "splits": {"train": {"rows": 40, "tokens": {"total": 4000, "supervised": 400, "max": 200}}}}  # fmt: skip
+    counted = {**TOKENS, "total": 4000, "supervised": 400, "max": 200}
+    dataset = manifest_json(splits={"train": {"rows": 40, "tokens": counted}})
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "dataset.json").write_text(json.dumps(dataset))
     assert known_of(tmp_path)["rows"] == 40
     (tmp_path / "eval.json").write_text(json.dumps(EVALUATION))
-    (tmp_path / "run.json").write_text(json.dumps({"usd": 0.5, "method": "prefix"}))
+    (tmp_path / "run.json").write_text(json.dumps({"version": 1, "model": "m", "usd": 0.5, "method": "prefix"}))
     found = known_of(tmp_path)
     assert (found["rows"], found["tokens_per_row"], found["prompt_tokens"]) == (40, 100, 90)
     assert found["measured"].training_usd == 0.5 and found["measured"].method == "prefix"
@@ -292,8 +303,8 @@ def test_a_stand_in_counts_only_where_it_is_good_enough() -> None:
 
 @pytest.mark.parametrize("stand_in", ["", "smollm2-135m"])
 def test_a_classifier_that_is_right_on_nearly_all_rows_is_the_advice_also_where_macro_f1_decides(stand_in: str) -> None:
-    def share(value: float) -> dict[str, float]:
-        return {"value": value, "low": value - 0.1, "high": min(1.0, value + 0.1)}
+    def share(value: float) -> Estimate:
+        return Estimate(value, value - 0.1, min(1.0, value + 0.1))
 
     contenders = {"few-shot": {"macro_f1": share(0.11), "accuracy": share(0.05)},
                   "tf-idf + logistic regression": {"macro_f1": share(0.75), "accuracy": share(0.975)}}  # fmt: skip
@@ -326,7 +337,8 @@ def test_uneven_labels_are_judged_by_what_the_evaluation_goes_by() -> None:
         "accuracy": {"value": 0.86, "low": 0.8, "high": 0.9},
         "macro_f1": {"value": 0.46, "low": 0.4, "high": 0.5},
     }
-    evaluation = {"name": "tuned", "n": 50, "metrics": metrics, "baselines": {"zero-shot": metrics}}
-    assert from_evaluation(evaluation, "eval.json").metric == "accuracy"
-    assert from_evaluation({**evaluation, "verdict": {"metric": "macro_f1"}}, "eval.json").metric == "macro_f1"
-    assert from_evaluation({**evaluation, "verdict": {"metric": "gone"}}, "eval.json").metric == "accuracy"
+    both: dict[str, Any] = {"metrics": metrics, "baselines": {"zero-shot": metrics}}
+    verdict = {"sentence": "", "name": "tuned", "outcome": "better"}
+    assert told_by(**both).metric == "accuracy"
+    assert told_by(**both, verdict={**verdict, "metric": "macro_f1"}).metric == "macro_f1"
+    assert told_by(**both, verdict={**verdict, "metric": "gone"}).metric == "accuracy"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import manifest_of
 
 from tuneloop.cli.main import main
 from tuneloop.records.rows import Dataset
@@ -162,10 +163,10 @@ def test_advice_not_to_tune_is_kept_and_said_once_before_a_run(
     written = json.loads(Path("evals/advise-mails/advise.json").read_text())
     said: list[str] = []
     job = RunContext(Recipe(name="mails"), here / "runs" / "mails", say=said.append)
-    same = Dataset("x", {"hash": written["dataset_hash"]}, (), (), ())
+    same = Dataset("x", manifest_of(hash=written["dataset_hash"]), (), (), ())
     remind(job, same)
     assert len(said) == 2 and "Don't fine-tune" in said[0] and "goes on" in said[1]
-    remind(job, Dataset("y", {"hash": "other"}, (), (), ()))
+    remind(job, Dataset("y", manifest_of(hash="other"), (), (), ()))
     assert len(said) == 2, "other data, no reminder"
     (job.folder / "checkpoints").mkdir(parents=True)
     (job.folder / "checkpoints" / "step-1.pt").write_bytes(b"")

@@ -23,11 +23,12 @@ from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset, toke
 from tuneloop.data.forget import Found, descendants, find_rows, forget
 from tuneloop.data.prepare import TokenCount
 from tuneloop.data.subject_match import Matcher, folded, pseudonyms
+from tuneloop.records.dataset import Check
 from tuneloop.records.rows import Dataset, Row
 
 
-def no_checks(dataset: Dataset) -> list[dict[str, Any]]:
-    return [{"name": "enough_rows", "level": "ok", "message": f"{len(dataset.train)} rows", "rows": 0}]
+def no_checks(dataset: Dataset) -> list[Check]:
+    return [Check(name="enough_rows", level="ok", message=f"{len(dataset.train)} rows", rows=0)]
 
 
 def remove(folder: Path, pattern: str, **options: Any) -> Any:

@@ -222,7 +222,7 @@ def test_rows_used_again_have_ids_of_their_own() -> None:
     )
     names = [d.row.id for d in mixed.train]
     assert len(set(names)) == len(names) == 17
-    assert mixed.record["sources"][0] | {"name": "qa", "train": 8, "uses": 17} == mixed.record["sources"][0]
+    assert (mixed.record.sources[0].name, mixed.record.sources[0].train, mixed.record.sources[0].uses) == ("qa", 8, 17)
 
 
 def test_the_test_split_gets_general_rows_on_request_only() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manifests import manifest_of
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import SplitConfig
@@ -275,7 +276,7 @@ def test_an_earlier_data_set_is_known_by_ids_and_questions() -> None:
     def named(text: str, name: int) -> Row:
         return row(("user", text), ("assistant", "x"), name=f"{name:016x}")
 
-    earlier = Dataset("", {}, [named("train", 1)], [named("val", 2)], [named("test", 3)])
+    earlier = Dataset("", manifest_of(), [named("train", 1)], [named("val", 2)], [named("test", 3)])
     rows = [named("changed", 1), named("VAL ", 9), named("test", 3), named("new", 8)]
     found = frozen_splits(
         np.array([int(r.id, 16) for r in rows], dtype=np.uint64),

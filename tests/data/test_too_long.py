@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tuneloop.core.files import read_jsonl
+from tuneloop.core.files import plain, read_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.data.too_long import parts, shortened
@@ -130,7 +130,7 @@ def test_what_has_one_label_or_rating_is_not_split_and_the_check_says_what_was_l
     dataset = run(tmp_path, records, max_length=200, too_long="split", duplicates={"near": False})
     assert dataset.manifest["rejected"] == {"too_long": 1} and dataset.manifest["counts"]["added"] == 0
     (reject,) = read_jsonl(tmp_path / "out" / "rejects.jsonl")
-    long = dataset.manifest["too_long"]
+    long = plain(dataset.manifest.too_long)
     assert long == {"policy": "split", "rejected": 1, "rejected_tokens": int(reject["detail"].split()[0])}
     (check,) = [c for c in dataset.manifest["checks"] if c["name"] == "too_long"]
     assert f"1 left out with {long['rejected_tokens']:,} tokens" in check["message"]

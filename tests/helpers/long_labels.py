@@ -9,6 +9,7 @@ from typing import Any
 from tuneloop.core.files import sha256_file, write_json, write_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import dataset_hash, label_counts, token_statistics
+from tuneloop.records.dataset import Check
 from tuneloop.records.rows import Dataset, Row
 
 LONG = "a_label_with_a_name_that_is_much_longer_than_any_column_of_a_table_should_be"
@@ -57,15 +58,15 @@ def write_dataset(folder: Path, **splits: list[Row]) -> Path:
     return folder
 
 
-def some_checks(dataset: Dataset, *, against: Any = None) -> list[dict[str, Any]]:
-    found = [
+def some_checks(dataset: Dataset, *, against: Any = None) -> list[Check]:
+    found: list[dict[str, Any]] = [
         {"name": "enough_rows", "level": "ok", "message": "fine", "rows": 3, "remedy": "nothing to do", "examples": []},
         {"name": "duplicates", "level": "warn", "message": f"{LONG} and " * 3, "rows": 3, "remedy": "drop them", "examples": []},
     ]  # fmt: skip
     if against is not None:
         message = f"{len(against)} rows: {against[0].messages[0]['content']}"
         found.append({"name": "drift", "level": "error", "message": message, "rows": 1, "remedy": "get more", "examples": []})  # fmt: skip
-    return found
+    return [Check(**each) for each in found]
 
 
 def fits(out: str) -> bool:

@@ -6,7 +6,11 @@ import json
 import random
 from typing import Any
 
+from manifests import manifest_of
+
+from tuneloop.core.files import plain
 from tuneloop.data.checks import check_dataset
+from tuneloop.records.dataset import Check
 from tuneloop.records.rows import Dataset, Row
 
 WORDS = {
@@ -52,16 +56,16 @@ def essays(n: int, answer: str = "The {} of {} can be seen from the old bridge i
 
 def dataset(rows: list[Row], task: str = "classification", **manifest: Any) -> Dataset:
     cut = int(0.8 * len(rows)), int(0.9 * len(rows))
-    about = {"id": "d-0", "task": task, "seed": 0, "counts": {"read": len(rows)}, **manifest}
-    return Dataset("d", about, rows[: cut[0]], rows[cut[0] : cut[1]], rows[cut[1] :])
+    about = {"task": task, "counts": {"read": len(rows)}, **manifest}
+    return Dataset("d", manifest_of(**about), rows[: cut[0]], rows[cut[0] : cut[1]], rows[cut[1] :])
 
 
-def by_name(data: Dataset, **options: Any) -> dict[str, dict[str, Any]]:
+def by_name(data: Dataset, **options: Any) -> dict[str, Check]:
     found = check_dataset(data, **options)
     assert len({check["name"] for check in found}) == len(found)
-    json.dumps(found)
+    json.dumps(plain(found))
     for check in found:
-        assert set(check) == {"name", "level", "message", "rows", "remedy", "examples"}
+        assert set(check.to_json()) == {"name", "level", "message", "rows", "remedy", "examples"}
         assert check["level"] == "ok" or check["remedy"], check
         assert len(check["examples"]) <= 10 and isinstance(check["rows"], int)
     return {check["name"]: check for check in found}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manifests import manifest_json
 
 from tuneloop.advise.advise import AdviceInput
 from tuneloop.advise.economy import trainings
@@ -243,7 +244,7 @@ def test_plan_and_advise_name_one_price_with_the_same_parts(
     total = max(int(rows * min(tokens, longest)), 1)
     folder = tmp_path_factory.mktemp("data")
     counted = {"total": total, "mean": total / rows, "p50": longest // 2, "p90": longest, "max": longest}
-    (folder / "dataset.json").write_text(json.dumps({"splits": {"train": {"rows": rows, "tokens": counted}}}))
+    (folder / "dataset.json").write_text(json.dumps(manifest_json(splits={"train": {"rows": rows, "tokens": counted}})))
     shared: dict[str, Any] = {"model": model, "epochs": epochs, "gpu": gpu, "tier": tier, "engineer_hours": 10.0,
                               "usd_per_engineer_hour": engineer, "runs": runs}  # fmt: skip
     for method, training in trainings(AdviceInput(**known_of(folder), **shared), load_prices()).items():
@@ -256,7 +257,9 @@ def test_plan_and_advise_name_one_price_with_the_same_parts(
 
 def test_without_a_machine_named_both_choose_the_same_one(tmp_path: Path) -> None:
     counted = {"total": 300_000, "mean": 100.0, "p50": 90, "p90": 200, "max": 400}
-    (tmp_path / "dataset.json").write_text(json.dumps({"splits": {"train": {"rows": 3000, "tokens": counted}}}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(manifest_json(splits={"train": {"rows": 3000, "tokens": counted}}))
+    )
     shared = {"model": "llama-3.1-8b", "epochs": 3.0}
     plan = plan_machines({**shared, "method": "lora", "dataset": str(tmp_path)})
     training = trainings(AdviceInput(**known_of(tmp_path), **shared), load_prices())["lora"]

@@ -30,13 +30,13 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = PrepareConfig(sources=[str(folder / "rows.jsonl")])
     made = prepare(config, name="rows", seed=0, out=folder / "out", measure=lambda row: TokenCount(9, 2))
-    return dict(made.manifest)
+    return made.manifest.to_json()
 
 
 def test_what_prepare_writes_is_read_unchanged(manifest: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({**manifest, "of_a_later_version": 1}))
-    assert read_manifest(tmp_path) == {**manifest, "of_a_later_version": 1}
-    assert read_manifest(tmp_path / "dataset.json")["id"] == manifest["id"]
+    assert read_manifest(tmp_path).to_json() == {**manifest, "of_a_later_version": 1}
+    assert read_manifest(tmp_path / "dataset.json").id == manifest["id"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,6 @@ def test_any_value_in_any_place_is_taken_or_refused_in_words(
     folder = tmp_path_factory.mktemp("any")
     (folder / "dataset.json").write_text(json.dumps(broken))
     try:
-        assert read_manifest(folder)["version"] == 1
+        assert read_manifest(folder).version == 1
     except UserError as error:
         assert error.next_step and "\n" not in error.what

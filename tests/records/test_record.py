@@ -56,15 +56,15 @@ def test_what_is_written_is_read_again(record: Record, tmp_path: Path) -> None:
     path = tmp_path / record.file
     write_record(path, record)
     found = read_record(type(record), path)
-    assert found.as_json() == record.as_json() == json.loads(path.read_text())
+    assert found.to_json() == record.to_json() == json.loads(path.read_text())
     assert next(iter(json.loads(path.read_text()))) == "version"
-    assert read_record(type(record), tmp_path).as_json() == found.as_json()  # the folder stands for its file
+    assert read_record(type(record), tmp_path).to_json() == found.to_json()  # the folder stands for its file
 
 
 @EACH
 def test_an_unknown_key_is_kept_when_read_and_refused_when_made(record: Record) -> None:
-    value = record.as_json() | {"of_a_later_version": {"x": 1}}
-    assert as_record(type(record), value, "file").as_json() == value
+    value = record.to_json() | {"of_a_later_version": {"x": 1}}
+    assert as_record(type(record), value, "file").to_json() == value
     with pytest.raises(ValidationError):
         type(record).model_validate(value)
 
@@ -99,7 +99,7 @@ def test_a_file_that_was_cut_is_refused(record: Record, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_wrong_value_is_named(record: Record, key: str, value: Any, named: str) -> None:
     with pytest.raises(UserError) as caught:
-        as_record(type(record), record.as_json() | {key: value}, "file.json")
+        as_record(type(record), record.to_json() | {key: value}, "file.json")
     assert named in caught.value.what
 
 
@@ -109,7 +109,7 @@ def test_keys_that_an_older_version_did_not_write_have_defaults() -> None:
 
 
 def test_a_bound_that_is_no_number_is_null_in_the_file_and_nan_in_the_record() -> None:
-    value = EVALUATION.as_json()
+    value = EVALUATION.to_json()
     assert value["metrics"]["perplexity"] == {"value": 3.0, "low": None, "high": None}
     found = as_record(EvaluationManifest, value, "eval.json")
     assert math.isnan(found.metrics["perplexity"].low) and math.isnan(found.comparisons[0].p_holm)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manifests import manifest_json
 from test_html import look, parse
 
 from tuneloop.core.errors import UserError
@@ -74,8 +75,9 @@ def manifest_of(sizes: dict[str, int], text: str) -> dict[str, Any]:
         "counts": {"read": kept + 13, "kept": kept, "rejected": 13, **sizes},
         "rejected": rejected,
         "repaired": {"encoding": 2, "pii": 3, "white_space": 5},
+        "personal": {"EMAIL": 2, "PHONE": 1},
         "splits": {
-            s: {"path": f"{s}.jsonl", "rows": n, "tokens": tokens, "labels": {f"label_{i}{text}": 40 - i for i in range(40)}}
+            s: {"path": f"{s}.jsonl", "rows": n, "sha256": "ef" * 32, "tokens": tokens, "labels": {f"label_{i}{text}": 40 - i for i in range(40)}}
             for s, n in sizes.items()
         },
         "languages": {"en": 90, f"de{text}": 10},
@@ -186,7 +188,7 @@ def test_the_system_turn_of_the_template_is_shown_where_rows_have_none(tmp_path:
     folder = tmp_path / "in"
     folder.mkdir()
     turns = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "Here."}]
-    manifest = {"version": 1, "name": "x", "counts": {"train": 1}, "template_adds": "You are a parrot."}
+    manifest = manifest_json(counts={"train": 1}, template_adds="You are a parrot.")
     (folder / "dataset.json").write_text(json.dumps(manifest))
     (folder / "train.jsonl").write_text(json.dumps({"id": "1", "messages": turns, "meta": {}}) + "\n")
     text = plain(section(render_data_report(folder), "samples"))
@@ -288,11 +290,11 @@ def test_no_personal_value_stands_in_the_page(page: str) -> None:
     assert plain(section(page, "repairs")).count("pii") == 0
 
 
-def test_a_pii_detail_that_is_no_kind_is_not_shown(tmp_path: Path) -> None:
+def test_what_a_repair_says_of_personal_data_is_not_shown(tmp_path: Path) -> None:
     folder = build(tmp_path / "in")
     lines(folder / "repairs.jsonl", [{"source": "a", "line": 1, "id": "x", "kind": "pii", "field": "t", "detail": d} for d in
                                      ("eve@secret.example", "EMAIL", "IBAN DE89370400440532013000")])  # fmt: skip
-    assert read_data(folder).redacted == {"EMAIL": 1.0, "other": 2.0}
+    assert read_data(folder).redacted == {"EMAIL": 2.0, "PHONE": 1.0}, "kinds are counted by the manifest"
     assert "DE8937" not in plain(render_data_report(folder))
 
 
@@ -493,10 +495,19 @@ def test_nothing_sticks_out_on_a_phone(tmp_path: Path, text: str) -> None:
 
 def test_make_nothing_up(tmp_path: Path) -> None:
     """A manifest with counts alone gives a page with those counts and no empty section."""
-    (tmp_path / "dataset.json").write_text(json.dumps({"counts": {"read": 3, "kept": 3, "rejected": 0, "train": 3}}))
+    (tmp_path / "dataset.json").write_text(json.dumps(manifest_json(counts={"read": 3, "kept": 3, "train": 3})))
     page = render_data_report(tmp_path)
     parse(page)
-    assert re.findall(r'<section id="(\w+)"', page) == ["flow", "record"]
+    assert re.findall(r'<section id="(\w+)"', page) == ["flow", "shape", "record"]
+
+
+def test_a_manifest_that_cannot_be_read_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    folder = build(tmp_path / "in")
+    whole = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**whole, "counts": {"read": "many"}}))
+    text = plain(render_data_report(folder))
+    assert "dataset.json could not be read: The file is damaged: counts.read" in text
+    assert "broken json 1" in text and "exact duplicate 1" in text
 
 
 def test_long_duplicates_are_shown_from_where_they_differ(tmp_path: Path) -> None:

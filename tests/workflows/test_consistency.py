@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import manifest_of
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
@@ -45,7 +46,7 @@ def refused(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str,
 
 def part_of(folder: Path, said: list[str], given: list[Row], asks: Any, *settings: str) -> dict[str, Any]:
     job = RunContext(make_recipe({}, ["evaluate.bootstrap=200", *settings]), folder, say=said.append)
-    dataset = Dataset("d", {"task": "classification", "labels": LABELS}, [], [], given)
+    dataset = Dataset("d", manifest_of(task="classification", labels=LABELS), [], [], given)
     costs = {"tuned": {"seconds": 30.0}, "TF-IDF": {"seconds": 1000.0}}
     return consistency_part(job, folder, dataset, given, asks, own="tuned", drawn=False, costs=costs)
 
@@ -87,7 +88,7 @@ def test_a_run_is_asked_beside_the_prompts_of_its_base(
     job = RunContext(make_recipe({"model": str(tiny_llama)}, [
         "evaluate.bootstrap=200", "evaluate.consistency=5", "evaluate.max_new_tokens=6", "baselines.few_shot=1"
     ]), make_run())  # fmt: skip
-    manifest = {"task": task, "labels": LABELS if task == "classification" else None, "config": {"split": {}}}
+    manifest = manifest_of(task=task, labels=LABELS if task == "classification" else None)
     dataset = Dataset("d", manifest, rows(4, "Once more: where is parcel {}, please?"), [], rows(3))
     attach_trained(job)
     asks = [asked_tuned(job, dataset), asked_prompts(job, dataset, lambda: base_model(job))]

@@ -363,6 +363,6 @@ def test_a_data_set_that_says_too_little_costs_no_training_that_is_done(make_tun
     before = read_json(run / "adapter" / "tuneloop.json")
     dataset = load_dataset(run / "dataset")
     said: list[str] = []
-    manifest = {**dataset.manifest, "config": {"of_another_version": 1}}
+    manifest = dataset.manifest.model_copy(update={"config": {"of_another_version": 1}})
     write_task(RunContext(load_run_recipe(run, []), run, say=said.append), replace(dataset, manifest=manifest))
     assert "can't be kept with it" in said[0] and read_json(run / "adapter" / "tuneloop.json") == before

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import manifest_of
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.config import BaselinesConfig, EvaluateConfig
@@ -46,12 +47,7 @@ def row(number: int, split: str, *, words: int = 4, label: str | None = None, ta
 def dataset(task: str = "classification", train: list[Row] | None = None) -> Dataset:
     return Dataset(
         "nowhere",
-        {
-            "id": "d-1",
-            "task": task,
-            "labels": LABELS if task == "classification" else None,
-            "config": {"split": {"stratify": None}},
-        },
+        manifest_of(task=task, labels=LABELS if task == "classification" else None),
         train or [row(i, "train", task=task) for i in range(12)],
         [],
         [row(i, "test", task=task) for i in range(4)],

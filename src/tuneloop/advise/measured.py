@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, read_json
 from tuneloop.core.significance import wilson_interval
-from tuneloop.evaluate.metrics import declare_from, likely_to_decide, lower_is_better
+from tuneloop.evaluate.metrics import declare, likely_to_decide, lower_is_better
 from tuneloop.models.methods import USUAL
 from tuneloop.plan.options import lengths_of
-from tuneloop.records.dataset import AGAIN
+from tuneloop.records.dataset import DatasetManifest, read_manifest
+from tuneloop.records.evaluation import AnswerCost, BaselinesManifest, EvaluationManifest, Metrics, Rung
+from tuneloop.records.record import read_record
+from tuneloop.records.run import RunManifest
 
 CHEAP = ("logistic regression", "your classifier")  # in the names of cheap systems
 CONSTANT = "majority class"  # always the most frequent label: neither a prompt nor a classifier
@@ -41,7 +45,7 @@ class BaselineResults:
     Args:
         metric: the one that decides.
         n: test rows; 0: not known.
-        results: all systems.
+        results: of all systems.
         verdict: the tuned model against the best prompt: `better`, `worse`, `not enough evidence`, or empty.
         method: how the tuned model was trained.
         prompt_tokens: system -> tokens read for a query.
@@ -82,38 +86,32 @@ class BaselineResults:
         return max(results, key=lambda r: sign * r.value, default=None)
 
 
-def from_dataset(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def from_dataset(manifest: DatasetManifest) -> dict[str, Any]:
     """What a `dataset.json` says about the question."""
-    train = manifest["splits"]["train"]
-    tokens, rows = train.get("tokens") or {}, train.get("rows", 0)
-    found: dict[str, Any] = {"rows": rows, "task": manifest.get("task")}
-    if manifest.get("labels"):
-        found["labels"] = len(manifest["labels"])
-    if rows and tokens.get("total"):
-        found["tokens_per_row"] = tokens["total"] / rows
-        found["answer_tokens"] = tokens.get("supervised", 0) / rows
-        found["prompt_tokens"] = max(1.0, (tokens["total"] - tokens.get("supervised", 0)) / rows)
-        found["longest_row"] = max(8, int(tokens.get("max") or 1024))
-        if "mean" in tokens:
-            found["lengths"] = lengths_of(manifest, "dataset.json")
+    train = manifest.splits.train
+    tokens, rows = train.tokens, train.rows
+    found: dict[str, Any] = {"rows": rows, "task": manifest.task}
+    if manifest.labels:
+        found["labels"] = len(manifest.labels)
+    if rows and tokens and tokens.total:
+        found["tokens_per_row"] = tokens.total / rows
+        found["answer_tokens"] = tokens.supervised / rows
+        found["prompt_tokens"] = max(1.0, (tokens.total - tokens.supervised) / rows)
+        found["longest_row"] = max(8, tokens.max)
+        found["lengths"] = lengths_of(manifest, "dataset.json")
     return found
 
 
-def from_evaluation(manifest: Mapping[str, Any], where: str, metric: str = "") -> BaselineResults:
+def from_evaluation(manifest: EvaluationManifest, where: str, metric: str = "") -> BaselineResults:
     """What an `eval.json` says.
 
     Raises:
         UserError: it has no such metric, or none that decides.
     """
-    metrics = manifest.get("metrics")
-    if not isinstance(metrics, dict) or not isinstance(manifest.get("n"), int):
-        raise UserError(
-            "Not an evaluation: no metrics, no count of rows", where=where, next_step="tuneloop evaluate writes it"
-        )
-    declare_from(manifest)
-    systems = {str(manifest.get("name") or "tuned"): metrics, **(manifest.get("baselines") or {})}
+    declare(manifest.own_metrics.values())
+    systems = {manifest.name: manifest.metrics, **manifest.baselines}
     metric = metric or _decided_by(manifest)
-    measured = with_prices(measured_of(systems, manifest.get("costs") or {}, manifest["n"], where, metric), manifest)
+    measured = with_prices(measured_of(systems, manifest.costs, manifest.n, where, metric), manifest.ladder)
     verdicts = [_verdict(manifest, measured, best) for best in (measured.prompt, measured.classical)]
     return replace(measured, verdict=verdicts[0], classical_verdict=verdicts[1])
 
@@ -129,9 +127,9 @@ def by_hand(values: Mapping[str, float], test_rows: int | None) -> BaselineResul
 
 
 def measured_of(
-    systems: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Any], n: int, where: str, metric: str = ""
+    systems: Mapping[str, Metrics], costs: Mapping[str, AnswerCost], n: int, where: str, metric: str = ""
 ) -> BaselineResults:
-    """Contenders' metrics (name -> metric -> value, low, high) and costs as one record.
+    """Metrics and costs of systems as one record.
 
     Raises:
         UserError: nobody was measured by the metric, or no metric decides.
@@ -141,38 +139,31 @@ def measured_of(
     results = []
     for name, values in systems.items():
         value = values.get(metric)
-        if isinstance(value, dict) and isinstance(value.get("value"), int | float):
-            middle = float(value["value"])
-            low, high = (middle if value.get(end) is None else float(value[end]) for end in ("low", "high"))
+        if value is not None and not math.isnan(value.value):
+            low, high = (value.value if math.isnan(end) else end for end in (value.low, value.high))
             right = values.get("accuracy")
-            share = right.get("value") if isinstance(right, dict) else None
-            results.append(Result(name, middle, low, high, share if isinstance(share, int | float) else None))
+            known = right is not None and not math.isnan(right.value)
+            results.append(Result(name, value.value, low, high, right.value if right and known else None))
     if not results:
         raise UserError(
             f"Nobody was measured by {metric!r}", where=where, next_step=f"choose one of {', '.join(metrics)}"
         )
 
-    def per_query(key: str) -> dict[str, float]:
-        found = {name: cost.get(key) for name, cost in costs.items() if isinstance(cost, dict) and n}
-        return {name: value / n for name, value in found.items() if isinstance(value, int | float)}
-
-    read = {name: tokens for name, tokens in per_query("prompt_tokens").items() if tokens}
-    spent = {name: usd * 1000 for name, usd in per_query("usd").items()}
+    read = {name: cost.prompt_tokens / n for name, cost in costs.items() if n and cost.prompt_tokens}
+    spent = {name: cost.usd / n * 1000 for name, cost in costs.items() if n and cost.usd is not None}
     return BaselineResults(metric, n, tuple(results), prompt_tokens=read, usd_per_1000=spent)
 
 
-def with_prices(measured: BaselineResults, manifest: Mapping[str, Any]) -> BaselineResults:
-    """What 1,000 requests cost by the leaderboard, where it was computed: measuring shares prompts, requests in production don't."""
-    rows = [one for one in manifest.get("ladder") or () if isinstance(one, dict)]
-    prices = {str(r.get("name")): r["usd_per_1000"] for r in rows if isinstance(r.get("usd_per_1000"), int | float)}
+def with_prices(measured: BaselineResults, leaderboard: Sequence[Rung]) -> BaselineResults:
+    """Results with what 1,000 requests cost by the leaderboard: while measuring, prompts are shared; in production not."""
+    prices = {line.name: line.usd_per_1000 for line in leaderboard if line.usd_per_1000 is not None}
     return replace(measured, usd_per_1000={**measured.usd_per_1000, **prices})
 
 
-def _decided_by(manifest: Mapping[str, Any]) -> str:
+def _decided_by(manifest: EvaluationManifest) -> str:
     """The metric that an evaluation's own verdict goes by: macro-F1 where labels are uneven; empty where it names none."""
-    verdict = manifest.get("verdict")
-    named = verdict.get("metric") if isinstance(verdict, Mapping) else None
-    return named if isinstance(named, str) and named in (manifest.get("metrics") or {}) else ""
+    named = manifest.verdict.metric if manifest.verdict else ""
+    return named if named in manifest.metrics else ""
 
 
 def _deciding(metrics: Sequence[str], where: str) -> str:
@@ -182,14 +173,15 @@ def _deciding(metrics: Sequence[str], where: str) -> str:
     raise UserError("No metric in it decides", where=where, next_step=f"name one with --metric: {', '.join(metrics)}")
 
 
-def _verdict(manifest: Mapping[str, Any], measured: BaselineResults, best: Result | None) -> str:
+def _verdict(manifest: EvaluationManifest, measured: BaselineResults, best: Result | None) -> str:
+    """The tuned model against another system, by the evaluation's own comparison."""
     turned = {"better": "worse", "worse": "better"}
-    for c in manifest.get("comparisons") or []:
-        if best and c.get("metric") == measured.metric:
-            if (c.get("a"), c.get("b")) == (best.name, "tuned"):
-                return str(c.get("verdict", ""))
-            if (c.get("a"), c.get("b")) == ("tuned", best.name):
-                return turned.get(str(c.get("verdict")), str(c.get("verdict", "")))
+    for pair in manifest.comparisons:
+        if best and pair.metric == measured.metric:
+            if (pair.a, pair.b) == (best.name, "tuned"):
+                return pair.verdict
+            if (pair.a, pair.b) == ("tuned", best.name):
+                return turned.get(pair.verdict, pair.verdict)
     return ""
 
 
@@ -228,23 +220,21 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
     if path.suffix == ".json" and path.is_file():
         path = path.parent if path.name in ("eval.json", "dataset.json") else path
     if path.is_file() and path.suffix == ".json":
-        return _known_of_evaluation(read_json(path), str(path), metric)
+        return _known_of_evaluation(path, metric)
     if not path.is_dir():
         raise UserError("No such data set, run or evaluation", where=str(source), next_step=nearest_path(path))
     found: dict[str, Any] = {}
     for manifest in (path / "dataset.json", path / "dataset" / "dataset.json"):
         if manifest.is_file():
-            found |= _known_of_dataset(manifest)
+            found |= from_dataset(read_manifest(manifest))
             break
     if (path / "eval.json").is_file():
-        found |= _known_of_evaluation(read_json(path / "eval.json"), str(path / "eval.json"), metric)
+        found |= _known_of_evaluation(path / "eval.json", metric)
     elif (path / "baselines" / "baselines.json").is_file():
         found["measured"] = read_baselines(path / "baselines", metric)
     if (path / "run.json").is_file() and found.get("measured"):
-        run = read_json(path / "run.json")
-        found["measured"] = replace(
-            found["measured"], training_usd=run.get("usd"), method=run.get("method", USUAL.name)
-        )
+        run = read_record(RunManifest, path)
+        found["measured"] = replace(found["measured"], training_usd=run.usd, method=run.method or USUAL.name)
     if not found:
         raise UserError(
             "Neither a data set nor a run nor an evaluation",
@@ -254,28 +244,20 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
     return found
 
 
-def _known_of_dataset(path: Path) -> dict[str, Any]:
-    try:
-        return from_dataset(read_json(path))
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise UserError("The data set's manifest is damaged", where=str(path), next_step=AGAIN) from None
-
-
-def _known_of_evaluation(manifest: Any, where: str, metric: str) -> dict[str, Any]:
-    if not isinstance(manifest, dict):
-        raise UserError("Not an evaluation", where=where, next_step="name an eval.json or its folder")
-    found: dict[str, Any] = {"measured": from_evaluation(manifest, where, metric)}
-    return found | {key: manifest[key] for key in ("model", "task") if isinstance(manifest.get(key), str)}
+def _known_of_evaluation(path: Path, metric: str) -> dict[str, Any]:
+    manifest = read_record(EvaluationManifest, path)
+    found: dict[str, Any] = {"measured": from_evaluation(manifest, str(path), metric)}
+    return found | {key: manifest[key] for key in ("model", "task") if manifest[key]}
 
 
 def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
-    """What `baselines.json` and the evaluations alongside it say: the base model and the cheap alternatives."""
-    listed = read_json(folder / "baselines.json")
-    manifests = {name: read_json(folder / place / "eval.json") for name, place in listed["contenders"].items()}
-    n = max((manifest["n"] for manifest in manifests.values()), default=0)
-    metrics = {name: manifest["metrics"] for name, manifest in manifests.items()}
+    """What `baselines.json` and its evaluations say: the base model and the cheap alternatives."""
+    listed = read_record(BaselinesManifest, folder)
+    manifests = {name: read_record(EvaluationManifest, folder / place) for name, place in listed.contenders.items()}
+    n = max((manifest.n for manifest in manifests.values()), default=0)
+    metrics = {name: manifest.metrics for name, manifest in manifests.items()}
     metric = metric or next(filter(None, map(_decided_by, manifests.values())), "")
-    return with_prices(measured_of(metrics, listed.get("costs") or {}, n, str(folder), metric), listed)
+    return with_prices(measured_of(metrics, listed.costs, n, str(folder), metric), listed.ladder)
 
 
 def leaderboard(measured: BaselineResults) -> list[dict[str, Any]]:

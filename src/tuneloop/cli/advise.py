@@ -16,7 +16,6 @@ from tuneloop.cli.console import Settings, plain_table, print_json, screen, spli
 from tuneloop.cli.numbers import amount, count
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
 from tuneloop.core.flag import flag, switch
 from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
@@ -138,6 +137,7 @@ def _known(source: str, metric: str, stated: Mapping[str, Any], measuring: _Meas
 def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measuring: _Measuring) -> _Known:
     """What data say: a prepared data set, a file of examples, or a recipe; measured where that is wanted."""
     from tuneloop.advise.measured import known_of
+    from tuneloop.records.dataset import read_manifest
     from tuneloop.workflows.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
     from tuneloop.workflows.baselines import measure_alone
 
@@ -154,7 +154,7 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
     folder = advice_folder(recipe, measuring.out)
     prepared = Path(source) / "dataset.json"
     if prepared.is_file() and not measuring.wanted:
-        return _Known({**facts, **known_of(source)}, folder, read_json(prepared).get("hash", ""))
+        return _Known({**facts, **known_of(source)}, folder, read_manifest(prepared).hash)
     with screen(measuring.quiet, "measuring") as shown:
         if other and measuring.wanted:
             shown.say(f"stand-in  {model} is not on this machine: {other}, a small model, is measured in its place.")
@@ -164,7 +164,7 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
             shown.say(f"          To measure {model} itself: download it, then --model FOLDER.")
         if measuring.wanted:
             _, dataset = measure_alone(recipe, measuring.out, progress=shown.progress, say=shown.say)
-            counted = Counted(dataset.path, dataset.manifest["hash"])
+            counted = Counted(dataset.path, dataset.manifest.hash)
             facts |= known_of(dataset.path) | known_of(folder, metric)
             facts["measured"] = replace(facts["measured"], stand_in=other)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
 
 if TYPE_CHECKING:
+    from tuneloop.records.dataset import Check, DatasetManifest
     from tuneloop.records.rows import Row
 
 LEVELS = ("error", "warn", "ok")
@@ -37,8 +38,8 @@ def command(
     with screen(output.quiet, "checking") as shown:
         production = _read(against, loaded.manifest, shown.say) if against else None
     checks = check_dataset(loaded, against=production)
-    checks = sorted(checks, key=lambda check: LEVELS.index(check["level"]))  # stable: the order of checks stays
-    worst = checks[0]["level"] if checks else "ok"
+    checks = sorted(checks, key=lambda check: LEVELS.index(check.level))  # stable: the order of checks stays
+    worst = checks[0].level if checks else "ok"
     if output.json:
         print_json({"dataset": loaded.id, "path": loaded.path, "level": worst, "checks": checks})
     else:
@@ -56,7 +57,7 @@ def _refuse_raw_file(path: str) -> None:
         )
 
 
-def _read(against: str, manifest: Mapping[str, Any], say: Any) -> list[Row]:
+def _read(against: str, manifest: DatasetManifest, say: Any) -> list[Row]:
     from tuneloop.data.checks.production import as_prepared, read_production
 
     rows, without = read_production([against], as_prepared(manifest, [against]))
@@ -65,7 +66,7 @@ def _read(against: str, manifest: Mapping[str, Any], say: Any) -> list[Row]:
     return rows
 
 
-def _print(name: str, checks: Sequence[Mapping[str, Any]]) -> None:
+def _print(name: str, checks: Sequence[Check]) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -73,16 +74,16 @@ def _print(name: str, checks: Sequence[Mapping[str, Any]]) -> None:
 
     table = plain_table("", "", show_header=False)
     for check in checks:
-        style = {"error": "bold red", "warn": "yellow"}.get(check["level"], "green")
-        words = clean(check["message"])
-        table.add_row(Text(check["level"], style=style), Text.assemble((check["name"], "bold"), f"  {words}"))
-        if check["level"] != "ok" and check.get("remedy"):
-            table.add_row("", Text(clean(check["remedy"]), style="cyan"))
-            for example in check.get("examples", ()):
+        style = {"error": "bold red", "warn": "yellow"}.get(check.level, "green")
+        words = clean(check.message)
+        table.add_row(Text(check.level, style=style), Text.assemble((check.name, "bold"), f"  {words}"))
+        if check.level != "ok" and check.remedy:
+            table.add_row("", Text(clean(check.remedy), style="cyan"))
+            for example in check.examples:
                 if "text" in example:
                     place = f"{Path(example['source']).name}:{example['line']}  "
                     table.add_row("", Text(clean(place + example["text"]), style="dim"))
-    counts = {level: sum(check["level"] == level for check in checks) for level in LEVELS}
+    counts = {level: sum(check.level == level for check in checks) for level in LEVELS}
     console = Console(highlight=False)
     console.print(table)
     console.print(f"\n{name}: {', '.join(f'{n} {level}' for level, n in counts.items() if n)}", markup=False)

@@ -53,7 +53,7 @@ def command(
     place = Path(out) if out else None if sides[0].baseline else folder
     path = write_gate(place, result) if place else None
     if output.json:
-        print_json({**result.as_json(), "path": str(path) if path else None})
+        print_json({**result.to_json(), "path": str(path) if path else None})
     else:
         for check in result.checks:
             print(f"{SIGNS[check.status]}  {check.message}")

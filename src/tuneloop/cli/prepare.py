@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
 from tuneloop.cli.console import print_json, screen, split_arguments
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+
+if TYPE_CHECKING:
+    from tuneloop.records.dataset import Check
 
 
 def command(
@@ -42,9 +45,9 @@ def command(
         from tuneloop.cli.rows import print_rows
 
         print_rows(recipe.model, dataset.train[:show], to_stderr=output.json)
-    errors = [check for check in dataset.manifest["checks"] if check["level"] == "error"]
+    errors = dataset.manifest.errors
     if output.json:
-        print_json({"path": dataset.path, **dataset.manifest})
+        print_json({"path": dataset.path, **dataset.manifest.to_json()})
     else:
         if not output.quiet:
             from rich.console import Console
@@ -60,7 +63,7 @@ def command(
         raise typer.Exit(1)
 
 
-def _say_errors(errors: Sequence[Mapping[str, Any]]) -> None:
+def _say_errors(errors: Sequence[Check]) -> None:
     """The checks at `error`, where nobody overlooks them: not even with --quiet or --json."""
     from rich.console import Console
     from rich.text import Text
@@ -69,5 +72,5 @@ def _say_errors(errors: Sequence[Mapping[str, Any]]) -> None:
 
     console = Console(stderr=True, highlight=False)
     for check in errors:
-        console.print(Text.assemble(("ERROR ", "bold red"), (check["name"], "bold"), f"  {clean(check['message'])}"))
-        console.print(Text(f"      {clean(check['remedy'])}", style="cyan"))
+        console.print(Text.assemble(("ERROR ", "bold red"), (check.name, "bold"), f"  {clean(check.message)}"))
+        console.print(Text(f"      {clean(check.remedy)}", style="cyan"))

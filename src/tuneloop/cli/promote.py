@@ -21,7 +21,7 @@ def command(
     with screen(output.quiet, "reading the registry") as shown:
         model = promote_version(name, version, force=force, why=why, progress=shown.progress, say=shown.say)
     if output.json:
-        print_json({"name": name, "aliases": model.aliases, "event": model.history[-1].as_json()})
+        print_json({"name": name, "aliases": model.aliases, "event": model.history[-1].to_json()})
     else:
         previous = model.aliases.get("previous")
         print(f"{name}@champion is version {model.aliases['champion']}" + (f", before {previous}" if previous else ""))

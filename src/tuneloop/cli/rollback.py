@@ -21,6 +21,6 @@ def command(
         model = rollback(open_registry(say=shown.say), name, why=why)
     event = model.history[-1]
     if output.json:
-        print_json({"name": name, "aliases": model.aliases, "event": event.as_json()})
+        print_json({"name": name, "aliases": model.aliases, "event": event.to_json()})
     else:
         print(f"{name}@champion is version {event.model_version} again, no longer {event.before['champion']}")

@@ -37,7 +37,7 @@ def command(
     with screen(output.quiet, "running") as shown:
         folder, run = train_alone(recipe, progress=shown.progress, say=shown.say)
     if output.json:
-        print_json({"path": str(folder), **run.as_json()})
+        print_json({"path": str(folder), **run.to_json()})
     else:
         print(f"{run.result:<9} {folder / run.result}\nnext      tuneloop evaluate {folder}")
 

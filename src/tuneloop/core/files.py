@@ -133,10 +133,10 @@ def write_yaml(path: Path | str, value: Any) -> None:
 
 def plain(value: Any) -> Any:
     """Records to dictionaries, NaN and infinities to None: what strict JSON can hold."""
-    if isinstance(value, BaseModel):
-        return plain(value.model_dump(mode="json"))
     if hasattr(value, "to_json"):
         return plain(value.to_json())
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(mode="json"))
     if hasattr(value, "__dataclass_fields__"):
         fields = value.__dataclass_fields__.items()
         return {name: plain(getattr(value, name)) for name, field in fields if field.metadata.get("written", True)}

@@ -16,7 +16,7 @@ from tuneloop.core.files import content_hash, read_jsonl, sha256_file
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.split import SPLITS, key64
-from tuneloop.records.dataset import AGAIN, MANIFEST, read_manifest
+from tuneloop.records.dataset import AGAIN, MANIFEST, Mix, read_manifest
 from tuneloop.records.rows import Dataset, Row
 
 
@@ -80,7 +80,7 @@ def meta_key(row: Row) -> int:
 
 
 def dataset_hash(
-    splits: Mapping[str, Iterable[Row]], config: PrepareConfig, seed: int, mixed: Mapping[str, Any] | None = None
+    splits: Mapping[str, Iterable[Row]], config: PrepareConfig, seed: int, mixed: Mix | None = None
 ) -> str:
     """Hash of what the splits hold and of the configuration; where the sources lie does not count.
 
@@ -96,7 +96,7 @@ def dataset_hash(
     return hash_of_keys(keys, config, seed, mixed)
 
 
-def hash_of_keys(splits: Mapping[str, bytes], config: PrepareConfig, seed: int, mixed: Mapping[str, Any] | None) -> str:
+def hash_of_keys(splits: Mapping[str, bytes], config: PrepareConfig, seed: int, mixed: Mix | None) -> str:
     """`dataset_hash` of rows of which only the id, as a number, and the `meta_key` are at hand: two numbers of 64 bits a row,
     the lower bytes first."""
     digest = hashlib.sha256()
@@ -211,11 +211,11 @@ def load_dataset(path: Path | str, *, verify: bool = True) -> Dataset:
     manifest = read_manifest(folder)
     splits: dict[str, RowFile] = {}
     for split in SPLITS:
-        about = manifest["splits"][split]
-        file = folder / (about.get("path") or f"{split}.jsonl")
+        about = manifest.splits.by_name[split]
+        file = folder / (about.path or f"{split}.jsonl")
         if not file.is_file():
             raise UserError("A split of the data set is missing", where=str(file), next_step=AGAIN)
-        if verify and sha256_of_source(file) != about["sha256"]:
+        if verify and sha256_of_source(file) != about.sha256:
             raise UserError("The split was changed after it was prepared", where=str(file), next_step=AGAIN)
-        splits[split] = RowFile(file, about["rows"])
+        splits[split] = RowFile(file, about.rows)
     return Dataset(str(folder), manifest, splits["train"], splits["val"], splits["test"])

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from tuneloop.core.errors import UserError
 from tuneloop.core.significance import holm
 from tuneloop.data.mix import GENERAL_FILE
-from tuneloop.data.split import SPLITS, normalised, prompt_key
-from tuneloop.records import dataset as manifests
-from tuneloop.records.dataset import MANIFEST
+from tuneloop.data.split import normalised, prompt_key
+from tuneloop.records.dataset import AGAIN, MANIFEST, DatasetManifest, read_manifest
 from tuneloop.records.rows import Row
 
 
@@ -27,19 +26,9 @@ def dataset_folder(path: Path | str) -> Path:
     return folder.parent if folder.name == MANIFEST else folder
 
 
-def read_manifest(path: Path | str) -> tuple[Path, dict[str, Any]]:
-    """A data set's folder and manifest; the rows are not read.
-
-    Raises:
-        UserError: no complete data set there, or one of another version.
-    """
-    folder = dataset_folder(path)
-    return folder, manifests.read_manifest(folder)
-
-
-def split_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Path]:
+def split_files(folder: Path, manifest: DatasetManifest) -> dict[str, Path]:
     """The files with rows, by split: train, val, test, and general rows held out, if there are any."""
-    files = {split: folder / str(manifest["splits"].get(split, {}).get("path", f"{split}.jsonl")) for split in SPLITS}
+    files = {name: folder / (split.path or f"{name}.jsonl") for name, split in manifest.splits.by_name.items()}
     return files | ({"general": folder / GENERAL_FILE} if (folder / GENERAL_FILE).is_file() else {})
 
 
@@ -148,7 +137,8 @@ def diff_datasets(a: Path | str, b: Path | str, *, examples: int = 3) -> Dataset
     Raises:
         UserError: one of them is no complete data set, or damaged.
     """
-    (folder_a, manifest_a), (folder_b, manifest_b) = read_manifest(a), read_manifest(b)
+    folder_a, folder_b = dataset_folder(a), dataset_folder(b)
+    manifest_a, manifest_b = read_manifest(folder_a), read_manifest(folder_b)
     files_a, files_b = split_files(folder_a, manifest_a), split_files(folder_b, manifest_b)
     ids_a, ids_b = _ids(files_a), _ids(files_b)
     both = [(key, ids_a[key], split) for key, split in ids_b.items() if key in ids_a]
@@ -202,7 +192,7 @@ def _row_lines(path: Path) -> Iterator[tuple[int, Row]]:
         try:
             yield offset, Row.from_json(value)
         except ValueError as error:
-            raise UserError(f"Not a row: {error}", where=f"{path}:{number}", next_step=manifests.AGAIN) from None
+            raise UserError(f"Not a row: {error}", where=f"{path}:{number}", next_step=AGAIN) from None
 
 
 def _number(text: str) -> int:
@@ -278,20 +268,21 @@ def _by_split(spots: Iterable[Spot]) -> dict[str, int]:
     return dict(Counter(spot.split for spot in spots))
 
 
-def _about(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _about(folder: Path, manifest: DatasetManifest) -> dict[str, Any]:
+    splits = manifest.splits.by_name
     return {
-        "id": manifest.get("id"),
+        "id": manifest.id,
         "path": str(folder),
-        "task": manifest.get("task"),
-        "model": manifest.get("model"),
-        "seed": manifest.get("seed"),
-        "tool_version": manifest.get("tool_version"),
-        "rows": {split: about.get("rows", 0) for split, about in manifest["splits"].items()},
-        "tokens": {split: about.get("tokens", {}).get("total", 0) for split, about in manifest["splits"].items()},
+        "task": manifest.task,
+        "model": manifest.model,
+        "seed": manifest.seed,
+        "tool_version": manifest.tool_version,
+        "rows": {name: split.rows for name, split in splits.items()},
+        "tokens": {name: split.tokens.total if split.tokens else 0 for name, split in splits.items()},
     }
 
 
-def _label_shifts(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[LabelShift], float | None]:
+def _label_shifts(a: DatasetManifest, b: DatasetManifest) -> tuple[list[LabelShift], float | None]:
     """Labels over all splits, by how much their share moved, and the p-value of the chi-square test."""
     counts_a, counts_b = _labels(a), _labels(b)
     total_a, total_b = counts_a.total(), counts_b.total()
@@ -316,11 +307,8 @@ def _same_share(a: int, of_a: int, b: int, of_b: int) -> float:
     return math.erfc(abs(z) / math.sqrt(2))
 
 
-def _labels(manifest: Mapping[str, Any]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for split in SPLITS:
-        counts.update(manifest["splits"].get(split, {}).get("labels", {}))
-    return counts
+def _labels(manifest: DatasetManifest) -> Counter[str]:
+    return sum((Counter(split.labels or {}) for split in manifest.splits.by_name.values()), Counter())
 
 
 def chi_square(a: Sequence[int], b: Sequence[int]) -> float | None:
@@ -346,8 +334,8 @@ def chi_square(a: Sequence[int], b: Sequence[int]) -> float | None:
     return float(chi2_contingency(columns).pvalue)
 
 
-def _config_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
-    flat_a, flat_b = ({"seed": m.get("seed"), "model": m.get("model"), **_flat(m.get("config", {}))} for m in (a, b))
+def _config_changes(a: DatasetManifest, b: DatasetManifest) -> list[dict[str, Any]]:
+    flat_a, flat_b = ({"seed": m.seed, "model": m.model, **_flat(m.config)} for m in (a, b))
     keys = [key for key in dict.fromkeys([*flat_a, *flat_b]) if key != "sources"]
     return [
         {"key": key, "a": flat_a.get(key), "b": flat_b.get(key)} for key in keys if flat_a.get(key) != flat_b.get(key)
@@ -361,18 +349,16 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _source_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _source_changes(a: DatasetManifest, b: DatasetManifest) -> list[dict[str, Any]]:
     """Sources that are new, gone, or hold other bytes; a file that only moved is no change."""
-    sides = [{str(s["path"]): s for s in m.get("sources", [])} for m in (a, b)]
-    hashes = [{s.get("sha256") for s in side.values()} for side in sides]
+    sides = [{source.path: source for source in m.sources} for m in (a, b)]
+    hashes = [{source.sha256 for source in side.values()} for side in sides]
     changes = []
     for path in dict.fromkeys([*sides[0], *sides[1]]):
         old, new = sides[0].get(path), sides[1].get(path)
-        if old and new and (old.get("sha256"), old.get("rows")) == (new.get("sha256"), new.get("rows")):
+        if old and new and (old.sha256, old.rows) == (new.sha256, new.rows):
             continue
-        if (old is None and new and new.get("sha256") in hashes[0]) or (
-            new is None and old and old.get("sha256") in hashes[1]
-        ):
+        if (old is None and new and new.sha256 in hashes[0]) or (new is None and old and old.sha256 in hashes[1]):
             continue
-        changes.append({"path": path, "a": old and old.get("rows"), "b": new and new.get("rows")})
+        changes.append({"path": path, "a": old and old.rows, "b": new and new.rows})
     return changes

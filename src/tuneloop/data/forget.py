@@ -18,17 +18,32 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, replacing, sha256_file, user_errors_of_the_disk, write_json
 from tuneloop.data import language
+from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.dataset import dataset_hash, label_counts, read_rows, token_statistics
-from tuneloop.data.diff import dataset_folder, read_lines, read_manifest, split_files
+from tuneloop.data.diff import dataset_folder, read_lines, split_files
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.process_record import LANGUAGES_EVERY, asked_text
 from tuneloop.data.split import SPLITS
 from tuneloop.data.subject_match import NO_TEXT, Matcher
-from tuneloop.records.dataset import AGAIN, MANIFEST
+from tuneloop.records.dataset import (
+    AGAIN,
+    MANIFEST,
+    Check,
+    DatasetManifest,
+    Mix,
+    Removal,
+    RowsAndTokens,
+    SplitFile,
+    Splits,
+    TokenStatistics,
+    read_manifest,
+)
+from tuneloop.records.evaluation import EVALUATION
+from tuneloop.records.record import Part, as_record, write_record
 from tuneloop.records.rows import Dataset, Reject, Row
+from tuneloop.records.run import RUN
 
 if TYPE_CHECKING:
-    from tuneloop.data.config import PersonalConfig, PrepareConfig
     from tuneloop.data.prepare import TokenCount
 
 REHEARSAL = ".rehearsal-"  # begins the name of the folder in which a removal is tried first
@@ -75,7 +90,7 @@ class Found:
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: DatasetManifest
     hits: list[Hit]
     report: bool
     others: list[str]
@@ -113,7 +128,7 @@ def find_rows(dataset: Path | str, match: Matcher) -> Found:
     """
     folder = dataset_folder(dataset)
     resumed = not (folder / MANIFEST).is_file() and (folder / JOURNAL).is_file()
-    manifest = _interrupted(folder, match) if resumed else read_manifest(folder)[1]
+    manifest = _interrupted(folder, match) if resumed else read_manifest(folder)
     splits = [path for path in split_files(folder, manifest).values() if path.is_file()]
     files = [*splits, folder / "rejects.jsonl", *_side_files(folder)]
     origins = {origin: f"in the source: {excerpt}" for origin, excerpt in _in_sources(manifest, match)}
@@ -142,50 +157,56 @@ def find_rows(dataset: Path | str, match: Matcher) -> Found:
     return Found(folder, manifest, hits, (folder / "report.html").is_file(), others, resumed)
 
 
-def _in_sources(manifest: Mapping[str, Any], match: Matcher) -> Iterator[tuple[Origin, str]]:
+def _in_sources(manifest: DatasetManifest, match: Matcher) -> Iterator[tuple[Origin, str]]:
     """Records of the sources that match, streamed answers put together. A source that has changed is left out: its lines are
     others now."""
     from tuneloop.data.formats import FormatGuess, with_whole_texts
     from tuneloop.data.sources.read import read_records
 
-    form = manifest.get("format") or {}
-    guess = FormatGuess(str(form.get("name", "")), dict(form.get("columns", {})), "")
-    for about in manifest.get("sources", []):
-        path = Path(str(about.get("path", "")))
+    form = manifest.format
+    guess = FormatGuess(form.name if form else "", dict(form.columns) if form else {}, "")
+    for about in manifest.sources:
+        path = Path(about.path)
         with contextlib.suppress(UserError, OSError):
-            if path.is_file() and sha256_file(path) == about.get("sha256"):
+            if path.is_file() and sha256_file(path) == about.sha256:
                 for item in read_records([str(path)]):
                     record = item.record if isinstance(item, Reject) else with_whole_texts(item.value, guess)
                     excerpt = match.finds(record)
                     if excerpt is not None:
-                        yield (str(about["path"]), item.line), excerpt
+                        yield (about.path, item.line), excerpt
 
 
 def personal_settings(dataset: Path | str) -> PersonalConfig:
-    """How a data set was told to treat personal data; the default where no data set is, or one of another version."""
-    from tuneloop.data.config import PersonalConfig
-
+    """How personal data were treated in a data set; the default where no data set is, or one of another version."""
     folder = dataset_folder(dataset)
-    manifest = _quiet_json(folder / MANIFEST) or _quiet_json(folder / JOURNAL).get("manifest", {})
-    with contextlib.suppress(ValueError, AttributeError):  # of another version, or no mapping
-        return PersonalConfig.model_validate(manifest.get("config", {}).get("personal", {}))
+    with contextlib.suppress(UserError, OSError, ValueError):  # ValueError: settings of another version
+        manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else _journal(folder)[1]
+        return PersonalConfig.model_validate(manifest.config.get("personal", {}))
     return PersonalConfig()
 
 
-def _interrupted(folder: Path, match: Matcher) -> dict[str, Any]:
+def _journal(folder: Path) -> tuple[str, DatasetManifest]:
+    """Of a removal that was interrupted: the hash of its pattern, and the manifest from before."""
+    path = folder / JOURNAL
+    value = read_json(path)
+    if not isinstance(value, dict) or "match_hash" not in value:
+        raise UserError("The note on an interrupted removal is damaged", where=str(path), next_step=AGAIN)
+    return str(value["match_hash"]), as_record(DatasetManifest, value.get("manifest"), str(path))
+
+
+def _interrupted(folder: Path, match: Matcher) -> DatasetManifest:
     """The manifest from before a removal that was interrupted.
 
     Raises:
         UserError: another one than this.
     """
-    journal = read_json(folder / JOURNAL)
-    if journal["match_hash"] != match.hash:
+    match_hash, manifest = _journal(folder)
+    if match_hash != match.hash:
         raise UserError(
             "An earlier removal from this data set was interrupted",
             where=str(folder),
             next_step="run that one again first, with the same --match; or prepare the data set again",
         )
-    manifest: dict[str, Any] = journal["manifest"]
     return manifest
 
 
@@ -208,7 +229,12 @@ def _matches(file: str, record: Mapping[str, Any], match: Matcher) -> Iterator[t
     elif file not in ROW_FILES:  # may tell of two rows: one, and one that was kept in its place
         halves = [{k: v for k, v in record.items() if k.startswith("kept_") == kept} for kept in (False, True)]
         found = [
-            (origin, match.finds({k: v for k, v in half.items() if k.removeprefix("kept_") not in (*NO_TEXT, "id")}))
+            (
+                origin,
+                match.finds(
+                    {k: v for k, v in half.items() if k.removeprefix("kept_") not in (*NO_TEXT, "id", "found")}
+                ),
+            )
             for origin, half in zip(_origins(record), halves, strict=False)
         ]
     else:
@@ -282,29 +308,28 @@ def descendants(found: Found, match: Matcher, root: Path | str = ".") -> list[De
                 continue
             if child is not None:
                 made.append(child)
-                own = _names(_quiet_json(folder / MANIFEST))
+                own = _names(read_manifest(folder))
                 names = names | own
                 taught = taught | own if _count(folder / "train.jsonl", found.ids, match) else taught
     for folder in folders:
-        run = _quiet_json(folder / "run.json")
-        dataset = {str(run.get(key)) for key in ("dataset", "data_id", "dataset_hash")}
-        if dataset & taught:
+        run = _made_of(folder / RUN)
+        if run is not None and run.dataset in taught:
             advice = "train again on the new data set, or delete it: weights can remember rows"
-            made.append(Descendant("run", str(folder), str(run.get("id", "")), None, "trained on them", advice))
-        elif dataset & names:
+            made.append(Descendant("run", str(folder), run.id, None, "trained on them", advice))
+        elif run is not None and run.dataset in names:
             why, advice = "trained on the data set, but not on these rows", "its weights may stay"
-            made.append(Descendant("run", str(folder), str(run.get("id", "")), 0, why, advice))
+            made.append(Descendant("run", str(folder), run.id, 0, why, advice))
     for folder in folders:
-        evaluation = _quiet_json(folder / "eval.json")
-        if not evaluation:
+        evaluation = _made_of(folder / EVALUATION)
+        if evaluation is None:
             continue
         rows = _count(folder / "samples.jsonl", found.ids, match)
-        if rows or str(evaluation.get("dataset")) in names:
+        if rows or evaluation.dataset in names:
             why = f"quotes {rows} of the rows" if rows else "measured on the data set as it was"
             advice = (
                 "delete it, or evaluate again on the new data set" if rows else "its figures stay good for that one"
             )
-            made.append(Descendant("evaluation", str(folder), str(evaluation.get("name", "")), rows, why, advice))
+            made.append(Descendant("evaluation", str(folder), evaluation.name, rows, why, advice))
     return made
 
 
@@ -319,26 +344,30 @@ def _walk(root: Path) -> Iterator[Path]:
         yield path
 
 
-def _names(manifest: Mapping[str, Any]) -> set[str]:
-    """Ids and hash that a data set has and had."""
-    names = {manifest.get("id"), manifest.get("hash")}
-    forgotten = manifest.get("forgotten") or {}
-    forgotten = forgotten if isinstance(forgotten, dict) else {}
-    for one in [forgotten, *forgotten.get("earlier", [])]:
-        names |= {one.get("was"), one.get("was_hash")}
-    return {str(name) for name in names if name}
+def _names(manifest: DatasetManifest) -> set[str]:
+    """Ids and hashes that a data set has and had."""
+    last = manifest.forgotten
+    removals = [last, *last.earlier] if last else []
+    names = {manifest.id, manifest.hash, *(r.was for r in removals), *(r.was_hash for r in removals)}
+    return {name for name in names if name}
 
 
-def _quiet_json(path: Path) -> dict[str, Any]:
-    """A manifest; empty if there is none, or none that can be read."""
-    with contextlib.suppress(UserError, OSError):
-        value = read_json(path)
-        return value if isinstance(value, dict) else {}
-    return {}
+class _MadeOf(Part):
+    """What a run or an evaluation says of its data set; all else in its file may be of any version."""
+
+    id: str = ""
+    name: str = ""
+    dataset: str = ""
+
+
+def _made_of(path: Path) -> _MadeOf | None:
+    with contextlib.suppress(UserError, OSError, ValueError):
+        return _MadeOf.model_validate(read_json(path), extra="ignore")
+    return None
 
 
 def _dataset_child(folder: Path, found: Found, match: Matcher, ids: Collection[str]) -> Descendant | None:
-    manifest = read_manifest(folder)[1]
+    manifest = read_manifest(folder)
     files = [*split_files(folder, manifest).values(), folder / "rejects.jsonl"]
     rows = sum(_count(path, found.ids, match) for path in files)
     named = bool(_names(manifest) & set(ids)) or (bool(found.hits) and _names_folder(manifest, found.folder))
@@ -346,12 +375,12 @@ def _dataset_child(folder: Path, found: Found, match: Matcher, ids: Collection[s
         return None
     why = f"holds {rows} of the rows" if rows else "made from it"
     advice = f"tuneloop forget {folder} --match ..." if rows else "prepare it again"
-    return Descendant("data set", str(folder), str(manifest.get("id", "")), rows, why, advice)
+    return Descendant("data set", str(folder), manifest.id, rows, why, advice)
 
 
-def _names_folder(manifest: Mapping[str, Any], folder: Path) -> bool:
+def _names_folder(manifest: DatasetManifest, folder: Path) -> bool:
     """Whether a data set's configuration names another one's folder: as source, as general data, as frozen split."""
-    config = manifest.get("config") or {}
+    config = manifest.config
     mix, split = config.get("mix") or {}, config.get("split") or {}
     places = [*(config.get("sources") or []), *(mix.get("sources") or []), split.get("freeze"), split.get("test")]
     inside = folder.resolve()
@@ -396,7 +425,7 @@ def forget(
     *,
     runs_root: Path | str = ".",
     measure: Callable[[Row], TokenCount] | None = None,
-    checks: Callable[[Dataset], list[dict[str, Any]]] | None = None,
+    checks: Callable[[Dataset], list[Check]] | None = None,
     today: datetime.date | None = None,
 ) -> Forgotten:
     """Remove a person's rows from a data set, which gets a new hash and id, and list what was made from it.
@@ -417,8 +446,6 @@ def forget(
     Raises:
         UserError: no complete data set there, a damaged one, or another process works in it.
     """
-    from tuneloop.data.config import PrepareConfig
-
     folder = dataset_folder(dataset)
     if not folder.is_dir():
         read_manifest(folder)  # says what is missing
@@ -429,12 +456,12 @@ def forget(
             (folder / JOURNAL).unlink(missing_ok=True)
         found = find_rows(folder, match)
         made = descendants(found, match, runs_root)
-        old_id = str(found.manifest.get("id", ""))
+        old_id = found.manifest.id
         if not found.hits and not found.resumed:
             return Forgotten(found, 0, old_id, old_id, made)
         try:
-            config = PrepareConfig.model_validate(found.manifest["config"])
-        except (KeyError, ValueError):
+            config = PrepareConfig.model_validate(found.manifest.config)
+        except ValueError:
             raise UserError(
                 "The data set was prepared by another version",
                 where=str(folder / MANIFEST),
@@ -448,9 +475,10 @@ def forget(
                 (folder / MANIFEST).unlink()
             files = _remove(found)
             manifest = _manifest_after(found, match, config, measure, checks, when)
-            write_json(folder / MANIFEST, manifest)
+            write_record(folder / MANIFEST, manifest)
             (folder / JOURNAL).unlink()
-    return Forgotten(found, manifest["forgotten"]["rows"], old_id, manifest["id"], made, [*files, MANIFEST])
+    rows = manifest.forgotten.rows if manifest.forgotten else 0
+    return Forgotten(found, rows, old_id, manifest.id, made, [*files, MANIFEST])
 
 
 def _rehearse(
@@ -460,7 +488,7 @@ def _rehearse(
     measure: Callable[[Row], TokenCount] | None,
     today: datetime.date,
 ) -> None:
-    """Do all of it in a folder beside, on links to the files: what can't be finished leaves the data set as it was.
+    """Do all of it in another folder, on links to the files: what can't be finished leaves the data set as it was.
 
     Raises:
         UserError: a file is missing or damaged, or the manifest does not fit its files.
@@ -542,72 +570,66 @@ def _manifest_after(
     match: Matcher,
     config: PrepareConfig,
     measure: Callable[[Row], TokenCount] | None,
-    checks: Callable[[Dataset], list[dict[str, Any]]] | None,
+    checks: Callable[[Dataset], list[Check]] | None,
     today: datetime.date,
-) -> dict[str, Any]:
+) -> DatasetManifest:
     """The manifest of the rewritten files.
 
     Numbers are counted anew from the files and compared with the old manifest's, so that a removal that was
     interrupted is counted in full.
     """
     old, folder = found.manifest, found.folder
-    manifest = dict(old)
-    rows = {split: _rows(path) for split, path in split_files(folder, old).items() if path.is_file()}
-    manifest["splits"] = {
-        split: _split_after(was, split_files(folder, old)[split], rows[split], measure)
-        for split, was in old["splits"].items()
-    }
-    if "mix" in old:
-        manifest["mix"] = _mix_after(old["mix"], rows, measure)
+    files = split_files(folder, old)
+    rows = {split: _rows(path) for split, path in files.items() if path.is_file()}
     reasons = Counter(str(record.get("reason")) for _, record in _records(folder / "rejects.jsonl"))
-    manifest["rejected"] = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
-    kinds = Counter(str(record.get("kind")) for _, record in _records(folder / "repairs.jsonl"))
-    manifest["repaired"] = dict(sorted(kinds.items()))
-    manifest["personal"] = _personal_after(folder)
-    if old.get("languages"):
-        manifest["languages"] = _languages_after(old, rows)
-    sizes = {split: sum("mix" not in row.meta for row in rows[split]) for split in SPLITS}
+    repairs = [record for _, record in _records(folder / "repairs.jsonl")]
+    sizes: dict[str, int] = {split: sum("mix" not in row.meta for row in rows[split]) for split in SPLITS}
     kept, rejected = sum(sizes.values()), reasons.total()
-    manifest["counts"] = {
-        **old["counts"],
-        "read": kept + rejected - old["counts"].get("added", 0),
-        "kept": kept,
-        "rejected": rejected,
-        **sizes,
-    }
-    manifest["forgotten"] = {
-        "rows": _rows_with_content(old) - _rows_with_content(manifest),
-        "when": today.isoformat(),
-        "match_hash": match.hash,
-        "was": old.get("id"),
-        "was_hash": old.get("hash"),
-    }
-    if earlier := old.get("forgotten"):
-        past = {key: value for key, value in earlier.items() if key != "earlier"}
-        manifest["forgotten"]["earlier"] = [*earlier.get("earlier", []), past]
-    manifest["hash"] = dataset_hash({split: rows[split] for split in SPLITS}, config, old["seed"], manifest.get("mix"))
-    manifest["id"] = f"{old['name']}-{manifest['hash'][:12]}"
-    manifest["checks"] = _checks_after(old, Dataset(str(folder), manifest, *(rows[split] for split in SPLITS)), checks)
-    return manifest
+    changes: dict[str, Any] = {
+        "splits": Splits(**{
+            split: _split_after(was, files[split], rows[split], measure) for split, was in old.splits.by_name.items()
+        }),
+        "rejected": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "repaired": dict(sorted(Counter(str(record.get("kind")) for record in repairs).items())),
+        "personal": _personal_after(old, repairs),
+        "counts": old.counts.model_copy(
+            update={"read": kept + rejected - old.counts.added, "kept": kept, "rejected": rejected, **sizes}
+        ),
+    }  # fmt: skip
+    if old.mix:
+        changes["mix"] = _mix_after(old.mix, rows, measure)
+    if old.languages:
+        changes["languages"] = _languages_after(old.languages, old.counts.kept, rows)
+    new = old.model_copy(update=changes)
+    removal = Removal(
+        rows=_rows_with_content(old) - _rows_with_content(new),
+        when=today.isoformat(),
+        match_hash=match.hash,
+        was=old.id,
+        was_hash=old.hash,
+    )
+    if last := old.forgotten:
+        removal = removal.model_copy(update={"earlier": [*last.earlier, last.model_copy(update={"earlier": []})]})
+    digest = dataset_hash({split: rows[split] for split in SPLITS}, config, old.seed or 0, new.mix)
+    new = new.model_copy(update={"forgotten": removal, "hash": digest, "id": f"{old.name}-{digest[:12]}"})
+    smaller = Dataset(str(folder), new, rows["train"], rows["val"], rows["test"])
+    return new.model_copy(update={"checks": _checks_after(old, smaller, checks)})
 
 
-def _personal_after(folder: Path) -> dict[str, int]:
-    """Kinds of personal data that were replaced in the rows that are left.
-
-    A repair of kind `pii` names them in its `detail` as `EMAIL x2, PHONE`, the one place in the files where they stand.
-    """
+def _personal_after(old: DatasetManifest, repairs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Kinds of personal data that were replaced in the rows that are left; as before where the repairs don't count them."""
     found: Counter[str] = Counter()
-    for _, record in _records(folder / "repairs.jsonl"):
+    for record in repairs:
         if record.get("kind") == "pii":
-            for part in str(record.get("detail", "")).split(", "):
-                kind, _, times = part.partition(" x")
-                found[kind] += int(times or 1)
+            if "found" not in record:  # written before there was this key
+                return old.personal
+            found.update(record["found"])
     return dict(sorted(found.items()))
 
 
-def _languages_after(old: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, int]:
+def _languages_after(was: Mapping[str, int], kept: int, rows: Mapping[str, Sequence[Row]]) -> dict[str, int]:
     """Languages of the rows that are left, of the same rows that prepare looked at: all, or a sample by their ids."""
-    every = 1 if sum(old["languages"].values()) >= old["counts"]["kept"] else LANGUAGES_EVERY
+    every = 1 if sum(was.values()) >= kept else LANGUAGES_EVERY
     looked_at = [
         row for some in rows.values() for row in some if "mix" not in row.meta and int(row.id, 16) % every == 0
     ]
@@ -615,69 +637,67 @@ def _languages_after(old: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) 
     return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def _rows_with_content(manifest: Mapping[str, Any]) -> int:
+def _rows_with_content(manifest: DatasetManifest) -> int:
     """Rows and rejects of a data set that hold what a record said."""
-    rows = sum(int(split["rows"]) for split in manifest["splits"].values())
-    held_out = sum(int(source["held_out"]) for source in manifest.get("mix", {}).get("sources", ()))
-    rejects = sum(int(n) for reason, n in manifest["rejected"].items() if reason != "forgotten")
+    rows = sum(split.rows for split in manifest.splits.by_name.values())
+    held_out = sum(source.held_out for source in manifest.mix.sources) if manifest.mix else 0
+    rejects = sum(n for reason, n in manifest.rejected.items() if reason != "forgotten")
     return rows + held_out + rejects
 
 
-def _mix_after(
-    mix: Mapping[str, Any], rows: Mapping[str, Sequence[Row]], measure: Callable[[Row], TokenCount] | None
-) -> dict[str, Any]:
+def _mix_after(mix: Mix, rows: Mapping[str, Sequence[Row]], measure: Callable[[Row], TokenCount] | None) -> Mix:
     """The manifest's account of general rows with what is left of them; without `measure` tokens stay as they were."""
     left = {split: Counter(row.meta.get("mix") for row in some) for split, some in rows.items()}
     places = {"uses": "train", "test": "test", "held_out": "general"}
     sources = [
-        {**source, **{key: left.get(split, Counter())[source["name"]] for key, split in places.items()}}
-        for source in mix["sources"]
+        source.model_copy(update={key: left.get(split, Counter())[source.name] for key, split in places.items()})
+        for source in mix.sources
     ]
     parts: dict[str, list[Row]] = {"task": [], "general": []}
     for row in rows.get("train", ()):
         parts["general" if "mix" in row.meta else "task"].append(row)
     sizes = {}
-    for name, some in parts.items():
-        tokens = mix[name]["tokens"]
-        if measure is not None and len(some) != mix[name]["rows"]:
+    for name, was in (("task", mix.task), ("general", mix.general)):
+        some, tokens = parts[name], was.tokens
+        if measure is not None and len(some) != was.rows:
             tokens = sum(measure(row).tokens for row in some)
-        sizes[name] = {"rows": len(some), "tokens": tokens}
-    of_all = sum(size[mix["by"]] for size in sizes.values())
-    share = round(sizes["general"][mix["by"]] / of_all, 4) if of_all else 0.0
-    return {**mix, **sizes, "share": share, "sources": sources}
+        sizes[name] = RowsAndTokens(rows=len(some), tokens=tokens)
+    of_general, of_task = (getattr(sizes[name], mix.by) for name in ("general", "task"))
+    share = round(of_general / (of_general + of_task), 4) if of_general + of_task else 0.0
+    return mix.model_copy(update={**sizes, "share": share, "sources": sources})
 
 
 def _split_after(
-    was: Mapping[str, Any], path: Path, rows: Sequence[Row], measure: Callable[[Row], TokenCount] | None
-) -> dict[str, Any]:
+    was: SplitFile, path: Path, rows: Sequence[Row], measure: Callable[[Row], TokenCount] | None
+) -> SplitFile:
     """What the manifest says of a split; without `measure` the old token statistics, marked with the rows they are of.
 
     Statistics are of the task's own rows, as prepare writes them.
     """
     own = [row for row in rows if "mix" not in row.meta]
-    about = {**was, "rows": len(rows), "sha256": sha256_file(path)}
-    if was.get("labels"):
+    about: dict[str, Any] = {"rows": len(rows), "sha256": sha256_file(path)}
+    if was.labels:
         about["labels"] = label_counts(own)
-    if was.get("rows") == len(rows) or "tokens" not in was:
-        return about
-    if measure is None:
-        about["tokens"] = {**was["tokens"], "of_rows": was["tokens"].get("of_rows", was.get("rows"))}
-    else:
-        measured = [measure(row) for row in own]
-        about["tokens"] = token_statistics([m.tokens for m in measured], sum(m.supervised for m in measured))
-    return about
+    if was.rows != len(rows) and was.tokens:
+        if measure is None:
+            about["tokens"] = was.tokens.model_copy(update={"of_rows": was.tokens.of_rows or was.rows})
+        else:
+            counts = [measure(row) for row in own]
+            about["tokens"] = TokenStatistics(
+                **token_statistics([c.tokens for c in counts], sum(c.supervised for c in counts))
+            )
+    return was.model_copy(update=about)
 
 
 def _checks_after(
-    old: Mapping[str, Any], dataset: Dataset, checks: Callable[[Dataset], list[dict[str, Any]]] | None
-) -> list[dict[str, Any]]:
+    old: DatasetManifest, dataset: Dataset, checks: Callable[[Dataset], list[Check]] | None
+) -> list[Check]:
     """The checks of the smaller data set; those that prepare alone can do stay, without their examples."""
     if checks is None:
         from tuneloop.data.checks import check_dataset
 
-        again = check_dataset(dataset, against=None)
-    else:
-        again = checks(dataset)
-    done = {check["name"] for check in again}
-    kept = [{**check, "examples": []} for check in old.get("checks", []) if check["name"] not in done]
+        checks = check_dataset
+    again = checks(dataset)
+    done = {check.name for check in again}
+    kept = [check.model_copy(update={"examples": []}) for check in old.checks if check.name not in done]
     return [*again, *kept]

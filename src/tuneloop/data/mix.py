@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.data.config import MixConfig
 from tuneloop.data.split import Split, keyed_hash, normalised, prompt_key
+from tuneloop.records.dataset import Check, Mix, MixSource, RowsAndTokens
 from tuneloop.records.rows import Row
 
 GENERAL_FILE = "general.jsonl"  # beside the splits: general rows held out of training
@@ -256,8 +257,8 @@ class Mixed:
     held_out: list[Drawn]
     test: list[Drawn]
     plan: MixPlan
-    record: dict[str, Any]
-    check: dict[str, Any]
+    record: Mix
+    check: Check
 
 
 def _asked(row: Row) -> bytes:
@@ -327,37 +328,34 @@ def mix_rows(
     )
 
 
-def _record(
-    plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[GeneralSizes], task: Size
-) -> dict[str, Any]:
-    """`mix` in the manifest."""
+def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[GeneralSizes], task: Size) -> Mix:
     sources = []
     for number, source in enumerate(general):
         times = Counter(place for place in plan.train if place.source == number)
         sources.append(
-            {
-                "name": source.name,
-                "rows": len(source.rows),
-                "left_out": len(source.rows) - len(usable[number].ids),
-                "train": len(times),
-                "uses": times.total(),
-                "tokens": sum(usable[number].tokens[place.row] * n for place, n in times.items()),
-                "held_out": sum(place.source == number for place in plan.held_out),
-                "test": sum(place.source == number for place in plan.test),
-            }
+            MixSource(
+                name=source.name,
+                rows=len(source.rows),
+                left_out=len(source.rows) - len(usable[number].ids),
+                train=len(times),
+                uses=times.total(),
+                tokens=sum(usable[number].tokens[place.row] * n for place, n in times.items()),
+                held_out=sum(place.source == number for place in plan.held_out),
+                test=sum(place.source == number for place in plan.test),
+            )
         )
-    return {
-        "by": plan.by,
-        "wanted": plan.wanted,
-        "share": round(plan.share, 4),
-        "task": task._asdict(),
-        "general": plan.general._asdict(),
-        "times": plan.times,
-        "sources": sources,
-    }
+    return Mix(
+        by=plan.by,
+        wanted=plan.wanted,
+        share=round(plan.share, 4),
+        task=RowsAndTokens(**task._asdict()),
+        general=RowsAndTokens(**plan.general._asdict()),
+        times=plan.times,
+        sources=sources,
+    )
 
 
-def check_share(plan: MixPlan) -> dict[str, Any]:
+def check_share(plan: MixPlan) -> Check:
     """The check `mix_share`: whether the general part has the size asked for, and how often its rows are used."""
     level: Literal["ok", "warn"] = "ok"
     message = f"{plan.share:.1%} of the training {plan.by} are general data"
@@ -379,14 +377,7 @@ def check_share(plan: MixPlan) -> dict[str, Any]:
         remedy = "add sources to data.mix.sources, or lower data.mix.share"
     elif plan.times > 1:
         message += f", rows used up to {plan.times} times"
-    return {
-        "name": "mix_share",
-        "level": level,
-        "message": message,
-        "rows": plan.general.rows,
-        "remedy": remedy,
-        "examples": [],
-    }
+    return Check(name="mix_share", level=level, message=message, rows=plan.general.rows, remedy=remedy, examples=[])
 
 
 def dataset_rows(source: str) -> list[Row] | None:

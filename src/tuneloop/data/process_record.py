@@ -428,10 +428,10 @@ def _text(text: str, path: tuple[str | int, ...], column: str, processor: RowPro
 
 
 def _redacted(where: str, kinds: Iterable[str]) -> Change:
-    """That personal data stood in a field; the detail reads `EMAIL x2, PHONE`."""
+    """That personal data stood in a field: `found` has how many values of each kind, `detail` the same in words."""
     counts = Counter(kinds)
     detail = ", ".join(kind if n == 1 else f"{kind} x{n}" for kind, n in sorted(counts.items()))
-    return Change("pii", where, {"detail": detail}, counts)
+    return Change("pii", where, {"detail": detail, "found": dict(sorted(counts.items()))}, counts)
 
 
 def _without(text: str, processor: RowProcessor) -> str:

@@ -23,6 +23,7 @@ from tuneloop.data.formats import ROLES, FormatGuess, Parsed, Rejection, parse_r
 from tuneloop.data.formats.conversation import TURN_COLUMNS
 from tuneloop.data.formats.sample import TEXT_NAMES
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
+from tuneloop.records.dataset import Format
 from tuneloop.records.rows import Dataset, Message, Row
 
 VERSION = 1
@@ -119,22 +120,21 @@ def task_spec(
         chat_template: of the model.
     """
     manifest = dataset.manifest
-    form, config = manifest.get("format") or {}, PrepareConfig.model_validate(manifest.get("config") or {})
-    name = str(form.get("name", "messages"))
-    turns = TurnsSpec.model_validate(form["turns"]) if "turns" in form else None
+    form, config = manifest.format or Format(name="messages"), PrepareConfig.model_validate(manifest.config)
+    turns = TurnsSpec.model_validate(form.turns) if form.turns else None
     rows = [row for row in dataset.train if "mix" not in row.meta]
     return TaskSpec(
-        kind=manifest["task"],
-        format=name,
-        columns=form.get("columns") or {},
-        turns=turns or (TurnsSpec(role="from", content="value") if name == "sharegpt" else None),
-        texts=form.get("texts") or [],
-        many_labels=bool(form.get("many_labels")) or (bool(rows) and all("labels" in row.meta for row in rows)),
+        kind=manifest.task,
+        format=form.name,
+        columns=form.columns,
+        turns=turns or (TurnsSpec(role="from", content="value") if form.name == "sharegpt" else None),
+        texts=form.texts or [],
+        many_labels=form.many_labels or (bool(rows) and all("labels" in row.meta for row in rows)),
         instruction=config.instruction,
         input=config.input,
         output=config.output,
         system=_shared_system(rows),
-        labels=manifest.get("labels"),
+        labels=manifest.labels,
         answer=answer,
         max_new_tokens=max_new_tokens,
         repair=config.repair,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import replacing, user_errors_of_the_disk, write_json
+from tuneloop.core.files import replacing, user_errors_of_the_disk
 from tuneloop.data.checks import (
     CHECKS,
     Check,
@@ -47,7 +47,8 @@ from tuneloop.data.spool import Table
 from tuneloop.data.task import format_facts
 from tuneloop.data.token_counts import tokens_of
 from tuneloop.data.workers import run_alongside
-from tuneloop.records.dataset import MANIFEST
+from tuneloop.records.dataset import MANIFEST, DatasetManifest
+from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Reject, Row
 
 LINES_AT_ONCE = 256  # that are hashed and written at once
@@ -77,7 +78,6 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
     account = _write_account(job)
     _write_duplicates(job)
     manifest = {
-        "version": 1,
         **_content(job, identity, orders, mixed),
         **identity,
         "tool_version": __version__,
@@ -103,13 +103,15 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         rejected=account.rejected,
         repaired=account.repaired,
         max_length=config.max_length,
-        too_long=LongRows(config.too_long, **account.too_long),
+        too_long=LongRows(policy=config.too_long, **account.too_long),
         labels=manifest.get("labels", ()),
     )
     manifest["checks"] = _checks(job, overview, begun) + ([mixed.check] if mixed else [])
     _refuse_changed_sources(job, identity)
-    write_json(out / MANIFEST, manifest)
-    return Dataset(str(out), manifest, *(RowFile(out / f"{s}.jsonl", splits[s]["rows"]) for s in SPLITS))
+    written = DatasetManifest.model_validate(manifest)
+    write_record(out / MANIFEST, written)
+    train, val, test = (RowFile(out / f"{s}.jsonl", splits[s]["rows"]) for s in SPLITS)
+    return Dataset(str(out), written, train, val, test)
 
 
 def _refuse_changed_sources(job: PrepareContext, identity: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from tuneloop.core.files import plain, read_jsonl, write_jsonl
 from tuneloop.evaluate.compare import adjusted
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
-from tuneloop.evaluate.metrics import declare_from, metric_of
+from tuneloop.evaluate.metrics import declare, metric_of
 from tuneloop.evaluate.production import against_production
 from tuneloop.evaluate.scoring import AnswerStats
 from tuneloop.evaluate.slices import breakdown, breakdown_in_words
@@ -254,7 +254,7 @@ def load_evaluation(path: Path | str, system: str | None = None) -> Evaluation:
             next_step=f"choose one of {', '.join([manifest.name, *manifest.baselines])}",
         )
     try:
-        declare_from({"own_metrics": plain(manifest.own_metrics)})
+        declare(manifest.own_metrics.values())
         return _evaluated_again(manifest, samples, None if system == manifest.name else system)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(

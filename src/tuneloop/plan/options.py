@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
 from tuneloop.models.methods import USUAL
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.plan import cost as costs
@@ -25,6 +24,7 @@ from tuneloop.plan.remedies import COUNTS, changes, would_fit
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.speed import SPREAD, Speed, overhead_hours
 from tuneloop.plan.usual import LOOP_ROWS, LOOP_TOKENS, loop_batches, loop_rows, usual_settings
+from tuneloop.records.dataset import DatasetManifest, read_manifest
 
 DEFAULT_TOKENS = 1_000_000
 DEFAULT_EPOCHS = 3.0
@@ -266,29 +266,24 @@ def _of_dataset(folder: Path) -> Lengths:
     if not path.is_file():
         raise UserError("No prepared data set there (no dataset.json)", where=str(folder),
                         next_step="`tuneloop prepare` makes one; or give --tokens")  # fmt: skip
-    return lengths_of(read_json(path), str(path))
+    return lengths_of(read_manifest(path), str(path))
 
 
-def lengths_of(manifest: Any, where: str) -> Lengths:
+def lengths_of(manifest: DatasetManifest, where: str) -> Lengths:
     """What a data set's manifest says about the tokens of its training rows, general rows mixed in included.
 
     Raises:
         UserError: it says nothing about them.
     """
-    try:
-        splits = manifest["splits"]
-        tokens = splits["train"]["tokens"]  # of the task's own rows; those mixed in are trained on too
-        general = manifest.get("mix", {}).get("general", {}).get("tokens", 0)
-        found = Lengths(
-            tokens=int(tokens["total"]) + int(general), mean=float(tokens["mean"]), p50=int(tokens["p50"]), p90=int(tokens["p90"]),
-            longest=int(tokens["max"]), val_tokens=int(splits.get("val", {}).get("tokens", {}).get("total", 0)),
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError):
+    tokens, val = manifest.splits.train.tokens, manifest.splits.val.tokens
+    if tokens is None:
         raise UserError("The data set's manifest has no token statistics", where=where,
-                        next_step="prepare it again, or give --tokens") from None  # fmt: skip
-    if found.tokens < 1:
+                        next_step="prepare it again, or give --tokens")  # fmt: skip
+    total = tokens.total + (manifest.mix.general.tokens if manifest.mix else 0)  # rows mixed in are trained on too
+    if total < 1:
         raise UserError("The data set has no training tokens", where=where, next_step="prepare it again")
-    return found
+    val_tokens = val.total if val else 0
+    return Lengths(total, tokens.mean, tokens.p50, tokens.p90, longest=tokens.max, val_tokens=val_tokens)
 
 
 def _sequence(shape: ModelShape, lengths: Lengths, given: Mapping[str, Any], assumed: list[str]) -> int:

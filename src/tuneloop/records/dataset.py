@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import NonNegativeInt
 
@@ -61,6 +61,11 @@ class Splits(Part):
     val: SplitFile
     test: SplitFile
 
+    @property
+    def by_name(self) -> dict[str, SplitFile]:
+        """`train`, `val` and `test`, in this order."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
 
 class SourceOfRows(Part):
     """A source file: its path, its hash when it was read, its records, and the split that it was given for."""
@@ -73,7 +78,7 @@ class SourceOfRows(Part):
 
 
 class Check(Part):
-    """What one check of the rows found: `ok`, `warn` or `error`; how many rows it concerns, ids of some, and what to do."""
+    """What one check of the rows found: `ok`, `warn` or `error`; how many rows it concerns, some of them, and what to do."""
 
     name: str
     level: str
@@ -93,6 +98,84 @@ class Counts(Part):
     train: NonNegativeInt = 0
     val: NonNegativeInt = 0
     test: NonNegativeInt = 0
+
+
+class LongRows(Part):
+    """Rows over `max_length`, and the tokens that they lost by the policy `data.too_long`.
+
+    Args:
+        rejected: rows left out; `rejected_tokens`: all their tokens.
+        cut: rows cut; `cut_tokens`: the tokens that were cut off.
+        split: rows that became several, which loses nothing.
+    """
+
+    policy: str = "reject"
+    rejected: int = 0
+    rejected_tokens: int = 0
+    cut: int = 0
+    cut_tokens: int = 0
+    split: int = 0
+
+
+class RowsAndTokens(Part):
+    """Some rows, and their tokens."""
+
+    rows: NonNegativeInt
+    tokens: NonNegativeInt
+
+
+class MixSource(Part):
+    """A source of general data.
+
+    Args:
+        rows: of the source; `left_out`: those that stand in the task's data, or twice.
+        train: different rows in the training split; `uses`: with repetitions; `tokens`: of these.
+        held_out: rows to measure forgetting with; `test`: rows in the test split.
+    """
+
+    name: str
+    rows: NonNegativeInt = 0
+    left_out: NonNegativeInt = 0
+    train: NonNegativeInt = 0
+    uses: NonNegativeInt = 0
+    tokens: NonNegativeInt = 0
+    held_out: NonNegativeInt = 0
+    test: NonNegativeInt = 0
+
+
+class Mix(Part):
+    """General data that was blended into the training split.
+
+    Args:
+        by: what shares are counted in; `wanted` and `share`: asked for and reached.
+        task, general: the two parts of the training split.
+        times: how often the row that is used most is used.
+    """
+
+    by: Literal["tokens", "rows"]
+    wanted: float = 0.0
+    share: float
+    task: RowsAndTokens
+    general: RowsAndTokens
+    times: NonNegativeInt = 0
+    sources: list[MixSource] = []
+
+
+class Removal(Part):
+    """Rows that were removed for a person.
+
+    Args:
+        rows: how many; `when`: the date; `match_hash`: of the pattern, which is not kept.
+        was, was_hash: id and hash of the data set before.
+        earlier: removals before this one.
+    """
+
+    rows: int
+    when: str
+    match_hash: str
+    was: str | None = None
+    was_hash: str | None = None
+    earlier: list[Removal] = []
 
 
 class Format(Part):
@@ -146,19 +229,44 @@ class DatasetManifest(Record):
     rejected: dict[str, NonNegativeInt]
     repaired: dict[str, NonNegativeInt] = {}
     personal: dict[str, NonNegativeInt] = {}
-    too_long: dict[str, Any] | None = None
+    too_long: LongRows | None = None
     languages: dict[str, NonNegativeInt] | None = None
     splits: Splits
-    mix: dict[str, Any] | None = None
+    mix: Mix | None = None
     general: RowsFile | None = None
-    forgotten: dict[str, Any] | None = None
-    template_adds: Any = None
+    forgotten: Removal | None = None
+    template_adds: str | None = None
     words: dict[str, Any] = {}
     checks: list[Check] = []
 
+    @property
+    def meanings(self) -> dict[str, str]:
+        """`words`, of older files too, which had those of reasons and of repairs apart."""
+        flat = {key: text for key, text in self.words.items() if isinstance(text, str)}
+        return flat | {
+            key: text for some in self.words.values() if isinstance(some, dict) for key, text in some.items()
+        }
 
-def read_manifest(folder: Path | str) -> dict[str, Any]:
-    """The content of a folder's `dataset.json`, checked against `DatasetManifest`.
+    @property
+    def max_length(self) -> int | None:
+        """The limit of a row in tokens, as configured; None where that is not known."""
+        limit = self.config.get("max_length")
+        return limit if isinstance(limit, int) else None
+
+    @property
+    def personal_mode(self) -> str:
+        """What was done about personal data, as configured; empty where that is not known."""
+        personal = self.config.get("personal")
+        return str(personal.get("mode", "")) if isinstance(personal, dict) else ""
+
+    @property
+    def errors(self) -> list[Check]:
+        """The checks at `error`."""
+        return [check for check in self.checks if check.level == "error"]
+
+
+def read_manifest(folder: Path | str) -> DatasetManifest:
+    """A folder's `dataset.json`.
 
     Args:
         folder: a prepared data set, or its `dataset.json`.
@@ -171,4 +279,4 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     if not path.is_file():
         step = f"`tuneloop prepare` writes {MANIFEST} when it is done"
         raise UserError("No complete data set here", where=str(path.parent), next_step=step)
-    return read_record(DatasetManifest, path).as_json()
+    return read_record(DatasetManifest, path)

@@ -36,6 +36,18 @@ class Part(BaseModel):
     def _with_unknown_keys(self, known: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {**known(self), **(self.__pydantic_extra__ or {})}
 
+    def __getitem__(self, key: str) -> Any:
+        """A value by its key in the file: `dataset.manifest["counts"]["kept"]`."""
+        try:
+            return getattr(self, key)
+        except AttributeError:
+            raise KeyError(key) from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that a file holds: every key that was given, in the order of the fields."""
+        found: dict[str, Any] = plain(self.model_dump(exclude_unset=True))
+        return found
+
 
 class Record(Part):
     """What a file holds.
@@ -54,10 +66,9 @@ class Record(Part):
 
     version: int = 1
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The object that the file holds: the version, then every key that was given, in the order of the fields."""
-        dumped = self.model_dump(exclude_unset=True)
-        return {"version": self.version, **plain(dumped)}
+        return {"version": self.version, **super().to_json()}
 
 
 R = TypeVar("R", bound=Record)
@@ -69,7 +80,7 @@ def write_record(path: Path | str, record: Record) -> None:
     Raises:
         UserError: the folder can't be written, or the disk is full.
     """
-    write_json(path, record.as_json())
+    write_json(path, record)
 
 
 def read_record(kind: type[R], path: Path | str) -> R:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict  # typing's own one can't be read by pydantic before Python 3.12
 
+from tuneloop.records.dataset import DatasetManifest
+
 
 class Message(TypedDict, total=False):
     """One turn of a conversation, in the OpenAI form. `role` and `content` are always there.
@@ -131,20 +133,27 @@ class Reject:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set: the splits (read when they are first looked at) and the manifest (`dataset.json`)."""
+    """A prepared data set: the splits (read when they are first looked at) and the manifest (`dataset.json`).
+
+    Args:
+        order, renamed: where `test` is a file read to be evaluated: the id of each of its records, and by a record's own
+            id that holds personal data the one that its row has instead.
+    """
 
     path: str
-    manifest: dict[str, Any]
+    manifest: DatasetManifest
     train: Sequence[Row]
     val: Sequence[Row]
     test: Sequence[Row]
+    order: Sequence[str] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         """Name plus the first 12 hex digits of the content hash."""
-        return str(self.manifest["id"])
+        return self.manifest.id
 
     @property
     def task(self) -> str:
         """`classification`, `generation` or `chat`."""
-        return str(self.manifest["task"])
+        return self.manifest.task

@@ -333,7 +333,7 @@ def _change(
         why=why,
         gate=gate,
     )
-    registry.client.set_registered_model_tag(model.name, PENDING, _text(event.as_json()))
+    registry.client.set_registered_model_tag(model.name, PENDING, _text(event.to_json()))
     _finish(registry, model.name, event)
 
 
@@ -345,7 +345,7 @@ def _finish(registry: Registry, name: str, event: RegistryEvent) -> None:
             client.set_registered_model_alias(name, alias, version)
         else:
             client.delete_registered_model_alias(name, alias)
-    client.set_registered_model_tag(name, HISTORY + event.id, _text(event.as_json()))
+    client.set_registered_model_tag(name, HISTORY + event.id, _text(event.to_json()))
     client.delete_registered_model_tag(name, PENDING)
 
 

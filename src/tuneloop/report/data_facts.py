@@ -20,6 +20,8 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.records.dataset import Check, DatasetManifest
+from tuneloop.records.record import as_record
 from tuneloop.report.facts import clean, clean_all, count, number, section
 
 SPLITS = ("train", "val", "test")
@@ -34,9 +36,6 @@ WORST = 10  # labels that look wrong
 # The writer's first key of this name is the record's own: quotes inside a JSON string are escaped.
 REASON = re.compile(r'"reason":\s?"(\w{1,64})"')
 KIND = re.compile(r'"kind":\s?"(\w{1,64})"')
-# `EMAIL x2, PHONE`: kinds of personal data in capitals. Anything else might be a value, and is not shown.
-DETAIL = re.compile(r'"detail":\s?"([^"\\]{1,400})"')
-FOUND = re.compile(r"([A-Z][A-Z0-9_]{1,39})(?: x(\d{1,9}))?")
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,12 @@ class DataFacts:
 
     Args:
         path: the folder.
-        manifest: `dataset.json`.
+        manifest: `dataset.json`; None where there is none that can be read.
         rejects: reason -> the first few rejects, from `rejects.jsonl`.
         rejected: rows by reason: the manifest's, or as counted in `rejects.jsonl` where there is no manifest.
         repairs: kind -> the first few repairs, from `repairs.jsonl`, as they stand there (not cleaned);
             none of kind `pii`.
+        repaired: changes by kind, those of personal data left out.
         redacted: kind of personal data -> how many values of it were found.
         hide: takes personal data out of a text that is shown, where `mask` alone is too coarse.
         duplicates: pairs of `duplicates.jsonl`.
@@ -80,10 +80,11 @@ class DataFacts:
     """
 
     path: Path
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: DatasetManifest | None = None
     rejects: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rejected: dict[str, float] = field(default_factory=dict)
     repairs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    repaired: dict[str, float] = field(default_factory=dict)
     redacted: dict[str, float] = field(default_factory=dict)
     hide: Callable[[str], str] = str
     duplicates: list[dict[str, Any]] = field(default_factory=list)
@@ -111,18 +112,21 @@ def read_data(path: Path | str, samples: int = 4) -> DataFacts:
         raise UserError(what, where=str(path), next_step="give a folder that `tuneloop prepare` wrote")
     problems: list[str] = []
     manifest = _manifest(path / "dataset.json", problems)
-    rejects, reasons, _ = _examples(path / "rejects.jsonl", REASON, problems)
-    repairs, _, details = _examples(path / "repairs.jsonl", KIND, problems)
+    rejects, reasons = _examples(path / "rejects.jsonl", REASON, problems)
+    repairs, kinds = _examples(path / "repairs.jsonl", KIND, problems)
     repairs.pop("pii", None)
     rows = {split: list(_records(path / _file_of(manifest, split), problems, MOST_ROWS)) for split in SPLITS}
     conflicts, conflicting = find_conflicts(rows)
+    repaired = manifest.repaired if manifest else dict(kinds.most_common())
+    personal = manifest.personal if manifest else {}
     return DataFacts(
         path=path,
         manifest=manifest,
         rejects={reason: [clean_all(r) for r in some] for reason, some in rejects.items()},
-        rejected=numbers(manifest.get("rejected")) or {k: float(n) for k, n in reasons.most_common()},
+        rejected=above_zero(manifest.rejected if manifest else dict(reasons.most_common())),
         repairs=repairs,
-        redacted=numbers(manifest.get("personal")) or {k: float(n) for k, n in details.most_common()},
+        repaired=above_zero({k: n for k, n in repaired.items() if k != "pii"}),
+        redacted=above_zero(personal or {k: n for k, n in repaired.items() if k == "pii"}),
         duplicates=[clean_all(r) for r in _records(path / "duplicates.jsonl", problems, LISTED)],
         label_errors=[clean_all(r) for r in _records(path / "label_errors.jsonl", problems, WORST)],
         samples={split: [clean_all(r) for r in _spaced(some, samples)] for split, some in rows.items() if some},
@@ -136,26 +140,22 @@ def read_data(path: Path | str, samples: int = 4) -> DataFacts:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def _manifest(path: Path, problems: list[str]) -> dict[str, Any]:
+def _manifest(path: Path, problems: list[str]) -> DatasetManifest | None:
     if not path.exists():
         problems.append("dataset.json is not there: the data set is not complete")
-        return {}
+        return None
     try:
-        value = clean_all(read_json(path))
+        return as_record(DatasetManifest, clean_all(read_json(path)), str(path))
     except (UserError, OSError, RecursionError) as error:
         problems.append(
             clean(f"dataset.json could not be read: {error.what if isinstance(error, UserError) else error}")
         )
-        return {}
-    if not isinstance(value, dict):
-        problems.append("dataset.json could not be read: it holds no mapping")
-        return {}
-    return value
+        return None
 
 
-def _file_of(manifest: Mapping[str, Any], split: str) -> str:
+def _file_of(manifest: DatasetManifest | None, split: str) -> str:
     """The file of a split, by its name alone: a manifest does not make the report read outside its folder."""
-    return Path(str(section(section(manifest.get("splits")).get(split)).get("path") or f"{split}.jsonl")).name
+    return Path((manifest and manifest.splits.by_name[split].path) or f"{split}.jsonl").name
 
 
 def _lines(path: Path, problems: list[str], most: int) -> Iterator[str]:
@@ -207,14 +207,13 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 def _examples(
     path: Path, word: re.Pattern[str], problems: list[str]
-) -> tuple[dict[str, list[dict[str, Any]]], Counter[str], Counter[str]]:
-    """The first records of each reason or kind, how many there are of each, and the kinds of personal data.
+) -> tuple[dict[str, list[dict[str, Any]]], Counter[str]]:
+    """The first records of each reason or kind, and how many there are of each.
 
     Only the records that are shown are parsed: for the others, one look for the word is enough.
     """
     found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     counts: Counter[str] = Counter()
-    details: Counter[str] = Counter()
     damaged = 0
     for line in _lines(path, problems, MOST_LINES):
         match = word.search(line)
@@ -223,9 +222,7 @@ def _examples(
             continue
         name = match[1]
         counts[name] += 1
-        if name == "pii" and word is KIND:
-            details.update(_kinds_in(line))
-        elif len(found[name]) < EXAMPLES:
+        if len(found[name]) < EXAMPLES:
             record = _parsed(line)
             if record is not None:
                 found[name].append(record)
@@ -233,14 +230,7 @@ def _examples(
                 damaged += 1
     if damaged:
         problems.append(f"{path.name}: {count(damaged, 'unreadable line')} left out")
-    return dict(found), counts, details
-
-
-def _kinds_in(line: str) -> dict[str, int]:
-    """Kind of personal data -> how many values of it were found, from a line of `repairs.jsonl`."""
-    detail = DETAIL.search(line)
-    words = [FOUND.fullmatch(word) for word in detail[1].split(", ")] if detail else []
-    return {word[1]: int(word[2] or 1) for word in words if word} or {"other": 1}
+    return dict(found), counts
 
 
 def _spaced(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
@@ -318,26 +308,15 @@ def _normalised(text: str) -> str:
 # --- the manifest ------------------------------------------------------------------------------
 
 
-def numbers(value: object) -> dict[str, float]:
-    """The entries of a mapping that are finite numbers above zero."""
-    return {str(k): n for k, v in section(value).items() if (n := number(v)) is not None and n > 0}
+def above_zero(counts: Mapping[str, float]) -> dict[str, float]:
+    """The counts that are above zero."""
+    return {name: float(n) for name, n in counts.items() if n > 0}
 
 
-def words_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Reason or kind -> what it means, from the manifest's `words`: flat, or a mapping for each of the two."""
-    words: dict[str, str] = {}
-    for key, value in section(manifest.get("words")).items():
-        if isinstance(value, str):
-            words[key] = value
-        else:
-            words.update({k: v for k, v in section(value).items() if isinstance(v, str)})
-    return words
-
-
-def checks_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+def checks_of(manifest: DatasetManifest) -> list[Check]:
     """The checks, the worst first."""
     worst = {"error": 0, "warn": 1, "ok": 3}
-    return sorted(records_in(manifest.get("checks")), key=lambda c: worst.get(str(c.get("level")), 2))
+    return sorted(manifest.checks, key=lambda check: worst.get(check.level, 2))
 
 
 def records_in(value: object) -> list[dict[str, Any]]:
@@ -387,31 +366,26 @@ class Flow:
 
 def flow_of(facts: DataFacts) -> Flow | None:
     """The way of the records, from the manifest's counts; None without them."""
-    counts = section(facts.manifest.get("counts"))
-    read = number(counts.get("read"))
-    if not read:
+    manifest = facts.manifest
+    if manifest is None or not manifest.counts.read:
         return None
+    counts = manifest.counts
     known = {reason for _, reasons in STAGES for reason in reasons}
-    left, stages = read, []
-    repaired = {k: n for k, n in numbers(facts.manifest.get("repaired")).items() if k != "pii"}
-    reported = section(section(facts.manifest.get("config")).get("personal")).get("mode") == "report"
+    left, stages = float(counts.read), []
+    reported = manifest.personal_mode == "report"
     for name, reasons in STAGES:
         mine = {
             k: n for k, n in facts.rejected.items() if (k in reasons if name != "parsed" else k not in known) and n > 0
         }
         left -= sum(mine.values())
-        changes = {"repaired": repaired, "redacted": facts.redacted or _pii(facts)}.get(name, {})
+        changes = {"repaired": facts.repaired, "redacted": facts.redacted}.get(name, {})
         if mine or changes or name in ("parsed", "deduplicated"):
             shown = "screened" if name == "redacted" and reported else name
             stages.append(Stage(shown, max(left, 0.0), _most_first(mine), _most_first(changes)))
-    splits = tuple((s, n) for s in SPLITS if (n := number(counts.get(s))) is not None)
+    splits = tuple((split, float(counts[split])) for split in SPLITS)
     # General rows may be mixed in.
     added = sum(n for _, n in splits) - max(left, 0.0)
-    return Flow(read, tuple(stages), splits, max(added, 0.0))
-
-
-def _pii(facts: DataFacts) -> dict[str, float]:
-    return {k: n for k, n in numbers(facts.manifest.get("repaired")).items() if k == "pii"}
+    return Flow(float(counts.read), tuple(stages), splits, max(added, 0.0))
 
 
 def _most_first(counts: Mapping[str, float]) -> tuple[tuple[str, float], ...]:

@@ -12,27 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.files import write_text
+from tuneloop.records.dataset import DatasetManifest
 from tuneloop.report import charts, data_charts
 from tuneloop.report.data_facts import (
     MOST_ROWS,
     SPLITS,
     Conflict,
     DataFacts,
+    above_zero,
     checks_of,
     flow_of,
     mask,
-    numbers,
     place_of,
     read_data,
     records_in,
     turns_of,
-    words_of,
 )
 from tuneloop.report.differences import Parts, from_difference, same_end, side_by_side
 from tuneloop.report.facts import clean, count, number, section
 from tuneloop.report.facts import short_count as short
 from tuneloop.report.head import KeyFigure
-from tuneloop.report.html import inline, page_template, tally, yaml_text
+from tuneloop.report.html import inline, page_template, source_lines, split_lines, tally, token_chart, yaml_text
 
 LONGEST_TEXT = 1200  # characters of one text that the page shows
 LONGEST_VALUE = 240  # characters of one value of a rejected record
@@ -72,8 +72,8 @@ def page_of(facts: DataFacts) -> dict[str, Any]:
     manifest = facts.manifest
     named, hide = source_names(manifest), mask_of(facts, raw=False)
     page = {
-        "title": str(manifest.get("name") or facts.path.resolve().name),
-        "id": str(manifest.get("id") or facts.path.resolve().name),
+        "title": manifest.name if manifest else facts.path.resolve().name,
+        "id": manifest.id if manifest else facts.path.resolve().name,
         "words": _words(facts),
         "figures": _figures(facts),
         "problems": facts.problems,
@@ -91,16 +91,15 @@ def page_of(facts: DataFacts) -> dict[str, Any]:
         "duplicates": _duplicates(facts, named),
         "repairs": _repairs(facts, named),
         "redacted": tally(facts.redacted),
-        "replaced": section(section(manifest.get("config")).get("personal")).get("mode") != "report",
+        "replaced": manifest is None or manifest.personal_mode != "report",
         "rejects": _rejects(facts, named),
-        "meanings": sorted((k.replace("_", " "), v) for k, v in words_of(manifest).items()),
-        "sources": [
-            (str(s.get("path", "")), number(s.get("rows")), str(s.get("sha256", ""))[:12])
-            for s in records_in(manifest.get("sources"))
+        "meanings": sorted((k.replace("_", " "), v) for k, v in _meanings(manifest).items()),
+        "sources": source_lines(manifest),
+        "config": yaml_text(manifest.config if manifest else {}),
+        "made_by": manifest.tool_version if manifest else "",
+        "made_with": [
+            (k, str(v)) for k in ("seed", "model", "hash") if manifest and (v := manifest[k]) not in (None, "")
         ],
-        "config": yaml_text(section(manifest.get("config"))),
-        "made_by": str(manifest.get("tool_version") or ""),
-        "made_with": [(k, str(manifest[k])) for k in ("seed", "model", "hash") if manifest.get(k) not in (None, "")],
         "path": str(facts.path),
     }
     page["sections"] = _contents(page)
@@ -130,15 +129,13 @@ def _contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _words(facts: DataFacts) -> list[str]:
     """What came in, how it was understood, and whether something wants a look."""
     manifest = facts.manifest
-    counts = section(manifest.get("counts"))
-    read, kept = number(counts.get("read")), number(counts.get("kept"))
-    words = []
-    if read is not None and kept is not None:
-        text = f"{count(read, 'record')} read{format_words(manifest)}; {count(kept, 'row')} kept"
-        task = str(manifest.get("task") or "")
-        words.append(f"{text} for {task}." if task else f"{text}.")
-    checks = checks_of(manifest)
-    bad = [str(c.get("level")) for c in checks if c.get("level") != "ok"]
+    if manifest is None:
+        return []
+    counts, form = manifest.counts, manifest.format
+    read_as = f" as {form.name}" + (f" ({form.reason})" if form.reason else "") if form else ""
+    words = [f"{count(counts.read, 'record')} read{read_as}; {count(counts.kept, 'row')} kept for {manifest.task}."]
+    checks = manifest.checks
+    bad = [check.level for check in checks if check.level != "ok"]
     if checks:
         errors = f", {bad.count('error')} of them errors" if "error" in bad else ""
         shown = f"{len(bad)} of {count(len(checks), 'check')} want a look{errors}."
@@ -146,39 +143,20 @@ def _words(facts: DataFacts) -> list[str]:
     return words
 
 
-def format_words(manifest: Mapping[str, Any]) -> str:
-    """How the records were understood: ` as text_label (columns text, label)`."""
-    found = manifest.get("format")
-    name, reason = str(section(found).get("name") or ""), str(section(found).get("reason") or "")
-    if not name and isinstance(found, str):
-        name = found
-    return f" as {name}" + (f" ({reason})" if reason else "") if name else ""
-
-
 def _figures(facts: DataFacts) -> list[KeyFigure]:
-    manifest = facts.manifest
-    counts, splits = section(manifest.get("counts")), section(manifest.get("splits"))
-    read, kept, rejected = (number(counts.get(k)) for k in ("read", "kept", "rejected"))
-    figures = []
-    if kept is not None:
-        figures.append(KeyFigure("rows kept", count(kept), f"{_share(kept, read)} of the records" if read else ""))
-    if rejected is None and facts.rejected:
-        rejected = sum(facts.rejected.values())
-    if rejected is not None:
-        most = next(iter(tally(facts.rejected)), None)
-        figures.append(KeyFigure("rejected", count(rejected), f"most: {most[0]}" if most else ""))
-    sizes = [(s, n) for s in SPLITS if (n := number(counts.get(s))) is not None]
-    if sizes:
-        detail = ", ".join(f"{count(n)} {s}" for s, n in sizes[1:])
-        figures.append(KeyFigure(f"{sizes[0][0]} rows", count(sizes[0][1]), detail))
-    labels = manifest.get("labels")
-    if isinstance(labels, list) and labels:
-        figures.append(KeyFigure("labels", count(len(labels))))
-    tokens = section(section(splits.get("train")).get("tokens"))
-    if total := number(tokens.get("total")):
-        learned = number(tokens.get("supervised"))
-        detail = f"{short(learned)} learned from" if learned is not None else ""
-        figures.append(KeyFigure("training tokens", short(total), detail))
+    manifest, most = facts.manifest, next(iter(tally(facts.rejected)), None)
+    rejected = manifest.counts.rejected if manifest else sum(facts.rejected.values())
+    figures = [KeyFigure("rejected", count(rejected), f"most: {most[0]}" if most else "")] if manifest or most else []
+    if manifest is None:
+        return figures
+    counts, tokens = manifest.counts, manifest.splits.train.tokens
+    share = f"{_share(counts.kept, counts.read)} of the records" if counts.read else ""
+    figures.insert(0, KeyFigure("rows kept", count(counts.kept), share))
+    figures.append(KeyFigure("train rows", count(counts.train), f"{count(counts.val)} val, {count(counts.test)} test"))
+    if manifest.labels:
+        figures.append(KeyFigure("labels", count(len(manifest.labels))))
+    if tokens and tokens.total:
+        figures.append(KeyFigure("training tokens", short(tokens.total), f"{short(tokens.supervised)} learned from"))
     return figures
 
 
@@ -187,9 +165,9 @@ def _share(part: float, whole: float) -> str:
     return f"{percent:.0f} %" if percent in (0.0, 100.0) or 1 <= percent <= 99 else f"{percent:.1f} %"
 
 
-def source_names(manifest: Mapping[str, Any]) -> Named:
+def source_names(manifest: DatasetManifest | None) -> Named:
     """Shortens source paths to their file names where these are unambiguous, also inside a sentence."""
-    paths = [str(s.get("path") or "") for s in records_in(manifest.get("sources"))]
+    paths = [source.path for source in manifest.sources] if manifest else []
     names = [Path(p).name for p in paths]
     short_of = {p: n for p, n in zip(paths, names, strict=True) if n and names.count(n) == 1}
 
@@ -209,23 +187,25 @@ def _chart(draw: Callable[..., Any], what: Any) -> Any:
     return charts.chart_pair(draw, what) if what else ""
 
 
-def _checks(manifest: Mapping[str, Any], named: Named, hide: Hide) -> dict[str, Any]:
-    shown = []
-    for check in checks_of(manifest):
-        examples = check.get("examples")
-        n = number(check.get("rows"))
-        shown.append(
-            {
-                "level": str(check.get("level") or ""),
-                "name": str(check.get("name") or "").replace("_", " "),
-                "message": str(check.get("message") or ""),
-                "rows": count(n, "row") if n is not None and check.get("level") != "ok" else "",
-                "remedy": str(check.get("remedy") or ""),
-                "examples": [_example(e, named, hide) for e in examples[:10]] if isinstance(examples, list) else [],
-            }
-        )
-    if not shown:
+def _meanings(manifest: DatasetManifest | None) -> dict[str, str]:
+    """Reason or kind -> what it means."""
+    return manifest.meanings if manifest else {}
+
+
+def _checks(manifest: DatasetManifest | None, named: Named, hide: Hide) -> dict[str, Any]:
+    if manifest is None or not manifest.checks:
         return {}
+    shown = [
+        {
+            "level": check.level,
+            "name": check.name.replace("_", " "),
+            "message": check.message,
+            "rows": count(check.rows, "row") if check.rows is not None and check.level != "ok" else "",
+            "remedy": check.remedy,
+            "examples": [_example(e, named, hide) for e in check.examples[:10]],
+        }
+        for check in checks_of(manifest)
+    ]
     return {"open": [c for c in shown if c["level"] != "ok"], "ok": [c for c in shown if c["level"] == "ok"]}
 
 
@@ -239,38 +219,26 @@ def _example(example: object, named: Named, hide: Hide) -> dict[str, Any]:
     return {"place": place(example, named) or str(example.get("id") or ""), "values": values[:MOST_KEYS]}
 
 
-def _shape(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    splits = section(manifest.get("splits"))
-    tokens = {s: section(section(splits.get(s)).get("tokens")) for s in splits}
-    labels = {s: numbers(section(splits.get(s)).get("labels")) for s in SPLITS}
-    limit = number(section(manifest.get("config")).get("max_length"))
-    totals = data_charts.label_totals(labels)
-    rows = [
-        {
-            "name": name,
-            "rows": number(section(splits.get(name)).get("rows")),
-            **{key: number(tokens[name].get(key)) for key in ("total", "supervised", "p50", "p90", "max")},
-        }
-        for name in splits
-    ]
-    languages = _languages(manifest.get("languages"))
-    if not rows and not languages:
+def _shape(manifest: DatasetManifest | None) -> dict[str, Any]:
+    if manifest is None:
         return {}
+    labels = {name: above_zero(split.labels or {}) for name, split in manifest.splits.by_name.items()}
+    totals = data_charts.label_totals(labels)
     return {
-        "rows": rows,
-        "token_chart": charts.chart_pair(charts.token_chart, tokens, limit),
-        "limit": limit,
+        "rows": split_lines(manifest),
+        "token_chart": token_chart(manifest),
+        "limit": manifest.max_length,
         "label_chart": _chart(data_charts.split_labels_chart, labels if totals else None),
         "labels": totals,
         "top": min(len(totals), data_charts.TOP_LABELS),
         "rest": totals[data_charts.TOP_LABELS :],
-        "languages": languages,
+        "languages": _languages(manifest.languages or {}),
     }
 
 
-def _languages(value: object) -> list[tuple[str, str, float]]:
-    """(language, share in words, percent), from rows or shares by language; the most frequent ten."""
-    counts = numbers({k: section(v).get("rows", v) for k, v in section(value).items()})
+def _languages(rows: Mapping[str, int]) -> list[tuple[str, str, float]]:
+    """(language, share in words, percent) of the ten most frequent ones."""
+    counts = above_zero(rows)
     total = sum(counts.values())
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = ordered[:10]
@@ -285,11 +253,11 @@ def _samples(facts: DataFacts, hide: Hide) -> dict[str, Any]:
     systems = {text for row in rows for role, text in turns_of(row)[:1] if role == "system"}
     # The same instruction in every row is shown once.
     shared = systems.pop() if len(systems) == 1 and len(rows) > 1 else None
-    counts = section(facts.manifest.get("counts"))
     for split in SPLITS:
         some = facts.samples.get(split)
         if some:
-            shown.append((split, number(counts.get(split)), [_sample(row, shared, hide) for row in some]))
+            n = facts.manifest.counts[split] if facts.manifest else None
+            shown.append((split, n, [_sample(row, shared, hide) for row in some]))
     return {"splits": shown, "system": cut(shared) if shared else ""} if shown else {}
 
 
@@ -297,7 +265,7 @@ def _template_adds(facts: DataFacts) -> str:
     """The system turn that the chat template puts before the sampled rows; nothing where all have their own."""
     rows = [turns_of(row) for some in facts.samples.values() for row in some]
     own = all(turns and (turns[0][0] == "system" or len(turns) == 1) for turns in rows)
-    return "" if own else cut(str(facts.manifest.get("template_adds") or ""))
+    return "" if own else cut((facts.manifest and facts.manifest.template_adds) or "")
 
 
 def _sample(row: Mapping[str, Any], shared: str | None, hide: Hide) -> dict[str, Any]:
@@ -374,8 +342,8 @@ def _duplicates(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
 
 
 def _repairs(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
-    hide, words = mask_of(facts, raw=True), words_of(facts.manifest)
-    total = numbers(facts.manifest.get("repaired"))
+    hide, words = mask_of(facts, raw=True), _meanings(facts.manifest)
+    total = facts.repaired
     kinds = sorted({*total, *facts.repairs} - {"pii"}, key=lambda k: (-total.get(k, 0.0), k))
     shown = []
     for kind in kinds:
@@ -407,7 +375,7 @@ def _repairs(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
 
 
 def _rejects(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
-    hide, words = mask_of(facts, raw=True), words_of(facts.manifest)
+    hide, words = mask_of(facts, raw=True), _meanings(facts.manifest)
     shown = []
     for reason, n in sorted(facts.rejected.items(), key=lambda pair: (-pair[1], pair[0])):
         examples = []
@@ -450,7 +418,7 @@ def mask_of(facts: DataFacts, *, raw: bool) -> Hide:
         raw: whether the excerpt is of a record as it came. Rows of the splits have been redacted, and are shown
             as they are, unless values were only to be reported.
     """
-    mode = section(section(facts.manifest.get("config")).get("personal")).get("mode")
+    mode = facts.manifest.personal_mode if facts.manifest else ""
     return (lambda text: mask(facts.hide(text))) if mode == "report" or (raw and mode != "off") else str
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from tuneloop.report.data_facts import SPLITS, checks_of, numbers
-from tuneloop.report.facts import clean, clean_all, count, number, section
+from tuneloop.records.dataset import Check, DatasetManifest
+from tuneloop.report.data_facts import above_zero, checks_of
+from tuneloop.report.facts import clean, count
 from tuneloop.report.facts import short_count as short
 
 if TYPE_CHECKING:
@@ -17,30 +18,29 @@ MOST_KINDS = 8  # reasons or kinds named on a line
 LONGEST = 400  # characters of a message or a remedy
 
 
-def data_summary(manifest: Mapping[str, Any]) -> RenderableType:
+def data_summary(manifest: DatasetManifest) -> RenderableType:
     """A short table for the terminal: read, kept, rejected and repaired by kind, splits, checks with their remedy.
 
     Args:
-        manifest: `dataset.json`. Whatever it does not hold is left out.
+        manifest: `dataset.json`.
 
     Returns:
         What a rich console prints, at any width from about 40 columns on; nothing in it is read as markup.
     """
     from rich.console import Group
 
-    manifest = clean_all(dict(manifest))
     parts: list[RenderableType] = [_account(manifest)]
-    if checks := [c for c in checks_of(manifest) if c.get("level") != "ok"]:
+    if checks := [check for check in checks_of(manifest) if check.level != "ok"]:
         parts += ["", _checks(checks)]
     return Group(*parts)
 
 
-def _account(manifest: Mapping[str, Any]) -> Table:
+def _account(manifest: DatasetManifest) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    counts, splits = section(manifest.get("counts")), section(manifest.get("splits"))
-    repaired, redacted = numbers(manifest.get("repaired")), numbers(manifest.get("personal"))
+    counts = manifest.counts
+    repaired, redacted = above_zero(manifest.repaired), above_zero(manifest.personal)
     if redacted:
         repaired.pop("pii", None)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -48,31 +48,31 @@ def _account(manifest: Mapping[str, Any]) -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
 
-    def add(name: str, n: float | None, detail: str) -> None:
-        if n is not None:
-            table.add_row(name, Text(count(n), style="bold"), Text(detail))
+    def add(name: str, n: float, detail: str) -> None:
+        table.add_row(name, Text(count(n), style="bold"), Text(clean(detail)))
 
-    add("read", number(counts.get("read")), _format(manifest))
-    add("kept", number(counts.get("kept")), str(manifest.get("task") or ""))
-    add("rejected", number(counts.get("rejected")), _kinds(numbers(manifest.get("rejected"))))
+    read_as = manifest.format
+    add(
+        "read",
+        counts.read,
+        _short(f"{read_as.name} ({read_as.reason})" if read_as.reason else read_as.name) if read_as else "",
+    )
+    add("kept", counts.kept, manifest.task)
+    add("rejected", counts.rejected, _kinds(above_zero(manifest.rejected)))
     if repaired:
         add("repaired", sum(repaired.values()), _kinds(repaired))
     if redacted:
         add("redacted", sum(redacted.values()), _kinds(redacted))
-    for split in SPLITS:
-        tokens = section(section(splits.get(split)).get("tokens"))
-        total, longest = number(tokens.get("total")), number(tokens.get("max"))
-        words = [f"{short(total)} tokens"] if total else []
-        words += [f"longest row {count(longest)}"] if longest else []
-        add(split, number(counts.get(split)), ", ".join(words))
-    general = section(section(manifest.get("mix")).get("general"))
-    if rows := number(general.get("rows")):
-        mixed = number(general.get("tokens"))
-        add("general", rows, "mixed into train" + (f", {short(mixed)} tokens" if mixed else ""))
+    for name, split in manifest.splits.by_name.items():
+        tokens = split.tokens if split.tokens and split.tokens.total else None
+        words = f"{short(tokens.total)} tokens, longest row {count(tokens.max)}" if tokens else ""
+        add(name, counts[name], words)
+    if manifest.mix and (general := manifest.mix.general).rows:
+        add("general", general.rows, f"mixed into train, {short(general.tokens)} tokens")
     return table
 
 
-def _checks(checks: list[dict[str, Any]]) -> Table:
+def _checks(checks: Sequence[Check]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -80,20 +80,11 @@ def _checks(checks: list[dict[str, Any]]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in checks:
-        level = str(check.get("level") or "")
-        style = {"error": "bold red", "warn": "yellow"}.get(level, "")
-        table.add_row(Text(level[:8], style=style), Text(_short(check.get("message") or check.get("name"))))
-        if check.get("remedy"):
-            table.add_row("", Text(_short(check["remedy"]), style="cyan"))
+        style = {"error": "bold red", "warn": "yellow"}.get(check.level, "")
+        table.add_row(Text(clean(check.level[:8]), style=style), Text(_short(check.message or check.name)))
+        if check.remedy:
+            table.add_row("", Text(_short(check.remedy), style="cyan"))
     return table
-
-
-def _format(manifest: Mapping[str, Any]) -> str:
-    found = manifest.get("format")
-    if not isinstance(found, dict):
-        return str(found or "")
-    name, reason = str(found.get("name") or ""), str(found.get("reason") or "")
-    return _short(f"{name} ({reason})" if reason else name)
 
 
 def _kinds(counts: Mapping[str, float]) -> str:
@@ -105,6 +96,6 @@ def _kinds(counts: Mapping[str, float]) -> str:
     return ", ".join(words)
 
 
-def _short(value: object) -> str:
-    text = " ".join(str(value or "").split())
+def _short(text: str) -> str:
+    text = " ".join(clean(text).split())
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -17,6 +17,8 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_yaml
 from tuneloop.evaluate.metrics import declare_from, headline_of, lower_is_better, metric_of
+from tuneloop.records.dataset import MANIFEST, DatasetManifest
+from tuneloop.records.record import R, as_record
 
 TUNED = "tuned"
 # The order in which contenders stand in tables and charts; unknown ones come before the tuned model.
@@ -42,7 +44,7 @@ class RunFacts:
         path: the run folder.
         run: `run.json`.
         config: `config.yaml`, the resolved recipe.
-        dataset: `dataset/dataset.json`.
+        dataset: `dataset/dataset.json`, or that of the data set that the run began from.
         plan: `plan.json`.
         environment: `environment.json`.
         evaluation: `eval.json`.
@@ -58,7 +60,7 @@ class RunFacts:
     path: Path
     run: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    dataset: dict[str, Any] = field(default_factory=dict)
+    dataset: DatasetManifest | None = None
     plan: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -124,12 +126,13 @@ def read_run(path: Path | str) -> RunFacts:
     problems: list[str] = []
     found = {name: _mapping(path / file, problems) for name, file in RUN_FILES.items()}
     declare_from(found["evaluation"])
-    if not found["dataset"]:  # the run began from a data set that was prepared elsewhere
-        sources = section(section(found["config"]).get("data")).get("sources") or [""]
-        found["dataset"] = _mapping(Path(str(sources[0])) / "dataset.json", problems)
+    sources = section(section(found["config"]).get("data")).get("sources") or [""]
+    # the run may have begun from a data set that was prepared elsewhere
+    places = (path / "dataset" / MANIFEST, Path(str(sources[0])) / MANIFEST)
+    dataset = next((_record(DatasetManifest, place, problems) for place in places if place.is_file()), None)
     records = _lines(path / "metrics.jsonl", problems)
     samples = _lines(path / "samples.jsonl", problems)
-    if not any(found.values()) and not records and not samples and not problems:
+    if not any(found.values()) and dataset is None and not records and not samples and not problems:
         names = ", ".join([*RUN_FILES.values(), "metrics.jsonl"])
         raise UserError(
             "Not a run folder: it holds none of a run's files", where=str(path), next_step=f"a run has {names}"
@@ -137,6 +140,7 @@ def read_run(path: Path | str) -> RunFacts:
     return RunFacts(
         path=path,
         **found,
+        dataset=dataset,
         steps=_by_step(r for r in records if "loss" in r),
         validations=_by_step(r for r in records if "val_loss" in r),
         findings=[r for r in records if "finding" in r and number(r.get("step")) is not None],
@@ -148,13 +152,21 @@ def read_run(path: Path | str) -> RunFacts:
 RUN_FILES = {
     "run": "run.json",
     "config": "config.yaml",
-    "dataset": "dataset/dataset.json",
     "plan": "plan.json",
     "environment": "environment.json",
     "evaluation": "eval.json",
     "gate": "gate.json",
     "time": "time.json",
 }
+
+
+def _record(kind: type[R], path: Path, problems: list[str]) -> R | None:
+    value = _mapping(path, problems)
+    try:
+        return as_record(kind, value, str(path)) if value else None
+    except UserError as error:
+        problems.append(clean(f"{path.name} could not be read: {error.what}"))
+        return None
 
 
 def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:

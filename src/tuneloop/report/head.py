@@ -97,7 +97,12 @@ def model_name(text: object) -> str:
 
 def _subject(facts: RunFacts) -> str:
     """What was trained on what, for a page without a verdict."""
-    name = facts.dataset.get("name") or facts.config.get("name") or facts.run.get("id") or facts.path.resolve().name
+    name = (
+        (facts.dataset and facts.dataset.name)
+        or facts.config.get("name")
+        or facts.run.get("id")
+        or facts.path.resolve().name
+    )
     model = facts.run.get("model") or facts.config.get("model") or facts.evaluation.get("model")
     return clean(f"{name} on {model_name(model)}" if model else name)
 
@@ -107,7 +112,7 @@ def _place(facts: RunFacts) -> str:
     evaluation, run = facts.evaluation, bool(facts.run or facts.config or facts.steps)
     kind = f"run {facts.path.resolve().name}" if run else f"evaluation of {evaluation.get('name') or facts.path.name}"
     model = model_name(facts.run.get("model") or facts.config.get("model") or evaluation.get("model"))
-    data = facts.dataset.get("id") or evaluation.get("dataset") or ""
+    data = (facts.dataset and facts.dataset.id) or evaluation.get("dataset") or ""
     return clean(" · ".join(["tuneloop " + kind, *filter(None, (model, str(data)))]))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import write_text
 from tuneloop.evaluate.metrics import title_of
+from tuneloop.records.dataset import DatasetManifest
 from tuneloop.report import charts, curves
 from tuneloop.report.eval_parts import evaluation_parts, signed
 from tuneloop.report.facts import (
@@ -288,50 +289,44 @@ def _best(validations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _data(facts: RunFacts) -> dict[str, Any]:
     manifest = facts.dataset
-    if not manifest:
+    if manifest is None:
         return {}
-    counts, splits = section(manifest.get("counts")), section(manifest.get("splits"))
-    tokens = {name: section(section(s).get("tokens")) for name, s in splits.items()}
-    labels: Counter[str] = Counter()
-    for split in splits.values():
-        labels.update(
-            {str(k): int(n) for k, v in section(section(split).get("labels")).items() if (n := number(v)) is not None}
-        )
-    limit = number(section(section(manifest.get("config"))).get("max_length"))
-    # Quantiles of a share of the rows are noise below a handful; the figures stand in the table anyway.
-    table = [
-        {
-            "name": name,
-            "rows": number(section(split).get("rows")),
-            **{key: number(tokens[name].get(key)) for key in ("total", "supervised", "p50", "p90", "max")},
-        }
-        for name, split in splits.items()
-    ]
+    splits = manifest.splits.by_name
+    labels: Counter[str] = sum((Counter(split.labels or {}) for split in splits.values()), Counter())
     return {
-        "id": manifest.get("id", ""),
-        "task": manifest.get("task", ""),
-        "format": _format(manifest.get("format")),
-        "counts": [(key, n) for key in ("read", "kept", "rejected") if (n := number(counts.get(key))) is not None],
-        "sources": [
-            (str(s.get("path", "")), number(s.get("rows")), str(s.get("sha256", ""))[:12])
-            for s in manifest.get("sources") or []
-            if isinstance(s, dict)
-        ],
-        "rejected": tally(manifest.get("rejected")),
-        "repaired": tally(manifest.get("repaired")),
-        "splits": table,
-        "checks": [c for c in manifest.get("checks") or [] if isinstance(c, dict)],
+        "id": manifest.id,
+        "task": manifest.task,
+        "format": manifest.format.name if manifest.format else "",
+        "counts": [(key, manifest.counts[key]) for key in ("read", "kept", "rejected")],
+        "sources": source_lines(manifest),
+        "rejected": tally(manifest.rejected),
+        "repaired": tally(manifest.repaired),
+        "splits": split_lines(manifest),
+        "checks": manifest.checks,
         "labels": sorted(labels.items(), key=lambda pair: (-pair[1], pair[0])),
         "label_chart": charts.chart_pair(charts.label_chart, labels),
-        "token_chart": charts.chart_pair(charts.token_chart, tokens, limit),
+        "token_chart": token_chart(manifest),
     }
 
 
-def _format(value: object) -> str:
-    """`format` of a data set: a name, or a name with how it was guessed."""
-    if isinstance(value, Mapping):
-        return str(value.get("name") or "")
-    return str(value or "")
+def source_lines(manifest: DatasetManifest | None) -> list[tuple[str, int, str]]:
+    """Path, rows and the first digits of the hash of each source."""
+    return [(source.path, source.rows, source.sha256[:12]) for source in manifest.sources] if manifest else []
+
+
+def split_lines(manifest: DatasetManifest) -> list[dict[str, Any]]:
+    """Rows and tokens of each split, for a table."""
+    keys = ("total", "supervised", "p50", "p90", "max")
+    return [
+        {"name": name, "rows": split.rows, **{key: split.tokens[key] if split.tokens else None for key in keys}}
+        for name, split in manifest.splits.by_name.items()
+    ]
+
+
+def token_chart(manifest: DatasetManifest) -> Any:
+    """The tokens of the rows of each split, with the limit."""
+    tokens = {name: split.tokens.to_json() if split.tokens else {} for name, split in manifest.splits.by_name.items()}
+    return charts.chart_pair(charts.token_chart, tokens, manifest.max_length)
 
 
 def tally(value: object) -> list[tuple[str, float]]:

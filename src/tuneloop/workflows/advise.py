@@ -70,13 +70,13 @@ def counted_data(recipe: Recipe, out: str = "", *, progress: Progress, say: Call
 
     if (before := _prepared_before(recipe, out)) is not None:
         say(f"data set {before}, prepared before")
-        yield Counted(str(before), load_dataset(before).manifest["hash"])
+        yield Counted(str(before), load_dataset(before).manifest.hash)
     elif not _is_prepared(recipe) and is_large(recipe):
         with sampled_data(recipe, progress=progress, say=say) as (dataset, words):
             yield Counted(dataset.path, "", words)
     else:
         dataset = read_data(recipe, out, progress=progress, say=say)
-        yield Counted(dataset.path, dataset.manifest["hash"])
+        yield Counted(dataset.path, dataset.manifest.hash)
 
 
 def _prepared_before(recipe: Recipe, out: str) -> Path | None:
@@ -141,8 +141,8 @@ def remind(job: RunContext, dataset: Dataset) -> None:
 
 def _is_about(advice: Mapping[str, Any], dataset: Dataset) -> bool:
     sources = advice.get("source_hashes")
-    files = [source.get("sha256") for source in dataset.manifest.get("sources", ())]
-    return advice.get("dataset_hash") == dataset.manifest["hash"] or bool(sources and sources == files)
+    files = [source.sha256 for source in dataset.manifest.sources]
+    return advice.get("dataset_hash") == dataset.manifest.hash or bool(sources and sources == files)
 
 
 def reuse_baselines(job: RunContext, key: str) -> bool:

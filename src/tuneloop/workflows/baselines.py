@@ -186,7 +186,7 @@ def _rows_of(file: Path) -> int:
 def _baselines_key(job: RunContext, dataset: Dataset, recipe: Recipe | None = None) -> str:
     recipe = recipe or job.recipe
     return content_hash(
-        [dataset.manifest["hash"], job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 3]
+        [dataset.manifest.hash, job.fingerprint, recipe.baselines, scoring_settings(recipe), recipe.seed, 3]
     )
 
 

@@ -54,7 +54,7 @@ def consistency_part(
     config, seed = job.recipe.evaluate, job.recipe.seed
     if not config.consistency:
         return {}
-    labels = dataset.manifest.get("labels") or ()
+    labels = dataset.manifest.labels or ()
     sample = sample_rows(rows, config.consistency_rows, seed=seed)
     every = ways_of(
         sample, config.consistency, drawn=drawn, temperature=config.consistency_temperature, labels=labels, seed=seed

@@ -90,7 +90,7 @@ def _take_part(job: RunContext, part: Part) -> Any:
         general=held_out(job, dataset),
         mixed=job.mixed(dataset.train),
         seed=seed,
-        data_id=dataset.manifest["hash"],
+        data_id=dataset.manifest.hash,
         tokens_per_second=part.tokens_per_second,
         seconds_spent=part.seconds_spent,
         progress=job.progress,

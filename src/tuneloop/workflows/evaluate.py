@@ -134,7 +134,7 @@ def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluat
     return content_hash(
         [
             adapter,
-            dataset.manifest["hash"],
+            dataset.manifest.hash,
             recipe.baselines,
             scoring_settings(recipe),
             sorted(baselines),

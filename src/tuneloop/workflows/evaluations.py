@@ -15,6 +15,7 @@ from tuneloop.evaluate.options import EvalOptions
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind
 from tuneloop.records.completion import Completion
+from tuneloop.records.dataset import Counts, DatasetManifest, SplitFile, Splits
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Row
@@ -189,7 +190,7 @@ def _rows_of(job: RunContext, question: EvalTarget) -> tuple[Dataset, str]:
     if not question.data:
         assert known is not None
         return replace(known, test=getattr(known, question.split)), question.split
-    config = PrepareConfig.model_validate(known.manifest["config"]) if known else job.recipe.data
+    config = PrepareConfig.model_validate(known.manifest.config) if known else job.recipe.data
     config = config.model_copy(update={"personal": _personal(job.recipe, question, known)})
     needed = question.kind != "predictions"
     return _with_file(job, known, question.data, config, needed), Path(question.data).name
@@ -201,7 +202,7 @@ def _personal(recipe: Recipe, question: EvalTarget, known: Dataset | None) -> Pe
 
     if known is None or any(setting.startswith("data.personal") for setting in question.settings):
         return recipe.data.personal
-    return PersonalConfig.model_validate(known.manifest["config"].get("personal", {}))
+    return PersonalConfig.model_validate(known.manifest.config.get("personal", {}))
 
 
 def _with_file(job: RunContext, known: Dataset | None, file: str, config: Any, prompts: bool) -> Dataset:
@@ -217,19 +218,22 @@ def _with_file(job: RunContext, known: Dataset | None, file: str, config: Any, p
         job.say(f"warn: {sum(whole.skipped.values())} records of {file} can't be evaluated ({reasons})")
     if task == "classification":
         rows = [row if row.label is not None else replace(row, label=row.answer) for row in rows]
-    labels = known.manifest.get("labels") if known else sorted({row.label for row in rows if row.label is not None})
+    labels = known.manifest.labels if known else sorted({row.label for row in rows if row.label is not None})
     digest = sha256_file(file) if Path(file).is_file() else content_hash([row.to_json() for row in rows])
     changed = [config.personal] if whole.personal else []
-    manifest = {
-        "id": f"{name_of(file)}-{digest[:12]}",
-        "hash": content_hash([digest, known.manifest["hash"] if known else None, *changed]),
-        "task": task,
-        "labels": labels if task == "classification" else None,
-        "order": whole.order,
-        "renamed": whole.renamed,
-        "config": known.manifest["config"] if known else {"split": {"stratify": None}},
-    }
-    return Dataset(file, manifest, known.train if known else [], [], rows)
+    empty = SplitFile(rows=0, sha256="")
+    manifest = DatasetManifest(
+        id=f"{name_of(file)}-{digest[:12]}",
+        hash=content_hash([digest, known.manifest.hash if known else None, *changed]),
+        name=name_of(file),
+        task=task,
+        labels=labels if task == "classification" else None,
+        config=known.manifest.config if known else {},
+        counts=Counts(read=len(whole.order), kept=len(rows), rejected=len(whole.order) - len(rows)),
+        rejected=whole.skipped,
+        splits=Splits(train=empty, val=empty, test=empty),
+    )
+    return Dataset(file, manifest, known.train if known else [], [], rows, whole.order, whole.renamed)
 
 
 def _unseen(dataset: Dataset, rows: Sequence[Row]) -> list[str]:
@@ -274,7 +278,7 @@ def _key(recipe: Recipe, dataset: Dataset, question: EvalTarget) -> str:
     asked = {name: getattr(question, name) for name in ("target", "predictions", "split", "few_shot", "examples")}
     files = [sha256_file(file) for file in (question.prompt, question.predictions) if file and Path(file).is_file()]
     server = [question.endpoint.address, question.endpoint.model] if question.endpoint else None
-    return content_hash([recipe, dataset.manifest["hash"], asked, files, server])
+    return content_hash([recipe, dataset.manifest.hash, asked, files, server])
 
 
 def _production(job: RunContext, question: EvalTarget, dataset: Dataset) -> list[Row]:
@@ -360,10 +364,10 @@ def _predicted(
             )
         records.append(item.value)
     if not any(problem_of(row) for row in rows):  # an answer is compared with a reference that was redacted too
-        renamed = dataset.manifest.get("renamed") or {}
+        renamed = dataset.renamed
         own = [{n: renamed[str(record[n])] for n in IDS if str(record.get(n)) in renamed} for record in records]
         records = [{**redactor(record), **ids} for record, ids in zip(records, own, strict=True)]
-    found = answers_from(records, rows, file, known=dataset.test, order=dataset.manifest.get("order") or ())
+    found = answers_from(records, rows, file, known=dataset.test, order=dataset.order)
     further = tuple(each[1:] for each in found.answers)
     unused = sum(bool(more) and problem_of(row) is None for more, row in zip(further, rows, strict=True))
     notes = [f"{unused} rows have several predictions: the first counts."] if unused else []
@@ -394,7 +398,7 @@ def _prompts(
         return None, []
     template = load_prompt(question.prompt) if question.prompt else AS_IT_IS
     shown, notes = _examples(job, question, dataset, rows) if question.few_shot else ([[] for _ in rows], [])
-    labels = dataset.manifest.get("labels")
+    labels = dataset.manifest.labels
     return [prompt_turns(row, template, each, labels) for row, each in zip(rows, shown, strict=True)], notes
 
 

@@ -50,7 +50,7 @@ def export_run(
 
     if key is not None:
         check_private_key(key)  # before gigabytes are written
-    manifest = finished_run(run).as_json()
+    manifest = finished_run(run).to_json()
     recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
     form = form_for(method_named(manifest["method"]), wanted)
     gate = release(run, force=force)

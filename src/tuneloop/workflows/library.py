@@ -50,7 +50,7 @@ class Evaluation:
     @cached_property
     def record(self) -> dict[str, Any]:
         """All of `eval.json`."""
-        return read_record(EvaluationManifest, self.path).as_json()
+        return read_record(EvaluationManifest, self.path).to_json()
 
     @property
     def metrics(self) -> dict[str, Estimate]:
@@ -86,7 +86,7 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """All of `run.json`: steps, losses, minutes, peak memory, cost."""
-        return read_record(RunManifest, self.path).as_json()
+        return read_record(RunManifest, self.path).to_json()
 
     @property
     def evaluation(self) -> Evaluation:

@@ -72,7 +72,7 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
 
 def _plan_key(job: RunContext, dataset: Dataset) -> str:
     recipe = job.recipe
-    return content_hash([dataset.manifest["hash"], job.fingerprint, recipe.train, recipe.plan, recipe.seed, 3])
+    return content_hash([dataset.manifest.hash, job.fingerprint, recipe.train, recipe.plan, recipe.seed, 3])
 
 
 def _disturbed(plan: Mapping[str, Any]) -> str:

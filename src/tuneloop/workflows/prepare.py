@@ -48,18 +48,16 @@ def measure_of(dataset: str, model: str) -> Callable[[Row], TokenCount] | None:
     Raises:
         UserError: the named model is not there, or has another tokenizer or template than the rows were measured with.
     """
-    from tuneloop.core.files import read_json
     from tuneloop.models.load import fingerprint, load_tokenizer
     from tuneloop.models.names import resolve
-    from tuneloop.records.dataset import MANIFEST
+    from tuneloop.records.dataset import MANIFEST, read_manifest
 
-    path = Path(dataset) / MANIFEST
-    manifest = read_json(path) if path.is_file() else {}
-    if not manifest.get("model"):
+    manifest = read_manifest(dataset) if (Path(dataset) / MANIFEST).is_file() else None
+    if manifest is None or not manifest.model:
         return None
     try:
         name = model or Recipe().model
-        if fingerprint(resolve(name)) == manifest["model"]:
+        if fingerprint(resolve(name)) == manifest.model:
             return measure_with(load_tokenizer(name))
     except UserError:
         if model:
@@ -97,13 +95,13 @@ def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
     Raises:
         UserError: a check is at `error`.
     """
-    found = [check for check in dataset.manifest.get("checks", ()) if check["level"] == "error"]
+    found = dataset.manifest.errors
     if found and not recipe.data.allow_errors:
         raise UserError(
             f"The data have {len(found)} check{'s' if len(found) > 1 else ''} at error: "
-            + "; ".join(f"{check['name']}: {check['message']}" for check in found[:3]),
+            + "; ".join(f"{check.name}: {check.message}" for check in found[:3]),
             where=dataset.path,
-            next_step=f"{found[0]['remedy']} To go on all the same, add data.allow_errors=true",
+            next_step=f"{found[0].remedy} To go on all the same, add data.allow_errors=true",
         )
 
 
@@ -154,21 +152,25 @@ def _embedder(recipe: Recipe) -> Callable[[Sequence[str]], Any] | None:
 def dataset_lines(dataset: Dataset) -> list[str]:
     """What a data set came to, in a few lines."""
     m = dataset.manifest
-    counts, form, train = m["counts"], m["format"], m["splits"]["train"]
-    tokens = train["tokens"]
-    rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(m["rejected"].items(), key=lambda item: -item[1]))
-    labels = f", {len(m['labels'])} labels" if m.get("labels") else ""
+    counts, form, tokens = m.counts, m.format, m.splits.train.tokens
+    rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(m.rejected.items(), key=lambda item: -item[1]))
+    labels = f", {len(m.labels)} labels" if m.labels else ""
+    read_as = f" read as {form.name} ({form.reason})" if form else ""
+    measured = (
+        f"; {tokens.total:,} training tokens, {tokens.supervised:,} learned, longest row {tokens.max:,}"
+        if tokens
+        else ""
+    )
     lines = [
-        f"prepare   {counts['read']:,} records read as {form['name']} ({form['reason']})",
-        f"          {counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test; {m['task']}{labels}; "
-        f"{tokens['total']:,} training tokens, {tokens['supervised']:,} learned, longest row {tokens['max']:,}",
+        f"prepare   {counts.read:,} records{read_as}",
+        f"          {counts.train:,} train, {counts.val:,} val, {counts.test:,} test; {m.task}{labels}{measured}",
     ]
-    if general := m.get("mix", {}).get("general"):
-        lines.append(f"          {general['rows']:,} general rows mixed into train, {general['tokens']:,} tokens")
+    if m.mix:
+        general = m.mix.general
+        lines.append(f"          {general.rows:,} general rows mixed into train, {general.tokens:,} tokens")
     if rejected:
-        lines.append(f"          {counts['rejected']:,} rejected ({rejected}), each with its reason in rejects.jsonl")
-    lines += [f"          {c['level']}: {c['message']}" for c in m["checks"] if c["level"] != "ok"]
-    return lines
+        lines.append(f"          {counts.rejected:,} rejected ({rejected}), each with its reason in rejects.jsonl")
+    return lines + [f"          {check.level}: {check.message}" for check in m.checks if check.level != "ok"]
 
 
 def prepare_alone(

@@ -16,11 +16,11 @@ from typing import Any
 
 import orjson
 
-from tuneloop.core.files import write_json
 from tuneloop.core.progress import Progress
 from tuneloop.data.sources.parse import Chunk, SourceFile, SourceRecord
 from tuneloop.data.sources.read import chunks, entry_of, find_files, parse_chunk
-from tuneloop.records.dataset import MANIFEST
+from tuneloop.records.dataset import MANIFEST, DatasetManifest, SplitFile, Splits
+from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.prepare import measure_with
 from tuneloop.workflows.recipe import Recipe
@@ -105,25 +105,29 @@ def sampled_data(recipe: Recipe, *, progress: Progress, say: Callable[[str], Non
         )  # fmt: skip
         error = _error(dataset, chunk_of_line, sample)
         scaled = _scaled(dataset.manifest, sample.total / max(sample.taken, 1))
-        write_json(Path(dataset.path) / MANIFEST, scaled)
-        train = scaled["splits"]["train"]
+        write_record(Path(dataset.path) / MANIFEST, scaled)
+        train = scaled.splits.train
         words = (
             f"counted on a sample of {len(chunk_of_line):,} records ({sample.taken / 1e6:.1f} of {sample.total / 1e6:.0f} MB): about "
-            f"{train['rows']:,} training rows, {train['tokens']['total']:,} tokens, within {error:.0%} (95 %); copies were "
+            f"{train.rows:,} training rows, {train.tokens.total if train.tokens else 0:,} tokens, within {error:.0%} (95 %); copies were "
             "looked for in the sample alone"
         )
         say(f"data      {words}")
         yield replace(dataset, manifest=scaled), words
 
 
-def _scaled(manifest: dict[str, Any], factor: float) -> dict[str, Any]:
+def _scaled(manifest: DatasetManifest, factor: float) -> DatasetManifest:
     """A manifest with the rows and tokens of its splits times a factor."""
 
-    def scaled(split: dict[str, Any]) -> dict[str, Any]:
-        tokens = {name: round(split["tokens"][name] * factor) for name in ("total", "supervised")}
-        return {**split, "rows": round(split["rows"] * factor), "tokens": {**split["tokens"], **tokens}}
+    def scaled(split: SplitFile) -> SplitFile:
+        new: dict[str, Any] = {"rows": round(split.rows * factor)}
+        if known := split.tokens:
+            counts = {"total": round(known.total * factor), "supervised": round(known.supervised * factor)}
+            new["tokens"] = known.model_copy(update=counts)
+        return split.model_copy(update=new)
 
-    return {**manifest, "splits": {name: scaled(split) for name, split in manifest["splits"].items()}}
+    splits = {name: scaled(split) for name, split in manifest.splits.by_name.items()}
+    return manifest.model_copy(update={"splits": Splits(**splits)})
 
 
 def _error(dataset: Dataset, chunk_of_line: Sequence[int], sample: _Sample) -> float:

@@ -59,7 +59,7 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemA
             rows,
             with_adapter_hash(job, asked.completions),
             task=dataset.task,
-            labels=dataset.manifest.get("labels"),
+            labels=dataset.manifest.labels,
             config=config,
             seed=job.recipe.seed,
             measured=AnswerStats(
@@ -75,8 +75,8 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemA
 
 def _label_rows(dataset: Dataset) -> dict[str, int]:
     """Rows of each label in all splits; empty where a split's manifest doesn't tell."""
-    splits = [split.get("labels") for split in dataset.manifest.get("splits", {}).values()]
-    return dict(sum((Counter(labels) for labels in splits), Counter())) if all(splits) else {}
+    splits = [split.labels for split in dataset.manifest.splits.by_name.values()]
+    return dict(sum((Counter(labels) for labels in splits if labels), Counter())) if all(splits) else {}
 
 
 def with_adapter_hash(job: RunContext, answers: Sequence[Completion]) -> list[Completion]:

@@ -141,12 +141,12 @@ def few_shot_examples(
     model: Model, dataset: Dataset, rows: Sequence[Row], baselines: BaselinesConfig, config: EvaluateConfig, seed: int
 ) -> tuple[list[Row], str | None]:
     """Examples for the prompt, from the training split only, and a warning when the context holds fewer than asked for."""
-    labels = (dataset.manifest.get("labels") or []) if dataset.task == "classification" else []
+    labels = (dataset.manifest.labels or []) if dataset.task == "classification" else []
     many = len(labels) > MOST_LABELS
     wanted = baselines.few_shot
     if wanted == "auto":
         wanted = (MOST_EXAMPLES if many else len(labels)) if dataset.task == "classification" else 4
-    stratify = dataset.manifest["config"]["split"].get("stratify")
+    stratify = dataset.manifest.config.get("split", {}).get("stratify")
 
     def stratum(row: Row) -> str | None:
         value = row.meta.get(stratify) if stratify else None
@@ -266,7 +266,7 @@ def ask(
             fits = target.fits(known, progress=progress, task=f"{task}: reference answers")
             answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
         return {"": SystemAnswers(answers, seconds, computed=_computed(ids, answers))}
-    labels = dataset.manifest["labels"]
+    labels = dataset.manifest.labels or []
     _refuse_too_long(model, rows, ids)
     # Calibration subtracts from every label's score, so every label's score is needed.
     answers = list(target.score(requests, labels, exact=with_calibrated, progress=progress, task=task))

@@ -49,7 +49,7 @@ def train_key(job: RunContext, dataset: Dataset) -> str:
     recipe = job.recipe
     own = [source] if (source := method_named(recipe.train.method).source) else []
     return content_hash(
-        [recipe.train, recipe.seed, dataset.manifest["hash"], job.fingerprint, init_hash(recipe.train), 1, *own]
+        [recipe.train, recipe.seed, dataset.manifest.hash, job.fingerprint, init_hash(recipe.train), 1, *own]
     )
 
 
@@ -65,7 +65,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     if done:
         job.say(f"train     already done: {_validated(done)}")
         return done
-    plan = read_record(Plan, folder).as_json() if (folder / PLAN).is_file() else None
+    plan = read_record(Plan, folder).to_json() if (folder / PLAN).is_file() else None
     began = training_began(job)
     config = _with_rate(job, dataset)
     with busy(job.progress, "looking at the rows"):
@@ -105,7 +105,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
     for line in _result_lines(run):
         job.say(line)
-    if share := used(run.as_json()):
+    if share := used(run.to_json()):
         job.say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
     return run
 
@@ -198,8 +198,7 @@ def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: M
     from tuneloop.train.preflight import preflight
 
     rows, run = run_plan(job, dataset, *_measured(plan))
-    prepared = (dataset.manifest.get("config") or {}).get("max_length") or job.recipe.data.max_length
-    limit = min(int(prepared), job.context)
+    limit = min(dataset.manifest.max_length or job.recipe.data.max_length, job.context)
     return preflight(rows, job.ids(dataset.train), job.template, config, run.steps, limit)
 
 

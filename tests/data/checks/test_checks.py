@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from manifests import manifest_of
 from tickets import by_name, dataset, essays, levels, row, tickets
 
 from tuneloop.data.checks import find_suspects, overview_of, reject_share, run_checks
@@ -17,7 +18,7 @@ def test_sound_data_has_nothing_to_complain_of() -> None:
 
 def test_a_data_set_of_one_row_can_be_checked() -> None:
     for task in ("classification", "generation", "chat"):
-        found = levels(Dataset("d", {"id": "d", "task": task}, [row(0, "Hi", "Hello", "x")], [], []))
+        found = levels(Dataset("d", manifest_of(task=task), [row(0, "Hi", "Hello", "x")], [], []))
         assert (found["enough_rows"], found["val_size"], found["test_size"]) == ("warn", "warn", "warn")
 
 

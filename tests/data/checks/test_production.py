@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import manifest_of
 
 from places import DATA_SETS
 from tuneloop.core.errors import UserError
@@ -80,10 +81,8 @@ def test_records_are_read_by_the_columns_of_the_data_set_and_keep_their_labels(t
     path = tmp_path / "log.jsonl"
     records = [{"id": f"n{i}", "body": f"Where is it {i}?", "kind": "ask", "other": f"x {i}"} for i in range(20)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    manifest = {
-        "format": {"name": "text_label", "columns": {"text": "body", "label": "kind"}},
-        "config": {"text": None},
-    }
+    form = {"name": "text_label", "columns": {"text": "body", "label": "kind"}}
+    manifest = manifest_of(format=form, config={"text": None})
     rows, _ = read_production([str(path)], as_prepared(manifest, [str(path)]))
     assert [(r.messages[0]["content"], r.label) for r in rows[:1]] == [("Where is it 0?", "ask")]
     path.write_text("".join(json.dumps({"body": r["body"], "other": r["other"]}) + "\n" for r in records))
@@ -94,6 +93,7 @@ def test_records_are_read_by_the_columns_of_the_data_set_and_keep_their_labels(t
 def test_templates_of_the_data_set_make_the_same_question(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(json.dumps({"text": "hello", "queue": "a"}) + "\n")
-    manifest = {"format": {"name": "fields", "columns": {}}, "config": {"input": "Ticket: {text}", "output": "{queue}"}}
+    config = {"input": "Ticket: {text}", "output": "{queue}"}
+    manifest = manifest_of(format={"name": "fields", "columns": {}}, config=config)
     rows, _ = read_production([str(path)], as_prepared(manifest, [str(path)]))
     assert rows[0].messages[0]["content"] == "Ticket: hello"

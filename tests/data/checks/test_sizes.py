@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from manifests import manifest_of
 from tickets import dataset, essays, levels, tickets
 
 from tuneloop.data.checks import overview_of, sizes
@@ -13,7 +14,7 @@ from tuneloop.records.rows import Dataset
     ("n", "level", "word"), [(50, "warn", "by heart"), (300, "ok", "narrow task"), (700, "ok", "style"), (1500, "ok", "field"), (7000, "ok", "language")]
 )  # fmt: skip
 def test_the_number_of_rows_is_judged_by_what_it_is_good_for(n: int, level: str, word: str) -> None:
-    overview = overview_of(Dataset("d", {"id": "d", "task": "chat"}, essays(n), [], []))
+    overview = overview_of(Dataset("d", manifest_of(task="chat"), essays(n), [], []))
     check = sizes.enough_rows(overview)
     assert check.level == level and word in check.message
 

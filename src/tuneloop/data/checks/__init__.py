@@ -1,9 +1,8 @@
 """What is worth knowing about a data set before money is spent on it: one record for each check.
 
-A check is `{"name", "level", "message", "rows", "remedy", "examples"}`: `level` is ok, warn or error, `rows` the number of
-rows concerned, `remedy` one sentence on what to do, `examples` up to ten `{"source", "line", "id", "split"}`, some with the
-label or word in question; `flagged.jsonl` lists the rows. No check repeats a row's text, but the one of production,
-which shows texts without personal data. What costs time is done on a sample chosen by hash, and the
+The examples of a `Check` are up to ten `{"source", "line", "id", "split"}`, some with the label or word in question;
+`flagged.jsonl` lists the rows. No check repeats a row's text, but the one of production, which shows texts without
+personal data. What costs time is done on a sample chosen by hash, and the
 message says so.
 
 A check is a function from an `Overview` to a `Finding` with the decorator `check`, in a module that is imported here.
@@ -18,9 +17,10 @@ from typing import Any
 from tuneloop.data.checks.against import compare_with_production
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.checks.labels import Suspects, doubted_labels, find_suspects, suspect_records
-from tuneloop.data.checks.overview import Found, LongRows, Overview, example_of, examples_of, overview_of
+from tuneloop.data.checks.overview import Found, Overview, example_of, examples_of, overview_of
 from tuneloop.data.checks.registry import CHECKS, CheckEntry, Finding, check
 from tuneloop.data.checks.sizes import reject_share
+from tuneloop.records.dataset import Check, LongRows
 from tuneloop.records.rows import Dataset, Row
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
 for _module in ("sizes", "labels", "answers", "lengths", "splits"):  # each fills CHECKS, in the order of the report
     importlib.import_module(f"tuneloop.data.checks.{_module}")
 
-Check = dict[str, Any]
 LISTED = 1_000  # rows of a check that `flagged.jsonl` lists at most
 
 
@@ -84,14 +83,14 @@ def run_checks(
 def _record(name: str, finding: Finding) -> Check:
     """A check as it stands in `dataset.json`."""
     good = finding.level == "ok"
-    return {
-        "name": name,
-        "level": finding.level,
-        "message": finding.message,
-        "rows": int(finding.rows),
-        "remedy": "" if good else finding.remedy,
-        "examples": [] if good else list(finding.found.shown),
-    }
+    return Check(
+        name=name,
+        level=finding.level,
+        message=finding.message,
+        rows=int(finding.rows),
+        remedy="" if good else finding.remedy,
+        examples=[] if good else list(finding.found.shown),
+    )
 
 
 def check_dataset(
@@ -104,7 +103,7 @@ def check_dataset(
     """The checks of a prepared data set.
 
     Args:
-        against: rows from production to hold against it.
+        against: rows from production to compare it with.
         measure: a row's `tokens` and `supervised` (as prepare's); `ValueError` where it can't be rendered.
         embed: sentence embeddings, for a better look at the labels.
 

@@ -11,30 +11,13 @@ import numpy as np
 
 from tuneloop.data.checks import quality
 from tuneloop.data.split import SPLITS, key64, prompt_key
+from tuneloop.records.dataset import LongRows
 from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXAMPLES = 10  # rows of a check that are shown
-
-
-@dataclass(frozen=True)
-class LongRows:
-    """Rows over `max_length`, and the tokens that they lost by the policy `data.too_long`.
-
-    Args:
-        rejected: rows left out; `rejected_tokens`: all their tokens.
-        cut: rows cut; `cut_tokens`: the tokens that were cut off.
-        split: rows that became several, which loses nothing.
-    """
-
-    policy: str = "reject"
-    rejected: int = 0
-    rejected_tokens: int = 0
-    cut: int = 0
-    cut_tokens: int = 0
-    split: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +48,7 @@ class Overview:
     rejected: Mapping[str, int] = field(default_factory=dict)
     repaired: Mapping[str, int] = field(default_factory=dict)
     max_length: int = 0
-    too_long: LongRows = LongRows()
+    too_long: LongRows = field(default_factory=LongRows)
     labels: Sequence[str] = ()
     seed: int = 0
 
@@ -92,7 +75,6 @@ def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None
     labels, languages = _Codes(), _Codes()
     detect = _detector()
     facts: dict[str, list[int]] = {name: [] for name in _COLUMNS}
-    rejected = Counter({str(k): int(v) for k, v in dataset.manifest.get("rejected", {}).items()})
     for row in rows:
         tokens, supervised = -1, -1
         if measure is not None:
@@ -116,20 +98,14 @@ def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None
         {"label": labels.names, "language": languages.names},
         np.repeat(np.arange(3, dtype=np.int8), sizes),
         rows.__getitem__,
-        int(manifest.get("counts", {}).get("read", len(rows))),
-        rejected,
-        {str(k): int(v) for k, v in manifest.get("repaired", {}).items()},
-        int(manifest.get("config", {}).get("max_length", 0)),
-        _long_rows(manifest, rejected),
-        [str(label) for label in manifest.get("labels", ())],
-        int(manifest.get("seed", 0)),
+        manifest.counts.read,
+        Counter(manifest.rejected),
+        manifest.repaired,
+        manifest.max_length or 0,
+        manifest.too_long or LongRows(rejected=manifest.rejected.get("too_long", 0)),
+        manifest.labels or (),
+        manifest.seed or 0,
     )
-
-
-def _long_rows(manifest: Mapping[str, Any], rejected: Mapping[str, int]) -> LongRows:
-    """What the manifest says of rows over the limit."""
-    known = {key: value for key, value in manifest.get("too_long", {}).items() if key in LongRows.__dataclass_fields__}
-    return LongRows(**{"rejected": rejected.get("too_long", 0), **known})
 
 
 _COLUMNS = {

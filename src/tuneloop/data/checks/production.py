@@ -12,6 +12,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
 from tuneloop.data.formats.turns import ROLES
 from tuneloop.data.sources.read import SourceRecord, read_records
+from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.rows import Message, Row
 
 SAMPLE = 2000  # records looked at to find the format
@@ -19,15 +20,15 @@ PROMPT_NAMES = ("prompt", "instruction", "input", "user", "request", *TEXT_NAMES
 DEPTH = 4  # of objects in which turns and texts are looked for: logs wrap requests
 
 
-def as_prepared(manifest: Mapping[str, Any], sources: Sequence[str]) -> PrepareConfig:
+def as_prepared(manifest: DatasetManifest, sources: Sequence[str]) -> PrepareConfig:
     """How production records are read for a data set: by its columns and templates, where they have these.
 
     Args:
         manifest: of the data set.
         sources: files, globs or folders.
     """
-    config, form = manifest.get("config", {}), manifest.get("format", {})
-    named = form.get("columns", {}) if form.get("name") == "text_label" else {}
+    config, form = manifest.config, manifest.format
+    named = form.columns if form and form.name == "text_label" else {}
     told = {key: config.get(key) for key in ("input", "output", "task", "format")}
     columns = {key: named.get(key) or config.get(key) for key in ("text", "label")}
     known = {key: value for key, value in {**told, **columns}.items() if value is not None}

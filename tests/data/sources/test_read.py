@@ -26,7 +26,7 @@ from tuneloop.data.sources.read import SourceFile, SourceRecord, dataset_info, f
         ("x.parquet", b"", "is empty"),
         ("x.csv", b"\n \n", "is empty"),
         ("x.txt", b"\n\n", "is empty"),
-        ("x.jsonl", gzip.compress(b"{}"), "holds gzip"),
+        ("x.jsonl", gzip.compress(b"{}", mtime=0), "holds gzip"),
         ("x.jsonl", b"PAR1....", "holds parquet"),
         ("x.gz", b"", "Can't read files of the kind"),
         ("x.xlsx", b"PK", "Can't read files of the kind .xlsx"),
@@ -34,7 +34,7 @@ from tuneloop.data.sources.read import SourceFile, SourceRecord, dataset_info, f
         ("x.jsonl.bz2", b"{}", "Can't decompress"),
         ("x.jsonl.xz", b"{}", "Can't decompress"),
         ("x.jsonl.zst", b"{}{}{}{}{}{}{}", "Can't decompress"),
-        ("x.jsonl.gz", gzip.compress(b""), "is empty"),
+        ("x.jsonl.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("x.csv", b"PK\x03\x04 a workbook", "holds zip"),
         ("x.csv", b'a,"b\n1,2\n', "header line can't be read"),
     ],
@@ -156,7 +156,7 @@ def test_a_dataset_info_of_another_kind_is_passed_over(tmp_path: Path, text: str
         (b'\xef\xbb\xbf [{"a": 1},\n{"a": 2}]', "json", [{"a": 1}, {"a": 2}]),
         (b"a,b\n1,2\n", "csv", [{"a": "1", "b": "2"}]),
         (b"a\tb\n1\t2\n", "csv", [{"a": "1", "b": "2"}]),
-        (gzip.compress(b'{\n"a": 1\n}'), "jsonl", [{"a": 1}]),
+        (gzip.compress(b'{\n"a": 1\n}', mtime=0), "jsonl", [{"a": 1}]),
     ],
 )
 def test_the_standard_input_is_read_once_and_its_kind_seen(

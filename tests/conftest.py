@@ -13,6 +13,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+from shared_folder import made_once
+from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY, WORDS
 
 from patience import HANG
 from places import ROOT
@@ -39,9 +41,8 @@ LLAMA3_ROPE = {
 }
 
 
-@pytest.fixture(scope="session")
-def llama3_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tokenizer.json` made of Meta's own `tokenizer.model`, the 256 control tokens at their real ids."""
+def write_llama3_tokenizer(path: Path, words: int | None = None) -> None:
+    """Write `tokenizer.json` from Meta's own `tokenizer.model`: all of its tokens or the first `words`, and then the 256 control tokens."""
     if importlib.util.find_spec("llama_models") is None:
         pytest.skip("llama-models is not installed: no Llama 3 tokenizer")
     from llama_models.llama3 import tokenizer as meta_module
@@ -49,28 +50,36 @@ def llama3_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     meta = meta_module.Tokenizer.get_instance()
     special = sorted(meta.special_tokens, key=meta.special_tokens.__getitem__)
-    source = Path(meta_module.__file__).parent / "tokenizer.model"
+    lines = (Path(meta_module.__file__).parent / "tokenizer.model").read_bytes().splitlines(keepends=True)
+    source = path.with_suffix(".model")
+    source.write_bytes(b"".join(lines[:words]))
     tokenizer = TikTokenConverter(
         vocab_file=str(source), pattern=meta.pat_str, extra_special_tokens=special
     ).converted()
+    source.unlink()
     tokenizer.model.ignore_merges = True
-    assert all(tokenizer.token_to_id(name) == number for name, number in meta.special_tokens.items())
-    path = tmp_path_factory.mktemp("llama-3-tokenizer") / "tokenizer.json"
+    first = min(meta.special_tokens.values()) - len(lines[:words])
+    assert all(tokenizer.token_to_id(name) == number - first for name, number in meta.special_tokens.items())
     tokenizer.save(str(path))
-    return path
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(llama3_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random Llama 3: 2 layers of 64, grouped heads, rescaled rope, tied embeddings, 128,256 tokens, fp32."""
+def llama3_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama 3's whole `tokenizer.json`, the control tokens at their real ids."""
+    folder = made_once(
+        tmp_path_factory, "llama-3-tokenizer", lambda path: write_llama3_tokenizer(path / "tokenizer.json")
+    )
+    return folder / "tokenizer.json"
+
+
+def write_tiny_llama(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny-llama-3")
     torch.manual_seed(0)
     net = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=128256,
+            vocab_size=VOCABULARY,
             hidden_size=64,
             intermediate_size=128,
             num_hidden_layers=2,
@@ -81,13 +90,13 @@ def tiny_llama(llama3_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory)
             max_position_embeddings=131072,
             rope_parameters=LLAMA3_ROPE,
             tie_word_embeddings=True,
-            bos_token_id=128000,
-            eos_token_id=[128001, 128008, 128009],
+            bos_token_id=BEGIN_OF_TEXT,
+            eos_token_id=[BEGIN_OF_TEXT + 1, BEGIN_OF_TEXT + 8, END_OF_TURN],
             initializer_range=0.2,
         )
     )
     net.save_pretrained(folder)
-    (folder / "tokenizer.json").symlink_to(llama3_tokenizer)
+    write_llama3_tokenizer(folder / "tokenizer.json", WORDS)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|begin_of_text|>",
@@ -95,7 +104,12 @@ def tiny_llama(llama3_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory)
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Llama 3: 2 layers of 64, grouped heads, rescaled rope, tied embeddings, 8,256 tokens, fp32."""
+    return made_once(tmp_path_factory, "tiny-llama-3", write_tiny_llama)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import BEGIN_OF_TEXT
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.engine import Batch, Engine, Row
@@ -163,7 +164,7 @@ def test_times_to_the_first_and_to_the_last_token_are_known(model: Model) -> Non
 
 def test_many_requests_at_random_times_get_what_generate_gives(model: Model) -> None:
     rng = random.Random(4)
-    prompts = [[128000, *(rng.randrange(1000) for _ in range(rng.randrange(1, 40)))] for _ in range(12)]
+    prompts = [[BEGIN_OF_TEXT, *(rng.randrange(1000) for _ in range(rng.randrange(1, 40)))] for _ in range(12)]
     expected = generate(model, prompts, max_new_tokens=9)
     engine, tickets, waiting = Engine(model, rows=5, tokens=160), {}, list(range(12))
     while waiting or engine.pending:

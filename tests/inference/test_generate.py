@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import BEGIN_OF_TEXT
 
 from tuneloop.inference.generate import generate
 from tuneloop.models.load import Model, load_model
@@ -123,7 +124,7 @@ def test_the_packaged_model_answers_as_it_does_in_transformers(smollm2: Path) ->
 def test_a_random_mixture_of_lengths_gives_the_same_in_any_order(tiny_model: Model) -> None:
     rng = random.Random(0)
     prompts: list[Any] = prompts_of(tiny_model) + [
-        [128000, *(rng.randrange(1000) for _ in range(n))] for n in (1, 9, 70)
+        [BEGIN_OF_TEXT, *(rng.randrange(1000) for _ in range(n))] for n in (1, 9, 70)
     ]
     order = list(range(len(prompts)))
     rng.shuffle(order)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import WORDS
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.engine import Engine
@@ -28,7 +29,7 @@ SHAPES = {
     "dora": LoraShape(4, 8.0, 0.0, ("o_proj", "up_proj"), dora=True),
 }
 PREFIX = "prefix"
-IDS = torch.randint(0, 128000, (5, 14), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(0, WORDS, (5, 14), generator=torch.Generator().manual_seed(0))
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import VOCABULARY
 
 from tuneloop.models.llama import (
     Llama,
@@ -359,7 +360,7 @@ def test_the_real_architecture_loads_from_a_folder(tiny_llama: Path) -> None:
         sum(p.numel() for p in model.net.parameters()) == ModelShape.from_config(model.config, "config.json").parameters
     )
     theirs = transformers.LlamaForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
-    x = torch.randint(0, 128256, (2, 50))
+    x = torch.randint(0, VOCABULARY, (2, 50))
     with torch.no_grad():
         torch.testing.assert_close(model.net.logits(model.hidden(x)), theirs(x).logits, atol=1e-4, rtol=1e-4)
 

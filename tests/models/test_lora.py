@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import VOCABULARY
 
 from patience import needs_bf16
 from tuneloop.core.errors import UserError
@@ -31,7 +32,7 @@ from tuneloop.models.lora import (
 
 ALL = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 SHAPE = LoraShape(rank=4, alpha=8.0, dropout=0.0, targets=ALL)
-IDS = torch.randint(0, 128256, (2, 24), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
 def fill(model: Model, seed: int = 7) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import END_OF_TURN, VOCABULARY
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.generate import generate
@@ -14,8 +15,8 @@ from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.prefix import add_prefix, load_prefix, prefix_of, remove_prefix, save_prefix
 
-IDS = torch.randint(0, 128256, (3, 20), generator=torch.Generator().manual_seed(0))
-BEFORE = torch.randint(0, 128256, (11,), generator=torch.Generator().manual_seed(1)).tolist()
+IDS = torch.randint(0, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(0))
+BEFORE = torch.randint(0, VOCABULARY, (11,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
 def stir(model: Model) -> None:
@@ -93,7 +94,7 @@ def test_answers_and_choices_see_the_prefix(tiny_model: Model, monkeypatch: pyte
     """Cached decoding, label trees and plain rows agree with the text in front."""
     monkeypatch.setattr("tuneloop.models.llama.READ_AT_ONCE", at_once)
     prompts = [IDS[0, :9].tolist(), IDS[1, :12].tolist(), IDS[2, :5].tolist(), [*IDS[0, :7].tolist(), 5, 6]]
-    trie = label_trie(["a", "b", "c"], [[17, 18, 128009], [17, 19, 128009], [33, 128009]])
+    trie = label_trie(["a", "b", "c"], [[17, 18, END_OF_TURN], [17, 19, END_OF_TURN], [33, END_OF_TURN]])
     in_front = [BEFORE + prompt for prompt in prompts]
     expected = generate(tiny_model, in_front, max_new_tokens=6), choose(tiny_model, in_front, trie, prune=False)
     pruned = choose(tiny_model, in_front, trie, prune=True)

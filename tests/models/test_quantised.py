@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import VOCABULARY
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.load import Model
@@ -23,7 +24,7 @@ from tuneloop.models.lora import (
 from tuneloop.models.quantised import Nf4Linear, quantise
 
 bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-IDS = torch.randint(0, 128256, (2, 24), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
 SHAPE = LoraShape(4, 8.0, 0.0, ("q_proj", "v_proj", "down_proj"))
 
 

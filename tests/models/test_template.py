@@ -56,8 +56,13 @@ def conversation(seed: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def llama3(tiny_llama: Path) -> Template:
-    return load_tokenizer(str(tiny_llama))
+def llama3(tiny_llama: Path, llama3_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Template:
+    """Llama 3's with its whole vocabulary."""
+    folder = tmp_path_factory.mktemp("llama-3")
+    for name in ("config.json", "tokenizer_config.json"):
+        (folder / name).symlink_to(tiny_llama / name)
+    (folder / "tokenizer.json").symlink_to(llama3_tokenizer)
+    return load_tokenizer(str(folder))
 
 
 @pytest.fixture(scope="session")

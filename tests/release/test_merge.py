@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import WORDS
 
 from patience import native_bf16
 from tuneloop.core.errors import UserError
@@ -31,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "qlora": {"method": "qlora"},
 }
 EVERY = [pytest.param(kind, marks=bits) if kind == "qlora" else kind for kind in KINDS]
-IDS = torch.randint(0, 128000, (2, 24), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(0, WORDS, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
 def logits_beside(base: Path, run: Path | None, dtype: str = "float32") -> torch.Tensor:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tiny import BEGIN_OF_TEXT
 
 from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
@@ -28,7 +29,7 @@ def test_without_a_fall_the_usual_rate_stays() -> None:
 
 
 def test_a_range_test_leaves_the_model_as_it_was(tiny_model: Model) -> None:
-    rows = [Rendered([128000, 10 + i % 7, 20, 30, 40, 50], [0, 0, 1, 1, 1, 1]) for i in range(32)]
+    rows = [Rendered([BEGIN_OF_TEXT, 10 + i % 7, 20, 30, 40, 50], [0, 0, 1, 1, 1, 1]) for i in range(32)]
     config = TrainConfig(rank=2, rows_per_step=4)
     before = {name: p.clone() for name, p in tiny_model.net.named_parameters()}
     state = torch.get_rng_state()

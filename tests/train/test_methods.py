@@ -159,14 +159,16 @@ def test_how_a_full_step_is_divided_changes_nothing(dtype: str, tiny_llama: Path
         assert loss == pytest.approx(found[0][0], rel=tolerance) and norm == pytest.approx(found[0][1], rel=tolerance)
 
 
-def test_a_random_prefix_starts_far_above_a_real_one(tiny_model: Model) -> None:
-    rows = make_rows(tiny_model.template, 8)
-    state = begin(tiny_model, changed(method="prefix", prefix_tokens=20), rows)
-    real = mean_loss(tiny_model, rows, CONFIG)[0]
+@pytest.mark.slow
+def test_a_random_prefix_starts_far_above_a_real_one(smollm2: Path) -> None:
+    model = load_model(str(smollm2), dtype="float32")
+    rows = make_rows(model.template, 8)
+    state = begin(model, changed(method="prefix", prefix_tokens=20), rows)
+    real = mean_loss(model, rows, CONFIG)[0]
     (embeddings,) = state.trainable.parameters.values()
     with torch.no_grad():
         embeddings.copy_(torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0)))
-    assert mean_loss(tiny_model, rows, CONFIG)[0] > real
+    assert mean_loss(model, rows, CONFIG)[0] > real + 0.5
 
 
 def test_the_learning_rate_follows_the_method_unless_it_is_set() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import BEGIN_OF_TEXT
 
 from tuneloop.train.config import usual_rate
 from tuneloop.train.monitors import KINDS, Facts, Finding, Watcher, guess_loss, remedies, spread
@@ -275,9 +276,9 @@ def spoiled_run(folder: Path, out: Path, **settings: Any) -> tuple[Any, list[dic
     model = load_model(str(folder), dtype="float32")
     torch.manual_seed(0)
     config = TrainConfig(rank=4, learning_rate=2e-3, epochs=1, rows_per_step=4, checkpoint_steps=5, **{"evaluations": 2, **settings})  # fmt: skip
-    rows = [Rendered([128000, 10 + i % 7, 20, 30, 40, 50], [0, 0, 1, 1, 1, 1]) for i in range(160)]
+    rows = [Rendered([BEGIN_OF_TEXT, 10 + i % 7, 20, 30, 40, 50], [0, 0, 1, 1, 1, 1]) for i in range(160)]
     for i in (i for micro in plan_steps(rows, config, 0)[19].micro_batches for i in micro):
-        rows[i] = Rendered([128000, 900 + i, 91000 + i, 92000 + i, 93000 + i, 94000 + i], [0, 0, 1, 1, 1, 1])
+        rows[i] = Rendered([BEGIN_OF_TEXT, 900 + i, 1100 + i, 1300 + i, 1500 + i, 1700 + i], [0, 0, 1, 1, 1, 1])
     ids = [f"row-{i}" for i in range(160)]
     result = train(model, rows, rows[:8], config, out, ids=ids, data_id="d")
     return result, read_jsonl(out / "metrics.jsonl")

@@ -5,7 +5,7 @@
 Every row gets the same minutes of training, validations included (`train.max_minutes`), so methods are compared at equal time; each is a process of its own and is appended to
 OUT/table.json as it ends. A row that is there is not made again, and one that was cut short goes on from its checkpoint. The whole table takes
 at most 40 minutes of two cores: 16 rows of 1.2 minutes of training, about 0.5 of loading and timing, and 0.5 of at most 120 test rows; and 4 rows of the
-untouched model at 0.5. `--write` puts the table into docs/records/results.md. Needs the data sets, which are not part of this repository. Run it on an idle machine.
+base model at 0.5. `--write` puts the table into docs/records/results.md. Needs the data sets, which are not part of this repository. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def about(rows: list[dict[str, Any]]) -> str:
-    """What the table is of, and how prefix tuning does beside the untouched model and LoRA."""
+    """What the table is of, and how prefix tuning does beside the base model and LoRA."""
     total = sum(row["wall_minutes"] for row in rows)
     found = {(row["data"], row["method"]): row for row in rows}
     beside = []
@@ -151,7 +151,7 @@ def about(rows: list[dict[str, Any]]) -> str:
             )
     return (f"`python benchmarks/train_table.py`: every method gets {rows[0]['minutes']:g} minutes of training; all rows together took {total:.0f} minutes. "
             "The validation loss before of `qlora` is that of the base in 4 bits, that of `prefix` is behind a prefix of real rows.\n"
-            f"Prefix tuning beside the untouched model and LoRA in the same minutes: {'; '.join(beside)}.")  # fmt: skip
+            f"Prefix tuning beside the base model and LoRA in the same minutes: {'; '.join(beside)}.")  # fmt: skip
 
 
 def speed_of(row: dict[str, Any]) -> float:

@@ -1,7 +1,7 @@
-"""Write docs/claims.md: common rules of thumb, each held against the planner's own figures.
+"""Write docs/claims.md: common rules of thumb, each compared with the planner's own figures.
 
 `python docs/make_claims.py`. The verdicts are computed, so they change when the planner or the bundled prices do; a test
-holds the page to what this script writes.
+checks that the page is what this script writes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Claim:
 
 
 def job(model: str, method: str, gpu: str, gpus: int = 1, **settings: Any) -> TrainingSetup:
-    """A job by short names; rows of 2,048 tokens one at a time, checkpointed, fused loss, unless told otherwise."""
+    """A job by short names; rows of 2,048 tokens one at a time, checkpointed, fused loss, unless set otherwise."""
     sharding = "none" if gpus == 1 else "fsdp"
     shape = find_model(model)[1]
     usual = {**LEAN, "seq_len": 2048, "micro_batch": 1, "sharding": sharding}

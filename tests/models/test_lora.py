@@ -75,7 +75,7 @@ def test_the_start_depends_on_the_seed_alone(tiny_llama: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_a_disabled_or_removed_adapter_leaves_the_untouched_model(tiny_model: Model) -> None:
+def test_a_disabled_or_removed_adapter_leaves_the_base_model(tiny_model: Model) -> None:
     with torch.no_grad():
         before = tiny_model.hidden(IDS)
         add_lora(tiny_model.net, SHAPE, seed=0)

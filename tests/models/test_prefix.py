@@ -56,7 +56,7 @@ def test_rows_of_unlike_length_are_computed_in_groups_without_the_padding_of_the
     torch.testing.assert_close(found, whole[wanted], atol=1e-4, rtol=1e-4)
 
 
-def test_disabled_or_removed_it_leaves_the_untouched_model(tiny_model: Model) -> None:
+def test_disabled_or_removed_it_leaves_the_base_model(tiny_model: Model) -> None:
     with torch.no_grad():
         before = tiny_model.hidden(IDS)
         add_prefix(tiny_model.net, BEFORE)

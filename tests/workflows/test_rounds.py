@@ -10,7 +10,7 @@ import pytest
 from tuneloop.evaluate.evaluate import sample_rows
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows import rounds, systems
-from tuneloop.workflows.baselines import ask_untouched, baseline_stage, measured_before, untouched_examples
+from tuneloop.workflows.baselines import ask_base, base_examples, baseline_stage, measured_before
 from tuneloop.workflows.prepare import prepare_stage
 from tuneloop.workflows.recipe import Recipe, make_recipe
 from tuneloop.workflows.rounds import FIRST, LEAST, ask_within
@@ -44,7 +44,7 @@ def test_where_all_rows_fit_the_answers_are_those_of_one_round(job: RunContext, 
     found = ask_within(job, dataset, 1e6)
     assert found.rows == len(rows) > 4 * FIRST  # more than one round
     assert found.examples == found.all_examples == 6
-    whole = ask_untouched(job, dataset, rows, untouched_examples(job, dataset, rows))
+    whole = ask_base(job, dataset, rows, base_examples(job, dataset, rows))
     assert set(found.asked) == {"zero-shot", "zero-shot calibrated", "few-shot", "few-shot calibrated"}
     for kind in ("", "calibrated"):
         asked = found.asked[f"few-shot {kind}".strip()]
@@ -60,9 +60,9 @@ def test_without_time_a_few_rows_are_all_and_are_a_sample_of_that_size_and_it_is
 
     def listen(job: RunContext, dataset: Dataset, rows, examples=()):  # type: ignore[no-untyped-def]
         asked.append([row.id for row in rows])
-        return ask_untouched(job, dataset, rows, examples)
+        return ask_base(job, dataset, rows, examples)
 
-    monkeypatch.setattr("tuneloop.workflows.baselines.ask_untouched", listen)
+    monkeypatch.setattr("tuneloop.workflows.baselines.ask_base", listen)
     monkeypatch.setattr(systems, "reading_seconds", lambda *_: 0.0)
     expected: list[float] = []
     found = ask_within(job, dataset, 0.0, lambda seconds: expected.append(seconds))
@@ -89,7 +89,7 @@ def test_few_shot_whose_answers_take_too_long_shows_fewer_examples(
     job: RunContext, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def timed(job: RunContext, dataset: Dataset, way: rounds._Way, rows):  # type: ignore[no-untyped-def]
-        way.parts.append(ask_untouched(job, dataset, rows, way.examples))
+        way.parts.append(ask_base(job, dataset, rows, way.examples))
         way.each = 1.0 + len(way.examples)  # seconds a row: each example costs one
 
     monkeypatch.setattr(rounds, "_ask", timed)
@@ -114,7 +114,7 @@ def test_examples_stay_where_asking_anew_with_fewer_takes_the_time_that_is_left(
 
 def test_reading_is_expected_to_take_longer_with_more_examples(job: RunContext, dataset: Dataset) -> None:
     rows = dataset.test[:4]
-    few, more = (untouched_examples(job, dataset, rows, k) for k in (2, 24))
+    few, more = (base_examples(job, dataset, rows, k) for k in (2, 24))
     systems.reading_seconds(job.model, few, rows[0])
     assert 0 < systems.reading_seconds(job.model, few, rows[0], 16) * 3 < 60
     assert systems.reading_seconds(job.model, more, rows[0]) > 0
@@ -166,9 +166,9 @@ def test_answers_that_advice_has_measured_are_taken_and_only_the_other_rows_are_
 
     def listen(job: RunContext, dataset: Dataset, rows, examples=()):  # type: ignore[no-untyped-def]
         asked.append(len(rows))
-        return ask_untouched(job, dataset, rows, examples)
+        return ask_base(job, dataset, rows, examples)
 
-    monkeypatch.setattr("tuneloop.workflows.baselines.ask_untouched", listen)
+    monkeypatch.setattr("tuneloop.workflows.baselines.ask_base", listen)
     found = ask_within(job, dataset, 1e6, before=measured_before(job, dataset))
     assert found.rows == whole.rows and found.free > 0
     assert sum(asked) == 2 * (whole.rows - (measured or whole.rows)), "zero-shot and few-shot"

@@ -7,7 +7,7 @@ from tuneloop.core.flag import flag, switch
 
 
 def command(
-    record: str = flag("", "NAME", "Print the schema of a file's record: dataset, run, plan, evaluation ..."),
+    record: str = flag("", "NAME", "Print the schema of a file's record: such as dataset, run, plan or evaluation."),
     keys: bool = switch("Print a table of keys, defaults and meanings instead."),
     *,
     output: Output,

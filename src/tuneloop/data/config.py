@@ -43,7 +43,7 @@ class PersonalConfig(Config):
 
     mode: Literal["placeholder", "pseudonym", "reject", "report", "off"] = Field(
         "placeholder",
-        description="placeholder: <EMAIL>; pseudonym: a stand-in, the same one for the same value; "
+        description="placeholder: <EMAIL>; pseudonym: an invented value, the same one for the same value; "
         "reject: the row goes; report: counted only; off: not looked for",
     )
     kinds: list[str] | None = Field(None, description="kinds to look for, as in [EMAIL, PHONE]; default: all")

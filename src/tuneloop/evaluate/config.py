@@ -16,7 +16,7 @@ class EvaluateConfig(Config):
         "auto",
         description="free generation, or choice scoring over the allowed labels; auto: choice for classification",
     )
-    calibrate: bool = Field(True, description="untouched models: also score choices minus their score without the text")
+    calibrate: bool = Field(True, description="base models: also score choices minus their score without the text")
     primary: str | None = Field(
         None,
         description="the metric that decides, by its name in eval.json; default: accuracy, or macro_f1 where labels are uneven, "
@@ -78,7 +78,7 @@ class EvaluateConfig(Config):
         ge=0,
         le=20,
         description="ask each of a sample of rows so many ways (reworded, drawn) and report how often answers agree and keep the "
-        "format, the tuned model beside the prompts; 0: not, 5: a good number",
+        "format, the tuned model and the prompts; 0: not, 5: a good number",
     )
     consistency_rows: int = Field(50, ge=2, description="rows of that sample (seeded)")
     consistency_temperature: float = Field(0.7, gt=0, le=2, description="of its drawn answers")
@@ -95,7 +95,7 @@ class EvaluateConfig(Config):
 class BaselinesConfig(Config):
     """What the tuned model is compared with."""
 
-    zero_shot: bool = Field(True, description="the untouched model with the instruction alone")
+    zero_shot: bool = Field(True, description="the base model with the instruction alone")
     few_shot: int | Literal["auto"] = Field(
         "auto",
         description="examples in the base model's prompt; 0: none; auto: one a label (40 where there are more than 80), else 4",

@@ -40,7 +40,7 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
 def leaderboard(
     evaluations: Mapping[str, Evaluation], costs: Mapping[str, Mapping[str, Any]], *, tuned: Sequence[str] = ()
 ) -> list[Rung]:
-    """The contenders from the untouched model upwards.
+    """The contenders from the base model upwards.
 
     Args:
         evaluations: by name, all on the same rows.
@@ -102,13 +102,11 @@ def leaderboard_in_words(rungs: Sequence[Rung]) -> list[str]:
         points = f"{metric_of(cheap.metric).change_in_words(cheap.gain, signed=True)} over {first}"
         if cheap.verdict == "better":
             sentences.append(
-                f"{cheap.name} is better than the untouched model ({points}) and trains in {cheap.training_seconds:.1f} s: "
+                f"{cheap.name} is better than the base model ({points}) and trains in {cheap.training_seconds:.1f} s: "
                 "a tuned model has to beat it, and where they tie, use it."
             )
         elif cheap.verdict == NOT_ENOUGH:
-            sentences.append(
-                f"{cheap.name} ties with the untouched model ({points}): use it, it costs next to nothing."
-            )
+            sentences.append(f"{cheap.name} ties with the base model ({points}): use it, it costs next to nothing.")
     shown = _best([r for r in prompts if "few-shot" in r.name], "prompt")
     if tuned and shown and tuned.usd_per_1000 and shown.usd_per_1000:
         ratio = shown.usd_per_1000 / tuned.usd_per_1000

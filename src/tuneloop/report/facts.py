@@ -340,7 +340,7 @@ def shown_metrics(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def contenders(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> list[ContenderFacts]:
-    """The lines of the comparison: the untouched model, the cheap alternatives, the tuned model last."""
+    """The lines of the comparison: the base model, the cheap alternatives, the tuned model last."""
     baselines = section(evaluation.get("baselines"))
     known = [name for name in CONTENDERS if name in baselines]
     lines = [

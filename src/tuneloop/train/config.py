@@ -58,7 +58,7 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
         description="supervised, or preferences: dpo (chosen and rejected answers), kto (thumbs)",
     )
     train_on: Literal["assistant", "all", "last"] = Field(
-        "assistant", description="tokens that are learned: every assistant turn, everything, or the last turn"
+        "assistant", description="tokens that are trained: every assistant turn, everything, or the last turn"
     )
     beta: float = Field(0.1, gt=0, description="how closely DPO and KTO hold the model to where it started")
     desirable_weight: float = Field(1.0, ge=0, description="weight of thumbs up in KTO")
@@ -66,7 +66,7 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
     kl: float = Field(
         0.0,
         ge=0,
-        description="against forgetting: weight of the divergence from the base model on the learned tokens",
+        description="against forgetting: weight of the divergence from the base model on the supervised tokens",
     )
     l2_start: float = Field(
         0.0, ge=0, description="against forgetting: weight of the squared distance of what is trained from its start"
@@ -132,14 +132,14 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
 
     on_spike: Literal["warn", "stop", "rollback"] = Field(
         "warn",
-        description="when the watcher finds a spike or a gradient explosion; rollback goes on from the last checkpoint at half the "
+        description="when the monitor finds a spike or a gradient explosion; rollback goes on from the last checkpoint at half the "
         "learning rate, without that batch",
     )
     on_divergence: Literal["warn", "stop", "rollback"] = Field(
-        "stop", description="when the watcher finds divergence or too high a learning rate; stop keeps the best weights"
+        "stop", description="when the monitor finds divergence or too high a learning rate; stop keeps the best weights"
     )
     on_no_gain: Literal["warn", "stop"] = Field(
-        "warn", description="when the watcher finds a plateau, a dead loss, memorising, or too low a learning rate"
+        "warn", description="when the monitor finds a plateau, a dead loss, memorising, or too low a learning rate"
     )
 
     @field_validator("method")

@@ -1,4 +1,4 @@
-"""The baseline stage: what the untouched model and the cheap alternatives make of the test split."""
+"""The baseline stage: what the base model and the cheap alternatives make of the test split."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None = None) -> dict[str, Evaluation]:
-    """What the untouched model and the cheap alternatives make of the test split.
+    """What the base model and the cheap alternatives make of the test split.
 
     Args:
-        answered: what the untouched model has answered already, to all rows of the sample.
+        answered: what the base model has answered already, to all rows of the sample.
     """
     from tuneloop.evaluate.evaluate import sample_rows
     from tuneloop.evaluate.results import load_evaluation
@@ -66,7 +66,7 @@ def _ask_all(
 ) -> Iterator[Mapping[str, SystemAnswers]]:
     """The answers of all baselines, those of each way to ask as soon as they are there."""
     if answered is None:
-        yield from _ask_untouched(job, dataset, rows)
+        yield from _ask_base(job, dataset, rows)
     else:
         yield answered.asked
     with busy(job.progress, "cheap alternatives"):  # their libraries take a while to load
@@ -252,21 +252,21 @@ def _busy_before(costs: Mapping[str, Mapping[str, float]]) -> float:
     return max(zero["seconds"] - few["seconds"] * zero["tokens"] / few["tokens"], 0.0)
 
 
-def _ask_untouched(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterator[dict[str, SystemAnswers]]:
+def _ask_base(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterator[dict[str, SystemAnswers]]:
     from tuneloop.models.methods import base_only
 
     wanted = job.recipe.baselines
     if wanted.zero_shot:
         with base_only(job.model.net):
-            found = ask_untouched(job, dataset, rows)
+            found = ask_base(job, dataset, rows)
         yield {f"zero-shot {kind}".strip(): result for kind, result in found.items()}
-    if wanted.few_shot and (examples := untouched_examples(job, dataset, rows)):
+    if wanted.few_shot and (examples := base_examples(job, dataset, rows)):
         with base_only(job.model.net):
-            found = ask_untouched(job, dataset, rows, examples)
+            found = ask_base(job, dataset, rows, examples)
         yield {f"few-shot {kind}".strip(): result for kind, result in found.items()}
 
 
-def ask_untouched(
+def ask_base(
     job: RunContext, dataset: Dataset, rows: Sequence[Row], examples: Sequence[Row] = ()
 ) -> dict[str, SystemAnswers]:
     """The base's answers, with or without examples in the prompt; see `systems.ask`. The caller says that the base applies.
@@ -286,7 +286,7 @@ def ask_untouched(
     return {kind: replace(answers, note=note) for kind, answers in found.items()}
 
 
-def untouched_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: int | None = None) -> list[Row]:
+def base_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: int | None = None) -> list[Row]:
     """Few-shot's examples in the prompt of these rows.
 
     Args:
@@ -342,7 +342,7 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> di
 
 
 def measure_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, Dataset]:
-    """Prepare where needed and measure the untouched model and the cheap alternatives; nothing is trained.
+    """Prepare where needed and measure the base model and the cheap alternatives; nothing is trained.
 
     Returns:
         The folder with `baselines/`, and the data set.

@@ -49,7 +49,7 @@ class Recipe(Config):
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="time of the whole run: how many test rows are asked and how long training lasts follow from it and from the "
+        description="time of the complete run: how many test rows are asked and how long training lasts follow from it and from the "
         "measured speed",
     )
     output_dir: str | None = Field(None, description="folder of the run; default: runs/NAME-HASH")

@@ -1,4 +1,4 @@
-"""The untouched model asked within a time: in rounds, by every prompt on the same rows, with a look at the clock after each."""
+"""The base model asked within a time: in rounds, by every prompt on the same rows, with a look at the clock after each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEAST, FIRST, GROWTH, WORTH = 4, 12, 3, 0.2
 FEW_SHOT = 2.0
 # Rows that should be asked: where few-shot's examples stand in the way of that, fewer are shown.
 LEAST_ROWS = 24
-# What a row takes of the tuned model, relative to the untouched one: it computes its adapter too.
+# What a row takes of the tuned model, relative to the base: it computes its adapter too.
 TUNED = 1.15
 # Most of the time of all answers that reading the examples once may take: it is done in every round.
 READING = 0.08
@@ -37,7 +37,7 @@ FEWER = 0.7
 
 @dataclass(frozen=True)
 class Answered:
-    """What the untouched model answered in its time.
+    """What the base model answered in its time.
 
     Args:
         rows: how many; the seeded sample of this size.
@@ -78,7 +78,7 @@ def ask_within(
     expect: Callable[[float], None] = lambda seconds: None,
     before: Before | None = None,
 ) -> Answered:
-    """Ask the untouched model as many test rows as can be answered in time by every baseline prompt and by the tuned model later.
+    """Ask the base model as many test rows as can be answered in time by every baseline prompt and by the tuned model later.
 
     A first round, of at least `LEAST` rows, is always asked, so that there is something to compare.
 
@@ -155,7 +155,7 @@ def _first_round(
 
 def _taken(job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: float, before: Before) -> _Begun | None:
     """What was answered before in the place of a first round: as many rows as the tuned model can be asked in time; or nothing."""
-    from tuneloop.workflows.baselines import untouched_examples
+    from tuneloop.workflows.baselines import base_examples
 
     known = before.first_of(rows)
     if "zero-shot" not in before.evaluations or known < min(LEAST, len(rows)):
@@ -177,8 +177,8 @@ def _taken(job: RunContext, dataset: Dataset, rows: Sequence[Row], seconds: floa
 
     if "few-shot" not in before.evaluations:
         return _Begun(way("zero-shot"), None, number, rows, 0)
-    examples = untouched_examples(job, dataset, rows)
-    if known < len(rows) and len(untouched_examples(job, dataset, rows[:known])) != len(examples):
+    examples = base_examples(job, dataset, rows)
+    if known < len(rows) and len(base_examples(job, dataset, rows[:known])) != len(examples):
         rows = rows[:known]  # longer rows leave room for fewer examples: those would be other prompts
     return _Begun(way("zero-shot"), way("few-shot", examples), number, rows, len(examples))
 
@@ -214,9 +214,9 @@ def _more(asked: int, rows: int, fitting: float) -> int:
 
 
 def _ask(job: RunContext, dataset: Dataset, way: _Way, rows: Sequence[Row]) -> None:
-    from tuneloop.workflows.baselines import ask_untouched
+    from tuneloop.workflows.baselines import ask_base
 
-    way.parts.append(ask_untouched(job, dataset, rows, way.examples))
+    way.parts.append(ask_base(job, dataset, rows, way.examples))
     took = way.parts[-1][""].seconds
     way.each = max(took - way.reading, ROWS_SHARE * took) / len(rows)
 
@@ -234,17 +234,17 @@ def _few_shot(
     Args:
         number: rows of the first round.
     """
-    from tuneloop.workflows.baselines import untouched_examples
+    from tuneloop.workflows.baselines import base_examples
     from tuneloop.workflows.systems import reading_seconds
 
-    examples = untouched_examples(job, dataset, rows)
+    examples = base_examples(job, dataset, rows)
     whole = len(examples)
     if not examples:
         return None, 0
     with busy(job.progress, "measuring few-shot"):
         reading = reading_seconds(job.model, examples, rows[0], 512 if number > LEAST else 128)
     if reading > READING * seconds:
-        examples = untouched_examples(job, dataset, rows, int(whole * READING * seconds / reading))
+        examples = base_examples(job, dataset, rows, int(whole * READING * seconds / reading))
     if not examples:
         return None, whole
     reading *= len(examples) / whole
@@ -252,7 +252,7 @@ def _few_shot(
     _ask(job, dataset, few, rows[:number])
     fewer = _fewer_examples(zero, few, seconds, number, len(rows))
     if fewer < len(examples):
-        few = _Way("few-shot", untouched_examples(job, dataset, rows, fewer), reading * fewer / len(examples))
+        few = _Way("few-shot", base_examples(job, dataset, rows, fewer), reading * fewer / len(examples))
         _ask(job, dataset, few, rows[:number])
     return few, whole
 

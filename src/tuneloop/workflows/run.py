@@ -54,7 +54,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             with busy(job.progress, "measuring the baselines"):
-                answered = limit.ask_untouched(dataset)
+                answered = limit.ask_base(dataset)
                 baselines = baseline_stage(job, dataset, answered)
             with busy(job.progress, "planning the training"):
                 plan_stage(job, dataset, limit.choose_training)

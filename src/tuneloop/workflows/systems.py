@@ -354,9 +354,9 @@ def side_effects(
         return {}
     after = _look(model, general, learned, planted, seed, progress)
     tasks, why = ({}, missing) if missing or not config.lm_eval else _tasks(model, config, progress)
-    with base() as untouched:
-        before = _look(untouched, general, learned, planted, seed, progress)
-        tasks_before = _tasks(untouched, config, progress)[0] if tasks else {}
+    with base() as original:
+        before = _look(original, general, learned, planted, seed, progress)
+        tasks_before = _tasks(original, config, progress)[0] if tasks else {}
     found: dict[str, Any] = {}
     if before.ability and after.ability:
         found["forgetting"] = forgetting(before.ability, after.ability, seed=seed)

@@ -1,6 +1,6 @@
 """A limit on the time of a whole run: baselines, training and evaluation share it, by the measured speed of this machine.
 
-The untouched model is asked in rounds, see `rounds.py`, until its share of the time is used. What is left when the baselines are
+The base model is asked in rounds, see `rounds.py`, until its share of the time is used. What is left when the baselines are
 there, less the evaluation to come, is the time of training. What was chosen stands in `RUN/time.json`, so that the same command
 after an interruption goes on with it.
 """
@@ -80,8 +80,8 @@ class TimeLimit:
         whole = 60 * (self.recipe.max_minutes or 0.0)
         return max(whole * (1 - RESERVE) - RESERVE_SECONDS, 0.5 * whole)
 
-    def ask_untouched(self, dataset: Dataset) -> Answered | None:
-        """Ask the untouched model as many test rows as its share of the time allows; nothing where that has been chosen before."""
+    def ask_base(self, dataset: Dataset) -> Answered | None:
+        """Ask the base model as many test rows as its share of the time allows; nothing where that has been chosen before."""
         from tuneloop.evaluate.evaluate import sample_rows
 
         job, recipe = self.job, self.recipe

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tuneloop.models.methods import find_method
+from tuneloop.release.card_metadata import card_metadata
 from tuneloop.release.licences import Licence, hub_name
 
 _MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,13 +40,6 @@ def model_card(
     model = str(manifest["base"]["model"])
     base = hub_name(model) or Path(model).name
     is_merged = manifest["format"] == "merged"
-    head = {
-        "library_name": "transformers" if is_merged else "peft",
-        "pipeline_tag": "text-generation",
-        **({"base_model": hub_name(model)} if hub_name(model) else {}),
-        **({"license": licence.id} if licence else {}),
-        "tags": ["tuneloop"],
-    }
     what = (
         f"{'A model' if is_merged else 'An adapter'} tuned from {base} by tuneloop {manifest['tuneloop']} ({_method(manifest)}), "
         f"run `{manifest['run']['id']}`."
@@ -55,7 +47,7 @@ def model_card(
     if manifest["merge"]:
         what += " The adapter is merged into the base model's weights: it loads as any other model."
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"---\n{card_metadata(manifest, licence)}\n---",
         f"# {manifest['id']}",
         what,
         "## Base model and licence",

@@ -33,6 +33,10 @@ from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import OWN, trained_folder
 from tuneloop.records.artifact import SIGNATURE
+from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.record import as_record
+from tuneloop.records.run import RunManifest
+from tuneloop.release.bom import BOM, Materials, bill_of_materials
 from tuneloop.release.card import model_card
 from tuneloop.release.licences import licence_of
 from tuneloop.release.merge import merge
@@ -58,6 +62,7 @@ class Origin:
         dataset: `dataset.json`, if it is at hand.
         table: the evaluation's figures as a Markdown table, for the card.
         task: what the model was trained to answer, as it stands in the run's `tuneloop.json`; None where nobody knows.
+        config: the settings of its training.
     """
 
     run: Path
@@ -68,6 +73,7 @@ class Origin:
     dataset: Mapping[str, Any] | None = None
     table: str = ""
     task: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -177,7 +183,7 @@ def _is_whole(folder: Path, known: Mapping[str, Any]) -> bool:
     return all(
         (folder / name).is_file() and sha256_file(folder / name) == entry["sha256"]
         for name, entry in known["files"].items()
-        if name not in (CARD, NOTICE)
+        if name not in (CARD, NOTICE, BOM)
     )
 
 
@@ -253,14 +259,23 @@ def _describe(origin: Origin, form: Form, id_: str, folder: Path, made: Mapping[
     if licence and licence.notice:
         write_text(folder / NOTICE, licence.notice + "\n")
     write_text(folder / CARD, model_card(manifest, licence, origin.dataset, origin.table))
-    names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, SIGNATURE, ".lock"))
-    manifest["files"] = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in names
-    }
+    names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, SIGNATURE, BOM, ".lock"))
+    files = {name: _entry(folder / name) for name in names}
+    dataset = as_record(DatasetManifest, origin.dataset, "dataset.json") if origin.dataset else None
+    made_run = as_record(RunManifest, run, "run.json")
+    bom = bill_of_materials(Materials(manifest, files, licence, made_run, dataset, origin.config))
+    if bom is not None:
+        write_text(folder / BOM, bom)
+        files[BOM] = _entry(folder / BOM)
+    manifest["files"] = dict(sorted(files.items()))
     if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST) != plain(manifest):
         (folder / SIGNATURE).unlink(missing_ok=True)  # what was signed is no longer said
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
 
 
 def _copy(source: Path, out: Path, names: Iterable[str]) -> None:

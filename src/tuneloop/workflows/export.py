@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain
@@ -18,7 +18,8 @@ from tuneloop.workflows.run_context import load_run_recipe
 from tuneloop.workflows.task import task_of_run
 
 if TYPE_CHECKING:
-    from tuneloop.release.export import Artifact
+    from tuneloop.release.export import Artifact, Origin
+    from tuneloop.workflows.recipe import Recipe
 
 
 def export_run(
@@ -44,28 +45,28 @@ def export_run(
         UserError: no finished run, the wrong form, a gate that is not green, or whatever else the user can put right.
     """
     from tuneloop.evaluate.gate import release
-    from tuneloop.release.export import Origin, export, form_for
+    from tuneloop.release.bom import BOM
+    from tuneloop.release.export import export, form_for
     from tuneloop.release.verify import check_private_key, sign
-    from tuneloop.report.table import comparison_as
 
     if key is not None:
         check_private_key(key)  # before gigabytes are written
-    manifest = finished_run(run).to_json()
+    method = finished_run(run).method
     recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
-    form = form_for(method_named(manifest["method"]), wanted)
+    form = form_for(method_named(method), wanted)
     gate = release(run, force=force)
     say(
         f"gate      {gate['status'] if gate['status'] != 'none' else 'none was asked'}"
         + (", overruled" if gate["forced"] else "")
     )
-    known = summary(run)
-    table = comparison_as(known["eval"], "markdown") if known["eval"] else ""
     artifact = export(
-        Origin(run, recipe.name, manifest, gate, known["eval"], known["dataset"], table, plain(task_of_run(run))),
+        _origin(run, recipe, gate),
         form,
         out,
         progress=progress,
     )
+    if BOM not in artifact.manifest["files"]:
+        say(f"bom       {BOM} is not written: pip install 'tuneloop[release]'")
     if artifact.found:
         say("export    already there: the weights are kept, what is said of them is up to date")
     elif artifact.manifest["merge"]:
@@ -77,6 +78,25 @@ def export_run(
         sign(artifact.folder, key)
         say(f"signed    {SIGNATURE}: check it with `tuneloop verify {artifact.folder} --key PUBLIC_KEY`")
     return artifact
+
+
+def _origin(run: Path, recipe: Recipe, gate: Mapping[str, Any]) -> Origin:
+    """What an artifact of a run is made of."""
+    from tuneloop.release.export import Origin
+    from tuneloop.report.table import comparison_as
+
+    known = summary(run)
+    return Origin(
+        run,
+        recipe.name,
+        finished_run(run).to_json(),
+        gate,
+        evaluation=known["eval"],
+        dataset=known["dataset"],
+        table=comparison_as(known["eval"], "markdown") if known["eval"] else "",
+        task=plain(task_of_run(run)),
+        config=recipe.train.model_dump(mode="json"),
+    )
 
 
 def finished_run(run: Path) -> RunManifest:

@@ -1,0 +1,51 @@
+"""The head of a model card: YAML that the Hugging Face hub reads, with the measured figures as its `model-index`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tuneloop.release.licences import Licence, hub_name
+
+LIBRARIES = {"merged": "transformers", "adapter": "peft"}
+RELATIONS = {"merged": "finetune", "adapter": "adapter"}
+
+
+def card_metadata(manifest: Mapping[str, Any], licence: Licence | None) -> str:
+    """The YAML between the card's `---`.
+
+    Args:
+        manifest: `artifact.json`, all but the files.
+        licence: of the base model, where it is known.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    base = hub_name(str(manifest["base"]["model"]))
+    form, evaluation = manifest["format"], manifest["evaluation"]
+    kind = "text-classification" if (manifest["task"] or {}).get("kind") == "classification" else "text-generation"
+    results = [
+        EvalResult(
+            task_type=kind,
+            dataset_type=evaluation["dataset"],
+            dataset_name=evaluation["dataset"],
+            dataset_split=evaluation["split"],
+            metric_type=name,
+            metric_value=figure["value"],
+        )
+        for name, figure in (evaluation["metrics"] if evaluation else {}).items()
+        if isinstance(figure.get("value"), int | float) and figure["value"] == figure["value"]
+    ]
+    data = ModelCardData(
+        library_name=LIBRARIES.get(form, "gguf"),
+        pipeline_tag="text-generation",
+        base_model=base or None,
+        license=licence.id if licence else None,
+        datasets=[manifest["dataset"]] if manifest["dataset"] else None,
+        model_name=manifest["id"],
+        eval_results=results or None,
+        tags=["tuneloop"],
+        **({"base_model_relation": RELATIONS.get(form, "quantized")} if base else {}),
+    )
+    if not results:
+        del data.model_name  # it belongs to the figures
+    return str(data.to_yaml())

@@ -149,6 +149,22 @@ def test_a_baseline_is_told_of_before_the_next_is_asked(job: RunContext, dataset
     assert {f"baseline  {name}" for name in found} <= set(told)
 
 
+def test_examples_that_show_only_some_labels_are_said_in_the_log_and_in_the_files(
+    job: RunContext, dataset: Dataset
+) -> None:
+    told: list[str] = []
+    job.say = told.append
+    few = job.recipe.baselines.model_copy(update={"few_shot": 2, "classical": False})
+    config = job.recipe.evaluate.model_copy(update={"limit": 6})
+    job.recipe = job.recipe.model_copy(update={"baselines": few, "evaluate": config})
+    baseline_stage(job, dataset)
+    note = "The 2 examples in the prompt show 2 of 3 labels."
+    assert [line.endswith(note) for line in told if line.startswith("baseline  few-shot:")] == [True]
+    assert not any(note in line for line in told if line.startswith("baseline  zero-shot"))
+    written = json.loads((job.folder / "baselines" / "few-shot" / "eval.json").read_text())
+    assert note in written["notes"]
+
+
 @pytest.mark.parametrize("measured", [None, 30])
 def test_answers_that_advice_has_measured_are_taken_and_only_the_other_rows_are_asked(
     job: RunContext, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: int | None

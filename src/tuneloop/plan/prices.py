@@ -316,7 +316,7 @@ def update_prices(today: Day | None = None) -> dict[str, Any]:
     except ImportError:
         raise UserError(
             "Fetching prices needs the package gpuhunt, which is not installed",
-            where="plan prices update", next_step="pip install gpuhunt; without it the bundled prices are used",
+            where="plan prices update", next_step="pip install 'tuneloop[prices]'; without it the bundled prices are used",
         ) from None  # fmt: skip
     try:
         items = gpuhunt.query(min_gpu_count=1)

@@ -86,7 +86,7 @@ def command(
 
         from tuneloop.report.compare_terminal import print_comparison
 
-        print_comparison(result, evaluations, Console(markup=False, highlight=False))
+        print_comparison(result, Console(markup=False, highlight=False))
     for word in words:
         print(word)
     if not judging.check_judge:

@@ -28,6 +28,7 @@ from tuneloop.report.facts import (
     p_value,
     score_of,
     section,
+    signed,
     usd,
     with_interval,
 )
@@ -253,11 +254,6 @@ def _changed(change: Score, metric: str) -> str:
     digits = metric_of(metric).precise_decimals
     bounds = f" [{change.low:+.{digits}f}, {change.high:+.{digits}f}]" if interval(change) else ""
     return f"{change.value:+.{digits}f}{bounds}".replace("-", "−")
-
-
-def signed(value: float, metric: str) -> str:
-    """`+0.12`, `−3.4`: two decimals, one for scores out of 100."""
-    return f"{'+' if value >= 0 else '−'}{figure(abs(value), metric)}"
 
 
 def _words(value: object) -> list[str]:

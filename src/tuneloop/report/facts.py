@@ -279,6 +279,11 @@ def with_interval(score: Score | None, metric: str = "accuracy") -> str:
     return f"{figure(score.value if score else None, metric)} {interval(score, metric)}".strip()
 
 
+def signed(value: float, metric: str = "accuracy") -> str:
+    """A change of a metric: `+0.12`, `−3.4`."""
+    return f"{'+' if value >= 0 else '−'}{figure(abs(value), metric)}"
+
+
 def p_value(p: float | None) -> str:
     """`p < 0.001`, `p = 0.034`."""
     if p is None:

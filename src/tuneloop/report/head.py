@@ -10,7 +10,6 @@ from typing import Any
 
 from tuneloop.core.files import sha256_file
 from tuneloop.evaluate.metrics import title_of
-from tuneloop.report.eval_parts import signed
 from tuneloop.report.facts import (
     ContenderFacts,
     RunFacts,
@@ -26,6 +25,7 @@ from tuneloop.report.facts import (
     promises,
     score_of,
     section,
+    signed,
     usd,
     verdict_line,
 )

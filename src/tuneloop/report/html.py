@@ -16,18 +16,14 @@ from tuneloop.core.files import write_text
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.report import charts, curves
-from tuneloop.report.eval_parts import evaluation_parts, signed
+from tuneloop.report.eval_parts import evaluation_parts
 from tuneloop.report.facts import (
     TUNED,
     ContenderFacts,
     RunFacts,
     count,
-    figure,
-    gain_header,
     gib,
-    interval,
     number,
-    p_value,
     promises,
     read_run,
     section,
@@ -40,6 +36,7 @@ from tuneloop.report.facts import short_count as short
 from tuneloop.report.head import gate_part, head_part
 from tuneloop.report.samples import samples_part
 from tuneloop.report.settings import changed_settings
+from tuneloop.report.table import comparison_table
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -179,34 +176,17 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Con
     measured = [i for i in range(len(metrics)) if any(line.scores[i] is not None for line in lines)]
     shown = facts.evaluation
     more = [m for m in section(shown.get("metrics")) if m not in metrics]
-    rows = []
-    for line in lines:
-        rows.append(
-            {
-                "name": line.name,
-                "tuned": line.tuned,
-                "scores": [
-                    (figure(s.value, m) if s else "–", interval(s, m))
-                    for s, m in zip(line.scores, metrics, strict=True)
-                ],
-                "delta": signed(line.delta.value, metrics[0]) if line.delta else "",
-                "p": p_value(line.p) if line.p is not None else "",
-                "verdict": line.verdict,
-            }
-        )
+    table = comparison_table(shown, metrics, lines)
     return {
         "n": number(shown.get("n")),
         "split": shown.get("split"),
-        "metrics": [title_of(m) for m in metrics],
-        "rows": rows,
-        "has_p": any(r["p"] for r in rows),
+        "table": table,
         "charts": [
             (title_of(metrics[i]), charts.chart_pair(charts.forest_chart, lines, i, metrics[i])) for i in measured
         ],
         "more": [(title_of(m), [with_interval(c.scores[0], m) for c in contenders_of(shown, [m])]) for m in more],
         "names": [line.name for line in lines],
         "own": next((line.name for line in lines if line.tuned), TUNED),
-        "gain_words": gain_header(shown)[1],
         "invalid": number(shown.get("invalid")),
         "notes": [str(n) for n in shown.get("notes") or []] if isinstance(shown.get("notes"), list) else [],
     }

@@ -8,28 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.evaluate.metrics import title_of
 from tuneloop.report.facts import (
-    ContenderFacts,
     RunFacts,
     contenders,
     count,
-    figure,
-    gain_header,
-    interval,
     limit_words,
     more_words,
     number,
-    p_value,
     promises,
     read_run,
     section,
     shown_metrics,
     used,
     verdict_line,
-    with_interval,
 )
 from tuneloop.report.samples import Choice, Told, choose
+from tuneloop.report.table import comparison_table, on_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -39,7 +33,6 @@ if TYPE_CHECKING:
 SIDE_BY_SIDE = 100  # columns from which samples stand beside each other
 LONGEST_PROMPT, LONGEST_ANSWER = 240, 420  # characters; the report has more
 MOST_LINES = 8
-GAIN_AND_P = 24  # columns that the gain and the p-value take, with their padding
 
 
 def print_closing(run: Path, console: Console) -> None:
@@ -91,7 +84,10 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
     if verdict:
         parts += [Text(""), Text(verdict, style="bold"), *map(Text, limit_words(facts))]
     if lines:
-        parts += [Text(""), comparison_table(facts, metrics, lines, width)]
+        n, table = number(facts.evaluation.get("n")), comparison_table(facts.evaluation, metrics, lines)
+        rows = f" on {count(n, 'row')} of the {facts.evaluation.get('split') or 'test'} split" if n else ""
+        title = f"Comparison{rows}, with 95 % intervals{f'. {table.note}' if table.compared else ''}"
+        parts += [Text(""), on_terminal(table, width, title=title)]
     parts += [Text(str(word)) for word in (words if isinstance(words, list) else []) if word != verdict]
     parts += [Text(word) for word in more_words(facts.evaluation)]
     if outcome := promises(facts):
@@ -110,43 +106,6 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
             )
     parts += [Text(""), _paths(facts), *[Text(problem, style="yellow") for problem in facts.problems]]
     return parts
-
-
-def comparison_table(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts], width: int) -> Table:
-    """One line a contender; intervals go under their values where the terminal is narrow."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    n = number(facts.evaluation.get("n"))
-    rows_of = f"{count(n, 'row')} of the {facts.evaluation.get('split') or 'test'} split" if n else ""
-    names = max([len(line.name) for line in lines] + [10])
-    cells_wide = [max(len(with_interval(line.scores[i], m)) for line in lines) + 3 for i, m in enumerate(metrics)]
-    beside = names + sum(cells_wide) + GAIN_AND_P <= width
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", title_style="bold")
-    with_p = any(line.p is not None for line in lines)
-    table.title = f"Comparison on {rows_of}, with 95 % intervals" if rows_of else "Comparison, with 95 % intervals"
-    table.title += f". {gain_header(facts.evaluation)[1]}" if with_p else ""
-    table.add_column("", overflow="fold", min_width=min(names, width // 3))
-    for metric in metrics:
-        table.add_column(title_of(metric), no_wrap=True)
-    if with_p:
-        table.add_column("gain", justify="right", no_wrap=True)
-        table.add_column("p-value", justify="right", no_wrap=True)
-    for line in lines:
-        cells: list[RenderableType] = [Text(line.name)]
-        for score, metric in zip(line.scores, metrics, strict=True):
-            bounds = interval(score, metric)
-            cell = Text(figure(score.value if score else None, metric))
-            if bounds:
-                cell.append(("\n" if not beside else " ") + bounds, style="dim" if not line.tuned else "")
-            cells.append(cell)
-        if with_p:
-            gain = line.delta.value if line.delta else None
-            cells.append("" if gain is None else f"{'+' if gain >= 0 else '−'}{figure(abs(gain), metrics[0])}")
-            cells.append("" if line.p is None else p_value(line.p))
-        table.add_row(*cells, style="bold green" if line.tuned else "")
-    return table
 
 
 def _promises_table(outcome: Sequence[Any]) -> Table:

@@ -15,6 +15,8 @@ from tuneloop.evaluate.evaluate import evaluate, sample_rows
 from tuneloop.evaluate.primary import primary_metric
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.evaluate.scoring import AnswerStats
+from tuneloop.evaluate.verdict import decide
+from tuneloop.evaluate.verdict_text import verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
@@ -265,3 +267,32 @@ def test_few_rows_do_not_turn_a_field_of_labels_into_a_text(tmp_path):
     write_evaluation(tmp_path, told, Subject("m", "d", "test", key="k"))
     again = load_evaluation(tmp_path)
     assert again.metrics["queue.accuracy"] == told.metrics["queue.accuracy"]
+
+
+def test_the_usual_answer_has_the_most_frequent_value_of_each_field_in_a_training_answers_form():
+    from tuneloop.evaluate.scoring import usual_answer
+
+    cards = [json.dumps({"queue": queue, "urgent": urgent, "about": f"case {i}"}) for i, (queue, urgent) in
+             enumerate([("loans", True), ("loans", True), ("cards", False), ("cards", False), ("cards", True)] * 4)]  # fmt: skip
+    assert (
+        json.loads(usual_answer(cards, {}))["queue"] == "cards"
+        and json.loads(usual_answer(cards, {}))["urgent"] is True
+    )
+    lines = [f"Queue: {'ab'[i % 3 == 0]}\nIssue: {i}" for i in range(12)]
+    assert usual_answer(lines, {"queue": r"^Queue: (.+)$"}) == "Queue: a\nIssue: 1"
+    assert usual_answer(["free text", "other text"], {}) is None
+
+
+def test_always_the_usual_value_is_a_constant_alternative_and_named_by_it():
+    rows = [row(i, f"Queue: {'ab'[i % 3 == 0]}\nIssue: {i}") for i in range(30)]
+    config = EvaluateConfig(fields={"queue": r"^Queue: (.+)$"}, bootstrap=200)
+    scored = {
+        name: evaluate(rows, answers, task="generation", labels=None, config=config, seed=0)
+        for name, answers in (
+            ("majority class", [Completion("Queue: a\nIssue: 1")] * 30),
+            ("tuned", [Completion(row.answer) for row in rows]),
+        )
+    }
+    pairs = compare("majority class", scored["majority class"], "tuned", scored["tuned"])
+    words = verdict_in_words(decide(scored, pairs, "tuned"), scored)
+    assert 'always answering "a"' in words[0]

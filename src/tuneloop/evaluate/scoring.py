@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -158,7 +159,9 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
         s.statistics.append(multilabel_statistics(lists, said, s.labels))
         s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
     else:
-        s.predictions = _predicted_labels(s.rows, s.answers, s.labels)
+        # A row's reference text ("Queue: billing") also stands for its label.
+        match = label_matcher(s.labels, {row.answer: row.label for row in s.rows if row.label is not None})
+        s.predictions = [match(answer.text) for answer in s.answers]
         s.need_valid([prediction is not None for prediction in s.predictions])
         s.labels_used[""] = label_use(
             _each([row.label for row in s.rows]), _each(s.predictions), s.measured.label_rows.get("")
@@ -181,12 +184,6 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
 
 def _each(labels: Sequence[str | None]) -> list[tuple[str, ...]]:
     return [() if label is None else (label,) for label in labels]
-
-
-def _predicted_labels(rows: list[Row], answers: list[Completion], labels: list[str]) -> list[str | None]:
-    """Labels named by the answers. A row's reference text ("Queue: billing") also stands for its label."""
-    match = label_matcher(labels, {row.answer: row.label for row in rows if row.label is not None})
-    return [match(answer.text) for answer in answers]
 
 
 def _score_texts(s: Scoring) -> None:
@@ -216,14 +213,13 @@ def _score_texts(s: Scoring) -> None:
         s.notes.append("The reference answers are few and short: they are also scored as labels (accuracy, F1).")
         known = sorted({row[0] for row in references})
         match = label_matcher(known)
-        named = [match(text) for text in texts]
-        s.labels_used[""] = label_use(_each([row[0] for row in references]), _each(named))
-        s.statistics.append(label_statistics([row[0] for row in references], named, known=known))
+        named, firsts = [match(text) for text in texts], [row[0] for row in references]
+        s.labels_used[""] = label_use(_each(firsts), _each(named))
+        s.statistics.append(label_statistics(firsts, named, known=known))
         s.need_valid([label is not None for label in named])
 
 
 def _score_embedding(s: Scoring, references: list[list[str]], texts: list[str]) -> None:
-
     if "embedding" in s.measured.row_scores:
         scores = list(s.measured.row_scores["embedding"])
     elif s.config.embedding and not s.measured.complete and (embed := embedder()) is not None:
@@ -240,18 +236,15 @@ def _score_code(s: Scoring) -> None:
     scores = {name: list(x) for name, x in s.measured.row_scores.items() if name.startswith("pass@")}
     tested = [problem_of(row) is not None for row in s.rows]
     if not scores:
-        if (
-            s.measured.complete
-            or s.config.run_code is False
-            or not (any(tested) if s.config.run_code is True else all(tested))
-        ):
-            if s.config.run_code is True and not s.measured.complete:
-                raise UserError(
-                    "No row brings unit tests",
-                    where="evaluate.run_code",
-                    next_step="rows need the metadata `test` and `entry_point`, or `test_list`",
-                )
+        wanted = s.config.run_code
+        if s.measured.complete or wanted is False or (wanted == "auto" and not all(tested)):
             return
+        if not any(tested):
+            raise UserError(
+                "No row brings unit tests",
+                where="evaluate.run_code",
+                next_step="rows need the metadata `test` and `entry_point`, or `test_list`",
+            )
         further = list(s.measured.further) or [()] * len(s.rows)
         limits = Limits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
         texts = [[answer.text, *more] for answer, more in zip(s.answers, further, strict=True)]
@@ -268,9 +261,8 @@ def _score_code(s: Scoring) -> None:
 def _score_structure(s: Scoring) -> None:
     """JSON answers: valid, conforming, right fields."""
     config, references = s.config, s.references
-    if config.structured is False or not (
-        config.structured is True or config.json_schema or are_structured(references)
-    ):
+    asked = config.structured is True or config.json_schema
+    if config.structured is False or not (asked or are_structured(references)):
         return
     conforms: list[float] | None = None
     if "schema_valid" in s.measured.row_scores:
@@ -327,12 +319,41 @@ def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[
         answers: of the task, best those of training: a small test split does not show which values repeat.
         fields: patterns, see `evaluate.fields`; the top fields of answers in JSON are found without.
     """
-    found = {name: [extract(p, text) for text in answers] for name, p in compile_fields(fields).items()}
-    if are_structured([[text] for text in answers]):
-        found = top_fields(answers) | found
+    found = _field_values(answers, fields)
     known = {name: [value for value in values if value is not None] for name, values in found.items()}
     repeated = {name: values for name, values in known.items() if values and values_repeat(values)}
     return {name: dict(sorted(Counter(values).items())) for name, values in repeated.items()}
+
+
+def _field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, list[str | None]]:
+    found = {name: [extract(p, text) for text in answers] for name, p in compile_fields(fields).items()}
+    return top_fields(answers) | found if are_structured([[text] for text in answers]) else found
+
+
+def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | None:
+    """The most frequent value in each field that holds labels, in an answer of the form that the given ones have.
+
+    Args:
+        answers, fields: see `labels_of_fields`.
+
+    Returns:
+        None where no field holds labels.
+    """
+    counts = labels_of_fields(answers, fields)
+    if not counts:
+        return None
+    usual = {name: min(values, key=lambda value: (-values[value], value)) for name, values in counts.items()}
+    found, patterns = _field_values(answers, fields), compile_fields(fields)
+    hits = [sum(found[name][i] == value for name, value in usual.items()) for i in range(len(answers))]
+    text = answers[hits.index(max(hits))]
+    for name, value in usual.items():
+        if name in patterns:
+            place = patterns[name].search(text)
+            text = f"{text[: place.start(1)]}{value}{text[place.end(1) :]}" if place and place[1] is not None else text
+        else:
+            like = parse(answers[found[name].index(value)])
+            text = json.dumps({**parse(text), name: like[name]}, ensure_ascii=False)
+    return text
 
 
 def _score_field(s: Scoring, name: str, references: list[str | None], found: list[str | None]) -> None:
@@ -349,17 +370,14 @@ def _score_field(s: Scoring, name: str, references: list[str | None], found: lis
         family = label_statistics(references, predictions, prefix=f"{name}.", every=False, known=set(labels))
         said = [None if r is None else p for r, p in zip(references, predictions, strict=True)]
         s.labels_used[name] = label_use(_each(references), _each(said), s.measured.label_rows.get(name))
-        holds = [r is None or p is not None for r, p in zip(references, predictions, strict=True)]
         s.statistics.append(family)
-        s.need_valid(holds)
+        s.need_valid([r is None or p is not None for r, p in zip(references, predictions, strict=True)])
         return
-    holds = [r is None or f is not None for r, f in zip(references, found, strict=True)]
-    pairs = [([r or ""], f or "") for r, f in zip(references, found, strict=True)]
+    wanted, texts = [[r or ""] for r in references], [f or "" for f in found]
     if is_latin(known):
-        metric, scores = "rougeL", rouge([r for r, _ in pairs], [f for _, f in pairs], ["rougeL"])["rougeL"]
+        metric, scores = "rougeL", rouge(wanted, texts, ["rougeL"])["rougeL"]
     else:  # mean of sentence chrF
-        metric = "chrf"
-        scores = chrf_statistics([r for r, _ in pairs], [f for _, f in pairs])[0].row_scores["chrf"]
+        metric, scores = "chrf", chrf_statistics(wanted, texts)[0].row_scores["chrf"]
     counted = [math.nan if r is None else score for r, score in zip(references, scores, strict=True)]
     s.statistics.append(mean_statistics({f"{name}.{metric}": counted}))
-    s.need_valid(holds)
+    s.need_valid([r is None or f is not None for r, f in zip(references, found, strict=True)])

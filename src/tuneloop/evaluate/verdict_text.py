@@ -200,7 +200,9 @@ def _quoted(label: str) -> str:
 
 def _opponent(s: Standing, evaluations: Mapping[str, Evaluation]) -> str:
     if s.kind == "constant" and s.against in evaluations:
-        return f"always answering {_quoted(evaluations[s.against].answers[0].text)}"
+        used = evaluations[s.against].deciding_labels
+        said = used.only if used and used.only else evaluations[s.against].answers[0].text
+        return f"always answering {_quoted(said)}"
     return s.against
 
 

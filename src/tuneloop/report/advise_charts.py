@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, fit, short
+from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, fit, grid, short
 from tuneloop.report.facts import figure, usd
 
 MOST_LINES = 6  # alternatives drawn in one chart
@@ -89,12 +89,7 @@ def cost_chart(rows: Sequence[Mapping[str, Any]], months: float, chosen: str, wi
     ends = [r["upfront_usd"] + months * r["usd_per_month"] for r in wanted]
     scale = axis([0.0, *ends, *(r["upfront_usd"] for r in wanted)], bottom, top, log=False)
     time = axis([0.0, months], left, right, wanted=6, log=False)
-    body = []
-    for tick in scale.ticks:
-        body += [
-            _line(left, scale(tick), right, scale(tick), "grid"),
-            _text(left - 7, scale(tick) + 4, f"${short(tick)}", "tick", "end"),
-        ]
+    body = grid(scale, left, right, across=True, unit="$")
     for tick in time.ticks:
         body.append(_text(time(tick), bottom + 17, f"{tick:g}", "tick", "middle"))
     body.append(_text(right, bottom + 33, "months", "tick", "end"))
@@ -181,12 +176,7 @@ def quality_chart(ladder: Sequence[Mapping[str, Any]], width: float = WIDE) -> M
     left, right, top, bottom = (40.0, width - 12, 16.0, 230.0) if narrow else (56.0, width - 60, 16.0, 270.0)
     cost = axis([c["usd_per_1000_queries"] for c in points], left + 14, right - 14)
     quality = axis([v for c in points for v in (c["value"], c["low"], c["high"])], bottom, top, log=False)
-    body = []
-    for tick in quality.ticks:
-        body += [
-            _line(left, quality(tick), right, quality(tick), "grid"),
-            _text(left - 7, quality(tick) + 4, short(tick), "tick", "end"),
-        ]
+    body = grid(quality, left, right, across=True)
     for i, tick in enumerate(cost.ticks):
         if not narrow or i % 2 == 0 or len(cost.ticks) < 4:
             body.append(_text(cost(tick), bottom + 17, f"${short(tick)}", "tick", "middle"))

@@ -139,6 +139,18 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
+def grid(scale: Axis, a: float, b: float, *, across: bool, unit: str = "") -> list[str]:
+    """A line at each tick, from `a` to `b`, with its value: below upright lines, left of level ones (`across`)."""
+    body = []
+    for tick in scale.ticks:
+        at, value = scale(tick), f"{unit}{short(tick)}"
+        if across:
+            body += [_line(a, at, b, at, "grid"), _text(a - 7, at + 4, value, "tick", "end")]
+        else:
+            body += [_line(at, a, at, b, "grid"), _text(at, b + 17, value, "tick", "middle")]
+    return body
+
+
 def _bar(x: float, y: float, width: float, height: float, tip: str) -> str:
     return (
         f'<rect class="bar" x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{height:.1f}" rx="1">'
@@ -184,12 +196,7 @@ def forest_chart(lines: Sequence[ContenderFacts], at: int, metric: str, width: f
     ends = [v for _, s in rows for v in (s.value, s.low, s.high) if math.isfinite(v)]
     scale = axis(ends, left + 6, right - 6, wanted=4 if narrow else 6, log=False)
     bottom = top + pitch * len(rows)
-    body = []
-    for tick in scale.ticks:
-        body += [
-            _line(scale(tick), top, scale(tick), bottom, "grid"),
-            _text(scale(tick), bottom + 17, short(tick), "tick", "middle"),
-        ]
+    body = grid(scale, top, bottom, across=False)
     for line, score in rows:
         if line.tuned:
             body.append(_line(scale(score.value), top, scale(score.value), bottom, "reference"))
@@ -205,13 +212,8 @@ def _forest_row(
     narrow = width < 500
     kind = "tuned" if line.tuned else "other"
     y = y0 + (pitch - 12 if narrow else pitch / 2)
-    body = []
-    if narrow:
-        body += [_text(0, y - 12, fit(line.name, width - 130), f"name {kind}")]
-        label_y = y - 12
-    else:
-        body += [_text(0, y + 4, fit(line.name, 222), f"name {kind}")]
-        label_y = y + 4
+    label_y = y - 12 if narrow else y + 4
+    body = [_text(0, label_y, fit(line.name, width - 130 if narrow else 222), f"name {kind}")]
     value, bounds = figure(score.value, metric), interval(score, metric)
     label = f'<tspan class="value">{value}</tspan>' + (f' <tspan class="bounds">{bounds}</tspan>' if bounds else "")
     body.append(f'<text x="{width:g}" y="{label_y:.1f}" class="figure {kind}" text-anchor="end">{label}</text>')
@@ -297,12 +299,7 @@ def token_chart(splits: Mapping[str, Mapping[str, object]], limit: float | None 
     scale = axis(
         [0.0, most, *([shown_limit] if shown_limit else [])], left + 2, width - 14, wanted=4 if narrow else 8, log=False
     )
-    body = []
-    for tick in scale.ticks:
-        body += [
-            _line(scale(tick), top, scale(tick), bottom, "grid"),
-            _text(scale(tick), bottom + 17, short(tick), "tick", "middle"),
-        ]
+    body = grid(scale, top, bottom, across=False)
     if shown_limit:
         body += [_line(scale(shown_limit), top, scale(shown_limit), bottom, "limit")]
         body.append(_text(scale(shown_limit) - 3, 11, f"limit {shown_limit:,.0f}", "tick", "end"))

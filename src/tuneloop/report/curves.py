@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from tuneloop.report.charts import WIDE, Axis, _line, _path, _svg, _text, _thin, axis, fit, short, smooth
+from tuneloop.report.charts import WIDE, Axis, _line, _path, _svg, _text, _thin, axis, fit, grid, short, smooth
 from tuneloop.report.facts import count, number
 
 SMALL = 300  # width of a chart that stands beside others, in CSS pixels
@@ -99,10 +99,7 @@ class Frame:
     def lines(self, x_title: str, y_title: str, width: float, height: float) -> list[str]:
         """Grid, ticks and the axes' titles."""
         left, right, bottom = self.x.start, self.x.end, self.y.start
-        body = []
-        for tick in self.y.ticks:
-            body += [_line(left, self.y(tick), right, self.y(tick), "grid"),
-                     _text(left - 7, self.y(tick) + 4, short(tick), "tick", "end")]  # fmt: skip
+        body = grid(self.y, left, right, across=True)
         for tick in self.x.ticks:
             if tick <= self.x.high:
                 body += [_line(self.x(tick), bottom, self.x(tick), bottom + 4, "rule"),

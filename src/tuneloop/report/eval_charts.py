@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from tuneloop.report.charts import WIDE, Axis, _line, _path, _svg, _text, axis, fit, fit_middle, short
+from tuneloop.report.charts import WIDE, Axis, _line, _path, _svg, _text, axis, fit, fit_middle, grid, short
 from tuneloop.report.facts import figure
 
 
@@ -110,12 +110,7 @@ def slice_chart(slices: Sequence[Mapping[str, Any]], metric: str, whole: float |
         [*ends, *([whole] if whole is not None else [])], left + 6, right - 6, wanted=4 if narrow else 6, log=False
     )
     bottom = 8.0 + pitch * len(slices)
-    body = []
-    for tick in scale.ticks:
-        body += [
-            _line(scale(tick), 8, scale(tick), bottom, "grid"),
-            _text(scale(tick), bottom + 17, short(tick), "tick", "middle"),
-        ]
+    body = grid(scale, 8, bottom, across=False)
     if whole is not None:
         body.append(_line(scale(whole), 8, scale(whole), bottom, "reference"))
     for i, s in enumerate(slices):

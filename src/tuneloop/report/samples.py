@@ -40,15 +40,11 @@ LOOK_AHEAD = 200  # rows among which the next label is looked for
 
 @dataclass(frozen=True)
 class Told:
-    """A row with what it tells.
+    """A row of `samples.jsonl`, the `place`th from 0, with what it tells.
 
     Args:
-        sample: a row of `samples.jsonl`.
-        place: its number in the file, from 0.
-        kind: `lost`, `won`, `wrong`, `unsure` or `rest`: see `KINDS`.
-        why: the same in words.
-        right: whether the own answer is right; None where that says little.
-        others: the same for each contender beside it.
+        kind: see `KINDS`; `why` says it in words.
+        right: whether the own answer is right; None where that says little. `others`: the same for each other system shown.
         value: confidence or score, by which rows can be sorted; None where unknown.
         label: the row's label, or the value of the field that decides; None for free texts.
     """
@@ -84,9 +80,7 @@ class Choice:
     """All rows of an evaluation, those that tell the most first.
 
     Args:
-        own: name of the evaluation's own contender.
-        names: contenders whose answers stand beside its.
-        told: the rows.
+        own: name of the evaluation's own system; `names`: those whose answers are shown with its.
     """
 
     own: str
@@ -118,9 +112,8 @@ def choose(facts: RunFacts) -> Choice:
     evaluation = facts.evaluation
     own, names = str(evaluation.get("name") or TUNED), beside(evaluation, facts.samples)
     judge = _judge(evaluation, facts.samples)
-    return Choice(
-        own, names, telling_order([tell(sample, i, own, names, judge) for i, sample in enumerate(facts.samples)])
-    )
+    told = [tell(sample, i, own, names, judge) for i, sample in enumerate(facts.samples)]
+    return Choice(own, names, telling_order(told))
 
 
 def samples_part(facts: RunFacts) -> dict[str, Any]:
@@ -167,12 +160,9 @@ def beside(evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) 
     if len(names) <= MOST_BESIDE:
         return names
     best = sorted(names, key=value, reverse=True)
-    kinds = (
-        [n for n in best if "shot" in n],
-        [n for n in best if "shot" not in n],
-        [n for n in best if n == "zero-shot"],
-    )
-    chosen = list(dict.fromkeys([*(kind[0] for kind in kinds if kind), *best]))[:MOST_BESIDE]
+    prompts, others = [n for n in best if "shot" in n], [n for n in best if "shot" not in n]
+    chosen = [*prompts[:1], *others[:1], *(n for n in best if n == "zero-shot"), *best]
+    chosen = list(dict.fromkeys(chosen))[:MOST_BESIDE]
     return [name for name in names if name in chosen]
 
 
@@ -229,15 +219,7 @@ def _field(evaluation: Mapping[str, Any], metric: str) -> re.Pattern[str] | None
 
 
 def tell(sample: Mapping[str, Any], place: int, own: str, names: Sequence[str], judge: _Judge) -> Told:
-    """What a row tells: who is right, or, where that says little, who is nearer to the reference.
-
-    Args:
-        sample: a row of `samples.jsonl`.
-        place: its number in the file.
-        own: name of the evaluation's own contender.
-        names: contenders beside it.
-        judge: by what rows without a label are judged.
-    """
+    """What a row tells: who is right, or, where that says little, who is nearer to the reference."""
     given = section(sample.get("baselines"))
     known = [name for name in names if name in given]
     right, confidence = is_right(sample), number(sample.get("confidence"))

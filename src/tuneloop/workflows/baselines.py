@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, write_json
 from tuneloop.core.progress import Progress, busy
+from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.advise import advice_folder, reuse_baselines
@@ -18,7 +19,14 @@ from tuneloop.workflows.consistency import expected_consistency
 from tuneloop.workflows.prepare import prepare_stage
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext, find_done
-from tuneloop.workflows.scoring import cost_of, headline, score, scoring_settings, write_scored
+from tuneloop.workflows.scoring import (
+    answers_that_show_the_task,
+    cost_of,
+    headline,
+    score,
+    scoring_settings,
+    write_scored,
+)
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.config import EvaluateConfig
@@ -70,7 +78,7 @@ def _ask_all(
     else:
         yield answered.asked
     with busy(job.progress, "cheap alternatives"):  # their libraries take a while to load
-        majority = _ask_majority(dataset, rows)
+        majority = _ask_majority(job, dataset, rows)
     yield majority
     yield _ask_classical(job, dataset, rows)
 
@@ -303,18 +311,25 @@ def base_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: 
     return examples
 
 
-def _ask_majority(dataset: Dataset, rows: Sequence[Row]) -> dict[str, SystemAnswers]:
-    """The most frequent label of the training split for every row: it costs nothing, so no setting turns it off."""
-    from tuneloop.evaluate.classical import majority_contender
+def _ask_majority(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, SystemAnswers]:
+    """The most frequent label of the training split, or value of each field, for every row.
+
+    It costs nothing, so no setting turns it off.
+    """
+    from tuneloop.evaluate.classical import MAJORITY, majority_contender
+    from tuneloop.evaluate.scoring import usual_answer
     from tuneloop.workflows.systems import SystemAnswers
 
-    found = majority_contender(dataset.train) if dataset.task == "classification" else None
-    return {} if found is None else {found.name: SystemAnswers(found.contender(rows), 0.0)}
+    if dataset.task == "classification":
+        found = majority_contender(dataset.train)
+        return {} if found is None else {found.name: SystemAnswers(found.contender(rows), 0.0)}
+    text = usual_answer(answers_that_show_the_task(dataset), job.recipe.evaluate.fields)
+    return {} if text is None else {MAJORITY: SystemAnswers([Completion(text)] * len(rows), 0.0)}
 
 
 def majority_of(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Evaluation]:
     """Always answering the most frequent training label, as a baseline of rows that no other one was measured on."""
-    return {name: score(job, dataset, rows, asked) for name, asked in _ask_majority(dataset, rows).items()}
+    return {name: score(job, dataset, rows, asked) for name, asked in _ask_majority(job, dataset, rows).items()}
 
 
 def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, SystemAnswers]:

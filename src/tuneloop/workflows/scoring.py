@@ -45,6 +45,11 @@ def scoring_settings(recipe: Recipe) -> dict[str, Any]:
 EXAMPLES = 2000  # training answers that show which fields hold labels
 
 
+def answers_that_show_the_task(dataset: Dataset) -> list[str]:
+    """Answers of training rows, enough to see which of their fields hold labels."""
+    return [row.answer for row in itertools.islice(dataset.train, EXAMPLES) if row.shows_the_task]
+
+
 def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemAnswers) -> Evaluation:
     """A contender's answers as an evaluation."""
     from tuneloop.evaluate.evaluate import evaluate
@@ -52,9 +57,8 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemA
 
     config = job.recipe.evaluate
     with busy(job.progress, "scoring answers"):
-        learned = [row.answer for row in itertools.islice(dataset.train, EXAMPLES) if row.shows_the_task]
-        labels = dataset.task == "classification"
-        counted = {"": _label_rows(dataset)} if labels else labels_of_fields(learned, config.fields)
+        labels, known = dataset.task == "classification", answers_that_show_the_task(dataset)
+        counted = {"": _label_rows(dataset)} if labels else labels_of_fields(known, config.fields)
         found = evaluate(
             rows,
             with_adapter_hash(job, asked.completions),

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.core.significance import Z95
 from tuneloop.records.evaluation import Estimate
 
-Z95 = 1.959963984540054
 RESAMPLES = 1000
 # A contender that won every vote has no finite strength; this much of a normal prior gives it one. It moves
 # strengths from more than a handful of votes by less than 0.01.

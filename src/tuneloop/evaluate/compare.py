@@ -11,7 +11,7 @@ import numpy as np
 
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
-from tuneloop.core.stats import Array, Statistics
+from tuneloop.core.stats import Statistics
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.records.evaluation import Comparison
@@ -22,13 +22,9 @@ EXACT = "exact McNemar"
 
 @dataclass(frozen=True)
 class PairedRows(Comparison):
-    """A comparison whose rows are at hand.
+    """A comparison whose rows are at hand: `interval_at` gives the difference's interval at a `level` of error."""
 
-    Args:
-        interval_at: the difference's interval at a level of error; not written.
-    """
-
-    interval_at: Callable[[float], tuple[float, float]] = field(
+    interval_at: Callable[..., tuple[float, float]] = field(
         default=lambda level: (math.nan, math.nan), repr=False, compare=False, metadata={"written": False}
     )
 
@@ -68,24 +64,22 @@ def _compared(
     """One metric's difference with its interval, p-value and effect; not yet adjusted."""
     (a_name, a), (b_name, b) = first, second
     delta, source = b.metrics[name].value - a.metrics[name].value, family.same.get(name, name)
-    only_a: int | None = None
-    only_b: int | None = None
-    apart: int | None
+    only_a = only_b = apart = None
     shares = source in family.right_or_wrong and _right_or_wrong(b, source)  # of both sides, not of one by chance
     if shares and a.clusters is None:
         scores = zip(a.row_scores[source], b.row_scores[source], strict=True)
         pairs = [(x, y) for x, y in scores if x == x and y == y]
         only_a, only_b = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
-        at = partial(_shares_interval, only_a, only_b, len(pairs))
+        at = partial(u.paired_shares_interval, only_a, only_b, len(pairs))
         p, test, apart = u.mcnemar_p(only_a, only_b), EXACT, only_a + only_b
     else:
-        at = partial(_bootstrap_interval, delta, b.draws[name] - a.draws[name])
+        at = partial(u.paired_bootstrap_interval, delta, b.draws[name] - a.draws[name])
         apart = _rows_apart(family, other, a.clusters)
         tested = b.metrics[source].value - a.metrics[source].value  # perplexity by the loss
         p = u.paired_bootstrap_p(tested, b.draws[source] - a.draws[source])
         p = max(p, 0.0 if apart is None else u.least_p(apart))
         test = "paired bootstrap" if a.clusters is None else "paired cluster bootstrap"
-    low, high = at(u.ALPHA)
+    low, high = at(level=u.ALPHA)
     if shares:
         effect, kind = u.cohens_h(a.metrics[name].value, b.metrics[name].value), "Cohen's h"
     else:
@@ -98,16 +92,8 @@ def _compared(
     )  # fmt: skip
 
 
-def _shares_interval(only_a: int, only_b: int, n: int, level: float) -> tuple[float, float]:
-    return u.paired_shares_interval(only_a, only_b, n, level=level)
-
-
-def _bootstrap_interval(delta: float, differences: Array, level: float) -> tuple[float, float]:
-    return u.paired_bootstrap_interval(delta, differences, level=level)
-
-
 def _rows_apart(family: Statistics, other: Statistics | None, clusters: Sequence[int] | None) -> int | None:
-    """Rows (or clusters) whose figures differ between two sides; None where their figures can't be held against each other."""
+    """Rows (or clusters) whose figures differ between two sides; None where their figures can't be compared."""
     if other is None or other.layout != family.layout or other.rows.shape != family.rows.shape:
         return None
     differs = np.asarray(abs(other.rows - family.rows).sum(axis=1)).ravel() > 0
@@ -141,19 +127,16 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: Evaluation) -> list[
         tests = sum(not math.isnan(p) for p in p_values)
         for key, p_holm, level in zip(family, u.holm(p_values), u.holm_levels(p_values), strict=True):
             holm[key] = p_holm, level, tests
-    found = []
+    found: list[Comparison] = []
     for key, c in zip(keys, comparisons, strict=True):
         p_holm, level, tests = holm[key]
-        bounds = c.interval_at(level) if isinstance(c, PairedRows) else (c.low, c.high)
+        bounds = c.interval_at(level=level) if isinstance(c, PairedRows) else (c.low, c.high)
         low, high = bounds if p_holm < u.ALPHA else u.with_zero(bounds)
         seen = (-high, -low) if lower_is_better(c.metric) else (low, high)
         verdict, needed = u.verdict(*seen, p_holm), rows_needed(c, evaluation.n, level)
         more = None if needed is None or verdict != u.NOT_ENOUGH else max(1, needed - evaluation.n)
-        found.append(
-            replace(
-                c, p_holm=p_holm, low_holm=low, high_holm=high, tests=tests, verdict=verdict, more_rows=more, rows_needed=needed
-            )
-        )  # fmt: skip
+        corrected = replace(c, p_holm=p_holm, low_holm=low, high_holm=high, tests=tests)
+        found.append(replace(corrected, verdict=verdict, more_rows=more, rows_needed=needed))
     return found
 
 
@@ -176,7 +159,7 @@ def _in_the_order_of(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> 
     """`b` with rows, scores and draws as `a` has them; refuses what can't be paired."""
     a_ids, b_ids = [row.id for row in a.rows], [row.id for row in b.rows]
     if set(a_ids) != set(b_ids):
-        alone = next(iter(sorted(set(a_ids) ^ set(b_ids))))
+        alone = min(set(a_ids) ^ set(b_ids))
         raise UserError(
             f"{a_name} and {b_name} were evaluated on different rows ({len(a_ids)} and {len(b_ids)}, "
             f"{len(set(a_ids) & set(b_ids))} shared)",

@@ -17,11 +17,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_jsonl, sha256_file
+from tuneloop.core.files import content_hash, sha256_file
+from tuneloop.core.stats import rows_to_settle
+from tuneloop.evaluate.compare import compare
+from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.metrics import lower_is_better, metric_of
+from tuneloop.evaluate.metrics.labels import label_matcher
+from tuneloop.evaluate.metrics.overlap import exact_match
+from tuneloop.evaluate.results import evaluated_again, read_evaluation
 from tuneloop.evaluate.shared_rows import on_shared_rows, some_rows
 from tuneloop.evaluate.suite import Forgetting, Latency, MetricLimit, MustPass, Status, Suite
 from tuneloop.records.completion import Completion
@@ -36,10 +42,7 @@ from tuneloop.records.evaluation import (
     split_place,
 )
 from tuneloop.records.record import read_record, write_record
-from tuneloop.records.rows import Row
-
-if TYPE_CHECKING:
-    from tuneloop.evaluate.evaluate import Evaluation
+from tuneloop.records.rows import Row, last_user_turn, references_of
 
 EXIT: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 Ask = Callable[[Sequence[Row]], list[Completion]]
@@ -50,7 +53,7 @@ Ask = Callable[[Sequence[Row]], list[Completion]]
 
 @dataclass(frozen=True)
 class Side:
-    """The candidate or the base: an evaluation's folder, read."""
+    """The candidate or the base: an evaluation's folder, read; `baseline` names the system in it, where it is one."""
 
     place: str
     folder: Path
@@ -61,7 +64,7 @@ class Side:
 
     @property
     def name(self) -> str:
-        """The contender's name in the evaluation."""
+        """The system's name in the evaluation."""
         return self.baseline or self.manifest.name
 
 
@@ -69,15 +72,12 @@ def read_side(place: str) -> Side:
     """Read `FOLDER` or `FOLDER:BASELINE`.
 
     Raises:
-        UserError: no whole evaluation there.
+        UserError: no complete evaluation there.
     """
-    from tuneloop.evaluate.results import load_evaluation
-
-    path, baseline = split_place(place)
-    evaluation = load_evaluation(path, baseline or None)
-    manifest = read_record(EvaluationManifest, path)
-    samples = {str(sample["id"]): sample for sample in read_jsonl(path / "samples.jsonl")}
-    return Side(place, path, manifest, samples, evaluation, "" if baseline == manifest.name else baseline)
+    path, system = split_place(place)
+    manifest, samples, baseline = read_evaluation(path, system)
+    evaluation = evaluated_again(path, manifest, samples, baseline)
+    return Side(place, path, manifest, {str(sample["id"]): sample for sample in samples}, evaluation, baseline)
 
 
 def run_gate(
@@ -133,14 +133,8 @@ def run_gate(
 
 
 def _on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
-    """Both sides on the rows that both were asked, in the candidate's order.
-
-    Raises:
-        UserError: these are too few.
-    """
-    names = (candidate.place, base.place)
-    evaluations = dict(zip(names, (candidate.evaluation, base.evaluation), strict=True))
-    found = on_shared_rows(evaluations)
+    """Both sides on the rows that both were asked, in the candidate's order."""
+    found = on_shared_rows({side.place: side.evaluation for side in (candidate, base)})
     if found is None:
         return candidate, base
     ids = {row.id for row in found[candidate.place].rows}
@@ -213,8 +207,7 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateChec
     if ask is not None and again:
         # A new prompt is asked once before it is repeated.
         for attempt in range(suite.repeat + 1):
-            asked = [i for i in again if attempt or not tried[i]]
-            asked = [i for i in asked if not all(tried[i]) or not tried[i]]
+            asked = [i for i in again if not tried[i] or (attempt and not all(tried[i]))]
             if asked:
                 answers = ask([_row(demands[i], side, place) for i in asked])
                 for i, answer in zip(asked, answers, strict=True):
@@ -232,8 +225,6 @@ def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[GateChec
 
 def _named_row(side: Side, at: int) -> str:
     """A row's id with the beginning of its question: an id alone tells nobody which row it is."""
-    from tuneloop.records.rows import last_user_turn
-
     row = side.evaluation.rows[at]
     return f'{row.id} "{textwrap.shorten(last_user_turn(row), 60, placeholder=" …")}"'
 
@@ -245,11 +236,7 @@ def _row_check(name: str, said: str, outcomes: list[bool], suite: Suite) -> Gate
         return GateCheck("must_pass", name, "inconclusive", f"{said}: {what}", rows=0)
     found: Status = "pass" if passed == n else "fail" if not passed else suite.flaky
     words = (
-        "passes"
-        if passed == n
-        else f"fails, {n} of {n} times"
-        if not passed
-        else f"flaky: passes {passed} of {n} times"
+        "passes" if passed == n else f"flaky: passes {passed} of {n} times" if passed else f"fails, {n} of {n} times"
     )
     return GateCheck("must_pass", name, found, f"{said}: {words}", value=passed / n, limit=1.0, rows=n)
 
@@ -276,10 +263,6 @@ def _passes(demand: MustPass, side: Side, at: int | None, answer: Completion) ->
             and not any(part.casefold() in text for part in banned)
             and (demand.matches is None or re.search(demand.matches, answer.text) is not None)
         )
-    from tuneloop.evaluate.metrics.labels import label_matcher
-    from tuneloop.evaluate.metrics.overlap import exact_match
-    from tuneloop.records.rows import references_of
-
     assert at is not None  # a new prompt has a condition
     row, labels = side.evaluation.rows[at], side.evaluation.labels
     if labels is not None and row.label is not None:
@@ -303,7 +286,7 @@ def _metric(
             next_step=f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}",
         )
     for name, ids in _slices(limit, candidate, fields):
-        sides = [_only(side, ids) for side in (base, candidate)]
+        sides = [side.evaluation if ids is None else some_rows(side.evaluation, ids) for side in (base, candidate)]
         if limit.margin is not None:
             yield _margin(limit.metric, name, limit.margin, *sides)
         if limit.at_least is not None:
@@ -360,11 +343,6 @@ def _values(key: str, side: Side, fields: Mapping[str, Mapping[str, Any]]) -> di
     return found
 
 
-def _only(side: Side, ids: set[str] | None) -> Evaluation:
-    """The evaluation of some of its rows, scored anew by the same settings."""
-    return side.evaluation if ids is None else some_rows(side.evaluation, ids)
-
-
 def _title(metric: str, rows: str) -> str:
     """A metric as people read it, with its direction where that is not the usual one, and the rows that are meant."""
     known = metric_of(metric)
@@ -376,9 +354,6 @@ def _margin(metric: str, rows: str, margin: float, base: Evaluation, candidate: 
 
     Source: Piaggio et al. 2012, the CONSORT extension for non-inferiority trials.
     """
-    from tuneloop.core.stats import rows_to_settle
-    from tuneloop.evaluate.compare import compare
-
     name, title = f"{metric}{rows}", _title(metric, rows)
     if metric not in candidate.metrics or metric not in base.metrics:
         return GateCheck("metric", name, "inconclusive", f"{title}: not measured on both", limit=-margin)

@@ -140,10 +140,7 @@ def judge_pairs(
     turns = []
     for pair in asked:
         shared = {"conversation": pair.conversation, "reference": pair.reference or "(none)"}
-        turns += [
-            prompt.turns(first=pair.a, second=pair.b, **shared),
-            prompt.turns(first=pair.b, second=pair.a, **shared),
-        ]
+        turns += [prompt.turns(first=a, second=b, **shared) for a, b in ((pair.a, pair.b), (pair.b, pair.a))]
     said = choose(turns, PAIR_OPTIONS) if turns else []
     sides: dict[str, tuple[str | None, str | None]] = {
         pair.id: (said[2 * i], said[2 * i + 1]) for i, pair in enumerate(asked)
@@ -167,15 +164,9 @@ def judge_pairs(
 
 def _winner(side: tuple[str | None, str | None] | None) -> Winner | None:
     """From the verdict with a first, and that with b first."""
-    if side is None:
-        return "tie"
-    if None in side:
+    if side is not None and None in side:
         return None
-    if side == ("A", "B"):
-        return "a"
-    if side == ("B", "A"):
-        return "b"
-    return "tie"
+    return "a" if side == ("A", "B") else "b" if side == ("B", "A") else "tie"
 
 
 def _preference(
@@ -207,8 +198,8 @@ def _position_bias(sides: Sequence[tuple[str | None, str | None]]) -> dict[str, 
     first = single.count("A")
     turned = sum(side in (("A", "A"), ("B", "B")) for side in read)
     return {
-        "first": Estimate(first / len(single), *u.wilson_interval(first, len(single))) if single else None,
-        "inconsistent": Estimate(turned / len(read), *u.wilson_interval(turned, len(read))) if read else None,
+        "first": _share(first, len(single)),
+        "inconsistent": _share(turned, len(read)),
         "n": len(read),
     }
 
@@ -222,8 +213,8 @@ def _length_bias(pairs: Sequence[Pair], winners: Mapping[str, Winner | None]) ->
     voted = [pair for pair, _ in decided if pair.human in ("a", "b")]
     humans = sum((pair.human == "b") == (len(pair.b) > len(pair.a)) for pair in voted)
     return {
-        "longer": Estimate(longer / len(decided), *u.wilson_interval(longer, len(decided))) if decided else None,
-        "humans": Estimate(humans / len(voted), *u.wilson_interval(humans, len(voted))) if voted else None,
+        "longer": _share(longer, len(decided)),
+        "humans": _share(humans, len(voted)),
         "n": len(decided),
     }
 
@@ -256,7 +247,7 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
 
 
 def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
-    """Rate answers from 1 to 5 by the rubric; 4 and more count as good when held against people's thumbs."""
+    """Rate answers from 1 to 5 by the rubric; 4 and more count as good when compared with people's thumbs."""
     turns = [
         prompt.turns(conversation=i.conversation, reference=i.reference or "(none)", answer=i.answer) for i in items
     ]
@@ -318,7 +309,7 @@ def _agreement(votes: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
     known = draws[~np.isnan(draws)]
     bounds = u.bootstrap_interval(value, known) if len(known) and not math.isnan(value) else (math.nan, math.nan)
     same = int((codes[:, 0] == codes[:, 1]).sum())
-    return {"n": n, "kappa": Estimate(value, *bounds), "same": Estimate(same / n, *u.wilson_interval(same, n))}
+    return {"n": n, "kappa": Estimate(value, *bounds), "same": _share(same, n)}
 
 
 def _kappas(sums: Any, k: int) -> Any:
@@ -342,6 +333,10 @@ def _agreement_in_words(agreement: Mapping[str, Any]) -> str:
         f"With people it agrees on {_percent(same)} of {agreement['n']} votes: Cohen's kappa {kappa.value:.2f} "
         f"({kappa.low:.2f} to {kappa.high:.2f}; 0 is chance, 1 perfect).{trust}"
     )
+
+
+def _share(hits: int, n: int) -> Estimate | None:
+    return Estimate(hits / n, *u.wilson_interval(hits, n)) if n else None
 
 
 def _mean(values: Sequence[float], seed: int) -> Estimate:

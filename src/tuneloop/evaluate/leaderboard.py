@@ -10,7 +10,7 @@ from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.evaluate.verdict import kind_of, seen_from
-from tuneloop.records.evaluation import Comparison, Rung, RungKind
+from tuneloop.records.evaluation import Rung, RungKind
 
 
 def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, float | None]:
@@ -51,7 +51,7 @@ def leaderboard(
         return []
     first = next(iter(evaluations.values()))
     metric, n = first.primary, first.n
-    kinds = {name: _kind(name, tuned) for name in evaluations}
+    kinds: dict[str, RungKind] = {name: "tuned" if name in tuned else kind_of(name) for name in evaluations}
     before = _reference(evaluations, kinds, metric)
     prices = usd_per_1000({name: cost for name, cost in costs.items() if name in evaluations}, n)
     order: list[RungKind] = ["constant", "prompt", "classical", "tuned"]
@@ -60,7 +60,10 @@ def leaderboard(
         own, cost = evaluation.metrics.get(metric), costs.get(name, {})
         if own is None:
             continue
-        gain = _over(before, evaluations, name, metric) if before and name != before else None
+        gain = None
+        if before and name != before:
+            pairs = compare(before, evaluations[before], name, evaluation, only=[metric])
+            gain = next((seen_from(name, pair) for pair in pairs if pair.metric == metric), None)
         delta, low, high, p, verdict = (gain.delta, gain.low, gain.high, gain.p, gain.verdict) if gain else NO_GAIN
         rungs.append(
             Rung(
@@ -73,15 +76,6 @@ def leaderboard(
 
 
 NO_GAIN = (None, None, None, None, "")
-
-
-def _over(before: str, evaluations: Mapping[str, Evaluation], name: str, metric: str) -> Comparison | None:
-    pairs = compare(before, evaluations[before], name, evaluations[name], only=[metric])
-    return next((seen_from(name, pair) for pair in pairs if pair.metric == metric), None)
-
-
-def _kind(name: str, tuned: Sequence[str]) -> RungKind:
-    return "tuned" if name in tuned else kind_of(name)
 
 
 def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, RungKind], metric: str) -> str | None:

@@ -227,44 +227,59 @@ def _number(value: float | None) -> float:
 # --- read back ---------------------------------------------------------------------------------
 
 
-def load_evaluation(path: Path | str, system: str | None = None) -> Evaluation:
-    """Read an evaluation back, ready for `compare`; the inverse of `write_evaluation`.
-
-    The numbers are computed again from the answers in `samples.jsonl` with the saved seed: two folders are compared
-    by the same code, whichever version wrote them.
+def read_evaluation(path: Path | str, system: str = "") -> tuple[EvaluationManifest, list[dict[str, Any]], str]:
+    """What an evaluation's files hold.
 
     Args:
         path: the folder or its `eval.json`.
-        system: the name of a baseline in it; default: the system that it is about.
+        system: the name of a system in it; default: the system that it is about.
+
+    Returns:
+        `eval.json`, the records of `samples.jsonl`, and the system's name, where it is a baseline.
 
     Raises:
         UserError: a file is missing or damaged, or holds no such system.
     """
-    path = Path(path)
-    folder = path.parent if path.name == EVALUATION else path
-    file = folder / EVALUATION
+    file = Path(path) if Path(path).name == EVALUATION else Path(path) / EVALUATION
     if not file.is_file():
-        raise UserError("No evaluation there", where=str(file), next_step=f"run `tuneloop evaluate {folder}` first")
+        next_step = f"run `tuneloop evaluate {file.parent}` first"
+        raise UserError("No evaluation there", where=str(file), next_step=next_step)
     manifest = read_record(EvaluationManifest, file)
-    samples = read_jsonl(folder / "samples.jsonl")
-    if system is not None and system != manifest.name and system not in manifest.baselines:
+    samples = read_jsonl(file.with_name("samples.jsonl"))
+    if system and system != manifest.name and system not in manifest.baselines:
         raise UserError(
             f"The evaluation holds no answers of {system!r}",
             where=str(file),
             next_step=f"choose one of {', '.join([manifest.name, *manifest.baselines])}",
         )
+    return manifest, samples, "" if system == manifest.name else system
+
+
+def load_evaluation(path: Path | str, system: str | None = None) -> Evaluation:
+    """Read an evaluation back, ready for `compare`; the inverse of `write_evaluation`.
+
+    The numbers are computed again from the answers in `samples.jsonl` with the saved seed: two folders are compared
+    by the same code, whichever version wrote them. Arguments and errors are those of `read_evaluation`.
+    """
+    return evaluated_again(path, *read_evaluation(path, system or ""))
+
+
+def evaluated_again(
+    path: Path | str, manifest: EvaluationManifest, samples: list[dict[str, Any]], baseline: str
+) -> Evaluation:
+    """The evaluation that files hold (`read_evaluation`), computed again."""
     try:
         declare(manifest.own_metrics.values())
-        return _evaluated_again(manifest, samples, None if system == manifest.name else system)
+        return _evaluated_again(manifest, samples, baseline)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"The evaluation is damaged or of another version ({error!r})",
-            where=str(folder),
+            where=str(path),
             next_step="delete its eval.json and evaluate again",
         ) from None
 
 
-def _evaluated_again(manifest: EvaluationManifest, samples: list[dict[str, Any]], baseline: str | None) -> Evaluation:
+def _evaluated_again(manifest: EvaluationManifest, samples: list[dict[str, Any]], baseline: str) -> Evaluation:
     settings = manifest.settings
     if settings is None:
         raise KeyError("settings")
@@ -273,7 +288,7 @@ def _evaluated_again(manifest: EvaluationManifest, samples: list[dict[str, Any]]
             f"samples.jsonl has {len(samples)} rows and eval.json says {manifest.n}",
             next_step="delete eval.json and evaluate again",
         )
-    if baseline is None:
+    if not baseline:
         metrics, known = manifest.metrics, samples
         answers = [_completion(sample["prediction"], sample, sample["finished"]) for sample in samples]
     else:

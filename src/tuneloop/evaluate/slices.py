@@ -85,7 +85,7 @@ def breakdown_in_words(found: Mapping[str, Any]) -> list[str]:
 def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[Slice]:
     """What rows are judged by, by label, length, turns, language, source, time and metadata.
 
-    Each slice of at least 5 rows is held against all rows outside it. Test: Fisher's exact test for right or wrong
+    Each slice of at least 5 rows is compared with all rows outside it. Test: Fisher's exact test for right or wrong
     (rows that form no clusters), else a difference of means with standard errors robust to clusters; Holm over all.
 
     Raises:
@@ -105,32 +105,16 @@ def slices(evaluation: Evaluation, fields: Sequence[str] | None = None) -> list[
     ]
     members = [x for x in members if min(x[2].sum(), (counted & ~x[2]).sum()) >= FEWEST]
     members = sorted(members, key=lambda x: -int(x[2].sum()))[:MOST_SLICES]
-    rows = []
-    for field, value, inside in members:
-        test = _fisher if binary else u.robust_difference
-        rows.append((field, value, inside, test(scores[counted], inside[counted], clusters[counted])))
+    test = _fisher if binary else u.robust_difference
+    rows = [(*member, test(scores[counted], member[2][counted], clusters[counted])) for member in members]
     holm = u.holm([test[3] for *_, test in rows])
     found = []
     for (field, value, inside, (delta, low, high, p)), p_holm in zip(rows, holm, strict=True):
         own, outside = scores[inside], scores[counted & ~inside]
         bounds = _mean_interval(own, clusters[inside], binary)
         verdict = u.verdict(low, high, p_holm) if p_holm == p_holm else u.NOT_ENOUGH
-        found.append(
-            Slice(
-                field,
-                value,
-                len(own),
-                float(own.mean()),
-                *bounds,
-                float(outside.mean()),
-                delta,
-                low,
-                high,
-                p,
-                p_holm,
-                verdict,
-            )
-        )
+        mean, rest = float(own.mean()), float(outside.mean())
+        found.append(Slice(field, value, len(own), mean, *bounds, rest, delta, low, high, p, p_holm, verdict))
     return sorted(found, key=lambda s: (s.field, -s.n, s.value))
 
 

@@ -62,7 +62,7 @@ def test_names_of_contenders_with_the_same_name_are_their_places(make_evaluation
 
 @pytest.mark.parametrize(
     ("second", "match"),
-    [("nowhere", "No evaluation"), ("{run}:zero", "no contender"), ("{run}", "named twice"), ("{equal}", "equal")],
+    [("nowhere", "No evaluation"), ("{run}:zero", "no answers of"), ("{run}", "named twice"), ("{equal}", "equal")],
 )
 def test_bad_contenders_are_refused(two: Path, make_evaluation: Any, second: str, match: str) -> None:
     answers = [json.loads(line)["prediction"] for line in (two / "samples.jsonl").read_text().splitlines()]

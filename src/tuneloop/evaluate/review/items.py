@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from tuneloop.evaluate.metrics.overlap import token_f1
+from tuneloop.evaluate.results import read_evaluation
 from tuneloop.records.evaluation import split_place
 
 Mode = Literal["pairwise", "rating"]
@@ -117,23 +119,10 @@ def read_contenders(places: Sequence[str]) -> list[System]:
 
 
 def _read_contender(place: str) -> System:
-    path, baseline = split_place(place)
-    if not (path / "eval.json").is_file():
-        raise UserError(
-            "No evaluation there", where=str(path / "eval.json"), next_step=f"run `tuneloop evaluate {path}` first"
-        )
-    manifest = read_json(path / "eval.json")
-    own = str(manifest.get("name", "tuned"))
-    samples = read_jsonl(path / "samples.jsonl")
-    known = list(manifest.get("baselines") or {})
-    if baseline and baseline != own and baseline not in known:
-        raise UserError(
-            f"The evaluation holds no contender {baseline!r}",
-            where=str(path / "eval.json"),
-            next_step=f"choose one of {', '.join([own, *known])}",
-        )
+    path, system = split_place(place)
+    manifest, samples, baseline = read_evaluation(path, system)
     try:
-        answers = {str(s["id"]): _sample(s, "" if baseline == own else baseline) for s in samples}
+        answers = {str(s["id"]): _sample(s, baseline) for s in samples}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"The answers can't be read ({error!r})",
@@ -144,12 +133,10 @@ def _read_contender(place: str) -> System:
         raise UserError(
             "There are no answers to look at", where=str(path / "samples.jsonl"), next_step="evaluate again"
         )
-    return System(baseline or own, place, path, sha256_file(path / "samples.jsonl"), answers)
+    return System(system or manifest.name, place, path, sha256_file(path / "samples.jsonl"), answers)
 
 
 def _sample(sample: Mapping[str, Any], baseline: str) -> Sample:
-    from tuneloop.evaluate.metrics.overlap import token_f1
-
     references = [str(r) for r in sample.get("references") or [sample.get("reference") or ""]]
     answer = sample["baselines"][baseline] if baseline else sample["prediction"]
     answer = "" if answer is None else str(answer)
@@ -335,8 +322,6 @@ def _pair_groups(rows: Sequence[str], a: System, b: System) -> dict[str, str]:
     """`same`: equal answers. `disagreement`: closeness to the reference (token F1) differs at least as much as in half
     of the unequal rows. `uncertain`: it does not, but the answers have less than half of their words in common, or one
     was cut off or invalid, or chosen with low confidence. `rest`: all else."""
-    from tuneloop.evaluate.metrics.overlap import token_f1
-
     unequal = [row for row in rows if a.samples[row]["answer"].strip() != b.samples[row]["answer"].strip()]
     gaps = {row: abs(a.samples[row]["quality"] - b.samples[row]["quality"]) for row in unequal}
     middle = sorted(gaps.values())[len(gaps) // 2] if gaps else 0.0

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
+from tuneloop.evaluate.agreement import Duel, alpha_with_interval, ranking, stratified_mean
 from tuneloop.evaluate.review.items import SAME, Item, Review
 from tuneloop.evaluate.review.votes import Vote, read_votes, standing
 from tuneloop.records.evaluation import Estimate
@@ -56,8 +57,6 @@ def results(review: Review) -> dict[str, Any]:
 
 
 def _agreement(review: Review, votes: Votes) -> dict[str, Estimate]:
-    from tuneloop.evaluate.agreement import alpha_with_interval
-
     if review.mode == "pairwise":
         return {"preference": alpha_with_interval([[v.winner or v.choice for v in given] for given in votes.values()])}
     stars = [[v.stars for v in given if v.stars is not None] for given in votes.values()]
@@ -69,8 +68,6 @@ def _agreement(review: Review, votes: Votes) -> dict[str, Estimate]:
 
 
 def _pairwise(review: Review, votes: Votes) -> dict[str, Any]:
-    from tuneloop.evaluate.agreement import Duel, ranking
-
     pairs, duels = [], []
     for joined, sizes in review.populations.items():
         names = joined.split("\n")
@@ -91,8 +88,6 @@ def _shares(given: Sequence[Vote], names: Sequence[str]) -> tuple[float, float, 
 
 def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[Item], votes: Votes) -> dict[str, Any]:
     """How b does against a: `win_rate` is b's, ties half; the verdict speaks of b, as everywhere."""
-    from tuneloop.evaluate.agreement import stratified_mean
-
     a, b = names
     cast = [vote for item in items for vote in votes[item.id]]
     by_group: dict[str, list[float]] = defaultdict(list)
@@ -150,8 +145,6 @@ def thumb_of(vote: Vote) -> bool | None:
 
 
 def _ratings(review: Review, votes: Votes) -> dict[str, Any]:
-    from tuneloop.evaluate.agreement import stratified_mean
-
     rated: dict[str, Any] = {}
     for name, sizes in review.populations.items():
         items = [item for item in review.items if item.contenders == (name,) and item.id in votes]
@@ -272,12 +265,8 @@ def _preferences(review: Review, votes: Votes, left_out: Counter[str]) -> Iterab
             if not item.answers[winner].strip():
                 left_out["the preferred answer is empty"] += 1
                 continue
-            yield {
-                "messages": item.messages,
-                "chosen": item.answers[winner],
-                "rejected": item.answers[1 - winner],
-                **_meta(item, given),
-            }
+            pair = {"chosen": item.answers[winner], "rejected": item.answers[1 - winner]}
+            yield {"messages": item.messages, **pair, **_meta(item, given)}
 
 
 def _thumbs(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
@@ -317,10 +306,7 @@ def _corrected(review: Review, votes: Votes, conflicts: list[str]) -> Iterable[d
             conflicts.append(row)
         first = items[0]
         answer = first.references[0] if corrected is None else corrected
-        record: dict[str, Any] = {
-            "id": row,
-            "messages": [*first.messages, {"role": "assistant", "content": answer}],
-        }
+        record: dict[str, Any] = {"id": row, "messages": [*first.messages, {"role": "assistant", "content": answer}]}
         if isinstance(first.label, str):
             # A label stands for its answer's text where the two were the same.
             record["label"] = answer if first.references[0] == first.label else first.label

@@ -17,17 +17,8 @@ from tuneloop.evaluate.review.votes import Vote, append_vote, read_votes, standi
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-TAGS = (
-    "wrong fact",
-    "incomplete",
-    "off topic",
-    "wrong format",
-    "too long",
-    "wrong tone",
-    "unsafe",
-    "reference is wrong",
-)
 ABOUT_THE_ROW = "reference is wrong"  # belongs to neither of two answers
+TAGS = ("wrong fact", "incomplete", "off topic", "wrong format", "too long", "wrong tone", "unsafe", ABOUT_THE_ROW)
 LONGEST_CORRECTION = 100_000
 LONGEST_BODY = 1_000_000  # bytes
 LOCAL = ("127.0.0.1", "localhost", "::1")

@@ -1,9 +1,11 @@
-"""Modules that are imported when something of them is first used."""
+"""numpy, imported when something of it is first used, for modules that must be cheap to import."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["np"]
 
 
 class Late:
@@ -18,10 +20,7 @@ class Late:
         return value
 
 
-def late(name: str) -> Any:
-    """The module `name`, imported when an attribute of it is first read.
-
-    For a heavy library in a module that must be cheap to import. So that types are checked, use it as
-    `if TYPE_CHECKING: import numpy as np`, `else: np = late("numpy")`.
-    """
-    return Late(name)
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = Late("numpy")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.late import late
+from tuneloop.core.late import np
 
 # What needs no numpy stands apart, for commands that answer at once.
 from tuneloop.core.significance import ALPHA as ALPHA
@@ -23,12 +23,11 @@ from tuneloop.core.significance import standardised as standardised
 from tuneloop.core.significance import wilson_interval as wilson_interval
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
-else:  # metrics are declared in modules that also use this one, and reports read the declarations without numpy
-    np, Array = late("numpy"), "NDArray[np.float64]"
+else:
+    Array = "NDArray[np.float64]"
 
 
 # Resample weights held at once; 4 million doubles are 32 MB.

@@ -92,16 +92,10 @@ def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Strengths, as log odds, whose differences give the chance that one contender beats another.
+    """Strengths (K,), mean 0, as log odds, whose differences give the chance that one system beats another.
 
     Source: Bradley & Terry 1952; ties count as half a win for each side. Newton's method on the log likelihood, with
-    a ridge of `RIDGE`.
-
-    Args:
-        wins: shape (K, K): how often (or with what weight) row i won against column j.
-
-    Returns:
-        Shape (K,), mean 0. A win over an average contender has odds exp(strength).
+    a ridge of `RIDGE`. `wins` (K, K): how often, or with what weight, row i won against column j.
     """
     k = len(wins)
     games = wins + wins.T
@@ -121,12 +115,9 @@ def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Duel:
-    """One reviewed item of two contenders.
+    """One reviewed item: the places of its two systems, the shares of the votes (first won, second won, neither) and its rows.
 
-    Args:
-        pair: places of the two contenders.
-        shares: of the reviewers' votes on it: first won, second won, neither (tie or both bad); they sum to 1.
-        weight: how many rows of the test set it stands for.
+    The shares sum to 1; `weight` is how many rows of the test set the item stands for.
     """
 
     pair: tuple[int, int]

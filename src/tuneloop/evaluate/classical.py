@@ -41,13 +41,7 @@ _C = 10.0
 
 @dataclass(frozen=True)
 class Classical:
-    """A trained cheap alternative.
-
-    Args:
-        name: as in the comparison.
-        contender: answers with the best label; `scores` are log probabilities.
-        seconds: what training took.
-    """
+    """A trained cheap alternative: its name, how it answers (`scores` are log probabilities), and the seconds of its training."""
 
     name: str
     contender: AnswerFunction
@@ -57,10 +51,7 @@ class Classical:
 def majority_contender(train: Sequence[Row]) -> Classical | None:
     """Answer every row with the label that most training rows have (of equally frequent ones the first by name).
 
-    What a model has to beat that has learned anything of the texts. Scores are the labels' log shares.
-
-    Returns:
-        None where no training row has a label.
+    What a model has to beat that has learned anything of the texts. Scores are the labels' log shares. None without labels.
     """
     start = time.monotonic()
     counts = Counter(row.label for row in train if row.label is not None)
@@ -104,11 +95,8 @@ def tfidf_contender(train: Sequence[Row]) -> Classical:
 def minilm_contender(train: Sequence[Row]) -> Classical | None:
     """Train logistic regression on all-MiniLM-L6-v2 embeddings of the last user turn.
 
-    Returns:
-        None where the packaged model, transformers or torch is not installed (then note `MINILM_MISSING`).
-
-    Raises:
-        UserError: fewer than two labels in `train`.
+    None where the packaged model, transformers or torch is not installed (then note `MINILM_MISSING`). Raises as
+    `tfidf_contender`.
     """
     folder = _minilm_folder()
     if folder is None:
@@ -152,17 +140,15 @@ def _regression(features: Callable[[list[str]], Any], table: Any, rows: Sequence
     names = [str(name) for name in model.classes_]
 
     def answer(rows: Sequence[Row]) -> list[Completion]:
-        if not rows:
-            return []
-        answers = []
-        for scores in model.predict_log_proba(features([_text(row) for row in rows])):
-            best = names[int(np.argmax(scores))]
-            answers.append(
-                Completion(
-                    best, finish="choice", label_scores={name: float(x) for name, x in zip(names, scores, strict=True)}
-                )
+        table = model.predict_log_proba(features([_text(row) for row in rows])) if rows else []
+        return [
+            Completion(
+                names[int(np.argmax(scores))],
+                finish="choice",
+                label_scores=dict(zip(names, map(float, scores), strict=True)),
             )
-        return answers
+            for scores in table
+        ]
 
     return answer
 

@@ -88,9 +88,8 @@ def nearest_examples(
     """For each row the `k` training rows whose last user turns are nearest to its own, the nearest last.
 
     Args:
-        train: rows of the training split only.
-        rows: those to be asked.
-        k: examples for each; all where there are fewer. Of training rows with the same text and answer one is shown.
+        train: rows of the training split only; of those with the same text and answer one is shown.
+        k: examples for each; all where there are fewer.
         embed: texts to unit vectors (texts, dimensions); default: TF-IDF of words and pairs of words.
     """
     import numpy as np

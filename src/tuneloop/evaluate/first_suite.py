@@ -30,10 +30,8 @@ class Known:
     Args:
         name: of the data set or run.
         rows: of the test split, each with a reference.
-        task: of the data set.
         fields: patterns of the fields that are scored by themselves.
-        evaluation: the run's, if there is one; its rows are `rows`.
-        forgetting: the run's forgetting score, if it was measured.
+        evaluation, forgetting: the run's, if there is one; its rows are `rows`.
         timed: whether the evaluation measured how long answers took.
         origin: how the file was asked for, for its first line.
     """

@@ -29,12 +29,7 @@ CANDIDATES = 512  # random alternatives that a canary is ranked among
 
 @dataclass(frozen=True)
 class Ability:
-    """What a model makes of general rows: one entry a row.
-
-    Args:
-        scores: task score, 0 to 1.
-        losses, tokens: of the reference answers: summed loss and number of tokens.
-    """
+    """What a model makes of general rows, an entry a row: task score (0 to 1), and summed loss and tokens of the reference answer."""
 
     scores: Sequence[float]
     losses: Sequence[float]
@@ -168,14 +163,11 @@ class Completed:
 
 
 def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[str, Any]:
-    """The share of training answers that the tuned model completes verbatim, beyond what the base does.
+    """The share of training answers that the tuned model completes verbatim, beyond what the base does on the same rows.
 
     Completed means: greedy decoding after the row's prompt gives the answer token by token (Carlini et al. 2023,
     arXiv 2202.07646). Answers below 8 tokens, and those that several rows share, are left out: reproducing a label is
     the task, not memory.
-
-    Args:
-        base, tuned: over the same rows.
     """
     pairs = [(b, t) for b, t in zip(base, tuned, strict=True) if b.tokens >= LEAST_TOKENS and not b.shared]
     n = len(pairs)
@@ -249,10 +241,6 @@ def exposure(loss: float, others: Sequence[float]) -> float:
     """log2 of the number of candidates less log2 of the canary's rank among them (Carlini et al. 2019, arXiv 1802.08232).
 
     With N random alternatives it lies between 0 (rank N + 1) and log2(N + 1): the canary is likelier than all.
-
-    Args:
-        loss: of the canary.
-        others: of the alternatives.
     """
     rank = 1 + sum(other < loss for other in others) + 0.5 * sum(other == loss for other in others)
     return math.log2(len(others) + 1) - math.log2(rank)
@@ -264,12 +252,7 @@ def canaries(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> list[dict[str, Any]]:
-    """Exposure of each planted canary under one model.
-
-    Args:
-        rows: the canaries, as they were planted.
-        losses: summed loss of the answers of rows.
-    """
+    """Exposure of each planted canary under one model, from the summed losses of answers."""
     found = []
     for number, row in enumerate(rows):
         progress("canaries", number, len(rows))

@@ -73,13 +73,7 @@ class Rated:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge said.
-
-    Args:
-        facts: the part `judge` of `eval.json`.
-        rows: one record a pair or answer.
-        words: what to take from it, biases first to last.
-    """
+    """What a judge said: the part `judge` of `eval.json`, a record for each pair or answer, and what to take from it."""
 
     facts: dict[str, Any]
     rows: list[dict[str, Any]] = field(repr=False)
@@ -128,13 +122,7 @@ def judge_pairs(
     """Judge each pair in both orders.
 
     A pair is won only when both orders name the same answer; equal answers tie unasked; a pair with an answer that
-    names no verdict doesn't count.
-
-    Args:
-        pairs: what to judge.
-        choose: the judge.
-        names: of the contenders a and b.
-        seed: of the resamples.
+    names no verdict doesn't count. `names`: of the systems a and b; `seed`: of the resamples.
     """
     asked = [pair for pair in pairs if pair.a.strip() != pair.b.strip()]
     turns = []

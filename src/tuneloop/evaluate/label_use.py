@@ -81,12 +81,7 @@ class LabelUse:
 def label_use(
     references: Iterable[Collection[str]], answers: Iterable[Collection[str]], data_set: Mapping[str, int] | None = None
 ) -> LabelUse:
-    """Count labels.
-
-    Args:
-        references, answers: for each row the labels that it has, or that its answer names; none, one or several.
-        data_set: see `LabelUse`.
-    """
+    """Count labels: for each row those that it has, and those that its answer names; `data_set`: see `LabelUse`."""
     right, said = Counter[str](), Counter[str]()
     without = asked = 0
     for labels, named in itertools.zip_longest(references, answers, fillvalue=()):

@@ -40,12 +40,12 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
 def leaderboard(
     evaluations: Mapping[str, Evaluation], costs: Mapping[str, Mapping[str, Any]], *, tuned: Sequence[str] = ()
 ) -> list[Rung]:
-    """The contenders from the base model upwards.
+    """The systems from the base model upwards.
 
     Args:
         evaluations: by name, all on the same rows.
         costs: by name; see `usd_per_1000`, and `training_seconds`, `training_usd`.
-        tuned: names of the tuned contenders.
+        tuned: names of the tuned ones.
     """
     if not evaluations:  # baselines may be turned off
         return []

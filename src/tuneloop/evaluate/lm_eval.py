@@ -23,12 +23,9 @@ MOST_NEW = 256  # tokens of an answer, where the task names no number
 
 @dataclass(frozen=True)
 class TaskScores:
-    """One metric of one task.
+    """One metric of one task: its value as lm-eval aggregates it, and the score of each document by its number.
 
-    Args:
-        value: as lm-eval aggregates it.
-        each: the score of each of the task's documents, by its number; empty for metrics that are no means of scores.
-        higher_is_better: which way is better.
+    `each` is empty for metrics that are no means of scores.
     """
 
     value: float
@@ -46,12 +43,9 @@ def harness_missing() -> str:
 def run_tasks(
     target: LocalTarget, tasks: Sequence[str], *, limit: int | None = None, progress: Progress = no_progress
 ) -> dict[str, dict[str, TaskScores]]:
-    """Run tasks: name -> metric -> scores.
+    """Run tasks of lm-eval (names of tasks or groups, or YAML files): name -> metric -> scores.
 
-    Args:
-        target: what is asked.
-        tasks: names of lm-eval's tasks or groups, or YAML files of tasks.
-        limit: documents of a task.
+    `limit`: documents of a task.
 
     Raises:
         Exception: whatever lm-eval raises for an unknown task, or one whose data are neither cached nor to be had.

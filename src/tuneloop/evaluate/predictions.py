@@ -18,12 +18,7 @@ IDS = ("id", "task_id")
 
 @dataclass(frozen=True)
 class Found:
-    """What a file of predictions says of rows.
-
-    Args:
-        answers: of each row, its first and further ones; none for a row that the file doesn't answer.
-        unknown: ids in the file that no row has.
-    """
+    """What a file of predictions says of rows: each row's answers, the first one and further ones, and ids that no row has."""
 
     answers: list[list[str]]
     unknown: list[str]

@@ -22,16 +22,12 @@ LARGEST_WEIGHT = 20.0  # of a row, relative to the mean
 
 
 def against_production(evaluation: Evaluation, production: Sequence[Row]) -> Against:
-    """Hold the test rows' last user turns against those of production.
+    """Compare the test rows' last user turns with those of production; labels too, where production has them.
 
     A logistic regression on TF-IDF learns to tell the two apart and is judged on folds that it has not seen (a
     classifier two-sample test: Lopez-Paz & Oquab 2017). Its odds are importance weights (Bickel et al. 2009): each test
     row counts as often as production has rows like it, at most 20 times the mean. The weighted score is right only
     if answers to like texts are alike, and says nothing of what the test set doesn't hold at all.
-
-    Args:
-        evaluation: on the test rows.
-        production: rows with what users sent; labels, where they have them, are compared too.
 
     Raises:
         UserError: fewer than 20 rows on a side, or no words.

@@ -41,15 +41,9 @@ LONGEST = 20_000  # characters of a text that is reworded
 
 
 def rewordings(text: str, seed: str, keep: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """All kinds of rewording that fit a text, each once, in a drawn order.
+    """All kinds of rewording that fit a text, each once, in a drawn order: (kind, new text), all texts different.
 
-    Args:
-        text: the question.
-        seed: of the draws; a row's id.
-        keep: words that stay as they are besides (labels).
-
-    Returns:
-        (kind, new text): texts differ from the given one and from each other. None for code and for very long texts.
+    None for code and for very long texts. `seed`: of the draws, a row's id; `keep`: words that stay as they are (labels).
     """
     if not text.strip() or len(text) > LONGEST or looks_like_code(text):
         return []

@@ -73,7 +73,6 @@ class Outcome:
             `disk` (a limit), or `killed` (a signal).
         reason: the error, or the limit; empty when it passed.
         output: the first 4,000 bytes that it printed.
-        seconds: it took.
         protections: the locks that took.
     """
 

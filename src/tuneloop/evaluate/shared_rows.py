@@ -13,10 +13,7 @@ FEWEST = 20  # shared rows that are worth a comparison
 
 
 def on_shared_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation] | None:
-    """All evaluations on the rows that every one of them holds; None where they hold the same rows.
-
-    Args:
-        evaluations: by place.
+    """All evaluations, by place, on the rows that every one of them holds; None where they hold the same rows.
 
     Raises:
         UserError: fewer than 20 rows are shared.

@@ -35,12 +35,7 @@ _NO_SLICE = {"line", "id", "references", "labels", "mix", "test", "prompt", "ent
 
 
 def breakdown(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """All of this module for `eval.json`; every list is bounded, whatever the number of rows.
-
-    Args:
-        evaluation: what it is about.
-        baselines: other systems, on the same rows.
-    """
+    """All of this module for `eval.json`, against baselines on the same rows; every list is bounded, whatever the number of rows."""
     found: dict[str, Any] = {"primary": evaluation.primary, "row_metric": evaluation.row_metric}
     if evaluation.task == "classification":
         found["per_class"] = per_class(evaluation)
@@ -289,10 +284,9 @@ def confusion_pairs(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def disagreements(evaluation: Evaluation, other: Evaluation) -> dict[str, Any]:
-    """Rows where two contenders differ by what rows are judged by, those that differ most first.
+    """Rows where two systems differ by what rows are judged by, those that differ most first.
 
-    Returns:
-        `better` and `worse`: rows where the first is above or below the other; `rows`: ids with both scores.
+    `better` and `worse`: rows where the first is above or below the other; `rows`: ids with both scores.
     """
     metric = evaluation.row_metric
     theirs = {row.id: score for row, score in zip(other.rows, other.row_scores.get(metric, []), strict=False)}

@@ -31,13 +31,11 @@ def kind_of(name: str) -> BaselineKind:
 
 
 def decide(evaluations: Mapping[str, Evaluation], comparisons: Sequence[Comparison], name: str) -> Verdict:
-    """The verdict on a contender, and on others that are compared with the same one.
+    """The verdict on a system, and on others that are compared with the same one.
 
     Args:
-        evaluations: all contenders by name.
         comparisons: pairs, adjusted together; in either direction where `name` is one of the two, else of the first (a) with
             another one (b).
-        name: the contender.
     """
     own = evaluations[name]
     pairs: dict[tuple[str, str], dict[str, Comparison]] = {}
@@ -84,12 +82,7 @@ def _negated(pair: Comparison) -> Comparison:
 
 
 def standing(pairs: Mapping[str, Comparison], own: Evaluation) -> Standing:
-    """How b stands against a.
-
-    Args:
-        pairs: metric -> the pair, gains positive where b is better; with the metric that decides.
-        own: what tells the metric that decides and the headline metrics.
-    """
+    """How b stands against a; `pairs`: metric -> the pair, gains positive where b is better, with the metric that decides."""
     first = pairs[own.primary]
     headline = [pairs[metric] for metric in own.headline if metric in pairs]
     gained = {pair.metric: pair.delta for pair in headline if pair.verdict == "better"}

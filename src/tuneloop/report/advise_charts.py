@@ -25,10 +25,7 @@ def dollars(value: float) -> str:
 def tornado_chart(swings: Sequence[Mapping[str, Any]], base: float, width: float = WIDE) -> Markup:
     """Each assumption's bar from the outcome at its low end to that at its high end, the widest first.
 
-    Args:
-        swings: `name`, `low`, `high`, `at_low`, `at_high`.
-        base: the outcome with everything as assumed.
-        width: width to draw for, in CSS pixels.
+    `swings`: name, low, high, at_low, at_high of each; `base`: the outcome with everything as assumed.
     """
     if not swings:
         return Markup("")
@@ -74,11 +71,7 @@ def _plain(value: float) -> str:
 def cost_chart(rows: Sequence[Mapping[str, Any]], months: float, chosen: str, width: float = WIDE) -> Markup:
     """What the alternatives have cost in all after each month: upfront, then the monthly bill.
 
-    Args:
-        rows: `name`, `upfront_usd`, `usd_per_month`; the first is the baseline.
-        months: horizon.
-        chosen: name of the alternative that is advised; drawn in the accent colour.
-        width: width to draw for, in CSS pixels.
+    `rows`: name, upfront_usd, usd_per_month of each, the baseline first; `chosen`: the one that is advised.
     """
     if len(rows) < 2:
         return Markup("")
@@ -163,12 +156,7 @@ def _shared(a: Box, b: Box) -> float:
 
 
 def quality_chart(ladder: Sequence[Mapping[str, Any]], width: float = WIDE) -> Markup:
-    """Quality with its interval above what 1,000 queries cost: two axes, never one figure.
-
-    Args:
-        ladder: `name`, `metric`, `value`, `low`, `high`, `usd_per_1000_queries`.
-        width: width to draw for, in CSS pixels.
-    """
+    """Quality with its interval above what 1,000 queries cost: two axes, never one figure."""
     points = [c for c in ladder if c.get("usd_per_1000_queries") is not None and c["value"] is not None]
     if len(points) < 2:
         return Markup("")

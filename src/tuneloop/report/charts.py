@@ -22,14 +22,7 @@ MAX_POINTS = 400  # a curve of more points looks the same and makes the page hea
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale from data to pixels.
-
-    Args:
-        low, high: ends in data units.
-        start, end: the same ends in pixels.
-        log: whether the scale is logarithmic.
-        ticks: values to label.
-    """
+    """A scale from data (`low` to `high`) to pixels (`start` to `end`), with the values to label."""
 
     low: float
     high: float
@@ -175,16 +168,9 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def forest_chart(lines: Sequence[ContenderFacts], at: int, metric: str, width: float = WIDE) -> Markup:
-    """Contenders under each other, each a value with its 95 % interval; a line marks the tuned model's value.
+    """Systems under each other, each a value with its 95 % interval; a line marks the tuned model's value.
 
-    Args:
-        lines: the comparison.
-        at: which of the lines' scores to draw.
-        metric: its name, for the title and the number format.
-        width: width to draw for, in CSS pixels.
-
-    Returns:
-        The chart, or an empty string when nothing was measured.
+    `at`: which of the lines' scores to draw. Empty when nothing was measured.
     """
     rows = [(line, score) for line in lines if (score := line.scores[at]) is not None]
     if not rows:
@@ -231,8 +217,7 @@ def _forest_row(
 def label_chart(labels: Mapping[str, float], width: float = WIDE, *, most: int = 24) -> Markup:
     """How many rows each label has, the largest first.
 
-    Up to `most` labels get a bar with their name; above that thin columns show the shape, and the two
-    ends are named (the page lists all of them beside it).
+    Up to `most` labels get a bar with their name; above that thin columns show the shape, and the two ends are named.
     """
     pairs = sorted(
         ((str(k), n) for k, v in labels.items() if (n := number(v)) is not None), key=lambda p: (-p[1], p[0])
@@ -278,10 +263,7 @@ def label_chart(labels: Mapping[str, float], width: float = WIDE, *, most: int =
 def token_chart(splits: Mapping[str, Mapping[str, object]], limit: float | None = None, width: float = WIDE) -> Markup:
     """How many tokens the rows of each split have: least to most, a bar to the 90th percentile, a mark at the median.
 
-    Args:
-        splits: split name -> `{"min", "p50", "p90", "max"}`.
-        limit: longest row allowed; drawn when it is near enough to matter.
-        width: width to draw for, in CSS pixels.
+    The `limit` of a row is drawn when it is near enough to matter.
     """
     rows = []
     for name, stats in splits.items():

@@ -46,13 +46,7 @@ def robust_axis(
     """An axis over values in order of steps that single spikes do not stretch.
 
     It covers the running medians of each curve and its first value; further values where they lie within half of its length
-    beyond.
-
-    Args:
-        curves: values of each curve, in order; at least one value.
-        start, end: the ends in pixels.
-        wanted: about how many ticks.
-        log: whether it is logarithmic; None: where these values span more than a factor of 20.
+    beyond. It is logarithmic where these values span more than a factor of 20 (`log=None`).
     """
     core = [v for values in curves for v in [*values[:1], *running_median(values)]]
     low, high = min(core), max(core)
@@ -146,14 +140,7 @@ def step_axis(last: float, left: float, right: float, wanted: int) -> Axis:
 def loss_chart(steps: Records, validations: Records, findings: Records = (), width: float = WIDE) -> Markup:
     """Training loss by step (raw, faint, and smoothed) with the validation losses; the best one and findings are marked.
 
-    Args:
-        steps: records with `step` and `loss`; those without a finite loss are left out.
-        validations: records with `step`, `val_loss` and `best`, and `general_loss` where other work is measured too.
-        findings: what the watcher found: records with `step` and `sentence`; numbered marks at their steps.
-        width: width to draw for, in CSS pixels.
-
-    Returns:
-        The chart, or an empty string when there is no finite loss.
+    Empty when there is no finite loss. `findings` are numbered marks at their steps.
     """
     train, val = points_of(steps, "loss"), points_of(validations, "val_loss")
     general = points_of(validations, "general_loss")
@@ -228,16 +215,7 @@ def _legend(left: float, entries: Sequence[tuple[str, str]], train: bool, val: b
 
 
 def step_chart(steps: Records, key: str, title: str) -> Markup:
-    """One figure of each step, in a small chart that stands beside others.
-
-    Args:
-        steps: records with `step` and `key`.
-        key: the figure.
-        title: what it is, in words.
-
-    Returns:
-        The chart, or an empty string when fewer than two steps have it.
-    """
+    """One figure of each step, in a small chart among others; empty when fewer than two steps have it."""
     points = points_of(steps, key)
     if len(points) < 2:
         return Markup("")
@@ -261,11 +239,8 @@ def step_chart(steps: Records, key: str, title: str) -> Markup:
 def overlay_chart(curves: Sequence[Curve], width: float = WIDE) -> Markup:
     """Losses of several runs over each other: smoothed training loss as a line, validations as marks of the same kind.
 
-    Each run has a dash pattern and a shape of its own, so that colour is not needed to tell them apart.
-
-    Args:
-        curves: at most `MOST_RUNS` are drawn, the first ones.
-        width: width to draw for, in CSS pixels.
+    Each run has a dash pattern and a shape of its own, so that colour is not needed to tell them apart. The first `MOST_RUNS` are
+    drawn.
     """
     shown = [c for c in curves if c.train or c.val][:MOST_RUNS]
     if not shown:

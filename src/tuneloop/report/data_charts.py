@@ -132,12 +132,7 @@ def _splits(flow: Flow, top: float, left: float, band: float, width: float) -> t
 
 
 def split_labels_chart(splits: Mapping[str, Mapping[str, object]], width: float = WIDE) -> Markup:
-    """Rows of each of the `TOP_LABELS` most frequent labels: a bar whose parts are the splits.
-
-    Args:
-        splits: split -> label -> rows.
-        width: width to draw for, in CSS pixels.
-    """
+    """Rows of each of the `TOP_LABELS` most frequent labels: a bar whose parts are the splits (split -> label -> rows)."""
     totals = label_totals(splits)
     if not totals:
         return Markup("")

@@ -28,11 +28,7 @@ def side_by_side(kept: str, gone: str) -> tuple[Parts, Parts]:
 
 
 def from_difference(one: str, other: str, most: int) -> tuple[str, str]:
-    """Two texts without the beginning that both share, where it would take the room of what differs.
-
-    Args:
-        most: characters of each that will be shown.
-    """
+    """Two texts without the beginning that both share, where it would take the room (`most` characters) of what differs."""
     same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     start = same - most // 4
     if max(len(one), len(other)) <= most or start <= 0:
@@ -41,10 +37,9 @@ def from_difference(one: str, other: str, most: int) -> tuple[str, str]:
 
 
 def same_end(one: str, other: str, most: int) -> tuple[str, str]:
-    """Two excerpts that end at the same place of their texts; where one goes on further, that is no difference.
+    """Two excerpts of at most `most` characters that end at the same place of their texts; where one goes on, that is no difference.
 
-    Args:
-        most: characters of each that are shown. A text of `EXCERPT` characters and an ellipsis was cut by who wrote it.
+    A text of `EXCERPT` characters and an ellipsis was cut by who wrote it.
     """
     if not any(len(text) > most or (text.endswith("…") and len(text) > EXCERPT) for text in (one, other)):
         return one, other

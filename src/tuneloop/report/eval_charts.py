@@ -14,10 +14,7 @@ from tuneloop.report.facts import figure
 def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int], width: float = WIDE) -> Markup:
     """A confusion matrix: rows are true labels, columns predicted ones; shade is the share of the row.
 
-    Args:
-        labels: in order; the last may be a name for all others.
-        cells: (reference, answer) -> rows.
-        width: width to draw for, in CSS pixels.
+    `labels` are in order, the last may be a name for all others; `cells`: (reference, answer) -> rows.
     """
     if len(labels) < 2:
         return Markup("")
@@ -59,12 +56,7 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
 
 
 def reliability_chart(bins: Sequence[Mapping[str, float]], width: float = WIDE) -> Markup:
-    """Share of right answers by confidence; on the diagonal confidence is deserved. Dots grow with their rows.
-
-    Args:
-        bins: `confidence`, `accuracy`, `n` of each.
-        width: width to draw for, in CSS pixels.
-    """
+    """Share of right answers by confidence; on the diagonal confidence is deserved. Dots grow with their rows."""
     if not bins:
         return Markup("")
     side = min(width - 60, 330.0)
@@ -93,14 +85,7 @@ def reliability_chart(bins: Sequence[Mapping[str, float]], width: float = WIDE) 
 
 
 def slice_chart(slices: Sequence[Mapping[str, Any]], metric: str, whole: float | None, width: float = WIDE) -> Markup:
-    """Slices under each other, each a value with its interval; a line marks the value on all rows.
-
-    Args:
-        slices: `value`, `n`, `score`, `low`, `high`, `verdict` of each.
-        metric: for the number format.
-        whole: the value on all rows.
-        width: width to draw for, in CSS pixels.
-    """
+    """Slices under each other, each a value with its interval; a line marks the value on all rows (`whole`)."""
     if not slices:
         return Markup("")
     narrow = width < 500

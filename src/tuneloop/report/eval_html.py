@@ -31,11 +31,7 @@ def write_page(folder: Path | str) -> Path:
 
 
 def render_evaluation(folder: Path | str) -> str:
-    """The page as text.
-
-    Raises:
-        UserError: no evaluation there.
-    """
+    """The page as text; raises `UserError` where there is no evaluation."""
     facts = read_run(folder)
     if not facts.evaluation:
         raise UserError("No evaluation there", where=str(folder), next_step=f"run `tuneloop evaluate {folder}` first")

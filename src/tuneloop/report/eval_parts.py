@@ -117,22 +117,21 @@ def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[lis
 
 def _slices(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     metric = str(evaluation.get("row_metric") or evaluation.get("primary") or "accuracy")
-    found = [s for s in _records(evaluation.get("slices")) if number(s.get("score")) is not None]
+    figures = ("n", "score", "low", "high", "rest", "p_holm")
+    found: list[dict[str, Any]] = [
+        {
+            **{key: str(s.get(key) or "") for key in ("field", "value", "verdict")},
+            **{k: number(s.get(k)) for k in figures},
+        }
+        for s in _records(evaluation.get("slices"))
+    ]
+    found = [s | {"n": s["n"] or 0} for s in found if s["score"] is not None]
     if not found:
         return {}
     whole = score_of(section(evaluation.get("metrics")).get(metric))
     fields: dict[str, list[dict[str, Any]]] = {}
     for s in found:
-        fields.setdefault(str(s.get("field")), []).append(
-            {
-                "value": str(s.get("value")),
-                "n": number(s.get("n")) or 0,
-                "score": number(s["score"]),
-                "low": number(s.get("low")),
-                "high": number(s.get("high")),
-                "verdict": str(s.get("verdict") or ""),
-            }
-        )
+        fields.setdefault(s["field"], []).append(s)
     drawn = []
     for field, each in fields.items():
         # Of many values those that differ most are drawn.
@@ -143,15 +142,13 @@ def _slices(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         drawn.append({"field": field, "chart": chart, "shown": len(kept), "total": len(each)})
     worse = [
         {
-            "field": str(s.get("field")),
-            "value": str(s.get("value")),
-            "n": number(s.get("n")) or 0,
-            "score": f"{figure(number(s['score']), metric)} {interval(score_of({'value': s['score'], **s}), metric)}",
-            "rest": figure(number(s.get("rest")), metric),
-            "p": p_value(number(s.get("p_holm"))),
+            **s,
+            "score": f"{figure(s['score'], metric)} {interval(score_of({'value': s['score'], **s}), metric)}",
+            "rest": figure(s["rest"], metric),
+            "p": p_value(s["p_holm"]),
         }
         for s in found
-        if s.get("verdict") == "worse"
+        if s["verdict"] == "worse"
     ]
     return {"metric": title_of(metric), "fields": drawn, "worse": worse, "total": len(found)}
 
@@ -219,19 +216,11 @@ def _ladder(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     first = next(
         (name for name, rung in rungs.items() if rung.get("kind") == "prompt" and rung.get("gain") is None), ""
     )
-    return {
-        "lines": lines,
-        "against": _gain_of(evaluation, first if not compared else "")
-        if any(line["gain"][0] for line in lines)
-        else "",
-        "words": _words(evaluation.get("ladder_words")),
-    }
-
-
-def _gain_of(evaluation: Mapping[str, Any], prompt: str) -> str:
-    if prompt:
-        return f"Gain: of each line over {prompt}; positive means that the line is better."
-    return gain_header(evaluation)[1]
+    against = gain_header(evaluation)[1]
+    if first and not compared:
+        against = f"Gain: of each line over {first}; positive means that the line is better."
+    shown = against if any(line["gain"][0] for line in lines) else ""
+    return {"lines": lines, "against": shown, "words": _words(evaluation.get("ladder_words"))}
 
 
 def _training(seconds: float | None, price: float | None) -> str:
@@ -286,12 +275,8 @@ def _forgotten(part: Mapping[str, Any]) -> list[Line]:
     before, after = section(part.get("base")), section(part.get("tuned"))
     lost, grown = score_of(part.get("score")), score_of(part.get("loss"))
     sides = [(f"{title_of(key)}", number(before.get(key)), number(after.get(key))) for key in ("token_f1", "loss")]
-    shares = [
-        f"{100 * -lost.value:+.1f} % [{100 * -lost.high:+.1f}, {100 * -lost.low:+.1f}]".replace("-", "−")
-        if lost
-        else "",
-        _changed(grown, "loss") if grown else "",
-    ]
+    share = f"{100 * -lost.value:+.1f} % [{100 * -lost.high:+.1f}, {100 * -lost.low:+.1f}]" if lost else ""
+    shares = [share.replace("-", "−"), _changed(grown, "loss") if grown else ""]
     return [
         (name, f"{a:.3f}", f"{b:.3f}", change)
         for (name, a, b), change in zip(sides, shares, strict=True)
@@ -317,12 +302,7 @@ def _memorised(part: Mapping[str, Any]) -> list[Line]:
 
 def _canaries(part: Mapping[str, Any]) -> list[Line]:
     return [
-        (
-            str(c.get("prompt") or c.get("id")),
-            f"{a:.1f}",
-            f"{b:.1f}",
-            f"{b - a:+.1f}".replace("-", "−"),
-        )
+        (str(c.get("prompt") or c.get("id")), f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}".replace("-", "−"))
         for c in _records(part.get("each"))
         if (a := number(c.get("base_exposure"))) is not None and (b := number(c.get("exposure"))) is not None
     ]

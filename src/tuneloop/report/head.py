@@ -44,13 +44,7 @@ class KeyFigure:
 
 
 def head_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts]) -> dict[str, Any]:
-    """Title, place, words, figures, baselines and warnings.
-
-    Args:
-        facts: the folder's files.
-        metrics: the metrics that are shown, the one that decides first.
-        lines: the comparison.
-    """
+    """Title, place, words, figures, baselines and warnings."""
     title, *words = verdict_words(facts.evaluation) or [_subject(facts)]
     first, colon, rest = title.partition(": ")
     short = colon and len(first) <= LONG_TITLE
@@ -130,11 +124,7 @@ def _state(facts: RunFacts) -> str:
 
 
 def few_rows(evaluation: Mapping[str, Any], metrics: Sequence[str], against: ContenderFacts | None) -> str:
-    """How little a small test set can show; empty for a large one.
-
-    Args:
-        against: the contender to which the smallest gain that could have been seen refers.
-    """
+    """How little a small test set can show of a difference from `against`; empty for a large one."""
     n = number(evaluation.get("n"))
     own = score_of(section(evaluation.get("metrics")).get(metrics[0])) if metrics else None
     if not n or n >= FEW_ROWS or own is None:

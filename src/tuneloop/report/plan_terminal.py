@@ -11,11 +11,7 @@ MOST_ROWS = 10
 
 
 def print_plan(plan: Mapping[str, Any], *, everything: bool = False) -> None:
-    """Print a plan of `plan_machines` as plain text.
-
-    Args:
-        everything: show all machines and not the first ten.
-    """
+    """Print a plan of `plan_machines` as plain text, with all machines or the first ten."""
     share = plan["trainable_parameters"] / plan["total_parameters"]
     print(
         f"{plan['model']}, {plan['method']}: {_count(plan['trainable_parameters'])} of {_count(plan['total_parameters'])}"
@@ -87,11 +83,7 @@ def shown_parts(cost: Mapping[str, Any]) -> dict[str, float]:
 
 
 def cost_lines(cost: Mapping[str, Any]) -> list[str]:
-    """A cost in words, as `plan` and `advise` both print it: the total, its parts that add up to it, and what several runs cost.
-
-    Args:
-        cost: as `plan.json` and an advice hold it.
-    """
+    """A cost in words, as `plan` and `advise` both print it: the total, its parts that add up to it, and what several runs cost."""
     shown = shown_parts(cost)
     width = max((len(usd_words(usd)) for usd in shown.values()), default=0)
     spread = (

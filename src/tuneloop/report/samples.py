@@ -168,14 +168,11 @@ def beside(evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) 
 
 @dataclass(frozen=True)
 class _Judge:
-    """By what rows without a label are judged.
+    """By what rows without a label are judged: a metric, or the value of the field that decides.
 
     Args:
-        metric: what rows are scored by.
         right_or_wrong: whether a score says right or wrong, as of a field's value or of a program's tests.
-        apart: contender -> row id -> (own score, its score), as far as `eval.json` names rows.
-        whole: contenders of which `apart` has all rows.
-        field: pattern of the field that decides; None without one.
+        apart: system -> row id -> (own score, its score), as far as `eval.json` names rows; `whole`: systems of which it names all.
     """
 
     metric: str
@@ -384,7 +381,7 @@ def _differs(t: Told, name: str) -> bool:
 def rows_json(
     kept: Sequence[Told], own: str, names: Sequence[str], metrics: Sequence[str], longest: int, size: int
 ) -> Markup:
-    """The rows as JSON that can stand in a page. Texts are told once and named by their numbers.
+    """The rows as JSON that can stand in a page; each text stands there once, and rows name it by its number.
 
     A row: place, why, prompt, reference, label, right, value, answers, which of them are right, scores, whether words are marked.
     """

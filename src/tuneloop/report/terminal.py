@@ -36,11 +36,7 @@ MOST_LINES = 8
 
 
 def print_closing(run: Path, console: Console) -> None:
-    """Print the closing report of a run; on a plain (non-terminal) console without colour.
-
-    Raises:
-        UserError: no such run folder, or nothing in it.
-    """
+    """Print the closing report of a run; on a plain (non-terminal) console without colour."""
     parts = closing_table(run, console.width)
     if "utf" in (console.encoding or "").lower():
         for part in parts:
@@ -69,11 +65,7 @@ def print_closing(run: Path, console: Console) -> None:
 
 
 def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
-    """The parts of the closing report, in order, laid out for `width` columns.
-
-    Raises:
-        UserError: no such run folder, or nothing in it.
-    """
+    """The parts of the closing report, in order, laid out for `width` columns; raises as `read_run` does."""
     from rich.text import Text
 
     facts = read_run(run)

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tuneloop.core.late import late
+from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, ratio
 from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Metric
-
-if TYPE_CHECKING:
-    import numpy as np
-else:
-    np = late("numpy")
 
 BINS = 15
 METRICS = (
@@ -41,13 +36,9 @@ def confidences(answers: Sequence[Completion]) -> list[float]:
 
 
 def calibration_statistics(confidence: Sequence[float], right: Sequence[float]) -> Statistics:
-    """Expected calibration error over 15 bins of equal width.
+    """Expected calibration error over 15 bins of equal width, of confidences from 0 to 1 (NaN: the row doesn't count).
 
     ECE = sum over bins of |right answers - summed confidence| / n. Source: Guo et al. 2017, arXiv 1706.04599, eq. 3.
-
-    Args:
-        confidence: of each row's answer, 0 to 1 (NaN: the row doesn't count).
-        right: 1 or 0 for each row.
     """
     rows = np.zeros((len(confidence), 3 * BINS))  # confidence, right, rows of each bin
     for i, (sure, hit) in enumerate(zip(confidence, right, strict=True)):

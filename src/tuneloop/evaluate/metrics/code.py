@@ -37,7 +37,7 @@ class Problem:
     """One task with unit tests.
 
     Args:
-        prompt: code that the answer may continue; empty where the task is told in words.
+        prompt: code that the answer may continue; empty where the task is put in words.
         entry_point: name of the function asked for; empty if the tests call it themselves.
         tests: code that raises when the answer is wrong.
     """
@@ -105,14 +105,7 @@ def run_tests(
     limits: Limits | None = None,
     progress: Progress = no_progress,
 ) -> list[list[Outcome | None]]:
-    """Run each answer's program with its row's unit tests, as many at once as there are cores.
-
-    Args:
-        rows: those without tests give None.
-        answers: for each row its answers, of which pass@k is estimated.
-        limits: of each program.
-        progress: told under the name "running unit tests".
-    """
+    """Run each answer's program with its row's unit tests, as many at once as there are cores; rows without tests give None."""
     jobs = [
         (i, j, p, text) for i, row in enumerate(rows) if (p := problem_of(row)) for j, text in enumerate(answers[i])
     ]

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tuneloop.core.late import late
+from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, ratio
 from tuneloop.records.metric import Metric
-
-if TYPE_CHECKING:
-    import numpy as np
-else:
-    np = late("numpy")
 
 METRICS = (
     Metric("bleu", "BLEU", "0..100", meaning="n-grams of words, of the whole split"),

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from tuneloop.core.late import late
+from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, ratio
 from tuneloop.records.metric import Metric
-
-if TYPE_CHECKING:
-    import numpy as np
-else:
-    np = late("numpy")
 
 LONGEST_LABEL = 60  # characters of an answer that may be a label without being called so
 EQUAL_ACCURACY = ("micro_f1", "precision_micro", "recall_micro", "recall_weighted")  # with one label a row

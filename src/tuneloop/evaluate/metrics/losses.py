@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from tuneloop.core.late import late
+from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, ratio
 from tuneloop.records.metric import Metric
-
-if TYPE_CHECKING:
-    import numpy as np
-else:
-    np = late("numpy")
 
 METRICS = (
     Metric("loss", "loss", "from 0", "lower", needs="losses", meaning="mean of -log likelihood of a reference token, in nats"),
@@ -21,12 +15,7 @@ METRICS = (
 
 
 def loss_statistics(losses: Sequence[float], tokens: Sequence[int]) -> Statistics:
-    """Mean loss of the answers' tokens and its exponential, perplexity, from sums a row.
-
-    Args:
-        losses: for each row, the sum of -log likelihood (nats) over its answer's tokens.
-        tokens: for each row, how many they are.
-    """
+    """Mean loss of the answers' tokens and its exponential, perplexity, from each row's summed loss (nats) and tokens."""
     rows = np.array([losses, tokens], dtype=np.float64).T
 
     def loss(sums: Array) -> Array:

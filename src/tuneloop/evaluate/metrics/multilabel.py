@@ -5,18 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from tuneloop.core.late import late
+from tuneloop.core.late import np
 from tuneloop.core.stats import Array, Statistics, ratio
 from tuneloop.evaluate.metrics.labels import label_matcher
 from tuneloop.records.metric import Metric
 from tuneloop.records.rows import Row
-
-if TYPE_CHECKING:
-    import numpy as np
-else:
-    np = late("numpy")
 
 NO_LABELS = "none"  # how prepared data and answers say that no label applies
 _SEPARATORS = re.compile(r"\s*(?:,|;|\||\r?\n|\s\+\s|\band\b)\s*")

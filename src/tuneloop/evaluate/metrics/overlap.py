@@ -8,16 +8,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tuneloop.core.late import late
+from tuneloop.core.late import np
 from tuneloop.core.stats import Statistics, ratio
 from tuneloop.records.metric import Metric
-
-if TYPE_CHECKING:
-    import numpy as np
-else:
-    np = late("numpy")
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 

@@ -32,12 +32,10 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class System:
-    """One contender's answers, as an evaluation's `samples.jsonl` holds them.
+    """One system's answers, as an evaluation's `samples.jsonl` holds them.
 
     Args:
-        name: unique among the contenders of a review.
         place: the evaluation's folder, with `:NAME` for a baseline in it.
-        folder: the evaluation's folder.
         sha256: of its `samples.jsonl`.
         samples: row id -> `prompt`, `reference`, `references`, `answer`, `unsure` ...
     """
@@ -51,16 +49,13 @@ class System:
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to judge: a prompt with one answer or two.
+    """One thing to judge: a prompt with the answer of one system, or of two.
 
     Args:
-        id: of the item; tells nothing about the contenders.
+        id: of the item; tells nothing about the systems.
         row: id of the row.
-        contenders: whose answers they are.
-        answers: one for each contender.
         messages: the conversation before the answer.
         references: accepted answers.
-        label: the row's class, where it has one.
         stratum: why it was drawn: `random`, `disagreement`, `uncertain`, `rest`.
         group: the group of rows that it belongs to, however it was drawn.
     """
@@ -78,15 +73,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Review:
-    """A review's folder, read.
+    """A review's folder, read: `review.json` (`manifest`), `items.jsonl` in the order in which they are shown, `votes.jsonl`.
 
-    Args:
-        folder: holds `review.json`, `items.jsonl` and `votes.jsonl`.
-        mode: `pairwise` or `rating`.
-        contenders: their names.
-        items: in the order in which they are shown.
-        populations: contenders of an item, joined by a line break -> group -> rows in the evaluation.
-        manifest: `review.json`.
+    `populations`: systems of an item, joined by a line break -> group -> rows in the evaluation.
     """
 
     folder: Path

@@ -20,17 +20,13 @@ class Vote:
     """What one reviewer said about one item.
 
     Args:
-        item: id of the item.
-        reviewer: name of the reviewer.
         time: UTC, ISO 8601.
         choice: `win`, `tie` or `both_bad` of two answers; `rating` of one; `skip` says nothing about the item.
-        winner: the contender that won.
-        shown: the contenders as they stood on the page, left to right.
-        thumb: up or down.
-        stars: 1 to 5.
-        tags: words about the answer; of two answers `CONTENDER: word` says whose.
+        winner: the system that won.
+        shown: the systems as they stood on the page, left to right.
+        thumb, stars: up or down; 1 to 5.
+        tags: words about the answer; of two answers `SYSTEM: word` says whose.
         corrected: the answer as it should be.
-        note: anything else.
         seconds: how long the item was looked at.
     """
 

@@ -34,7 +34,13 @@ def make_evaluation(tmp_path: Path) -> MakeEvaluation:
             for i, answer in enumerate(answers)
         ]
         (folder / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
-        manifest = {"version": 1, "name": "tuned", "n": len(samples), "metrics": {}, "baselines": {other: {} for other in baselines}}
+        manifest = {
+            "version": 1,
+            "name": "tuned",
+            "n": len(samples),
+            "metrics": {},
+            "baselines": {other: {} for other in baselines},
+        }
         (folder / "eval.json").write_text(json.dumps(manifest))
         return folder
 

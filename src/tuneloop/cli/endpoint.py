@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tuneloop.core.flag import flag, switch
@@ -62,8 +63,6 @@ class PricedEndpointOptions(EndpointOptions):
 
 def _endpoint(url: str, model: str, api_key_env: str, *, cache: str | None = None, **settings: float) -> Endpoint:
     """An endpoint; `cache` is a folder, "" for the user's cache, None to keep nothing."""
-    from pathlib import Path
-
     from tuneloop.inference.client import Endpoint, key_from
     from tuneloop.models.names import cache_folder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tuneloop.cli.parameters import Output
 from tuneloop.core.flag import flag, switch
 
@@ -13,8 +15,6 @@ def command(
     output: Output,
 ) -> None:
     """Print the JSON Schema of a recipe or of a file's record, or a table of the recipe's keys."""
-    import json
-
     from tuneloop.records.schemas import schema_of
     from tuneloop.workflows.recipe import Recipe, describe_keys
 

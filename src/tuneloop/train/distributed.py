@@ -18,7 +18,7 @@ from tuneloop.core import device
 from tuneloop.core.errors import UserError
 from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, Method
-from tuneloop.models.sharded import is_sharded, processes, rank
+from tuneloop.models.sharded import is_sharded, processes, rank, spread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,26 +45,23 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-# --- what they tell each other
+# --- what they send to each other
 
 
-def broadcast(order: Any) -> None:
-    """From the first process: hand something picklable to all others, which are in `hear`."""
-    if processes() > 1:
-        _broadcast(order)
-
-
-def receive() -> Any:
-    """What the first process tells."""
-    return _broadcast(None)
-
-
-def _broadcast(value: Any) -> Any:
+def broadcast(value: Any = None) -> Any:
+    """Something picklable of the first process, on all of them; the others call `receive`."""
+    if processes() == 1:
+        return value
     import torch.distributed as dist
 
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def receive() -> Any:
+    """What the first process broadcasts."""
+    return broadcast()
 
 
 def wait() -> None:
@@ -231,8 +228,6 @@ def mesh() -> Any:
 
 def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
     """`optimizer.load_state_dict` of a state that may have been saved by another number of processes."""
-    from tuneloop.models.sharded import spread
-
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moved = {
         place: {

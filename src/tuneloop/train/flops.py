@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.errors import UserError
 from tuneloop.models.methods import method_named
+from tuneloop.models.shape import ModelShape
 from tuneloop.train.rows import TrainRow, conversations
 
 if TYPE_CHECKING:
@@ -33,14 +35,10 @@ def needed_gflop(config: Mapping[str, Any], method: str, rows: Iterable[TrainRow
         rows: each as often as it is trained on; of preferences all conversations count.
 
     Raises:
-        KeyError: the configuration is not that of a decoder with a gated feed-forward part.
+        UserError: the configuration is not that of a dense decoder with a gated feed-forward part.
     """
-    from tuneloop.models.llama import LlamaConfig
-
-    c = LlamaConfig.from_json(dict(config))
-    layer = c.hidden_size * c.head_size * (2 * c.heads + 2 * c.key_heads) + 3 * c.hidden_size * c.intermediate_size
-    body, head = c.layers * layer, c.vocab_size * c.hidden_size
-    attention = 3 * 2 * c.heads * c.head_size * c.layers
+    shape = ModelShape.from_config(config)
+    body, head, attention = shape.matrix_parameters, shape.embedding, 6 * shape.queries * shape.layers
     tokens = learned = squares = 0
     for row in rows:
         for part in conversations(row):
@@ -97,7 +95,7 @@ def utilisation(
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in steps)
     try:
         gflop = needed_gflop(config, method, (rows[i] for r in steps for i in r["rows"]))
-    except KeyError:
+    except UserError:
         return None
     if not steps or seconds <= 0 or peak <= 0:
         return None

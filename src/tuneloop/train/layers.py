@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 
@@ -16,8 +17,6 @@ def recompute_layers(net: Any, on: bool) -> None:
 
     The gradient stays the same; dropout draws the same numbers again.
     """
-    import functools
-
     from torch.utils.checkpoint import checkpoint
 
     for layer in layers_of(net):

@@ -418,26 +418,20 @@ def _result(run: Run, steps: Sequence[Step], rows: int, resumed_at: int) -> Trai
     epochs = round(steps[state.step - 1].epoch, 3) if state.step else 0.0
     seen = budget.rows_seen(steps[: state.step], state.skipped)
     step_speed = state.tokens / max(state.seconds - state.checking_seconds, 1e-9)
+    same = ("total_steps", "planned_steps", "best_step", "first_val_loss", "stopped", "tokens", "seconds",
+            "checking_seconds", "peak_memory_gib")  # fmt: skip
     return Trained(
+        **{name: getattr(state, name) for name in same},
         steps=state.step,
-        total_steps=state.total_steps,
-        planned_steps=state.planned_steps,
         epochs=epochs,
         rows=rows,
         rows_seen=seen,
         seen=budget.seen_words(seen, rows, epochs),
-        best_step=state.best_step,
         best_val_loss=state.best_val_loss if math.isfinite(state.best_val_loss) else float("nan"),
-        first_val_loss=state.first_val_loss,
-        stopped=state.stopped,
         trainable_parameters=sum(p.numel() for p in run.trainable.parameters.values()),
-        tokens=state.tokens,
-        seconds=state.seconds,
-        checking_seconds=state.checking_seconds,
         planned_tokens_per_second=state.planned_speed,
         speed_share=round(step_speed / state.planned_speed, 3) if state.planned_speed else None,
         tokens_per_second=state.tokens / max(state.seconds, 1e-9),
-        peak_memory_gib=state.peak_memory_gib,
         adapter_hash=read_json(run.out / run.trainable.folder / "tuneloop.json")["hash"],
         resumed_at=resumed_at,
         findings=tuple(r for r in read_jsonl(run.out / "metrics.jsonl") if "finding" in r),

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from tuneloop.cli.console import print_json
 from tuneloop.core.errors import UserError
+from tuneloop.plan.gpus import all_gpus
+from tuneloop.plan.prices import TIERS, load_prices, update_prices
 
 
 def prices(words: Sequence[str], own: str | None, as_json: bool) -> None:
@@ -16,9 +18,6 @@ def prices(words: Sequence[str], own: str | None, as_json: bool) -> None:
         own: the user's price file.
         as_json: print one JSON object.
     """
-    from tuneloop.plan.gpus import all_gpus
-    from tuneloop.plan.prices import TIERS, load_prices, update_prices
-
     if list(words) not in ([], ["update"]):
         raise UserError(
             f"No such thing to do with prices: {' '.join(words)}",

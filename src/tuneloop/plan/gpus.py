@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core import machine
 from tuneloop.core.device import Backend, backend
 from tuneloop.core.errors import UserError
 
@@ -75,8 +76,6 @@ def all_gpus() -> dict[str, Gpu]:
 
 def this_cpu() -> Gpu:
     """This machine without a GPU."""
-    from tuneloop.core import machine
-
     cores = machine.cores()
     return Gpu(
         key=CPU,

@@ -27,6 +27,7 @@ TIERS: tuple[Tier, ...] = ("on-demand", "spot", "community", "reserved")
 INSTEAD: dict[str, Tier] = {"spot": "on-demand", "on-demand": "community"}
 BUNDLED = Path(__file__).with_name("prices.yaml")
 OLD_AFTER_DAYS = 180
+EXAMPLE = "as in: offers: [{provider: us, date: 2026-11-24, usd_per_gpu_hour: {h100-sxm: 2.10}}]"
 CPU_USD_PER_HOUR = 0.05  # of this machine without a GPU, unless it is given: about two shared cloud cores
 
 
@@ -212,40 +213,42 @@ def _own_offers(path: Path, known: set[str]) -> Iterable[Price]:
         )  # fmt: skip
     groups = values.get("offers")
     if not isinstance(groups, list) or not groups:
-        raise UserError("The price file has no offers", where=str(path), next_step=_example())
+        raise UserError("The price file has no offers", where=str(path), next_step=EXAMPLE)
     return [price for i, group in enumerate(groups, 1) for price in _own_group(group, f"{path}: offer {i}", known)]
 
 
 def _own_group(group: Any, where: str, known: set[str]) -> list[Price]:
     if not isinstance(group, dict):
-        raise UserError("An offer is a mapping", where=where, next_step=_example())
+        raise UserError("An offer is a mapping", where=where, next_step=EXAMPLE)
     _refuse_unknown(group, {"provider", "tier", "date", "source", "machine", "usd_per_gpu_hour"}, where)
-    for key in ("provider", "date", "usd_per_gpu_hour"):
-        if not group.get(key):
-            raise UserError(f"The offer has no {key!r}", where=where, next_step=_example())
-    tier, machine, prices = group.get("tier", "on-demand"), group.get("machine", 1), group["usd_per_gpu_hour"]
-    if tier not in TIERS:
-        raise UserError(f"No price tier {tier!r}", where=where, next_step=f"choose one of {', '.join(TIERS)}")
-    if isinstance(machine, bool) or not isinstance(machine, int) or not 1 <= machine <= 1024:
-        raise UserError(
-            f"machine is a count of GPUs, not {machine!r}", where=where, next_step="leave it out, or write 8"
-        )
-    try:
-        Day.fromisoformat(str(group["date"]))
-    except ValueError:
-        raise UserError(f"Not a date: {group['date']!r}", where=where, next_step="write it as 2026-11-24") from None
-    if not isinstance(prices, dict):
-        raise UserError("usd_per_gpu_hour maps GPUs to prices", where=where, next_step=_example())
+    tier, machine, prices = group.get("tier", "on-demand"), group.get("machine", 1), group.get("usd_per_gpu_hour")
+    checks = (
+        *((group.get(key), f"The offer has no {key!r}", EXAMPLE) for key in ("provider", "date", "usd_per_gpu_hour")),
+        (tier in TIERS, f"No price tier {tier!r}", f"choose one of {', '.join(TIERS)}"),
+        (type(machine) is int and 1 <= machine <= 1024, f"machine is a count of GPUs, not {machine!r}",
+         "leave it out, or write 8"),
+        (_is_date(group.get("date")), f"Not a date: {group.get('date')!r}", "write it as 2026-11-24"),
+        (isinstance(prices, dict), "usd_per_gpu_hour maps GPUs to prices", EXAMPLE),
+    )  # fmt: skip
+    for right, what, step in checks:
+        if not right:
+            raise UserError(what, where=where, next_step=step)
+    assert isinstance(prices, dict)
     for gpu, usd in prices.items():
         if gpu not in known:
             raise UserError(f"Unknown GPU {gpu!r}", where=where, next_step=_nearest(str(gpu), known))
         if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 < usd < 10_000:
-            raise UserError(
-                f"Not a price for {gpu}: {usd!r}",
-                where=where,
-                next_step="write dollars an hour for one GPU, as in 2.69",
-            )
+            step = "write dollars an hour for one GPU, as in 2.69"
+            raise UserError(f"Not a price for {gpu}: {usd!r}", where=where, next_step=step)
     return list(_offers([{"source": where, **group}]))
+
+
+def _is_date(value: Any) -> bool:
+    try:
+        Day.fromisoformat(str(value))
+    except ValueError:
+        return False
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -256,11 +259,11 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError("The price file is no valid YAML", where=place, next_step=_example()) from None
+        raise UserError("The price file is no valid YAML", where=place, next_step=EXAMPLE) from None
     except OSError as error:
         raise UserError(f"Can't read the price file: {error.strerror}", where=str(path), next_step="check it") from None
     if not isinstance(value, dict):
-        raise UserError("A price file is a mapping with `offers`", where=str(path), next_step=_example())
+        raise UserError("A price file is a mapping with `offers`", where=str(path), next_step=EXAMPLE)
     return value
 
 
@@ -273,10 +276,6 @@ def _refuse_unknown(values: Mapping[str, Any], allowed: set[str], where: str) ->
 def _nearest(name: str, known: set[str]) -> str:
     near = difflib.get_close_matches(name, sorted(known), 3, 0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(sorted(known))}"
-
-
-def _example() -> str:
-    return "as in: offers: [{provider: us, date: 2026-11-24, usd_per_gpu_hour: {h100-sxm: 2.10}}]"
 
 
 # --- fetching ----------------------------------------------------------------------------------

@@ -101,7 +101,6 @@ LARGE: dict[str, str] = {
     "train.loop.train": "the public call of a training: its keywords are documented one by one",
     "workflows.compare.compare_evaluations": STEPS,
     "workflows.library.evaluate": "the public call: its keywords are documented one by one",
-    "workflows.predict_files.predict_file": TODAY,
     "workflows.systems.ask": TODAY,
 }
 

@@ -88,19 +88,7 @@ def predict_file(
         f"{len(target.task.labels or ())} labels scored" if target.scores_labels and target.task else "answers written"
     )
     say(f"predict   {counted(len(rows), 'row')} of {file} ({kind}); {how}")
-    inputs = [row.value if isinstance(row, SourceRecord) else Rejection(row.reason, row.detail) for row in rows]
     found: list[Prediction] = []
-
-    def answer(keep: Callable[[list[Prediction]], None]) -> None:
-        left = inputs[len(found) :]
-        if left and target.local is not None:
-            with busy(progress, "loading the model"):
-                target.target.load()
-        for block in batched(left, asker.block):
-            answers = asker.answer_block(block, total=len(rows), done=len(found), progress=progress)
-            keep(answers)
-            found.extend(answers)
-
     resumed = 0
     if out:
         key = content_hash([target.identity, vars(options), _digest(file), asker.block, __version__, 1])
@@ -109,22 +97,36 @@ def predict_file(
             resumed = len(found)
             if resumed:
                 say(f"predict   goes on behind {resumed:,} rows that were answered before")
-            answer(lambda answers: _append(journal, answers))
+            for answers in _answers(target, asker, rows, resumed, progress):
+                _append(journal, answers)
+                found += answers
             _write(Path(out), form, rows, found, names)
             journal_of(Path(out)).unlink()
     else:
-
-        def show(answers: list[Prediction]) -> None:
+        for answers in _answers(target, asker, rows, 0, progress):
             for row, each in zip(rows[len(found) :], answers, strict=False):
                 if write is not None:
                     write(names.row(row, each))
-
-        answer(show)
+            found += answers
     summary = {
         **named(target.target), "out": out or None, **_counts(found), "resumed": resumed, "seconds": round(time.monotonic() - started, 3)
     }  # fmt: skip
     made = [] if out or write is not None else [names.row(r, a) for r, a in zip(rows, found, strict=True)]
     return Predicted(summary, made)
+
+
+def _answers(
+    target: TaskTarget, asker: Asker, rows: Sequence[SourceRecord | Reject], done: int, progress: Progress
+) -> Iterator[list[Prediction]]:
+    """Answers to the rows from `done` on, a block at a time."""
+    inputs = [row.value if isinstance(row, SourceRecord) else Rejection(row.reason, row.detail) for row in rows]
+    if inputs[done:] and target.local is not None:
+        with busy(progress, "loading the model"):
+            target.target.load()
+    for block in batched(inputs[done:], asker.block):
+        answers = asker.answer_block(block, total=len(rows), done=done, progress=progress)
+        yield answers
+        done += len(answers)
 
 
 def _counts(found: Sequence[Prediction]) -> dict[str, Any]:

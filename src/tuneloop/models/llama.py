@@ -745,28 +745,14 @@ class Llama(nn.Module):
         cache: KeyValues | None = None,
         real_BT: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, C) after the last norm.
-
-        Args:
-            ids_BT: token ids.
-            positions_BT: position of each token; default 0, 1, 2 ...
-            mask: True where a query may look (B or 1, 1, T, S); default causal.
-            cache: extended in place by the new tokens.
-            real_BT: False for padding, of which nothing is computed.
-        """
+        """Hidden states (B, T, C) after the last norm; arguments as of `Model.hidden`."""
         out: Tensor = self.model(ids_BT, positions_BT, mask, cache, real_BT=real_BT)
         return out
 
     def hidden_at(self, wanted_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) at the wanted places of rows that all begin with the same ids, which are computed once.
 
-        Equal to `hidden` of the joined rows at these places; the gradient is too.
-
-        Args:
-            wanted_BT: True at the wanted places.
-            prefix_P: what all rows begin with; may be empty.
-            ids_BT: the rows behind it, padded on the right.
-            lengths: tokens of each row that are not padding.
+        Equal to `hidden` of the joined rows at these places; the gradient is too. Arguments as of `Model.hidden_at`.
         """
         P, T = len(prefix_P), ids_BT.shape[1]
         real_BT = torch.arange(T, device=ids_BT.device) < torch.tensor(lengths, device=ids_BT.device)[:, None]

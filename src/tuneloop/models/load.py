@@ -91,7 +91,7 @@ class Model:
         Args:
             ids_BT: token ids.
             positions_BT: position of each token; default 0, 1, 2 ...
-            mask: True where a query may look (B, 1, T, S), S counting cached tokens first; default causal.
+            mask: True where a query may look (B or 1, 1, T, S), S counting cached tokens first; default causal.
             cache: from `new_cache`; extended in place.
             real_BT: False for padding, whose states mean nothing; our own Llama does not compute them.
         """
@@ -121,6 +121,7 @@ class Model:
 
         Args:
             wanted_BT: True at the wanted places.
+            prefix_P: what all rows begin with; may be empty.
             ids_BT: the rows behind what they share, padded on the right.
             lengths: tokens of each row that are not padding.
         """

@@ -236,11 +236,8 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
         run = read_record(RunManifest, path)
         found["measured"] = replace(found["measured"], training_usd=run.usd, method=run.method or USUAL.name)
     if not found:
-        raise UserError(
-            "Neither a data set nor a run nor an evaluation",
-            where=str(source),
-            next_step="name a folder with dataset.json or eval.json",
-        )
+        step = "name a folder with dataset.json or eval.json"
+        raise UserError("Neither a data set nor a run nor an evaluation", where=str(source), next_step=step)
     return found
 
 

@@ -123,11 +123,8 @@ def _known(source: str, metric: str, stated: Mapping[str, Any], measuring: _Meas
         if measuring.wanted:
             raise UserError("Measure on what?", where="--measure", next_step="tuneloop advise DATA --measure")
         if measuring.settings:
-            raise UserError(
-                f"{measuring.settings[0]} sets nothing here",
-                where="advise",
-                next_step="settings belong to --measure and to data that are still to be prepared; give facts as flags",
-            )
+            step = "settings belong to --measure and to data that are still to be prepared; give facts as flags"
+            raise UserError(f"{measuring.settings[0]} sets nothing here", where="advise", next_step=step)
         return _Known({})
     if holds_results(source) and not measuring.wanted:
         return _Known({**known_of(source, metric), "source": source})

@@ -84,11 +84,8 @@ def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, 
             next_step="write it as an option (tuneloop plan --help), or name a recipe or data before it",
         )
     if not model:
-        raise UserError(
-            "Plan what? Neither a model nor data are named",
-            where="plan",
-            next_step="tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan DATA",
-        )
+        step = "tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan DATA"
+        raise UserError("Plan what? Neither a model nor data are named", where="plan", next_step=step)
     return plan_machines({"model": model, **asked})
 
 

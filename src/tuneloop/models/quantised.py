@@ -64,11 +64,8 @@ def need_bitsandbytes() -> None:
         UserError: bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "QLoRA needs the bitsandbytes package",
-            where="train.method",
-            next_step="pip install bitsandbytes, or set train.method=lora",
-        )
+        step = "pip install bitsandbytes, or set train.method=lora"
+        raise UserError("QLoRA needs the bitsandbytes package", where="train.method", next_step=step)
     # It warns of a faster kernel that it would fetch from a hub; nothing is fetched while a model trains.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

@@ -92,14 +92,11 @@ class ModelShape:
     def linear(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of a layer's matrices by name."""
         return {
-            "q_proj": (self.hidden, self.queries),
-            "k_proj": (self.hidden, self.keys),
-            "v_proj": (self.hidden, self.keys),
-            "o_proj": (self.queries, self.hidden),
-            "gate_proj": (self.hidden, self.feed_forward),
-            "up_proj": (self.hidden, self.feed_forward),
+            "q_proj": (self.hidden, self.queries), "k_proj": (self.hidden, self.keys),
+            "v_proj": (self.hidden, self.keys), "o_proj": (self.queries, self.hidden),
+            "gate_proj": (self.hidden, self.feed_forward), "up_proj": (self.hidden, self.feed_forward),
             "down_proj": (self.feed_forward, self.hidden),
-        }
+        }  # fmt: skip
 
     @property
     def layer_matrices(self) -> int:
@@ -145,11 +142,8 @@ def target_modules(targets: Sequence[str] | str) -> tuple[str, ...]:
         if name not in groups and full not in every:
             known = [*groups, *(n.removesuffix("_proj") for n in every)]
             near = difflib.get_close_matches(name, known, 1)
-            raise UserError(
-                f"No matrix {name!r} to adapt",
-                where="targets",
-                next_step=f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}",
-            )
+            step = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            raise UserError(f"No matrix {name!r} to adapt", where="targets", next_step=step)
         found.update(groups.get(name, (full,)))
     return tuple(name for name in every if name in found)
 
@@ -163,9 +157,6 @@ def _number(config: Mapping[str, Any], key: str, where: str, otherwise: int | No
             f"The model's configuration has no {key!r}", where=where, next_step="use a decoder's config.json"
         )
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 10**8:
-        raise UserError(
-            f"The model's configuration has {key} = {value!r}, which can't be",
-            where=where,
-            next_step="use a decoder's config.json",
-        )
+        step = "use a decoder's config.json"
+        raise UserError(f"The model's configuration has {key} = {value!r}, which can't be", where=where, next_step=step)
     return value

@@ -436,11 +436,8 @@ def load_template(folder: Path) -> Template:
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise UserError(
-            "The model has no tokenizer.json",
-            where=str(folder),
-            next_step="save one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
-        )
+        step = "save one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        raise UserError("The model has no tokenizer.json", where=str(folder), next_step=step)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
@@ -460,11 +457,8 @@ def load_template(folder: Path) -> Template:
     end_ids = [i for i in (tokenizer.token_to_id(name) for name in names if name) if i is not None]
     end_ids += [listed] if isinstance(listed, int) else listed
     if not end_ids:
-        raise UserError(
-            "The tokenizer has no end-of-turn token",
-            where=str(folder),
-            next_step="set eos_token in tokenizer_config.json",
-        )
+        step = "set eos_token in tokenizer_config.json"
+        raise UserError("The tokenizer has no end-of-turn token", where=str(folder), next_step=step)
     pad = tokenizer.token_to_id(variables.get("pad_token") or "<|finetune_right_pad_id|>")
     return Template(
         tokenizer,

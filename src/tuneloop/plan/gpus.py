@@ -78,19 +78,10 @@ def this_cpu() -> Gpu:
     """This machine without a GPU."""
     cores = machine.cores()
     return Gpu(
-        key=CPU,
-        name=f"cpu: {machine.processor()}, {cores} cores",
-        gib=machine.memory_capacity(),
-        tflops=cores * CPU_TFLOPS_PER_CORE,
-        bf16=True,
-        flash=False,
-        gb_s=20,
-        link_gb_s=1,
-        host_gb_s=20,
-        matmul=1.0,
-        share_of="a figure of experience on two cores; `tuneloop plan DATASET` measures",
-        source="this machine",
-    )
+        key=CPU, name=f"cpu: {machine.processor()}, {cores} cores", gib=machine.memory_capacity(),
+        tflops=cores * CPU_TFLOPS_PER_CORE, bf16=True, flash=False, gb_s=20, link_gb_s=1, host_gb_s=20, matmul=1.0,
+        share_of="a figure of experience on two cores; `tuneloop plan DATASET` measures", source="this machine",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -136,17 +136,13 @@ def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
         "memory": {**plan["memory"], "peak_gib": round(peak, 3), "terms": terms},
         "time": {**plan["time"], **scaled},
         "cost": {**plan["cost"], **{key: plan["cost"][key] * time for key in ("usd", "low", "high")}},
-        "corrected_by": {
-            "memory": memory,
-            "time": time,
-            "peak_gib": plan["memory"]["peak_gib"],
-            "hours": plan["time"]["hours"],
-        },
+        "corrected_by": {"memory": memory, "time": time, "peak_gib": plan["memory"]["peak_gib"],
+                         "hours": plan["time"]["hours"]},
         "assumptions": [
             *plan["assumptions"],
             f"corrected by {len(mine)} earlier runs here: growth of memory x {memory:.2f}, time x {time:.2f} (tuneloop plan --history)",
         ],
-    }
+    }  # fmt: skip
 
 
 def usual_speed(plan: Mapping[str, Any], ledger: Sequence[Entry]) -> float | None:
@@ -193,13 +189,8 @@ def summary(ledger: Sequence[Entry]) -> dict[str, Any]:
     today = [e for e in ledger if e.formulas == FORMULAS]
     memory = [e.predicted_gib / e.actual_gib - 1 for e in today if e.actual_gib > 0]
     time = [e.predicted_minutes / e.actual_minutes - 1 for e in today if e.predicted_minutes and e.actual_minutes]
-    return {
-        "version": 1,
-        "file": str(ledger_file()),
-        "runs": [asdict(e) for e in ledger],
-        "memory": _errors(memory),
-        "time": _errors(time),
-    }
+    runs = [asdict(e) for e in ledger]
+    return {"version": 1, "file": str(ledger_file()), "runs": runs, "memory": _errors(memory), "time": _errors(time)}
 
 
 def _errors(errors: Sequence[float]) -> dict[str, Any]:

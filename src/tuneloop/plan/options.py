@@ -384,22 +384,16 @@ def _typical(ask: Ask, job: TrainingSetup) -> TrainingSetup:
 
 def _row(option: Option) -> dict[str, Any]:
     job, memory = option.job, option.memory
+    cost = option.cost
     return {
-        "gpu": job.gpu.key,
-        "gpus": job.gpus,
-        "sharding": job.sharding,
-        "fits": option.fits,
-        "fits_with": would_fit(job) if not option.fits else "",
+        "gpu": job.gpu.key, "gpus": job.gpus, "sharding": job.sharding,
+        "fits": option.fits, "fits_with": would_fit(job) if not option.fits else "",
         "tight": option.fits and memory.capacity - memory.required < MARGIN * memory.capacity,
-        "peak_gib": round(memory.peak, 2),
-        "required_gib": round(memory.required, 2),
-        "capacity_gib": round(memory.capacity, 2),
-        "headroom_gib": round(memory.capacity - memory.required, 2),
+        "peak_gib": round(memory.peak, 2), "required_gib": round(memory.required, 2),
+        "capacity_gib": round(memory.capacity, 2), "headroom_gib": round(memory.capacity - memory.required, 2),
         **_times(option),
-        "usd": option.cost.usd if option.cost else None,
-        "usd_low": option.cost.low if option.cost else None,
-        "usd_high": option.cost.p90 if option.cost else None,
-    }
+        "usd": cost.usd if cost else None, "usd_low": cost.low if cost else None, "usd_high": cost.p90 if cost else None,
+    }  # fmt: skip
 
 
 def _times(option: Option) -> dict[str, float | None]:
@@ -413,38 +407,24 @@ def _as_json(option: Option) -> dict[str, Any]:
     job, memory, cost = option.job, option.memory, option.cost
     rounded = {phase: {name: round(gib, 4) for name, gib in terms.items()} for phase, terms in memory.phases.items()}
     return {
-        "version": 1,
-        "model": job.model,
-        "method": job.method,
-        "gpu": job.gpu.key,
-        "gpus": 0 if job.gpu.is_cpu else job.gpus,
-        "fits": option.fits,
-        "trainable_parameters": job.trainable,
-        "total_parameters": job.shape.parameters,
-        "settings": _settings(job),
+        "version": 1, "model": job.model, "method": job.method,
+        "gpu": job.gpu.key, "gpus": 0 if job.gpu.is_cpu else job.gpus, "fits": option.fits,
+        "trainable_parameters": job.trainable, "total_parameters": job.shape.parameters, "settings": _settings(job),
         "memory": {
-            "peak_gib": round(memory.peak, 3),
-            "capacity_gib": round(memory.capacity, 2),
-            "phase": memory.phase,
-            "terms": rounded[memory.phase],
-            "phases": rounded,
-            "allocated_gib": round(memory.peak, 3),
-            "reserved_gib": round(memory.reserved, 3),
+            "peak_gib": round(memory.peak, 3), "capacity_gib": round(memory.capacity, 2),
+            "phase": memory.phase, "terms": rounded[memory.phase], "phases": rounded,
+            "allocated_gib": round(memory.peak, 3), "reserved_gib": round(memory.reserved, 3),
             "torch_reserved_gib": round(memory.reserved - memory.context, 3),
-            "required_gib": round(memory.required, 3),
-            "headroom_gib": round(memory.capacity - memory.required, 3),
+            "required_gib": round(memory.required, 3), "headroom_gib": round(memory.capacity - memory.required, 3),
         },
         "time": {
-            **_times(option),
-            "tflop_per_token": option.speed.tflop_per_token,
+            **_times(option), "tflop_per_token": option.speed.tflop_per_token,
             "share_of_peak": round(option.speed.share, 3) if option.fits else None,
-            "bound": option.speed.bound if option.fits else None,
-            "breakdown": option.parts if option.fits else {},
+            "bound": option.speed.bound if option.fits else None, "breakdown": option.parts if option.fits else {},
         },
         "cost": cost.to_json() if cost else {**dict.fromkeys(("usd", "low", "high", "p50", "p90")), "breakdown": {}},
-        "assumptions": [],
-        "alternatives": [],
-    }
+        "assumptions": [], "alternatives": [],
+    }  # fmt: skip
 
 
 def _settings(job: TrainingSetup) -> dict[str, Any]:

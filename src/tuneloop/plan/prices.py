@@ -325,10 +325,8 @@ def update_prices(today: Day | None = None) -> dict[str, Any]:
         reason = "no provider answered"
     groups = group_offers(items, str(today or Day.today()))
     if not groups:
-        raise UserError(
-            f"The price catalogue can't be reached: {reason}", where="plan prices update",
-            next_step="try again with a network; until then the bundled and your own prices are used",
-        )  # fmt: skip
+        step = "try again with a network; until then the bundled and your own prices are used"
+        raise UserError(f"The price catalogue can't be reached: {reason}", where="plan prices update", next_step=step)
     write_yaml(fetched_file(), {"version": 1, "currency": "USD", "offers": groups})
     return {
         "path": str(fetched_file()),

@@ -255,11 +255,8 @@ def load_checkpoint(folder: Path, key: str) -> State | None:
                 _drop(late)
         return state
     if damaged:
-        raise UserError(
-            f"No checkpoint can be read ({len(damaged)} damaged)",
-            where=str(damaged[0]),
-            next_step=f"delete {folder} to start again from the first step",
-        )
+        step = f"delete {folder} to start again from the first step"
+        raise UserError(f"No checkpoint can be read ({len(damaged)} damaged)", where=str(damaged[0]), next_step=step)
     return None
 
 

@@ -543,15 +543,7 @@ def policy(kind: str, config: TrainConfig) -> str:
 def make_watcher(config: TrainConfig, rows: Sequence[TrainRow], total_steps: int) -> Watcher:
     """A watcher that knows a run's settings and rows."""
     answers = [tuple(t for t, m in zip(r.ids, r.mask, strict=True) if m) for r in rows if isinstance(r, Rendered)]
-    facts = Facts(
-        total_steps=total_steps,
-        rows=len(rows),
-        learning_rate=config.learning_rate,
-        usual_rate=usual_rate(config.method, config.loss),
-        rows_per_step=config.rows_per_step,
-        max_grad_norm=config.max_grad_norm,
-        epochs=config.epochs,
-        dropout=config.dropout,
-        guess_loss=guess_loss(answers),
-    )
-    return Watcher(facts)
+    named = ("learning_rate", "rows_per_step", "max_grad_norm", "epochs", "dropout")
+    settings = {name: getattr(config, name) for name in named}
+    usual = usual_rate(config.method, config.loss)
+    return Watcher(Facts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))

@@ -203,11 +203,8 @@ def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
     if config.optimizer != "paged-adamw-8bit":
         return AdamW(listed, eight_bits=config.optimizer == "adamw-8bit", **settings)
     if processes() > 1:
-        raise UserError(
-            "Paged states are not divided over processes",
-            where="train.optimizer",
-            next_step="set train.optimizer=adamw-8bit",
-        )
+        step = "set train.optimizer=adamw-8bit"
+        raise UserError("Paged states are not divided over processes", where="train.optimizer", next_step=step)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "An optimizer with paged states needs the bitsandbytes package",

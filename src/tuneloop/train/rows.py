@@ -82,11 +82,8 @@ def training_rows(rows: Sequence[Row | TrainRow], template: Template, config: Tr
     kind = row_kind(config)
     usable = [row for row in raw if kind.usable(row)]
     if rows and not usable and kind.needed:
-        raise UserError(
-            f"No row has {kind.needed}",
-            where=f"train.loss={config.loss}",
-            next_step="set train.loss=supervised, or give such data",
-        )
+        step = "set train.loss=supervised, or give such data"
+        raise UserError(f"No row has {kind.needed}", where=f"train.loss={config.loss}", next_step=step)
     return kind.make(usable, template, config)
 
 
@@ -172,10 +169,8 @@ def check_rows(rows: Sequence[TrainRow], split: str, vocabulary: int) -> None:
     for number, row in enumerate(rows, 1):
         for part in conversations(row):
             if not any(part.mask[1:]):
-                raise UserError(
-                    f"Row {number} of the {split} split has no token to learn",
-                    next_step="every row needs an assistant turn; `tuneloop prepare --show 3` shows what is learned",
-                )
+                step = "every row needs an assistant turn; `tuneloop prepare --show 3` shows what is learned"
+                raise UserError(f"Row {number} of the {split} split has no token to learn", next_step=step)
             if max(part.ids) >= vocabulary or min(part.ids) < 0:
                 raise UserError(
                     f"Row {number} of the {split} split has the token {max(part.ids)}, and the model knows {vocabulary}",

@@ -247,8 +247,5 @@ def refuse_missing(name: str) -> None:
         refuse_missing_path(name)
         return
     near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1, 0.5)
-    raise UserError(
-        "There is no run, artifact or model here",
-        where=name,
-        next_step=f"did you mean {path.parent / near[0]}?" if near else "check the path",
-    )
+    step = f"did you mean {path.parent / near[0]}?" if near else "check the path"
+    raise UserError("There is no run, artifact or model here", where=name, next_step=step)

@@ -82,10 +82,8 @@ def method_named(name: str) -> Method:
         return _known[name]
     if name.endswith(".py"):
         return _method_of_file(name)
-    raise UserError(
-        f"No method {name!r}", where="train.method",
-        next_step=f"choose {names_of_methods()}, or name the Python file that describes yours",
-    )  # fmt: skip
+    step = f"choose {names_of_methods()}, or name the Python file that describes yours"
+    raise UserError(f"No method {name!r}", where="train.method", next_step=step)
 
 
 def _method_of_file(file: str) -> Method:

@@ -152,11 +152,8 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
              ("ranks", dict(earlier.ranks), dict(now.ranks))]  # fmt: skip
     for name, then, here in pairs:
         if then != here:
-            raise UserError(
-                f"The earlier adapter has {name} {then}, and this run {here}",
-                where=where,
-                next_step=f"set train.{name}={str(then).replace(chr(39), '')}",
-            )
+            step = f"set train.{name}={str(then).replace(chr(39), '')}"
+            raise UserError(f"The earlier adapter has {name} {then}, and this run {here}", where=where, next_step=step)
     return state
 
 

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from manifests import TOKENS, manifest_json
 
 from tuneloop.advise.advise import AdviceInput, advise, make_question
-from tuneloop.advise.measured import BaselineResults, Result, by_hand, from_evaluation, known_of, ladder, measured_of
+from tuneloop.advise.measured import (
+    BaselineResults,
+    Result,
+    by_hand,
+    from_evaluation,
+    known_of,
+    leaderboard,
+    measured_of,
+)
 from tuneloop.advise.rules import applies, decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
@@ -165,7 +173,7 @@ def test_an_evaluation_tells_results_verdict_and_prompts() -> None:
     assert found.prompt == Result("few-shot", 0.6, 0.6, 0.6, right=0.6)
     assert found.tuned == Result("tuned", 0.8, 0.7, 0.9, right=0.8)
     assert found.prompt_tokens == {"few-shot": 100, "tuned": 10}
-    rungs = ladder(found)
+    rungs = leaderboard(found)
     assert [rung["name"] for rung in rungs] == ["few-shot", "tuned"]
     assert rungs[1]["gain_over_prompt"] == pytest.approx(0.2) and rungs[1]["usd_per_1000_queries"] == pytest.approx(0.2)
     assert told_by("macro_f1").metric == "macro_f1"

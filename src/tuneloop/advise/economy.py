@@ -6,18 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tuneloop.advise.economics import (
-    MODES,
-    Bill,
-    Engine,
-    Option,
-    ServedModel,
-    ServingGpu,
-    TokenRate,
-    Traffic,
-    monthly_bill,
-    serving_tokens_per_second,
-)
+from tuneloop.advise import economics
+from tuneloop.advise.economics import MODES, Bill, Engine, Option, ServedModel, ServingGpu, TokenRate, Traffic
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import hours_words
 from tuneloop.models.methods import USUAL, methods, title_of
@@ -37,14 +27,10 @@ if TYPE_CHECKING:
 GIB, BF16 = 1024**3, 2
 SERVE_GPU = "l40s"  # where no GPU is named: the cheapest common card that holds 8B parameters with room for requests
 UTILISATION = 0.3  # of a real-time machine, over a day with a quiet night; stated with every figure that uses it
-DISTIL = {
-    "llama-3.1-8b": "llama-3.2-3b",
-    "llama-3-8b": "llama-3.2-3b",
-    "llama-3.2-3b": "llama-3.2-1b",
-    "llama-3.1-405b": "llama-3.3-70b",
-    "llama-3.3-70b": "llama-3.1-8b",
-    "llama-3.1-70b": "llama-3.1-8b",
-}
+DISTIL = {  # a model and its student
+    "llama-3.1-405b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-8b", "llama-3.1-70b": "llama-3.1-8b",
+    "llama-3.1-8b": "llama-3.2-3b", "llama-3-8b": "llama-3.2-3b", "llama-3.2-3b": "llama-3.2-1b",
+}  # fmt: skip
 RENTED = "served on rented machines"
 LARGER = {"llama-3.1-8b": "llama-3.3-70b", "llama-3-8b": "llama-3.3-70b", "llama-3.3-70b": "llama-3.1-405b"}
 
@@ -99,7 +85,7 @@ class Serving:
 
     def latency_ms(self, prompt_tokens: float, answer_tokens: float) -> float:
         """Milliseconds of one request alone: the roofline of `serving_tokens_per_second` with a batch of one."""
-        speed = serving_tokens_per_second(
+        speed = economics.serving_tokens_per_second(
             _served(self.shape), _card(self.card, self.gpus), prompt_tokens, answer_tokens, together=1
         )
         return (prompt_tokens + answer_tokens) / speed * 1000 if speed else float("inf")
@@ -117,7 +103,7 @@ def serving(
             tiers = {question.tier if question.usd_per_gpu_hour is not None else tier, "on-demand"}
             offers = [offer for t in tiers if (offer := prices.gpu(card.key, t, gpus))]
             price = min(offers, key=lambda offer: offer.machines_usd(gpus), default=None)
-            speed = serving_tokens_per_second(_served(shape), _card(card, gpus), prompt_tokens, answer_tokens)
+            speed = economics.serving_tokens_per_second(_served(shape), _card(card, gpus), prompt_tokens, answer_tokens)
             if price and speed:
                 engine = Engine(price.machines_usd(gpus), speed, f"{gpus} x {card.name}, {price.words()}")
                 return Serving(name, card.key, gpus, price, engine, shape, card)
@@ -143,7 +129,7 @@ def bills(question: AdviceInput, prices: PriceTable, prompt_tokens: float) -> di
     later = serving(question, prices, prompt_tokens, question.answer_tokens, "spot")
     if not now or not later:
         return {}
-    return {mode: monthly_bill(mode, traffic, now.engine, later.engine) for mode in MODES}
+    return {mode: economics.monthly_bill(mode, traffic, now.engine, later.engine) for mode in MODES}
 
 
 @dataclass(frozen=True)

@@ -228,16 +228,10 @@ def cost_of(
     alone = (efforts.runs, efforts.setup_hours, efforts.evaluation_hours) == (1, 0, 0)
     usual = replace(efforts, runs=3.0, setup_hours=0.5, evaluation_hours=0.5)
     return Cost(
-        usd=sum(breakdown.values()),
-        low=low,
-        p50=p50,
-        p90=p90,
-        breakdown=breakdown,
-        hours=training_hours * stretch,
-        explained=charges.explained(efforts),
-        until_kept=charges.parts(usual) if alone else None,
+        usd=sum(breakdown.values()), low=low, p50=p50, p90=p90, breakdown=breakdown, hours=training_hours * stretch,
+        explained=charges.explained(efforts), until_kept=charges.parts(usual) if alone else None,
         assumptions=assumptions_of(efforts, how, price, usd_per_gb_month),
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -336,12 +330,10 @@ def assumptions_of(efforts: Efforts, how: Interruptions, price: Price, usd_per_g
             f"{efforts.rows_to_label:,} rows to write or check at {efforts.minutes_a_row:g} minutes and "
             f"{usd_words(efforts.usd_per_labeller_hour)} an hour"
         )
-    return [
-        *said,
-        f"{efforts.engineer_hours:g} hours of engineering at ${efforts.usd_per_engineer_hour:g}"
-        if efforts.usd_per_engineer_hour
-        else "people's time is not counted (--engineer-hours, --usd-per-engineer-hour)",
-    ]
+    people = f"{efforts.engineer_hours:g} hours of engineering at ${efforts.usd_per_engineer_hour:g}"
+    if not efforts.usd_per_engineer_hour:
+        people = "people's time is not counted (--engineer-hours, --usd-per-engineer-hour)"
+    return [*said, people]
 
 
 def _months(efforts: Efforts) -> str:
@@ -349,9 +341,9 @@ def _months(efforts: Efforts) -> str:
 
 
 def _check(hours: float, low: float, high: float, efforts: Efforts, how: Interruptions) -> None:
-    numbers = {"hours": hours, "low": low, "high": high, **_numbers(efforts), **_numbers(how)}
+    numbers = {"hours": hours, "low": low, "high": high, **vars(efforts), **vars(how)}
     for name, value in numbers.items():
-        if not 0 <= value <= MOST:
+        if value is not None and not 0 <= value <= MOST:
             raise UserError(
                 f"Not a possible {name.replace('_', ' ')}: {value!r}", where=name, next_step=f"give 0 to {MOST:,}"
             )
@@ -363,7 +355,3 @@ def _check(hours: float, low: float, high: float, efforts: Efforts, how: Interru
         )
     if efforts.hours_spread < 1 or efforts.failed_share > 1:
         raise UserError("hours_spread is at least 1, failed_share at most 1", where="efforts", next_step="check them")
-
-
-def _numbers(record: Efforts | Interruptions) -> dict[str, float]:
-    return {name: value for name, value in vars(record).items() if value is not None}

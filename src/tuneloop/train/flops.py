@@ -101,9 +101,6 @@ def utilisation(
         return None
     share = gflop / seconds / peak
     return {
-        "value": share if share <= 1 else None,
-        "needed_gflop": round(gflop, 1),
-        "step_seconds": round(seconds, 2),
-        "peak_gflops": round(peak, 1),
-        "definition": DEFINITION,
-    }
+        "value": share if share <= 1 else None, "needed_gflop": round(gflop, 1), "step_seconds": round(seconds, 2),
+        "peak_gflops": round(peak, 1), "definition": DEFINITION,
+    }  # fmt: skip

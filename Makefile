@@ -22,11 +22,15 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
-# Torch, oneDNN and MKL each have a switch. The packaged model is slow so: its tests are left to `make test`.
+# Torch, oneDNN and MKL each have a switch. These are the tests of products, attention, losses and rounding; what trains
+# for long, in several processes or on the packaged model computes the same way, and is left to `make test`.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+AVX2_TESTS := tests/models/test_llama.py tests/models/test_lora.py tests/models/test_prefix.py tests/models/test_quantised.py \
+	tests/models/test_adapters.py tests/models/test_fallback.py tests/train/test_flops.py tests/train/test_speed.py \
+	tests/train/test_loss.py tests/train/test_methods.py tests/train/test_optimizers.py tests/inference/test_generate.py \
+	tests/inference/test_scoring.py tests/inference/test_sampling.py tests/release/test_merge.py
 test-avx2: $(VENV)/.installed-dev
-	$(AVX2) $(BIN)/pytest tests/train/test_flops.py tests/train/test_speed.py tests/train/test_distributed.py \
-		tests/train/test_methods.py tests/train/test_optimizers.py tests/train/test_loss.py tests/models tests/inference tests/release
+	$(AVX2) $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow" $(AVX2_TESTS)
 
 reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py

@@ -2,80 +2,73 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from ticket_files import measure, run, tickets, write
 
 from patience import slowness
 from places import DATA_SETS
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, read_jsonl, write_json
+from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.data.checks import check_dataset, run_checks
 from tuneloop.data.config import PrepareConfig, SplitConfig
-from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key, token_statistics
-from tuneloop.data.dedup_and_split import _to_measure
+from tuneloop.data.dataset import dataset_hash, load_dataset, prepare_key
 from tuneloop.data.formats import ROLES
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import prepare
 from tuneloop.data.process_record import Facts, RowProcessor, Work, process_chunk
 from tuneloop.data.reasons import REASONS, REPAIRS
 from tuneloop.data.sources.parse import Chunk
-from tuneloop.data.token_counts import Line
-from tuneloop.records.rows import Dataset, Row
 
 DATA = DATA_SETS
-WORDS = ["card", "refund", "transfer", "limit", "app", "pin", "cash", "top", "fee", "rate"]
-
-
-def measure(row: Row) -> TokenCount:
-    answer = row.messages[-1]["content"]
-    if "UNRENDERABLE" in answer:
-        raise ValueError("the template\nrefuses this row")
-    return TokenCount(sum(len(m["content"]) // 4 + 4 for m in row.messages), 0 if answer == "MASKED" else 1)
-
-
-def tickets(n: int, labels: int = 4) -> list[dict[str, Any]]:
-    """Tickets of which no two are nearly the same."""
-    rng = random.Random(0)
-
-    def word() -> str:
-        return "".join(rng.choices("bdfgklmnprst", k=3)) + rng.choice("aeiou")
-
-    return [
-        {
-            "text": f"{rng.choice(WORDS)} {' '.join(word() for _ in range(6))} {i}",
-            "label": f"label_{i % labels}",
-            "id": f"t{i}",
-        }
-        for i in range(n)
-    ]
-
-
-def write(path: Path, records: list[Any]) -> str:
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), encoding="utf-8")
-    return str(path)
-
-
-def run(tmp_path: Path, records: list[Any], out: str = "out", seed: int = 0, **config: Any) -> Dataset:
-    source = write(tmp_path / "data.jsonl", records)
-    return prepare(
-        PrepareConfig(sources=[source], **config), name="job", seed=seed, out=tmp_path / out, measure=measure
-    )
 
 
 def rejects_of(tmp_path: Path, out: str = "out") -> list[tuple[int, str]]:
     return [(r["line"], r["reason"]) for r in read_jsonl(tmp_path / out / "rejects.jsonl")]
 
 
-# --- the whole
+LINES = st.one_of(
+    st.fixed_dictionaries({"text": st.text(max_size=8), "label": st.sampled_from(["a", "b", "", " b", 3, None])}).map(
+        json.dumps
+    ),
+    st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=12),
+    st.dictionaries(
+        st.text(max_size=5), st.integers() | st.text(max_size=5) | st.lists(st.none(), max_size=2), max_size=3
+    ).map(json.dumps),
+)
+
+
+def process_or_die(work: Work, processor: RowProcessor) -> Facts:
+    """As `process_chunk`, but the first process that gets a chunk from the middle is killed."""
+    marker = Path(os.environ["KILLED_MARKER"])
+    if isinstance(work.records, Chunk) and work.records.line > 50 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return process_chunk(work, processor)
+
+
+REAL: list[tuple[str, dict[str, Any], str, str, dict[str, int]]] = [
+    ("banking77/train.jsonl", {}, "text_label", "classification", {"read": 10003}),
+    ("alpaca_en_demo/train.json", {}, "alpaca", "generation", {"read": 999}),
+    ("sharegpt_toolcall_demo/train.json", {"max_length": 10_000}, "sharegpt", "chat", {"read": 300}),
+    ("taskmaster4_chats/train.jsonl", {}, "messages", "chat", {"read": 1710}),
+    (
+        "dialogsum/dev.jsonl",
+        {"input": "{dialogue}", "output": "{summary}"},
+        "fields",
+        "generation",
+        {"read": 500},
+    ),
+    ("messy_tickets/messy.jsonl", {"max_length": 10_000}, "text_label", "classification", {"read": 3303}),
+    ("messy_chats/messy.jsonl", {"allow_rejects": 0.5}, "thumbs", "chat", {"read": 1346}),
+]
 
 
 def test_something_is_told_before_the_first_record_is_read(tmp_path: Path) -> None:
@@ -122,17 +115,6 @@ def test_a_data_set_is_split_counted_and_described(tmp_path: Path) -> None:
     )
     row = dataset.train[0]
     assert set(row.meta) == {"source", "line", "id"} and row.label == row.answer and len(row.id) == 16
-
-
-def test_a_written_data_set_is_read_back_as_it_was(tmp_path: Path) -> None:
-    records = [
-        r | {"score": float("nan"), "tags": ["a"], "source": "crm", "line": 7, "deep": {"x": 1}} for r in tickets(40)
-    ]
-    dataset = run(tmp_path, records, repair={"json_syntax": True})
-    assert load_dataset(tmp_path / "out") == dataset == load_dataset(tmp_path / "out" / "dataset.json")
-    meta = dataset.train[0].meta
-    assert meta["source_"] == "crm" and meta["line_"] == 7 and meta["score"] is None and meta["tags"] == ["a"]
-    assert "deep" not in meta and meta["source"].endswith("data.jsonl")
 
 
 def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
@@ -192,17 +174,6 @@ def test_every_broken_record_is_rejected_with_its_line_and_the_rest_goes_on(tmp_
     assert next(c for c in dataset.manifest["checks"] if c["name"] == "reject_share")["rows"] == 7
 
 
-LINES = st.one_of(
-    st.fixed_dictionaries({"text": st.text(max_size=8), "label": st.sampled_from(["a", "b", "", " b", 3, None])}).map(
-        json.dumps
-    ),
-    st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=12),
-    st.dictionaries(
-        st.text(max_size=5), st.integers() | st.text(max_size=5) | st.lists(st.none(), max_size=2), max_size=3
-    ).map(json.dumps),
-)
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINES, max_size=15))
 def test_whatever_comes_in_each_line_is_kept_or_rejected(tmp_path: Path, lines: list[str]) -> None:
@@ -220,9 +191,6 @@ def test_whatever_comes_in_each_line_is_kept_or_rejected(tmp_path: Path, lines: 
     assert load_dataset(tmp_path / "out") == dataset
 
 
-# --- several processes, given test sets, personal data
-
-
 def test_the_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuneloop.data.prepare.SMALL", 0)
     monkeypatch.setattr("tuneloop.data.prepare.CHUNK", 2000)
@@ -231,15 +199,6 @@ def test_the_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: py
         run(tmp_path, records, out=out, workers=workers)
     for path in sorted((tmp_path / "one").iterdir()):
         assert path.read_bytes() == (tmp_path / "three" / path.name).read_bytes(), path.name
-
-
-def process_or_die(work: Work, processor: RowProcessor) -> Facts:
-    """As `process_chunk`, but the first process that gets a chunk from the middle is killed."""
-    marker = Path(os.environ["KILLED_MARKER"])
-    if isinstance(work.records, Chunk) and work.records.line > 50 and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return process_chunk(work, processor)
 
 
 def test_a_killed_worker_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,9 +327,6 @@ def test_general_data_is_blended_in_marked_and_kept_out_of_the_test(tmp_path: Pa
     assert next(c for c in dataset.manifest["checks"] if c["name"] == "mix_share")["level"] == "ok"
 
 
-# --- refusals
-
-
 def test_too_many_rejects_stop_the_job_until_they_are_allowed(tmp_path: Path) -> None:
     records = [*tickets(30), *["{broken"] * 10]
     run(tmp_path, tickets(30))
@@ -431,9 +387,6 @@ def test_unknown_labels_are_rejected_with_the_nearest(tmp_path: Path) -> None:
 def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:
     with pytest.raises(ValidationError, match="must leave rows for training"):
         SplitConfig(val=0.5, test=0.5)
-
-
-# --- tasks, limits, strata
 
 
 def test_the_task_follows_from_the_records(tmp_path: Path) -> None:
@@ -574,79 +527,6 @@ def test_checks_warn_of_rare_unbalanced_and_conflicting_labels(tmp_path: Path) -
     assert levels["conflicting_labels"] == ("warn", 2)
 
 
-# --- keys and loading
-
-
-def test_the_key_changes_with_all_that_the_result_depends_on(tmp_path: Path) -> None:
-    source = write(tmp_path / "data.jsonl", tickets(20))
-    config = PrepareConfig(sources=[source])
-    key = prepare_key(config, name="job", seed=0, model_fingerprint="m")
-    done = prepare(config, name="job", seed=0, out=tmp_path / "out", measure=measure, model="m")
-    assert done.manifest["key"] == key == prepare_key(config, name="job", seed=0, model_fingerprint="m")
-    others = [
-        prepare_key(config, name="other", seed=0, model_fingerprint="m"),
-        prepare_key(config, name="job", seed=1, model_fingerprint="m"),
-        prepare_key(config, name="job", seed=0, model_fingerprint="n"),
-        prepare_key(PrepareConfig(sources=[source], max_length=100), name="job", seed=0, model_fingerprint="m"),
-    ]
-    write(tmp_path / "data.jsonl", tickets(21))
-    others.append(prepare_key(config, name="job", seed=0, model_fingerprint="m"))
-    assert len({key, *others}) == 6
-
-
-def test_an_incomplete_or_changed_data_set_is_not_loaded(tmp_path: Path) -> None:
-    run(tmp_path, tickets(40))
-    out = tmp_path / "out"
-    with pytest.raises(UserError, match="No complete data set"):
-        load_dataset(tmp_path / "nothing")
-    text = (out / "test.jsonl").read_text()
-    (out / "test.jsonl").write_text(text.replace("label_", "lebel_"))
-    with pytest.raises(UserError, match="changed after it was prepared"):
-        load_dataset(out)
-    assert {row.label for row in load_dataset(out, verify=False).test} <= {f"lebel_{n}" for n in range(4)}
-    (out / "test.jsonl").write_text('{"x": 1}\n')
-    with pytest.raises(UserError, match="Not a row"):
-        list(load_dataset(out, verify=False).test)
-    (out / "test.jsonl").unlink()
-    with pytest.raises(UserError, match="missing"):
-        load_dataset(out)
-    write_json(out / "dataset.json", {"version": 2})
-    with pytest.raises(UserError, match="Not a data set of this version"):
-        load_dataset(out)
-
-
-def test_token_statistics_by_hand() -> None:
-    assert token_statistics(list(range(1, 11)), 5) == {
-        "total": 55,
-        "supervised": 5,
-        "min": 1,
-        "p50": 5,
-        "p90": 9,
-        "max": 10,
-        "mean": 5.5,
-    }
-    assert token_statistics([], 0)["total"] == 0
-
-
-# --- real data, where it is at hand
-
-REAL: list[tuple[str, dict[str, Any], str, str, dict[str, int]]] = [
-    ("banking77/train.jsonl", {}, "text_label", "classification", {"read": 10003}),
-    ("alpaca_en_demo/train.json", {}, "alpaca", "generation", {"read": 999}),
-    ("sharegpt_toolcall_demo/train.json", {"max_length": 10_000}, "sharegpt", "chat", {"read": 300}),
-    ("taskmaster4_chats/train.jsonl", {}, "messages", "chat", {"read": 1710}),
-    (
-        "dialogsum/dev.jsonl",
-        {"input": "{dialogue}", "output": "{summary}"},
-        "fields",
-        "generation",
-        {"read": 500},
-    ),
-    ("messy_tickets/messy.jsonl", {"max_length": 10_000}, "text_label", "classification", {"read": 3303}),
-    ("messy_chats/messy.jsonl", {"allow_rejects": 0.5}, "thumbs", "chat", {"read": 1346}),
-]
-
-
 @pytest.mark.parametrize(("path", "config", "name", "task", "counts"), REAL, ids=[r[0].split("/")[0] for r in REAL])
 def test_real_data_needs_no_format_named(
     tmp_path: Path, path: str, config: dict[str, Any], name: str, task: str, counts: dict[str, int]
@@ -709,27 +589,6 @@ def test_long_rows_are_cut_on_request_and_the_cut_is_reported(tmp_path: Path) ->
     assert row.messages[1]["content"].endswith("word399") and measure(row).tokens <= 300
     (repair,) = [r for r in read_jsonl(tmp_path / "out" / "repairs.jsonl") if r["kind"] == "cut"]
     assert repair["id"] == row.id and repair["detail"].startswith("4 turns and ")
-
-
-def test_totals_of_a_sample_follow_the_characters_of_all_rows_even_where_the_long_ones_were_picked() -> None:
-    characters = np.arange(20, 2020, dtype=np.int32)
-    tokens = 10 + characters // 4
-    known = (characters > 1500) | (characters % 10 == 0)
-    assert abs(Line.through(characters[known], tokens[known]).total(characters) / int(tokens.sum()) - 1) < 0.001
-    assert Line.through(np.full(2, 30), np.full(2, 7)).total(np.full(5, 30)) == 35
-
-
-def test_of_many_rows_a_sample_is_measured_with_the_longest_among_them() -> None:
-    keys = np.random.default_rng(0).permutation(40_000).astype(np.uint64)
-    short, long = np.full(40_000, 50), np.full(9_000, 1_000)
-    short[777] = 5_000
-    few = np.arange(300)
-    assert np.array_equal(_to_measure(few, short[:300], keys[:300]), few)
-    sampled = _to_measure(np.arange(40_000), short, keys)
-    assert set(sampled.tolist()) == {*np.argsort(keys)[:1_000].tolist(), 777}
-    assert np.array_equal(_to_measure(np.arange(9), np.full(9, 10**7), keys[:9]), np.arange(9))
-    # so many characters that all of them would take long, though the rows are few
-    assert 500 <= len(_to_measure(np.arange(9_000), long, keys[:9_000])) <= 600
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""Tests mirror src: each module has a test file of its name, or stands here with the file that tests it."""
+
+from __future__ import annotations
+
+from places import ROOT
+
+SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
+
+# Modules that are tested through what uses them, by the test file that does it.
+TESTED_IN = {
+    "advise/test_advise.py": "advise.config advise.measured advise.rules workflows.advise",
+    "cli/test_advise.py": "cli.prices report.advise_html",
+    "cli/test_compare.py": "report.compare_terminal",
+    "cli/test_console.py": "core.progress",
+    "cli/test_errors.py": "core.errors cli.doctor workflows.doctor",
+    "cli/test_parameters.py": "core.flag evaluate.options",
+    "cli/test_plan_anything.py": "plan.remedies",
+    "cli/test_one_cost.py": "plan.recommend",
+    "data/checks/test_checks.py": "data.checks.overview",
+    "data/dedup/test_duplicates.py": "data.dedup.minhash",
+    "data/formats/test_detect.py": "data.formats.draft data.formats.fields data.formats.sample",
+    "data/formats/test_exchanges.py": "data.formats.logs",
+    "data/formats/test_ratings.py": "data.formats.thumbs",
+    "data/pii/test_pii.py": "data.pii.credentials data.pii.documents data.pii.names",
+    "data/test_extend_data.py": "data.checks.registry data.formats.registry",
+    "data/test_prepare.py": "data.config data.dedup_and_split data.prepare_context data.reasons data.spool data.write_dataset",
+    "data/test_repair.py": "data.spelling",
+    "evaluate/metrics/test_scorers.py": "core.python_file",
+    "evaluate/metrics/test_metrics.py": "records.metric",
+    "evaluate/review/test_server.py": "cli.review",
+    "evaluate/test_classical.py": "evaluate.metrics.embedding",
+    "evaluate/test_evaluate.py": "evaluate.config evaluate.scoring",
+    "evaluate/test_few_shot.py": "evaluate.prompt",
+    "evaluate/test_first_suite.py": "workflows.suites",
+    "evaluate/test_gate.py": "cli.gate evaluate.suite",
+    "evaluate/test_judge.py": "workflows.judge",
+    "evaluate/test_sandbox.py": "evaluate.sandbox_child",
+    "inference/targets/test_targets.py": "inference.targets.endpoint inference.targets.local inference.targets.predictions"
+    " inference.targets.text_only",
+    "inference/test_engine.py": "inference.request",
+    "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix"
+    " models.methods.qlora",
+    "models/test_adapters.py": "models.alongside",
+    "plan/test_cost.py": "advise.economy report.plan_terminal",
+    "plan/test_memory.py": "plan.config plan.job",
+    "plan/test_options.py": "plan.usual",
+    "plan/test_shape.py": "models.shape",
+    "records/test_record.py": "records.artifact records.feedback records.plan records.request records.run",
+    "records/test_schemas.py": "cli.schema records.rows",
+    "release/test_export.py": "release.card workflows.export",
+    "release/test_registry.py": "cli.models cli.promote cli.register cli.rollback records.registry workflows.registry",
+    "release/test_verify.py": "cli.verify",
+    "report/test_data_html.py": "report.data_charts report.data_facts report.differences",
+    "report/test_eval_html.py": "report.eval_charts report.eval_parts report.table",
+    "report/test_head.py": "report.compared report.settings",
+    "test_architecture.py": "core.late",
+    "train/test_distributed.py": "models.sharded workflows.distributed",
+    "train/test_loop.py": "train.config train.run train.step",
+    "train/test_optimizers.py": "train.layers",
+    "train/test_preferences.py": "train.loss_table",
+    "workflows/test_chat.py": "cli.chat",
+    "workflows/test_evaluations.py": "cli.endpoint cli.rows workflows.compare workflows.evaluate workflows.scoring",
+    "workflows/test_library.py": "core.callable_package",
+    "workflows/test_predict.py": "cli.predict workflows.predict_files workflows.targets workflows.task",
+    "workflows/test_rounds.py": "workflows.baselines",
+    "workflows/test_run.py": "core.machine cli.init cli.report cli.run cli.train workflows.plan workflows.prepare workflows.recipe"
+    " workflows.report workflows.run_context workflows.train",
+}  # fmt: skip
+
+
+def namesakes() -> dict[str, str]:
+    """Each module that defines something, with the test file of its name."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        place, name = path.relative_to(SOURCE).parent, path.stem
+        defines = any(line.startswith(("def ", "class ")) for line in path.read_text(encoding="utf-8").splitlines())
+        if name == "__main__" or (name == "__init__" and not (defines and place.name)):
+            continue
+        module = ".".join((place / name).parts).removesuffix(".__init__")
+        found[module] = str(place / f"test_{place.name if name == '__init__' else name}.py")
+    return found
+
+
+def test_each_module_has_a_test_file_of_its_name_or_stands_in_the_table() -> None:
+    listed = {module for modules in TESTED_IN.values() for module in modules.split()}
+    alone = [f"{m}: write tests/{t}, or add it to TESTED_IN" for m, t in namesakes().items()
+             if not (TESTS / t).exists() and m not in listed]  # fmt: skip
+    assert not alone, "\n".join(alone)
+
+
+def test_the_table_names_files_and_modules_that_are_there_and_need_it() -> None:
+    of = namesakes()
+    wrong = [f"there is no tests/{file}" for file in TESTED_IN if not (TESTS / file).exists()]
+    for module in (module for modules in TESTED_IN.values() for module in modules.split()):
+        if module not in of:
+            wrong.append(f"there is no module {module} that defines something")
+        elif (TESTS / of[module]).exists():
+            wrong.append(f"{module} has a test file of its name")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_test_files_without_a_module_of_their_name_say_what_they_test() -> None:
+    of = set(namesakes().values())
+    silent = [
+        str(path.relative_to(TESTS)) for path in sorted(TESTS.rglob("test_*.py"))
+        if str(path.relative_to(TESTS)) not in of and not path.read_text(encoding="utf-8").startswith('"""')
+    ]  # fmt: skip
+    assert not silent, "\n".join(silent)

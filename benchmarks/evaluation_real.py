@@ -62,13 +62,13 @@ def labels(data: Path, scratch: Path) -> None:
     """nlupp_banking: classifiers that learn from folds 0 to 15 on the rest, and "no label" everywhere."""
     from tuneloop.data.config import PrepareConfig
     from tuneloop.data.load_eval_file import read_whole
-    from tuneloop.evaluate.classical import minilm_contender, tfidf_contender
+    from tuneloop.evaluate.classical import minilm_system, tfidf_system
 
     rows = read_whole(str(data / "nlupp_banking" / "all.jsonl"), PrepareConfig()).rows
     train, test = [r for r in rows if r.meta["fold"] < 16], [r for r in rows if r.meta["fold"] >= 16]
     references = write(scratch / "nlupp.jsonl", [{"id": r.id, "labels": r.meta["labels"]} for r in test])
     contenders = {"no label": [Completion("none")] * len(test)}
-    for trained in (tfidf_contender(train), minilm_contender(train)):
+    for trained in (tfidf_system(train), minilm_system(train)):
         if trained is not None:
             contenders[trained.name] = trained.contender(test)
     files = []

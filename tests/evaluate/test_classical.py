@@ -23,9 +23,9 @@ HOSTILE = [row("e", "", "fruit"), row("s", "\ud800 pear", "fruit"), row("m", "sa
 
 
 def makers():
-    yield classical.tfidf_contender
+    yield classical.tfidf_system
     if classical._minilm_folder() is not None:
-        yield classical.minilm_contender
+        yield classical.minilm_system
 
 
 @pytest.mark.parametrize("make", list(makers()))
@@ -51,30 +51,30 @@ def test_rows_with_several_labels_get_a_decision_a_label_also_in_sets_never_seen
     sets = [["fruit"], ["tool"], ["big"], ["big", "fruit"], []]
     words = {"fruit": "apple", "tool": "hammer", "big": "huge"}
     train = [several(i, [words[w] for w in sets[i % 5]] + ["today"], sets[i % 5]) for i in range(60)]
-    answer = classical.tfidf_contender(train).contender
+    answer = classical.tfidf_system(train).contender
     asked = [several("a", ["a", "huge", "hammer"], []), several("b", ["nothing", "today"], []), train[3]]
     assert [a.text for a in answer(asked)] == ["big, tool", "none", "big, fruit"]
-    never_empty = classical.tfidf_contender([row for row in train if row.label != "none"]).contender
+    never_empty = classical.tfidf_system([row for row in train if row.label != "none"]).contender
     assert all(a.text not in ("", "none") for a in never_empty(asked))
     assert answer([]) == []
 
 
 def test_training_twice_gives_the_same():
-    one, two = classical.tfidf_contender(TRAIN), classical.tfidf_contender(TRAIN)
+    one, two = classical.tfidf_system(TRAIN), classical.tfidf_system(TRAIN)
     assert one.contender(HOSTILE) == two.contender(HOSTILE)
 
 
 def test_one_label_or_no_words_is_a_user_error():
     with pytest.raises(UserError, match="two labels"):
-        classical.tfidf_contender([row(1, "x", "only"), row(2, "y", None)])
+        classical.tfidf_system([row(1, "x", "only"), row(2, "y", None)])
     with pytest.raises(UserError, match="no words"):
-        classical.tfidf_contender([row(1, "", "a"), row(2, "", "b")])
+        classical.tfidf_system([row(1, "", "a"), row(2, "", "b")])
 
 
 def test_without_the_package_there_is_no_embedding_contender(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "minilm" in name else find(name))
-    assert classical.minilm_contender(TRAIN) is None
+    assert classical.minilm_system(TRAIN) is None
 
 
 @pytest.mark.skipif(not BANKING.is_dir(), reason="banking77 isn't beside the repository (../shared/data)")
@@ -87,5 +87,5 @@ def test_real_intents_are_told_apart():
     labels = set(sorted({r.label for r in train})[:10])
     train = [r for r in train if r.label in labels]
     test = random.Random(0).sample([r for r in test if r.label in labels], 150)
-    answers = classical.tfidf_contender(train).contender(test)
+    answers = classical.tfidf_system(train).contender(test)
     assert sum(a.text == r.label for a, r in zip(answers, test, strict=True)) / len(test) > 0.9

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from verdicts import CARD, HAM, flipped, rows_of, scored, verdict_of, write
 
 from tuneloop.core.stats import NOT_ENOUGH
-from tuneloop.evaluate.classical import MAJORITY, TFIDF, majority_contender
+from tuneloop.evaluate.classical import MAJORITY, TFIDF, majority_system
 from tuneloop.evaluate.compare import adjusted, compare
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
@@ -218,12 +218,12 @@ def test_a_model_that_finds_the_rare_label_is_better_than_always_the_other(tmp_p
 
 
 def test_the_majority_class_is_that_of_the_training_labels() -> None:
-    found = majority_contender(rows_of(["b", "a", "b", "a", "c"]))
+    found = majority_system(rows_of(["b", "a", "b", "a", "c"]))
     assert found is not None
     answers = found.contender(rows_of(["c", "c"]))
     assert [answer.text for answer in answers] == ["a", "a"]  # of equally frequent ones the first
     assert sum(math.exp(x) for x in (answers[0].label_scores or {}).values()) == pytest.approx(1)
-    assert majority_contender([]) is None
+    assert majority_system([]) is None
 
 
 def test_eval_json_holds_the_verdict_beside_what_it_held_before(tmp_path: Path) -> None:

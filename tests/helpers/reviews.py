@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tuneloop.evaluate.review.items import Review, make_review, read_contenders
+from tuneloop.evaluate.review.items import Review, make_review, read_systems
 from tuneloop.evaluate.review.votes import Vote
 
 
 def pair_review(run: Path, share: float = 1.0) -> Review:
-    contenders = read_contenders([f"{run}:few_shot", str(run)])
+    contenders = read_systems([f"{run}:few_shot", str(run)])
     return make_review(contenders, run / "review", mode="pairwise", share=share)
 
 

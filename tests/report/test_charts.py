@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.report import charts, curves
-from tuneloop.report.facts import ContenderFacts, Score
+from tuneloop.report.facts import Score, SystemFacts
 
 finite = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -73,8 +73,8 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
 
 def test_intervals_stand_at_their_values_in_the_forest() -> None:
     lines = [
-        ContenderFacts("few-shot", (Score(0.2, 0.1, 0.3),)),
-        ContenderFacts("tuned", (Score(0.9, 0.85, 0.95),), tuned=True),
+        SystemFacts("few-shot", (Score(0.2, 0.1, 0.3),)),
+        SystemFacts("tuned", (Score(0.9, 0.85, 0.95),), tuned=True),
     ]
     root = parse(charts.forest_chart(lines, 0, "accuracy"))
     dots = {e.get("class"): float(e.get("cx", "nan")) for e in root.iter() if "dot" in (e.get("class") or "")}
@@ -107,8 +107,8 @@ def test_any_names_and_numbers_give_well_formed_svg(
 
     lines = (
         [
-            ContenderFacts(clean(name), (Score(0.5),)),
-            ContenderFacts("tuned", (Score(losses[0] or 0.0, -1e9, 1e9),), tuned=True),
+            SystemFacts(clean(name), (Score(0.5),)),
+            SystemFacts("tuned", (Score(losses[0] or 0.0, -1e9, 1e9),), tuned=True),
         ]
         if losses
         else []

@@ -77,13 +77,13 @@ def command(
 
 
 def _review(places: list[str], sample: SampleOptions) -> Any:
-    from tuneloop.evaluate.review.items import load_review, make_review, read_contenders
+    from tuneloop.evaluate.review.items import load_review, make_review, read_systems
 
     if len(places) == 1 and (Path(places[0]) / "review.json").is_file():
         return load_review(places[0])
     if sample.mode not in ("", "pairwise", "rating"):
         raise UserError(f"No such mode {sample.mode!r}", where="--mode", next_step="choose pairwise or rating")
-    contenders = read_contenders(places)
+    contenders = read_systems(places)
     chosen: Any = sample.mode or ("pairwise" if len(contenders) > 1 else "rating")
     folder = Path(sample.out) if sample.out else contenders[0].folder / ("review" if len(places) > 1 else "rating")
     conversations = _conversations(sample.dataset, [contender.folder for contender in contenders])

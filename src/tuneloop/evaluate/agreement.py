@@ -14,7 +14,7 @@ from tuneloop.core.significance import Z95
 from tuneloop.records.evaluation import Estimate
 
 RESAMPLES = 1000
-# A contender that won every vote has no finite strength; this much of a normal prior gives it one. It moves
+# A system that won every vote has no finite strength; this much of a normal prior gives it one. It moves
 # strengths from more than a handful of votes by less than 0.01.
 RIDGE = 1e-3
 

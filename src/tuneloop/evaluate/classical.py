@@ -48,7 +48,7 @@ class Classical:
     seconds: float
 
 
-def majority_contender(train: Sequence[Row]) -> Classical | None:
+def majority_system(train: Sequence[Row]) -> Classical | None:
     """Answer every row with the label that most training rows have (of equally frequent ones the first by name).
 
     What a model has to beat that has learned anything of the texts. Scores are the labels' log shares. None without labels.
@@ -63,7 +63,7 @@ def majority_contender(train: Sequence[Row]) -> Classical | None:
     return Classical(MAJORITY, lambda rows: [answer] * len(rows), time.monotonic() - start)
 
 
-def tfidf_contender(train: Sequence[Row]) -> Classical:
+def tfidf_system(train: Sequence[Row]) -> Classical:
     """Train logistic regression on TF-IDF of word 1-2-grams and character 3-5-grams of the last user turn.
 
     Raises:
@@ -92,11 +92,11 @@ def tfidf_contender(train: Sequence[Row]) -> Classical:
     return Classical(TFIDF, _regression(features.transform, table, rows), time.monotonic() - start)
 
 
-def minilm_contender(train: Sequence[Row]) -> Classical | None:
+def minilm_system(train: Sequence[Row]) -> Classical | None:
     """Train logistic regression on all-MiniLM-L6-v2 embeddings of the last user turn.
 
     None where the packaged model, transformers or torch is not installed (then note `MINILM_MISSING`). Raises as
-    `tfidf_contender`.
+    `tfidf_system`.
     """
     folder = _minilm_folder()
     if folder is None:
@@ -108,7 +108,7 @@ def minilm_contender(train: Sequence[Row]) -> Classical | None:
 
 
 def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
-    """all-MiniLM-L6-v2 as a function from texts to unit vectors (texts, 384), None where `minilm_contender` gives None."""
+    """all-MiniLM-L6-v2 as a function from texts to unit vectors (texts, 384), None where `minilm_system` gives None."""
     folder = _minilm_folder()
     return None if folder is None else _minilm(folder)
 

@@ -1,7 +1,7 @@
 """Whether a question gets the same answer when it is asked in other words, and whether answers keep their format.
 
 Each row of a sample is asked several ways: as it is, with small rewordings, and drawn with a temperature where answers are
-written freely. All contenders are asked the same, so they are compared row by row.
+written freely. All systems are asked the same, so they are compared row by row.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ladder: every contender on one frozen test set, with its gain over the few-shot prompt and what it costs."""
+"""The ladder: every system on one frozen test set, with its gain over the few-shot prompt and what it costs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
     """Dollars of 1,000 requests, each read as a request by itself is.
 
     Measuring shares what prompts have in common (an instruction, examples), which single requests in production don't.
-    Contenders of one model therefore pay by token: the price is their dollars together over the tokens that were really
-    computed, times the tokens of a request. Contenders without `computed_tokens` (endpoints, classifiers) pay what they
+    Systems of one model therefore pay by token: the price is their dollars together over the tokens that were really
+    computed, times the tokens of a request. Systems without `computed_tokens` (endpoints, classifiers) pay what they
     paid.
 
     Args:
-        costs: contender -> `usd`, `prompt_tokens`, `tokens`, `computed_tokens`.
+        costs: system -> `usd`, `prompt_tokens`, `tokens`, `computed_tokens`.
         n: requests.
     """
     own = [cost for cost in costs.values() if cost.get("computed_tokens")]

@@ -88,7 +88,7 @@ class Suite(Config):
     version: Literal[1] = 1
     name: str = Field("regression", description="for people")
     must_pass: list[MustPass] = Field(default_factory=list, description="ids, or mappings with conditions")
-    must_pass_file: str = Field("", description="JSON Lines with more of them, beside the suite")
+    must_pass_file: str = Field("", description="JSON Lines with more of them, in the suite's folder")
     repeat: int = Field(
         3, ge=0, le=20, description="how often a row that failed is asked again, where that is possible"
     )

@@ -26,7 +26,7 @@ PROVEN = 0.005
 
 
 def kind_of(name: str) -> BaselineKind:
-    """What kind of alternative a contender is, by its name; whatever is no classifier and no constant answer is a way of prompting."""
+    """What kind of alternative a system is, by its name; whatever is no classifier and no constant answer is a way of prompting."""
     return "constant" if name == MAJORITY else "classical" if name in CLASSICAL else "prompt"
 
 

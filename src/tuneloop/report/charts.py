@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from tuneloop.evaluate.metrics import title_of
-from tuneloop.report.facts import ContenderFacts, Score, count, figure, interval, number
+from tuneloop.report.facts import Score, SystemFacts, count, figure, interval, number
 
 WIDE, NARROW = 760, 350
 MAX_POINTS = 400  # a curve of more points looks the same and makes the page heavy
@@ -167,7 +167,7 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 # --- comparison --------------------------------------------------------------------------------
 
 
-def forest_chart(lines: Sequence[ContenderFacts], at: int, metric: str, width: float = WIDE) -> Markup:
+def forest_chart(lines: Sequence[SystemFacts], at: int, metric: str, width: float = WIDE) -> Markup:
     """Systems under each other, each a value with its 95 % interval; a line marks the tuned model's value.
 
     `at`: which of the lines' scores to draw. Empty when nothing was measured.
@@ -193,7 +193,7 @@ def forest_chart(lines: Sequence[ContenderFacts], at: int, metric: str, width: f
 
 
 def _forest_row(
-    line: ContenderFacts, score: Score, scale: Axis, y0: float, pitch: float, metric: str, width: float
+    line: SystemFacts, score: Score, scale: Axis, y0: float, pitch: float, metric: str, width: float
 ) -> list[str]:
     narrow = width < 500
     kind = "tuned" if line.tuned else "other"

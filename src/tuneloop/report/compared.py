@@ -1,4 +1,4 @@
-"""Runs beside each other on the page of a comparison: the settings in which they differ, and their losses in one chart."""
+"""Runs side by side on the page of a comparison: the settings in which they differ, and their losses in one chart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuneloop.report.settings import differing_settings
 
 
 def compared_part(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """`differ` and `overlay` of the runs that a comparison names (`runs`: contender -> folder) and that are still there."""
+    """`differ` and `overlay` of the runs that a comparison names (`runs`: system -> folder) and that are still there."""
     runs = _runs(evaluation)
     if len(runs) < 2:
         return {"differ": {}, "overlay": {}}

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from tuneloop.report.charts import WIDE, Axis, _line, _path, _svg, _text, _thin, axis, fit, grid, short, smooth
 from tuneloop.report.facts import count, number
 
-SMALL = 300  # width of a chart that stands beside others, in CSS pixels
+SMALL = 300  # width of a chart that stands in a row of others, in CSS pixels
 WINDOW = 5  # steps of a running median: one or two spikes among them do not move it
 SLACK = 0.5  # of the axis: points that far beyond the rest are still drawn on it
 MOST_RUNS = 6  # curves that can be told apart in one chart
@@ -211,7 +211,7 @@ def _legend(left: float, entries: Sequence[tuple[str, str]], train: bool, val: b
     return body
 
 
-# --- beside the loss ---------------------------------------------------------------------------
+# --- next to the loss --------------------------------------------------------------------------
 
 
 def step_chart(steps: Records, key: str, title: str) -> Markup:

@@ -176,7 +176,7 @@ def _calibration(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ladder(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The gain over each contender, what its training cost, and what its requests take.
+    """The gain over each system, what its training cost, and what its requests take.
 
     Gains are those of the comparison, with its sign. Without any (only baselines so far) they are the ladder's, over the prompt;
     without `ladder` there are the costs alone.
@@ -249,7 +249,7 @@ def _words(value: object) -> list[str]:
     return [str(line) for line in value] if isinstance(value, list) else [str(value)] if value else []
 
 
-# --- what tuning has done beside its task ------------------------------------------------------
+# --- what tuning has done besides its task -----------------------------------------------------
 
 
 def _effects(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -320,7 +320,7 @@ CONSISTENCY = {
 
 
 def _consistency(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """How often answers agree when a row is asked several ways: a line a contender, kinds of ways, contradictions."""
+    """How often answers agree when a row is asked several ways: a line a system, kinds of ways, contradictions."""
     found, own = section(evaluation.get("consistency")), str(evaluation.get("name") or TUNED)
     given = {str(name): section(figures) for name, figures in section(found.get("contenders")).items()}
     if not given:
@@ -384,7 +384,7 @@ def _production(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _disagreements(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How many rows each other contender gets better, and worse, than the evaluation's own."""
+    """How many rows each other system gets better, and worse, than the evaluation's own."""
     return [
         {"name": str(name), "better": int(better), "worse": int(worse)}
         for name, part in section(evaluation.get("disagreements")).items()

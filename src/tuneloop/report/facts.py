@@ -21,7 +21,7 @@ from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.record import R, as_record
 
 TUNED = "tuned"
-# The order in which contenders stand in tables and charts; unknown ones come before the tuned model.
+# The order in which systems stand in tables and charts; unknown ones come before the tuned model.
 CONTENDERS = (
     "majority class",
     "zero-shot",
@@ -88,16 +88,16 @@ class Score:
 
 
 @dataclass(frozen=True)
-class ContenderFacts:
+class SystemFacts:
     """One line of the comparison.
 
     Args:
-        name: the contender.
+        name: the system.
         scores: one for each shown metric; None where it was not measured.
-        p: p-value of the paired comparison on this line on the first metric, adjusted for the other contenders, or None;
-            see `held_against`.
-        delta: the gain of the tuned model over this contender in it, or None; where all are held against one (`held_against`),
-            this contender's gain over that one. Positive: the tuned model (this contender) is better, whichever way the
+        p: p-value of the paired comparison on this line on the first metric, adjusted for the other systems, or None;
+            see `reference_system`.
+        delta: the gain of the tuned model over this system in it, or None; where all are compared with one (`reference_system`),
+            this system's gain over that one. Positive: the tuned model (this system) is better, whichever way the
             metric runs. `gain_header` says it for tables.
         verdict: the comparison's verdict, or an empty string.
         tuned: whether this is the tuned model.
@@ -344,25 +344,25 @@ def shown_metrics(evaluation: Mapping[str, Any]) -> list[str]:
     return [n for n in shown if n in names] or names[:2]
 
 
-def contenders(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> list[ContenderFacts]:
+def contenders(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> list[SystemFacts]:
     """The lines of the comparison: the base model, the cheap alternatives, the tuned model last."""
     baselines = section(evaluation.get("baselines"))
     known = [name for name in CONTENDERS if name in baselines]
     lines = [
-        _contender(evaluation, name, section(baselines[name]), metrics)
+        _system_facts(evaluation, name, section(baselines[name]), metrics)
         for name in [*known, *(name for name in baselines if name not in known)]
     ]
     if section(evaluation.get("metrics")):
         own = str(evaluation.get("name") or TUNED)
-        lines.append(_contender(evaluation, own, evaluation["metrics"], metrics, tuned=True))
+        lines.append(_system_facts(evaluation, own, evaluation["metrics"], metrics, tuned=True))
     return lines
 
 
-def _contender(
+def _system_facts(
     evaluation: Mapping[str, Any], name: str, values: Mapping[str, Any], metrics: Sequence[str], *, tuned: bool = False
-) -> ContenderFacts:
+) -> SystemFacts:
     p, delta, verdict = None, None, ""
-    own, first = str(evaluation.get("name") or TUNED), held_against(evaluation)
+    own, first = str(evaluation.get("name") or TUNED), reference_system(evaluation)
     if metrics and name != (first or own):
         for pair in evaluation.get("comparisons") or []:
             sides = (pair.get("a"), pair.get("b"))
@@ -374,7 +374,7 @@ def _contender(
                 low, high = (sign * (math.nan if v is None else v) for v in corrected_bounds(pair))
                 if (value := number(pair.get("delta"))) is not None:
                     delta = Score(sign * value, *((low, high) if sign > 0 else (high, low)))
-    return ContenderFacts(
+    return SystemFacts(
         name=name,
         scores=tuple(score_of(values.get(metric)) for metric in metrics),
         p=p,
@@ -392,7 +392,7 @@ def corrected_bounds(pair: Mapping[str, Any]) -> tuple[float | None, float | Non
 
 def gain_header(evaluation: Mapping[str, Any]) -> tuple[str, str]:
     """What the gains of a comparison are, for a column's head and in a sentence or two."""
-    held, own = held_against(evaluation), str(evaluation.get("name") or TUNED)
+    held, own = reference_system(evaluation), str(evaluation.get("name") or TUNED)
     head = f"gain over {held}" if held else f"gain of {own}"
     what = f"of each line over {held}; positive means that the line is better." if held else ""
     what = what or f"of {own} over each line; positive means that {own} is better."
@@ -424,18 +424,18 @@ EFFECTS = (
     "lm_eval",
     "memorisation",
     "canaries",
-)  # parts of an evaluation about what tuning did beside its task
+)  # parts of an evaluation about what tuning did besides its task
 
 
 def more_words(evaluation: Mapping[str, Any]) -> list[str]:
-    """What an evaluation says beside its verdict: the side effects of tuning, consistency, and what requests cost."""
+    """What an evaluation says besides its verdict: the side effects of tuning, consistency, and what requests cost."""
     said = [section(evaluation.get(part)).get("words") for part in EFFECTS]
     lists = [section(evaluation.get("consistency")).get("words"), evaluation.get("ladder_words")]
     return [str(line) for line in [*said, *(line for each in lists if isinstance(each, list) for line in each)] if line]
 
 
-def held_against(evaluation: Mapping[str, Any]) -> str:
-    """The contender that all others were compared with, where that is not the evaluation's own; empty otherwise."""
+def reference_system(evaluation: Mapping[str, Any]) -> str:
+    """The system that all others were compared with, where that is not the evaluation's own; empty otherwise."""
     own = str(evaluation.get("name") or TUNED)
     pairs = {(str(pair.get("a")), str(pair.get("b"))) for pair in evaluation.get("comparisons") or []}
     firsts = {a for a, _ in pairs}
@@ -478,7 +478,7 @@ def _bare(text: object) -> str:
 
 @dataclass(frozen=True)
 class Promise:
-    """A predicted figure beside the measured one, written out.
+    """A predicted figure and the measured one, written out.
 
     Args:
         inside: whether it kept to its range.

@@ -11,8 +11,8 @@ from typing import Any
 from tuneloop.core.files import sha256_file
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.report.facts import (
-    ContenderFacts,
     RunFacts,
+    SystemFacts,
     clean,
     count,
     figure,
@@ -43,7 +43,7 @@ class KeyFigure:
     detail: str = ""
 
 
-def head_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts]) -> dict[str, Any]:
+def head_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFacts]) -> dict[str, Any]:
     """Title, place, words, figures, baselines and warnings."""
     title, *words = verdict_words(facts.evaluation) or [_subject(facts)]
     first, colon, rest = title.partition(": ")
@@ -123,7 +123,7 @@ def _state(facts: RunFacts) -> str:
     )
 
 
-def few_rows(evaluation: Mapping[str, Any], metrics: Sequence[str], against: ContenderFacts | None) -> str:
+def few_rows(evaluation: Mapping[str, Any], metrics: Sequence[str], against: SystemFacts | None) -> str:
     """How little a small test set can show of a difference from `against`; empty for a large one."""
     n = number(evaluation.get("n"))
     own = score_of(section(evaluation.get("metrics")).get(metrics[0])) if metrics else None
@@ -146,7 +146,7 @@ def few_rows(evaluation: Mapping[str, Any], metrics: Sequence[str], against: Con
     return keep_together(text)
 
 
-def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts]) -> list[KeyFigure]:
+def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFacts]) -> list[KeyFigure]:
     """At most six figures: the metric that decides, the gain, what was seen of the data, time, memory and cost."""
     figures = []
     tuned = next((line for line in lines if line.tuned), None)
@@ -173,7 +173,7 @@ def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Contend
     return figures[:6]
 
 
-def rival(evaluation: Mapping[str, Any], lines: Sequence[ContenderFacts]) -> ContenderFacts | None:
+def rival(evaluation: Mapping[str, Any], lines: Sequence[SystemFacts]) -> SystemFacts | None:
     """The alternative that the verdict is about, else the best one by prompting, else the best one; None without any."""
     named = section(evaluation.get("verdict")).get("against")
     others = [line for line in lines if not line.tuned and line.delta is not None and line.scores[0]]
@@ -183,7 +183,7 @@ def rival(evaluation: Mapping[str, Any], lines: Sequence[ContenderFacts]) -> Con
     )
 
 
-def _gain(facts: RunFacts, lines: Sequence[ContenderFacts], metric: str) -> list[KeyFigure]:
+def _gain(facts: RunFacts, lines: Sequence[SystemFacts], metric: str) -> list[KeyFigure]:
     best = rival(facts.evaluation, lines)
     if best is None or best.delta is None:
         return []

@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ from tuneloop.report import charts, curves
 from tuneloop.report.eval_parts import evaluation_parts
 from tuneloop.report.facts import (
     TUNED,
-    ContenderFacts,
     RunFacts,
+    SystemFacts,
     count,
     gib,
     number,
@@ -157,8 +158,6 @@ def contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
 @functools.cache
 def script_part() -> dict[str, str]:
     """The one script of a page, and its hash: the page's policy lets no other run, whatever a text holds."""
-    from importlib.resources import files
-
     from markupsafe import Markup
 
     text = (files("tuneloop.report") / "templates" / "samples.js").read_text(encoding="utf-8")
@@ -169,8 +168,8 @@ def script_part() -> dict[str, str]:
 # --- sections ----------------------------------------------------------------------------------
 
 
-def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[ContenderFacts]) -> dict[str, Any]:
-    """Contenders with intervals, gain, p-value and verdict."""
+def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFacts]) -> dict[str, Any]:
+    """Systems with intervals, gain, p-value and verdict."""
     if not lines:
         return {}
     measured = [i for i in range(len(metrics)) if any(line.scores[i] is not None for line in lines)]

@@ -34,7 +34,7 @@ SHORTER = (LONGEST_TEXT, 2000, 1000, 500, 200)  # where all of them would be too
 ROOM = 6_000_000  # characters of all texts in the page
 MOST_ROWS = 5000  # rows in the page; of more those that tell the most
 PAGE = 10  # rows that are seen at once
-MOST_BESIDE = 3  # answers of others beside the evaluation's own
+MOST_BESIDE = 3  # answers of others shown with the evaluation's own
 LOOK_AHEAD = 200  # rows among which the next label is looked for
 
 
@@ -60,7 +60,7 @@ class Told:
 
     @property
     def answers(self) -> list[tuple[str, str, bool | None]]:
-        """(contender, answer, whether it is right) of the others."""
+        """(system, answer, whether it is right) of the others."""
         given = section(self.sample.get("baselines"))
         return [(name, _text(given[name]), right) for name, right in self.others.items()]
 
@@ -102,7 +102,7 @@ class Choice:
         return f"{text}: {wrong:,} of all {n:,} answers of {self.own} are wrong." if self.judged else f"{text}."
 
 
-# How rows are taken by turns: lost against another contender, won, near misses, and wrong as all others are.
+# How rows are taken by turns: lost against another system, won, near misses, and wrong as all others are.
 KINDS = ("lost", "won", "unsure", "wrong", "rest")
 TURNS = ("lost", "won", "wrong", "lost", "unsure", "won")
 
@@ -147,7 +147,7 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
 
 
 def beside(evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The contenders whose answers stand beside the own one: all of a few, else the best prompt, the best other, zero-shot."""
+    """The systems whose answers are shown with the own one: all of a few, else the best prompt, the best other, zero-shot."""
     answered = section(samples[0].get("baselines")) if samples else {}
     metric = str(evaluation.get("primary") or next(iter(shown_metrics(evaluation)), ""))
     scores = section(evaluation.get("baselines"))
@@ -311,7 +311,7 @@ def _shown(t: Told, own: str, metrics: Sequence[str], longest: int) -> dict[str,
 
 
 def _answers(t: Told, own: str) -> Iterator[tuple[str, str, bool | None]]:
-    """(contender, answer, right) of the others, then the own one."""
+    """(system, answer, right) of the others, then the own one."""
     yield from t.answers
     if "prediction" in t.sample:
         yield own, t.answer, t.right
@@ -352,7 +352,7 @@ def longest_text(kept: Sequence[Told]) -> int:
 
 
 def _choices(kept: Sequence[Told], own: str, names: Sequence[str], evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What the form offers: labels, and for each contender beside the own one what can be asked of it, with counts."""
+    """What the form offers: labels, and for each other system what can be asked of it, with counts."""
     labels = Counter(t.label for t in kept if t.label is not None)
     compared = []
     for i, name in enumerate(names):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.report.facts import (
-    ContenderFacts,
+    SystemFacts,
     contenders,
     figure,
     gain_header,
@@ -70,7 +70,7 @@ class ComparisonTable:
 
 
 def comparison_table(
-    evaluation: Mapping[str, Any], metrics: Sequence[str], systems: Sequence[ContenderFacts] | None = None
+    evaluation: Mapping[str, Any], metrics: Sequence[str], systems: Sequence[SystemFacts] | None = None
 ) -> ComparisonTable:
     """The table of an `eval.json`; the gain is by the first metric."""
     lines = []

@@ -129,7 +129,7 @@ def stand_beside(samples: Sequence[Told], width: int) -> bool:
 
 
 def samples_side_by_side(samples: Sequence[Told], choice: Choice) -> Table:
-    """A column each for the prompt with what the row tells, the reference and every contender."""
+    """A column each for the prompt with what the row tells, the reference and every system."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -316,12 +316,12 @@ def _ask_majority(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dic
 
     It costs nothing, so no setting turns it off.
     """
-    from tuneloop.evaluate.classical import MAJORITY, majority_contender
+    from tuneloop.evaluate.classical import MAJORITY, majority_system
     from tuneloop.evaluate.scoring import usual_answer
     from tuneloop.workflows.systems import SystemAnswers
 
     if dataset.task == "classification":
-        found = majority_contender(dataset.train)
+        found = majority_system(dataset.train)
         return {} if found is None else {found.name: SystemAnswers(found.contender(rows), 0.0)}
     text = usual_answer(answers_that_show_the_task(dataset), job.recipe.evaluate.fields)
     return {} if text is None else {MAJORITY: SystemAnswers([Completion(text)] * len(rows), 0.0)}
@@ -333,7 +333,7 @@ def majority_of(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[
 
 
 def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dict[str, SystemAnswers]:
-    from tuneloop.evaluate.classical import MINILM_MISSING, minilm_contender, tfidf_contender
+    from tuneloop.evaluate.classical import MINILM_MISSING, minilm_system, tfidf_system
     from tuneloop.workflows.systems import SystemAnswers
 
     if dataset.task != "classification" or not job.recipe.baselines.classical:
@@ -344,7 +344,7 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> di
         return {}
     asked: dict[str, SystemAnswers] = {}
     job.progress("cheap alternatives", 0, 2)
-    for place, build in enumerate((tfidf_contender, minilm_contender)):
+    for place, build in enumerate((tfidf_system, minilm_system)):
         found = build(examples)
         if found is None:
             job.say(f"baselines {MINILM_MISSING}")

@@ -34,7 +34,7 @@ class Compared:
     comparisons: list[Comparison]
 
 
-def load_contenders(places: Sequence[str], folders: Mapping[str, str] | None = None) -> dict[str, Evaluation]:
+def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None) -> dict[str, Evaluation]:
     """Evaluations by place; `FOLDER:NAME` picks a baseline inside one.
 
     Args:
@@ -116,7 +116,7 @@ def compare_evaluations(
     from tuneloop.evaluate.shared_rows import on_shared_rows, shared_words
     from tuneloop.report.eval_html import write_page
 
-    loaded = load_contenders(places, folders)
+    loaded = load_systems(places, folders)
     at = {place: split_place((folders or {}).get(place) or evaluation_place(place)) for place in places}
     manifests = {place: read_json(folder / "eval.json") for place, (folder, _) in at.items()}
     for place, (_, contender) in at.items():  # what was found out when the answers came is not in the answers

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reviews import pair_review
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.review.items import SAME, make_review, read_contenders, sample_rows
+from tuneloop.evaluate.review.items import SAME, make_review, read_systems, sample_rows
 
 
 def test_a_quarter_of_the_rows_is_drawn_with_a_random_part_and_never_equal_answers(two: Path) -> None:
@@ -52,12 +52,12 @@ def test_a_review_goes_on_and_refuses_other_answers(two: Path, make_evaluation: 
     assert pair_review(two).items == first.items
     other = make_evaluation("other", ["x"] * 40)
     with pytest.raises(UserError, match="other answers"):
-        make_review(read_contenders([str(two), str(other)]), two / "review", mode="pairwise")
+        make_review(read_systems([str(two), str(other)]), two / "review", mode="pairwise")
 
 
 def test_names_of_contenders_with_the_same_name_are_their_places(make_evaluation: Any) -> None:
     a, b = make_evaluation("a", ["x"]), make_evaluation("b", ["y"])
-    assert [c.name for c in read_contenders([str(a), str(b)])] == [str(a), str(b)]
+    assert [c.name for c in read_systems([str(a), str(b)])] == [str(a), str(b)]
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_bad_contenders_are_refused(two: Path, make_evaluation: Any, second: str
     equal = make_evaluation("equal", answers)
     places = [str(two), second.format(run=two, equal=equal)]
     with pytest.raises(UserError, match=match):
-        make_review(read_contenders(places), two / "review", mode="pairwise")
+        make_review(read_systems(places), two / "review", mode="pairwise")

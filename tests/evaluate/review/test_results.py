@@ -10,13 +10,13 @@ import pytest
 from reviews import pair_review, vote
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.review.items import Review, load_review, make_review, read_contenders
+from tuneloop.evaluate.review.items import Review, load_review, make_review, read_systems
 from tuneloop.evaluate.review.results import export, results
 from tuneloop.evaluate.review.votes import append_vote
 
 
 def rating_review(run: Path) -> Review:
-    return make_review(read_contenders([str(run)]), run / "rating", mode="rating", share=1.0)
+    return make_review(read_systems([str(run)]), run / "rating", mode="rating", share=1.0)
 
 
 def test_equal_answers_count_as_ties_and_two_reviewers_on_an_item_as_one_row(two: Path) -> None:

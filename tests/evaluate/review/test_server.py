@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from patience import HANG
-from tuneloop.evaluate.review.items import Review, make_review, read_contenders
+from tuneloop.evaluate.review.items import Review, make_review, read_systems
 from tuneloop.evaluate.review.results import results
 from tuneloop.evaluate.review.server import make_app, sides
 from tuneloop.evaluate.review.votes import read_votes
@@ -26,7 +26,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture
 def review(two: Path) -> Review:
-    return make_review(read_contenders([f"{two}:few_shot", str(two)]), two / "review", mode="pairwise", share=1.0)
+    return make_review(read_systems([f"{two}:few_shot", str(two)]), two / "review", mode="pairwise", share=1.0)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 from tuneloop.core.progress import Progress, no_progress
@@ -130,8 +131,6 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     Raises:
         ValueError: k above n.
     """
-    from math import comb
-
     if not 0 < k <= n:
         raise ValueError(f"pass@{k} needs at least {k} answers, there are {n}")
     return 1.0 - comb(n - right, k) / comb(n, k)

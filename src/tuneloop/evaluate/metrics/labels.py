@@ -104,7 +104,7 @@ def label_statistics(
         predictions: the label that the answer names.
         prefix: put before metric names ("queue.").
         every: all metrics; else accuracy and macro-F1.
-        known: labels that get columns whether they occur or not, so that two contenders have the same columns.
+        known: labels that get columns whether they occur or not, so that two systems have the same columns.
     """
     from scipy import sparse
 

@@ -1,4 +1,4 @@
-"""Which answers people look at: contenders read from evaluations, and a sample of their rows that tells the most.
+"""Which answers people look at: systems read from evaluations, and a sample of their rows that tells the most.
 
 The sample has two parts. A random one, drawn from all rows, is kept apart: its plain mean is an unbiased estimate
 whatever else was chosen. The rest comes from the rows that tell the most (see `_pair_groups` and `_rating_groups`).
@@ -91,23 +91,23 @@ class Review:
         return self.folder / "votes.jsonl"
 
 
-# --- contenders --------------------------------------------------------------------------------
+# --- systems --------------------------------------------------------------------------------
 
 
-def read_contenders(places: Sequence[str]) -> list[System]:
+def read_systems(places: Sequence[str]) -> list[System]:
     """Read `FOLDER` or `FOLDER:BASELINE` arguments.
 
     Raises:
         UserError: no evaluation there, no such baseline, or no answers.
     """
-    read = [_read_contender(place) for place in places]
+    read = [_read_system(place) for place in places]
     names = [contender.name for contender in read]
     if len(set(places)) < len(places):
         raise UserError("The same answers are named twice", where=" ".join(places), next_step="name each once")
     return [c if names.count(c.name) == 1 else System(c.place, c.place, c.folder, c.sha256, c.samples) for c in read]
 
 
-def _read_contender(place: str) -> System:
+def _read_system(place: str) -> System:
     path, system = split_place(place)
     manifest, samples, baseline = read_evaluation(path, system)
     try:
@@ -160,12 +160,12 @@ def make_review(
         contenders: one or more; `pairwise` needs two.
         out: the review's folder.
         mode: `pairwise` or `rating`.
-        share: of the evaluation's rows to look at (for each pair, or each contender).
+        share: of the evaluation's rows to look at (for each pair, or each system).
         seed: of the draw and the order.
         conversations: row id -> the turns before the answer, where samples hold only the last one.
 
     Raises:
-        UserError: the folder holds another review, the contenders share no row, or all their answers are equal.
+        UserError: the folder holds another review, the systems share no row, or all their answers are equal.
     """
     if mode == "pairwise" and len(contenders) < 2:
         raise UserError(

@@ -1,8 +1,10 @@
-"""The local page for reviewers: four addresses over a review's folder. Contenders' names never reach the browser."""
+"""The local page for reviewers: four addresses over a review's folder. Systems' names never reach the browser."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import socket
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -27,7 +29,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 class Ballot(BaseModel):
-    """A vote as the page sends it: of answers left (`a`) and right (`b`), not of contenders; so `a: wrong fact` among its tags."""
+    """A vote as the page sends it: of answers left (`a`) and right (`b`), not of systems; so `a: wrong fact` among its tags."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
@@ -186,9 +188,6 @@ def serve(review: Review, *, host: str = "127.0.0.1", port: int = 0, say: Callab
     Raises:
         UserError: the web packages are missing, or the port is taken.
     """
-    import contextlib
-    import socket
-
     try:
         import uvicorn
 

@@ -141,15 +141,12 @@ def example_turns(example: Row) -> list[Message]:
 def fit_examples(
     examples: Sequence[Row], budget_tokens: int, count_tokens: Callable[[list[Message]], int]
 ) -> tuple[list[Row], str | None]:
-    """Leave out the longest examples until the rest fits.
+    """Leave out the longest examples until the rest fits; with a warning if some were left out.
 
     Args:
         examples: in the order of the prompt, which is kept.
         budget_tokens: tokens that all examples together may take: the context less the longest prompt and answer.
         count_tokens: tokens of one example's turns, template included.
-
-    Returns:
-        The examples that fit, and a warning if some were left out.
     """
     costs = [count_tokens(example_turns(example)) for example in examples]
     kept = list(range(len(examples)))

@@ -88,16 +88,12 @@ def run_gate(
     ask: Ask | None = None,
     fields: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> GateResult:
-    """Compare the candidate with what the suite demands.
+    """Compare the candidate with what the suite demands; the result is what `gate.json` holds.
 
     Args:
-        suite: what must hold.
         candidate, base: two evaluations of the same rows.
         ask: gets answers from the candidate's model, for new prompts and to ask failed rows again.
         fields: row id -> further fields that slices may name (columns of the data set).
-
-    Returns:
-        What `gate.json` holds.
 
     Raises:
         UserError: the suite names a metric, field or row that the evaluations don't have, or their rows differ.

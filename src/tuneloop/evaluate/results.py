@@ -57,14 +57,9 @@ def write_evaluation(
     compared: ComparedWith = ALONE,
     more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `samples.jsonl`, then `eval.json`: with the latter in place the folder is complete.
+    """Write `samples.jsonl`, then `eval.json`, whose path is returned: with the latter in place the folder is complete.
 
-    Args:
-        out: the folder.
-        more: further parts of `eval.json` (costs, ladder, forgetting, judge ...).
-
-    Returns:
-        The path of `eval.json`.
+    `more`: further parts of `eval.json` (costs, ladder, forgetting, judge ...).
 
     Raises:
         UserError: a baseline has other rows, or the disk refuses.
@@ -228,14 +223,11 @@ def _number(value: float | None) -> float:
 
 
 def read_evaluation(path: Path | str, system: str = "") -> tuple[EvaluationManifest, list[dict[str, Any]], str]:
-    """What an evaluation's files hold.
+    """`eval.json`, the records of `samples.jsonl`, and the name of a system in them, empty for the one that they are about.
 
     Args:
         path: the folder or its `eval.json`.
-        system: the name of a system in it; default: the system that it is about.
-
-    Returns:
-        `eval.json`, the records of `samples.jsonl`, and the system's name, where it is a baseline.
+        system: its name; default: the one that the evaluation is about.
 
     Raises:
         UserError: a file is missing or damaged, or holds no such system.

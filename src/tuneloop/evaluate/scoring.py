@@ -331,13 +331,9 @@ def _field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str
 
 
 def usual_answer(answers: Sequence[str], fields: Mapping[str, str]) -> str | None:
-    """The most frequent value in each field that holds labels, in an answer of the form that the given ones have.
+    """The most frequent value in each field that holds labels (`labels_of_fields`), in an answer of the form of the given ones.
 
-    Args:
-        answers, fields: see `labels_of_fields`.
-
-    Returns:
-        None where no field holds labels.
+    None where no field holds labels.
     """
     counts = labels_of_fields(answers, fields)
     if not counts:

@@ -61,16 +61,13 @@ class DataFacts:
     """The files of a data set's folder; an empty value stands for a file that is missing.
 
     Args:
-        path: the folder.
         manifest: `dataset.json`; None where there is none that can be read.
         rejects: reason -> the first few rejects, from `rejects.jsonl`.
         rejected: rows by reason: the manifest's, or as counted in `rejects.jsonl` where there is no manifest.
-        repairs: kind -> the first few repairs, from `repairs.jsonl`, as they stand there (not cleaned);
-            none of kind `pii`.
+        repairs: kind -> the first few repairs, as they stand in `repairs.jsonl` (not cleaned); none of kind `pii`.
         repaired: changes by kind, those of personal data left out.
         redacted: kind of personal data -> how many values of it were found.
         hide: takes personal data out of a text that is shown, where `mask` alone is too coarse.
-        duplicates: pairs of `duplicates.jsonl`.
         label_errors: the first rows of `label_errors.jsonl`, which is written worst first.
         samples: split -> rows, evenly spaced over the part that was read.
         conflicts: questions with different answers among the rows that were read.
@@ -97,11 +94,7 @@ class DataFacts:
 
 
 def read_data(path: Path | str, samples: int = 4) -> DataFacts:
-    """Read what there is in the folder of a data set.
-
-    Args:
-        path: the folder.
-        samples: rows of each split to show.
+    """Read what there is in the folder of a data set, with so many samples of each split.
 
     Raises:
         UserError: the folder does not exist, or holds neither `dataset.json` nor `rejects.jsonl`.

@@ -21,11 +21,7 @@ LONGEST = 400  # characters of a message or a remedy
 def data_summary(manifest: DatasetManifest) -> RenderableType:
     """A short table for the terminal: read, kept, rejected and repaired by kind, splits, checks with their remedy.
 
-    Args:
-        manifest: `dataset.json`.
-
-    Returns:
-        What a rich console prints, at any width from about 40 columns on; nothing in it is read as markup.
+    A rich console prints it at any width from about 40 columns on; nothing in it is read as markup.
     """
     from rich.console import Group
 

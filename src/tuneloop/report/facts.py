@@ -41,18 +41,10 @@ class RunFacts:
     """The files of a run folder; an empty value stands for a file that is missing.
 
     Args:
-        path: the run folder.
-        run: `run.json`.
         config: `config.yaml`, the resolved recipe.
         dataset: `dataset/dataset.json`, or that of the data set that the run began from.
-        plan: `plan.json`.
-        environment: `environment.json`.
-        evaluation: `eval.json`.
-        gate: `gate.json`.
-        time: `time.json`, of a run with a limit on its time.
-        steps: training records of `metrics.jsonl`, by step.
-        validations: validation records of `metrics.jsonl`, by step.
-        findings: what the watcher found, in order.
+        evaluation: `eval.json`; `gate`, `time`, `plan`, `environment`, `run` likewise.
+        steps, validations, findings: training records of `metrics.jsonl`, validation records, and what the monitors found, by step.
         samples: rows of `samples.jsonl`.
         problems: files that are there and could not be read, in words.
     """
@@ -92,7 +84,6 @@ class SystemFacts:
     """One line of the comparison.
 
     Args:
-        name: the system.
         scores: one for each shown metric; None where it was not measured.
         p: p-value of the paired comparison on this line on the first metric, adjusted for the other systems, or None;
             see `reference_system`.
@@ -100,7 +91,6 @@ class SystemFacts:
             this system's gain over that one. Positive: the tuned model (this system) is better, whichever way the
             metric runs. `gain_header` says it for tables.
         verdict: the comparison's verdict, or an empty string.
-        tuned: whether this is the tuned model.
     """
 
     name: str

@@ -28,17 +28,11 @@ METRICS = (
 
 
 def label_matcher(labels: Sequence[str], spellings: Mapping[str, str] | None = None) -> Callable[[str], str | None]:
-    """Make the function that finds which label a free answer names.
+    """Make the function that finds which label a free answer names; None for an answer outside the label set.
 
     The first line of the trimmed answer must equal a label: as it is, else regardless of case, else also without
     surrounding quotes and punctuation. Where a looser form fits two labels ("C" and "C#"), it decides nothing.
-
-    Args:
-        labels: the allowed labels.
-        spellings: further texts that stand for a label (answer text -> label).
-
-    Returns:
-        A function from an answer to the label, or None for an answer outside the label set.
+    `spellings`: further texts that stand for a label (answer text -> label).
     """
     pairs = [(label, label) for label in labels] + list((spellings or {}).items())
     tables: list[dict[str, set[str]]] = []

@@ -157,9 +157,7 @@ def make_review(
     """Draw the sample and write `items.jsonl`, then `review.json`; a review that is there already is continued.
 
     Args:
-        contenders: one or more; `pairwise` needs two.
-        out: the review's folder.
-        mode: `pairwise` or `rating`.
+        contenders: one system or more; `pairwise` needs two.
         share: of the evaluation's rows to look at (for each pair, or each system).
         seed: of the draw and the order.
         conversations: row id -> the turns before the answer, where samples hold only the last one.

@@ -177,13 +177,11 @@ def _ballot_of(vote: Vote, names: list[str]) -> dict[str, Any]:
 
 
 def serve(review: Review, *, host: str = "127.0.0.1", port: int = 0, say: Callable[[str], None]) -> None:
-    """Serve the page until interrupted (Ctrl-C, SIGTERM).
+    """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened.
 
     Args:
-        review: what is reviewed.
         host: address to listen on; another than this machine's own lets everybody who reaches it vote.
         port: 0 takes a free one.
-        say: told the address when the page can be opened.
 
     Raises:
         UserError: the web packages are missing, or the port is taken.

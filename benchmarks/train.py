@@ -182,7 +182,7 @@ def main() -> None:
         f"{'method':<11} {'contender':<17} {'tokens/s':>8} {'seconds':>8} {'GiB':>6} {'GFLOP/s':>8} {'of peak':>8} {'in steps':>8} {'val loss':>9}"
     )
     for method in options.methods.split(","):
-        gflop = needed_gflop(config, method, train_rows)
+        gflop = needed_gflop(config, "full" if method == "full" else "lora", train_rows)
         results: dict[str, Result] = {}
         for contender in options.contenders.split(","):
             found = results[contender] = compete(method, contender, train_rows, held_out, options.peers)

@@ -131,7 +131,19 @@ def test_results_of_ones_own_are_shares_and_are_not_given_beside_an_evaluation(
     assert "few-shot reaches 0.900" in capsys.readouterr().out
     assert main(["advise", "--rows", "800", "--few-shot", "90"]) == 2
     assert "write 80 % as 0.8" in capsys.readouterr().err
-    (tmp_path / "eval.json").write_text(json.dumps({"n": 50, "metrics": {"accuracy": {"value": 0.5}}}))
+    (tmp_path / "eval.json").write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "name": "tuned",
+                "model": "m",
+                "dataset": "d",
+                "split": "test",
+                "n": 50,
+                "metrics": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
+            }
+        )
+    )
     assert main(["advise", str(tmp_path), "--few-shot", "0.9"]) == 2
     assert "twice" in capsys.readouterr().err
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import manifest_json
 
 CONTRACT = {"model", "method", "gpu", "gpus", "fits", "memory", "time", "cost", "assumptions", "alternatives"}
 
@@ -65,7 +66,7 @@ def test_the_padding_of_a_data_set_costs_time_and_packing_saves_it(
     tmp_path: Path, cli_environment: dict[str, str]
 ) -> None:
     tokens = {"total": 3_000_000, "mean": 300.0, "p50": 200, "p90": 700, "max": 2000}
-    (tmp_path / "dataset.json").write_text(json.dumps({"splits": {"train": {"tokens": tokens}}}))
+    (tmp_path / "dataset.json").write_text(json.dumps(manifest_json(splits={"train": {"tokens": tokens}})))
     asked = ["--model", "llama-3.2-1b", "--gpu", "a100-80gb", "--gpus", "1", "--dataset", str(tmp_path)]
     asked += ["--micro-batch", "8"]
     padded, packed = plan(asked, cli_environment), plan([*asked, "--packing", "--seq-len", "2000"], cli_environment)
@@ -80,7 +81,7 @@ def test_general_rows_mixed_into_a_data_set_take_their_time(tmp_path: Path, cli_
     asked = ["--model", "llama-3.2-1b", "--gpu", "a100-80gb", "--gpus", "1", "--dataset", str(tmp_path)]
     found = []
     for mixed in (manifest, {"splits": manifest["splits"]}):
-        (tmp_path / "dataset.json").write_text(json.dumps(mixed))
+        (tmp_path / "dataset.json").write_text(json.dumps(manifest_json(**mixed)))
         found.append(plan(asked, cli_environment)["time"]["breakdown"]["train"])
     assert found[0] == pytest.approx(1.5 * found[1], rel=0.05)
 

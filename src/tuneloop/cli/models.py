@@ -19,7 +19,10 @@ def command(
     *,
     output: Output,
 ) -> None:
-    """List registered models: versions with their figures, and which of them is in use."""
+    """List registered models, their versions and figures.
+
+    The aliases say which version is in use.
+    """
     from tuneloop.release.registry import read_model, read_models
     from tuneloop.workflows.registry import open_registry
 

@@ -15,7 +15,10 @@ def command(
     *,
     output: Output,
 ) -> None:
-    """Make a version the champion, if the gate allows it; the champion so far becomes the previous one."""
+    """Make a version of a model the one in use, if the gate allows it.
+
+    It becomes the champion, and the champion so far becomes the previous one.
+    """
     from tuneloop.workflows.registry import promote_version
 
     with screen(output.quiet, "reading the registry") as shown:

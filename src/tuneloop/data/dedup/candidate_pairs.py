@@ -11,9 +11,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.data.dedup.minhash import (
     BUCKET,
@@ -43,9 +44,6 @@ from tuneloop.data.dedup.minhash import (
     sketched,
 )
 from tuneloop.data.dedup.short_texts import COMPARED, SHORT, short_similarity, without_courtesies
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Texts = Callable[[Sequence[int]], Sequence[RowTexts]]
 Batch = Any  # row indices of candidate pairs, int64 (pairs, 2)

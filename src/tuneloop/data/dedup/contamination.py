@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dedup.minhash import (
@@ -33,9 +34,6 @@ from tuneloop.data.dedup.minhash import (
     word_hashes,
 )
 from tuneloop.data.split import normalised
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 GRAM = 13  # words of a passage (Brown et al. 2020, appendix C)
 OVERLAP = 0.5  # share of the passages of a test question from which a row gives it away

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dedup.candidate_pairs import Alike, Comparing, Crowd, Texts, find_alike
 from tuneloop.data.dedup.minhash import Name
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _AT_ONCE = 1024  # rows whose embeddings are compared with all others at once
 

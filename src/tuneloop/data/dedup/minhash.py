@@ -14,6 +14,7 @@ where a typo or a "please" changes too many groups, there are further keys, of t
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import math
 import re
@@ -21,18 +22,16 @@ import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dedup.short_texts import SHORT, same_meaning, short_similarity, with_digits, without_courtesies
 from tuneloop.data.split import normalised, normalised_often
 from tuneloop.records.rows import Row
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 LONG = 50  # words above which shingles are pairs of words
 SIDE = 0.7  # least similarity of the questions alone, and of the answers alone, of rows that are near duplicates
@@ -379,8 +378,6 @@ def _needs(length: NDArray[Any], kind: Kind, threshold: float) -> NDArray[Any]:
 
 
 def _exact_keys(texts: Sequence[RowTexts]) -> NDArray[Any]:
-    import hashlib
-
     digests = [
         hashlib.blake2b(
             f"{normalised(t.prompt)}\0{normalised(t.answer)}\0{t.apart}".encode("utf-8", "surrogatepass"),

@@ -8,7 +8,7 @@ import sys
 import tuneloop
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import Draft, Format, FormatGuess, Refused, add_format, checked_parser, filled
-from tuneloop.data.formats.sample import Record, Sample, is_usual, seen
+from tuneloop.data.formats.sample import Record, Sample
 from tuneloop.data.formats.turns import assistant, user
 
 
@@ -26,8 +26,8 @@ def find(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
     """Recognise the format by its two columns."""
     columns = {"prompt": "ticket", "completion": "comments"}
     return (
-        FormatGuess("comments", columns, seen(sample, columns.values()))
-        if is_usual(sample, *columns.values())
+        FormatGuess("comments", columns, sample.seen(columns.values()))
+        if sample.is_usual(*columns.values())
         else None
     )
 

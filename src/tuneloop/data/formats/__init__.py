@@ -11,7 +11,6 @@ from typing import Any
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import (
-    alpaca,
     conversation,
     fields,
     logs,
@@ -44,8 +43,8 @@ for _format in (
     logs.FORMAT,
     conversation.SHAREGPT,
     conversation.MESSAGES,
-    alpaca.FORMAT,
-    prompt_completion.FORMAT,
+    prompt_completion.ALPACA,
+    prompt_completion.PAIR,
     text_label.FORMAT,
     text.FORMAT,
     thumbs.FORMAT,

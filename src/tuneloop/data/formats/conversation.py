@@ -10,19 +10,7 @@ from typing import Any
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.draft import Draft, checked_parser, required, system_turn
 from tuneloop.data.formats.registry import Format
-from tuneloop.data.formats.sample import (
-    SYSTEM,
-    TOOLS,
-    FormatGuess,
-    Record,
-    Sample,
-    alongside,
-    is_scalar,
-    is_usual,
-    mostly,
-    seen,
-    values_of,
-)
+from tuneloop.data.formats.sample import SYSTEM, TOOLS, FormatGuess, Record, Sample, is_scalar, mostly
 from tuneloop.data.formats.turns import PLAIN_KEYS, ROLES, Refused, TurnKeys, from_json, read_tools, read_turns
 from tuneloop.data.sources.parse import json_type
 
@@ -70,13 +58,13 @@ def _turn_list(value: Any, column: str, guess: FormatGuess) -> list[Any]:
 
 def find_conversation(sample: Sample) -> FormatGuess | None:
     for column in TURN_COLUMNS:
-        if is_usual(sample, column):
-            lists = [as_list(value) for value in values_of(sample, column)]
+        if sample.is_usual(column):
+            lists = [as_list(value) for value in sample.of(column)]
             keys = turn_keys(lists)
             if keys and mostly(lists, functools.partial(has_turns, keys=keys)):
                 name = "sharegpt" if keys.role == "from" else "messages"
-                reason = seen(sample, [column], f" with turns of {keys.role!r} and {keys.content!r}")
-                return FormatGuess(name, {"turns": column, **alongside(sample, TOOLS, SYSTEM)}, reason, keys=keys)
+                reason = sample.seen([column], f" with turns of {keys.role!r} and {keys.content!r}")
+                return FormatGuess(name, {"turns": column, **sample.alongside(TOOLS, SYSTEM)}, reason, keys=keys)
     return None
 
 

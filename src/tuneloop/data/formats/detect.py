@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +15,14 @@ from tuneloop.data.formats.dataset_info import guess_from_info
 from tuneloop.data.formats.preference import RANKED
 from tuneloop.data.formats.prompt_completion import PAIRS
 from tuneloop.data.formats.registry import FORMATS
-from tuneloop.data.formats.sample import TEXT_NAMES, FormatGuess, Sample, columns_of, is_usual, text_columns
+from tuneloop.data.formats.sample import TEXT_NAMES, FormatGuess, Record, Sample
 from tuneloop.data.formats.templates import ABSENT, lookup, template_columns
 from tuneloop.data.formats.text_label import LABEL_NAMES
 from tuneloop.data.formats.thumbs import with_thumbs
 
 
-def detect(sample: Sample, config: PrepareConfig, entry: Mapping[str, Any] | None = None) -> FormatGuess:
-    """The format of the records, from what is configured and what at least half of the sample shows.
+def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str, Any] | None = None) -> FormatGuess:
+    """The format of the records, from what is configured and what at least half of them show.
 
     Args:
         entry: what a `dataset_info.json` says of them; it counts where nothing is configured and its columns are there.
@@ -30,11 +30,11 @@ def detect(sample: Sample, config: PrepareConfig, entry: Mapping[str, Any] | Non
     Raises:
         UserError: no format fits, or the configured one doesn't.
     """
-    wanted = _wanted(config)
+    sample, wanted = Sample(records), _wanted(config)
     if wanted == "fields":
         columns = {name: ", ".join(template_columns(text)) for name, text in templates_of(config)}
         named = [column for _, text in templates_of(config) for column in template_columns(text)]
-        return FormatGuess("fields", columns, "templates given", texts=text_columns(sample, named))
+        return FormatGuess("fields", columns, "templates given", texts=sample.text_columns(named))
     found = _as_described(sample, entry) if entry is not None and wanted == "auto" else None
     found = found or _find_in_any_case(sample, config, wanted)
     if found is None:
@@ -42,13 +42,13 @@ def detect(sample: Sample, config: PrepareConfig, entry: Mapping[str, Any] | Non
     return replace(
         found,
         reason=found.reason + (", as configured" if wanted != "auto" else "") + _numbered_twins(sample, found),
-        texts=text_columns(sample, found.columns.values()),
+        texts=sample.text_columns(found.columns.values()),
     )
 
 
 def _numbered_twins(sample: Sample, guess: FormatGuess) -> str:
     """A word on columns that stand beside a used one under its name: readers of tables number those of one name."""
-    names = columns_of(sample)
+    names = sample.columns
     twins = [f"{name!r}, not {f'{name}_2'!r}" for name in dict.fromkeys(guess.columns.values()) if f"{name}_2" in names]
     return f"; taken is {', '.join(twins)} (columns of one name are numbered)" if twins else ""
 
@@ -60,7 +60,7 @@ def _as_described(sample: Sample, entry: Mapping[str, Any]) -> FormatGuess | Non
     except UserError:
         return None
     needed = ("turns", "instruction", "output", "chosen", "rejected", "answers", "text")
-    return guess if is_usual(sample, *(column for role, column in guess.columns.items() if role in needed)) else None
+    return guess if sample.is_usual(*(column for role, column in guess.columns.items() if role in needed)) else None
 
 
 def _wanted(config: PrepareConfig) -> str:
@@ -104,15 +104,16 @@ def _wanted(config: PrepareConfig) -> str:
 
 def _find_in_any_case(sample: Sample, config: PrepareConfig, wanted: str) -> FormatGuess | None:
     """The format, whether columns are written `Question` or `question`."""
-    names = {name.casefold(): name for name in columns_of(sample)}
+    names = {name.casefold(): name for name in sample.columns}
     if (
         config.text
         or config.label
         or all(low == name for low, name in names.items())
-        or len(names) < len(columns_of(sample))
+        or len(names) < len(sample.columns)
     ):
         return _find(sample, config, wanted)
-    found = _find([{name.casefold(): value for name, value in record.items()} for record in sample], config, wanted)
+    low = Sample({name.casefold(): value for name, value in record.items()} for record in sample)
+    found = _find(low, config, wanted)
     if found is None:
         return None
     columns = {role: names[column] for role, column in found.columns.items()}
@@ -135,7 +136,7 @@ SENTENCE = 4  # words of a column's name from which on it is taken for a value: 
 
 
 def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
-    known = list(columns_of(sample))
+    known = list(sample.columns)
     names = ", ".join(repr(name) for name in known[:12])
     step = (
         "name the columns with data.text=COLUMN data.label=COLUMN, or write templates: "
@@ -161,7 +162,7 @@ def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
     )
 
 
-def check_columns(records: Sample, config: PrepareConfig) -> None:
+def check_columns(records: Sequence[Record], config: PrepareConfig) -> None:
     """Refuse a configured column that no record has.
 
     Raises:
@@ -170,7 +171,7 @@ def check_columns(records: Sample, config: PrepareConfig) -> None:
     wanted = {f"data.{name}": template_columns(text) for name, text in templates_of(config)}
     single = {"data.text": config.text, "data.label": config.label, "data.split.stratify": config.split.stratify}
     wanted |= {key: [column] for key, column in single.items() if column is not None}
-    known = columns_of(records)
+    known = Sample(records).columns
     for key, columns in wanted.items():
         for column in columns:
             if column not in known and not any(lookup(record, column) not in (None, ABSENT) for record in records):

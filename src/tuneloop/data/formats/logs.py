@@ -15,7 +15,7 @@ from tuneloop.data.formats.exchanges import (
     read_exchange,
 )
 from tuneloop.data.formats.registry import Format
-from tuneloop.data.formats.sample import FormatGuess, Record, Sample, columns_of, is_usual, mostly, seen, values_of
+from tuneloop.data.formats.sample import FormatGuess, Record, Sample, mostly
 from tuneloop.data.formats.turns import ROLES, read_tools, read_turns
 
 
@@ -29,23 +29,23 @@ def logs(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
 
 
 def _find_logs(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
-    known = {name.casefold(): name for name in reversed(columns_of(sample)) if is_usual(sample, name)}
+    known = {name.casefold(): name for name in reversed(sample.columns) if sample.is_usual(name)}
     requests = [known[name] for name in REQUEST_NAMES if name in known]
     responses = [known[name] for name in RESPONSE_NAMES if name in known]
     for request in requests:
-        asked = values_of(sample, request)
+        asked = sample.of(request)
         structured = mostly(asked, looks_like_request)
         if structured and mostly(asked, _is_answered):
             continue  # whole conversations: they need no response
         for response in responses:
-            answers = values_of(sample, response)
+            answers = sample.of(response)
             if response == request or not (structured or mostly(answers, looks_like_response)):
                 continue
             if any(answer is not None for answer in answers):
                 return FormatGuess(
                     "logs",
                     {"request": request, "response": response},
-                    seen(sample, [request, response], " of a chat API"),
+                    sample.seen([request, response], " of a chat API"),
                 )
     return None
 

@@ -12,21 +12,7 @@ from tuneloop.data.formats.conversation import conversation, find_conversation, 
 from tuneloop.data.formats.draft import Parsed, prompt_turns, required, system_turn
 from tuneloop.data.formats.ratings import read_number, score_of
 from tuneloop.data.formats.registry import Format
-from tuneloop.data.formats.sample import (
-    BESIDES,
-    HISTORY,
-    SYSTEM,
-    TOOLS,
-    FormatGuess,
-    Record,
-    Sample,
-    alongside,
-    first_present,
-    is_usual,
-    mostly,
-    seen,
-    values_of,
-)
+from tuneloop.data.formats.sample import BESIDES, HISTORY, SYSTEM, TOOLS, FormatGuess, Record, Sample, mostly
 from tuneloop.data.formats.turns import PLAIN_KEYS, Refused, TurnKeys, as_text, assistant, ordered, read_turns
 from tuneloop.records.rows import Message
 
@@ -138,25 +124,23 @@ def _find_preference(sample: Sample, config: PrepareConfig) -> FormatGuess | Non
     """Two answers to one prompt: in two columns, the better first, or in a list of two."""
     base = _find_prompt(sample)
     for pair in RANKED:
-        if not is_usual(sample, *pair):
+        if not sample.is_usual(*pair):
             continue
-        better = values_of(sample, pair[0])
+        better = sample.of(pair[0])
         if base is None and not mostly(
             better, lambda v: isinstance(v, list) or (isinstance(v, str) and "\n\nHuman:" in v)
         ):
             continue
         columns, keys = base or ({}, None)
         turns = turn_keys([v if isinstance(v, list) else [v] for v in better])
-        columns = columns | dict(zip(("chosen", "rejected"), pair, strict=True)) | alongside(sample, SYSTEM, TOOLS)
-        return FormatGuess("preference", columns, seen(sample, pair), keys=keys or turns or PLAIN_KEYS)
+        columns = columns | dict(zip(("chosen", "rejected"), pair, strict=True)) | sample.alongside(SYSTEM, TOOLS)
+        return FormatGuess("preference", columns, sample.seen(pair), keys=keys or turns or PLAIN_KEYS)
     for column in CANDIDATES if base else ():
-        scores = first_present(sample, ("scores", "ratings"))
-        if is_usual(sample, column) and mostly(
-            values_of(sample, column), functools.partial(_is_ranking, scored=scores is not None)
-        ):
+        scores = sample.first(("scores", "ratings"))
+        if sample.is_usual(column) and sample.mostly(column, functools.partial(_is_ranking, scored=scores is not None)):
             columns = {**base[0], "answers": column, **({"scores": scores} if scores else {})}  # type: ignore[index]
             how = "answers with scores" if scores else "answers, the better one first or with the higher score"
-            return FormatGuess("preference", columns, seen(sample, [column], f" as a list of {how}"))
+            return FormatGuess("preference", columns, sample.seen([column], f" as a list of {how}"))
     return None
 
 
@@ -166,11 +150,11 @@ def _find_prompt(sample: Sample) -> tuple[dict[str, str], TurnKeys | None] | Non
     if conversation:
         return conversation.columns, conversation.keys
     for name in ("instruction", "prompt", "question", "query", "input", "user", "text"):
-        if is_usual(sample, name) and not mostly(values_of(sample, name), is_data):
+        if sample.is_usual(name) and not sample.mostly(name, is_data):
             columns = {"prompt": name}
-            if name in ("instruction", "question", "query") and (input_ := first_present(sample, BESIDES)):
+            if name in ("instruction", "question", "query") and (input_ := sample.first(BESIDES)):
                 columns["input"] = input_
-            return columns | alongside(sample, SYSTEM, HISTORY), None
+            return columns | sample.alongside(SYSTEM, HISTORY), None
     return None
 
 

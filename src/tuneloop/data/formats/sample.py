@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,6 @@ TOOLS = ("tools", ("tools", "functions"))
 HISTORY = ("history", ("history",))
 
 Record = Mapping[str, Any]
-Sample = Sequence[Record]
 
 
 @dataclass(frozen=True)
@@ -57,25 +57,51 @@ class FormatGuess:
         return frozenset(used | ({"system", "tools"} if self.name not in ("text_label", "text") else set()))
 
 
+class Sample(list[Record]):
+    """The first records of the sources, from which a format is told."""
+
+    @functools.cached_property
+    def columns(self) -> dict[str, int]:
+        """Columns with the number of records that have them, in order of appearance."""
+        return dict(Counter(name for record in self for name in record))
+
+    def of(self, column: str) -> list[Any]:
+        """The values of a column, None where it is missing."""
+        return [record.get(column) for record in self]
+
+    def having(self, columns: Iterable[str]) -> int:
+        """The number of records that have all the columns."""
+        return sum(all(column in record for column in columns) for record in self)
+
+    def is_usual(self, *columns: str) -> bool:
+        """Whether at least half of the records have all the columns."""
+        return bool(self) and 2 * self.having(columns) >= len(self)
+
+    def mostly(self, column: str, fits: Callable[[Any], bool], share: float = 0.5) -> bool:
+        """Whether a share of the values of a column that are not null fit, and at least one."""
+        return mostly(self.of(column), fits, share)
+
+    def text_columns(self, columns: Iterable[str]) -> frozenset[str]:
+        """Columns with strings in nearly all records: a number there is a mistake."""
+        return frozenset(c for c in columns if self.mostly(c, lambda value: isinstance(value, str), NEARLY))
+
+    def first(self, names: Iterable[str]) -> str | None:
+        """The first of some columns that the sample has."""
+        return next((name for name in names if name in self.columns), None)
+
+    def seen(self, columns: Iterable[str], what: str = "") -> str:
+        """How many records have some columns, in words."""
+        columns = list(columns)
+        number = self.having(columns)
+        share = f"all {number:,}" if number == len(self) else f"{number:,} of {len(self):,}"
+        return f"{share} records looked at have {' and '.join(map(repr, columns))}{what}"
+
+    def alongside(self, *roles: tuple[str, tuple[str, ...]]) -> dict[str, str]:
+        """Columns that go with others: for each role the first of its names that the sample has."""
+        return {role: column for role, names in roles if (column := self.first(names)) is not None}
+
+
 Find = Callable[[Sample, PrepareConfig], FormatGuess | None]
-
-
-def columns_of(records: Iterable[Record]) -> dict[str, int]:
-    """Columns with the number of records that have them, in order of appearance."""
-    counts: dict[str, int] = {}
-    for record in records:
-        for name in record:
-            counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def count_with(sample: Sample, columns: Iterable[str]) -> int:
-    return sum(all(column in record for column in columns) for record in sample)
-
-
-def is_usual(sample: Sample, *columns: str) -> bool:
-    """Whether at least half of the records have all the columns."""
-    return bool(sample) and 2 * count_with(sample, columns) >= len(sample)
 
 
 def mostly(values: Iterable[Any], fits: Callable[[Any], bool], share: float = 0.5) -> bool:
@@ -83,36 +109,6 @@ def mostly(values: Iterable[Any], fits: Callable[[Any], bool], share: float = 0.
     known = [value for value in values if value is not None]
     number = sum(map(fits, known))
     return number > 0 and number >= share * len(known)
-
-
-def values_of(sample: Sample, column: str) -> list[Any]:
-    return [record.get(column) for record in sample]
-
-
-def text_columns(sample: Sample, columns: Iterable[str]) -> frozenset[str]:
-    """Columns with strings in nearly all records: a number there is a mistake."""
-    return frozenset(
-        column for column in columns if mostly(values_of(sample, column), lambda value: isinstance(value, str), NEARLY)
-    )
-
-
-def first_present(sample: Sample, names: Iterable[str]) -> str | None:
-    """The first of some columns that the sample has."""
-    return next((name for name in names if any(name in record for record in sample)), None)
-
-
-def seen(sample: Sample, columns: Iterable[str], what: str = "") -> str:
-    """How many records show some columns, as told to people."""
-    columns = list(columns)
-    number = count_with(sample, columns)
-    share = f"all {number:,}" if number == len(sample) else f"{number:,} of {len(sample):,}"
-    return f"{share} records looked at have {' and '.join(map(repr, columns))}{what}"
-
-
-def alongside(sample: Sample, *roles: tuple[str, tuple[str, ...]]) -> dict[str, str]:
-    """Columns that go with others: for each role the first of its names that the sample has."""
-    found = {role: first_present(sample, names) for role, names in roles}
-    return {role: column for role, column in found.items() if column is not None}
 
 
 def is_scalar(value: Any) -> bool:

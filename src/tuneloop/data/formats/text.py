@@ -6,18 +6,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.answers import error_answer
 from tuneloop.data.formats.draft import Parsed, filled
 from tuneloop.data.formats.registry import Format
-from tuneloop.data.formats.sample import (
-    NO_CONTENT_NAMES,
-    FormatGuess,
-    Record,
-    Sample,
-    columns_of,
-    is_about,
-    is_usual,
-    mostly,
-    seen,
-    values_of,
-)
+from tuneloop.data.formats.sample import NO_CONTENT_NAMES, FormatGuess, Record, Sample, is_about
 from tuneloop.data.formats.turns import Refused, assistant, short
 
 ABOUT_NAMES = (
@@ -35,9 +24,9 @@ def text(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
 
 def _find_text(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
     """One column of text, beside which there are only ids, numbers and facts about it."""
-    known = [name for name in columns_of(sample) if is_usual(sample, name)]
-    strings = [name for name in known if mostly(values_of(sample, name), lambda value: isinstance(value, str))]
-    lists = [name for name in known if mostly(values_of(sample, name), lambda value: isinstance(value, list))]
+    known = [name for name in sample.columns if sample.is_usual(name)]
+    strings = [name for name in known if sample.mostly(name, lambda value: isinstance(value, str))]
+    lists = [name for name in known if sample.mostly(name, lambda value: isinstance(value, list))]
     spoken = [name for name in strings if not is_about(name, (*NO_CONTENT_NAMES, *ABOUT_NAMES))]
     low = {name.casefold(): name for name in strings}
     usual = next(
@@ -46,11 +35,11 @@ def _find_text(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
     column = config.text or usual or (spoken[0] if len(spoken) == 1 and _is_prose(sample, spoken[0]) else None)
     if column is None or (config.format == "auto" and (lists or [name for name in spoken if name != column])):
         return None
-    return FormatGuess("text", {"text": column}, seen(sample, [column], " and no other column of text"))
+    return FormatGuess("text", {"text": column}, sample.seen([column], " and no other column of text"))
 
 
 def _is_prose(sample: Sample, column: str) -> bool:
-    return mostly(values_of(sample, column), lambda value: isinstance(value, str) and len(value.split()) > 3)
+    return sample.mostly(column, lambda value: isinstance(value, str) and len(value.split()) > 3)
 
 
 FORMAT = Format("text", "one column of text", text, _find_text)

@@ -17,13 +17,8 @@ from tuneloop.data.formats.sample import (
     FormatGuess,
     Record,
     Sample,
-    columns_of,
     is_about,
     is_scalar,
-    is_usual,
-    mostly,
-    seen,
-    values_of,
 )
 from tuneloop.data.formats.turns import Refused, short
 from tuneloop.data.sources.parse import json_type
@@ -91,9 +86,9 @@ def _labels(record: Record, column: str, guess: FormatGuess, config: PrepareConf
 
 def find_text_label(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
     """Columns by their configured or usual names, else the only two, where one repeats its values."""
-    known = [name for name in columns_of(sample) if is_usual(sample, name)]
-    scalars = [name for name in known if mostly(values_of(sample, name), is_scalar)]
-    lists = [name for name in known if mostly(values_of(sample, name), is_label_list)]
+    known = [name for name in sample.columns if sample.is_usual(name)]
+    scalars = [name for name in known if sample.mostly(name, is_scalar)]
+    lists = [name for name in known if sample.mostly(name, is_label_list)]
     label = config.label or _by_name(sample, [*scalars, *lists], LABEL_NAMES)
     text = config.text or _by_name(sample, [n for n in scalars if n != label], TEXT_NAMES)
     rest = [n for n in scalars if not is_about(n, NO_CONTENT_NAMES) and n not in (text, label)]
@@ -111,14 +106,14 @@ def find_text_label(sample: Sample, config: PrepareConfig) -> FormatGuess | None
             return None
         text, label = text or guessed, label or guessed
     columns = {"text": text, "label": label}
-    reason = seen(sample, [text, label])
+    reason = sample.seen([text, label])
     if guessed == label:
         reason += f"; {label!r} is taken for the label: it has {_distinct(sample, label):,} different values"
     elif guessed:
         reason += f"; {text!r} is taken for the text: it is the only other column"
     if label in lists:
         reason += ", lists of labels"
-    if mostly(values_of(sample, label), lambda v: isinstance(v, int) and not isinstance(v, bool), NEARLY):
+    if sample.mostly(label, lambda v: isinstance(v, int) and not isinstance(v, bool), NEARLY):
         names = [pattern.format(label) for pattern in LABEL_TEXTS]
         if name := next((n for n in names if n in known and n not in (text, label)), None):
             columns["label_name"] = name
@@ -143,7 +138,7 @@ def is_label_list(value: Any) -> bool:
 
 
 def _distinct(sample: Sample, column: str) -> int:
-    return len({str(value) for value in values_of(sample, column) if value is not None})
+    return len({str(value) for value in sample.of(column) if value is not None})
 
 
 def _repeats(sample: Sample, column: str) -> bool:
@@ -153,7 +148,7 @@ def _repeats(sample: Sample, column: str) -> bool:
 
 def _odd_classes(sample: Sample, columns: Mapping[str, str]) -> frozenset[str]:
     """Placeholders such as "N/A" that are about as frequent as the other labels: they are classes."""
-    values = values_of(sample, columns.get("label_name", columns["label"]))
+    values = sample.of(columns.get("label_name", columns["label"]))
     counts = Counter(value.strip() for value in values if isinstance(value, str))
     usual = sorted(number for name, number in counts.items() if name and name.casefold() not in PLACEHOLDERS)
     if not usual:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats.alpaca import alpaca
 from tuneloop.data.formats.conversation import conversation
 from tuneloop.data.formats.draft import Draft, checked_parser
-from tuneloop.data.formats.prompt_completion import prompt_completion
+from tuneloop.data.formats.prompt_completion import alpaca, prompt_completion
 from tuneloop.data.formats.ratings import opinion, read_thumb, scale_of
 from tuneloop.data.formats.registry import Format
-from tuneloop.data.formats.sample import NEARLY, FormatGuess, Record, Sample, mostly, values_of
+from tuneloop.data.formats.sample import NEARLY, FormatGuess, Record, Sample, mostly
 
 THUMB_NAMES = (
     "kto_tag", "thumb", "thumbs", "thumbs_up", "thumb_up", "feedback", "user_feedback", "human_feedback", "vote",
@@ -28,7 +27,7 @@ def thumbs(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
 def with_thumbs(found: FormatGuess, sample: Sample, wanted: str) -> FormatGuess | None:
     """A guess with the column of thumbs or ratings, if there is one; None where it is needed and is not there."""
     for name in THUMB_NAMES:
-        values = [value for value in map(opinion, values_of(sample, name)) if value is not None]
+        values = [value for value in map(opinion, sample.of(name)) if value is not None]
         if not values or name in found.columns.values():
             continue
         scale = scale_of(values, name)

@@ -23,7 +23,6 @@ from tuneloop.data.mix import (
     check_share,
     dataset_rows,
     interleaved,
-    merged,
     mix_rows,
     plan_mix,
 )
@@ -190,13 +189,6 @@ def test_every_window_holds_the_share(task: int, rows: int, window: int) -> None
         marks[position] = 1
     for start in range(max(0, total - window + 1)):
         assert abs(sum(marks[start : start + window]) - window * rows / total) <= 1
-
-
-@given(st.lists(st.integers(0, 9), max_size=60), st.lists(st.integers(10, 19), max_size=60))
-def test_merged_keeps_both_orders(task: list[int], others: list[int]) -> None:
-    mixed = merged(task, others)
-    assert [x for x in mixed if x < 10] == task and [x for x in mixed if x >= 10] == others
-    assert [i for i, x in enumerate(mixed) if x >= 10] == interleaved(len(task), len(others))
 
 
 # --- rows

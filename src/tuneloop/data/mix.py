@@ -7,12 +7,11 @@ catastrophic forgetting; already a small share helps (Scialom et al. 2022, arXiv
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
@@ -28,8 +27,6 @@ TOLERANCE = 0.01  # of the share; rows are whole
 # Up to four passes over the same data are nearly as good as new data, more are not (Muennighoff et al. 2023,
 # arXiv 2305.16264).
 MANY_TIMES = 4
-
-T = TypeVar("T")
 
 
 class Size(NamedTuple):
@@ -210,16 +207,6 @@ def interleaved(task: int, general: int) -> list[int]:
     return [(2 * k + 1) * rows // (2 * general) for k in range(general)]
 
 
-def merged(task: Sequence[T], general: Sequence[T]) -> list[T]:
-    """Both in their orders, the second at the positions of `interleaved`."""
-    mixed: list[T] = []
-    rest = iter(task)
-    for item, position in zip(general, interleaved(len(task), len(general)), strict=True):
-        mixed += itertools.islice(rest, position - len(mixed))
-        mixed.append(item)
-    return mixed + list(rest)
-
-
 # --- rows ----------------------------------------------------------------------------------------
 
 
@@ -245,7 +232,7 @@ class Mixed:
     """General rows for a data set.
 
     Args:
-        train: in the order drawn; `merged(task, train)` is the mixed split.
+        train: in the order drawn; they stand at the positions of `interleaved`.
         held_out: for `general.jsonl`.
         test: for the test split.
         plan: the decision.

@@ -13,16 +13,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.checks import reject_share
+from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import prepare_key
 from tuneloop.data.dedup.contamination import index_of
-from tuneloop.data.dedup_and_split import Embed, dedup_and_split
+from tuneloop.data.dedup_and_split import dedup_and_split
 from tuneloop.data.pii import pseudonym_key
 from tuneloop.data.prepare_context import CHUNK, Given, PrepareContext, look_at
 from tuneloop.data.process_record import LANGUAGES_EVERY, Measure, RowProcessor, TokenCount, Work, process_chunk
@@ -110,16 +110,7 @@ def prepare(
             raise UserError("No records", where=where, next_step="name files with at least one record")
         progress("reading", _size(files), _size(files), rows=len(table), rejected=sum(table.rejected.values()))
         _refuse_too_many(job)
-        dedup_and_split(
-            table,
-            config,
-            seed,
-            processor,
-            taken=np.arange(len(table)) < taken,
-            embed=embed,
-            workers=workers,
-            progress=progress,
-        )
+        dedup_and_split(job, taken)
         if not len(table.alive) or not (table.split[table.alive] == 0).any():
             raise UserError(
                 "No rows are left for training",

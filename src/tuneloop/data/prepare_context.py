@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tuneloop.core.progress import Progress
+from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dedup.minhash import NO_FRAME, Frame, shared_frame
-from tuneloop.data.dedup_and_split import Embed
 from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
 from tuneloop.data.process_record import RowProcessor
 from tuneloop.data.sources.chunks import chunks

@@ -191,11 +191,12 @@ def process_record(item: SourceRecord, guess: FormatGuess, processor: RowProcess
     """A source record as a finished row, or why it is rejected; several rows where a long one is split."""
     config = processor.config
     given = with_whole_texts(item.value, guess)
-    value, changes = _clean(given, processor)
+    changes: list[Change] = []
+    value = _walk(given, (), "", processor, changes)
     if item.mended and config.repair.json_syntax:
         changes.append(Change("json_syntax", "", {"detail": item.mended}))
     # what `rejects.jsonl` would show: as it stood, but for personal data
-    record = value if not changes else _as_it_stood(given, processor)
+    record = value if not changes else pii.scrub(given, config.personal, processor.key)[0]
 
     def refuse(reason: str, detail: str) -> Sequence[Refused]:
         return (Refused(Reject(item.source, item.line, reason, detail, record), changes),)
@@ -219,10 +220,11 @@ def process_record(item: SourceRecord, guess: FormatGuess, processor: RowProcess
             Change(r["kind"], r["field"], {k: v for k, v in r.items() if k not in ("kind", "field")})
             for r in parsed.repairs
         ]
-    draft = ProcessedRow(
-        row, stratum, record, changes,
-        _group(item.value, config), _number(value, _time_column(config)), _number(value, config.duplicates.best),
-    )  # fmt: skip
+    # from the record as it stood: redaction would make one of many users
+    cell = item.value.get(config.split.group) if config.split.group is not None else None
+    group = "" if cell is None else _stratum(cell)
+    time = _number(value, config.split.time if config.split.by == "time" else config.duplicates.newest)
+    draft = ProcessedRow(row, stratum, record, changes, group, time, _number(value, config.duplicates.best))
     measured = measured_if_long(row, processor)
     if isinstance(measured, Rejection) and measured.reason == "too_long" and config.too_long != "reject":
         if config.too_long == "truncate":
@@ -366,12 +368,6 @@ def is_quiet(text: str) -> bool:
     return text[:1] != " " and text[-1:] != " "
 
 
-def _clean(value: dict[str, Any], processor: RowProcessor) -> tuple[dict[str, Any], list[Change]]:
-    """A record with every text in it repaired and redacted, and the changes; the record itself if there are none."""
-    changes: list[Change] = []
-    return _walk(value, (), "", processor, changes), changes
-
-
 def cleaned(
     value: dict[str, Any], guess: FormatGuess, config: PrepareConfig, key: bytes | None = None
 ) -> dict[str, Any]:
@@ -381,11 +377,12 @@ def cleaned(
         key: of pseudonyms.
     """
     processor = RowProcessor(config, lambda row: _NOT_YET, key)
-    return _clean(with_whole_texts(value, guess), processor)[0]
+    made: dict[str, Any] = _walk(with_whole_texts(value, guess), (), "", processor, [])
+    return made
 
 
 def _walk(value: Any, path: tuple[str | int, ...], column: str, processor: RowProcessor, changes: list[Change]) -> Any:
-    """An object or array, cleaned; `column` is the nearest key above it."""
+    """An object or array with its texts repaired and redacted, itself if nothing changed; `column` is the nearest key above."""
     named = type(value) is dict
     look_at_all = processor.config.personal.names
     new: Any = None
@@ -417,7 +414,8 @@ def _text(text: str, path: tuple[str | int, ...], column: str, processor: RowPro
     if mended != text and text[:1] in "{[" and _is_json(text) and not _is_json(mended):
         mended, kinds = text, ()  # JSON inside a column: better unrepaired than broken
         findings = pii.find(mended, config.personal, column) if config.personal.mode != "off" else []
-    where = _field(path)
+    # `messages[2].content` for ("messages", 2, "content")
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     replaced = config.personal.mode in ("placeholder", "pseudonym")
     if kinds:
         before, after = _excerpts(_without(text, processor), _without(mended, processor))
@@ -443,15 +441,6 @@ def _without(text: str, processor: RowProcessor) -> str:
     return pii.redact(text, pii.find(text, plain), plain, None)
 
 
-def _as_it_stood(value: dict[str, Any], processor: RowProcessor) -> dict[str, Any]:
-    """A record unrepaired, but without personal data unless that is left alone on request."""
-    settings = processor.config.personal
-    if settings.mode in ("off", "report"):
-        return value
-    scrubbed: dict[str, Any] = pii.scrub(value, settings, processor.key)[0]
-    return scrubbed
-
-
 def scrubbed_reject(reject: Reject, processor: RowProcessor) -> tuple[Reject, list[str]]:
     """A reject of the reader without personal data in it, and the kinds that stood there."""
     settings = processor.config.personal
@@ -459,14 +448,6 @@ def scrubbed_reject(reject: Reject, processor: RowProcessor) -> tuple[Reject, li
         return reject, []
     record, kinds = pii.scrub(reject.record, settings, processor.key)
     return replace(reject, record=record), kinds
-
-
-def _field(path: tuple[str | int, ...]) -> str:
-    """`messages[2].content` for ("messages", 2, "content")."""
-    words = ""
-    for part in path:
-        words += f"[{part}]" if isinstance(part, int) else f".{part}" if words else part
-    return words
 
 
 def _excerpts(before: str, after: str) -> tuple[str, str]:
@@ -513,18 +494,6 @@ def _meta(item: SourceRecord, value: Mapping[str, Any], parsed: Parsed, stratify
             column += "_"
         meta[column] = None if isinstance(cell, float) and not math.isfinite(cell) else cell
     return meta
-
-
-def _group(value: Mapping[str, Any], config: PrepareConfig) -> str:
-    """What keeps rows together, from the record as it stood: redaction would make one of many users."""
-    if config.split.group is None:
-        return ""
-    cell = value.get(config.split.group)
-    return "" if cell is None else _stratum(cell)
-
-
-def _time_column(config: PrepareConfig) -> str:
-    return config.split.time if config.split.by == "time" else config.duplicates.newest
 
 
 def _number(value: Mapping[str, Any], column: str) -> float:

@@ -200,8 +200,7 @@ def connected(columns: Sequence[NDArray[Any]], links: NDArray[Any] | None) -> ND
                 np.minimum.at(least, links[:, one], least[links[:, other]])
         least = least[least]
         if np.array_equal(least, before):
-            member: NDArray[Any] = np.unique(least, return_inverse=True)[1]
-            return member
+            return np.unique(least, return_inverse=True)[1]
 
 
 def clusters(member: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
@@ -213,8 +212,7 @@ def clusters(member: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
     """
     least = np.full(int(member.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(least, member, ids)
-    found: NDArray[Any] = np.where(np.bincount(member, minlength=1)[member] > 1, least[member], np.uint64(0))
-    return found
+    return np.where(np.bincount(member, minlength=1)[member] > 1, least[member], np.uint64(0))
 
 
 def _own_key(facts: SplitFacts) -> NDArray[Any]:
@@ -226,8 +224,7 @@ def _own_key(facts: SplitFacts) -> NDArray[Any]:
 def _first(facts: SplitFacts, member: NDArray[Any]) -> NDArray[Any]:
     """The row that stands for each group: that with the least key, then stratum; so their order does not count."""
     order = np.lexsort((facts.stratum, _own_key(facts), member))
-    first: NDArray[Any] = order[np.flatnonzero(np.diff(member[order], prepend=-1))]
-    return first
+    return order[np.flatnonzero(np.diff(member[order], prepend=-1))]
 
 
 # --- by content ----------------------------------------------------------------------------------
@@ -239,8 +236,7 @@ def _strata(facts: SplitFacts, first: NDArray[Any]) -> NDArray[Any]:
     """The stratum of each group."""
     strata = np.unique(facts.stratum[first], return_inverse=True)[1]
     rare = np.bincount(strata)[strata] < FEW if len(strata) else strata
-    found: NDArray[Any] = np.where(rare, np.where(facts.labelled[first], ALONE, RARE), strata)
-    return found
+    return np.where(rare, np.where(facts.labelled[first], ALONE, RARE), strata)
 
 
 def mixed_bits(numbers: NDArray[Any]) -> NDArray[Any]:
@@ -248,15 +244,13 @@ def mixed_bits(numbers: NDArray[Any]) -> NDArray[Any]:
     mixed = numbers.astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    hashed: NDArray[Any] = mixed ^ (mixed >> np.uint64(31))
-    return hashed
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _hashed(keys: NDArray[Any], seed: int) -> NDArray[Any]:
     """Numbers in [0, 1) that depend on key and seed only."""
     salt = np.uint64(int.from_bytes(keyed_hash("split", seed), "little"))
-    hashed: NDArray[Any] = (mixed_bits(keys ^ salt) >> np.uint64(11)) * 2.0**-53
-    return hashed
+    return (mixed_bits(keys ^ salt) >> np.uint64(11)) * 2.0**-53
 
 
 def _by_content(key: NDArray[Any], strata: NDArray[Any], sizes: NDArray[Any], val: float, test: float) -> NDArray[Any]:
@@ -288,15 +282,15 @@ def _banded(counts: NDArray[Any], fit: NDArray[Any], groups: NDArray[Any], share
     low, high = np.maximum(np.floor(share * fit - width), 0.0), np.ceil(share * fit + width)
     if share > 0.0:
         low = np.maximum(low, (groups >= FEW) & (fit > 0))
-    within: NDArray[Any] = np.clip(counts, low, np.maximum(low, high)).astype(np.int64)
-    return within
+    found: NDArray[Any] = np.clip(counts, low, np.maximum(low, high)).astype(np.int64)
+    return found
 
 
 def _medians(strata: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
     """The median size of the groups of each stratum (the upper of two)."""
     count = np.bincount(strata)
-    median: NDArray[Any] = sizes[np.lexsort((sizes, strata))][np.cumsum(count) - count + count // 2]
-    return median
+    found: NDArray[Any] = sizes[np.lexsort((sizes, strata))][np.cumsum(count) - count + count // 2]
+    return found
 
 
 # --- by time -------------------------------------------------------------------------------------

@@ -68,8 +68,7 @@ class Line:
 
     def at(self, characters: NDArray[Any]) -> NDArray[Any]:
         """What rows of so many characters measure."""
-        found: NDArray[Any] = np.maximum(self.y + self.slope * (characters - self.x), 1.0)
-        return found
+        return np.maximum(self.y + self.slope * (characters - self.x), 1.0)
 
     def total(self, characters: NDArray[Any]) -> int:
         """What all rows measure together."""

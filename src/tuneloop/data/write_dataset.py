@@ -31,9 +31,10 @@ from tuneloop.data.checks import (
     slow_checks,
     suspect_records,
 )
+from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.dataset import RowFile, hash_of_keys, prepare_key, sha256_of_source
-from tuneloop.data.dedup_and_split import Embed, shuffled
+from tuneloop.data.dedup_and_split import shuffled
 from tuneloop.data.formats import FormatGuess
 from tuneloop.data.mix import GENERAL_FILE, Drawn, GeneralRows, Mixed, Size, dataset_rows, interleaved, mix_rows
 from tuneloop.data.prepare_context import PrepareContext, look_at
@@ -83,7 +84,11 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         "tool_version": __version__,
         "task": overview.task,
         "format": format_facts(job.guess),
-        **({"labels": config.labels or _labels(table)} if overview.task == "classification" else {}),
+        **(
+            {"labels": config.labels or list(_counts_of(table, "label", table.alive))}
+            if overview.task == "classification"
+            else {}
+        ),
         "sources": _sources(job),
         "config": config.model_dump(mode="json", exclude=NO_CONTENT),
         "counts": _counts(job, account, orders),
@@ -91,7 +96,9 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         "repaired": dict(sorted(account.repaired.items())),
         "personal": dict(sorted(account.personal.items())),
         "too_long": {"policy": config.too_long, **account.too_long},
-        "languages": _languages(table),
+        "languages": dict(
+            sorted(_counts_of(table, "language", table.alive).items(), key=lambda pair: (-pair[1], pair[0]))
+        ),
         "splits": splits,
         **({"mix": mixed.record, "general": _write_general(out, mixed)} if mixed else {}),
         **({"template_adds": template_adds} if template_adds else {}),
@@ -138,7 +145,7 @@ def _write_splits(job: PrepareContext, task: str, orders: _Orders, mixed: Mixed 
         about[split] = {
             **lines.facts(),
             "tokens": tokens_of(table, order),
-            "labels": _label_counts(table, order) if task == "classification" else {},
+            "labels": _counts_of(table, "label", order) if task == "classification" else {},
         }
     return about
 
@@ -381,23 +388,11 @@ def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Drawn]) -> It
         yield orjson.dumps(next(others).row.to_json()) if place in places else next(lines)
 
 
-def _labels(table: Table) -> list[str]:
-    """Labels of the rows that are in."""
-    used = np.unique(table.columns["label"][table.alive])
-    return sorted(table.names["label"][i] for i in used.tolist() if i >= 0)
-
-
-def _label_counts(table: Table, order: NDArray[np.int64]) -> dict[str, int]:
-    codes, counts = np.unique(table.columns["label"][order], return_counts=True)
-    return dict(
-        sorted((table.names["label"][c], n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True) if c >= 0)
-    )
-
-
-def _languages(table: Table) -> dict[str, int]:
-    codes, counts = np.unique(table.columns["language"][table.alive], return_counts=True)
-    pairs = [(table.names["language"][c], n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True) if c >= 0]
-    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+def _counts_of(table: Table, column: str, rows: NDArray[Any]) -> dict[str, int]:
+    """The names in a column of rows with their numbers, in the order of the names."""
+    codes, counts = np.unique(table.columns[column][rows], return_counts=True)
+    names = table.names[column]
+    return dict(sorted((names[c], n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True) if c >= 0))
 
 
 def _mix(job: PrepareContext, orders: Mapping[Split, NDArray[Any]]) -> Mixed | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Sequence
 from itertools import combinations
@@ -17,7 +16,6 @@ from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dedup import candidate_pairs
 from tuneloop.data.dedup.candidate_pairs import Alike, find_alike, similarities
 from tuneloop.data.dedup.minhash import RowTexts, prompt_similarity, row_similarity, shape_of, sketch
-from tuneloop.data.workers import ordered_map
 
 WORDS = ("card", "kaart", "lost", "7", "12", "Straße", "日本語", "\ud800", "I'm", "…", "a", "")
 TEXT = st.lists(st.sampled_from(WORDS), max_size=70).map(" ".join) | st.text(max_size=12)
@@ -60,7 +58,7 @@ def test_the_number_of_processes_and_the_size_of_batches_change_nothing(monkeypa
     assert len(first.one) > 100
     monkeypatch.setattr(candidate_pairs, "BATCH", 64)
     monkeypatch.setattr(candidate_pairs, "_AT_ONCE", 50)
-    second = alike(texts, run=functools.partial(ordered_map, workers=2))
+    second = alike(texts, workers=2)
     for name in ("one", "other", "asked", "whole", "together", "crowded"):
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
 

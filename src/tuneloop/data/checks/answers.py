@@ -25,8 +25,8 @@ def robust_z(values: NDArray[Any]) -> NDArray[Any]:
     The deviation is at least a tenth, so that data of nearly one length has no outliers by a hair.
     """
     middle = np.median(values)
-    z: NDArray[Any] = (values - middle) / max(1.4826 * float(np.median(np.abs(values - middle))), 0.1)
-    return z
+    found: NDArray[Any] = (values - middle) / max(1.4826 * float(np.median(np.abs(values - middle))), 0.1)
+    return found
 
 
 @check("short_answers", "answers far shorter than the rest", tasks=("generation", "chat"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tuneloop.data.split import keyed_hash, normalised
+from tuneloop.data.split import keyed_hash, mixed_bits, normalised
 
 LONGEST = 1_000  # characters of a text that count: more adds time, hardly evidence
 CHARACTER_NGRAMS = (3, 4, 5)
@@ -64,7 +64,7 @@ def sketch(table: Any, dimensions: int) -> Any:
     """A count sketch (Charikar et al. 2002): a dense array whose inner products estimate those of `table`."""
     from scipy import sparse
 
-    mixed = _mixed(np.arange(1, table.shape[1] + 1, dtype=np.uint64) * np.uint64(_BASE))
+    mixed = mixed_bits(np.arange(1, table.shape[1] + 1, dtype=np.uint64) * np.uint64(_BASE))
     sign = np.where(mixed & np.uint64(1), np.float32(1), np.float32(-1))
     place = ((mixed >> np.uint64(33)) % np.uint64(dimensions)).astype(np.int64)
     fold = sparse.csr_matrix((sign, (np.arange(len(place)), place)), shape=(len(place), dimensions))
@@ -100,7 +100,7 @@ def _features(texts: Sequence[str]) -> Iterator[tuple[Any, Any]]:
     np.cumsum((code.astype(np.uint64) + np.uint64(1)) * powers, out=sums[1:])
 
     def spans(start: Any, end: Any) -> Any:
-        return _mixed((sums[end] - sums[start]) * inverse[start] + (end - start).astype(np.uint64))
+        return mixed_bits((sums[end] - sums[start]) * inverse[start] + (end - start).astype(np.uint64))
 
     shift = np.uint64(64 - BITS)
     letter = ((code >= 97) & (code <= 122)) | ((code >= 48) & (code <= 57)) | (code > 127)
@@ -108,7 +108,7 @@ def _features(texts: Sequence[str]) -> Iterator[tuple[Any, Any]]:
     start, end = np.flatnonzero(edge == 1), np.flatnonzero(edge == -1)
     word, row_of_word = spans(start, end), row[start]
     neighbours = row_of_word[1:] == row_of_word[:-1]
-    pair = _mixed(word[:-1] * np.uint64(31) + word[1:])[neighbours]
+    pair = mixed_bits(word[:-1] * np.uint64(31) + word[1:])[neighbours]
     yield np.concatenate([row_of_word, row_of_word[1:][neighbours]]), np.concatenate([word, pair]) >> shift
 
     found_rows, found = [], []
@@ -124,10 +124,3 @@ def _powers(base: int, count: int) -> Any:
     factors = np.full(count, base, dtype=np.uint64)
     factors[:1] = 1
     return np.multiply.accumulate(factors)
-
-
-def _mixed(hashes: Any) -> Any:
-    """The bits of 64-bit hashes spread evenly (the finalizer of SplitMix64, Steele et al. 2014)."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))

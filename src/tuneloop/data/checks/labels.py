@@ -85,8 +85,7 @@ def suspect_records(overview: Overview, suspects: Suspects, most: int = 500) -> 
 
 def label_counts(overview: Overview, split: int) -> NDArray[Any]:
     label = overview.columns["label"][overview.rows(split)]
-    counts: NDArray[Any] = np.bincount(label[label >= 0], minlength=len(overview.names["label"]))
-    return counts
+    return np.bincount(label[label >= 0], minlength=len(overview.names["label"]))
 
 
 @check("label_balance", "rare labels and uneven ones", tasks=("classification",))
@@ -121,8 +120,7 @@ def _rows_with(overview: Overview, split: int, labels: Sequence[str]) -> NDArray
     of_interest = set(labels)
     wanted = [number for number, name in enumerate(overview.names["label"]) if name in of_interest]
     rows = overview.rows(split)
-    found: NDArray[Any] = rows[np.isin(overview.columns["label"][rows], wanted)]
-    return found
+    return rows[np.isin(overview.columns["label"][rows], wanted)]
 
 
 @check("unseen_labels", "labels that are tested but never trained", tasks=("classification",))

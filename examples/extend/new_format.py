@@ -26,9 +26,7 @@ def find(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
     """Recognise the format by its two columns."""
     columns = {"prompt": "ticket", "completion": "comments"}
     return (
-        FormatGuess("comments", columns, sample.seen(columns.values()))
-        if sample.is_usual(*columns.values())
-        else None
+        FormatGuess("comments", columns, sample.seen(columns.values())) if sample.is_usual(*columns.values()) else None
     )
 
 

@@ -1,4 +1,4 @@
-"""What the prepare stage can be told."""
+"""The settings of the prepare stage."""
 
 from __future__ import annotations
 

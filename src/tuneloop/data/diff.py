@@ -101,7 +101,7 @@ class DatasetDiff:
         moved: rows of both that are in another split now, as `"test -> train"`; changed rows count here as well.
         labels: shifts of labels, the largest first.
         labels_p: chi-square test that the labels' shares are the same; None without labels or scipy. Rows in both
-            data sets make it cautious: a small p is evidence, a large one is none.
+            data sets make it cautious: a small p is evidence, a large one is not.
         config, sources: what differs, each `{"key" or "path", "a", "b"}`; a source's a and b are its rows.
         examples: a few rows of each kind, with their texts.
     """

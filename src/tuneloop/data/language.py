@@ -24,7 +24,7 @@ def detect_language(text: str) -> tuple[str, float]:
         text: any text; addresses, numbers, placeholders and line breaks are passed over.
 
     Returns:
-        The code as of ISO 639-1, or 639-3 where there is none of two letters, and the probability from 0 to 1;
+        The code as of ISO 639-1, or 639-3 where no code of two letters exists, and the probability from 0 to 1;
         `("und", 0.0)` for a text without letters.
 
     Raises:

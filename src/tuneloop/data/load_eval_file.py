@@ -20,10 +20,10 @@ from tuneloop.records.rows import Message, Reject, Row
 
 SAMPLE = 2000  # records that tell the format
 PROGRAMS = "programs with unit tests"
-# A reference answer by itself, without a prompt: what predictions made elsewhere are held against.
+# A reference answer by itself, without a prompt: what predictions made elsewhere are compared with.
 REFERENCES = ("references", "reference", "label", "labels", "target", "answer", "expected", "ground_truth", "output", "gold",
               "completion")  # fmt: skip
-# What may stand beside a reference as its prompt; it is only shown and grouped by, so one column is enough.
+# What may stand next to a reference as its prompt; it is only shown and grouped by, so one column is enough.
 PROMPTS = (
     "prompt", "question", "instruction", "input", "dialogue", "document", "article", "source_text", "text",
     "context",
@@ -61,7 +61,7 @@ def read_whole(path: str, config: PrepareConfig, *, prompts: bool = True, redact
     Args:
         path: the file.
         config: what says how records are read: columns, templates, instruction.
-        prompts: whether rows need prompts; else a column `references` or `reference` is enough, whatever stands beside it.
+        prompts: whether rows need prompts; else a column `references` or `reference` is enough, whatever other columns there are.
         redact: replace personal data as `config.personal` says. Programs with unit tests stay as they are: another test is
             another problem.
 
@@ -109,7 +109,7 @@ def _without_personal(ids: Sequence[str], config: PersonalConfig) -> dict[str, s
 def _reader(
     sample: Sequence[Mapping[str, Any]], config: PrepareConfig, prompts: bool
 ) -> tuple[str, Callable[[SourceRecord], Row | str]]:
-    """How a file is read, and the function from one of its records to a row or the reason why it is none."""
+    """How a file is read, and the function from one of its records to a row or the reason why it is not one."""
     if any(row_of_problem(record) for record in sample):
         return PROGRAMS, _problem
     alone = _only_references(sample) or ("" if prompts else _has_references(sample, REFERENCES[:2]) or _objects(sample))

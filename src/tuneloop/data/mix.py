@@ -20,7 +20,7 @@ from tuneloop.data.split import Split, keyed_hash, normalised, prompt_key
 from tuneloop.records.dataset import Check, Mix, MixSource, RowsAndTokens
 from tuneloop.records.rows import Row
 
-GENERAL_FILE = "general.jsonl"  # beside the splits: general rows held out of training
+GENERAL_FILE = "general.jsonl"  # next to the splits: general rows held out of training
 HELD_OUT_SHARE, HELD_OUT_ROWS = 0.05, 200  # of the general rows, and at most
 TEST_SHARE = 0.2  # of the general rows, with in_test: training must keep the most of them
 TOLERANCE = 0.01  # of the share; rows are whole
@@ -368,7 +368,7 @@ def check_share(plan: MixPlan) -> Check:
 
 
 def dataset_rows(source: str) -> list[Row] | None:
-    """The training rows of a prepared data set as general data; None if the source is none.
+    """The training rows of a prepared data set as general data; None if the source is not one.
 
     Raises:
         UserError: the data set has no `train.jsonl`, or it is damaged.

@@ -497,7 +497,7 @@ def _meta(item: SourceRecord, value: Mapping[str, Any], parsed: Parsed, stratify
 
 
 def _number(value: Mapping[str, Any], column: str) -> float:
-    """A number, or a time as seconds since 1970; NaN where there is none."""
+    """A number, or a time as seconds since 1970; NaN where the value is neither."""
     cell = value.get(column)
     if cell is None:
         return math.nan

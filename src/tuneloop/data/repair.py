@@ -134,7 +134,7 @@ _STRANGE = re.compile(
     r"[\u0180-\u018e\u0190-\u019f\u01a2-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u02af\u0700-\u085f\u2000-\u200a\u2028\u2029\ue000-\uf8ff]"
     r"|[a-zà-öø-ÿ][À-ÖØ-Þ]"
 )
-# ISO 8859-15 differs from Latin-1 in eight places, where Windows-1252 has the same letters at other bytes; there the controls beside
+# ISO 8859-15 differs from Latin-1 in eight places, where Windows-1252 has the same letters at other bytes; there the controls next to
 # them would be signs.
 _LATIN_9 = re.compile(
     "[ŠšŽžŒœŸ€].*[\x80\x82-\x8c\x8e\x91-\x9c\x9e\x9f]|[\x80\x82-\x8c\x8e\x91-\x9c\x9e\x9f].*[ŠšŽžŒœŸ€]"
@@ -384,7 +384,7 @@ def _entity(found: re.Match[str]) -> str:
 # --- Invisible characters ------------------------------------------------------------------------
 
 # Scripts in which joiners (U+200C, U+200D) change what is read: Arabic, Syriac, N'Ko, the Indic scripts, Tibetan,
-# Myanmar, Khmer, Mongolian and their kin.
+# Myanmar, Khmer, Mongolian and the like.
 _JOINING = "\u0600-\u07ff\u0840-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\u1a20-\u1b7f\ua8e0-\ua8ff\ua9e0-\uaadf\ufb50-\ufdff\ufe70-\ufefe\U00010a00-\U00010fff\U00011000-\U00011fff"
 _EMOJI = "\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 _FLAG = "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"  # England, Scotland, Wales ...
@@ -405,7 +405,7 @@ _INVISIBLE = re.compile(
 _CANDIDATE = re.compile(
     r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ud800-\udfff"
     r"\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e01ef]"
-)  # all that _INVISIBLE may remove, as one class: many times faster where there is none of it
+)  # all that _INVISIBLE may remove, as one class: many times faster where nothing has to go
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 

@@ -189,7 +189,7 @@ def _excerpt(text: str, start: int, end: int, around: int = 16) -> str:
 def pseudonyms(match: Matcher, config: PersonalConfig) -> tuple[str, ...]:
     """What stands for the value of a pattern in a data set that was prepared with pseudonyms; nothing in other modes.
 
-    A value that is personal data only beside a word that names it (an account number) is tried as every kind that it
+    A value that is personal data only next to a word that names it (an account number) is tried as every kind that it
     can be.
 
     Raises:

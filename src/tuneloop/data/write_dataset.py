@@ -412,7 +412,7 @@ def _mix(job: PrepareContext, orders: Mapping[Split, NDArray[Any]]) -> Mixed | N
 
 
 def _general_rows(job: PrepareContext, source: str) -> Iterator[Row]:
-    """The rows of a general source that is no data set: refined like the task's, what is none left out."""
+    """The rows of a general source that is no data set: processed like the task's; rejected records are left out."""
     plain = PrepareConfig.model_validate(
         {**job.config.model_dump(include={"repair", "personal", "max_length", "language"}), "sources": [source]}
     )
@@ -427,7 +427,7 @@ def _general_rows(job: PrepareContext, source: str) -> Iterator[Row]:
 
 
 def _write_duplicates(job: PrepareContext) -> None:
-    """`duplicates.jsonl`: some of the dropped copies beside what stayed, near ones first."""
+    """`duplicates.jsonl`: some of the dropped copies with the rows that stayed, near ones first."""
     table = job.table
     copies = np.flatnonzero(table.because >= 0)
     copies = copies[

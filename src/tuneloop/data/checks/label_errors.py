@@ -121,8 +121,8 @@ def confident_errors(probability: Any, label: Any) -> Any:
 def _probabilities(texts: Sequence[str], label: Any, classes: int, seed: int, embed: Embed | None) -> Any:
     """Out-of-sample probabilities of the classes, rows x classes."""
     table, members = tfidf(texts), groups(texts)
-    with ThreadPoolExecutor(1) as beside:  # each adds up for itself, so a thread more changes no digit
-        bayes = beside.submit(lambda: _tempered(_naive_bayes(table, label, classes, members), label))
+    with ThreadPoolExecutor(1) as pool:  # each adds up for itself, so a thread more changes no digit
+        bayes = pool.submit(lambda: _tempered(_naive_bayes(table, label, classes, members), label))
         views = [_topics(table, seed)]
         if embed is not None:
             views.append(_unit(np.asarray(embed(texts), dtype=np.float32)))

@@ -1,4 +1,4 @@
-"""What users send in production, from logs and exports of any shape: their turns, to hold against a data set."""
+"""What users send in production, from logs and exports of any shape: their turns, to compare with a data set."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def as_prepared(manifest: DatasetManifest, sources: Sequence[str]) -> PrepareCon
     """
     config, form = manifest.config, manifest.format
     named = form.columns if form and form.name == "text_label" else {}
-    told = {key: config.get(key) for key in ("input", "output", "task", "format")}
+    given = {key: config.get(key) for key in ("input", "output", "task", "format")}
     columns = {key: named.get(key) or config.get(key) for key in ("text", "label")}
-    known = {key: value for key, value in {**told, **columns}.items() if value is not None}
+    known = {key: value for key, value in {**given, **columns}.items() if value is not None}
     return PrepareConfig.model_validate({**known, "sources": list(sources)})
 
 

@@ -265,7 +265,7 @@ def semantic_duplicates(
 ) -> Duplicates:
     """Rows whose embeddings are as similar as the threshold to those of a row that stays; in order of preference.
 
-    Every row is compared with all kept rows: 100,000 rows take minutes. Beside the embeddings, those of the kept rows and
+    Every row is compared with all kept rows: 100,000 rows take minutes. Apart from the embeddings, those of the kept rows and
     a few blocks are held in memory.
 
     Args:

@@ -273,7 +273,7 @@ def prompt_similarity(a: Shape, b: Shape) -> float:
 
 
 def may_be_copies(a: Shape, b: Shape) -> bool:
-    """Whether what the users say means the same, as far as that can be told of two alike texts; see `same_meaning`."""
+    """Whether what the users say means the same, as far as two alike texts show it; see `same_meaning`."""
     if max(len(a.prompt), len(b.prompt)) <= SHORT and a.digits != b.digits:
         return False  # as `same_meaning` says, of each text once: in a crowd of templates this decides nearly always
     return same_meaning(a.prompt, b.prompt, (a.texts.prompt, b.texts.prompt))

@@ -177,7 +177,7 @@ def one_edit_apart(u: str, v: str) -> bool:
 
 
 def _is_typo(u: str, v: str, rest: Sequence[str]) -> bool:
-    """Whether just one of two words is one, in the language of the words beside them. Digits and signs are no typos."""
+    """Whether just one of two words is one, in the language of the words around them. Digits and signs are no typos."""
     if not (u.isalpha() and v.isalpha() and max(len(u), len(v)) >= _LETTERS):
         return False
     known = known_words("en")

@@ -54,7 +54,7 @@ for _format in (
 
 
 def parse_record(value: Any, guess: FormatGuess, config: PrepareConfig) -> Parsed | Rejection:
-    """A record as a conversation in the OpenAI form, or why it is none.
+    """A record as a conversation in the OpenAI form, or why it can't be one.
 
     Total: no JSON value raises.
     """
@@ -69,7 +69,7 @@ def parse_record(value: Any, guess: FormatGuess, config: PrepareConfig) -> Parse
 
 
 def with_whole_texts(value: dict[str, Any], guess: FormatGuess) -> dict[str, Any]:
-    """A record with the texts put together that it holds in pieces: streamed answers, contents in parts. Itself where there are none.
+    """A record with the texts put together that it holds in pieces: streamed answers, contents in parts. The record itself where nothing is in pieces.
 
     To be done before texts are looked at: white space at the ends of a piece belongs to the text, and a value that is
     looked for may be cut between two. Total, as `parse_record` is.

@@ -1,4 +1,4 @@
-"""Answers that are none: what programs print when they fail.
+"""Error messages in place of answers: what programs print when they fail.
 
 Production logs hold stack traces, status lines and error objects where an answer should be. Training on
 them teaches the model to fail. `error_answer` knows them by their whole shape, so that an answer that

@@ -47,7 +47,7 @@ def detect(records: Sequence[Record], config: PrepareConfig, entry: Mapping[str,
 
 
 def _numbered_twins(sample: Sample, guess: FormatGuess) -> str:
-    """A word on columns that stand beside a used one under its name: readers of tables number those of one name."""
+    """A note on columns that have the same name as a used one: readers of tables number those of one name."""
     names = sample.columns
     twins = [f"{name!r}, not {f'{name}_2'!r}" for name in dict.fromkeys(guess.columns.values()) if f"{name}_2" in names]
     return f"; taken is {', '.join(twins)} (columns of one name are numbered)" if twins else ""

@@ -148,7 +148,7 @@ def _rate(record: Record, guess: FormatGuess, config: PrepareConfig, extra: dict
 def prompt_turns(
     record: Record, column: str, guess: FormatGuess, repairs: list[dict[str, Any]] | None = None
 ) -> list[Message]:
-    """System turn, earlier turns, and what is asked: the prompt with what stands beside it."""
+    """System turn, earlier turns, and what is asked: the prompt with all that belongs to it."""
     columns = guess.columns
     turns = system_turn(record, guess)
     history = record.get(columns.get("history", "history")) or []

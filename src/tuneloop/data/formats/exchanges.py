@@ -176,7 +176,7 @@ def _request(asked: Any) -> tuple[list[Any], list[Any], str]:
 
 
 def _tools(value: Any) -> list[Any]:
-    """Tool definitions; those of the responses API have their name beside the type."""
+    """Tool definitions; those of the responses API have their name next to the type."""
     if not isinstance(value, list):
         raise Refused("wrong_type", f"the request's tools are {json_type(value)}")
     return [
@@ -206,7 +206,7 @@ def _items(value: Iterable[Any]) -> list[Any]:
 
 
 def with_whole_exchange(record: dict[str, Any], request: str, response: str) -> dict[str, Any]:
-    """A record with one text in place of contents in parts, and of a streamed answer; itself where there are none.
+    """A record with one text in place of contents in parts, and of a streamed answer; the record itself where nothing is in pieces.
 
     Args:
         record: the log's record.
@@ -327,7 +327,7 @@ def _word(value: Any) -> str:
 
 
 def _without_streams(value: Any) -> Any:
-    """A response with a body in place of the pieces in it; itself where there are none."""
+    """A response with a body in place of the pieces in it; the response itself where there are no pieces."""
     if (pieces := _pieces(value)) is not None:
         return _put_together(pieces)
     opened = _opened(value)

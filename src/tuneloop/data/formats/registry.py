@@ -27,8 +27,8 @@ class Format:
     rated: bool = False
 
 
-# By name, in the order in which formats are looked for: a conversation may stand beside an instruction, an
-# instruction beside a label.
+# By name, in the order in which formats are looked for: a conversation may stand next to an instruction, an
+# instruction next to a label.
 FORMATS: dict[str, Format] = {}
 
 

@@ -52,13 +52,13 @@ class FormatGuess:
     @functools.cached_property
     def used(self) -> frozenset[str]:
         """Columns that go into the conversation. Thumbs and class ids are further facts about it."""
-        beside = {"thumb"} | ({"label"} if "label_name" in self.columns else set())
-        used = {column for role, column in self.columns.items() if role not in beside}
+        further = {"thumb"} | ({"label"} if "label_name" in self.columns else set())
+        used = {column for role, column in self.columns.items() if role not in further}
         return frozenset(used | ({"system", "tools"} if self.name not in ("text_label", "text") else set()))
 
 
 class Sample(list[Record]):
-    """The first records of the sources, from which a format is told."""
+    """The first records of the sources, which show the format."""
 
     @functools.cached_property
     def columns(self) -> dict[str, int]:

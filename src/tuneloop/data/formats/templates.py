@@ -66,7 +66,7 @@ def fill(template: str, record: Mapping[str, Any], *, texts: Collection[str] = (
 
 
 def lookup(record: Mapping[str, Any], column: str) -> Any:
-    """The value of `column`, or of a dotted path into objects; `ABSENT` where there is none."""
+    """The value of `column`, or of a dotted path into objects; `ABSENT` where it is missing."""
     if column in record:
         return record[column]
     value: Any = record

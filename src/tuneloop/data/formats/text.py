@@ -23,7 +23,7 @@ def text(record: Record, guess: FormatGuess, config: PrepareConfig) -> Parsed:
 
 
 def _find_text(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
-    """One column of text, beside which there are only ids, numbers and facts about it."""
+    """One column of text, next to which there are only ids, numbers and facts about it."""
     known = [name for name in sample.columns if sample.is_usual(name)]
     strings = [name for name in known if sample.mostly(name, lambda value: isinstance(value, str))]
     lists = [name for name in known if sample.mostly(name, lambda value: isinstance(value, list))]

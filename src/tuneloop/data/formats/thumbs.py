@@ -19,7 +19,7 @@ THUMB_NAMES = (
 
 
 def thumbs(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:
-    """A conversation, or a prompt and its answer, with a rating beside it."""
+    """A conversation, or a prompt and its answer, with a rating."""
     base = conversation if "turns" in guess.columns else alpaca if "instruction" in guess.columns else prompt_completion
     return base(record, guess, config)
 

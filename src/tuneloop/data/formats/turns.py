@@ -70,7 +70,7 @@ def as_text(value: Any, where: str, *, strings_only: bool = False) -> str:
 
     Args:
         value: what stands in the record.
-        where: its place, as told in the detail.
+        where: its place, for the detail.
         strings_only: numbers and booleans are refused: nearly all other records have text here.
 
     Raises:
@@ -234,7 +234,7 @@ def _calls(values: Iterable[Any], place: int, before: int) -> list[dict[str, Any
 
 
 def _call(value: Any, place: int, new_id: str) -> dict[str, Any]:
-    """A call in the OpenAI form, the arguments as a JSON string; `new_id` is used where there is none."""
+    """A call in the OpenAI form, the arguments as a JSON string; `new_id` is used where it has no id."""
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict):
         raise Refused("wrong_type", f"turn {place}: a tool call is no object")
@@ -443,7 +443,7 @@ class _Walk:
             raise self._unanswered(len(turns))
         if self.weights and all(turn.get("weight") == 0 for turn in turns if turn["role"] == "assistant"):
             raise Refused("no_supervised_token", "every turn of the assistant has weight 0")
-        if self.nameless:  # told last: an empty answer, or an error in its place, is more to the point
+        if self.nameless:  # reported last: an empty answer, or an error in its place, is more to the point
             raise Refused("missing_field", f"turn {self.nameless}: a tool call has no name")
         greetings = self.keys.greetings
         if self.greeting is not None and self.greeting not in greetings and turns[-1]["content"] in greetings:

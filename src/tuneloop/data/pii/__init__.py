@@ -1,7 +1,7 @@
 """Find and remove personal data and secrets.
 
 `find` looks at one text, `redact` replaces what it found, `scrub` does both to any JSON value. Whatever has check digits is checked,
-whatever has none must be in an unmistakable form or stand beside a word that names it: order numbers, versions, amounts and
+whatever has none must be in an unmistakable form or stand next to a word that names it: order numbers, versions, amounts and
 hashes stay. Names of persons are looked for on request only (`personal.names`).
 """
 
@@ -34,7 +34,7 @@ from tuneloop.data.pii.pseudonyms import pseudonym
 
 DEFAULT_SECRET = "TUNELOOP_SECRET"
 SHORTEST_KEY = 16  # characters of the shortest key of a service
-SHORTEST_ID = 9  # characters of the shortest number of a person that is told without a word beside it
+SHORTEST_ID = 9  # characters of the shortest number of a person that is recognised without a word next to it
 SHORTEST = 6  # characters; a shorter string in a record is left alone unless its key says what it is
 
 
@@ -75,14 +75,14 @@ KINDS = {
         Kind("IBAN", "international bank account numbers: country's length, check digits"),
         Kind("EMAIL", "e-mail addresses, also written as name [at] example [dot] com"),
         Kind("US_SSN", "US social security numbers and ITINs that can have been issued"),
-        Kind("API_KEY", "keys, tokens and private keys: known forms, or beside the word"),
+        Kind("API_KEY", "keys, tokens and private keys: known forms, or next to the word"),
         Kind("CRYPTO_ADDRESS", "addresses of crypto currencies with right check sums"),
-        Kind("NATIONAL_ID", "other countries' numbers for persons: check digits and form, or beside the word"),
-        Kind("PASSPORT", "passport numbers beside the word"),
-        Kind("DRIVER_LICENSE", "driving licence numbers beside the word"),
-        Kind("BANK_ACCOUNT", "account, routing and sort code numbers beside the word"),
-        Kind("DATE_OF_BIRTH", "dates beside words such as born or date of birth"),
-        Kind("PASSWORD", "passwords, PINs and one-time codes beside the word"),
+        Kind("NATIONAL_ID", "other countries' numbers for persons: check digits and form, or next to the word"),
+        Kind("PASSPORT", "passport numbers next to the word"),
+        Kind("DRIVER_LICENSE", "driving licence numbers next to the word"),
+        Kind("BANK_ACCOUNT", "account, routing and sort code numbers next to the word"),
+        Kind("DATE_OF_BIRTH", "dates next to words such as born or date of birth"),
+        Kind("PASSWORD", "passwords, PINs and one-time codes next to the word"),
         Kind("URL_CREDENTIALS", "user:password in a URL, tokens in its query"),
         Kind("IP_ADDRESS", "IPv4 and IPv6 addresses"),
         Kind("MAC_ADDRESS", "hardware addresses"),
@@ -136,8 +136,8 @@ def redact(text: str, findings: list[Finding], config: PersonalConfig, key: byte
     Args:
         text: the text that `find` was given.
         findings: what it found.
-        config: `mode` pseudonym puts a stand-in, the same one for the same value; every other mode the kind: `<EMAIL>`.
-        key: key of the stand-ins (`pseudonym_key`).
+        config: `mode` pseudonym puts an invented value, the same one for the same original; every other mode the kind: `<EMAIL>`.
+        key: key of the pseudonyms (`pseudonym_key`).
     """
     pieces, at = [], 0
     for finding in findings:
@@ -215,7 +215,7 @@ class Redactor:
 
 
 def pseudonym_key(config: PersonalConfig) -> bytes | None:
-    """The key of stand-ins, from the environment variable that `config.secret` names; None where the mode needs none.
+    """The key of pseudonyms, from the environment variable that `config.secret` names; None where the mode needs no key.
 
     Raises:
         UserError: the variable is not set, or empty.
@@ -228,7 +228,7 @@ def pseudonym_key(config: PersonalConfig) -> bytes | None:
         raise UserError(
             f"Pseudonyms need a key, and the environment variable {name} is not set",
             where="data.personal.mode: pseudonym",
-            next_step=f"set {name} to a long random text and keep it: the same key gives the same stand-ins",
+            next_step=f"set {name} to a long random text and keep it: the same key gives the same pseudonyms",
         )
     return secret.encode("utf-8", "surrogateescape")
 
@@ -427,7 +427,7 @@ def _cards(view: str, lower: str, chains: list[contacts.Chain]) -> Iterator[Span
                 if first and chain.sizes[first - 1] == 4 and sizes[0] == 4:
                     continue  # a part of a longer number, such as a parcel's
                 if len(sizes) < len(chain.sizes) and sum(sizes) < 15:
-                    continue  # only a whole card has something beside it
+                    continue  # only a whole card has something next to it
                 if not 12 <= sum(sizes) <= 19 or not _grouped_like_a_card(sizes):
                     continue
                 start, end = chain.groups[first][0], chain.groups[last - 1][1]

@@ -202,7 +202,7 @@ def glued_numbers(lower: str) -> Iterator[Span]:
 def phones(text: str, lower: str, found: list[Chain], region: str) -> Iterator[Span]:
     """Telephone numbers, with the country code or in the forms of one country.
 
-    A number without a country code and without a word such as "call" beside it counts where its grouping is that of a valid
+    A number without a country code and without a word such as "call" next to it counts where its grouping is that of a valid
     number; bare digits never do.
 
     Args:
@@ -328,7 +328,7 @@ def _grouped_like_a_phone(sizes: tuple[int, ...]) -> bool:
 
 
 def _named_phone(lower: str, start: int, end: int) -> bool | None:
-    """True beside a word such as "call", False after one such as "order number", None where neither stands."""
+    """True next to a word such as "call", False after one such as "order number", None where neither stands."""
     before = lower[max(0, start - 48) : start]
     phone = max((m.end() for m in _PHONE_WORD.finditer(before)), default=-1)
     other = max((m.end() for m in _OTHER_WORD.finditer(before)), default=-1)

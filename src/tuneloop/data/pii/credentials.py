@@ -1,4 +1,4 @@
-"""Secrets in a text: keys of known services, credentials in URLs, and values that stand beside "password", "token" and the like."""
+"""Secrets in a text: keys of known services, credentials in URLs, and values next to "password", "token" and the like."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tuneloop.data.pii.identifiers import Span, base58check
 from tuneloop.data.spelling import known_words, made_of_words
 
-# Forms that services document for their keys. Those in a shape of their own need nothing beside them.
+# Forms that services document for their keys. Those in a shape of their own need no word next to them.
 _KEY = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"sk-(?:proj|svcacct|admin|None|ant-[a-z0-9]{2,8}|or-v1|lf)?-?[A-Za-z0-9_-]{16,}"  # OpenAI, Anthropic, OpenRouter, Langfuse
@@ -124,7 +124,7 @@ _TRAILING = ".,;:!?)]}>*`\\"
 
 
 def named_secrets(text: str, lower: str) -> Iterator[Span]:
-    """Values beside a word that says what they are: "password: ...", "my PIN is ...", "Authorization: Bearer ...".
+    """Values next to a word that says what they are: "password: ...", "my PIN is ...", "Authorization: Bearer ...".
 
     After a sign of assignment nearly any value counts; after "is" only one that is no word, for people also write
     "my password is wrong".

@@ -1,4 +1,4 @@
-"""What only the words beside it make personal: dates of birth, numbers of passports, driving licences, bank accounts, national ids."""
+"""What is personal only because of the words next to it: dates of birth, numbers of passports, driving licences, bank accounts, national ids."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def birth_dates(lower: str) -> Iterator[Span]:
 
 
 def document_numbers(lower: str) -> Iterator[Span]:
-    """Numbers of passports, driving licences, bank accounts and national ids beside the words for them; four digits at least."""
+    """Numbers of passports, driving licences, bank accounts and national ids next to the words for them; four digits at least."""
     for kind, pattern in (
         ("PASSPORT", _PASSPORT),
         ("DRIVER_LICENSE", _LICENCE),
@@ -106,14 +106,14 @@ def _values(kind: str, pattern: re.Pattern[str], lower: str) -> Iterator[Span]:
 
 
 def _is_date(value: str, kind: str) -> bool:
-    """Whether a value is a date; a sort code such as 20-10-05 is none."""
+    """Whether a value is a date; a sort code such as 20-10-05 is not one."""
     if kind == "BANK_ACCOUNT" and not re.search(_YEAR, value):
         return False
     return re.fullmatch(_DATE, value) is not None
 
 
 def social_security_numbers(lower: str) -> Iterator[Span]:
-    """US social security numbers in groups of 3, 2 and 4 digits; in other forms beside the words."""
+    """US social security numbers in groups of 3, 2 and 4 digits; in other forms next to the words."""
     for match in _SSN.finditer(lower):
         if is_ssn(match.group().replace(match.group(1), "")):
             yield ("US_SSN", *match.span())

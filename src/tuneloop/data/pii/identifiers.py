@@ -1,7 +1,7 @@
 """Numbers that people are known by, and the check digits that tell them from any other number.
 
-Checks are python-stdnum's; those that it lacks are written from the public rule that stands beside them. A number without
-check digits, or whose form says little, counts only beside a word that names it ("BSN", "tax file number").
+Checks are python-stdnum's; those that it lacks are written from the public rule that is named there. A number without
+check digits, or whose form says little, counts only next to a word that names it ("BSN", "tax file number").
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def is_card(digits: str, *, named: bool = False) -> bool:
 
     Args:
         digits: the number without separators.
-        named: it stands grouped as on a rare card, or beside a word such as "card": any range counts (Diners, Maestro, 13 digits).
+        named: it stands grouped as on a rare card, or next to a word such as "card": any range counts (Diners, Maestro, 13 digits).
     """
     if not 12 <= len(digits) <= 19 or len(set(digits)) < 2:
         return False
@@ -179,7 +179,7 @@ class NationalId:
         name: country and the number's name.
         pattern: its form, upper case.
         check: module of python-stdnum, or a function, given the number without separators and in upper case; empty: none.
-        words: the words one of which it must stand beside, in lower case, `_` for a space; empty: form and check are enough.
+        words: the words one of which it must stand next to, in lower case, `_` for a space; empty: form and check are enough.
     """
 
     name: str

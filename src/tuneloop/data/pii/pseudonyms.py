@@ -32,7 +32,7 @@ def pseudonym(kind: str, value: str, region: str, key: bytes) -> str:
         key: secret; who has it can try values.
     """
     same = normal_form(kind, value, region)
-    for attempt in range(64):  # stand-ins are few in some reserved ranges: the value may be one of them
+    for attempt in range(64):  # there are few in some reserved ranges: the value may be one of them
         seed = hmac.new(key, f"{kind}\0{same}\0{attempt}".encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
         made = _made(kind, value, same, seed)
         if normal_form(kind, made, region) != same and value not in made:

@@ -608,7 +608,7 @@ def _header(look: _Look, file: SourceFile) -> _Header:
     """The first row that is not blank.
 
     Raises:
-        UserError: there is none, it can't be read, or it is longer than the head.
+        UserError: it is missing, it can't be read, or it is longer than the head.
     """
     if look.whole and look.head.isspace():
         raise _empty(file)
@@ -751,7 +751,7 @@ def _row_bytes(table: Any) -> int:
 def _parquet_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
     """Batches of rows as Arrow streams: decoding the file is quick, making Python values is left to the workers.
 
-    So a large row group is read once, and bit by bit, whoever parses the rows.
+    So a large row group is read once, and bit by bit, whichever process parses the rows.
     """
     try:
         arrow = importlib.import_module("pyarrow")

@@ -85,8 +85,8 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
     """The files behind paths, globs, folders and "-"; a file named twice is read once.
 
     A folder gives all its files of a supported kind, with its subfolders. Hidden ones are left out, and so are
-    prepared data sets, lest a second run read what the first one wrote. Text files count only where nothing
-    else is: beside other data they are notes about it. A `dataset_info.json` in the folder adds the files it names.
+    prepared data sets, so that a second run does not read what the first one wrote. Text files count only where nothing
+    else is: next to other data they are notes about it. A `dataset_info.json` in the folder adds the files it names.
 
     Args:
         sources: what to look for.
@@ -244,7 +244,7 @@ def dataset_info(folder: Path | str) -> dict[str, dict[str, Any]]:
 
 
 def entry_of(file: SourceFile) -> dict[str, Any] | None:
-    """What a `dataset_info.json` beside a file, or beside its folder, says of it."""
+    """What a `dataset_info.json` in the folder of a file, or in the folder above, says of it."""
     path = file.path.resolve()
     for folder in path.parents[:2]:
         for about in dataset_info(folder).values():
@@ -270,7 +270,7 @@ def _named_files(info: Path) -> list[Path]:
         raise UserError(
             f"{INFO} names no file that is there and can be read",
             where=str(info),
-            next_step="put the files beside it, or name them themselves",
+            next_step="put the files next to it, or name them themselves",
         )
     return found
 

@@ -26,7 +26,7 @@ from tuneloop.core.files import content_hash, plain, replacing, sha256_file, use
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.core.units import counted
 from tuneloop.data.formats import Rejection
-from tuneloop.data.sources.chunks import chunks
+from tuneloop.data.sources.chunks import chunks, header_of
 from tuneloop.data.sources.parse import SourceFile, SourceRecord
 from tuneloop.data.sources.read import find_files, read_file
 from tuneloop.data.task import PROMPT_NAMES, TaskSpec
@@ -214,8 +214,7 @@ def _table_or_lines(source: SourceFile, expected: Collection[str]) -> SourceFile
     and the first one holds nothing but names; else as lines of text."""
     if source.kind != "csv":
         return source
-    first = next(iter(chunks(source)), None)
-    names = first.columns if first is not None else ()
+    names = header_of(source) if next(iter(chunks(source)), None) is not None else ()
     if set(names) & set(expected):
         return source
     if len(names) > 1 and all(_NAME.fullmatch(name) for name in names):

@@ -17,8 +17,9 @@ from typing import Any
 import orjson
 
 from tuneloop.core.progress import Progress
-from tuneloop.data.sources.parse import Chunk, SourceFile, SourceRecord
-from tuneloop.data.sources.read import chunks, entry_of, find_files, parse_chunk
+from tuneloop.data.sources.chunks import chunks
+from tuneloop.data.sources.parse import Chunk, SourceFile, SourceRecord, parse_chunk
+from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, SplitFile, Splits
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from source_files import QUICK, read, shown
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.sources.parse import MAX_DEPTH
-from tuneloop.data.sources.read import Chunk, SourceRecord, parse_chunk, read_records, scan_json
+from tuneloop.data.sources.parse import MAX_DEPTH, Chunk, SourceRecord, parse_chunk, scan_json
+from tuneloop.data.sources.read import read_records
 from tuneloop.records.rows import Reject
 
 SCALARS = (

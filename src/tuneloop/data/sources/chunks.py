@@ -60,40 +60,24 @@ _SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\s*")  # how spreadsheets name the d
 
 @dataclass
 class _State:
-    """What turns out while a file is read.
+    """What turns out while a file is read."""
 
-    Args:
-        encoding: encoding of the text; "" while all of it was ASCII.
-        damage: why the compressed data ended before its time.
-        position: bytes of the file that were read.
-        size: bytes of text that were read.
-        rest: bytes after the last line end, when the data is damaged.
-    """
-
-    encoding: str = ""
-    damage: str = ""
-    position: int = 0
-    size: int = 0
-    rest: bytes = b""
+    encoding: str = ""  # of the text; "" while all of it was ASCII
+    damage: str = ""  # why the compressed data ended before its time
+    position: int = 0  # bytes of the file that were read
+    size: int = 0  # bytes of text that were read
+    rest: bytes = b""  # what follows the last line end, when the data is damaged
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What the start of a file tells.
+    """What the start of a file shows."""
 
-    Args:
-        encoding: encoding of the text; "" when the head is ASCII and the rest decides.
-        bom: bytes of the byte order mark.
-        head: the first text, in UTF-8 and with `\\n` as line end.
-        whole: whether the head is all there is.
-        bare_returns: whether lines end with a carriage return alone.
-    """
-
-    encoding: str
-    bom: int
-    head: bytes
-    whole: bool
-    bare_returns: bool
+    encoding: str  # of the text; "" when the head is ASCII and the rest decides
+    bom: int  # bytes of the byte order mark
+    head: bytes  # the first text, in UTF-8 and with line feeds as line ends
+    whole: bool  # whether the head is all there is
+    bare_returns: bool  # whether lines end with a carriage return alone
 
 
 def chunks(file: SourceFile, size: int = CHUNK) -> Iterator[Chunk]:
@@ -115,16 +99,14 @@ def chunks(file: SourceFile, size: int = CHUNK) -> Iterator[Chunk]:
             )
 
 
-def encoding_of(file: SourceFile) -> str:
-    """The encoding of a text file: utf-8, utf-8-sig (with a byte order mark), utf-16-le, utf-16-be or cp1252.
-
-    A file of ASCII text is read to its end for it; `Chunk.encoding` of the last chunk tells the same for nothing.
+def header_of(file: SourceFile) -> tuple[str, ...]:
+    """The names of the columns of a CSV file.
 
     Raises:
-        UserError: the file is empty, unreadable, or damaged as a whole.
+        UserError: the file is empty, unreadable or damaged, or has no header that can be read.
     """
     with _refusals(file):
-        return _look(file).encoding or _eight_bits(file)
+        return _header(_look(file), file).columns
 
 
 def guessed_file(path: Path, name: str) -> SourceFile:
@@ -191,12 +173,7 @@ def _text_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
 
 
 def _refuse_bomb(file: SourceFile, packed: int, unpacked: int) -> None:
-    """Refuse what grows out of all proportion when it is unpacked: it would fill memory or disk, or be read for hours.
-
-    Args:
-        packed: bytes of the file that were read.
-        unpacked: bytes that came of them.
-    """
+    """Refuse what grows out of all proportion when it is unpacked: it would fill memory or disk, or be read for hours."""
     if unpacked > SMALL and unpacked > file.max_expansion * packed:
         raise UserError(
             f"The file grows more than {file.max_expansion:g} times when it is unpacked: "
@@ -211,7 +188,7 @@ class _Damaged(Exception):
 
 
 def _raw_blocks(file: SourceFile, size: int, state: _State, skip: int = 0) -> Iterator[bytes]:
-    """The bytes of a file, decompressed, in blocks of `size`, without the first `skip`."""
+    """The bytes of a file without the first `skip`, in blocks of at most `size`."""
     with open(file.path, "rb") as stream:
         stream.seek(0 if file.compression else skip)
         if not file.compression:
@@ -220,32 +197,11 @@ def _raw_blocks(file: SourceFile, size: int, state: _State, skip: int = 0) -> It
                 yield block
             return
         try:
-            for block in _sized(_decompressed(stream, file, state), size):
-                yield block[skip:]
-                skip = max(0, skip - len(block))
+            for block in _decompressed(stream, file, state):
+                block, skip = block[skip:], max(0, skip - len(block))
+                yield from (block[at : at + size] for at in range(0, len(block), size))
         except _Damaged as damage:
             state.damage = str(damage)
-
-
-def _sized(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """The same bytes in blocks of `size`; when the blocks end with damage, what was there comes first."""
-    rest: list[bytes] = []
-    have = 0
-    try:
-        for block in blocks:
-            rest.append(block)
-            have += len(block)
-            if have >= size:
-                data = b"".join(rest)
-                whole = have - have % size
-                yield from (data[at : at + size] for at in range(0, whole, size))
-                rest, have = [data[whole:]], have % size
-    except _Damaged:
-        if have:
-            yield b"".join(rest)
-        raise
-    if have:
-        yield b"".join(rest)
 
 
 def _decompressed(stream: BinaryIO, file: SourceFile, state: _State) -> Iterator[bytes]:

@@ -24,24 +24,16 @@ from typing import Any, BinaryIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, user_errors_of_the_disk
-from tuneloop.data.sources.chunks import chunks, encoding_of, guessed_file
+from tuneloop.data.sources.chunks import chunks, guessed_file
 from tuneloop.data.sources.parse import (
     MAX_EXPANSION,
-    Chunk,
     Item,
     SourceFile,
     SourceRecord,
-    json_type,
     parse_chunk,
     printable,
-    scan_json,
 )
 from tuneloop.records.rows import Reject
-
-__all__ = [
-    "KINDS", "Chunk", "SourceFile", "SourceRecord", "chunks", "dataset_info", "encoding_of", "entry_of",
-    "find_files", "json_type", "parse_chunk", "printable", "read_file", "read_records", "scan_json",
-]  # fmt: skip
 
 KINDS = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",

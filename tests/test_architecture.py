@@ -92,11 +92,8 @@ STEPS = "one step after another, each a call; the order is what it says"
 TODAY = "being worked on: to be split, or to take a record"
 # Functions that are longer or take more parameters, and why.
 LARGE: dict[str, str] = {
-    "data.dedup_and_split.dedup_and_split": TODAY,
     "data.forget.forget": TODAY,
-    "data.formats.dataset_info.guess_from_info": TODAY,
-    "data.prepare.prepare": TODAY,
-    "data.prepare._write": TODAY,
+    "data.prepare.prepare": "the public call: its keywords are documented one by one",
     "evaluate.review.server.make_app": "its routes are closures over one review",
     "train.loop.train": "the public call of a training: its keywords are documented one by one",
     "workflows.compare.compare_evaluations": STEPS,

@@ -34,34 +34,15 @@ def guess_from_info(entry: Mapping[str, Any]) -> FormatGuess:
         )
     if media := [name for name in ("images", "videos", "audios") if columns.get(name)]:
         raise UserError(f"{media[0]} can't be trained on", where="dataset_info.json", next_step="give text data only")
-    roles = {
-        "system": "system",
-        "tools": "tools",
-        "history": "history",
-        "chosen": "chosen",
-        "rejected": "rejected",
-        "kto_tag": "thumb",
-    }
-    made = {ours: str(columns[theirs]) for theirs, ours in roles.items() if columns.get(theirs)}
-    name, keys = "alpaca", PLAIN_KEYS
+    made = _named(columns, _FURTHER)
     if formatting == "alpaca":
-        base = {"prompt": "instruction", "query": "input", "response": "output"}
-        given = {ours: str(columns[theirs]) for theirs, ours in base.items() if columns.get(theirs)}
-        if columns and set(given) == {"instruction"} and not made.get("chosen"):
+        given = _named(columns, _ALPACA)
+        if given.keys() == {"instruction"} and "chosen" not in made:
             return FormatGuess("text", {"text": given["instruction"]}, "dataset_info.json: one column of text")
-        made = (given or {"instruction": "instruction", "input": "input", "output": "output"}) | made
-        if "chosen" in made:
-            made.pop("output", None)
-        if "instruction" not in made or not {"output", "chosen"} & made.keys():
-            raise UserError(
-                "The entry names no prompt or no response",
-                where="dataset_info.json",
-                next_step="name both in columns: prompt and response (or chosen and rejected)",
-            )
+        name, made, keys = "alpaca", _alpaca_columns(given, made), PLAIN_KEYS
     else:
-        name = "messages" if formatting == "openai" else "sharegpt"
-        made = {"turns": str(columns.get("messages") or ("messages" if name == "messages" else "conversations"))} | made
-        keys = _tagged(tags, name)
+        name, usual = ("messages", "messages") if formatting == "openai" else ("sharegpt", "conversations")
+        made, keys = {"turns": str(columns.get("messages") or usual)} | made, _tagged(tags, name)
     if entry.get("ranking") or "chosen" in made:
         if "chosen" not in made and "output" in made:  # older files: the output is a list, the better one first
             made["answers"] = made.pop("output")
@@ -74,12 +55,37 @@ def guess_from_info(entry: Mapping[str, Any]) -> FormatGuess:
     return FormatGuess(name, made, f"dataset_info.json: {formatting}", keys=keys)
 
 
+# By LLaMA-Factory's name of a column its role here.
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+_FURTHER = {name: name for name in ("system", "tools", "history", "chosen", "rejected")} | {"kto_tag": "thumb"}
+
+
+def _named(columns: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, str]:
+    """The columns that an entry names, by their roles here."""
+    return {role: str(columns[name]) for name, role in roles.items() if columns.get(name)}
+
+
+def _alpaca_columns(given: dict[str, str], further: dict[str, str]) -> dict[str, str]:
+    """The columns of instruction and output.
+
+    Raises:
+        UserError: one of both is missing.
+    """
+    made = (given or {"instruction": "instruction", "input": "input", "output": "output"}) | further
+    if "chosen" in made:
+        made.pop("output", None)
+    if "instruction" not in made or not {"output", "chosen"} & made.keys():
+        raise UserError(
+            "The entry names no prompt or no response",
+            where="dataset_info.json",
+            next_step="name both in columns: prompt and response (or chosen and rejected)",
+        )
+    return made
+
+
 def _tagged(tags: Mapping[str, Any], name: str) -> TurnKeys:
     """The keys and roles of turns as LLaMA-Factory's tags name them."""
-    ours = {
-        "user": "user",
-        "assistant": "assistant",
-        "system": "system",
+    ours = {name: name for name in ("user", "assistant", "system")} | {
         "observation": "tool",
         "function": "function_call",
     }

@@ -8,12 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from tuneloop.core.files import Config
 
-NO_CONTENT = {
-    "workers",
-    "engine",
-    "allow_errors",
-    "max_expansion",
-}  # settings of PrepareConfig that change nothing in a data set
+# Settings of PrepareConfig that change nothing in a data set.
+NO_CONTENT = {"workers", "engine", "allow_errors", "max_expansion"}
 
 
 def _off(value: object) -> object:

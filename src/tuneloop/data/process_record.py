@@ -35,9 +35,8 @@ EXCERPT = 160  # characters of a text before and after a repair that `repairs.js
 TURN_TOKENS = 16  # at most so many tokens frame a turn in any chat template; bounds a row's length from above
 UNMEASURED = -1
 NO_ROW = -1  # place of a repair whose record became no row
-LANGUAGES_EVERY = (
-    8  # of large sources the language of one row in so many is detected: for a short row that is the slowest step
-)
+# Of large sources the language of one row in so many is detected: for a short row that is the slowest step.
+LANGUAGES_EVERY = 8
 CONTAMINATION_KINDS = ("exact", "near", "overlap")
 NAMED = ("label", "stratum", "language")  # columns of numbers that stand for names
 

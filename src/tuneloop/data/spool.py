@@ -118,7 +118,7 @@ class Table:
         self.rejected_tokens = 0
         self.is_chat = False
         self._rows_of: list[int] = []  # by chunk
-        self._parts: list[Facts] = []
+        self._parts: list[dict[str, NDArray[Any]]] = []  # columns by chunk
         self._codes: dict[str, dict[str, int]] = {column: {} for column in NAMED}
         self._folder = folder
         self._rows, self._sides = (open(folder / name, "wb") for name in ("rows", "sides"))  # noqa: SIM115
@@ -143,16 +143,16 @@ class Table:
         self.rejected_tokens += facts.rejected_tokens
         self.is_chat = self.is_chat or facts.is_chat
         self._rows_of.append(n)
-        self._parts.append(replace(facts, data=b"", rejects=[], repairs=[]))
+        self._parts.append(columns)
 
     def join(self) -> None:
         """Join the chunks' arrays; they are freed one column at a time. More chunks may be added and joined later."""
         with user_errors_of_the_disk(self._folder.parent):
             self._rows.flush()
             self._sides.flush()
-        for name in list(self._parts[0].columns) if self._parts else []:
+        for name in list(self._parts[0]) if self._parts else []:
             before = [self.columns.pop(name)] if name in self.columns else []
-            self.columns[name] = np.concatenate([*before, *(part.columns.pop(name) for part in self._parts)])
+            self.columns[name] = np.concatenate([*before, *(part.pop(name) for part in self._parts)])
             if self.columns[name].nbytes > RELEASED:  # small arrays stay in the heap, and as much again would be held
                 before.clear()
                 release_memory()

@@ -48,14 +48,7 @@ class TurnsSpec(Config):
     @staticmethod
     def of(keys: TurnKeys) -> TurnsSpec:
         """The record of a format's keys."""
-        return TurnsSpec(
-            role=keys.role,
-            content=keys.content,
-            roles=dict(keys.roles),
-            usual=sorted(keys.usual),
-            separate_calls=keys.separate_calls,
-            greetings=sorted(keys.greetings),
-        )
+        return TurnsSpec.model_validate(vars(keys) | {"usual": sorted(keys.usual), "greetings": sorted(keys.greetings)})
 
     def keys(self) -> TurnKeys:
         """The inverse of `of`."""

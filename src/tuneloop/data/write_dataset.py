@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import orjson
@@ -102,7 +102,7 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         "splits": splits,
         **({"mix": mixed.record, "general": _write_general(out, mixed)} if mixed else {}),
         **({"template_adds": template_adds} if template_adds else {}),
-        "words": {word: words for word, words in (REASONS | REPAIRS).items() if word in account.words},
+        "words": {w: text for w, text in (REASONS | REPAIRS).items() if w in account.rejected | account.repaired},
     }
     overview = replace(
         overview,
@@ -157,25 +157,13 @@ def _write_general(out: Path, mixed: Mixed) -> dict[str, Any]:
     return lines.facts()
 
 
-@dataclass(frozen=True)
-class _Account:
-    """What the manifest counts of rejects and repairs.
+class _Account(NamedTuple):
+    """What the manifest counts of rejects and repairs."""
 
-    Args:
-        rejected: records and rows by reason; repaired: changes by kind.
-        personal: values by kind of personal data.
-        too_long: numbers of `LongRows`.
-    """
-
-    rejected: Counter[str]
-    repaired: Counter[str]
-    personal: Counter[str]
-    too_long: Counter[str]
-
-    @property
-    def words(self) -> set[str]:
-        """The words of `reasons` that occur."""
-        return {*self.rejected, *self.repaired}
+    rejected: Counter[str]  # records and rows by reason
+    repaired: Counter[str]  # changes by kind
+    personal: Counter[str]  # values by kind of personal data
+    too_long: Counter[str]  # numbers of `LongRows`
 
 
 def _write_account(job: PrepareContext) -> _Account:

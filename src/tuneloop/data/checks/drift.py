@@ -20,10 +20,8 @@ from tuneloop.data.split import normalised
 from tuneloop.records.evaluation import Estimate
 
 WARN_AUC, WARN_LOW = 0.65, 0.55  # a difference that a user notices, and that is no accident of the sample
-ERROR_AUC, ERROR_LOW = (
-    0.85,
-    0.75,
-)  # most texts show which side they are from: measured on one, nothing holds on the other
+# Most texts show which side they are from: measured on one, nothing holds on the other.
+ERROR_AUC, ERROR_LOW = (0.85, 0.75)
 FEW = 20  # distinct texts a side below which nothing is said
 MOST = 2000  # distinct texts a side that are looked at
 DIMENSIONS = 512

@@ -32,9 +32,8 @@ SHARPNESS = 2.0  # of the kernel exp(SHARPNESS * (cosine - 1)): likes of a few w
 RIDGE = 0.5
 SMOOTHINGS = (0.005, 0.01, 0.02, 0.04)  # of naive Bayes; the one under which held-out labels are likeliest is taken
 SECONDS_PER_ROW = 1.5e-4  # of one core, with 100 labels: what a budget is turned into rows with
-CLEARLY_WRONG = (
-    0.05  # of the likeliest label's probability: up to there a confident error is mostly an error, beyond a hard row
-)
+# Of the likeliest label's probability: up to there a confident error is mostly an error, beyond a hard row.
+CLEARLY_WRONG = 0.05
 
 
 @dataclass(frozen=True)

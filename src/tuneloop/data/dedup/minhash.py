@@ -47,13 +47,8 @@ TURN = "\x02"  # stands before each turn in both texts of a row; folded away lik
 Kind = Literal["letters", "words"]
 Name = Literal["prompt", "whole"]  # of a sketch
 MASKS = 4  # keys of a short text: each without every fourth word, so that texts that differ in one word share one
-COLUMNS = (
-    "exact",
-    "prompt",
-    "whole",
-    "edge_",
-    "masked",
-)  # what the names of the columns begin with that `sketch` makes
+# What the names of the columns begin with that `sketch` makes.
+COLUMNS = ("exact", "prompt", "whole", "edge_", "masked")
 KINDS: tuple[Kind, ...] = ("letters", "words")
 
 

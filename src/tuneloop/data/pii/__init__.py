@@ -339,15 +339,7 @@ def _signed(view: str, lower: str) -> Iterator[Span]:
     """What shows by a sign or a word."""
     if "@" in view or "%40" in view:
         yield from contacts.emails(view)
-    if (
-        " @" in view
-        or "@ " in view
-        or (" at " in lower and " dot " in lower)
-        or "at]" in lower
-        or "at)" in lower
-        or "_at_" in lower
-        or "at}" in lower
-    ):
+    if _any_in(lower, (" @", "@ ", "at]", "at)", "_at_", "at}")) or (" at " in lower and " dot " in lower):
         yield from contacts.loose_emails(view)
     if "://" in view or "=" in view:
         yield from credentials.url_credentials(view)

@@ -18,29 +18,16 @@ Span = tuple[str, int, int]  # kind, start, end
 
 # Lengths of IBANs by country: SWIFT, IBAN Registry (ISO 13616).
 IBAN_LENGTHS = {
-    code: int(length)
-    for length, codes in {
-        "15": "NO",
-        "16": "BE",
-        "18": "DK FI FO GL NL SD FK",
-        "19": "MK SI",
-        "20": "AT BA EE KZ LT LU XK MN",
-        "21": "CH HR LI LV",
-        "22": "BG BH CR DE GB GE IE ME RS VA",
-        "23": "AE GI IL IQ OM SO TL",
-        "24": "AD CZ ES MD PK RO SA SE SK TN VG",
-        "25": "LY PT ST",
-        "26": "IS TR",
-        "27": "BI DJ FR GR IT MC MR SM",
-        "28": "AL AZ BY CY DO GT HN HU LB NI PL SV",
-        "29": "BR EG PS QA UA",
-        "30": "JO KW MU YE",
-        "31": "MT SC",
-        "32": "LC",
-        "33": "RU",
-    }.items()
+    code: length
+    for length, codes in (
+        (15, "NO"), (16, "BE"), (18, "DK FI FO GL NL SD FK"), (19, "MK SI"), (20, "AT BA EE KZ LT LU XK MN"),
+        (21, "CH HR LI LV"), (22, "BG BH CR DE GB GE IE ME RS VA"), (23, "AE GI IL IQ OM SO TL"),
+        (24, "AD CZ ES MD PK RO SA SE SK TN VG"), (25, "LY PT ST"), (26, "IS TR"), (27, "BI DJ FR GR IT MC MR SM"),
+        (28, "AL AZ BY CY DO GT HN HU LB NI PL SV"), (29, "BR EG PS QA UA"), (30, "JO KW MU YE"), (31, "MT SC"),
+        (32, "LC"), (33, "RU"),
+    )
     for code in codes.split()
-}
+}  # fmt: skip
 
 # Issuer ranges and lengths of payment cards: ISO/IEC 7812 and the networks' public tables.
 _CARD = re.compile(

@@ -9,11 +9,8 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.data.pii.identifiers import Span
 
-MODELS = (
-    "en_core_web_lg",
-    "en_core_web_md",
-    "en_core_web_sm",
-)  # the best one that is installed, else any that is made from one
+# The best one that is installed, else any that is made from one.
+MODELS = ("en_core_web_lg", "en_core_web_md", "en_core_web_sm")
 NEXT_STEP = (
     "pip install presidio-analyzer spacy && python -m spacy download en_core_web_lg, or leave data.personal.names off"
 )

@@ -20,12 +20,10 @@ import orjson
 from tuneloop.records.rows import Reject
 
 MAX_DEPTH = 64  # deeper records would overflow the stack of what reads them later, and are never training data
-MAX_LINE = (
-    16 << 20
-)  # bytes of a line, a CSV row, a JSON element, a paragraph or a parquet row; longer ones are rejected
-MAX_EXPANSION = (
-    200.0  # times its size that a file may grow when it is unpacked; text grows 3 to 20 times, logs up to 100
-)
+# Bytes of a line, a CSV row, a JSON element, a paragraph or a parquet row; longer ones are rejected.
+MAX_LINE = 16 << 20
+# Times its size that a file may grow when it is unpacked; text grows 3 to 20 times, logs up to 100.
+MAX_EXPANSION = 200.0
 _TOO_DEEP = 500  # Python's decoder gives up somewhere above this, depending on the stack; here it is one limit
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")  # a BOM stands inside files that were joined

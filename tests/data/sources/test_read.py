@@ -14,7 +14,8 @@ from source_files import read
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.sources import read as read_module
-from tuneloop.data.sources.read import SourceFile, SourceRecord, dataset_info, find_files, read_file, read_records
+from tuneloop.data.sources.parse import SourceFile, SourceRecord
+from tuneloop.data.sources.read import dataset_info, find_files, read_file, read_records
 
 
 @pytest.mark.parametrize(

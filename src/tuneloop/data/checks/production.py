@@ -11,7 +11,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
 from tuneloop.data.formats.turns import ROLES
-from tuneloop.data.sources.read import SourceRecord, read_records
+from tuneloop.data.sources.parse import SourceRecord
+from tuneloop.data.sources.read import read_records
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.rows import Message, Row
 

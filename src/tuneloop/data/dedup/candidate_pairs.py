@@ -124,13 +124,9 @@ def find_alike(
 
 def _names(columns: Mapping[str, NDArray[Any]]) -> tuple[Name, ...]:
     """The sketches to look at: where no row has an answer, as with labels, the whole is the question and finds nothing else."""
-    if "whole" not in columns or _same_signs(columns["whole"], columns["prompt"]):
+    if "whole" not in columns or np.array_equal(columns["whole"][:, -SIGNS:], columns["prompt"][:, -SIGNS:]):
         return ("prompt",)
     return ("whole", "prompt")
-
-
-def _same_signs(keys: NDArray[Any], others: NDArray[Any]) -> bool:
-    return bool(np.array_equal(keys[:, -SIGNS:], others[:, -SIGNS:]))
 
 
 def _other(pairs: NDArray[Any]) -> NDArray[Any]:

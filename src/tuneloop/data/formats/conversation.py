@@ -120,19 +120,13 @@ def is_data(value: Any) -> bool:
     return not is_scalar(value) and not has_turns(value, PLAIN_KEYS)
 
 
-def _find_sharegpt(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
-    found = find_conversation(sample)
-    return found if found and found.name == "sharegpt" else None
+def _format(name: str, shape: str) -> Format:
+    def find(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
+        found = find_conversation(sample)
+        return found if found and found.name == name else None
+
+    return Format(name, shape, checked_parser(conversation), find, rated=True)
 
 
-def _find_messages(sample: Sample, config: PrepareConfig) -> FormatGuess | None:
-    found = find_conversation(sample)
-    return found if found and found.name == "messages" else None
-
-
-SHAREGPT = Format(
-    "sharegpt", "conversations: turns with from and value", checked_parser(conversation), _find_sharegpt, rated=True
-)
-MESSAGES = Format(
-    "messages", "messages: turns with role and content", checked_parser(conversation), _find_messages, rated=True
-)
+SHAREGPT = _format("sharegpt", "conversations: turns with from and value")
+MESSAGES = _format("messages", "messages: turns with role and content")

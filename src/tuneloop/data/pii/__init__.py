@@ -365,7 +365,7 @@ def _numbers(view: str, lower: str, region: str) -> Iterator[Span]:
             yield from national_ids(view.translate(_ASCII_UPPER), lower)
         return
     chains = list(contacts.chains(view))
-    taken = _looks_like_another(view)
+    taken = [match.span() for pattern in _OTHERS for match in pattern.finditer(view)]
     found: list[Span] = list(_cards(view, lower, chains))
     found += documents.social_security_numbers(lower)
     found += national_ids(view.translate(_ASCII_UPPER), lower)
@@ -449,9 +449,7 @@ _TIME = re.compile(
 )
 
 
-def _looks_like_another(view: str) -> list[tuple[int, int]]:
-    """Stretches of UUIDs, ISBNs and times: what their digits resemble doesn't count."""
-    return [match.span() for pattern in (_UUID, _ISBN, _TIME) for match in pattern.finditer(view)]
+_OTHERS = (_UUID, _ISBN, _TIME)  # what their digits resemble doesn't count
 
 
 def _resolved(spans: list[Span], wanted: frozenset[str]) -> list[Finding]:

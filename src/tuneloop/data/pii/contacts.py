@@ -229,15 +229,11 @@ def _phone_windows(text: str, lower: str, chain: Chain, region: str) -> Iterator
             opened = text[start - 1 : start] == "("
             value = text[start - opened : end]
             if _NANP.fullmatch(value) or (first == 0 and plus and _library(chain.digits(text, 0, last), "+")[0]):
-                if not _iban_or_card_before(text, start):
+                if not text[max(0, start - 1) : start].isalnum():
                     yield ("PHONE", chain.start if first == 0 else start - opened, end)
                 first = last - 1
                 break
         first += 1
-
-
-def _iban_or_card_before(text: str, start: int) -> bool:
-    return text[max(0, start - 1) : start].isalnum()
 
 
 def _phone(text: str, lower: str, chain: Chain, first: int, last: int, region: str) -> Span | None:

@@ -164,7 +164,9 @@ def _text_chunks(file: SourceFile, size: int) -> Iterator[Chunk]:
         made = _line_chunks(_whole_lines(_some(blocks, file), state), file.name, state)
     else:
         small = _utf8(_raw_blocks(file, min(size, 1 << 16), state, skip=look.bom), file, look, state)
-        elements = scan_json(_decoded(_some(small, file)), file.name, lambda: state.damage)
+        elements = scan_json(
+            codecs.iterdecode(_some(small, file), "utf-8", "surrogateescape"), file.name, lambda: state.damage
+        )
         made = _batches(elements, file.name, size, state)
     yield from made
 
@@ -368,13 +370,6 @@ def _from_utf16(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
         yield decoder.decode(block).encode("utf-8", "surrogatepass")
     if decoder.getstate()[0]:
         yield b"\xff"  # half a character at the end
-
-
-def _decoded(blocks: Iterable[bytes]) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    for block in blocks:
-        yield decoder.decode(block)
-    yield decoder.decode(b"", final=True)
 
 
 def _some(blocks: Iterable[bytes], file: SourceFile) -> Iterator[bytes]:

@@ -51,14 +51,8 @@ def dedup_and_split(job: PrepareContext, given: int) -> None:
         frozen = frozen_splits(columns["id"], columns["question"], load_dataset(config.split.freeze))
     frozen[:given] = TEST
     fixed = frozen > TRAIN
-    order = duplicates.preference(
-        config.duplicates.keep,
-        count=len(table),
-        characters=columns["characters"],
-        time=columns["time"],
-        rating=columns["rating"],
-        pinned=fixed,
-    )
+    worth = {name: columns[name] for name in ("characters", "time", "rating")}
+    order = duplicates.preference(config.duplicates.keep, count=len(table), pinned=fixed, **worth)
     _drop_contaminated(table)
     alike = None
     if "prompt" in columns:

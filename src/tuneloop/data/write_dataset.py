@@ -78,17 +78,14 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
     splits = _write_splits(job, overview.task, orders, mixed)
     account = _write_account(job)
     _write_duplicates(job)
+    labels, languages = (_counts_of(table, name, table.alive) for name in ("label", "language"))
     manifest = {
         **_content(job, identity, orders, mixed),
         **identity,
         "tool_version": __version__,
         "task": overview.task,
         "format": format_facts(job.guess),
-        **(
-            {"labels": config.labels or list(_counts_of(table, "label", table.alive))}
-            if overview.task == "classification"
-            else {}
-        ),
+        **({"labels": config.labels or list(labels)} if overview.task == "classification" else {}),
         "sources": _sources(job),
         "config": config.model_dump(mode="json", exclude=NO_CONTENT),
         "counts": _counts(job, account, orders),
@@ -96,9 +93,7 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         "repaired": dict(sorted(account.repaired.items())),
         "personal": dict(sorted(account.personal.items())),
         "too_long": {"policy": config.too_long, **account.too_long},
-        "languages": dict(
-            sorted(_counts_of(table, "language", table.alive).items(), key=lambda pair: (-pair[1], pair[0]))
-        ),
+        "languages": dict(sorted(languages.items(), key=lambda pair: (-pair[1], pair[0]))),
         "splits": splits,
         **({"mix": mixed.record, "general": _write_general(out, mixed)} if mixed else {}),
         **({"template_adds": template_adds} if template_adds else {}),

@@ -38,6 +38,7 @@ TESTED_IN = {
     "inference/targets/test_targets.py": "inference.targets.endpoint inference.targets.local inference.targets.predictions"
     " inference.targets.text_only",
     "inference/test_engine.py": "inference.request",
+    "inference/test_llamacpp.py": "inference.llamacpp_child",
     "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix"
     " models.methods.qlora",
     "models/test_adapters.py": "models.alongside",
@@ -48,6 +49,7 @@ TESTED_IN = {
     "records/test_record.py": "records.artifact records.feedback records.plan records.request records.run",
     "records/test_schemas.py": "cli.schema records.rows",
     "release/test_export.py": "release.card workflows.export",
+    "release/test_gguf.py": "release.tuned_weights",
     "release/test_registry.py": "cli.models cli.promote cli.register cli.rollback records.registry workflows.registry",
     "release/test_verify.py": "cli.verify",
     "report/test_data_html.py": "report.data_charts report.data_facts report.differences",

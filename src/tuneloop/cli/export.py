@@ -14,10 +14,13 @@ def command(
     form: str = flag(
         "",
         "NAME",
-        "merged: a model by itself; adapter: for its base. Default: merged where possible.",
+        "merged: a model by itself; adapter: for its base; gguf, gguf-lora: the same for llama.cpp and Ollama. "
+        "Default: merged where possible.",
         "--format",
         "-f",
     ),
+    quant: str = flag("", "NAME", "Type of a GGUF file's weights, such as q4_k_m or q8_0; default: f16."),
+    importance: int = flag(0, "N", "Quantise by what N training rows show to matter (an importance matrix)."),
     out: str = flag("", "FOLDER", "Folder of the artifact; default: artifacts/ID.", "-o"),
     force: bool = switch("Overrule a gate that is not green; the artifact says so."),
     sign: str = flag("", "KEY", "Sign all files with this private key of an elliptic curve, a PEM file."),
@@ -28,7 +31,7 @@ def command(
 
     It is refused while `tuneloop gate` says no, or has judged an earlier evaluation.
     """
-    from tuneloop.workflows.export import export_run
+    from tuneloop.workflows.export import WeightsWanted, export_run
 
     with screen(output.quiet, "exporting") as shown:
         artifact = export_run(
@@ -36,6 +39,7 @@ def command(
             form,
             Path(out) if out else None,
             force=force,
+            weights=WeightsWanted(quant, importance),
             key=Path(sign) if sign else None,
             progress=shown.progress,
             say=shown.say,

@@ -145,6 +145,26 @@ def _name(gguf_name: str) -> str | None:
     return f"{top}.weight" if top else None
 
 
+def gguf_name(name: str) -> str | None:
+    """The GGUF name of a Llama's tensor, from its name in Transformers; None: it has none."""
+    stem = name.removesuffix(".weight")
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
+    known = {there: here for here, there in (_LAYER if match else _TOP).items()}
+    found = known.get(match[2] if match else stem)
+    return None if found is None else f"blk.{match[1]}.{found}.weight" if match else f"{found}.weight"
+
+
+def permuted(weight: Any, heads: int) -> Any:
+    """Rows of q or k in llama.cpp's order: it has the two of a rotary pair side by side, Transformers has halves.
+
+    Args:
+        weight: tensor (heads * D, ...), of which only the order of rows changes.
+        heads: of the query, or of the key.
+    """
+    rows = weight.shape[0]
+    return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
 def _unpermute(weight: Any, heads: int) -> Any:
     """Undo llama.cpp's order of rotary pairs: it interleaves them, Transformers stacks the halves."""
     rows, columns = weight.shape

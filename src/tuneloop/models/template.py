@@ -314,6 +314,11 @@ class Template:
         ids = self.encode(text)
         return Rendered([*opening, *ids, end], [0] * len(opening) + [weight] * (len(ids) + 1))
 
+    @property
+    def opens_with_bos(self) -> bool:
+        """Whether a conversation begins with `bos_token`, once: ChatML's opens each turn, other templates write none."""
+        return bool(self._frame_of_documents[0])
+
     @cached_property
     def _frame_of_documents(self) -> tuple[list[int], int]:
         """What stands before a document and behind it.

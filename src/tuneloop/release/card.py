@@ -25,6 +25,14 @@ base = AutoModelForCausalLM.from_pretrained("BASE", dtype="auto"ARGUMENT)
 model = PeftModel.from_pretrained(base, "FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")  # with the chat template that was trained"""
 
+FLOATS = ("F32", "F16", "BF16")
+_SERVER = "```sh\nollama create NAME -f Modelfile     # in this folder\nllama-server -m {files} --jinja\n```"
+_GGUF = {
+    "gguf": _SERVER.format(files="*.gguf"),
+    "gguf-lora": "It is for a GGUF file of BASE, put here as `base.gguf`; its scale is 1.\n\n"
+    + _SERVER.format(files="base.gguf --lora *lora*.gguf"),
+}
+
 
 def model_card(
     manifest: Mapping[str, Any], licence: Licence | None, dataset: Mapping[str, Any] | None, table: str
@@ -39,13 +47,15 @@ def model_card(
     """
     model = str(manifest["base"]["model"])
     base = hub_name(model) or Path(model).name
-    is_merged = manifest["format"] == "merged"
+    is_whole = manifest["format"] in ("merged", "gguf")
     what = (
-        f"{'A model' if is_merged else 'An adapter'} tuned from {base} by tuneloop {manifest['tuneloop']} ({_method(manifest)}), "
+        f"{'A model' if is_whole else 'An adapter'} tuned from {base} by tuneloop {manifest['tuneloop']} ({_method(manifest)}), "
         f"run `{manifest['run']['id']}`."
     )
     if manifest["merge"]:
         what += " The adapter is merged into the base model's weights: it loads as any other model."
+    if manifest.get("quantisation"):
+        what += f" {_weights(manifest['quantisation'])}"
     parts = [
         f"---\n{card_metadata(manifest, licence)}\n---",
         f"# {manifest['id']}",
@@ -62,6 +72,17 @@ def model_card(
         "Where it comes from, with the hash of every file, is in `artifact.json`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _weights(quantisation: Mapping[str, Any]) -> str:
+    """What the tensors of a GGUF file are; the name of a mixture promises more than small models keep."""
+    types, name = quantisation["tensor_types"], quantisation["name"]
+    counted = ", ".join(f"{count} {kind}" for kind, count in types.items())
+    text = f"The weights are in GGUF as `{name}`; of {sum(types.values())} tensors there are {counted}."
+    main = name.split("_")[0].upper()
+    if main not in FLOATS and not any(kind.startswith(main) for kind in types):
+        text += f" None is {main}: rows whose width is no multiple of 256 fall back to other types."
+    return text
 
 
 def _method(manifest: Mapping[str, Any]) -> str:
@@ -143,6 +164,8 @@ def _gate(gate: Mapping[str, Any]) -> str:
 
 
 def _loading(manifest: Mapping[str, Any], base: str) -> str:
+    if manifest["format"] in _GGUF:
+        return _GGUF[manifest["format"]].replace("BASE", base)
     if manifest["format"] == "merged":
         return f"```python\n{_MERGED}\n```"
     method = find_method(manifest["method"])

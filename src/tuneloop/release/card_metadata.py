@@ -8,7 +8,7 @@ from typing import Any
 from tuneloop.release.licences import Licence, hub_name
 
 LIBRARIES = {"merged": "transformers", "adapter": "peft"}
-RELATIONS = {"merged": "finetune", "adapter": "adapter"}
+RELATIONS = {"merged": "finetune", "adapter": "adapter", "gguf-lora": "adapter"}
 
 
 def card_metadata(manifest: Mapping[str, Any], licence: Licence | None) -> str:

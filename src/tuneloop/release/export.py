@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
@@ -38,11 +39,14 @@ from tuneloop.records.record import as_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.bom import BOM, Materials, bill_of_materials
 from tuneloop.release.card import model_card
-from tuneloop.release.licences import licence_of
+from tuneloop.release.gguf import About
+from tuneloop.release.gguf_artifact import GgufSettings, GgufSource, write_gguf_model
+from tuneloop.release.licences import hub_name, licence_of
 from tuneloop.release.merge import merge
 
-Form = Literal["merged", "adapter"]
-FORMS: tuple[Form, ...] = ("merged", "adapter")
+Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
+FORMS: tuple[Form, ...] = get_args(Form)
+AS_GGUF: dict[str, Form] = {"gguf": "merged", "gguf-lora": "adapter"}  # -> the form whose weights the file holds
 LAYOUT = 2  # of the files; another one makes other ids
 MANIFEST, CARD, NOTICE = "artifact.json", "README.md", "NOTICE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -97,48 +101,69 @@ def form_for(method: Method, wanted: str) -> Form:
         UserError: there is no such form, or not of this method.
     """
     form = wanted or method.forms[0]
-    for known in FORMS:
-        if form == known and form in method.forms:
-            return known
-    if form in FORMS:
+    if form not in FORMS:
+        near = get_close_matches(form, FORMS, 1)
         raise UserError(
-            method.no_form.get(form, f"A run of {method.title} has no such form"),
+            f"No such format {form!r}",
+            where="--format",
+            next_step=f"did you mean {near[0]}?" if near else f"choose {', '.join(FORMS[:-1])} or {FORMS[-1]}",
+        )
+    weights = AS_GGUF.get(form, form)
+    if weights not in method.forms:
+        raise UserError(
+            method.no_form.get(weights, f"A run of {method.title} has no such form"),
             where=f"--format {form}",
             next_step=f"export it with --format {method.forms[0]}",
         )
-    raise UserError(f"No such format {form!r}", where="--format", next_step=f"choose {' or '.join(FORMS)}")
+    return form
 
 
-def export(origin: Origin, form: Form, out: Path | None = None, *, progress: Progress = no_progress) -> Artifact:
+def export(
+    origin: Origin,
+    form: Form,
+    out: Path | None = None,
+    *,
+    gguf: GgufSettings | None = None,
+    progress: Progress = no_progress,
+) -> Artifact:
     """Write the artifact, or find it written; then only what is said of it is brought up to date.
 
     Args:
         form: see `form_for`.
         out: the artifact's folder; default `artifacts/ID`.
+        gguf: of a GGUF file: its type of weights and what else it takes.
 
     Returns:
-        Where it is. The id depends on the run's trained weights, its base model and the form alone.
+        Where it is. The id depends on the run's trained weights, its base model, the form and the type of weights alone.
 
     Raises:
         UserError: no result in the run, another base model, a folder with something else in it, a full disk.
     """
     trained = trained_folder(origin.run)
-    id_ = _id(origin, form, trained)
+    gguf = (gguf or GgufSettings(form)) if form in AS_GGUF else None
+    id_ = _id(origin, form, trained, gguf)
     folder = out or Path("artifacts") / id_
     known = _known(folder, id_)
     if known is not None and _is_whole(folder, known):
-        kept = {key: known[key] for key in ("created", "tuneloop", "merge")}
+        kept: dict[str, Any] = {
+            key: known[key] for key in ("created", "tuneloop", "merge", "quantisation") if key in known
+        }
         return Artifact(folder, _describe(origin, form, id_, folder, kept), found=True)
     beside = folder.parent / f".{folder.name}.partial"
     with lock_folder(beside):
         try:
             _empty(beside)
-            merged = _write_model(origin, form, trained, beside, progress)
-            made = {
+            made: dict[str, Any] = {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "tuneloop": __version__,
-                "merge": merged,
+                "merge": None,
             }
+            if gguf:
+                made["quantisation"] = write_gguf_model(
+                    _gguf_source(origin, id_, trained), gguf, beside, progress
+                ).model_dump(mode="json")
+            else:
+                made["merge"] = _write_model(origin, form, trained, beside, progress)
             manifest = _describe(origin, form, id_, beside, made)
             _take_place(beside, folder)
         except BaseException:
@@ -147,14 +172,22 @@ def export(origin: Origin, form: Form, out: Path | None = None, *, progress: Pro
     return Artifact(folder, manifest)
 
 
-def _id(origin: Origin, form: Form, trained: Path) -> str:
+def _gguf_source(origin: Origin, id_: str, trained: Path) -> GgufSource:
+    model = str(origin.manifest["model"])
+    licence = licence_of(model)
+    about = About(id_, hub_name(model), licence.id if licence else "")
+    return GgufSource(origin.name, model, trained, origin.task, about)
+
+
+def _id(origin: Origin, form: Form, trained: Path, gguf: GgufSettings | None) -> str:
     """The artifact's id: by the content of the trained weights, not by where they are or when they are exported."""
     is_adapter = (trained / "adapter_config.json").is_file()
     files = [trained / "adapter_model.safetensors"] if is_adapter else weight_files(trained)
     with user_errors_of_the_disk(trained):
         weights = [sha256_file(file) for file in files]
-    identity = content_hash([LAYOUT, form, origin.method, weights, origin.manifest["model_fingerprint"]])
-    return f"{origin.name}-{form}-{identity[:12]}"
+    more = [[gguf.quant, gguf.rows]] if gguf else []
+    identity = content_hash([LAYOUT, form, origin.method, weights, origin.manifest["model_fingerprint"], *more])
+    return "-".join([origin.name, form, *([gguf.quant] if gguf else []), identity[:12]])
 
 
 def _known(folder: Path, id_: str) -> dict[str, Any] | None:

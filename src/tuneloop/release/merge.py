@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,28 +54,9 @@ def merge(model: str, adapter: Path, out: Path, *, progress: Progress = no_progr
         UserError: another base, a base that can't take an update, a damaged file, a full disk.
     """
     base = resolve(model)
-    config = read_json(base / "config.json")
-    if config.get("quantization_config"):
-        raise UserError(
-            "The base model's own weights are quantised, so an adapter can't be added to them",
-            where=str(base),
-            next_step="export with --format adapter",
-        )
-    method = method_of_folder(adapter)
-    if method is None or method.merge is None:
-        raise UserError(
-            "An adapter of this kind can't be merged", where=str(adapter), next_step="export with --format adapter"
-        )
-    change = _Change(method.merge(base, adapter))
     files = weight_files(base)
     headers = [_header(file) for file in files]
-    missing = change.update.names - {name for _, entries in headers for name in entries}
-    if missing:
-        raise UserError(
-            f"The base model's files name their weights in another way: they have no {sorted(missing)[0]}",
-            where=str(base),
-            next_step="export with --format adapter and merge it with PEFT",
-        )
+    change = _Change(update_of(base, adapter, {name for _, entries in headers for name in entries}))
     total, done = sum(len(entries) for _, entries in headers), 0
     for file, (head, entries) in zip(files, headers, strict=True):
         with replacing(out / file.name) as target:
@@ -86,8 +67,41 @@ def merge(model: str, adapter: Path, out: Path, *, progress: Progress = no_progr
                 progress("merging", done, total)
     if (base / INDEX).is_file():
         write_json(out / INDEX, read_json(base / INDEX))
-    write_json(out / "config.json", config)
+    write_json(out / "config.json", read_json(base / "config.json"))
     return Merge(change.tensors, math.sqrt(change.lost / change.moved) if change.moved else 0.0)
+
+
+def update_of(base: Path, adapter: Path, tensors: Collection[str]) -> WeightUpdate:
+    """What an adapter does to its base's tensors.
+
+    Args:
+        base: folder of the base model.
+        adapter: folder of a method that can be merged.
+        tensors: names of those in the base's files.
+
+    Raises:
+        UserError: another base, or one that can't take an update.
+    """
+    if read_json(base / "config.json").get("quantization_config"):
+        raise UserError(
+            "The base model's own weights are quantised, so an adapter can't be added to them",
+            where=str(base),
+            next_step="export with --format adapter",
+        )
+    method = method_of_folder(adapter)
+    if method is None or method.merge is None:
+        raise UserError(
+            "An adapter of this kind can't be merged", where=str(adapter), next_step="export with --format adapter"
+        )
+    update = method.merge(base, adapter)
+    missing = update.names.difference(tensors)
+    if missing:
+        raise UserError(
+            f"The base model's files name their weights in another way: they have no {sorted(missing)[0]}",
+            where=str(base),
+            next_step="export with --format adapter and merge it with PEFT",
+        )
+    return update
 
 
 @dataclass

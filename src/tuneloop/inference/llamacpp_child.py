@@ -1,0 +1,272 @@
+"""llama.cpp behind a connection: this runs in a process of its own, so that a crash in it is an answer and not the end.
+
+`llamacpp.LlamaCpp` starts it and asks by the names of `Server`'s methods. Computation is the library's; here are calls of its C
+interface, which the wheel `llama-cpp-py-sync` brings.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BATCH = 512  # tokens that are computed at once
+MOST_SEQUENCES = 256  # that llama.cpp keeps apart in one context
+TOO_SMALL = "the buffer was too small"
+
+
+class Refused(Exception):
+    """llama.cpp can't do what was asked; the message says what."""
+
+
+class Server:
+    """One model, and what is asked of it."""
+
+    def __init__(self) -> None:
+        from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
+
+        self.ffi, self.lib = get_ffi(), get_lib()
+        self.lib.llama_backend_init()
+        self.model = self.vocab = self.context = None
+        self.size = 0  # tokens that the context holds
+        self.threads = 1
+        self.exact = False
+        self.adapters: list[Any] = []
+
+    def load(self, file: str, adapters: Sequence[str], threads: int, exact: bool) -> dict[str, Any]:
+        """Open a GGUF file with LoRA files on top.
+
+        Args:
+            exact: keep keys and values in fp32 and attend step by step, to compare with another engine; else as llama.cpp does by itself.
+        """
+        lib, ffi = self.lib, self.ffi
+        params = lib.llama_model_default_params()
+        self.model = lib.llama_model_load_from_file(file.encode(), params)
+        if self.model == ffi.NULL:
+            raise Refused("llama.cpp can't load the file")
+        self.vocab = lib.llama_model_get_vocab(self.model)
+        self.threads, self.exact = threads, exact
+        self.adapters = [lib.llama_adapter_lora_init(self.model, path.encode()) for path in adapters]
+        for path, adapter in zip(adapters, self.adapters, strict=True):
+            if adapter == ffi.NULL:
+                raise Refused(f"llama.cpp can't load the adapter {path}")
+        size = lib.llama_vocab_n_tokens(self.vocab)
+        return {
+            "vocabulary": size,
+            "context": lib.llama_model_n_ctx_train(self.model),
+            "bos": lib.llama_vocab_bos(self.vocab),
+            "eos": lib.llama_vocab_eos(self.vocab),
+            "adds_bos": bool(lib.llama_vocab_get_add_bos(self.vocab)),
+            "ends": [i for i in range(size) if lib.llama_vocab_is_eog(self.vocab, i)],
+        }
+
+    def tokenize(self, texts: Sequence[str], opening: bool, control: bool) -> list[list[int]]:
+        """Token ids of texts.
+
+        Args:
+            opening: put the beginning-of-text token first where the file says so.
+            control: read the names of control tokens as these tokens.
+        """
+        found = []
+        for text in texts:
+            data = text.encode()
+            room = len(data) + 8
+            ids = self.ffi.new("llama_token[]", room)
+            count = self.lib.llama_tokenize(self.vocab, data, len(data), ids, room, opening, control)
+            if count < 0:
+                raise Refused(TOO_SMALL)
+            found.append(list(ids[0:count]))
+        return found
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+        """What the model gives each next token after each token of a text (T, V), fp32."""
+        import numpy as np
+
+        self._clear(len(ids))
+        return np.concatenate([rows.copy() for rows in self._read(ids, every=True)])
+
+    def generate(self, ids: Sequence[int], limit: int, ends: Sequence[int]) -> dict[str, Any]:
+        """The likeliest answer, token by token, up to one of the `ends`, which is part of it.
+
+        Returns:
+            `ids`, and milliseconds to the first and the last token: `first`, `total`.
+        """
+        began = time.perf_counter()
+        self._clear(len(ids) + limit)
+        stops, written, first = set(ends), [], 0.0
+        (last,) = self._read(ids)
+        while True:
+            written.append(int(last.argmax()))
+            first = first or 1000 * (time.perf_counter() - began)
+            if written[-1] in stops or len(written) == limit:
+                break
+            (last,) = self._read(written[-1:], start=len(ids) + len(written) - 1)
+        return {"ids": written, "first": first, "total": 1000 * (time.perf_counter() - began)}
+
+    def score(self, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """The log likelihood of each answer after a prompt, summed over its tokens.
+
+        Answers that begin alike share what they have in common: each is a sequence of llama.cpp's, a token belongs to several.
+        """
+        found: list[float] = []
+        for start in range(0, len(answers), MOST_SEQUENCES - 1):
+            found += self._score(ids, answers[start : start + MOST_SEQUENCES - 1])
+        return found
+
+    def _score(self, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        nodes: dict[tuple[int, ...], list[int]] = {}  # what is read behind the prompt -> the answers that begin so
+        for number, answer in enumerate(answers):
+            for length in range(1, len(answer)):
+                nodes.setdefault(tuple(answer[:length]), []).append(number)
+        self._clear(len(ids) + len(nodes), len(answers))
+        memory = self.lib.llama_get_memory(self.context)
+        (last,) = self._read(ids)
+        after: dict[tuple[int, ...], np.ndarray[Any, Any]] = {(): _log_softmax(last)}
+        for number in range(1, len(answers)):
+            self.lib.llama_memory_seq_cp(memory, 0, number, -1, -1)
+        paths = sorted(nodes, key=lambda path: (len(path), path))
+        for start in range(0, len(paths), BATCH):
+            part = paths[start : start + BATCH]
+            rows = self._decode(
+                [(path[-1], len(ids) + len(path) - 1, nodes[path]) for path in part], [True] * len(part)
+            )
+            after |= {path: _log_softmax(row) for path, row in zip(part, rows, strict=True)}
+        return [sum(float(after[tuple(a[:n])][a[n]]) for n in range(len(a))) for a in answers]
+
+    def quantise(self, source: str, out: str, kind: int, importance: Mapping[str, Any], threads: int) -> int:
+        """Write a GGUF file in another type.
+
+        Args:
+            kind: number in llama.cpp's `llama_ftype`.
+            importance: tensor -> mean square of each of its inputs, fp32; empty: all count alike.
+        """
+        ffi, lib = self.ffi, self.lib
+        params = lib.llama_model_quantize_default_params()
+        params.nthread, params.ftype = threads, kind
+        kept = []  # what the entries point at
+        if importance:
+            entries = ffi.new("struct llama_model_imatrix_data[]", len(importance) + 1)  # the last one is empty
+            for entry, (name, values) in zip(entries, importance.items(), strict=False):
+                kept += [ffi.new("char[]", name.encode()), ffi.from_buffer("float[]", values)]
+                entry.name, entry.data, entry.size = kept[-2], kept[-1], len(values)
+            params.imatrix = entries
+        failed = lib.llama_model_quantize(source.encode(), out.encode(), ffi.addressof(params))
+        if failed:
+            raise Refused("llama.cpp can't quantise the file")
+        return 0
+
+    # -- the context
+
+    def _clear(self, tokens: int, sequences: int = 1) -> None:
+        """Forget what was read, and see to it that there is room."""
+        lib, ffi = self.lib, self.ffi
+        if self.context and tokens <= self.size and sequences <= lib.llama_n_seq_max(self.context):
+            lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
+            return
+        if self.context:
+            lib.llama_free(self.context)
+        self.size = -(-max(tokens, 2048) // 1024) * 1024
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = self.size, BATCH, BATCH
+        params.n_seq_max = MOST_SEQUENCES if sequences > 1 else 1
+        params.kv_unified = True
+        params.n_threads = params.n_threads_batch = self.threads
+        if self.exact:
+            params.type_k = params.type_v = 0  # GGML_TYPE_F32
+            params.flash_attn_type = 0
+        self.context = lib.llama_init_from_model(self.model, params)
+        if self.context == ffi.NULL:
+            raise Refused(f"llama.cpp has no memory for a context of {self.size:,} tokens")
+        if self.adapters:
+            scales = [1.0] * len(self.adapters)
+            failed = lib.llama_set_adapters_lora(
+                self.context,
+                ffi.new("struct llama_adapter_lora *[]", self.adapters),
+                len(scales),
+                ffi.new("float[]", scales),
+            )
+            if failed:
+                raise Refused("llama.cpp can't apply the adapter")
+
+    def _read(self, ids: Sequence[int], *, start: int = 0, every: bool = False) -> Iterator[np.ndarray[Any, Any]]:
+        """Read tokens into sequence 0.
+
+        Returns:
+            The logits after the last token (V), or with `every` blocks of those after each token (n, V); valid until the next call.
+        """
+        for first in range(0, len(ids), BATCH):
+            part = ids[first : first + BATCH]
+            is_last = first + BATCH >= len(ids)
+            wanted = [every or (is_last and i == len(part) - 1) for i in range(len(part))]
+            rows = self._decode([(token, start + first + i, [0]) for i, token in enumerate(part)], wanted)
+            if every:
+                yield rows
+            elif is_last:
+                yield rows[0]
+
+    def _decode(self, tokens: Sequence[tuple[int, int, Sequence[int]]], wanted: Sequence[bool]) -> np.ndarray[Any, Any]:
+        """Compute tokens, each with its position and sequences; the logits (n, V) after those that are wanted."""
+        import numpy as np
+
+        with self._batch(len(tokens), max(len(sequences) for _, _, sequences in tokens)) as batch:
+            batch.n_tokens = len(tokens)
+            for i, (token, position, sequences) in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = (
+                    token,
+                    position,
+                    len(sequences),
+                    wanted[i],
+                )
+                for j, sequence in enumerate(sequences):
+                    batch.seq_id[i][j] = sequence
+            failed = self.lib.llama_decode(self.context, batch)
+        if failed:
+            raise Refused(f"llama.cpp can't compute these tokens (llama_decode gave {failed})")
+        size, count = self.lib.llama_vocab_n_tokens(self.vocab), sum(wanted)
+        if not count:
+            return np.empty((0, size), np.float32)
+        logits = self.ffi.buffer(self.lib.llama_get_logits(self.context), 4 * size * count)
+        return np.frombuffer(logits, np.float32).reshape(count, size)
+
+    @contextmanager
+    def _batch(self, tokens: int, sequences: int) -> Iterator[Any]:
+        batch = self.lib.llama_batch_init(tokens, 0, sequences)
+        try:
+            yield batch
+        finally:
+            self.lib.llama_batch_free(batch)
+
+
+def _log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Log probabilities (V), fp64."""
+    import numpy as np
+
+    shifted = logits.astype(np.float64) - float(logits.max())
+    found: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum())
+    return found
+
+
+def main() -> None:
+    """Answer until the other end is closed: each question is a method's name and its arguments."""
+    connection = Connection(int(sys.argv[1]))
+    server = Server()
+    connection.send(("done", None))
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(("done", getattr(server, name)(*arguments)))
+        except Refused as error:
+            connection.send(("refused", str(error)))
+
+
+if __name__ == "__main__":
+    main()

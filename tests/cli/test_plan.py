@@ -77,7 +77,15 @@ def test_the_padding_of_a_data_set_costs_time_and_packing_saves_it(
 
 def test_general_rows_mixed_into_a_data_set_take_their_time(tmp_path: Path, cli_environment: dict[str, str]) -> None:
     tokens = {"total": 3_000_000, "mean": 300.0, "p50": 200, "p90": 700, "max": 2000}
-    manifest = {"splits": {"train": {"tokens": tokens}}, "mix": {"general": {"rows": 5_000, "tokens": 1_500_000}}}
+    manifest = {
+        "splits": {"train": {"tokens": tokens}},
+        "mix": {
+            "by": "tokens",
+            "share": 0.33,
+            "task": {"rows": 10_000, "tokens": 3_000_000},
+            "general": {"rows": 5_000, "tokens": 1_500_000},
+        },
+    }
     asked = ["--model", "llama-3.2-1b", "--gpu", "a100-80gb", "--gpus", "1", "--dataset", str(tmp_path)]
     found = []
     for mixed in (manifest, {"splits": manifest["splits"]}):

@@ -104,6 +104,37 @@ class RunManifest(Record):
         return self.adapter or self.weights or ""
 
 
+class ScheduleChange(Part):
+    """Behind which step what was left of a run was changed, see `train.checkpoint.State`."""
+
+    step: int
+    turn: tuple[int, float]
+    total_steps: int
+    due: list[int]
+
+
+class Schedule(Record):
+    """`schedule.json`: how many steps a run did and when it was validated.
+
+    Args:
+        planned_steps: before the first step.
+        due: places among these behind which validations stand.
+        val_rows: most rows of a validation.
+        changes: of both, to keep `max_minutes`.
+        follow: it is an earlier run's, and this one has to keep to it.
+    """
+
+    title: ClassVar[str] = "a schedule"
+    file: ClassVar[str] = "schedule.json"
+    again: ClassVar[str] = "delete the file and train again"
+
+    planned_steps: int
+    due: list[int]
+    val_rows: int
+    changes: list[ScheduleChange] = []
+    follow: bool = False
+
+
 class Environment(Record):
     """`environment.json`: the machine and the versions that a run was made with."""
 

@@ -16,6 +16,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "plan": ("plan", "Plan", "`plan.json`"),
     "run": ("run", "RunManifest", "`RUN/run.json`"),
     "environment": ("run", "Environment", "`RUN/environment.json`"),
+    "schedule": ("run", "Schedule", "`RUN/schedule.json`: how many steps, and when it is validated"),
     "step": ("run", "TrainingStep", "a line of `RUN/metrics.jsonl`: an optimizer step"),
     "validation": ("run", "Validation", "a line of `RUN/metrics.jsonl`: a validation"),
     "event": ("run", "Event", "a line of `RUN/metrics.jsonl`: something happened"),
@@ -26,6 +27,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "artifact": ("artifact", "ArtifactManifest", "`ARTIFACT/artifact.json`"),
     "lineage": ("registry", "Lineage", "the tags `tuneloop.*` of a registered version"),
     "registry-event": ("registry", "RegistryEvent", "a tag `tuneloop.history.*` of a registered model"),
+    "reproduction": ("reproduction", "Reproduction", "`reproductions/ID/reproduction.json`"),
     "request": ("request", "StoredRequest", "a request that was served"),
     "feedback": ("feedback", "Feedback", "what a person said of an answer"),
 }

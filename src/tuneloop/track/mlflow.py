@@ -16,6 +16,12 @@ from tuneloop.track.follow import Follower, Point, figures_of, flatten, forget, 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+SMALL_FILES = (
+    "report.html", "config.yaml", "plan.json", "run.json", "environment.json", "schedule.json", "learning_rate.json",
+    "eval.json", "samples.jsonl", "metrics.jsonl", "dataset/dataset.json", "dataset/rejects.jsonl", "dataset.json",
+    "adapter/adapter_config.json",
+)  # fmt: skip
+DATASET_FILES = ("dataset.json", "train.jsonl", "val.jsonl", "test.jsonl", "general.jsonl")  # with `track.upload=data`
 BATCH = 1000  # MLflow takes at most this many metrics in one call, and 100 params or tags
 
 
@@ -236,21 +242,17 @@ def _table(
 def log_artifacts(client: MlflowClient, follower: Follower) -> None:
     """The small files of the folder, those that changed since they were logged. The adapter's weights stay there."""
     seen = follower.state.setdefault("artifacts", {})
-    for name in (
-        "report.html",
-        "config.yaml",
-        "plan.json",
-        "run.json",
-        "environment.json",
-        "eval.json",
-        "samples.jsonl",
-        "metrics.jsonl",
-        "dataset/dataset.json",
-        "dataset/rejects.jsonl",
-        "dataset.json",
-        "adapter/adapter_config.json",
-    ):
-        path = follower.run / name
+    for name, path in [*((name, follower.run / name) for name in SMALL_FILES), *_rows_to_upload(follower)]:
         if path.exists() and seen.get(name) != (digest := sha256_file(path)):
             client.log_artifact(follower.state["run_id"], str(path), str(Path(name).parent) if "/" in name else None)
             seen[name] = digest
+
+
+def _rows_to_upload(follower: Follower) -> list[tuple[str, Path]]:
+    """The data set's files, where `track.upload` asks for them; they may stand outside of the run's folder."""
+    config = follower.config
+    if "data" not in (config.get("track") or {}).get("upload", ()):
+        return []
+    own, given = follower.run / "dataset", (config.get("data") or {}).get("sources") or [""]
+    folder = own if own.is_dir() else Path(given[0])
+    return [(f"dataset/{name}", folder / name) for name in DATASET_FILES]

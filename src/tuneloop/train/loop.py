@@ -41,6 +41,7 @@ from tuneloop.train.rows import (
     training_rows,
 )
 from tuneloop.train.run import Run
+from tuneloop.train.schedule import change_by, keep_change, keep_plan, schedule_to_follow, start_by
 from tuneloop.train.speed import measure_speed
 from tuneloop.train.step import optimizer_step
 
@@ -169,7 +170,10 @@ def train(
     resumed_at = state.step
     began = time.monotonic()
     steps = plan_steps(rows.train, config, seed, mixed)
-    if not state.planned_steps:
+    given = schedule_to_follow(out)
+    if given is not None and not state.planned_steps:
+        start_by(given, state)
+    elif not state.planned_steps:
         if config.max_minutes is not None and not tokens_per_second:
             measured = measure_speed(model, rows.train, config, seed, progress=progress)
             tokens_per_second = summed([measured])[0] / processes()
@@ -178,18 +182,21 @@ def train(
         state.planned_steps = state.total_steps = len(plan.steps)
         state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
         state.val_rows, state.planned_speed = plan.val_rows, tokens_per_second
-    steps = steps[: state.planned_steps]
+    steps, planned_due = steps[: state.planned_steps], list(state.due)
+    timed = config if given is None else config.model_copy(update={"max_minutes": None})
     trainable = attach(model, config, seed, rows.train)  # spreads the model over the processes, where there are several
     rows = Rows(
-        train=_referenced_in_time(model, rows.train, config, trainable, progress, state, steps, began),
+        train=_referenced_in_time(model, rows.train, timed, trainable, progress, state, steps, began),
         val=_referenced(model, budget.sample(rows.val, state.val_rows, seed), config, trainable, progress),
         general=budget.sample(general, state.val_rows, seed),
     )
+    if given is None:
+        keep_plan(out, state, planned_due)
     state.seconds += time.monotonic() - began
     state.checking_seconds += time.monotonic() - began
     with busy(progress, "getting ready to train"):
         run = _begin(model, config, trainable, state, rows, seed, out)
-    run.ids = ids
+    run.ids, run.schedule = ids, given
     if is_first():
         run.log, run.progress = log, progress
     with run.open_metrics() as run.metrics, notice_sigterm(run):
@@ -274,9 +281,15 @@ def _keep_time(run: Run, steps: Sequence[Step], rows: Rows, seconds: float) -> N
     if not run.said_busy and share < budget.BUSY and stepping > budget.BUSY_AFTER and state.step >= budget.KNOWN_FROM:
         run.said_busy = True
         run.record({"step": state.step, "event": "busy", "message": busy_words(share, state.planned_speed)})
+    if run.schedule is not None:
+        change_by(run.schedule, state)
+        return
     if run.config.max_minutes is None:
         return
+    before = state.turn
     changed = budget.count_anew(state, steps, rows.train, run.config, summed([seconds])[0] / processes())
+    if state.turn != before:
+        keep_change(run.out, state)
     if abs(changed) > 0.1 * state.total_steps:
         run.record({
             "step": state.step, "event": "steps",

@@ -20,6 +20,7 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
 from tuneloop.models.sharded import is_first
+from tuneloop.records.run import Schedule
 from tuneloop.train.checkpoint import State, save_checkpoint
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import load_optimizer
@@ -50,6 +51,7 @@ class Run:
     said_busy: bool = False
     seed: int = 0
     in_backward: UpdatesInBackward | None = None
+    schedule: Schedule | None = None  # of an earlier run, which is done again
 
     def __post_init__(self) -> None:
         if self.config.optimizer_in_backward:

@@ -21,7 +21,16 @@ class TrackConfig(Config):
     report_to: list[Literal["mlflow", "tensorboard", "wandb", "none"]] = Field(
         ["mlflow"], description="experiment trackers, one or several: mlflow, tensorboard, wandb; or none"
     )
+    upload: list[Literal["data"]] = Field(
+        [],
+        description="what MLflow keeps alongside the small files; data: the data set's rows, so that others can reproduce the run",
+    )
     experiment: str = Field("tuneloop", description="MLflow experiment, and project of Weights & Biases")
+
+    @field_validator("upload", mode="before")
+    @classmethod
+    def _one_name(cls, value: object) -> object:
+        return [] if value in (None, "", "none") else [value] if isinstance(value, str) else value
 
     @field_validator("report_to", mode="before")
     @classmethod

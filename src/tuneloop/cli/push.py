@@ -1,0 +1,34 @@
+"""`tuneloop push`."""
+
+from __future__ import annotations
+
+import typer
+
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
+
+
+def command(
+    artifact: str = typer.Argument(..., help="Folder of an artifact, or NAME@ALIAS.", metavar="ARTIFACT"),
+    destination: str = typer.Argument(..., help="Where it goes: hub:ORG/NAME.", metavar="DESTINATION"),
+    send: bool = typer.Option(False, "--send", help="Upload; without it only what would be sent is shown."),
+    public: bool = typer.Option(False, "--public", help="Make a new repository public; it is private by default."),
+    *,
+    output: Output,
+) -> None:
+    """Upload an artifact to the Hugging Face hub. Nothing is sent without --send."""
+    from pathlib import Path
+
+    from tuneloop.core.files import plain
+    from tuneloop.release.push import push
+    from tuneloop.workflows.registry import local_name
+
+    with screen(output.quiet, "uploading" if send else "hashing") as shown:
+        found = push(Path(local_name(artifact, say=shown.say)), destination, send=send, public=public)
+    if output.json:
+        print_json({**plain(found), "sent": send})
+        return
+    for name, size in found.files.items():
+        print(f"{size / 1e6:>12,.2f} MB  {name}")
+    total = f"{len(found.files)} files, {sum(found.files.values()) / 1e6:,.1f} MB"
+    print(f"sent {total}: {found.url}" if send else f"would send {total} to {found.repo}; add --send to do so")

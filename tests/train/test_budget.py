@@ -113,7 +113,7 @@ def test_a_slow_reference_is_within_the_time(
         return real(model, rows, progress)
 
     monkeypatch.setattr(loop, "with_references", slow)
-    monkeypatch.setattr(loop, "REFERENCE_STEPS", 4)
+    monkeypatch.setattr(loop.budget, "REFERENCE_STEPS", 4)
     limited = changed(loss=loss, max_minutes=3 / 60, epochs=1, val_rows=8)
     result, _ = run(tiny_llama, tmp_path, limited, rows=800, tokens_per_second=1e5)
     assert result.planned_steps == 200  # their reference alone would take 8 seconds
@@ -197,7 +197,7 @@ def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_whose_speed_was_overestimated_ends_in_time_and_says_so(
     tiny_llama: Path, tmp_path: Path, slow_steps: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "BUSY_AFTER", 0.1)
+    monkeypatch.setattr(loop.budget, "BUSY_AFTER", 0.1)
     result, _ = run(tiny_llama, tmp_path, changed(max_minutes=4 / 60, epochs=100), tokens_per_second=1e6)
     assert result.planned_steps == 600
     assert 3 <= result.steps == result.total_steps < 90

@@ -178,6 +178,9 @@ def test_a_colleague_fetches_the_rows_from_mlflow_where_the_run_left_them(
     monkeypatch.setenv("TUNELOOP_CACHE", str(place / "cache"))
     for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+    manifest = read_json(place / "plain" / "dataset" / "dataset.json")
+    source = {**manifest["sources"][0], "path": "only/where/it/was/prepared.jsonl"}
+    write_json(place / "plain" / "dataset" / "dataset.json", {**manifest, "sources": [source]})
     config = {"name": "cases", "track": {"upload": upload}, "data": {"sources": ["cases.jsonl"]}}
     settings = {"run": str(place / "plain"), "config": config, "experiment": "cases", "uri": "", "started": 0}
     follower = follow.make_follower(settings)

@@ -13,7 +13,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -440,15 +440,13 @@ def fetch_run_files(registry: Registry, version: RegisteredVersion, names: Seque
     from mlflow.exceptions import MlflowException
 
     folder = cache_folder() / "registry" / f"run-{version.tracked}"
-    for name in names:
-        if version.tracked and not (folder / name).is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                registry.client.download_artifacts(version.tracked, name, str(folder))
-            except (MlflowException, OSError) as error:
-                registry.say(
-                    f"fetch     MLflow has no {name} of run {version.lineage.run} ({str(error).splitlines()[0][:80]})"
-                )
+    for name in names if version.tracked else ():
+        file = folder / name
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(MlflowException, OSError):  # it has no such file; who needs it says so
+                got = Path(registry.client.download_artifacts(version.tracked, name, str(folder)))
+                got.replace(file)  # some versions leave out the folders of its name
     return folder
 
 

@@ -22,6 +22,10 @@ Say = Callable[[str], None]
 NAMED = re.compile(r"(?:models:/)?([A-Za-z0-9][\w.-]*)@([A-Za-z][\w-]*)|models:/([A-Za-z0-9][\w.-]*)/(\d+)")
 
 
+# Else MLflow prints addresses on stdout and bars on stderr.
+_SILENT = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+
+
 def silent(line: str) -> None:
     """Say nothing."""
 
@@ -49,7 +53,7 @@ def open_registry(*, create: bool = False, say: Say = silent) -> models.Registry
             where=str(file),
             next_step="tuneloop register ARTIFACT --name NAME makes one; MLFLOW_REGISTRY_URI names another",
         )
-    for name, value in QUICK_AND_QUIET.items():
+    for name, value in (QUICK_AND_QUIET | _SILENT).items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it prints tracebacks of what it raises as well
     logging.getLogger("alembic").setLevel(logging.CRITICAL)

@@ -16,6 +16,7 @@ What it can't show: speed, kernels' own rounding, kernels that are missing for a
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -184,6 +185,9 @@ class GpuTensor(torch.Tensor):
     def get_device(self) -> int:
         return 0
 
+    def __reduce_ex__(self, protocol: Any) -> Any:  # as a file is read with map_location="cpu"
+        return self.elem.detach().__reduce_ex__(protocol)
+
     def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
         return self.to("cpu")
 
@@ -234,8 +238,9 @@ def to_host(tensor: GpuTensor, dtype: torch.dtype | None = None) -> torch.Tensor
 
 
 def to_gpu(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> GpuTensor:
-    """A copy on the pretended GPU."""
-    _now[-1].wait(TO_GPU)
+    """A copy on the pretended GPU; of pinned memory the host waits for none."""
+    if not getattr(tensor, "is_in_pinned_memory", False):
+        _now[-1].wait(TO_GPU)
     with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
         elem = tensor.detach().to(dtype or tensor.dtype, copy=True)
         return GpuTensor(elem if _now[-1].values else elem.to("meta"))
@@ -354,6 +359,9 @@ class _Functions(TorchFunctionMode):
         gpu = _now[-1]
         before, gpu.creates = gpu.creates, _creates_on_gpu(args, kwargs)
         try:
+            if func is torch.Tensor.pin_memory:
+                args[0].is_in_pinned_memory = True
+                return args[0]
             if func in (torch.Tensor.to, torch.Tensor.cuda) and not isinstance(args[0], GpuTensor):
                 device, dtype, _ = (CUDA, None, False) if func is torch.Tensor.cuda else parse_to(args[1:], kwargs)
                 if _is_cuda(device):
@@ -460,6 +468,8 @@ def pretend_gpu(card: Card = Card(), *, values: bool = True) -> Iterator[Gpu]:
         card: what its driver reports.
         values: whether tensors hold numbers; without, models of any size fit, and every value that is read is 1.
     """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("bitsandbytes")  # imported later it would take its CUDA library, which is not there
     gpu = Gpu(card, values)
     cuda: dict[str, Any] = {
         "is_available": lambda: True,

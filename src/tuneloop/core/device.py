@@ -246,6 +246,13 @@ def wait() -> None:
         gpu.synchronize()
 
 
+def put(tensor: Any, device: torch.device) -> Any:
+    """A tensor of the host on a device; on its way to a GPU nobody waits for it."""
+    if backend(device).is_cpu:
+        return tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def use(local_rank: int) -> None:
     """Let this process compute on one GPU of several."""
     gpu = _gpu()

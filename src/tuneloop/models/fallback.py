@@ -15,7 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.models.adapters import rows_of_tokens
 
 
-def load(folder: Path, dtype: torch.dtype, device: str) -> nn.Module:
+def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     """Load any causal language model that Transformers knows.
 
     Raises:
@@ -25,7 +25,7 @@ def load(folder: Path, dtype: torch.dtype, device: str) -> nn.Module:
         from transformers import AutoModelForCausalLM
 
         net: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return net.to(device).requires_grad_(False).eval()
+    return net
 
 
 def empty(folder: Path) -> nn.Module:

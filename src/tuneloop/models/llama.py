@@ -272,7 +272,8 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
     """Scaled dot-product attention with shared key heads (Ainslie et al. 2023, arXiv 2305.13245).
 
     Args:
-        bias: added to the scores (B or 1, 1, T, S), which hides from each query all keys from S - T behind its own place; None: causal, T == S.
+        bias: added to the scores (B or 1, 1, T, S), which hides from each query all keys from S - T behind its own place; None: causal, the
+            queries being the last T of S tokens.
 
     Returns:
         Mixed values (B, T, H * D).
@@ -281,10 +282,7 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
     K, S = k_BKSD.shape[1], k_BKSD.shape[2]
     G = H // K
     if bias is None or not by_products(q_BHTD, T):
-        out = F.scaled_dot_product_attention(
-            q_BHTD, k_BKSD, v_BKSD, attn_mask=bias, is_causal=bias is None, enable_gqa=G > 1
-        )
-        return out.transpose(1, 2).reshape(B, T, H * D)
+        return _by_kernel(q_BHTD, k_BKSD, v_BKSD, bias).transpose(1, 2).reshape(B, T, H * D)
     keys_BKDS = k_BKSD.transpose(2, 3)
     mixed = []
     for block in query_blocks(T):
@@ -296,6 +294,30 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) 
         mixed.append(torch.matmul(weights.view(B, K, G * n, seen), v_BKSD[:, :, :seen]).view(B, H, n, D))
     out = mixed[0] if len(mixed) == 1 else torch.cat(mixed, 2)
     return out.transpose(1, 2).reshape(B, T, H * D)
+
+
+def _by_kernel(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None) -> Tensor:
+    """`attend` by torch's kernels (B, H, T, D), on a GPU always by one that holds no scores.
+
+    The flash kernel takes grouped heads and no mask but the causal one, in which torch lets query i see key i: behind S - T
+    other tokens as many queries are put in front, and their results dropped; a single query sees all and needs no mask. With
+    another mask grouped heads would take the kernel that holds all scores: there the heads of a group become further queries,
+    or, where the mask is larger than keys and values, these are repeated.
+    """
+    T, K, S, D = q_BHTD.shape[2], *k_BKSD.shape[1:]
+    G = q_BHTD.shape[1] // K
+    sdpa = F.scaled_dot_product_attention
+    if bias is None:
+        front = S - T if T > 1 else 0
+        queries = F.pad(q_BHTD, (0, 0, front, 0)) if front else q_BHTD
+        return sdpa(queries, k_BKSD, v_BKSD, is_causal=T > 1, enable_gqa=G > 1)[:, :, front:]
+    if G == 1 or backend(q_BHTD.device).is_cpu:
+        return sdpa(q_BHTD, k_BKSD, v_BKSD, attn_mask=bias, enable_gqa=G > 1)
+    if T <= 2 * K * D:
+        return sdpa(q_BHTD.reshape(-1, K, G * T, D), k_BKSD, v_BKSD, attn_mask=bias.repeat(1, 1, G, 1)).view(
+            q_BHTD.shape
+        )
+    return sdpa(q_BHTD, k_BKSD.repeat_interleave(G, 1), v_BKSD.repeat_interleave(G, 1), attn_mask=bias)
 
 
 @dataclass(frozen=True)
@@ -541,12 +563,14 @@ class Pass:
         bias: added to the scores of attention; None leaves causality to SDPA.
         cache: extended by the new tokens.
         layout: how the rows stand, where they are not padded.
+        seen: tokens in the cache once it is extended, where no bias hides the rest of its buffers.
     """
 
     rope: tuple[Tensor, Tensor]
     bias: Tensor | None = None
     cache: KeyValues | None = None
     layout: Shared | Packed | None = None
+    seen: int = 0
 
 
 def _picked(x_BTC: Tensor, wanted: Tensor | None) -> Tensor:
@@ -578,6 +602,8 @@ class Attention(nn.Module):
         q, k = rotate(q, *now.rope), rotate(k, *now.rope)
         if now.cache is not None:
             k, v = now.cache.extend(self.layer, k, v)
+            if now.bias is None:
+                k, v = k[:, :, : now.seen], v[:, :, : now.seen]
         out = attend(q, k, v, now.bias)
         return self.o_proj(_picked(out if layout is None else layout.pack(out), wanted))  # type: ignore[no-any-return]
 
@@ -628,11 +654,12 @@ class LlamaModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=empty)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RmsNorm(config.hidden_size, config.norm_eps)
+        self._frequencies: Tensor | None = None  # of the rotary embedding, on the device
 
     def _bias(self, x: Tensor, new: int, mask: Tensor | None, cache: KeyValues | None) -> Tensor | None:
         """What all layers add to the scores of `new` tokens a row; None leaves causality to SDPA."""
         if mask is None:
-            if cache is None:
+            if cache is None or not backend(x.device).is_cpu:
                 return None
             mask = causal_mask(new, cache.length, x.device)
         if cache is not None:  # buffers are longer than what they hold
@@ -641,7 +668,9 @@ class LlamaModel(nn.Module):
 
     def rope(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, 1, T, D) at these positions; the sine's first half is negated for `rotate`."""
-        angles = positions_BT[..., None].float() * rope_frequencies(self.config).to(positions_BT.device)
+        if self._frequencies is None or self._frequencies.device != positions_BT.device:
+            self._frequencies = rope_frequencies(self.config).to(positions_BT.device)
+        angles = positions_BT[..., None].float() * self._frequencies
         cos, sin = angles.cos(), angles.sin()
         return torch.cat((cos, cos), -1)[:, None].to(dtype), torch.cat((-sin, sin), -1)[:, None].to(dtype)
 
@@ -700,7 +729,9 @@ class LlamaModel(nn.Module):
         """`forward` of padded rows, all at once."""
         packed = None if real_BT is None else Packed.of(real_BT)
         x = self.embed_tokens(ids_BT)
-        now = Pass(self.rope(positions_BT, x.dtype), self._bias(x, ids_BT.shape[1], mask, cache), cache, packed)
+        new = ids_BT.shape[1]
+        seen = new if cache is None else cache.length + new
+        now = Pass(self.rope(positions_BT, x.dtype), self._bias(x, new, mask, cache), cache, packed, seen)
         if not is_mixed():
             return self._packed(x, now)
         rows, length = ids_BT.shape

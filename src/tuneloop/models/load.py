@@ -6,12 +6,12 @@ import ctypes
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.device import default_dtype, in_use
+from tuneloop.core.device import default_dtype, in_use, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.adapters import is_mixed
@@ -120,7 +120,7 @@ class Model:
         """Hidden states (N, C) at the wanted places of rows that all begin with `prefix_P`.
 
         Args:
-            wanted_BT: True at the wanted places.
+            wanted_BT: True at the wanted places; on the host, so that nothing waits for a GPU.
             prefix_P: what all rows begin with; may be empty.
             ids_BT: the rows behind what they share, padded on the right.
             lengths: tokens of each row that are not padding.
@@ -140,17 +140,23 @@ class Model:
         found, start = [], 0
         for group in groups:
             some, longest = slice(start, start + len(group)), max(group)
-            found.append(self.hidden(joined[some, : P + longest])[:, P:][wanted_BT[some, :longest]])
+            hidden = self.hidden(joined[some, : P + longest])
+            rows_N, places_N = (put(index, hidden.device) for index in wanted_BT[some, :longest].nonzero().unbind(1))
+            found.append(hidden.flatten(0, 1).index_select(0, rows_N * (P + longest) + P + places_N))
             start = some.stop
         return torch.cat(found)
 
 
-def load_model(name: str, *, dtype: str = "auto", device: str = "") -> Model:
+def load_model(
+    name: str, *, dtype: str = "auto", device: str = "", prepare: Callable[[nn.Module], None] | None = None
+) -> Model:
     """Load a model by folder, short name or hub name.
 
     Args:
-        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor multiplies it natively.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: see `core.device.default_dtype`.
         device: where the weights go; default: a GPU where there is one.
+        prepare: what is done to each layer once it is on the device, before the next one goes there: brought to four bits,
+            a model needs no more room than it keeps.
 
     Raises:
         UserError: it can't be found, or its files are damaged.
@@ -161,7 +167,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "") -> Model:
     config = read_json(folder / "config.json")
     template = load_template(folder)
     kind = default_dtype(device or None) if dtype == "auto" else getattr(torch, dtype)
-    net = _load_net(folder, config, kind, device)
+    net = place(_load_net(folder, config, kind), device or in_use(), prepare)
     return Model(name, folder, net, template, config, fingerprint(folder))
 
 
@@ -170,18 +176,31 @@ def load_tokenizer(name: str) -> Template:
     return load_template(resolve(name))
 
 
-def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype, device: str = "") -> nn.Module:
+def place(net: nn.Module, device: str, prepare: Callable[[nn.Module], None] | None = None) -> nn.Module:
+    """Move a model to a device, layer by layer, frozen and set to answer; see `load_model`."""
+    if prepare is not None:
+        for layer in layers_of(net):
+            prepare(layer.to(device))
+    return net.to(device).requires_grad_(False).eval()
 
+
+def layers_of(net: Any) -> list[Any]:
+    """The transformer blocks of our own Llama or of Transformers' models."""
+    decoder = net.model if hasattr(net, "hidden") else net.get_decoder()
+    return list(decoder.layers)
+
+
+def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
     from tuneloop.models.llama import Llama, LlamaConfig
 
-    device = device or in_use()
     if not LlamaConfig.supports(config):
         from tuneloop.models.fallback import load
 
-        return load(folder, dtype, device)
+        return load(folder, dtype)
     net = skeleton(folder)
     assert isinstance(net, Llama)
-    state = {key: value.to(dtype) for key, value in read_weights(folder).items()}
+    read = read_weights(folder)
+    state = {key: read.pop(key).to(dtype) for key in list(read)}  # one tensor at a time is there in two dtypes
     if net.config.tied:
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     expected = net.state_dict()
@@ -193,7 +212,7 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype, device: 
     net.load_state_dict({key: state[key] for key in expected}, assign=True)
     if net.config.tied:
         net.lm_head.weight = net.model.embed_tokens.weight
-    return net.to(device).requires_grad_(False).eval()
+    return net
 
 
 def skeleton(folder: Path) -> nn.Module:

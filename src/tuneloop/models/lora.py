@@ -27,18 +27,19 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "quer
 
 
 class _Products(torch.autograd.Function):
-    """x W' + (z A') (scale B)' of each of some layers that read the same input, z = x or x after dropout.
+    """x W' + (z A') (scale B)' of each of some layers that read the same input, z = x after dropout, or x where that is None.
 
     As one step their gradients of x are summed by the products themselves, and the narrow products with the A matrices are one
     wide one. Weights may be frozen; a layer without an adapter has None for A and B. Keeps z and z A', and x where a weight learns.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, z: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> Any:
+    def forward(ctx: Any, x: Tensor, z: Tensor | None, scales: tuple[float, ...], *tensors: Tensor | None) -> Any:
         layers = [_Parts(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)]  # type: ignore[arg-type]
         adapted = [layer for layer in layers if layer.a is not None]
         a = torch.cat([layer.a for layer in adapted]).to(x.dtype) if adapted else None  # type: ignore[misc]
-        low = z @ a.t() if a is not None else None
+        of_adapters = x if z is None else z
+        low = of_adapters @ a.t() if a is not None else None
         widths = [layer.a.shape[0] for layer in adapted]  # type: ignore[union-attr]
         lows = iter(() if low is None else torch.split(low, widths, 1))
         b = [None if layer.b is None else (layer.b * s).to(x.dtype) for layer, s in zip(layers, scales, strict=True)]
@@ -47,8 +48,9 @@ class _Products(torch.autograd.Function):
             out = torch.nn.functional.linear(x, layer.weight, layer.bias)
             outs.append(out if up is None else out.addmm_(next(lows), up.t()))
         learned = any(ctx.needs_input_grad[3::4])
-        ctx.save_for_backward(x if learned else None, z if adapted else None, low, a, *b, *(la.weight for la in layers))
-        ctx.scales, ctx.shared, ctx.widths = scales, z is x, widths
+        kept = of_adapters if adapted else None
+        ctx.save_for_backward(x if learned else None, kept, low, a, *b, *(la.weight for la in layers))
+        ctx.scales, ctx.shared, ctx.widths = scales, z is None, widths
         return tuple(outs)
 
     @staticmethod
@@ -96,7 +98,7 @@ def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     flat = x.flatten(0, -2)
     scales = tuple(layer.scale if isinstance(layer, LoraLinear) else 1.0 for layer in layers)
     tensors = [tensor for layer in layers for tensor in _parts(layer)]
-    outs: tuple[Tensor, ...] = _Products.apply(flat, flat, scales, *tensors)  # type: ignore[no-untyped-call]
+    outs: tuple[Tensor, ...] = _Products.apply(flat, None, scales, *tensors)  # type: ignore[no-untyped-call]
     return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
 
 
@@ -179,14 +181,15 @@ class LoraLinear(nn.Module):
         """The layer's output with this adapter on all tokens."""
         base = self.base_layer
         flat = x.flatten(0, -2)
-        z = torch.dropout(flat, self.dropout, self.training) if self.dropout and self.training else flat
+        z = torch.dropout(flat, self.dropout, self.training) if self.dropout and self.training else None
         a, b = self.matrices()
         bias: Tensor | None = base.bias  # type: ignore[assignment]
         if isinstance(base, nn.Linear):
             inner = bias if self.lora_magnitude_vector is None else None
             y: Tensor = _Products.apply(flat, z, (self.scale,), base.weight, inner, a, b)[0]  # type: ignore[no-untyped-call]
         else:
-            y = base(flat) + self.scale * (z @ a.to(z.dtype).t()) @ b.to(z.dtype).t()
+            of_adapter = flat if z is None else z
+            y = base(flat) + self.scale * (of_adapter @ a.to(flat.dtype).t()) @ b.to(flat.dtype).t()
         if self.lora_magnitude_vector is not None:
             if bias is not None and not isinstance(base, nn.Linear):
                 y = y - bias

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 from tuneloop.core import machine
 from tuneloop.core.device import Backend, backend
 from tuneloop.core.errors import UserError
+from tuneloop.models.names import cache_folder
 
 TABLE = Path(__file__).with_name("gpus.yaml")
 CPU = "cpu"
@@ -62,16 +64,27 @@ class Gpu:
 
 
 @functools.cache
-def all_gpus() -> dict[str, Gpu]:
-    """The table by key."""
+def _table() -> dict[str, dict[str, Any]]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    table = yaml.load(TABLE.read_text(encoding="utf-8"), Loader=loader)["gpus"]
-    found = {}
-    for key, row in table.items():
-        found[key] = Gpu(key=key, **{"bf16": True, "flash": True, **row})
-    return found
+    rows: dict[str, dict[str, Any]] = yaml.load(TABLE.read_text(encoding="utf-8"), Loader=loader)["gpus"]
+    return rows
+
+
+@functools.cache
+def all_gpus() -> dict[str, Gpu]:
+    """The table by key."""
+    usual = {"bf16": True, "flash": True}
+    rows = {key: {name: value for name, value in row.items() if name != "called"} for key, row in _table().items()}
+    return {key: Gpu(key=key, **{**usual, **row}) for key, row in rows.items()}
+
+
+@functools.cache
+def _names() -> dict[str, str]:
+    """Keys by what a card is called, letters and digits alone."""
+    found = {"".join(c for c in key if c.isalnum()): key for key in _table()}
+    return found | {str(name): key for key, row in _table().items() for name in row.get("called", ())}
 
 
 def this_cpu() -> Gpu:
@@ -139,8 +152,30 @@ def _nearest_card(given: Mapping[str, float]) -> Gpu:
     return min(all_gpus().values(), key=distance)
 
 
-def find_gpu(name: str | Gpu) -> Gpu:
+def measured_file() -> Path:
+    """Where `tuneloop doctor --self-test` keeps the speeds of this machine's card."""
+    return cache_folder() / "device.json"
+
+
+def _as_measured(card: Gpu) -> Gpu:
+    """A card with the speeds that the self-test measured on this machine, where it is the one that was measured."""
+    try:
+        measured = json.loads(measured_file().read_text(encoding="utf-8"))
+        if measured["version"] != 1 or find_gpu(measured["name"], measured=False).key != card.key:
+            return card
+        return replace(
+            card, matmul=float(measured["tflops"]) / card.tflops, gb_s=float(measured["gb_s"]),
+            host_gb_s=float(measured.get("host_gb_s", card.host_gb_s)), share_of=f"measured here on {measured['date'][:10]}",
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return card
+
+
+def find_gpu(name: str | Gpu, *, measured: bool = True) -> Gpu:
     """A GPU by its key (`h100-sxm`) or what people call it (`RTX 4090`, `A100 80GB`); one that is found already is itself.
+
+    Args:
+        measured: take the speeds that the self-test measured on such a card here, in place of the table's.
 
     Raises:
         UserError: no such GPU, with the nearest names.
@@ -153,19 +188,12 @@ def find_gpu(name: str | Gpu) -> Gpu:
     if key == CPU:
         return this_cpu()
     table = all_gpus()
-    plain = {"".join(c for c in k if c.isalnum()): k for k in table}
-    called = {"a100": "a100-80gb", "h100": "h100-sxm", "a10080": "a100-80gb", "a10040": "a100-40gb", "rtxa6000": "a6000",
-              "h100sxm5": "h100-sxm", "h10080gb": "h100-sxm", "a100sxm80gb": "a100-80gb", "a100sxm40gb": "a100-40gb",
-              "a100sxm480gb": "a100-80gb", "a100sxm440gb": "a100-40gb", "a100pcie40gb": "a100-40gb", "a10080gbpcie": "a100-80gb",
-              "h10080gbhbm3": "h100-sxm", "4090": "rtx4090", "3090": "rtx3090", "5090": "rtx5090", "rtxa5000": "a5000", "5080": "rtx5080",
-              "rtx6000adageneration": "rtx6000-ada", "6000ada": "rtx6000-ada", "rtxa6000ada": "rtx6000-ada", "v100": "v100-16gb", "3060": "rtx3060", "rtx306012gb": "rtx3060",
-              "v100sxm216gb": "v100-16gb", "v100sxm232gb": "v100-32gb", "v100pcie16gb": "v100-16gb", "v100pcie32gb": "v100-32gb", "rtx3080": "rtx3080-12gb",
-              "4070": "rtx4070", "4070ti": "rtx4070-ti", "rtx407012gb": "rtx4070", "4080": "rtx4080", "5070": "rtx5070"}  # fmt: skip
-    found = plain.get(key) or called.get(key)
-    if found:
-        return table[found]
-    near = difflib.get_close_matches(key, [*plain, *called], 3, 0.5)
-    keys = dict.fromkeys(plain.get(n) or called[n] for n in near)
+    names = _names()
+    if key in names:
+        card = table[names[key]]
+        return _as_measured(card) if measured else card
+    near = difflib.get_close_matches(key, names, 3, 0.5)
+    keys = dict.fromkeys(names[n] for n in near)
     raise UserError(
         f"No GPU named {name!r} in the table",
         where="gpu",

@@ -40,6 +40,8 @@ class State:
         skipped: steps whose batch is left out since a rollback.
         rollbacks: how often the run went back to a checkpoint.
         recompute: whether layers are computed again in the backward pass because memory ran out.
+        loss_scale: what the loss is multiplied with where gradients are in half precision; 0: no scaling.
+        scaled_steps: steps since it last fell.
     """
 
     key: str
@@ -68,6 +70,8 @@ class State:
     rollbacks: int = 0
     stopped: str = ""
     recompute: bool = False
+    loss_scale: float = 0.0
+    scaled_steps: int = 0
 
 
 def save_checkpoint(folder: Path, state: State, keep: int) -> Path:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-
-def layers_of(net: Any) -> list[Any]:
-    """The transformer blocks of our own Llama or of Transformers' models."""
-    decoder = net.model if hasattr(net, "hidden") else net.get_decoder()
-    return list(decoder.layers)
+from tuneloop.models.load import layers_of
 
 
 def recompute_layers(net: Any, on: bool) -> None:

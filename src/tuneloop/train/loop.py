@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tuneloop.core.device import memory_now, peak_memory, release_memory, reset_peak_memory
+from tuneloop.core.device import memory_now, needs_scaling, peak_memory, release_memory, reset_peak_memory
 from tuneloop.core.files import content_hash, read_json, read_jsonl
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.load import Model
@@ -43,7 +43,7 @@ from tuneloop.train.rows import (
 from tuneloop.train.run import Run
 from tuneloop.train.schedule import change_by, keep_change, keep_plan, schedule_to_follow, start_by
 from tuneloop.train.speed import measure_speed
-from tuneloop.train.step import optimizer_step
+from tuneloop.train.step import LOSS_SCALE, optimizer_step
 
 # Steps between giving freed memory back: buffers of ever new sizes leave holes, and without this the process grew by
 # two thirds over a run; at every step it would cost as much as `use_threads` gains.
@@ -232,6 +232,8 @@ def _begin(
     if config.compile:
         compile_layers(model.net)
     torch.manual_seed(seed)
+    if needs_scaling(model.head.dtype) and not state.loss_scale:
+        state.loss_scale = LOSS_SCALE
     if state.step:
         run.restore()
     release_memory()

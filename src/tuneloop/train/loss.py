@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tuneloop.core.device import Backend, backend, is_out_of_memory
+from tuneloop.core.device import Backend, backend, is_out_of_memory, put
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
@@ -160,11 +160,13 @@ def learned_states(model: Model, rows: Sequence[Rendered], *, packed: bool = Fal
     for slot, row in enumerate(rows):
         ids[slot, : len(row.ids) - prefix] = torch.tensor(row.ids[prefix:])
         weights[slot, : len(row.ids) - prefix] = torch.tensor(row.mask[prefix:], dtype=torch.float32)
-    ids, weights = ids.to(model.device), weights.to(model.device)
-    beginning = torch.tensor(rows[0].ids[:prefix], dtype=torch.long, device=model.device)
-    learned = weights[:, 1:] > 0
-    hidden_NC = model.hidden_at(F.pad(learned, (0, 1)), beginning, ids, [len(row.ids) - prefix for row in rows])
-    return Learned(hidden_NC, ids[:, 1:][learned], weights[:, 1:][learned], learned.nonzero()[:, 0])
+    # Which positions are learned is found out here, not on a GPU, which the host would have to wait for.
+    learned, there = weights[:, 1:] > 0, model.device
+    beginning = put(torch.tensor(rows[0].ids[:prefix], dtype=torch.long), there)
+    lengths = [len(row.ids) - prefix for row in rows]
+    hidden_NC = model.hidden_at(F.pad(learned, (0, 1)), beginning, put(ids, there), lengths)
+    targets, rows_N = ids[:, 1:][learned], learned.nonzero()[:, 0]
+    return Learned(hidden_NC, put(targets, there), put(weights[:, 1:][learned], there), put(rows_N, there))
 
 
 def _packed_states(model: Model, rows: Sequence[Rendered]) -> Learned:

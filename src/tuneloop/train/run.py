@@ -27,6 +27,8 @@ from tuneloop.train.distributed import load_optimizer
 from tuneloop.train.monitors import Finding, Watcher
 from tuneloop.train.optimizers import UpdatesInBackward
 
+SAVES_APART = 19.0  # times what writing a checkpoint took: full 8B writes 50 to 80 GB
+
 
 @dataclass
 class Run:
@@ -47,6 +49,7 @@ class Run:
     untrained: dict[str, Tensor] = field(default_factory=dict)
     metrics: Any = None
     saved_at: float = 0.0
+    saving_seconds: float = 0.0
     asked_to_end: bool = False
     said_busy: bool = False
     seed: int = 0
@@ -77,13 +80,18 @@ class Run:
         every = self.config.checkpoint_steps
         return (
             self.asked_to_end
-            or time.monotonic() - self.saved_at > self.config.checkpoint_seconds
+            or time.monotonic() - self.saved_at > self._seconds_apart()
             or (every is not None and self.state.step % every == 0)
         )
 
+    def _seconds_apart(self) -> float:
+        """Seconds between checkpoints: as configured, but no more than a twentieth of the time goes into writing them."""
+        wanted = self.config.checkpoint_seconds
+        return max(wanted, SAVES_APART * self.saving_seconds) if wanted else 0.0
+
     def save(self) -> None:
         """Write a checkpoint."""
-        state = self.state
+        state, began = self.state, time.monotonic()
         if state.step:  # the first checkpoint only holds the plan: a resumed run makes the same start again
             state.parameters = self.trainable.state()
             state.optimizer = self.optimizer.state_dict()
@@ -94,6 +102,7 @@ class Run:
         save_checkpoint(self.checkpoints, state, self.config.keep_checkpoints)
         state.parameters, state.optimizer = {}, {}
         self.saved_at = time.monotonic()
+        self.saving_seconds = self.saved_at - began
 
     def restore(self) -> None:
         """Put what the state holds, fresh from a checkpoint, into the model, the optimizer and the random numbers."""

@@ -41,7 +41,10 @@ def optimizer_step(
         rng = random_state()
         try:
             total, figures = _gradients(run, step, rows)
-            break
+            if not (run.state.loss_scale > 1 and _overflowed(parameters)):
+                break
+            run.state.loss_scale /= 2
+            run.state.scaled_steps = 0
         except (RuntimeError, MemoryError) as error:
             # With several processes the others are in the middle of the step; in the backward pass weights have changed already.
             if not is_out_of_memory(error) or processes() > 1 or run.in_backward:
@@ -55,15 +58,21 @@ def optimizer_step(
         norm = _clip(parameters, run.config.max_grad_norm)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
+    if run.state.loss_scale:
+        run.state.scaled_steps += 1
+        if run.state.scaled_steps % SCALED_STEPS == 0:
+            run.state.loss_scale = min(2 * run.state.loss_scale, LOSS_SCALE)
     return total, norm, figures
 
 
 def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, dict[str, float]]:
     loss = LOSSES[run.config.loss]
     of_step = [rows[i] for i in step.indices]
-    share = 1 / sum(loss.units(row) for row in of_step)
+    scale = run.state.loss_scale or 1.0
+    share = scale / sum(loss.units(row) for row in of_step)
     constant = loss.constant(Batch(run.model, of_step, share, run.config, run.trainable.base))
-    total, figures = 0.0, dict[str, float]()
+    values: list[Tensor] = []
+    parts: dict[str, list[Tensor]] = {}
     own_micro_batches = own_share(step.micro_batches)
     for place, (micro, counted) in enumerate(own_micro_batches, 1):
         if run.in_backward:
@@ -72,15 +81,29 @@ def _gradients(run: Run, step: Step, rows: Sequence[TrainRow]) -> tuple[float, d
         batch = Batch(run.model, [rows[i] for i in micro], own, run.config, run.trainable.base, constant)
         value, sums = loss.value(batch)
         value.backward()  # type: ignore[no-untyped-call]
-        total += float(value.detach())
+        values.append(value.detach())
         for name, figure in sums.items():
-            figures[name] = figures.get(name, 0.0) + float(figure)
+            parts.setdefault(name, []).append(figure)
     sum_gradients(list(run.trainable.parameters.values()))
-    total, *sums_of_all = summed([total, *figures.values()])
-    figures = dict(zip(figures, sums_of_all, strict=True))
+    # Read only now: until here a GPU has been given its work without waiting.
+    total, *sums_of_all = summed([sum(torch.stack(each).tolist()) for each in (values, *parts.values())])
+    figures = dict(zip(parts, sums_of_all, strict=True))
+    if run.state.loss_scale:
+        total, figures = total / scale, {name: figure / scale for name, figure in figures.items()}
+        torch._foreach_mul_([p.grad for p in run.trainable.parameters.values() if p.grad is not None], 1 / scale)
     if run.start:
         figures["l2_start"] = _pull_to_start(run)
     return total, figures
+
+
+# Half precision: the loss is scaled up by this at first, by half of it after each overflow, by twice after so many steps without one.
+LOSS_SCALE, SCALED_STEPS = 2.0**16, 1000
+
+
+def _overflowed(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether a gradient became infinite: the step is then done again with a smaller scale (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None], 2, dtype=torch.float32)
+    return not bool(torch.stack(norms).isfinite().all())
 
 
 def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:

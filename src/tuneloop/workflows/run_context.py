@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.device import default_dtype, is_out_of_memory, needs_scaling, release_memory
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, read_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.models.methods import method_named
 from tuneloop.records.record import R, read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.recipe import Recipe
@@ -62,11 +64,11 @@ class RunContext:
     @cached_property
     def model(self) -> Model:
         """The base model, loaded when a stage first needs it."""
-        from tuneloop.models.load import load_model, use_threads
+        from tuneloop.models.load import use_threads
 
         use_threads()
         with busy(self.progress, "loading the model"):
-            return load_model(self.recipe.model)
+            return self._loaded()
 
     @cached_property
     def training_model(self) -> Model:
@@ -79,7 +81,29 @@ class RunContext:
         self.__dict__.pop("model", None)  # a device may have room for one
         use_threads()
         with busy(self.progress, "loading the model"):
-            return load_model(self.recipe.model, device="cpu")
+            return load_model(self.recipe.model, dtype=self._dtype, device="cpu")
+
+    @property
+    def _dtype(self) -> str:
+        """Half precision, which old GPUs have, is too coarse for weights that learn themselves."""
+        full = method_named(self.recipe.train.method).footprint.all_weights
+        return "float32" if full and needs_scaling(default_dtype()) else "auto"
+
+    def _loaded(self) -> Model:
+        """The base model; where it does not fit onto a GPU, in the form that the method trains on (four bits)."""
+        from tuneloop.models.load import load_model
+
+        try:
+            return load_model(self.recipe.model, dtype=self._dtype)
+        except RuntimeError as error:
+            prepare = method_named(self.recipe.train.method).prepare
+            if prepare is None or not is_out_of_memory(error):
+                raise
+        release_memory()
+        self.say(
+            "model     it does not fit as it is: it is loaded in the form that the method trains on, and measured in that"
+        )
+        return load_model(self.recipe.model, dtype=self._dtype, prepare=prepare)
 
     def rendered(self, rows: Sequence[Row]) -> list[TrainRow]:
         """The rows that the loss can use, as ids and loss masks."""

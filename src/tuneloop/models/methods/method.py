@@ -34,6 +34,13 @@ class PlannedJob(Protocol):
     def prefix_tokens(self) -> int: ...
 
 
+def copied(tensor: Tensor) -> Tensor:
+    """A copy in the host's memory; of what is divided over processes where it is. A GPU never holds both."""
+    if is_sharded(tensor) or tensor.device.type == "cpu":
+        return tensor.clone() if is_sharded(tensor) else tensor.clone().contiguous()
+    return tensor.cpu()
+
+
 @dataclass(frozen=True)
 class Footprint:
     """What a method adds to the planner's memory and time.
@@ -105,9 +112,8 @@ class Trainable:
     folder: str = "adapter"
 
     def state(self) -> dict[str, Tensor]:
-        """The parameters, copied."""
-        copies = {name: p.detach().clone() for name, p in self.parameters.items()}
-        return {name: p if is_sharded(p) else p.cpu().contiguous() for name, p in copies.items()}
+        """The parameters, copied: to the host's memory, but for those that are divided over processes."""
+        return {name: copied(p.detach()) for name, p in self.parameters.items()}
 
     def load(self, state: dict[str, Tensor], where: str) -> None:
         """Copy parameters in by name.

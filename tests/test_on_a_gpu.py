@@ -1,0 +1,147 @@
+"""The whole loop on a GPU that is pretended (pretend_gpu.py): on the right device, with the processor's losses, and without needless waits."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import changed, halted, losses, make_rows, run
+
+from pretend_gpu import Card, Gpu, MixedDevices, pretend_gpu
+from tuneloop.core.files import read_jsonl
+from tuneloop.models.load import load_model
+from tuneloop.models.trained import load_trained
+from tuneloop.train.loss import mean_loss
+
+bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+# What is set differently from `train_helpers.CONFIG`, by name.
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "dropout": {"dropout": 0.1, "gradient_checkpointing": "always"},
+    "dora": {"dora": True},
+    "pissa": {"lora_init": "pissa"},
+    "packing": {"packing": True},
+    "kl": {"kl": 0.1},
+    "full": {"method": "full", "learning_rate": 1e-3},
+    "eight bits": {"method": "full", "learning_rate": 1e-3, "optimizer": "adamw-8bit"},
+    "prefix": {"method": "prefix", "learning_rate": 1e-1, "prefix_tokens": 12},
+    "qlora": {"method": "qlora"},
+    "dpo": {"loss": "dpo"},
+    "kto": {"loss": "kto"},
+}
+EVERY = [pytest.param(kind, marks=bits) if kind == "qlora" else kind for kind in KINDS]
+
+
+def figures(folder: Path) -> list[float]:
+    """All losses of a run, of steps and of validations, in order."""
+    return [loss for _, *both in losses(folder) for loss in both if loss is not None]
+
+
+def test_tensors_of_two_devices_are_refused_as_on_a_gpu() -> None:
+    with pretend_gpu() as gpu:
+        there = torch.ones(3, device="cuda")
+        assert there.device.type == "cuda" and (there + 1).cpu().tolist() == [2, 2, 2]
+        with pytest.raises(MixedDevices):
+            there + torch.ones(3)
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert gpu.live == 512
+        del there
+        assert gpu.live == 0
+    with pytest.raises((RuntimeError, AssertionError)):  # afterwards all is as it was
+        torch.ones(3, device="cuda")
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_a_run_has_the_losses_of_the_processor(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+    config = changed(**KINDS[kind], epochs=0.5, evaluations=2)
+    run(tiny_llama, tmp_path / "here", config)
+    with pretend_gpu() as gpu:
+        result, model = run(tiny_llama, tmp_path / "there", config)
+        assert model.device.type == "cuda"
+        rows = make_rows(model.template, 8, offset=100)
+        fresh = load_model(str(tiny_llama), dtype="float32")
+        load_trained(fresh, tmp_path / "there")
+        if config.loss == "supervised" and not config.kl:
+            assert mean_loss(fresh, rows, config)[0] == pytest.approx(result.best_val_loss, rel=1e-3)
+    if kind != "dropout":  # a GPU draws other numbers
+        assert figures(tmp_path / "there") == pytest.approx(figures(tmp_path / "here"), rel=2e-4)
+    assert not [k for k, _ in gpu.attention if k == "math"]  # no kernel that holds all scores
+
+
+def test_a_run_resumes_with_the_same_bits(tiny_llama: Path, tmp_path: Path) -> None:
+    config = changed(epochs=0.7, checkpoint_seconds=0.0, evaluations=2)
+    with pretend_gpu():
+        whole, _ = run(tiny_llama, tmp_path / "whole", config)
+        halted(tiny_llama, tmp_path / "cut", 3, config)
+        again, _ = run(tiny_llama, tmp_path / "cut", config)
+    assert again.resumed_at == 2
+    assert again.adapter_hash == whole.adapter_hash
+
+
+def _waits_of_steps(folder: Path, out: Path, config: Any) -> Counter[tuple[str, str]]:
+    """Waits of the third and fourth step."""
+    seen: list[Counter[tuple[str, str]]] = []
+    with pretend_gpu() as gpu:
+
+        def log(record: dict[str, Any]) -> None:
+            if "loss" in record:
+                seen.append(gpu.waits.copy())
+
+        run(folder, out, config, log=log)
+    return seen[3] - seen[1]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", pytest.param("qlora", marks=bits)])
+def test_a_step_waits_for_its_loss_and_its_norm_alone(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+    waits = _waits_of_steps(tiny_llama, tmp_path, changed(**KINDS[kind], epochs=1, evaluations=1, patience=99))
+    assert {place.partition(":")[0] for _, place in waits} == {"train/step.py"}, waits
+    assert sum(waits.values()) <= 2 * 3  # the loss once, the norm as a copy and a value
+
+
+def test_a_turing_card_computes_in_half_precision_with_a_scaled_loss(tiny_llama: Path, tmp_path: Path) -> None:
+    config = changed(epochs=0.7, evaluations=2)
+    with pretend_gpu(Card("Tesla T4", 14.74, (7, 5))):
+        result, model = run(tiny_llama, tmp_path / "half", config, dtype="auto")
+        assert model.head.dtype == torch.float16
+    whole, _ = run(tiny_llama, tmp_path / "single", config)
+    assert result.best_val_loss == pytest.approx(whole.best_val_loss, rel=0.02)
+    norms = [r["grad_norm"] for r in read_jsonl(tmp_path / "half" / "metrics.jsonl") if "grad_norm" in r]
+    assert norms[0] == pytest.approx(
+        next(r["grad_norm"] for r in read_jsonl(tmp_path / "single" / "metrics.jsonl") if "grad_norm" in r), rel=0.05
+    )
+
+
+def _peak(folder: Path, out: Path, config: Any) -> Gpu:
+    with pretend_gpu() as gpu:
+        run(folder, out, config)
+    return gpu
+
+
+def test_a_step_that_does_not_fit_is_done_in_smaller_parts(tiny_llama: Path, tmp_path: Path) -> None:
+    config = changed(epochs=0.5, evaluations=2, rows_per_step=8)
+    most = _peak(tiny_llama, tmp_path / "all", config).peak
+    with pretend_gpu(Card(gib=most * 0.98 / 2**30)):
+        run(tiny_llama, tmp_path / "small", config)
+    events = [r.get("event") for r in read_jsonl(tmp_path / "small" / "metrics.jsonl")]
+    assert "out_of_memory" in events
+    assert figures(tmp_path / "small")[-1] == pytest.approx(figures(tmp_path / "all")[-1], rel=2e-4)
+
+
+def test_four_bits_need_room_for_one_layer_in_more(tiny_llama: Path) -> None:
+    from tuneloop.models.methods import method_named
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    prepare = method_named("qlora").prepare
+    with pretend_gpu() as gpu:
+        load_model(str(tiny_llama), dtype="float32")
+        whole = gpu.peak
+    with pretend_gpu() as gpu:
+        load_model(str(tiny_llama), dtype="float32", prepare=prepare)
+        four_bits = gpu.peak
+    assert four_bits < whole

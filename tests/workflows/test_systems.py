@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_auto_is_one_example_a_label_and_else_four(model: Any) -> None:
 def test_auto_shows_forty_examples_of_the_most_frequent_labels_where_there_are_many(model: Any) -> None:
     train = [row(i, "train", label=f"label {i % 90 if i < 180 else i % 45}") for i in range(270)]
     data = dataset("classification", train)
-    data.manifest["labels"] = sorted({str(r.label) for r in train})
+    data = replace(data, manifest=manifest_of(task="classification", labels=sorted({str(r.label) for r in train})))
     examples, warning = few_shot_examples(model, data, data.test, BaselinesConfig(), CHOICE, 0)
     assert len(examples) == 40 and warning is None
     assert {int(str(example.label).split()[1]) for example in examples} <= set(range(45))

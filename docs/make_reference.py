@@ -28,8 +28,8 @@ def reference() -> str:
     from tuneloop.data.checks import CHECKS
     from tuneloop.data.reasons import REASONS, REPAIRS
     from tuneloop.evaluate.metrics import METRICS
-    from tuneloop.records.schemas import RECORDS
     from tuneloop.workflows.recipe import ALIASES, describe_keys
+    from tuneloop.workflows.schemas import RECORDS
 
     group = typer.main.get_command(app)
     runner = typer.testing.CliRunner()

@@ -132,6 +132,35 @@ class Reject:
 
 
 @dataclass(frozen=True)
+class Repair:
+    """A change to one field of an input record.
+
+    Args:
+        id: of the row; None where the record became none.
+        kind: a word of the fixed list.
+        field: where it was: `messages[2].content`.
+        before, after: excerpts of a text that was mended.
+        detail: in words.
+        found: of kind `pii`: kind of personal data -> values.
+        tokens: of kind `cut`: those that were cut off.
+        part, whole: of kind `split`: the number of the part, and the id of the row that was divided.
+    """
+
+    source: str
+    line: int
+    id: str | None
+    kind: str
+    field: str
+    before: str | None = None
+    after: str | None = None
+    detail: str | None = None
+    found: dict[str, int] | None = None
+    tokens: int | None = None
+    part: int | None = None
+    whole: str | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A prepared data set: the splits (read when they are first looked at) and the manifest (`dataset.json`).
 

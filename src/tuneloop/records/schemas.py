@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from tuneloop.core.errors import UserError
+from pydantic import TypeAdapter
 
-# Name -> the module and the class, and the file that holds it.
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import plain
+
+# Name -> the module (of this package, where it is a bare name) and the class, and the file that holds it.
 RECORDS: dict[str, tuple[str, str, str]] = {
     "dataset": ("dataset", "DatasetManifest", "`DATASET/dataset.json`"),
     "row": ("rows", "Row", "a line of `DATASET/{train,val,test}.jsonl`"),
     "reject": ("rows", "Reject", "a line of `DATASET/rejects.jsonl`"),
+    "repair": ("rows", "Repair", "a line of `DATASET/repairs.jsonl`"),
     "plan": ("plan", "Plan", "`plan.json`"),
     "run": ("run", "RunManifest", "`RUN/run.json`"),
     "environment": ("run", "Environment", "`RUN/environment.json`"),
@@ -33,21 +38,17 @@ RECORDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-def schema_of(name: str) -> dict[str, Any]:
-    """The JSON Schema of a record.
+def schema_of(name: str, records: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:
+    """The JSON Schema of one of some records.
 
     Raises:
         UserError: there is no such record; the nearest name is offered.
     """
-    if name not in RECORDS:
-        near = difflib.get_close_matches(name, RECORDS, 1, 0.5)
-        step = (f"did you mean {near[0]}? " if near else "") + f"records: {', '.join(RECORDS)}"
+    if name not in records:
+        near = difflib.get_close_matches(name, records, 1, 0.5)
+        step = (f"did you mean {near[0]}? " if near else "") + f"records: {', '.join(records)}"
         raise UserError(f"No such record {name!r}", where="--record", next_step=step)
-    from pydantic import TypeAdapter
-
-    from tuneloop.core.files import plain
-
-    module, kind, _ = RECORDS[name]
-    adapter = TypeAdapter(getattr(import_module(f"tuneloop.records.{module}"), kind))
+    module, kind, _ = records[name]
+    adapter = TypeAdapter(getattr(import_module(module if "." in module else f"tuneloop.records.{module}"), kind))
     schema: dict[str, Any] = plain(adapter.json_schema())
     return schema

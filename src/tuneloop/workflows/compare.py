@@ -1,4 +1,4 @@
-"""Several evaluations of the same rows held against each other; files of predictions are scored on the way."""
+"""Several evaluations of the same rows compared; files of predictions are scored on the way."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, read_json
-from tuneloop.records.evaluation import Subject, split_place
+from tuneloop.core.files import content_hash, lock_folder
+from tuneloop.records.evaluation import EvaluationManifest, Subject, split_place
+from tuneloop.records.record import read_record
 from tuneloop.workflows.evaluations import EvalTarget, Say, evaluate_target
 from tuneloop.workflows.recipes import name_of
 from tuneloop.workflows.registry import evaluation_place
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compared:
-    """Evaluations of the same rows beside each other.
+    """Evaluations of the same rows, compared.
 
     Args:
         folder: with `eval.json`.
-        evaluations: by the names that they were given with; the first is the one that the others are held against.
+        evaluations: by the names that they were given with; the others are compared with the first one.
         comparisons: of the first (a) with each other one (b), adjusted together.
     """
 
@@ -118,10 +119,10 @@ def compare_evaluations(
 
     loaded = load_systems(places, folders)
     at = {place: split_place((folders or {}).get(place) or evaluation_place(place)) for place in places}
-    manifests = {place: read_json(folder / "eval.json") for place, (folder, _) in at.items()}
+    manifests = {place: read_record(EvaluationManifest, folder) for place, (folder, _) in at.items()}
     for place, (_, contender) in at.items():  # what was found out when the answers came is not in the answers
         own = loaded[place].notes
-        own[:0] = [note for note in manifests[place].get("notes") or [] if not contender and note not in own]
+        own[:0] = [note for note in manifests[place].notes if not contender and note not in own]
     if (shared := on_shared_rows(loaded)) is not None:
         words = shared_words(loaded, shared)
         say(words)
@@ -129,11 +130,11 @@ def compare_evaluations(
     first, *others = places
     pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
     comparisons = adjusted(pairs, loaded[first])
-    names = {place: at[place][1] or str(manifests[place]["name"]) for place in places}
+    names = {place: at[place][1] or manifests[place].name for place in places}
     costs = {
-        place: _per_row(cost, loaded[place].n / manifests[place]["n"])
+        place: _per_row(cost.to_json(), loaded[place].n / manifests[place].n)
         for place in places
-        if (cost := (manifests[place].get("costs") or {}).get(names[place])) is not None
+        if (cost := manifests[place].costs.get(names[place])) is not None
     }
     tuned = [place for place in places if names[place] == "tuned"]
     folder = Path(out) if out else Path("evals") / ("compare-" + "-".join(name_of(place) for place in places))[:120]
@@ -145,7 +146,7 @@ def compare_evaluations(
     last, manifest = others[-1], manifests[others[-1]]
     with lock_folder(folder):
         more = {"costs": costs, "ladder": leaderboard(loaded, costs, tuned=tuned), "runs": runs}
-        subject = Subject(manifest["model"], manifest["dataset"], manifest["split"], last, content_hash(list(places)))
+        subject = Subject(manifest.model, manifest.dataset, manifest.split, last, content_hash(list(places)))
         rest = ComparedWith({n: e for n, e in loaded.items() if n != last}, comparisons)
         write_evaluation(folder, loaded[last], subject, rest, more | (dict(judge(loaded)) if judge else {}))
         write_page(folder)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, read_json, sha256_file
+from tuneloop.core.files import content_hash, lock_folder, sha256_file
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.evaluate.options import EvalOptions
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind
 from tuneloop.records.completion import Completion
 from tuneloop.records.dataset import Counts, DatasetManifest, SplitFile, Splits
-from tuneloop.records.evaluation import Subject
+from tuneloop.records.evaluation import BaselinesManifest, Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Row
 from tuneloop.records.run import RunManifest
@@ -297,10 +297,10 @@ def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, Evaluati
     listed = job.folder / "baselines" / "baselines.json"
     if not listed.is_file():
         return {}, {}
-    manifest, ids = read_json(listed), {row.id for row in rows}
-    found = {n: load_evaluation(job.folder / "baselines" / place) for n, place in manifest["contenders"].items()}
+    manifest, ids = read_record(BaselinesManifest, listed), {row.id for row in rows}
+    found = {n: load_evaluation(listed.parent / place) for n, place in manifest.contenders.items()}
     same = {n: e for n, e in found.items() if {row.id for row in e.rows} == ids}
-    return same, {n: cost for n, cost in manifest["costs"].items() if n in same}
+    return same, {n: cost.to_json() for n, cost in manifest.costs.items() if n in same}
 
 
 # --- answers -----------------------------------------------------------------------------------

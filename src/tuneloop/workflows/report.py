@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tuneloop.core.files import read_json, read_yaml
+from tuneloop.core.files import read_yaml
 from tuneloop.core.progress import busy
+from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
+from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.records.plan import Plan
+from tuneloop.records.record import Record, read_record
+from tuneloop.records.run import RunManifest
 from tuneloop.workflows.run_context import RunContext
 
 
@@ -25,14 +30,17 @@ def summary(folder: Path) -> dict[str, Any]:
         "adapter": str(folder / ("model" if (folder / "model").is_dir() else "adapter")),
         "report": str(folder / "report.html"),
     }
-    for name, file in (
-        ("dataset", "dataset/dataset.json"),
-        ("plan", "plan.json"),
-        ("run", "run.json"),
-        ("eval", "eval.json"),
-    ):
-        found[name] = read_json(folder / file) if (folder / file).is_file() else None
-    if found["dataset"] is None and (folder / "config.yaml").is_file():  # the job began with a prepared data set
-        given = [Path(source) / "dataset.json" for source in read_yaml(folder / "config.yaml")["data"]["sources"]]
-        found["dataset"] = next((read_json(file) for file in given if file.is_file()), None)
+    manifest = manifest_of_run(folder)
+    found["dataset"] = manifest.to_json() if manifest else None
+    parts: dict[str, type[Record]] = {"plan": Plan, "run": RunManifest, "eval": EvaluationManifest}
+    for name, kind in parts.items():
+        found[name] = read_record(kind, folder).to_json() if (folder / kind.file).is_file() else None
     return found
+
+
+def manifest_of_run(folder: Path) -> DatasetManifest | None:
+    """Of a run's data set: its own, or the prepared one that it began with; None where there is none."""
+    places = [folder / "dataset"]
+    if (folder / "config.yaml").is_file():
+        places += [Path(source) for source in read_yaml(folder / "config.yaml")["data"]["sources"]]
+    return next((read_manifest(place) for place in places if (place / MANIFEST).is_file()), None)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json, write_text
+from tuneloop.core.files import write_text
+from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.records.record import read_record
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.first_suite import Known
@@ -52,10 +54,9 @@ def _of_evaluation(folder: Path, target: str) -> Known:
     from tuneloop.evaluate.first_suite import Known
     from tuneloop.evaluate.results import load_evaluation
 
-    manifest, evaluation = read_json(folder / "eval.json"), load_evaluation(folder)
-    measured = manifest.get("forgetting")
-    score = measured.get("score") if isinstance(measured, dict) else None
-    cost = (manifest.get("costs") or {}).get(manifest.get("name")) or {}
+    manifest, evaluation = read_record(EvaluationManifest, folder), load_evaluation(folder)
+    score = (manifest.forgetting or {}).get("score")
+    cost = manifest.costs.get(manifest.name)
     return Known(
         name=folder.resolve().name,
         rows=evaluation.rows,
@@ -63,7 +64,7 @@ def _of_evaluation(folder: Path, target: str) -> Known:
         fields=evaluation.config.fields,
         evaluation=evaluation,
         forgetting=score.get("value") if isinstance(score, dict) else None,
-        timed=bool(cost.get("seconds")),
+        timed=bool(cost and cost.seconds),
         origin=f"tuneloop gate --init {target}",
     )
 

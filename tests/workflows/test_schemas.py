@@ -9,7 +9,7 @@ import pytest
 
 from tuneloop.cli.main import main
 from tuneloop.records.rows import Row
-from tuneloop.records.schemas import RECORDS
+from tuneloop.workflows.schemas import RECORDS
 
 
 @pytest.mark.parametrize("name", RECORDS)

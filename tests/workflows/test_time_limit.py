@@ -14,6 +14,7 @@ import pytest
 from tuneloop.core.files import read_json, read_jsonl, read_yaml, write_json
 from tuneloop.core.progress import no_progress
 from tuneloop.evaluate.config import EvaluateConfig
+from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.workflows import time_limit
 from tuneloop.workflows.baselines import expected_evaluation
 from tuneloop.workflows.recipe import Recipe, make_recipe
@@ -140,6 +141,10 @@ def test_what_was_chosen_is_kept_for_the_same_recipe_alone(recipe: Recipe, tmp_p
     assert limited(free, tmp_path) == free
 
 
+def listed(costs: Any, seconds: float, n: int = 0) -> BaselinesManifest:
+    return BaselinesManifest(contenders={}, costs=costs, seconds=seconds, n=n)
+
+
 def test_the_evaluation_is_expected_to_take_what_zero_shot_took() -> None:
     def cost(seconds: float, training: float = 0.0) -> dict[str, float]:
         return {"seconds": seconds, "training_seconds": training}
@@ -148,13 +153,13 @@ def test_the_evaluation_is_expected_to_take_what_zero_shot_took() -> None:
         "zero-shot": cost(10), "zero-shot calibrated": cost(11), "few-shot": cost(20), "few-shot calibrated": cost(21),
         "tf-idf": cost(1, 4),
     }  # fmt: skip
-    assert expected_evaluation({"costs": costs, "seconds": 40.0}) == 15.0
-    assert expected_evaluation({"costs": {}}) == 0.0
+    assert expected_evaluation(listed(costs, 40.0)) == 15.0
+    assert expected_evaluation(listed({}, 0.0)) == 0.0
     # 8 of 40 rows, 5 ways, of the tuned model (as zero-shot), zero-shot and few-shot: as many answers as there are rows.
     several = EvaluateConfig(consistency=5, consistency_rows=8)
-    assert expected_evaluation({"costs": costs, "seconds": 40.0, "n": 40}, several) == 15.0 + 40.0
-    assert expected_evaluation({"costs": costs, "seconds": 40.0, "n": 40}, EvaluateConfig()) == 15.0
-    assert expected_evaluation({"costs": {}}, several) == 0.0
+    assert expected_evaluation(listed(costs, 40.0, 40), several) == 15.0 + 40.0
+    assert expected_evaluation(listed(costs, 40.0, 40), EvaluateConfig()) == 15.0
+    assert expected_evaluation(listed({}, 0.0), several) == 0.0
 
 
 def test_a_machine_that_was_busy_while_zero_shot_was_asked_is_expected_to_be_as_fast_as_later() -> None:
@@ -164,9 +169,5 @@ def test_a_machine_that_was_busy_while_zero_shot_was_asked_is_expected_to_be_as_
             "few-shot": {"seconds": few_seconds, "training_seconds": 0.0, "tokens": 1000},
         }
 
-    assert (
-        expected_evaluation({"costs": costs(60.0), "seconds": 150.0}) == 90.0
-    )  # few-shot is slower by token, as usual
-    assert (
-        expected_evaluation({"costs": costs(15.0), "seconds": 105.0}) == 40.0
-    )  # 30 seconds at its speed, 10 of scoring
+    assert expected_evaluation(listed(costs(60.0), 150.0)) == 90.0  # few-shot is slower by token, as usual
+    assert expected_evaluation(listed(costs(15.0), 105.0)) == 40.0  # 30 seconds at its speed, 10 of scoring

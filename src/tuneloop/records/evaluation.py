@@ -501,6 +501,7 @@ class BaselinesManifest(Record):
         contenders: name -> its folder in `baselines/`.
         costs, ladder, words: as in `eval.json`.
         seconds: all of them took.
+        notes: what a reader has to know of a system's prompts.
     """
 
     title: ClassVar[str] = "a list of baselines"
@@ -514,6 +515,7 @@ class BaselinesManifest(Record):
     ladder: list[Rung] = []
     words: list[str] = []
     seconds: float = 0.0
+    notes: dict[str, str] = {}
 
 
 # --- the gate ----------------------------------------------------------------------------------

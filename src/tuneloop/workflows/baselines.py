@@ -6,19 +6,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, read_json, write_json
+from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.progress import Progress, busy
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import Subject
+from tuneloop.records.evaluation import AnswerCost, BaselinesManifest, Subject
+from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.advise import advice_folder, reuse_baselines
 from tuneloop.workflows.consistency import expected_consistency
 from tuneloop.workflows.prepare import prepare_stage
 from tuneloop.workflows.recipe import Recipe
-from tuneloop.workflows.run_context import RunContext, find_done
+from tuneloop.workflows.run_context import RunContext, done_record
 from tuneloop.workflows.scoring import (
     answers_that_show_the_task,
     cost_of,
@@ -51,12 +52,13 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
         return {}
     folder = job.folder / "baselines"
     key = _baselines_key(job, dataset)
-    taken = not find_done(folder / "baselines.json", key) and reuse_baselines(job, key)
-    done = find_done(folder / "baselines.json", key)
+    done = done_record(BaselinesManifest, folder, key)
     if done:
-        if not taken:
-            job.say("baselines already done")
-        return {name: load_evaluation(folder / place) for name, place in done["contenders"].items()}
+        job.say("baselines already done")
+    elif reuse_baselines(job, key):
+        done = done_record(BaselinesManifest, folder, key)
+    if done:
+        return {name: load_evaluation(folder / place) for name, place in done.contenders.items()}
     if answered is None and (before := measured_before(job, dataset)) and before.first_of(rows) == len(rows):
         job.say(f"baselines {before.words(len(rows))}")
         return _on_part(job, dataset, before.evaluations, before.listed, rows)
@@ -98,38 +100,34 @@ def on_fewer_rows(
     job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluation], rows: Sequence[Row]
 ) -> dict[str, Evaluation]:
     """The baselines on some of their rows, in the place of those on all: there was no time to ask the tuned model the others."""
-    return _on_part(job, dataset, baselines, read_json(job.folder / "baselines" / "baselines.json"), rows)
+    return _on_part(job, dataset, baselines, read_record(BaselinesManifest, job.folder / "baselines"), rows)
 
 
 def _on_part(
     job: RunContext,
     dataset: Dataset,
     baselines: Mapping[str, Evaluation],
-    listed: Mapping[str, Any],
+    listed: BaselinesManifest,
     rows: Sequence[Row],
 ) -> dict[str, Evaluation]:
-    """Write the baselines on some of their rows.
-
-    Args:
-        listed: `baselines.json` of all.
-    """
+    """Write the baselines on some of their rows; `listed` is of all."""
     asked = {name: _part(evaluation, rows, listed, name) for name, evaluation in baselines.items()}
-    began = time.monotonic() - listed["seconds"] * len(rows) / max(listed["n"], 1)
+    began = time.monotonic() - listed.seconds * len(rows) / max(listed.n, 1)
     scored = _score_all(job, dataset, rows, asked)
     return _write(job, dataset, rows, scored, asked, _baselines_key(job, dataset), began)
 
 
-def _part(evaluation: Evaluation, rows: Sequence[Row], listed: Mapping[str, Any], name: str) -> SystemAnswers:
+def _part(evaluation: Evaluation, rows: Sequence[Row], listed: BaselinesManifest, name: str) -> SystemAnswers:
     """A contender's answers to some of its rows, with their share of what all took."""
     from tuneloop.workflows.systems import SystemAnswers
 
-    cost, note = listed["costs"][name], listed.get("notes", {}).get(name, "")
+    cost, note = listed.costs[name], listed.notes.get(name, "")
     place = {row.id: i for i, row in enumerate(evaluation.rows)}
     kept, further = [place[row.id] for row in rows], evaluation.measured.further
     share = len(kept) / max(evaluation.n, 1)
     return SystemAnswers(
-        [evaluation.answers[i] for i in kept], share * cost["seconds"], cost["training_seconds"],
-        round(share * cost["computed_tokens"]), tuple(further[i] for i in kept) if further else (), note,
+        [evaluation.answers[i] for i in kept], share * cost.seconds, cost.training_seconds or 0.0,
+        round(share * (cost.computed_tokens or 0)), tuple(further[i] for i in kept) if further else (), note,
     )  # fmt: skip
 
 
@@ -144,7 +142,7 @@ class Before:
     """
 
     folder: Path
-    listed: dict[str, Any]
+    listed: BaselinesManifest
     evaluations: dict[str, Evaluation]
 
     def first_of(self, rows: Sequence[Row]) -> int:
@@ -167,27 +165,25 @@ def measured_before(job: RunContext, dataset: Dataset) -> Before | None:
     from tuneloop.evaluate.results import load_evaluation
 
     recipe, rows = job.recipe, len(sample_rows(dataset.test, None, seed=job.recipe.seed))
-    best: tuple[int, Path, dict[str, Any]] | None = None
+    best: tuple[int, Path, BaselinesManifest] | None = None
     for folder in sorted(Path("evals").glob("advise-*/baselines")):
-        number = _rows_of(folder / "baselines.json")
+        number = _rows_of(folder)
         for limit in (number, None) if number == rows else (number,):
             part = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"limit": limit})})
-            listed = find_done(folder / "baselines.json", _baselines_key(job, dataset, part))
+            listed = done_record(BaselinesManifest, folder, _baselines_key(job, dataset, part))
             if listed and number and (best is None or number > best[0]):
                 best = number, folder, listed
     if best is None:
         return None
     _, folder, listed = best
-    return Before(
-        folder, listed, {name: load_evaluation(folder / place) for name, place in listed["contenders"].items()}
-    )
+    return Before(folder, listed, {name: load_evaluation(folder / place) for name, place in listed.contenders.items()})
 
 
-def _rows_of(file: Path) -> int:
+def _rows_of(folder: Path) -> int:
     """Rows of measured baselines; 0 where the file can't be read."""
     try:
-        return int(read_json(file).get("n") or 0)
-    except (UserError, AttributeError, TypeError, ValueError):
+        return read_record(BaselinesManifest, folder).n
+    except UserError:
         return 0
 
 
@@ -224,15 +220,23 @@ def _write(
     rungs = leaderboard(evaluations, costs)
     words = leaderboard_in_words(rungs)
     seconds = time.monotonic() - began
-    listed = {"version": 1, "key": key, "n": len(rows), "contenders": places, "costs": costs, "ladder": rungs, "words": words,
-              "seconds": round(seconds, 1), "notes": {name: result.note for name, result in asked.items() if result.note}}  # fmt: skip
-    write_json(folder / "baselines.json", listed)
+    listed = BaselinesManifest(
+        key=key,
+        n=len(rows),
+        contenders=places,
+        costs={name: AnswerCost(**cost) for name, cost in costs.items()},
+        ladder=rungs,
+        words=words,
+        seconds=round(seconds, 1),
+        notes={name: result.note for name, result in asked.items() if result.note},
+    )
+    write_record(folder / BaselinesManifest.file, listed)
     for sentence in words:
         job.say(f"          {sentence}")
     return evaluations
 
 
-def expected_evaluation(listed: Mapping[str, Any], config: EvaluateConfig | None = None) -> float:
+def expected_evaluation(listed: BaselinesManifest, config: EvaluateConfig | None = None) -> float:
     """Seconds that asking and scoring the tuned model takes about: what the baselines took without few-shot and the cheap alternatives.
 
     Few-shot is asked later and reads more for each token that it writes. Where it was faster all the same, the machine was busy
@@ -242,22 +246,23 @@ def expected_evaluation(listed: Mapping[str, Any], config: EvaluateConfig | None
         listed: `baselines.json`.
         config: adds what asking rows several ways takes, where that is asked for.
     """
-    again = expected_consistency(listed["costs"], int(listed.get("n") or 0), config) if config else 0.0
-    other: float = sum(
-        cost["seconds"] + cost["training_seconds"]
-        for name, cost in listed["costs"].items()
+    seconds = {name: cost.seconds for name, cost in listed.costs.items()}
+    again = expected_consistency(seconds, listed.n, config) if config else 0.0
+    other = sum(
+        cost.seconds + (cost.training_seconds or 0.0)
+        for name, cost in listed.costs.items()
         if not name.startswith("zero-shot")
         and not name.endswith("calibrated")  # calibrated answers come with the others
     )
-    return max(float(listed.get("seconds", 0.0)) - other - _busy_before(listed["costs"]), 0.0) + again
+    return max(listed.seconds - other - _busy_before(listed.costs), 0.0) + again
 
 
-def _busy_before(costs: Mapping[str, Mapping[str, float]]) -> float:
+def _busy_before(costs: Mapping[str, AnswerCost]) -> float:
     """Seconds that zero-shot took longer than it takes at few-shot's speed, by written tokens; 0 where it took less."""
-    zero, few = costs.get("zero-shot", {}), costs.get("few-shot", {})
-    if not zero.get("tokens") or not few.get("tokens"):
+    zero, few = costs.get("zero-shot"), costs.get("few-shot")
+    if zero is None or few is None or not zero.tokens or not few.tokens:
         return 0.0
-    return max(zero["seconds"] - few["seconds"] * zero["tokens"] / few["tokens"], 0.0)
+    return max(zero.seconds - few.seconds * zero.tokens / few.tokens, 0.0)
 
 
 def _ask_base(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterator[dict[str, SystemAnswers]]:

@@ -87,17 +87,16 @@ def consistency_part(
     return {"consistency": found}
 
 
-def expected_consistency(costs: Mapping[str, Mapping[str, Any]], n: int, config: EvaluateConfig) -> float:
+def expected_consistency(seconds: Mapping[str, float], n: int, config: EvaluateConfig) -> float:
     """Seconds that asking the tuned model and its base several ways takes about; 0 where it isn't asked for, or nothing is known.
 
     Args:
-        costs: contender -> `seconds` that its answers to `n` rows took; the tuned model is as fast as zero-shot.
+        seconds: system -> what its answers to `n` rows took; the tuned model is as fast as zero-shot.
     """
     if not config.consistency or not n:
         return 0.0
-    known = [float(costs[name]["seconds"]) for name in PROMPTS if name in costs]
-    tuned = float(costs["zero-shot"]["seconds"]) if "zero-shot" in costs else 0.0
-    return (sum(known) + tuned) / n * min(n, config.consistency_rows) * config.consistency
+    known = sum(seconds.get(name, 0.0) for name in PROMPTS)
+    return (known + seconds.get("zero-shot", 0.0)) / n * min(n, config.consistency_rows) * config.consistency
 
 
 def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], n: int) -> str:

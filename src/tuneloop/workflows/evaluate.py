@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.files import content_hash, read_json
+from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress
 from tuneloop.data.config import PrepareConfig
 from tuneloop.records.completion import Completion
-from tuneloop.records.evaluation import Subject
+from tuneloop.records.evaluation import BaselinesManifest, Subject
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
@@ -73,7 +73,8 @@ def evaluate_stage(
     evaluation, run = score(job, dataset, rows, asked), read_record(RunManifest, job.folder)
     costs = {"tuned": cost_of(job, asked, run)}
     if baselines and (job.folder / "baselines" / "baselines.json").is_file():
-        costs = read_json(job.folder / "baselines" / "baselines.json")["costs"] | costs
+        listed = read_record(BaselinesManifest, job.folder / "baselines")
+        costs = {name: cost.to_json() for name, cost in listed.costs.items()} | costs
     more = after_tuning(job, dataset)
     more |= consistency_part(
         job, out, dataset, rows, [asked_tuned(job, dataset), asked_prompts(job, dataset, lambda: base_model(job))], own="tuned",

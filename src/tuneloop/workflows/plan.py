@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json
+from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
 from tuneloop.plan.estimate import Machine, Work, estimate
 from tuneloop.plan.ledger import corrected, read_ledger, usual_speed
+from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import PLAN, Plan
-from tuneloop.records.record import write_record
+from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows.baselines import expected_evaluation
 from tuneloop.workflows.distributed import Part, distributed_run, held_out
@@ -192,12 +193,12 @@ def _within_limit(plan: dict[str, Any], minutes: float | None) -> dict[str, Any]
 
 def _apart(job: RunContext) -> dict[str, float] | None:
     """Minutes that the baselines took and that the evaluation will take about, which are not of the training; None where there are none."""
-    file = job.folder / "baselines" / "baselines.json"
-    if not file.is_file():
+    folder = job.folder / "baselines"
+    if not (folder / BaselinesManifest.file).is_file():
         return None
-    listed = read_json(file)
+    listed = read_record(BaselinesManifest, folder)
     return {
-        "baselines_minutes": listed.get("seconds", 0.0) / 60,
+        "baselines_minutes": listed.seconds / 60,
         "evaluation_minutes": expected_evaluation(listed, job.recipe.evaluate) / 60,
     }
 

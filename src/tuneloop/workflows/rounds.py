@@ -103,8 +103,8 @@ def ask_within(
         ways = [way for way in (zero if wanted.zero_shot else None, few) if way]
         while True:
             each, tuned = sum(way.each for way in ways), TUNED * zero.each
-            costs = {way.name: {"seconds": way.each} for way in ways}
-            several = expected_consistency(costs, 1, config) * min(config.consistency_rows, len(rows))
+            took = {way.name: way.each for way in ways}
+            several = expected_consistency(took, 1, config) * min(config.consistency_rows, len(rows))
             reading = sum(way.reading for way in ways)
             left = seconds - (time.monotonic() - began) - tuned * number - several - reading
             more = _more(number, len(rows), left / max(each + tuned, 1e-9))

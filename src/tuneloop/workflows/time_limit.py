@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.files import content_hash, read_json, write_json, write_yaml
+from tuneloop.core.files import content_hash, write_json, write_yaml
+from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import Plan
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset
@@ -138,10 +139,11 @@ class TimeLimit:
         job, recipe = self.job, self.recipe
         if not recipe.max_minutes or "train_minutes" in self.found:
             return bool(recipe.max_minutes)
-        file = job.folder / "baselines" / "baselines.json"
-        listed = read_json(file) if file.is_file() else {"costs": {}}
+        folder = job.folder / "baselines"
+        measured = (folder / BaselinesManifest.file).is_file()
+        listed = read_record(BaselinesManifest, folder) if measured else BaselinesManifest(contenders={})
         evaluation = TUNED * expected_evaluation(listed, recipe.evaluate)
-        spent = max(time.monotonic() - self.began, listed.get("seconds", 0.0) - self.found.get("reused_seconds", 0.0))
+        spent = max(time.monotonic() - self.began, listed.seconds - self.found.get("reused_seconds", 0.0))
         left = self.seconds - spent - evaluation
         seconds = max(left, TRAINING * self.seconds)
         self._keep({"train_minutes": round(seconds / 60, 2)})

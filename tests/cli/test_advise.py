@@ -80,7 +80,10 @@ def test_bad_input_is_told_without_a_traceback(
 def test_a_damaged_evaluation_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "eval.json").write_text('{"metrics": 3}')
     status, _, err = run(capsys, str(tmp_path))
-    assert status == 2 and "Not an evaluation" in err
+    assert status == 2 and "Not an evaluation of this version" in err
+    (tmp_path / "eval.json").write_text('{"version": 1, "metrics": 3}')
+    status, _, err = run(capsys, str(tmp_path))
+    assert status == 2 and "The file is damaged: n is missing" in err
     (tmp_path / "eval.json").write_text("{")
     assert run(capsys, str(tmp_path))[0] == 2
 
@@ -132,17 +135,7 @@ def test_results_of_ones_own_are_shares_and_are_not_given_beside_an_evaluation(
     assert main(["advise", "--rows", "800", "--few-shot", "90"]) == 2
     assert "write 80 % as 0.8" in capsys.readouterr().err
     (tmp_path / "eval.json").write_text(
-        json.dumps(
-            {
-                "version": 1,
-                "name": "tuned",
-                "model": "m",
-                "dataset": "d",
-                "split": "test",
-                "n": 50,
-                "metrics": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
-            }
-        )
+        json.dumps({"version": 1, "n": 50, "metrics": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}})
     )
     assert main(["advise", str(tmp_path), "--few-shot", "0.9"]) == 2
     assert "twice" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from manifests import manifest_json
 
 from tuneloop.core.errors import UserError
 from tuneloop.plan.gpus import Figures, all_gpus, find_gpu, own_card
@@ -162,7 +163,7 @@ def test_the_micro_batch_is_the_one_that_the_loop_takes() -> None:
 
 def test_short_rows_go_as_fast_as_the_card_lets_them(tmp_path: Path) -> None:
     tokens = {"total": 300_000, "mean": 60.0, "p50": 50, "p90": 110, "max": 300}
-    (tmp_path / "dataset.json").write_text(json.dumps({"splits": {"train": {"tokens": tokens}}}))
+    (tmp_path / "dataset.json").write_text(json.dumps(manifest_json(splits={"train": {"tokens": tokens}})))
 
     def speed(gpu: str, **asked: Any) -> float:
         return float(plan(model="llama-3.1-8b", dataset=str(tmp_path), gpu=gpu, **asked)["time"]["tokens_per_second"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from manifests import manifest_json
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, sha256_file, write_json
@@ -224,7 +225,7 @@ def test_a_run_that_was_not_evaluated_says_so(make_run: MakeRun) -> None:
 def test_the_figures_of_the_data_set_stand_in_the_card(make_run: MakeRun) -> None:
     run = make_run()
     counts = {"train": 1200, "val": 100, "test": 150}
-    write_json(run / "dataset" / "dataset.json", {"hash": "ab" * 32, "task": "classification", "counts": counts})
+    write_json(run / "dataset" / "dataset.json", manifest_json(hash="ab" * 32, task="classification", counts=counts))
     card = (export_run(run).folder / "README.md").read_text()
     assert "1,200 train, 100 val, 150 test rows" in card and "ab" * 32 in card
 

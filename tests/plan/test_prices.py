@@ -54,6 +54,7 @@ OWN_CARDS = {
     "rtx4080",
     "rtx5070",
     "rtx5080",
+    *("a30", "a40", "l40", "rtx4060-ti", "rtx5060-ti", "rtx5070-ti", "rtx-pro-6000", "h100-nvl", "gh200"),
 }  # no public offer was found
 
 

@@ -29,7 +29,7 @@ def breakdown(labels: list[str]) -> dict[str, Any]:
     cells = [[a, a, 9] for a in labels] + [[a, b, 1] for a, b in zip(labels, [*labels[1:], None], strict=True)]
     slices = [
         {"field": "language", "value": value, "n": 40, "score": score, "low": score - 0.1, "high": score + 0.1,
-         "rest": 0.9, "delta": score - 0.9, "p": 0.001, "p_holm": 0.004, "verdict": verdict}
+         "rest": 0.9, "delta": score - 0.9, "delta_low": score - 1.0, "delta_high": score - 0.8, "p": 0.001, "p_holm": 0.004, "verdict": verdict}
         for value, score, verdict in [("de", 0.6, "worse"), ("en", 0.95, "better"), (HOSTILE, 0.9, "not enough evidence")]
     ]  # fmt: skip
     return {

@@ -35,7 +35,7 @@ def test_the_code_of_the_page_runs_and_makes_runs(
     assert done.returncode == 0, done.stderr[-3000:]
     assert not re.search(r"\d+%|tokens/s", done.stdout + done.stderr), "calls are silent"
     assert "did you mean train.learning_rate?" in done.stdout
-    for run in (tmp_path / "runs" / "tickets", tmp_path / "runs" / "whole"):
+    for run in (tmp_path / "runs" / "tickets", tmp_path / "runs" / "all"):
         assert read_json(run / "run.json")["status"] == "finished"
         for command in (["report"], ["evaluate"], ["export", "--out", str(tmp_path / f"artifact-{run.name}")]):
             done = subprocess.run([sys.executable, "-m", "tuneloop", command[0], str(run), *command[1:]], cwd=tmp_path,

@@ -17,7 +17,6 @@ from tuneloop.cli.numbers import amount, count
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
-from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import Advice
@@ -137,6 +136,7 @@ def _known_of_data(source: str, metric: str, stated: Mapping[str, Any], measurin
     from tuneloop.records.dataset import read_manifest
     from tuneloop.workflows.advise import Counted, advice_folder, counted_data, hashes_of_sources, stand_in
     from tuneloop.workflows.baselines import measure_alone
+    from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
     refuse_missing_source(source)
     recipe = recipe_of(source, measuring.settings, model=str(stated.get("model", "")))

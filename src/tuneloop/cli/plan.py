@@ -14,12 +14,6 @@ from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.plan.config import PlanOptions
-from tuneloop.plan.ledger import read_ledger, summary
-from tuneloop.plan.options import plan_machines
-from tuneloop.plan.recommend import recommendation_here
-from tuneloop.records.plan import PLAN, Plan
-from tuneloop.records.record import write_record
-from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
 
 def command(
@@ -63,6 +57,9 @@ def command(
     else:
         plan = _table(settings, model, asked)
     if out and not calibrate:
+        from tuneloop.records.plan import PLAN, Plan
+        from tuneloop.records.record import write_record
+
         write_record(Path(out) / PLAN, Plan.model_validate(plan))
     if output.json:
         print_json(plan)
@@ -86,13 +83,18 @@ def _table(settings: list[str], model: str, asked: dict[str, Any]) -> dict[str, 
     if not model:
         step = "tuneloop plan --model llama-3.1-8b --method lora, or tuneloop plan DATA"
         raise UserError("Plan what? Neither a model nor data are named", where="plan", next_step=step)
+    from tuneloop.plan.options import plan_machines
+
     return plan_machines({"model": model, **asked})
 
 
 def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     """The plan of a run on data: of this machine and measured where nothing else is asked and the model is there; else by formula."""
+    from tuneloop.plan.options import plan_machines
+    from tuneloop.plan.recommend import recommendation_here
     from tuneloop.workflows.advise import counted_data, stand_in
     from tuneloop.workflows.plan import plan_alone
+    from tuneloop.workflows.recipes import plan_settings, recipe_of, refuse_missing_source
 
     if source and "dataset" in asked:
         raise UserError(
@@ -131,6 +133,7 @@ def _trained(asked: dict[str, Any]) -> list[str]:
 
 
 def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> dict[str, Any]:
+    from tuneloop.workflows.recipes import recipe_of
     from tuneloop.workflows.train import calibrate_alone
 
     with screen(quiet, "planning") as shown, tempfile.TemporaryDirectory() as scratch:
@@ -146,6 +149,8 @@ def _calibrated(source: str, settings: list[str], model: str, quiet: bool) -> di
 
 
 def _history(as_json: bool) -> None:
+    from tuneloop.plan.ledger import read_ledger, summary
+
     found = summary(read_ledger())
     if as_json:
         print_json(found)

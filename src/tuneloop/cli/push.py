@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import typer
-
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import switch
 
 
 def command(
-    artifact: str = typer.Argument(..., help="Folder of an artifact, or NAME@ALIAS.", metavar="ARTIFACT"),
-    destination: str = typer.Argument(..., help="Where it goes: hub:ORG/NAME.", metavar="DESTINATION"),
-    send: bool = typer.Option(False, "--send", help="Upload; without it only what would be sent is shown."),
-    public: bool = typer.Option(False, "--public", help="Make a new repository public; it is private by default."),
+    artifact: str = argument("ARTIFACT", "Folder of an artifact, or NAME@ALIAS."),
+    destination: str = argument("DESTINATION", "Where it goes: hub:ORG/NAME."),
+    send: bool = switch("Upload; without it only what would be sent is shown."),
+    public: bool = switch("Make a new repository public; it is private by default."),
     *,
     output: Output,
 ) -> None:

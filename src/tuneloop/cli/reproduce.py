@@ -5,24 +5,23 @@ from __future__ import annotations
 import typer
 
 from tuneloop.cli.console import print_json, screen
-from tuneloop.cli.parameters import Output
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
 
 
 def command(
-    target: str = typer.Argument(..., help="A run, an artifact, or NAME@ALIAS.", metavar="TARGET"),
-    out: str = typer.Option(
-        "", "--out", "-o", help="Folder of the second run; default: reproductions/ID.", metavar="FOLDER"
-    ),
-    check: bool = typer.Option(
-        False, "--check", help="Only look whether data and environment are as they were; train nothing."
-    ),
+    target: str = argument("TARGET", "A run, an artifact, or NAME@ALIAS."),
+    out: str = flag("", "FOLDER", "Folder of the second run; default: reproductions/ID.", "-o"),
+    check: bool = switch("Only look whether data and environment are as they were; train nothing."),
     tolerance: float = typer.Option(
         1e-3, "--tolerance", min=0.0, help="Largest relative difference of losses that count as equal.", metavar="X"
     ),
     *,
     output: Output,
 ) -> None:
-    """Train a run again from the same data and settings, and say whether the same came out.
+    """Train a run again and say whether the same came out.
+
+    Data, settings and steps are those of the first run.
 
     Exit status 1: the second run departs from the first by more than the tolerance.
     """

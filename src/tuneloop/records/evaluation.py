@@ -91,7 +91,7 @@ class Comparison:
     high: Number
     p: Number
     verdict: str
-    test: str
+    test: str = ""
     p_holm: Number = math.nan
     low_holm: Number = math.nan
     high_holm: Number = math.nan

@@ -120,6 +120,6 @@ def as_record(kind: type[R], value: Any, where: str) -> R:
         return kind.model_validate(value, extra="allow")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join("".join(c if c.isprintable() else "?" for c in str(part)) for part in first["loc"])
         what = f"{key} is missing" if first["type"] == "missing" else f"{key}: {first['msg'].lower()}"
         raise UserError(f"The file is damaged: {what}", where=where, next_step=kind.again) from None

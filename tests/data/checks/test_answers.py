@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -78,7 +77,7 @@ def test_a_secret_that_is_left_is_an_error_and_stays_out_of_the_report() -> None
     rows[7] = row(7, "Which key?", "Use sk-proj-abcdefghijklmnop1234567890 for the bridge in the evening.")
     found = by_name(dataset(rows, "generation"))
     assert (found["secrets"]["level"], found["secrets"]["rows"]) == ("error", 1)
-    assert "abcdefghijklmnop" not in json.dumps(found)
+    assert "abcdefghijklmnop" not in repr(found)
 
 
 @pytest.mark.parametrize(("n", "level"), [(0, "ok"), (20, "warn"), (90, "error")])

@@ -20,7 +20,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Torch, oneDNN and MKL each have a switch. These are the tests of products, attention, losses and rounding; what trains
 # for long, in several processes or on the packaged model computes the same way, and is left to `make test`.
@@ -30,7 +30,7 @@ AVX2_TESTS := tests/models/test_llama.py tests/models/test_lora.py tests/models/
 	tests/train/test_loss.py tests/train/test_methods.py tests/train/test_optimizers.py tests/inference/test_generate.py \
 	tests/inference/test_scoring.py tests/inference/test_sampling.py tests/release/test_merge.py
 test-avx2: $(VENV)/.installed-dev
-	$(AVX2) $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow" $(AVX2_TESTS)
+	$(AVX2) $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow" $(AVX2_TESTS)
 
 reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py

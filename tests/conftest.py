@@ -31,6 +31,17 @@ hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 
+# Files of minutes. A file is one process's, so these begin: else one process still works on them when the others are done.
+LONG_FILES = (
+    "test_no_personal_data.py", "test_tutorial.py", "test_distributed.py", "test_run.py", "test_library.py",
+    "test_time_limit.py", "test_chunks.py", "test_registry.py", "test_quantise.py", "test_on_a_gpu.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,

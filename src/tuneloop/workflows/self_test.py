@@ -1,7 +1,7 @@
 """What this machine's device computes, next to the processor in fp32: the first thing to run on a GPU.
 
 A small random Llama (4 layers of 256, grouped heads, Llama 3's rope) takes every method's step, is saved, resumed and reloaded,
-and answers. Then come speeds: of matrix products, of memory, to and from the host, of training. The figures are kept where the
+and answers. Then come speeds: of matrix products, of memory, from the host. The figures are kept where the
 planner finds them.
 """
 

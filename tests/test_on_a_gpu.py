@@ -13,9 +13,15 @@ from train_helpers import changed, halted, losses, make_rows, run
 
 from pretend_gpu import Card, Gpu, MixedDevices, pretend_gpu
 from tuneloop.core.files import read_jsonl
+from tuneloop.inference.generate import generate
+from tuneloop.inference.sampling import Sampling
+from tuneloop.inference.scoring import choose, label_trie
 from tuneloop.models.load import load_model
+from tuneloop.models.methods import method_named
 from tuneloop.models.trained import load_trained
 from tuneloop.train.loss import mean_loss
+from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.run_context import RunContext
 
 bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 # What is set differently from `train_helpers.CONFIG`, by name.
@@ -145,3 +151,47 @@ def test_four_bits_need_room_for_one_layer_in_more(tiny_llama: Path) -> None:
         load_model(str(tiny_llama), dtype="float32", prepare=prepare)
         four_bits = gpu.peak
     assert four_bits < whole
+
+
+def answers_and_scores(folder: Path, rows: int) -> tuple[list[Any], list[dict[str, float] | None]]:
+    """Greedy answers, drawn answers and label scores of prompts of several lengths."""
+    model = load_model(str(folder), dtype="float32")
+    prompts = [row.ids[: len(row.ids) - 2] for row in make_rows(model.template, rows)]
+    greedy = generate(model, prompts, max_new_tokens=12)
+    drawn = generate(
+        model, prompts, max_new_tokens=6, sampling=[Sampling(temperature=0.7, seed=i) for i in range(rows)]
+    )
+    labels = ["red", "blue drawer", "green"]
+    end = model.template.end_ids[0]
+    trie = label_trie(labels, [[*model.template.encode(label), end] for label in labels])
+    chosen = choose(model, prompts, trie)
+    return [a.token_ids for a in (*greedy, *drawn)], [answer.label_scores for answer in chosen]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_answers_and_label_scores_are_those_of_the_processor(rows: int, tiny_llama: Path) -> None:
+    answers, scores = answers_and_scores(tiny_llama, rows)
+    with pretend_gpu() as gpu:
+        answers_there, scores_there = answers_and_scores(tiny_llama, rows)
+    assert answers_there == answers
+    for here, there in zip(scores, scores_there, strict=True):
+        assert there == pytest.approx(here, abs=1e-4)
+    assert not [k for k, _ in gpu.attention if k == "math"]
+
+
+@bits
+def test_a_base_that_does_not_fit_is_loaded_in_four_bits_and_said_so(tiny_llama: Path, tmp_path: Path) -> None:
+    prepare = method_named("qlora").prepare
+    peaks = []
+    for how in (None, prepare):
+        with pretend_gpu() as gpu:
+            load_model(str(tiny_llama), prepare=how)
+            peaks.append(gpu.peak)
+    recipe = Recipe.model_validate(
+        {"model": str(tiny_llama), "data": {"sources": ["none.jsonl"]}, "train": {"method": "qlora"}}
+    )
+    said: list[str] = []
+    with pretend_gpu(Card(gib=sum(peaks) / 2 / 2**30)):
+        model = RunContext(recipe, tmp_path, say=said.append).model
+        assert model.device.type == "cuda"
+    assert "does not fit" in said[0]

@@ -49,6 +49,8 @@ def test_a_quantised_artifact_is_whole_and_counts_its_tensors(make_run: MakeRun)
         assert hashlib.sha256((artifact.folder / name).read_bytes()).hexdigest() == entry["sha256"]
     card = (artifact.folder / "README.md").read_text()
     assert "15 Q8_0, 6 F32" in card and "library_name: gguf" in card and "from_pretrained" not in card
+    assert "This file was not measured" in card and "model-index" not in card
+    assert "quantitativeAnalysis" not in (artifact.folder / "artifact.cdx.json").read_text()
     assert 'SYSTEM """Sort the ticket."""' in (artifact.folder / "Modelfile").read_text()
     assert read_json(artifact.folder / "tuneloop.json")["task"].items() >= TASK.items()
     again = export_run(run, "gguf", weights=WeightsWanted("q8_0"))
@@ -57,6 +59,7 @@ def test_a_quantised_artifact_is_whole_and_counts_its_tensors(make_run: MakeRun)
 
 def test_the_adapter_alone_is_an_artifact_too(make_run: MakeRun) -> None:
     artifact = export_run(make_run(rslora=True), "gguf-lora")
+    assert "model-index" in (artifact.folder / "README.md").read_text()  # fp32, as it was evaluated
     assert artifact.manifest["quantisation"] == {"name": "f32", "tensor_types": {"F32": 28}, "kl": None}
     assert "ADAPTER ./tickets-lora-f32.gguf" in (artifact.folder / "Modelfile").read_text()
 

@@ -50,12 +50,12 @@ def _table(model: RegisteredModel) -> Iterator[str]:
 
 def _row(version: RegisteredVersion) -> tuple[str, ...]:
     lineage = version.lineage
-    figure = ""
+    figure = "not measured"
     decisive = [lineage.primary] if lineage.primary in lineage.metrics else list(lineage.metrics)[:1]
     for metric in decisive:
         found = lineage.metrics[metric]
         bounds = "" if found.get("low") is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-        figure = f"{metric} {found['value']:.3f}{bounds}" if found.get("value") is not None else ""
+        figure = f"{metric} {found['value']:.3f}{bounds}" if found.get("value") is not None else figure
     when = version.created[:16].replace("T", " ")
     return version.version, ", ".join(version.aliases), lineage.artifact, figure, lineage.gate, lineage.dataset, when
 

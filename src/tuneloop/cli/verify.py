@@ -12,7 +12,7 @@ from tuneloop.core.flag import flag
 
 
 def command(
-    artifact: str = argument("ARTIFACT", "Folder of an exported artifact."),
+    artifact: str = argument("ARTIFACT", "Folder of an exported artifact, or NAME@ALIAS."),
     key: str = flag("", "FILE", "Check the signature too: the signer's public key, a PEM file.", "-k"),
     *,
     output: Output,
@@ -23,8 +23,10 @@ def command(
     """
     from tuneloop.core.files import plain
     from tuneloop.release.verify import verify
+    from tuneloop.workflows.registry import local_name
 
     with screen(output.quiet, "hashing") as shown:
+        artifact = local_name(artifact, say=shown.say)
         found = verify(Path(artifact), Path(key) if key else None, progress=shown.progress)
     if output.json:
         print_json({"path": artifact, "intact": found.intact, **plain(found)})

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.run import RunManifest
+from tuneloop.release.card_metadata import is_rounded
 from tuneloop.release.licences import Licence
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _model_card(made: Materials) -> dict[str, Any]:
     if made.dataset:
         parameters["datasets"] = [{"ref": f"dataset:{made.dataset.id}"}]
     card: dict[str, Any] = {"modelParameters": parameters}
-    if evaluation:
+    if evaluation and not is_rounded(made.manifest):
         where = f"{evaluation['split']} split of {evaluation['dataset']}, {evaluation['n']} rows"
         metrics = [_metric(name, figure, where) for name, figure in evaluation["metrics"].items()]
         card["quantitativeAnalysis"] = {"performanceMetrics": [metric for metric in metrics if metric]}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.models.methods import find_method
-from tuneloop.release.card_metadata import card_metadata
+from tuneloop.release.card_metadata import FLOATS, card_metadata, is_rounded
 from tuneloop.release.licences import Licence, hub_name
 
 _MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,7 +25,6 @@ base = AutoModelForCausalLM.from_pretrained("BASE", dtype="auto"ARGUMENT)
 model = PeftModel.from_pretrained(base, "FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")  # with the chat template that was trained"""
 
-FLOATS = ("F32", "F16", "BF16")
 _SERVER = "```sh\nollama create NAME -f Modelfile     # in this folder\nllama-server -m {files} --jinja\n```"
 _GGUF = {
     "gguf": _SERVER.format(files="*.gguf"),
@@ -147,6 +146,12 @@ def _evaluation(manifest: Mapping[str, Any], table: str) -> list[str]:
         table.strip(),
     ]
     parts.append("\n".join(f"- {sentence}" for sentence in evaluation["words"]))
+    if is_rounded(manifest):
+        name = manifest["quantisation"]["name"]
+        parts.insert(
+            0,
+            f"**This file was not measured.** The figures are the run's, before its weights were brought to `{name}`.",
+        )
     merge = manifest["merge"]
     if merge:
         parts.append(

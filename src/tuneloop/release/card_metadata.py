@@ -11,8 +11,16 @@ LIBRARIES = {"merged": "transformers", "adapter": "peft"}
 RELATIONS = {"merged": "finetune", "adapter": "adapter", "gguf-lora": "adapter"}
 
 
+FLOATS = ("F32", "F16", "BF16")
+
+
+def is_rounded(manifest: Mapping[str, Any]) -> bool:
+    """Whether the weights have fewer bits than those that were evaluated: the figures are then not the artifact's."""
+    return any(kind not in FLOATS for kind in (manifest.get("quantisation") or {}).get("tensor_types", ()))
+
+
 def card_metadata(manifest: Mapping[str, Any], licence: Licence | None) -> str:
-    """The YAML between the card's `---`.
+    """The YAML between the card's `---`; without figures where they are not those of these weights.
 
     Args:
         manifest: `artifact.json`, all but the files.
@@ -21,7 +29,8 @@ def card_metadata(manifest: Mapping[str, Any], licence: Licence | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     base = hub_name(str(manifest["base"]["model"]))
-    form, evaluation = manifest["format"], manifest["evaluation"]
+    form: str = manifest["format"]
+    evaluation: Any = None if is_rounded(manifest) else manifest["evaluation"]
     kind = "text-classification" if (manifest["task"] or {}).get("kind") == "classification" else "text-generation"
     results = [
         EvalResult(

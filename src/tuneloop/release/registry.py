@@ -27,6 +27,7 @@ from tuneloop.models.names import cache_folder
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest, GateRecord
 from tuneloop.records.record import as_record
 from tuneloop.records.registry import Action, Lineage, RegisteredModel, RegisteredVersion, RegistryEvent
+from tuneloop.release.card_metadata import is_rounded
 from tuneloop.release.verify import read_artifact, read_intact
 
 if TYPE_CHECKING:
@@ -362,7 +363,7 @@ def _text(value: Any) -> str:
 
 
 def _lineage(manifest: ArtifactManifest, folder: Path, run: Path | None) -> Lineage:
-    evaluation, gate = manifest.evaluation, manifest.gate
+    evaluation, gate = None if is_rounded(manifest.to_json()) else manifest.evaluation, manifest.gate
     return Lineage(
         artifact=manifest.id,
         manifest=sha256_file(folder / ARTIFACT),

@@ -358,9 +358,8 @@ def _speed_checks(kind: str, speeds: dict[str, float]) -> list[Check]:
     except UserError as error:
         words = {"tflops": "TFLOPS", "gb_s": "GB/s of memory", "host_gb_s": "GB/s from the host"}
         said = ", ".join(f"{speeds[key]:,.1f} {word}" for key, word in words.items() if key in speeds)
-        return [
-            Check("speeds", "ok", said if kind == "cpu" else f"{said}; {error.what}: the planner takes these figures")
-        ]
+        figures = f"--gpu-memory {device.capacity():.0f} --gpu-tflops {speeds['tflops']:.0f}"
+        return [Check("speeds", "ok", said if kind == "cpu" else f"{said}; {error.what}: plan with {figures}")]
     checks = []
     for name, key, unit, expected in (
         ("matrix products", "tflops", "TFLOPS", card.tflops * card.matmul),
@@ -370,5 +369,5 @@ def _speed_checks(kind: str, speeds: dict[str, float]) -> list[Check]:
         if key in speeds:
             share = speeds[key] / expected
             checks.append(Check(name, "ok" if share >= SLOW else "slow",
-                                f"{speeds[key]:,.1f} {unit}, {share:.0%} of the {expected:,.0f} expected of a {card.name}"))  # fmt: skip
+                                f"{speeds[key]:,.1f} {unit}, {share:.0%} of the {expected:,.0f} expected of a {card.name}; plan uses it now"))  # fmt: skip
     return checks

@@ -39,8 +39,8 @@ def test_a_shared_prompt_counts_once_only_where_it_is_computed_once(tiny_model: 
         (0.001, None, MOST),
         (0.02, None, MOST),
         (1.0, None, 60.0),
-        (0.001, 2.0, 5.0),
-        (0.01, 2.0, 5.0),
+        (0.001, 2.0, 7.2),
+        (0.01, 2.0, 7.2),
         (0.01, 8.0, 15.0),
     ],
 )

@@ -28,7 +28,7 @@ from tuneloop.train.step import batch_loss
 SUSTAINED = 0.82
 MEASURING = "measuring this machine"  # as progress calls it
 # Seconds of passes that are enough; most seconds of a measurement, and most of them as a share of a run's time.
-ENOUGH, MOST, MOST_SHARE = 3.0, 15.0, 0.03
+ENOUGH, MOST, MOST_SHARE = 3.0, 15.0, 0.06
 FEW_TOKENS = 256  # of the first passes of several rows: products of so many are about as fast as larger ones
 
 
@@ -67,7 +67,7 @@ def measure_speed(
 
 
 def longest_measurement(config: TrainConfig, seconds: float) -> float:
-    """Seconds after which no pass of a measurement may end, as far as is known before it begins: a few per cent of the run's time.
+    """Seconds after which no pass of a measurement may end, as far as is known before it begins: some per cent of the run's time.
 
     Args:
         seconds: that are enough; half as many more are always allowed.

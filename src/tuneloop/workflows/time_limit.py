@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 FILE = "time.json"
 # Share of the time in which rows are asked, by all systems together; and the least share of training.
-ANSWERS, TRAINING = 0.45, 0.15
+ANSWERS, TRAINING = 0.36, 0.15
 # Kept for measuring the speed, the report and the end: seconds, and a share of the time.
-RESERVE_SECONDS, RESERVE = 10.0, 0.08
+RESERVE_SECONDS, RESERVE = 10.0, 0.03
 # What a run may take, of its time, before it is said that this is not enough.
 ENOUGH = 1.05
 

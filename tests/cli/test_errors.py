@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tuneloop.cli.main import main
+from tuneloop.workflows.recipe import load_recipe
 
 Fails = Callable[..., str]
 
@@ -127,6 +128,16 @@ def test_a_table_without_a_header_line_is_asked_for_one(here: Path, capsys: pyte
     )
     assert main(["init", "rows.csv"]) == 2
     assert "is there no header line?" in capsys.readouterr().err
+
+
+def test_the_starting_recipe_keeps_what_was_set(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"{i};{'ab'[i >= 500]};Wake me at {i}!\n" for i in range(1000))
+    Path("home.csv").write_text("no;scenario;said\n" + rows)
+    assert main(["init", "home.csv", "data.text=said", "data.label=scenario", "train.epochs=2", "max_minutes=5"]) == 0
+    recipe = load_recipe("recipe.yaml")
+    assert (recipe.data.text, recipe.data.label, recipe.train.epochs, recipe.max_minutes) == ("said", "scenario", 2, 5)
+    assert main(["init", "home.csv", "data.text=sayd", "-o", "other.yaml"]) == 2
+    assert "did you mean 'said'?" in capsys.readouterr().err and not Path("other.yaml").exists()
 
 
 def test_the_starting_recipe_shows_templates_with_the_columns_of_the_file(here: Path) -> None:

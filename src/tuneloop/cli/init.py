@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from tuneloop.cli.console import print_json
+from tuneloop.cli.console import Settings, print_json
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
 
 
 def command(
     source: str = argument("FILE", "Your examples."),
+    settings: Settings = None,
     out: str = flag("recipe.yaml", "FILE", "Recipe to write; a file that is there is never overwritten.", "-o"),
     *,
     output: Output,
@@ -16,7 +17,7 @@ def command(
     """Write a recipe for a file of examples."""
     from tuneloop.workflows.recipes import write_starter
 
-    path, found = write_starter(source, out)
+    path, found = write_starter(source, out, settings or [])
     if output.json:
         print_json({"recipe": str(path), "format": found.name, "reason": found.reason})
     else:

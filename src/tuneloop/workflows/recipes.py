@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,53 +97,85 @@ def _question_and_answer(columns: Sequence[str], found: FormatGuess) -> tuple[st
     return first, second
 
 
-def write_starter(source: str, out: str) -> tuple[Path, FormatGuess]:
-    """A recipe for a file of examples, with what was found in it as comments."""
+def write_starter(source: str, out: str, settings: Sequence[str] = ()) -> tuple[Path, FormatGuess]:
+    """Write a recipe for a file of examples, with what was found in it as comments.
+
+    Args:
+        source: the file.
+        out: where the recipe goes.
+        settings: `key=value`, as of `tuneloop run`; they are written into the recipe.
+
+    Raises:
+        UserError: no record can be read, no format fits, or `out` is there already.
+    """
     from tuneloop.core.files import write_text
-    from tuneloop.data.formats import detect
+    from tuneloop.data.formats import check_columns, detect
     from tuneloop.data.sources.read import read_records
     from tuneloop.records.rows import Reject
 
     path = Path(out)
     if path.exists():
         raise UserError("That recipe is there already", where=out, next_step="choose another with --out FILE")
-    sample = []
-    for record in read_records([source]):
-        if not isinstance(record, Reject):
-            sample.append(record.value)
-        if len(sample) >= 200:
-            break
+    recipe = recipe_for_sources([source], list(settings))
+    records = (record.value for record in read_records([source]) if not isinstance(record, Reject))
+    sample = _spread(records)
     if not sample:
         raise UserError(
             "No record can be read", where=source, next_step="look at the file: one JSON object a line, or a CSV"
         )
-    found = detect(sample, PrepareConfig(sources=[source]))
-    names = [str(column) for column in sample[0]]
+    check_columns(sample, recipe.data)
+    found = detect(sample, recipe.data)
+    write_text(path, _starter(path, source, recipe, found, [str(column) for column in sample[0]]))
+    return path, found
+
+
+def _spread(records: Iterable[Any], number: int = 200, most: int = 20_000) -> list[Any]:
+    """At least so many records from all over the first ones, if there are as many: files are often sorted by label."""
+    sample: list[Any] = []
+    step = 1
+    for place, record in enumerate(itertools.islice(records, most)):
+        if place % step == 0:
+            sample.append(record)
+        if len(sample) == 2 * number:
+            sample, step = sample[::2], 2 * step
+    return sample
+
+
+def _starter(path: Path, source: str, recipe: Recipe, found: FormatGuess, names: Sequence[str]) -> str:
+    """The text of a first recipe: what was set, and comments on what could be."""
+    import yaml
+
+    def block(values: Any, indent: str = "") -> str:
+        lines = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000).splitlines()
+        return "".join(f"{indent}{line}\n" for line in lines)
+
+    given = recipe.model_dump(mode="json", exclude_unset=True)
+    name, model, data = given.pop("name"), given.pop("model", recipe.model), given.pop("data")
+    del data["sources"]
+    train = {"epochs": 3} | given.pop("train", {})
+    plan = given.pop("plan", {})
+    price = plan.pop("usd_per_hour", 0.05)
     columns = "".join(f"  # {column}\n" for column in names[:12])
     asked, said = _question_and_answer(names, found)
-    write_text(
-        path,
-        f"""# A job for tuneloop: `tuneloop run {path}`. `tuneloop schema --keys` lists every setting.
-version: 1
-name: {name_of(source)}
-model: smollm2-135m            # or llama-3.2-1b-instruct, llama-3.1-8b-instruct, a folder, org/name on the hub
-
-data:
-  sources: [{source!r}]
-  # read as {found.name}: {found.reason}
-  # columns of the first record:
-{columns}  # To write your own prompt and answer from the columns:
+    templates = f"""  # To write your own prompt and answer from the columns:
   # instruction: "What the model should do, in a sentence or two."
   # input: "{{{asked}}}"
   # output: "{{{said}}}"
+"""
+    return f"""# A job for tuneloop: `tuneloop run {path}`. `tuneloop schema --keys` lists every setting.
+version: 1
+name: {name}
+model: {model}            # or llama-3.2-1b-instruct, llama-3.1-8b-instruct, a folder, org/name on the hub
 
+data:
+  sources: [{source!r}]
+{block(data, "  ") if data else ""}  # read as {found.name}: {found.reason}
+  # columns of the first record:
+{columns}{"" if "input" in data else templates}
 train:
-  epochs: 3
-
-# max_minutes: 30              # of the whole run: a slow machine then trains less and asks fewer test rows
-
+{block(train, "  ")}
+{"" if "max_minutes" in given else "# max_minutes: 30              # of the whole run: a slow machine then trains less and asks fewer test rows"}
+{block(given) if given else ""}
 plan:
-  usd_per_hour: 0.05           # what this machine costs
-""",
-    )
-    return path, found
+  usd_per_hour: {price}           # what this machine costs
+{block(plan, "  ") if plan else ""}"""

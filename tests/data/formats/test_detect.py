@@ -104,6 +104,19 @@ def test_a_near_miss_is_named() -> None:
     assert "they look like text_label" in caught.value.next_step
 
 
+def test_columns_of_unknown_names_are_proposed_by_their_values() -> None:
+    kinds = ["alarm", "music", "lists"]
+    rows = [{"answerid": n, "kind": kinds[n % 3], "made": f"wake me {n}", "said": f"Wake me, {n}!"} for n in range(30)]
+    with pytest.raises(UserError, match="Can't tell") as caught:
+        detect(rows, PrepareConfig())
+    assert "this may fit: data.text=said data.label=kind;" in caught.value.next_step
+    assert "answerid" not in caught.value.next_step  # a column of numbers is no misspelt 'answer'
+    pairs = [{"mr": f"name[{n}], area[city]", "ref": f"There is {n} in the city."} for n in range(30)]
+    with pytest.raises(UserError, match="Can't tell") as caught:
+        detect(pairs, PrepareConfig())
+    assert "this may fit: data.input='{mr}' data.output='{ref}';" in caught.value.next_step
+
+
 def test_a_second_column_of_text_makes_text_no_guess() -> None:
     record = {"text": "A long story.", "remark": "What I thought of it."}
     with pytest.raises(UserError, match="Can't tell"):

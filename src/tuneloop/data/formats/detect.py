@@ -15,7 +15,7 @@ from tuneloop.data.formats.dataset_info import guess_from_info
 from tuneloop.data.formats.preference import RANKED
 from tuneloop.data.formats.prompt_completion import PAIRS
 from tuneloop.data.formats.registry import FORMATS
-from tuneloop.data.formats.sample import TEXT_NAMES, FormatGuess, Record, Sample
+from tuneloop.data.formats.sample import NEARLY, TEXT_NAMES, FormatGuess, Record, Sample
 from tuneloop.data.formats.templates import ABSENT, lookup, template_columns
 from tuneloop.data.formats.text_label import LABEL_NAMES
 from tuneloop.data.formats.thumbs import with_thumbs
@@ -135,6 +135,34 @@ def _find(sample: Sample, config: PrepareConfig, wanted: str) -> FormatGuess | N
 SENTENCE = 4  # words of a column's name from which on it is taken for a value: the file has no header line
 
 
+MOST_LABELS = 0.3  # distinct values of a column that may be a label, as a share of the records
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, str) and any(letter.isalpha() for letter in value)
+
+
+def _likely_settings(sample: Sample) -> str:
+    """Settings for columns whose values look like a text and its label, or a text and an answer; empty where none do.
+
+    A label has few different values. Of texts that are equally long the last one is taken: what people wrote tends to stand
+    behind what was made of it.
+    """
+    words = [name for name in sample.columns if sample.mostly(name, _is_words, NEARLY)]
+    texts = {name: [str(value) for value in sample.of(name) if value is not None] for name in words}
+    distinct = {name: len(set(values)) for name, values in texts.items()}
+    labels = [name for name in words if 2 <= distinct[name] <= MOST_LABELS * len(texts[name])]
+    length = {name: sum(len(value.split()) for value in texts[name]) / len(texts[name]) for name in words}
+    prose = [name for name in words if distinct[name] > 0.5 * len(texts[name]) and length[name] >= 2]
+    if labels and prose:
+        longest = max(length[name] for name in prose)
+        text = [name for name in prose if length[name] >= 0.9 * longest][-1]
+        return f"data.text={text} data.label={min(labels, key=distinct.__getitem__)}"
+    if len(prose) == len(words) == 2:
+        return f"data.input='{{{prose[0]}}}' data.output='{{{prose[1]}}}'"
+    return ""
+
+
 def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
     known = list(sample.columns)
     names = ", ".join(repr(name) for name in known[:12])
@@ -145,8 +173,11 @@ def _no_format(sample: Sample, config: PrepareConfig, wanted: str) -> UserError:
     if wanted == "auto":
         usual = {*TURN_COLUMNS, *TEXT_NAMES, *LABEL_NAMES, *(name for pair in (*PAIRS, *RANKED) for name in pair)}
         folded = {name.casefold(): name for name in known}
+        if likely := _likely_settings(sample):
+            step = f"by their values, this may fit: {likely}; else {step}"
         for name in sorted(folded.keys() - usual):
-            if near := difflib.get_close_matches(name, usual, 1, 0.85):
+            numbers = not sample.mostly(folded[name], _is_words)
+            if not numbers and (near := difflib.get_close_matches(name, usual, 1, 0.85)):
                 step = f"is {folded[name]!r} meant to be {near[0]!r}? Rename it, or " + step
                 break
         if any(len(name.split()) >= SENTENCE for name in known):

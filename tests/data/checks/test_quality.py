@@ -73,6 +73,7 @@ def test_a_good_answer_has_no_flag(answer: str) -> None:
         ("gibberish", "?!$%&/()=?`#+*x12"),
         ("empty_prompt", "?"),
         ("empty_prompt", "x"),
+        ("empty_prompt", "null"),
     ],
 )
 def test_a_prompt_shows_what_is_wrong_with_it(flag: str, asked: str) -> None:

@@ -20,7 +20,7 @@ FLAGS = (
     "copied_answer",  # the answer is the input again
     "cut_off",  # a code fence, bracket or JSON that is not closed, or an ellipsis after much text
     "empty_answer",  # no letter or digit, or a word for nothing: null, N/A, undefined
-    "empty_prompt",  # the user says next to nothing
+    "empty_prompt",  # the user says next to nothing, or a word for nothing
     "error_output",  # the message of a failed call instead of an answer
     "garbled",  # characters that are lost for good: U+FFFD, remains of mojibake, "isn?t"
     "gibberish",  # hardly letters, one character over and over, or keys hit at random
@@ -36,7 +36,7 @@ _END = frozenset(".!?…\"')]}>*`|:;。！？」』”’)»›।؟")
 _NOTHING = frozenset(
     ("null", "n/a", "na", "nan", "undefined", "tbd", "todo", "nil", "[]", "{}", "<empty>", "[object object]", "none", "(null)")
 )  # fmt: skip
-_NO_LABEL = _NOTHING - {"none"}
+_NO_LABEL = _NOTHING - {"none"}  # also what no question is: an export of tables writes null for a missing text
 _BOILERPLATE = (  # looked for one by one: faster than one pattern, as hardly any text holds one
     "as an ai", "as an artificial intelligence", "as a language model", "as a large language model", "ai language model",
     "i am an ai", "i'm an ai", "i am just an ai", "i'm just an ai", "i am a language model", "i'm a language model",
@@ -138,7 +138,7 @@ def is_open(answer: str) -> bool:
 
 def _of_prompt(asked: str, found: list[str]) -> None:
     head = asked[:PEEK]
-    if len(head) < 16 and sum(map(str.isalnum, head)) < 2 and head.isascii():
+    if len(head) < 16 and head.isascii() and (sum(map(str.isalnum, head)) < 2 or head.strip().lower() in _NO_LABEL):
         found.append("empty_prompt")
         return
     if not head.isascii():

@@ -373,3 +373,8 @@ def test_other_errors_are_short_too(
     assert main(["doctor"]) == status
     err = capsys.readouterr().err
     assert words in err and "Traceback" not in err and len(err.strip().splitlines()) <= 3
+
+
+def test_a_model_in_the_place_of_a_data_set_is_said_how_to_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llama-3.1-8b", "--tokens", "1e6"]) == 2
+    assert "--model llama-3.1-8b" in capsys.readouterr().err

@@ -71,8 +71,11 @@ def refuse_missing_source(source: str) -> None:
     """
     import glob
 
+    from tuneloop.models.names import SHORT_NAMES
+
     if source != "-" and not os.path.exists(os.path.expanduser(source)) and not glob.glob(source):
-        raise UserError("No such data set, file or recipe", where=source, next_step=nearest_path(source))
+        step = f"a model is named by --model {source}" if source in SHORT_NAMES else nearest_path(source)
+        raise UserError("No such data set, file or recipe", where=source, next_step=step)
 
 
 def plan_settings(recipe: Recipe) -> dict[str, Any]:

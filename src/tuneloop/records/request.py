@@ -20,13 +20,15 @@ class StoredRequest(Record):
         release: version in the registry; None where none is named.
         arm: of an experiment, and `propensity`, the probability with which it was drawn; None outside of experiments.
         user: pseudonym of the end user.
-        prompt: the messages.
+        conversation: that the request belongs to, as the client names it.
+        prompt: the messages, and `tools`, the functions that the model could call.
         completion: the text, and tool calls if there are any; None where it failed.
         prompt_tokens, completion_tokens: read and written.
         ttft_ms, total_ms: milliseconds to the first token and in all.
         finish: why it ended: `stop`, `length`, `tool_calls`, ...
         tier: service tier.
         usd: its price.
+        seconds: of the engine that it took; None: not measured.
         error: why it failed; None where it didn't.
     """
 
@@ -43,7 +45,9 @@ class StoredRequest(Record):
     arm: str | None = None
     propensity: float | None = None
     user: str | None = None
+    conversation: str | None = None
     prompt: list[Message]
+    tools: list[dict[str, Any]] = []
     completion: dict[str, Any] | str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -52,4 +56,5 @@ class StoredRequest(Record):
     finish: str | None = None
     tier: str | None = None
     usd: float | None = None
+    seconds: float | None = None
     error: str | None = None

@@ -1,0 +1,250 @@
+"""The one thread of a server that writes to its store, so that no answer ever waits for a disk.
+
+Records are queued; the thread takes all there are and inserts them in one transaction. Where the file is locked or the
+disk is full it appends them to a spill file beside the store, which goes into the store as soon as that works again. If
+the spill file can't be written either, records wait in memory up to a bound, and what passes it is counted as lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tuneloop.core.errors import UserError
+from tuneloop.records.decision import Decision
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.record import Record, as_record
+from tuneloop.records.request import StoredRequest
+from tuneloop.serve.store import TABLES, connect, insert, store_file
+
+Content = Literal["full", "redacted", "hash", "none"]
+Redact = Callable[[Any], Any]  # a JSON value without personal data
+SPILL = "store.spill.jsonl"
+_KINDS: dict[str, type[Record]] = {TABLES[kind]: kind for kind in (StoredRequest, Feedback, Decision)}
+
+
+@dataclass
+class Counts:
+    """What has become of the records.
+
+    Args:
+        written: into the store.
+        spilled: into the spill file, for want of the store; they count as written once they are there.
+        lost: neither could be written, and there was no room to wait.
+        fault: the last error in words; empty once the store takes records again.
+    """
+
+    written: int = 0
+    spilled: int = 0
+    lost: int = 0
+    fault: str = ""
+
+
+@dataclass
+class StoreWriter:
+    """Writes records to a store in a thread.
+
+    Args:
+        place: the server's folder.
+        content: what is kept of prompts and answers: `full`; `redacted`, without personal data; `hash`, a digest of each
+            text; `none`.
+        redact: removes personal data; needed for `redacted`. It runs in the thread of the writer.
+        say: told once when writing fails, and once when it works again.
+        most_waiting: records that may wait in memory.
+        patience: seconds to wait for another process that holds the file, before records are spilled.
+    """
+
+    place: Path
+    content: Content = "full"
+    redact: Redact | None = None
+    say: Callable[[str], None] = print
+    most_waiting: int = 20_000
+    patience: float = 1.0
+    counts: Counts = field(default_factory=Counts)
+    _queue: deque[tuple[Record, Future[None] | None]] = field(default_factory=deque)
+    _wake: threading.Event = field(default_factory=threading.Event)
+    _over: bool = False
+    _thread: threading.Thread | None = None
+    _connection: sqlite3.Connection | None = None
+
+    def start(self) -> None:
+        """Open the store and start the thread.
+
+        Raises:
+            UserError: the store can't be opened, or `redacted` is asked for and there is nothing that redacts.
+        """
+        if self.content == "redacted" and self.redact is None:
+            raise UserError("Nothing redacts what is logged", where="log.content: redacted")
+        self._connection = connect(self.place, create=True, patience=self.patience)
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self._thread.start()
+
+    def add(self, record: Record) -> None:
+        """Write a record some time soon. Never waits and never fails."""
+        if len(self._queue) >= self.most_waiting:
+            self.counts.lost += 1
+            return
+        self._queue.append((record, None))
+        self._wake.set()
+
+    def add_durably(self, record: Record) -> Future[None]:
+        """Write a record; the future is done when it is in the store or the spill file, and fails where it is in neither."""
+        future: Future[None] = Future()
+        if len(self._queue) >= self.most_waiting:
+            self.counts.lost += 1
+            future.set_exception(OSError("the store takes nothing at present"))
+            return future
+        self._queue.append((record, future))
+        self._wake.set()
+        return future
+
+    @property
+    def waiting(self) -> int:
+        """Records in memory."""
+        return len(self._queue)
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Write what is left and end the thread."""
+        self._over = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # --- the thread
+
+    def _run(self) -> None:
+        retry = 0.0  # of the clock: not before then is the store tried again
+        while not (self._over and not self._queue):
+            self._wake.wait(1.0)
+            self._wake.clear()
+            now = time.monotonic()
+            if self._spilled and now >= retry:
+                self._recover()
+            taken = [self._queue.popleft() for _ in range(min(len(self._queue), 1000))]
+            if taken:
+                retry = self._write(taken, now < retry) or retry
+                if self._queue:
+                    self._wake.set()
+            if self._over and not taken:
+                break
+
+    def _write(self, taken: Sequence[tuple[Record, Future[None] | None]], spill: bool) -> float:
+        """Write records; returns when to try the store again where it took nothing, else 0."""
+        records = [self._kept(record) for record, _ in taken]
+        fault: Exception | None = None
+        retry = 0.0
+        try:
+            if spill:
+                raise sqlite3.OperationalError(self.counts.fault)
+            assert self._connection is not None
+            insert(self._connection, records)
+            self.counts.written += len(records)
+        except (sqlite3.Error, OSError) as error:
+            retry = 0.0 if spill else time.monotonic() + 1.0
+            fault = self._spill(records, str(error))
+        for _, future in taken:
+            if future is not None and fault is None:
+                future.set_result(None)
+            elif future is not None:
+                future.set_exception(OSError(f"the store takes nothing at present: {fault}"))
+        return retry
+
+    def _kept(self, record: Record) -> Record:
+        """The record as it may be written."""
+        if isinstance(record, Feedback) and self.content == "redacted" and isinstance(record.value, str):
+            assert self.redact is not None
+            return record.model_copy(update={"value": self.redact(record.value)})
+        if not isinstance(record, StoredRequest) or self.content == "full":
+            return record
+        if self.content == "none":
+            return record.model_copy(update={"prompt": [], "completion": None, "tools": []})
+        texts = {"prompt": record.prompt, "completion": record.completion, "error": record.error}
+        if self.content == "hash":
+            return record.model_copy(
+                update={"prompt": _hashed(texts["prompt"]), "completion": _hashed(texts["completion"]), "tools": []}
+            )
+        assert self.redact is not None
+        try:
+            return record.model_copy(update=self.redact({**texts, "tools": record.tools}))
+        except Exception as error:  # a text that the search can't read must not be kept as it is, nor stop the thread
+            self._tell(
+                f"a request's texts were left out of the log, the search for personal data failed: {error!r:.200}"
+            )
+            return record.model_copy(update={"prompt": [], "completion": None, "tools": []})
+
+    # --- when the store can't be written
+
+    @property
+    def _spill_file(self) -> Path:
+        return store_file(self.place).parent / SPILL
+
+    @property
+    def _spilled(self) -> bool:
+        return self._spill_file.exists()
+
+    def _spill(self, records: Sequence[Record], why: str) -> Exception | None:
+        lines = "".join(
+            json.dumps([TABLES[type(record)], record.to_json()], ensure_ascii=True) + "\n" for record in records
+        )
+        if not self.counts.fault:
+            self._tell(f"the store can't be written ({why}); records go to {self._spill_file} until it can")
+        self.counts.fault = why
+        try:
+            with self._spill_file.open("ab") as file:
+                file.write(lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self.counts.lost += len(records)
+            self._tell(f"records of {len(records)} events are lost: {error}")
+            return error
+        self.counts.spilled += len(records)
+        return None
+
+    def _recover(self) -> None:
+        """Bring the spill file into the store. Ids make that idempotent: it may be done twice after a crash."""
+        assert self._connection is not None
+        records = []
+        with contextlib.suppress(OSError):
+            for line in self._spill_file.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, KeyError, UserError):  # the last line may be cut
+                    table, value = json.loads(line)
+                    records.append(as_record(_KINDS[table], value, str(self._spill_file)))
+        try:
+            insert(self._connection, records)
+            self._spill_file.unlink()
+        except (sqlite3.Error, OSError):
+            return
+        self.counts.written += len(records)
+        self._tell(f"the store can be written again: {len(records):,} records came from the spill file")
+        self.counts.fault = ""
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(Exception):  # whoever listens must not end the thread
+            self.say(line)
+
+
+def _hashed(value: Any) -> Any:
+    """A value with a digest in place of each text; roles, names and ids stay."""
+    if isinstance(value, str):
+        return "sha256:" + hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()
+    if isinstance(value, list):
+        return [_hashed(each) for each in value]
+    if isinstance(value, dict):
+        plain = ("role", "type", "id", "tool_call_id")
+        return {key: each if key in plain else _hashed(each) for key, each in value.items()}
+    return value

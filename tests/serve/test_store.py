@@ -1,0 +1,218 @@
+"""The store: what is written is read again, once, by any version and beside other processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from places import ROOT
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.records.decision import Decision
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.request import StoredRequest
+from tuneloop.serve.store import connect, exported, insert, opened, read_decisions, read_feedback, read_requests
+from tuneloop.serve.writer import SPILL, StoreWriter
+
+
+def request(**fields: Any) -> StoredRequest:
+    usual: dict[str, Any] = {
+        "id": uuid7(),
+        "time": utc_now(),
+        "model": "tickets",
+        "prompt": [{"role": "user", "content": "Where is my parcel?"}],
+        "completion": "In Berlin.",
+        "finish": "stop",
+    }
+    return StoredRequest(**{**usual, **fields})
+
+
+def writer(tmp_path: Path, **options: Any) -> StoreWriter:
+    made = StoreWriter(tmp_path, say=lambda line: None, **options)
+    made.start()
+    return made
+
+
+def test_ids_grow_and_carry_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [uuid7() for _ in range(10_000)]
+    assert found == sorted(set(found))
+    assert all(each[14] == "7" and each[19] in "89ab" for each in found)
+    monkeypatch.setattr("tuneloop.core.ids.time.time_ns", lambda: 10**18)  # the clock jumps back
+    assert uuid7() > found[-1]
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
+    asked = request(
+        user="u1", arm="b", propensity=0.1, tools=[{"type": "function"}], usd=0.25, completion={"role": "assistant"}
+    )
+    said = Feedback(id=uuid7(), request=asked.id, kind="thumbs", value=True, time=utc_now())
+    decided = Decision(id=uuid7(), time=utc_now(), kind="experiment.start", subject="e1", data={"share": 0.1})
+    with opened(tmp_path, create=True) as store:
+        assert insert(store, [asked, said, decided]) == 3
+        assert insert(store, [asked, said, decided]) == 0, "the same ids again change nothing"
+        assert list(read_requests(store)) == [asked]
+        assert list(read_feedback(store)) == [said]
+        assert list(read_decisions(store, where="subject = ?", values=["e1"])) == [decided]
+        assert list(read_requests(store, since="9999")) == []
+
+
+def test_feedback_with_the_same_key_is_kept_once(tmp_path: Path) -> None:
+    with opened(tmp_path, create=True) as store:
+        for value in (True, False):
+            insert(store, [Feedback(id=uuid7(), request="r", kind="thumbs", value=value, time=utc_now(), key="k")])
+        assert [each.value for each in read_feedback(store)] == [True]
+
+
+def test_decisions_can_only_be_added(tmp_path: Path) -> None:
+    with opened(tmp_path, create=True) as store:
+        insert(store, [Decision(id=uuid7(), time=utc_now(), kind="x")])
+        for statement in ("DELETE FROM decisions", "UPDATE decisions SET kind = 'y'"):
+            with pytest.raises(sqlite3.IntegrityError, match="only added"):
+                store.execute(statement)
+
+
+def test_a_store_of_a_later_version_and_another_programs_file_are_refused(tmp_path: Path) -> None:
+    connect(tmp_path, create=True).close()
+    raw = sqlite3.connect(tmp_path / "store.db")
+    raw.execute("PRAGMA user_version = 99")
+    raw.close()
+    with pytest.raises(UserError, match="later tuneloop"):
+        connect(tmp_path)
+    other = tmp_path / "other.db"
+    other.write_text("this is no database, " * 100)
+    with pytest.raises(UserError, match="can't be opened"):
+        connect(other)
+    with pytest.raises(UserError, match="no store"):
+        connect(tmp_path / "nowhere")
+
+
+def test_many_threads_write_and_all_of_it_is_there(tmp_path: Path) -> None:
+    store = writer(tmp_path)
+
+    def work() -> None:
+        for _ in range(200):
+            store.add(request())
+
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.stop()
+    with opened(tmp_path) as connection:
+        assert len(list(read_requests(connection))) == 1000 == store.counts.written
+
+
+def test_a_locked_file_spills_and_comes_back(tmp_path: Path) -> None:
+    said: list[str] = []
+    store = StoreWriter(tmp_path, say=said.append, patience=0.05)
+    store.start()
+    holder = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    asked = [request() for _ in range(3)]
+    for each in asked:
+        store.add_durably(each).result(10)
+    assert (tmp_path / SPILL).exists() and store.counts.spilled == 3
+    holder.execute("ROLLBACK")
+    holder.close()
+    later = request()
+    store.add(later)
+    store.stop()
+    assert (tmp_path / SPILL).exists() or store.counts.written == 4
+    again = StoreWriter(tmp_path, say=said.append)  # a new server brings in what the last one left
+    again.start()
+    again.add_durably(request(id="last")).result(10)
+    again.stop()
+    with opened(tmp_path) as connection:
+        assert {each.id for each in read_requests(connection)} == {*(each.id for each in asked), later.id, "last"}
+    assert not (tmp_path / SPILL).exists()
+    assert any("can't be written" in line for line in said) and any("again" in line for line in said)
+
+
+def test_what_is_neither_written_nor_spilled_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = writer(tmp_path, most_waiting=5)
+
+    def full(*_: Any) -> int:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("tuneloop.serve.writer.insert", full)
+    (tmp_path / SPILL).mkdir()
+    future = store.add_durably(request())
+    with pytest.raises(OSError, match="takes nothing"):
+        future.result(10)
+    assert store.counts.lost == 1
+    store.stop()
+
+
+SECRET = "anna.schmidt@example.org"
+
+
+@pytest.mark.parametrize("content", ["redacted", "hash", "none"])
+def test_what_must_not_be_kept_stands_in_no_file(tmp_path: Path, content: Any) -> None:
+    store = writer(
+        tmp_path, content=content, redact=lambda value: json.loads(json.dumps(value).replace(SECRET, "[EMAIL]"))
+    )
+    store.add(request(prompt=[{"role": "user", "content": f"I am {SECRET}"}], completion=f"Hello {SECRET}"))
+    store.stop()
+    held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert SECRET.encode() not in held
+    with opened(tmp_path) as connection:
+        (found,) = read_requests(connection)
+    shown = {"redacted": "I am [EMAIL]", "none": None}.get(content, "sha256:")
+    assert found.prompt[0]["content"].startswith(shown) if shown else found.prompt == []
+
+
+def test_text_that_can_not_be_searched_is_left_out(tmp_path: Path) -> None:
+    def broken(value: Any) -> Any:
+        raise ValueError("no")
+
+    store = writer(tmp_path, content="redacted", redact=broken)
+    store.add(request())
+    store.stop()
+    with opened(tmp_path) as connection:
+        assert [(each.prompt, each.completion) for each in read_requests(connection)] == [([], None)]
+
+
+def test_a_killed_server_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    code = f"""
+import sys; sys.path[:0] = [{str(ROOT / "tests" / "serve")!r}]
+from pathlib import Path
+from test_store import request, writer
+store = writer(Path({str(tmp_path)!r}))
+while True:
+    each = request()
+    store.add_durably(each).result()
+    print(each.id, flush=True)
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert child.stdout is not None
+    told = [child.stdout.readline().strip() for _ in range(50)]
+    child.send_signal(signal.SIGKILL)
+    told += [line.strip() for line in child.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+    child.wait()
+    with opened(tmp_path) as connection:
+        assert {each.id for each in read_requests(connection)} >= set(told)
+
+
+def test_exported_requests_are_read_by_prepare(tmp_path: Path) -> None:
+    from tuneloop.data.config import PrepareConfig
+    from tuneloop.data.formats import parse_record
+    from tuneloop.data.formats.detect import detect
+
+    lines = [exported(request(user=f"u{i}")) for i in range(5)]
+    assert exported(request(error="x")) is None and exported(request(prompt=[])) is None
+    records = [line for line in lines if line is not None]
+    guess = detect(records, PrepareConfig())
+    assert guess.name == "logs"
+    parsed = parse_record(records[0], guess, PrepareConfig())
+    assert [turn["content"] for turn in parsed.messages] == ["Where is my parcel?", "In Berlin."]  # type: ignore[union-attr]

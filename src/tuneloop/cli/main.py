@@ -58,6 +58,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "reproduce": "Train a run again and say whether the same came out.",
         "verify": "Check that an artifact's files are as they were exported, and who signed them.",
     },
+    "Serve": {
+        "keys": "Make, list and revoke the API keys of a server.",
+    },
     "Set up": {
         "doctor": "Check this machine: packages, model, memory, disk.",
         "schema": "Print the JSON Schema of a recipe or of a file's record, or a table of the recipe's keys.",

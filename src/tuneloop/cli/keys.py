@@ -1,0 +1,90 @@
+"""`tuneloop keys`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.cli.console import print_json
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.errors import UserError
+from tuneloop.core.flag import flag
+
+if TYPE_CHECKING:
+    from tuneloop.serve.keys import ApiKey
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """What a key may use."""
+
+    adapters: str = flag("", "NAMES", "Models that it may ask, separated by commas; default: all.")
+    rpm: int | None = flag(None, "N", "Requests a minute.", least=1)
+    tpm: int | None = flag(None, "N", "Tokens a minute, read and written.", least=1)
+    budget_usd: float | None = flag(None, "USD", "Dollars in all; needs prices in serve.yaml.", least=0)
+    priority: str = flag("normal", "NAME", "high, normal or low: before whom its requests are answered.")
+    deadline_ms: float | None = flag(None, "MS", "Milliseconds to the first token; default: the server's objective.")
+
+
+def command(
+    action: str = argument("add|list|revoke", "What to do."),
+    name: str = argument("[NAME]", "Who the key is for.", ""),
+    folder: str = flag("serve", "FOLDER", "Folder of the server.", "-f"),
+    *,
+    limits: LimitOptions,
+    output: Output,
+) -> None:
+    """Make, list and revoke the API keys of a server.
+
+    A key is shown once, when it is made; only a digest is kept. One that is revoked is refused at once.
+    """
+    from tuneloop.serve.keys import add_key, read_keys, revoke_key
+
+    if action not in ("add", "list", "revoke"):
+        raise UserError(f"No such action {action!r:.40}", next_step="tuneloop keys add NAME | list | revoke NAME")
+    if action == "list":
+        keys = read_keys(folder)
+        if output.json:
+            print_json({"keys": [_shown(key) for key in keys]})
+        for line in [] if output.json else map(_line, keys):
+            print(line)
+        return
+    if not name:
+        raise UserError("Whose key?", next_step=f"tuneloop keys {action} NAME")
+    if action == "revoke":
+        gone = revoke_key(folder, name)
+        print_json(_shown(gone)) if output.json else print(f"revoked {gone.name} ({gone.id})")
+        return
+    secret, made = add_key(folder, name, _limits(limits))
+    if output.json:
+        print_json({"key": secret, **_shown(made)})
+    else:
+        print(secret)
+
+
+def _limits(options: LimitOptions) -> Any:
+    from pydantic import ValidationError
+
+    from tuneloop.serve.keys import Limits
+
+    names = [each.strip() for each in options.adapters.split(",") if each.strip()]
+    try:
+        return Limits.model_validate(vars(options) | {"adapters": names})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UserError(f"{option}: {first['msg'].lower()}", next_step="tuneloop keys --help") from None
+
+
+def _shown(key: ApiKey) -> dict[str, Any]:
+    """What is shown of a key; not its digest."""
+    return {
+        "id": key.id, "name": key.name, "created": key.created, "revoked": key.revoked,
+        "limits": key.limits.model_dump(exclude_defaults=True),
+    }  # fmt: skip
+
+
+def _line(key: ApiKey) -> str:
+    limits = ", ".join(f"{name} {value}" for name, value in key.limits.model_dump(exclude_defaults=True).items())
+    state = f"revoked {key.revoked}" if key.revoked else limits or "no limits"
+    return f"{key.id}  {key.name:<20} made {key.created[:16].replace('T', ' ')}  {state}"

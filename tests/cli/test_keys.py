@@ -1,0 +1,40 @@
+"""`tuneloop keys`: a key is printed once and listed without its secret."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tuneloop.cli.main import main
+
+
+def test_a_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path)
+    assert main(["keys", "add", "anna", "-f", folder, "--rpm", "3", "--adapters", "a, b", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["limits"] == {"rpm": 3, "adapters": ["a", "b"]}
+    assert main(["keys", "list", "-f", folder]) == 0
+    listed = capsys.readouterr().out
+    assert "anna" in listed and made["key"].split("-", 2)[2] not in listed
+    assert main(["keys", "revoke", "anna", "-f", folder]) == 0
+    assert main(["keys", "list", "-f", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.split("\n", 1)[1])["keys"][0]["revoked"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show"], "No such action"),
+        (["add"], "Whose key?"),
+        (["revoke", "nobody"], "No key in use"),
+        (["add", "x", "--priority", "urgent"], "--priority"),
+    ],
+)
+def test_mistakes_are_told_with_the_next_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["keys", *arguments, "-f", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "next:" in err

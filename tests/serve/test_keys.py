@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.serve.keys import FILE, Keyring, Limits, add_key, read_keys, revoke_key
+from tuneloop.records.api_key import Limits
+from tuneloop.serve.keys import FILE, Keyring, add_key, read_keys, revoke_key
 
 
 def test_a_key_is_known_by_its_digest_alone(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tuneloop.serve.keys import ApiKey, Limits
+from tuneloop.records.api_key import ApiKey, Limits
 from tuneloop.serve.limits import Ledger, Refusal
 
 

@@ -11,7 +11,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
 
 if TYPE_CHECKING:
-    from tuneloop.serve.keys import ApiKey
+    from tuneloop.records.api_key import ApiKey
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def command(
 def _limits(options: LimitOptions) -> Any:
     from pydantic import ValidationError
 
-    from tuneloop.serve.keys import Limits
+    from tuneloop.records.api_key import Limits
 
     names = [each.strip() for each in options.adapters.split(",") if each.strip()]
     try:

@@ -34,6 +34,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "registry-event": ("registry", "RegistryEvent", "a tag `tuneloop.history.*` of a registered model"),
     "reproduction": ("reproduction", "Reproduction", "`reproductions/ID/reproduction.json`"),
     "request": ("request", "StoredRequest", "a request that was served"),
+    "keys": ("api_key", "KeyFile", "`serve/keys.json`"),
     "decision": ("decision", "Decision", "something that was decided: an event of the store"),
     "feedback": ("feedback", "Feedback", "what a person said of an answer"),
 }

@@ -14,68 +14,16 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
-
-from pydantic import Field
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.ids import utc_now
-from tuneloop.records.record import Part, Record, read_record, write_record
+from tuneloop.records.api_key import ApiKey, KeyFile, Limits
+from tuneloop.records.record import read_record, write_record
 
-FILE = "keys.json"
+FILE = KeyFile.file
 _FORM = re.compile(r"tl-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@ -]{0,63}")
-
-Priority = Literal["high", "normal", "low"]
-
-
-class Limits(Part):
-    """What a key may use; None: no limit.
-
-    Args:
-        rpm: requests a minute.
-        tpm: tokens a minute, read and written.
-        budget_usd: dollars in all.
-        adapters: models that it may ask, by name; empty: all.
-        priority: before whom its requests are answered.
-        deadline_ms: milliseconds within which the first token is promised; default: the server's objective.
-    """
-
-    rpm: int | None = Field(None, ge=1)
-    tpm: int | None = Field(None, ge=1)
-    budget_usd: float | None = Field(None, ge=0)
-    adapters: list[str] = []
-    priority: Priority = "normal"
-    deadline_ms: float | None = Field(None, gt=0)
-
-
-class ApiKey(Part):
-    """A key as it is kept.
-
-    Args:
-        id: in the key itself; not secret.
-        name: who it is for.
-        sha256: digest of the secret.
-        created, revoked: ISO times; None: it is in use.
-    """
-
-    id: str
-    name: str
-    sha256: str
-    created: str
-    revoked: str | None = None
-    limits: Limits = Limits()
-
-
-class KeyFile(Record):
-    """All keys of a server."""
-
-    title: ClassVar[str] = "a file of keys"
-    file: ClassVar[str] = FILE
-    again: ClassVar[str] = "restore the file, or delete it and make new keys"
-
-    keys: list[ApiKey] = []
 
 
 def read_keys(folder: Path | str) -> list[ApiKey]:

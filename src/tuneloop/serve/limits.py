@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tuneloop.serve.keys import ApiKey
+from tuneloop.records.api_key import ApiKey
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,13 @@ def reference() -> str:
     group = typer.main.get_command(app)
     runner = typer.testing.CliRunner()
     parts = [HEAD]
-    for name in [None, *group.commands]:  # type: ignore[attr-defined]
-        arguments = [name, "--help"] if name else ["--help"]
-        text = runner.invoke(app, arguments, prog_name="tuneloop", terminal_width=100).output.strip()
-        parts.append(f"### tuneloop{' ' + name if name else ''}\n\n```text\n{text}\n```\n")
+    names: list[list[str]] = [[]]
+    for name in group.commands:  # type: ignore[attr-defined]
+        inner = getattr(group.get_command(None, name), "commands", {})  # type: ignore[attr-defined]
+        names += [[name], *([name, one] for one in inner)]
+    for words in names:
+        text = runner.invoke(app, [*words, "--help"], prog_name="tuneloop", terminal_width=100).output.strip()
+        parts.append(f"### {' '.join(['tuneloop', *words])}\n\n```text\n{text}\n```\n")
     parts.append(
         "## Settings\n\nIn a recipe, or as `key=value` behind a command. `tuneloop schema` prints the JSON Schema.\n"
     )

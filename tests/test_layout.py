@@ -39,6 +39,7 @@ TESTED_IN = {
     " inference.targets.text_only",
     "inference/test_engine.py": "inference.request",
     "inference/test_llamacpp.py": "inference.llamacpp_child",
+    "improve/test_experiment_plan.py": "cli.ab improve.config records.experiment",
     "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix"
     " models.methods.qlora",
     "models/test_adapters.py": "models.alongside",

@@ -61,6 +61,9 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Serve": {
         "keys": "Make, list and revoke the API keys of a server.",
     },
+    "Improve": {
+        "ab": "Try a candidate on live traffic, and decide by what its users do.",
+    },
     "Set up": {
         "doctor": "Check this machine: packages, model, memory, disk.",
         "schema": "Print the JSON Schema of a recipe or of a file's record, or a table of the recipe's keys.",
@@ -84,9 +87,15 @@ class _Commands(typer.core.TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, or None."""
         if cmd_name in self.commands and self.commands[cmd_name] is None:
+            module = import_module(f"tuneloop.cli.{cmd_name}")
+            several = getattr(module, "commands", None)  # `ab plan`, `ab start`: a function for each
+            line = next(stage[cmd_name] for stage in COMMANDS.values() if cmd_name in stage)
             one = typer.Typer(add_completion=False, rich_markup_mode=None)
-            one.command(cmd_name, cls=Command)(expanded(import_module(f"tuneloop.cli.{cmd_name}").command))
-            self.commands[cmd_name] = typer.main.get_command(one)
+            group = typer.Typer(name=cmd_name, help=line, no_args_is_help=True, rich_markup_mode=None)
+            for name, function in (several or {cmd_name: module.command}).items():
+                (group if several else one).command(name, cls=Command)(expanded(function))
+            group.callback()(lambda: None)  # without it, a group of one command would be that command
+            self.commands[cmd_name] = typer.main.get_command(group if several else one)
         return self.commands.get(cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

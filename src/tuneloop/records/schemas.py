@@ -36,6 +36,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "request": ("request", "StoredRequest", "a request that was served"),
     "keys": ("api_key", "KeyFile", "`serve/keys.json`"),
     "decision": ("decision", "Decision", "something that was decided: an event of the store"),
+    "ab-plan": ("experiment", "ExperimentPlan", "what `tuneloop ab plan --json` prints"),
     "feedback": ("feedback", "Feedback", "what a person said of an answer"),
 }
 

@@ -133,7 +133,7 @@ def test_calibration_with_examples_keeps_the_examples(model: Any) -> None:
 
 def test_labels_are_the_tokens_that_training_teaches(model: Any) -> None:
     data = dataset()
-    trie = trie_of_labels(model, LABELS, data.test[0].prompt)
+    trie = trie_of_labels(model.template, LABELS, data.test[0].prompt)
     assert trie == LocalTarget.of(model).label_tree(LABELS), "what stands before an answer does not matter"
     assert trie.labels == tuple(LABELS)
     for number, label in enumerate(LABELS):

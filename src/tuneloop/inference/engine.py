@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.batches import Padded, pad_left
-from tuneloop.inference.request import Request, with_adapter
+from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.inference.sampling import Sampler, logprobs
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import applied
@@ -322,6 +322,8 @@ class Engine:
     def _refusal(self, request: Request) -> str:
         if not request.ids:
             return "no_prompt: the prompt has no tokens"
+        if request.choices or request.schema is not None:
+            return WRITES_FREELY
         if len(request.ids) >= self.model.context:
             return f"too_long: {len(request.ids):,} tokens, and the model reads {self.model.context:,} with its answer"
         try:

@@ -33,6 +33,8 @@ class Request:
         adapter: hash of a loaded adapter, `base` for none; default: what applies in the thread that asks, which is the model as
             it stands unless something else is said there.
         id: of the row that is asked about; not part of the prompt.
+        choices: the answer is one of these labels, with its probability where the engine can tell it; empty: free text.
+        schema: JSON Schema that the answer, a JSON text, fulfils; None: free text.
 
     Raises:
         UserError: a value that makes no sense.
@@ -48,6 +50,8 @@ class Request:
     logprobs: int | None = None
     adapter: str = ATTACHED
     id: str = ""
+    choices: tuple[str, ...] = ()
+    schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -64,6 +68,18 @@ class Request:
                 f"Log probabilities of {self.logprobs} tokens are not possible", where="logprobs",
                 next_step=f"give 0 to {MOST_LOGPROBS}",
             )  # fmt: skip
+        if isinstance(self.choices, str) or not all(self.choices) or len(set(self.choices)) < len(self.choices):
+            raise UserError(
+                "Choices are different texts, none of them empty", where="choices", next_step="give a list of labels"
+            )
+        if self.choices and self.schema is not None:
+            raise UserError(
+                "An answer is one of the choices or fulfils a schema, not both", where="choices, schema",
+                next_step="leave one of them out",
+            )  # fmt: skip
+
+
+WRITES_FREELY = "constrained: this engine writes free text only; ask a serving engine for choices or a schema"
 
 
 def with_adapter(request: Request) -> Request:

@@ -18,7 +18,7 @@ from tuneloop.inference.sampling import greedy, highest
 from tuneloop.models.adapters import applied
 from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
-from tuneloop.models.template import Rendered
+from tuneloop.models.template import Rendered, Template
 from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message
 
@@ -65,13 +65,13 @@ def label_trie(labels: Sequence[str], tokens: Sequence[Sequence[int]]) -> LabelT
 
 
 def trie_of_labels(
-    model: Model, labels: Sequence[str], prompt: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+    template: Template, labels: Sequence[str], prompt: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
 ) -> LabelTrie:
     """Labels as the tokens that the model would write after a prompt, the end of the turn included."""
-    before = len(model.template.prompt_ids(prompt, tools))
+    before = len(template.prompt_ids(prompt, tools))
     tokens = []
     for label in labels:
-        rendered = model.template.render([*prompt, {"role": "assistant", "content": label}], tools)
+        rendered = template.render([*prompt, {"role": "assistant", "content": label}], tools)
         end = max(i for i, learned in enumerate(rendered.mask) if learned) + 1
         tokens.append(rendered.ids[before:end])
     return label_trie(labels, tokens)

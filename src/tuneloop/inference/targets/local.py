@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.inference.request import Request, with_adapter
+from tuneloop.inference.prompt import label_tree, refused, with_ids
+from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind, trained_folder
 from tuneloop.records.artifact import ArtifactManifest
-from tuneloop.records.completion import ENGINE, Completion
+from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 
@@ -106,20 +107,7 @@ class LocalTarget:
         Args:
             room: tokens that must fit behind the prompt.
         """
-        from tuneloop.models.template import TemplateError
-
-        template, ids = self.model.template, request.ids
-        try:
-            if not ids and request.continues is not None:
-                ids = template.document_ids(request.continues)
-            elif not ids:
-                ids = template.prompt_ids(list(request.messages), list(map(dict, request.tools)))
-        except TemplateError as error:
-            return _refused(request, f"template_error: {error}")
-        context = self.model.context
-        if len(ids) + room > context:
-            return _refused(request, f"too_long: {len(ids):,} tokens, and the model reads {context:,} with its answer")
-        return replace(request, ids=ids, max_new_tokens=min(request.max_new_tokens, context - len(ids)))
+        return with_ids(self.model.template, self.model.context, request, room=room)
 
     def complete(
         self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
@@ -130,7 +118,10 @@ class LocalTarget:
     def _written(self, requests: Sequence[Request], progress: Progress, task: str) -> Iterator[Completion]:
         from tuneloop.inference.generate import answer_requests
 
-        made = [self.rendered(request) for request in requests]
+        made = [
+            refused(request, WRITES_FREELY) if request.choices or request.schema is not None else self.rendered(request)
+            for request in requests
+        ]
         asked = [each for each in made if isinstance(each, Request)]
         answers = iter(answer_requests(self.model, asked, progress=progress, task=task))
         for each in made:
@@ -193,16 +184,7 @@ class LocalTarget:
 
     def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:
         """Labels as the tokens of whole answers, or of the rest of an answer that begins with `lead`."""
-        from tuneloop.inference.scoring import label_trie, trie_of_labels
-
-        if not lead:  # what stands before an answer does not matter for its tokens
-            return trie_of_labels(self.model, labels, [{"role": "user", "content": "x"}])
-        template = self.model.template
-        return label_trie(labels, [[*template.encode(f" {label}"), template.end_ids[0]] for label in labels])
-
-
-def _refused(request: Request, why: str) -> Completion:
-    return Completion(finish="error", error=why, engine=ENGINE, adapter=request.adapter)
+        return label_tree(self.model.template, labels, lead)
 
 
 # --- what a name stands for ------------------------------------------------------------------------

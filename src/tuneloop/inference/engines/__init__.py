@@ -1,0 +1,142 @@
+"""Engines that serve: one small asynchronous protocol, and who fulfils it.
+
+`local.py` is our own engine in a thread of its own, `llamacpp.py` llama.cpp in a process of its own, `endpoint.py` any
+OpenAI-compatible server. A server talks to them alike. What an engine must keep is tested for all of them alike: an
+answer depends on its request alone, not on which adapter answered before, what is cached, or what shares the batch.
+
+    engine = LocalEngine(Served("smollm2-135m"), [Served("runs/tickets")])
+    await engine.start()
+    async for update in engine.stream(Request(messages=turns, adapter=next(iter(engine.adapters)))):
+        print(update.text, end="")
+    await engine.stop()
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tuneloop.core.errors import UserError
+from tuneloop.inference.request import Request
+from tuneloop.models.adapters import ATTACHED, BASE
+from tuneloop.records.completion import Completion
+from tuneloop.records.rows import Message
+
+if TYPE_CHECKING:
+    from tuneloop.inference.engine import Update
+
+START_WITHIN = 120.0  # seconds; the packaged model is there in three, 8 GB from a slow disk take minutes
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an engine is to load: a base model, or an adapter on top of it.
+
+    Args:
+        source: a model's name or folder, a GGUF file; of an adapter its folder (or its run's), or its LoRA GGUF file.
+        template: chat template that it was trained with; empty: the base model's own.
+    """
+
+    source: str
+    template: str = ""
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter that an engine has loaded.
+
+    Args:
+        hash: of its content; requests name it by this.
+        source: where it came from, as `Served` named it.
+        method: by which it was trained, where the engine can tell.
+    """
+
+    hash: str
+    source: str
+    method: str = ""
+
+
+class ServingEngine(Protocol):
+    """Somebody who answers many requests at a time, from one event loop.
+
+    A request that can't be answered gets one update whose completion has the finish `error` and says why, with a word
+    before a colon (`too_long`, `no_adapter`, `no_prompt`, `no_schema`, `engine`). `adapter` of a request is one of
+    `adapters`, or `base`; where it names none, the base answers.
+    """
+
+    @property
+    def name(self) -> str:
+        """What computes: `tuneloop`, `llama.cpp`, the address of a server."""
+
+    @property
+    def base(self) -> str:
+        """The base model, as it was named."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt with its answer; known once it is started."""
+
+    @property
+    def slots(self) -> int:
+        """Requests that are computed at the same time; further ones wait inside."""
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterFacts]:
+        """What is loaded, by hash; known once it is started."""
+
+    async def start(self) -> None:
+        """Load everything; afterwards the first answer waits for nothing.
+
+        Raises:
+            UserError: something is missing or damaged, or it was not ready within the deadline.
+        """
+
+    async def healthy(self) -> bool:
+        """Whether it can answer now."""
+
+    def stream(self, request: Request) -> AsyncIterator[Update]:
+        """An answer as it is written: pieces of text, the last one with the completion.
+
+        Whoever stops reading and closes the iterator cancels the answer in the engine too. Of choices the text comes in
+        one piece.
+        """
+
+    async def tokenize(self, text: str) -> Sequence[int]:
+        """Token ids of plain text; the names of control tokens are characters like all others."""
+
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
+    ) -> Sequence[int]:
+        """Token ids of a conversation up to the place of the answer, by the template that the adapter was trained with.
+
+        Raises:
+            UserError: the template refuses the conversation, or there is no such adapter.
+        """
+
+    async def stop(self) -> None:
+        """End it: what is being answered is cancelled. Stopping again does nothing."""
+
+
+async def complete(engine: ServingEngine, request: Request) -> Completion:
+    """The whole answer to one request.
+
+    Raises:
+        UserError: the engine ended before the answer.
+    """
+    async for update in engine.stream(request):
+        if update.completion is not None:
+            return update.completion
+    raise UserError("The engine gave no answer", where=engine.name, next_step="start it again")
+
+
+def named_adapter(request: Request) -> str:
+    """The adapter that a request names; the base where it names none."""
+    return BASE if request.adapter == ATTACHED else request.adapter
+
+
+def unknown_adapter(adapter: str, known: Mapping[str, AdapterFacts]) -> str:
+    """Why an adapter can't be asked; empty where it can. A request must never be answered by the base in its place."""
+    if adapter == BASE or adapter in known:
+        return ""
+    return f"no_adapter: no adapter {adapter[:16]!r} is loaded; loaded: {', '.join(k[:16] for k in known) or 'none'}"

@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "tuneloop"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 GROUND = {"", "core", "records"}  # "" is the package itself: its version
-STAGES = {"data", "plan", "advise", "train", "evaluate", "release", "serve", "improve"}
+STAGES = {"data", "plan", "advise", "train", "evaluate", "release", "serve", "improve", "combine"}
 FACES = {"report", "track"}
 # What a part may import besides itself. A stage gets what it needs of another one as a value or a function.
 ALLOWED: dict[str, set[str]] = {
@@ -77,6 +77,8 @@ NEED = {
         f"train.{name}": {"torch"}
         for name in ("checkpoint", "loop", "loss", "lr_finder", "optimizers", "run", "speed", "step")
     },
+    "combine.low_rank": {"torch"},
+    "combine.merge_methods": {"torch"},
     "evaluate.classical": {"numpy"},
     "evaluate.agreement": {"numpy"},
     "evaluate.compare": {"numpy"},

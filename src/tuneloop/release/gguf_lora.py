@@ -6,8 +6,6 @@ therefore multiplied into B.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.gguf import gguf_name, permuted
+from tuneloop.models.peft_layout import PEFT_PREFIX, rank_of, scale_of, stems_of
 from tuneloop.release.gguf import ARCHITECTURE, FloatType, add_fields, announce, as_numpy, written
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PEFT_PREFIX = "base_model.model."
 MERGED = "export with --format gguf: there the adapter is part of the weights"
 # Settings of PEFT's LoRA that a LoRA file can't say -> what they are.
 _CANT = {
@@ -82,14 +80,14 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
         )
     _, state = read_adapter(adapter, fingerprint(model))
     shape = LlamaConfig.from_json(config)
-    alpha = float(max(_rank_of(settings, stem) for stem in _stems(state)))
+    alpha = float(max(rank_of(settings, stem) for stem in _stems(state)))
     tensors: dict[str, Tensor] = {}
     for stem in _stems(state):
         there = gguf_name(f"{stem}.weight")
         if there is None:
             raise UserError(f"llama.cpp's Llama has no layer {stem}", where=str(adapter), next_step=MERGED)
         a, b = (state[f"{PEFT_PREFIX}{stem}.lora_{which}.weight"].float() for which in "AB")
-        b = b * (scale_of(settings, stem) * _rank_of(settings, stem) / alpha)  # llama.cpp multiplies by alpha / rank
+        b = b * (scale_of(settings, stem) * rank_of(settings, stem) / alpha)  # llama.cpp multiplies by alpha / rank
         heads = {"q_proj": shape.heads, "k_proj": shape.key_heads}.get(stem.rsplit(".", 1)[-1])
         tensors |= {f"{there}.lora_a": a, f"{there}.lora_b": permuted(b, heads) if heads else b}
     writer = gguf.GGUFWriter(out, ARCHITECTURE)
@@ -109,33 +107,15 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
             writer.write_tensor_data(as_numpy(tensor, kind, there))
 
 
-def scale_of(settings: Mapping[str, Any], stem: str) -> float:
-    """What PEFT multiplies the update of a module by: alpha / rank, or alpha / sqrt(rank) with rsLoRA; alpha too may differ by module."""
-    alpha = _of_pattern(settings.get("alpha_pattern"), stem, settings["lora_alpha"])
-    rank = _rank_of(settings, stem)
-    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-
-
-def _rank_of(settings: Mapping[str, Any], stem: str) -> int:
-    return int(_of_pattern(settings.get("rank_pattern"), stem, settings["r"]))
-
-
-def _of_pattern(pattern: Mapping[str, Any] | None, stem: str, usual: Any) -> Any:
-    """A module's value: that of the first expression that its name ends with, as PEFT looks it up."""
-    fits = (value for end, value in (pattern or {}).items() if re.match(rf"(.*\.)?({end})$", stem))
-    return next(fits, usual)
-
-
 def _stems(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the modules that have matrices.
 
     Raises:
         UserError: a tensor that is neither A nor B.
     """
-    ends = (".lora_A.weight", ".lora_B.weight")
-    odd = [key for key in state if not key.endswith(ends)]
-    if odd:
-        raise UserError(f"A LoRA file of llama.cpp can't hold {odd[0]}", where="--format gguf-lora", next_step=MERGED)
-    return list(
-        dict.fromkeys(key.removeprefix(PEFT_PREFIX).removesuffix(ends[0]).removesuffix(ends[1]) for key in state)
-    )
+    try:
+        return stems_of(state)
+    except ValueError as odd:
+        raise UserError(
+            f"A LoRA file of llama.cpp can't hold {odd}", where="--format gguf-lora", next_step=MERGED
+        ) from None

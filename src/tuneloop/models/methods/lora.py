@@ -23,6 +23,7 @@ from tuneloop.models.methods.method import (
     base_name,
     without_adapters,
 )
+from tuneloop.models.peft_layout import PEFT_PREFIX
 from tuneloop.models.shape import target_modules
 from tuneloop.models.sharded import is_first
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from tuneloop.models.load import Model
     from tuneloop.models.lora import LoraShape
-
-PEFT_PREFIX = "base_model.model."
 
 
 class LoraSettings(Config):

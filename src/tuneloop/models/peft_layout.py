@@ -1,0 +1,48 @@
+"""How PEFT writes a LoRA adapter: names of its tensors, and the rank and scale of each module. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+PEFT_PREFIX = "base_model.model."
+A_END, B_END = ".lora_A.weight", ".lora_B.weight"
+
+
+def scale_of(settings: Mapping[str, Any], stem: str) -> float:
+    """What PEFT multiplies the update of a module by: alpha / rank, or alpha / sqrt(rank) with rsLoRA; alpha too may differ by module.
+
+    Args:
+        settings: `adapter_config.json`.
+        stem: name of the module in the base model.
+    """
+    alpha = _of_pattern(settings.get("alpha_pattern"), stem, settings["lora_alpha"])
+    rank = rank_of(settings, stem)
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def rank_of(settings: Mapping[str, Any], stem: str) -> int:
+    """Rank of the update of a module."""
+    return int(_of_pattern(settings.get("rank_pattern"), stem, settings["r"]))
+
+
+def _of_pattern(pattern: Mapping[str, Any] | None, stem: str, usual: Any) -> Any:
+    """A module's value: that of the first expression that its name ends with, as PEFT looks it up."""
+    fits = (value for end, value in (pattern or {}).items() if re.match(rf"(.*\.)?({end})$", stem))
+    return next(fits, usual)
+
+
+def stems_of(names: Iterable[str]) -> list[str]:
+    """Names of the modules that tensors of a plain LoRA belong to, in order.
+
+    Raises:
+        ValueError: a tensor that is neither A nor B; its message is the tensor's name.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        if not name.endswith((A_END, B_END)):
+            raise ValueError(name)
+        found[name.removeprefix(PEFT_PREFIX).removesuffix(A_END).removesuffix(B_END)] = None
+    return list(found)

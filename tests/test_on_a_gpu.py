@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 from train_helpers import changed, halted, losses, make_rows, run
 
 from pretend_gpu import Card, Gpu, MixedDevices, pretend_gpu
-from tuneloop.core.files import read_jsonl
+from tuneloop.core.files import read_json, read_jsonl
+from tuneloop.core.progress import no_progress
 from tuneloop.inference.generate import generate
 from tuneloop.inference.sampling import Sampling
 from tuneloop.inference.scoring import choose, label_trie
 from tuneloop.models.load import load_model
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import load_trained
+from tuneloop.plan.estimate import SIZES
 from tuneloop.train.loss import mean_loss
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext
@@ -136,6 +139,57 @@ def test_a_step_that_does_not_fit_is_done_in_smaller_parts(tiny_llama: Path, tmp
     events = [r.get("event") for r in read_jsonl(tmp_path / "small" / "metrics.jsonl")]
     assert "out_of_memory" in events
     assert figures(tmp_path / "small")[-1] == pytest.approx(figures(tmp_path / "all")[-1], rel=2e-4)
+
+
+def test_larger_micro_batches_give_the_same_steps_in_fewer_launches(tiny_llama: Path, tmp_path: Path) -> None:
+    config = changed(epochs=0.5, evaluations=2, rows_per_step=8)
+    launches = []
+    for tokens in (128, 4096):
+        with pretend_gpu() as gpu:
+            run(tiny_llama, tmp_path / str(tokens), config, micro_batch_tokens=tokens, recompute=tokens == 128)
+            launches.append(sum(gpu.launches.values()))
+    assert launches[1] < 0.7 * launches[0]
+    assert figures(tmp_path / "4096") == pytest.approx(figures(tmp_path / "128"), rel=2e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("qlora", marks=bits)])
+def test_a_run_is_planned_by_the_cards_memory_and_kept_to_the_plan(
+    method: str, tiny_llama: Path, tmp_path: Path, data_file: Path
+) -> None:
+    from tuneloop.workflows.train import train_alone
+
+    settings = {"method": method, "epochs": 0.2, "evaluations": 1}
+    recipe = Recipe.model_validate(
+        {"model": str(tiny_llama), "data": {"sources": [str(data_file)]}, "train": settings,
+         "output_dir": str(tmp_path / "run")}
+    )  # fmt: skip
+    with pretend_gpu(Card(gib=1.0)) as gpu:
+        train_alone(recipe, progress=no_progress, say=lambda line: None)
+    plan = read_json(tmp_path / "run" / "plan.json")
+    assert plan["gpu"] == gpu.card.name and plan["fits"]
+    assert plan["micro_batch_tokens"] in SIZES and not plan["recompute"]
+    weights = plan["memory"]["terms"]["weights and program (resident)"] * 2**30
+    assert weights == pytest.approx(_weights(tiny_llama, method), rel=0.05)
+
+
+def _weights(folder: Path, method: str) -> int:
+    """Bytes of a model as a method trains on it."""
+    with pretend_gpu() as gpu:
+        model = load_model(str(folder), prepare=method_named(method).prepare)
+        assert model.device.type == "cuda"
+        return gpu.live
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "letters.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"Letter {i} of drawer {i % 7}, which shelf?"},
+                      {"role": "assistant", "content": ["red", "blue", "green"][i % 3] + f" shelf {i % 5}"}]}
+        for i in range(60)
+    ]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
 
 
 def test_four_bits_need_room_for_one_layer_in_more(tiny_llama: Path) -> None:

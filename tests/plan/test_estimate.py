@@ -10,7 +10,7 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.shape import ModelShape
-from tuneloop.plan.estimate import Machine, Work, estimate
+from tuneloop.plan.estimate import Machine, Sizes, Work, device_of, estimate, sizes_on_gpu
 
 LLAMA_3_1_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
                 "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}  # fmt: skip
@@ -166,3 +166,88 @@ def test_gpus_are_known_by_what_their_driver_calls_them(called: str, key: str) -
     from tuneloop.plan.gpus import find_gpu
 
     assert find_gpu(called).key == key
+
+
+# --- on GPUs
+
+
+ONE_ROW = Work(steps=10, tokens=20_480, supervised=20_480, val_tokens=0, micro_batches=((1, 2048, 0),))
+
+
+def rows_of_1024(tokens: int) -> Work:
+    """Steps of 16 rows of 1,024 tokens, so many tokens at once."""
+    return replace(ONE_ROW, micro_batches=((max(min(tokens // 1024, 16), 1), 1024, 0),))
+
+
+def sizes(name: str, gib: float, method: str = "lora", may_recompute: bool = True, **more: Any) -> Sizes:
+    card = device_of(Machine(name, gib, 0.0, 1.0, 1.0))
+    return sizes_on_gpu(
+        ModelShape.from_config(LLAMA_3_1_8B), rows_of_1024, card, gib - 0.6, may_recompute=may_recompute,
+        model="llama-3.1-8b", method=method, rank=16, targets="all-linear", **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("card", "gib", "method", "tokens", "recompute"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79.11, "lora", 8192, False),
+        ("NVIDIA GeForce RTX 4090", 23.52, "lora", 8192, True),  # weights of 15 GiB: a row of 2,048 needs 9 more
+        ("NVIDIA GeForce RTX 4090", 23.52, "qlora", 2048, False),
+        ("NVIDIA RTX 6000 Ada Generation", 47.5, "lora", 4096, False),
+        ("NVIDIA H200", 139.81, "lora", 16384, False),
+    ],
+)
+def test_micro_batches_are_as_large_as_memory_allows(
+    card: str, gib: float, method: str, tokens: int, recompute: bool
+) -> None:
+    assert sizes(card, gib, method) == Sizes(tokens, recompute)
+
+
+def test_without_recomputing_fewer_tokens_are_computed_at_once() -> None:
+    assert sizes("NVIDIA GeForce RTX 4090", 23.52, may_recompute=False) == Sizes(512, False)  # a row of 1,024 is one in either
+    assert sizes("NVIDIA GeForce RTX 4090", 23.52, grad_ckpt=True).recompute
+
+
+def test_steps_that_are_small_are_not_said_to_be_large() -> None:
+    card = device_of(Machine("NVIDIA H200", 139.81, 0.0, 1.0, 1.0))
+    found = sizes_on_gpu(
+        ModelShape.from_config(LLAMA_3_2_1B), lambda tokens: rows_of_1024(min(tokens, 2048)), card, 139.0, may_recompute=True,
+        model="llama-3.2-1b", method="lora", rank=16, targets="all-linear",
+    )  # fmt: skip
+    assert found == Sizes(2048, False)
+
+
+def on_card(name: str, gib: float, resident: float, **settings: Any) -> dict[str, Any]:
+    settings = {"model": "llama-3.1-8b", "rank": 16, "targets": "all-linear", "method": "lora"} | settings
+    return estimate(ModelShape.from_config(LLAMA_3_1_8B), ONE_ROW, Machine(name, gib, resident, 1.0, 3000.0), **settings)
+
+
+def test_lora_of_8b_fits_24_gib_where_layers_are_computed_again_and_qlora_as_it_is() -> None:
+    assert not on_card("NVIDIA GeForce RTX 4090", 23.52, 14.96)["fits"]
+    assert on_card("NVIDIA GeForce RTX 4090", 23.52, 14.96, grad_ckpt=True)["fits"]
+    assert on_card("NVIDIA GeForce RTX 4090", 23.52, 5.4, method="qlora")["fits"]
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "fits"),
+    [
+        ("Tesla T4", 14.74, False),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", 19.5, True),  # of no table
+        ("NVIDIA Tomorrow 9000", 79.0, True),
+        ("Tesla V100-SXM2-16GB", 15.77, False),
+        ("NVIDIA H100 NVL", 93.58, True),
+    ],
+)
+def test_any_card_is_planned_as_a_gpu(name: str, gib: float, fits: bool) -> None:
+    found = on_card(name, gib, 14.96, grad_ckpt=True)
+    assert (found["gpu"], found["gpus"], found["fits"]) == (name, 1, fits)
+    assert found["memory"]["capacity_gib"] == pytest.approx(gib, abs=0.01)
+    assert "libraries and heap" not in found["memory"]["terms"]  # a processor's
+
+
+def test_several_gpus_hold_a_layer_of_the_others_parts() -> None:
+    machine = Machine("NVIDIA A100-SXM4-40GB", 39.39, 14.96 / 4, 4.0, 8000.0, gpus=4)
+    found = estimate(
+        ModelShape.from_config(LLAMA_3_1_8B), ONE_ROW, machine, model="llama-3.1-8b", rank=16, targets="all-linear"
+    )
+    assert found["gpus"] == 4 and found["memory"]["terms"]["gathered weights"] > 1

@@ -181,6 +181,14 @@ def capacity() -> float:
     return float(gpu.recommended_max_memory()) / GIB
 
 
+def available() -> float:
+    """What this process may come to use: on a GPU what is free and what torch holds already, so other programs' share is left out."""
+    gpu = _gpu()
+    if gpu is None or not hasattr(gpu, "mem_get_info"):
+        return capacity()
+    return float(gpu.mem_get_info()[0] + gpu.memory_reserved()) / GIB
+
+
 def memory_now() -> float:
     """In use now: torch's tensors on a GPU, else what is resident in this process."""
     gpu = _gpu()

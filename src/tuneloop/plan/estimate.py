@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tuneloop.core.errors import UserError
 from tuneloop.models.shape import ModelShape, target_modules
-from tuneloop.plan.gpus import CPU, Gpu, find_gpu, this_cpu
+from tuneloop.plan.gpus import CPU, Gpu, card_in_use, this_cpu
 from tuneloop.plan.job import TrainingSetup, make_job
 from tuneloop.plan.ledger import RESIDENT
 from tuneloop.plan.memory import memory_of
@@ -37,13 +37,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it runs: capacity and present use in GiB, price in $/hour, speed measured in tokens a second."""
+    """Where it runs: capacity and present use in GiB, price in $/hour, speed measured in tokens a second.
+
+    Several GPUs divide the base model between them (`gpus`); capacity and use are those of one.
+    """
 
     name: str
     capacity_gib: float
     resident_gib: float
     usd_per_hour: float
     tokens_per_second: float
+    gpus: int = 1
 
 
 # Tokens a second without a backward pass, in validation and of a reference, relative to the speed that training keeps up: 2.5 to 4.1 on six runs of LoRA and prefix tuning.
@@ -77,14 +81,61 @@ def loop_job(
     return max((of(*micro) for micro in work.micro_batches or ((1, 1, 0),)), key=lambda job: memory_of(job).peak)
 
 
-def _gpu(name: str) -> Gpu | None:
-    """The GPU that a driver calls so, or None: the processor, or one that the table does not know."""
-    if name.startswith(CPU):
-        return None
-    try:
-        return find_gpu(name)
-    except UserError:
-        return None
+def device_of(machine: Machine) -> Gpu:
+    """What the machine computes on: the processor, or a card by the name that its driver gives it."""
+    return this_cpu() if machine.name.startswith(CPU) else card_in_use(machine.name, machine.capacity_gib)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How steps are divided on a GPU.
+
+    Args:
+        micro_batch_tokens: computed at once; 0: what the loop takes by itself.
+        recompute: layers are computed again in the backward pass.
+    """
+
+    micro_batch_tokens: int = 0
+    recompute: bool = False
+
+
+# Tokens computed at once that are tried, the most first: above, products get no faster; below 2,048 recomputing costs less than small products.
+SIZES, LEAST_SIZE = (16384, 8192, 4096, 2048, 1024, 512), 2048
+
+
+def sizes_on_gpu(
+    shape: ModelShape,
+    work_at: Callable[[int], Work],
+    card: Gpu,
+    free_gib: float,
+    *,
+    may_recompute: bool,
+    **settings: Any,
+) -> Sizes:
+    """The largest micro-batches that fit into a GPU's memory by the formulas; layers are computed again only where few tokens would fit else.
+
+    Args:
+        work_at: what steps compute with micro-batches of so many tokens.
+        free_gib: memory that the run may take, the model's weights included, without what the driver takes.
+        may_recompute: whether layers may be computed again (`train.gradient_checkpointing`).
+        settings: as of `loop_job`.
+    """
+    always = bool(settings.pop("grad_ckpt", False))
+    works = {tokens: work_at(tokens) for tokens in SIZES}
+
+    def fits(tokens: int, recompute: bool) -> bool:
+        memory = memory_of(loop_job(shape, works[tokens], gpu=card, grad_ckpt=recompute, **settings))
+        return memory.required - memory.context <= free_gib
+
+    tries = [] if always else [(tokens, False) for tokens in SIZES if tokens >= LEAST_SIZE]
+    if may_recompute or always:
+        tries += [(tokens, True) for tokens in SIZES]
+    tries += [] if always else [(tokens, False) for tokens in SIZES if tokens < LEAST_SIZE]
+    for tokens, recompute in tries:
+        if fits(tokens, recompute):
+            same = [other for other in SIZES if works[other].micro_batches == works[tokens].micro_batches]
+            return Sizes(min(same), recompute)
+    return Sizes(SIZES[-1], always or may_recompute)
 
 
 def estimate(
@@ -98,7 +149,9 @@ def estimate(
     Args:
         bytes_a_weight, settings: as of `loop_job`.
     """
-    job = loop_job(shape, work, bytes_a_weight=bytes_a_weight, gpu=_gpu(machine.name), **settings)
+    if machine.gpus > 1:
+        settings |= {"gpus": machine.gpus, "sharding": "fsdp"}
+    job = loop_job(shape, work, bytes_a_weight=bytes_a_weight, gpu=device_of(machine), **settings)
     memory = memory_of(job)
     # What is resident with the model loaded takes the place of its weights.
     terms = {RESIDENT: machine.resident_gib} | {name: gib for name, gib in memory.terms.items() if name != "weights"}
@@ -106,10 +159,13 @@ def estimate(
     seconds = work.tokens / machine.tokens_per_second + work.val_tokens / (VALIDATION_SPEED * machine.tokens_per_second)
     hours = seconds / 3600
     usd = hours * machine.usd_per_hour
-    fits = peak < 0.95 * machine.capacity_gib
+    if job.gpu.is_cpu:
+        fits = peak < 0.95 * machine.capacity_gib
+    else:
+        fits = memory.required - memory.peak + peak <= machine.capacity_gib
     return {
         "version": 1, "model": job.model, "method": job.method, "gpu": machine.name,
-        "gpus": 0 if machine.name.startswith(CPU) else 1, "fits": fits,
+        "gpus": 0 if job.gpu.is_cpu else machine.gpus, "fits": fits,
         "trainable_parameters": job.trainable, "total_parameters": shape.parameters,
         "steps": work.steps, "tokens": work.tokens,
         "by_formula": {"tokens_per_second": speed_of(job).tokens_per_second},

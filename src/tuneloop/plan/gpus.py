@@ -200,3 +200,16 @@ def find_gpu(name: str | Gpu, *, measured: bool = True) -> Gpu:
         next_step=(f"did you mean {' or '.join(keys)}?" if keys else f"choose one of {', '.join(table)}, {CPU};")
         + " for another card give --gpu-memory and --gpu-tflops",
     )
+
+
+def card_in_use(name: str, gib: float) -> Gpu:
+    """The card that a driver calls so, with the memory that it reports: a part of a card (MIG) has less.
+
+    One that the table does not know is planned as the listed one that is nearest in memory.
+    """
+    try:
+        card = find_gpu(name)
+    except UserError:
+        card = _nearest_card({"memory": gib})
+        card = replace(card, key="unlisted", name=name, share_of=f"as of the {card.name}, the nearest listed card")
+    return replace(card, gib=gib) if gib else card

@@ -82,6 +82,7 @@ class TrainingSetup:
         varied: rows are of ever new lengths, `seq_len` at most: the allocator keeps more blocks.
         shared: tokens that all rows begin with and that are computed once, before `seq_len` of each row's own; learned: positions
             whose logits are needed, 0 for all (both in tuneloop's loop).
+        dropout, dora: whether the adapter drops some of its input, and learns lengths (both count in tuneloop's loop).
     """
 
     model: str
@@ -110,6 +111,8 @@ class TrainingSetup:
     varied: bool = False
     shared: int = 0
     learned: int = 0
+    dropout: bool = False
+    dora: bool = False
 
     @property
     def kernels(self) -> Kernels:

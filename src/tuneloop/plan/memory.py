@@ -364,9 +364,15 @@ def _own_layer(job: TrainingSetup) -> tuple[float, float]:
     hidden, forward, rows, shared = shape.hidden, shape.feed_forward, job.micro_batch, job.shared
     virtual = job.virtual_tokens
     short = job.seq_len + shared <= job.gpu.backend.products_below
-    elements = hidden * (1 + job.needs("q_proj", "k_proj", "v_proj") + job.needs("gate_proj", "up_proj"))
-    elements += shape.queries * (1 + (job.needs("o_proj") or not short))
-    elements += forward * (2 + job.needs("down_proj")) + job.rank * len(job.adapted)
+    linear = shape.linear()
+    inputs: float = hidden * (job.needs("q_proj", "k_proj", "v_proj") + job.needs("gate_proj", "up_proj"))
+    inputs += forward * job.needs("down_proj")
+    if job.dropout:  # each matrix has its own input, and a byte for each number of it that says whether it was dropped
+        inputs = (1 + 1 / job.activation_bytes) * sum(linear[name][0] for name in job.adapted)
+    if job.dora:  # its result before the lengths
+        inputs += sum(linear[name][1] for name in job.adapted)
+    elements = hidden + inputs + shape.queries * (1 + (job.needs("o_proj") or not short))
+    elements += forward * 2 + job.rank * len(job.adapted)
     read = rows * (job.seq_len + shared + virtual) + shared
     kept: float = job.tokens * elements + 2 * shape.keys * read
     if short:
@@ -375,7 +381,9 @@ def _own_layer(job: TrainingSetup) -> tuple[float, float]:
         )  # the constants of the other methods were set with whole squares
         kept += shape.heads * (rows * (job.seq_len * (shared + virtual) + of_row) + shared**2)
     passing = job.tokens * (2 * hidden + 3 * forward)
-    return float(kept * job.activation_bytes), float(passing * job.activation_bytes)
+    # The lengths of the largest matrix, in fp32, of it and its update.
+    lengths = hidden * forward * (2 * job.activation_bytes + 4) if job.dora else 0
+    return float(kept * job.activation_bytes), float(max(passing * job.activation_bytes, lengths))
 
 
 def _causal(length: int) -> float:

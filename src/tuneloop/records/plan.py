@@ -129,6 +129,8 @@ class Plan(Record):
         fits: whether the memory is enough.
         settings: of the job, as the command line spells them.
         steps, tokens: optimizer steps, and tokens that they train on.
+        micro_batch_tokens: computed at once, where that was chosen by a GPU's memory; 0: as the loop does by itself. recompute: whether layers are
+            computed again in the backward pass from the first step on.
         assumptions: in words; `alternatives`: what to change where it does not fit.
         table: every device that was looked at; `recommendation`: one sentence.
         apart: what is not of the training.
@@ -151,6 +153,8 @@ class Plan(Record):
     settings: dict[str, Any] | None = None
     steps: int = 0
     tokens: int = 0
+    micro_batch_tokens: int = 0
+    recompute: bool = False
     by_formula: ByFormula | None = None
     memory: PlannedMemory
     time: PlannedTime

@@ -113,7 +113,8 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
     micro_batch_tokens: int = Field(
         0,
         ge=0,
-        description="tokens computed at once, padding included; bounds memory; 0: 2,048, or 1,024 for a full run on a processor",
+        description="tokens computed at once, padding included; bounds memory; 0: as many as fit into a GPU's memory; on a processor 2,048, "
+        "or 1,024 for a full run",
     )
     evaluations: int = Field(
         6, ge=1, description="validation losses measured over the run, evenly spaced; at most, with max_minutes"

@@ -129,6 +129,8 @@ def train(
     data_id: str = "",
     tokens_per_second: float = 0.0,
     seconds_spent: float = 0.0,
+    micro_batch_tokens: int = 0,
+    recompute: bool = False,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
     progress: Progress = no_progress,
 ) -> Trained:
@@ -149,6 +151,8 @@ def train(
         tokens_per_second: speed of forward and backward passes on this machine, as `measure_speed` finds it; default: where
             `config.max_minutes` needs it, it is measured first, in a few seconds of the time.
         seconds_spent: of `config.max_minutes`, on measuring that speed.
+        micro_batch_tokens: computed at once, instead of the settings' own. recompute: layers are computed again in the backward pass from
+            the beginning. Neither changes a run's steps, so it is not known by them.
         log: gets every record of `metrics.jsonl` as it is written.
 
     Raises:
@@ -166,7 +170,8 @@ def train(
     key = run_key(
         model, config, seed, data_id or content_hash([part.ids for r in rows.train for part in conversations(r)])
     )
-    state = load_checkpoint(out / "checkpoints", key) or State(key)
+    config = config.model_copy(update={"micro_batch_tokens": micro_batch_tokens or config.micro_batch_tokens})
+    state = load_checkpoint(out / "checkpoints", key) or State(key, recompute=recompute)
     resumed_at = state.step
     began = time.monotonic()
     steps = plan_steps(rows.train, config, seed, mixed)

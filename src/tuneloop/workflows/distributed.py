@@ -26,6 +26,7 @@ class Part:
         dataset: folder of the data set.
         tokens_per_second: as planned.
         seconds_spent: of the time of training, on measuring.
+        micro_batch_tokens, recompute: how `train` divides its steps, see `plan.estimate.Sizes`; not of the settings, by which a run is known.
     """
 
     task: Literal["measure", "rate", "train"]
@@ -33,6 +34,8 @@ class Part:
     config: TrainConfig
     tokens_per_second: float = 0.0
     seconds_spent: float = 0.0
+    micro_batch_tokens: int = 0
+    recompute: bool = False
 
 
 @contextmanager
@@ -93,6 +96,8 @@ def _take_part(job: RunContext, part: Part) -> Any:
         data_id=dataset.manifest.hash,
         tokens_per_second=part.tokens_per_second,
         seconds_spent=part.seconds_spent,
+        micro_batch_tokens=part.micro_batch_tokens,
+        recompute=part.recompute,
         progress=job.progress,
     )
 

@@ -14,7 +14,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
-from tuneloop.plan.estimate import Machine, Work, estimate
+from tuneloop.plan.estimate import Machine, Sizes, Work, device_of, estimate, sizes_on_gpu
 from tuneloop.plan.ledger import corrected, read_ledger, usual_speed
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import PLAN, Plan
@@ -27,7 +27,9 @@ from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext, find_done, training_began
 
 if TYPE_CHECKING:
+    from tuneloop.train.batches import Step
     from tuneloop.train.budget import RunPlan
+    from tuneloop.train.config import TrainConfig
     from tuneloop.train.rows import TrainRow
 
 # What a run with a time limit may take longer: a step and a validation that have begun are ended.
@@ -47,15 +49,17 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
     if done and training_began(job):
         job.say(plan_line(done, already=True))
         return done
+    sizes = sizes_of(job, dataset)
     resident = _resident(job)
     began = time.monotonic()
     limit = job.recipe.train.max_minutes or job.recipe.max_minutes
-    timed = job.recipe.train.model_copy(update={"max_minutes": limit})
+    timed = sized(job.recipe.train, sizes).model_copy(update={"max_minutes": limit})
     speed = distributed_run(job, Part("measure", dataset.path, timed))
     measuring = time.monotonic() - began
+    resident = _resident_as_trained(job, resident)
     spent = 0.0 if choose() or job.recipe.train.max_minutes is None else measuring
     with busy(job.progress, "planning the steps"):
-        plan = {**make_plan(job, dataset, speed, resident, spent), "measuring_seconds": round(spent, 2)}
+        plan = {**make_plan(job, dataset, speed, resident, spent, sizes), "measuring_seconds": round(spent, 2)}
     disturbed = _disturbed(plan)
     plan = {**plan, "disturbed": bool(disturbed), "key": _plan_key(job, dataset)}
     write_record(job.folder / PLAN, Plan.model_validate(plan))
@@ -96,19 +100,60 @@ def _resident(job: RunContext) -> float:
     return device.memory_now()
 
 
+def _resident_as_trained(job: RunContext, before: float) -> float:
+    """The same once the speed is measured: on a GPU the model is then as the method trains on it (in four bits, or this process's part).
+
+    Args:
+        before: as it was loaded. A processor's counts: packed weights leave their memory to the process.
+    """
+    return before if device.backend().is_cpu else _resident(job)
+
+
+def sizes_of(job: RunContext, dataset: Dataset) -> Sizes:
+    """How steps are divided: on a GPU by its memory, where the recipe does not say; on a processor the loop's own way."""
+    train = job.recipe.train
+    if device.backend().is_cpu or train.micro_batch_tokens:
+        return Sizes()
+    from tuneloop.train.batches import plan_steps
+
+    rows = job.rendered(dataset.train)
+
+    def work_at(tokens: int) -> Work:
+        epoch = train.model_copy(update={"micro_batch_tokens": tokens, "epochs": min(train.epochs, 1.0)})
+        return _work_of(job, rows, plan_steps(rows, epoch, job.recipe.seed, job.mixed(dataset.train)), epoch)
+
+    if not rows:
+        return Sizes()
+    here = device_of(_machine(job, 0.0, 0.0))
+    return sizes_on_gpu(
+        _shape(job), work_at, here, device.available(), may_recompute=train.gradient_checkpointing == "auto", **_settings(job)
+    )  # fmt: skip
+
+
+def sized(config: TrainConfig, sizes: Sizes) -> TrainConfig:
+    """The settings with what was chosen by a GPU's memory."""
+    chosen: dict[str, Any] = {}
+    if sizes.micro_batch_tokens:
+        chosen["micro_batch_tokens"] = sizes.micro_batch_tokens
+    if sizes.recompute:
+        chosen["gradient_checkpointing"] = "always"
+    return config.model_copy(update=chosen)
+
+
 def run_plan(
-    job: RunContext, dataset: Dataset, speed: float, seconds_spent: float = 0.0
+    job: RunContext, dataset: Dataset, speed: float, seconds_spent: float = 0.0, sizes: Sizes = Sizes()
 ) -> tuple[list[TrainRow], RunPlan]:
     """The training rows, and the steps and validations that a run at this speed does.
 
     Args:
         speed: tokens a second.
         seconds_spent: of the time of training already.
+        sizes: as `sizes_of` has them.
     """
     from tuneloop.train.batches import plan_steps
     from tuneloop.train.budget import plan_run
 
-    config, seed = job.recipe.train, job.recipe.seed
+    config, seed = sized(job.recipe.train, sizes), job.recipe.seed
     rows = job.rendered(dataset.train)
     steps = plan_steps(rows, config, seed, job.mixed(dataset.train)) if rows else []
     return rows, plan_run(
@@ -117,7 +162,12 @@ def run_plan(
 
 
 def make_plan(
-    job: RunContext, dataset: Dataset, speed: float, resident: float, seconds_spent: float = 0.0
+    job: RunContext,
+    dataset: Dataset,
+    speed: float,
+    resident: float,
+    seconds_spent: float = 0.0,
+    sizes: Sizes = Sizes(),
 ) -> dict[str, Any]:
     """The plan of a run whose data and speed are known.
 
@@ -125,28 +175,16 @@ def make_plan(
         speed: tokens a second, forward and backward.
         resident: GiB in use with the model loaded.
         seconds_spent: of the time of training already.
+        sizes: as `sizes_of` has them.
     """
-    from tuneloop.models.lora import target_names
     from tuneloop.train.budget import rows_seen, seen_words
 
-    recipe, model, train = job.recipe, job.training_model, job.recipe.train
-    train_rows, run = run_plan(job, dataset, speed, seconds_spent)
+    train = sized(job.recipe.train, sizes)
+    train_rows, run = run_plan(job, dataset, speed, seconds_spent, sizes)
     steps = run.steps
-    gpus = device.names()
-    here = Machine(
-        name=gpus[0] if gpus else f"cpu: {machine.processor()}, {machine.cores()} cores",
-        capacity_gib=device.capacity(),
-        resident_gib=resident,
-        usd_per_hour=recipe.plan.usd_per_hour,
-        tokens_per_second=speed,
-    )
-    shape = ModelShape.from_config(model.config, str(model.folder / "config.json"))
-    targets = list(target_names(model.net, recipe.train.targets))
-    plan = estimate(
-        shape, _work_of(job, train_rows, run), here, bytes_a_weight=model.head.element_size(), model=recipe.model,
-        method=train.method, rank=train.rank, targets=targets, prefix_tokens=train.prefix_tokens, optimizer=train.optimizer,
-        optimizer_in_backward=train.optimizer_in_backward, grad_ckpt=train.gradient_checkpointing == "always",
-    )  # fmt: skip
+    work = _work_of(job, train_rows, steps, train, run.forward_tokens)
+    settings = {**_settings(job), "grad_ckpt": train.gradient_checkpointing == "always"}
+    plan = estimate(_shape(job), work, _machine(job, resident, speed), **settings)
     plan = _within_limit(corrected(plan, read_ledger()), train.max_minutes)
     seen = rows_seen(steps)
     return {
@@ -159,23 +197,59 @@ def make_plan(
         "validation": {"times": run.validations, "rows": min(run.val_rows, len(job.rendered(dataset.val)))},
         "max_minutes": train.max_minutes,
         "apart": _apart(job),
+        **vars(sizes),
     }
 
 
-def _work_of(job: RunContext, rows: Sequence[TrainRow], run: RunPlan) -> Work:
+def _machine(job: RunContext, resident: float, speed: float) -> Machine:
+    """Where the run is computed; see `Machine`."""
+    from tuneloop.models.sharded import processes
+
+    gpus = device.names()
+    return Machine(
+        name=gpus[0] if gpus else f"cpu: {machine.processor()}, {machine.cores()} cores",
+        capacity_gib=device.capacity(),
+        resident_gib=resident,
+        usd_per_hour=job.recipe.plan.usd_per_hour,
+        tokens_per_second=speed,
+        gpus=processes() if gpus else 1,
+    )
+
+
+def _shape(job: RunContext) -> ModelShape:
+    model = job.training_model
+    return ModelShape.from_config(model.config, str(model.folder / "config.json"))
+
+
+def _settings(job: RunContext) -> dict[str, Any]:
+    """The run's settings as the planner calls them."""
+    from tuneloop.models.lora import target_names
+
+    model, train = job.training_model, job.recipe.train
+    return {
+        "bytes_a_weight": model.head.element_size(), "model": job.recipe.model, "method": train.method, "rank": train.rank,
+        "targets": list(target_names(model.net, train.targets)), "prefix_tokens": train.prefix_tokens, "optimizer": train.optimizer,
+        "optimizer_in_backward": train.optimizer_in_backward, "grad_ckpt": train.gradient_checkpointing == "always",
+        "dropout": train.dropout > 0, "dora": train.dora,
+    }  # fmt: skip
+
+
+def _work_of(
+    job: RunContext, rows: Sequence[TrainRow], steps: Sequence[Step], config: TrainConfig, forward_tokens: int = 0
+) -> Work:
     """What the steps compute."""
     from tuneloop.train.rows import supervised_tokens, tokens_of
     from tuneloop.train.speed import micro_shape
 
-    micros = [[rows[i] for i in micro] for step in run.steps for micro in step.micro_batches]
+    micros = [[rows[i] for i in micro] for step in steps for micro in step.micro_batches]
     of_steps = [row for micro in micros for row in micro]
     return Work(
-        steps=len(run.steps),
+        steps=len(steps),
         tokens=sum(map(tokens_of, of_steps)),
         supervised=round(sum(map(supervised_tokens, of_steps))),
-        val_tokens=run.forward_tokens,
-        micro_batches=tuple(sorted({micro_shape(job.training_model, micro, job.recipe.train) for micro in micros})),
-        accumulated=max((len(step.micro_batches) for step in run.steps), default=1),
+        val_tokens=forward_tokens,
+        micro_batches=tuple(sorted({micro_shape(job.training_model, micro, config) for micro in micros})),
+        accumulated=max((len(step.micro_batches) for step in steps), default=1),
     )
 
 
@@ -230,9 +304,11 @@ def plan_alone(recipe: Recipe, out: str, *, progress: Progress, say: Callable[[s
     with tempfile.TemporaryDirectory() as scratch:
         job = RunContext(recipe, Path(scratch), progress, say)
         dataset = prepare_stage(job)
+        sizes = sizes_of(job, dataset)
         resident = _resident(job)
-        speed = measure_speed(job.model, job.rendered(dataset.train), recipe.train, recipe.seed, progress=job.progress)
-        plan = make_plan(job, dataset, speed, resident)
+        train = sized(recipe.train, sizes)
+        speed = measure_speed(job.model, job.rendered(dataset.train), train, recipe.seed, progress=job.progress)
+        plan = make_plan(job, dataset, speed, _resident_as_trained(job, resident), sizes=sizes)
     if out:
         write_record(Path(out) / PLAN, Plan.model_validate(plan))
     return plan

@@ -14,13 +14,14 @@ from tuneloop.core.files import content_hash, lock_folder, read_jsonl, write_jso
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted
 from tuneloop.models.methods import method_named
+from tuneloop.plan.estimate import Sizes
 from tuneloop.plan.ledger import record_run
 from tuneloop.records.plan import PLAN, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RUN, RunManifest
 from tuneloop.workflows.distributed import Part, distributed_run, leading
-from tuneloop.workflows.plan import plan_stage, run_plan
+from tuneloop.workflows.plan import plan_stage, run_plan, sized
 from tuneloop.workflows.prepare import prepare_stage, refuse_errors
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.report import report_stage
@@ -67,13 +68,13 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         return done
     plan = read_record(Plan, folder).to_json() if (folder / PLAN).is_file() else None
     began = training_began(job)
-    config = _with_rate(job, dataset)
+    config = _with_rate(job, dataset, _sizes(plan))
     with busy(job.progress, "looking at the rows"):
         checked = preflight_of(job, dataset, config, plan)
     refuse_problems(checked, dataset)
     job.say(f"preflight {checked.line()}")
     try:
-        result = distributed_run(job, Part("train", dataset.path, config, *_measured(plan)))
+        result = distributed_run(job, Part("train", dataset.path, config, *_measured(plan), **vars(_sizes(plan))))
     except Preempted as preempted:
         job.say(f"train     asked to end: saved at step {preempted.step}; the same command goes on from there")
         raise
@@ -176,7 +177,7 @@ def _keep_result(job: RunContext) -> None:
         job.__dict__.pop("training_model")
 
 
-def _with_rate(job: RunContext, dataset: Dataset) -> TrainConfig:
+def _with_rate(job: RunContext, dataset: Dataset, sizes: Sizes) -> TrainConfig:
     """The training settings with a learning rate that a range test has found, where one is asked for; it is kept for resuming."""
     config, file = job.recipe.train, job.folder / "learning_rate.json"
     if not config.range_test:
@@ -185,7 +186,7 @@ def _with_rate(job: RunContext, dataset: Dataset) -> TrainConfig:
     found = find_done(file, key)
     if found is None:
         began = time.monotonic()
-        test = distributed_run(job, Part("rate", dataset.path, config))
+        test = distributed_run(job, Part("rate", dataset.path, sized(config, sizes)))
         found = {"version": 1, "key": key, **vars(test), "seconds": round(time.monotonic() - began, 1)}
         write_json(file, found)
         job.say(f"rate      {found['sentence']}")
@@ -205,6 +206,11 @@ def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: M
 def _measured(plan: Mapping[str, Any] | None) -> tuple[float, float]:
     """The speed that was measured for a plan, and the seconds of training's time that this took; 0 without a plan."""
     return (plan["time"]["tokens_per_second"], plan.get("measuring_seconds", 0.0)) if plan else (0.0, 0.0)
+
+
+def _sizes(plan: Mapping[str, Any] | None) -> Sizes:
+    """How the plan divides the steps; the same when the run goes on, however much memory is free then."""
+    return Sizes(plan.get("micro_batch_tokens", 0), plan.get("recompute", False)) if plan else Sizes()
 
 
 def refuse_problems(checked: Preflight, dataset: Dataset) -> None:

@@ -368,7 +368,9 @@ class _Functions(TorchFunctionMode):
                     x = args[0]
                     moved = _ToGpu.apply(x, dtype) if x.requires_grad and torch.is_grad_enabled() else to_gpu(x, dtype)
                     return moved
-            if func is torch.dropout and isinstance(args[0], GpuTensor):  # on a GPU one kernel, which keeps a byte a number
+            if func is torch.dropout and isinstance(
+                args[0], GpuTensor
+            ):  # on a GPU one kernel, which keeps a byte a number
                 return torch.native_dropout(*args)[0]
             if _is_cuda(kwargs.get("device")):
                 return self._made(func, args, kwargs)

@@ -68,9 +68,7 @@ def gib_of_a_step(case: Case) -> float:
         trainable = attach(model, config, 0, rows)
         recompute_layers(model.net, case.recompute)
         run = Run(model, config, trainable, make_optimizer(trainable, config), State("key"), Path("nowhere"))
-        micros = (
-            tuple(range(i * case.rows, (i + 1) * case.rows)) for i in range(case.micro_batches)
-        )
+        micros = (tuple(range(i * case.rows, (i + 1) * case.rows)) for i in range(case.micro_batches))
         step = Step(tuple(micros), 0.0)
         optimizer_step(run, step, rows, 1e-4)
         gpu.clear()

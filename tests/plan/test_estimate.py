@@ -204,7 +204,9 @@ def test_micro_batches_are_as_large_as_memory_allows(
 
 
 def test_without_recomputing_fewer_tokens_are_computed_at_once() -> None:
-    assert sizes("NVIDIA GeForce RTX 4090", 23.52, may_recompute=False) == Sizes(512, False)  # a row of 1,024 is one in either
+    assert sizes("NVIDIA GeForce RTX 4090", 23.52, may_recompute=False) == Sizes(
+        512, False
+    )  # a row of 1,024 is one in either
     assert sizes("NVIDIA GeForce RTX 4090", 23.52, grad_ckpt=True).recompute
 
 
@@ -219,7 +221,9 @@ def test_steps_that_are_small_are_not_said_to_be_large() -> None:
 
 def on_card(name: str, gib: float, resident: float, **settings: Any) -> dict[str, Any]:
     settings = {"model": "llama-3.1-8b", "rank": 16, "targets": "all-linear", "method": "lora"} | settings
-    return estimate(ModelShape.from_config(LLAMA_3_1_8B), ONE_ROW, Machine(name, gib, resident, 1.0, 3000.0), **settings)
+    return estimate(
+        ModelShape.from_config(LLAMA_3_1_8B), ONE_ROW, Machine(name, gib, resident, 1.0, 3000.0), **settings
+    )
 
 
 def test_lora_of_8b_fits_24_gib_where_layers_are_computed_again_and_qlora_as_it_is() -> None:

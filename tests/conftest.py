@@ -35,6 +35,7 @@ hypothesis.settings.load_profile("any machine")
 LONG_FILES = (
     "test_no_personal_data.py", "test_tutorial.py", "test_distributed.py", "test_run.py", "test_library.py",
     "test_time_limit.py", "test_chunks.py", "test_registry.py", "test_quantise.py", "test_on_a_gpu.py",
+    "test_memory_on_a_gpu.py",
 )  # fmt: skip
 
 

@@ -57,6 +57,7 @@ TESTED_IN = {
     "report/test_eval_html.py": "report.eval_charts report.eval_parts report.table",
     "report/test_head.py": "report.compared report.settings",
     "test_architecture.py": "core.late",
+    "test_memory_on_a_gpu.py": "models.random_model",
     "train/test_distributed.py": "models.sharded workflows.distributed",
     "release/test_push.py": "cli.push",
     "train/test_loop.py": "train.config train.run train.step",

@@ -9,6 +9,7 @@ SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
 # Modules that are tested through what uses them, by the test file that does it.
 TESTED_IN = {
     "advise/test_advise.py": "advise.config advise.measured advise.rules workflows.advise",
+    "combine/test_merge.py": "combine.adapters models.peft_layout",
     "cli/test_advise.py": "cli.prices report.advise_html",
     "cli/test_compare.py": "report.compare_terminal",
     "cli/test_console.py": "core.progress",
@@ -37,6 +38,7 @@ TESTED_IN = {
     "evaluate/test_sandbox.py": "evaluate.sandbox_child",
     "inference/targets/test_targets.py": "inference.targets.endpoint inference.targets.local inference.targets.predictions"
     " inference.targets.text_only",
+    "inference/engines/test_local.py": "inference.engines inference.prompt",
     "inference/test_engine.py": "inference.request",
     "inference/test_llamacpp.py": "inference.llamacpp_child",
     "improve/test_experiment_plan.py": "cli.ab improve.config records.experiment",
@@ -56,6 +58,8 @@ TESTED_IN = {
     "report/test_data_html.py": "report.data_charts report.data_facts report.differences",
     "report/test_eval_html.py": "report.eval_charts report.eval_parts report.table",
     "report/test_head.py": "report.compared report.settings",
+    "serve/test_keys.py": "records.api_key",
+    "serve/test_store.py": "core.ids records.decision serve.writer",
     "test_architecture.py": "core.late",
     "test_memory_on_a_gpu.py": "models.random_model",
     "train/test_distributed.py": "models.sharded workflows.distributed",

@@ -64,6 +64,9 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Improve": {
         "ab": "Try a candidate on live traffic, and decide by what its users do.",
     },
+    "Combine": {
+        "merge": "Merge adapters of one base into one adapter, in the folder of a run.",
+    },
     "Set up": {
         "doctor": "Check this machine: packages, model, memory, disk.",
         "schema": "Print the JSON Schema of a recipe or of a file's record, or a table of the recipe's keys.",

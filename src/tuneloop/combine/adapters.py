@@ -25,7 +25,7 @@ _CANT = {
     "fan_in_fan_out": "transposed layers (fan_in_fan_out)",
     "lora_bias": "biases of its matrices (lora_bias)",
 }
-ALONE = "export it by itself (`tuneloop export RUN`) and send it its requests with `tuneloop route`"
+ALONE = "keep it by itself, next to the merged one"
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,14 @@ def check_together(adapters: Sequence[Adapter]) -> None:
         if one.fingerprint != first.fingerprint:
             raise UserError(
                 f"{first.name} and {one.name} were trained on different base models", where=str(one.folder),
-                next_step="merge adapters of one base only; `tuneloop route` takes models of any base",
+                next_step="merge adapters of one base only",
             )  # fmt: skip
         for what, of in (("tokenizer", _vocabulary), ("chat template", _template), ("base in four bits", _quantised)):
             ours, theirs = of(first.folder), of(one.folder)
             if ours is not None and theirs is not None and ours != theirs:
                 raise UserError(
                     f"{first.name} and {one.name} differ in their {what}", where=str(one.folder),
-                    next_step="train one of them again as the other was; or keep both and use `tuneloop route`",
+                    next_step="train one of them again as the other was; or keep both",
                 )  # fmt: skip
 
 

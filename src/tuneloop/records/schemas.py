@@ -33,6 +33,8 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "lineage": ("registry", "Lineage", "the tags `tuneloop.*` of a registered version"),
     "registry-event": ("registry", "RegistryEvent", "a tag `tuneloop.history.*` of a registered model"),
     "reproduction": ("reproduction", "Reproduction", "`reproductions/ID/reproduction.json`"),
+    "merge": ("merge", "MergeRecord", "`RUN/merge.json`: how adapters were merged"),
+    "tasks": ("merge", "TaskDeployment", "`RUN/tasks.json`: which model answers which task"),
     "request": ("request", "StoredRequest", "a request that was served"),
     "keys": ("api_key", "KeyFile", "`serve/keys.json`"),
     "decision": ("decision", "Decision", "something that was decided: an event of the store"),

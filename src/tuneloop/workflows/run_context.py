@@ -222,5 +222,9 @@ def dataset_of(job: RunContext, of_run: bool, path: str) -> Dataset:
 
     if of_run:
         own = job.folder / "dataset"
+        if not own.is_dir() and not job.recipe.data.sources:
+            raise UserError(
+                "This run has no rows of its own", where=str(job.folder), next_step="name a data set: --dataset FOLDER"
+            )
         return load_dataset(own if own.is_dir() else job.recipe.data.sources[0])
     return load_dataset(path)

@@ -41,7 +41,7 @@ TESTED_IN = {
     "inference/engines/test_local.py": "inference.engines inference.prompt",
     "inference/test_engine.py": "inference.request",
     "inference/test_llamacpp.py": "inference.llamacpp_child",
-    "improve/test_experiment_plan.py": "cli.ab improve.config records.experiment",
+    "improve/test_experiment_plan.py": "improve.config records.experiment",
     "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix"
     " models.methods.qlora",
     "models/test_adapters.py": "models.alongside",
@@ -69,6 +69,7 @@ TESTED_IN = {
     "workflows/test_reproduce.py": "cli.reproduce records.reproduction train.schedule",
     "train/test_optimizers.py": "train.layers",
     "train/test_preferences.py": "train.loss_table",
+    "workflows/test_ab.py": "cli.ab",
     "workflows/test_chat.py": "cli.chat",
     "workflows/test_evaluations.py": "cli.endpoint cli.rows workflows.compare workflows.evaluate workflows.scoring",
     "workflows/test_library.py": "core.callable_package",

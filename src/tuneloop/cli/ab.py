@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from tuneloop.cli.console import plain_table, print_json
-from tuneloop.cli.parameters import Output, given
-from tuneloop.improve.config import ExperimentPlanOptions
+from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.core.flag import flag
+from tuneloop.improve.config import ExperimentOptions, ExperimentPlanOptions
 
 if TYPE_CHECKING:
+    from tuneloop.improve.experiment_log import ExperimentState
     from tuneloop.records.experiment import PlannedPower
+
+STORE = flag("serve", "FOLDER", "The server's folder, or its store.")
+EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}
 
 
 def plan(*, options: ExperimentPlanOptions, output: Output) -> None:
@@ -46,4 +53,120 @@ def _power_table(rows: list[PlannedPower]) -> Any:
     return table
 
 
-commands = {"plan": plan}
+def start(
+    name: str = argument("NAME", "Name of the experiment."),
+    store: str = STORE,
+    *,
+    options: ExperimentOptions,
+    output: Output,
+) -> None:
+    """Register an experiment and begin it: who meets the candidate, what decides, what must not get worse."""
+    from tuneloop.workflows.ab import registration_file
+    from tuneloop.workflows.ab import start as begin
+
+    state = begin(store, name, given(options))
+    file = registration_file(store, name)
+    if output.json:
+        print_json({"experiment": name, "registration": state.registration, "path": str(file), "share": state.share, "design": state.design})  # fmt: skip
+        return
+    begins = "in shadow mode" if not state.share else f"with {state.share:.0%} of new users"
+    print(f"started   {name} {begins}: {state.design.candidate} against {state.design.champion}")
+    print(f"registered {file} ({state.registration[:19]}...)")
+    print(f"next      tuneloop ab check {name} --store {store}, as often as you like")
+
+
+def check(
+    name: str = argument("[NAME]", "Name of the experiment; default: the one that goes on.", ""),
+    store: str = STORE,
+    *,
+    output: Output,
+) -> None:
+    """Decide on an experiment now: promote, roll back, continue or stop for futility.
+
+    Exit status 0: promote; 1: roll back or futility; 3: continue.
+    """
+    from tuneloop.workflows.ab import check as decide
+
+    state, verdict = decide(store, name)
+    if output.json:
+        print_json({"experiment": state.design.name, **verdict.to_json()})
+    else:
+        print(f"{verdict.outcome}: {verdict.sentence}")
+    raise typer.Exit(EXIT[verdict.outcome])
+
+
+def show(
+    name: str = argument("[NAME]", "Name of the experiment; default: all.", ""),
+    store: str = STORE,
+    *,
+    output: Output,
+) -> None:
+    """Show experiments, and every decision on one of them."""
+    from tuneloop.workflows.ab import find, read_experiments
+
+    found = read_experiments(store)
+    states = [find(found, name, store)] if name else list(found.values())
+    if output.json:
+        print_json({"experiments": [{"name": one.design.name, **_as_json(one)} for one in states]})
+        return
+    for one in states:
+        where = one.ended or (f"{one.share:.0%} of new users" if one.share else "shadow mode")
+        print(
+            f"{one.design.name}: {where}, {one.design.candidate} against {one.design.champion}, since {one.started[:16]}"
+        )
+        for verdict in one.verdicts if name else one.verdicts[-1:]:
+            print(f"  {verdict.at[:16].replace('T', ' ')}  {verdict.outcome}: {verdict.sentence}")
+    if not states:
+        print("There is no experiment yet: `tuneloop ab plan` says what one could show.")
+
+
+def stop(
+    name: str = argument("[NAME]", "Name of the experiment; default: the one that goes on.", ""),
+    store: str = STORE,
+    why: str = flag("", "TEXT", "The reason, for the log."),
+    *,
+    output: Output,
+) -> None:
+    """End an experiment by hand; the champion answers everybody again."""
+    from tuneloop.workflows.ab import stop as end
+
+    state = end(store, name, why)
+    if output.json:
+        print_json({"experiment": state.design.name, **_as_json(state)})
+    else:
+        print(f"stopped   {state.design.name}: the champion answers everybody")
+
+
+def replay(
+    name: str = argument("[NAME]", "Name of the experiment; default: the one that goes on.", ""),
+    store: str = STORE,
+    *,
+    output: Output,
+) -> None:
+    """Make every decision again from the log, and say whether the same comes out.
+
+    Exit status 1: one differs.
+    """
+    from tuneloop.workflows.ab import replay as again
+
+    found = again(store, name)
+    if output.json:
+        print_json({"decisions": found, "same": all(one.same for one in found)})
+    else:
+        for one in found:
+            word = "same" if one.same else "DIFFERS: its inputs were changed or erased" if one.follows else "DIFFERS"
+            print(f"{word}  {one.logged.at[:16].replace('T', ' ')}  {one.logged.outcome}: {one.logged.sentence}")
+            if not one.same:
+                print(f"      now  {one.again.outcome}: {one.again.sentence}")
+    if not all(one.same for one in found):
+        raise typer.Exit(1)
+
+
+def _as_json(state: ExperimentState) -> dict[str, Any]:
+    return {
+        "design": state.design, "registration": state.registration, "started": state.started, "share": state.share,
+        "ended": state.ended, "decisions": state.verdicts,
+    }  # fmt: skip
+
+
+commands = {"plan": plan, "start": start, "check": check, "show": show, "stop": stop, "replay": replay}

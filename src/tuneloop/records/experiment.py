@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
 
 from tuneloop.records.record import Number, Part, Record
 
@@ -85,3 +88,165 @@ class ExperimentPlan(Record):
     simulations: int
     seed: int
     summary: list[str]
+
+
+class Guardrail(Part):
+    """What must not get worse, judged with one bound, at once.
+
+    Args:
+        name: `invalid` (errors, answers that were cut), `dislikes`, `latency`, `cost` or `length`.
+        tolerance: how many times the champion's value is tolerated.
+    """
+
+    name: Literal["invalid", "dislikes", "latency", "cost", "length"]
+    tolerance: float = Field(gt=0)
+
+
+class ExperimentDesign(Record):
+    """What was registered before an experiment began. Its hash stands in every decision.
+
+    Args:
+        name: of the experiment.
+        model: the served name; requests for others don't count.
+        candidate, champion: what answers in either arm.
+        measure: kind of feedback that decides; `lower_is_better` where little of it is good.
+        effect: smallest gain worth a promotion, in the unit of the measure (0 to 1).
+        base: the measure's expected value under the champion.
+        alpha: chance of a wrong decision; `ratio_alpha` of the tests of the arms' sizes.
+        ramp: shares of new users that meet the candidate, one step after another; 1 is the promotion itself.
+        hold_days: that a step lasts at least.
+        maturation_hours: from a user's first request on; what comes later does not count, in neither arm.
+        planned_units: users with a value at which the interval is narrowest.
+        least_units: users with a value in each arm before a decision by the measure.
+        most_days: after which it ends for futility.
+        shadow: whether it begins with copies of requests that the candidate answers unseen; `shadow_votes` judged pairs
+            must come first.
+        guardrails: what must not get worse.
+        salt: of the users' hashes.
+    """
+
+    title: ClassVar[str] = "an experiment's registration"
+    file: ClassVar[str] = "experiment.json"
+    again: ClassVar[str] = "start the experiment anew under another name: a registration is never changed"
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    model: str
+    candidate: str
+    champion: str
+    measure: str = "thumbs"
+    lower_is_better: bool = False
+    effect: float = Field(0.05, gt=0, lt=1)
+    base: float = Field(0.6, gt=0, lt=1)
+    alpha: float = Field(0.05, ge=1e-6, le=0.5)
+    ratio_alpha: float = Field(0.001, ge=1e-9, le=0.5)
+    ramp: list[float] = [0.1, 0.25, 0.5, 1.0]
+    hold_days: float = Field(3.0, ge=0)
+    maturation_hours: float = Field(72.0, gt=0)
+    planned_units: int = Field(10_000, ge=2)
+    least_units: int = Field(30, ge=10)
+    most_days: float = Field(365.0, gt=0)
+    shadow: bool = True
+    shadow_votes: int = Field(100, ge=30)
+    guardrails: list[Guardrail] = [
+        Guardrail(name="invalid", tolerance=1.5),
+        Guardrail(name="dislikes", tolerance=1.2),
+        Guardrail(name="latency", tolerance=1.5),
+        Guardrail(name="cost", tolerance=1.5),
+        Guardrail(name="length", tolerance=2.0),
+    ]
+    salt: str
+
+    @model_validator(mode="after")
+    def _ramp_rises(self) -> ExperimentDesign:
+        if not self.ramp or not all(0 < share <= 1 for share in self.ramp) or sorted(set(self.ramp)) != self.ramp:
+            raise ValueError("ramp: shares above 0 and at most 1 that rise, as in 0.1, 0.25, 0.5, 1")
+        if self.ramp[0] == 1:
+            raise ValueError("ramp: at 1 from the beginning there is nothing to compare with")
+        return self
+
+
+class ArmDifference(Part):
+    """The measure in both arms. `low` and `high` bound the difference, and may be read at any time.
+
+    Args:
+        units: users with a value; `candidate_units` of them the candidate's.
+        candidate, champion: plain means.
+        difference: candidate minus champion, weighted by propensity; better is above 0.
+    """
+
+    units: int
+    candidate_units: int
+    candidate: Number
+    champion: Number
+    difference: Number
+    low: Number
+    high: Number
+
+
+class GuardrailFinding(Part):
+    """A guardrail's state.
+
+    Args:
+        name, tolerance: as registered.
+        candidate, champion: share of users that were affected, or geometric mean.
+        strength: evidence as a multiple of what is needed: it trips at 1.
+        tripped: whether the candidate is worse than tolerated.
+    """
+
+    name: str
+    tolerance: float
+    candidate: Number
+    champion: Number
+    strength: float
+    tripped: bool
+
+
+class Evidence(Part):
+    """All that a decision is made from.
+
+    Args:
+        days: since the start; `step_days` since the last step of the ramp.
+        share: of new users that meet the candidate now; 0 in shadow mode.
+        users, candidate_users: that have met either arm.
+        dropped: conversations that were left out since both arms, or another model, answered in them.
+        measure: of both arms.
+        guardrails: each with its state.
+        ratio_strength, rated_ratio_strength: evidence that users, or rated users, don't fall into the arms as drawn; 1 trips.
+        shadow_votes, shadow_mean, shadow_high: judged pairs, their mean (1: the candidate is better, -1: worse), upper bound.
+    """
+
+    days: float
+    step_days: float
+    share: float
+    users: int
+    candidate_users: int
+    dropped: int
+    measure: ArmDifference
+    guardrails: list[GuardrailFinding]
+    ratio_strength: float
+    rated_ratio_strength: float
+    shadow_votes: int = 0
+    shadow_mean: Number = math.nan
+    shadow_high: Number = math.nan
+
+
+class ExperimentVerdict(Part):
+    """A decision on an experiment: the data of an event `experiment.decision`.
+
+    Args:
+        registration: hash of the design.
+        at: the time up to which events were read, ISO 8601 in UTC.
+        outcome: promote, roll back, continue or futility.
+        reason: a word: `better`, `worse`, `guardrail`, `assignment`, `ratings`, `shadow`, `no gain`, `time`, `open`.
+        share: that the candidate gets from now on.
+        sentence: all of it in one sentence with its figures.
+        evidence: what it was made from.
+    """
+
+    registration: str
+    at: str
+    outcome: Outcome
+    reason: str
+    share: float
+    sentence: str
+    evidence: Evidence

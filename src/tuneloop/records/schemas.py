@@ -38,6 +38,8 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "request": ("request", "StoredRequest", "a request that was served"),
     "keys": ("api_key", "KeyFile", "`serve/keys.json`"),
     "decision": ("decision", "Decision", "something that was decided: an event of the store"),
+    "experiment": ("experiment", "ExperimentDesign", "`serve/experiments/NAME.json`: what was registered"),
+    "verdict": ("experiment", "ExperimentVerdict", "the data of an event `experiment.decision`"),
     "ab-plan": ("experiment", "ExperimentPlan", "what `tuneloop ab plan --json` prints"),
     "feedback": ("feedback", "Feedback", "what a person said of an answer"),
 }

@@ -1,0 +1,216 @@
+"""`tuneloop ab`: experiments of a server's store are started, decided, stopped and replayed."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import build_config, plain
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.improve.config import ExperimentOptions
+from tuneloop.improve.experiment import SHADOW, decide, evidence_of, registration_hash, time_of, units_of
+from tuneloop.improve.experiment_log import DECISION, START, STOP, ExperimentState, design_of, experiments_of
+from tuneloop.improve.feedback import current
+from tuneloop.records.decision import Decision
+from tuneloop.records.experiment import ExperimentDesign, ExperimentVerdict
+from tuneloop.records.record import read_record, write_record
+from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_file
+
+EVENTS = "kind LIKE 'experiment.%'"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A decision of the log, made again.
+
+    Args:
+        logged, again: as it stands in the log, and as it comes out now.
+        same: whether outcome, share, sentence and evidence are the same.
+        follows: whether the logged decision follows from its own logged evidence.
+    """
+
+    logged: ExperimentVerdict
+    again: ExperimentVerdict
+    same: bool
+    follows: bool
+
+
+def registration_file(place: Path | str, name: str) -> Path:
+    """Where an experiment's registration stands."""
+    return store_file(place).parent / "experiments" / f"{name}.json"
+
+
+def read_experiments(place: Path | str, *, until: str = "") -> dict[str, ExperimentState]:
+    """All experiments of a store.
+
+    Args:
+        place: the store's file, or the server's folder.
+        until: only what was decided before that time.
+
+    Raises:
+        UserError: there is no store.
+    """
+    with opened(place) as store:
+        return experiments_of(read_decisions(store, until=until, where=EVENTS))
+
+
+def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str = "") -> ExperimentState:
+    """Register an experiment and begin it.
+
+    Args:
+        place: the store's file, or the server's folder.
+        name: of the experiment.
+        settings: by the names of `ExperimentOptions`.
+        at: the time; now where empty.
+
+    Raises:
+        UserError: a bad setting, a name that is taken, or another experiment with this model goes on.
+    """
+    design = design_of(name, build_config(ExperimentOptions, settings), secrets.token_hex(8))
+    file = registration_file(place, name)
+    with opened(place) as store:
+        there = experiments_of(read_decisions(store, where=EVENTS))
+        if name in there:
+            raise UserError(f"There is an experiment {name} already", where=str(file), next_step="choose another name")
+        busy = [other for other, state in there.items() if not state.ended and state.design.model == design.model]
+        if busy:
+            raise UserError(
+                f"Experiment {busy[0]} with {design.model} goes on", where=str(store_file(place)),
+                next_step=f"tuneloop ab stop {busy[0]}, or wait for its end",
+            )  # fmt: skip
+        whole = design.model_dump(mode="json")  # with the defaults of today, which later versions may change
+        write_record(file, ExperimentDesign.model_validate(whole))
+        data = {"design": whole, "registration": registration_hash(design)}
+        key = f"{START}:{name}"
+        event = Decision(id=uuid7(), time=at or utc_now(), kind=START, subject=name, data=data, key=key)
+        if not insert(store, [event]):
+            raise UserError(f"Another process has just started {name}", where=str(file), next_step="tuneloop ab show")
+        return experiments_of([event])[name]
+
+
+def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | str) -> ExperimentState:
+    """An experiment by its name.
+
+    Args:
+        experiments: of the store.
+        name: may be empty where there is only one that goes on.
+
+    Raises:
+        UserError: there is none of that name, or none or several go on.
+    """
+    going = [other for other, state in experiments.items() if not state.ended]
+    chosen = name or (going[0] if len(going) == 1 else "")
+    if chosen in experiments:
+        return experiments[chosen]
+    known = ", ".join(experiments) or "none; `tuneloop ab start NAME` begins one"
+    what = f"There is no experiment {name!r}" if name else f"{len(going) or 'No'} experiments go on"
+    raise UserError(what, where=str(store_file(place)), next_step=f"experiments: {known}")
+
+
+def verdict_of(store: sqlite3.Connection, state: ExperimentState, at: str) -> ExperimentVerdict:
+    """What follows from all that was stored before a time.
+
+    Args:
+        store: open.
+        state: of the experiment before the decision.
+        at: ISO 8601 in UTC.
+    """
+    requests = list(read_requests(store, since=state.started, until=at, where="arm IS NOT NULL"))
+    feedback = list(read_feedback(store, since=state.started, until=at))
+    when = time_of(at)
+    units = units_of(state.design, requests, feedback, when)
+    votes = [float(one.value) for one in current(feedback) if one.kind == SHADOW and one.value in (-1, 0, 1)]
+    return decide(state.design, evidence_of(state.design, units, state.stage(when), votes), at)
+
+
+def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[ExperimentState, ExperimentVerdict]:
+    """Decide on an experiment now, and log it. One that has ended gives its last decision again.
+
+    Args:
+        place: the store's file, or the server's folder.
+        name: of the experiment; empty: the one that goes on.
+        at: the time; now where empty.
+
+    Returns:
+        The state before it, and the decision.
+
+    Raises:
+        UserError: no such experiment, its registration was changed, or it was stopped.
+    """
+    with opened(place) as store:
+        state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
+        name = state.design.name
+        refuse_changed(state, registration_file(place, name))
+        if state.ended == "stopped":
+            raise UserError(f"{name} was stopped", where=str(store_file(place)), next_step="start another one")
+        if state.ended:
+            return state, state.verdicts[-1]
+        verdict = verdict_of(store, state, at or utc_now())
+        key = f"{DECISION}:{name}:{len(state.verdicts)}"  # two processes that decide: the first one counts
+        event = Decision(id=uuid7(), time=verdict.at, kind=DECISION, subject=name, data=verdict.to_json(), key=key)
+        if not insert(store, [event]):
+            again = experiments_of(read_decisions(store, where=EVENTS))[name]
+            return state, again.verdicts[len(state.verdicts)]
+        return state, verdict
+
+
+def refuse_changed(state: ExperimentState, file: Path) -> None:
+    """Refuse an experiment whose registration is not what it was.
+
+    Raises:
+        UserError: the file is missing or was changed.
+    """
+    found = registration_hash(read_record(ExperimentDesign, file))
+    if found != state.registration:
+        raise UserError(
+            "The registration was changed after the start", where=str(file),
+            next_step=f"restore it ({state.registration[:19]}...), or stop this experiment and start another one",
+        )  # fmt: skip
+
+
+def stop(place: Path | str, name: str, why: str) -> ExperimentState:
+    """End an experiment by hand; the champion answers all.
+
+    Raises:
+        UserError: no such experiment, or it has ended.
+    """
+    with opened(place) as store:
+        state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
+        if state.ended:
+            raise UserError(
+                f"{state.design.name} has ended: {state.ended}", where=str(store_file(place)), next_step="tuneloop ab show"
+            )  # fmt: skip
+        key = f"{STOP}:{state.design.name}"
+        data = {"why": why, "registration": state.registration}
+        insert(store, [Decision(id=uuid7(), time=utc_now(), kind=STOP, subject=state.design.name, data=data, key=key)])
+        return experiments_of(read_decisions(store, where=EVENTS))[state.design.name]
+
+
+def replay(place: Path | str, name: str = "") -> list[Replayed]:
+    """Make every decision of an experiment again from the log.
+
+    Raises:
+        UserError: no such experiment.
+    """
+    done: list[Replayed] = []
+    with opened(place) as store:
+        events = list(read_decisions(store, where=EVENTS))
+        name = find(experiments_of(events), name, place).design.name
+        own = [event for event in events if event.subject == name]
+        for at, event in enumerate(own):
+            if event.kind == DECISION:
+                logged = ExperimentVerdict.model_validate(event.data)
+                state = experiments_of(own[:at])[name]
+                again = verdict_of(store, state, logged.at)
+                follows = decide(state.design, logged.evidence, logged.at)
+                done.append(Replayed(logged, again, _same(logged, again), _same(logged, follows)))
+    return done
+
+
+def _same(a: ExperimentVerdict, b: ExperimentVerdict) -> bool:
+    return bool(plain(a.model_dump(mode="json")) == plain(b.model_dump(mode="json")))

@@ -1,0 +1,119 @@
+"""Experiments of a store: started, decided, stopped and replayed, also through the command line."""
+
+import json
+
+import pytest
+from traffic import at, traffic
+
+from tuneloop.cli.main import main
+from tuneloop.core.errors import UserError
+from tuneloop.improve.experiment_log import experiments_of
+from tuneloop.serve.store import connect, insert, opened, read_decisions
+from tuneloop.workflows import ab
+
+SETTINGS = {"model": "m", "shadow": False, "maturation_hours": 24.0, "ramp": "50,100"}
+
+
+@pytest.fixture
+def store(tmp_path):
+    connect(tmp_path, create=True).close()
+    return tmp_path
+
+
+def begun(store, **changes):
+    return ab.start(store, "new", {**SETTINGS, **changes}, at=at(0))
+
+
+def add(store, state, rates, users=600):
+    with opened(store) as connection:
+        for records in traffic(state.design, state.share, users, 5, rates=rates):
+            insert(connection, records)
+
+
+def test_a_good_candidate_is_promoted_and_every_decision_replays(store):
+    state = begun(store)
+    add(store, state, (0.9, 0.6))
+    assert ab.check(store, at=at(0.5))[1].outcome == "continue"
+    assert ab.check(store, at=at(2))[1].outcome in ("continue", "promote")
+    _, verdict = ab.check(store, at=at(10))
+    assert verdict.outcome == "promote"
+    assert verdict.registration == state.registration
+    done = ab.replay(store, "new")
+    assert len(done) >= 2 and all(one.same and one.follows for one in done)
+    assert ab.check(store, "new", at=at(11))[1] == verdict  # it has ended: the same decision again
+
+
+def test_a_bad_one_is_rolled_back(store):
+    add(store, begun(store), (0.2, 0.8))
+    _, verdict = ab.check(store, at=at(10))
+    assert verdict.outcome == "roll back" and "Rolled back" in verdict.sentence
+    assert ab.read_experiments(store)["new"].ended == "roll back"
+
+
+def test_no_second_experiment_with_the_same_model_or_name(store):
+    begun(store)
+    for name, why in (("new", "already"), ("other", "goes on")):
+        with pytest.raises(UserError, match=why):
+            ab.start(store, name, SETTINGS)
+    ab.stop(store, "", "enough")
+    assert ab.start(store, "other", SETTINGS).share == 0.5
+    with pytest.raises(UserError, match="was stopped"):
+        ab.check(store, "new")
+    with pytest.raises(UserError, match="has ended"):
+        ab.stop(store, "new", "")
+
+
+def test_a_registration_that_was_changed_decides_nothing(store):
+    begun(store)
+    file = ab.registration_file(store, "new")
+    file.write_text(file.read_text().replace('"effect": 0.05', '"effect": 0.01'))
+    with pytest.raises(UserError, match="changed after the start"):
+        ab.check(store, "new")
+
+
+def test_an_erased_request_shows_in_the_replay(store):
+    add(store, begun(store), (0.7, 0.6), users=200)
+    ab.check(store, at=at(10))
+    with opened(store) as connection:
+        connection.execute("DELETE FROM requests WHERE id < 'r000050'")
+    (one,) = ab.replay(store, "new")
+    assert not one.same and one.follows
+
+
+def test_two_processes_that_decide_at_once_leave_one_decision(store, monkeypatch):
+    state = begun(store)
+    add(store, state, (0.7, 0.6), users=100)
+    real = ab.verdict_of
+    seen = []
+
+    def and_another_one(connection, before, when):
+        found = real(connection, before, when)
+        if when == at(4):
+            seen.append(ab.check(store, at=at(3)))
+        return found
+
+    monkeypatch.setattr(ab, "verdict_of", and_another_one)
+    found = ab.check(store, at=at(4))
+    with opened(store) as connection:
+        (only,) = experiments_of(read_decisions(connection))["new"].verdicts
+    assert found[1] == seen[0][1] == only and only.at == at(3)
+
+
+def test_the_command_line_from_start_to_end(store, capsys):
+    def run(*words):
+        code = main(["ab", *words, "--store", str(store), "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    code, made = run("start", "new", "--model", "m", "--no-shadow", "--ramp", "50,100", "--maturation-hours", "1e-6")
+    assert code == 0 and made["share"] == 0.5
+    code, found = run("check")
+    assert code == 3 and found["outcome"] == "continue" and found["registration"] == made["registration"]
+    code, found = run("replay", "new")
+    assert code == 0 and found["same"]
+    code, found = run("stop", "new", "--why", "a test")
+    assert code == 0 and found["ended"] == "stopped"
+    code, found = run("show")
+    assert code == 0 and [one["name"] for one in found["experiments"]] == ["new"]
+    assert run("check", "nothing")[0] == 2
+    assert main(["ab", "show", "new", "--store", str(store)]) == 0
+    assert "stopped" in capsys.readouterr().out

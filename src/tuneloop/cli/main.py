@@ -62,6 +62,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "keys": "Make, list and revoke the API keys of a server.",
     },
     "Improve": {
+        "feedback": "Store, import, export and show what people say of answers.",
         "ab": "Try a candidate on live traffic, and decide by what its users do.",
     },
     "Combine": {

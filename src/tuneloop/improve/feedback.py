@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
 
-from tuneloop.records.feedback import Feedback
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc
+from tuneloop.records.feedback import KINDS, Feedback
 
 GOOD_WORDS = {"up", "good", "yes", "like", "liked", "positive", "true", "resolved", "kept"}
 BAD_WORDS = {"down", "bad", "no", "dislike", "disliked", "negative", "false"}
@@ -85,3 +90,85 @@ def by_request(
         if of is not None:
             found.setdefault(of, []).append(one)
     return found
+
+
+# --- feedback that comes in --------------------------------------------------------------------
+
+KIND = re.compile(r"[a-z][a-z0-9_.-]{0,39}")
+LONGEST = 20_000  # characters of a text
+TEXTS = ("label", "correction", "comment", "choice")
+
+
+def feedback_of(given: Mapping[str, Any], *, new_id: str, now: str) -> Feedback:
+    """Feedback from what somebody sent, checked.
+
+    Args:
+        given: `request` or `conversation`, `kind`, `value`, and `user`, `time`, `key` where they are known.
+        new_id: its id.
+        now: the time where none is given; one that lies later is set to it, since clocks differ.
+
+    Raises:
+        UserError: it is about nothing or about two things, its kind is no name, or its value does not fit the kind.
+    """
+    named = {name: _name(given.get(name), name) for name in ("request", "conversation", "user", "key")}
+    if (named["request"] is None) == (named["conversation"] is None):
+        raise UserError(
+            "Feedback is about a request or about a conversation, one of them", where="feedback",
+            next_step='as in {"request": "ID", "kind": "thumbs", "value": true}',
+        )  # fmt: skip
+    kind = given.get("kind")
+    if not isinstance(kind, str) or not KIND.fullmatch(kind):
+        raise UserError(
+            f"Not a kind of feedback: {kind!r:.60}", where="kind",
+            next_step=f"{', '.join(KINDS)}, or a name of your own in small letters, as in resolved",
+        )  # fmt: skip
+    time = _time(given.get("time"), now)
+    return Feedback(id=new_id, **named, kind=kind, value=_checked(kind, given.get("value")), time=time)
+
+
+def _name(value: Any, what: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str | int) or isinstance(value, bool) or len(str(value)) > 256:
+        raise UserError(f"Not a name: {value!r:.60}", where=what, next_step="a text of at most 256 characters")
+    return str(value)
+
+
+def _time(value: Any, now: str) -> str:
+    if value in (None, ""):
+        return now
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        raise UserError(
+            f"Not a time: {value!r:.60}", where="time", next_step="write it as 2026-01-31T12:00:00Z"
+        ) from None
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return min(utc(found.timestamp()), now)
+
+
+def _checked(kind: str, value: Any) -> Any:
+    """A value that fits the kind: thumbs as true or false, ratings as numbers, the others as they are."""
+    step = "tuneloop feedback add --help"
+    if kind in TEXTS or (isinstance(value, str) and kind not in ("thumbs", "rating")):
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"A {kind} is a text, got {value!r:.60}", where="value", next_step=step)
+        if len(value) > LONGEST:
+            raise UserError(
+                f"A text of {len(value):,} characters; at most {LONGEST:,} are kept", where="value", next_step="shorten it"
+            )  # fmt: skip
+        return value
+    if not isinstance(value, str | int | float | bool) or value != value:
+        raise UserError(f"Not a value of {kind}: {value!r:.60}", where="value", next_step=step)
+    if kind == "rating" and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise UserError(f"A rating is a number, got {value!r:.60}", where="value", next_step=step) from None
+    if kind in ("thumbs", "rating"):
+        good = value_of(kind, value)
+        if good is None:
+            meant = "up or down" if kind == "thumbs" else f"1 to {STARS}, or from 0 to 1"
+            raise UserError(f"A {kind} is {meant}, got {value!r:.60}", where="value", next_step=step)
+        return good == 1.0 if kind == "thumbs" else value
+    return value

@@ -1,0 +1,133 @@
+"""`tuneloop feedback`: what people say of answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
+
+STORE = flag("serve", "FOLDER", "The server's folder, or its store.")
+KEEP = switch("Leave personal data in texts as they are.", "--keep-personal")
+
+
+@dataclass(frozen=True)
+class Said:
+    """One piece of feedback."""
+
+    PANEL: ClassVar[str] = "Feedback"
+
+    kind: str = flag("thumbs", "KIND", "thumbs, rating, label, correction, comment, choice, or a name of your own.")
+    value: str = flag("", "VALUE", "up or down, a number, true or false, or a text.", "-v")
+    conversation: str = flag("", "ID", "The conversation, in place of a request.")
+    user: str = flag("", "NAME", "Who says so: a pseudonym.")
+    key: str = flag("", "TEXT", "The same key again is the same feedback.")
+    time: str = flag("", "TIME", "When it was said, as in 2026-01-31T12:00:00Z; default: now.")
+
+
+def add(
+    request: str = argument("[REQUEST]", "Id of the request; with --conversation none.", ""),
+    keep_personal: bool = KEEP,
+    store: str = STORE,
+    *,
+    said: Said,
+    output: Output,
+) -> None:
+    """Store one piece of feedback on a request or a conversation."""
+    from tuneloop.workflows.feedback import add as store_one
+
+    given = {**asdict(said), "request": request, "value": _value(said.kind, said.value)}
+    one, new = store_one(store, given, personal=_personal(keep_personal))
+    if output.json:
+        print_json({"id": one.id, "new": new, "feedback": one})
+    else:
+        print(f"{'stored' if new else 'known already'}: {one.kind} on {one.request or one.conversation}")
+
+
+def _value(kind: str, text: str) -> Any:
+    """A value as it is meant: a text for kinds that are texts; else true, false, a number, or the text itself."""
+    if kind in ("label", "correction", "comment", "choice"):
+        return text
+    try:
+        found = json.loads(text.lower())
+    except ValueError:
+        return text
+    return found if isinstance(found, bool | int | float) else text
+
+
+def _personal(keep: bool) -> Any:
+    from tuneloop.data.config import PersonalConfig
+
+    return PersonalConfig(mode="off") if keep else None
+
+
+def import_(
+    sources: list[str] = argument("FILE...", "Files with columns request, kind and value; jsonl, csv, parquet, ..."),
+    kind: str = flag("", "KIND", "Kind of records that name none."),
+    keep_personal: bool = KEEP,
+    store: str = STORE,
+    *,
+    output: Output,
+) -> None:
+    """Store the feedback of files; the same file again adds nothing."""
+    from tuneloop.workflows.feedback import import_files
+
+    with screen(output.quiet, "importing"):
+        done = import_files(store, sources, kind=kind, personal=_personal(keep_personal))
+    if output.json:
+        print_json(done)
+        return
+    print(f"added     {done.added:,}" + (f"; {done.known:,} were known already" if done.known else ""))
+    for one in done.refused[:10]:
+        print(f"refused   {one['source']}:{one['line']}: {one['reason']}")
+    if len(done.refused) > 10:
+        print(f"refused   {len(done.refused) - 10:,} more")
+
+
+def export(
+    out: str = flag(..., "FILE", "Where it is written, as JSON Lines.", "-o"),
+    since: str = flag("", "TIME", "Only what was said from then on."),
+    until: str = flag("", "TIME", "Only what was said before."),
+    store: str = STORE,
+    *,
+    output: Output,
+) -> None:
+    """Write feedback as JSON Lines."""
+    from tuneloop.workflows.feedback import export as write
+
+    lines = write(store, out, since=since, until=until)
+    if output.json:
+        print_json({"path": out, "lines": lines})
+    else:
+        print(f"written   {out}: {lines:,} lines")
+
+
+def show(
+    since: str = flag("", "TIME", "Only what was said from then on."),
+    until: str = flag("", "TIME", "Only what was said before."),
+    orphans: bool = switch("List feedback on requests that are not known."),
+    store: str = STORE,
+    *,
+    output: Output,
+) -> None:
+    """Show how much feedback there is of each kind, and how good it is."""
+    from tuneloop.workflows.feedback import show as read
+
+    found = read(store, since=since, until=until)
+    if output.json:
+        print_json(found)
+        return
+    print(f"requests  {found.requests:,}, of which {found.rated:,} have feedback")
+    for one in found.kinds:
+        mean = "" if one.mean is None else f", {one.mean:.3f} good on average (0 to 1)"
+        print(f"{one.kind:<10}{one.events:,} events, {one.current:,} hold{mean}")
+    if found.orphans:
+        print(f"orphans   {len(found.orphans):,} on requests or conversations that are not known (yet)")
+    for lost in found.orphans if orphans else []:
+        print(f"  {lost.time[:16].replace('T', ' ')}  {lost.kind} on {lost.request or lost.conversation}")
+
+
+commands = {"add": add, "import": import_, "export": export, "show": show}

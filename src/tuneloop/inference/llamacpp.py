@@ -24,32 +24,45 @@ ENGINE = "llama.cpp"
 PATIENCE = 600.0  # seconds for one answer; a model that loads from a slow disk takes minutes
 
 
-def installed() -> bool:
-    """Whether the wheel is here, in the version that is known."""
+def installed(wheel: str = WHEEL, version: str = VERSION) -> bool:
+    """Whether a wheel is here, in the version that is known."""
     try:
-        return importlib.metadata.version(WHEEL) == VERSION
+        return importlib.metadata.version(wheel) == version
     except importlib.metadata.PackageNotFoundError:
         return False
 
 
 def need_llamacpp() -> None:
-    """Refuse to go on without the wheel.
+    """Refuse to go on without the wheel that computes with GGUF files and quantises them.
 
     Raises:
         UserError: it is missing or another version, with the command that installs it.
     """
-    if installed():
+    need_wheel(WHEEL, VERSION, "5.5 MB; Linux and Windows on x86-64")
+
+
+def need_wheel(wheel: str, version: str, about: str) -> None:
+    """Refuse to go on without a wheel of llama.cpp.
+
+    Args:
+        version: the one that is known here.
+        about: its size and where it runs.
+
+    Raises:
+        UserError: it is missing or another version, with the command that installs it.
+    """
+    if installed(wheel, version):
         return
     try:
-        other = importlib.metadata.version(WHEEL)
+        other = importlib.metadata.version(wheel)
     except importlib.metadata.PackageNotFoundError:
         other = ""
     raise UserError(
-        f"{WHEEL} is version {other} here, and this tuneloop knows {VERSION}"
+        f"{wheel} is version {other} here, and this tuneloop knows {version}"
         if other
         else "llama.cpp is not installed",
-        where=WHEEL,
-        next_step=f"pip install '{WHEEL}=={VERSION}'   (5.5 MB; Linux and Windows on x86-64)",
+        where=wheel,
+        next_step=f"pip install '{wheel}=={version}'   ({about})",
     )
 
 
@@ -131,6 +144,10 @@ class LlamaCpp:
         """The log likelihood of each answer after a prompt, summed over its tokens."""
         found: list[float] = self._ask("score", list(ids), [list(answer) for answer in answers])
         return found
+
+    def apply(self, scales: Sequence[float]) -> None:
+        """Say how strongly each adapter applies to what is asked from now on: 1 as it was trained, 0 not at all."""
+        self._ask("apply", list(scales))
 
     def quantise(
         self, source: Path, out: Path, kind: int, importance: Mapping[str, np.ndarray[Any, Any]] | None = None

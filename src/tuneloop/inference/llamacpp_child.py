@@ -38,6 +38,7 @@ class Server:
         self.threads = 1
         self.exact = False
         self.adapters: list[Any] = []
+        self.scales: list[float] = []
 
     def load(self, file: str, adapters: Sequence[str], threads: int, exact: bool) -> dict[str, Any]:
         """Open a GGUF file with LoRA files on top.
@@ -56,6 +57,7 @@ class Server:
         for path, adapter in zip(adapters, self.adapters, strict=True):
             if adapter == ffi.NULL:
                 raise Refused(f"llama.cpp can't load the adapter {path}")
+        self.scales = [1.0] * len(self.adapters)
         size = lib.llama_vocab_n_tokens(self.vocab)
         return {
             "vocabulary": size,
@@ -183,16 +185,24 @@ class Server:
         self.context = lib.llama_init_from_model(self.model, params)
         if self.context == ffi.NULL:
             raise Refused(f"llama.cpp has no memory for a context of {self.size:,} tokens")
-        if self.adapters:
-            scales = [1.0] * len(self.adapters)
-            failed = lib.llama_set_adapters_lora(
-                self.context,
-                ffi.new("struct llama_adapter_lora *[]", self.adapters),
-                len(scales),
-                ffi.new("float[]", scales),
-            )
-            if failed:
-                raise Refused("llama.cpp can't apply the adapter")
+        self._apply()
+
+    def apply(self, scales: Sequence[float]) -> None:
+        """Set the scale of each adapter for what follows; 0: it does not apply."""
+        self.scales = list(scales)
+        if self.context:
+            self._apply()
+
+    def _apply(self) -> None:
+        pairs = [(adapter, scale) for adapter, scale in zip(self.adapters, self.scales, strict=True) if scale]
+        failed = self.lib.llama_set_adapters_lora(
+            self.context,
+            self.ffi.new("struct llama_adapter_lora *[]", [adapter for adapter, _ in pairs]),
+            len(pairs),
+            self.ffi.new("float[]", [scale for _, scale in pairs]),
+        )
+        if failed:
+            raise Refused("llama.cpp can't apply the adapter")
 
     def _read(self, ids: Sequence[int], *, start: int = 0, every: bool = False) -> Iterator[np.ndarray[Any, Any]]:
         """Read tokens into sequence 0.

@@ -68,13 +68,20 @@ def trie_of_labels(
     template: Template, labels: Sequence[str], prompt: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
 ) -> LabelTrie:
     """Labels as the tokens that the model would write after a prompt, the end of the turn included."""
+    return label_trie(labels, label_ids(template, labels, prompt, tools))
+
+
+def label_ids(
+    template: Template, labels: Sequence[str], prompt: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+) -> list[list[int]]:
+    """The tokens of each label as an answer to a prompt, the end of the turn included."""
     before = len(template.prompt_ids(prompt, tools))
     tokens = []
     for label in labels:
         rendered = template.render([*prompt, {"role": "assistant", "content": label}], tools)
         end = max(i for i, learned in enumerate(rendered.mask) if learned) + 1
         tokens.append(rendered.ids[before:end])
-    return label_trie(labels, tokens)
+    return tokens
 
 
 def choose_for(
@@ -145,12 +152,21 @@ def choose(
     tokens = trie.tokens
     shifted = content_free is not None
     return [
-        _chosen(dict(zip(trie.labels, row, strict=True)), tokens, len(prompt), shifted)
+        chosen(dict(zip(trie.labels, row, strict=True)), tokens, len(prompt), shifted)
         for prompt, row in zip(prompts, scores.tolist(), strict=True)
     ]
 
 
-def _chosen(scores: dict[str, float], tokens: Mapping[str, int], prompt_tokens: int, shifted: bool) -> Completion:
+def chosen(
+    scores: dict[str, float], tokens: Mapping[str, int], prompt_tokens: int, shifted: bool = False
+) -> Completion:
+    """The answer that choice scoring gives: the label with the highest score, and how sure it is.
+
+    Args:
+        scores: the mean log likelihood of each label's tokens.
+        tokens: of each label.
+        shifted: see `label_probability`.
+    """
     best = max(scores, key=scores.__getitem__)
     sure = label_probability(scores, best, tokens, shifted=shifted)
     return Completion(
@@ -162,7 +178,7 @@ def _chosen(scores: dict[str, float], tokens: Mapping[str, int], prompt_tokens: 
 def calibrated(answer: Completion, offset: Mapping[str, float], tokens: Mapping[str, int]) -> Completion:
     """An answer by its scores less those under a prompt that says nothing (`offset`), with all labels scored to their ends."""
     scores = {label: score - offset[label] for label, score in (answer.label_scores or {}).items()}
-    return replace(_chosen(scores, tokens, answer.prompt_tokens, True), total_ms=answer.total_ms)
+    return replace(chosen(scores, tokens, answer.prompt_tokens, True), total_ms=answer.total_ms)
 
 
 def label_probability(

@@ -77,10 +77,24 @@ def _is_converted(done: Path, stamp: Mapping[str, Any]) -> bool:
     return isinstance(known, dict) and all(known.get(key) == value for key, value in stamp.items())
 
 
-def _write_model(source: Path, folder: Path) -> None:
+def read_tokenizer(source: Path, folder: Path) -> None:
+    """Write the tokenizer and the chat template of a GGUF file into a folder, without its weights.
+
+    Raises:
+        UserError: not a readable GGUF file, or a tokenizer that is not known here.
+    """
+    _, fields = _opened(source)
+    try:
+        _write_tokenizer(fields, folder)
+    except KeyError as error:
+        raise UserError(
+            f"The GGUF file lacks {error}", where=str(source), next_step="use the model's safetensors folder"
+        ) from None
+
+
+def _opened(source: Path) -> tuple[Any, dict[str, Any]]:
+    """A reader of a GGUF file, and its fields."""
     import gguf
-    import torch
-    from safetensors.torch import save
 
     try:
         reader = gguf.GGUFReader(source)
@@ -95,6 +109,15 @@ def _write_model(source: Path, folder: Path) -> None:
             where=str(source),
             next_step="use the model's safetensors folder",
         )
+    return reader, fields
+
+
+def _write_model(source: Path, folder: Path) -> None:
+    import gguf
+    import torch
+    from safetensors.torch import save
+
+    reader, fields = _opened(source)
     config = _config(fields)
     tensors: dict[str, Any] = {}
     for tensor in reader.tensors:

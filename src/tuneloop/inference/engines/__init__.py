@@ -14,7 +14,7 @@ answer depends on its request alone, not on which adapter answered before, what 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuneloop.core.errors import UserError
@@ -25,6 +25,7 @@ from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Update
+    from tuneloop.models.template import Template
 
 START_WITHIN = 120.0  # seconds; the packaged model is there in three, 8 GB from a slow disk take minutes
 
@@ -140,3 +141,29 @@ def unknown_adapter(adapter: str, known: Mapping[str, AdapterFacts]) -> str:
     if adapter == BASE or adapter in known:
         return ""
     return f"no_adapter: no adapter {adapter[:16]!r} is loaded; loaded: {', '.join(k[:16] for k in known) or 'none'}"
+
+
+def with_template(template: Template, source: str) -> Template:
+    """A tokenizer with another chat template in place of its own; empty: its own."""
+    from tuneloop.models.template import plain_source
+
+    return template if not source or source == plain_source(template.source) else replace(template, source=source)
+
+
+def rendered(
+    template: Template, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+) -> Sequence[int]:  # fmt: skip
+    """Token ids of a conversation up to the place of the answer.
+
+    Raises:
+        UserError: the template refuses it.
+    """
+    from tuneloop.models.template import TemplateError
+
+    try:
+        return template.prompt_ids(list(messages), list(map(dict, tools)))
+    except TemplateError as error:
+        raise UserError(
+            f"The chat template can't render this conversation: {error}", where="messages",
+            next_step="see what the model's chat template accepts",
+        ) from None  # fmt: skip

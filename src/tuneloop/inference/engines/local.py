@@ -16,8 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.engines import START_WITHIN, AdapterFacts, Served, named_adapter, unknown_adapter
-from tuneloop.inference.prompt import label_tree, refused, with_ids
+from tuneloop.inference.engines import (
+    START_WITHIN,
+    AdapterFacts,
+    Served,
+    named_adapter,
+    rendered,
+    unknown_adapter,
+    with_template,
+)
+from tuneloop.inference.prompt import LabelTrees, refused, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import ENGINE, Completion
@@ -29,7 +37,6 @@ if TYPE_CHECKING:
     from tuneloop.models.load import Model
     from tuneloop.models.template import Template
 
-TREES_KEPT = 64  # different sets of labels whose tokens are kept
 MOST_CHOICES = (
     16  # requests with choices that are scored in one pass, so that those who are being written to wait for few
 )
@@ -80,7 +87,7 @@ class LocalEngine:
         self._start_within = start_within
         self._adapters: dict[str, AdapterFacts] = {}
         self._templates: dict[str, Template] = {}
-        self._trees: dict[tuple[str, tuple[str, ...]], LabelTrie] = {}
+        self._trees = LabelTrees()
         self._inbox = _Inbox()
         self._model: Model | None = None
         self._thread: threading.Thread | None = None
@@ -153,7 +160,7 @@ class LocalEngine:
             return
         self._tell_over()
         await asyncio.to_thread(thread.join, STOP_WITHIN)
-        self._model, self._adapters, self._templates, self._trees = None, {}, {}, {}
+        self._model, self._adapters, self._templates = None, {}, {}
 
     def _tell_over(self) -> None:
         with self._inbox.changed:
@@ -170,20 +177,10 @@ class LocalEngine:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
     ) -> Sequence[int]:
         """Token ids of a conversation; see `ServingEngine.render`."""
-        from tuneloop.models.template import TemplateError
-
         self._loaded()
         if why := unknown_adapter(adapter, self._adapters):
             raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
-        try:
-            return await asyncio.to_thread(
-                self._templates[adapter].prompt_ids, list(messages), list(map(dict, tools))
-            )  # fmt: skip
-        except TemplateError as error:
-            raise UserError(
-                f"The chat template can't render this conversation: {error}", where="messages",
-                next_step="see what the model's chat template accepts",
-            ) from None  # fmt: skip
+        return await asyncio.to_thread(rendered, self._templates[adapter], messages, tools)
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """An answer as it is written; see `ServingEngine.stream`."""
@@ -221,14 +218,7 @@ class LocalEngine:
         return with_ids(template, self.context, request, room=room)
 
     def _tree(self, request: Request) -> LabelTrie:
-        key = request.adapter, request.choices
-        tree = self._trees.get(key)
-        if tree is None:
-            tree = label_tree(self._templates[request.adapter], request.choices)
-            while len(self._trees) >= TREES_KEPT:
-                self._trees.pop(next(iter(self._trees)), None)
-            self._trees[key] = tree
-        return tree
+        return self._trees.of(self._templates[request.adapter], request.choices)[0]
 
     def _put(self, asked: _Asked) -> str:
         """Hand a request to the thread; why it can't be, where it is over."""
@@ -275,23 +265,16 @@ class LocalEngine:
 
         use_threads()
         model = load_model(self._base.source)
-        templates = {BASE: _template_of(model, self._base.template)}
+        templates = {BASE: with_template(model.template, self._base.template)}
         adapters = {}
         for served in self._served:
             folder = trained_folder(Path(served.source).expanduser())
             name = load_adapter_alongside(model, folder)
             method = method_of_folder(folder)
             adapters[name] = AdapterFacts(name, served.source, method.name if method is not None else "")
-            templates[name] = _template_of(model, served.template)
+            templates[name] = with_template(model.template, served.template)
         self._adapters, self._templates, self._model = adapters, templates, model
         return model
-
-
-def _template_of(model: Model, source: str) -> Template:
-    from tuneloop.models.template import plain_source
-
-    own = model.template
-    return own if not source or source == plain_source(own.source) else replace(own, source=source)
 
 
 def _post(loop: asyncio.AbstractEventLoop, updates: asyncio.Queue[Update], update: Update) -> None:

@@ -1,0 +1,121 @@
+"""The proof at the start: each adapter is applied, and answers as it was evaluated.
+
+An engine can load an adapter and not use it, use another one, or scale it wrongly; the answers are then fluent and
+wrong. A few rows of the evaluation tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tuneloop.core.errors import UserError
+from tuneloop.inference.engines import ServingEngine, complete, named_adapter
+from tuneloop.inference.request import Request
+from tuneloop.models.adapters import BASE
+from tuneloop.records.completion import Completion
+
+SAME = 1e-3  # log probabilities that differ by less come from the same weights; an adapter that does anything moves them by more
+LEAST = 0.7  # share of the answers that must be those of the evaluation; roundings of 4-bit weights flip near ties
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A row whose answer is known.
+
+    Args:
+        request: as it was evaluated, with the adapter's hash (or `base`).
+        expected: the answer of the evaluation.
+    """
+
+    request: Request
+    expected: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the rows have shown of an adapter: how many of `n` answers are those of the evaluation."""
+
+    adapter: str
+    n: int
+    same: int
+
+
+async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: float = LEAST) -> list[Proof]:
+    """Ask the rows and compare.
+
+    Args:
+        least: share of an adapter's answers that must be those of the evaluation.
+
+    Raises:
+        UserError: an adapter changes nothing, or answers other than it did in the evaluation.
+    """
+    by_adapter: dict[str, list[Canary]] = defaultdict(list)
+    for canary in canaries:
+        by_adapter[named_adapter(canary.request)].append(canary)
+    proofs = []
+    for adapter, rows in by_adapter.items():
+        asked = [_measured(row.request, adapter) for row in rows]
+        answers = await asyncio.gather(*(complete(engine, request) for request in asked))
+        _refuse_errors(engine, adapter, answers)
+        if adapter != BASE:
+            plain = await asyncio.gather(*(complete(engine, _measured(row.request, BASE)) for row in rows))
+            _refuse_unchanged(engine, adapter, answers, plain)
+        same = sum(answer.text == row.expected.strip() for answer, row in zip(answers, rows, strict=True))
+        if same < least * len(rows):
+            wrong = next(
+                f"{answer.text[:60]!r} instead of {row.expected[:60]!r}"
+                for answer, row in zip(answers, rows, strict=True)
+                if answer.text != row.expected.strip()
+            )
+            raise UserError(
+                f"{same} of {len(rows)} answers are those of the evaluation; the first other one is {wrong}",
+                where=_where(engine, adapter),
+                next_step="check that base, adapter and template belong together, and evaluate what is served",
+            )
+        proofs.append(Proof(adapter, len(rows), same))
+    return proofs
+
+
+def _measured(request: Request, adapter: str) -> Request:
+    """A request that also tells numbers by which weights can be told apart."""
+    return replace(request, adapter=adapter, logprobs=None if request.choices else 0)
+
+
+def _refuse_errors(engine: ServingEngine, adapter: str, answers: Sequence[Completion]) -> None:
+    for answer in answers:
+        if answer.error:
+            raise UserError(
+                f"A row of the evaluation can't be answered: {answer.error}", where=_where(engine, adapter),
+                next_step="see the engine's log",
+            )  # fmt: skip
+
+
+def _refuse_unchanged(
+    engine: ServingEngine, adapter: str, answers: Sequence[Completion], plain: Sequence[Completion]
+) -> None:
+    """Refuse an adapter under which no number differs from the base's."""
+    for answer, other in zip(answers, plain, strict=True):
+        if answer.text != other.text:
+            return
+        ours, theirs = _numbers(answer), _numbers(other)
+        if not ours or any(abs(a - b) > SAME for a, b in zip(ours, theirs, strict=False)):
+            return  # an engine that tells no numbers: its texts must do
+    raise UserError(
+        f"The adapter changes nothing: {len(answers)} rows get the base model's answers and probabilities",
+        where=_where(engine, adapter),
+        next_step="check that it was trained on this base, and that the engine applies it",
+    )
+
+
+def _numbers(answer: Completion) -> list[float]:
+    if answer.label_scores:
+        return list(answer.label_scores.values())
+    return [token.logprob for token in answer.logprobs or ()]
+
+
+def _where(engine: ServingEngine, adapter: str) -> str:
+    facts = engine.adapters.get(adapter)
+    return f"{engine.name}, {facts.source if facts else engine.base}"

@@ -1,0 +1,508 @@
+"""llama.cpp behind the serving protocol: its own server in a child process, one GGUF file with any number of LoRA files.
+
+A crash in it ends the child and not the program. What llama.cpp would get wrong by itself is taken care of here:
+
+- Each request carries the scales of all adapters, since llama.cpp applies those that a request does not mention.
+- Adapters are known here by the hash of their file; llama.cpp answers an unknown number by the base.
+- Its prompt cache in memory is off: it gives one adapter's keys and values to another.
+- Prompts are token ids from the template that was trained, and text comes from ids by the same tokenizer, so that what
+  is served is token-identical to what was trained, however llama.cpp would cut it.
+- Choices are scored whole, by the tree of labels as in the evaluation. A grammar would take the likeliest first token
+  and be bound to the labels that begin so; that is another answer, and has no probability.
+- An answer is checked against its JSON Schema: llama.cpp writes free text under one that it can't read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import sha256_file
+from tuneloop.inference.engines import (
+    START_WITHIN,
+    AdapterFacts,
+    Served,
+    named_adapter,
+    rendered,
+    unknown_adapter,
+    with_template,
+)
+from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
+from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, schema_problem, with_ids
+from tuneloop.inference.request import Request
+from tuneloop.inference.stream import TextStream
+from tuneloop.models.adapters import BASE
+from tuneloop.records.completion import Completion, Finish, TokenLogprob
+from tuneloop.records.rows import Message
+
+if TYPE_CHECKING:
+    from tuneloop.inference.engine import Update
+    from tuneloop.models.template import Template
+
+WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other
+HEALTHY_WITHIN = 2.0  # seconds
+GONE = "engine: llama.cpp ended by itself"
+
+
+@dataclass(frozen=True)
+class LlamaCppSettings:
+    """How llama.cpp's server runs.
+
+    Args:
+        slots: requests that are computed at the same time.
+        context: tokens of a prompt with its answer; each slot has memory for so many.
+        threads: 0: as many as this process may use.
+        start_within: seconds to load everything.
+        log: file for what llama.cpp tells; None: a temporary one.
+    """
+
+    slots: int = 4
+    context: int = 4096
+    threads: int = 0
+    start_within: float = START_WITHIN
+    log: Path | None = None
+
+
+class LlamaCppEngine:
+    """See `ServingEngine`.
+
+    Args:
+        base: a GGUF file, or the folder of an artifact with one.
+        adapters: LoRA files in GGUF, or folders of artifacts with one.
+        settings: how it runs.
+    """
+
+    def __init__(
+        self, base: Served, adapters: Sequence[Served] = (), settings: LlamaCppSettings = LlamaCppSettings()
+    ) -> None:
+        self._base, self._served, self._settings = base, tuple(adapters), settings
+        self._adapters: dict[str, AdapterFacts] = {}
+        self._templates: dict[str, Template] = {}
+        self._trees = LabelTrees()
+        self._files: list[Path] = []
+        self._context = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self._client: Any = None
+        self._scorer: LlamaCpp | None = None
+        self._scoring = asyncio.Lock()
+
+    @property
+    def name(self) -> str:
+        """llama.cpp."""
+        return ENGINE
+
+    @property
+    def base(self) -> str:
+        """The GGUF file, as it was named."""
+        return self._base.source
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt with its answer."""
+        return self._context or self._settings.context
+
+    @property
+    def slots(self) -> int:
+        """Requests that are computed at the same time."""
+        return self._settings.slots
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterFacts]:
+        """What is loaded, by the hash of its file."""
+        return dict(self._adapters)
+
+    @property
+    def process(self) -> int | None:
+        """Id of the child process; None: it is not running."""
+        return None if self._process is None else self._process.pid
+
+    # -- start and stop
+
+    async def start(self) -> None:
+        """Start the server and load everything; a server that has ended is started anew.
+
+        Raises:
+            UserError: a wheel or a file is missing, llama.cpp refuses one, or it takes longer than allowed.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
+        await self.stop()
+        try:
+            await asyncio.to_thread(self._start)
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _start(self) -> None:
+        need_wheel(WHEEL, VERSION, "about 35 MB")
+        need_llamacpp()
+        file = gguf_file(self._base.source)
+        self._files = [gguf_file(served.source) for served in self._served]
+        template = template_of(file, self._base.template)
+        adapters, templates = {}, {BASE: template}
+        for served, path in zip(self._served, self._files, strict=True):
+            name = sha256_file(path)
+            adapters[name] = AdapterFacts(name, served.source)
+            templates[name] = with_template(template, served.template)
+        settings, key = self._settings, secrets.token_urlsafe(16)
+        self._context = settings.context
+        threads = settings.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        address = self._spawn(
+            {
+                "file": str(file), "adapters": list(map(str, self._files)), "slots": settings.slots,
+                "context": settings.context, "threads": threads, "key": key,
+            }
+        )  # fmt: skip
+        self._open_client(address, key)
+        self._adapters, self._templates = adapters, templates
+
+    def _spawn(self, told: dict[str, Any]) -> str:
+        """Start the child; returns its address once the model is loaded.
+
+        Raises:
+            UserError: it ended, or was not ready in time.
+        """
+        log = self._settings.log
+        self._log = tempfile.TemporaryFile() if log is None else log.open("w+b")  # noqa: SIM115 - closed by stop()
+        ours, theirs = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tuneloop.inference.llamacpp_server", str(theirs)],
+                pass_fds=[theirs], stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )  # fmt: skip
+            os.close(theirs)
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):  # it ended at once: what it reports says so
+                self._process.stdin.write(json.dumps(told).encode() + b"\n")
+                self._process.stdin.flush()
+            line = _read_line(ours, time.monotonic() + self._settings.start_within)
+        finally:
+            os.close(ours)
+        if line is None:
+            raise self._error(f"llama.cpp was not ready within {self._settings.start_within:g} s")
+        if not line:
+            raise self._error(f"llama.cpp ended at its start (exit status {self._process.wait()})")
+        address: str = json.loads(line)["address"]
+        return address
+
+    def _open_client(self, address: str, key: str) -> None:
+        import httpx
+
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._settings.slots)
+        timeout = httpx.Timeout(None, connect=5.0)
+        headers = {"Authorization": f"Bearer {key}"}
+        self._client = httpx.AsyncClient(
+            base_url=address, headers=headers, limits=limits, timeout=timeout, trust_env=False
+        )  # fmt: skip
+
+    def _error(self, what: str) -> UserError:
+        """An error with the first reason in the log."""
+        why = ""
+        if self._log is not None:
+            self._log.flush()
+            self._log.seek(0)
+            lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
+            told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
+            why = next(iter(told), "")[:200]
+        return UserError(
+            f"{what}{f': {why}' if why else ''}", where=self.base,
+            next_step="check the files and the memory that is free; export them again if they are damaged",
+        )  # fmt: skip
+
+    async def healthy(self) -> bool:
+        """Whether the child is there and answers."""
+        if self._process is None or self._process.poll() is not None or self._client is None:
+            return False
+        import httpx
+
+        try:
+            return bool((await self._client.get("/health", timeout=HEALTHY_WITHIN)).status_code == 200)
+        except httpx.HTTPError:
+            return False
+
+    async def stop(self) -> None:
+        """End the child and all that it started."""
+        client, self._client = self._client, None
+        process, self._process = self._process, None
+        scorer, self._scorer = self._scorer, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.to_thread(process.wait)
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
+        if client is not None:
+            await client.aclose()
+        if scorer is not None:
+            scorer.close()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    # -- asking
+
+    async def tokenize(self, text: str) -> Sequence[int]:
+        """Token ids of plain text."""
+        return self._template(BASE).encode(text)
+
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
+    ) -> Sequence[int]:
+        """Token ids of a conversation; see `ServingEngine.render`."""
+        return rendered(self._template(adapter), messages, tools)
+
+    def _template(self, adapter: str) -> Template:
+        if not self._templates:
+            raise UserError("The engine is not started", where=self.base, next_step="await engine.start()")
+        if why := unknown_adapter(adapter, self._adapters):
+            raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
+        return self._templates[adapter]
+
+    async def stream(self, request: Request) -> AsyncIterator[Update]:
+        """An answer as it is written; see `ServingEngine.stream`."""
+        from tuneloop.inference.engine import Update
+
+        request = replace(request, adapter=named_adapter(request))
+        made = self._prepared(request)
+        if isinstance(made, Completion):
+            yield Update(completion=made)
+        elif made.choices:
+            completion = await self._chosen(made)
+            yield Update(completion.text, completion)
+        else:
+            async for update in self._written(made):
+                yield update
+
+    def _prepared(self, request: Request) -> Request | Completion:
+        if self._client is None:
+            return refused(request, "engine: llama.cpp is not started", ENGINE)
+        if why := unknown_adapter(request.adapter, self._adapters):
+            return refused(request, why, ENGINE)
+        if request.schema is not None and (why := schema_problem(request.schema)):
+            return refused(request, why, ENGINE)
+        template, room = self._templates[request.adapter], 1
+        if request.choices:
+            room = max(self._trees.of(template, request.choices)[0].lengths)
+        return with_ids(template, self.context, request, room=room, engine=ENGINE)
+
+    def _scales(self, adapter: str) -> list[float]:
+        """The scale of each adapter, in the order of their files."""
+        return [float(name == adapter) for name in self._adapters]
+
+    async def _written(self, request: Request) -> AsyncIterator[Update]:
+        import httpx
+
+        answer = _Answer(request, self._templates[request.adapter])
+        body = body_of(request, self._scales(request.adapter))
+        try:
+            async with self._client.stream("POST", "/completion", json=body) as response:
+                if response.status_code != 200:
+                    said = (await response.aread()).decode(errors="replace")
+                    yield _update(answer.failed(f"engine: {_message(said)}"))
+                    return
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: "):
+                        continue
+                    for update in answer.read(json.loads(line[6:])):
+                        yield update
+                    if answer.over:
+                        return
+        except (httpx.HTTPError, ValueError):
+            yield _update(answer.failed(GONE if not await self.healthy() else "engine: the answer broke off"))
+            return
+        if not answer.over:
+            yield _update(answer.failed(GONE))
+
+    async def _chosen(self, request: Request) -> Completion:
+        """The label with the best mean log likelihood, as choice scoring finds it."""
+        from tuneloop.inference.scoring import chosen
+
+        began, template = time.perf_counter(), self._templates[request.adapter]
+        tree, tokens = self._trees.of(template, request.choices)
+        try:
+            async with self._scoring:
+                logs = await asyncio.to_thread(self._scored, request, tokens)
+        except UserError as error:
+            self._scorer = None
+            return refused(request, f"engine: {error.what}", ENGINE)
+        scores = {label: log / len(ids) for label, log, ids in zip(request.choices, logs, tokens, strict=True)}
+        completion = chosen(scores, tree.tokens, len(request.ids))
+        took = round(1000 * (time.perf_counter() - began), 3)
+        return replace(completion, engine=ENGINE, adapter=request.adapter, total_ms=took)
+
+    def _scored(self, request: Request, tokens: Sequence[Sequence[int]]) -> list[float]:
+        if self._scorer is None:  # the weights are mapped from the same file: they are in memory once
+            self._scorer = LlamaCpp(gguf_file(self._base.source), self._files)
+        self._scorer.apply(self._scales(request.adapter))
+        return self._scorer.score(request.ids, tokens)
+
+
+class _Answer:
+    """What has come of one answer."""
+
+    def __init__(self, request: Request, template: Template) -> None:
+        self.request, self.ends = request, frozenset(template.end_ids)
+        self.text = TextStream(template.decode, request.stop)
+        self.ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.began, self.first = time.perf_counter(), 0.0
+        self.over = False
+
+    def read(self, event: Mapping[str, Any]) -> list[Update]:
+        """The updates that an event of the server brings."""
+        if "error" in event:
+            return [_update(self.failed(f"engine: {_message(json.dumps(event))}"))]
+        piece, ended = "", bool(event.get("stop"))
+        finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
+        probabilities = event.get("completion_probabilities") or []
+        for number, token in enumerate(event.get("tokens") or []):
+            self.first = self.first or time.perf_counter()
+            self.ids.append(token)
+            if self.request.logprobs is not None and number < len(probabilities):
+                self.logprobs.append(_logprob(probabilities[number], self.request.logprobs))
+            if token in self.ends:
+                ended, finish = True, "stop"
+                break
+            piece += self.text.push(token)
+            if self.text.stopped:
+                ended, finish = True, "stop"
+                break
+        from tuneloop.inference.engine import Update
+
+        if ended:
+            piece += self.text.end()
+            schema = self.request.schema
+            broken = "" if schema is None or finish != "stop" else schema_breach(schema, self.text.text)
+            return [Update(piece, self.failed(broken) if broken else self.completed(finish))]
+        return [Update(piece)] if piece else []
+
+    def completed(self, finish: Finish, error: str = "") -> Completion:
+        """The answer with what there is of it."""
+        self.over = True
+        now = time.perf_counter()
+        return Completion(
+            self.text.text, tuple(self.ids), finish, len(self.request.ids), len(self.ids),
+            ttft_ms=round(1000 * (self.first - self.began), 3) if self.first else None,
+            total_ms=round(1000 * (now - self.began), 3), error=error, engine=ENGINE, adapter=self.request.adapter,
+            logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
+        )  # fmt: skip
+
+    def failed(self, why: str) -> Completion:
+        """The answer of a request that failed."""
+        return self.completed("error", why)
+
+
+def _update(completion: Completion) -> Update:
+    from tuneloop.inference.engine import Update
+
+    return Update(completion=completion)
+
+
+def body_of(request: Request, scales: Sequence[float]) -> dict[str, Any]:
+    """What llama.cpp's server is asked.
+
+    Args:
+        scales: of all adapters.
+    """
+    drawn = request.sampling
+    body: dict[str, Any] = {
+        "prompt": list(request.ids),
+        "n_predict": request.max_new_tokens,
+        "stream": True,
+        "return_tokens": True,
+        "cache_prompt": True,
+        "lora": [{"id": number, "scale": scale} for number, scale in enumerate(scales)],
+        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],  # our order
+        "temperature": drawn.temperature,
+        "top_k": drawn.top_k,
+        "top_p": drawn.top_p,
+        "min_p": drawn.min_p,
+        "seed": drawn.seed,
+        "repeat_penalty": drawn.repetition_penalty,
+        "repeat_last_n": len(request.ids) + request.max_new_tokens,
+    }
+    if request.logprobs is not None:
+        body["n_probs"] = max(request.logprobs, 1)
+    if request.schema is not None:
+        body["json_schema"] = dict(request.schema)
+    return body
+
+
+def _logprob(said: Mapping[str, Any], top: int) -> TokenLogprob:
+    likeliest = tuple((int(each["id"]), float(each["logprob"])) for each in said.get("top_logprobs", [])[:top])
+    return TokenLogprob(int(said["id"]), float(said["logprob"]), likeliest)
+
+
+def gguf_file(source: str) -> Path:
+    """The GGUF file that a name stands for: itself, or the one in a folder.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    path = Path(source).expanduser()
+    found = sorted(path.glob("*.gguf")) if path.is_dir() else [path] if path.is_file() else []
+    if len(found) != 1:
+        raise UserError(
+            "There is no GGUF file here" if not found else f"There are {len(found)} GGUF files here", where=source,
+            next_step="name the file; `tuneloop export RUN --format gguf` writes one",
+        )  # fmt: skip
+    return found[0]
+
+
+def template_of(file: Path, source: str = "") -> Template:
+    """Tokenizer and chat template of a GGUF file: those beside it in an artifact, else the ones in it.
+
+    Args:
+        source: chat template that takes the place of its own; empty: its own.
+
+    Raises:
+        UserError: no readable GGUF file, or a tokenizer that is not known here.
+    """
+    from tuneloop.models.gguf import read_tokenizer
+    from tuneloop.models.template import load_template
+
+    if (file.parent / "tokenizer.json").is_file() and (file.parent / "tuneloop.json").is_file():
+        return with_template(load_template(file.parent), source)
+    with tempfile.TemporaryDirectory() as folder:
+        read_tokenizer(file, Path(folder))
+        return with_template(load_template(Path(folder)), source)
+
+
+def _read_line(pipe: int, until: float) -> str | None:
+    """A line from a pipe; empty: it was closed; None: there was none in time."""
+    data = b""
+    while not data.endswith(b"\n"):
+        ready, _, _ = select.select([pipe], [], [], max(until - time.monotonic(), 0))
+        if not ready:
+            return None
+        piece = os.read(pipe, 4096)
+        if not piece:
+            return ""
+        data += piece
+    return data.decode()
+
+
+def _message(said: str) -> str:
+    try:
+        error = json.loads(said)["error"]
+        said = str(error["message"]) if isinstance(error, dict) else str(error)
+    except (ValueError, KeyError, TypeError):
+        pass
+    return " ".join(said.split())[:200]

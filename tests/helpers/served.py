@@ -1,0 +1,68 @@
+"""Engines over the tiny model with two adapters, as files that each kind of engine reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters import write_adapter
+
+from patience import HANG
+from tuneloop.inference.engines import Served, ServingEngine
+
+
+@dataclass(frozen=True)
+class Files:
+    """A base and its adapters, in PEFT's layout and as GGUF files."""
+
+    base: Path
+    adapters: tuple[Path, ...]
+    gguf: Path
+    loras: tuple[Path, ...]
+
+
+def write_files(tiny_llama: Path, folder: Path, count: int = 2) -> Files:
+    """Write adapters of the tiny model in all layouts."""
+    from tuneloop.models.template import load_template
+    from tuneloop.release.gguf import About, write_gguf
+    from tuneloop.release.gguf_lora import write_gguf_lora
+    from tuneloop.release.tuned_weights import open_tuned
+
+    gguf = folder / "base.gguf"
+    write_gguf(open_tuned("", tiny_llama), load_template(tiny_llama), gguf, "f32", About("base"))
+    adapters = tuple(write_adapter(tiny_llama, folder / f"adapter-{seed}", seed) for seed in range(1, count + 1))
+    loras = tuple(adapter.with_suffix(".gguf") for adapter in adapters)
+    for adapter, lora in zip(adapters, loras, strict=True):
+        write_gguf_lora(tiny_llama, adapter, lora, "f32", adapter.name)
+    return Files(tiny_llama, adapters, gguf, loras)
+
+
+def local(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
+    """Our own engine with some of the adapters."""
+    from tuneloop.inference.engines.local import LocalEngine
+
+    return LocalEngine(Served(str(files.base)), [Served(str(files.adapters[i])) for i in which], slots=slots)
+
+
+def llamacpp(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
+    """llama.cpp with some of the adapters."""
+    from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
+
+    settings = LlamaCppSettings(slots=slots, context=512, threads=1)
+    return LlamaCppEngine(Served(str(files.gguf)), [Served(str(files.loras[i])) for i in which], settings)
+
+
+def run(engine: ServingEngine, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Start an engine, do some work, stop it; returns what the work gives."""
+
+    async def main() -> Any:
+        await engine.start()
+        try:
+            return await work(engine)
+        finally:
+            await engine.stop()
+
+    return asyncio.run(asyncio.wait_for(main(), HANG))

@@ -1,0 +1,196 @@
+"""llama.cpp behind the serving protocol answers as our own engine does, and nothing that happens to it is a traceback or outlives us."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import served
+from served import Files
+
+from patience import HANG
+from tuneloop.core.errors import UserError
+from tuneloop.inference.engines import BASE, Served, complete
+from tuneloop.inference.engines import llamacpp as module
+from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine, LlamaCppSettings, _Answer, template_of
+from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.prompt import schema_breach
+from tuneloop.inference.request import Request
+from tuneloop.inference.sampling import Sampling
+from tuneloop.models.template import load_template
+from tuneloop.records.completion import Completion
+
+pytestmark = pytest.mark.skipif(not (installed() and installed(WHEEL, VERSION)), reason="llama.cpp is not installed")
+TURNS = [{"role": "user", "content": "Is it windy on Jupiter?"}]
+LABELS = ("refund", "refund request", "delivery")
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def files(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return served.write_files(tiny_llama, tmp_path_factory.mktemp("served"))
+
+
+def asked(adapter: str = BASE, **settings: Any) -> Request:
+    return Request(messages=TURNS, adapter=adapter, **{"max_new_tokens": 16, **settings})
+
+
+def answers(engine: Any, requests: list[dict[str, Any]]) -> Any:
+    """Answers of the base and of each adapter to each request."""
+
+    async def work(engine: Any) -> Any:
+        names = [BASE, *engine.adapters]
+        return [await complete(engine, asked(name, **request)) for name in names for request in requests]
+
+    return served.run(engine, work)
+
+
+def test_it_answers_as_our_engine_does(files: Files) -> None:
+    requests: list[dict[str, Any]] = [
+        {"logprobs": 2},
+        {"choices": LABELS},
+        {"logprobs": 2, "stop": ("e",)},
+        {"logprobs": 2, "sampling": Sampling(repetition_penalty=1.3)},
+    ]
+    ours, theirs = answers(served.local(files, (0, 1)), requests), answers(served.llamacpp(files, (0, 1)), requests)
+    for wanted, found in zip(ours, theirs, strict=True):
+        assert found.prompt_tokens == wanted.prompt_tokens
+        if wanted.finish == "choice":
+            assert found.text == wanted.text
+            assert found.label_scores == pytest.approx(wanted.label_scores, abs=1e-2)
+            assert found.label_probability == pytest.approx(wanted.label_probability, abs=1e-2)
+        elif same_until_a_tie(wanted, found) == len(wanted.token_ids):
+            assert (found.text, found.finish) == (wanted.text, wanted.finish)
+
+
+def same_until_a_tie(wanted: Completion, found: Completion) -> int:
+    """Tokens that two answers share; where they part, the two likeliest tokens are about equally so."""
+    assert wanted.logprobs and found.logprobs and len(found.logprobs) == len(found.token_ids)
+    for number, (a, b) in enumerate(zip(wanted.logprobs, found.logprobs, strict=False)):
+        if a.id != b.id:
+            assert a.logprob - b.logprob < 0.05 or a.top[0][1] - a.top[1][1] < 0.05
+            assert number > 1
+            return number
+        assert a.logprob == pytest.approx(b.logprob, abs=0.1) and len(a.top) == len(b.top) == 2
+    return len(wanted.token_ids)
+
+
+def test_streams_are_pieces_of_the_answer_and_tokens_are_ours(files: Files) -> None:
+    async def work(engine: Any) -> None:
+        template = load_template(files.base)
+        updates = [update async for update in engine.stream(asked())]
+        last = updates[-1].completion
+        assert last is not None and "".join(update.text for update in updates).strip() == last.text
+        assert len(updates) > 4 and last.ttft_ms is not None and last.ttft_ms <= last.total_ms
+        assert await engine.render(TURNS) == template.prompt_ids(TURNS)
+        assert await engine.tokenize("<|eot_id|> é") == template.encode("<|eot_id|> é")
+        drawn = [await complete(engine, asked(sampling=Sampling(temperature=2.0, seed=seed))) for seed in (1, 1, 2)]
+        assert drawn[0] == drawn[1] != drawn[2]
+        held = await complete(engine, asked(schema=SCHEMA, max_new_tokens=100))
+        assert held.finish == "length" or isinstance(json.loads(held.text)["ok"], bool)
+        bad = await complete(engine, asked(schema={"type": "nonsense"}))
+        assert bad.finish == "error" and bad.error.startswith("no_schema: 'nonsense'")
+        long = await complete(engine, Request(ids=[5] * 600))
+        assert long.error.startswith("too_long: 600 tokens")
+
+    served.run(served.llamacpp(files, ()), work)
+
+
+def test_a_crash_is_an_error_and_starting_again_heals(files: Files) -> None:
+    async def work(engine: LlamaCppEngine) -> None:
+        before = await complete(engine, asked())
+        stream = engine.stream(asked(max_new_tokens=450))
+        await anext(stream)
+        assert engine.process is not None
+        os.kill(engine.process, signal.SIGKILL)
+        rest = [update async for update in stream]
+        assert rest[-1].completion is not None and rest[-1].completion.finish in ("error", "length", "stop")
+        later = await complete(engine, asked())
+        assert later.finish == "error" and later.error.startswith("engine: ") and not await engine.healthy()
+        await engine.start()
+        assert await complete(engine, asked()) == before
+
+    served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
+
+
+def test_it_ends_when_its_parent_is_killed(files: Files) -> None:
+    code = f"""
+import asyncio, sys, time
+from tuneloop.inference.engines import Served
+from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
+async def main():
+    engine = LlamaCppEngine(Served({str(files.gguf)!r}), settings=LlamaCppSettings(slots=1, context=256, threads=1))
+    await engine.start()
+    print(engine.process, flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        os.kill(child, 0)
+        parent.kill()
+    until = time.monotonic() + HANG
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+        assert time.monotonic() < until, "llama.cpp outlives its parent"
+        time.sleep(0.05)
+
+
+def refused(engine: LlamaCppEngine) -> UserError:
+    with pytest.raises(UserError) as error:
+        asyncio.run(engine.start())
+    assert engine.process is None, "nothing is left running"
+    return error.value
+
+
+def test_what_cannot_be_started_says_why(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no GGUF file" in refused(LlamaCppEngine(Served(str(tmp_path)))).what
+    artifact = tmp_path / "artifact"
+    shutil.copytree(files.base, artifact)
+    (artifact / "tuneloop.json").write_text("{}")
+    damaged = artifact / "damaged.gguf"
+    damaged.write_bytes(files.gguf.read_bytes()[:-5000])
+    log = tmp_path / "llama.log"
+    error = refused(LlamaCppEngine(Served(str(damaged)), settings=LlamaCppSettings(log=log)))
+    assert "ended at its start" in error.what and error.where == str(damaged) and log.stat().st_size > 0
+    garbage = tmp_path / "garbage.gguf"
+    garbage.write_bytes(b"nothing" * 100)
+    assert "Not a readable GGUF file" in refused(LlamaCppEngine(Served(str(garbage)))).what
+    slow = LlamaCppEngine(Served(str(files.gguf)), settings=LlamaCppSettings(start_within=0.01))
+    assert "not ready within 0.01 s" in refused(slow).what
+    monkeypatch.setattr(module, "VERSION", "0.0.1")
+    missing = refused(LlamaCppEngine(Served(str(files.gguf))))
+    assert "pip install 'xllamacpp==0.0.1'" in missing.next_step
+
+
+def test_the_tokenizer_of_a_lone_gguf_file_is_the_trained_one(files: Files) -> None:
+    found, wanted = template_of(files.gguf), load_template(files.base)
+    text = "It costs 1234 €, <|eot_id|> is text.\n\nIsn't it?"
+    assert found.prompt_ids([{"role": "user", "content": text}]) == wanted.prompt_ids(
+        [{"role": "user", "content": text}]
+    )
+    assert wanted.end_ids[0] in found.end_ids
+
+
+def test_a_breach_of_the_schema_is_told(files: Files) -> None:
+    assert "breaks its schema" in schema_breach(SCHEMA, '{"ok": 3}')
+    assert "no JSON" in schema_breach(SCHEMA, "certainly") and schema_breach(SCHEMA, '{"ok": true}') == ""
+    assert "can't be used" in schema_breach({"$ref": "#/nowhere"}, "{}")
+    answer = _Answer(asked(schema=SCHEMA), load_template(files.base))
+    (update,) = answer.read({"tokens": load_template(files.base).encode("yes"), "stop": True, "stop_type": "eos"})
+    assert update.completion is not None and update.completion.error == "no_schema: the answer is no JSON"

@@ -428,7 +428,6 @@ def body_of(request: Request, scales: Sequence[float]) -> dict[str, Any]:
         "stream": True,
         "return_tokens": True,
         "cache_prompt": True,
-        "lora": [{"id": number, "scale": scale} for number, scale in enumerate(scales)],
         "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],  # our order
         "temperature": drawn.temperature,
         "top_k": drawn.top_k,
@@ -442,7 +441,7 @@ def body_of(request: Request, scales: Sequence[float]) -> dict[str, Any]:
         body["n_probs"] = max(request.logprobs, 1)
     if request.schema is not None:
         body["json_schema"] = dict(request.schema)
-    return body
+    return dict(body, lora=[{"id": number, "scale": scale} for number, scale in enumerate(scales)])
 
 
 def _logprob(said: Mapping[str, Any], top: int) -> TokenLogprob:

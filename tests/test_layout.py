@@ -41,6 +41,7 @@ TESTED_IN = {
     "inference/engines/test_local.py": "inference.engines inference.prompt",
     "inference/test_engine.py": "inference.request",
     "inference/test_llamacpp.py": "inference.llamacpp_child",
+    "inference/engines/test_llamacpp.py": "inference.llamacpp_server",
     "improve/test_experiment_plan.py": "improve.config records.experiment",
     "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix"
     " models.methods.qlora",

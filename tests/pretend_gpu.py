@@ -20,7 +20,7 @@ import importlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,6 +95,7 @@ class Gpu:
         attention: (kernel, place) -> calls.
         launches: name of the operation -> kernels launched.
         live, peak: bytes of tensors now and at most.
+        refused: tensors for which there was no room.
     """
 
     card: Card = field(default_factory=Card)
@@ -104,6 +105,7 @@ class Gpu:
     launches: Counter[str] = field(default_factory=Counter)
     live: int = 0
     peak: int = 0
+    refused: int = 0
     creates: bool = False  # whether a tensor that is made of no other one now is on the GPU
     _storages: dict[int, list[int]] = field(default_factory=dict)  # storage -> [tensors, bytes]
 
@@ -112,6 +114,10 @@ class Gpu:
         for counter in (self.waits, self.attention, self.launches):
             counter.clear()
         self.peak = self.live
+
+    def leave_room(self, size: float) -> None:
+        """Let the card have memory for so many bytes beyond what lives now."""
+        self.card = replace(self.card, gib=(self.live + size) / GIB)
 
     def wait(self, kind: str) -> None:
         """Note that the host waits."""
@@ -128,6 +134,7 @@ class Gpu:
         held = self._storages.get(key)
         if held is None:
             if self.live + size > self.card.gib * GIB:
+                self.refused += 1
                 raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
             held = self._storages[key] = [0, size]
             self.live += size

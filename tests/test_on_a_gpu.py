@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train_helpers import changed, halted, losses, make_rows, run
+from train_helpers import begin, changed, for_loss, halted, losses, make_rows, run
 
 from pretend_gpu import Card, Gpu, MixedDevices, pretend_gpu
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.progress import no_progress
 from tuneloop.inference.generate import generate
 from tuneloop.inference.sampling import Sampling
-from tuneloop.inference.scoring import choose, label_trie
+from tuneloop.inference.scoring import answer_fits, choose, label_trie
 from tuneloop.models.load import load_model
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import load_trained
 from tuneloop.plan.estimate import SIZES
-from tuneloop.train.loss import mean_loss
+from tuneloop.train.loss import mean_loss, with_references
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext
 
@@ -190,6 +193,88 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def _answers(model: Any, rows: list[Any]) -> Any:
+    return [a.token_ids for a in generate(model, [row.ids[:-2] for row in rows], max_new_tokens=5)]
+
+
+def _drawn(model: Any, rows: list[Any]) -> Any:
+    drawing = [Sampling(temperature=0.7, seed=i) for i in range(len(rows))]
+    prompts = [row.ids[:-2] for row in rows]
+    return [a.token_ids for a in generate(model, prompts, max_new_tokens=5, sampling=drawing)]
+
+
+def _scores(model: Any, rows: list[Any], prune: bool = False) -> Any:
+    labels = ["red", "blue drawer", "green"]
+    trie = label_trie(labels, [[*model.template.encode(label), model.template.end_ids[0]] for label in labels])
+    found = choose(model, [row.ids[:-2] for row in rows], trie, prune=prune)
+    return [max((a.label_scores or {}).values()) for a in found]
+
+
+def _losses_of_answers(model: Any, rows: list[Any]) -> Any:
+    return [fit.loss for fit in answer_fits(model, rows)]
+
+
+def _references(model: Any, rows: list[Any]) -> Any:
+    return [value for row in with_references(model, for_loss(rows, "dpo")) for value in row.reference]
+
+
+def _validation(model: Any, rows: list[Any], loss: str = "supervised") -> Any:
+    return mean_loss(model, for_loss(rows, loss), changed(loss=loss))[0]
+
+
+ENTRIES: dict[str, Callable[[Any, list[Any]], Any]] = {
+    "generate": _answers,
+    "generate, drawn": _drawn,
+    "choose": _scores,
+    "choose, pruned": functools.partial(_scores, prune=True),
+    "answer_fits": _losses_of_answers,
+    "with_references": _references,
+    "validation": _validation,
+    "validation of KTO": functools.partial(_validation, loss="kto"),
+}
+
+
+@pytest.mark.parametrize("entry", list(ENTRIES))
+def test_work_that_does_not_fit_is_done_in_smaller_parts(entry: str, tiny_llama: Path) -> None:
+    with pretend_gpu() as gpu:
+        model = load_model(str(tiny_llama), dtype="float32")
+        rows = make_rows(model.template, 12)
+        gpu.clear()
+        before = gpu.live
+        whole = ENTRIES[entry](model, rows)
+        needed = gpu.peak - before
+        gpu.leave_room(0.7 * needed)
+        parts = ENTRIES[entry](model, rows)
+        assert gpu.refused
+    if entry.startswith("generate"):
+        assert parts == whole
+    else:
+        assert parts == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("entry", list(ENTRIES))
+def test_a_single_row_that_does_not_fit_is_refused_in_words(entry: str, tiny_llama: Path) -> None:
+    with pretend_gpu() as gpu:
+        model = load_model(str(tiny_llama), dtype="float32")
+        rows = make_rows(model.template, 4)
+        gpu.leave_room(20_000)
+        with pytest.raises(UserError, match="Out of memory"):
+            ENTRIES[entry](model, rows)
+
+
+@pytest.mark.parametrize("kind", ["lora", "pissa", "prefix", "full", "eight bits", pytest.param("qlora", marks=bits)])
+def test_saving_needs_no_memory_of_the_card(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+    with pretend_gpu() as gpu:
+        model = load_model(str(tiny_llama), dtype="float32")
+        run = begin(model, changed(**KINDS[kind]), make_rows(model.template, 4))
+        run.out = tmp_path
+        gpu.leave_room(0)
+        run.save()
+        run.trainable.save(tmp_path / run.trainable.folder)
+        assert not gpu.refused
+    assert list(run.checkpoints.glob("step-*.pt"))
 
 
 def test_four_bits_need_room_for_one_layer_in_more(tiny_llama: Path) -> None:

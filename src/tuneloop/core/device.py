@@ -10,8 +10,9 @@ import contextlib
 import gc
 import os
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneloop.core import machine
 from tuneloop.core.errors import UserError
@@ -19,6 +20,8 @@ from tuneloop.core.machine import GIB
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 # Names in the environment that choose the device and the dtype where a recipe does not.
 DEVICE, DTYPE = "TUNELOOP_DEVICE", "TUNELOOP_DTYPE"
@@ -233,6 +236,45 @@ NO_MEMORY = (
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, here or on a GPU."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY)
+
+
+def in_parts(
+    groups: Iterable[Sequence[T]],
+    work: Callable[[Sequence[T]], None],
+    size: Callable[[Sequence[T]], int],
+    too_large: Callable[[T], UserError],
+) -> None:
+    """Do the work of each group; where memory runs out, of its halves, and of the halves of all others that are as large.
+
+    Args:
+        work: called again with parts of a group in which it failed, so it keeps a result only when it has all of them.
+        size: what a group takes, in any unit.
+        too_large: what is said of a single member that does not fit.
+    """
+    left = list(groups)[::-1]
+    limit: float = float("inf")
+    while left:
+        group = left.pop()
+        if len(group) == 1 or size(group) < limit:
+            if _fits(work, group):
+                continue
+            if len(group) == 1:
+                raise too_large(group[0])
+            limit = min(limit, size(group))
+        half = (len(group) + 1) // 2
+        left += [group[half:], group[:half]]
+
+
+def _fits(work: Callable[[Sequence[T]], None], group: Sequence[T]) -> bool:
+    """Do the work; False where memory ran out, which is then given back."""
+    try:
+        work(group)
+        return True
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    release_memory()  # only here: until the error is gone it holds on to all tensors of the work
+    return False
 
 
 # --- names, waiting, random numbers

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.device import in_parts
+from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, busy
 from tuneloop.models.load import Model
 
@@ -60,10 +62,24 @@ def read_shared(model: Model, shared: list[int], progress: Progress, task: str) 
 
     if not shared:
         return None
-    cache = model.new_cache()
-    with busy(progress, f"{task}: reading what the prompts share"):
+    found: list[Any] = []
+
+    def read(group: Sequence[list[int]]) -> None:
+        cache = model.new_cache()
         model.hidden(torch.tensor([shared], device=model.device), cache=cache)
-    return cache
+        found.append(cache)
+
+    with busy(progress, f"{task}: reading what the prompts share"):
+        in_parts([[shared]], read, len, lambda ids: prompt_too_large(len(ids)))
+    return found[0]
+
+
+def prompt_too_large(tokens: int) -> UserError:
+    """What is said when a single prompt does not fit into memory."""
+    return UserError(
+        f"Out of memory: a single prompt of {tokens:,} tokens does not fit",
+        next_step="set a smaller data.max_length, or use a machine with more memory; see docs/gpu.md",
+    )
 
 
 @dataclass

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tuneloop.core.device import in_parts
+from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.inference.batches import batched_by_length, read_shared, split_prompts
+from tuneloop.inference.batches import batched_by_length, prompt_too_large, read_shared, split_prompts
 from tuneloop.inference.engine import Batch, Beginning, Row
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import Sampling
@@ -67,26 +69,35 @@ def answer_requests(
     """
     import torch
 
-    rows = [Row(with_adapter(request)) for request in requests]
-    if rows:
-        progress(task, 0, len(rows))
-    done = 0
-    for adapter in dict.fromkeys(row.request.adapter for row in rows):
+    named = [with_adapter(request) for request in requests]
+    answers: dict[int, Completion] = {}
+    if named:
+        progress(task, 0, len(named))
+    for adapter in dict.fromkeys(request.adapter for request in named):
         check_adapter(model, adapter)
-        chosen = [row for row in rows if row.request.adapter == adapter]
-        split = split_prompts([row.request.ids for row in chosen])
+        chosen = [i for i, request in enumerate(named) if request.adapter == adapter]
+        split = split_prompts([named[i].ids for i in chosen])
         with torch.inference_mode(), applied(adapter):
             beginning = Beginning(split.shared, read_shared(model, split.shared, progress, task))
-        lengths = [len(r) + row.request.max_new_tokens for r, row in zip(split.rests, chosen, strict=True)]
-        for places in batched_by_length(lengths, batch_tokens, batch_rows):
-            batch, some = Batch(model, beginning), [chosen[i] for i in places]
-            batch.join(some)
+        lengths = [len(rest) + named[i].max_new_tokens for rest, i in zip(split.rests, chosen, strict=True)]
+
+        def answer(places: Sequence[int], chosen: list[int] = chosen, beginning: Beginning = beginning) -> None:
+            batch, rows = Batch(model, beginning), {chosen[i]: Row(named[chosen[i]]) for i in places}
+            batch.join(list(rows.values()))
             while batch.active:
-                progress(task, done + sum(map(_share, some)), len(rows))
+                progress(task, len(answers) + sum(map(_share, rows.values())), len(named))
                 batch.step()
-            done += len(some)
-            progress(task, done, len(rows))
-    return [row.completion for row in rows if row.completion is not None]
+            answers.update({i: row.completion for i, row in rows.items() if row.completion is not None})
+            progress(task, len(answers), len(named))
+
+        def places_taken(places: Sequence[int], lengths: list[int] = lengths) -> int:
+            return len(places) * max(lengths[i] for i in places)
+
+        def refusal(place: int, chosen: list[int] = chosen) -> UserError:
+            return prompt_too_large(len(named[chosen[place]].ids))
+
+        in_parts(batched_by_length(lengths, batch_tokens, batch_rows), answer, places_taken, refusal)
+    return [answers[i] for i in sorted(answers)]
 
 
 def _share(row: Row) -> float:

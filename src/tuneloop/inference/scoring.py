@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.device import in_parts
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.inference.batches import batched_by_length, pad_left, read_shared, split_prompts
+from tuneloop.inference.batches import batched_by_length, pad_left, prompt_too_large, read_shared, split_prompts
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import greedy, highest
 from tuneloop.models.adapters import applied
@@ -306,7 +307,9 @@ def _label_scores(
     out = torch.empty(len(prompts), len(trie.labels))
     done = 0
     progress(task, 0, len(prompts))
-    for batch in batched_by_length([len(r) + nodes for r in split.rests], batch_tokens, 64):
+
+    def score(batch: Sequence[int]) -> None:
+        nonlocal done
         padded = pad_left([split.rests[i] for i in batch], len(split.shared), model.template.pad_id, device)
         rows, longest = padded.ids.shape
         seen = padded.real.shape[1]
@@ -324,6 +327,12 @@ def _label_scores(
             out[i] = tree.scores(logp[None])[0].cpu()
             progress(task, done + row + 1, len(prompts))
         done += len(batch)
+
+    lengths = [len(rest) + nodes for rest in split.rests]
+    in_parts(
+        batched_by_length(lengths, batch_tokens, 64), score, lambda batch: len(batch) * max(lengths[i] for i in batch),
+        lambda i: prompt_too_large(len(prompts[i])),
+    )  # fmt: skip
     return out
 
 
@@ -361,20 +370,30 @@ def _best_first(
     depth = max(trie.lengths)
     done = 0
     progress(task, 0, len(prompts))
-    for batch in batched_by_length([len(r) + depth for r in split.rests], batch_tokens, 128):
+
+    def search_best(batch: Sequence[int]) -> None:
+        nonlocal done
         search = _Search(model, tree, [split.rests[i] for i in batch], len(split.shared), prefix, offset.to(device))
         left = torch.tensor(batch)
+        over_before = 0
         while len(left):
             bounds = search.bounds()
             over = search.finished(bounds)
             out[left[over.cpu()]] = bounds[over].cpu()
-            progress(task, done + int(over.sum()), len(prompts))
+            progress(task, done + over_before + int(over.sum()), len(prompts))
             if int(over.sum()) >= 0.25 * len(left):  # copying the cache pays when a quarter of the rows is gone
-                done += int(over.sum())
+                over_before += int(over.sum())
                 search.keep(~over)
                 left, bounds, over = left[~over.cpu()], bounds[~over], over[~over]
             if len(left):
                 search.expand(bounds, ~over)
+        done += len(batch)
+
+    lengths = [len(rest) + depth for rest in split.rests]
+    in_parts(
+        batched_by_length(lengths, batch_tokens, 128), search_best, lambda batch: len(batch) * max(lengths[i] for i in batch),
+        lambda i: prompt_too_large(len(prompts[i])),
+    )  # fmt: skip
     return out
 
 
@@ -521,26 +540,41 @@ def answer_fits(
     done = 0
     if rows:
         progress(task, 0, len(rows))
+
+    def fit(batch: Sequence[int]) -> None:
+        nonlocal done
+        for i, found in zip(batch, _fits_of(model, [rows[i] for i in batch]), strict=True):
+            fits[i] = found
+        done += len(batch)
+        progress(task, done, len(rows))
+
+    lengths = [len(row.ids) for row in rows]
     with torch.inference_mode():
-        for batch in batched_by_length([len(r.ids) for r in rows], batch_tokens, 256):
-            longest = max(len(rows[i].ids) for i in batch)
-            ids = torch.full((len(batch), longest), model.template.pad_id, dtype=torch.long)
-            learned = torch.zeros((len(batch), longest), dtype=torch.bool)
-            for slot, i in enumerate(batch):
-                ids[slot, : len(rows[i].ids)] = torch.tensor(rows[i].ids)
-                learned[slot, : len(rows[i].ids)] = torch.tensor(rows[i].mask, dtype=torch.bool)
-            ids, learned = ids.to(model.device), learned.to(model.device)
-            hidden = model.hidden(ids)[:, :-1][learned[:, 1:]]
-            targets = ids[:, 1:][learned[:, 1:]]
-            losses, hits = [], []
-            for part, wanted in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
-                picked = (part.float() * model.head[wanted].float()).sum(-1)
-                losses.append((_log_normaliser(part, model.head) - picked).double())
-                hits.append(greedy(part, model.head) == wanted)
-            counts = learned[:, 1:].sum(1).tolist()
-            of_rows = zip(torch.split(torch.cat(losses), counts), torch.split(torch.cat(hits), counts), strict=True)
-            for slot, (loss, hit) in enumerate(of_rows):
-                fits[batch[slot]] = AnswerFit(float(loss.sum()), len(loss), bool(hit.all()) and len(hit) > 0)
-            done += len(batch)
-            progress(task, done, len(rows))
+        in_parts(
+            batched_by_length(lengths, batch_tokens, 256), fit, lambda batch: len(batch) * max(lengths[i] for i in batch),
+            lambda i: prompt_too_large(lengths[i]),
+        )  # fmt: skip
     return [fit for fit in fits if fit is not None]
+
+
+def _fits_of(model: Model, rows: Sequence[Rendered]) -> list[AnswerFit]:
+    """`answer_fits` of rows that are computed together."""
+    import torch
+
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), longest), model.template.pad_id, dtype=torch.long)
+    learned = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for slot, row in enumerate(rows):
+        ids[slot, : len(row.ids)] = torch.tensor(row.ids)
+        learned[slot, : len(row.ids)] = torch.tensor(row.mask, dtype=torch.bool)
+    ids, learned = ids.to(model.device), learned.to(model.device)
+    hidden = model.hidden(ids)[:, :-1][learned[:, 1:]]
+    targets = ids[:, 1:][learned[:, 1:]]
+    losses, hits = [], []
+    for part, wanted in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
+        picked = (part.float() * model.head[wanted].float()).sum(-1)
+        losses.append((_log_normaliser(part, model.head) - picked).double())
+        hits.append(greedy(part, model.head) == wanted)
+    counts = learned[:, 1:].sum(1).tolist()
+    of_rows = zip(torch.split(torch.cat(losses), counts), torch.split(torch.cat(hits), counts), strict=True)
+    return [AnswerFit(float(loss.sum()), len(loss), bool(hit.all()) and len(hit) > 0) for loss, hit in of_rows]

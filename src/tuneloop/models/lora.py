@@ -21,7 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, user_errors_of_the_disk, write_bytes, write_json
 from tuneloop.models.adapters import ATTACHED, assignment, forward_assigned
 from tuneloop.models.quantised import Nf4Linear
-from tuneloop.models.sharded import spread, whole
+from tuneloop.models.sharded import copied, spread, whole
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query_key_value", "dense")
 
@@ -442,12 +442,13 @@ def adapter_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
 
 def adapter_state(net: nn.Module) -> dict[str, Tensor]:
     """The adapter's tensors under PEFT's names, copied, as any LoRA loads them: PiSSA as a LoRA of twice the rank."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, layer in lora_layers(net).items():
-        tensors: dict[str, Tensor] = dict(layer.parts())
-        tensors["lora_A.weight"], tensors["lora_B.weight"] = layer.matrices()
-        for part, tensor in tensors.items():
-            state[f"base_model.model.{name}.{part}"] = tensor.detach().clone().cpu().contiguous()
+        tensors = {part: copied(tensor.detach()) for part, tensor in layer.parts().items()}
+        if layer.start_A is not None and layer.start_B is not None:
+            tensors["lora_A.weight"] = torch.cat((tensors["lora_A.weight"], copied(layer.start_A)))
+            tensors["lora_B.weight"] = torch.cat((tensors["lora_B.weight"], -copied(layer.start_B)), 1)
+        state |= {f"base_model.model.{name}.{part}": tensor.contiguous() for part, tensor in tensors.items()}
     return state
 
 

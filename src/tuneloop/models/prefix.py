@@ -18,6 +18,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.models.adapters import ATTACHED, assignment
 from tuneloop.models.llama import KeyValues, Llama
 from tuneloop.models.lora import copy_tensors, read_adapter, state_hash, write_peft
+from tuneloop.models.sharded import copied
 
 # Shape suffixes: V virtual tokens, N layers, K key heads, D head size, B rows, S tokens.
 
@@ -196,7 +197,7 @@ def save_prefix(folder: Path, net: nn.Module, base_model: str, base_fingerprint:
         "encoder_hidden_size": config.hidden_size,  # type: ignore[union-attr]
         "prefix_projection": False,
     }
-    state = {NAME: prefix.embeddings.detach().clone().cpu().contiguous()}
+    state = {NAME: copied(prefix.embeddings.detach())}
     write_peft(folder, state, settings, {"base_fingerprint": base_fingerprint})
 
 

@@ -29,6 +29,13 @@ def is_sharded(value: Any) -> bool:
     return processes() > 1 and hasattr(value, "full_tensor")
 
 
+def copied(tensor: Tensor) -> Tensor:
+    """A copy in the host's memory; of what is divided over processes where it is. A GPU never holds both."""
+    if is_sharded(tensor) or tensor.device.type == "cpu":
+        return tensor.clone() if is_sharded(tensor) else tensor.clone().contiguous()
+    return tensor.cpu()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor in one piece; where it is spread over processes, all of them must ask."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tuneloop.core.device import Backend, backend, is_out_of_memory, put
+from tuneloop.core.device import Backend, backend, in_parts, put
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
@@ -293,11 +293,31 @@ def kto_reference_point(step: Batch) -> float:
     """How far the model has moved from the reference on answers to other prompts: KTO's z0, of the whole step."""
     total = 0.0
     rated: Sequence[Rated] = step.rows
-    for rows, counted in own_share(list(in_batches(rated, tokens_at_once(step.config)))):
+
+    def move(rows: Sequence[Rated], counted: bool = True) -> None:
+        nonlocal total
         now = log_likelihoods(step.model, [row.other for row in rows])
         moved = now - torch.tensor([row.reference[1] for row in rows], device=now.device)
         total += float(moved.sum()) * counted
+
+    _divided(list(in_batches(rated, tokens_at_once(step.config))), move, "while KTO's reference point is computed")
     return max(summed([total])[0] / len(rated), 0.0)
+
+
+def _divided(groups: Sequence[Sequence[Any]], work: Callable[[Sequence[Any], bool], None], when: str) -> None:
+    """This process's share of the work of groups of rows; of one process smaller groups where memory runs out.
+
+    Args:
+        work: of a group, and whether it counts (`own_share`).
+    """
+    if processes() > 1:
+        for group, counted in own_share(groups):
+            work(group, counted)
+        return
+    in_parts(
+        groups, lambda rows: work(rows, True), lambda rows: len(rows) * max(map(tokens_of, rows)),
+        lambda row: too_large(tokens_of(row), when),
+    )  # fmt: skip
 
 
 def _summed(figures: dict[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -340,27 +360,20 @@ def mean_loss(
     whole = Batch(model, rows, 1 / sum(loss.units(row) for row in rows), config, base)
     whole = replace(whole, constant=loss.constant(whole))
     total, figures = 0.0, dict[str, float]()
-    # Taken from the end: the longest rows first, so that the time left is not said too short.
-    left = own_share(list(in_batches(rows, BATCH_TOKENS)))
-    done, size = 0, sum(len(group) for group, _ in left)
+    done, size = 0, -(-len(rows) // processes())
     progress("validating", done, size)
-    while left:
-        group, counted = left.pop()
-        try:
-            value, sums = loss.value(replace(whole, rows=group, share=whole.share * counted))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or processes() > 1:
-                raise
-            if len(group) == 1:
-                raise too_large(tokens_of(group[0]), "while validating") from None
-            half = len(group) // 2
-            left += [(group[half:], counted), (group[:half], counted)]
-            continue
+
+    def add(group: Sequence[TrainRow], counted: bool) -> None:
+        nonlocal total, done
+        value, sums = loss.value(replace(whole, rows=group, share=whole.share * counted))
         total += float(value)
         for name, figure in sums.items():
             figures[name] = figures.get(name, 0.0) + float(figure)
-        done += len(group)
+        done = min(done + len(group), size)
         progress("validating", done, size)
+
+    # The longest rows first, so that the time left is not said too short.
+    _divided(list(in_batches(rows, BATCH_TOKENS))[::-1], add, "while validating")
     total, *sums_of_all = summed([total, *figures.values()])
     return total, dict(zip(figures, sums_of_all, strict=True))
 
@@ -376,7 +389,8 @@ def with_references(model: Model, rows: Sequence[TrainRow], progress: Progress =
     made: dict[int, TrainRow] = {}
     places = {id(row): place for place, row in enumerate(rows)}
     progress("reference", 0, len(rows))
-    for group, _ in own_share(list(in_batches(rows, BATCH_TOKENS)))[::-1]:
+
+    def refer(group: Sequence[TrainRow], counted: bool) -> None:
         firsts = log_likelihoods(model, [conversations(row)[0] for row in group]).tolist()
         seconds = log_likelihoods(
             model, [row.other if isinstance(row, Rated) else conversations(row)[1] for row in group]
@@ -384,5 +398,7 @@ def with_references(model: Model, rows: Sequence[TrainRow], progress: Progress =
         for row, values in zip(group, zip(firsts, seconds, strict=True), strict=True):
             made[places[id(row)]] = with_reference(row, values)
         progress("reference", len(made), len(rows))
+
+    _divided(list(in_batches(rows, BATCH_TOKENS))[::-1], refer, "while the reference is computed")
     made = merged(made)
     return [made[place] for place in range(len(rows))]

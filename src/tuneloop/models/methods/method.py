@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tuneloop.core.files import Config
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.shape import ModelShape
-from tuneloop.models.sharded import is_sharded
+from tuneloop.models.sharded import copied
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,13 +32,6 @@ class PlannedJob(Protocol):
     def targets(self) -> tuple[str, ...]: ...
     @property
     def prefix_tokens(self) -> int: ...
-
-
-def copied(tensor: Tensor) -> Tensor:
-    """A copy in the host's memory; of what is divided over processes where it is. A GPU never holds both."""
-    if is_sharded(tensor) or tensor.device.type == "cpu":
-        return tensor.clone() if is_sharded(tensor) else tensor.clone().contiguous()
-    return tensor.cpu()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "baselines": ("evaluation", "BaselinesManifest", "`RUN/baselines/baselines.json`"),
     "gate": ("evaluation", "GateResult", "`RUN/gate.json`"),
     "artifact": ("artifact", "ArtifactManifest", "`ARTIFACT/artifact.json`"),
+    "deploy": ("hosting", "HostedDeployment", "`deploy.json`: a project for a host"),
     "lineage": ("registry", "Lineage", "the tags `tuneloop.*` of a registered version"),
     "registry-event": ("registry", "RegistryEvent", "a tag `tuneloop.history.*` of a registered model"),
     "reproduction": ("reproduction", "Reproduction", "`reproductions/ID/reproduction.json`"),

@@ -1,0 +1,1 @@
+"""Where one machine is outgrown: hosts that serve an artifact."""

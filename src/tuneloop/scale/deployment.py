@@ -1,0 +1,242 @@
+"""What a host has to know of an artifact to serve it, and the machine that it runs on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tuneloop.core.errors import UserError
+
+Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
+HOURS_A_MONTH = 730.0
+GIB = 2**30
+# Of a card's memory: what vLLM takes by default, and what its kernels, graphs and activations need beside weights and cache.
+USABLE, BESIDES_GIB = 0.9, 1.5
+TOGETHER = 8  # answers at full length at once that the cache must hold
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU that a host rents out.
+
+    Args:
+        key: as in `tuneloop plan`.
+        name: in words.
+        gib: memory.
+        usd_per_hour: None where no price is known.
+        price: the price in words, with its provider and date.
+        counts: how many of them a machine has.
+        bf16: whether it computes in bfloat16.
+    """
+
+    key: str
+    name: str
+    gib: float
+    usd_per_hour: float | None = None
+    price: str = ""
+    counts: tuple[int, ...] = (1, 2, 4, 8)
+    bf16: bool = True
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a served model takes.
+
+    Args:
+        weights_gib: of all weights.
+        kv_bytes: keys and values of one token.
+        context: tokens that a prompt and its answer have at most.
+    """
+
+    weights_gib: float
+    kv_bytes: float
+    context: int
+
+    @property
+    def need_gib(self) -> float:
+        """GiB that weights, the cache of `TOGETHER` long answers and the engine need."""
+        return self.weights_gib + TOGETHER * self.context * self.kv_bytes / GIB + BESIDES_GIB
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Cards that hold a model together."""
+
+    card: Card
+    cards: int
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Dollars an hour of all cards; None: not known."""
+        return None if self.card.usd_per_hour is None else self.cards * self.card.usd_per_hour
+
+
+def choose_machine(size: Size, cards: Sequence[Card]) -> Machine:
+    """The cheapest cards that hold a model; those without a known price come last, the smaller first.
+
+    Several cards hold equal shares of it (tensor parallel), so that their number is a power of two.
+
+    Raises:
+        UserError: nothing that the host rents out is large enough.
+    """
+    fits: list[Machine] = []
+    for card in cards:
+        for number in card.counts:
+            if number * card.gib * USABLE >= size.need_gib + (number - 1) * BESIDES_GIB:
+                fits.append(Machine(card, number))
+                break
+    if not fits:
+        largest = max(cards, key=lambda card: card.gib * card.counts[-1])
+        most = largest.counts[-1]
+        raise UserError(
+            f"No GPU there is large enough: {size.need_gib:,.0f} GiB are needed, {most} x {largest.name} have "
+            f"{most * largest.gib * USABLE:,.0f}",
+            where="--gpu",
+            next_step="give a shorter --context, or export with --format gguf --quant q4_k_m",
+        )
+    known = [each for each in fits if each.usd_per_hour is not None]
+    return min(known or fits, key=lambda each: (each.usd_per_hour or 0.0, each.cards * each.card.gib, each.card.key))
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the replicas are for: how many are always on, how many at most, and how long an idle one is kept."""
+
+    least: int = 1
+    most: int = 1
+    idle_minutes: float = 15.0
+    hours_a_month: float = HOURS_A_MONTH
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """An artifact that is to be served by a host.
+
+    Args:
+        name: of the service: small letters, digits and dashes.
+        artifact: its id.
+        form: of its weights.
+        base: hub name of the base model.
+        repo: `ORG/NAME` of the artifact on the Hugging Face hub; empty: it lies in the project's own folder.
+        file: the GGUF file's name.
+        size: what it takes.
+        rank: of an adapter.
+        system: the turn that all training rows share, which callers have to send.
+        machine: None where the host chooses by itself.
+        traffic: replicas.
+    """
+
+    name: str
+    artifact: str
+    form: Form
+    base: str
+    repo: str
+    size: Size
+    file: str = ""
+    rank: int = 0
+    system: str = ""
+    machine: Machine | None = None
+    traffic: Traffic = Traffic()
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer together."""
+        return self.size.context
+
+    @property
+    def cards(self) -> int:
+        """GPUs of a replica."""
+        return self.machine.cards if self.machine else 1
+
+    @property
+    def model(self) -> str:
+        """What the engine loads: the artifact itself, or the base of an adapter."""
+        return self.base if self.form in ("adapter", "gguf-lora") else self.repo
+
+    def usd_a_month(self) -> tuple[float, float] | None:
+        """Dollars a month for the least and for the most replicas all the time; None where the price is not known."""
+        hour = self.machine.usd_per_hour if self.machine else None
+        if hour is None:
+            return None
+        hours = self.traffic.hours_a_month
+        return self.traffic.least * hour * hours, self.traffic.most * hour * hours
+
+
+def service_name(text: str) -> str:
+    """A name that every host takes: small letters, digits and dashes, at most 40, a letter first.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    name = re.sub(r"^[^a-z]+", "", name)[:40].rstrip("-")
+    if not name:
+        raise UserError(f"Not a name for a service: {text!r}", where="--name", next_step="as in --name support-tickets")
+    return name
+
+
+def engine_arguments(job: Deployment) -> dict[str, str | int | float | bool]:
+    """Options of `vllm serve` for this model, by their names without dashes; True stands for an option alone.
+
+    The chat template lies in the tokenizer's files and needs no option. An adapter is named by its artifact's id: two versions
+    never share a name, so no cached prefix of one answers for the other.
+    """
+    options: dict[str, str | int | float | bool] = {"served-model-name": job.name, "max-model-len": job.context}
+    if job.cards > 1:
+        options["tensor-parallel-size"] = job.cards
+    if job.machine and not job.machine.card.bf16:
+        options["dtype"] = "half"  # vLLM refuses bf16 weights there
+    if job.form == "adapter":
+        options["served-model-name"] = "base"
+        options["enable-lora"] = True
+        options["max-lora-rank"] = lora_rank(job.rank)
+        options["lora-modules"] = f"{job.name}={job.repo}"
+    return options
+
+
+def command_line(options: Mapping[str, str | int | float | bool]) -> list[str]:
+    """Options as words of a command."""
+    words: list[str] = []
+    for name, value in options.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", f"{value}"]
+    return words
+
+
+# vLLM allocates room for adapters in these ranks alone (vllm/config/lora.py, MaxLoRARanks).
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def lora_rank(rank: int) -> int:
+    """The smallest of vLLM's sizes that holds an adapter's rank.
+
+    Raises:
+        UserError: a rank that vLLM can't hold.
+    """
+    for size in RANKS:
+        if rank <= size:
+            return size
+    raise UserError(
+        f"vLLM holds adapters up to rank {RANKS[-1]}, this one has {rank}", where="adapter",
+        next_step="export it with --format merged",
+    )  # fmt: skip
+
+
+# The engine's image that the projects name; newer ones take the same options (docs.vllm.ai, read 2026-11-27).
+VLLM_IMAGE = "vllm/vllm-openai:v0.23.0"
+LLAMA_IMAGE = "ghcr.io/ggml-org/llama.cpp:server-cuda"
+
+
+def vllm_command(job: Deployment, port: int = 8000) -> list[str]:
+    """`vllm serve` for this model."""
+    return ["vllm", "serve", job.model, "--port", str(port), *command_line(engine_arguments(job))]
+
+
+def llama_command(job: Deployment, folder: str, port: int = 8000, gpu: bool = True) -> list[str]:
+    """llama.cpp's server for a GGUF file in a folder; the template that stands in the file is used."""
+    layers = ["--n-gpu-layers", "999"] if gpu else []
+    return [
+        "llama-server", "--model", f"{folder}/{job.file}", "--alias", job.name, "--host", "0.0.0.0", "--port", str(port),
+        "--ctx-size", str(job.context * 4), "--parallel", "4", "--jinja", *layers,
+    ]  # fmt: skip

@@ -1,0 +1,90 @@
+"""Hosts that serve a model: a file each. A new host is one file here with a `HOST`."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tuneloop.core.errors import UserError
+from tuneloop.scale.deployment import Deployment, Form
+
+
+@dataclass(frozen=True)
+class Host:
+    """A place where an artifact can be served.
+
+    Args:
+        name: on the command line.
+        title: in words.
+        forms: formats of artifacts that it serves, the preferred one first.
+        project: makes the files of the project's folder, name -> text.
+        commands: the commands that put it up, ask it and take it down, each with what it does.
+        source: address of the definition that the files follow.
+        as_of: day on which that was read, ISO 8601.
+        checked: how the files are checked without an account.
+        unchecked: what can't be checked without one.
+        limits: what one should know before paying.
+        gpus: names of the planner's cards there; empty: it needs none, or takes what the machine has.
+        counts: how many cards of a kind a machine there has; default: 1, 2, 4 or 8.
+        providers: whose prices in the planner's table are this host's.
+        pulls: whether it loads the artifact from the Hugging Face hub, so that it has to lie there.
+        secrets: names of what must be known there, and for what.
+    """
+
+    name: str
+    title: str
+    forms: tuple[Form, ...]
+    project: Callable[[Deployment], dict[str, str]]
+    commands: Callable[[Deployment], tuple[tuple[str, str], ...]]
+    source: str
+    as_of: str
+    checked: str
+    unchecked: str
+    limits: tuple[str, ...] = ()
+    gpus: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    providers: tuple[str, ...] = ()
+    pulls: bool = True
+    secrets: tuple[tuple[str, str], ...] = ()
+
+
+@functools.cache
+def hosts() -> dict[str, Host]:
+    """All hosts by name."""
+    found = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    return {host.name: host for module in found if (host := getattr(module, "HOST", None)) is not None}
+
+
+def find_host(name: str) -> Host:
+    """A host by its name.
+
+    Raises:
+        UserError: none of that name; the nearest is named.
+    """
+    known = hosts()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    raise UserError(
+        f"No host {name!r}",
+        where="--to",
+        next_step=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
+    )
+
+
+def refuse_form(host: Host, form: str) -> None:
+    """Refuse an artifact whose format a host can't serve, with the format that it can.
+
+    Raises:
+        UserError: it can't.
+    """
+    if form not in host.forms:
+        raise UserError(
+            f"{host.title} does not serve the format {form!r}; it serves {', '.join(host.forms)}",
+            where="ARTIFACT",
+            next_step=f"tuneloop export RUN --format {host.forms[0]}, and deploy that",
+        )

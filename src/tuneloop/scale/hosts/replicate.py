@@ -1,0 +1,103 @@
+"""Replicate: a Cog image with vLLM inside."""
+
+from __future__ import annotations
+
+from tuneloop.scale.deployment import Deployment, engine_arguments
+from tuneloop.scale.hosts import Host
+from tuneloop.scale.text import yaml_text
+
+VLLM_PACKAGE = "vllm==0.23.0"
+
+
+def project(job: Deployment) -> dict[str, str]:
+    """`cog.yaml` and the predictor."""
+    config = {
+        "build": {"gpu": True, "python_version": "3.12", "python_packages": [VLLM_PACKAGE]},
+        "predict": "predict.py:Predictor",
+        "concurrency": {"max": 32},
+    }
+    options = engine_arguments(job)
+    arguments = [f"model={job.model!r}", f"max_model_len={job.context}"]
+    if job.cards > 1:
+        arguments.append(f"tensor_parallel_size={job.cards}")
+    if job.form == "adapter":
+        arguments += ["enable_lora=True", f"max_lora_rank={options['max-lora-rank']}"]
+    adapter = f"LoRARequest({job.name!r}, 1, snapshot_download({job.repo!r}))" if job.form == "adapter" else "None"
+    return {
+        "cog.yaml": yaml_text(f"Cog: {job.artifact} with vLLM. `cog push r8.im/ACCOUNT/{job.name}`.", config),
+        "predict.py": f'''"""{job.name}: {job.artifact} as a Replicate model."""
+
+import uuid
+
+from cog import AsyncConcatenateIterator, BasePredictor, Input
+from huggingface_hub import snapshot_download
+from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
+from vllm.lora.request import LoRARequest
+
+SYSTEM = {job.system!r}
+
+
+class Predictor(BasePredictor):
+    async def setup(self) -> None:
+        self.engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs({", ".join(arguments)}))
+        self.tokenizer = await self.engine.get_tokenizer()
+        self.adapter = {adapter}
+
+    async def predict(
+        self,
+        prompt: str = Input(description="What the user says."),
+        system: str = Input(description="The system turn; the trained one by default.", default=SYSTEM),
+        max_tokens: int = Input(default=256, ge=1, le={job.context}),
+        temperature: float = Input(default=0.0, ge=0.0, le=2.0),
+    ) -> AsyncConcatenateIterator[str]:
+        turns = [{{"role": "system", "content": system}}] if system else []
+        turns.append({{"role": "user", "content": prompt}})
+        ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+        how = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+        said = ""
+        async for found in self.engine.generate(
+            {{"prompt_token_ids": ids}}, how, uuid.uuid4().hex, lora_request=self.adapter
+        ):
+            text = found.outputs[0].text
+            yield text[len(said) :]
+            said = text
+''',
+    }
+
+
+def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+    """Up, ask, down."""
+    ask = (
+        'curl "https://api.replicate.com/v1/deployments/$ACCOUNT/'
+        + job.name
+        + '/predictions" -H "Authorization: Bearer $REPLICATE_API_TOKEN" '
+        '-H "Content-Type: application/json" -d \'{"input": {"prompt": "Hello"}}\''
+    )
+    down = f'curl -X DELETE "https://api.replicate.com/v1/deployments/$ACCOUNT/{job.name}" -H "Authorization: Bearer $REPLICATE_API_TOKEN"'
+    return (
+        (
+            f"cog login\ncog push r8.im/$ACCOUNT/{job.name}",
+            "Build the image on a machine with Docker, push it, and make a deployment of it in the console",
+        ),
+        (ask, "Ask it"),
+        (down, "Take it down"),
+    )
+
+
+GPUS = {"t4": "gpu-t4", "l40s": "gpu-l40s", "a100-80gb": "gpu-a100-large", "h100-sxm": "gpu-h100"}
+
+HOST = Host(
+    name="replicate",
+    title="Replicate",
+    forms=("merged", "adapter"),
+    project=project,
+    commands=commands,
+    source="https://github.com/replicate/cog/blob/main/pkg/config/data/config_schema_v1.0.json",
+    as_of="2026-11-27",
+    checked="cog.yaml fits Cog's JSON Schema, and predict.py is valid Python with the names that Cog asks for.",
+    unchecked="that the image builds and starts, the prices. A private model needs HF_TOKEN in the image's build.",
+    limits=("The API is Replicate's own, not OpenAI's.",),
+    gpus=GPUS,
+    providers=("Replicate",),
+    secrets=(("REPLICATE_API_TOKEN", "in your shell"),),
+)

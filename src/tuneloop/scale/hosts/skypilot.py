@@ -1,0 +1,64 @@
+"""SkyServe: SkyPilot's services on any cloud, by the cheapest offer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuneloop.scale.deployment import Deployment, vllm_command
+from tuneloop.scale.hosts import Host
+from tuneloop.scale.text import shell, yaml_text
+
+
+def project(job: Deployment) -> dict[str, str]:
+    """`service.yaml`."""
+    gpu = GPUS[job.machine.card.key] if job.machine else "L4"
+    policy: dict[str, Any] = {"min_replicas": job.traffic.least}
+    if job.traffic.most > job.traffic.least:
+        policy |= {"max_replicas": job.traffic.most, "target_qps_per_replica": 2}
+    task = {
+        "name": job.name,
+        "service": {
+            "readiness_probe": {"path": "/health", "initial_delay_seconds": 1800},
+            "replica_policy": policy,
+        },
+        "resources": {"accelerators": f"{gpu}:{job.cards}", "ports": 8000, "disk_size": 128},
+        "secrets": {"HF_TOKEN": None, "VLLM_API_KEY": None},
+        "setup": "pip install vllm==0.23.0",
+        "run": shell(vllm_command(job)),
+    }
+    return {"service.yaml": yaml_text(f"SkyServe: {job.artifact} behind vLLM. `sky serve up service.yaml`.", task)}
+
+
+def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
+    """Up, ask, down."""
+    ask = (
+        f'curl "http://$(sky serve status --endpoint {job.name})/v1/chat/completions" -H "Authorization: Bearer $VLLM_API_KEY" '
+        f'-H "Content-Type: application/json" -d \'{{"model": "{job.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+    )
+    up = f"sky serve up service.yaml -n {job.name} --secret HF_TOKEN --secret VLLM_API_KEY"
+    return (
+        (up, "Put it up; it shows the price first and asks"),
+        (ask, "Ask it"),
+        (f"sky serve down {job.name}", "Take it down"),
+    )
+
+
+GPUS = {
+    "t4": "T4", "l4": "L4", "a10g": "A10G", "a10": "A10", "l40s": "L40S", "a100-40gb": "A100", "a100-80gb": "A100-80GB",
+    "h100-pcie": "H100", "h100-sxm": "H100", "h200": "H200", "b200": "B200",
+}  # fmt: skip
+
+HOST = Host(
+    name="skypilot",
+    title="SkyServe (SkyPilot)",
+    forms=("merged", "adapter"),
+    project=project,
+    commands=commands,
+    source="SkyPilot's own schemas (sky/utils/schemas.py)",
+    as_of="2026-11-27",
+    checked="SkyPilot's strict schemas of tasks and services accept service.yaml.",
+    unchecked="that a cloud has the card, quotas, the prices.",
+    limits=("The controller is a small machine of its own that costs something too.",),
+    gpus=GPUS,
+    secrets=(("HF_TOKEN, VLLM_API_KEY", "in your shell"),),
+)

@@ -1,0 +1,71 @@
+"""How the files of a project are written: YAML with a first line that says what it is, and the README."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuneloop.scale.deployment import Deployment
+from tuneloop.scale.hosts import Host
+
+
+def yaml_text(what: str, *documents: Mapping[str, Any]) -> str:
+    """YAML documents, with a comment that says what they are."""
+    import yaml
+
+    parts = [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True, width=1000) for each in documents]
+    return f"# {what}\n" + "---\n".join(parts)
+
+
+def shell(words: Sequence[str]) -> str:
+    """A command as a shell reads it; variables such as $HF_TOKEN stay."""
+    return " ".join(word if "$" in word else shlex.quote(word) for word in words)
+
+
+def price_words(job: Deployment) -> str:
+    """The monthly price, in a sentence or two."""
+    if job.machine is None:
+        return "The host bills by use; see its price page."
+    card = job.machine.card
+    machine = f"{job.machine.cards} x {card.name}"
+    month = job.usd_a_month()
+    if month is None:
+        return f"A replica is {machine}. No price of it here is known: see the host's price page."
+    least, most = month
+    always = f"${least:,.0f} a month for {job.traffic.least} replica{'s' * (job.traffic.least != 1)} all the time"
+    top = f", ${most:,.0f} at most for {job.traffic.most}" if job.traffic.most > job.traffic.least else ""
+    return f"A replica is {machine}: {card.price}. That is {always}{top}."
+
+
+def readme(host: Host, job: Deployment) -> str:
+    """The project's README: what it is, three commands, price, what was checked and what was not."""
+    steps = "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in host.commands(job))
+    secrets = "".join(f"- `{name}`: {what}\n" for name, what in host.secrets)
+    limits = "".join(f"- {limit}\n" for limit in host.limits)
+    system = (
+        f"\nThe model was trained with this system turn; send it with each request:\n\n> {job.system}\n"
+        if job.system
+        else ""
+    )
+    uses = any("$ARTIFACT" in command for command, _ in host.commands(job)) or "ARTIFACT" in "".join(
+        host.project(job).values()
+    )
+    artifact = (
+        f"`$ARTIFACT` is the artifact's folder: `export ARTIFACT=$PWD/artifacts/{job.artifact}`.\n" if uses else ""
+    )
+    return f"""# {job.name} on {host.title}
+
+Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:,} tokens of prompt and answer together.
+{artifact}{system}
+{steps}
+
+## Price
+
+{price_words(job)} Planned need: {job.size.need_gib:,.1f} GiB of GPU memory (weights {job.size.weights_gib:,.1f}).
+
+{f"## Secrets{chr(10)}{chr(10)}{secrets}{chr(10)}" if secrets else ""}## What was checked
+
+{host.checked} **Not checked, since it needs an account: {host.unchecked}**
+The files follow {host.source}, read on {host.as_of}.
+{f"{chr(10)}## Good to know{chr(10)}{chr(10)}{limits}" if limits else ""}"""

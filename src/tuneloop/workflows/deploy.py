@@ -1,0 +1,245 @@
+"""Deploy an artifact: the project folder of a host, with the plan's price, and, where asked, putting it up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_json, write_text
+from tuneloop.models.names import SHORT_NAMES
+from tuneloop.records.artifact import ArtifactManifest
+from tuneloop.records.hosting import HostedDeployment
+from tuneloop.release.verify import read_intact
+from tuneloop.scale.deployment import Card, Deployment, Machine, Size, Traffic, choose_machine, service_name
+from tuneloop.scale.hosts import Host, find_host, refuse_form
+from tuneloop.scale.text import readme
+
+if TYPE_CHECKING:
+    from tuneloop.models.shape import ModelShape
+
+USUAL_CONTEXT = 4096  # of a service where nobody names one: memory for more is paid all the time
+
+
+@dataclass(frozen=True)
+class DeployWish:
+    """What the user says of a deployment.
+
+    Args:
+        host: name of the host.
+        hub: `ORG/NAME` where the artifact lies on the Hugging Face hub.
+        name: of the service; default: by the artifact.
+        gpu: card of the planner; default: the cheapest that holds the model.
+        context: most tokens of a prompt and its answer; default: `USUAL_CONTEXT`, or what the model has where that is less.
+        traffic: replicas.
+    """
+
+    host: str
+    hub: str = ""
+    name: str = ""
+    gpu: str = ""
+    context: int | None = None
+    traffic: Traffic = field(default_factory=Traffic)
+
+
+@dataclass(frozen=True)
+class Project:
+    """What stands in a project's folder: name -> text, for a deployment by a host."""
+
+    host: Host
+    job: Deployment
+    artifact: Path
+    files: dict[str, str]
+
+
+def plan_deployment(folder: Path, wish: DeployWish) -> Project:
+    """The project of an artifact for a host; nothing is written.
+
+    Raises:
+        UserError: a changed artifact, a host that can't serve its format, no card that is large enough.
+    """
+    host = find_host(wish.host)
+    manifest = read_intact(folder)
+    refuse_form(host, manifest.format)
+    if wish.hub and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", wish.hub):
+        raise UserError(f"Not a place on the hub: {wish.hub!r}", where="--hub", next_step="write ORG/NAME")
+    repo = wish.hub
+    if host.pulls and manifest.format not in ("gguf", "gguf-lora") and not repo:
+        raise UserError(
+            f"{host.title} loads the artifact from the Hugging Face hub", where="--hub",
+            next_step=f"tuneloop push {folder} hub:ORG/NAME --send, then deploy with --hub ORG/NAME",
+        )  # fmt: skip
+    shape = _shape(folder, manifest)
+    size = _size(folder, manifest, shape, wish.context)
+    job = Deployment(
+        name=service_name(wish.name or manifest.id.rsplit("-", 2)[0]),
+        artifact=manifest.id,
+        form=manifest.format,  # type: ignore[arg-type]
+        base=SHORT_NAMES.get(manifest.base.model.lower(), manifest.base.model),
+        repo=repo,
+        size=size,
+        file=next((name for name in manifest.files if name.endswith(".gguf")), ""),
+        rank=_rank(folder),
+        system=(manifest.task or {}).get("system") or "",
+        machine=_machine(host, size, wish.gpu),
+        traffic=wish.traffic,
+    )
+    files = host.project(job)
+    return Project(host, job, folder.resolve(), {**files, "README.md": readme(host, job)})
+
+
+def write_project(project: Project, out: Path) -> Path:
+    """Write a project into a folder, with `deploy.json` last; files that a person changed there are not overwritten.
+
+    Raises:
+        UserError: a file there is another.
+    """
+    other = [
+        name for name, text in project.files.items() if (out / name).is_file() and (out / name).read_text() != text
+    ]
+    if other:
+        raise UserError(
+            f"There is another {other[0]} already",
+            where=str(out),
+            next_step="name another folder with --out, or remove it",
+        )
+    for name, text in project.files.items():
+        write_text(out / name, text)
+        if text.startswith("#!"):
+            (out / name).chmod(0o755)
+    write_json(out / HostedDeployment.file, record_of(project).to_json())
+    return out
+
+
+def record_of(project: Project) -> HostedDeployment:
+    """What `deploy.json` says of a project."""
+    job = project.job
+    month = job.usd_a_month()
+    return HostedDeployment(
+        host=project.host.name,
+        name=job.name,
+        artifact=job.artifact,
+        format=job.form,
+        base=job.base,
+        hub=job.repo,
+        gpu=job.machine.card.key if job.machine else "",
+        gpus=job.cards if job.machine else 0,
+        context=job.context,
+        need_gib=round(job.size.need_gib, 2),
+        replicas=(job.traffic.least, job.traffic.most),
+        usd_per_hour=job.machine.usd_per_hour if job.machine else None,
+        usd_per_month=month,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=sorted(project.files),
+    )
+
+
+def put_up(project: Project, folder: Path, say: Callable[[str], None]) -> None:
+    """Run the project's first commands in its folder.
+
+    Raises:
+        UserError: a tool or a variable is missing, or a command fails; what it may have left is named.
+    """
+    up = project.host.commands(project.job)[0][0]
+    lines = [line.split("#")[0].strip() for line in up.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("pip install")]
+    environment = {**os.environ, "ARTIFACT": str(project.artifact)}
+    missing = sorted(name for name in _variables(up) if not environment.get(name))
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set", where=project.host.title,
+            next_step=f"export {missing[0]}=..., as {folder / 'README.md'} says",
+        )  # fmt: skip
+    for line in lines:
+        tool = next(word for word in line.split() if "=" not in word)
+        if shutil.which(tool) is None and tool != "cd":
+            raise UserError(
+                f"No command {tool!r} here", where=project.host.title, next_step=f"see {folder / 'README.md'}"
+            )
+    say(f"up        {' && '.join(lines)}")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)], cwd=folder, env=environment, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        down = project.host.commands(project.job)[-1][0]
+        raise UserError(
+            f"Putting it up failed with status {done.returncode}; its own words stand above", where=str(folder),
+            next_step=f"if anything was created, this takes it down: {down.splitlines()[0]}",
+        )  # fmt: skip
+
+
+def _variables(command: str) -> set[str]:
+    """Variables of the environment that a command reads."""
+    return {name for name in re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", command) if name != "PWD"}
+
+
+def _shape(folder: Path, manifest: ArtifactManifest) -> ModelShape:
+    from tuneloop.plan.shape import find_model
+
+    config = folder / "config.json"
+    return find_model(str(folder) if config.is_file() else manifest.base.model)[1]
+
+
+def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: int | None) -> Size:
+    """Memory of the weights as they are stored, of an adapter with its base in 16 bits."""
+    weights = sum(entry.bytes for name, entry in manifest.files.items() if name.endswith((".safetensors", ".gguf")))
+    if manifest.format in ("adapter", "gguf-lora"):
+        weights += 2 * shape.parameters
+    most = shape.context or USUAL_CONTEXT
+    if context is not None and not 16 <= context <= most:
+        raise UserError(
+            f"A context of {context:,} tokens is not possible", where="--context",
+            next_step=f"give 16 to {most:,}, which the model reads",
+        )  # fmt: skip
+    kv = 2 * 2 * shape.layers * shape.key_heads * shape.head_size  # keys and values in 16 bits
+    return Size(weights / 2**30, kv, context or min(USUAL_CONTEXT, most))
+
+
+def _rank(folder: Path) -> int:
+    """The largest rank of an adapter; 0 where there is none."""
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return 0
+    found = json.loads(config.read_text(encoding="utf-8"))
+    return max([found.get("r") or 0, *(found.get("rank_pattern") or {}).values()])
+
+
+def _machine(host: Host, size: Size, gpu: str) -> Machine | None:
+    """The cards of a replica; None where the host needs none."""
+    from tuneloop.plan.gpus import all_gpus, find_gpu
+
+    if not host.gpus:
+        return None
+    wanted: Sequence[str] = list(host.gpus)
+    if gpu:
+        key = find_gpu(gpu).key
+        if key not in host.gpus:
+            raise UserError(
+                f"{host.title} has no {all_gpus()[key].name}" if key in all_gpus() else f"{host.title} has no {gpu}",
+                where="--gpu", next_step=f"it has {', '.join(host.gpus)}",
+            )  # fmt: skip
+        wanted = [key]
+    cards = [_card(key, host) for key in wanted if key in all_gpus()]
+    return choose_machine(size, cards)
+
+
+def _card(key: str, host: Host) -> Card:
+    """A card with the host's own price, or else with the cheapest on demand, which is said."""
+    from tuneloop.plan.gpus import all_gpus
+    from tuneloop.plan.prices import load_prices
+
+    gpu, table = all_gpus()[key], load_prices()
+    card = Card(key, gpu.name, gpu.gib, counts=host.counts.get(key, (1, 2, 4, 8)), bf16=gpu.bf16)
+    own = [price for level in table.levels for price in level if price.gpu == key and price.provider in host.providers]
+    if host.providers and not own:  # it has prices of its own, which are not known here
+        return card
+    price = min(own, key=lambda each: each.usd_per_hour, default=table.gpu(key))
+    return card if price is None else replace(card, usd_per_hour=price.usd_per_hour, price=price.words())

@@ -1,0 +1,128 @@
+"""`deploy` writes a project with its price, and putting it up leaves nothing behind when a step fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tuneloop.records.hosting import HostedDeployment
+from tuneloop.records.record import read_record
+from tuneloop.workflows.export import export_run
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class RunPod(BaseHTTPRequestHandler):
+    """RunPod's REST API, as far as a deployment asks it; `refuses` names what it has no quota for."""
+
+    asked: list[tuple[str, str, dict[str, object]]] = []  # noqa: RUF012
+    refuses = ""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        kind = self.path.strip("/")
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        RunPod.asked.append(("POST", kind, body))
+        assert self.headers["Authorization"] == "Bearer good"
+        if kind == RunPod.refuses:
+            return self.answer(402, {"error": "not enough credits"})
+        return self.answer(200, {"id": f"{kind}-1"})
+
+    def do_DELETE(self) -> None:
+        RunPod.asked.append(("DELETE", self.path.strip("/"), {}))
+        self.answer(204, {})
+
+    def answer(self, status: int, value: object) -> None:
+        text = b"" if status == 204 else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+@pytest.fixture
+def runpod() -> Iterator[dict[str, str]]:
+    """The environment of a process that deploys to a stand-in on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RunPod)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    RunPod.asked, RunPod.refuses = [], ""
+    yield {"RUNPOD_API": f"http://127.0.0.1:{server.server_address[1]}", "RUNPOD_API_KEY": "good"}
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def artifact(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return export_run(make_run(), "merged").folder
+
+
+def test_a_project_is_written_with_its_price_and_nothing_is_put_up(artifact: Path, cli: Cli, runpod: dict[str, str]) -> None:
+    arguments = ("deploy", str(artifact), "--to", "runpod", "--hub", "acme/tickets", "--dry-run", "--out", "mine")
+    done = cli(*arguments, env=runpod)
+    assert done.returncode == 0, done.stderr
+    assert "a month for 1 replica" in done.stdout and not RunPod.asked
+    found = read_record(HostedDeployment, Path("mine"))
+    assert found.host == "runpod" and found.usd_per_month and found.gpu and set(found.files) == {
+        "README.md", "deploy.sh", "endpoint.json", "template.json",
+    }  # fmt: skip
+    assert os.access("mine/deploy.sh", os.X_OK)
+    assert cli(*arguments, "--json", env=runpod).returncode == 0  # the same again changes nothing
+    Path("mine/endpoint.json").write_text("{}")
+    again = cli(*arguments)
+    assert again.returncode == 2 and "another endpoint.json" in again.stderr
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_putting_it_up_makes_template_and_endpoint(artifact: Path, cli: Cli, runpod: dict[str, str]) -> None:
+    done = cli("deploy", str(artifact), "--to", "runpod", "--hub", "acme/tickets", "--yes", "--out", "up", env=runpod)
+    assert done.returncode == 0, done.stderr
+    (_, first, template), (_, second, endpoint) = RunPod.asked
+    assert (first, second) == ("templates", "endpoints") and endpoint["templateId"] == "templates-1"
+    assert template["env"]["MODEL_NAME"] == "acme/tickets"  # type: ignore[index]
+    assert json.loads(Path("up/created.json").read_text()) == {"template": "templates-1", "endpoint": "endpoints-1"}
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_what_was_made_is_undone_when_a_later_step_fails(artifact: Path, cli: Cli, runpod: dict[str, str]) -> None:
+    RunPod.refuses = "endpoints"
+    done = cli("deploy", str(artifact), "--to", "runpod", "--hub", "acme/tickets", "--yes", "--out", "up", env=runpod)
+    assert done.returncode == 2 and "not enough credits" in done.stdout + done.stderr
+    assert "takes it down" in done.stderr and "Traceback" not in done.stderr
+    assert RunPod.asked[-1][:2] == ("DELETE", "templates/templates-1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--to", "runpod"], "--hub ORG/NAME"),
+        (["--to", "runpod", "--hub", "tickets"], "Not a place on the hub"),
+        (["--to", "rumpod", "--hub", "a/b"], "did you mean runpod?"),
+        (["--to", "ollama"], "does not serve the format 'merged'"),
+        ([], "name one of"),
+        (["--to", "modal", "--hub", "a/b", "--gpu", "rtx4090"], "Modal has no RTX 4090"),
+        (["--to", "modal", "--hub", "a/b", "--context", "99999999"], "not possible"),
+        (["--to", "modal", "--hub", "a/b", "--min-replicas", "3"], "least <= most"),
+        (["--to", "runpod", "--hub", "a/b", "--yes"], "RUNPOD_API_KEY is not set"),
+    ],
+)
+def test_what_can_t_be_deployed_is_said_in_three_lines(artifact: Path, cli: Cli, arguments: list[str], said: str) -> None:
+    done = cli("deploy", str(artifact), *arguments, env={"RUNPOD_API_KEY": ""})
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 4 and "Traceback" not in done.stderr
+
+
+def test_a_changed_artifact_is_not_deployed(artifact: Path, cli: Cli) -> None:
+    (artifact / "config.json").write_text("{}")
+    done = cli("deploy", str(artifact), "--to", "modal", "--hub", "a/b", "--dry-run")
+    assert done.returncode == 2 and "not as it was exported" in done.stderr

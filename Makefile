@@ -7,7 +7,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo install test test-avx2 reference bench clean
+# make test-hosts   what is written for hosts, against the hosts' own definitions
+
+.PHONY: demo install test test-avx2 test-hosts reference bench clean
 
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
@@ -31,6 +33,11 @@ AVX2_TESTS := tests/models/test_llama.py tests/models/test_lora.py tests/models/
 	tests/inference/test_scoring.py tests/inference/test_sampling.py tests/release/test_merge.py
 test-avx2: $(VENV)/.installed-dev
 	$(AVX2) $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow" $(AVX2_TESTS)
+
+# What `tuneloop deploy` writes, against the hosts' own packages and schemas; makes their environments in .hosts (3 GB, minutes).
+test-hosts: $(VENV)/.installed-dev
+	$(BIN)/python tests/helpers/host_definitions.py
+	$(BIN)/pytest tests/scale
 
 reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py

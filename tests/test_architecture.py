@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "tuneloop"
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 GROUND = {"", "core", "records"}  # "" is the package itself: its version
-STAGES = {"data", "plan", "advise", "train", "evaluate", "release", "serve", "improve", "combine"}
+STAGES = {"data", "plan", "advise", "train", "evaluate", "release", "serve", "improve", "combine", "scale"}
 FACES = {"report", "track"}
 # What a part may import besides itself. A stage gets what it needs of another one as a value or a function.
 ALLOWED: dict[str, set[str]] = {

@@ -61,6 +61,11 @@ TESTED_IN = {
     "report/test_head.py": "report.compared report.settings",
     "serve/test_keys.py": "records.api_key",
     "serve/test_store.py": "core.ids records.decision serve.writer",
+    "scale/hosts/test_hosts.py": "scale.text scale.hosts.baseten scale.hosts.compose scale.hosts.docker_model_runner"
+    " scale.hosts.dstack scale.hosts.fireworks scale.hosts.huggingface scale.hosts.kserve scale.hosts.kubernetes"
+    " scale.hosts.modal scale.hosts.ollama scale.hosts.production_stack scale.hosts.ray_serve scale.hosts.replicate"
+    " scale.hosts.runpod scale.hosts.sagemaker scale.hosts.skypilot scale.hosts.together",
+    "workflows/test_deploy.py": "cli.deploy records.hosting",
     "test_architecture.py": "core.late",
     "test_memory_on_a_gpu.py": "models.random_model",
     "train/test_distributed.py": "models.sharded workflows.distributed",

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from places import ROOT
 
 FOLDER = Path(os.environ.get("TUNELOOP_HOSTS") or ROOT / ".hosts")

@@ -67,7 +67,9 @@ def artifact(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.
     return export_run(make_run(), "merged").folder
 
 
-def test_a_project_is_written_with_its_price_and_nothing_is_put_up(artifact: Path, cli: Cli, runpod: dict[str, str]) -> None:
+def test_a_project_is_written_with_its_price_and_nothing_is_put_up(
+    artifact: Path, cli: Cli, runpod: dict[str, str]
+) -> None:
     arguments = ("deploy", str(artifact), "--to", "runpod", "--hub", "acme/tickets", "--dry-run", "--out", "mine")
     done = cli(*arguments, env=runpod)
     assert done.returncode == 0, done.stderr
@@ -116,7 +118,9 @@ def test_what_was_made_is_undone_when_a_later_step_fails(artifact: Path, cli: Cl
         (["--to", "runpod", "--hub", "a/b", "--yes"], "RUNPOD_API_KEY is not set"),
     ],
 )
-def test_what_can_t_be_deployed_is_said_in_three_lines(artifact: Path, cli: Cli, arguments: list[str], said: str) -> None:
+def test_what_can_t_be_deployed_is_said_in_three_lines(
+    artifact: Path, cli: Cli, arguments: list[str], said: str
+) -> None:
     done = cli("deploy", str(artifact), *arguments, env={"RUNPOD_API_KEY": ""})
     assert done.returncode == 2 and said in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) <= 4 and "Traceback" not in done.stderr

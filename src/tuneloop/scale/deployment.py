@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.flag import flag
 
 Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
 HOURS_A_MONTH = 730.0
 GIB = 2**30
 # Of a card's memory: what vLLM takes by default, and what its kernels, graphs and activations need beside weights and cache.
 USABLE, BESIDES_GIB = 0.9, 1.5
-TOGETHER = 8  # answers at full length at once that the cache must hold
+TOGETHER = 4  # answers at full length at once that the cache must hold
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,36 @@ class Traffic:
     most: int = 1
     idle_minutes: float = 15.0
     hours_a_month: float = HOURS_A_MONTH
+
+
+@dataclass(frozen=True)
+class DeployWish:
+    """What the user says of a deployment; the fields are the command's options."""
+
+    PANEL: ClassVar[str] = "Deployment"
+
+    to: str = flag("", "HOST", "Where it is served.")
+    hub: str = flag("", "ORG/NAME", "Where the artifact lies on the Hugging Face hub (tuneloop push).")
+    name: str = flag("", "NAME", "Name of the service; default: by the artifact.")
+    gpu: str = flag("", "GPU", "Card of a replica, as in plan; default: the cheapest that holds the model.")
+    context: int = flag(0, "N", "Most tokens of a prompt and its answer; default: 4,096, or the model's if less.")
+    min_replicas: int = flag(1, "N", "Replicas that are always on; 0: none, where the host can start them.")
+    max_replicas: int = flag(1, "N", "Most replicas.")
+    idle_minutes: float = flag(15.0, "M", "How long an idle replica above the least is kept.")
+
+    @property
+    def traffic(self) -> Traffic:
+        """What the replicas are for.
+
+        Raises:
+            UserError: numbers that can't be.
+        """
+        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1 or self.idle_minutes <= 0:
+            raise UserError(
+                "Replicas: 0 <= least <= most, and most at least 1", where="--min-replicas, --max-replicas",
+                next_step="as in --min-replicas 1 --max-replicas 3",
+            )  # fmt: skip
+        return Traffic(self.min_replicas, self.max_replicas, self.idle_minutes)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,35 +19,14 @@ from tuneloop.models.names import SHORT_NAMES
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.hosting import HostedDeployment
 from tuneloop.release.verify import read_intact
-from tuneloop.scale.deployment import Card, Deployment, Machine, Size, Traffic, choose_machine, service_name
-from tuneloop.scale.hosts import Host, find_host, refuse_form
+from tuneloop.scale.deployment import Card, Deployment, DeployWish, Machine, Size, choose_machine, service_name
+from tuneloop.scale.hosts import Host, find_host, hosts, refuse_form
 from tuneloop.scale.text import readme
 
 if TYPE_CHECKING:
     from tuneloop.models.shape import ModelShape
 
 USUAL_CONTEXT = 4096  # of a service where nobody names one: memory for more is paid all the time
-
-
-@dataclass(frozen=True)
-class DeployWish:
-    """What the user says of a deployment.
-
-    Args:
-        host: name of the host.
-        hub: `ORG/NAME` where the artifact lies on the Hugging Face hub.
-        name: of the service; default: by the artifact.
-        gpu: card of the planner; default: the cheapest that holds the model.
-        context: most tokens of a prompt and its answer; default: `USUAL_CONTEXT`, or what the model has where that is less.
-        traffic: replicas.
-    """
-
-    host: str
-    hub: str = ""
-    name: str = ""
-    gpu: str = ""
-    context: int | None = None
-    traffic: Traffic = field(default_factory=Traffic)
 
 
 @dataclass(frozen=True)
@@ -66,7 +45,9 @@ def plan_deployment(folder: Path, wish: DeployWish) -> Project:
     Raises:
         UserError: a changed artifact, a host that can't serve its format, no card that is large enough.
     """
-    host = find_host(wish.host)
+    if not wish.to:
+        raise UserError("Where to?", where="--to", next_step=f"name one of {', '.join(hosts())}")
+    host, traffic = find_host(wish.to), wish.traffic
     manifest = read_intact(folder)
     refuse_form(host, manifest.format)
     if wish.hub and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", wish.hub):
@@ -78,7 +59,7 @@ def plan_deployment(folder: Path, wish: DeployWish) -> Project:
             next_step=f"tuneloop push {folder} hub:ORG/NAME --send, then deploy with --hub ORG/NAME",
         )  # fmt: skip
     shape = _shape(folder, manifest)
-    size = _size(folder, manifest, shape, wish.context)
+    size = _size(folder, manifest, shape, wish.context or None)
     job = Deployment(
         name=service_name(wish.name or manifest.id.rsplit("-", 2)[0]),
         artifact=manifest.id,
@@ -90,7 +71,7 @@ def plan_deployment(folder: Path, wish: DeployWish) -> Project:
         rank=_rank(folder),
         system=(manifest.task or {}).get("system") or "",
         machine=_machine(host, size, wish.gpu),
-        traffic=wish.traffic,
+        traffic=traffic,
     )
     files = host.project(job)
     return Project(host, job, folder.resolve(), {**files, "README.md": readme(host, job)})
@@ -152,7 +133,7 @@ def put_up(project: Project, folder: Path, say: Callable[[str], None]) -> None:
     lines = [line.split("#")[0].strip() for line in up.splitlines()]
     lines = [line for line in lines if line and not line.startswith("pip install")]
     environment = {**os.environ, "ARTIFACT": str(project.artifact)}
-    missing = sorted(name for name in _variables(up) if not environment.get(name))
+    missing = sorted(name for name in {*_variables(up), *project.host.variables} if not environment.get(name))
     if missing:
         raise UserError(
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set", where=project.host.title,
@@ -209,7 +190,7 @@ def _rank(folder: Path) -> int:
     if not config.is_file():
         return 0
     found = json.loads(config.read_text(encoding="utf-8"))
-    return max([found.get("r") or 0, *(found.get("rank_pattern") or {}).values()])
+    return max([int(found.get("r") or 0), *map(int, (found.get("rank_pattern") or {}).values())])
 
 
 def _machine(host: Host, size: Size, gpu: str) -> Machine | None:

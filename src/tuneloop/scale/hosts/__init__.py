@@ -32,6 +32,7 @@ class Host:
         counts: how many cards of a kind a machine there has; default: 1, 2, 4 or 8.
         providers: whose prices in the planner's table are this host's.
         pulls: whether it loads the artifact from the Hugging Face hub, so that it has to lie there.
+        variables: of the environment, which the commands that put it up need.
         secrets: names of what must be known there, and for what.
     """
 
@@ -49,6 +50,7 @@ class Host:
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     providers: tuple[str, ...] = ()
     pulls: bool = True
+    variables: tuple[str, ...] = ()
     secrets: tuple[tuple[str, str], ...] = ()
 
 

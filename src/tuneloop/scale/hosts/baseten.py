@@ -63,5 +63,6 @@ HOST = Host(
     limits=("How many replicas there are is set in Baseten's console or by its API after the first push.",),
     gpus=GPUS,
     providers=("Baseten",),
+    variables=("BASETEN_API_KEY",),
     secrets=(("hf_access_token", "in Baseten, reads the model and a gated base"), ("BASETEN_API_KEY", "in your shell")),
 )

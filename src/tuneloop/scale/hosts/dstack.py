@@ -65,5 +65,6 @@ HOST = Host(
     unchecked="that a backend has the card, the prices.",
     limits=("Scaling to several replicas needs a gateway.",),
     gpus=GPUS,
+    variables=("HF_TOKEN",),
     secrets=(("HF_TOKEN", "in your shell, reads the model and a gated base"),),
 )

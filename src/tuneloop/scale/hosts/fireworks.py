@@ -97,7 +97,7 @@ HOST = Host(
     commands=commands,
     source="the fireworks-ai package 1.2 (its client and types)",
     as_of="2026-11-27",
-    checked="deploy.py runs against a stand-in server with Fireworks' own client; each field is one of its types.",
+    checked="deploy.py runs with Fireworks' own client against a stand-in, which a refusal at each step leaves as it was.",
     unchecked="that the upload passes Fireworks' validation, the prices.",
     limits=(
         "An adapter needs FIREWORKS_BASE, the name of its base there.",
@@ -106,5 +106,6 @@ HOST = Host(
     gpus=ACCELERATORS,
     providers=("Fireworks",),
     pulls=False,
+    variables=("FIREWORKS_API_KEY", "FIREWORKS_ACCOUNT_ID"),
     secrets=(("FIREWORKS_API_KEY, FIREWORKS_ACCOUNT_ID", "in your shell"),),
 )

@@ -88,5 +88,6 @@ HOST = Host(
     unchecked="that vendor, region and instance go together (list_inference_endpoints_hardware tells), the prices.",
     gpus=INSTANCES,
     providers=("Hugging Face",),
+    variables=("HF_TOKEN",),
     secrets=(("HF_TOKEN", "in your shell, reads the model and may write endpoints"),),
 )

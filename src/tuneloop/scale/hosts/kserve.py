@@ -67,5 +67,6 @@ HOST = Host(
     unchecked="that your cluster's runtime is new enough for the options, the prices.",
     gpus={key: key for key in CARDS},
     limits=("Who may ask is settled by your gateway: KServe has no keys of its own.",),
+    variables=("HF_TOKEN",),
     secrets=(("huggingface", "token, reads the model and a gated base"),),
 )

@@ -76,6 +76,7 @@ HOST = Host(
     limits=("A container is kept warm for at most 20 minutes after its last request, unless one is always on.",),
     gpus=GPUS,
     providers=("Modal",),
+    variables=("HF_TOKEN",),
     secrets=(
         ("huggingface", "HF_TOKEN, reads the model and a gated base"),
         ("NAME-key", "VLLM_API_KEY, which callers send"),

@@ -99,5 +99,6 @@ HOST = Host(
     limits=("The API is Replicate's own, not OpenAI's.",),
     gpus=GPUS,
     providers=("Replicate",),
+    variables=("ACCOUNT",),
     secrets=(("REPLICATE_API_TOKEN", "in your shell"),),
 )

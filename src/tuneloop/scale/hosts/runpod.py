@@ -50,11 +50,16 @@ cd "$(dirname "$0")"
 : "${RUNPOD_API_KEY:?set it first: https://console.runpod.io/user/settings}"
 api=${RUNPOD_API:-https://rest.runpod.io/v1}
 send() { curl --fail-with-body -sS -X "$1" "$api/$2" -H "Authorization: Bearer $RUNPOD_API_KEY" -H "Content-Type: application/json" "${@:3}"; }
-field() { python3 -c 'import json, sys; print(json.load(sys.stdin)["id"])'; }
-template=$(send POST templates --data @template.json | field)
-trap 'send DELETE "templates/$template" >/dev/null; echo "nothing was left behind" >&2' ERR
-endpoint=$(sed "s/TEMPLATE_ID/$template/" endpoint.json | send POST endpoints --data @- | field)
-trap - ERR
+create() {  # prints the id of what it made, or what the server said
+  local answer
+  answer=$(send POST "$1" --data "$2") || { echo "$answer" >&2; return 1; }
+  python3 -c 'import json, sys; print(json.loads(sys.argv[1])["id"])' "$answer"
+}
+template=$(create templates @template.json)
+if ! endpoint=$(create endpoints "$(sed "s/TEMPLATE_ID/$template/" endpoint.json)"); then
+  send DELETE "templates/$template" && echo "the template was deleted again: nothing was left behind" >&2
+  exit 1
+fi
 printf '{"template": "%s", "endpoint": "%s"}\\n' "$template" "$endpoint" | tee created.json
 """
 
@@ -98,5 +103,6 @@ HOST = Host(
     limits=("The first request after a pause waits until a worker has loaded the model.",),
     gpus=GPUS,
     providers=("RunPod Serverless", "RunPod Secure"),
+    variables=("RUNPOD_API_KEY",),
     secrets=(("RUNPOD_API_KEY", "in your shell"), ("hf_token", "in RunPod, reads the model and a gated base")),
 )

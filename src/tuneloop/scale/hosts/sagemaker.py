@@ -107,11 +107,12 @@ HOST = Host(
     commands=commands,
     source="botocore's model of SageMaker's API, and docs.djl.ai for the container's variables",
     as_of="2026-11-27",
-    checked="botocore's own validator accepts the three calls.",
+    checked="botocore's own validator accepts the three calls; deploy.py runs against a stand-in, which a refusal at each step leaves as it was.",
     unchecked="that the image of that tag is in your region, quotas, the prices.",
     limits=("The address of the image holds for us-east-1.", "An endpoint is billed while it exists, asked or not."),
     gpus={key: key for key in INSTANCES},
     counts={key: tuple(row) for key, row in INSTANCES.items()},
     providers=("AWS us-east-1",),
+    variables=("SAGEMAKER_ROLE", "HF_TOKEN"),
     secrets=(("SAGEMAKER_ROLE", "an IAM role that SageMaker may take on"), ("HF_TOKEN", "reads the model")),
 )

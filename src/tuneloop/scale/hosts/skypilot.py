@@ -60,5 +60,6 @@ HOST = Host(
     unchecked="that a cloud has the card, quotas, the prices.",
     limits=("The controller is a small machine of its own that costs something too.",),
     gpus=GPUS,
+    variables=("HF_TOKEN", "VLLM_API_KEY"),
     secrets=(("HF_TOKEN, VLLM_API_KEY", "in your shell"),),
 )

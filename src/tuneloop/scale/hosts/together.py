@@ -53,5 +53,6 @@ HOST = Host(
         "The files are uploaded from this machine.",
     ),
     pulls=False,
+    variables=("TOGETHER_API_KEY",),
     secrets=(("TOGETHER_API_KEY", "in your shell"),),
 )

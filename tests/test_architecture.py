@@ -77,6 +77,7 @@ NEED = {
         f"train.{name}": {"torch"}
         for name in ("checkpoint", "loop", "loss", "lr_finder", "optimizers", "run", "speed", "step")
     },
+    "combine.gains": {"numpy"},
     "combine.low_rank": {"torch"},
     "combine.merge_methods": {"torch"},
     "evaluate.classical": {"numpy"},

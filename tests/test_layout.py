@@ -71,7 +71,7 @@ TESTED_IN = {
     "train/test_distributed.py": "models.sharded workflows.distributed",
     "release/test_push.py": "cli.push",
     "train/test_loop.py": "train.config train.run train.step",
-    "workflows/test_merge.py": "cli.merge records.merge workflows.pooled",
+    "workflows/test_merge.py": "cli.merge combine.options records.merge workflows.pooled",
     "workflows/test_reproduce.py": "cli.reproduce records.reproduction train.schedule",
     "train/test_optimizers.py": "train.layers",
     "train/test_preferences.py": "train.loss_table",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output
+from tuneloop.combine.options import AUTO, JudgeOptions, MergeOptions
 from tuneloop.core.flag import flag
+
+if TYPE_CHECKING:
+    from tuneloop.records.merge import MergeRecord, TaskDeployment
 
 
 def command(
@@ -14,33 +20,66 @@ def command(
         ..., metavar="ADAPTER...", help="Runs, artifacts, NAME@ALIAS or folders in PEFT's layout, all of one base."
     ),
     out: str = flag(..., "RUN", "Folder of the merged run.", "-o"),
-    method: str = flag(
-        "svd", "NAME", "How: linear, cat, svd, ties, dare-ties, della, tsv, core-space or knots; see docs/merge.md."
-    ),
-    weights: str = flag("", "X,Y,...", "A weight for each adapter; default: 1 for each."),
-    rank: int = flag(0, "N", "Rank of the result; default: what the method says.", least=0),
-    density: float = flag(0.5, "X", "Share of entries that methods keep which drop some."),
-    base: str = flag("", "MODEL", "The base model, where an adapter doesn't name it."),
     *,
+    how: MergeOptions,
+    judging: JudgeOptions,
     output: Output,
 ) -> None:
     """Merge adapters of one base into one adapter, in the folder of a run.
 
-    What is merged is the product of each adapter's matrices, so adapters may differ in rank, scale and modules.
+    What is merged is the product of each adapter's matrices, so adapters may differ in rank, scale and modules. Where the
+    test rows of all tasks are at hand, each task judges the merged model, and one that loses too much stays with its expert.
+    Exit status 1: a task lost more than allowed.
     """
     from pathlib import Path
 
     from tuneloop.combine.merge import MergeSettings
     from tuneloop.workflows.merge import merge_runs, open_experts
+    from tuneloop.workflows.merge_tasks import can_judge, merge_tasks
 
-    settings = MergeSettings(method, _numbers(weights), rank, density)
+    settings = MergeSettings(how.method, _numbers(how.weights), how.rank, how.density)
     with screen(output.quiet, "merging") as shown:
-        experts = open_experts(adapters, base, say=shown.say)
-        record = merge_runs(experts, settings, Path(out), progress=shown.progress, say=shown.say)
+        experts = open_experts(adapters, how.base, say=shown.say)
+        why_not = "" if judging.no_judge or len(experts) < 2 else can_judge(experts)
+        if judging.no_judge or why_not or len(experts) < 2:
+            if settings.method == AUTO:
+                raise typer.BadParameter(
+                    f"--method auto judges by each task's rows: {why_not or 'leave --no-judge out'}"
+                )
+            if why_not:
+                shown.say(f"task      not judged: {why_not}")
+            record: MergeRecord | None = merge_runs(
+                experts, settings, Path(out), progress=shown.progress, say=shown.say
+            )
+            deployment = None
+        else:
+            record, deployment = merge_tasks(
+                experts, settings, Path(out), judging, progress=shown.progress, say=shown.say
+            )
     if output.json:
-        print_json({"path": out, **record.to_json()})
+        tasks = deployment.to_json() if deployment else None
+        print_json({"path": out, **(record.to_json() if record else {}), "deployment": tasks})
     else:
+        _print(record, deployment, out)
+    if deployment and (record is None or record.routed):
+        raise typer.Exit(1)
+
+
+def _print(record: MergeRecord | None, deployment: TaskDeployment | None, out: str) -> None:
+    for route in deployment.routes if deployment else ():
+        print(f"{route.task} -> {route.target}")
+    for task in record.tasks if record else ():
+        share = f"{task.kept.value:.0%} [{task.kept.low:.0%}, {task.kept.high:.0%}]" if task.kept else "no sure gain"
+        more = "" if task.random is None else f"  with a random adapter {task.random:.3f}"
+        more += "  pooled: not trained (--pooled RUN)" if task.pooled is None else f"  pooled {task.pooled:.3f}"
+        print(
+            f"  {task.task}: {task.metric} base {task.base:.3f}  expert {task.expert:.3f}  merged {task.merged:.3f}  "
+            f"kept {share}{more}"
+        )
+    if record:
         print(f"{out}  ({record.method}, rank {record.rank}, {record.lost:.1%} of the length lost)")
+    else:
+        print("Nothing is merged: each task stays with its expert.")
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -87,6 +87,7 @@ class MergeRecord(Record):
         tasks: what each task kept.
         searched: what `--method auto` tried.
         words: all that in sentences.
+        request: hash of what was asked for, judging included.
     """
 
     title: ClassVar[str] = "a merge"
@@ -107,6 +108,7 @@ class MergeRecord(Record):
     tasks: list[TaskResult] = []
     searched: list[SearchedMerge] = []
     words: list[str] = []
+    request: str = ""
 
 
 class TaskRoute(Part):

@@ -1,0 +1,36 @@
+"""Options of `tuneloop merge`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tuneloop.core.flag import flag, switch
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge."""
+
+    method: str = flag(
+        "svd", "NAME", "linear, cat, svd, ties, dare-ties, della, tsv, core-space, knots, or auto: search; see docs/merge.md."
+    )  # fmt: skip
+    weights: str = flag("", "X,Y,...", "A weight for each adapter; default: 1 for each.")
+    rank: int = flag(0, "N", "Rank of the result; default: what the method says.", least=0)
+    density: float = flag(0.5, "X", "Share of entries that methods keep which drop some.")
+    base: str = flag("", "MODEL", "The base model, where an adapter doesn't name it.")
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How the merged model is judged, task by task."""
+
+    PANEL: ClassVar[str] = "Judging by task"
+
+    rows: int = flag(100, "N", "Rows of each task that are asked, of its test split; of validation rows by --method auto.", least=1)  # fmt: skip
+    allow: float = flag(0.1, "X", "Most of an expert's gain over the base that its task may lose, as a share.", least=0)
+    minutes: float = flag(5.0, "X", "Time for the search of --method auto.", least=0)
+    pooled: str = flag("", "RUN", "One adapter on all tasks' rows, to compare with; trained first if it is not there.")
+    no_judge: bool = switch("Merge only; ask no model.")

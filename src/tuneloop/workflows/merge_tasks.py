@@ -164,22 +164,11 @@ def merge_tasks(
         searched = search(judge, settings)
         settings = max(searched, key=lambda one: one.worst).settings
         say(f"search    {settings.method} with weights {', '.join(f'{w:g}' for w in settings.weights)} keeps most")
-    weights = dict(zip((one.name for one in experts), settings.weights or (1.0,) * len(experts), strict=True))
-    left, results = list(experts), dict[str, TaskResult]()
-    while len(left) > 1:
-        now = replace(settings, weights=tuple(weights[one.name] for one in left))
-        results |= _judged(judge, left, now, {})
-        losing = [one for one in left if not results[one.name].holds]
-        if not losing:
-            break
-        worst = min(losing, key=lambda one: _kept(results[one.name]))
-        say(f"task      {worst.name} {_loss(results[worst.name])}: it stays with its expert")
-        left.remove(worst)
+    left, now, results = _those_that_hold(judge, settings)
     if len(left) < 2:
         deployment = _deployment(experts, [], out, results)
         write_record(out / TaskDeployment.file, deployment)
         return None, deployment
-    now = replace(settings, weights=tuple(weights[one.name] for one in left))
     record = merge_runs(left, now, out, progress=progress, say=say)
     if options.pooled:
         results |= _judged(judge, left, now, {"pooled": _pooled(left, out, Path(options.pooled), progress, say)})
@@ -197,6 +186,25 @@ def merge_tasks(
     write_record(out / TaskDeployment.file, deployment)
     write_record(out / MergeRecord.file, record)
     return record, deployment
+
+
+def _those_that_hold(
+    judge: Judge, settings: MergeSettings
+) -> tuple[list[Expert], MergeSettings, dict[str, TaskResult]]:
+    """The experts whose tasks can be merged, the settings with their weights, and each task's last figures."""
+    weights = list(settings.weights) or [1.0] * len(judge.experts)
+    left, results = list(judge.experts), dict[str, TaskResult]()
+    while len(left) > 1:
+        now = replace(settings, weights=tuple(weights))
+        results |= _judged(judge, left, now, {})
+        losing = [one for one in left if not results[one.name].holds]
+        if not losing:
+            return left, now, results
+        worst = min(losing, key=lambda one: _kept(results[one.name]))
+        judge.say(f"task      {worst.name} {_loss(results[worst.name])}: it stays with its expert")
+        del weights[left.index(worst)]
+        left.remove(worst)
+    return left, settings, results
 
 
 def _request(experts: Sequence[Expert], settings: MergeSettings, options: JudgeOptions) -> str:

@@ -41,6 +41,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "decision": ("decision", "Decision", "something that was decided: an event of the store"),
     "experiment": ("experiment", "ExperimentDesign", "`serve/experiments/NAME.json`: what was registered"),
     "verdict": ("experiment", "ExperimentVerdict", "the data of an event `experiment.decision`"),
+    "collected": ("collected", "CollectedManifest", "`collect.json`"),
     "ab-plan": ("experiment", "ExperimentPlan", "what `tuneloop ab plan --json` prints"),
     "feedback": ("feedback", "Feedback", "what a person said of an answer"),
 }

@@ -1,0 +1,41 @@
+"""`tuneloop collect`."""
+
+from __future__ import annotations
+
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output, argument, given
+from tuneloop.core.flag import flag, switch
+from tuneloop.improve.collect import DROPPED, CollectOptions
+
+
+def command(
+    store: str = argument("STORE", "The server's folder, or its store."),
+    out: str = flag(..., "FOLDER", "Folder for the files.", "-o"),
+    keep_personal: bool = switch("Leave personal data in texts as they are.", "--keep-personal"),
+    *,
+    options: CollectOptions,
+    output: Output,
+) -> None:
+    """Turn requests with feedback into training data, and keep some users for the test.
+
+    Writes sft.jsonl, preference.jsonl, kto.jsonl and heldout.jsonl, which `tuneloop prepare` reads.
+    """
+    from tuneloop.data.config import PersonalConfig
+    from tuneloop.workflows.collect import collect_store
+
+    personal = PersonalConfig(mode="off") if keep_personal else None
+    with screen(output.quiet, "collecting"):
+        found = collect_store(store, out, given(options), personal=personal)
+    if output.json:
+        print_json({**found.to_json(), "path": out})
+        return
+    print(f"read      {found.requests:,} requests, {found.with_feedback:,} with feedback")
+    for name, rows in found.counts.items():
+        own = f", {found.own:,} of them the model's own answers" if name == "sft" and found.own else ""
+        print(f"{name:<10}{rows:,} rows{own}")
+    for reason, number in found.dropped.items():
+        print(f"left out  {number:,}: {DROPPED[reason]}")
+    test = f" split.test={out}/heldout.jsonl" if found.counts["heldout"] else ""
+    first = next((name for name, rows in found.counts.items() if rows and name != "heldout"), "")
+    if first:
+        print(f"next      tuneloop prepare {out}/{first}.jsonl{test}")

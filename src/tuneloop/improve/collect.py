@@ -1,0 +1,253 @@
+"""Production to training data: rows to imitate, pairs, rated answers, and a share of users that is never trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from tuneloop.core.files import Config, content_hash
+from tuneloop.improve.experiment import unit_of
+from tuneloop.improve.feedback import by_request, value_of
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.request import StoredRequest
+
+GOOD, BAD = 0.75, 0.25  # means of a request's feedback from which its answer is liked, or disliked
+ORIGINS = ("correction", "label", "resolved", "liked")  # failures first: what people corrected says the most
+OWN = ("resolved", "liked")  # the answer is the model's own
+HASHED = "sha256:"  # how the texts of a server begin that keeps their digests alone
+DROPPED = {
+    "failed": "the request failed, or its answer was cut",
+    "not kept": "the store keeps no text of it",
+    "no consent": "its key says that it must not be trained on",
+    "contradicting": "people disagree about the answer",
+    "unclear": "the feedback says neither good nor bad, or is a comment",
+    "user's share": "its user has given as many rows as one may",
+    "own outputs": "the model's own answers have their share",
+}
+
+
+class CollectOptions(Config):
+    """What is taken."""
+
+    since: str = Field("", description="Only requests from then on, as in 2026-01-01.")
+    until: str = Field("", description="Only requests before.")
+    model: str = Field("", description="Only requests to this model.")
+    heldout_share: float = Field(0.1, ge=0, lt=1, description="Share of users whose rows are the test, never training.")
+    per_user: int = Field(20, ge=1, description="Rows that one user may give to each file.")
+    own_share: float = Field(1.0, ge=0, le=1, description="Largest share of the model's own answers among sft rows.")
+    without_keys: str = Field("", description="Names of API keys, with commas, whose requests are not used.")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Rows of each file; requests with feedback; and what was left out, by reason (see `DROPPED`)."""
+
+    sft: list[dict[str, Any]]
+    preference: list[dict[str, Any]]
+    kto: list[dict[str, Any]]
+    heldout: list[dict[str, Any]]
+    with_feedback: int
+    dropped: Counter[str]
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """A request that can be used, with what its feedback comes to.
+
+    Args:
+        answer: that was given.
+        user: that it counts for.
+        mean: of all values, 0 bad to 1 good; None where none has one.
+        correction, label: the right answer as people gave it.
+        resolved: somebody says that it solved the matter.
+    """
+
+    request: StoredRequest
+    answer: str
+    user: str
+    mean: float | None
+    correction: str | None
+    label: str | None
+    resolved: bool
+
+    @property
+    def origin(self) -> str | None:
+        """Where the answer to imitate comes from; None where there is none."""
+        if self.correction is not None:
+            return "correction"
+        if self.label is not None:
+            return "label"
+        if self.mean is None or self.mean < GOOD:
+            return None
+        return "resolved" if self.resolved else "liked"
+
+    @property
+    def thumb(self) -> bool | None:
+        """Whether the given answer is good; None where nobody says so."""
+        if self.correction is not None or (self.label is not None and self.label != self.answer.strip()):
+            return False
+        return None if self.mean is None or BAD < self.mean < GOOD else self.mean >= GOOD
+
+
+def is_held_out(user: str, share: float) -> bool:
+    """Whether a user's rows are kept for the test. The same users always are, and a larger share adds to them."""
+    digest = hashlib.sha256(f"tuneloop held out\x1f{user}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:7]) / 2**56 < share
+
+
+def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], options: CollectOptions) -> Collected:
+    """Make training rows of stored requests.
+
+    - `sft`: answers to imitate: corrected and labelled ones, then those that were resolved or liked.
+    - `preference`: the correction over the given answer; a liked answer over a disliked one to the same prompt.
+    - `kto`: single answers that were liked or disliked.
+    - `heldout`: what would be in `sft`, of the users that are never trained on.
+
+    Args:
+        requests: in the order of their arrival.
+        feedback: on them, all of it.
+        options: what is taken.
+    """
+    talks: dict[str, list[str]] = defaultdict(list)
+    for request in requests:
+        if request.conversation:
+            talks[request.conversation].append(request.id)
+    said = by_request(feedback, talks)
+    excluded = {name.strip() for name in options.without_keys.split(",") if name.strip()}
+    dropped: Counter[str] = Counter()
+    held: list[_Heard] = []
+    rest: list[_Heard] = []
+    asked = [request for request in requests if request.id in said]
+    for request in asked:
+        found = "no consent" if request.key in excluded else _hear(request, said[request.id])
+        if isinstance(found, str):
+            dropped[found] += 1
+        else:
+            (held if is_held_out(found.user, options.heldout_share) else rest).append(found)
+    rest.sort(key=lambda one: ORIGINS.index(one.origin) if one.origin else len(ORIGINS))  # stable: by time within
+    sft = _capped([one for one in rest if one.origin], options.per_user, dropped)
+    return Collected(
+        sft=[_sft_row(one) for one in _own_capped(sft, options.own_share, dropped)],
+        preference=[_pair_row(*pair) for pair in _capped_pairs(_pairs(rest), options.per_user, dropped)],
+        kto=[
+            _kto_row(one) for one in _capped([one for one in rest if one.thumb is not None], options.per_user, dropped)
+        ],
+        heldout=[_sft_row(one) for one in held if one.origin],
+        with_feedback=len(asked),
+        dropped=dropped,
+    )
+
+
+def _hear(request: StoredRequest, said: Sequence[Feedback]) -> _Heard | str:
+    """A request with its feedback, or the reason why it can't be used."""
+    if request.error is not None or request.finish == "length":
+        return "failed"
+    answer = _text(request.completion)
+    kept = [str(turn.get("content", "")) for turn in request.prompt]
+    if not answer or not kept or any(text.startswith(HASHED) for text in (answer, *kept)):
+        return "not kept"
+    texts = {kind: [str(one.value) for one in said if one.kind == kind] for kind in ("correction", "label")}
+    # A correction speaks for itself; here only what people think of the answer.
+    values = [v for one in said if one.kind not in texts and (v := value_of(one.kind, one.value)) is not None]
+    if max(map(len, (set(texts["correction"]), set(texts["label"])))) > 1 or (
+        values and max(values) - min(values) > 0.5
+    ):
+        return "contradicting"
+    if not values and not any(texts.values()):
+        return "unclear"
+    return _Heard(
+        request=request,
+        answer=answer,
+        user=unit_of(request),
+        mean=sum(values) / len(values) if values else None,
+        correction=texts["correction"][0] if texts["correction"] else None,
+        label=texts["label"][0] if texts["label"] else None,
+        resolved=any(one.kind == "resolved" and value_of(one.kind, one.value) == 1.0 for one in said),
+    )
+
+
+def _text(completion: Any) -> str:
+    """The text of an answer; empty where it is a call of a tool or was not kept."""
+    if isinstance(completion, Mapping):
+        completion = None if completion.get("tool_calls") else completion.get("content")
+    return completion if isinstance(completion, str) and completion.strip() else ""
+
+
+def _capped(found: Sequence[_Heard], most: int, dropped: Counter[str]) -> list[_Heard]:
+    """The first ones of each user."""
+    given: Counter[str] = Counter()
+    kept = []
+    for one in found:
+        given[one.user] += 1
+        if given[one.user] <= most:
+            kept.append(one)
+        else:
+            dropped["user's share"] += 1
+    return kept
+
+
+def _own_capped(found: Sequence[_Heard], share: float, dropped: Counter[str]) -> list[_Heard]:
+    """All that people wrote, and of the model's own answers as many as make up the share."""
+    theirs = [one for one in found if one.origin not in OWN]
+    own = [one for one in found if one.origin in OWN]
+    most = len(own) if share >= 1 else int(share / (1 - share) * len(theirs))
+    dropped["own outputs"] += max(0, len(own) - most)
+    return theirs + own[:most]
+
+
+Pair = tuple[_Heard, str, str]  # whose prompt, the better and the worse answer
+
+
+def _pairs(found: Sequence[_Heard]) -> list[Pair]:
+    """Pairs of answers: corrected over given, then liked over disliked to the same prompt."""
+    pairs: list[Pair] = [
+        (one, one.correction, one.answer) for one in found if one.correction and one.correction.strip() != one.answer.strip()
+    ]  # fmt: skip
+    by_prompt: dict[str, list[_Heard]] = defaultdict(list)
+    for one in found:
+        by_prompt[content_hash(one.request.prompt)].append(one)
+    for same in by_prompt.values():
+        good = [one for one in same if one.thumb is True]
+        bad = [one for one in same if one.thumb is False and one.correction is None]
+        pairs += [(a, a.answer, b.answer) for a, b in zip(good, bad, strict=False) if a.answer != b.answer]
+    return pairs
+
+
+def _capped_pairs(pairs: Sequence[Pair], most: int, dropped: Counter[str]) -> list[Pair]:
+    kept = {id(one) for one in _capped([pair[0] for pair in pairs], most, dropped)}
+    return [pair for pair in pairs if id(pair[0]) in kept]
+
+
+def _meta(one: _Heard) -> dict[str, Any]:
+    request = one.request
+    kept = {"request": request.id, "time": request.time, "user": one.user, "conversation": request.conversation,
+            "release": request.release, "adapter": request.adapter}  # fmt: skip
+    return {name: value for name, value in kept.items() if value is not None}
+
+
+def _tools(one: _Heard) -> dict[str, Any]:
+    return {"tools": one.request.tools} if one.request.tools else {}
+
+
+def _sft_row(one: _Heard) -> dict[str, Any]:
+    answer = one.correction or one.label or one.answer
+    messages = [*one.request.prompt, {"role": "assistant", "content": answer}]
+    own = {"own": True} if one.origin in OWN else {}
+    label = {"label": one.label} if one.label else {}
+    return {"messages": messages, **_tools(one), **label, "origin": one.origin, **own, **_meta(one)}
+
+
+def _pair_row(one: _Heard, better: str, worse: str) -> dict[str, Any]:
+    answers = ({"role": "assistant", "content": text} for text in (better, worse))
+    chosen, rejected = answers
+    return {"prompt": one.request.prompt, "chosen": [chosen], "rejected": [rejected], **_tools(one), **_meta(one)}
+
+
+def _kto_row(one: _Heard) -> dict[str, Any]:
+    messages = [*one.request.prompt, {"role": "assistant", "content": one.answer}]
+    return {"messages": messages, **_tools(one), "thumb": one.thumb, **_meta(one)}

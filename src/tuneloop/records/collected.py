@@ -1,0 +1,39 @@
+"""What was collected from a store as training data."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tuneloop.records.record import Record
+
+
+class CollectedManifest(Record):
+    """The manifest of a folder that `tuneloop collect` wrote.
+
+    Args:
+        store: that it came from.
+        since, until: times of the requests; empty: no bound.
+        requests, with_feedback: that were read, and those of them with feedback.
+        counts: rows of each file: `sft`, `preference`, `kto`, `heldout`.
+        origins: rows of `sft` and `heldout` by where their answer comes from: `correction`, `label`, `liked`, `resolved`.
+        own: rows of `sft` whose answer is the model's own.
+        dropped: requests with feedback that gave no row in any file, by reason.
+        heldout_share, per_user, own_share: as they were asked for.
+    """
+
+    title: ClassVar[str] = "a collection"
+    file: ClassVar[str] = "collect.json"
+    again: ClassVar[str] = "run `tuneloop collect` again"
+
+    store: str
+    since: str
+    until: str
+    requests: int
+    with_feedback: int
+    counts: dict[str, int]
+    origins: dict[str, int]
+    own: int
+    dropped: dict[str, int]
+    heldout_share: float
+    per_user: int
+    own_share: float

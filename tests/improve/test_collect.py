@@ -1,0 +1,111 @@
+import pytest
+from traffic import request, thumb
+
+from tuneloop.improve.collect import CollectOptions, collect, is_held_out
+
+USERS = [f"u{i}" for i in range(1, 400)]
+TEST = [user for user in USERS if is_held_out(user, 0.1)]
+TRAIN = [user for user in USERS if not is_held_out(user, 0.1)]
+
+
+def asked(number, user=TRAIN[0], **changes):
+    return request(number, number / 100, user=user, **changes)
+
+
+def said(number, kind, value, **changes):
+    return thumb(number, number / 100, True, kind=kind, value=value, id=f"{kind}{number}{changes}", **changes)
+
+
+def collected(requests, feedback, **options):
+    return collect(requests, feedback, CollectOptions(**options))
+
+
+def answers(rows):
+    return [row["messages"][-1]["content"] for row in rows]
+
+
+def test_liked_resolved_corrected_and_labelled_answers_are_imitated_failures_first():
+    requests = [asked(i) for i in range(1, 6)]
+    feedback = [said(1, "thumbs", True), said(2, "thumbs", False), said(2, "correction", "better"),
+                said(3, "label", "billing"), said(4, "resolved", True), said(5, "thumbs", False)]  # fmt: skip
+    found = collected(requests, feedback)
+    assert answers(found.sft) == ["better", "billing", "answer 4", "answer 1"]
+    assert [row["origin"] for row in found.sft] == ["correction", "label", "resolved", "liked"]
+    assert [row.get("own") for row in found.sft] == [None, None, True, True]
+    assert found.sft[0]["request"] == "r000002" and found.sft[1]["label"] == "billing"
+    assert found.with_feedback == 5
+
+
+def test_pairs_are_corrected_over_given_and_liked_over_disliked_to_the_same_prompt():
+    prompt = [{"role": "user", "content": "the same"}]
+    requests = [asked(1), asked(2, prompt=prompt), asked(3, prompt=prompt, user=TRAIN[1])]
+    feedback = [said(1, "correction", "better"), said(2, "thumbs", True), said(3, "thumbs", False)]
+    found = collected(requests, feedback)
+    pairs = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found.preference]
+    assert pairs == [("better", "answer 1"), ("answer 2", "answer 3")]
+
+
+def test_single_answers_are_rated_good_or_bad():
+    requests = [asked(i) for i in range(1, 5)]
+    feedback = [said(1, "thumbs", True), said(2, "rating", 1), said(3, "rating", 3), said(4, "correction", "x")]
+    thumbs = {row["request"]: row["thumb"] for row in collected(requests, feedback).kto}
+    assert thumbs == {"r000001": True, "r000002": False, "r000004": False}
+
+
+def test_some_users_are_never_trained_on_and_a_larger_share_keeps_them():
+    users = [*TEST[:5], *TRAIN[:20]]
+    requests = [asked(i, user=user) for i, user in enumerate(users, 1)]
+    feedback = [said(i, "thumbs", True) for i in range(1, 26)]
+    found = collected(requests, feedback)
+    assert {row["user"] for row in found.heldout} == set(TEST[:5])
+    assert {row["user"] for row in [*found.sft, *found.kto, *found.preference]} == set(TRAIN[:20])
+    assert all(is_held_out(user, 0.3) for user in TEST)
+    assert abs(len(TEST) / len(USERS) - 0.1) < 0.05
+
+
+def test_one_user_can_not_flood_a_file():
+    requests = [asked(i) for i in range(1, 51)] + [asked(99, user=TRAIN[1])]
+    feedback = [said(i, "thumbs", True) for i in [*range(1, 51), 99]] + [said(50, "correction", "better")]
+    found = collected(requests, feedback, per_user=3)
+    assert answers(found.sft) == ["better", "answer 1", "answer 2", "answer 99"]
+    assert found.dropped["user's share"] == 47 + 47  # of sft and of kto
+
+
+def test_own_answers_have_their_share():
+    requests = [asked(i, user=TRAIN[i]) for i in range(1, 21)]
+    feedback = [said(i, "thumbs", True) for i in range(1, 19)] + [said(i, "correction", "c") for i in (19, 20)]
+    found = collected(requests, feedback, own_share=0.5)
+    assert sum("own" in row for row in found.sft) == 2 and len(found.sft) == 4
+    assert found.dropped["own outputs"] == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "feedback", "reason"),
+    [
+        ({"error": "died", "completion": None}, [("thumbs", True)], "failed"),
+        ({"finish": "length"}, [("thumbs", True)], "failed"),
+        ({"completion": None}, [("thumbs", True)], "not kept"),
+        ({"completion": "sha256:00"}, [("thumbs", True)], "not kept"),
+        ({"prompt": []}, [("thumbs", True)], "not kept"),
+        ({"key": "partner"}, [("thumbs", True)], "no consent"),
+        ({}, [("thumbs", True), ("resolved", False)], "contradicting"),
+        ({}, [("comment", "well")], "unclear"),
+    ],
+)  # fmt: skip
+def test_what_gives_no_row_has_a_reason(change, feedback, reason):
+    found = collected(
+        [asked(1, **change)], [said(1, kind, value) for kind, value in feedback], without_keys="partner, x"
+    )
+    assert found.dropped == {reason: 1, "own outputs": 0}
+    assert not found.sft + found.preference + found.kto + found.heldout
+
+
+def test_two_people_who_correct_differently_contradict_each_other():
+    feedback = [said(1, "correction", "a", user="x"), said(1, "correction", "b", user="y")]
+    assert collected([asked(1)], feedback).dropped["contradicting"] == 1
+
+
+def test_feedback_on_a_conversation_counts_for_its_last_answer():
+    requests = [asked(1, conversation="c"), asked(2, conversation="c")]
+    feedback = [said(1, "resolved", True, request=None, conversation="c")]
+    assert answers(collected(requests, feedback).sft) == ["answer 2"]

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from patience import HANG
@@ -21,6 +22,7 @@ from tuneloop.core.files import lock_folder, read_json, read_jsonl, read_yaml
 from tuneloop.workflows.recipe import make_recipe
 from tuneloop.workflows.run import run
 from tuneloop.workflows.run_context import default_folder
+from tuneloop.workflows.schemas import RECORDS, schema_of
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +105,15 @@ def generated(place: Path, tiny_llama: Path) -> dict[str, Any]:
     return {"values": values, "folder": place / "generated", "said": said}
 
 
+@pytest.fixture(scope="module")
+def limited_run(place: Path, tiny_llama: Path) -> Path:
+    """A finished job with a limit on its time, a learning rate that was found, and a tracker."""
+    values = recipe_values(place, tiny_llama, "limited", max_minutes=2, track={"report_to": "tensorboard"})
+    values["train"]["learning_rate"] = "auto"
+    run_in(values)
+    return place / "limited"
+
+
 @pytest.fixture
 def copied(classified: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """The finished classification job in a folder of its own."""
@@ -161,6 +172,38 @@ def test_the_manifests_have_their_keys(job: str, request: pytest.FixtureRequest)
         assert {"value", "low", "high"} <= set(metric)
     for comparison in found["comparisons"]:
         assert {"a", "b", "metric", "delta", "low", "high", "p", "verdict"} <= set(comparison)
+
+
+RECORD_OF = {
+    "environment.json": "environment", "plan.json": "plan", "run.json": "run", "schedule.json": "schedule",
+    "learning_rate.json": "learning-rate", "time.json": "time", "tracking.json": "tracking", "tracking-tensorboard.json": "tracking", "tuneloop.json": "trained",
+    "eval.json": "evaluation", "samples.jsonl": "sample", "baselines.json": "baselines", "dataset.json": "dataset",
+    "train.jsonl": "row", "val.jsonl": "row", "test.jsonl": "row", "rejects.jsonl": "reject", "repairs.jsonl": "repair",
+    "duplicates.jsonl": "duplicate", "label_errors.jsonl": "label-error", "flagged.jsonl": "flagged",
+}  # fmt: skip
+LINES = {"loss": "step", "val_loss": "validation", "event": "event", "finding": "finding"}  # of metrics.jsonl
+OF_OTHERS = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # whose form Transformers and PEFT fix
+
+
+def test_every_file_of_a_finished_run_is_what_its_schema_says(classified: dict[str, Any], generated: dict[str, Any],
+                                                              limited_run: Path) -> None:  # fmt: skip
+    """A file that a stage begins to write fails here until it has a record."""
+    checked: set[str] = set()
+    validators = {name: jsonschema.Draft202012Validator(schema_of(name)) for name in RECORDS}
+    for folder in (classified["folder"], generated["folder"], limited_run):
+        for path in sorted(folder.rglob("*.json*")):
+            if path.name in OF_OTHERS:
+                continue
+            values = read_jsonl(path) if path.suffix == ".jsonl" else [read_json(path)]
+            for value in values:
+                if path.name == "metrics.jsonl":
+                    name = next(kind for key, kind in LINES.items() if key in value)
+                else:
+                    name = RECORD_OF[path.name]
+                problem = jsonschema.exceptions.best_match(validators[name].iter_errors(value))
+                assert problem is None, (path, problem.json_path, problem.message)
+                checked.add(name)
+    assert checked >= {*RECORD_OF.values(), "step", "validation"} - {"duplicate"}, "a file that no run here has written"
 
 
 def test_nothing_is_lost(classified: dict[str, Any]) -> None:

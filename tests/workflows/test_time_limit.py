@@ -15,13 +15,14 @@ from tuneloop.core.files import read_json, read_jsonl, read_yaml, write_json
 from tuneloop.core.progress import no_progress
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.records.evaluation import BaselinesManifest
+from tuneloop.records.run import TimeChoices
 from tuneloop.workflows import time_limit
 from tuneloop.workflows.baselines import expected_evaluation
 from tuneloop.workflows.recipe import Recipe, make_recipe
 from tuneloop.workflows.rounds import LEAST, ask_tuned_within
 from tuneloop.workflows.run import run
 from tuneloop.workflows.run_context import RunContext
-from tuneloop.workflows.time_limit import FILE, limited
+from tuneloop.workflows.time_limit import limited
 from tuneloop.workflows.train import train_alone
 
 ROWS = 60
@@ -53,7 +54,7 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
     said: list[str] = []
     folder = run(recipe, say=said.append)
     asked = read_json(folder / "eval.json")["n"]
-    found, trained = read_json(folder / FILE), read_json(folder / "run.json")
+    found, trained = read_json(folder / TimeChoices.file), read_json(folder / "run.json")
     assert asked == found["test_rows"] == LEAST < found["all_test_rows"]
     assert trained["seconds"] < 1.5 * 60 * found["train_minutes"] + 5
     assert trained["total_steps"] < found["full_run"]["steps"]
@@ -68,7 +69,7 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
     steps = read_jsonl(folder / "metrics.jsonl")
     assert run(recipe, say=said.append) == folder
     assert sum("already done" in line for line in said) == 4, said
-    assert read_jsonl(folder / "metrics.jsonl") == steps and read_json(folder / FILE) == found
+    assert read_jsonl(folder / "metrics.jsonl") == steps and read_json(folder / TimeChoices.file) == found
 
 
 @pytest.mark.slow
@@ -79,7 +80,7 @@ def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_w
     monkeypatch.setattr("tuneloop.workflows.time_limit.ask_tuned_within", lambda *a: ask_tuned_within(*a[:2], 0.0))
     said: list[str] = []
     folder = run(recipe, say=said.append)
-    found, judged = read_json(folder / FILE), read_json(folder / "eval.json")
+    found, judged = read_json(folder / TimeChoices.file), read_json(folder / "eval.json")
     third = math.ceil(found["all_test_rows"] / 3)
     assert judged["n"] == found["test_rows"] == third > LEAST
     assert set(judged["baselines"]) >= {"zero-shot", "few-shot"} and judged["comparisons"]
@@ -96,7 +97,7 @@ def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_w
 @pytest.mark.slow
 def test_where_all_fits_nothing_is_left_out(recipe: Recipe) -> None:
     folder = run(make_recipe(recipe.model_dump(), ["max_minutes=30", "train.epochs=1"]))
-    found = read_json(folder / FILE)
+    found = read_json(folder / TimeChoices.file)
     assert found["test_rows"] == found["all_test_rows"] == read_json(folder / "eval.json")["n"]
     assert found["full_run"] is None and found["words"] == []
 
@@ -130,7 +131,7 @@ def test_a_limit_that_cannot_be_kept_is_told_of_once_and_how_long_it_will_be(rec
 def test_what_was_chosen_is_kept_for_the_same_recipe_alone(recipe: Recipe, tmp_path: Path) -> None:
     assert limited(recipe, tmp_path) == recipe
     chosen: dict[str, Any] = {"version": 1, "key": time_limit._key(recipe), "test_rows": 25, "train_minutes": 0.1}
-    write_json(tmp_path / FILE, chosen)
+    write_json(tmp_path / TimeChoices.file, chosen)
     found = limited(recipe, tmp_path)
     assert (found.evaluate.limit, found.train.max_minutes) == (25, 0.1)
     other = make_recipe(recipe.model_dump(), ["train.epochs=3"])

@@ -50,7 +50,7 @@ from tuneloop.data.token_counts import tokens_of
 from tuneloop.data.workers import run_alongside
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.record import write_record
-from tuneloop.records.rows import Dataset, Reject, Row
+from tuneloop.records.rows import Dataset, DroppedCopy, FlaggedRow, Reject, Row
 
 LINES_AT_ONCE = 256  # that are hashed and written at once
 LONGEST_SHOWN = 4_000  # characters of each row in `duplicates.jsonl`
@@ -317,7 +317,7 @@ def _checks(job: PrepareContext, overview: Overview, begun: _Begun) -> list[Chec
     if _DOUBTED not in begun:
         path.unlink(missing_ok=True)
 
-    def flagged(records: Iterator[dict[str, Any]]) -> None:
+    def flagged(records: Iterator[FlaggedRow]) -> None:
         with lines_to(job.out / "flagged.jsonl") as lines:
             for record in records:
                 lines.write(orjson.dumps(record))
@@ -425,13 +425,14 @@ def _write_duplicates(job: PrepareContext) -> None:
             (source, line), (kept_source, kept_line) = table.place(index), table.place(kept)
             reason = table.reason(index)
             gone, stays = table.row(index), table.row(kept)
-            lines.write(orjson.dumps({
-                "source": source, "line": line, "id": gone.id,
-                "kept_source": kept_source, "kept_line": kept_line, "kept_id": stays.id,
-                "similarity": round(float(table.likeness[index]), 4), "kind": reason.removesuffix("_duplicate"),
-                "why": _why(table, policy, index, kept),
-                "text": _shown(gone), "kept_text": _shown(stays),
-            }))  # fmt: skip
+            copy = DroppedCopy(
+                source=source, line=line, id=gone.id,
+                kept_source=kept_source, kept_line=kept_line, kept_id=stays.id,
+                similarity=round(float(table.likeness[index]), 4), kind=reason.removesuffix("_duplicate"),
+                why=_why(table, policy, index, kept),
+                text=_shown(gone), kept_text=_shown(stays),
+            )  # fmt: skip
+            lines.write(orjson.dumps(copy))
 
 
 # By policy the column that decides, and the words for it; among equals the first one stays.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import statistics
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from tuneloop.records.evaluation import (
     GateCheck,
     GateResult,
     GateSide,
+    Sample,
     SuiteName,
     split_place,
 )
@@ -58,7 +58,7 @@ class Side:
     place: str
     folder: Path
     manifest: EvaluationManifest
-    samples: dict[str, dict[str, Any]]
+    samples: dict[str, Sample]
     evaluation: Evaluation = field(repr=False)
     baseline: str = ""
 
@@ -77,7 +77,7 @@ def read_side(place: str) -> Side:
     path, system = split_place(place)
     manifest, samples, baseline = read_evaluation(path, system)
     evaluation = evaluated_again(path, manifest, samples, baseline)
-    return Side(place, path, manifest, {str(sample["id"]): sample for sample in samples}, evaluation, baseline)
+    return Side(place, path, manifest, {sample.id: sample for sample in samples}, evaluation, baseline)
 
 
 def run_gate(
@@ -240,7 +240,7 @@ def _row_check(name: str, said: str, outcomes: list[bool], suite: Suite) -> Gate
 def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
     if demand.id:
         row = side.evaluation.rows[place[demand.id]]
-        turns = side.samples[demand.id].get("messages")
+        turns = side.samples[demand.id].messages
         return row if not turns else Row(row.id, [*turns, row.messages[-1]], row.label, row.tools, row.meta)
     turns = [{"role": "system", "content": demand.system}] if demand.system else []
     turns += [{"role": "user", "content": demand.prompt}, {"role": "assistant", "content": demand.equals or ""}]
@@ -327,7 +327,7 @@ def _values(key: str, side: Side, fields: Mapping[str, Mapping[str, Any]]) -> di
     """Row id -> value of a field: of the sample, its metadata, or the data set's columns."""
     found = {}
     for row, sample in side.samples.items():
-        for place in (sample, sample.get("meta") or {}, fields.get(row) or {}):
+        for place in (vars(sample), sample.meta, fields.get(row) or {}):
             if place.get(key) is not None:
                 found[row] = place[key]
                 break
@@ -430,8 +430,5 @@ def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[GateCheck]
 
 def _seconds(side: Side) -> float | None:
     """Mean seconds for an answer, as measured when the evaluation was made."""
-    each = [s["seconds"] for s in side.samples.values() if isinstance(s.get("seconds"), int | float)]
-    if each and not side.baseline:
-        return statistics.fmean(each)
     cost = side.manifest.costs.get(side.name)
     return cost.seconds / side.evaluation.n if cost and cost.seconds > 0 else None

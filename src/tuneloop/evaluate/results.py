@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import plain, read_jsonl, write_jsonl
+from tuneloop.core.files import plain, write_jsonl
 from tuneloop.evaluate.compare import adjusted
 from tuneloop.evaluate.config import EvaluateConfig
 from tuneloop.evaluate.evaluate import Evaluation, evaluate
@@ -22,14 +22,17 @@ from tuneloop.evaluate.verdict_text import verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import (
     EVALUATION,
+    SAMPLES,
     Comparison,
     EvaluationManifest,
+    KnownOfAnswer,
+    Sample,
     ScoringSettings,
     Subject,
     VerdictPart,
 )
-from tuneloop.records.record import read_record, write_record
-from tuneloop.records.rows import Row, last_user_turn, references_of
+from tuneloop.records.record import read_lines, read_record, write_record
+from tuneloop.records.rows import Message, Row, last_user_turn, references_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def write_evaluation(
     if compared.production is not None:
         production = against_production(evaluation, compared.production)
         words.append(production.in_words())
-    write_jsonl(out / "samples.jsonl", _samples(evaluation, baselines))
+    write_jsonl(out / SAMPLES, _samples(evaluation, baselines))
     manifest = {
         "key": subject.key,
         "model": subject.model,
@@ -132,11 +135,11 @@ def _all_notes(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> l
 # --- samples.jsonl -----------------------------------------------------------------------------
 
 
-def _samples(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> Iterator[dict[str, Any]]:
+def _samples(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> Iterator[Sample]:
     """A record for each row: prompt, references, answers, scores, and what else can't be computed again."""
     ids = {row.id for row in evaluation.rows}
     texts: dict[str, dict[str, str]] = {}
-    known: dict[str, dict[str, dict[str, Any]]] = {}
+    known: dict[str, dict[str, KnownOfAnswer]] = {}
     for name, baseline in baselines.items():
         texts[name] = {row.id: answer.text for row, answer in zip(baseline.rows, baseline.answers, strict=True)}
         if texts[name].keys() != ids:
@@ -160,7 +163,7 @@ def _samples(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> Ite
             "valid": evaluation.valid[i],
             "finished": answer.finished,
             "scores": {metric: scores[i] for metric, scores in evaluation.row_scores.items()},
-            **own,
+            **own.model_dump(exclude_unset=True),
             # The text stands above; the scores of all labels would be most of the file.
             "completion": {k: v for k, v in answer.to_json().items() if k not in ("text", "label_scores")},
             "baselines": {name: text[row.id] for name, text in texts.items()},
@@ -168,61 +171,56 @@ def _samples(evaluation: Evaluation, baselines: Mapping[str, Evaluation]) -> Ite
         if known:
             sample["baselines_beside"] = {name: each[row.id] for name, each in known.items()}
         sample["meta"] = {name: value for name, value in row.meta.items() if name != "references"}
-        yield sample
+        yield Sample.model_construct(**sample)
 
 
-def _known_of(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _known_of(evaluation: Evaluation) -> list[KnownOfAnswer]:
     """What is known of each row's answer that readers look for by itself; `_measured` and `_completion` read it."""
     measured, answers = evaluation.measured, evaluation.answers
     sure = any(answer.label_probability is not None for answer in answers)
-    found: list[dict[str, Any]] = []
+    found: list[KnownOfAnswer] = []
     for i, answer in enumerate(answers):
         known: dict[str, Any] = {"confidence": answer.confidence} if sure else {}
         if answer.loss is not None:
-            known["loss"] = [answer.loss, answer.loss_tokens]
+            known["loss"] = (answer.loss, answer.loss_tokens)
         if measured.languages:
             known["language"] = measured.languages[i]
         if measured.further:
             known["further"] = list(measured.further[i])
         if measured.row_scores:
             known["measured"] = {metric: scores[i] for metric, scores in measured.row_scores.items()}
-        found.append(known)
+        found.append(KnownOfAnswer.model_construct(**known))
     return found
 
 
-def _measured(each: Sequence[Mapping[str, Any]]) -> AnswerStats:
-    def column(name: str) -> list[Any]:
-        return [known[name] for known in each] if each and name in each[0] else []
-
-    scores = column("measured")
+def _measured(each: Sequence[KnownOfAnswer]) -> AnswerStats:
+    given = each[0].model_fields_set if each else set()
     return AnswerStats(
-        further=column("further"),
-        languages=column("language"),
-        row_scores={m: [_number(row[m]) for row in scores] for m in (scores[0] if scores else {})},
+        further=[known.further for known in each] if "further" in given else [],
+        languages=[known.language or "" for known in each] if "language" in given else [],
+        row_scores={
+            metric: [known.measured[metric] for known in each] for metric in (each[0].measured if each else {})
+        },
         complete=True,
     )
 
 
-def _completion(text: str, known: Mapping[str, Any], finished: bool = True) -> Completion:
+def _completion(text: str, known: KnownOfAnswer, finished: bool = True) -> Completion:
     """An answer as it stands in a sample; folders of earlier versions have no `completion`, baselines never."""
-    stored = known.get("completion", {"finish": "stop" if finished else "length"})
-    loss, tokens = known.get("loss") or (None, None)
+    stored = (known.completion if isinstance(known, Sample) else None) or {"finish": "stop" if finished else "length"}
+    loss, tokens = known.loss or (None, None)
     return replace(
         Completion.from_json({"text": text, **stored}),
-        label_probability=known.get("confidence"),
-        loss=None if tokens is None else _number(loss),
+        label_probability=known.confidence,
+        loss=None if tokens is None else math.nan if loss is None else loss,
         loss_tokens=tokens,
     )
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 # --- read back ---------------------------------------------------------------------------------
 
 
-def read_evaluation(path: Path | str, system: str = "") -> tuple[EvaluationManifest, list[dict[str, Any]], str]:
+def read_evaluation(path: Path | str, system: str = "") -> tuple[EvaluationManifest, list[Sample], str]:
     """`eval.json`, the records of `samples.jsonl`, and the name of a system in them, empty for the one that they are about.
 
     Args:
@@ -237,7 +235,7 @@ def read_evaluation(path: Path | str, system: str = "") -> tuple[EvaluationManif
         next_step = f"run `tuneloop evaluate {file.parent}` first"
         raise UserError("No evaluation there", where=str(file), next_step=next_step)
     manifest = read_record(EvaluationManifest, file)
-    samples = read_jsonl(file.with_name("samples.jsonl"))
+    samples = read_lines(Sample, file.with_name(SAMPLES), EvaluationManifest.again)
     if system and system != manifest.name and system not in manifest.baselines:
         raise UserError(
             f"The evaluation holds no answers of {system!r}",
@@ -256,9 +254,7 @@ def load_evaluation(path: Path | str, system: str | None = None) -> Evaluation:
     return evaluated_again(path, *read_evaluation(path, system or ""))
 
 
-def evaluated_again(
-    path: Path | str, manifest: EvaluationManifest, samples: list[dict[str, Any]], baseline: str
-) -> Evaluation:
+def evaluated_again(path: Path | str, manifest: EvaluationManifest, samples: list[Sample], baseline: str) -> Evaluation:
     """The evaluation that files hold (`read_evaluation`), computed again."""
     try:
         declare(manifest.own_metrics.values())
@@ -271,7 +267,7 @@ def evaluated_again(
         ) from None
 
 
-def _evaluated_again(manifest: EvaluationManifest, samples: list[dict[str, Any]], baseline: str) -> Evaluation:
+def _evaluated_again(manifest: EvaluationManifest, samples: list[Sample], baseline: str) -> Evaluation:
     settings = manifest.settings
     if settings is None:
         raise KeyError("settings")
@@ -281,12 +277,12 @@ def _evaluated_again(manifest: EvaluationManifest, samples: list[dict[str, Any]]
             next_step="delete eval.json and evaluate again",
         )
     if not baseline:
-        metrics, known = manifest.metrics, samples
-        answers = [_completion(sample["prediction"], sample, sample["finished"]) for sample in samples]
+        metrics, known = manifest.metrics, list[KnownOfAnswer](samples)
+        answers = [_completion(sample.prediction, sample, sample.finished) for sample in samples]
     else:
         metrics = manifest.baselines[baseline]
-        known = [sample.get("baselines_beside", {}).get(baseline, {}) for sample in samples]
-        answers = [_completion(s["baselines"][baseline], own) for s, own in zip(samples, known, strict=True)]
+        known = [sample.baselines_beside.get(baseline, KnownOfAnswer()) for sample in samples]
+        answers = [_completion(s.baselines[baseline], own) for s, own in zip(samples, known, strict=True)]
     saved = metrics.get("perplexity")
     return evaluate(
         [_row(sample) for sample in samples],
@@ -306,11 +302,11 @@ def _evaluated_again(manifest: EvaluationManifest, samples: list[dict[str, Any]]
     )
 
 
-def _row(sample: dict[str, Any]) -> Row:
-    prompt = sample.get("messages", [{"role": "user", "content": sample["prompt"]}])
+def _row(sample: Sample) -> Row:
+    prompt: list[Message] = sample.messages or [{"role": "user", "content": sample.prompt}]
     return Row(
-        id=sample["id"],
-        messages=[*prompt, {"role": "assistant", "content": sample["reference"]}],
-        label=sample["label"],
-        meta=sample.get("meta", {}) | ({"references": sample["references"]} if "references" in sample else {}),
+        id=sample.id,
+        messages=[*prompt, {"role": "assistant", "content": sample.reference}],
+        label=sample.label,
+        meta=sample.meta | ({"references": sample.references} if sample.references is not None else {}),
     )

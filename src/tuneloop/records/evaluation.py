@@ -1,4 +1,4 @@
-"""What an evaluation comes to: `eval.json`, `baselines/baselines.json`, `gate.json`."""
+"""What an evaluation comes to: `eval.json`, the lines of `samples.jsonl`, `baselines/baselines.json`, `gate.json`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Literal
 from tuneloop.records.completion import Completion
 from tuneloop.records.metric import Metric
 from tuneloop.records.record import Number, Part, Record
-from tuneloop.records.rows import Row
+from tuneloop.records.rows import Message, Row
 
 EVALUATION = "eval.json"
+SAMPLES = "samples.jsonl"  # beside it
 # A contender: takes the prompts of rows, gives an answer to each, in order.
 AnswerFunction = Callable[[Sequence[Row]], list[Completion]]
 
@@ -490,6 +491,65 @@ class EvaluationManifest(Record):
     runs: dict[str, str] = {}
     judge: dict[str, Any] | None = None
     settings: ScoringSettings | None = None
+
+
+class KnownOfAnswer(Part):
+    """What is known of an answer that can't be computed again from its text.
+
+    Args:
+        confidence: the probability of the label; None: not known.
+        loss: sum of -log likelihood of the reference, and its tokens.
+        language: of the prompt.
+        further: more answers to the same prompt.
+        measured: metric -> the row's figure, of metrics that need more than the text.
+    """
+
+    confidence: float | None = None
+    loss: tuple[float | None, int] | None = None
+    language: str | None = None
+    further: list[str] = []
+    measured: dict[str, Number] = {}
+
+
+class AnsweredRow(Part):
+    """A row with an answer to it.
+
+    Args:
+        id: of the row.
+        prompt: its last user turn; `messages`: all turns before the answer, where there are more.
+        reference: its answer; `references`: all accepted answers, where there are more.
+        prediction: the answer of the system that the evaluation is about.
+        label, predicted_label: where rows have one.
+        valid: whether the answer is one of those that are allowed; `finished`: whether no limit has cut it.
+        scores: metric -> the row's figure.
+    """
+
+    id: str
+    prompt: str = ""
+    reference: str = ""
+    messages: list[Message] | None = None
+    references: list[str] | None = None
+    prediction: str = ""
+    label: str | None = None
+    predicted_label: str | None = None
+    valid: bool = True
+    finished: bool = True
+    scores: dict[str, Number] = {}
+
+
+class Sample(KnownOfAnswer, AnsweredRow):
+    """A line of `samples.jsonl`: a row with all answers to it, and what is known of them.
+
+    Args:
+        completion: what else is known of the answer, see `Completion`; its text stands above.
+        baselines: system -> its answer; `baselines_beside`: what is known of these.
+        meta: of the row.
+    """
+
+    completion: dict[str, Any] | None = None
+    baselines: dict[str, str] = {}
+    baselines_beside: dict[str, KnownOfAnswer] = {}
+    meta: dict[str, Any] = {}
 
 
 class BaselinesManifest(Record):

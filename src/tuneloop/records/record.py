@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import plain, read_json, write_json
+from tuneloop.core.files import plain, read_json, read_jsonl, write_json
 
 # A float that JSON holds as null where it is not a number.
 Number = Annotated[
@@ -72,6 +72,7 @@ class Record(Part):
 
 
 R = TypeVar("R", bound=Record)
+P = TypeVar("P", bound=Part)
 
 
 def write_record(path: Path | str, record: Record) -> None:
@@ -116,10 +117,37 @@ def as_record(kind: type[R], value: Any, where: str) -> R:
     if found != kind.reads or isinstance(found, bool):
         what = f"Not {kind.title} of this version: it is of version {found!r:.20}, and this tuneloop reads {kind.reads}"
         raise UserError(what, where=where, next_step=kind.again)
+    return _validated(kind, value, where, kind.again)
+
+
+def read_lines(kind: type[P], path: Path | str, again: str) -> list[P]:
+    """Read the lines of a JSON Lines file, such as `samples.jsonl`.
+
+    Args:
+        kind: the record of a line. Unknown keys are kept, as by `read_record`.
+        path: of the file.
+        again: what to do when it is damaged.
+
+    Raises:
+        UserError: there is no such file, or a line is damaged; the line is named.
+    """
+    return [as_line(kind, value, f"{path}:{i}", again) for i, value in enumerate(read_jsonl(path), 1)]
+
+
+def as_line(kind: type[P], value: Any, where: str, again: str) -> P:
+    """A JSON value as a line's record; see `read_lines`.
+
+    Raises:
+        UserError: a value in it is wrong; the value is named.
+    """
+    return _validated(kind, value, where, again)
+
+
+def _validated(kind: type[P], value: Any, where: str, again: str) -> P:
     try:
         return kind.model_validate(value, extra="allow")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join("".join(c if c.isprintable() else "?" for c in str(part)) for part in first["loc"])
         what = f"{key} is missing" if first["type"] == "missing" else f"{key}: {first['msg'].lower()}"
-        raise UserError(f"The file is damaged: {what}", where=where, next_step=kind.again) from None
+        raise UserError(f"The file is damaged: {what}", where=where, next_step=again) from None

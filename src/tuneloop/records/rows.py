@@ -161,6 +161,63 @@ class Repair:
 
 
 @dataclass(frozen=True)
+class DroppedCopy:
+    """A row that was left out as a copy, and the one that stayed (`kept_*`).
+
+    Args:
+        similarity: 1 for an equal one.
+        kind: `exact`, `near` or `split_leak`.
+        why: the other one stayed.
+        text, kept_text: both, for people.
+    """
+
+    source: str
+    line: int
+    id: str
+    kept_source: str
+    kept_line: int
+    kept_id: str
+    similarity: float
+    kind: str
+    why: str
+    text: str
+    kept_text: str
+
+
+@dataclass(frozen=True)
+class DoubtfulLabel:
+    """A row whose label may be wrong.
+
+    Args:
+        split: that it stands in.
+        suggested: the label that a classifier gives it.
+        score: how likely the classifier holds the row's own label; the least likely stand first.
+        confident: whether the classifier is sure of the other one.
+    """
+
+    source: str
+    line: int
+    id: str
+    split: str
+    label: str
+    suggested: str
+    score: float
+    confident: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class FlaggedRow:
+    """A row that a check has found, and what else the check says of it."""
+
+    check: str
+    source: str
+    line: int
+    id: str
+    split: str
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A prepared data set: the splits (read when they are first looked at) and the manifest (`dataset.json`).
 

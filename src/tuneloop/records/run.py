@@ -1,4 +1,4 @@
-"""A training run: `run.json`, `environment.json`, the lines of `metrics.jsonl`."""
+"""A training run: `run.json`, `environment.json`, the lines of `metrics.jsonl`, and what was chosen before it began."""
 
 from __future__ import annotations
 
@@ -151,6 +151,90 @@ class Environment(Record):
     memory_gib: float = 0.0
     gpu: list[str] = []
     packages: dict[str, str] = {}
+
+
+class TrainedWeights(Record):
+    """`tuneloop.json`, beside trained weights.
+
+    Args:
+        base_fingerprint: what identifies the base model's files; empty: these weights are a model by themselves.
+        quantised: how the base was stored while training; None: as it was.
+        hash: of the trained weights.
+        task: what they were trained to answer, see `data.task.TaskSpec`.
+    """
+
+    title: ClassVar[str] = "a note of trained weights"
+    file: ClassVar[str] = "tuneloop.json"
+    again: ClassVar[str] = "train again"
+
+    base_fingerprint: str = ""
+    quantised: str | None = None
+    hash: str = ""
+    task: dict[str, Any] | None = None
+
+
+class LearningRate(Record):
+    """`learning_rate.json`: the learning rate that a range test has found.
+
+    Args:
+        key: hash of everything that it depends on.
+        rates: tried in order; `losses`: of held-out rows behind a step at each, as a share of that before all.
+        chosen: the rate of the run; `sentence`: why.
+        seconds: the test took.
+    """
+
+    title: ClassVar[str] = "a learning rate"
+    file: ClassVar[str] = "learning_rate.json"
+    again: ClassVar[str] = "delete the file and train again"
+
+    key: str = ""
+    rates: list[float] = []
+    losses: list[Number] = []
+    chosen: float
+    sentence: str = ""
+    seconds: float = 0.0
+
+
+class FullRun(Part):
+    """The extent of the same run without a limit on its time, and the minutes that it would take."""
+
+    minutes: float
+    training_minutes: float
+    steps: int
+    epochs: float
+    test_rows: int
+
+
+class TimeChoices(Record):
+    """`time.json`: what was chosen to keep a limit on the time of a run. What is None has not been chosen yet.
+
+    Args:
+        key: hash of everything that the choices depend on.
+        max_minutes: the limit.
+        test_rows: rows that all systems are asked, of `all_test_rows`.
+        few_shot: examples that few-shot shows, of `all_few_shot`; None: all of them.
+        reused_seconds: of answers that were known before.
+        train_minutes: that training may take.
+        took_minutes: the whole run, in the end.
+        full_run: the same run without a limit; None where nothing was left out.
+        words: what was left out, in sentences.
+    """
+
+    title: ClassVar[str] = "a run's choices"
+    file: ClassVar[str] = "time.json"
+    again: ClassVar[str] = "delete the file and run the same command again"
+
+    key: str = ""
+    max_minutes: float | None = None
+    all_test_rows: int | None = None
+    test_rows: int | None = None
+    few_shot: int | None = None
+    all_few_shot: int | None = None
+    reused_seconds: float = 0.0
+    train_minutes: float | None = None
+    took_minutes: float | None = None
+    full_run: FullRun | None = None
+    words: list[str] = []
 
 
 class TrainingStep(Part):

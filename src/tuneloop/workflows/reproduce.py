@@ -16,7 +16,7 @@ from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.reproduction import Difference, InputFile, Reproduction
-from tuneloop.records.run import Environment, RunManifest, Schedule
+from tuneloop.records.run import Environment, LearningRate, RunManifest, Schedule
 from tuneloop.release.registry import fetch_run_files
 from tuneloop.release.verify import read_artifact
 from tuneloop.workflows.export import finished_run
@@ -27,13 +27,13 @@ from tuneloop.workflows.run_context import RunContext, load_run_recipe
 from tuneloop.workflows.train import train_key, train_stage
 
 Say = Callable[[str], None]
-RATE = "learning_rate.json"  # that a range test has found
+RATE = LearningRate.file
 RUN_FILES = (
     "config.yaml",
     "run.json",
     "environment.json",
     "schedule.json",
-    "learning_rate.json",
+    RATE,
     "plan.json",
     "metrics.jsonl",
 )

@@ -8,25 +8,23 @@ after an interruption goes on with it.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.files import content_hash, write_json, write_yaml
+from tuneloop.core.files import content_hash, write_yaml
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import Plan
-from tuneloop.records.record import read_record
+from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
-from tuneloop.records.run import RunManifest
+from tuneloop.records.run import FullRun, RunManifest, TimeChoices
 from tuneloop.workflows.baselines import expected_evaluation, measured_before
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.rounds import TUNED, Answered, ask_tuned_within, ask_within
-from tuneloop.workflows.run_context import RunContext, find_done, identity
+from tuneloop.workflows.run_context import RunContext, done_record, identity
 
 if TYPE_CHECKING:
     from tuneloop.workflows.systems import SystemAnswers
 
-FILE = "time.json"
 # Share of the time in which rows are asked, by all systems together; and the least share of training.
 ANSWERS, TRAINING = 0.36, 0.15
 # Kept for measuring the speed, the report and the end: seconds, and a share of the time.
@@ -41,21 +39,21 @@ def limited(recipe: Recipe, folder: Path) -> Recipe:
     return _with_choices(recipe, found) if found else recipe
 
 
-def _chosen(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
-    return find_done(folder / FILE, _key(recipe)) if recipe.max_minutes else None
+def _chosen(recipe: Recipe, folder: Path) -> TimeChoices | None:
+    return done_record(TimeChoices, folder, _key(recipe)) if recipe.max_minutes else None
 
 
 def _key(recipe: Recipe) -> str:
     return content_hash([identity(recipe), 2])
 
 
-def _with_choices(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:
+def _with_choices(recipe: Recipe, found: TimeChoices) -> Recipe:
     changes: dict[str, Any] = {}
-    if rows := found.get("test_rows"):
+    if rows := found.test_rows:
         changes["evaluate"] = recipe.evaluate.model_copy(update={"limit": min(rows, recipe.evaluate.limit or rows)})
-    if "few_shot" in found:
-        changes["baselines"] = recipe.baselines.model_copy(update={"few_shot": found["few_shot"]})
-    if minutes := found.get("train_minutes"):
+    if found.few_shot is not None:
+        changes["baselines"] = recipe.baselines.model_copy(update={"few_shot": found.few_shot})
+    if minutes := found.train_minutes:
         least = min(minutes, recipe.train.max_minutes or minutes)
         changes["train"] = recipe.train.model_copy(update={"max_minutes": least})
     return recipe.model_copy(update=changes)
@@ -72,7 +70,7 @@ class TimeLimit:
 
     def __init__(self, job: RunContext, recipe: Recipe, began: float) -> None:
         self.job, self.recipe, self.began = job, recipe, began
-        self.found: dict[str, Any] = _chosen(recipe, job.folder) or {}
+        self.found = _chosen(recipe, job.folder) or TimeChoices(key=_key(recipe), max_minutes=recipe.max_minutes)
         self.warned = False
 
     @property
@@ -86,11 +84,11 @@ class TimeLimit:
         from tuneloop.evaluate.evaluate import sample_rows
 
         job, recipe = self.job, self.recipe
-        if not recipe.max_minutes or "all_test_rows" in self.found:
+        if not recipe.max_minutes or self.found.all_test_rows is not None:
             return None
         rows = len(sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed))
         if not rows:
-            self._keep({"all_test_rows": 0, "test_rows": 0})
+            self._keep(all_test_rows=0, test_rows=0)
             return None
         _ = job.model  # loaded before its answers are timed
         self.expect(0.0)
@@ -104,7 +102,7 @@ class TimeLimit:
         fewer = answered.examples < answered.all_examples
         shown = {"few_shot": answered.examples, "all_few_shot": answered.all_examples} if fewer else {}
         free = {"reused_seconds": round(answered.free, 1)} if answered.free else {}
-        self._keep({"all_test_rows": rows, "test_rows": answered.rows, **shown, **free})
+        self._keep(all_test_rows=rows, test_rows=answered.rows, **shown, **free)
         return answered
 
     def expect(self, seconds: float, training: float | None = None) -> None:
@@ -127,8 +125,8 @@ class TimeLimit:
 
     def give_training_all(self) -> None:
         """Training by itself gets the whole time."""
-        if self.recipe.max_minutes and "train_minutes" not in self.found:
-            self._keep({"train_minutes": self.recipe.max_minutes})
+        if self.recipe.max_minutes and self.found.train_minutes is None:
+            self._keep(train_minutes=self.recipe.max_minutes)
 
     def choose_training(self) -> bool:
         """Choose how long training may take: what is left now, less the evaluation to come.
@@ -137,16 +135,16 @@ class TimeLimit:
             Whether it has been chosen, now or before.
         """
         job, recipe = self.job, self.recipe
-        if not recipe.max_minutes or "train_minutes" in self.found:
+        if not recipe.max_minutes or self.found.train_minutes is not None:
             return bool(recipe.max_minutes)
         folder = job.folder / "baselines"
         measured = (folder / BaselinesManifest.file).is_file()
         listed = read_record(BaselinesManifest, folder) if measured else BaselinesManifest(contenders={})
         evaluation = TUNED * expected_evaluation(listed, recipe.evaluate)
-        spent = max(time.monotonic() - self.began, listed.seconds - self.found.get("reused_seconds", 0.0))
+        spent = max(time.monotonic() - self.began, listed.seconds - self.found.reused_seconds)
         left = self.seconds - spent - evaluation
         seconds = max(left, TRAINING * self.seconds)
-        self._keep({"train_minutes": round(seconds / 60, 2)})
+        self._keep(train_minutes=round(seconds / 60, 2))
         job.say(
             f"time      {recipe.max_minutes:g} minutes in all: {_asked_words(self.found)}; {spent / 60:.1f} minutes are gone, training may take "
             f"{seconds / 60:.1f}, the evaluation will take about {evaluation / 60:.1f}"
@@ -161,30 +159,24 @@ class TimeLimit:
         job, whole = self.job, 60 * (self.recipe.max_minutes or 0.0)
         left = whole - RESERVE_SECONDS - (time.monotonic() - self.began)
         number, asked = ask_tuned_within(job, dataset, left)
-        if number < self.found.get("test_rows", number):
-            job.say(f"evaluate  time runs out: all are compared on {number} rows, not on {self.found['test_rows']}")
-            self._keep({"test_rows": number})
+        if self.found.test_rows is not None and number < self.found.test_rows:
+            job.say(f"evaluate  time runs out: all are compared on {number} rows, not on {self.found.test_rows}")
+            self._keep(test_rows=number)
         return asked
 
-    def _keep(self, choices: Mapping[str, Any]) -> None:
+    def _keep(self, **choices: Any) -> None:
         job = self.job
-        self.found = {
-            "version": 1,
-            "key": _key(self.recipe),
-            "max_minutes": self.recipe.max_minutes,
-            **self.found,
-            **choices,
-        }
-        write_json(job.folder / FILE, self.found)
+        self.found = self.found.model_copy(update=choices)
+        write_record(job.folder / TimeChoices.file, self.found)
         job.recipe = _with_choices(self.recipe, self.found)
         write_yaml(job.folder / "config.yaml", job.recipe.model_dump(mode="json"))
 
     def finish(self) -> None:
         """Keep what the run took, and what it would take without a limit."""
-        if self.recipe.max_minutes and "took_minutes" not in self.found:
+        if self.recipe.max_minutes and self.found.took_minutes is None:
             took = (time.monotonic() - self.began) / 60
-            self._keep({"took_minutes": round(took, 2), "full_run": _full_run(self.job, self.found)})
-            self._keep({"words": limit_words(self.found, read_record(RunManifest, self.job.folder))})
+            self._keep(took_minutes=round(took, 2), full_run=_full_run(self.job, self.found))
+            self._keep(words=limit_words(self.found, read_record(RunManifest, self.job.folder)))
 
 
 def _minutes(seconds: float) -> str:
@@ -203,7 +195,7 @@ def _how_it_is() -> str:
         return "busy or slow"
 
 
-def _full_run(job: RunContext, found: Mapping[str, Any]) -> dict[str, Any] | None:
+def _full_run(job: RunContext, found: TimeChoices) -> FullRun | None:
     """Minutes and extent of the same run without a limit, from what this one took; None where nothing was left out."""
     from tuneloop.train.rows import tokens_of
     from tuneloop.workflows.plan import run_plan
@@ -212,9 +204,10 @@ def _full_run(job: RunContext, found: Mapping[str, Any]) -> dict[str, Any] | Non
     run, plan = read_record(RunManifest, job.folder), read_record(Plan, job.folder)
     dataset = dataset_of(job, True, "")
     rows, whole = run_plan(job, dataset, 0.0)  # of no known speed: nothing is left out
-    more_rows = found["all_test_rows"] / max(found["test_rows"], 1)
-    whole_run = found["test_rows"] == found["all_test_rows"] and run.total_steps >= len(whole.steps)
-    if whole_run and "few_shot" not in found:
+    asked, every = found.test_rows or 0, found.all_test_rows or 0
+    more_rows = every / max(asked, 1)
+    whole_run = asked == every and run.total_steps >= len(whole.steps)
+    if whole_run and found.few_shot is None:
         return None
     tokens = sum(tokens_of(rows[i]) for step in whole.steps for i in step.indices)
     stepping = (run.seconds - run.checking_seconds) / max(run.tokens, 1)
@@ -222,46 +215,46 @@ def _full_run(job: RunContext, found: Mapping[str, Any]) -> dict[str, Any] | Non
     checks = whole.validations * min(whole.val_rows, len(dataset.val)) * run.checking_seconds / max(validated, 1)
     training = (tokens * stepping + checks) / 60
     asking = more_rows * ((plan.apart.baselines_minutes + plan.apart.evaluation_minutes) if plan.apart else 0.0)
-    return {
-        "minutes": round(training + asking + 0.5, 1),
-        "training_minutes": round(training, 1),
-        "steps": len(whole.steps),
-        "epochs": job.recipe.train.epochs,
-        "test_rows": found["all_test_rows"],
-    }
+    return FullRun(
+        minutes=round(training + asking + 0.5, 1),
+        training_minutes=round(training, 1),
+        steps=len(whole.steps),
+        epochs=job.recipe.train.epochs,
+        test_rows=every,
+    )
 
 
-def _asked_words(found: Mapping[str, Any]) -> str:
-    rows, every = found["test_rows"], found["all_test_rows"]
+def _asked_words(found: TimeChoices) -> str:
+    rows, every = found.test_rows or 0, found.all_test_rows or 0
     return f"all {rows:,} test rows are asked" if rows == every else f"{rows:,} of {every:,} test rows are asked"
 
 
-def _examples_words(found: Mapping[str, Any]) -> str:
+def _examples_words(found: TimeChoices) -> str:
     """What few-shot does not show for want of time; empty where it shows all."""
-    if "few_shot" not in found:
+    shown, every = found.few_shot, found.all_few_shot
+    if shown is None:
         return ""
-    shown, every = found["few_shot"], found["all_few_shot"]
     if not shown:
         return "Few-shot is left out: reading even one of its examples takes too long here."
     return f"Few-shot shows {shown} of {every} examples: reading more takes too long here."
 
 
-def limit_words(found: Mapping[str, Any], run: RunManifest) -> list[str]:
+def limit_words(found: TimeChoices, run: RunManifest) -> list[str]:
     """What a run with a limit left out, and what it would take without; nothing where nothing was left out.
 
     Args:
         found: `time.json` of a finished run.
         run: `run.json`.
     """
-    full, examples = found.get("full_run"), _examples_words(found)
+    full, examples = found.full_run, _examples_words(found)
     if not full:
         return []
-    passes = "once" if full["epochs"] <= 1 else f"{full['epochs']:g} times"
-    narrower = (found["test_rows"] / max(found["all_test_rows"], 1)) ** 0.5
+    passes = "once" if full.epochs <= 1 else f"{full.epochs:g} times"
+    narrower = ((found.test_rows or 0) / max(found.all_test_rows or 0, 1)) ** 0.5
     lines = [
-        f"This run was held to {found['max_minutes']:g} minutes and took {found['took_minutes']:.1f}: training saw {run.seen}, and "
+        f"This run was held to {found.max_minutes:g} minutes and took {found.took_minutes:.1f}: training saw {run.seen}, and "
         f"{_asked_words(found).replace(' are asked', ' were asked')}.{' ' if examples else ''}{examples}",
-        f"A full run reads all rows {passes} and takes about {full['minutes']:.0f} minutes on this machine: add max_minutes=null.",
+        f"A full run reads all rows {passes} and takes about {full.minutes:.0f} minutes on this machine: add max_minutes=null.",
     ]
     if narrower < 0.95:
         lines[-1] += (

@@ -19,7 +19,7 @@ from tuneloop.plan.ledger import record_run
 from tuneloop.records.plan import PLAN, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
-from tuneloop.records.run import RUN, RunManifest
+from tuneloop.records.run import RUN, LearningRate, RunManifest
 from tuneloop.workflows.distributed import Part, distributed_run, leading
 from tuneloop.workflows.plan import plan_stage, run_plan, sized
 from tuneloop.workflows.prepare import prepare_stage, refuse_errors
@@ -30,7 +30,6 @@ from tuneloop.workflows.run_context import (
     RunContext,
     default_folder,
     done_record,
-    find_done,
     refuse_other_run,
     training_began,
 )
@@ -179,19 +178,19 @@ def _keep_result(job: RunContext) -> None:
 
 def _with_rate(job: RunContext, dataset: Dataset, sizes: Sizes) -> TrainConfig:
     """The training settings with a learning rate that a range test has found, where one is asked for; it is kept for resuming."""
-    config, file = job.recipe.train, job.folder / "learning_rate.json"
+    config = job.recipe.train
     if not config.range_test:
         return config
     key = train_key(job, dataset)
-    found = find_done(file, key)
+    found = done_record(LearningRate, job.folder, key)
     if found is None:
         began = time.monotonic()
         test = distributed_run(job, Part("rate", dataset.path, sized(config, sizes)))
-        found = {"version": 1, "key": key, **vars(test), "seconds": round(time.monotonic() - began, 1)}
-        write_json(file, found)
-        job.say(f"rate      {found['sentence']}")
-    rest = config.max_minutes and max(config.max_minutes - found.get("seconds", 0.0) / 60, config.max_minutes / 4)
-    return config.model_copy(update={"learning_rate": found["chosen"], "range_test": False, "max_minutes": rest})
+        found = LearningRate(key=key, **vars(test), seconds=round(time.monotonic() - began, 1))
+        write_record(job.folder / LearningRate.file, found)
+        job.say(f"rate      {found.sentence}")
+    rest = config.max_minutes and max(config.max_minutes - found.seconds / 60, config.max_minutes / 4)
+    return config.model_copy(update={"learning_rate": found.chosen, "range_test": False, "max_minutes": rest})
 
 
 def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:

@@ -67,7 +67,7 @@ def test_suspects_are_listed_for_people_and_a_sample_is_said_to_be_one(monkeypat
     rows[5] = row(5, rows[5].messages[0]["content"], *(2 * [next(x for x in WORDS if x != rows[5].label)]))
     overview = overview_of(dataset(rows))
     first = suspect_records(overview, find_suspects(overview))[0]
-    assert first["line"] == 6 and first["text"] == rows[5].messages[0]["content"] and first["split"] == "train"
+    assert first.line == 6 and first.text == rows[5].messages[0]["content"] and first.split == "train"
     monkeypatch.setattr(labels, "ALL_LABELS", 300)
     monkeypatch.setattr(labels, "SOME_LABELS", 200)
     suspects = find_suspects(overview)

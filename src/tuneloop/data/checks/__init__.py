@@ -21,7 +21,7 @@ from tuneloop.data.checks.overview import Found, Overview, example_of, examples_
 from tuneloop.data.checks.registry import CHECKS, CheckEntry, Finding, check
 from tuneloop.data.checks.sizes import reject_share
 from tuneloop.records.dataset import Check, LongRows
-from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.rows import Dataset, FlaggedRow, Row
 
 __all__ = [
     "CHECKS", "Check", "CheckEntry", "Finding", "Found", "LongRows", "Overview", "Suspects", "check",
@@ -47,7 +47,7 @@ def run_checks(
     slow: Mapping[str, Callable[[], Finding | None]] | None = None,
     embed: Embed | None = None,
     against: Sequence[Row] | None = None,
-    flagged: Callable[[Iterator[dict[str, Any]]], None] | None = None,
+    flagged: Callable[[Iterator[FlaggedRow]], None] | None = None,
 ) -> list[Check]:
     """All checks that apply, in the order of `CHECKS`.
 
@@ -73,7 +73,7 @@ def run_checks(
     found = {name: finding for name, finding in made.items() if finding is not None}
     if flagged is not None:
         flagged(
-            {"check": name, **example_of(overview, row)}
+            FlaggedRow(name, **example_of(overview, row))
             for name, finding in found.items()
             for row in finding.found.rows[:LISTED]
         )

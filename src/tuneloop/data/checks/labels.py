@@ -15,6 +15,7 @@ from tuneloop.data.checks.overview import EXAMPLES, Found, Overview, asked_of, e
 from tuneloop.data.checks.registry import Finding, Level, check
 from tuneloop.data.checks.sizes import FEW_ROWS
 from tuneloop.data.split import TRAIN, normalised
+from tuneloop.records.rows import DoubtfulLabel
 
 FEW_LABEL_ROWS = 5
 NO_CLASSES = 0.9  # labels a row from which they can't be classes
@@ -67,17 +68,17 @@ def find_suspects(overview: Overview, *, embed: Embed | None = None, every: bool
     return Suspects(errors, len(labelled))
 
 
-def suspect_records(overview: Overview, suspects: Suspects, most: int = 500) -> list[dict[str, Any]]:
+def suspect_records(overview: Overview, suspects: Suspects, most: int = 500) -> list[DoubtfulLabel]:
     """The most suspicious rows for people to look at: place, split, label, suggestion, score and text."""
     return [
-        {
+        DoubtfulLabel(
             **example_of(overview, error.index),
-            "label": error.label,
-            "suggested": error.suggested,
-            "score": error.score,
-            "confident": error.confident,
-            "text": asked_of(overview.row(error.index))[:500],
-        }
+            label=error.label,
+            suggested=error.suggested,
+            score=error.score,
+            confident=error.confident,
+            text=asked_of(overview.row(error.index))[:500],
+        )
         for error in suspects.errors[:most]
         if error.label != error.suggested
     ]

@@ -19,7 +19,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from tuneloop.evaluate.metrics.overlap import token_f1
 from tuneloop.evaluate.results import read_evaluation
-from tuneloop.records.evaluation import split_place
+from tuneloop.records.evaluation import Sample, split_place
 
 Mode = Literal["pairwise", "rating"]
 SHARE = 0.25  # of the rows that are reviewed: 25 of 100
@@ -27,7 +27,26 @@ RANDOM_PART = 0.4  # of the sample
 DISAGREEMENTS = 0.6  # of the informative part
 MOST_ITEMS = 1000  # nobody looks at more
 SAME = "same"  # the group of rows with equal answers: nothing to look at, they count as ties
-Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReviewedAnswer:
+    """One system's answer to a row.
+
+    Args:
+        messages: the turns before it; empty where they are the prompt alone.
+        references: accepted answers.
+        quality: token F1 with the best reference.
+        unsure: it was cut off or invalid, or chosen with low confidence.
+    """
+
+    messages: list[dict[str, Any]]
+    prompt: str
+    references: list[str]
+    label: str | None
+    answer: str
+    quality: float
+    unsure: bool
 
 
 @dataclass(frozen=True)
@@ -37,14 +56,14 @@ class System:
     Args:
         place: the evaluation's folder, with `:NAME` for a baseline in it.
         sha256: of its `samples.jsonl`.
-        samples: row id -> `prompt`, `reference`, `references`, `answer`, `unsure` ...
+        samples: row id -> its answer.
     """
 
     name: str
     place: str
     folder: Path
     sha256: str
-    samples: dict[str, Sample]
+    samples: dict[str, ReviewedAnswer]
 
 
 @dataclass(frozen=True)
@@ -110,14 +129,7 @@ def read_systems(places: Sequence[str]) -> list[System]:
 def _read_system(place: str) -> System:
     path, system = split_place(place)
     manifest, samples, baseline = read_evaluation(path, system)
-    try:
-        answers = {str(s["id"]): _sample(s, baseline) for s in samples}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"The answers can't be read ({error!r})",
-            where=str(path / "samples.jsonl"),
-            next_step="delete eval.json there and evaluate again",
-        ) from None
+    answers = {sample.id: _answer(sample, baseline) for sample in samples}
     if not answers:
         raise UserError(
             "There are no answers to look at", where=str(path / "samples.jsonl"), next_step="evaluate again"
@@ -125,21 +137,20 @@ def _read_system(place: str) -> System:
     return System(system or manifest.name, place, path, sha256_file(path / "samples.jsonl"), answers)
 
 
-def _sample(sample: Mapping[str, Any], baseline: str) -> Sample:
-    references = [str(r) for r in sample.get("references") or [sample.get("reference") or ""]]
-    answer = sample["baselines"][baseline] if baseline else sample["prediction"]
-    answer = "" if answer is None else str(answer)
-    unsure = not baseline and not (sample.get("valid", True) and sample.get("finished", True))
-    return {
-        "prompt": str(sample.get("prompt") or ""),
-        "messages": sample.get("messages"),
-        "references": references,
-        "label": sample.get("label"),
-        "answer": answer,
-        "quality": token_f1(references, answer),
-        "unsure": unsure,
-        "confidence": None if baseline else sample.get("confidence"),
-    }
+def _answer(sample: Sample, baseline: str) -> ReviewedAnswer:
+    references = sample.references or [sample.reference]
+    answer = sample.baselines[baseline] if baseline else sample.prediction
+    confidence = None if baseline else sample.confidence
+    return ReviewedAnswer(
+        messages=[dict(turn) for turn in sample.messages or ()],
+        prompt=sample.prompt,
+        references=references,
+        label=sample.label,
+        answer=answer,
+        quality=token_f1(references, answer),
+        unsure=(not baseline and not (sample.valid and sample.finished))
+        or (confidence is not None and confidence < 0.5),
+    )
 
 
 # --- the sample --------------------------------------------------------------------------------
@@ -267,15 +278,15 @@ def _item(
     conversations: Mapping[str, list[dict[str, Any]]],
 ) -> Item:
     sample = contenders[0].samples[row]
-    messages = sample["messages"] or conversations.get(row) or [{"role": "user", "content": sample["prompt"]}]
+    messages = sample.messages or conversations.get(row) or [{"role": "user", "content": sample.prompt}]
     return Item(
         id=content_hash([row, [c.name for c in contenders]])[:12],
         row=row,
         contenders=tuple(c.name for c in contenders),
-        answers=tuple(c.samples[row]["answer"] for c in contenders),
+        answers=tuple(c.samples[row].answer for c in contenders),
         messages=[turn for turn in messages if turn],
-        references=sample["references"],
-        label=sample["label"],
+        references=sample.references,
+        label=sample.label,
         stratum=stratum,
         group=group,
     )
@@ -309,15 +320,15 @@ def _pair_groups(rows: Sequence[str], a: System, b: System) -> dict[str, str]:
     """`same`: equal answers. `disagreement`: closeness to the reference (token F1) differs at least as much as in half
     of the unequal rows. `uncertain`: it does not, but the answers have less than half of their words in common, or one
     was cut off or invalid, or chosen with low confidence. `rest`: all else."""
-    unequal = [row for row in rows if a.samples[row]["answer"].strip() != b.samples[row]["answer"].strip()]
-    gaps = {row: abs(a.samples[row]["quality"] - b.samples[row]["quality"]) for row in unequal}
+    unequal = [row for row in rows if a.samples[row].answer.strip() != b.samples[row].answer.strip()]
+    gaps = {row: abs(a.samples[row].quality - b.samples[row].quality) for row in unequal}
     middle = sorted(gaps.values())[len(gaps) // 2] if gaps else 0.0
     groups = dict.fromkeys(rows, SAME)
     for row in unequal:
         pair = a.samples[row], b.samples[row]
         if gaps[row] > 0 and gaps[row] >= middle:
             groups[row] = "disagreement"
-        elif any(_unsure(s) for s in pair) or token_f1([pair[0]["answer"]], pair[1]["answer"]) < 0.5:
+        elif any(s.unsure for s in pair) or token_f1([pair[0].answer], pair[1].answer) < 0.5:
             groups[row] = "uncertain"
         else:
             groups[row] = "rest"
@@ -327,16 +338,11 @@ def _pair_groups(rows: Sequence[str], a: System, b: System) -> dict[str, str]:
 def _rating_groups(rows: Sequence[str], contender: System) -> dict[str, str]:
     """`disagreement`: the answer is among the third that is farthest from the reference, and not equal to it.
     `uncertain`: it was cut off or invalid, or chosen with low confidence. `rest`: all else."""
-    qualities = sorted(contender.samples[row]["quality"] for row in rows)
+    qualities = sorted(contender.samples[row].quality for row in rows)
     third = qualities[len(qualities) // 3]
     groups = {}
     for row in rows:
         sample = contender.samples[row]
-        far = sample["quality"] < 1 and sample["quality"] <= third
-        groups[row] = "disagreement" if far else "uncertain" if _unsure(sample) else "rest"
+        far = sample.quality < 1 and sample.quality <= third
+        groups[row] = "disagreement" if far else "uncertain" if sample.unsure else "rest"
     return groups
-
-
-def _unsure(sample: Sample) -> bool:
-    confidence = sample["confidence"]
-    return bool(sample["unsure"] or (isinstance(confidence, float | int) and confidence < 0.5))

@@ -173,9 +173,11 @@ def test_an_evaluation_tells_results_verdict_and_prompts() -> None:
     assert found.prompt == Result("few-shot", 0.6, 0.6, 0.6, right=0.6)
     assert found.tuned == Result("tuned", 0.8, 0.7, 0.9, right=0.8)
     assert found.prompt_tokens == {"few-shot": 100, "tuned": 10}
-    rungs = leaderboard(found)
-    assert [rung["name"] for rung in rungs] == ["few-shot", "tuned"]
-    assert rungs[1]["gain_over_prompt"] == pytest.approx(0.2) and rungs[1]["usd_per_1000_queries"] == pytest.approx(0.2)
+    entries = leaderboard(found)
+    assert [entry["name"] for entry in entries] == ["few-shot", "tuned"]
+    assert entries[1]["gain_over_prompt"] == pytest.approx(0.2) and entries[1]["usd_per_1000_queries"] == pytest.approx(
+        0.2
+    )
     assert told_by("macro_f1").metric == "macro_f1"
 
 
@@ -183,7 +185,7 @@ def test_prices_of_requests_are_the_ladders_where_there_is_one() -> None:
     line = {"kind": "prompt", "metric": "accuracy", "value": 0.6, "low": 0.5, "high": 0.7, "gain": None, "gain_low": None,
             "gain_high": None, "p": None, "verdict": "", "training_seconds": 0, "training_usd": 0, "prompt_tokens": 9, "tokens": 1}  # fmt: skip
     prices = {"few-shot": 7.5, "tuned": None}
-    found = told_by(ladder=[{**line, "name": name, "usd_per_1000": usd} for name, usd in prices.items()])
+    found = told_by(leaderboard=[{**line, "name": name, "usd_per_1000": usd} for name, usd in prices.items()])
     assert found.usd_per_1000 == pytest.approx({"few-shot": 7.5, "tuned": 0.2})
 
 
@@ -314,13 +316,13 @@ def test_a_classifier_that_is_right_on_nearly_all_rows_is_the_advice_also_where_
     def share(value: float) -> Estimate:
         return Estimate(value, value - 0.1, min(1.0, value + 0.1))
 
-    contenders = {"few-shot": {"macro_f1": share(0.11), "accuracy": share(0.05)},
+    systems = {"few-shot": {"macro_f1": share(0.11), "accuracy": share(0.05)},
                   "tf-idf + logistic regression": {"macro_f1": share(0.75), "accuracy": share(0.975)}}  # fmt: skip
-    results = replace(measured_of(contenders, {}, 40, "here", "macro_f1"), stand_in=stand_in)
+    results = replace(measured_of(systems, {}, 40, "here", "macro_f1"), stand_in=stand_in)
     found = advise(AdviceInput(rows=2197, measured=results))
     assert (found.answer, found.reasons[0].rule) == ("dont", "classical-right-on-nearly-all")
     assert "is right on 97.5 % of your 40 test rows (macro_f1 0.750)" in found.headline
-    less = {**contenders, "tf-idf + logistic regression": {"macro_f1": share(0.6), "accuracy": share(0.7)}}
+    less = {**systems, "tf-idf + logistic regression": {"macro_f1": share(0.6), "accuracy": share(0.7)}}
     results = replace(measured_of(less, {}, 40, "here", "macro_f1"), stand_in=stand_in)
     found = advise(AdviceInput(rows=2197, measured=results))
     assert found.answer != "dont"

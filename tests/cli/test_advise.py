@@ -163,7 +163,7 @@ def test_measuring_reports_the_base_model_and_the_cheap_classifiers(
     status, out, err = run(capsys, str(file), "--measure", "--out", str(tmp_path / "out"), "--json",
                            "evaluate.limit=12", "baselines.few_shot=3")  # fmt: skip
     found = json.loads(out)
-    names = [rung["name"] for rung in found["ladder"]]
+    names = [entry["name"] for entry in found["leaderboard"]]
     assert status in (0, 1), err
     assert "zero-shot" in names and "few-shot" in names and "tf-idf + logistic regression" in names
     assert found["question"]["model"] == "smollm2-135m" and found["question"]["rows"] > 20

@@ -67,7 +67,7 @@ def spoken(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
-def test_a_slow_contender_is_told_of_within_two_seconds_of_its_beginning(
+def test_a_slow_system_is_told_of_within_two_seconds_of_its_beginning(
     screen: Screen, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen.progress("few-shot (12)", 0, 75)

@@ -199,7 +199,7 @@ def test_a_run_on_the_same_file_reminds_of_it_and_goes_on(
 def test_baselines_with_another_key_are_not_taken(here: Path) -> None:
     before = here / "evals" / "advise-mails" / "baselines"
     before.mkdir(parents=True)
-    (before / "baselines.json").write_text(json.dumps({"version": 1, "key": "k1", "contenders": {}}))
+    (before / "baselines.json").write_text(json.dumps({"version": 1, "key": "k1", "systems": {}}))
     job = RunContext(Recipe(name="mails"), here / "runs" / "mails")
     job.folder.mkdir(parents=True)
     assert not reuse_baselines(job, "k2") and not (job.folder / "baselines").exists()

@@ -72,7 +72,7 @@ def test_bradley_terry_gives_the_published_strengths() -> None:
     assert strengths - strengths[-1] == pytest.approx(BASEBALL_STRENGTHS, abs=0.012)
 
 
-def test_a_contender_that_always_wins_has_a_finite_strength() -> None:
+def test_a_system_that_always_wins_has_a_finite_strength() -> None:
     strengths = bradley_terry(np.array([[0.0, 30.0], [0.0, 0.0]]))
     assert np.isfinite(strengths).all() and strengths[0] > strengths[1] + 3
 

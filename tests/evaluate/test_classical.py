@@ -32,14 +32,14 @@ def makers():
 def test_an_alternative_learns_and_gives_log_probabilities(make):
     trained = make(TRAIN)
     questions = [row("a", "a pear please", "fruit"), row("b", "where is the drill", "tool"), *HOSTILE]
-    answers = trained.contender(questions)
+    answers = trained.system(questions)
     assert [a.text for a in answers][:2] == ["fruit", "tool"]
     assert len(answers) == len(questions)
     for answer in answers:
         assert sum(math.exp(s) for s in answer.label_scores.values()) == pytest.approx(1, abs=1e-4)
         assert max(answer.label_scores, key=answer.label_scores.get) == answer.text
     assert trained.seconds > 0
-    assert trained.contender([]) == []
+    assert trained.system([]) == []
 
 
 def several(i, words, labels):
@@ -51,17 +51,17 @@ def test_rows_with_several_labels_get_a_decision_a_label_also_in_sets_never_seen
     sets = [["fruit"], ["tool"], ["big"], ["big", "fruit"], []]
     words = {"fruit": "apple", "tool": "hammer", "big": "huge"}
     train = [several(i, [words[w] for w in sets[i % 5]] + ["today"], sets[i % 5]) for i in range(60)]
-    answer = classical.tfidf_system(train).contender
+    answer = classical.tfidf_system(train).system
     asked = [several("a", ["a", "huge", "hammer"], []), several("b", ["nothing", "today"], []), train[3]]
     assert [a.text for a in answer(asked)] == ["big, tool", "none", "big, fruit"]
-    never_empty = classical.tfidf_system([row for row in train if row.label != "none"]).contender
+    never_empty = classical.tfidf_system([row for row in train if row.label != "none"]).system
     assert all(a.text not in ("", "none") for a in never_empty(asked))
     assert answer([]) == []
 
 
 def test_training_twice_gives_the_same():
     one, two = classical.tfidf_system(TRAIN), classical.tfidf_system(TRAIN)
-    assert one.contender(HOSTILE) == two.contender(HOSTILE)
+    assert one.system(HOSTILE) == two.system(HOSTILE)
 
 
 def test_one_label_or_no_words_is_a_user_error():
@@ -71,7 +71,7 @@ def test_one_label_or_no_words_is_a_user_error():
         classical.tfidf_system([row(1, "", "a"), row(2, "", "b")])
 
 
-def test_without_the_package_there_is_no_embedding_contender(monkeypatch):
+def test_without_the_package_there_is_no_embedding_system(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "minilm" in name else find(name))
     assert classical.minilm_system(TRAIN) is None
@@ -87,5 +87,5 @@ def test_real_intents_are_told_apart():
     labels = set(sorted({r.label for r in train})[:10])
     train = [r for r in train if r.label in labels]
     test = random.Random(0).sample([r for r in test if r.label in labels], 150)
-    answers = classical.tfidf_system(train).contender(test)
+    answers = classical.tfidf_system(train).system(test)
     assert sum(a.text == r.label for a, r in zip(answers, test, strict=True)) / len(test) > 0.9

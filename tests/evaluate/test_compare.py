@@ -73,7 +73,7 @@ def test_p_values_are_adjusted_and_the_metric_that_decides_is_not():
     assert found["micro_f1"].p_holm == found["accuracy"].p_holm  # the same number by definition
 
 
-def test_several_contenders_are_adjusted_for_together():
+def test_several_systems_are_adjusted_for_together():
     base = labels_evaluation(200, 0.7, seed=1)
     pairs = [c for k in (2, 3, 4) for c in compare("base", base, f"m{k}", labels_evaluation(200, 0.75, seed=k))]
     first = [c.p for c in pairs if c.metric == "accuracy"]

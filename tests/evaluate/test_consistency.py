@@ -85,7 +85,7 @@ def test_the_same_rows_are_asked_the_same_ways_whatever_their_order() -> None:
 
 def test_a_constant_answerer_agrees_with_itself_in_full_and_is_said_to_be_worthless() -> None:
     found = measured(labelled(), tuned=constant, few_shot=guessing(1))
-    tuned = found.contenders["tuned"]
+    tuned = found.systems["tuned"]
     assert tuned["agreement"].value == tuned["unanimous"].value == tuned["format"].value == 1.0
     assert tuned["always_right"].value == pytest.approx(0.25)
     assert 0.9 < tuned["unanimous"].low < 1.0, "40 rows prove no certainty"
@@ -95,10 +95,10 @@ def test_a_constant_answerer_agrees_with_itself_in_full_and_is_said_to_be_worthl
 def test_a_guessing_answerer_agrees_as_chance_does_and_loses_the_comparison() -> None:
     found = measured(labelled(80), tuned=right, few_shot=guessing(2), zero_shot=guessing(3))
     for name in ("few_shot", "zero_shot"):
-        agreement = found.contenders[name]["agreement"]
+        agreement = found.systems[name]["agreement"]
         assert agreement.low < 0.25 < agreement.high and agreement.value < 0.35
-        assert found.contenders[name]["unanimous"].value < 0.1
-    assert found.contenders["tuned"]["always_right"].value == 1.0
+        assert found.systems[name]["unanimous"].value < 0.1
+    assert found.systems["tuned"]["always_right"].value == 1.0
     assert [(c.a, c.b, c.metric, c.verdict) for c in found.comparisons] == [
         (name, "tuned", metric, "better")
         for metric in ("agreement", "always_right")
@@ -121,14 +121,14 @@ def test_answers_outside_the_labels_break_the_format_and_agree_only_word_by_word
         return Completion("I think it is late" if way.kind in (AS_IT_IS, DRAWN) else f"Well, {way.kind}")
 
     found = measured(labelled(8), tuned=rambling)
-    assert found.contenders["tuned"]["format"].value == 0.0
-    assert found.contenders["tuned"]["agreement"].value == pytest.approx(1 / 10)  # one pair of ten
+    assert found.systems["tuned"]["format"].value == 0.0
+    assert found.systems["tuned"]["agreement"].value == pytest.approx(1 / 10)  # one pair of ten
     assert found.same_as_plain["tuned"][DRAWN] == 1.0 and found.same_as_plain["tuned"]["typo"] == 0.0
 
 
 def test_spelling_of_a_label_is_no_disagreement() -> None:
     found = measured(labelled(8), tuned=lambda way: Completion("Billing." if way.kind == DRAWN else "billing"))
-    assert found.contenders["tuned"]["agreement"].value == 1.0
+    assert found.systems["tuned"]["agreement"].value == 1.0
 
 
 def test_json_is_compared_by_fields_and_keeps_its_keys() -> None:
@@ -148,9 +148,9 @@ def test_json_is_compared_by_fields_and_keeps_its_keys() -> None:
 
     found = measured(rows, "generation", tuned=shuffled, few_shot=careless)
     assert found.metric == "agreement"
-    assert found.contenders["tuned"]["agreement"].value == found.contenders["tuned"]["format"].value == 1.0
-    assert found.contenders["tuned"]["similarity"].value == 1.0
-    loose = found.contenders["few_shot"]
+    assert found.systems["tuned"]["agreement"].value == found.systems["tuned"]["format"].value == 1.0
+    assert found.systems["tuned"]["similarity"].value == 1.0
+    loose = found.systems["few_shot"]
     assert loose["format"].value < 1.0 and 0.3 < loose["similarity"].value < 1.0
 
 
@@ -163,14 +163,14 @@ def test_free_texts_are_compared_by_their_likeness_and_must_end() -> None:
 
     found = measured(rows, "generation", tuned=lambda way: Completion("The parcel comes."), few_shot=wordy)
     assert found.metric == "similarity"
-    assert found.contenders["tuned"]["similarity"].value == 1.0 == found.contenders["tuned"]["format"].value
-    assert found.contenders["few_shot"]["format"].value == pytest.approx(0.8)
-    assert found.contenders["few_shot"]["agreement"].value < found.contenders["few_shot"]["similarity"].value < 1.0
+    assert found.systems["tuned"]["similarity"].value == 1.0 == found.systems["tuned"]["format"].value
+    assert found.systems["few_shot"]["format"].value == pytest.approx(0.8)
+    assert found.systems["few_shot"]["agreement"].value < found.systems["few_shot"]["similarity"].value < 1.0
 
 
 def test_empty_answers_agree_and_keep_no_format() -> None:
     found = measured([row(i, "Text.") for i in range(4)], "generation", tuned=lambda way: Completion(""))
-    assert (found.contenders["tuned"]["similarity"].value, found.contenders["tuned"]["format"].value) == (1.0, 0.0)
+    assert (found.systems["tuned"]["similarity"].value, found.systems["tuned"]["format"].value) == (1.0, 0.0)
 
 
 def test_rows_that_contradict_themselves_are_shown_with_each_way() -> None:
@@ -240,8 +240,8 @@ def test_texts_with_a_field_agree_by_it_and_answers_that_lack_it_only_word_by_wo
     found = measure_consistency(
         ways, answers, own="tuned", task="generation", labels=None, config=config, seed=0
     )  # fmt: skip
-    assert found.contenders["tuned"]["agreement"].value == 1.0
-    assert found.contenders["zero-shot"]["agreement"].value < 0.2, "lacking the queue is no agreement"
+    assert found.systems["tuned"]["agreement"].value == 1.0
+    assert found.systems["zero-shot"]["agreement"].value < 0.2, "lacking the queue is no agreement"
     assert "gives the same queue in 100.0 %" in found.words[0] and found.metric == "agreement"
     assert found.words[1].startswith("It is more consistent than zero-shot") and found.words[2].startswith("As texts")
     assert "worthless" not in " ".join(found.words)

@@ -192,7 +192,7 @@ def test_must_pass_rows_from_a_file_beside_the_suite(judged: Any, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("measured", "expected"),
-    [({"score": 0.01, "low": 0.0, "high": 0.03}, "pass"), ({"value": 0.2, "low": 0.1, "high": 0.3}, "fail"),
+    [({"score": {"value": 0.01, "low": 0.0, "high": 0.03}}, "pass"), ({"score": {"value": 0.2, "low": 0.1, "high": 0.3}}, "fail"),
      ({"score": {"value": 0.04, "low": 0.01, "high": 0.09}}, "inconclusive"), (None, "inconclusive")],
 )  # fmt: skip
 def test_forgetting_has_a_limit(judged: Any, measured: Any, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""The ladder of contenders."""
+"""The leaderboard of systems."""
 
 from __future__ import annotations
 

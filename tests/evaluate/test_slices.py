@@ -127,7 +127,7 @@ def test_labels_with_their_invalid_answers_and_confusions():
     assert "delivery taken for billing (3 of 10 rows)" in " ".join(breakdown_in_words(found))
 
 
-def test_rows_where_contenders_disagree_are_listed():
+def test_rows_where_systems_disagree_are_listed():
     a, b = (
         evaluated(n=30, wrong=lambda i, row: i in (1, 4), said="returns"),
         evaluated(n=30, wrong=lambda i, row: i == 7, said="returns"),

@@ -220,7 +220,7 @@ def test_a_model_that_finds_the_rare_label_is_better_than_always_the_other(tmp_p
 def test_the_majority_class_is_that_of_the_training_labels() -> None:
     found = majority_system(rows_of(["b", "a", "b", "a", "c"]))
     assert found is not None
-    answers = found.contender(rows_of(["c", "c"]))
+    answers = found.system(rows_of(["c", "c"]))
     assert [answer.text for answer in answers] == ["a", "a"]  # of equally frequent ones the first
     assert sum(math.exp(x) for x in (answers[0].label_scores or {}).values()) == pytest.approx(1)
     assert majority_system([]) is None

@@ -10,8 +10,8 @@ from tuneloop.evaluate.review.votes import Vote
 
 
 def pair_review(run: Path, share: float = 1.0) -> Review:
-    contenders = read_systems([f"{run}:few_shot", str(run)])
-    return make_review(contenders, run / "review", mode="pairwise", share=share)
+    systems = read_systems([f"{run}:few_shot", str(run)])
+    return make_review(systems, run / "review", mode="pairwise", share=share)
 
 
 def vote(item: str, reviewer: str, choice: str = "win", time: str = "2026-01-01T00:00:00", **more: Any) -> Vote:

@@ -43,23 +43,51 @@ def finish_run(run: Path) -> None:
     write(
         run / "dataset/dataset.json",
         {
+            "version": 1,
             "id": "tickets-0123456789ab",
+            "name": "tickets",
             "hash": "0123456789ab" * 5 + "0123",
             "task": "generation",
-            "splits": {"train": {"path": "train.jsonl", "rows": 9}},
+            "config": {},
+            "counts": {"read": 9, "kept": 9, "rejected": 0, "train": 9},
+            "rejected": {},
+            "splits": {
+                name: {"path": f"{name}.jsonl", "rows": n} for name, n in (("train", 9), ("val", 0), ("test", 0))
+            },
         },
     )
-    write(run / "run.json", {"seconds": 90.0, "peak_memory_gib": 1.5, "usd": 0.01, "stopped": "early"})
+    write(
+        run / "run.json",
+        {
+            "version": 1,
+            "model": "smollm2-135m",
+            "seconds": 90.0,
+            "peak_memory_gib": 1.5,
+            "usd": 0.01,
+            "stopped": "early",
+        },
+    )
     write(
         run / "eval.json",
         {
+            "version": 1,
+            "n": 40,
             "split": "test",
-            "metrics": {"accuracy": {"value": 0.9, "low": 0.8, "high": 0.95}, "pass@1": 0.5},
+            "metrics": {"accuracy": {"value": 0.9, "low": 0.8, "high": 0.95}, "pass@1": {"value": 0.5}},
             "words": ["Better."],
             "baselines": {"tf-idf + logistic regression": {"accuracy": {"value": 0.7}, "pass@1": {"value": 0.1}}},
             "comparisons": [
-                {"a": "tf-idf + logistic regression", "b": "tuned", "metric": "accuracy", "delta": 0.2, "p": 0.01},
-                {"a": "tf-idf + logistic regression", "b": "tuned", "metric": "pass@1", "delta": 0.4, "p": 0.01},
+                {
+                    "a": "tf-idf + logistic regression",
+                    "b": "tuned",
+                    "metric": metric,
+                    "delta": delta,
+                    "low": None,
+                    "high": None,
+                    "p": 0.01,
+                    "verdict": "better",
+                }
+                for metric, delta in (("accuracy", 0.2), ("pass@1", 0.4))
             ],
         },
     )

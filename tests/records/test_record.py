@@ -43,7 +43,7 @@ REQUEST = StoredRequest(
 FEEDBACK = Feedback(id="f1", request=REQUEST.id, kind="thumbs", value=False, time="2026-01-02T03:05:00Z", key="k")
 RECORDS: list[Record] = [
     RUN, PLAN, EVALUATION, REQUEST, FEEDBACK, GateResult(status="fail"), Environment(tuneloop="0.1.0"),
-    BaselinesManifest(contenders={"zero-shot": "zero-shot"}),
+    BaselinesManifest(systems={"zero-shot": "zero-shot"}),
     ArtifactManifest.model_validate(
         {"id": "a", "format": "merged", "run": {"id": "r1"}, "base": {"model": "m"}, "files": {"x": {"bytes": 1, "sha256": "0"}}}
     ),

@@ -9,22 +9,26 @@ from typing import Any
 import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from tuneloop.records.artifact import ArtifactManifest
+from tuneloop.records.record import as_record
 from tuneloop.release.card_metadata import card_metadata
 from tuneloop.release.licences import licence_of
 from tuneloop.workflows.export import export_run
 
 MANIFEST: Mapping[str, Any] = {
+    "version": 1, "run": {"id": "run"}, "files": {},
     "id": "tickets-merged-0123", "format": "merged", "task": {"kind": "classification"}, "dataset": "tickets-01",
     "base": {"model": "llama-3.2-1b"},
     "evaluation": {
-        "dataset": "tickets-01", "split": "test",
+        "name": "tuned", "n": 40, "dataset": "tickets-01", "split": "test",
         "metrics": {"accuracy": {"value": 0.75, "low": 0.6, "high": 0.86}, "loss": {"value": None}},
     },
 }  # fmt: skip
 
 
 def read(manifest: Mapping[str, Any]) -> ModelCardData:
-    text = f"---\n{card_metadata(manifest, licence_of(manifest['base']['model']))}\n---\n\n# A card\n"
+    record = as_record(ArtifactManifest, manifest, "artifact.json")
+    text = f"---\n{card_metadata(record, licence_of(record.base.model))}\n---\n\n# A card\n"
     data = ModelCard(text).data
     assert isinstance(data, ModelCardData)
     return data

@@ -295,6 +295,7 @@ def build_run(folder: Path, kind: str = "classification", steps: int = 240) -> P
     write(
         "plan.json",
         {
+            "version": 1,
             "model": "smollm2-135m",
             "method": "lora",
             "gpu": "cpu",
@@ -316,7 +317,7 @@ def build_run(folder: Path, kind: str = "classification", steps: int = 240) -> P
             "time": {"hours": 0.066, "low": 0.05, "high": 0.09, "tokens_per_second": 320},
             "cost": {"usd": 0.0033, "low": 0.0025, "high": 0.0045, "breakdown": {}},
             "assumptions": ["two shared cores at the speed measured before the first step"],
-            "alternatives": [{"model": "llama-3.2-1b", "gpu": "l4", "usd": 0.12}],
+            "alternatives": [{"change": "gpu=l4", "why": "it has more memory"}],
             "trainable_parameters": 4884480,
             "total_parameters": 139399488,
             "steps": steps,
@@ -350,6 +351,7 @@ def build_run(folder: Path, kind: str = "classification", steps: int = 240) -> P
     write(
         "environment.json",
         {
+            "version": 1,
             "python": "3.11.9",
             "platform": "Linux-6.8.0-x86_64-with-glibc2.39",
             "cpu": "AMD EPYC 7B13",

@@ -69,9 +69,9 @@ def test_dollars_are_plain() -> None:
     assert [dollars(v) for v in (1234.5, -56.0, 0.42, float("inf"))] == ["$1,234", "−$56.00", "$0.42", "never"]
 
 
-def test_names_of_contenders_of_one_price_do_not_cover_each_other() -> None:
+def test_names_of_systems_of_one_price_do_not_cover_each_other() -> None:
     alike = [
-        dict(LADDER[0], name=f"contender number {i}", value=0.3 + i / 100, usd_per_1000_queries=1e-6 * (1 + i / 50))
+        dict(LADDER[0], name=f"system number {i}", value=0.3 + i / 100, usd_per_1000_queries=1e-6 * (1 + i / 50))
         for i in range(5)
     ]
     for width in (760, 350):

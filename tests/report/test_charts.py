@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tuneloop.records.evaluation import Estimate
+from tuneloop.records.run import TrainingStep, Validation
 from tuneloop.report import charts, curves
-from tuneloop.report.facts import Score, SystemFacts
+from tuneloop.report.facts import SystemFacts
 
 finite = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -41,8 +43,8 @@ def test_the_smoothed_curve_starts_at_the_first_value_and_stays_within_the_data(
 
 
 def test_the_best_validation_is_marked_at_its_place() -> None:
-    steps = [{"step": s, "loss": 3.0 - s / 100} for s in range(1, 101)]
-    validations = [{"step": 50, "val_loss": 2.0}, {"step": 100, "val_loss": 2.5}]
+    steps = [TrainingStep(step=s, loss=3.0 - s / 100) for s in range(1, 101)]
+    validations = [Validation(step=50, val_loss=2.0), Validation(step=100, val_loss=2.5)]
     svg = curves.loss_chart(steps, validations)
     best = next(e for e in parse(svg).iter() if e.get("class") == "best")
     left, right = 38.0, charts.WIDE - 8
@@ -51,20 +53,15 @@ def test_the_best_validation_is_marked_at_its_place() -> None:
 
 
 def test_losses_that_are_not_numbers_are_left_out_of_the_curve() -> None:
-    steps: list[dict[str, object]] = [
-        {"step": 1, "loss": 2.0},
-        {"step": 2, "loss": None},
-        {"step": 3, "loss": math.nan},
-        {"step": 4, "loss": 1.0},
-    ]
+    steps = [TrainingStep(step=i, loss=loss) for i, loss in enumerate([2.0, math.inf, math.nan, 1.0], 1)]
     svg = curves.loss_chart(steps, [])
     assert "nan" not in svg.lower().replace("nann", "")
     assert "2 training steps" in svg
-    assert curves.loss_chart([{"step": 1, "loss": None}], []) == ""
+    assert curves.loss_chart([TrainingStep(step=1, loss=math.nan)], []) == ""
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
-    svg = curves.loss_chart([{"step": s, "loss": 1 + 1 / s} for s in range(1, 20_001)], [])
+    svg = curves.loss_chart([TrainingStep(step=s, loss=1 + 1 / s) for s in range(1, 20_001)], [])
     path = next(e for e in parse(svg).iter() if e.get("class") == "train")
     points = path.get("d", "").lstrip("M").split("L")
     assert len(points) <= charts.MAX_POINTS + 2
@@ -73,8 +70,8 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
 
 def test_intervals_stand_at_their_values_in_the_forest() -> None:
     lines = [
-        SystemFacts("few-shot", (Score(0.2, 0.1, 0.3),)),
-        SystemFacts("tuned", (Score(0.9, 0.85, 0.95),), tuned=True),
+        SystemFacts("few-shot", (Estimate(0.2, 0.1, 0.3),)),
+        SystemFacts("tuned", (Estimate(0.9, 0.85, 0.95),), tuned=True),
     ]
     root = parse(charts.forest_chart(lines, 0, "accuracy"))
     dots = {e.get("class"): float(e.get("cx", "nan")) for e in root.iter() if "dot" in (e.get("class") or "")}
@@ -107,15 +104,15 @@ def test_any_names_and_numbers_give_well_formed_svg(
 
     lines = (
         [
-            SystemFacts(clean(name), (Score(0.5),)),
-            SystemFacts("tuned", (Score(losses[0] or 0.0, -1e9, 1e9),), tuned=True),
+            SystemFacts(clean(name), (Estimate(0.5),)),
+            SystemFacts("tuned", (Estimate(losses[0] or 0.0, -1e9, 1e9),), tuned=True),
         ]
         if losses
         else []
     )
     drawn = [
         charts.label_chart(clean_all(labels)),
-        curves.loss_chart([{"step": i, "loss": v} for i, v in enumerate(losses)], []),
+        curves.loss_chart([TrainingStep(step=i, loss=math.nan if v is None else v) for i, v in enumerate(losses)], []),
         charts.forest_chart(lines, 0, "chrf", charts.NARROW),
         charts.token_chart({clean(name): {"min": 1, "p50": 1, "p90": 1, "max": 1}}, 512),
     ]

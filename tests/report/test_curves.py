@@ -7,9 +7,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from tuneloop.records.run import TrainingStep
 from tuneloop.report import curves
 
-FALLING = [{"step": s, "loss": 3.0 - 2.5 * s / 100, "grad_norm": 1.0, "learning_rate": 1e-5 * s} for s in range(1, 101)]
+FALLING = [TrainingStep(step=s, loss=3.0 - 2.5 * s / 100, grad_norm=1.0, learning_rate=1e-5 * s) for s in range(1, 101)]
 
 
 def ends(axis: curves.Axis) -> tuple[float, float]:
@@ -17,7 +18,7 @@ def ends(axis: curves.Axis) -> tuple[float, float]:
 
 
 def test_one_spike_does_not_stretch_the_axis() -> None:
-    values = [float(r["loss"]) for r in FALLING]
+    values = [r.loss for r in FALLING]
     spiked = [*values[:40], 900.0, *values[41:]]
     assert ends(curves.robust_axis([spiked], 100, 0)) == ends(curves.robust_axis([values], 100, 0))
 
@@ -33,7 +34,7 @@ def test_the_first_loss_is_on_the_axis_however_fast_it_falls() -> None:
 
 def test_what_lies_off_the_axis_is_marked_and_counted_and_does_not_drag_the_smoothed_line_along() -> None:
     plain = curves.loss_chart(FALLING, [])
-    steps = [dict(r, loss=500.0) if r["step"] == 50 else r for r in FALLING]
+    steps = [r.model_copy(update={"loss": 500.0}) if r.step == 50 else r for r in FALLING]
     chart = curves.loss_chart(steps, [])
     assert "1 point off the axis" in chart and "up to 500" in chart
     assert re.findall(r'class="off".*?<title>(.*?)</title>', chart) == ["step 50: 500"]

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
+from tuneloop.records.evaluation import Confusion, EvaluationManifest
+from tuneloop.records.record import read_record
 from tuneloop.report.differences import marked_against
 from tuneloop.report.eval_charts import confusion_chart
 from tuneloop.report.eval_html import render_evaluation, write_page
@@ -117,7 +119,9 @@ def test_a_part_that_could_not_be_measured_says_why(evaluated: Callable[..., Pat
 
 
 def test_gains_point_the_same_way_in_every_table_of_a_page(evaluated: Callable[..., Path]) -> None:
-    rung = {
+    entry = {
+        **dict.fromkeys(("value", "low", "high", "training_seconds", "training_usd", "prompt_tokens", "tokens"), 0),
+        "p": None,
         "metric": "accuracy",
         "gain": None,
         "gain_low": None,
@@ -126,13 +130,13 @@ def test_gains_point_the_same_way_in_every_table_of_a_page(evaluated: Callable[.
         "usd_per_1000": 0.026,
     }
     won = {"gain": 0.4, "gain_low": 0.24, "gain_high": 0.53, "verdict": "better", "usd_per_1000": 0.0037}
-    ladder = [rung | {"name": "few-shot", "kind": "prompt"}, rung | won | {"name": "tuned", "kind": "tuned"}]
+    leaderboard = [entry | {"name": "few-shot", "kind": "prompt"}, entry | won | {"name": "tuned", "kind": "tuned"}]
     costs = {
         "few-shot": {"seconds": 100.0, "usd": 0.001, "prompt_tokens": 150_000, "tokens": 5000, "training_seconds": 0.0},
         "tuned": {"seconds": 35.0, "usd": 0.001, "prompt_tokens": 20_000, "tokens": 5000, "training_seconds": 48.0, "training_usd": 0.00066},
     }  # fmt: skip
-    folder = evaluated(ladder=ladder, costs=costs)
-    found = evaluation_parts(json.loads((folder / "eval.json").read_text()))["ladder"]
+    folder = evaluated(leaderboard=leaderboard, costs=costs)
+    found = evaluation_parts(read_record(EvaluationManifest, folder))["leaderboard"]
     few, tuned = found["lines"]
     assert (few["gain"], few["prompt"], few["seconds"], few["thousand"]) == (("+0.62", "[0.58, 0.67]"), "300", "200 ms", "$0.026")  # fmt: skip
     assert tuned["gain"] == ("", ""), "the tuned model gains nothing over itself"
@@ -141,13 +145,13 @@ def test_gains_point_the_same_way_in_every_table_of_a_page(evaluated: Callable[.
     assert page.count("Gain: of tuned over each line; positive means that tuned is better.") == 2
     comparison = page[page.index('id="comparison"') : page.index("</table>")]
     assert "+0.62" in comparison, "the same figure as in the other table"
-    evaluation = json.loads((folder / "eval.json").read_text()) | {"comparisons": []}
-    before = evaluation_parts(evaluation)["ladder"]
+    evaluation = read_record(EvaluationManifest, folder)
+    before = evaluation_parts(evaluation.model_copy(update={"comparisons": []}))["leaderboard"]
     assert before["against"] == "Gain: of each line over few-shot; positive means that the line is better."
 
 
 def test_production_and_disagreements_are_told(evaluated: Callable[..., Path]) -> None:
-    production = {"rows": 520, "differs": True, "auc": 0.91, "differs_in": ["length", HOSTILE], "metric": "accuracy", "score": 0.87,
+    production = {"rows": 520, "differs": True, "auc": 0.91, "p": 0.001, "differs_in": ["length", HOSTILE], "metric": "accuracy", "score": 0.87,
                   "reweighted": {"value": 0.8, "low": 0.7, "high": 0.9}, "effective_rows": 150.2}  # fmt: skip
     rows = [{"id": "r0001", "score": 1.0, "other": 0.0}]
     apart = {"few-shot": {"metric": "accuracy", "better": 30, "worse": 4, "rows": rows}}
@@ -167,15 +171,16 @@ def test_words_that_the_reference_lacks_are_marked(evaluated: Callable[..., Path
     assert marked_against("one two three", "something else entirely") == [("", "something else entirely")]
 
 
-def test_a_comparison_speaks_of_its_own_contender(evaluated: Callable[..., Path]) -> None:
+def test_a_comparison_speaks_of_its_own_system(evaluated: Callable[..., Path]) -> None:
     page = text_of(render_evaluation(evaluated(name="evals/new")))
     assert "Where evals/new errs" in page and "tuned model errs" not in page
 
 
 def test_of_many_labels_those_with_errors_are_drawn_and_none_is_lost() -> None:
     labels = [f"l{i:02}" for i in range(60)]
-    cells = [[a, a, 10] for a in labels] + [["l07", "l09", 3], ["l55", None, 2]]
-    found = evaluation_parts({"confusion": {"labels": labels, "cells": cells}})["labels"]
+    cells: list[Any] = [(a, a, 10) for a in labels] + [("l07", "l09", 3), ("l55", None, 2)]
+    evaluation = EvaluationManifest(n=605, metrics={}, confusion=Confusion(labels=labels, cells=cells))
+    found = evaluation_parts(evaluation)["labels"]
     assert found["part"]
     chart = str(found["chart"])
     assert "l07 taken for l09: 3 of 13" in chart and REST in chart
@@ -185,24 +190,39 @@ def test_of_many_labels_those_with_errors_are_drawn_and_none_is_lost() -> None:
 @pytest.mark.parametrize(
     "damaged",
     [{"slices": 3}, {"slices": [{"score": None}]}, {"confusion": {"cells": [1, [2]]}}, {"calibration": {"bins": [{}]}},
-     {"per_class": [{}]}, {"errors": [{"n": 1}]}, {"costs": {"tuned": None}}, {"forgetting": {"words": 3}}, {"lm_eval": {"tasks": [{}]}},
-     {"canaries": {"each": [1, {}]}}, {"ladder": [{"name": "tuned", "gain": "x"}]}, {"production": {"auc": 0.5}}, {"judge": 3},
+     {"per_class": [{}]}, {"errors": [{"n": 1}]}, {"costs": {"tuned": None}}, {"forgetting": {"words": 3}}, {"consistency": {"systems": []}}, {"lm_eval": {"tasks": [{}]}},
+     {"canaries": {"each": [1, {}]}}, {"leaderboard": [{"name": "tuned", "gain": "x"}]}, {"production": {"auc": 0.5}}, {"judge": 3},
      {"disagreements": {"few-shot": {"rows": 3}}}],
 )  # fmt: skip
-def test_a_damaged_part_is_left_out(evaluated: Callable[..., Path], damaged: dict[str, Any]) -> None:
-    assert "comparison" in sections(render_evaluation(evaluated(**damaged)))
+def test_a_damaged_evaluation_is_named_and_the_rest_of_the_run_is_shown(
+    evaluated: Callable[..., Path], damaged: dict[str, Any]
+) -> None:
+    page = render_report(evaluated(run=True, **damaged))
+    key = next(iter(damaged))
+    assert f"eval.json could not be read: The file is damaged: {key}" in text_of(page)
+    assert {"training", "data", "samples"} <= set(sections(page)) and "comparison" not in sections(page)
+
+
+def test_of_a_damaged_evaluation_alone_the_error_says_what_is_wrong(evaluated: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match=r"eval\.json could not be read: The file is damaged: slices"):
+        render_evaluation(evaluated(slices=3))
 
 
 CONSISTENCY = {
     "rows": 20,
     "ways": 3,
+    "asked": {"as it is": 20, "typo": 20, "case": 20},
+    "temperature": 0.7,
+    "likeness": "",
+    "seconds": {},
     "metric": "agreement",
-    "contenders": {
+    "systems": {
         "tuned": {"agreement": {"value": 0.9, "low": 0.8, "high": 0.95}, "format": {"value": 1.0, "low": None, "high": None}},
         "few-shot": {"agreement": {"value": 0.6, "low": 0.5, "high": 0.7}, "format": {"value": 0.97, "low": 0.9, "high": 1.0}},
     },
     "same_as_plain": {"tuned": {"typo": 0.8, "case": 1.0}, "few-shot": {"typo": 0.5}},
-    "comparisons": [{"a": "few-shot", "b": "tuned", "metric": "agreement", "delta": 0.3, "p": 0.001, "p_holm": 0.002}],
+    "comparisons": [{"a": "few-shot", "b": "tuned", "metric": "agreement", "delta": 0.3, "low": 0.2, "high": 0.4,
+                     "low_holm": 0.1, "high_holm": 0.5, "p": 0.001, "p_holm": 0.002, "tests": 1, "verdict": "better"}],
     "examples": [
         {"id": "r", "reference": "late", "ways": [{"kind": "as it is", "question": "Where <b>is</b> it?", "answer": "late"},
                                                   {"kind": "typo", "question": "Wheer is it?", "answer": "lost & found"}]},
@@ -212,7 +232,7 @@ CONSISTENCY = {
 }  # fmt: skip
 
 
-def test_consistency_is_a_section_with_contenders_kinds_and_contradictions(evaluated: Callable[..., Path]) -> None:
+def test_consistency_is_a_section_with_systems_kinds_and_contradictions(evaluated: Callable[..., Path]) -> None:
     page = render_evaluation(evaluated(consistency=CONSISTENCY))
     assert "consistency" in sections(page)
     part = page[page.index('id="consistency"') :]
@@ -221,13 +241,6 @@ def test_consistency_is_a_section_with_contenders_kinds_and_contradictions(evalu
     assert part.index("few-shot") < part.index("0.90 [0.80, 0.95]"), "the evaluation's own stands last"
     assert "same answer" in part and "format kept" in part and "right in every way" not in part
     assert "0.002" in part and "Wheer is it?" in part and "lost &amp; found" in part and "<b>is</b>" not in part
-
-
-@pytest.mark.parametrize(
-    "damaged", [[], {"contenders": []}, {"contenders": {"tuned": 1}}, {**CONSISTENCY, "examples": 3}]
-)
-def test_a_damaged_consistency_does_not_break_the_page(evaluated: Callable[..., Path], damaged: Any) -> None:
-    assert "comparison" in sections(render_evaluation(evaluated(consistency=damaged)))
 
 
 def test_a_folder_without_evaluation_is_refused(tmp_path: Path) -> None:
@@ -255,32 +268,32 @@ def test_one_label_makes_no_matrix() -> None:
 
 
 def table(form: Any, evaluated: Callable[..., Path], **more: Any) -> str:
-    return comparison_as(json.loads((evaluated(**more) / "eval.json").read_text()), form)
+    return comparison_as(read_record(EvaluationManifest, evaluated(**more)), form)
 
 
-def test_markdown_has_a_row_for_each_contender(evaluated: Callable[..., Path]) -> None:
+def test_markdown_has_a_row_for_each_system(evaluated: Callable[..., Path]) -> None:
     head, rule, *rows = table("markdown", evaluated, name="a|b").splitlines()
     assert head.startswith("|  | accuracy | macro-F1 |") and set(rule) <= set("|- ")
     assert len(rows) == 7 and rows[-1].startswith("| a\\|b | 0.87 [0.84, 0.90] |")
 
 
 def test_latex_is_escaped(evaluated: Callable[..., Path]) -> None:
-    found = json.loads((evaluated() / "eval.json").read_text())
+    found = read_record(EvaluationManifest, evaluated())
     assert "$<$ 0.001" in comparison_as(found, "latex")
-    text = comparison_as(found | {"name": "50 % of_all & more"}, "latex")
+    text = comparison_as(found.model_copy(update={"name": "50 % of_all & more"}), "latex")
     assert r"50 \% of\_all \& more & 0.87" in text
     assert text.count(r" \\") == 8 and text.endswith("\\end{tabular}\n")
 
 
 def test_csv_has_every_metric_and_no_formulas(evaluated: Callable[..., Path]) -> None:
     rows = list(csv.reader(io.StringIO(table("csv", evaluated, name="=cmd()"))))
-    assert rows[0][:4] == ["contender", "accuracy", "accuracy_low", "accuracy_high"]
+    assert rows[0][:4] == ["system", "accuracy", "accuracy_low", "accuracy_high"]
     assert rows[-1][0] == "'=cmd()" and float(rows[-1][1]) == 0.871
     assert len({len(row) for row in rows}) == 1
 
 
 def test_the_command_prints_tables_and_refuses_others(evaluated: Callable[..., Path], cli: Any) -> None:
     folder = str(evaluated())
-    assert cli("report", folder, "--table", "csv").stdout.startswith("contender,accuracy")
+    assert cli("report", folder, "--table", "csv").stdout.startswith("system,accuracy")
     assert json.loads(cli("report", folder, "--json").stdout)["report"].endswith("report.html")
     assert cli("report", folder, "--table", "word").returncode == 2

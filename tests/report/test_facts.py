@@ -10,15 +10,16 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.metrics import title_of
+from tuneloop.records.evaluation import Comparison, Estimate, EvaluationManifest, Sample
 from tuneloop.report import facts as f
 
 
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (f.with_interval(f.Score(0.8712, 0.8101, 0.9249)), "0.87 [0.81, 0.92]"),
-        (f.with_interval(f.Score(57.44, 55.31, 59.5), "chrf"), "57.4 [55.3, 59.5]"),
-        (f.with_interval(f.Score(0.5)), "0.50"),
+        (f.with_interval(Estimate(0.8712, 0.8101, 0.9249)), "0.87 [0.81, 0.92]"),
+        (f.with_interval(Estimate(57.44, 55.31, 59.5), "chrf"), "57.4 [55.3, 59.5]"),
+        (f.with_interval(Estimate(0.5)), "0.50"),
         (f.with_interval(None), "–"),
         (f.p_value(0.0000001), "p < 0.001"),
         (f.p_value(0.0341), "p = 0.034"),
@@ -56,39 +57,33 @@ def test_figures_read_as_people_write_them(shown: str, expected: str) -> None:
     ],
 )
 def test_the_shown_metrics_follow_the_task(task: str, names: list[str], shown: list[str]) -> None:
-    assert f.shown_metrics({"task": task, "metrics": {n: {"value": 1} for n in names}}) == shown
+    evaluation = EvaluationManifest(n=1, task=task, metrics={n: Estimate(1.0) for n in names})
+    assert f.shown_metrics(evaluation) == shown
 
 
 def test_a_comparison_is_read_the_right_way_round_whichever_side_is_tuned() -> None:
-    evaluation = {
-        "metrics": {"accuracy": {"value": 0.9}},
-        "baselines": {"few-shot": {"accuracy": {"value": 0.5}}, "zero-shot": {"accuracy": {"value": 0.6}}},
-        "comparisons": [
-            {"a": "few-shot", "b": "tuned", "metric": "accuracy", "delta": 0.4, "low": 0.3, "high": 0.5, "p": 0.01},
-            {
-                "a": "tuned",
-                "b": "zero-shot",
-                "metric": "accuracy",
-                "delta": -0.3,
-                "low": -0.35,
-                "high": -0.2,
-                "p": 0.02,
-            },
+    evaluation = EvaluationManifest(
+        n=40,
+        metrics={"accuracy": Estimate(0.9)},
+        baselines={"few-shot": {"accuracy": Estimate(0.5)}, "zero-shot": {"accuracy": Estimate(0.6)}},
+        comparisons=[
+            Comparison("few-shot", "tuned", "accuracy", 0.4, 0.3, 0.5, 0.01, "better"),
+            Comparison("tuned", "zero-shot", "accuracy", -0.3, -0.35, -0.2, 0.02, "worse"),
         ],
-    }
-    zero, few, tuned = f.contenders(evaluation, ["accuracy"])
+    )
+    zero, few, tuned = f.systems_of(evaluation, ["accuracy"])
     assert [line.name for line in (zero, few, tuned)] == ["zero-shot", "few-shot", "tuned"]
-    assert few.delta == f.Score(0.4, 0.3, 0.5)
-    assert zero.delta == f.Score(0.3, 0.2, 0.35)
+    assert few.delta == Estimate(0.4, 0.3, 0.5)
+    assert zero.delta == Estimate(0.3, 0.2, 0.35)
     assert zero.p == 0.02 and tuned.p is None
 
 
 def test_right_and_wrong_ignore_case_and_punctuation_but_not_the_word() -> None:
-    row = {"label": "card_lost", "reference": "card_lost", "prediction": ' "Card_Lost."\nBecause ...'}
+    row = Sample(id="1", label="card_lost", reference="card_lost", prediction=' "Card_Lost."\nBecause ...')
     assert f.is_right(row) is True
     assert f.is_right(row, "card_stolen") is False
     assert f.is_right(row, "") is False
-    assert f.is_right({"label": None, "reference": "a", "prediction": "a"}) is None
+    assert f.is_right(Sample(id="1", label=None, reference="a", prediction="a")) is None
 
 
 def test_steps_that_a_resumed_run_repeats_count_once_in_order(tmp_path: Path) -> None:
@@ -97,7 +92,7 @@ def test_steps_that_a_resumed_run_repeats_count_once_in_order(tmp_path: Path) ->
         "".join(json.dumps(r) + "\n" for r in lines) + '{"step": 4, "lo', encoding="utf-8"
     )
     facts = f.read_run(tmp_path)
-    assert [(r["step"], r["loss"]) for r in facts.steps] == [(1, 3.0), (2, 2.5), (3, 1.0)]
+    assert [(r.step, r.loss) for r in facts.steps] == [(1, 3.0), (2, 2.5), (3, 1.0)]
     assert facts.problems == ["metrics.jsonl: 1 unreadable line left out"]
 
 
@@ -106,15 +101,15 @@ def test_a_damaged_file_is_named_and_the_rest_is_read(make_run: Callable[..., Pa
     (run / "eval.json").write_text('{"metrics": ', encoding="utf-8")
     (run / "plan.json").write_text("[1, 2]", encoding="utf-8")
     facts = f.read_run(run)
-    assert facts.evaluation == {} and facts.plan == {} and facts.run["steps"] == 240
+    assert not facts.evaluated and facts.plan is None and facts.run and facts.run.steps == 240
     assert any("eval.json" in p for p in facts.problems) and any("plan.json" in p for p in facts.problems)
 
 
 def test_control_characters_and_lone_surrogates_never_reach_a_report(make_run: Callable[..., Path]) -> None:
     facts = f.read_run(make_run())
-    hostile = next(s for s in facts.samples if "<script>" in s["prompt"])
-    assert "\x1b" not in hostile["prompt"] and "\ud800" not in hostile["prompt"]
-    hostile["prompt"].encode("utf-8")
+    hostile = next(s for s in facts.samples if "<script>" in s.prompt)
+    assert "\x1b" not in hostile.prompt and "\ud800" not in hostile.prompt
+    hostile.prompt.encode("utf-8")
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
@@ -152,6 +147,6 @@ def test_a_missed_prediction_says_in_which_direction(actual: float, words: str) 
 
 
 def test_the_scorers_match_decides_about_the_own_answer_where_it_is_given() -> None:
-    row = {"label": "card_lost", "reference": "card_lost", "prediction": "card_lost", "predicted_label": None}
+    row = Sample(id="1", label="card_lost", reference="card_lost", prediction="card_lost", predicted_label=None)
     assert f.is_right(row) is False
-    assert f.is_right({**row, "predicted_label": "card_lost"}) is True
+    assert f.is_right(row.model_copy(update={"predicted_label": "card_lost"})) is True

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report.eval_html import write_page
-from tuneloop.report.facts import contenders, read_run, shown_metrics
+from tuneloop.report.facts import read_run, shown_metrics, systems_of
 from tuneloop.report.head import few_rows, head_part, model_name
 from tuneloop.report.html import render_report
 from tuneloop.report.settings import changed_settings, differing_settings
@@ -28,17 +29,18 @@ def edit(path: Path, **more: Any) -> None:
 def head(run: Path) -> dict[str, Any]:
     facts = read_run(run)
     metrics = shown_metrics(facts.evaluation)
-    return head_part(facts, metrics, contenders(facts.evaluation, metrics))
+    return head_part(facts, metrics, systems_of(facts.evaluation, metrics))
+
+
+VERDICT = {"name": "tuned", "outcome": "better", "metric": "accuracy", "against": "few-shot"}
 
 
 def test_the_title_of_the_page_and_of_its_window_is_the_verdict(make_run: MakeRun) -> None:
     run = make_run()
-    edit(run / "eval.json", verdict={"sentence": "Better than few-shot.", "against": "few-shot"}, words=["Better than few-shot.", "And so on."])  # fmt: skip
+    edit(run / "eval.json", verdict=VERDICT | {"sentence": "Better than few-shot."}, words=["Better than few-shot.", "And so on."])  # fmt: skip
     page = render_report(run)
     assert re.findall(r"<h1[^>]*>(.*?)</h1>", page) == ["Better than few-shot."]
-    edit(
-        run / "eval.json", verdict={"sentence": "Better than few-shot: accuracy 0.9, p < 0.001.", "against": "few-shot"}
-    )
+    edit(run / "eval.json", verdict=VERDICT | {"sentence": "Better than few-shot: accuracy 0.9, p < 0.001."})
     assert (
         '<h1>Better than few-shot: <span class="rest">accuracy 0.9, p\u00a0&lt;\u00a00.001.</span></h1>'
         in render_report(run)
@@ -75,7 +77,7 @@ def test_a_small_test_set_says_how_little_it_can_show(make_run: MakeRun) -> None
     edit(run / "eval.json", n=16, comparisons=found["comparisons"])
     few = head(run)["few"].replace("\u00a0", " ")
     assert few.startswith("A small test set: 16 rows.") and "[0.84, 0.90]" in few and "below 0.31" in few
-    assert few_rows({"n": 16}, [], None) == ""
+    assert few_rows(EvaluationManifest(n=16, metrics={}), [], None) == ""
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_the_gates_result_stands_on_the_page_and_an_old_one_says_so(make_run: Ma
         {"kind": "must_pass", "name": "b", "status": "fail", "message": "row <17>: fails"},
     ]
     digest = hashlib.sha256((run / "eval.json").read_bytes()).hexdigest()
-    gate = {"version": 1, "status": "fail", "suite": {"name": "bank"}, "against": {"place": "runs/old"}, "evaluation": digest, "checks": checks}  # fmt: skip
+    gate = {"version": 1, "status": "fail", "suite": {"name": "bank", "hash": "0" * 64}, "against": {"place": "runs/old"}, "evaluation": digest, "checks": checks}  # fmt: skip
     (run / "gate.json").write_text(json.dumps(gate))
     page = render_report(run)
     part = page[page.index('id="gate"') : page.index('id="comparison"')]

@@ -71,7 +71,7 @@ def test_a_whole_run_shows_every_part(make_run: Callable[..., Path], kind: str) 
     assert page.count('class="sample"') >= 5
 
 
-def test_the_comparison_shows_values_intervals_and_p_of_every_contender(make_run: Callable[..., Path]) -> None:
+def test_the_comparison_shows_values_intervals_and_p_of_every_system(make_run: Callable[..., Path]) -> None:
     page = render_report(make_run())
     table = page[page.index('<table class="cards"') : page.index("</table>")]
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in table.split("<tr")[2:]]

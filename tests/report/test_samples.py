@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tuneloop.records.evaluation import Estimate, EvaluationManifest, Sample
 from tuneloop.report import samples as s
 from tuneloop.report.eval_html import write_page
 from tuneloop.report.facts import read_run
@@ -123,8 +124,9 @@ def test_texts_cannot_end_the_script_that_holds_them(folder: Callable[..., Path]
 def test_beside_the_tuned_model_stand_the_best_prompt_the_best_classifier_and_zero_shot() -> None:
     values = {"majority class": 0.9, "zero-shot": 0.1, "few-shot": 0.5, "few-shot calibrated": 0.4,
               "tf-idf + logistic regression": 0.7, "MiniLM + logistic regression": 0.8}  # fmt: skip
-    evaluation = {"primary": "accuracy", "baselines": {k: {"accuracy": {"value": v}} for k, v in values.items()}}
-    shown = s.beside(evaluation, [{"baselines": dict.fromkeys(values, "x")}])
+    baselines = {name: {"accuracy": Estimate(value)} for name, value in values.items()}
+    evaluation = EvaluationManifest(n=1, metrics={}, primary="accuracy", baselines=baselines)
+    shown = s.alongside(evaluation, [Sample(id="1", baselines=dict.fromkeys(values, "x"))])
     assert shown == ["zero-shot", "few-shot", "MiniLM + logistic regression"]
 
 
@@ -149,7 +151,7 @@ def test_answers_that_a_field_decides_are_right_or_wrong_and_its_values_take_tur
          "baselines": {"few-shot": "Queue: b\nIssue: z" if i < 38 else "Queue: a"}}
         for i in range(40)
     ]  # fmt: skip
-    settings = {"fields": {"queue": r"^Queue: (.+)$"}}
+    settings = {"seed": 0, "bootstrap": 200, "fields": {"queue": r"^Queue: (.+)$"}}
     part = s.samples_part(
         read_run(folder(rows, task="generation", primary="queue.accuracy", disagreements={}, settings=settings))
     )

@@ -60,7 +60,10 @@ def test_the_closing_table_holds_what_was_promised(make_run: Callable[..., Path]
 def test_side_effects_and_prices_are_told(make_run: Callable[..., Path]) -> None:
     run = make_run()
     found = json.loads((run / "eval.json").read_text())
-    found |= {"forgetting": {"words": "It has forgotten."}, "ladder_words": ["1,000 requests cost $0.0037."]}
+    found |= {
+        "forgetting": {"score": {"value": 0.2}, "words": "It has forgotten."},
+        "leaderboard_words": ["1,000 requests cost $0.0037."],
+    }
     (run / "eval.json").write_text(json.dumps(found))
     text = shown(run, 80)
     assert "It has forgotten.\n" in text and "1,000 requests cost $0.0037.\n" in text

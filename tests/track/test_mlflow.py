@@ -166,15 +166,15 @@ def test_telemetry_is_off_and_a_dead_server_is_given_up_soon_unless_the_user_say
 def test_another_training_in_the_same_folder_is_another_mlflow_run_and_another_evaluation_is_not(project: Path) -> None:
     run = project / "runs/tickets-1"
     settings = {"run": str(run), "config": RECIPE, "experiment": "tuneloop", "uri": "", "started": 0}
-    state = {**follow.make_follower(settings).state, "run_id": "abc"}
+    state = {**follow.make_follower(settings).state.to_json(), "run_id": "abc"}
     write(run / "tracking.json", state)
     evaluated = {**RECIPE, "evaluate": {"limit": 5}}
     retrained = {**RECIPE, "seed": 1}
-    assert follow.make_follower({**settings, "config": evaluated}).state["run_id"] == "abc"
-    assert "run_id" not in follow.make_follower({**settings, "config": retrained}).state
-    assert "run_id" not in follow.make_follower({**settings, "uri": "http://elsewhere"}).state
+    assert follow.make_follower({**settings, "config": evaluated}).state.run_id == "abc"
+    assert follow.make_follower({**settings, "config": retrained}).state.run_id is None
+    assert follow.make_follower({**settings, "uri": "http://elsewhere"}).state.run_id is None
     (run / "tracking.json").write_text("{damaged")
-    assert "run_id" not in follow.make_follower(settings).state
+    assert follow.make_follower(settings).state.run_id is None
 
 
 def test_importing_the_tracker_loads_no_mlflow() -> None:

@@ -62,7 +62,7 @@ def test_a_sample_is_asked_its_time_said_before_and_every_answer_kept(tmp_path: 
     found = part["consistency"]
     assert (found.rows, found.ways, found.seconds) == (10, 3, {"tuned": 2.0})
     assert said[0] == (
-        "consistency 10 rows are asked several ways: 30 questions for each contender, about 0.5 minutes for tuned"
+        "consistency 10 rows are asked several ways: 30 questions for each system, about 0.5 minutes for tuned"
     )
     assert said[1].startswith("evaluate  Asked 3 ways") and any("worthless" in line for line in said)
     kept = read_jsonl(tmp_path / ANSWERS)
@@ -97,7 +97,7 @@ def test_a_run_is_asked_beside_the_prompts_of_its_base(
         "consistency"
     ]
     prompts = {"zero-shot", "few-shot"} | ({f"{n}-shot calibrated" for n in ("zero", "few")} if not drawn else set())
-    assert set(part.contenders) == {"tuned", *prompts} and ("drawn" in part.asked) == drawn == (task == "generation")
+    assert set(part.systems) == {"tuned", *prompts} and ("drawn" in part.asked) == drawn == (task == "generation")
     kept = read_jsonl(tmp_path / ANSWERS)
     assert any(each["answers"]["tuned"] != each["answers"]["zero-shot"] for each in kept), "the base answers for itself"
     greedy = [each for each in kept if each["seed"] is None]

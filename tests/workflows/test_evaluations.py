@@ -271,7 +271,7 @@ def test_an_endpoint_is_asked_several_ways_with_draws_of_their_own(
     )  # fmt: skip
     part = found["consistency"]
     assert part["rows"] == 6 and part["ways"] == 5 and sum(part["asked"].values()) == 30
-    assert part["contenders"]["m"]["agreement"]["value"] == 1.0, "the server reads what no rewording touches"
+    assert part["systems"]["m"]["agreement"]["value"] == 1.0, "the server reads what no rewording touches"
     assert part["comparisons"] == [] and "m has the same answer in 100.0 %" in part["words"][0]
     assert any(line in (Path(found["path"]) / "report.html").read_text() for line in part["words"])
     warm = [body for body in server.asked if body["temperature"] > 0]
@@ -286,7 +286,7 @@ def test_a_file_of_answers_is_not_asked_in_other_words(here: Path, capsys: pytes
     assert "can't be asked in other words" in capsys.readouterr().err
 
 
-def test_a_contender_that_has_not_answered_yet_is_told_of(
+def test_a_system_that_has_not_answered_yet_is_told_of(
     here: Path, server: Any, cli_environment: dict[str, str]
 ) -> None:
     """The server answers only after a line about it was read: silence would last until the request is given up."""

@@ -279,11 +279,11 @@ def test_consistency_asks_the_tuned_model_and_the_prompts_and_baselines_stay(cop
     said = run_in(copied["values"], "evaluate.consistency=4", "evaluate.consistency_rows=3")
     assert any(line.startswith("baselines already done") for line in said)
     part = read_json(copied["folder"] / "eval.json")["consistency"]
-    assert set(part["contenders"]) == {
+    assert set(part["systems"]) == {
         "tuned", "zero-shot", "zero-shot calibrated", "few-shot", "few-shot calibrated"
     }  # fmt: skip
     assert part["rows"] == 3 and "drawn" not in part["asked"] and part["asked"]["as it is"] == 3
-    assert all(0 <= figures["agreement"]["value"] <= 1 for figures in part["contenders"].values())
+    assert all(0 <= figures["agreement"]["value"] <= 1 for figures in part["systems"].values())
     assert {c["b"] for c in part["comparisons"]} == {"tuned"} and len(part["comparisons"]) == 8
     assert any(line.startswith("consistency 3 rows are asked several ways: 12 questions") for line in said)
     assert 'id="consistency"' in (copied["folder"] / "report.html").read_text()
@@ -298,8 +298,8 @@ def test_consistency_of_written_answers_is_reproducible_with_draws(
     arguments = ("evaluate", str(generated["folder"]), "consistency=4", "consistency_rows=3", "limit=4")
     first, again = (one_object(capsys, *arguments, "-o", str(tmp_path / name)) for name in ("a", "b"))
     part = first["consistency"]
-    assert part["asked"]["drawn"] >= 3 and set(part["contenders"]) == {"tuned", "zero-shot", "few-shot"}
-    assert part["contenders"] == again["consistency"]["contenders"]
+    assert part["asked"]["drawn"] >= 3 and set(part["systems"]) == {"tuned", "zero-shot", "few-shot"}
+    assert part["systems"] == again["consistency"]["systems"]
     answers = [(tmp_path / name / "consistency.jsonl").read_text() for name in ("a", "b")]
     assert answers[0] == answers[1] and len(answers[0].splitlines()) == 12
 

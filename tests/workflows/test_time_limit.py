@@ -143,7 +143,7 @@ def test_what_was_chosen_is_kept_for_the_same_recipe_alone(recipe: Recipe, tmp_p
 
 
 def listed(costs: Any, seconds: float, n: int = 0) -> BaselinesManifest:
-    return BaselinesManifest(contenders={}, costs=costs, seconds=seconds, n=n)
+    return BaselinesManifest(systems={}, costs=costs, seconds=seconds, n=n)
 
 
 def test_the_evaluation_is_expected_to_take_what_zero_shot_took() -> None:

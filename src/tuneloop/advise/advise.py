@@ -133,7 +133,7 @@ class Advice:
             "monthly_bills": {mode: asdict(bill) for mode, bill in self.bills.items()},
             "token_prices": [asdict(line) for line in self.tokens],
             "trainings": {name: _training(training) for name, training in self.trainings.items()},
-            "ladder": leaderboard(self.question.measured) if self.question.measured else [],
+            "leaderboard": leaderboard(self.question.measured) if self.question.measured else [],
             "assumptions": self.assumptions,
             "question": self.question.model_dump(mode="json", exclude=LEFT_OUT, exclude_none=True),
         }  # fmt: skip

@@ -15,7 +15,7 @@ from tuneloop.evaluate.metrics import declare, likely_to_decide, lower_is_better
 from tuneloop.models.methods import USUAL
 from tuneloop.plan.options import lengths_of
 from tuneloop.records.dataset import DatasetManifest, read_manifest
-from tuneloop.records.evaluation import AnswerCost, BaselinesManifest, EvaluationManifest, Metrics, Rung
+from tuneloop.records.evaluation import AnswerCost, BaselinesManifest, EvaluationManifest, LeaderboardEntry, Metrics
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 
@@ -111,7 +111,7 @@ def from_evaluation(manifest: EvaluationManifest, where: str, metric: str = "") 
     declare(manifest.own_metrics.values())
     systems = {manifest.name: manifest.metrics, **manifest.baselines}
     metric = metric or _decided_by(manifest)
-    measured = with_prices(measured_of(systems, manifest.costs, manifest.n, where, metric), manifest.ladder)
+    measured = with_prices(measured_of(systems, manifest.costs, manifest.n, where, metric), manifest.leaderboard)
     verdicts = [_verdict(manifest, measured, best) for best in (measured.prompt, measured.classical)]
     return replace(measured, verdict=verdicts[0], classical_verdict=verdicts[1])
 
@@ -154,7 +154,7 @@ def measured_of(
     return BaselineResults(metric, n, tuple(results), prompt_tokens=read, usd_per_1000=spent)
 
 
-def with_prices(measured: BaselineResults, leaderboard: Sequence[Rung]) -> BaselineResults:
+def with_prices(measured: BaselineResults, leaderboard: Sequence[LeaderboardEntry]) -> BaselineResults:
     """Results with what 1,000 requests cost by the leaderboard: while measuring, prompts are shared; in production not."""
     prices = {line.name: line.usd_per_1000 for line in leaderboard if line.usd_per_1000 is not None}
     return replace(measured, usd_per_1000={**measured.usd_per_1000, **prices})
@@ -250,11 +250,11 @@ def _known_of_evaluation(path: Path, metric: str) -> dict[str, Any]:
 def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
     """What `baselines.json` and its evaluations say: the base model and the cheap alternatives."""
     listed = read_record(BaselinesManifest, folder)
-    manifests = {name: read_record(EvaluationManifest, folder / place) for name, place in listed.contenders.items()}
+    manifests = {name: read_record(EvaluationManifest, folder / place) for name, place in listed.systems.items()}
     n = max((manifest.n for manifest in manifests.values()), default=0)
     metrics = {name: manifest.metrics for name, manifest in manifests.items()}
     metric = metric or next(filter(None, map(_decided_by, manifests.values())), "")
-    return with_prices(measured_of(metrics, listed.costs, n, str(folder), metric), listed.ladder)
+    return with_prices(measured_of(metrics, listed.costs, n, str(folder), metric), listed.leaderboard)
 
 
 def leaderboard(measured: BaselineResults) -> list[dict[str, Any]]:

@@ -258,7 +258,7 @@ def _print(advice: Advice, html: str) -> None:
             _say(console, reason.says, "", "- ", "  ")
         else:
             _say(console, f"(rule {reason.rule}; source: {reason.source})", "dim")
-    _print_ladder(advice, console)
+    _print_leaderboard(advice, console)
     _print_options(advice, console)
     _print_rest(advice, console)
     if html:
@@ -295,10 +295,10 @@ def _print_table(console: Any, table: Any) -> None:
     console.print("\n" + "\n".join(line.rstrip() for line in shown.get().splitlines()), markup=False, soft_wrap=True)
 
 
-def _print_ladder(advice: Advice, console: Any) -> None:
+def _print_leaderboard(advice: Advice, console: Any) -> None:
     from tuneloop.report.advise_html import page_of_advice
 
-    rows = page_of_advice(advice.to_json())["ladder"]
+    rows = page_of_advice(advice.to_json())["leaderboard"]
     if not rows:
         return
     columns = {"system": "name", "gain over the best prompt": "gain", "tokens read": "tokens", "1,000 queries": "query",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
@@ -12,6 +13,8 @@ from tuneloop.cli.console import Screen, print_json, screen
 from tuneloop.cli.endpoint import PricedEndpointOptions
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
+from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.records.record import read_record
 
 if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
@@ -86,7 +89,7 @@ def command(
 
         from tuneloop.report.compare_terminal import print_comparison
 
-        print_comparison(result, Console(markup=False, highlight=False))
+        print_comparison(read_record(EvaluationManifest, Path(result["path"])), Console(markup=False, highlight=False))
     for word in words:
         print(word)
     if not judging.check_judge:
@@ -105,7 +108,6 @@ def _checked(judge: Judge, file: str, shown: Screen) -> tuple[dict[str, Any], li
 def _compare(
     evaluations: list[str], out: str, judge: Judge | None, shown: Screen, against: EvalTarget
 ) -> tuple[dict[str, Any], list[str]]:
-    from tuneloop.core.files import read_json
     from tuneloop.workflows.compare import compare_evaluations, evaluate_files
     from tuneloop.workflows.judge import judge_evaluations, write_verdicts
 
@@ -121,4 +123,4 @@ def _compare(
     for judgement in judged:
         write_verdicts(found.folder, judgement)
     words = [word for judgement in judged for word in judgement.words]
-    return {"path": str(found.folder), **read_json(found.folder / "eval.json")}, words
+    return {"path": str(found.folder), **read_record(EvaluationManifest, found.folder).to_json()}, words

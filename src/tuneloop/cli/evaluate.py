@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import Any
 
 import typer
 
@@ -12,6 +12,8 @@ from tuneloop.cli.endpoint import PricedEndpointOptions
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag
 from tuneloop.evaluate.options import EvalOptions
+from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.records.record import read_record
 
 
 def command(
@@ -39,7 +41,6 @@ def command(
         raise typer.BadParameter(f"{places[1]} is one target too many")
     if options.examples not in ("balanced", "nearest"):
         raise typer.BadParameter("--examples is balanced or nearest")
-    from tuneloop.core.files import read_json
     from tuneloop.inference.targets import kind_of_name
     from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 
@@ -55,9 +56,9 @@ def command(
     question = EvalTarget(target=place, endpoint=server, settings=settings, **vars(options))
     with screen(output.quiet, "evaluating") as shown:
         found = evaluate_target(question, progress=shown.progress, say=shown.say)
-    result = read_json(found.folder / "eval.json")
+    result = read_record(EvaluationManifest, found.folder)
     if output.json:
-        print_json({"path": str(found.folder), **result})
+        print_json({"path": str(found.folder), **result.to_json()})
     else:
         _print(result)
         print(f"{found.folder / 'eval.json'}")
@@ -65,14 +66,14 @@ def command(
         raise typer.Exit(1)
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print(result: EvaluationManifest) -> None:
     from tuneloop.report.facts import more_words
 
-    for line in [*result["words"], *more_words(result)]:  # the verdict is the first
+    for line in [*result.words, *more_words(result)]:  # the verdict is the first
         print(line)
-    for name, metric in result["metrics"].items():
-        interval = "" if metric["low"] is None else f"  [{metric['low']:.3f}, {metric['high']:.3f}]"
-        value = "unknown" if metric["value"] is None else f"{metric['value']:.3f}"
+    for name, metric in result.metrics.items():
+        interval = "" if math.isnan(metric.low) else f"  [{metric.low:.3f}, {metric.high:.3f}]"
+        value = "unknown" if math.isnan(metric.value) else f"{metric.value:.3f}"
         print(f"  {name:<22} {value}{interval}")
-    for note in result["notes"]:
+    for note in result.notes:
         print(f"note: {note}")

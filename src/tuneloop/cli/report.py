@@ -22,7 +22,8 @@ def command(
     """
     from rich.console import Console
 
-    from tuneloop.core.files import read_json
+    from tuneloop.records.evaluation import EvaluationManifest
+    from tuneloop.records.record import read_record
     from tuneloop.report.eval_html import write_page
     from tuneloop.report.table import comparison_as
     from tuneloop.report.terminal import print_closing
@@ -32,7 +33,7 @@ def command(
     if table:
         if table not in ("markdown", "latex", "csv"):
             raise UserError(f"No such table {table!r}", where="--table", next_step="choose markdown, latex or csv")
-        text = comparison_as(read_json(folder / "eval.json"), table)  # type: ignore[arg-type]
+        text = comparison_as(read_record(EvaluationManifest, folder / EvaluationManifest.file), table)  # type: ignore[arg-type]
         print_json({"table": text, "format": table}) if output.json else print(text, end="")
         return
     with screen(output.quiet, "writing the report"):

@@ -83,12 +83,12 @@ def _review(places: list[str], sample: SampleOptions) -> Any:
         return load_review(places[0])
     if sample.mode not in ("", "pairwise", "rating"):
         raise UserError(f"No such mode {sample.mode!r}", where="--mode", next_step="choose pairwise or rating")
-    contenders = read_systems(places)
-    chosen: Any = sample.mode or ("pairwise" if len(contenders) > 1 else "rating")
-    folder = Path(sample.out) if sample.out else contenders[0].folder / ("review" if len(places) > 1 else "rating")
-    conversations = _conversations(sample.dataset, [contender.folder for contender in contenders])
-    share = min(1.0, sample.rows / max(len(contenders[0].samples), 1)) if sample.rows else sample.share
-    return make_review(contenders, folder, mode=chosen, share=share, seed=sample.seed, conversations=conversations)
+    systems = read_systems(places)
+    chosen: Any = sample.mode or ("pairwise" if len(systems) > 1 else "rating")
+    folder = Path(sample.out) if sample.out else systems[0].folder / ("review" if len(places) > 1 else "rating")
+    conversations = _conversations(sample.dataset, [system.folder for system in systems])
+    share = min(1.0, sample.rows / max(len(systems[0].samples), 1)) if sample.rows else sample.share
+    return make_review(systems, folder, mode=chosen, share=share, seed=sample.seed, conversations=conversations)
 
 
 def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str, Any]]]:

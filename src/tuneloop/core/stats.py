@@ -96,7 +96,7 @@ def resample_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:
     """How often each of `n` rows is drawn in each bootstrap resample.
 
     Yields:
-        Chunks of shape (some resamples, n). The same seed and n give the same draws, which pairs two contenders.
+        Chunks of shape (some resamples, n). The same seed and n give the same draws, which pairs two systems.
     """
     rng = np.random.default_rng(seed)
     at_once = max(1, _CELLS // max(n, 1))

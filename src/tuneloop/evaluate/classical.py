@@ -44,7 +44,7 @@ class Classical:
     """A trained cheap alternative: its name, how it answers (`scores` are log probabilities), and the seconds of its training."""
 
     name: str
-    contender: AnswerFunction
+    system: AnswerFunction
     seconds: float
 
 

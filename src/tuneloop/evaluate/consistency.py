@@ -10,9 +10,8 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 from tuneloop.core import stats as u
 from tuneloop.core.errors import UserError
@@ -29,6 +28,7 @@ from tuneloop.inference.sampling import GREEDY, Sampling
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.rows import Row, last_user_turn, references_of
+from tuneloop.records.side_effects import AskedWay, Consistency, ContradictedRow, Difference
 
 AS_IT_IS, DRAWN = "as it is", "drawn"
 FEWEST_WAYS = 2
@@ -43,58 +43,6 @@ class Way:
     kind: str
     row: Row
     sampling: Sampling = GREEDY
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far b is above a in one figure of consistency, paired by row; fields as those of a `Comparison`."""
-
-    a: str
-    b: str
-    metric: str
-    delta: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    low_holm: float
-    high_holm: float
-    tests: int
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Consistency:
-    """The part `consistency` of `eval.json`.
-
-    Args:
-        rows, ways: how many rows were asked, and how often each, at most; `asked`: questions of each kind.
-        temperature: of the drawn answers.
-        metric: what systems are compared by: `agreement`, for free texts without fields `similarity`.
-        likeness: what `similarity` is measured by.
-        contenders: name -> figure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
-            the same; `similarity`: how alike pairs are (free texts and JSON); `unanimous`: share of rows with one answer
-            only; `format`: share of answers that keep the format; `always_right`: share of rows that are right in every
-            way (labels).
-        same_as_plain: name -> kind -> share of its answers that equal the answer to the row as it is.
-        comparisons: of each other system (a) with the evaluation's own (b), by `metric` and for labels by `always_right`.
-        seconds: name -> how long its answers took.
-        examples: rows on which the evaluation's own system contradicts itself most.
-        words: what to take from it.
-    """
-
-    rows: int
-    ways: int
-    asked: dict[str, int]
-    temperature: float
-    metric: str
-    likeness: str
-    contenders: dict[str, dict[str, Estimate]]
-    same_as_plain: dict[str, dict[str, float]]
-    comparisons: list[Difference]
-    seconds: dict[str, float]
-    examples: list[dict[str, Any]] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
 
 
 # --- ways to ask -------------------------------------------------------------------------------
@@ -299,7 +247,7 @@ def measure_consistency(
         temperature=config.consistency_temperature,
         metric=metric,
         likeness="" if kind == "labels" else _likeness_of(kind, rows),
-        contenders={name: each.values for name, each in measured.items()},
+        systems={name: each.values for name, each in measured.items()},
         same_as_plain={name: _same_as_plain(kept, each.said) for name, each in measured.items()},
         comparisons=[pair for figure in compared for pair in _differences(measured, own, figure, clusters)],
         seconds={},
@@ -407,19 +355,19 @@ def _rows_apart(a: Sequence[float], b: Sequence[float], clusters: Sequence[int] 
     return len(rows) if clusters is None else len({clusters[i] for i in rows})
 
 
-def _examples(ways: Sequence[Sequence[Way]], own: _Measured) -> list[dict[str, Any]]:
+def _examples(ways: Sequence[Sequence[Way]], own: _Measured) -> list[ContradictedRow]:
     """The rows with the most different answers, each way with its question and answer."""
     different = [len({s.key for s in each}) for each in own.said]
     order = sorted(range(len(ways)), key=lambda i: (-different[i], i))
     return [
-        {
-            "id": ways[i][0].row.id,
-            "reference": ways[i][0].row.answer,
-            "ways": [
-                {"kind": way.kind, "question": last_user_turn(way.row), "answer": answer.text}
+        ContradictedRow(
+            id=ways[i][0].row.id,
+            reference=ways[i][0].row.answer,
+            ways=[
+                AskedWay(kind=way.kind, question=last_user_turn(way.row), answer=answer.text)
                 for way, answer in zip(ways[i], own.answers[i], strict=True)
             ],
-        }
+        )
         for i in order[:MOST_EXAMPLES]
         if different[i] > 1
     ]
@@ -452,7 +400,7 @@ def _words(
         sentences.append(
             f"As texts its {texts.format('have')} {_figures(found, own, 'similarity', ' with each other')}"
         )
-    if "always_right" in found.contenders[own]:
+    if "always_right" in found.systems[own]:
         sentences.append(f"It is right in every way on {_figures(found, own, 'always_right', ' of the rows')}")
         sentences += _compared(found, "always_right", "often right in every way")
     if not chosen:
@@ -464,12 +412,12 @@ def _words(
 
 def _figures(found: Consistency, own: str, figure: str, behind: str) -> str:
     """`80.0 % (95 % interval 71.0 to 87.5) of the rows; zero-shot 60.0 %, few-shot 70.0 %.`"""
-    mine = found.contenders[own][figure]
+    mine = found.systems[own][figure]
     shown = _figure(mine.value, figure)
     if not math.isnan(mine.low):
         low, high = (_figure(bound, figure).removesuffix(" %") for bound in (mine.low, mine.high))
         shown += f" (95 % interval {low} to {high})"
-    others = [f"{name} {_figure(each[figure].value, figure)}" for name, each in found.contenders.items() if name != own]
+    others = [f"{name} {_figure(each[figure].value, figure)}" for name, each in found.systems.items() if name != own]
     return f"{shown}{behind}{'; ' if others else ''}{', '.join(others)}."
 
 
@@ -482,7 +430,7 @@ def _compared(found: Consistency, metric: str, what: str) -> list[str]:
     pairs = [pair for pair in found.comparisons if pair.metric == metric]
     if not pairs:
         return []
-    pair = max(pairs, key=lambda pair: found.contenders[pair.a][metric].value)
+    pair = max(pairs, key=lambda pair: found.systems[pair.a][metric].value)
     scale, unit, digits = (1, "", 3) if metric == "similarity" else (100, " points", 1)
     delta, low, high = (f"{scale * x:+.{digits}f}" for x in (pair.delta, pair.low_holm, pair.high_holm))
     p = "p < 0.001" if pair.p_holm < 0.001 else f"p = {pair.p_holm:.2g}"

@@ -402,17 +402,11 @@ def _within(
 
 def _forgetting(limit: Forgetting, side: Side) -> GateCheck:
     measured = side.manifest.forgetting
-    score = measured.get("score", measured) if isinstance(measured, Mapping) else measured
-    figure: Mapping[str, Any] = score if isinstance(score, Mapping) else {"value": score}
-    value, low, high = (_number(figure.get(key)) for key in ("value", "low", "high"))
-    if math.isnan(value):
+    if measured is None or math.isnan(measured.score.value):
         what = "forgetting: not measured in this evaluation"
         return GateCheck("forgetting", "forgetting", "inconclusive", what, limit=limit.at_most)
-    return _within("forgetting", "forgetting", (value, low, high), limit.at_most, above=False)
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    score = measured.score
+    return _within("forgetting", "forgetting", (score.value, score.low, score.high), limit.at_most, above=False)
 
 
 def _latency(limit: Latency, candidate: Side, base: Side) -> Iterator[GateCheck]:

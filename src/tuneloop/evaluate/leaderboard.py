@@ -1,4 +1,4 @@
-"""The ladder: every system on one frozen test set, with its gain over the few-shot prompt and what it costs."""
+"""The leaderboard: every system on one frozen test set, with its gain over the few-shot prompt and what it costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.evaluate import Evaluation
 from tuneloop.evaluate.metrics import lower_is_better, metric_of
 from tuneloop.evaluate.verdict import kind_of, seen_from
-from tuneloop.records.evaluation import Rung, RungKind
+from tuneloop.records.evaluation import EntryKind, LeaderboardEntry
 
 
 def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, float | None]:
@@ -39,7 +39,7 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
 
 def leaderboard(
     evaluations: Mapping[str, Evaluation], costs: Mapping[str, Mapping[str, Any]], *, tuned: Sequence[str] = ()
-) -> list[Rung]:
+) -> list[LeaderboardEntry]:
     """The systems from the base model upwards.
 
     Args:
@@ -51,11 +51,11 @@ def leaderboard(
         return []
     first = next(iter(evaluations.values()))
     metric, n = first.primary, first.n
-    kinds: dict[str, RungKind] = {name: "tuned" if name in tuned else kind_of(name) for name in evaluations}
+    kinds: dict[str, EntryKind] = {name: "tuned" if name in tuned else kind_of(name) for name in evaluations}
     before = _reference(evaluations, kinds, metric)
     prices = usd_per_1000({name: cost for name, cost in costs.items() if name in evaluations}, n)
-    order: list[RungKind] = ["constant", "prompt", "classical", "tuned"]
-    rungs = []
+    order: list[EntryKind] = ["constant", "prompt", "classical", "tuned"]
+    entries = []
     for name, evaluation in sorted(evaluations.items(), key=lambda item: order.index(kinds[item[0]])):
         own, cost = evaluation.metrics.get(metric), costs.get(name, {})
         if own is None:
@@ -65,20 +65,20 @@ def leaderboard(
             pairs = compare(before, evaluations[before], name, evaluation, only=[metric])
             gain = next((seen_from(name, pair) for pair in pairs if pair.metric == metric), None)
         delta, low, high, p, verdict = (gain.delta, gain.low, gain.high, gain.p, gain.verdict) if gain else NO_GAIN
-        rungs.append(
-            Rung(
+        entries.append(
+            LeaderboardEntry(
                 name, kinds[name], metric, own.value, own.low, own.high, delta, low, high, p, verdict,
                 float(cost.get("training_seconds", 0.0)), float(cost.get("training_usd", 0.0)),
                 cost.get("prompt_tokens", 0) / n, cost.get("tokens", 0) / n, prices.get(name),
             )
         )  # fmt: skip
-    return rungs
+    return entries
 
 
 NO_GAIN = (None, None, None, None, "")
 
 
-def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, RungKind], metric: str) -> str | None:
+def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, EntryKind], metric: str) -> str | None:
     """The best few-shot prompt, else the best prompt."""
     prompts = [name for name, e in evaluations.items() if kinds[name] == "prompt" and metric in e.metrics]
     shown = [name for name in prompts if "few-shot" in name] or prompts
@@ -86,11 +86,11 @@ def _reference(evaluations: Mapping[str, Evaluation], kinds: Mapping[str, RungKi
     return best(shown, key=lambda name: evaluations[name].metrics[metric].value) if shown else None
 
 
-def leaderboard_in_words(rungs: Sequence[Rung]) -> list[str]:
-    """What to take from the ladder before anything is tuned, and what requests cost."""
+def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
+    """What to take from the leaderboard before anything is tuned, and what requests cost."""
     sentences = []
-    cheap, tuned = _best(rungs, "classical"), _best(rungs, "tuned")
-    prompts = [r for r in rungs if r.kind == "prompt"]
+    cheap, tuned = _best(entries, "classical"), _best(entries, "tuned")
+    prompts = [r for r in entries if r.kind == "prompt"]
     if cheap and not tuned and cheap.gain is not None:
         first = next((r.name for r in prompts if r.gain is None), "the prompt")
         points = f"{metric_of(cheap.metric).change_in_words(cheap.gain, signed=True)} over {first}"
@@ -114,7 +114,7 @@ def leaderboard_in_words(rungs: Sequence[Rung]) -> list[str]:
     return sentences
 
 
-def _best(rungs: Sequence[Rung], kind: RungKind) -> Rung | None:
+def _best(entries: Sequence[LeaderboardEntry], kind: EntryKind) -> LeaderboardEntry | None:
     """The best of a kind by the metric that decides."""
-    found = [r for r in rungs if r.kind == kind]
+    found = [r for r in entries if r.kind == kind]
     return max(found, key=lambda r: -r.value if lower_is_better(r.metric) else r.value, default=None)

@@ -1,4 +1,4 @@
-"""A prompt of one's own for a contender: a template around the rows' texts, from a file."""
+"""A prompt of one's own for a system: a template around the rows' texts, from a file."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def write_evaluation(
 ) -> Path:
     """Write `samples.jsonl`, then `eval.json`, whose path is returned: with the latter in place the folder is complete.
 
-    `more`: further parts of `eval.json` (costs, ladder, forgetting, judge ...).
+    `more`: further parts of `eval.json` (costs, leaderboard, forgetting, judge ...).
 
     Raises:
         UserError: a baseline has other rows, or the disk refuses.

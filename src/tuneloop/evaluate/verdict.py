@@ -1,4 +1,4 @@
-"""The verdict on a contender: how it stands against each alternative, and so against all of them.
+"""The verdict on a system: how it stands against each alternative, and so against all of them.
 
 "Better" has to be earned. It needs the metric that decides, no sure loss on another headline metric, and this against every
 alternative: the prompts, the cheap classifiers, and always answering the most frequent label. So the weakest standing is the

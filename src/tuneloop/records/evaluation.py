@@ -8,31 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pydantic import AliasChoices, Field
+
 from tuneloop.records.completion import Completion
+from tuneloop.records.metric import Estimate as Estimate
 from tuneloop.records.metric import Metric
 from tuneloop.records.record import Number, Part, Record
 from tuneloop.records.rows import Message, Row
+from tuneloop.records.side_effects import Canaries, Consistency, Forgetting, Memorisation, PublicTasks
 
 EVALUATION = "eval.json"
 SAMPLES = "samples.jsonl"  # beside it
-# A contender: takes the prompts of rows, gives an answer to each, in order.
+# A system: takes the prompts of rows, gives an answer to each, in order.
 AnswerFunction = Callable[[Sequence[Row]], list[Completion]]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric's value with its 95 % interval; the bounds are NaN where there is none."""
-
-    value: Number
-    low: Number
-    high: Number
 
 
 Metrics = dict[str, Estimate]
 
 
 def split_place(place: str) -> tuple[Path, str]:
-    """The folder of an evaluation and a contender's name, out of `FOLDER`, `FOLDER/eval.json` or `FOLDER:NAME`.
+    """The folder of an evaluation and a system's name, out of `FOLDER`, `FOLDER/eval.json` or `FOLDER:NAME`.
 
     A path that exists is a folder. Else the name begins behind the first colon with an existing path before it, or behind
     the first one of all: folders and names may hold colons. The name is empty where none is given.
@@ -113,7 +108,7 @@ BaselineKind = Literal["prompt", "classical", "constant"]
 
 @dataclass(frozen=True)
 class Standing:
-    """How one contender stands against another.
+    """How one system stands against another.
 
     Args:
         name, against: the two.
@@ -149,16 +144,16 @@ class Standing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of a contender.
+    """What may be said of a system.
 
     Args:
-        name: the contender.
+        name: the system.
         outcome: the weakest of its standings; `not compared` without any.
         against: the alternative that this is about: of those that it stands weakest against, the best one.
         metric: the metric that decides.
         why: why this one does, where that isn't plain; else empty.
         never: labels of the rows that it never gives, the most frequent first; `only`: the one that it gives to every row.
-        standings: against each alternative, the best one first; where others are compared with the same contender, theirs follow.
+        standings: against each alternative, the best one first; where others are compared with the same system, theirs follow.
     """
 
     name: str
@@ -172,7 +167,7 @@ class Verdict:
 
     @property
     def own(self) -> list[Standing]:
-        """The contender's own standings."""
+        """The system's own standings."""
         return [s for s in self.standings if s.name == self.name]
 
     @property
@@ -199,24 +194,24 @@ class VerdictPart(Part):
     standings: list[Standing] = []
 
 
-RungKind = Literal["constant", "prompt", "classical", "tuned"]
+EntryKind = Literal["constant", "prompt", "classical", "tuned"]
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One contender on the ladder.
+class LeaderboardEntry:
+    """One system on the leaderboard.
 
     Args:
         kind: `constant` answers every row with the most frequent label.
         gain, gain_low, gain_high, p, verdict: of the deciding metric over the few-shot prompt (over the best prompt
-            where there was none); positive: this contender is better; None for that prompt itself.
+            where there was none); positive: this system is better; None for that prompt itself.
         training_seconds, training_usd: spent before the first answer.
         prompt_tokens, tokens: of one request, read (examples included) and written.
         usd_per_1000: dollars of 1,000 requests; None where no price is known.
     """
 
     name: str
-    kind: RungKind
+    kind: EntryKind
     metric: str
     value: Number
     low: Number
@@ -234,7 +229,7 @@ class Rung:
 
 
 class AnswerCost(Part):
-    """What a contender's answers took. An endpoint also counts requests, failures and retries.
+    """What a system's answers took. An endpoint also counts requests, failures and retries.
 
     Args:
         seconds, usd: of all answers; None where no price is known. `usd_spent`: of those that were not known before.
@@ -335,7 +330,7 @@ class Slice:
 
 
 class RowDifference(Part):
-    """A row on which two contenders differ: what each scores."""
+    """A row on which two systems differ: what each scores."""
 
     id: str
     score: float
@@ -343,7 +338,7 @@ class RowDifference(Part):
 
 
 class Disagreement(Part):
-    """Rows where two contenders differ by a metric: on how many one is better, worse; the largest differences first."""
+    """Rows where two systems differ by a metric: on how many one is better, worse; the largest differences first."""
 
     metric: str
     better: int
@@ -421,28 +416,28 @@ class ScoringSettings(Part):
 
 
 class EvaluationManifest(Record):
-    """`eval.json`: one contender's figures, and how they compare with those of others. It is written last.
+    """`eval.json`: one system's figures, and how they compare with those of others. It is written last.
 
     Args:
         key: hash of everything that the result depends on.
-        name: the contender's name; `model`, `dataset`, `split`: what was evaluated on what.
+        name: the system's name; `model`, `dataset`, `split`: what was evaluated on what.
         n: rows.
-        metrics: name -> value with 95 % interval; `baselines`: the same of each other contender.
+        metrics: name -> value with 95 % interval; `baselines`: the same of each other system.
         own_metrics: what is declared of the metrics of the user's scorers.
         comparisons: of the baselines (a) with it (b).
         verdict, words: what may be said of it; all sentences.
         invalid, invalid_baselines: answers that aren't valid.
         signatures: what exactly was computed, by metric.
-        costs: contender -> what its answers took.
+        costs: system -> what its answers took.
         primary: the metric that decides; `row_metric`: what single rows are judged by.
         production: the test rows against what users sent.
-        ladder, ladder_words: all contenders with gains and costs.
-        forgetting, lm_eval, memorisation, canaries: what tuning took away, see `evaluate.forgetting`.
-        consistency: answers to rewordings of the same question, see `evaluate.consistency`.
+        leaderboard, leaderboard_words: all systems with gains and costs.
+        forgetting, lm_eval, memorisation, canaries: what tuning has done besides its task, see `records.side_effects`.
+        consistency: answers to rewordings of the same question.
         judge: a model's preferences, see `evaluate.judge`.
         endpoint: its address.
         failures: rows without an answer, and why; not all where they are many.
-        runs: contender -> its run's folder, where it is one.
+        runs: system -> its run's folder, where it is one.
         code: how programs ended, and under which protections.
     """
 
@@ -479,15 +474,15 @@ class EvaluationManifest(Record):
     errors: list[ErrorGroup] = []
     code: dict[str, Any] | None = None
     production: Against | None = None
-    ladder: list[Rung] = []
-    ladder_words: list[str] = []
+    leaderboard: list[LeaderboardEntry] = Field([], validation_alias=AliasChoices("leaderboard", "ladder"))
+    leaderboard_words: list[str] = Field([], validation_alias=AliasChoices("leaderboard_words", "ladder_words"))
     endpoint: str | None = None
     failures: list[dict[str, str]] = []
-    forgetting: dict[str, Any] | None = None
-    lm_eval: dict[str, Any] | None = None
-    memorisation: dict[str, Any] | None = None
-    canaries: dict[str, Any] | None = None
-    consistency: dict[str, Any] | None = None
+    forgetting: Forgetting | None = None
+    lm_eval: PublicTasks | None = None
+    memorisation: Memorisation | None = None
+    canaries: Canaries | None = None
+    consistency: Consistency | None = None
     runs: dict[str, str] = {}
     judge: dict[str, Any] | None = None
     settings: ScoringSettings | None = None
@@ -553,13 +548,13 @@ class Sample(KnownOfAnswer, AnsweredRow):
 
 
 class BaselinesManifest(Record):
-    """`baselines/baselines.json`: the contenders that a tuned model is compared with.
+    """`baselines/baselines.json`: the systems that a tuned model is compared with.
 
     Args:
         key: hash of everything that they depend on.
         n: rows.
-        contenders: name -> its folder in `baselines/`.
-        costs, ladder, words: as in `eval.json`.
+        systems: name -> its folder in `baselines/`.
+        costs, leaderboard, words: as in `eval.json`.
         seconds: all of them took.
         notes: what a reader has to know of a system's prompts.
     """
@@ -570,9 +565,9 @@ class BaselinesManifest(Record):
 
     key: str = ""
     n: int = 0
-    contenders: dict[str, str]
+    systems: dict[str, str] = Field(validation_alias=AliasChoices("systems", "contenders"))
     costs: dict[str, AnswerCost] = {}
-    ladder: list[Rung] = []
+    leaderboard: list[LeaderboardEntry] = Field([], validation_alias=AliasChoices("leaderboard", "ladder"))
     words: list[str] = []
     seconds: float = 0.0
     notes: dict[str, str] = {}
@@ -616,7 +611,7 @@ class SuiteName(Part):
 
 
 class GateSide(Part):
-    """The candidate, or what it is compared with: where its evaluation is, the contender's name, its model."""
+    """The candidate, or what it is compared with: where its evaluation is, the system's name, its model."""
 
     place: str = ""
     name: str = ""

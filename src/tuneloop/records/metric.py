@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from tuneloop.records.record import Number
+
 Scale = Literal["share", "0..1", "0..100", "from 0"]
 Better = Literal["higher", "lower", "neither"]
 Test = Literal["exact McNemar", "paired bootstrap", "by its scores", "none"]
@@ -15,6 +17,15 @@ Headline = Literal["", "labels", "several labels", "texts", "JSON", "programs", 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 DECLARED = "__tuneloop_metric__"  # attribute of a function that `metric` has declared
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric's value with its 95 % interval; the bounds are NaN where there is none."""
+
+    value: Number
+    low: Number = math.nan
+    high: Number = math.nan
 
 
 @dataclass(frozen=True)

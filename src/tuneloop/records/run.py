@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from tuneloop.records.record import Number, Part, Record
@@ -241,14 +242,14 @@ class TrainingStep(Part):
     """A line of `metrics.jsonl`: one optimizer step. `rows` are the numbers of its training rows."""
 
     step: int
-    epoch: float
+    epoch: float = 0.0
     loss: Number
-    learning_rate: float
-    grad_norm: Number
-    tokens: int
-    tokens_per_second: float
-    seconds: float
-    memory_gib: float
+    learning_rate: Number = math.nan
+    grad_norm: Number = math.nan
+    tokens: int = 0
+    tokens_per_second: Number = math.nan
+    seconds: float = 0.0
+    memory_gib: float = 0.0
     rows: list[int] = []
 
 
@@ -259,7 +260,7 @@ class Validation(Part):
     val_loss: Number | None = None
     best: bool | None = None
     general_loss: Number | None = None
-    seconds: float
+    seconds: float = 0.0
 
 
 class Event(Part):

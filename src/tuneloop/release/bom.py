@@ -7,13 +7,16 @@ Source: CycloneDX 1.6, https://cyclonedx.org/docs/1.6/json/ (`modelCard`).
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.records.artifact import ArtifactFile, ArtifactManifest
 from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.evaluation import Estimate
 from tuneloop.records.run import RunManifest
 from tuneloop.release.card_metadata import is_rounded
 from tuneloop.release.licences import Licence
@@ -38,8 +41,8 @@ class Materials:
         config: the settings of training.
     """
 
-    manifest: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]
+    manifest: ArtifactManifest
+    files: Mapping[str, ArtifactFile]
     licence: Licence | None
     run: RunManifest
     dataset: DatasetManifest | None
@@ -57,20 +60,20 @@ def bill_of_materials(made: Materials) -> str | None:
         from cyclonedx.output.json import JsonV1Dot6
     except ImportError:
         return None
-    id_ = made.manifest["id"]
+    id_ = made.manifest.id
     model = Component(
         name=id_,
         bom_ref=id_,
         type=ComponentType.MACHINE_LEARNING_MODEL,
         version=id_.rpartition("-")[2],
-        description=f"Tuned from {made.manifest['base']['model']} by {made.manifest['method']}, format {made.manifest['format']}",
+        description=f"Tuned from {made.manifest.base.model} by {made.manifest.method}, format {made.manifest.format}",
         licenses=_licences(made.licence),
         components=[_file(name, entry) for name, entry in made.files.items()],
         properties=_properties(_about_training(made)),
     )
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"tuneloop:{id_}"))
     bom.metadata.component = model
-    bom.metadata.timestamp = datetime.fromisoformat(made.manifest["created"])
+    bom.metadata.timestamp = datetime.fromisoformat(made.manifest.created)
     parts = [_base(made), *([_dataset(made.dataset)] if made.dataset else [])]
     for part in parts:
         bom.components.add(part)
@@ -91,24 +94,24 @@ def _licences(licence: Licence | None) -> list[Any]:
     return [DisjunctiveLicense(id=known, url=url) if known else DisjunctiveLicense(name=licence.name, url=url)]
 
 
-def _file(name: str, entry: Mapping[str, Any]) -> Component:
+def _file(name: str, entry: ArtifactFile) -> Component:
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.component import Component, ComponentType
 
-    digest = HashType(alg=HashAlgorithm.SHA_256, content=entry["sha256"])
+    digest = HashType(alg=HashAlgorithm.SHA_256, content=entry.sha256)
     return Component(name=name, bom_ref=f"file:{name}", type=ComponentType.FILE, hashes=[digest])
 
 
 def _base(made: Materials) -> Component:
     from cyclonedx.model.component import Component, ComponentType
 
-    base = made.manifest["base"]
+    base = made.manifest.base
     return Component(
-        name=base["model"],
-        bom_ref=f"base:{base['model']}",
+        name=base.model,
+        bom_ref=f"base:{base.model}",
         type=ComponentType.MACHINE_LEARNING_MODEL,
         licenses=_licences(made.licence),
-        properties=_properties({"fingerprint": base["fingerprint"]}),
+        properties=_properties({"fingerprint": base.fingerprint}),
     )
 
 
@@ -144,9 +147,9 @@ def _dataset(dataset: DatasetManifest) -> Component:
 
 def _about_training(made: Materials) -> dict[str, Any]:
     run = made.run
-    gate = made.manifest["gate"]
+    gate = made.manifest.gate
     told = {
-        "run": run.id, "run.key": run.key, "gate": gate["status"], "gate.forced": gate["forced"] or None,
+        "run": run.id, "run.key": run.key, "gate": gate.status, "gate.forced": gate.forced or None,
         "training.hours": round(run.seconds / 3600, 4), "training.tokens": run.tokens, "training.steps": run.steps,
         "training.usd": round(run.usd, 4),
     }  # fmt: skip
@@ -161,7 +164,7 @@ def _properties(told: Mapping[str, Any]) -> list[Property]:
 
 
 def _model_card(made: Materials) -> dict[str, Any]:
-    evaluation, task = made.manifest["evaluation"], made.manifest["task"] or {}
+    evaluation, task = made.manifest.evaluation, made.manifest.task or {}
     parameters: dict[str, Any] = {
         "approach": {"type": "supervised"},
         "task": task.get("kind") or (made.dataset.task if made.dataset else "text-generation"),
@@ -171,15 +174,14 @@ def _model_card(made: Materials) -> dict[str, Any]:
         parameters["datasets"] = [{"ref": f"dataset:{made.dataset.id}"}]
     card: dict[str, Any] = {"modelParameters": parameters}
     if evaluation and not is_rounded(made.manifest):
-        where = f"{evaluation['split']} split of {evaluation['dataset']}, {evaluation['n']} rows"
-        metrics = [_metric(name, figure, where) for name, figure in evaluation["metrics"].items()]
+        where = f"{evaluation.split} split of {evaluation.dataset}, {evaluation.n} rows"
+        metrics = [_metric(name, figure, where) for name, figure in evaluation.metrics.items()]
         card["quantitativeAnalysis"] = {"performanceMetrics": [metric for metric in metrics if metric]}
     return card
 
 
-def _metric(name: str, figure: Mapping[str, Any], where: str) -> dict[str, Any] | None:
-    value, low, high = (figure.get(key) for key in ("value", "low", "high"))
-    if value is None or value != value:
+def _metric(name: str, figure: Estimate, where: str) -> dict[str, Any] | None:
+    if math.isnan(figure.value):
         return None
-    bounds = {"confidenceInterval": {"lowerBound": str(low), "upperBound": str(high)}}
-    return {"type": name, "value": str(value), "slice": where, **(bounds if low is not None and low == low else {})}
+    bounds = {"confidenceInterval": {"lowerBound": str(figure.low), "upperBound": str(figure.high)}}
+    return {"type": name, "value": str(figure.value), "slice": where, **({} if math.isnan(figure.low) else bounds)}

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.models.methods import find_method
+from tuneloop.records.artifact import ArtifactManifest, GateRecord, Quantisation
+from tuneloop.records.dataset import DatasetManifest
 from tuneloop.release.card_metadata import FLOATS, card_metadata, is_rounded
 from tuneloop.release.licences import Licence, hub_name
 
@@ -33,9 +35,7 @@ _GGUF = {
 }
 
 
-def model_card(
-    manifest: Mapping[str, Any], licence: Licence | None, dataset: Mapping[str, Any] | None, table: str
-) -> str:
+def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: DatasetManifest | None, table: str) -> str:
     """The text of `README.md`.
 
     Args:
@@ -44,20 +44,19 @@ def model_card(
         dataset: `dataset.json`, where it is at hand.
         table: the evaluation's figures in Markdown.
     """
-    model = str(manifest["base"]["model"])
-    base = hub_name(model) or Path(model).name
-    is_whole = manifest["format"] in ("merged", "gguf")
+    base = hub_name(manifest.base.model) or Path(manifest.base.model).name
+    is_whole = manifest.format in ("merged", "gguf")
     what = (
-        f"{'A model' if is_whole else 'An adapter'} tuned from {base} by tuneloop {manifest['tuneloop']} ({_method(manifest)}), "
-        f"run `{manifest['run']['id']}`."
+        f"{'A model' if is_whole else 'An adapter'} tuned from {base} by tuneloop {manifest.tuneloop} ({_method(manifest)}), "
+        f"run `{manifest.run.id}`."
     )
-    if manifest["merge"]:
+    if manifest.merge:
         what += " The adapter is merged into the base model's weights: it loads as any other model."
-    if manifest.get("quantisation"):
-        what += f" {_weights(manifest['quantisation'])}"
+    if manifest.quantisation:
+        what += f" {_weights(manifest.quantisation)}"
     parts = [
         f"---\n{card_metadata(manifest, licence)}\n---",
-        f"# {manifest['id']}",
+        f"# {manifest.id}",
         what,
         "## Base model and licence",
         _licence(base, licence),
@@ -65,7 +64,7 @@ def model_card(
         _data(manifest, dataset),
         "## Evaluation",
         *_evaluation(manifest, table),
-        *(["## How to ask it", *asking(manifest["task"])] if manifest["task"] else []),
+        *(["## How to ask it", *asking(manifest.task)] if manifest.task else []),
         "## Loading it",
         _loading(manifest, base),
         "Where it comes from, with the hash of every file, is in `artifact.json`.",
@@ -73,9 +72,9 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _weights(quantisation: Mapping[str, Any]) -> str:
+def _weights(quantisation: Quantisation) -> str:
     """What the tensors of a GGUF file are; the name of a mixture promises more than small models keep."""
-    types, name = quantisation["tensor_types"], quantisation["name"]
+    types, name = quantisation.tensor_types, quantisation.name
     counted = ", ".join(f"{count} {kind}" for kind, count in types.items())
     text = f"The weights are in GGUF as `{name}`; of {sum(types.values())} tensors there are {counted}."
     main = name.split("_")[0].upper()
@@ -84,10 +83,10 @@ def _weights(quantisation: Mapping[str, Any]) -> str:
     return text
 
 
-def _method(manifest: Mapping[str, Any]) -> str:
+def _method(manifest: ArtifactManifest) -> str:
     """How it was trained, in words; the bare name of a method that is not known here."""
-    method = find_method(manifest["method"])
-    return (method.long_title or method.title) if method else str(manifest["method"])
+    method = find_method(manifest.method)
+    return (method.long_title or method.title) if method else manifest.method
 
 
 def asking(task: Mapping[str, Any]) -> list[str]:
@@ -127,53 +126,53 @@ def _licence(base: str, licence: Licence | None) -> str:
     return f"{base}, under the {name}, which this model inherits. {licence.asks}".strip()
 
 
-def _data(manifest: Mapping[str, Any], dataset: Mapping[str, Any] | None) -> str:
-    text = f"Data set `{manifest['dataset']}`"
+def _data(manifest: ArtifactManifest, dataset: DatasetManifest | None) -> str:
+    text = f"Data set `{manifest.dataset}`"
     if dataset is None:
         return f"{text}."
-    counts = dataset["counts"]
-    rows = ", ".join(f"{counts[split]:,} {split}" for split in ("train", "val", "test"))
-    return f"{text} ({str(dataset['task']).replace('_', ' ')}): {rows} rows, SHA-256 `{dataset['hash']}`. Its own licence and consent are its owner's to state."
+    counts = dataset.counts
+    rows = f"{counts.train:,} train, {counts.val:,} val, {counts.test:,} test"
+    return f"{text} ({dataset.task.replace('_', ' ')}): {rows} rows, SHA-256 `{dataset.hash}`. Its own licence and consent are its owner's to state."
 
 
-def _evaluation(manifest: Mapping[str, Any], table: str) -> list[str]:
-    evaluation, gate = manifest["evaluation"], manifest["gate"]
+def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
+    evaluation, gate = manifest.evaluation, manifest.gate
     if evaluation is None:
         return ["Not evaluated.", _gate(gate)]
-    of = f"data set `{evaluation['dataset']}`" if evaluation["dataset"] != manifest["dataset"] else "the data set"
+    of = f"data set `{evaluation.dataset}`" if evaluation.dataset != manifest.dataset else "the data set"
     parts = [
-        f"On {evaluation['n']:,} rows of the {evaluation['split']} split of {of}; in brackets 95 % intervals.",
+        f"On {evaluation.n:,} rows of the {evaluation.split} split of {of}; in brackets 95 % intervals.",
         table.strip(),
     ]
-    parts.append("\n".join(f"- {sentence}" for sentence in evaluation["words"]))
-    if is_rounded(manifest):
-        name = manifest["quantisation"]["name"]
+    parts.append("\n".join(f"- {sentence}" for sentence in evaluation.words))
+    if manifest.quantisation and is_rounded(manifest):
+        name = manifest.quantisation.name
         parts.insert(
             0,
             f"**This file was not measured.** The figures are the run's, before its weights were brought to `{name}`.",
         )
-    merge = manifest["merge"]
+    merge = manifest.merge
     if merge:
         parts.append(
             "These figures were measured with the adapter beside the base. Storing the merged weights in the base's dtype "
-            f"rounded them by {merge['rounding']:.2%} of the update's length."
+            f"rounded them by {merge.rounding:.2%} of the update's length."
         )
     return [*(part for part in parts if part), _gate(gate)]
 
 
-def _gate(gate: Mapping[str, Any]) -> str:
-    if gate["status"] == "none":
+def _gate(gate: GateRecord) -> str:
+    if gate.status == "none":
         return "No regression gate was asked."
-    text = f"Regression gate `{(gate['suite'] or {}).get('name')}`: {gate['status']}"
-    return f"{text}, **overruled with `--force`**." if gate["forced"] else f"{text}."
+    text = f"Regression gate `{gate.suite.name if gate.suite else None}`: {gate.status}"
+    return f"{text}, **overruled with `--force`**." if gate.forced else f"{text}."
 
 
-def _loading(manifest: Mapping[str, Any], base: str) -> str:
-    if manifest["format"] in _GGUF:
-        return _GGUF[manifest["format"]].replace("BASE", base)
-    if manifest["format"] == "merged":
+def _loading(manifest: ArtifactManifest, base: str) -> str:
+    if manifest.format in _GGUF:
+        return _GGUF[manifest.format].replace("BASE", base)
+    if manifest.format == "merged":
         return f"```python\n{_MERGED}\n```"
-    method = find_method(manifest["method"])
+    method = find_method(manifest.method)
     argument, needs = method.peft_base if method else ("", "")
     code = _ADAPTER.replace("BASE", base).replace("ARGUMENT", argument)
     if needs:

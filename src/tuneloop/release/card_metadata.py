@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
 
+from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.release.licences import Licence, hub_name
 
 LIBRARIES = {"merged": "transformers", "adapter": "peft"}
@@ -14,12 +14,12 @@ RELATIONS = {"merged": "finetune", "adapter": "adapter", "gguf-lora": "adapter"}
 FLOATS = ("F32", "F16", "BF16")
 
 
-def is_rounded(manifest: Mapping[str, Any]) -> bool:
+def is_rounded(manifest: ArtifactManifest) -> bool:
     """Whether the weights have fewer bits than those that were evaluated: the figures are then not the artifact's."""
-    return any(kind not in FLOATS for kind in (manifest.get("quantisation") or {}).get("tensor_types", ()))
+    return manifest.quantisation is not None and any(kind not in FLOATS for kind in manifest.quantisation.tensor_types)
 
 
-def card_metadata(manifest: Mapping[str, Any], licence: Licence | None) -> str:
+def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
     """The YAML between the card's `---`; without figures where they are not those of these weights.
 
     Args:
@@ -28,29 +28,28 @@ def card_metadata(manifest: Mapping[str, Any], licence: Licence | None) -> str:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    base = hub_name(str(manifest["base"]["model"]))
-    form: str = manifest["format"]
-    evaluation: Any = None if is_rounded(manifest) else manifest["evaluation"]
-    kind = "text-classification" if (manifest["task"] or {}).get("kind") == "classification" else "text-generation"
+    base, form = hub_name(manifest.base.model), manifest.format
+    evaluation = None if is_rounded(manifest) else manifest.evaluation
+    kind = "text-classification" if (manifest.task or {}).get("kind") == "classification" else "text-generation"
     results = [
         EvalResult(
             task_type=kind,
-            dataset_type=evaluation["dataset"],
-            dataset_name=evaluation["dataset"],
-            dataset_split=evaluation["split"],
+            dataset_type=evaluation.dataset,
+            dataset_name=evaluation.dataset,
+            dataset_split=evaluation.split,
             metric_type=name,
-            metric_value=figure["value"],
+            metric_value=figure.value,
         )
-        for name, figure in (evaluation["metrics"] if evaluation else {}).items()
-        if isinstance(figure.get("value"), int | float) and figure["value"] == figure["value"]
-    ]
+        for name, figure in evaluation.metrics.items()
+        if not math.isnan(figure.value)
+    ] if evaluation else []  # fmt: skip
     data = ModelCardData(
         library_name=LIBRARIES.get(form, "gguf"),
         pipeline_tag="text-generation",
         base_model=base or None,
         license=licence.id if licence else None,
-        datasets=[manifest["dataset"]] if manifest["dataset"] else None,
-        model_name=manifest["id"],
+        datasets=[manifest.dataset] if manifest.dataset else None,
+        model_name=manifest.id,
         eval_results=results or None,
         tags=["tuneloop"],
         **({"base_model_relation": RELATIONS.get(form, "quantized")} if base else {}),

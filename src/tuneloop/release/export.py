@@ -33,8 +33,9 @@ from tuneloop.models.methods import Method
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import OWN, trained_folder
-from tuneloop.records.artifact import SIGNATURE
+from tuneloop.records.artifact import SIGNATURE, ArtifactFile, ArtifactManifest
 from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import as_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.bom import BOM, Materials, bill_of_materials
@@ -71,10 +72,10 @@ class Origin:
 
     run: Path
     name: str
-    manifest: Mapping[str, Any]
+    manifest: RunManifest
     gate: Mapping[str, Any]
-    evaluation: Mapping[str, Any] | None = None
-    dataset: Mapping[str, Any] | None = None
+    evaluation: EvaluationManifest | None = None
+    dataset: DatasetManifest | None = None
     table: str = ""
     task: Mapping[str, Any] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class Origin:
     @property
     def method(self) -> str:
         """How it was trained."""
-        return str(self.manifest["method"])
+        return self.manifest.method
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def export(
 
 
 def _gguf_source(origin: Origin, id_: str, trained: Path) -> GgufSource:
-    model = str(origin.manifest["model"])
+    model = origin.manifest.model
     licence = licence_of(model)
     about = About(id_, hub_name(model), licence.id if licence else "")
     return GgufSource(origin.name, model, trained, origin.task, about)
@@ -186,7 +187,7 @@ def _id(origin: Origin, form: Form, trained: Path, gguf: GgufSettings | None) ->
     with user_errors_of_the_disk(trained):
         weights = [sha256_file(file) for file in files]
     more = [[gguf.quant, gguf.rows]] if gguf else []
-    identity = content_hash([LAYOUT, form, origin.method, weights, origin.manifest["model_fingerprint"], *more])
+    identity = content_hash([LAYOUT, form, origin.method, weights, origin.manifest.model_fingerprint, *more])
     return "-".join([origin.name, form, *([gguf.quant] if gguf else []), identity[:12]])
 
 
@@ -229,7 +230,7 @@ def _write_model(origin: Origin, form: Form, trained: Path, out: Path, progress:
             write_json(out / OWN, {**own, "task": origin.task})
         return None
     if (trained / "adapter_config.json").is_file():
-        model = str(origin.manifest["model"])
+        model = origin.manifest.model
         merged = merge(model, trained, out, progress=progress)
         source = resolve(model)
     else:
@@ -265,50 +266,50 @@ def _describe(origin: Origin, form: Form, id_: str, folder: Path, made: Mapping[
         made: `created`, `tuneloop` and `merge`: what belongs to the weights and stays when more becomes known of them.
     """
     run, evaluation = origin.manifest, origin.evaluation
-    licence = licence_of(str(run["model"]))
+    licence = licence_of(run.model)
     manifest: dict[str, Any] = {
         "version": 1,
         "id": id_,
         "format": form,
         **made,
-        "run": {"id": run["id"], "key": run["key"]},
+        "run": {"id": run.id, "key": run.key},
         "method": origin.method,
-        "dataset": run["dataset"],
+        "dataset": run.dataset,
         "task": origin.task,
         "base": {
-            "model": run["model"],
-            "fingerprint": run["model_fingerprint"],
+            "model": run.model,
+            "fingerprint": run.model_fingerprint,
             "licence": licence.id if licence else None,
         },
         "gate": dict(origin.gate),
         "evaluation": {
-            key: evaluation[key]
+            key: getattr(evaluation, key)
             for key in ("name", "dataset", "split", "n", "primary", "metrics", "comparisons", "words")
-            if key in evaluation
+            if key in evaluation.model_fields_set
         }
         if evaluation
         else None,
     }
     if licence and licence.notice:
         write_text(folder / NOTICE, licence.notice + "\n")
-    write_text(folder / CARD, model_card(manifest, licence, origin.dataset, origin.table))
+    record = as_record(ArtifactManifest, {**plain(manifest), "files": {}}, MANIFEST)
+    write_text(folder / CARD, model_card(record, licence, origin.dataset, origin.table))
     names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, SIGNATURE, BOM, ".lock"))
     files = {name: _entry(folder / name) for name in names}
-    dataset = as_record(DatasetManifest, origin.dataset, "dataset.json") if origin.dataset else None
-    made_run = as_record(RunManifest, run, "run.json")
-    bom = bill_of_materials(Materials(manifest, files, licence, made_run, dataset, origin.config))
+    bom = bill_of_materials(Materials(record, files, licence, run, origin.dataset, origin.config))
     if bom is not None:
         write_text(folder / BOM, bom)
         files[BOM] = _entry(folder / BOM)
-    manifest["files"] = dict(sorted(files.items()))
+    manifest["files"] = plain(dict(sorted(files.items())))
     if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST) != plain(manifest):
         (folder / SIGNATURE).unlink(missing_ok=True)  # what was signed is no longer said
+    manifest = plain(manifest)
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def _entry(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+def _entry(file: Path) -> ArtifactFile:
+    return ArtifactFile(bytes=file.stat().st_size, sha256=sha256_file(file))
 
 
 def _copy(source: Path, out: Path, names: Iterable[str]) -> None:

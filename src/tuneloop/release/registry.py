@@ -363,7 +363,7 @@ def _text(value: Any) -> str:
 
 
 def _lineage(manifest: ArtifactManifest, folder: Path, run: Path | None) -> Lineage:
-    evaluation, gate = None if is_rounded(manifest.to_json()) else manifest.evaluation, manifest.gate
+    evaluation, gate = None if is_rounded(manifest) else manifest.evaluation, manifest.gate
     return Lineage(
         artifact=manifest.id,
         manifest=sha256_file(folder / ARTIFACT),

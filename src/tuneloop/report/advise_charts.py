@@ -155,9 +155,9 @@ def _shared(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def quality_chart(ladder: Sequence[Mapping[str, Any]], width: float = WIDE) -> Markup:
+def quality_chart(leaderboard: Sequence[Mapping[str, Any]], width: float = WIDE) -> Markup:
     """Quality with its interval above what 1,000 queries cost: two axes, never one figure."""
-    points = [c for c in ladder if c.get("usd_per_1000_queries") is not None and c["value"] is not None]
+    points = [c for c in leaderboard if c.get("usd_per_1000_queries") is not None and c["value"] is not None]
     if len(points) < 2:
         return Markup("")
     narrow = width < 500

@@ -46,13 +46,13 @@ def page_of_advice(advice: Mapping[str, Any]) -> dict[str, Any]:
         "reasons": advice["reasons"],
         "steps": advice["steps"],
         "missing": advice["missing"],
-        "alternatives": [_alternative(row, advice["ladder"]) for row in rows],
+        "alternatives": [_alternative(row, advice["leaderboard"]) for row in rows],
         "months": f"{months:g}",
         "method": method,
         "costs": chart_pair(cost_chart, rows, months, method),
         "tornado": chart_pair(tornado_chart, advice["sensitivity"], net) if advice["sensitivity"] else "",
-        "ladder": [_rung(c) for c in advice["ladder"]],
-        "quality": chart_pair(quality_chart, advice["ladder"]),
+        "leaderboard": [_entry(c) for c in advice["leaderboard"]],
+        "quality": chart_pair(quality_chart, advice["leaderboard"]),
         "bills": [_bill(mode, bill) for mode, bill in advice["monthly_bills"].items()],
         "tokens": [
             (t["what"], "$" + short(float(f"{t['usd_per_million']:.3g}")), t["basis"]) for t in advice["token_prices"]
@@ -102,8 +102,8 @@ def _pays(row: Mapping[str, Any]) -> str:
     return payback(row["break_even_days"])
 
 
-def _alternative(row: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> dict[str, str]:
-    metric = ladder[0]["metric"] if ladder else "accuracy"
+def _alternative(row: Mapping[str, Any], leaderboard: list[Mapping[str, Any]]) -> dict[str, str]:
+    metric = leaderboard[0]["metric"] if leaderboard else "accuracy"
     return {
         "name": row["name"],
         "quality": figure(row["quality"], metric) if row["quality"] is not None else "unknown",
@@ -116,7 +116,7 @@ def _alternative(row: Mapping[str, Any], ladder: list[Mapping[str, Any]]) -> dic
     }
 
 
-def _rung(c: Mapping[str, Any]) -> dict[str, str]:
+def _entry(c: Mapping[str, Any]) -> dict[str, str]:
     gain = c["gain_over_prompt"]
     return {
         "name": c["name"],

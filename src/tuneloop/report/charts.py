@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from tuneloop.evaluate.metrics import title_of
-from tuneloop.report.facts import Score, SystemFacts, count, figure, interval, number
+from tuneloop.records.evaluation import Estimate
+from tuneloop.report.facts import SystemFacts, count, figure, interval, number
 
 WIDE, NARROW = 760, 350
 MAX_POINTS = 400  # a curve of more points looks the same and makes the page heavy
@@ -193,7 +194,7 @@ def forest_chart(lines: Sequence[SystemFacts], at: int, metric: str, width: floa
 
 
 def _forest_row(
-    line: SystemFacts, score: Score, scale: Axis, y0: float, pitch: float, metric: str, width: float
+    line: SystemFacts, score: Estimate, scale: Axis, y0: float, pitch: float, metric: str, width: float
 ) -> list[str]:
     narrow = width < 500
     kind = "tuned" if line.tuned else "other"

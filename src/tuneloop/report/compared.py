@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report.charts import chart_pair
 from tuneloop.report.curves import MOST_RUNS, Curve, overlay_chart, points_of
-from tuneloop.report.facts import RunFacts, read_run, section
+from tuneloop.report.facts import RunFacts, read_run
 from tuneloop.report.settings import differing_settings
 
 
-def compared_part(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def compared_part(evaluation: EvaluationManifest) -> dict[str, Any]:
     """`differ` and `overlay` of the runs that a comparison names (`runs`: system -> folder) and that are still there."""
     runs = _runs(evaluation)
     if len(runs) < 2:
@@ -31,14 +31,14 @@ def compared_part(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def settings_apart(evaluation: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def settings_apart(evaluation: EvaluationManifest) -> list[tuple[str, list[str]]]:
     """(setting, its value in each run) where the runs that a comparison names differ; empty for fewer than two runs."""
     rows: list[tuple[str, list[str]]] = _differ(_runs(evaluation)).get("rows", [])
     return rows
 
 
-def _runs(evaluation: Mapping[str, Any]) -> dict[str, RunFacts]:
-    return {str(name): found for name, folder in section(evaluation.get("runs")).items() if (found := _read(folder))}
+def _runs(evaluation: EvaluationManifest) -> dict[str, RunFacts]:
+    return {name: found for name, folder in evaluation.runs.items() if (found := _read(folder))}
 
 
 def _differ(runs: Mapping[str, RunFacts]) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def _differ(runs: Mapping[str, RunFacts]) -> dict[str, Any]:
     return {"names": list(runs), "rows": differing_settings(configs)} if len(runs) > 1 and all(configs) else {}
 
 
-def _read(folder: object) -> RunFacts | None:
+def _read(folder: str) -> RunFacts | None:
     try:
-        return read_run(Path(str(folder)))
+        return read_run(folder)
     except UserError:  # moved or deleted since
         return None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from tuneloop.records.run import FindingLine, TrainingStep, Validation
 from tuneloop.report.charts import WIDE, Axis, _line, _path, _svg, _text, _thin, axis, fit, grid, short, smooth
 from tuneloop.report.facts import count, number
 
@@ -22,13 +23,13 @@ SLACK = 0.5  # of the axis: points that far beyond the rest are still drawn on i
 MOST_RUNS = 6  # curves that can be told apart in one chart
 
 Point = tuple[float, float]  # step, value
-Records = Sequence[Mapping[str, object]]
+Records = Sequence[TrainingStep] | Sequence[Validation]
 
 
 def points_of(records: Records, key: str) -> list[Point]:
-    """(step, value) of the records that have both as finite numbers."""
-    found = ((number(r.get("step")), number(r.get(key))) for r in records)
-    return [(step, value) for step, value in found if step is not None and value is not None]
+    """(step, value) of the records whose value is a finite number."""
+    found = ((record.step, number(getattr(record, key))) for record in records)
+    return [(step, value) for step, value in found if value is not None]
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def step_axis(last: float, left: float, right: float, wanted: int) -> Axis:
     return Axis(0.0, last or 1.0, left, right, False, axis([0.0, last], left, right, wanted=wanted, log=False).ticks)
 
 
-def loss_chart(steps: Records, validations: Records, findings: Records = (), width: float = WIDE) -> Markup:
+def loss_chart(
+    steps: Records, validations: Records, findings: Sequence[FindingLine] = (), width: float = WIDE
+) -> Markup:
     """Training loss by step (raw, faint, and smoothed) with the validation losses; the best one and findings are marked.
 
     Empty when there is no finite loss. `findings` are numbered marks at their steps.
@@ -178,12 +181,12 @@ def loss_chart(steps: Records, validations: Records, findings: Records = (), wid
     return _svg(width, height, f"{title}; {off}" if off else title, body, "loss")
 
 
-def _finding_marks(findings: Records, x: Axis, top: float, bottom: float) -> list[str]:
+def _finding_marks(findings: Sequence[FindingLine], x: Axis, top: float, bottom: float) -> list[str]:
     body = []
     for i, finding in enumerate(findings, 1):
-        at = number(finding.get("step"))
-        if at is not None and at <= x.high:
-            tip = escape(str(finding.get("sentence") or ""))
+        at = finding.step
+        if at <= x.high:
+            tip = escape(finding.sentence)
             mark = _line(x(at), top, x(at), bottom, "rule") + _text(x(at), top - 2, str(i), "tick", "middle")
             body.append(f'<g class="finding"><title>{tip}</title>{mark}</g>')
     return body

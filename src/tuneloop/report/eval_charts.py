@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup, escape
 
+from tuneloop.records.evaluation import CalibrationBin, Estimate, Slice
 from tuneloop.report.charts import WIDE, Axis, _line, _path, _svg, _text, axis, fit, fit_middle, grid, short
-from tuneloop.report.facts import figure
+from tuneloop.report.facts import figure, interval
 
 
 def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int], width: float = WIDE) -> Markup:
@@ -55,7 +56,7 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
     return _svg(width, top + extent + 6, title, body, "confusion")
 
 
-def reliability_chart(bins: Sequence[Mapping[str, float]], width: float = WIDE) -> Markup:
+def reliability_chart(bins: Sequence[CalibrationBin], width: float = WIDE) -> Markup:
     """Share of right answers by confidence; on the diagonal confidence is deserved. Dots grow with their rows."""
     if not bins:
         return Markup("")
@@ -71,26 +72,26 @@ def reliability_chart(bins: Sequence[Mapping[str, float]], width: float = WIDE) 
         ]
         body.append(_text(x(tick), top + side + 17, short(tick), "tick", "middle"))
     body.append(_line(x(0), y(0), x(1), y(1), "reference"))
-    most = max(float(b["n"]) for b in bins)
-    points = [(x(float(b["confidence"])), y(float(b["accuracy"]))) for b in bins]
+    most = max(b.n for b in bins)
+    points = [(x(b.confidence), y(b.accuracy)) for b in bins]
     body.append(_path(points, "train"))
     for (px, py), b in zip(points, bins, strict=True):
-        tip = f"confidence {b['confidence']:.2f}: {b['accuracy']:.0%} of {b['n']:,.0f} right"
-        radius = 3 + 6 * (float(b["n"]) / most) ** 0.5
+        tip = f"confidence {b.confidence:.2f}: {b.accuracy:.0%} of {b.n:,} right"
+        radius = 3 + 6 * (b.n / most) ** 0.5
         body.append(f'<circle class="dot tuned" cx="{px:.1f}" cy="{py:.1f}" r="{radius:.1f}"><title>{escape(tip)}</title></circle>')  # fmt: skip
     body.append(_text(left + side / 2, top + side + 34, "confidence", "legend", "middle"))
     body.append(_text(left + 6, top + 12, "share right", "legend"))
-    summary = "; ".join(f"{b['confidence']:.2f}: {b['accuracy']:.2f}" for b in bins)
+    summary = "; ".join(f"{b.confidence:.2f}: {b.accuracy:.2f}" for b in bins)
     return _svg(width, top + side + 42, f"Share of right answers by confidence. {summary}", body, "reliability")
 
 
-def slice_chart(slices: Sequence[Mapping[str, Any]], metric: str, whole: float | None, width: float = WIDE) -> Markup:
+def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width: float = WIDE) -> Markup:
     """Slices under each other, each a value with its interval; a line marks the value on all rows (`whole`)."""
     if not slices:
         return Markup("")
     narrow = width < 500
     pitch, left, right = (40.0, 4.0, width - 8) if narrow else (26.0, 230.0, width - 150)
-    ends = [float(v) for s in slices for v in (s["score"], s["low"], s["high"]) if v is not None]
+    ends = [v for s in slices for v in (s.score, s.low, s.high) if math.isfinite(v)]
     scale = axis(
         [*ends, *([whole] if whole is not None else [])], left + 6, right - 6, wanted=4 if narrow else 6, log=False
     )
@@ -100,14 +101,14 @@ def slice_chart(slices: Sequence[Mapping[str, Any]], metric: str, whole: float |
         body.append(_line(scale(whole), 8, scale(whole), bottom, "reference"))
     for i, s in enumerate(slices):
         y = 8 + pitch * i + (pitch - 12 if narrow else pitch / 2)
-        kind = {"worse": "worse", "better": "tuned"}.get(str(s["verdict"]), "other")
-        words, label_y = f"{s['value']} ({s['n']:,.0f})", y - 12 if narrow else y + 4
+        kind = {"worse": "worse", "better": "tuned"}.get(s.verdict, "other")
+        words, label_y = f"{s.value} ({s.n:,})", y - 12 if narrow else y + 4
         body.append(_text(0, label_y, fit(words, width - 130 if narrow else 222), f"name {kind}"))
-        bounds = "" if s["low"] is None else f"[{figure(s['low'], metric)}, {figure(s['high'], metric)}]"
-        label = f'<tspan class="value">{figure(s["score"], metric)}</tspan> <tspan class="bounds">{bounds}</tspan>'
+        bounds = interval(Estimate(s.score, s.low, s.high), metric)
+        label = f'<tspan class="value">{figure(s.score, metric)}</tspan> <tspan class="bounds">{bounds}</tspan>'
         body.append(f'<text x="{width:g}" y="{label_y:.1f}" class="figure {kind}" text-anchor="end">{label}</text>')
-        if s["low"] is not None:
-            body.append(_line(scale(s["low"]), y, scale(s["high"]), y, f"whisker {kind}"))
-        body.append(f'<circle class="dot {kind}" cx="{scale(s["score"]):.1f}" cy="{y:.1f}" r="4"/>')
-    title = "; ".join(f"{s['value']} {figure(s['score'], metric)}" for s in slices)
+        if bounds:
+            body.append(_line(scale(s.low), y, scale(s.high), y, f"whisker {kind}"))
+        body.append(f'<circle class="dot {kind}" cx="{scale(s.score):.1f}" cy="{y:.1f}" r="4"/>')
+    title = "; ".join(f"{s.value} {figure(s.score, metric)}" for s in slices)
     return _svg(width, bottom + 24, title, body, "forest")

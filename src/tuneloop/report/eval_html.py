@@ -7,9 +7,10 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
+from tuneloop.records.evaluation import EVALUATION
 from tuneloop.report.compared import compared_part
 from tuneloop.report.eval_parts import evaluation_parts
-from tuneloop.report.facts import RunFacts, contenders, read_run, section, shown_metrics
+from tuneloop.report.facts import RunFacts, read_run, shown_metrics, systems_of
 from tuneloop.report.head import gate_part, head_part
 from tuneloop.report.html import comparison_part, contents, page_template, script_part, write_report
 from tuneloop.report.samples import samples_part
@@ -23,7 +24,7 @@ def write_page(folder: Path | str) -> Path:
         UserError: no such folder, or it holds neither.
     """
     folder = Path(folder)
-    if not (folder / "eval.json").is_file() or (folder / "config.yaml").is_file():
+    if not (folder / EVALUATION).is_file() or (folder / "config.yaml").is_file():
         return write_report(folder)
     path = folder / "report.html"
     write_text(path, render_evaluation(folder))
@@ -33,8 +34,9 @@ def write_page(folder: Path | str) -> Path:
 def render_evaluation(folder: Path | str) -> str:
     """The page as text; raises `UserError` where there is no evaluation."""
     facts = read_run(folder)
-    if not facts.evaluation:
-        raise UserError("No evaluation there", where=str(folder), next_step=f"run `tuneloop evaluate {folder}` first")
+    if not facts.evaluated:
+        damaged = next((problem for problem in facts.problems if problem.startswith(EVALUATION)), "No evaluation there")
+        raise UserError(damaged, where=str(folder), next_step=f"run `tuneloop evaluate {folder}` first")
     return page_template("eval.html.j2").render(page=page_of(facts))
 
 
@@ -42,7 +44,7 @@ def page_of(facts: RunFacts) -> dict[str, Any]:
     """Everything the template shows, computed and written out."""
     evaluation = facts.evaluation
     metrics = shown_metrics(evaluation)
-    lines = contenders(evaluation, metrics)
+    lines = systems_of(evaluation, metrics)
     page = {
         **head_part(facts, metrics, lines),
         "gate": gate_part(facts),
@@ -51,9 +53,11 @@ def page_of(facts: RunFacts) -> dict[str, Any]:
         "samples": samples_part(facts),
         "tables": [(form, comparison_as(evaluation, form)) for form in ("markdown", "latex")],
         "settings": [
-            (key, str(value)) for key, value in section(evaluation.get("settings")).items() if value and key != "labels"
+            (key, str(value))
+            for key, value in (evaluation.settings.to_json() if evaluation.settings else {}).items()
+            if value and key != "labels"
         ],
-        "signatures": sorted(section(evaluation.get("signatures")).items()),
+        "signatures": sorted(evaluation.signatures.items()),
         "path": str(facts.path),
         **compared_part(evaluation),
         **script_part(),

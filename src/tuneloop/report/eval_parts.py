@@ -6,6 +6,7 @@ does not hold it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -13,22 +14,20 @@ from typing import Any
 from markupsafe import Markup
 
 from tuneloop.evaluate.metrics import metric_of, title_of
+from tuneloop.records.evaluation import Estimate, EvaluationManifest, Slice
+from tuneloop.records.side_effects import Canaries, Forgetting, Memorisation, PublicTasks
 from tuneloop.report import charts, eval_charts
 from tuneloop.report.facts import (
-    CONTENDERS,
-    EFFECTS,
-    TUNED,
-    Score,
-    contenders,
+    SYSTEMS,
     figure,
+    finite,
     gain_header,
     interval,
     minutes,
     number,
     p_value,
-    score_of,
-    section,
     signed,
+    systems_of,
     usd,
     with_interval,
 )
@@ -39,50 +38,40 @@ REST = "all other"
 INVALID = "(invalid)"
 
 
-def evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def evaluation_parts(evaluation: EvaluationManifest) -> dict[str, Any]:
     """Everything the shared templates show, computed and written out."""
     return {
-        "own": str(evaluation.get("name") or TUNED),
+        "own": evaluation.name,
         "labels": _labels(evaluation),
         "slices": _slices(evaluation),
         "calibration": _calibration(evaluation),
-        "errors": [
-            {"terms": [str(t) for t in e.get("terms") or []], "n": n, "example": str(e.get("example") or "")}
-            for e in _records(evaluation.get("errors"))
-            if (n := number(e.get("n")))
-        ],
-        "ladder": _ladder(evaluation),
-        "disagreements": _disagreements(evaluation),
+        "errors": evaluation.errors,
+        "leaderboard": _leaderboard(evaluation),
+        "disagreements": [(name, part.better, part.worse) for name, part in evaluation.disagreements.items()],
         "effects": _effects(evaluation),
         "consistency": _consistency(evaluation),
         "production": _production(evaluation),
-        "judge": _words(section(evaluation.get("judge")).get("words")),
+        "judge": _words((evaluation.judge or {}).get("words")),
     }
-
-
-def _records(value: object) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 # --- labels ------------------------------------------------------------------------------------
 
 
-def _labels(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _labels(evaluation: EvaluationManifest) -> dict[str, Any]:
     classes = [
         {
-            "label": str(c.get("label")),
-            "n": number(c.get("n")) or 0,
-            **{key: figure(number(c.get(key))) for key in ("precision", "recall", "f1")},
-            "invalid": number(c.get("invalid")) or 0,
+            "label": c.label,
+            "n": c.n,
+            "precision": figure(c.precision),
+            "recall": figure(c.recall),
+            "f1": figure(c.f1),
+            "invalid": c.invalid,
         }
-        for c in _records(evaluation.get("per_class"))
+        for c in evaluation.per_class or ()
     ]
-    confusion = section(evaluation.get("confusion"))
-    cells = {
-        (str(cell[0]), INVALID if cell[1] is None else str(cell[1])): int(cell[2])
-        for cell in confusion.get("cells") or []
-        if isinstance(cell, list) and len(cell) == 3 and number(cell[2]) is not None
-    }
+    found = evaluation.confusion.cells if evaluation.confusion else []
+    cells = {(label, INVALID if predicted is None else predicted): n for label, predicted, n in found}
     if not classes and not cells:
         return {}
     return {
@@ -115,40 +104,34 @@ def _most_confused(cells: Mapping[tuple[str, str], int], most: int) -> tuple[lis
 # --- slices ------------------------------------------------------------------------------------
 
 
-def _slices(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    metric = str(evaluation.get("row_metric") or evaluation.get("primary") or "accuracy")
-    figures = ("n", "score", "low", "high", "rest", "p_holm")
-    found: list[dict[str, Any]] = [
-        {
-            **{key: str(s.get(key) or "") for key in ("field", "value", "verdict")},
-            **{k: number(s.get(k)) for k in figures},
-        }
-        for s in _records(evaluation.get("slices"))
-    ]
-    found = [s | {"n": s["n"] or 0} for s in found if s["score"] is not None]
+def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
+    metric = evaluation.row_metric or evaluation.primary or "accuracy"
+    found = [s for s in evaluation.slices if math.isfinite(s.score)]
     if not found:
         return {}
-    whole = score_of(section(evaluation.get("metrics")).get(metric))
-    fields: dict[str, list[dict[str, Any]]] = {}
+    whole = finite(evaluation.metrics.get(metric))
+    fields: dict[str, list[Slice]] = {}
     for s in found:
-        fields.setdefault(s["field"], []).append(s)
+        fields.setdefault(s.field, []).append(s)
     drawn = []
     for field, each in fields.items():
         # Of many values those that differ most are drawn.
-        kept = sorted(each, key=lambda s: s["score"])
+        kept = sorted(each, key=lambda s: s.score)
         if len(kept) > MOST_SLICES:
             kept = kept[: MOST_SLICES - 4] + kept[-4:]
         chart = charts.chart_pair(eval_charts.slice_chart, kept, metric, whole.value if whole else None)
         drawn.append({"field": field, "chart": chart, "shown": len(kept), "total": len(each)})
     worse = [
         {
-            **s,
-            "score": f"{figure(s['score'], metric)} {interval(score_of({'value': s['score'], **s}), metric)}",
-            "rest": figure(s["rest"], metric),
-            "p": p_value(s["p_holm"]),
+            "field": s.field,
+            "value": s.value,
+            "n": s.n,
+            "score": with_interval(Estimate(s.score, s.low, s.high), metric),
+            "rest": figure(number(s.rest), metric),
+            "p": p_value(number(s.p_holm)),
         }
         for s in found
-        if s["verdict"] == "worse"
+        if s.verdict == "worse"
     ]
     return {"metric": title_of(metric), "fields": drawn, "worse": worse, "total": len(found)}
 
@@ -156,71 +139,62 @@ def _slices(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 # --- calibration -------------------------------------------------------------------------------
 
 
-def _calibration(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    found = section(evaluation.get("calibration"))
-    bins = [
-        b
-        for b in _records(found.get("bins"))
-        if all(number(b.get(key)) is not None for key in ("confidence", "accuracy", "n"))
-    ]
-    if not bins:
+def _calibration(evaluation: EvaluationManifest) -> dict[str, Any]:
+    found = evaluation.calibration
+    if found is None or not found.bins:
         return {}
-    ece = score_of(found.get("ece"))
+    ece = found.ece
     return {
-        "chart": charts.chart_pair(eval_charts.reliability_chart, bins),
-        "ece": f"{ece.value:.3f}" + (f" [{ece.low:.3f}, {ece.high:.3f}]" if interval(ece) else "") if ece else "",
+        "chart": charts.chart_pair(eval_charts.reliability_chart, found.bins),
+        "ece": f"{ece.value:.3f}" + (f" [{ece.low:.3f}, {ece.high:.3f}]" if interval(ece) else ""),
     }
 
 
-# --- the ladder: gain, cost --------------------------------------------------------------------
+# --- the leaderboard: gain, cost ---------------------------------------------------------------
 
 
-def _ladder(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
     """The gain over each system, what its training cost, and what its requests take.
 
-    Gains are those of the comparison, with its sign. Without any (only baselines so far) they are the ladder's, over the prompt;
-    without `ladder` there are the costs alone.
+    Gains are those of the comparison, with its sign. Without any (only baselines so far) they are the leaderboard's, over
+    the prompt; without a leaderboard there are the costs alone.
     """
-    n, own = number(evaluation.get("n")), str(evaluation.get("name") or TUNED)
-    costs = {name: section(cost) for name, cost in section(evaluation.get("costs")).items()}
-    rungs = {str(r.get("name")): r for r in _records(evaluation.get("ladder"))}
-    names = list(rungs) or sorted(
-        [*(name for name in CONTENDERS if name in costs), *(name for name in costs if name not in CONTENDERS)],
+    n, own, costs = evaluation.n, evaluation.name, evaluation.costs
+    entries = {entry.name: entry for entry in evaluation.leaderboard}
+    names = list(entries) or sorted(
+        [*(name for name in SYSTEMS if name in costs), *(name for name in costs if name not in SYSTEMS)],
         key=lambda name: name == own,
     )
-    metric = str(evaluation.get("primary") or next(iter(rungs.values()), {}).get("metric") or "accuracy")
-    compared = {line.name: line for line in contenders(evaluation, [metric]) if line.delta is not None}
+    metric = evaluation.primary or next((entry.metric for entry in entries.values()), "accuracy")
+    compared = {line.name: line.delta for line in systems_of(evaluation, [metric]) if line.delta is not None}
     lines = []
     for name in names:
-        rung, cost = rungs.get(name, {}), costs.get(name, {})
-        if not n or not any(number(value) for value in cost.values()):
+        entry, cost = entries.get(name), costs.get(name)
+        if not n or cost is None or not any(cost.to_json().values()):
             continue
-        gain = compared[name].delta if name in compared else None
-        if not compared:
-            gain = score_of({"value": rung.get("gain"), "low": rung.get("gain_low"), "high": rung.get("gain_high")})
-        price = rung.get("usd_per_1000") if rung else (usd_of := number(cost.get("usd"))) and 1000 * usd_of / n
+        gain = compared.get(name)
+        if not compared and entry and entry.gain is not None:
+            gain = Estimate(entry.gain, *(math.nan if b is None else b for b in (entry.gain_low, entry.gain_high)))
         lines.append(
             {
                 "name": name,
                 "tuned": "yes" if name == own else "",
                 "gain": _gain(gain, metric) if gain else ("", ""),
-                "training": _training(number(cost.get("training_seconds")), number(cost.get("training_usd"))),
-                "seconds": _span(seconds / n) if (seconds := number(cost.get("seconds"))) is not None else "–",
-                "prompt": f"{read / n:,.0f}" if (read := number(cost.get("prompt_tokens"))) else "–",
-                "answer": f"{written / n:,.0f}" if (written := number(cost.get("tokens"))) else "–",
-                "thousand": usd(number(price), 2),
+                "training": _training(cost.training_seconds, cost.training_usd),
+                "seconds": _span(cost.seconds / n) if "seconds" in cost.model_fields_set else "–",
+                "prompt": f"{cost.prompt_tokens / n:,.0f}" if cost.prompt_tokens else "–",
+                "answer": f"{cost.tokens / n:,.0f}" if cost.tokens else "–",
+                "thousand": usd(entry.usd_per_1000 if entry else cost.usd and 1000 * cost.usd / n, 2),
             }
         )
     if not lines:
         return {}
-    first = next(
-        (name for name, rung in rungs.items() if rung.get("kind") == "prompt" and rung.get("gain") is None), ""
-    )
+    first = next((entry.name for entry in entries.values() if entry.kind == "prompt" and entry.gain is None), "")
     against = gain_header(evaluation)[1]
     if first and not compared:
         against = f"Gain: of each line over {first}; positive means that the line is better."
     shown = against if any(line["gain"][0] for line in lines) else ""
-    return {"lines": lines, "against": shown, "words": _words(evaluation.get("ladder_words"))}
+    return {"lines": lines, "against": shown, "words": evaluation.leaderboard_words}
 
 
 def _training(seconds: float | None, price: float | None) -> str:
@@ -234,11 +208,11 @@ def _span(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.01 else 2}f} ms"
 
 
-def _gain(change: Score, metric: str) -> tuple[str, str]:
+def _gain(change: Estimate, metric: str) -> tuple[str, str]:
     return signed(change.value, metric), interval(change, metric).replace("-", "−")
 
 
-def _changed(change: Score, metric: str) -> str:
+def _changed(change: Estimate, metric: str) -> str:
     """`+0.123 [+0.034, +0.212]`."""
     digits = metric_of(metric).precise_decimals
     bounds = f" [{change.low:+.{digits}f}, {change.high:+.{digits}f}]" if interval(change) else ""
@@ -252,60 +226,53 @@ def _words(value: object) -> list[str]:
 # --- what tuning has done besides its task -----------------------------------------------------
 
 
-def _effects(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
     """Forgetting, public tasks, memorisation and canaries, each in words and as lines of before, after and change."""
-    found = []
-    shown = (
-        ("General ability", _forgotten),
-        ("Public tasks", _tasks),
-        ("Training rows known by heart", _memorised),
-        ("Canaries: exposure in bits", _canaries),
-    )
-    for key, (title, lines_of) in zip(EFFECTS, shown, strict=True):
-        part = section(evaluation.get(key))
-        if part:
-            found.append({"title": title, "words": _words(part.get("words")), "lines": lines_of(part)})
-    return found
+    found: list[tuple[str, str, list[Line]]] = []
+    if part := evaluation.forgetting:
+        found.append(("General ability", part.words, _forgotten(part)))
+    if tasks := evaluation.lm_eval:
+        found.append(("Public tasks", tasks.words, _tasks(tasks)))
+    if learned := evaluation.memorisation:
+        found.append(("Training rows known by heart", learned.words, _memorised(learned)))
+    if planted := evaluation.canaries:
+        found.append(("Canaries: exposure in bits", planted.words, _canaries(planted)))
+    return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in found]
 
 
 Line = tuple[str, str, str, str]  # of what, before, after, change
 
 
-def _forgotten(part: Mapping[str, Any]) -> list[Line]:
-    before, after = section(part.get("base")), section(part.get("tuned"))
-    lost, grown = score_of(part.get("score")), score_of(part.get("loss"))
-    sides = [(f"{title_of(key)}", number(before.get(key)), number(after.get(key))) for key in ("token_f1", "loss")]
+def _forgotten(part: Forgetting) -> list[Line]:
+    before, after, lost, grown = part.base, part.tuned, finite(part.score), finite(part.loss)
     share = f"{100 * -lost.value:+.1f} % [{100 * -lost.high:+.1f}, {100 * -lost.low:+.1f}]" if lost else ""
-    shares = [share.replace("-", "−"), _changed(grown, "loss") if grown else ""]
-    return [
-        (name, f"{a:.3f}", f"{b:.3f}", change)
-        for (name, a, b), change in zip(sides, shares, strict=True)
-        if a is not None and b is not None
+    lines = [
+        (title_of("token_f1"), before.token_f1, after.token_f1, share.replace("-", "−")),
+        (title_of("loss"), before.loss, after.loss, _changed(grown, "loss") if grown else ""),
     ]
+    return [(name, f"{a:.3f}", f"{b:.3f}", change) for name, a, b, change in lines if math.isfinite(a + b)]
 
 
-def _tasks(part: Mapping[str, Any]) -> list[Line]:
+def _tasks(part: PublicTasks) -> list[Line]:
     return [
-        (f"{t.get('task')}: {str(t.get('metric')).removesuffix(',none')}", f"{a:.3f}", f"{b:.3f}",
-         _changed(change, "accuracy") if (change := score_of(t.get("change"))) else "")
-        for t in _records(part.get("tasks"))
-        if (a := number(t.get("base"))) is not None and (b := number(t.get("tuned"))) is not None
+        (f"{t.task}: {t.metric.removesuffix(',none')}", f"{t.base:.3f}", f"{t.tuned:.3f}",
+         _changed(change, "accuracy") if (change := finite(t.change)) else "")
+        for t in part.tasks if math.isfinite(t.base + t.tuned)
     ]  # fmt: skip
 
 
-def _memorised(part: Mapping[str, Any]) -> list[Line]:
-    before, after, beyond = (score_of(part.get(key)) for key in ("base", "share", "beyond"))
+def _memorised(part: Memorisation) -> list[Line]:
+    before, after, beyond = map(finite, (part.base, part.share, part.beyond))
     if not (before and after and beyond):
         return []
     return [("completed verbatim", with_interval(before), with_interval(after), _changed(beyond, "accuracy"))]
 
 
-def _canaries(part: Mapping[str, Any]) -> list[Line]:
+def _canaries(part: Canaries) -> list[Line]:
     return [
-        (str(c.get("prompt") or c.get("id")), f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}".replace("-", "−"))
-        for c in _records(part.get("each"))
-        if (a := number(c.get("base_exposure"))) is not None and (b := number(c.get("exposure"))) is not None
-    ]
+        (c.prompt or c.id, f"{c.base_exposure:.1f}", f"{c.exposure:.1f}", f"{c.exposure - c.base_exposure:+.1f}".replace("-", "−"))
+        for c in part.each if math.isfinite(c.exposure + c.base_exposure)
+    ]  # fmt: skip
 
 
 # --- asked several ways ------------------------------------------------------------------------
@@ -319,75 +286,51 @@ CONSISTENCY = {
 }
 
 
-def _consistency(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
     """How often answers agree when a row is asked several ways: a line a system, kinds of ways, contradictions."""
-    found, own = section(evaluation.get("consistency")), str(evaluation.get("name") or TUNED)
-    given = {str(name): section(figures) for name, figures in section(found.get("contenders")).items()}
-    if not given:
+    found, own = evaluation.consistency, evaluation.name
+    if found is None or not found.systems:
         return {}
-    names = [key for key in CONSISTENCY if any(key in figures for figures in given.values())]
-    compared = [pair for pair in _records(found.get("comparisons")) if pair.get("metric") == found.get("metric")]
-    pairs = {str(pair.get("a")): pair for pair in compared}
-    same = {str(name): section(kinds) for name, kinds in section(found.get("same_as_plain")).items()}
+    names = [key for key in CONSISTENCY if any(key in figures for figures in found.systems.values())]
+    pairs = {pair.a: pair for pair in found.comparisons if pair.metric == found.metric}
+    same = found.same_as_plain
     kinds = list(dict.fromkeys(kind for each in same.values() for kind in each))
     return {
-        "words": _words(found.get("words")),
+        "words": found.words,
         "columns": [CONSISTENCY[key] for key in names],
         "lines": [
             {
                 "name": name,
                 "tuned": "yes" if name == own else "",
-                "cells": [with_interval(score_of(figures.get(key))) for key in names],
-                "p": p_value(number(pairs[name].get("p_holm"))) if name in pairs else "",
+                "cells": [with_interval(finite(figures.get(key))) for key in names],
+                "p": p_value(number(pairs[name].p_holm)) if name in pairs else "",
             }
-            for name, figures in sorted(given.items(), key=lambda item: item[0] == own)
+            for name, figures in sorted(found.systems.items(), key=lambda item: item[0] == own)
         ],
         "kinds": kinds,
         "same": [
             (name, [figure(number(each.get(kind))) for kind in kinds])
             for name, each in sorted(same.items(), key=lambda item: item[0] == own)
         ],
-        "examples": [
-            {
-                "reference": str(example.get("reference") or ""),
-                "ways": [
-                    tuple(str(way.get(key) or "") for key in ("kind", "question", "answer"))
-                    for way in _records(example.get("ways"))
-                ],
-            }
-            for example in _records(found.get("examples"))
-            if _records(example.get("ways"))
-        ],
+        "examples": [example for example in found.examples if example.ways],
     }
 
 
-# --- production, disagreements, a judge --------------------------------------------------------
+# --- production --------------------------------------------------------------------------------
 
 
-def _production(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _production(evaluation: EvaluationManifest) -> dict[str, Any]:
     """Whether the test rows are like those of production, and the score as production weighs them."""
-    found = section(evaluation.get("production"))
-    auc, weighted = number(found.get("auc")), score_of(found.get("reweighted"))
-    if auc is None or weighted is None:
+    found = evaluation.production
+    if found is None or not math.isfinite(found.auc + found.reweighted.value):
         return {}
-    metric = str(found.get("metric") or "accuracy")
     return {
         "facts": [
-            ("production rows", f"{number(found.get('rows')) or 0:,.0f}"),
-            ("told apart, AUC (0.5: not at all)", f"{auc:.2f}"),
-            (f"{title_of(metric)} on the test rows", figure(number(found.get("score")), metric)),
-            ("weighted as production", with_interval(weighted, metric)),
-            ("worth as many rows", f"{number(found.get('effective_rows')) or 0:,.0f}"),
+            ("production rows", f"{found.rows:,}"),
+            ("told apart, AUC (0.5: not at all)", f"{found.auc:.2f}"),
+            (f"{title_of(found.metric)} on the test rows", figure(number(found.score), found.metric)),
+            ("weighted as production", with_interval(found.reweighted, found.metric)),
+            ("worth as many rows", f"{number(found.effective_rows) or 0:,.0f}"),
         ],
-        "differs": _words(found.get("differs_in")) if found.get("differs") else [],
+        "differs": found.differs_in if found.differs else [],
     }
-
-
-def _disagreements(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How many rows each other system gets better, and worse, than the evaluation's own."""
-    return [
-        {"name": str(name), "better": int(better), "worse": int(worse)}
-        for name, part in section(evaluation.get("disagreements")).items()
-        if (better := number(section(part).get("better"))) is not None
-        and (worse := number(section(part).get("worse"))) is not None
-    ]

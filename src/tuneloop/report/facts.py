@@ -9,20 +9,30 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_yaml
-from tuneloop.evaluate.metrics import declare_from, headline_of, lower_is_better, metric_of
+from tuneloop.evaluate.metrics import declare, headline_of, lower_is_better, metric_of
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
-from tuneloop.records.record import R, as_record
+from tuneloop.records.evaluation import SAMPLES, Comparison, Estimate, EvaluationManifest, GateResult, Sample
+from tuneloop.records.plan import Plan
+from tuneloop.records.record import P, Part, R, Record, as_line, as_record
+from tuneloop.records.run import (
+    Environment,
+    FindingLine,
+    MachineUse,
+    RunManifest,
+    TimeChoices,
+    TrainingStep,
+    Validation,
+)
 
-TUNED = "tuned"
 # The order in which systems stand in tables and charts; unknown ones come before the tuned model.
-CONTENDERS = (
+SYSTEMS = (
     "majority class",
     "zero-shot",
     "zero-shot calibrated",
@@ -36,9 +46,21 @@ MOST_OWN = 2  # columns of the user's own metrics; the page has a table of all
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+NOT_EVALUATED = EvaluationManifest(n=0, metrics={})
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+RECORDS: tuple[type[Record], ...] = (
+    RunManifest,
+    Plan,
+    Environment,
+    EvaluationManifest,
+    GateResult,
+    TimeChoices,
+)  # a file each
+
+
 @dataclass(frozen=True)
 class RunFacts:
-    """The files of a run folder; an empty value stands for a file that is missing.
+    """The files of a run folder. None, an empty value or `NOT_EVALUATED` stands for a file that is missing.
 
     Args:
         config: `config.yaml`, the resolved recipe.
@@ -50,33 +72,34 @@ class RunFacts:
     """
 
     path: Path
-    run: dict[str, Any] = field(default_factory=dict)
+    run: RunManifest | None = None
     config: dict[str, Any] = field(default_factory=dict)
     dataset: DatasetManifest | None = None
-    plan: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    gate: dict[str, Any] = field(default_factory=dict)
-    time: dict[str, Any] = field(default_factory=dict)
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    validations: list[dict[str, Any]] = field(default_factory=list)
-    findings: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    plan: Plan | None = None
+    environment: Environment | None = None
+    evaluation: EvaluationManifest = NOT_EVALUATED
+    gate: GateResult | None = None
+    time: TimeChoices | None = None
+    steps: list[TrainingStep] = field(default_factory=list)
+    validations: list[Validation] = field(default_factory=list)
+    findings: list[FindingLine] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
     def result(self) -> str:
         """Name of the folder with what was trained: `adapter`, or `model` of a full run; empty before there is one."""
-        return str(self.run.get("adapter") or self.run.get("weights") or "")
+        return self.run.result if self.run else ""
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether there is an `eval.json`."""
+        return self.evaluation is not NOT_EVALUATED
 
-@dataclass(frozen=True)
-class Score:
-    """A metric's value and 95 % interval; the bounds are NaN where there is none."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
+    @property
+    def model(self) -> str:
+        """The base model, as far as any file names it."""
+        return str((self.run and self.run.model) or self.config.get("model") or self.evaluation.model)
 
 
 @dataclass(frozen=True)
@@ -94,9 +117,9 @@ class SystemFacts:
     """
 
     name: str
-    scores: tuple[Score | None, ...]
+    scores: tuple[Estimate | None, ...]
     p: float | None = None
-    delta: Score | None = None
+    delta: Estimate | None = None
     verdict: str = ""
     tuned: bool = False
 
@@ -114,40 +137,52 @@ def read_run(path: Path | str) -> RunFacts:
     if not path.is_dir():
         raise UserError("No such run folder", where=str(path), next_step="give a folder under runs/")
     problems: list[str] = []
-    found = {name: _mapping(path / file, problems) for name, file in RUN_FILES.items()}
-    declare_from(found["evaluation"])
-    sources = section(section(found["config"]).get("data")).get("sources") or [""]
+    known = {kind: _record(kind, path / kind.file, problems) for kind in RECORDS}
+    config = _mapping(path / CONFIG, problems)
     # the run may have begun from a data set that was prepared elsewhere
+    sources = section(config.get("data")).get("sources") or [""]
     places = (path / "dataset" / MANIFEST, Path(str(sources[0])) / MANIFEST)
     dataset = next((_record(DatasetManifest, place, problems) for place in places if place.is_file()), None)
-    records = _lines(path / "metrics.jsonl", problems)
-    samples = _lines(path / "samples.jsonl", problems)
-    if not any(found.values()) and dataset is None and not records and not samples and not problems:
-        names = ", ".join([*RUN_FILES.values(), "metrics.jsonl"])
+    lines = _lines(path / METRICS, problems, _training_line)
+    samples = _lines(path / SAMPLES, problems, lambda value: as_line(Sample, value, "", ""))
+    if not any((*known.values(), config, dataset, lines, samples, problems)):
+        names = ", ".join([CONFIG, *(kind.file for kind in RECORDS), METRICS])
         raise UserError(
             "Not a run folder: it holds none of a run's files", where=str(path), next_step=f"a run has {names}"
         )
+
+    def found(kind: type[R]) -> R | None:
+        record = known[kind]
+        return record if isinstance(record, kind) else None
+
+    evaluation = found(EvaluationManifest) or NOT_EVALUATED
+    declare(evaluation.own_metrics.values())
     return RunFacts(
         path=path,
-        **found,
+        run=found(RunManifest),
+        config=config,
         dataset=dataset,
-        steps=_by_step(r for r in records if "loss" in r),
-        validations=_by_step(r for r in records if "val_loss" in r),
-        findings=[r for r in records if "finding" in r and number(r.get("step")) is not None],
+        plan=found(Plan),
+        environment=found(Environment),
+        evaluation=evaluation,
+        gate=found(GateResult),
+        time=found(TimeChoices),
+        steps=_by_step(line for line in lines if isinstance(line, TrainingStep)),
+        validations=_by_step(line for line in lines if isinstance(line, Validation)),
+        findings=[line for line in lines if isinstance(line, FindingLine)],
         samples=samples,
         problems=problems,
     )
 
 
-RUN_FILES = {
-    "run": "run.json",
-    "config": "config.yaml",
-    "plan": "plan.json",
-    "environment": "environment.json",
-    "evaluation": "eval.json",
-    "gate": "gate.json",
-    "time": "time.json",
-}
+def _training_line(value: dict[str, Any]) -> TrainingStep | Validation | FindingLine | None:
+    """A line of `metrics.jsonl`; None for what a report does not show."""
+    kinds: dict[str, type[TrainingStep | Validation | FindingLine]] = {
+        "loss": TrainingStep,
+        "val_loss": Validation,
+        "finding": FindingLine,
+    }
+    return next((as_line(kind, value, "", "") for key, kind in kinds.items() if key in value), None)
 
 
 def _record(kind: type[R], path: Path, problems: list[str]) -> R | None:
@@ -174,7 +209,7 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
     return {clean(key): clean_all(item) for key, item in value.items()}
 
 
-def _lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+def _lines(path: Path, problems: list[str], record_of: Callable[[dict[str, Any]], P | None]) -> list[P]:
     """The records of a JSON Lines file; damaged lines (a run writes its last one now) are counted."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -187,21 +222,25 @@ def _lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     for line in text.split("\n"):
         if line.strip():
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            if isinstance(record, dict):
-                records.append(clean_all(record))
-            else:
+                value = json.loads(line)
+                if not isinstance(value, dict):
+                    raise ValueError("no object")
+                record = record_of(clean_all(value))
+            except (ValueError, RecursionError, UserError):
                 damaged += 1
+            else:
+                records += [] if record is None else [record]
     if damaged:
         problems.append(f"{path.name}: {count(damaged, 'unreadable line')} left out")
     return records
 
 
-def _by_step(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+Line = TypeVar("Line", TrainingStep, Validation)
+
+
+def _by_step(records: Iterable[Line]) -> list[Line]:
     """Records in step order; a step that was repeated after a resume counts once, the later one."""
-    latest = {r["step"]: r for r in records if number(r.get("step")) is not None}
+    latest = {record.step: record for record in records}
     return [latest[step] for step in sorted(latest)]
 
 
@@ -226,6 +265,11 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+def given(record: Part | None, name: str) -> float | None:
+    """A figure of a record; None where its file does not hold it."""
+    return number(getattr(record, name)) if record is not None and name in record.model_fields_set else None
 
 
 def section(value: object) -> dict[str, Any]:
@@ -257,14 +301,14 @@ def figure(value: float | None, metric: str = "accuracy") -> str:
     return metric_of(metric).figure(value)
 
 
-def interval(score: Score | None, metric: str = "accuracy") -> str:
+def interval(score: Estimate | None, metric: str = "accuracy") -> str:
     """A 95 % interval: `[0.81, 0.92]`, or an empty string where there is none."""
     if score is None or not (math.isfinite(score.low) and math.isfinite(score.high)):
         return ""
     return f"[{figure(score.low, metric)}, {figure(score.high, metric)}]"
 
 
-def with_interval(score: Score | None, metric: str = "accuracy") -> str:
+def with_interval(score: Estimate | None, metric: str = "accuracy") -> str:
     """`0.87 [0.81, 0.92]`."""
     return f"{figure(score.value if score else None, metric)} {interval(score, metric)}".strip()
 
@@ -313,60 +357,64 @@ def usd(value: float | None, figures: int = 1) -> str:
 # --- the comparison ----------------------------------------------------------------------------
 
 
-def shown_metrics(evaluation: Mapping[str, Any]) -> list[str]:
+def shown_metrics(evaluation: EvaluationManifest) -> list[str]:
     """The two to four metrics of the closing table, the one that decides (`primary`) first.
 
     Fields' accuracies come next (a structured answer), then the headline metrics of labels, or of texts where text is
     generated, then those of the user's own.
     """
-    names, first = list(section(evaluation.get("metrics"))), str(evaluation.get("primary") or "")
+    names, first = list(evaluation.metrics), evaluation.primary
     if not names:  # only baselines so far
-        names = list(dict.fromkeys(n for b in section(evaluation.get("baselines")).values() for n in section(b)))
+        names = list(dict.fromkeys(name for metrics in evaluation.baselines.values() for name in metrics))
     fields = [n for n in names if n.endswith(".accuracy")][:2]
-    if evaluation.get("task") == "classification" and not fields:
+    if evaluation.task == "classification" and not fields:
         wanted = headline_of("labels")
-    elif evaluation.get("task") in ("generation", "chat") or fields:
+    elif evaluation.task in ("generation", "chat") or fields:
         wanted = [*fields, *headline_of("texts")][:3]
     else:
         wanted = headline_of("labels" if "accuracy" in names else "texts")
-    own = [name for name in section(evaluation.get("own_metrics")) if metric_of(name).headline][:MOST_OWN]
+    own = [name for name in evaluation.own_metrics if metric_of(name).headline][:MOST_OWN]
     shown = list(dict.fromkeys([*([first] if first else []), *wanted, *own]))
     return [n for n in shown if n in names] or names[:2]
 
 
-def contenders(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> list[SystemFacts]:
+def systems_of(evaluation: EvaluationManifest, metrics: Sequence[str]) -> list[SystemFacts]:
     """The lines of the comparison: the base model, the cheap alternatives, the tuned model last."""
-    baselines = section(evaluation.get("baselines"))
-    known = [name for name in CONTENDERS if name in baselines]
+    baselines = evaluation.baselines
+    known = [name for name in SYSTEMS if name in baselines]
     lines = [
-        _system_facts(evaluation, name, section(baselines[name]), metrics)
+        _system_facts(evaluation, name, baselines[name], metrics)
         for name in [*known, *(name for name in baselines if name not in known)]
     ]
-    if section(evaluation.get("metrics")):
-        own = str(evaluation.get("name") or TUNED)
-        lines.append(_system_facts(evaluation, own, evaluation["metrics"], metrics, tuned=True))
+    if evaluation.metrics:
+        lines.append(_system_facts(evaluation, evaluation.name, evaluation.metrics, metrics, tuned=True))
     return lines
 
 
 def _system_facts(
-    evaluation: Mapping[str, Any], name: str, values: Mapping[str, Any], metrics: Sequence[str], *, tuned: bool = False
+    evaluation: EvaluationManifest,
+    name: str,
+    values: Mapping[str, Estimate],
+    metrics: Sequence[str],
+    *,
+    tuned: bool = False,
 ) -> SystemFacts:
     p, delta, verdict = None, None, ""
-    own, first = str(evaluation.get("name") or TUNED), reference_system(evaluation)
+    own, first = evaluation.name, reference_system(evaluation)
     if metrics and name != (first or own):
-        for pair in evaluation.get("comparisons") or []:
-            sides = (pair.get("a"), pair.get("b"))
-            if pair.get("metric") == metrics[0] and name in sides and (first or own) in sides:
-                sign = 1.0 if sides[1] == (name if first else own) else -1.0
+        for pair in evaluation.comparisons:
+            sides = (pair.a, pair.b)
+            if pair.metric == metrics[0] and name in sides and (first or own) in sides:
+                sign = 1.0 if pair.b == (name if first else own) else -1.0
                 sign = -sign if lower_is_better(metrics[0]) else sign
-                p = number(pair.get("p_holm"))  # the verdict is by this one
-                p, verdict = number(pair.get("p")) if p is None else p, str(pair.get("verdict") or "")
-                low, high = (sign * (math.nan if v is None else v) for v in corrected_bounds(pair))
-                if (value := number(pair.get("delta"))) is not None:
-                    delta = Score(sign * value, *((low, high) if sign > 0 else (high, low)))
+                p = number(pair.p_holm)  # the verdict is by this one
+                p, verdict = number(pair.p) if p is None else p, pair.verdict
+                low, high = (sign * bound for bound in corrected_bounds(pair))
+                if math.isfinite(pair.delta):
+                    delta = Estimate(sign * pair.delta, *((low, high) if sign > 0 else (high, low)))
     return SystemFacts(
         name=name,
-        scores=tuple(score_of(values.get(metric)) for metric in metrics),
+        scores=tuple(finite(values.get(metric)) for metric in metrics),
         p=p,
         delta=delta,
         verdict=verdict,
@@ -374,92 +422,75 @@ def _system_facts(
     )
 
 
-def corrected_bounds(pair: Mapping[str, Any]) -> tuple[float | None, float | None]:
+def corrected_bounds(pair: Comparison) -> tuple[float, float]:
     """The interval that goes with a comparison's `p_holm`; in an `eval.json` without it, the plain one."""
-    low, high = number(pair.get("low_holm")), number(pair.get("high_holm"))
-    return (number(pair.get("low")), number(pair.get("high"))) if low is None or high is None else (low, high)
+    corrected = (pair.low_holm, pair.high_holm)
+    return corrected if all(map(math.isfinite, corrected)) else (pair.low, pair.high)
 
 
-def gain_header(evaluation: Mapping[str, Any]) -> tuple[str, str]:
+def gain_header(evaluation: EvaluationManifest) -> tuple[str, str]:
     """What the gains of a comparison are, for a column's head and in a sentence or two."""
-    held, own = reference_system(evaluation), str(evaluation.get("name") or TUNED)
-    head = f"gain over {held}" if held else f"gain of {own}"
-    what = f"of each line over {held}; positive means that the line is better." if held else ""
+    reference, own = reference_system(evaluation), evaluation.name
+    head = f"gain over {reference}" if reference else f"gain of {own}"
+    what = f"of each line over {reference}; positive means that the line is better." if reference else ""
     what = what or f"of {own} over each line; positive means that {own} is better."
     return head, f"Gain: {what} {_correction(evaluation)}".strip()
 
 
-def _correction(evaluation: Mapping[str, Any]) -> str:
+def _correction(evaluation: EvaluationManifest) -> str:
     """What intervals and p-values of the gains are corrected for; empty for a single comparison."""
-    pairs = [pair for pair in evaluation.get("comparisons") or [] if pair.get("metric") == evaluation.get("primary")]
-    tests = max((number(pair.get("tests")) or 1 for pair in pairs), default=1)
-    return f"Its interval and p-value are corrected for {tests:.0f} comparisons (Holm)." if tests > 1 else ""
+    tests = max((pair.tests for pair in evaluation.comparisons if pair.metric == evaluation.primary), default=1)
+    return f"Its interval and p-value are corrected for {tests} comparisons (Holm)." if tests > 1 else ""
 
 
-def verdict_line(evaluation: Mapping[str, Any]) -> str:
+def verdict_line(evaluation: EvaluationManifest) -> str:
     """The verdict in one sentence; empty where there is none yet."""
-    said = section(evaluation.get("verdict")).get("sentence")
-    words = evaluation.get("words")
-    return str(said or (words[0] if isinstance(words, list) and words else ""))
+    return (evaluation.verdict.sentence if evaluation.verdict else "") or next(iter(evaluation.words), "")
 
 
 def limit_words(facts: RunFacts) -> list[str]:
     """What a run with a limit on its time left out, and what it would take without; nothing where nothing was left out."""
-    words = facts.time.get("words")
-    return [str(word) for word in words] if isinstance(words, list) else []
+    return facts.time.words if facts.time else []
 
 
-EFFECTS = (
-    "forgetting",
-    "lm_eval",
-    "memorisation",
-    "canaries",
-)  # parts of an evaluation about what tuning did besides its task
-
-
-def more_words(evaluation: Mapping[str, Any]) -> list[str]:
+def more_words(evaluation: EvaluationManifest) -> list[str]:
     """What an evaluation says besides its verdict: the side effects of tuning, consistency, and what requests cost."""
-    said = [section(evaluation.get(part)).get("words") for part in EFFECTS]
-    lists = [section(evaluation.get("consistency")).get("words"), evaluation.get("ladder_words")]
-    return [str(line) for line in [*said, *(line for each in lists if isinstance(each, list) for line in each)] if line]
+    parts = (evaluation.forgetting, evaluation.lm_eval, evaluation.memorisation, evaluation.canaries)
+    consistency = evaluation.consistency.words if evaluation.consistency else []
+    return [
+        line for line in [*(part.words for part in parts if part), *consistency, *evaluation.leaderboard_words] if line
+    ]
 
 
-def reference_system(evaluation: Mapping[str, Any]) -> str:
+def reference_system(evaluation: EvaluationManifest) -> str:
     """The system that all others were compared with, where that is not the evaluation's own; empty otherwise."""
-    own = str(evaluation.get("name") or TUNED)
-    pairs = {(str(pair.get("a")), str(pair.get("b"))) for pair in evaluation.get("comparisons") or []}
+    pairs = {(pair.a, pair.b) for pair in evaluation.comparisons}
     firsts = {a for a, _ in pairs}
-    return firsts.pop() if len(firsts) == 1 and len(pairs) > 1 and any(own not in pair for pair in pairs) else ""
+    others = any(evaluation.name not in pair for pair in pairs)
+    return firsts.pop() if len(firsts) == 1 and len(pairs) > 1 and others else ""
 
 
-def score_of(value: object) -> Score | None:
-    """A metric of `eval.json`: `{"value", "low", "high"}` or a bare number."""
-    if isinstance(value, Mapping):
-        bare, low, high = (number(value.get(key)) for key in ("value", "low", "high"))
-        if bare is None:
-            return None
-        return Score(bare, math.nan if low is None else low, math.nan if high is None else high)
-    bare = number(value)
-    return None if bare is None else Score(bare)
+def finite(estimate: Estimate | None) -> Estimate | None:
+    """An estimate whose value is a number, or None."""
+    return estimate if estimate is not None and math.isfinite(estimate.value) else None
 
 
-def is_right(sample: Mapping[str, Any], prediction: object = None) -> bool | None:
+def is_right(sample: Sample, prediction: str | None = None) -> bool | None:
     """Whether an answer equals the reference, for rows with a label; None where that says little.
 
     Args:
-        sample: a row of `samples.jsonl`.
         prediction: the answer to judge; default: the tuned model's.
     """
-    if sample.get("label") is None:
+    if sample.label is None:
         return None
-    if prediction is None and "predicted_label" in sample:  # as the scorer matched it
-        return bool(sample["predicted_label"] == sample["label"])
-    answer = sample.get("prediction") if prediction is None else prediction
-    return _bare(answer) == _bare(sample.get("reference") or sample["label"])
+    if prediction is None and "predicted_label" in sample.model_fields_set:  # as the scorer matched it
+        return sample.predicted_label == sample.label
+    answer = sample.prediction if prediction is None else prediction
+    return _bare(answer) == _bare(sample.reference or sample.label)
 
 
-def _bare(text: object) -> str:
-    first = str(text or "").strip().split("\n")[0]
+def _bare(text: str) -> str:
+    first = text.strip().split("\n")[0]
     return first.strip(" \t\"'`.,;:!?*").casefold()
 
 
@@ -497,27 +528,16 @@ def off_words(actual: float | None, low: float | None, high: float | None, expec
 def promises(facts: RunFacts) -> list[Promise]:
     """Time, memory and money: predicted against actual. Lines without either figure are left out."""
     run, plan = facts.run, facts.plan
-    said = section(run.get("predicted"))
-    time, cost, memory = (section(plan.get(key)) for key in ("time", "cost", "memory"))
-
-    def hours(key: str) -> float | None:
-        value = number(time.get(key))
-        return None if value is None else value * 60
-
-    def first(*values: float | None) -> float | None:
-        return next((v for v in values if v is not None), None)
-
-    expected = first(number(said.get("minutes")), hours("hours"))
-    low, high = first(number(said.get("low")), hours("low")), first(number(said.get("high")), hours("high"))
-    seconds = number(run.get("seconds"))
+    said, time, cost = run and run.predicted, plan and plan.time, plan and plan.cost
+    in_minutes = [None if hours is None else 60 * hours for hours in (time.hours, time.low, time.high)] if time else []
+    expected, low, high = (said.minutes, said.low, said.high) if said else in_minutes or (None, None, None)
+    seconds, real_peak, paid = (given(run, name) for name in ("seconds", "peak_memory_gib", "usd"))
     took = None if seconds is None else seconds / 60
     span = f"  ({minutes(low)} to {minutes(high)})" if low is not None and high is not None else ""
-    peak, real_peak = (
-        first(number(said.get("peak_gib")), number(memory.get("peak_gib"))),
-        number(run.get("peak_memory_gib")),
-    )
-    price, paid = first(number(said.get("usd")), number(cost.get("usd"))), number(run.get("usd"))
-    dearest = first(number(cost.get("high")), None if price is None else price * 1.25)
+    peak = said.peak_gib if said else plan.memory.peak_gib if plan else None
+    price = said.usd if said else cost.usd if cost else None
+    cheapest = cost.low if cost and cost.low is not None else None if price is None else price * 0.75
+    most = cost.high if cost and cost.high is not None else None if price is None else price * 1.25
 
     def line(
         name: str,
@@ -530,21 +550,19 @@ def promises(facts: RunFacts) -> list[Promise]:
         return Promise(name, predicted, actual, words == "as predicted" if words else None, words)
 
     near = (None, None) if peak is None else (0.85 * peak, 1.15 * peak)
-    cheapest = first(number(cost.get("low")), None if price is None else price * 0.75)
     lines = [
         line("training time", minutes(expected) + (span if expected is not None else ""), minutes(took), took, (low, high, expected)),
         line("peak memory", gib(peak), gib(real_peak), real_peak, (*near, peak)),
-        line("cost", usd(price), usd(paid), paid, (cheapest, dearest, price)),
+        line("cost", usd(price), usd(paid), paid, (cheapest, most, price)),
     ]  # fmt: skip
     return [line for line in lines if (line.predicted, line.actual) != ("–", "–")]
 
 
-def used(run: Mapping[str, Any]) -> str:
-    """The model FLOP utilisation in `run.json` with the peak that it is a share of; empty where it was not measured."""
-    mfu = section(run.get("mfu"))
-    value, peak = number(mfu.get("value")), number(mfu.get("peak_gflops"))
-    if peak is None:
+def used(mfu: MachineUse | None) -> str:
+    """The model FLOP utilisation of `run.json` with the peak that it is a share of; empty where it was not measured."""
+    peak = number(mfu.peak_gflops) if mfu else None
+    if mfu is None or peak is None:
         return ""
-    if value is None or value > 1:
+    if mfu.value is None or mfu.value > 1:
         return f"not known: the machine was busy when its peak was measured ({peak:,.0f} GFLOP/s)"
-    return f"{100 * value:.0f}\u00a0% of {peak:,.0f} GFLOP/s, the measured peak"
+    return f"{100 * mfu.value:.0f}\u00a0% of {peak:,.0f} GFLOP/s, the measured peak"

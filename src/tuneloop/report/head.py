@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tuneloop.core.files import sha256_file
 from tuneloop.evaluate.metrics import title_of
+from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
+from tuneloop.records.run import RunManifest
 from tuneloop.report.facts import (
     RunFacts,
     SystemFacts,
     clean,
     count,
     figure,
+    finite,
     gib,
+    given,
     interval,
     limit_words,
     minutes,
     number,
     p_value,
     promises,
-    score_of,
-    section,
     signed,
     usd,
     verdict_line,
@@ -67,12 +69,10 @@ def head_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemFac
     }
 
 
-def verdict_words(evaluation: Mapping[str, Any]) -> list[str]:
+def verdict_words(evaluation: EvaluationManifest) -> list[str]:
     """The verdict in one sentence, then what else the evaluation says in words; empty without an evaluation."""
-    words = evaluation.get("words") or []
-    said = [str(w) for w in (words if isinstance(words, list) else [words])]
-    verdict = verdict_line(evaluation) or (said[0] if said else "")
-    return [verdict, *(w for w in said if w != verdict)] if verdict else []
+    verdict = verdict_line(evaluation)
+    return [verdict, *(word for word in evaluation.words if word != verdict)] if verdict else []
 
 
 def keep_together(text: str) -> str:
@@ -94,39 +94,33 @@ def _subject(facts: RunFacts) -> str:
     name = (
         (facts.dataset and facts.dataset.name)
         or facts.config.get("name")
-        or facts.run.get("id")
+        or (facts.run and facts.run.id)
         or facts.path.resolve().name
     )
-    model = facts.run.get("model") or facts.config.get("model") or facts.evaluation.get("model")
-    return clean(f"{name} on {model_name(model)}" if model else name)
+    return clean(f"{name} on {model_name(facts.model)}" if facts.model else name)
 
 
 def _place(facts: RunFacts) -> str:
     """The line above the title: which run or evaluation, of which model, on which data."""
     evaluation, run = facts.evaluation, bool(facts.run or facts.config or facts.steps)
-    kind = f"run {facts.path.resolve().name}" if run else f"evaluation of {evaluation.get('name') or facts.path.name}"
-    model = model_name(facts.run.get("model") or facts.config.get("model") or evaluation.get("model"))
-    data = (facts.dataset and facts.dataset.id) or evaluation.get("dataset") or ""
-    return clean(" · ".join(["tuneloop " + kind, *filter(None, (model, str(data)))]))
+    kind = f"run {facts.path.resolve().name}" if run else f"evaluation of {evaluation.name or facts.path.name}"
+    data = (facts.dataset and facts.dataset.id) or evaluation.dataset
+    return clean(" · ".join(["tuneloop " + kind, *filter(None, (model_name(facts.model), data))]))
 
 
 def _state(facts: RunFacts) -> str:
     """What is still missing, or an empty string for a whole run."""
-    if facts.evaluation:
+    if facts.evaluated:
         return ""
     if not facts.run:
         return "Training has not finished." if facts.steps else "Training has not begun."
-    return (
-        "Trained; not evaluated yet."
-        if facts.run.get("status") in ("finished", "done", None)
-        else f"Status: {facts.run['status']}."
-    )
+    return "Trained; not evaluated yet." if facts.run.status in ("finished", "done") else f"Status: {facts.run.status}."
 
 
-def few_rows(evaluation: Mapping[str, Any], metrics: Sequence[str], against: SystemFacts | None) -> str:
+def few_rows(evaluation: EvaluationManifest, metrics: Sequence[str], against: SystemFacts | None) -> str:
     """How little a small test set can show of a difference from `against`; empty for a large one."""
-    n = number(evaluation.get("n"))
-    own = score_of(section(evaluation.get("metrics")).get(metrics[0])) if metrics else None
+    n = evaluation.n
+    own = finite(evaluation.metrics.get(metrics[0])) if metrics else None
     if not n or n >= FEW_ROWS or own is None:
         return ""
     bounds = interval(own, metrics[0])
@@ -135,9 +129,9 @@ def few_rows(evaluation: Mapping[str, Any], metrics: Sequence[str], against: Sys
     smallest = next(
         (
             value
-            for pair in evaluation.get("comparisons") or []
-            if against and pair.get("metric") == metrics[0] and against.name in (pair.get("a"), pair.get("b"))
-            and (value := number(pair.get("detectable"))) is not None
+            for pair in evaluation.comparisons
+            if against and pair.metric == metrics[0] and against.name in (pair.a, pair.b)
+            and (value := number(pair.detectable)) is not None
         ),
         None,
     )  # fmt: skip
@@ -154,18 +148,18 @@ def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemF
         bounds = interval(score, metrics[0])
         figures.append(KeyFigure(title_of(metrics[0]), figure(score.value, metrics[0]), f"95 % interval {bounds}" if bounds else ""))  # fmt: skip
         figures += _gain(facts, lines, metrics[0])
-    elif (loss := number(facts.run.get("best_val_loss"))) is not None:
-        figures.append(KeyFigure("validation loss", f"{loss:.3f}", f"best, at step {facts.run.get('best_step')}"))
+    elif facts.run and (loss := given(facts.run, "best_val_loss")) is not None:
+        figures.append(KeyFigure("validation loss", f"{loss:.3f}", f"best, at step {facts.run.best_step}"))
     elif facts.steps:
         last = facts.steps[-1]
-        figures.append(KeyFigure("training loss", figure(number(last.get("loss"))), f"at step {last['step']}"))
+        figures.append(KeyFigure("training loss", figure(number(last.loss)), f"at step {last.step}"))
     figures += _seen(facts.run)
     promised = {p.name: p.predicted for p in promises(facts)}
-    seconds = number(facts.run.get("seconds"))
+    seconds = given(facts.run, "seconds")
     for name, shown in (
         ("training time", minutes(None if seconds is None else seconds / 60)),
-        ("peak memory", gib(number(facts.run.get("peak_memory_gib")))),
-        ("cost", usd(number(facts.run.get("usd")))),
+        ("peak memory", gib(given(facts.run, "peak_memory_gib"))),
+        ("cost", usd(given(facts.run, "usd"))),
     ):
         if shown != "–":
             said = promised.get(name, "–").split("  (")[0]
@@ -173,9 +167,9 @@ def key_figures(facts: RunFacts, metrics: Sequence[str], lines: Sequence[SystemF
     return figures[:6]
 
 
-def rival(evaluation: Mapping[str, Any], lines: Sequence[SystemFacts]) -> SystemFacts | None:
+def rival(evaluation: EvaluationManifest, lines: Sequence[SystemFacts]) -> SystemFacts | None:
     """The alternative that the verdict is about, else the best one by prompting, else the best one; None without any."""
-    named = section(evaluation.get("verdict")).get("against")
+    named = evaluation.verdict.against if evaluation.verdict else None
     others = [line for line in lines if not line.tuned and line.delta is not None and line.scores[0]]
     prompted = [line for line in others if "shot" in line.name] or others
     return next((line for line in others if line.name == named), None) or max(
@@ -191,14 +185,15 @@ def _gain(facts: RunFacts, lines: Sequence[SystemFacts], metric: str) -> list[Ke
     return [KeyFigure("gain", signed(best.delta.value, metric), keep_together(detail))]
 
 
-def _seen(run: Mapping[str, Any]) -> list[KeyFigure]:
+def _seen(run: RunManifest | None) -> list[KeyFigure]:
     """What share of the training rows a step learned from."""
-    seen, rows, words = number(run.get("rows_seen")), number(run.get("rows")), str(run.get("seen") or "")
-    if not rows or seen is None:
+    seen = given(run, "rows_seen")
+    if run is None or not run.rows or seen is None:
         return []
+    rows = run.rows
     percent = 100 * seen / rows
     value = f"{percent:.1f} %" if percent < 10 else f"{min(percent, 100):.0f} %"
-    return [KeyFigure("training rows seen", value, words if seen >= rows else f"{seen:,.0f} of {rows:,.0f}")]
+    return [KeyFigure("training rows seen", value, run.seen if seen >= rows else f"{seen:,.0f} of {rows:,.0f}")]
 
 
 # --- the gate ----------------------------------------------------------------------------------
@@ -209,26 +204,21 @@ GATE = {"pass": "✓ The gate is passed", "fail": "✗ The gate is failed", "inc
 def gate_part(facts: RunFacts) -> dict[str, Any]:
     """What the gate said of this run, and whether of this evaluation."""
     gate = facts.gate
-    checks = gate.get("checks")
-    if gate.get("status") not in GATE or not isinstance(checks, list):
+    if gate is None:
         return {}
-    evaluation = Path(facts.path) / "eval.json"
-    stale = not evaluation.is_file() or sha256_file(evaluation) != gate.get("evaluation")
+    evaluation = Path(facts.path) / EVALUATION
+    stale = not evaluation.is_file() or sha256_file(evaluation) != gate.evaluation
     marks = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? not enough evidence"}
     return {
-        "status": gate["status"],
-        "words": GATE[gate["status"]],
+        "status": gate.status,
+        "words": GATE[gate.status],
         "stale": stale,
-        "suite": str(section(gate.get("suite")).get("name") or ""),
-        "against": str(section(gate.get("against")).get("place") or ""),
-        "created": str(gate.get("created") or "").replace("T", " ")[:16],
+        "suite": gate.suite.name if gate.suite else "",
+        "against": gate.against.place,
+        "created": gate.created.replace("T", " ")[:16],
         "checks": [
-            (str(c.get("status")), marks.get(str(c.get("status")), ""), str(c.get("message") or c.get("name") or ""))
-            for c in sorted(filter(_is_mapping, checks), key=lambda c: c.get("status") == "pass")
+            (check.status, marks[check.status], check.message or check.name)
+            for check in sorted(gate.checks, key=lambda check: check.status == "pass")
         ],
-        "flaky": [f"{section(f).get('row')}: passed {section(f).get('passed')} of {section(f).get('asked')} times" for f in gate.get("flaky") or []],
-    }  # fmt: skip
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, Mapping)
+        "flaky": [f"{row.row}: passed {row.passed} of {row.asked} times" for row in gate.flaky],
+    }

@@ -16,23 +16,24 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.files import write_text
 from tuneloop.evaluate.metrics import title_of
 from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.run import FindingLine, Validation
 from tuneloop.report import charts, curves
 from tuneloop.report.eval_parts import evaluation_parts
 from tuneloop.report.facts import (
-    TUNED,
     RunFacts,
     SystemFacts,
     count,
     gib,
+    given,
     number,
     promises,
     read_run,
     section,
     shown_metrics,
+    systems_of,
     used,
     with_interval,
 )
-from tuneloop.report.facts import contenders as contenders_of
 from tuneloop.report.facts import short_count as short
 from tuneloop.report.head import gate_part, head_part
 from tuneloop.report.samples import samples_part
@@ -104,7 +105,7 @@ def flags(text: str) -> Markup:
 def page_of(facts: RunFacts) -> dict[str, Any]:
     """Everything the template shows, computed and written out."""
     metrics = shown_metrics(facts.evaluation)
-    lines = contenders_of(facts.evaluation, metrics)
+    lines = systems_of(facts.evaluation, metrics)
     page = {
         **head_part(facts, metrics, lines),
         "gate": gate_part(facts),
@@ -116,8 +117,10 @@ def page_of(facts: RunFacts) -> dict[str, Any]:
         "data": _data(facts),
         "plan": _plan(facts),
         "config": yaml_text(facts.config),
-        "environment": [(key, inline(value)) for key, value in facts.environment.items() if key != "packages"],
-        "packages": sorted(section(facts.environment.get("packages")).items()),
+        "environment": [(k, inline(v)) for k, v in facts.environment.to_json().items() if k != "packages"]
+        if facts.environment
+        else [],
+        "packages": sorted(facts.environment.packages.items()) if facts.environment else [],
         "next": f"tuneloop evaluate {facts.path} --split val",
         "run_path": str(facts.path),
         "result": facts.result,
@@ -145,7 +148,7 @@ def contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
         "effects": ("Side effects", parts.get("effects")),
         "production": ("Production", parts.get("production")),
         "judge": ("Judge", parts.get("judge")),
-        "costs": ("Costs", parts.get("ladder")),
+        "costs": ("Costs", parts.get("leaderboard")),
         "training": ("Training", page.get("training")),
         "settings": ("Settings", page.get("config")),
         "data": ("Data", page.get("data")),
@@ -174,20 +177,20 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Sys
         return {}
     measured = [i for i in range(len(metrics)) if any(line.scores[i] is not None for line in lines)]
     shown = facts.evaluation
-    more = [m for m in section(shown.get("metrics")) if m not in metrics]
+    more = [m for m in shown.metrics if m not in metrics]
     table = comparison_table(shown, metrics, lines)
     return {
-        "n": number(shown.get("n")),
-        "split": shown.get("split"),
+        "n": shown.n,
+        "split": shown.split,
         "table": table,
         "charts": [
             (title_of(metrics[i]), charts.chart_pair(charts.forest_chart, lines, i, metrics[i])) for i in measured
         ],
-        "more": [(title_of(m), [with_interval(c.scores[0], m) for c in contenders_of(shown, [m])]) for m in more],
+        "more": [(title_of(m), [with_interval(c.scores[0], m) for c in systems_of(shown, [m])]) for m in more],
         "names": [line.name for line in lines],
-        "own": next((line.name for line in lines if line.tuned), TUNED),
-        "invalid": number(shown.get("invalid")),
-        "notes": [str(n) for n in shown.get("notes") or []] if isinstance(shown.get("notes"), list) else [],
+        "own": shown.name,
+        "invalid": shown.invalid,
+        "notes": shown.notes,
     }
 
 
@@ -210,60 +213,51 @@ def _training(facts: RunFacts) -> dict[str, Any]:
         "early": "early: the validation loss no longer fell",
         "time": "when the time was up",
     }
-    best, loss = number(run.get("best_step")), number(run.get("best_val_loss"))
-    if best is None and (best_record := _best(facts.validations)):
-        best, loss = number(best_record.get("step")), number(best_record.get("val_loss"))
-    trainable = number(run.get("trainable_parameters")) or number(facts.plan.get("trainable_parameters"))
-    total = number(facts.plan.get("total_parameters"))
+    best, loss = given(run, "best_step"), given(run, "best_val_loss")
+    if best is None and (validation := _best(facts.validations)):
+        best, loss = validation.step, validation.val_loss
+    plan = facts.plan
+    trainable = (run and run.trainable_parameters) or (plan and plan.trainable_parameters)
+    total = plan and plan.total_parameters
     share = f" of {short(total)} ({100 * trainable / total:.2g}\u00a0%)" if total and trainable else ""
-    speed = number(run.get("tokens_per_second"))
     entries = [
-        ("method", f"{run.get('method') or facts.plan.get('method') or ''}"),
+        ("method", (run and run.method) or (plan and plan.method) or ""),
         ("trained parameters", f"{short(trainable)}{share}" if trainable else ""),
-        (
-            "steps",
-            f"{n:,.0f}"
-            if (n := number(run.get("steps"))) is not None
-            else (f"{facts.steps[-1]['step']:,} so far" if facts.steps else ""),
-        ),
-        ("rows seen", str(run.get("seen") or "")),
-        ("epochs", f"{n:.3g}" if (n := number(run.get("epochs"))) is not None else ""),
-        ("ended", stopped.get(str(run.get("stopped")), _by_watcher(run.get("stopped")))),
+        ("steps", f"{run.steps:,}" if run else f"{facts.steps[-1].step:,} so far" if facts.steps else ""),
+        ("rows seen", run.seen if run else ""),
+        ("epochs", f"{n:.3g}" if (n := given(run, "epochs")) is not None else ""),
+        ("ended", stopped.get(run.stopped, f"by a monitor: {run.stopped.replace('_', ' ')}") if run else ""),
         ("best validation loss", f"{loss:.4f} at step {best:g}" if loss is not None and best is not None else ""),
-        ("tokens", f"{n:,.0f}" if (n := number(run.get("tokens"))) is not None else ""),
-        ("speed", f"{speed:,.0f} tokens/s" if speed else ""),
-        ("MFU", used(facts.run)),
+        ("tokens", f"{n:,.0f}" if (n := given(run, "tokens")) is not None else ""),
+        ("speed", f"{run.tokens_per_second:,.0f} tokens/s" if run and run.tokens_per_second else ""),
+        ("MFU", used(run.mfu) if run else ""),
     ]
     return {
         "chart": chart,
         "beside": beside,
         "facts": [(k, v) for k, v in entries if v],
         "findings": _findings(facts.findings),
-        "mfu": str(section(run.get("mfu")).get("definition") or ""),
+        "mfu": run.mfu.definition if run and run.mfu else "",
     }
 
 
-def _by_watcher(reason: object) -> str:
-    return f"by the watcher: {str(reason).replace('_', ' ')}" if reason else ""
-
-
-def _findings(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the watcher found, numbered as in the chart."""
+def _findings(findings: Sequence[FindingLine]) -> list[dict[str, Any]]:
+    """What the monitors found, numbered as in the chart."""
     return [
         {
-            "kind": str(f.get("finding") or "").replace("_", " "),
-            "step": f.get("step"),
-            "sentence": str(f.get("sentence") or ""),
-            "rows": ", ".join(str(row) for row in f.get("rows") or []),
-            "remedies": [str(r) for r in f.get("remedies") or [] if not str(r).startswith("look at these rows")],
+            "kind": found.finding.replace("_", " "),
+            "step": found.step,
+            "sentence": found.sentence,
+            "rows": ", ".join(found.rows),
+            "remedies": [remedy for remedy in found.remedies if not remedy.startswith("look at these rows")],
         }
-        for f in findings
+        for found in findings
     ]
 
 
-def _best(validations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    finite = [v for v in validations if number(v.get("val_loss")) is not None]
-    return min(finite, key=lambda v: float(v["val_loss"])) if finite else None
+def _best(validations: Sequence[Validation]) -> Validation | None:
+    finite = [v for v in validations if number(v.val_loss) is not None]
+    return min(finite, key=lambda v: number(v.val_loss) or 0.0) if finite else None
 
 
 def _data(facts: RunFacts) -> dict[str, Any]:
@@ -317,25 +311,28 @@ def tally(value: object) -> list[tuple[str, float]]:
 def _plan(facts: RunFacts) -> dict[str, Any]:
     lines = promises(facts)
     plan = facts.plan
-    terms = [
-        (str(k).replace("_", " "), n)
-        for k, v in section(section(plan.get("memory")).get("terms")).items()
-        if (n := number(v)) is not None
-    ]
-    if not lines and not terms:
-        return {}
+    if plan is None:
+        without: dict[str, Any] = {
+            "machine": "",
+            "fits": None,
+            "capacity": "–",
+            "phase": "",
+            "assumptions": [],
+            "alternatives": [],
+        }
+        return {"lines": lines, "terms": [], **without} if lines else {}
+    memory = plan.memory
+    terms = [(name.replace("_", " "), n) for name, n in memory.terms.items()]
     most = max((n for _, n in terms), default=0.0) or 1.0
-    gpus = number(plan.get("gpus"))
-    machine = str(plan.get("gpu") or "") + (f" × {gpus:.0f}" if gpus and gpus > 1 else "")
     return {
         "lines": lines,
-        "machine": machine,
-        "fits": plan.get("fits"),
-        "capacity": gib(number(section(plan.get("memory")).get("capacity_gib"))),
-        "phase": section(plan.get("memory")).get("phase") or "",
+        "machine": plan.gpu + (f" × {plan.gpus}" if plan.gpus > 1 else ""),
+        "fits": plan.fits,
+        "capacity": gib(memory.capacity_gib),
+        "phase": memory.phase,
         "terms": [(name, gib(n), 100 * max(n, 0.0) / most) for name, n in sorted(terms, key=lambda t: -t[1])],
-        "assumptions": [inline(a) for a in plan.get("assumptions") or []],
-        "alternatives": [inline(a) for a in plan.get("alternatives") or []],
+        "assumptions": plan.assumptions,
+        "alternatives": [inline(change.to_json()) for change in plan.alternatives],
     }
 
 

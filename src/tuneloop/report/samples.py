@@ -16,15 +16,15 @@ from typing import Any
 from markupsafe import Markup
 
 from tuneloop.evaluate.metrics import metric_of, title_of
+from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.report.differences import marked_against
 from tuneloop.report.facts import (
-    TUNED,
     RunFacts,
     count,
     figure,
+    finite,
     is_right,
     number,
-    score_of,
     section,
     shown_metrics,
 )
@@ -49,7 +49,7 @@ class Told:
         label: the row's label, or the value of the field that decides; None for free texts.
     """
 
-    sample: Mapping[str, Any]
+    sample: Sample
     place: int
     kind: str
     why: str
@@ -61,18 +61,17 @@ class Told:
     @property
     def answers(self) -> list[tuple[str, str, bool | None]]:
         """(system, answer, whether it is right) of the others."""
-        given = section(self.sample.get("baselines"))
-        return [(name, _text(given[name]), right) for name, right in self.others.items()]
+        return [(name, self.sample.baselines[name], right) for name, right in self.others.items()]
 
     @property
     def answer(self) -> str:
         """The own answer."""
-        return _text(self.sample.get("prediction"))
+        return self.sample.prediction
 
     @property
     def reference(self) -> str:
         """What was to be answered."""
-        return str(self.sample.get("reference") or self.sample.get("label") or "")
+        return self.sample.reference or self.sample.label or ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Choice:
         """How the first rows were chosen, and how many answers are wrong in all."""
         n, wrong = len(self.told), sum(t.right is False for t in self.told)
         text = (
-            f"Rows that tell the most come first: where {self.own} and another contender disagree, wrong answers, and near misses, each "
+            f"Rows that tell the most come first: where {self.own} and another system disagree, wrong answers, and near misses, each "
             f"label in turn. They are no fair share of the {count(n, 'row')}"
         )
         return f"{text}: {wrong:,} of all {n:,} answers of {self.own} are wrong." if self.judged else f"{text}."
@@ -110,7 +109,7 @@ TURNS = ("lost", "won", "wrong", "lost", "unsure", "won")
 def choose(facts: RunFacts) -> Choice:
     """All rows of an evaluation, those that tell the most first: the one choice for the terminal and the page."""
     evaluation = facts.evaluation
-    own, names = str(evaluation.get("name") or TUNED), beside(evaluation, facts.samples)
+    own, names = evaluation.name, alongside(evaluation, facts.samples)
     judge = _judge(evaluation, facts.samples)
     told = [tell(sample, i, own, names, judge) for i, sample in enumerate(facts.samples)]
     return Choice(own, names, telling_order(told))
@@ -128,7 +127,7 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
     pairs = Counter(
         (t.reference, t.answer.strip() or "(empty)")
         for t in choice.told
-        if t.right is False and t.sample.get("label") is not None
+        if t.right is False and t.sample.label is not None
     )
     return {
         "own": choice.own,
@@ -139,21 +138,20 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
         "kept": len(kept),
         "wrong": sum(t.right is False for t in choice.told),
         "judged": choice.judged,
-        "marks": any(t.sample.get("label") is None for t in kept),
+        "marks": any(t.sample.label is None for t in kept),
         "confusions": [(a, cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
         "rows": rows_json(kept, choice.own, choice.names, metrics, longest, size) if len(kept) > size > 0 else "",
         **_choices(kept, choice.own, choice.names, facts.evaluation),
     }
 
 
-def beside(evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[str]:
+def alongside(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> list[str]:
     """The systems whose answers are shown with the own one: all of a few, else the best prompt, the best other, zero-shot."""
-    answered = section(samples[0].get("baselines")) if samples else {}
-    metric = str(evaluation.get("primary") or next(iter(shown_metrics(evaluation)), ""))
-    scores = section(evaluation.get("baselines"))
+    answered = samples[0].baselines if samples else {}
+    metric = evaluation.primary or next(iter(shown_metrics(evaluation)), "")
 
     def value(name: str) -> float:
-        found = score_of(section(scores.get(name)).get(metric))
+        found = finite(evaluation.baselines.get(name, {}).get(metric))
         return found.value if found else float("-inf")
 
     names = [name for name in answered if name != "majority class"]  # it says the same in every row
@@ -181,54 +179,47 @@ class _Judge:
     whole: frozenset[str]
     field: re.Pattern[str] | None
 
-    def value(self, text: object) -> str | None:
+    def value(self, text: str) -> str | None:
         """What a text says in the field that decides; None where there is no such field, or not in this text."""
-        found = self.field.search(str(text or "")) if self.field else None
+        found = self.field.search(text) if self.field else None
         return found[1].strip() if found and found.groups() and found[1] else None
 
 
-def _judge(evaluation: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> _Judge:
-    primary = str(evaluation.get("primary") or "")
-    metric = str(evaluation.get("row_metric") or primary)
-    scores = {number(section(sample.get("scores")).get(metric)) for sample in samples}
-    apart: dict[str, dict[str, tuple[float, float]]] = {}
-    whole = set()
-    for name, part in section(evaluation.get("disagreements")).items():
-        rows = section(part).get("rows")
-        for row in rows if isinstance(rows, list) else []:
-            mine, theirs = number(section(row).get("score")), number(section(row).get("other"))
-            if mine is not None and theirs is not None:
-                apart.setdefault(str(name), {})[str(section(row).get("id"))] = (mine, theirs)
-        if isinstance(rows, list) and len(rows) == sum(
-            int(number(section(part).get(k)) or 0) for k in ("better", "worse")
-        ):
-            whole.add(str(name))
+def _judge(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> _Judge:
+    metric = evaluation.row_metric or evaluation.primary
+    scores = {_score_in(sample, metric) for sample in samples}
+    differing = evaluation.disagreements
+    apart = {name: {row.id: (row.score, row.other) for row in part.rows} for name, part in differing.items()}
+    whole = frozenset(name for name, part in differing.items() if len(part.rows) == part.better + part.worse)
     plain = metric_of(metric).right_or_wrong and scores <= {0.0, 1.0}
-    return _Judge(metric, plain, apart, frozenset(whole), _field(evaluation, metric))
+    return _Judge(metric, plain, apart, whole, _field(evaluation, metric))
 
 
-def _field(evaluation: Mapping[str, Any], metric: str) -> re.Pattern[str] | None:
-    pattern = section(section(evaluation.get("settings")).get("fields")).get(metric.rpartition(".")[0])
+def _score_in(sample: Sample, metric: str) -> float | None:
+    return number(sample.scores.get(metric))
+
+
+def _field(evaluation: EvaluationManifest, metric: str) -> re.Pattern[str] | None:
+    pattern = evaluation.settings.fields.get(metric.rpartition(".")[0]) if evaluation.settings else None
     try:
-        return re.compile(str(pattern), re.MULTILINE) if pattern else None
+        return re.compile(pattern, re.MULTILINE) if pattern else None
     except re.error:
         return None
 
 
-def tell(sample: Mapping[str, Any], place: int, own: str, names: Sequence[str], judge: _Judge) -> Told:
+def tell(sample: Sample, place: int, own: str, names: Sequence[str], judge: _Judge) -> Told:
     """What a row tells: who is right, or, where that says little, who is nearer to the reference."""
-    given = section(sample.get("baselines"))
-    known = [name for name in names if name in given]
-    right, confidence = is_right(sample), number(sample.get("confidence"))
-    others = {name: is_right(sample, str(given.get(name) or "")) for name in known}
-    about, label = "", None if sample.get("label") is None else str(sample["label"])
+    known = [name for name in names if name in sample.baselines]
+    right, confidence = is_right(sample), number(sample.confidence)
+    others = {name: is_right(sample, sample.baselines[name]) for name in known}
+    about, label = "", sample.label
     if right is None:
-        score = number(section(sample.get("scores")).get(judge.metric))
+        score = _score_in(sample, judge.metric)
         if score is None or not judge.right_or_wrong:
             return _by_score(sample, place, judge, dict.fromkeys(known))
         right, others = score == 1, {name: _right_by_score(sample, name, score, judge) for name in known}
         field = judge.metric.rpartition(".")[0].replace("_", " ")
-        about, confidence, label = f"{field}: " if field else "", None, judge.value(sample.get("reference"))
+        about, confidence, label = f"{field}: " if field else "", None, judge.value(sample.reference)
     rivals = [name for name, good in others.items() if good]
     beaten = [name for name, good in others.items() if good is False]
     sure = "" if confidence is None else f" (confidence {confidence:.2f})"
@@ -245,22 +236,22 @@ def tell(sample: Mapping[str, Any], place: int, own: str, names: Sequence[str], 
     return Told(sample, place, kind, about + why, right, others, confidence, label)
 
 
-def _right_by_score(sample: Mapping[str, Any], name: str, own_score: float, judge: _Judge) -> bool | None:
-    found = judge.apart.get(name, {}).get(str(sample.get("id")))
+def _right_by_score(sample: Sample, name: str, own_score: float, judge: _Judge) -> bool | None:
+    found = judge.apart.get(name, {}).get(sample.id)
     if found:
         return found[1] == 1
     if name in judge.whole:
         return own_score == 1
-    wanted = judge.value(sample.get("reference"))
-    return None if wanted is None else judge.value(section(sample.get("baselines")).get(name)) == wanted
+    wanted = judge.value(sample.reference)
+    return None if wanted is None else judge.value(sample.baselines[name]) == wanted
 
 
-def _by_score(sample: Mapping[str, Any], place: int, judge: _Judge, others: dict[str, bool | None]) -> Told:
+def _by_score(sample: Sample, place: int, judge: _Judge, others: dict[str, bool | None]) -> Told:
     """A row without right and wrong: nearer to the reference than others, or farther, by the metric that decides."""
-    scores, metric = section(sample.get("scores")), judge.metric
-    value = number(scores.get(metric)) if metric in scores else number(next(iter(scores.values()), None))
+    scores, metric = sample.scores, judge.metric
+    value = number(scores[metric] if metric in scores else next(iter(scores.values()), None))
     for name, rows in judge.apart.items():
-        found = rows.get(str(sample.get("id")))
+        found = rows.get(sample.id)
         if found and name in others:
             mine, theirs = found
             said = f"{title_of(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
@@ -299,11 +290,11 @@ def _shown(t: Told, own: str, metrics: Sequence[str], longest: int) -> dict[str,
     for name, text, right in _answers(t, own):
         shown = cut(text, longest)
         # A label is right or wrong as a whole.
-        parts = [("", shown)] if t.sample.get("label") is not None else marked_against(t.reference, shown)
+        parts = [("", shown)] if t.sample.label is not None else marked_against(t.reference, shown)
         answers.append({"name": name, "parts": parts, "right": right, "tuned": name == own})
     return {
         "why": t.why,
-        "prompt": cut(str(t.sample.get("prompt") or ""), longest),
+        "prompt": cut(t.sample.prompt, longest),
         "reference": cut(t.reference, longest),
         "answers": answers,
         "scores": _scores(t.sample, own, metrics),
@@ -313,19 +304,15 @@ def _shown(t: Told, own: str, metrics: Sequence[str], longest: int) -> dict[str,
 def _answers(t: Told, own: str) -> Iterator[tuple[str, str, bool | None]]:
     """(system, answer, right) of the others, then the own one."""
     yield from t.answers
-    if "prediction" in t.sample:
+    if "prediction" in t.sample.model_fields_set:
         yield own, t.answer, t.right
 
 
-def _text(answer: object) -> str:
-    return "" if answer is None else str(answer)
-
-
-def _scores(sample: Mapping[str, Any], own: str, metrics: Sequence[str]) -> str:
+def _scores(sample: Sample, own: str, metrics: Sequence[str]) -> str:
     """The own answer's scores where they say more than right or wrong; those that decide stand first."""
-    if sample.get("label") is not None and sample.get("predicted_label") is not None:
+    if sample.label is not None and sample.predicted_label is not None:
         return ""
-    given = section(sample.get("scores"))
+    given = sample.scores
     found = [
         f"{title_of(k)} {figure(v, k)}"
         for k in dict.fromkeys([*filter(given.__contains__, metrics), *given])
@@ -344,14 +331,12 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
 def longest_text(kept: Sequence[Told]) -> int:
     """Characters at which texts are cut, so that all of them together have at most about `ROOM`."""
     lengths = [
-        len(text)
-        for t in kept
-        for text in (str(t.sample.get("prompt") or ""), t.reference, t.answer, *(a for _, a, _ in t.answers))
+        len(text) for t in kept for text in (t.sample.prompt, t.reference, t.answer, *(a for _, a, _ in t.answers))
     ]
     return next((most for most in SHORTER if sum(min(n, most) for n in lengths) <= ROOM), SHORTER[-1])
 
 
-def _choices(kept: Sequence[Told], own: str, names: Sequence[str], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _choices(kept: Sequence[Told], own: str, names: Sequence[str], evaluation: EvaluationManifest) -> dict[str, Any]:
     """What the form offers: labels, and for each other system what can be asked of it, with counts."""
     labels = Counter(t.label for t in kept if t.label is not None)
     compared = []
@@ -366,13 +351,13 @@ def _choices(kept: Sequence[Told], own: str, names: Sequence[str], evaluation: M
         "labels": sorted(labels.items()) if 1 < len(labels) <= 500 else [],
         "compared": [(name, asked) for name, asked in compared if asked],
         "ranked": "confidence" if any(t.right is not None and t.value is not None for t in kept)
-        else title_of(str(evaluation.get("row_metric") or evaluation.get("primary") or "")) if any(t.value is not None for t in kept) else "",
+        else title_of(evaluation.row_metric or evaluation.primary) if any(t.value is not None for t in kept) else "",
     }  # fmt: skip
 
 
 def _differs(t: Told, name: str) -> bool:
-    answers = section(t.sample.get("baselines"))
-    return name in answers and str(answers[name]).strip() != str(t.sample.get("prediction")).strip()
+    answers = t.sample.baselines
+    return name in answers and answers[name].strip() != t.sample.prediction.strip()
 
 
 # --- for the script ----------------------------------------------------------------------------
@@ -399,12 +384,12 @@ def rows_json(
         shown = [answers.get(name, (None, None)) for name in [*names, own]]
         rows.append(
             [
-                t.place, number_of(t.why), number_of(cut(str(t.sample.get("prompt") or ""), longest)),
+                t.place, number_of(t.why), number_of(cut(t.sample.prompt, longest)),
                 number_of(cut(t.reference, longest)), number_of(str(t.label)), flag(t.right),
                 None if t.value is None else round(t.value, 4),
                 [-1 if text is None else number_of(cut(text, longest)) for text, _ in shown],
                 [flag(right) for _, right in shown], number_of(_scores(t.sample, own, metrics)),
-                int(t.sample.get("label") is None),
+                int(t.sample.label is None),
             ]
         )  # fmt: skip
     data = {"size": size, "names": [*names, own], "texts": list(texts), "rows": rows}

@@ -6,21 +6,21 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tuneloop.evaluate.metrics import title_of
+from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report.facts import (
     SystemFacts,
-    contenders,
     figure,
     gain_header,
     interval,
     p_value,
-    section,
     shown_metrics,
     signed,
+    systems_of,
 )
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ class ComparisonTable:
 
 
 def comparison_table(
-    evaluation: Mapping[str, Any], metrics: Sequence[str], systems: Sequence[SystemFacts] | None = None
+    evaluation: EvaluationManifest, metrics: Sequence[str], systems: Sequence[SystemFacts] | None = None
 ) -> ComparisonTable:
     """The table of an `eval.json`; the gain is by the first metric."""
     lines = []
-    for system in contenders(evaluation, metrics) if systems is None else systems:
+    for system in systems_of(evaluation, metrics) if systems is None else systems:
         gain = system.delta
         lines.append(
             Line(
@@ -93,7 +93,7 @@ def comparison_table(
     return ComparisonTable(tuple(map(title_of, metrics)), tuple(lines), gain_head, note)
 
 
-def comparison_as(evaluation: Mapping[str, Any], form: Format, metrics: Sequence[str] | None = None) -> str:
+def comparison_as(evaluation: EvaluationManifest, form: Format, metrics: Sequence[str] | None = None) -> str:
     """Systems as rows; metrics with their 95 % intervals, then gain, p-value and verdict of the comparison as columns.
 
     Args:
@@ -102,7 +102,7 @@ def comparison_as(evaluation: Mapping[str, Any], form: Format, metrics: Sequence
         metrics: the columns; default: the two or three that matter.
     """
     if form == "csv":
-        return _csv(evaluation, metrics or list(section(evaluation.get("metrics"))))
+        return _csv(evaluation, metrics or list(evaluation.metrics))
     table = comparison_table(evaluation, metrics or shown_metrics(evaluation))
     head = ["", *table.metrics, *([table.gain, "p", "verdict"] if table.compared else [])]
     rows = []
@@ -131,12 +131,12 @@ def _latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*body, r"\end{tabular}"]) + "\n"
 
 
-def _csv(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> str:
+def _csv(evaluation: EvaluationManifest, metrics: Sequence[str]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     last = ["gain", "gain_low", "gain_high", "p", "verdict"]
-    writer.writerow(["contender", *(f"{m}{part}" for m in metrics for part in ("", "_low", "_high")), *last])
-    for line in contenders(evaluation, metrics):
+    writer.writerow(["system", *(f"{m}{part}" for m in metrics for part in ("", "_low", "_high")), *last])
+    for line in systems_of(evaluation, metrics):
         cells = [v for s in line.scores for v in ((s.value, s.low, s.high) if s else (None,) * 3)]
         # A name that a spreadsheet would take for a formula is text.
         name = re.sub(r"^(?=[=+\-@\t\r])", "'", line.name)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.report.facts import (
     RunFacts,
-    contenders,
     count,
     limit_words,
     more_words,
@@ -19,6 +18,7 @@ from tuneloop.report.facts import (
     read_run,
     section,
     shown_metrics,
+    systems_of,
     used,
     verdict_line,
 )
@@ -70,21 +70,21 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
 
     facts = read_run(run)
     metrics = shown_metrics(facts.evaluation)
-    lines = contenders(facts.evaluation, metrics)
+    lines = systems_of(facts.evaluation, metrics)
     parts: list[RenderableType] = []
-    verdict, words = verdict_line(facts.evaluation), facts.evaluation.get("words")
+    evaluation = facts.evaluation
+    verdict = verdict_line(evaluation)
     if verdict:
         parts += [Text(""), Text(verdict, style="bold"), *map(Text, limit_words(facts))]
     if lines:
-        n, table = number(facts.evaluation.get("n")), comparison_table(facts.evaluation, metrics, lines)
-        rows = f" on {count(n, 'row')} of the {facts.evaluation.get('split') or 'test'} split" if n else ""
+        table = comparison_table(evaluation, metrics, lines)
+        rows = f" on {count(evaluation.n, 'row')} of the {evaluation.split} split" if evaluation.n else ""
         title = f"Comparison{rows}, with 95 % intervals{f'. {table.note}' if table.compared else ''}"
         parts += [Text(""), on_terminal(table, width, title=title)]
-    parts += [Text(str(word)) for word in (words if isinstance(words, list) else []) if word != verdict]
-    parts += [Text(word) for word in more_words(facts.evaluation)]
+    parts += [Text(word) for word in [*evaluation.words, *more_words(evaluation)] if word != verdict]
     if outcome := promises(facts):
         parts.append(_promises_table(outcome))
-    if share := used(facts.run):
+    if share := used(facts.run.mfu if facts.run else None):
         parts.append(Text(f"How well the steps used this machine (MFU): {share}."))
     if facts.samples:
         wanted = number(section(facts.config.get("evaluate")).get("samples"))
@@ -171,7 +171,7 @@ def samples_stacked(samples: Sequence[Told], choice: Choice) -> Table:
 
 
 def _prompt(t: Told) -> str:
-    return _short(t.sample.get("prompt"), LONGEST_PROMPT)
+    return _short(t.sample.prompt, LONGEST_PROMPT)
 
 
 def _judged(answer: str, right: bool | None) -> Text:
@@ -184,9 +184,9 @@ def _judged(answer: str, right: bool | None) -> Text:
     return text.append(_short(answer, LONGEST_ANSWER) or "(no answer)")
 
 
-def _short(value: object, longest: int) -> str:
+def _short(value: str, longest: int) -> str:
     """At most `MOST_LINES` lines and `longest` characters, with an ellipsis; tabs would break the columns."""
-    text = str(value or "").strip().replace("\t", "    ")
+    text = value.strip().replace("\t", "    ")
     lines = text.split("\n")
     cut = "\n".join(lines[:MOST_LINES])
     if len(lines) > MOST_LINES or len(cut) > longest:
@@ -217,6 +217,6 @@ def next_commands(facts: RunFacts, run: str) -> list[str]:
     """Commands that make sense now, the likeliest first."""
     if not facts.run:
         return []
-    if not facts.evaluation:
+    if not facts.evaluated:
         return [f"tuneloop evaluate {run}"]
     return [f"tuneloop evaluate {run} --split val", f"tuneloop compare {run} OTHER_RUN", f"tuneloop export {run}"]

@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, sha256_file, write_json
+from tuneloop.core.files import content_hash, sha256_file
+from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.records.plan import Plan
+from tuneloop.records.record import Record, read_record, write_record
+from tuneloop.records.run import Environment, RunManifest
+from tuneloop.records.tracking import TrackingState
 from tuneloop.track import KINDS, Status
 
 RETRY_SECONDS = 30.0
@@ -29,7 +35,14 @@ LONGEST_PARAM = 500
 IDENTITY = ("name", "model", "seed", "data", "train")
 # Files of a run folder that trackers take whole, when they are there.
 # dataset.json by itself: of a data set that was prepared without a run.
-FILES = ("environment.json", "dataset/dataset.json", "dataset.json", "plan.json", "run.json", "eval.json")
+FILES: dict[str, type[Record]] = {
+    Environment.file: Environment,
+    f"dataset/{DatasetManifest.file}": DatasetManifest,
+    DatasetManifest.file: DatasetManifest,
+    Plan.file: Plan,
+    RunManifest.file: RunManifest,
+    EvaluationManifest.file: EvaluationManifest,
+}
 
 
 class Point(NamedTuple):
@@ -51,7 +64,7 @@ class Follower:
     uri: str
     local: bool
     started: int
-    state: dict[str, Any]
+    state: TrackingState
     client: Any = None
     offset: int = 0
     opened: bool = False
@@ -118,13 +131,13 @@ def make_follower(settings: Mapping[str, Any]) -> Follower:
         uri = f"sqlite:///{Path('mlflow.db').resolve()}"
     config = dict(settings["config"])
     identity = content_hash({key: config.get(key) for key in IDENTITY})
+    fresh = TrackingState(uri=uri, experiment=settings["experiment"], identity=identity)
     try:
-        state = read_json(state_file(run, to))
+        state = read_record(TrackingState, state_file(run, to))
     except (UserError, OSError):
-        state = {}
-    same = isinstance(state, dict) and state.get("uri") == uri and state.get("identity") == identity
-    if not same or state.get("experiment") != settings["experiment"]:
-        state = {"version": 1, "uri": uri, "experiment": settings["experiment"], "identity": identity}
+        state = fresh
+    if (state.uri, state.experiment, state.identity) != (fresh.uri, fresh.experiment, fresh.identity):
+        state = fresh
     return Follower(to, run, config, settings["experiment"], uri, local, int(settings["started"]), state)
 
 
@@ -139,15 +152,12 @@ def sync(follower: Follower, status: Status | None = None) -> None:
     if points:
         tracker.log_points(follower, points)
     follower.offset = offset
-    follower.state.update(latest)
-    for name in FILES:
+    follower.state.train_step, follower.state.val_step = latest["train"], latest["val"]
+    for name, kind in FILES.items():
         path = follower.run / name
-        seen = follower.state.setdefault("seen", {})
-        if path.exists() and seen.get(name) != (digest := sha256_file(path)):
-            value = read_json(path)
-            if isinstance(value, dict):
-                tracker.log_file(follower, name, value)
-            seen[name] = digest
+        if path.exists() and follower.state.seen.get(name) != (digest := sha256_file(path)):
+            tracker.log_file(follower, name, read_record(kind, path))
+            follower.state.seen = {**follower.state.seen, name: digest}
     if status is not None:
         tracker.close_run(follower, status)
     save(follower)
@@ -155,13 +165,13 @@ def sync(follower: Follower, status: Status | None = None) -> None:
 
 def save(follower: Follower) -> None:
     """Remember what was logged."""
-    write_json(follower.state_file, follower.state)
+    write_record(follower.state_file, follower.state)
 
 
 def forget(follower: Follower) -> None:
     """Begin anew: nothing was logged."""
-    for key in ("run_id", "train_step", "val_step", "seen", "artifacts", "tables"):
-        follower.state.pop(key, None)
+    known = follower.state
+    follower.state = TrackingState(uri=known.uri, experiment=known.experiment, identity=known.identity)
 
 
 # --- what is logged ----------------------------------------------------------------------------
@@ -173,7 +183,7 @@ def new_points(follower: Follower) -> tuple[list[Point], int, dict[str, int]]:
     A step that a resumed run repeats is logged once.
     """
     path, offset = follower.run / "metrics.jsonl", follower.offset
-    latest = {f"{kind}_step": follower.state.get(f"{kind}_step", -1) for kind in ("train", "val")}
+    latest = {"train": follower.state.train_step, "val": follower.state.val_step}
     if not path.exists():
         return [], 0, latest
     if path.stat().st_size < offset:  # cut back to a checkpoint
@@ -190,8 +200,8 @@ def new_points(follower: Follower) -> tuple[list[Point], int, dict[str, int]]:
         except (ValueError, KeyError, TypeError):
             continue
         kind = "val" if "val_loss" in record else "train"
-        if step > latest[f"{kind}_step"]:
-            latest[f"{kind}_step"] = step
+        if step > latest[kind]:
+            latest[kind] = step
             points += [Point(name, value, step) for name, value in step_metrics(record, kind).items()]
     return points, offset + len(block), latest
 
@@ -203,51 +213,51 @@ def step_metrics(record: Mapping[str, Any], kind: str) -> dict[str, float]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def figures_of(name: str, value: Mapping[str, Any]) -> dict[str, float]:
+def figures_of(record: Record) -> dict[str, float]:
     """Figures of the whole run from one of its files: what was predicted, what it took, how it scored."""
-    found = {"plan.json": _plan_figures, "run.json": _outcome_figures, "eval.json": _scores}.get(name)
-    figures = found(value) if found else {}
-    return {safe(key): figure for key, figure in figures.items() if figure is not None}
+    figures: dict[str, float | None] = {}
+    if isinstance(record, Plan):
+        figures = _plan_figures(record)
+    elif isinstance(record, RunManifest):
+        figures = _outcome_figures(record)
+    elif isinstance(record, EvaluationManifest):
+        figures = _scores(record)
+    return {safe(key): found for key, figure in figures.items() if (found := to_float(figure)) is not None}
 
 
-def _plan_figures(plan: Mapping[str, Any]) -> dict[str, float | None]:
-    hours = to_float((plan.get("time") or {}).get("hours"))
+def _plan_figures(plan: Plan) -> dict[str, float | None]:
+    hours = plan.time.hours
     return {
         "usage/predicted_minutes": None if hours is None else hours * 60,
-        "usage/predicted_peak_memory_gib": to_float((plan.get("memory") or {}).get("peak_gib")),
-        "usage/predicted_usd": to_float((plan.get("cost") or {}).get("usd")),
+        "usage/predicted_peak_memory_gib": plan.memory.peak_gib,
+        "usage/predicted_usd": plan.cost.usd,
     }
 
 
-def _outcome_figures(run: Mapping[str, Any]) -> dict[str, float | None]:
+def _outcome_figures(run: RunManifest) -> dict[str, float | None]:
     keys = ("peak_memory_gib", "usd", "tokens", "tokens_per_second", "steps", "best_step", "best_val_loss",
             "trainable_parameters")  # fmt: skip
-    seconds = to_float(run.get("seconds"))
     return {
-        **{f"usage/{key}": to_float(run.get(key)) for key in keys},
-        "usage/minutes": None if seconds is None else seconds / 60,
-        "usage/mfu": to_float((run.get("mfu") or {}).get("value")),
+        **{f"usage/{key}": getattr(run, key) for key in keys if key in run.model_fields_set},
+        "usage/minutes": run.seconds / 60 if "seconds" in run.model_fields_set else None,
+        "usage/mfu": run.mfu.value if run.mfu else None,
     }
 
 
-def _scores(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
+def _scores(evaluation: EvaluationManifest) -> dict[str, float | None]:
     """The tuned model's metrics; of the baselines the metric that decides, and what the tuned model gains over each.
 
     All other figures of the baselines stand in the table `comparison.json`: as metrics they would bury the curves.
     """
-    own, split = str(evaluation.get("name") or "tuned"), safe(str(evaluation.get("split") or "test"))
-    metrics, baselines = evaluation.get("metrics") or {}, evaluation.get("baselines") or {}
-    primary = evaluation.get("primary") or next(iter(metrics or next(iter(baselines.values()), {})), "")
-    found = {f"{split}/{metric}": _value(score) for metric, score in metrics.items()}
-    found |= {f"baselines {primary}/{name}": _value(scores.get(primary)) for name, scores in baselines.items()}
-    for pair in evaluation.get("comparisons") or []:
-        if pair.get("metric") == primary and pair.get("b") == own:
-            found[f"gain in {primary}/over {pair.get('a')}"] = to_float(pair.get("delta"))
+    split, metrics, baselines = safe(evaluation.split), evaluation.metrics, evaluation.baselines
+    primary = evaluation.primary or next(iter(metrics or next(iter(baselines.values()), {})), "")
+    found: dict[str, float | None] = {f"{split}/{metric}": score.value for metric, score in metrics.items()}
+    for name, scores in baselines.items():
+        found[f"baselines {primary}/{name}"] = scores[primary].value if primary in scores else None
+    for pair in evaluation.comparisons:
+        if pair.metric == primary and pair.b == evaluation.name:
+            found[f"gain in {primary}/over {pair.a}"] = pair.delta
     return found
-
-
-def _value(score: object) -> float | None:
-    return to_float(score.get("value") if isinstance(score, Mapping) else score)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

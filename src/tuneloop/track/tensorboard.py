@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from tuneloop.records.record import Record
 from tuneloop.track import Status
 from tuneloop.track.follow import Follower, Point, figures_of, flatten, forget
 
@@ -28,9 +28,9 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
     follower.client.flush()
 
 
-def log_file(follower: Follower, name: str, value: Mapping[str, Any]) -> None:
+def log_file(follower: Follower, name: str, record: Record) -> None:
     """Figures of the whole run, at step 0."""
-    log_points(follower, [Point(key, figure, 0) for key, figure in figures_of(name, value).items()])
+    log_points(follower, [Point(key, figure, 0) for key, figure in figures_of(record).items()])
 
 
 def close_run(follower: Follower, status: Status) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.record import Record
+from tuneloop.records.run import Environment
 from tuneloop.track import Status
 from tuneloop.track.follow import Follower, Point, figures_of, flatten, forget
 
@@ -15,13 +17,13 @@ def open_run(follower: Follower) -> None:
 
     import wandb
 
-    if not follower.state.get("run_id"):
+    if not follower.state.run_id:
         forget(follower)
-        follower.state["run_id"] = secrets.token_hex(4)
+        follower.state.run_id = secrets.token_hex(4)
     follower.client = wandb.init(
         project=follower.experiment,
         name=follower.run.name,
-        id=follower.state["run_id"],
+        id=follower.state.run_id,
         resume="allow",
         config=flatten(follower.config),
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
@@ -37,12 +39,12 @@ def log_points(follower: Follower, points: Sequence[Point]) -> None:
         follower.client.log(by_step[step], step=step)
 
 
-def log_file(follower: Follower, name: str, value: Mapping[str, Any]) -> None:
+def log_file(follower: Follower, name: str, record: Record) -> None:
     """Figures of the whole run."""
-    follower.client.summary.update(figures_of(name, value))
-    if name in ("dataset/dataset.json", "dataset.json", "environment.json"):
-        follower.client.config.update({name: {k: value.get(k) for k in ("id", "hash", "git_commit", "cpu", "gpu") if k in value}},
-                                      allow_val_change=True)  # fmt: skip
+    follower.client.summary.update(figures_of(record))
+    told = {DatasetManifest: ("id", "hash"), Environment: ("git_commit", "cpu", "gpu")}.get(type(record))
+    if told:
+        follower.client.config.update({name: {key: record[key] for key in told}}, allow_val_change=True)
 
 
 def close_run(follower: Follower, status: Status) -> None:

@@ -58,7 +58,7 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
     elif reuse_baselines(job, key):
         done = done_record(BaselinesManifest, folder, key)
     if done:
-        return {name: load_evaluation(folder / place) for name, place in done.contenders.items()}
+        return {name: load_evaluation(folder / place) for name, place in done.systems.items()}
     if answered is None and (before := measured_before(job, dataset)) and before.first_of(rows) == len(rows):
         job.say(f"baselines {before.words(len(rows))}")
         return _on_part(job, dataset, before.evaluations, before.listed, rows)
@@ -118,7 +118,7 @@ def _on_part(
 
 
 def _part(evaluation: Evaluation, rows: Sequence[Row], listed: BaselinesManifest, name: str) -> SystemAnswers:
-    """A contender's answers to some of its rows, with their share of what all took."""
+    """A system's answers to some of its rows, with their share of what all took."""
     from tuneloop.workflows.systems import SystemAnswers
 
     cost, note = listed.costs[name], listed.notes.get(name, "")
@@ -176,7 +176,7 @@ def measured_before(job: RunContext, dataset: Dataset) -> Before | None:
     if best is None:
         return None
     _, folder, listed = best
-    return Before(folder, listed, {name: load_evaluation(folder / place) for name, place in listed.contenders.items()})
+    return Before(folder, listed, {name: load_evaluation(folder / place) for name, place in listed.systems.items()})
 
 
 def _rows_of(folder: Path) -> int:
@@ -217,15 +217,15 @@ def _write(
     for name, evaluation in evaluations.items():
         subject = Subject(job.recipe.model, dataset.id, name=name, key=key)
         write_scored(job, folder / places[name], evaluation, subject, {name: costs[name]})
-    rungs = leaderboard(evaluations, costs)
-    words = leaderboard_in_words(rungs)
+    entries = leaderboard(evaluations, costs)
+    words = leaderboard_in_words(entries)
     seconds = time.monotonic() - began
     listed = BaselinesManifest(
         key=key,
         n=len(rows),
-        contenders=places,
+        systems=places,
         costs={name: AnswerCost(**cost) for name, cost in costs.items()},
-        ladder=rungs,
+        leaderboard=entries,
         words=words,
         seconds=round(seconds, 1),
         notes={name: result.note for name, result in asked.items() if result.note},
@@ -327,7 +327,7 @@ def _ask_majority(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> dic
 
     if dataset.task == "classification":
         found = majority_system(dataset.train)
-        return {} if found is None else {found.name: SystemAnswers(found.contender(rows), 0.0)}
+        return {} if found is None else {found.name: SystemAnswers(found.system(rows), 0.0)}
     text = usual_answer(answers_that_show_the_task(dataset), job.recipe.evaluate.fields)
     return {} if text is None else {MAJORITY: SystemAnswers([Completion(text)] * len(rows), 0.0)}
 
@@ -355,7 +355,7 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> di
             job.say(f"baselines {MINILM_MISSING}")
         else:
             started = time.monotonic()
-            answers = found.contender(rows)
+            answers = found.system(rows)
             asked[found.name] = SystemAnswers(answers, time.monotonic() - started, training_seconds=found.seconds)
         job.progress("cheap alternatives", place + 1, 2)
     return asked

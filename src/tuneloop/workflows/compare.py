@@ -51,8 +51,8 @@ def load_systems(places: Sequence[str], folders: Mapping[str, str] | None = None
         raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
     loaded: dict[str, Evaluation] = {}
     for place in places:
-        folder, contender = split_place((folders or {}).get(place) or evaluation_place(place))
-        loaded[place] = load_evaluation(folder, contender or None)
+        folder, system = split_place((folders or {}).get(place) or evaluation_place(place))
+        loaded[place] = load_evaluation(folder, system or None)
     if len(loaded) < len(places):
         raise UserError("The same evaluation is named twice", where=places[0], next_step="tuneloop compare A B")
     return loaded
@@ -120,9 +120,9 @@ def compare_evaluations(
     loaded = load_systems(places, folders)
     at = {place: split_place((folders or {}).get(place) or evaluation_place(place)) for place in places}
     manifests = {place: read_record(EvaluationManifest, folder) for place, (folder, _) in at.items()}
-    for place, (_, contender) in at.items():  # what was found out when the answers came is not in the answers
+    for place, (_, system) in at.items():  # what was found out when the answers came is not in the answers
         own = loaded[place].notes
-        own[:0] = [note for note in manifests[place].notes if not contender and note not in own]
+        own[:0] = [note for note in manifests[place].notes if not system and note not in own]
     if (shared := on_shared_rows(loaded)) is not None:
         words = shared_words(loaded, shared)
         say(words)
@@ -145,7 +145,7 @@ def compare_evaluations(
     }
     last, manifest = others[-1], manifests[others[-1]]
     with lock_folder(folder):
-        more = {"costs": costs, "ladder": leaderboard(loaded, costs, tuned=tuned), "runs": runs}
+        more = {"costs": costs, "leaderboard": leaderboard(loaded, costs, tuned=tuned), "runs": runs}
         subject = Subject(manifest.model, manifest.dataset, manifest.split, last, content_hash(list(places)))
         rest = ComparedWith({n: e for n, e in loaded.items() if n != last}, comparisons)
         write_evaluation(folder, loaded[last], subject, rest, more | (dict(judge(loaded)) if judge else {}))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tuneloop.models.load import Model
     from tuneloop.workflows.systems import SystemAnswers
 
-# Asks one or several contenders: rows, and how each answer is drawn, to each contender's answers.
+# Asks one or several systems: rows, and how each answer is drawn, to each system's answers.
 Ask = Callable[[Sequence[Row], "Sequence[Sampling]"], Mapping[str, "SystemAnswers"]]
 ANSWERS = "consistency.jsonl"
 
@@ -43,10 +43,10 @@ def consistency_part(
 
     Args:
         rows: those that were evaluated; a sample of them is asked.
-        asks: the contenders.
+        asks: the systems.
         own: the one that the evaluation is about.
         drawn: whether answers are written token by token, so that some can be drawn.
-        costs: contender -> `seconds` that its answers to all `rows` took.
+        costs: system -> `seconds` that its answers to all `rows` took.
     """
     from tuneloop.evaluate.consistency import FEWEST_WAYS, measure_consistency, ways_of
     from tuneloop.evaluate.evaluate import sample_rows
@@ -100,11 +100,11 @@ def expected_consistency(seconds: Mapping[str, float], n: int, config: EvaluateC
 
 
 def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], n: int) -> str:
-    """What asking takes, by the time that the same contenders' answers took before."""
+    """What asking takes, by the time that the same systems' answers took before."""
     known = {
         name: float(cost["seconds"]) / n * questions for name, cost in costs.items() if name in (*PROMPTS, "tuned")
     }
-    line = f"consistency {rows} rows are asked several ways: {questions} questions for each contender"
+    line = f"consistency {rows} rows are asked several ways: {questions} questions for each system"
     minutes = sum(known.values()) / 60
     return f"{line}, about {minutes:.1f} minutes for {', '.join(known)}" if minutes >= 0.05 else line
 
@@ -123,7 +123,7 @@ def _records(ways: Sequence[Sequence[Way]], answers: Mapping[str, SystemAnswers]
     ]
 
 
-# --- contenders of a run -----------------------------------------------------------------------
+# --- systems of a run -----------------------------------------------------------------------
 
 PROMPTS = ("zero-shot", "few-shot")
 

@@ -112,10 +112,10 @@ def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:
 
 
 def _tell(job: RunContext, record: Mapping[str, Any]) -> None:
-    """Say what the watcher finds, and what the loop does about it."""
+    """Say what the monitors find, and what the loop does about it."""
     if "finding" in record:
         rows = f"\n          rows of that step: {', '.join(record['rows'])}" if record["rows"] else ""
         tries = "; ".join(remedy for remedy in record["remedies"] if not remedy.startswith("look at these rows"))
-        job.say(f"watcher   {record['sentence']}{rows}\n          try: {tries}")
+        job.say(f"monitor   {record['sentence']}{rows}\n          try: {tries}")
     elif "event" in record:
         job.say(f"train     {record['message']}")

@@ -45,7 +45,7 @@ def evaluate_stage(
     """The tuned model on the same rows, and the paired comparison.
 
     Args:
-        limit: should its time run out, all contenders are compared on the rows that the tuned model has been asked.
+        limit: should its time run out, all systems are compared on the rows that the tuned model has been asked.
     """
     from tuneloop.evaluate.evaluate import check_ids, sample_rows
     from tuneloop.workflows.systems import ask

@@ -298,7 +298,7 @@ def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, Evaluati
     if not listed.is_file():
         return {}, {}
     manifest, ids = read_record(BaselinesManifest, listed), {row.id for row in rows}
-    found = {n: load_evaluation(listed.parent / place) for n, place in manifest.contenders.items()}
+    found = {n: load_evaluation(listed.parent / place) for n, place in manifest.systems.items()}
     same = {n: e for n, e in found.items() if {row.id for row in e.rows} == ids}
     return same, {n: cost.to_json() for n, cost in manifest.costs.items() if n in same}
 

@@ -14,10 +14,11 @@ from tuneloop.inference.llamacpp import need_llamacpp
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import trained_folder
 from tuneloop.records.artifact import SIGNATURE
+from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 from tuneloop.workflows.evaluate import attach_trained
-from tuneloop.workflows.report import summary
+from tuneloop.workflows.report import manifest_of_run
 from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
 from tuneloop.workflows.task import task_of_run
 
@@ -118,15 +119,16 @@ def _origin(run: Path, recipe: Recipe, gate: Mapping[str, Any]) -> Origin:
     from tuneloop.release.export import Origin
     from tuneloop.report.table import comparison_as
 
-    known = summary(run)
+    file = run / EvaluationManifest.file
+    evaluation = read_record(EvaluationManifest, file) if file.is_file() else None
     return Origin(
         run,
         recipe.name,
-        finished_run(run).to_json(),
+        finished_run(run),
         gate,
-        evaluation=known["eval"],
-        dataset=known["dataset"],
-        table=comparison_as(known["eval"], "markdown") if known["eval"] else "",
+        evaluation=evaluation,
+        dataset=manifest_of_run(run),
+        table=comparison_as(evaluation, "markdown") if evaluation else "",
         task=plain(task_of_run(run)),
         config=recipe.train.model_dump(mode="json"),
     )

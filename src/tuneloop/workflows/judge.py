@@ -213,7 +213,7 @@ def _votes(folder: str) -> dict[str, dict[frozenset[str], Counter[str]]]:
     given, _ = votes_by_item(review)
     found: dict[str, dict[frozenset[str], Counter[str]]] = {}
     for item in review.items:
-        texts = dict(zip(item.contenders, item.answers, strict=True))
+        texts = dict(zip(item.systems, item.answers, strict=True))
         votes = Counter(texts.get(vote.winner or "", "") for vote in given.get(item.id, ()))
         found.setdefault(item.row, {})[frozenset(item.answers)] = votes
     return found

@@ -1,4 +1,4 @@
-"""A contender's answers as an evaluation with its costs, in a line and in files."""
+"""A system's answers as an evaluation with its costs, in a line and in files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def answers_that_show_the_task(dataset: Dataset) -> list[str]:
 
 
 def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], asked: SystemAnswers) -> Evaluation:
-    """A contender's answers as an evaluation."""
+    """A system's answers as an evaluation."""
     from tuneloop.evaluate.evaluate import evaluate
     from tuneloop.evaluate.scoring import AnswerStats, labels_of_fields
 
@@ -93,10 +93,10 @@ def with_adapter_hash(job: RunContext, answers: Sequence[Completion]) -> list[Co
 
 
 def cost_of(job: RunContext, asked: SystemAnswers, training: RunManifest | None = None) -> dict[str, float]:
-    """What a contender's answers took on this machine, and what its training took before.
+    """What a system's answers took on this machine, and what its training took before.
 
     Args:
-        training: the run that it comes from; default: the contender's own training.
+        training: the run that it comes from; default: the system's own training.
     """
     price = job.recipe.plan.usd_per_hour / 3600
     seconds, usd = (
@@ -124,7 +124,7 @@ def write_scored(
     production: Sequence[Row] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an evaluation with its comparisons and, where there are baselines, the ladder.
+    """Write an evaluation with its comparisons and, where there are baselines, the leaderboard.
 
     Args:
         subject: what was evaluated; `more` may name another model.
@@ -141,8 +141,8 @@ def write_scored(
         pairs = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
         more = {"costs": costs, **(more or {})}
         if baselines:
-            rungs = leaderboard({**baselines, name: evaluation}, costs, tuned=[name])
-            more = {"ladder": rungs, "ladder_words": leaderboard_in_words(rungs), **more}
+            entries = leaderboard({**baselines, name: evaluation}, costs, tuned=[name])
+            more = {"leaderboard": entries, "leaderboard_words": leaderboard_in_words(entries), **more}
         subject = replace(subject, model=known_name(str(more.pop("model", subject.model))))
         write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs, production), more)
 

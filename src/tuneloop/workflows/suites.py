@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,15 +56,15 @@ def _of_evaluation(folder: Path, target: str) -> Known:
     from tuneloop.evaluate.results import load_evaluation
 
     manifest, evaluation = read_record(EvaluationManifest, folder), load_evaluation(folder)
-    score = (manifest.forgetting or {}).get("score")
     cost = manifest.costs.get(manifest.name)
+    lost = manifest.forgetting.score.value if manifest.forgetting else None
     return Known(
         name=folder.resolve().name,
         rows=evaluation.rows,
         task=evaluation.task,
         fields=evaluation.config.fields,
         evaluation=evaluation,
-        forgetting=score.get("value") if isinstance(score, dict) else None,
+        forgetting=lost if lost is not None and not math.isnan(lost) else None,
         timed=bool(cost and cost.seconds),
         origin=f"tuneloop gate --init {target}",
     )

@@ -139,7 +139,7 @@ class TimeLimit:
             return bool(recipe.max_minutes)
         folder = job.folder / "baselines"
         measured = (folder / BaselinesManifest.file).is_file()
-        listed = read_record(BaselinesManifest, folder) if measured else BaselinesManifest(contenders={})
+        listed = read_record(BaselinesManifest, folder) if measured else BaselinesManifest(systems={})
         evaluation = TUNED * expected_evaluation(listed, recipe.evaluate)
         spent = max(time.monotonic() - self.began, listed.seconds - self.found.reused_seconds)
         left = self.seconds - spent - evaluation

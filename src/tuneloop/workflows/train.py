@@ -105,7 +105,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
     for line in _result_lines(run):
         job.say(line)
-    if share := used(run.to_json()):
+    if share := used(run.mfu):
         job.say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
     return run
 
@@ -128,7 +128,7 @@ def _result_lines(run: RunManifest) -> list[str]:
 
     minutes = run.seconds / 60
     early = {"early": "; stopped early: validation got worse", "finished": ""}.get(
-        run.stopped, f"; stopped by the watcher: {run.stopped.replace('_', ' ')}"
+        run.stopped, f"; stopped by a monitor: {run.stopped.replace('_', ' ')}"
     )
     steps = counted(run.steps, "step")
     if run.total_steps < run.planned_steps:

@@ -21,7 +21,7 @@ from tuneloop.records.evaluation import Subject
 from tuneloop.records.metric import metric
 from tuneloop.records.rows import Row
 from tuneloop.report.eval_html import write_page
-from tuneloop.report.facts import contenders, read_run, shown_metrics
+from tuneloop.report.facts import read_run, shown_metrics, systems_of
 from tuneloop.report.table import comparison_as
 
 FILE = """
@@ -81,7 +81,7 @@ def test_pages_and_tables_have_its_title_its_format_and_its_direction(folder: Pa
     facts = read_run(folder)
     metrics = shown_metrics(facts.evaluation)
     assert metrics[0] == "wordy"
-    line = next(each for each in contenders(facts.evaluation, metrics) if each.name == "zero-shot")
+    line = next(each for each in systems_of(facts.evaluation, metrics) if each.name == "zero-shot")
     assert line.delta is not None and line.delta.value == pytest.approx(4)  # the tuned model is better
     table = comparison_as(facts.evaluation, "markdown")
     assert "| words too many |" in table and "| 4.5 [" in table and "| 0.5 [" in table

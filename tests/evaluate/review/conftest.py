@@ -1,4 +1,4 @@
-"""A small evaluation with two contenders, as `tuneloop evaluate` writes it."""
+"""A small evaluation with two systems, as `tuneloop evaluate` writes it."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_a_review_goes_on_and_refuses_other_answers(two: Path, make_evaluation: 
         make_review(read_systems([str(two), str(other)]), two / "review", mode="pairwise")
 
 
-def test_names_of_contenders_with_the_same_name_are_their_places(make_evaluation: Any) -> None:
+def test_names_of_systems_with_the_same_name_are_their_places(make_evaluation: Any) -> None:
     a, b = make_evaluation("a", ["x"]), make_evaluation("b", ["y"])
     assert [c.name for c in read_systems([str(a), str(b)])] == [str(a), str(b)]
 
@@ -64,7 +64,7 @@ def test_names_of_contenders_with_the_same_name_are_their_places(make_evaluation
     ("second", "match"),
     [("nowhere", "No evaluation"), ("{run}:zero", "no answers of"), ("{run}", "named twice"), ("{equal}", "equal")],
 )
-def test_bad_contenders_are_refused(two: Path, make_evaluation: Any, second: str, match: str) -> None:
+def test_bad_systems_are_refused(two: Path, make_evaluation: Any, second: str, match: str) -> None:
     answers = [json.loads(line)["prediction"] for line in (two / "samples.jsonl").read_text().splitlines()]
     equal = make_evaluation("equal", answers)
     places = [str(two), second.format(run=two, equal=equal)]

@@ -23,7 +23,7 @@ def test_equal_answers_count_as_ties_and_two_reviewers_on_an_item_as_one_row(two
     review = pair_review(two)
     for item in review.items:
         for reviewer in ("anna", "ben"):
-            append_vote(review.votes_path, vote(item.id, reviewer, winner="tuned", shown=item.contenders))
+            append_vote(review.votes_path, vote(item.id, reviewer, winner="tuned", shown=item.systems))
     found = results(review)
     (pair,) = found["pairs"]
     assert (pair["a"], pair["b"], pair["wins_b"], pair["equal_answers"]) == ("few_shot", "tuned", 60, 10)
@@ -118,7 +118,7 @@ def test_prepare_reads_what_is_exported(two: Path, tmp_path: Path, kind: Any) ->
     review = pair_review(two) if kind == "preference" else rating_review(two)
     for i, item in enumerate(review.items):
         if kind == "preference":
-            append_vote(review.votes_path, vote(item.id, "anna", winner=item.contenders[i % 2]))
+            append_vote(review.votes_path, vote(item.id, "anna", winner=item.systems[i % 2]))
         else:
             append_vote(review.votes_path, vote(item.id, "anna", "rating", thumb=bool(i % 2)))
     export(review, kind, tmp_path / "d.jsonl")

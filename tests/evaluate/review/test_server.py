@@ -51,7 +51,7 @@ def test_the_winner_is_whoever_stood_on_that_side(client: Any, review: Review) -
         shown = client.get(f"/api/items/{item.id}", params={"reviewer": "anna"}).json()
         assert client.post("/api/votes", json=ballot(review, n)).json()["done"] == n + 1
         winner = read_votes(review.votes_path)[0][-1].winner
-        assert item.answers[item.contenders.index(str(winner))] == shown["answers"][0]
+        assert item.answers[item.systems.index(str(winner))] == shown["answers"][0]
 
 
 def test_a_tag_says_which_of_two_answers_it_is_about(client: Any, review: Review) -> None:
@@ -60,8 +60,8 @@ def test_a_tag_says_which_of_two_answers_it_is_about(client: Any, review: Review
         tags = ["b: wrong fact", "reference is wrong"]
         client.post("/api/votes", json=ballot(review) | {"item": item.id, "choice": "a", "tags": tags})
         vote = read_votes(review.votes_path)[0][-1]
-        loser = next(name for name in item.contenders if name != vote.winner)
-        assert item.answers[item.contenders.index(loser)] == shown["answers"][1]
+        loser = next(name for name in item.systems if name != vote.winner)
+        assert item.answers[item.systems.index(loser)] == shown["answers"][1]
         assert vote.tags == (f"{loser}: wrong fact", "reference is wrong")
         again = client.get(f"/api/items/{item.id}", params={"reviewer": "anna"}).json()
         assert again["vote"]["tags"] == tags
@@ -70,7 +70,7 @@ def test_a_tag_says_which_of_two_answers_it_is_about(client: Any, review: Review
     assert pair["tags"]["few_shot: wrong fact"] + pair["tags"]["tuned: wrong fact"] == 6
 
 
-def test_no_name_of_a_contender_reaches_the_browser(client: Any, review: Review) -> None:
+def test_no_name_of_a_system_reaches_the_browser(client: Any, review: Review) -> None:
     client.post("/api/votes", json=ballot(review))
     told = client.get("/").text + client.get("/api/session?reviewer=anna").text
     told += "".join(client.get(f"/api/items/{i.id}?reviewer=anna").text for i in review.items)

@@ -8,8 +8,7 @@ is to say of a metric (title, scale, direction, number format, test) stands in i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from tuneloop.evaluate.metrics import (
     calibration,
@@ -72,14 +71,3 @@ def likely_to_decide(names: Sequence[str]) -> str | None:
 def declare(metrics: Iterable[Metric]) -> None:
     """Make the user's metrics known to everything in this process that reads figures of these names."""
     _OWN.update({metric.name: metric for metric in metrics if metric.name not in METRICS})
-
-
-def declare_from(evaluation: Mapping[str, Any]) -> None:
-    """Make the user's metrics of an `eval.json` known: it holds what their scorers have declared."""
-    found = evaluation.get("own_metrics")
-    known = set(Metric.__dataclass_fields__)
-    for name, told in (found if isinstance(found, Mapping) else {}).items():
-        settings = (
-            {key: value for key, value in told.items() if key in known - {"name"}} if isinstance(told, Mapping) else {}
-        )
-        declare([own_metric(str(name), **settings)])

@@ -81,7 +81,7 @@ class Item:
 
     id: str
     row: str
-    contenders: tuple[str, ...]
+    systems: tuple[str, ...]
     answers: tuple[str, ...]
     messages: list[dict[str, Any]]
     references: list[str]
@@ -99,7 +99,7 @@ class Review:
 
     folder: Path
     mode: Mode
-    contenders: list[str]
+    systems: list[str]
     items: list[Item]
     populations: dict[str, dict[str, int]]
     manifest: dict[str, Any] = field(repr=False)
@@ -120,7 +120,7 @@ def read_systems(places: Sequence[str]) -> list[System]:
         UserError: no evaluation there, no such baseline, or no answers.
     """
     read = [_read_system(place) for place in places]
-    names = [contender.name for contender in read]
+    names = [system.name for system in read]
     if len(set(places)) < len(places):
         raise UserError("The same answers are named twice", where=" ".join(places), next_step="name each once")
     return [c if names.count(c.name) == 1 else System(c.place, c.place, c.folder, c.sha256, c.samples) for c in read]
@@ -157,7 +157,7 @@ def _answer(sample: Sample, baseline: str) -> ReviewedAnswer:
 
 
 def make_review(
-    contenders: Sequence[System],
+    systems: Sequence[System],
     out: Path,
     *,
     mode: Mode,
@@ -168,7 +168,7 @@ def make_review(
     """Draw the sample and write `items.jsonl`, then `review.json`; a review that is there already is continued.
 
     Args:
-        contenders: one system or more; `pairwise` needs two.
+        systems: one system or more; `pairwise` needs two.
         share: of the evaluation's rows to look at (for each pair, or each system).
         seed: of the draw and the order.
         conversations: row id -> the turns before the answer, where samples hold only the last one.
@@ -176,13 +176,13 @@ def make_review(
     Raises:
         UserError: the folder holds another review, the systems share no row, or all their answers are equal.
     """
-    if mode == "pairwise" and len(contenders) < 2:
+    if mode == "pairwise" and len(systems) < 2:
         raise UserError(
-            "Two contenders are needed", next_step="tuneloop review A B, or RUN RUN:zero-shot, or --mode rating"
+            "Two systems are needed", next_step="tuneloop review A B, or RUN RUN:zero-shot, or --mode rating"
         )
     if not 0 < share <= 1:
         raise UserError(f"A share is between 0 and 1, got {share:g}", where="--share", next_step="leave it out: 0.25")
-    told = [[c.name, c.sha256] for c in contenders]
+    told = [[c.name, c.sha256] for c in systems]
     key = content_hash([mode, told, share, seed, 1])
     with lock_folder(out):
         if (out / "review.json").is_file():
@@ -193,13 +193,13 @@ def make_review(
                     next_step="choose another folder with --out, or delete this one",
                 )
             return load_review(out)
-        items, populations = _draw(contenders, mode, share, seed, conversations or {})
+        items, populations = _draw(systems, mode, share, seed, conversations or {})
         write_jsonl(out / "items.jsonl", items)
         manifest = {
             "version": 1,
             "key": key,
             "mode": mode,
-            "contenders": [{"name": c.name, "place": c.place, "sha256": c.sha256} for c in contenders],
+            "systems": [{"name": c.name, "place": c.place, "sha256": c.sha256} for c in systems],
             "share": share,
             "seed": seed,
             "items": len(items),
@@ -221,10 +221,10 @@ def load_review(folder: Path | str) -> Review:
     manifest = read_json(folder / "review.json")
     try:
         items = [
-            Item(**{**record, "contenders": tuple(record["contenders"]), "answers": tuple(record["answers"])})
+            Item(**{**record, "systems": tuple(record["systems"]), "answers": tuple(record["answers"])})
             for record in read_jsonl(folder / "items.jsonl")
         ]
-        names = [c["name"] for c in manifest["contenders"]]
+        names = [c["name"] for c in manifest["systems"]]
         return Review(folder, manifest["mode"], names, items, manifest["populations"], manifest)
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -233,14 +233,14 @@ def load_review(folder: Path | str) -> Review:
 
 
 def _draw(
-    contenders: Sequence[System],
+    systems: Sequence[System],
     mode: Mode,
     share: float,
     seed: int,
     conversations: Mapping[str, list[dict[str, Any]]],
 ) -> tuple[list[Item], dict[str, dict[str, int]]]:
     size = 2 if mode == "pairwise" else 1
-    sets = list(itertools.combinations(contenders, size))
+    sets = list(itertools.combinations(systems, size))
     rng = random.Random(seed)
     items: list[Item] = []
     populations: dict[str, dict[str, int]] = {}
@@ -263,8 +263,8 @@ def _draw(
     if not items:
         raise UserError(
             "All answers are equal: there is nothing to compare",
-            where=" ".join(c.place for c in contenders),
-            next_step="compare other contenders, or rate one with --mode rating",
+            where=" ".join(c.place for c in systems),
+            next_step="compare other systems, or rate one with --mode rating",
         )
     rng.shuffle(items)  # whoever stops early has seen a fair part of each group
     return items, populations
@@ -272,18 +272,18 @@ def _draw(
 
 def _item(
     row: str,
-    contenders: Sequence[System],
+    systems: Sequence[System],
     stratum: str,
     group: str,
     conversations: Mapping[str, list[dict[str, Any]]],
 ) -> Item:
-    sample = contenders[0].samples[row]
+    sample = systems[0].samples[row]
     messages = sample.messages or conversations.get(row) or [{"role": "user", "content": sample.prompt}]
     return Item(
-        id=content_hash([row, [c.name for c in contenders]])[:12],
+        id=content_hash([row, [c.name for c in systems]])[:12],
         row=row,
-        contenders=tuple(c.name for c in contenders),
-        answers=tuple(c.samples[row].answer for c in contenders),
+        systems=tuple(c.name for c in systems),
+        answers=tuple(c.samples[row].answer for c in systems),
         messages=[turn for turn in messages if turn],
         references=sample.references,
         label=sample.label,
@@ -335,14 +335,14 @@ def _pair_groups(rows: Sequence[str], a: System, b: System) -> dict[str, str]:
     return groups
 
 
-def _rating_groups(rows: Sequence[str], contender: System) -> dict[str, str]:
+def _rating_groups(rows: Sequence[str], system: System) -> dict[str, str]:
     """`disagreement`: the answer is among the third that is farthest from the reference, and not equal to it.
     `uncertain`: it was cut off or invalid, or chosen with low confidence. `rest`: all else."""
-    qualities = sorted(contender.samples[row].quality for row in rows)
+    qualities = sorted(system.samples[row].quality for row in rows)
     third = qualities[len(qualities) // 3]
     groups = {}
     for row in rows:
-        sample = contender.samples[row]
+        sample = system.samples[row]
         far = sample.quality < 1 and sample.quality <= third
         groups[row] = "disagreement" if far else "uncertain" if sample.unsure else "rest"
     return groups

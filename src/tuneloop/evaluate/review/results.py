@@ -71,14 +71,14 @@ def _pairwise(review: Review, votes: Votes) -> dict[str, Any]:
     pairs, duels = [], []
     for joined, sizes in review.populations.items():
         names = joined.split("\n")
-        items = [item for item in review.items if list(item.contenders) == names and item.id in votes]
+        items = [item for item in review.items if list(item.systems) == names and item.id in votes]
         pairs.append(_pair(names, sizes, items, votes))
         reviewed = Counter(item.group for item in items)
-        place = tuple(review.contenders.index(name) for name in names)
+        place = tuple(review.systems.index(name) for name in names)
         for item in items:
             shares = _shares(votes[item.id], names)
             duels.append(Duel((place[0], place[1]), shares, sizes[item.group] / reviewed[item.group]))
-    return {"pairs": pairs, "ranking": ranking(review.contenders, duels, seed=int(review.manifest["seed"]))}
+    return {"pairs": pairs, "ranking": ranking(review.systems, duels, seed=int(review.manifest["seed"]))}
 
 
 def _shares(given: Sequence[Vote], names: Sequence[str]) -> tuple[float, float, float]:
@@ -147,7 +147,7 @@ def thumb_of(vote: Vote) -> bool | None:
 def _ratings(review: Review, votes: Votes) -> dict[str, Any]:
     rated: dict[str, Any] = {}
     for name, sizes in review.populations.items():
-        items = [item for item in review.items if item.contenders == (name,) and item.id in votes]
+        items = [item for item in review.items if item.systems == (name,) and item.id in votes]
         given = [vote for item in items for vote in votes[item.id]]
         figures: dict[str, Any] = {"rows": sum(sizes.values()), "reviewed": len(items)}
         for question, scale in (("good", 1.0), ("stars", 4.0)):
@@ -253,7 +253,7 @@ def _preferences(review: Review, votes: Votes, left_out: Counter[str]) -> Iterab
         rejected = [answer for answer in item.answers if answer.strip() != corrected]
         if corrected is not None and rejected:
             # The answer that was preferred is the harder negative.
-            worse = item.answers[item.contenders.index(best)] if best else rejected[0]
+            worse = item.answers[item.systems.index(best)] if best else rejected[0]
             worse = worse if worse in rejected else rejected[0]
             yield {"messages": item.messages, "chosen": corrected, "rejected": worse, **_meta(item, given)}
         elif best is None:
@@ -261,7 +261,7 @@ def _preferences(review: Review, votes: Votes, left_out: Counter[str]) -> Iterab
         elif 2 * most <= len(given):
             left_out["reviewers disagree"] += 1
         else:
-            winner = item.contenders.index(best)
+            winner = item.systems.index(best)
             if not item.answers[winner].strip():
                 left_out["the preferred answer is empty"] += 1
                 continue
@@ -272,7 +272,7 @@ def _preferences(review: Review, votes: Votes, left_out: Counter[str]) -> Iterab
 def _thumbs(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[dict[str, Any]]:
     for item, given in _voted(review, votes, left_out):
         corrected, _ = _correction(given)
-        for name, answer in zip(item.contenders, item.answers, strict=True):
+        for name, answer in zip(item.systems, item.answers, strict=True):
             up = sum(v.winner == name or (v.choice == "rating" and thumb_of(v) is True) for v in given)
             down = sum(
                 v.choice == "both_bad"

@@ -119,7 +119,7 @@ def make_app(review: Review, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str,
             "messages": shown.messages,
             "answers": [shown.answers[i] for i in places],
             "references": shown.references,
-            "vote": _ballot_of(vote, [shown.contenders[i] for i in places]) if vote else None,
+            "vote": _ballot_of(vote, [shown.systems[i] for i in places]) if vote else None,
         }
 
     @app.post("/api/votes")
@@ -127,7 +127,7 @@ def make_app(review: Review, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str,
         shown = item_of(ballot.item)
         if (ballot.choice == "rating") == (review.mode == "pairwise") and ballot.choice != "skip":
             raise HTTPException(422, f"this is a {review.mode} review")
-        names = [shown.contenders[i] for i in sides(shown, ballot.reviewer, seed)]
+        names = [shown.systems[i] for i in sides(shown, ballot.reviewer, seed)]
         try:
             append_vote(review.votes_path, _vote_of(ballot, names))
         except UserError as error:  # a full disk: the page says so and keeps the vote

@@ -1,0 +1,159 @@
+"""What tuning has done besides its task: parts of `eval.json`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+
+from tuneloop.records.metric import Estimate
+from tuneloop.records.record import Number, Part
+
+
+class GeneralAbility(Part):
+    """Mean token F1 and mean loss of a token on general rows."""
+
+    token_f1: Number = math.nan
+    loss: Number = math.nan
+
+
+class Forgetting(Part):
+    """What the base could do on general rows and the tuned model can't.
+
+    Args:
+        score: 1 - tuned / base of the mean task score: 0 nothing, 1 all; `loss`: growth of the mean loss of a token, in nats.
+        metric: that scores answers; `n`: rows.
+        base, tuned: before and after.
+    """
+
+    score: Estimate
+    loss: Estimate | None = None
+    metric: str = "token_f1"
+    n: int = 0
+    base: GeneralAbility = GeneralAbility()
+    tuned: GeneralAbility = GeneralAbility()
+    words: str = ""
+
+
+class PublicTask(Part):
+    """A metric of a task of lm-eval, before and after tuning, on `n` documents."""
+
+    task: str
+    metric: str
+    n: int = 0
+    base: Number
+    tuned: Number
+    higher_is_better: bool | None = None
+    change: Estimate | None = None
+
+
+class PublicTasks(Part):
+    """Tasks of lm-eval; none where they could not be run, and `words` say why."""
+
+    tasks: list[PublicTask] = []
+    words: str = ""
+
+
+class Memorisation(Part):
+    """Training answers that are completed word for word.
+
+    Args:
+        n: answers that were looked at; `left_out`: others, of fewer than `least_tokens` tokens or shared by rows.
+        share, base: of the tuned model and of the base; `beyond`: the difference, with its `p`.
+    """
+
+    n: int = 0
+    left_out: int = 0
+    least_tokens: int = 0
+    share: Estimate | None = None
+    base: Estimate | None = None
+    beyond: Estimate | None = None
+    p: Number | None = None
+    words: str = ""
+
+
+class Canary(Part):
+    """A planted secret: its exposure in bits (at most `most`) under the tuned model and under the base."""
+
+    id: str
+    prompt: str = ""
+    exposure: Number
+    most: Number = math.nan
+    base_exposure: Number
+
+
+class Canaries(Part):
+    """All planted secrets."""
+
+    each: list[Canary] = []
+    words: str = ""
+
+
+class AskedWay(Part):
+    """A row in other words, and the answer to it."""
+
+    kind: str
+    question: str
+    answer: str
+
+
+class ContradictedRow(Part):
+    """A row to which a system's answers differ, by the way in which it is asked."""
+
+    id: str = ""
+    reference: str = ""
+    ways: list[AskedWay] = []
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far b is above a in one figure of consistency, paired by row; fields as those of a `Comparison`."""
+
+    a: str
+    b: str
+    metric: str
+    delta: Number
+    low: Number
+    high: Number
+    p: Number
+    p_holm: Number
+    low_holm: Number
+    high_holm: Number
+    tests: int
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """The part `consistency` of `eval.json`.
+
+    Args:
+        rows, ways: how many rows were asked, and how often each, at most; `asked`: questions of each kind.
+        temperature: of the drawn answers.
+        metric: what systems are compared by: `agreement`, for free texts without fields `similarity`.
+        likeness: what `similarity` is measured by.
+        systems: name -> figure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
+            the same; `similarity`: how alike pairs are (free texts and JSON); `unanimous`: share of rows with one answer
+            only; `format`: share of answers that keep the format; `always_right`: share of rows that are right in every
+            way (labels).
+        same_as_plain: name -> kind -> share of its answers that equal the answer to the row as it is.
+        comparisons: of each other system (a) with the evaluation's own (b), by `metric` and for labels by `always_right`.
+        seconds: name -> how long its answers took.
+        examples: rows on which the evaluation's own system contradicts itself most.
+        words: what to take from it.
+    """
+
+    rows: int
+    ways: int
+    asked: dict[str, int]
+    temperature: float
+    metric: str
+    likeness: str
+    systems: Annotated[dict[str, dict[str, Estimate]], Field(validation_alias=AliasChoices("systems", "contenders"))]
+    same_as_plain: dict[str, dict[str, Number]]
+    comparisons: list[Difference]
+    seconds: dict[str, float]
+    examples: list[ContradictedRow] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)

@@ -38,7 +38,8 @@ def add_steps(run: Path, first: int, last: int) -> None:
 
 def finish_run(run: Path) -> None:
     write(
-        run / "environment.json", {"version": 1, "python": "3.11", "git_commit": "c" * 40, "packages": {"torch": "2"}}
+        run / "environment.json",
+        {"version": 1, "tuneloop": "0.1.0", "python": "3.11", "git_commit": "c" * 40, "packages": {"torch": "2"}},
     )
     write(
         run / "dataset/dataset.json",
@@ -52,7 +53,8 @@ def finish_run(run: Path) -> None:
             "counts": {"read": 9, "kept": 9, "rejected": 0, "train": 9},
             "rejected": {},
             "splits": {
-                name: {"path": f"{name}.jsonl", "rows": n} for name, n in (("train", 9), ("val", 0), ("test", 0))
+                name: {"path": f"{name}.jsonl", "rows": n, "sha256": "0" * 64}
+                for name, n in (("train", 9), ("val", 0), ("test", 0))
             },
         },
     )

@@ -23,15 +23,14 @@ FUNCTIONS = ("prepare", "train", "evaluate", "predict", "run")
 
 @pytest.mark.slow
 def test_the_code_of_the_page_runs_and_makes_runs(
-    smollm2: Path, tmp_path: Path, cli: Any, cli_environment: dict[str, str]
+    small_packaged: dict[str, str], tmp_path: Path, cli_environment: dict[str, str]
 ) -> None:
+    environment = {**cli_environment, **small_packaged}
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S))
     for minutes in ("max_minutes=1,", '"max_minutes": 0.5,'):  # a tenth of the time shows as much
         assert minutes in code
         code = code.replace(minutes, minutes.replace("0.5", "0.05").replace("=1", "=0.1"))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=cli_environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not re.search(r"\d+%|tokens/s", done.stdout + done.stderr), "calls are silent"
     assert "did you mean train.learning_rate?" in done.stdout
@@ -39,7 +38,7 @@ def test_the_code_of_the_page_runs_and_makes_runs(
         assert read_json(run / "run.json")["status"] == "finished"
         for command in (["report"], ["evaluate"], ["export", "--out", str(tmp_path / f"artifact-{run.name}")]):
             done = subprocess.run([sys.executable, "-m", "tuneloop", command[0], str(run), *command[1:]], cwd=tmp_path,
-                                  env=cli_environment, capture_output=True, text=True)  # fmt: skip
+                                  env=environment, capture_output=True, text=True)  # fmt: skip
             assert done.returncode == 0, (command, done.stderr[-2000:])
     assert {"accuracy", "macro_f1"} <= set(read_json(tmp_path / "evals" / "base" / "eval.json")["metrics"])
     assert len(read_jsonl(tmp_path / "evals" / "fresh" / "samples.jsonl")) == 1

@@ -116,7 +116,7 @@ def say(text: str) -> None:
 
 def _reason(error: BaseException) -> str:
     """The cause of a failure in one short line: the innermost message says most."""
-    while error.__cause__ is not None or error.__context__ is not None:
+    while not isinstance(error, UserError) and (error.__cause__ is not None or error.__context__ is not None):
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

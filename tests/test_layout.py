@@ -61,6 +61,10 @@ TESTED_IN = {
     "report/test_eval_html.py": "report.eval_charts report.eval_parts report.table",
     "report/test_head.py": "report.compared report.settings",
     "serve/test_keys.py": "records.api_key",
+    "serve/test_app.py": "serve.asked serve.config serve.errors serve.gateway serve.metrics serve.openapi serve.page"
+    " serve.replies",
+    "serve/test_admission.py": "serve.service_time",
+    "workflows/test_serve.py": "cli.serve",
     "serve/test_store.py": "core.ids records.decision serve.writer",
     "scale/hosts/test_hosts.py": "scale.text scale.hosts.baseten scale.hosts.compose scale.hosts.docker_model_runner"
     " scale.hosts.dstack scale.hosts.fireworks scale.hosts.huggingface scale.hosts.kserve scale.hosts.kubernetes"

@@ -60,6 +60,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "verify": "Check that an artifact's files are as they were exported, and who signed them.",
     },
     "Serve": {
+        "serve": "Answer requests by OpenAI's API until stopped.",
         "keys": "Make, list and revoke the API keys of a server.",
     },
     "Improve": {

@@ -10,6 +10,7 @@ from tuneloop.records import schemas
 RECORDS: dict[str, tuple[str, str, str]] = {
     **schemas.RECORDS,
     "task": ("tuneloop.data.task", "TaskSpec", "`task` in `ADAPTER/tuneloop.json` and `ARTIFACT/artifact.json`"),
+    "serve": ("tuneloop.serve.config", "ServeConfig", "`serve.yaml`"),
     "plan-options": ("tuneloop.plan.config", "PlanOptions", "what `tuneloop plan` is asked"),
     "advise-options": ("tuneloop.advise.config", "AdviseOptions", "what `tuneloop advise` is asked"),
 }

@@ -1,0 +1,478 @@
+"""The HTTP surface: routes, bodies, headers, streams. What is answered is the gateway's affair."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pydantic import ValidationError
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.records.completion import Completion
+from tuneloop.records.feedback import Feedback
+from tuneloop.serve import asked as read
+from tuneloop.serve import replies
+from tuneloop.serve.asked import Asked
+from tuneloop.serve.errors import ApiError
+from tuneloop.serve.gateway import Caller, Gateway, Piece
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+Scope = Any
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+
+class Disconnected(Exception):
+    """The client has left."""
+
+
+@dataclass
+class Call:
+    """One HTTP request, and the ways to answer it."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    sent: bool = False
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.headers = dict(self.scope["headers"])
+
+    def header(self, name: str) -> str:
+        """A header's value; empty where there is none."""
+        return self.headers.get(name.encode(), b"").decode("latin-1")
+
+    async def body(self, most: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            ApiError: it is larger than allowed.
+        """
+        told = self.headers.get(b"content-length", b"0")
+        size, parts = int(told) if told.isdigit() else 0, []
+        got = 0
+        while True:
+            if size > most or got > most:
+                raise ApiError(413, f"The body is larger than {most / 1e6:g} MB", code="request_too_large")
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            parts.append(message.get("body", b""))
+            got += len(parts[-1])
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    async def json(self, most: int) -> dict[str, Any]:
+        """The body as a JSON object.
+
+        Raises:
+            ApiError: it is none.
+        """
+        raw = await self.body(most)
+        try:
+            value = orjson.loads(raw)
+        except ValueError as error:
+            raise ApiError(400, f"The body is no valid JSON: {error}"[:300], code="invalid_json") from None
+        except RecursionError:
+            value = None
+        if not isinstance(value, dict):
+            raise ApiError(400, "The body must be a JSON object", code="invalid_json")
+        return value
+
+    async def gone(self) -> None:
+        """Wait until the client leaves."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    async def start(self, status: int, kind: str, headers: Mapping[str, str] | None = None, size: int = -1) -> None:
+        """Send status and headers."""
+        self.sent = True
+        lines = [(b"content-type", kind.encode())]
+        if size >= 0:
+            lines.append((b"content-length", str(size).encode()))
+        lines += [(name.encode(), _safe(value).encode("latin-1", "replace")) for name, value in (headers or {}).items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": lines})
+
+    async def reply(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        """Send a JSON value."""
+        await self.reply_bytes(orjson.dumps(value), "application/json", status, headers)
+
+    async def reply_bytes(
+        self, data: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a whole body."""
+        await self.start(status, kind, headers, len(data))
+        await self.send({"type": "http.response.body", "body": data})
+
+    async def event(self, value: Mapping[str, Any] | str) -> None:
+        """Send a server-sent event."""
+        if isinstance(value, str):
+            data = f"data: {value}\n\n".encode()
+        else:
+            kind = f"event: {value['type']}\n".encode() if "sequence_number" in value else b""
+            data = kind + b"data: " + orjson.dumps(value) + b"\n\n"
+        await self.send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _safe(value: str) -> str:
+    """A header's value on one line."""
+    return value.replace("\r", " ").replace("\n", " ")
+
+
+Handler = Callable[[Call], Awaitable[None]]
+
+
+class Endpoint:
+    """An ASGI application for one route: errors become bodies, a client that leaves ends the work."""
+
+    def __init__(self, handler: Handler, seconds: float, local: bool = True) -> None:
+        self.handler, self.seconds, self.local = handler, seconds, local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        call = Call(scope, receive, send)
+        try:
+            refuse_foreign_pages(call, self.local)
+            async with asyncio.timeout(self.seconds):
+                await self.handler(call)
+        except (Disconnected, OSError):
+            return
+        except ApiError as error:
+            await _fail(call, error)
+        except TimeoutError:
+            await _fail(call, ApiError(504, f"The request took longer than {self.seconds:g} s", code="timeout"))
+        except UserError as error:
+            await _fail(call, ApiError(500, error.what, code="server"))
+
+
+def refuse_foreign_pages(call: Call, local: bool) -> None:
+    """Refuse what a page of another site sends through its reader's browser.
+
+    Args:
+        local: the server listens on this machine only, where no key may be needed: then its own names are the only hosts.
+
+    Raises:
+        ApiError: the page, or the name by which the server was reached, is foreign.
+    """
+    host, origin = call.header("host"), call.header("origin")
+    if origin and origin.partition("://")[2] != host:
+        raise ApiError(403, "Requests from pages of other sites are refused", code="foreign_origin")
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    if local and name and name not in ("localhost", "127.0.0.1", "[::1]", "testserver"):
+        raise ApiError(403, f"This server is {name[:80]!r} to nobody", code="foreign_host")
+
+
+async def _fail(call: Call, error: ApiError) -> None:
+    """Tell an error: as a body, or as an event where the answer has begun."""
+    with contextlib.suppress(OSError):
+        if not call.sent:
+            await call.reply(error.body(), error.status, error.headers)
+            return
+        await call.event(error.body())
+        await call.send({"type": "http.response.body", "body": b""})
+
+
+def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> Starlette:
+    """The ASGI application of a server.
+
+    Args:
+        extra: further routes, as those of batches.
+    """
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+
+    server = Server(gateway)
+    seconds, local = gateway.config.limits.request_seconds, gateway.config.loopback
+    routes = [
+        Route(path, Endpoint(handler, seconds, local), methods=[method])
+        for method, path, handler in (
+            ("POST", "/v1/chat/completions", server.chat),
+            ("POST", "/v1/completions", server.completions),
+            ("POST", "/v1/responses", server.responses),
+            ("POST", "/v1/classify", server.classify),
+            ("POST", "/v1/feedback", server.feedback),
+            ("POST", "/tokenize", server.tokenize),
+            ("GET", "/v1/models", server.models),
+            ("GET", "/v1/models/{model:path}", server.model),
+            ("GET", "/healthz", server.healthz),
+            ("GET", "/readyz", server.readyz),
+            ("GET", "/metrics", server.metrics),
+            ("GET", "/openapi.json", server.openapi),
+            ("GET", "/", server.page),
+        )
+    ]
+    return Starlette(routes=[*routes, *extra], exception_handlers={404: _no_route, 405: _no_route, 500: _no_route})
+
+
+async def _no_route(request: Any, error: Exception) -> Any:
+    from starlette.responses import Response
+
+    status = getattr(error, "status_code", 500)
+    what = {404: f"There is no {request.url.path[:200]}", 405: f"{request.method} is not possible here"}
+    body = ApiError(status, what.get(status, "The server failed"), code=None if status < 500 else "server").body()
+    return Response(orjson.dumps(body), status, media_type="application/json")
+
+
+@dataclass
+class Server:
+    """The handlers of all routes but those of batches."""
+
+    gateway: Gateway
+
+    async def _body(self, call: Call) -> dict[str, Any]:
+        """The body; the key is looked at first, so that nobody without one is read."""
+        self.gateway.caller(call.header)
+        return await call.json(int(self.gateway.config.limits.body_mb * 1e6))
+
+    # --- answers
+
+    async def chat(self, call: Call) -> None:
+        """`POST /v1/chat/completions`."""
+        asked = read.read_chat(await self._body(call), self.gateway.config.limits.most_choices)
+        caller = self.gateway.caller(call.header, asked.user)
+        if asked.stream:
+            await self._stream(call, asked, caller, replies.ChatStream(asked))
+            return
+        ((piece, done),) = await self._whole(call, [asked], caller)
+        await call.reply(replies.chat_body(asked, piece.model, piece.id, done), headers=headers_of(piece))
+
+    async def completions(self, call: Call) -> None:
+        """`POST /v1/completions`."""
+        asked = read.read_completions(await self._body(call), self.gateway.config.limits.most_choices)
+        caller = self.gateway.caller(call.header, asked[0].user)
+        if asked[0].stream:
+            if len(asked) > 1:
+                raise ApiError(400, "One prompt at a time can be streamed", param="prompt")
+            await self._stream(call, asked[0], caller, replies.CompletionsStream(asked[0]))
+            return
+        found = await self._whole(call, asked, caller)
+        first = found[0][0]
+        body = replies.completions_body(asked, first.model, first.id, [done for _, done in found])
+        await call.reply(body, headers=headers_of(first))
+
+    async def responses(self, call: Call) -> None:
+        """`POST /v1/responses`."""
+        asked = read.read_responses(await self._body(call))
+        caller = self.gateway.caller(call.header, asked.user)
+        if asked.stream:
+            await self._stream(call, asked, caller, replies.ResponsesStream(asked), end="")
+            return
+        ((piece, done),) = await self._whole(call, [asked], caller)
+        body = replies.responses_body(asked, piece.model, piece.id, done[0].text, done[0])
+        await call.reply(body, headers=headers_of(piece))
+
+    async def classify(self, call: Call) -> None:
+        """`POST /v1/classify`: labels with their probabilities."""
+        asked = read.read_classify(await self._body(call))
+        caller = self.gateway.caller(call.header, asked[0].user)
+        model = self.gateway.model_of(asked[0].model, caller)
+        if not model.labels:
+            raise ApiError(400, f"{model.name!r} writes texts; it was not trained to choose a label", param="model")
+        found = await self._whole(call, asked, caller)
+        data = [
+            {
+                "index": i,
+                "id": piece.id,
+                "label": done[0].text,
+                "probability": done[0].label_probability,
+                "scores": _best(done[0], each.top),
+            }
+            for i, (each, (piece, done)) in enumerate(zip(asked, found, strict=True))
+        ]
+        total = [replies.usage(done) for _, done in found]
+        body = {
+            "object": "list", "model": model.name, "labels": list(model.labels), "data": data,
+            "usage": {key: sum(each[key] for each in total) for key in total[0]},
+        }  # fmt: skip
+        await call.reply(body, headers=headers_of(found[0][0]))
+
+    async def _whole(self, call: Call, asked: list[Asked], caller: Caller) -> list[tuple[Piece, list[Completion]]]:
+        """Whole answers; the client's leaving ends them."""
+        work = asyncio.ensure_future(self._all(asked, caller))
+        leaving = asyncio.ensure_future(call.gone())
+        try:
+            await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise Disconnected
+            return await work
+        finally:
+            for task in (work, leaving):
+                task.cancel()
+            await asyncio.gather(work, leaving, return_exceptions=True)
+
+    async def _all(self, asked: list[Asked], caller: Caller) -> list[tuple[Piece, list[Completion]]]:
+        if len(asked) == 1:
+            return [await whole(self.gateway.answer(asked[0], caller))]
+        tasks = [asyncio.ensure_future(whole(self.gateway.answer(each, caller))) for each in asked]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _stream(self, call: Call, asked: Asked, caller: Caller, shape: Any, end: str = "[DONE]") -> None:
+        """An answer in pieces. Status and headers wait for the first one, so that what is refused has its own status."""
+        async with aclosing(self.gateway.answer(asked, caller)) as pieces:
+            working = asyncio.ensure_future(self._events(call, pieces, shape, end))
+            leaving = asyncio.ensure_future(call.gone())
+            try:
+                await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+                if not working.done():
+                    raise Disconnected
+                await working
+            finally:
+                for task in (working, leaving):
+                    task.cancel()
+                await asyncio.gather(working, leaving, return_exceptions=True)
+
+    async def _events(self, call: Call, pieces: AsyncIterator[Piece], shape: Any, end: str) -> None:
+        async for piece in pieces:
+            if not call.sent:
+                headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers_of(piece)}
+                await call.start(200, "text/event-stream; charset=utf-8", headers)
+            for event in shape.events(piece):
+                await call.event(event)
+        for event in shape.end():
+            await call.event(event)
+        if end:
+            await call.event(end)
+        await call.send({"type": "http.response.body", "body": b""})
+
+    # --- the rest
+
+    async def feedback(self, call: Call) -> None:
+        """`POST /v1/feedback`: what people say of an answer. It is stored when the reply comes."""
+        body = await self._body(call)
+        body.setdefault("key", call.header("idempotency-key") or None)
+        unknown = set(body) - {"request", "conversation", "kind", "value", "user", "key"}
+        if unknown:
+            raise ApiError(400, f"Unrecognized request argument supplied: {min(unknown)[:80]}", param=min(unknown)[:80])
+        user = body.get("user") or call.header("x-tuneloop-user") or None
+        try:
+            made = Feedback.model_validate({**body, "user": user, "id": uuid7(), "time": utc_now()})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ApiError(400, str(first["msg"]), param=".".join(map(str, first["loc"])) or None) from None
+        try:
+            await asyncio.wrap_future(self.gateway.store.add_durably(made))
+        except OSError as error:
+            raise ApiError(503, str(error), code="store", headers={"Retry-After": "5"}) from None
+        await call.reply(
+            {"id": made.id, "object": "feedback", "request": made.request, "conversation": made.conversation}
+        )
+
+    async def tokenize(self, call: Call) -> None:
+        """`POST /tokenize`: token ids of a text, or of a conversation as the model reads it."""
+        body = await self._body(call)
+        name = body.get("model") or ""
+        model = self.gateway.model_of(name if isinstance(name, str) else "?", self.gateway.caller(call.header))
+        if body.get("messages") is not None:
+            messages = read.read_messages(body["messages"])
+            ids = (await self.gateway.request(Asked("chat", messages=messages), model)).ids
+        else:
+            text = body.get("prompt", body.get("text"))
+            if not isinstance(text, str):
+                raise ApiError(400, "prompt must be a text, or messages a list of turns", param="prompt")
+            ids = tuple(await self.gateway.engine.tokenize(text))
+        await call.reply({"tokens": list(ids), "count": len(ids), "max_model_len": self.gateway.engine.context})
+
+    async def models(self, call: Call) -> None:
+        """`GET /v1/models`."""
+        caller = self.gateway.caller(call.header)
+        only = caller.key.limits.adapters if caller.key else []
+        names = [name for name in self.gateway.models if not only or name in only]
+        await call.reply({"object": "list", "data": [self._model(name) for name in names]})
+
+    async def model(self, call: Call) -> None:
+        """`GET /v1/models/NAME`."""
+        found = self.gateway.model_of(call.scope["path_params"]["model"], self.gateway.caller(call.header))
+        await call.reply(self._model(found.name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        model = self.gateway.models[name]
+        return {
+            "id": model.name, "object": "model", "created": 0, "owned_by": "tuneloop", "root": model.source,
+            "parent": self.gateway.engine.base, "release": model.release or None, "adapter": model.adapter,
+            "labels": list(model.labels) or None, "max_model_len": self.gateway.engine.context,
+        }  # fmt: skip
+
+    async def healthz(self, call: Call) -> None:
+        """`GET /healthz`: the process is alive."""
+        await call.reply({"status": "ok"})
+
+    async def readyz(self, call: Call) -> None:
+        """`GET /readyz`: it takes requests and the engine answers."""
+        ready = not self.gateway.admission.closed and await self.gateway.engine.healthy()
+        await call.reply({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+
+    async def metrics(self, call: Call) -> None:
+        """`GET /metrics`."""
+        gauges(self.gateway)
+        await call.reply_bytes(self.gateway.metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, call: Call) -> None:
+        """`GET /openapi.json`."""
+        from tuneloop.serve.openapi import document
+
+        await call.reply(document())
+
+    async def page(self, call: Call) -> None:
+        """`GET /`: state, models, a box to try a prompt."""
+        from tuneloop.serve.page import PAGE
+
+        await call.reply_bytes(PAGE.encode(), "text/html; charset=utf-8", headers={"x-frame-options": "DENY"})
+
+
+def headers_of(piece: Piece) -> dict[str, str]:
+    """What the headers of an answer tell."""
+    release = piece.model.release or piece.model.adapter[:16]
+    return {"x-tuneloop-request": piece.id, "x-tuneloop-release": release, "x-request-id": piece.id}
+
+
+async def whole(pieces: AsyncGenerator[Piece, None]) -> tuple[Piece, list[Completion]]:
+    """The last piece of an answer, and the completions of its choices in order."""
+    done: dict[int, Completion] = {}
+    last: Piece | None = None
+    async with aclosing(pieces):
+        async for piece in pieces:
+            last = piece
+            if piece.completion is not None:
+                done[piece.index] = piece.completion
+    if last is None:
+        raise ApiError(503, "The engine gave no answer", code="engine")
+    return last, [done[index] for index in sorted(done)]
+
+
+def _best(completion: Completion, top: int) -> dict[str, float] | None:
+    """Scores of the likeliest labels: mean log likelihoods of their tokens."""
+    if not top or not completion.label_scores:
+        return None
+    order = sorted(completion.label_scores.items(), key=lambda item: (item[0] != completion.text, -item[1]))
+    return {label: score for label, score in order[:top] if score == score}
+
+
+def gauges(gateway: Gateway) -> dict[str, float]:
+    """The state of a server in numbers; those of `/metrics` are set to it."""
+    admission, counts = gateway.admission, gateway.store.counts
+    known = [times.calibration for times in admission.models.values() if times.calibration.n]
+    n = sum(each.n for each in known) or 1
+    values: dict[str, float] = {
+        "active": len(admission.active), "waiting": admission.waiting, "store_waiting": gateway.store.waiting,
+        "store_written": counts.written, "store_spilled": counts.spilled, "store_lost": counts.lost,
+        "prediction_error": sum(each.error * each.n for each in known) / n,
+        "prediction_coverage": sum(each.coverage * each.n for each in known) / n,
+        "on_time": admission.tally.on_time, "late": admission.tally.late, "refused": admission.tally.refused,
+    }  # fmt: skip
+    for name, value in values.items():
+        gateway.metrics.gauges[name].set(value)
+    return values

@@ -1,0 +1,90 @@
+"""The settings of a server: what `serve.yaml` holds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tuneloop.core.files import Config
+
+
+class Objective(Config):
+    """What real-time requests are promised."""
+
+    ttft_ms: float = Field(500.0, gt=0, description="milliseconds to the first token; a key may have its own")
+    admission: Literal["refuse", "queue"] = Field(
+        "refuse", description="refuse: a request that can't meet its objective gets 429 at once; queue: it waits"
+    )
+
+
+class KeysConfig(Config):
+    """Who may ask."""
+
+    required: bool | None = Field(
+        None, description="whether a key is needed; default: on any address but loopback, and once keys were made"
+    )
+
+
+class ServeLimits(Config):
+    """Bounds that keep a server alive."""
+
+    body_mb: float = Field(10.0, gt=0, description="largest body of a request, in MB")
+    waiting: int = Field(512, ge=1, description="requests that may wait for the engine; further ones get 429")
+    max_new_tokens: int = Field(256, ge=1, description="longest answer where neither the request nor the task says it")
+    most_choices: int = Field(16, ge=1, description="largest n of a request")
+    request_seconds: float = Field(600.0, gt=0, description="time for a request as a whole")
+    drain_seconds: float = Field(30.0, ge=0, description="time that running requests get when the server is stopped")
+
+
+class LogConfig(Config):
+    """What is kept of requests."""
+
+    content: Literal["full", "redacted", "hash", "none"] = Field(
+        "full", description="full texts; redacted: without personal data; hash: a digest of each text; none"
+    )
+
+
+class BatchConfig(Config):
+    """How batches are done."""
+
+    enabled: bool = Field(True, description="whether /v1/files and /v1/batches take work")
+    rows: int = Field(4, ge=1, description="rows that are answered at the same time, where nobody waits")
+    quantum: int = Field(64, ge=1, description="tokens that a row writes before it gives way to real-time requests")
+
+
+class Prices(Config):
+    """What answers cost, for budgets and `tuneloop costs`."""
+
+    input: float = Field(0.0, ge=0, description="USD for a million tokens read")
+    output: float = Field(0.0, ge=0, description="USD for a million tokens written")
+    usd_per_hour: float = Field(0.0, ge=0, description="USD for an hour of this machine")
+
+
+class ServeConfig(Config):
+    """A server."""
+
+    base: str = Field("", description="base model; default: that of the adapters")
+    adapters: dict[str, str] = Field(
+        {}, description="name -> run, artifact or registered version (NAME@champion); the first one answers by default"
+    )
+    engine: str = Field("auto", description="auto, tuneloop, llama.cpp, or the URL of an OpenAI-compatible server")
+    host: str = Field("127.0.0.1", description="address; 0.0.0.0 lets others in, who then need a key")
+    port: int = Field(8100, ge=0, le=65535, description="port; 0 for a free one")
+    folder: str = Field("serve", description="folder of the store, keys and batches")
+    slots: int = Field(16, ge=1, description="requests that the engine answers at the same time")
+    objective: Objective = Objective()
+    keys: KeysConfig = KeysConfig()
+    limits: ServeLimits = ServeLimits()
+    log: LogConfig = LogConfig()
+    batch: BatchConfig = BatchConfig()
+    prices: Prices = Prices()
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
+    def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The price of a request in USD, by its tokens."""
+        return (prompt_tokens * self.prices.input + completion_tokens * self.prices.output) / 1e6

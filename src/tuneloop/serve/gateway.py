@@ -1,0 +1,423 @@
+"""What happens to a request between the wire and the engine: limits, admission, the answer, the account, the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc, uuid7
+from tuneloop.inference.request import Request
+from tuneloop.models.adapters import BASE
+from tuneloop.records.completion import Completion
+from tuneloop.records.request import StoredRequest
+from tuneloop.records.rows import Message
+from tuneloop.serve.admission import Admission, Work
+from tuneloop.serve.asked import Asked
+from tuneloop.serve.config import ServeConfig
+from tuneloop.serve.errors import ApiError
+from tuneloop.serve.keys import Keyring
+from tuneloop.serve.limits import Ledger, Refusal
+from tuneloop.serve.metrics import Metrics
+from tuneloop.serve.writer import StoreWriter
+
+if TYPE_CHECKING:
+    from tuneloop.inference.engine import Update
+    from tuneloop.inference.engines import ServingEngine
+    from tuneloop.records.api_key import ApiKey
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model reads: turns, or a text to go on with."""
+
+    messages: Sequence[Message] = ()
+    tools: Sequence[Mapping[str, Any]] = ()
+    continues: str | None = None
+
+
+# Turns as a client sends them -> the prompt that the model was trained on. Raises ValueError where it can't be made.
+ReadPrompt = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Prompt]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model as clients see it.
+
+    Args:
+        name: as they ask for it.
+        adapter: its hash in the engine, or `base`.
+        release: version in the registry; empty: none.
+        labels: a classifier answers one of them and nothing else.
+        max_new_tokens: longest answer, where a request does not say it; None: the server's.
+        read: how turns become its prompt; None: as they are.
+        source: what it was made from.
+        decode: text of token ids, for log probabilities; None: nobody knows.
+    """
+
+    name: str
+    adapter: str = BASE
+    release: str = ""
+    labels: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
+    read: ReadPrompt | None = None
+    source: str = ""
+    decode: Callable[[Sequence[int]], str] | None = None
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks.
+
+    Args:
+        key: None: without one, from this machine.
+        user: pseudonym of the end user.
+        conversation: that the request belongs to.
+        rank: class of urgency that a header names; empty: the key's.
+    """
+
+    key: ApiKey | None = None
+    user: str = ""
+    conversation: str = ""
+    rank: str = ""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer.
+
+    Args:
+        index: of the choice.
+        text: what came.
+        completion: of the choice, with its last piece.
+        id: of the request.
+        model: that answers.
+    """
+
+    index: int
+    text: str
+    completion: Completion | None
+    id: str
+    model: ServedModel
+
+
+@dataclass
+class SharedClock:
+    """Engine seconds: of each second every request at work has its share."""
+
+    at: float = 0.0
+    value: float = 0.0
+    active: int = 0
+
+    def change(self, by: int) -> float:
+        """Count a request in or out; returns the clock's value, whose difference is what a request has used."""
+        now = time.perf_counter()
+        if self.active:
+            self.value += (now - self.at) / self.active
+        self.at, self.active = now, self.active + by
+        return self.value
+
+
+@dataclass
+class _Account:
+    """What is known of a request on its way, for the log."""
+
+    id: str
+    asked: Asked
+    caller: Caller
+    model: ServedModel
+    time: str
+    began: float
+    prompt_tokens: int = 0
+    ttft_ms: float | None = None
+    done: dict[int, Completion] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
+    pieces: int = 0
+    error: str | None = None
+    seconds: float = 0.0
+    status: str = "cancelled"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written; of choices that were cut, one for each piece that came."""
+        known = sum(each.completion_tokens for each in self.done.values())
+        return known if len(self.done) == self.asked.n else max(known, self.pieces)
+
+
+_STATUS = {"too_long": 400, "no_adapter": 404, "no_prompt": 400, "no_schema": 400, "template_error": 400, "engine": 503}
+_CODES = {"too_long": "context_length_exceeded", "no_adapter": "model_not_found"}
+
+
+def engine_error(completion: Completion) -> ApiError:
+    """What an engine could not answer, as an error of the API."""
+    if completion.finish == "cancelled":
+        return ApiError(503, "The engine was stopped before the answer ended", code="engine")
+    word, _, rest = completion.error.partition(": ")
+    status = _STATUS.get(word, 500)
+    return ApiError(status, rest or completion.error or "the engine gave no answer", code=_CODES.get(word, word))
+
+
+@dataclass
+class Gateway:
+    """A server's state, and how it answers.
+
+    Args:
+        models: by name; the first one answers where none is named.
+    """
+
+    engine: ServingEngine
+    models: dict[str, ServedModel]
+    config: ServeConfig
+    keyring: Keyring
+    ledger: Ledger
+    store: StoreWriter
+    admission: Admission
+    metrics: Metrics = field(default_factory=Metrics)
+    clock: SharedClock = field(default_factory=SharedClock)
+
+    # --- who and what
+
+    def caller(self, header: Callable[[str], str], user: str = "") -> Caller:
+        """Who sends a request, by its headers.
+
+        Raises:
+            ApiError: a key is needed, or it is not one in use.
+        """
+        given = header("authorization")
+        given = given[7:] if given[:7].lower() == "bearer " else header("x-api-key")
+        key = self.keyring.check(given.strip()) if given.startswith("tl-") else None
+        if key is None and self.key_required:
+            raise ApiError(
+                401,
+                "This key is not in use" if given else "A key is needed: Authorization: Bearer KEY",
+                code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+        rank = header("x-tuneloop-priority")
+        if rank and rank not in ("high", "normal", "low"):
+            raise ApiError(400, "x-tuneloop-priority must be high, normal or low", param="x-tuneloop-priority")
+        if key is not None and rank == "high" and key.limits.priority != "high":
+            rank = ""  # nobody makes himself more urgent than his key is
+        return Caller(key, (header("x-tuneloop-user") or user)[:256], header("x-tuneloop-conversation")[:256], rank)
+
+    @property
+    def key_required(self) -> bool:
+        """Whether a request without a key is refused."""
+        required = self.config.keys.required
+        return (not self.config.loopback or self.keyring.used) if required is None else required
+
+    def model_of(self, name: str, caller: Caller) -> ServedModel:
+        """A model by its name; the first one where there is none.
+
+        Raises:
+            ApiError: there is none, or the key must not ask it.
+        """
+        model = self.models.get(name) if name else next(iter(self.models.values()))
+        if model is None:
+            known = ", ".join(self.models)
+            raise ApiError(
+                404, f"The model {name[:80]!r} does not exist here; there are: {known}", param="model",
+                code="model_not_found",
+            )  # fmt: skip
+        if caller.key is not None and caller.key.limits.adapters and model.name not in caller.key.limits.adapters:
+            raise ApiError(403, f"This key must not ask {model.name!r}", param="model", code="model_not_allowed")
+        return model
+
+    # --- an answer
+
+    async def answer(self, asked: Asked, caller: Caller, *, background: bool = False) -> AsyncGenerator[Piece, None]:
+        """The pieces of an answer. Close the iterator to end it early: the engine stops, and what was used is counted.
+
+        Args:
+            background: work of a batch, which waits for no place.
+
+        Raises:
+            ApiError: it is refused, or fails on the way.
+        """
+        account = _Account(
+            uuid7(), asked, replace(caller, user=caller.user or asked.user), self.model_of(asked.model, caller),
+            utc(time.time()), time.perf_counter(),
+        )  # fmt: skip
+        try:
+            request = await self.request(asked, account.model)
+            account.prompt_tokens = len(request.ids)
+            async with aclosing(self._within_limits(request, account, background)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            account.status = "ok"
+        except ApiError as error:
+            account.error, account.status = error.message, str(error.status)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            account.error = account.error or "the client left"
+            raise
+        except Exception as error:
+            account.error, account.status = f"{type(error).__name__}", "500"
+            raise
+        finally:
+            self._log(account)
+
+    async def request(self, asked: Asked, model: ServedModel) -> Request:
+        """What the engine is asked, with the prompt as tokens, as the model was trained.
+
+        Raises:
+            ApiError: there is no such prompt.
+        """
+        prompt = Prompt(asked.messages, asked.tools, asked.text)
+        if model.read is not None and asked.messages:
+            try:
+                prompt = await asyncio.to_thread(model.read, asked.messages, asked.tools)
+            except ValueError as error:
+                raise ApiError(400, str(error), param="messages") from None
+        try:
+            ids: Sequence[int] = asked.ids
+            if prompt.continues is not None:
+                ids = await self.engine.tokenize(prompt.continues)
+                if asked.kind != "completions":
+                    ids = ()  # a document: the engine begins it as in training
+            elif not ids:
+                ids = await self.engine.render(prompt.messages, prompt.tools, adapter=model.adapter)
+            return Request(
+                continues=prompt.continues, ids=tuple(ids),
+                max_new_tokens=asked.max_new_tokens or model.max_new_tokens or self.config.limits.max_new_tokens,
+                sampling=asked.sampling, stop=asked.stop, logprobs=asked.logprobs, adapter=model.adapter,
+                choices=model.labels, schema=None if model.labels else asked.schema,
+            )  # fmt: skip
+        except UserError as error:
+            raise ApiError(400, error.what, param=error.where or None) from None
+
+    async def _within_limits(
+        self, request: Request, account: _Account, background: bool
+    ) -> AsyncGenerator[Piece, None]:
+        """Reserve, answer, settle."""
+        asked, key = account.asked, account.caller.key
+        longest = request.max_new_tokens * asked.n
+        most = account.prompt_tokens + longest
+        try:
+            held = self.ledger.reserve(key, most, self.config.usd(account.prompt_tokens, longest))
+        except Refusal as refused:
+            after = {} if refused.retry_after is None else {"Retry-After": str(int(refused.retry_after) + 1)}
+            raise ApiError(429, refused.message, code=refused.code, headers=after) from None
+        try:
+            if background:
+                async with aclosing(self._answered(request, account)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                return
+            place = await self.admission.enter(self._work(request, account))
+            try:
+                async with aclosing(self._answered(request, account)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            finally:
+                whole = len(account.done) == asked.n == 1 and not request.choices
+                first = None if account.ttft_ms is None else account.ttft_ms - 1000 * (place.started - place.arrived)
+                self.admission.leave(place, account.tokens, first, whole=whole)
+        finally:
+            used = self.config.usd(account.prompt_tokens, account.tokens) if account.pieces else 0.0
+            self.ledger.settle(held, (account.prompt_tokens + account.tokens) if account.pieces else 0, used)
+
+    def _work(self, request: Request, account: _Account) -> Work:
+        caller, limits = account.caller, account.caller.key.limits if account.caller.key else None
+        rank = caller.rank or (limits.priority if limits else "normal")
+        rank = {"flex": "flex", "priority": "high" if not limits or limits.priority == "high" else rank}.get(
+            account.asked.tier, rank
+        )
+        deadline = (limits.deadline_ms if limits else None) or self.config.objective.ttft_ms
+        return Work(
+            account.model.name, account.prompt_tokens, request.max_new_tokens, (limits and caller.key and caller.key.name) or "",
+            rank, deadline, refusable=account.asked.tier != "flex",
+        )  # fmt: skip
+
+    async def _answered(self, request: Request, account: _Account) -> AsyncGenerator[Piece, None]:
+        n, seed = account.asked.n, request.sampling.seed
+        requests = [
+            replace(request, sampling=replace(request.sampling, seed=seed + i)) if i else request for i in range(n)
+        ]
+        began = self.clock.change(1)
+        updates = _merged([self.engine.stream(each) for each in requests])
+        try:
+            async for index, update in updates:
+                if update.completion is not None and update.completion.finish in ("error", "cancelled"):
+                    raise engine_error(update.completion)
+                if account.ttft_ms is None:
+                    account.ttft_ms = 1000 * (time.perf_counter() - account.began)
+                account.pieces += 1
+                account.texts[index] = account.texts.get(index, "") + update.text
+                if update.completion is not None:
+                    account.done[index] = update.completion
+                yield Piece(index, update.text, update.completion, account.id, account.model)
+            if len(account.done) < n:
+                raise ApiError(503, "The engine ended in the middle of the answer", code="engine")
+        finally:
+            await updates.aclose()
+            account.seconds = self.clock.change(-1) - began
+
+    def _log(self, account: _Account) -> None:
+        asked, model = account.asked, account.model
+        first = account.done.get(0)
+        text = first.text if first is not None else account.texts.get(0)
+        prompt: list[Message] = list(asked.messages)
+        if not prompt and asked.text is not None:
+            prompt = [{"role": "user", "content": asked.text}]
+        record = StoredRequest(
+            id=account.id, time=account.time, key=account.caller.key.name if account.caller.key else "",
+            model=model.name, adapter=None if model.adapter == BASE else model.adapter, release=model.release or None,
+            user=account.caller.user or None, conversation=account.caller.conversation or None, prompt=prompt,
+            tools=[dict(tool) for tool in asked.tools], completion=text, prompt_tokens=account.prompt_tokens,
+            completion_tokens=account.tokens,
+            ttft_ms=None if account.ttft_ms is None else round(account.ttft_ms, 3),
+            total_ms=round(1000 * (time.perf_counter() - account.began), 3),
+            finish=first.finish if first is not None else None, tier=asked.tier,
+            usd=self.config.usd(account.prompt_tokens, account.tokens) if account.pieces else 0.0,
+            seconds=round(account.seconds, 6), error=account.error,
+        )  # fmt: skip
+        self.metrics.count(record, account.status)
+        self.store.add(record)
+
+
+async def _merged(streams: Sequence[AsyncIterator[Update]]) -> AsyncGenerator[tuple[int, Update], None]:
+    """The updates of several answers as they come, each with the number of its answer."""
+    if len(streams) == 1:
+        try:
+            async for update in streams[0]:
+                yield 0, update
+        finally:
+            await _close(streams[0])
+        return
+    queue: asyncio.Queue[tuple[int, Update | BaseException | None]] = asyncio.Queue()
+
+    async def read(index: int, stream: AsyncIterator[Update]) -> None:
+        try:
+            async for update in stream:
+                queue.put_nowait((index, update))
+            queue.put_nowait((index, None))
+        except Exception as error:
+            queue.put_nowait((index, error))
+        finally:
+            await _close(stream)
+
+    tasks = [asyncio.create_task(read(i, stream)) for i, stream in enumerate(streams)]
+    try:
+        left = len(streams)
+        while left:
+            index, found = await queue.get()
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
+                left -= 1
+            else:
+                yield index, found
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _close(stream: Any) -> None:
+    with contextlib.suppress(RuntimeError):
+        await stream.aclose()

@@ -1,0 +1,77 @@
+"""Counters and times of a server, for Prometheus, by the names of OpenTelemetry's conventions for generative AI where they exist."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuneloop.records.request import StoredRequest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own.
+
+    The names are OpenTelemetry's with underscores in place of dots, as its exporter for Prometheus writes them.
+    """
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self.registry = CollectorRegistry()
+        own: Any = {"registry": self.registry}
+        labels = ["gen_ai_request_model", "tier"]
+        self.requests = Counter("tuneloop_requests", "Requests by how they ended.", [*labels, "status"], **own)
+        self.duration = Histogram(
+            "gen_ai_server_request_duration", "Seconds of a request.", labels, buckets=_SECONDS, **own
+        )
+        self.first = Histogram(
+            "gen_ai_server_time_to_first_token", "Seconds to the first token.", labels, buckets=_SECONDS, **own
+        )
+        self.each = Histogram(
+            "gen_ai_server_time_per_output_token", "Seconds for each further token.", labels, buckets=_PER_TOKEN, **own
+        )
+        self.tokens = Counter("gen_ai_client_token_usage", "Tokens.", [*labels, "gen_ai_token_type"], **own)
+        self.usd = Counter("tuneloop_usd", "Dollars by prices of tokens.", labels, **own)
+        self.seconds = Counter("tuneloop_engine_seconds", "Seconds of the engine.", labels, **own)
+        self.gauges = {
+            name: Gauge(f"tuneloop_{name}", text, **own)
+            for name, text in (
+                ("active", "Requests that are being answered."),
+                ("waiting", "Requests that wait."),
+                ("store_waiting", "Records that wait to be written."),
+                ("store_written", "Records in the store."),
+                ("store_spilled", "Records that went into the spill file."),
+                ("store_lost", "Records that could not be kept."),
+                ("prediction_error", "Mean relative error of the predicted time to the first token."),
+                ("prediction_coverage", "Share of first tokens within the predicted bound."),
+                ("on_time", "First tokens within their deadline."),
+                ("late", "First tokens after their deadline."),
+                ("refused", "Requests that were refused for their deadline or a full queue."),
+            )
+        }
+
+    def count(self, record: StoredRequest, status: str) -> None:
+        """Take an answered or refused request in."""
+        labels = (record.model, record.tier or "default")
+        self.requests.labels(*labels, status).inc()
+        if record.completion_tokens:
+            self.tokens.labels(*labels, "input").inc(record.prompt_tokens)
+            self.tokens.labels(*labels, "output").inc(record.completion_tokens)
+            self.usd.labels(*labels).inc(record.usd or 0.0)
+            self.seconds.labels(*labels).inc(record.seconds or 0.0)
+        if record.total_ms is not None:
+            self.duration.labels(*labels).observe(record.total_ms / 1000)
+        if record.ttft_ms is not None and record.total_ms is not None:
+            self.first.labels(*labels).observe(record.ttft_ms / 1000)
+            if record.completion_tokens > 1:
+                rest = (record.total_ms - record.ttft_ms) / 1000 / (record.completion_tokens - 1)
+                self.each.labels(*labels).observe(max(rest, 0.0))
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry)

@@ -1,0 +1,379 @@
+"""`tuneloop serve`: an engine, the models on it as they were trained, and the server before them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import build_config, lock_folder, read_yaml, write_json
+from tuneloop.core.ids import utc_now
+from tuneloop.data.formats import Rejection
+from tuneloop.data.task import TaskSpec, prompt_reader
+from tuneloop.inference.engines import Served, ServingEngine
+from tuneloop.models.adapters import BASE
+from tuneloop.records.rows import Message
+from tuneloop.serve.admission import Admission
+from tuneloop.serve.config import ServeConfig
+from tuneloop.serve.gateway import Gateway, Prompt, ReadPrompt, ServedModel
+from tuneloop.serve.keys import Keyring
+from tuneloop.serve.limits import Ledger
+from tuneloop.serve.store import opened
+from tuneloop.serve.writer import StoreWriter
+from tuneloop.workflows.registry import registered_name
+from tuneloop.workflows.targets import TaskTarget, open_with_task
+
+if TYPE_CHECKING:
+    from tuneloop.inference.targets.local import LocalTarget
+
+Say = Callable[[str], None]
+STATE = "state.json"
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+
+def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig:
+    """The settings of a server.
+
+    Args:
+        targets: a `serve.yaml`, or what is to be served.
+        settings: `key=value`.
+
+    Raises:
+        UserError: nothing to serve, an unknown key or a bad value.
+    """
+    files = [name for name in targets if name.endswith((".yaml", ".yml"))]
+    if len(files) > 1 or (files and len(targets) > 1):
+        raise UserError("Give one serve.yaml, or what is to be served", where=", ".join(targets))
+    values = read_yaml(files[0], "serve.yaml") if files else {}
+    config = build_config(ServeConfig, values, settings, where=files[0] if files else "")
+    named = dict(config.adapters)
+    base = config.base
+    for target in [] if files else targets:
+        if _is_base(target):
+            if base and base != target:
+                raise UserError(f"Two base models: {base} and {target}", next_step="start a server for each of them")
+            base = target
+        else:
+            named[_name_of(target, named)] = target
+    if not named and not base:
+        raise UserError(
+            "Nothing to serve", next_step="tuneloop serve RUN, ARTIFACT, NAME@champion, MODEL or serve.yaml"
+        )
+    return config.model_copy(update={"adapters": named, "base": base})
+
+
+def _is_base(name: str) -> bool:
+    """Whether a name is that of a model on the hub or in the package, not of something here."""
+    return registered_name(name) is None and not Path(name).expanduser().exists()
+
+
+def _name_of(target: str, taken: Mapping[str, str]) -> str:
+    """The name by which clients ask for a target: of a registered version the model's, else the folder's."""
+    registered = registered_name(target)
+    path = Path(target).expanduser().resolve()
+    name = registered[0] if registered else path.parent.name if path.name in ("adapter", "model") else path.name
+    name = re.sub(r"[^A-Za-z0-9._:-]+", "-", name).strip("-") or "model"
+    number = 2
+    found = name
+    while found in taken:
+        found, number = f"{name}-{number}", number + 1
+    return found
+
+
+# --- what is served --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An adapter or model of the settings.
+
+    Args:
+        name: as clients ask for it.
+        source: as the settings name it.
+        loaded: what the engine is to load for it; None: the base itself.
+    """
+
+    name: str
+    source: str
+    target: TaskTarget
+    local: LocalTarget
+    loaded: Served | None
+
+
+def _open(name: str, source: str) -> _Opened:
+    target = open_with_task(source)
+    local = target.local
+    if local is None:
+        raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
+    template = target.task.chat_template if target.task else ""
+    loaded = Served(str(local.trained), template) if local.trained is not None else None
+    return _Opened(name, source, target, local, loaded)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a server is made of before it is started: the engine, and what becomes of it."""
+
+    engine: ServingEngine
+    opened: Sequence[_Opened]
+    base: str
+
+    def models(self) -> dict[str, ServedModel]:
+        """The models by name, once the engine is started: those that were tuned first, then the base."""
+        hashes = {facts.source: hash_ for hash_, facts in self.engine.adapters.items()}
+        decode = _decoder(self.base)
+        found = {}
+        for each in self.opened:
+            adapter = hashes[each.loaded.source] if each.loaded is not None else BASE
+            found[each.name] = _served(each, adapter, decode)
+        if all(model.adapter != BASE for model in found.values()):
+            name = Path(self.base).name if Path(self.base).exists() else self.base
+            found.setdefault(name, ServedModel(name, source=self.base, decode=decode))
+        return found
+
+
+def _decoder(base: str) -> Callable[[Sequence[int]], str] | None:
+    """Text of token ids, where the tokenizer is here."""
+    from tuneloop.models.names import resolve
+    from tuneloop.models.template import load_template
+
+    try:
+        return load_template(resolve(base)).decode
+    except (UserError, OSError, ValueError):
+        return None
+
+
+def _served(each: _Opened, adapter: str, decode: Callable[[Sequence[int]], str] | None) -> ServedModel:
+    task = each.target.task
+    registered = registered_name(each.source)
+    return ServedModel(
+        each.name, adapter, release=_release(each.source) if registered else "",
+        labels=tuple(task.labels or ()) if task is not None and each.target.scores_labels else (),
+        max_new_tokens=task.max_new_tokens if task else None, read=prompt_of(task) if task else None,
+        source=each.source, decode=decode,
+    )  # fmt: skip
+
+
+def _release(source: str) -> str:
+    from tuneloop.workflows.registry import open_registry, version_of
+
+    model, _ = registered_name(source) or (source, "")
+    return f"{model}/{version_of(open_registry(), source).version}"
+
+
+def deployment_of(config: ServeConfig) -> Deployment:
+    """The engine with all that it is to load; nothing is loaded yet.
+
+    Raises:
+        UserError: something is missing, or the adapters stand on different base models.
+    """
+    from tuneloop.inference.engines.local import LocalEngine
+
+    opened_ = [_open(name, source) for name, source in config.adapters.items()]
+    bases = list(dict.fromkeys(each.local.base for each in opened_))
+    base = config.base or (bases[0] if bases else "")
+    strangers = [each for each in opened_ if each.local.base != base]
+    if strangers:
+        raise UserError(
+            f"{strangers[0].name} stands on {strangers[0].local.base}, and the others on {base}",
+            where="adapters", next_step="start a server for each base model",
+        )  # fmt: skip
+    if config.engine not in ("auto", "tuneloop"):
+        raise UserError(f"No such engine {config.engine!r:.80}", where="engine", next_step="choose auto or tuneloop")
+    whole = next((each for each in opened_ if each.loaded is None), None)
+    template = whole.target.task.chat_template if whole and whole.target.task else ""
+    adapters = [each.loaded for each in opened_ if each.loaded is not None]
+    return Deployment(LocalEngine(Served(base, template), adapters, slots=config.slots), opened_, base)
+
+
+def prompt_of(task: TaskSpec) -> ReadPrompt:
+    """The function from a client's turns to the prompt that a model was trained on.
+
+    A single turn of the user is a record of the training data: its text is repaired, put into the template and set under
+    the instruction, as `predict` does. Where training took several columns, it is a JSON object with them. Turns with a
+    system turn, or several, are a conversation: the instruction is added where they have none.
+    """
+    whole = prompt_reader(task, [{"messages": [{"role": "user", "content": "x"}]}])
+    single = None
+    if not task.is_conversation and len(task.inputs) == 1:
+        single = prompt_reader(task, [{"text": "x"}], column="text")
+    columns = prompt_reader(task, [dict.fromkeys(task.inputs, "x")]) if len(task.inputs) > 1 else None
+
+    def read(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
+        alone = len(messages) == 1 and messages[0]["role"] == "user"
+        record: dict[str, Any] = {"messages": [dict(turn) for turn in messages]}
+        if tools:
+            record["tools"] = [dict(tool) for tool in tools]
+        reader = whole
+        if alone and columns is not None:
+            reader, record = columns, _columns(messages[0]["content"], task.inputs)
+        elif alone and single is not None:
+            reader, record = single, {"text": messages[0]["content"]}
+        made = reader(record)
+        if isinstance(made, Rejection):
+            raise ValueError(f"{made.reason}: {made.detail}")
+        return Prompt(made.messages, made.tools, made.continues)
+
+    return read
+
+
+def _columns(text: str, names: Sequence[str]) -> dict[str, Any]:
+    shown = ", ".join(f'"{name}": "..."' for name in names)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"This model was trained on several columns: write them as JSON, {{{shown}}}")
+    return value
+
+
+# --- the server ------------------------------------------------------------------------------------
+
+
+def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway:
+    """The gateway before a started engine, with its store open.
+
+    Raises:
+        UserError: the store can't be opened, or a name is taken twice.
+    """
+    folder = Path(config.folder)
+    store = StoreWriter(folder, config.log.content, _redact() if config.log.content == "redacted" else None, say)
+    store.start()
+    admission = Admission(
+        min(config.slots, deployment.engine.slots), config.limits.waiting, config.objective.admission == "refuse"
+    )
+    ledger = Ledger(_spent(folder))
+    return Gateway(deployment.engine, deployment.models(), config, Keyring(folder), ledger, store, admission)
+
+
+def _redact() -> Callable[[Any], Any]:
+    from tuneloop.data.config import PersonalConfig
+    from tuneloop.data.pii import Redactor
+
+    return Redactor(PersonalConfig(mode="placeholder"))
+
+
+def _spent(folder: Path) -> dict[str, float]:
+    """Dollars by key, from the store."""
+    with opened(folder) as store:
+        rows = store.execute("SELECT key, SUM(usd) FROM requests WHERE key != '' GROUP BY key").fetchall()
+    return {key: usd or 0.0 for key, usd in rows}
+
+
+def serve(config: ServeConfig, say: Say, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        ready: told the address once requests are taken.
+
+    Raises:
+        UserError: something is missing, the port is taken, or another server works in the folder.
+    """
+    folder = Path(config.folder)
+    with lock_folder(folder), _socket(config) as listening:
+        asyncio.run(_serve(config, listening, say, ready))
+
+
+@contextlib.contextmanager
+def _socket(config: ServeConfig) -> Any:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((config.host, config.port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        raise UserError(
+            f"Can't listen on {config.host}:{config.port}: {error.strerror or error}",
+            where="host, port", next_step="choose another port: port=8101, or port=0 for a free one",
+        ) from None  # fmt: skip
+    try:
+        yield listening
+    finally:
+        listening.close()
+
+
+async def _serve(
+    config: ServeConfig, listening: socket.socket, say: Say, ready: Callable[[str, Gateway], None] | None
+) -> None:
+    import uvicorn
+
+    from tuneloop.serve.app import make_app
+
+    deployment = deployment_of(config)
+    async with _started(config, deployment, say) as gateway:
+        settings = uvicorn.Config(
+            make_app(gateway), log_level="warning", access_log=False, lifespan="off", server_header=False,
+            date_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
+        )  # fmt: skip
+        server = uvicorn.Server(settings)
+        loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        port = listening.getsockname()[1]
+        address = f"http://{'[::1]' if config.host == '::' else config.host}:{port}"
+        _write_state(config, gateway, address)
+        running = asyncio.create_task(server._serve([listening]))
+        while not server.started and not running.done():
+            await asyncio.sleep(0.01)
+        if ready is not None:
+            ready(address, gateway)
+        await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
+        gateway.admission.close()
+        if gateway.admission.active:
+            say(f"stopping  {len(gateway.admission.active)} requests get {config.limits.drain_seconds:g} s to end")
+        server.should_exit = True
+        await running
+
+
+@contextlib.asynccontextmanager
+async def _started(config: ServeConfig, deployment: Deployment, say: Say) -> AsyncIterator[Gateway]:
+    """A gateway whose engine is started; both end with the block."""
+    try:
+        await deployment.engine.start()
+        gateway = gateway_of(config, deployment, say)
+        try:
+            yield gateway
+        finally:
+            await asyncio.to_thread(gateway.store.stop)
+    finally:
+        await deployment.engine.stop()
+
+
+def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
+    models = [
+        {"name": m.name, "adapter": m.adapter, "release": m.release or None, "source": m.source}
+        for m in gateway.models.values()
+    ]
+    state = {
+        "version": 1, "pid": os.getpid(), "address": address, "started": utc_now(), "base": gateway.engine.base,
+        "engine": gateway.engine.name, "models": models, "config": config,
+    }  # fmt: skip
+    write_json(Path(config.folder) / STATE, state)
+
+
+def first_steps(address: str, gateway: Gateway) -> list[str]:
+    """What is printed when a server is ready: address, models, a line to try it."""
+    name = next(iter(gateway.models))
+    key = ' -H "Authorization: Bearer $KEY"' if gateway.key_required else ""
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
+    lines = [
+        f"serving   {', '.join(gateway.models)} on {gateway.engine.name}: {address}",
+        f"try       curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+    ]
+    if gateway.key_required and not gateway.keyring.used:
+        lines.append(f"key       a key is needed and there is none: tuneloop keys add NAME -f {gateway.config.folder}")
+    return lines

@@ -1,0 +1,142 @@
+"""A server in a thread, on a free port, with any engine; and an engine that says what it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneloop.inference.engine import Update
+from tuneloop.inference.engines import AdapterFacts
+from tuneloop.inference.request import Request
+from tuneloop.records.completion import Completion
+from tuneloop.serve.admission import Admission
+from tuneloop.serve.app import make_app
+from tuneloop.serve.config import ServeConfig
+from tuneloop.serve.gateway import Gateway, ServedModel
+from tuneloop.serve.keys import Keyring
+from tuneloop.serve.limits import Ledger
+from tuneloop.serve.writer import StoreWriter
+
+
+@dataclass
+class StubEngine:
+    """Answers every request with the same words, one at a time.
+
+    Args:
+        words: of an answer.
+        pause: seconds before each.
+        fail_after: words after which the answer breaks off with an error; None: never.
+    """
+
+    words: Sequence[str] = ("Hello", " there", ".")
+    pause: float = 0.0
+    fail_after: int | None = None
+    name: str = "stub"
+    base: str = "stub-model"
+    context: int = 1000
+    slots: int = 8
+    asked: list[Request] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)  # how each stream was left
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterFacts]:
+        return {}
+
+    async def start(self) -> None:
+        pass
+
+    async def healthy(self) -> bool:
+        return True
+
+    async def tokenize(self, text: str) -> Sequence[int]:
+        return list(range(len(text.split())))
+
+    async def render(self, messages: Any, tools: Any = (), *, adapter: str = "base") -> Sequence[int]:
+        return list(range(sum(len(turn["content"].split()) for turn in messages) or 1))
+
+    async def stop(self) -> None:
+        pass
+
+    async def stream(self, request: Request) -> AsyncIterator[Update]:
+        self.asked.append(request)
+        if len(request.ids) > self.context:
+            yield Update(completion=Completion(finish="error", error="too_long: more than 1,000 tokens"))
+            return
+        how = "cancelled"
+        try:
+            for i, word in enumerate(self.words[: request.max_new_tokens]):
+                if self.fail_after == i:
+                    yield Update(completion=Completion(finish="error", error="engine: it died"))
+                    return
+                await asyncio.sleep(self.pause)
+                yield Update(word)
+            written = self.words[: request.max_new_tokens]
+            finish: Any = "length" if len(written) < len(self.words) else "stop"
+            text = "".join(written)
+            if request.choices:
+                text, finish = request.choices[0], "choice"
+            done = Completion(text, (), finish, len(request.ids), len(written), label_probability=0.9)
+            how = "done"
+            yield Update(completion=done)
+        finally:
+            self.ended.append(how)
+
+
+@contextmanager
+def live(folder: Path, engine: Any = None, models: Any = None, **settings: Any) -> Iterator[tuple[str, Gateway]]:
+    """Address and gateway of a running server.
+
+    Args:
+        models: of the gateway, or a function that makes them when the engine is started.
+        settings: of `ServeConfig`.
+    """
+    import uvicorn
+
+    engine = engine or StubEngine()
+    config = ServeConfig.model_validate({"port": 0, "folder": str(folder), **settings})
+    begun: dict[str, Any] = {}
+    started = threading.Event()
+
+    async def main() -> None:
+        await engine.start()
+        store = StoreWriter(folder, config.log.content, lambda value: value, say=lambda line: None)
+        store.start()
+        found = models(engine) if callable(models) else models or {"stub": ServedModel("stub")}
+        admission = Admission(engine.slots, config.limits.waiting, config.objective.admission == "refuse")
+        gateway = Gateway(engine, found, config, Keyring(folder), Ledger(), store, admission)
+        server = uvicorn.Server(
+            uvicorn.Config(make_app(gateway), port=0, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+        )
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        begun.update(address=f"http://127.0.0.1:{port}", gateway=gateway, server=server)
+        started.set()
+        await task
+        store.stop()
+        await engine.stop()
+
+    def run() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            begun["error"] = error
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    started.wait(60)
+    if "error" in begun:
+        raise begun["error"]
+    try:
+        yield begun["address"], begun["gateway"]
+    finally:
+        begun["server"].should_exit = True
+        thread.join(30)

@@ -1,0 +1,221 @@
+"""The HTTP surface: what goes in is checked, what comes out has OpenAI's shape, and who leaves stops the engine."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from live_server import StubEngine, live
+
+from tuneloop.records.api_key import Limits
+from tuneloop.serve.gateway import Gateway, ServedModel
+from tuneloop.serve.keys import add_key, revoke_key
+from tuneloop.serve.store import opened, read_feedback, read_requests
+
+CHAT: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content": "Hi you"}]}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Gateway]]:
+    models = {
+        "stub": ServedModel("stub", release="stub/3"),
+        "labels": ServedModel("labels", labels=("good", "bad")),
+    }
+    with live(tmp_path_factory.mktemp("serve"), StubEngine(), models, limits={"body_mb": 0.1}) as found:
+        yield found
+
+
+def post(server: tuple[str, Gateway], path: str, body: Any, **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.post(f"{server[0]}{path}", json=body, headers=named, timeout=20)
+
+
+def events(text: str) -> list[Any]:
+    lines = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def test_an_answer_has_its_id_its_release_and_its_tokens(server: tuple[str, Gateway]) -> None:
+    reply = post(server, "/v1/chat/completions", CHAT)
+    body = reply.json()
+    assert body["choices"][0]["message"]["content"] == "Hello there."
+    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert reply.headers["x-tuneloop-request"] == body["id"] and reply.headers["x-tuneloop-release"] == "stub/3"
+
+
+def test_a_stream_ends_with_usage_and_done(server: tuple[str, Gateway]) -> None:
+    reply = post(server, "/v1/chat/completions", {**CHAT, "stream": True, "stream_options": {"include_usage": True}})
+    found = events(reply.text)
+    assert "".join(e["choices"][0]["delta"].get("content") or "" for e in found[:-2]) == "Hello there."
+    assert found[-3]["choices"][0]["finish_reason"] == "stop"
+    assert found[-2]["usage"]["completion_tokens"] == 3 and found[-1] == "[DONE]"
+
+
+def test_several_choices_come_with_their_numbers(server: tuple[str, Gateway]) -> None:
+    body = post(server, "/v1/chat/completions", {**CHAT, "n": 3, "max_tokens": 1}).json()
+    assert [c["index"] for c in body["choices"]] == [0, 1, 2]
+    assert {c["finish_reason"] for c in body["choices"]} == {"length"} and body["usage"]["completion_tokens"] == 3
+    found = events(post(server, "/v1/chat/completions", {**CHAT, "n": 2, "stream": True}).text)
+    texts = ["", ""]
+    for event in found[:-1]:
+        texts[event["choices"][0]["index"]] += event["choices"][0]["delta"].get("content") or ""
+    assert texts == ["Hello there."] * 2
+
+
+def test_the_other_endpoints_answer(server: tuple[str, Gateway]) -> None:
+    body = post(server, "/v1/completions", {"model": "stub", "prompt": ["a b", "c"], "echo": True}).json()
+    assert [c["text"] for c in body["choices"]] == ["a bHello there.", "cHello there."]
+    body = post(server, "/v1/completions", {"model": "stub", "prompt": [1, 2, 3]}).json()
+    assert body["usage"]["prompt_tokens"] == 3
+    body = post(server, "/v1/responses", {"model": "stub", "input": "Hi", "instructions": "Be kind"}).json()
+    assert body["status"] == "completed" and body["output"][0]["content"][0]["text"] == "Hello there."
+    found = events(post(server, "/v1/responses", {"model": "stub", "input": "Hi", "stream": True}).text)
+    assert found[0]["type"] == "response.created" and found[-1]["type"] == "response.completed"
+    assert [e["sequence_number"] for e in found] == list(range(len(found)))
+    body = post(server, "/v1/classify", {"model": "labels", "input": ["x", "y"]}).json()
+    assert [(d["label"], d["probability"]) for d in body["data"]] == [("good", 0.9)] * 2
+    assert post(server, "/tokenize", {"prompt": "a b c"}).json()["count"] == 3
+    names = [m["id"] for m in httpx.get(f"{server[0]}/v1/models").json()["data"]]
+    assert names == ["stub", "labels"]
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/", "/v1/models/labels"):
+        assert httpx.get(f"{server[0]}{path}").status_code == 200
+    text = httpx.get(f"{server[0]}/metrics").text
+    assert "gen_ai_server_time_to_first_token" in text and "tuneloop_store_written" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("chat/completions", {"model": "x", "messages": CHAT["messages"]}, 404, "does not exist"),
+        ("chat/completions", {"messages": []}, 400, "messages"),
+        ("chat/completions", {"messages": "hi"}, 400, "messages"),
+        ("chat/completions", {"messages": [{"role": "king", "content": "x"}]}, 400, "role"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "text only"),
+        ("chat/completions", {**CHAT, "temperature": 3}, 400, "temperature"),
+        ("chat/completions", {**CHAT, "temperature": "hot"}, 400, "temperature"),
+        ("chat/completions", {**CHAT, "max_tokens": 0}, 400, "max_tokens"),
+        ("chat/completions", {**CHAT, "max_tokens": 1.5}, 400, "max_tokens"),
+        ("chat/completions", {**CHAT, "n": 10**30}, 400, "n must be"),
+        ("chat/completions", {**CHAT, "n": True}, 400, "n must be"),
+        ("chat/completions", {**CHAT, "stop": [""]}, 400, "stop"),
+        ("chat/completions", {**CHAT, "tempature": 1}, 400, "tempature"),
+        ("chat/completions", {**CHAT, "tools": [{"type": "x"}]}, 400, "tools"),
+        ("chat/completions", {**CHAT, "response_format": {"type": "xml"}}, 400, "response_format"),
+        ("chat/completions", {**CHAT, "logit_bias": {"1": 1}}, 400, "logit_bias"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x " * 2000}]}, 400, "1,000 tokens"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x" * 200_000}]}, 413, "larger"),
+        ("chat/completions", [1], 400, "object"),
+        ("completions", {"prompt": []}, 400, "prompt"),
+        ("completions", {"prompt": [[-1]]}, 400, "prompt"),
+        ("responses", {"input": "x", "previous_response_id": "y"}, 400, "remembered"),
+        ("classify", {"model": "stub", "input": "x"}, 400, "texts"),
+        ("feedback", {"kind": "thumbs", "value": True}, 400, "request or a conversation"),
+        ("feedback", {"request": "r", "kind": "thumbs", "value": 1, "x": 1}, 400, "x"),
+        ("nothing", {}, 404, "no /v1/nothing"),
+    ],
+)
+def test_bad_input_gets_a_sentence(server: tuple[str, Gateway], path: str, body: Any, status: int, says: str) -> None:
+    reply = post(server, f"/v1/{path}", body)
+    error = reply.json()["error"]
+    assert reply.status_code == status and says in error["message"], error
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b'{"messages": NaN}', b"\xff", b"[" * 100_000, b'{"a":' * 5000])
+def test_bodies_that_are_no_json_are_refused(server: tuple[str, Gateway], raw: bytes) -> None:
+    reply = httpx.post(f"{server[0]}/v1/chat/completions", content=raw)
+    assert reply.status_code in (400, 413) and reply.json()["error"]["message"]
+
+
+def test_pages_of_other_sites_are_refused(server: tuple[str, Gateway]) -> None:
+    assert post(server, "/v1/chat/completions", CHAT, origin="https://evil.example").status_code == 403
+    assert post(server, "/v1/chat/completions", CHAT, host="evil.example").status_code == 403
+    assert post(server, "/v1/chat/completions", CHAT, origin=server[0]).status_code == 200
+
+
+def test_feedback_is_in_the_store_when_the_reply_comes(server: tuple[str, Gateway]) -> None:
+    body = {"request": "r1", "kind": "thumbs", "value": False}
+    for _ in range(2):
+        assert post(server, "/v1/feedback", body, idempotency_key="k1", x_tuneloop_user="u9").status_code == 200
+    with opened(server[1].config.folder) as store:
+        assert [(f.value, f.user) for f in read_feedback(store, where="key = 'k1'")] == [(False, "u9")]
+
+
+def wait_for(condition: Any, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_the_engine_and_is_accounted_for(tmp_path: Path, stream: bool) -> None:
+    engine = StubEngine(words=["word "] * 1000, pause=0.01)
+    with live(tmp_path, engine, prices={"output": 1.0}) as (address, gateway):
+        parts = urlsplit(address)
+        body = json.dumps({**CHAT, "stream": stream, "max_tokens": 1000}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection((parts.hostname, parts.port)) as client:
+            client.sendall(head.encode() + body)
+            wait_for(lambda: engine.asked)
+            time.sleep(0.2)
+        wait_for(lambda: engine.ended == ["cancelled"])
+        wait_for(lambda: gateway.store.counts.written == 1)
+        assert not gateway.admission.active
+        with opened(tmp_path) as store:
+            (found,) = read_requests(store)
+    assert found.error == "the client left" and found.completion_tokens > 3 and found.usd and found.usd > 0
+
+
+def test_an_engine_that_dies_in_the_middle_is_told_as_an_event(tmp_path: Path) -> None:
+    with live(tmp_path, StubEngine(fail_after=2)) as (address, _):
+        found = events(httpx.post(f"{address}/v1/chat/completions", json={**CHAT, "stream": True}).text)
+        assert "it died" in found[-1]["error"]["message"]
+        assert httpx.post(f"{address}/v1/chat/completions", json=CHAT).status_code == 503
+
+
+def test_keys_are_needed_once_there_are_some(tmp_path: Path) -> None:
+    with live(tmp_path, prices={"output": 1e6}) as (address, gateway):
+        url = f"{address}/v1/chat/completions"
+        assert httpx.post(url, json=CHAT).status_code == 200
+        key, _ = add_key(tmp_path, "anna", Limits(budget_usd=10.0, adapters=["stub"]))
+        assert httpx.post(url, json=CHAT).json()["error"]["code"] == "invalid_api_key"
+        headers = {"Authorization": f"Bearer {key}"}
+        for expected in (200, 200, 200, 429):  # three tokens, three dollars each
+            reply = httpx.post(url, json={**CHAT, "max_tokens": 3}, headers=headers)
+            assert reply.status_code == expected
+        assert reply.json()["error"]["code"] == "insufficient_quota"
+        assert gateway.ledger.spent_by("anna") == pytest.approx(9.0)
+        revoke_key(tmp_path, "anna")
+        add_key(tmp_path, "ben")
+        assert httpx.post(url, json=CHAT, headers=headers).status_code == 401
+    held = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+    assert key.split("-", 2)[2].encode() not in held
+
+
+def test_other_addresses_need_a_key_from_the_start(tmp_path: Path) -> None:
+    with live(tmp_path, host="0.0.0.0") as (address, _):
+        assert httpx.post(f"{address}/v1/chat/completions", json=CHAT).status_code == 401
+
+
+def test_calls_of_functions_are_told_as_such(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    words = ['{"name": "wea', 'ther", "parameters"', ': {"city": "Rome"}}']
+    with live(tmp_path, StubEngine(words)) as (address, _):
+        url, body = f"{address}/v1/chat/completions", {**CHAT, "tools": tools}
+        choice = httpx.post(url, json=body).json()["choices"][0]
+        assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+        function = choice["message"]["tool_calls"][0]["function"]
+        assert function["name"] == "weather" and json.loads(function["arguments"]) == {"city": "Rome"}
+        found = events(httpx.post(url, json={**body, "stream": True}).text)
+        deltas = [e["choices"][0]["delta"] for e in found[:-1]]
+        assert not any(d.get("content") for d in deltas) and any(d.get("tool_calls") for d in deltas)
+        choice = httpx.post(url, json={**body, "tool_choice": "none"}).json()["choices"][0]
+        assert choice["message"]["content"].startswith('{"name"')

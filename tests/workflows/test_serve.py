@@ -1,0 +1,191 @@
+"""A server answers as its models were trained, to clients that know nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patience import HANG
+from tuneloop.core.errors import UserError
+from tuneloop.serve.asked import Asked
+from tuneloop.serve.config import ServeConfig
+from tuneloop.serve.errors import ApiError
+from tuneloop.serve.gateway import Gateway
+from tuneloop.serve.store import opened, read_requests
+from tuneloop.workflows.predict import Asker, Options, predict
+from tuneloop.workflows.serve import deployment_of, gateway_of, serve_config
+from tuneloop.workflows.targets import open_with_task
+
+MakeTuned = Callable[..., Path]
+TICKET = " cafÃ© where is it, bob7@example.com"
+ANSWERS = [{"subject": f"s{i}", "body": f"body of ticket {i}", "answer": f"answer {i}"} for i in range(40)]
+FIELDS = {"input": "Subject: {subject}\n\n{body}", "output": "{answer}", "instruction": "Answer the ticket."}
+CHATS = [
+    {"messages": [{"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": f"hi {i}"}]}
+    for i in range(40)
+]
+
+
+def with_gateway(folder: Path, run: Path, work: Callable[[Gateway], Any]) -> Any:
+    """What a coroutine function makes of the gateway before a run."""
+
+    async def main() -> Any:
+        config = ServeConfig(adapters={"m": str(run)}, folder=str(folder))
+        deployment = deployment_of(config)
+        await deployment.engine.start()
+        gateway = gateway_of(config, deployment, print)
+        try:
+            return await work(gateway)
+        finally:
+            gateway.store.stop()
+            await deployment.engine.stop()
+
+    return asyncio.run(main())
+
+
+def served_ids(folder: Path, run: Path, content: str) -> tuple[int, ...]:
+    async def work(gateway: Gateway) -> tuple[int, ...]:
+        asked = Asked("chat", messages=[{"role": "user", "content": content}])
+        return tuple((await gateway.request(asked, gateway.models["m"])).ids)
+
+    return with_gateway(folder, run, work)  # type: ignore[no-any-return]
+
+
+def trained_ids(run: Path, record: dict[str, Any]) -> tuple[int, ...]:
+    target = open_with_task(str(run))
+    asker = Asker(target, Options(), [record])
+    assert target.local is not None
+    return tuple(target.local.rendered(asker.request(asker.read(record))).ids)  # type: ignore[arg-type,union-attr]
+
+
+def test_a_classifier_reads_what_it_was_trained_on(make_tuned: MakeTuned, tmp_path: Path) -> None:
+    run = make_tuned(data={"instruction": "Name the kind of ticket."})
+    assert served_ids(tmp_path / "s", run, TICKET) == trained_ids(run, {"text": TICKET})
+
+
+def test_several_columns_come_as_json(make_tuned: MakeTuned, tmp_path: Path) -> None:
+    run = make_tuned(ANSWERS, data=FIELDS)
+    record = {"subject": "Late", "body": "Where is it?"}
+    assert served_ids(tmp_path / "s", run, json.dumps(record)) == trained_ids(run, record)
+    with pytest.raises(ApiError, match="several columns"):
+        served_ids(tmp_path / "s", run, "Where is it?")
+
+
+def test_a_conversation_stays_one(make_tuned: MakeTuned, tmp_path: Path) -> None:
+    run = make_tuned(CHATS)
+    turns = {"messages": [{"role": "user", "content": "hello 3"}]}
+    assert served_ids(tmp_path / "s", run, "hello 3") == trained_ids(run, turns)
+
+
+@contextmanager
+def running(*arguments: str, folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    """Address and process of `tuneloop serve`; at the end it is stopped by SIGTERM."""
+    command = [sys.executable, "-m", "tuneloop", "serve", *arguments, "port=0", f"folder={folder}", "--json", "-q"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        line = process.stdout.readline()
+        assert "address" in line, process.stderr.read()
+        yield json.loads(line)["address"], process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            _, said = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+def test_unmodified_clients_get_what_predict_gives(
+    make_tuned: MakeTuned, tmp_path: Path, cli_environment: dict[str, str]
+) -> None:
+    openai = pytest.importorskip("openai")
+    tickets = make_tuned(data={"instruction": "Name the kind of ticket."}, name="tickets")
+    answers = make_tuned(ANSWERS, data=FIELDS, name="answers", dora=True)
+    texts = [f"where is parcel {i}" for i in range(4)]
+    records = [{"subject": f"s{i}", "body": f"where is parcel {i}"} for i in range(4)]
+    labels = [each.label for each in predict(tickets, [{"text": text} for text in texts])]
+    written = [each.text for each in predict(answers, records)]
+    folder = tmp_path / "served"
+    with running(str(tickets), str(answers), folder=folder, environment=cli_environment) as (address, _):
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        assert [model.id for model in client.models.list()][:2] == ["tickets", "answers"]
+
+        def ask(model: str, content: str, **options: Any) -> Any:
+            turns = [{"role": "user", "content": content}]
+            return client.chat.completions.create(model=model, messages=turns, **options)
+
+        assert [ask("tickets", text).choices[0].message.content for text in texts] == labels
+        got = [ask("answers", json.dumps(record)) for record in records]
+        assert [each.choices[0].message.content for each in got] == written
+        events = list(ask("answers", json.dumps(records[0]), stream=True, stream_options={"include_usage": True}))
+        assert "".join(e.choices[0].delta.content or "" for e in events if e.choices) == written[0]
+        assert events[-1].usage == got[0].usage
+        drawn = [ask("answers", json.dumps(records[0]), temperature=1, seed=5, max_tokens=9, n=2) for _ in range(2)]
+        assert drawn[0].choices == drawn[1].choices and drawn[0].choices[0].message != drawn[0].choices[1].message
+        told = ask("answers", json.dumps(records[0]), logprobs=True, top_logprobs=2, max_completion_tokens=3)
+        assert [len(t.top_logprobs) for t in told.choices[0].logprobs.content] == [2, 2, 2]
+        reply = client.responses.create(model="tickets", input=texts[0])
+        assert reply.output_text == labels[0]
+        assert client.completions.create(model="answers", prompt="Once", max_tokens=3).usage.completion_tokens == 3
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            ask("nobody", "x")
+        with pytest.raises(openai.BadRequestError, match="columns"):
+            ask("answers", "x")
+        if curl := shutil.which("curl"):
+            body = json.dumps({"model": "tickets", "input": texts})
+            done = subprocess.run([curl, "-sf", f"{address}/v1/classify", "-d", body], capture_output=True, check=True)
+            assert [each["label"] for each in json.loads(done.stdout)["data"]] == labels
+        refused = subprocess.run(
+            [sys.executable, "-m", "tuneloop", "serve", str(tickets), "port=0", f"folder={folder}"],
+            capture_output=True, text=True, env=cli_environment, timeout=HANG, check=False,
+        )  # fmt: skip
+        assert refused.returncode == 2 and "Another tuneloop process" in refused.stderr
+    with opened(folder) as store:
+        kept = list(read_requests(store))
+    assert {each.adapter for each in kept if each.error is None} > {None} or len(kept) >= 14
+    assert all(each.prompt for each in kept)
+
+
+def test_settings_name_what_is_served(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("base: smollm2-135m\nadapters: {a: runs/a}\nobjective: {ttft_ms: 300}\n")
+    config = serve_config([str(file)], ["port=8130", "log.content=hash"])
+    assert (config.port, config.adapters, config.objective.ttft_ms) == (8130, {"a": "runs/a"}, 300)
+    (tmp_path / "x" / "adapter").mkdir(parents=True)
+    named = serve_config([str(tmp_path / "x" / "adapter"), "ticket-model@champion", str(tmp_path / "x")], [])
+    assert list(named.adapters) == ["x", "ticket-model", "x-2"]
+    for targets, settings, message in (
+        ([], [], "Nothing to serve"),
+        (["a.yaml", "b"], [], "one serve.yaml"),
+        (["smollm2-135m", "llama-3.2-1b"], [], "Two base models"),
+        (["smollm2-135m"], ["prot=1"], "prot"),
+        (["smollm2-135m"], ["port=99999"], "port"),
+    ):
+        with pytest.raises(UserError, match=message):
+            serve_config(targets, settings)
+
+
+def test_a_port_that_is_taken_is_told(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tuneloop.cli.main import main
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", str(tiny_llama), f"port={port}", f"folder={tmp_path / 's'}", "-q"]) == 2
+    said = capsys.readouterr().err
+    assert "Can't listen" in said and "port=0" in said

@@ -70,6 +70,7 @@ TESTED_IN = {
     " scale.hosts.dstack scale.hosts.fireworks scale.hosts.huggingface scale.hosts.kserve scale.hosts.kubernetes"
     " scale.hosts.modal scale.hosts.ollama scale.hosts.production_stack scale.hosts.ray_serve scale.hosts.replicate"
     " scale.hosts.runpod scale.hosts.sagemaker scale.hosts.skypilot scale.hosts.together",
+    "workflows/test_sweep.py": "cli.sweep records.sweep",
     "workflows/test_deploy.py": "cli.deploy records.hosting",
     "test_architecture.py": "core.late",
     "test_memory_on_a_gpu.py": "models.random_model",

@@ -38,6 +38,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "init": "Write a recipe for a file of examples.",
         "run": "Do all stages in one go: prepare, baselines, plan, train, evaluate, report.",
         "train": "Train an adapter, or all weights, on a prepared data set.",
+        "sweep": "Search over settings with several values, and evaluate the winner once.",
     },
     "Evaluate": {
         "evaluate": "Measure a run, a model, an endpoint or a file of answers on any rows.",

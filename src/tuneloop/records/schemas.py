@@ -33,6 +33,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "tracking": ("tracking", "TrackingState", "`RUN/tracking*.json`: what a tracker was given"),
     "time": ("run", "TimeChoices", "`RUN/time.json`: what was chosen to keep a limit on the time"),
     "learning-rate": ("run", "LearningRate", "`RUN/learning_rate.json`: the rate that a range test has found"),
+    "sweep": ("sweep", "SweepManifest", "`SWEEP/sweep.json`: a search over settings"),
     "evaluation": ("evaluation", "EvaluationManifest", "`eval.json`"),
     "sample": ("evaluation", "Sample", "a line of `samples.jsonl`, beside `eval.json`"),
     "baselines": ("evaluation", "BaselinesManifest", "`RUN/baselines/baselines.json`"),

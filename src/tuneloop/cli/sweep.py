@@ -1,0 +1,62 @@
+"""`tuneloop sweep`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tuneloop.cli.console import Settings, plain_table, print_json, screen
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
+
+if TYPE_CHECKING:
+    from tuneloop.records.sweep import SweepManifest
+
+
+def command(
+    source: str = argument("RECIPE.yaml|DATASET|FILE", "Recipe, prepared data set, or a file of examples."),
+    settings: Settings = None,
+    trials: int = flag(0, "N", "Most combinations; more are drawn by chance. Default: all."),
+    out: str = flag("", "FOLDER", "Folder of the search; default: sweeps/NAME-HASH.", "-o"),
+    no_evaluate: bool = switch("Leave out the winner's evaluation on the test rows."),
+    *,
+    output: Output,
+) -> None:
+    """Search over settings with several values, and evaluate the winner once.
+
+    Values stand with commas: train.learning_rate=1e-4,5e-4 train.rank=8,32. Every combination is trained a little, the best
+    third of them longer; validation rows decide.
+    """
+    from pathlib import Path
+
+    from tuneloop.core.errors import UserError
+    from tuneloop.core.files import content_hash
+    from tuneloop.workflows.recipes import recipe_of
+    from tuneloop.workflows.sweep import search_of, sweep
+
+    if trials < 0 or trials == 1:
+        raise UserError(
+            "A search has at least two trials", where="--trials", next_step="give 2 or more, or leave it out"
+        )
+    search, fixed = search_of(settings or [], trials, 0)
+    recipe = recipe_of(source, fixed)
+    folder = Path(out or f"sweeps/{recipe.name}-{content_hash([source, fixed, search.settings])[:8]}")
+    with screen(output.quiet, "searching") as shown:
+        found = sweep(recipe, search, folder, evaluate=not no_evaluate, progress=shown.progress, say=shown.say)
+    if output.json:
+        print_json({"path": str(folder), **found.to_json()})
+    else:
+        _show(found)
+
+
+def _show(found: SweepManifest) -> None:
+    """A table of the trials, the longest and best first, and what to do next."""
+    from rich.console import Console
+
+    from tuneloop.workflows.sweep import words
+
+    table = plain_table("settings", "passes", "validation loss", "minutes")
+    for trial in sorted(found.trials, key=lambda each: (-each.share, each.val_loss is None, each.val_loss or 0.0)):
+        loss = "failed" if trial.val_loss is None else f"{trial.val_loss:.4f}"
+        table.add_row(words(trial.settings), f"{trial.share:.0%}", loss, f"{trial.minutes:.1f}")
+    Console().print(table)
+    print(f"\nBest by validation: {words(found.best or {})}\n{found.run}\nnext      tuneloop report {found.run}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from commands import SEVERAL, Commands
 from shared_folder import made_once
 from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY, WORDS
 
@@ -188,6 +189,23 @@ def cli(tmp_path: Path, cli_environment: dict[str, str]) -> Iterator[Cli]:
         )
 
     yield run
+
+
+@pytest.fixture
+def commands_in_one_process(tmp_path: Path, cli_environment: dict[str, str]) -> Commands:
+    """Run commands one after the other in one process in `tmp_path`; its status is 0 where each is done or says no."""
+
+    def run(commands: list[list[str]], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", SEVERAL, json.dumps(commands)],
+            capture_output=True,
+            text=True,
+            timeout=HANG,
+            cwd=tmp_path,
+            env={**cli_environment, **env},
+        )
+
+    return run
 
 
 EVALUATION = {

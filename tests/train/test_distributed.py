@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from train_helpers import changed, make_rows, run
+from train_helpers import changed, halted, make_rows, run
 
 from patience import HANG, native_bf16, needs_bf16
 from tuneloop.core.files import read_jsonl
@@ -53,16 +53,24 @@ Start = Callable[..., None]
 
 @pytest.fixture(scope="module")
 def together(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, cli_environment: dict[str, str]) -> Start:
-    """Run jobs one after the other in so many processes that share them."""
+    """Run jobs one after the other in so many processes that share them; in this one where it is one."""
     script = tmp_path_factory.mktemp("script") / "job.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), model=str(tiny_llama)))
 
     def start(processes: int, *jobs: dict[str, Any], status: int = 0) -> None:
+        if processes == 1:  # which is this one
+            for job in jobs:
+                config, out, other = changed(**job["config"]), Path(job["out"]), job.get("other", {})
+                if "until" in job:
+                    halted(tiny_llama, out, job["until"], config, **other)
+                else:
+                    run(tiny_llama, out, config, **other)
+            return
         place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         started = [
             subprocess.Popen(
                 [sys.executable, str(script), json.dumps(jobs)], text=True, stderr=subprocess.PIPE,
-                env={**cli_environment, **(place if processes > 1 else {}), "RANK": str(i), "LOCAL_RANK": str(i)},
+                env={**cli_environment, **place, "RANK": str(i), "LOCAL_RANK": str(i)},
             )
             for i in range(processes)
         ]  # fmt: skip

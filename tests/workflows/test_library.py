@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Commands
 
 import tuneloop
 from places import ROOT
@@ -23,7 +24,10 @@ FUNCTIONS = ("prepare", "train", "evaluate", "predict", "run")
 
 @pytest.mark.slow
 def test_the_code_of_the_page_runs_and_makes_runs(
-    small_packaged: dict[str, str], tmp_path: Path, cli_environment: dict[str, str]
+    small_packaged: dict[str, str],
+    tmp_path: Path,
+    cli_environment: dict[str, str],
+    commands_in_one_process: Commands,
 ) -> None:
     environment = {**cli_environment, **small_packaged}
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S))
@@ -34,12 +38,14 @@ def test_the_code_of_the_page_runs_and_makes_runs(
     assert done.returncode == 0, done.stderr[-3000:]
     assert not re.search(r"\d+%|tokens/s", done.stdout + done.stderr), "calls are silent"
     assert "did you mean train.learning_rate?" in done.stdout
+    commands: list[list[str]] = []
     for run in (tmp_path / "runs" / "tickets", tmp_path / "runs" / "all"):
         assert read_json(run / "run.json")["status"] == "finished"
-        for command in (["report"], ["evaluate"], ["export", "--out", str(tmp_path / f"artifact-{run.name}")]):
-            done = subprocess.run([sys.executable, "-m", "tuneloop", command[0], str(run), *command[1:]], cwd=tmp_path,
-                                  env=environment, capture_output=True, text=True)  # fmt: skip
-            assert done.returncode == 0, (command, done.stderr[-2000:])
+        commands += [["report", str(run)], ["evaluate", str(run)]]
+        commands.append(["export", str(run), "--out", str(tmp_path / f"artifact-{run.name}")])
+    done = commands_in_one_process(commands, small_packaged)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all((tmp_path / f"artifact-{name}" / "artifact.json").is_file() for name in ("tickets", "all"))
     assert {"accuracy", "macro_f1"} <= set(read_json(tmp_path / "evals" / "base" / "eval.json")["metrics"])
     assert len(read_jsonl(tmp_path / "evals" / "fresh" / "samples.jsonl")) == 1
     assert len(read_jsonl(tmp_path / "datasets" / "tickets.rows.jsonl")) == 120

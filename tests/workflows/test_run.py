@@ -346,7 +346,7 @@ def test_other_data_make_another_default_folder(place: Path, tiny_llama: Path, t
 def test_killed_while_training_held_against_others_and_gone_on_with(
     place: Path, tiny_llama: Path, tmp_path: Path, cli_environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [str(place / "cases.jsonl"), f"model={tiny_llama}", "epochs=30", "train.rank=4",
+    settings = [str(place / "cases.jsonl"), f"model={tiny_llama}", "epochs=12", "train.rank=4",
                 "train.checkpoint_seconds=0", "train.patience=99", "train.learning_rate=0.001"]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train", *settings, "--out", str(whole), "-q"]) == 0

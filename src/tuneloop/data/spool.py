@@ -157,6 +157,7 @@ class Table:
                 before.clear()
                 release_memory()
         self._parts.clear()
+        release_memory()
         n = len(self)
         self.fate = np.zeros(n, dtype=np.int16)
         self.because = np.full(n, -1, dtype=np.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -334,10 +335,11 @@ def under_600(prices: PriceTable) -> Claim:
 
 INTRO = """# Rules of thumb, checked
 
-Written by `python docs/make_claims.py` from the planner's own figures and the bundled prices; do not edit. Memory is what a GPU must
-have (context and fragmentation included) for rows of 2,048 tokens one at a time, with gradient checkpointing, FlashAttention and a
-fused loss, unless a line says otherwise. How far these figures can be trusted is measured in `benchmarks/plan.py`. *Holds only under
-some settings* means that some of the lines below the claim support it and others do not.
+Written by `python docs/make_claims.py` from the planner's own figures and the bundled prices; do not edit. Memory is
+what a GPU must have (context and fragmentation included) for rows of 2,048 tokens one at a time, with gradient
+checkpointing, FlashAttention and a fused loss, unless a line says otherwise. How far these figures can be trusted is
+measured in `benchmarks/plan.py`. *Holds only under some settings* means that some of the lines below the claim support
+it and others do not.
 
 | claim | verdict |
 |---|---|
@@ -373,7 +375,16 @@ def page() -> str:
         f"\n## {claim.text}\n\n**{claim.verdict.capitalize()}.**\n\n" + "".join(f"- {w}\n" for w in claim.why)
         for claim in found
     ]
-    return (INTRO + rows + "".join(parts)).replace("$", "\\$")
+    text = (INTRO + rows + "".join(parts)).replace("$", "\\$")
+    return "\n".join(wrapped for line in text.split("\n") for wrapped in _wrapped(line))
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line of at most 120 characters, or several; rows of tables and titles stay whole."""
+    if line.startswith(("|", "#")):
+        return [line]
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.wrap(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [line]
 
 
 if __name__ == "__main__":

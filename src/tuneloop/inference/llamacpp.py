@@ -140,6 +140,24 @@ class LlamaCpp:
         found: dict[str, Any] = self._ask("generate", list(ids), limit, list(ends))
         return found
 
+    def begin(self, ids: Sequence[int], limit: int) -> None:
+        """Read a prompt, to which `more` writes at most `limit` tokens."""
+        self._ask("begin", list(ids), limit)
+
+    def more(self, limit: int, ends: Sequence[int]) -> dict[str, Any]:
+        """The next tokens of the likeliest answer; see `generate`."""
+        found: dict[str, Any] = self._ask("more", limit, list(ends))
+        return found
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory that the process has had at a time; 0 where the system does not tell."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return 1024 * int(line.split()[1])
+        return 0
+
     def score(self, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         """The log likelihood of each answer after a prompt, summed over its tokens."""
         found: list[float] = self._ask("score", list(ids), [list(answer) for answer in answers])

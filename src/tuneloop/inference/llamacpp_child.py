@@ -39,6 +39,7 @@ class Server:
         self.exact = False
         self.adapters: list[Any] = []
         self.scales: list[float] = []
+        self.at, self.next, self.began, self.first = 0, 0, 0.0, 0.0  # of the answer that is being written
 
     def load(self, file: str, adapters: Sequence[str], threads: int, exact: bool) -> dict[str, Any]:
         """Open a GGUF file with LoRA files on top.
@@ -99,17 +100,31 @@ class Server:
         Returns:
             `ids`, and milliseconds to the first and the last token: `first`, `total`.
         """
-        began = time.perf_counter()
+        self.begin(ids, limit)
+        return self.more(limit, ends)
+
+    def begin(self, ids: Sequence[int], limit: int) -> None:
+        """Read a prompt; `more` then writes the likeliest answer to it, of at most `limit` tokens in all."""
+        self.began = time.perf_counter()
         self._clear(len(ids) + limit)
-        stops, written, first = set(ends), [], 0.0
         (last,) = self._read(ids)
-        while True:
-            written.append(int(last.argmax()))
-            first = first or 1000 * (time.perf_counter() - began)
-            if written[-1] in stops or len(written) == limit:
-                break
-            (last,) = self._read(written[-1:], start=len(ids) + len(written) - 1)
-        return {"ids": written, "first": first, "total": 1000 * (time.perf_counter() - began)}
+        self.at, self.next = len(ids), int(last.argmax())
+        self.first = 1000 * (time.perf_counter() - self.began)
+
+    def more(self, limit: int, ends: Sequence[int]) -> dict[str, Any]:
+        """The next tokens of the answer, up to one of the `ends` or `limit` of them; see `generate`."""
+        stops, written = set(ends), [self.next]
+        while written[-1] not in stops and len(written) < limit:
+            written.append(self._following(written[-1]))
+        if written[-1] not in stops and self.at < self.size:
+            self.next = self._following(written[-1])
+        return {"ids": written, "first": self.first, "total": 1000 * (time.perf_counter() - self.began)}
+
+    def _following(self, token: int) -> int:
+        """Read a written token; returns the likeliest one behind it."""
+        (last,) = self._read([token], start=self.at)
+        self.at += 1
+        return int(last.argmax())
 
     def score(self, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         """The log likelihood of each answer after a prompt, summed over its tokens.

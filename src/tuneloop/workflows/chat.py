@@ -131,13 +131,14 @@ class Chat:
         prompt = self.prompt(speaker, record)
         if isinstance(prompt, Rejection):
             return f"{prompt.reason}: {prompt.detail}"
-        local = speaker.target.local
-        if local is None:
+        model = speaker.target.model
+        if model is None:
             return json.dumps(prompt.messages, ensure_ascii=False, indent=2)
-        made = local.rendered(self._asker(speaker, record).request(prompt))
+        made = model.rendered(self._asker(speaker, record).request(prompt))
         if isinstance(made, Completion):
             return made.error
-        text: str = local.model.template.tokenizer.decode(list(made.ids), skip_special_tokens=False)
+        template = model.model.template if isinstance(model, LocalTarget) else model.template
+        text: str = template.tokenizer.decode(list(made.ids), skip_special_tokens=False)
         return f"{text}\n({len(made.ids):,} tokens)"
 
     def reset(self) -> None:

@@ -334,9 +334,24 @@ def _ask(
     if question.kind in ("run", "adapter"):
         attach_trained(job)
     prompts, notes = _prompts(job, question, dataset, rows)
+    if (file := _gguf(question)) is not None:
+        from tuneloop.inference.targets.gguf import GgufTarget
+        from tuneloop.workflows.gguf import ask_gguf
+
+        served = GgufTarget(question.target, file)
+        asked = ask_gguf(served, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)
+        served.close()
+        return asked, cost_of(job, asked), {}, notes
     asked = ask(job.model, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)[""]
     training = read_record(RunManifest, job.folder) if question.kind == "run" else None
     return asked, cost_of(job, asked, training), {}, notes
+
+
+def _gguf(question: EvalTarget) -> Path | None:
+    """The GGUF file that is evaluated, by llama.cpp; None where it is another target."""
+    from tuneloop.inference.targets.gguf import as_gguf
+
+    return as_gguf(question.target) if question.kind == "model" else None
 
 
 def _predicted(
@@ -419,7 +434,7 @@ def _examples(
     k, recipe = question.few_shot, job.recipe
     pool = [row for row in dataset.train if row.shows_the_task]
     if question.examples == "nearest":
-        if question.kind == "endpoint":
+        if question.kind == "endpoint" or _gguf(question):
             embed = embedder()
             near, how = nearest_examples(pool, rows, k, embed=embed), EMBEDDER if embed else "TF-IDF"
         else:
@@ -427,7 +442,7 @@ def _examples(
         short = sum(len(each) < min(k, len(pool)) for each in near)
         notes = [f"{short} rows have fewer than {k} examples: the context holds no more."] if short else []
         return list(near), [*notes, f"Examples: the {k} nearest training rows of each row, by {how}."]
-    if question.kind == "endpoint":
+    if question.kind == "endpoint" or _gguf(question):
         return [choose_examples(pool, k, seed=recipe.seed)] * len(rows), []
     wanted = recipe.baselines.model_copy(update={"few_shot": k})
     examples, warning = few_shot_examples(job.model, dataset, rows, wanted, recipe.evaluate, recipe.seed)
@@ -570,6 +585,12 @@ def _check_consistency(recipe: Recipe, question: EvalTarget) -> None:
             "A file of answers can't be asked in other words",
             where="evaluate.consistency",
             next_step="evaluate the model or the endpoint that wrote them, or leave consistency at 0",
+        )
+    if recipe.evaluate.consistency and _gguf(question):
+        raise UserError(
+            "A GGUF file is asked for its likeliest answers only, so not in several ways",
+            where="evaluate.consistency",
+            next_step="evaluate the run, or leave consistency at 0",
         )
 
 

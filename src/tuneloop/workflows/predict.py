@@ -209,9 +209,9 @@ class Asker:
     @cached_property
     def _tokens(self) -> dict[str, int]:
         """Tokens of each label."""
-        task, local = self.target.task, self.target.local
-        assert local is not None and task is not None and task.labels is not None
-        return local.label_tree(task.labels).tokens
+        task, model = self.target.task, self.target.model
+        assert model is not None and task is not None and task.labels is not None
+        return model.label_tree(task.labels).tokens
 
 
 def batched(records: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:

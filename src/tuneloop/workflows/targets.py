@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash
 from tuneloop.inference.targets import Target, open_local, open_target
+from tuneloop.inference.targets.gguf import GgufTarget
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.workflows.registry import local_name
 
@@ -34,6 +35,11 @@ class TaskTarget:
         """The target, where it is a model on this machine."""
         return self.target if isinstance(self.target, LocalTarget) else None
 
+    @property
+    def model(self) -> LocalTarget | GgufTarget | None:
+        """The target, where its prompts become tokens here: a model on this machine, in our engine or in llama.cpp."""
+        return self.target if isinstance(self.target, LocalTarget | GgufTarget) else None
+
     def check(self) -> None:
         """Refuse the name of a model that can't be had, before rows are read and judged without it.
 
@@ -49,7 +55,7 @@ class TaskTarget:
     def scores_labels(self) -> bool:
         """Whether answers are labels that are scored, not text that is written."""
         chosen = self.task is not None and self.task.answer == "choice" and bool(self.task.labels)
-        return chosen and self.local is not None
+        return chosen and self.model is not None
 
     @property
     def identity(self) -> str:
@@ -83,6 +89,8 @@ def _task_of(target: Target) -> TaskSpec | None:
     """The task that a target's own folder says."""
     from tuneloop.workflows.task import read_task_of, task_of_run
 
+    if isinstance(target, GgufTarget):
+        return read_task_of(target.file.parent)
     if not isinstance(target, LocalTarget):
         return None
     if target.run is not None:
@@ -94,4 +102,5 @@ def _task_of(target: Target) -> TaskSpec | None:
 def named(target: Target) -> dict[str, Any]:
     """What a summary says of a target."""
     base = (target.untuned or target.base) if isinstance(target, LocalTarget) else ""
+    base = target.untuned if isinstance(target, GgufTarget) else base
     return {"target": target.name, "kind": target.kind, "base": base or None}

@@ -117,6 +117,11 @@ def open_target(
         if endpoint is None:
             raise UserError("An endpoint needs the name of a model", where=name, next_step="give --model NAME")
         return EndpointTarget(name, endpoint(name))
+    from tuneloop.inference.targets.gguf import GgufTarget, as_gguf
+
+    file = as_gguf(name)
+    if file is not None:
+        return GgufTarget(name, file, template)
     return open_local(name, base=base, template=template)
 
 

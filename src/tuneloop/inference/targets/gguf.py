@@ -1,0 +1,204 @@
+"""A GGUF file, answered by llama.cpp itself: what is measured is what others will serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, sha256_file
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.engines.llamacpp import gguf_file, template_of
+from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
+from tuneloop.inference.prompt import label_tree, refused, with_ids
+from tuneloop.inference.request import WRITES_FREELY, Request
+from tuneloop.inference.stream import TextStream
+from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
+from tuneloop.records.completion import Completion, Finish
+from tuneloop.records.record import read_record
+
+if TYPE_CHECKING:
+    from tuneloop.inference.engine import Update
+    from tuneloop.inference.scoring import LabelTrie
+    from tuneloop.inference.targets import Kind
+    from tuneloop.models.template import Template
+
+AT_ONCE = 4  # tokens that are written before they are shown
+DRAWS = "sampling: a GGUF file is asked for its likeliest answer only"
+
+
+@dataclass
+class GgufTarget:
+    """A GGUF file in llama.cpp, which is started when it is first needed.
+
+    Args:
+        name: as the user gave it.
+        file: the weights.
+        source: chat template that takes the place of the trained one; empty: its own.
+    """
+
+    name: str
+    file: Path
+    source: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """A model."""
+        return "model"
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the file and the template."""
+        return content_hash([sha256_file(self.file), self.source])
+
+    @property
+    def untuned(self) -> str:
+        """Name of the model before it was tuned; empty where nobody says it."""
+        manifest = self.file.parent / ARTIFACT
+        return read_record(ArtifactManifest, manifest).base.model if manifest.is_file() else ""
+
+    @cached_property
+    def llama(self) -> LlamaCpp:
+        """llama.cpp with the file."""
+        return LlamaCpp(self.file)
+
+    @cached_property
+    def template(self) -> Template:
+        """Tokenizer and chat template."""
+        return template_of(self.file, self.source)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model reads, its answer included."""
+        return int(self.llama.facts["context"])
+
+    def load(self) -> None:
+        """Start llama.cpp."""
+        _ = self.llama, self.template
+
+    def close(self) -> None:
+        """End llama.cpp; it is started again when it is needed."""
+        if "llama" in self.__dict__:
+            self.__dict__.pop("llama").close()
+
+    def rendered(self, request: Request, room: int = 1) -> Request | Completion:
+        """A request with its prompt as tokens, or why it can't be asked; see `with_ids`."""
+        return with_ids(self.template, self.context, request, room=room, engine=ENGINE)
+
+    def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:
+        """Labels as the tokens of whole answers; see `prompt.label_tree`."""
+        return label_tree(self.template, labels, lead)
+
+    def complete(
+        self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
+    ) -> Iterator[Completion]:
+        """The likeliest answers, one after the other."""
+        progress(task, 0, len(requests))
+        for done, request in enumerate(requests, 1):
+            *_, last = self.stream(request)
+            assert last.completion is not None
+            yield last.completion
+            progress(task, done, len(requests))
+
+    def stream(self, request: Request) -> Iterator[Update]:
+        """The likeliest answer in pieces as they come."""
+        from tuneloop.inference.engine import Update
+
+        made = self._writable(request)
+        if isinstance(made, Completion):
+            yield Update(completion=made)
+            return
+        ends, text = frozenset(self.template.end_ids), TextStream(self.template.decode, made.stop)
+        self.llama.begin(made.ids, made.max_new_tokens)
+        ids: list[int] = []
+        first, total, over = 0.0, 0.0, False
+        while not over:
+            said = self.llama.more(min(AT_ONCE, made.max_new_tokens - len(ids)), sorted(ends))
+            first, total = said["first"], said["total"]
+            piece = ""
+            for token in said["ids"]:
+                ids.append(token)
+                piece += "" if token in ends else text.push(token)
+                over = over or token in ends or text.stopped
+                if over:
+                    break
+            if over or len(ids) >= made.max_new_tokens:
+                finish: Finish = "stop" if over else "length"
+                piece += text.end()
+                completion = Completion(
+                    text.text, tuple(ids), finish, len(made.ids), len(ids), round(first, 3), round(total, 3),
+                    engine=ENGINE,
+                )  # fmt: skip
+                yield Update(piece, completion)
+                return
+            if piece:
+                yield Update(piece)
+
+    def _writable(self, request: Request) -> Request | Completion:
+        if request.choices or request.schema is not None:
+            return refused(request, WRITES_FREELY, ENGINE)
+        if request.sampling.temperature or request.sampling.repetition_penalty != 1:
+            return refused(request, DRAWS, ENGINE)
+        if request.logprobs is not None:
+            return refused(request, "no_logprobs: a GGUF file's log probabilities are not read", ENGINE)
+        return self.rendered(request)
+
+    def score(
+        self,
+        requests: Sequence[Request],
+        labels: Sequence[str],
+        *,
+        exact: bool = False,
+        lead: str = "",
+        progress: Progress = no_progress,
+        task: str = "scoring labels",
+    ) -> Iterator[Completion]:
+        """The likeliest label of each request, all of them scored to their ends."""
+        from tuneloop.inference.scoring import chosen, label_ids
+
+        template = self.template
+        opening = template.encode(lead) if lead else []
+        if lead:
+            answers = [[*template.encode(f" {label}"), template.end_ids[0]] for label in labels]
+        else:
+            answers = label_ids(template, labels, [{"role": "user", "content": "x"}])
+        tokens = {label: len(ids) for label, ids in zip(labels, answers, strict=True)}
+        progress(task, 0, len(requests))
+        for done, request in enumerate(requests, 1):
+            made = self.rendered(request, len(opening) + max(tokens.values()))
+            if isinstance(made, Completion):
+                yield made
+            else:
+                ids = [*made.ids, *opening]
+                logs = self.llama.score(ids, answers)
+                means = {label: log / tokens[label] for label, log in zip(labels, logs, strict=True)}
+                yield replace(chosen(means, tokens, len(ids)), engine=ENGINE)
+            progress(task, done, len(requests))
+
+
+def as_gguf(name: str) -> Path | None:
+    """The GGUF file that llama.cpp answers with for a name: a file, or an artifact in that format; None: it is something else.
+
+    A file by itself is read by our own engine where llama.cpp is not installed.
+
+    Raises:
+        UserError: an artifact that needs llama.cpp, which is not installed, or one that is an adapter alone.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return path if installed() else None
+    if not (path / ARTIFACT).is_file():
+        return None
+    form = read_record(ArtifactManifest, path).format
+    if form == "gguf-lora":
+        raise UserError(
+            "An adapter in GGUF answers on its base's GGUF file only", where=name,
+            next_step="name the run, or export it with --format gguf",
+        )  # fmt: skip
+    if form != "gguf":
+        return None
+    need_llamacpp()
+    return gguf_file(name)

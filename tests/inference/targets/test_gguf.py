@@ -1,0 +1,88 @@
+"""A GGUF file is answered by llama.cpp: the same answers as our engine's, in pieces, with labels scored; what it can't do is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import served
+from served import Files
+
+from tuneloop.core.errors import UserError
+from tuneloop.inference import llamacpp
+from tuneloop.inference.request import Request
+from tuneloop.inference.sampling import Sampling
+from tuneloop.inference.targets import open_target
+from tuneloop.inference.targets.gguf import GgufTarget, as_gguf
+from tuneloop.inference.targets.local import LocalTarget
+
+pytestmark = pytest.mark.skipif(not llamacpp.installed(), reason="llama-cpp-py-sync is not installed")
+TURNS: list[Any] = [[{"role": "user", "content": text}] for text in ("Rain?", "Where is my parcel?")]
+LABELS = ["refund", "refund request", "delivery"]
+
+
+@pytest.fixture(scope="module")
+def files(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return served.write_files(tiny_llama, tmp_path_factory.mktemp("served"), count=0)
+
+
+def test_it_answers_and_scores_as_our_engine(files: Files) -> None:
+    target = open_target(str(files.gguf))
+    assert isinstance(target, GgufTarget) and target.kind == "model"
+    own = LocalTarget(str(files.base), str(files.base))
+    requests = [Request(turns, max_new_tokens=6) for turns in TURNS]
+    ours, theirs = list(own.complete(requests)), list(target.complete(requests))
+    assert [each.token_ids[:4] for each in theirs] == [each.token_ids[:4] for each in ours]
+    assert {each.engine for each in theirs} == {"llama.cpp"} and all(each.ttft_ms for each in theirs)
+    updates = list(target.stream(requests[0]))
+    assert "".join(update.text for update in updates).strip() == theirs[0].text and len(updates) > 1
+    scored = zip(target.score(requests, LABELS), own.score(requests, LABELS, exact=True), strict=True)
+    for found, wanted in scored:
+        assert found.text == wanted.text and found.finish == "choice"
+        assert found.label_scores == pytest.approx(wanted.label_scores, abs=5e-2)
+    target.close()
+
+
+def test_a_longer_answer_in_pieces_is_the_answer_at_once(files: Files) -> None:
+    target = GgufTarget("x", files.gguf)
+    ids = target.template.prompt_ids(TURNS[1])
+    whole = target.llama.generate(ids, 23, target.template.end_ids)["ids"]
+    assert list(next(target.complete([Request(ids=ids, max_new_tokens=23)])).token_ids) == whole
+    stopped = next(target.complete([Request(ids=ids, max_new_tokens=23, stop=("e",))]))
+    assert stopped.finish == "stop" and "e" not in stopped.text
+    target.close()
+
+
+def test_what_it_cannot_do_says_why(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = GgufTarget("x", files.gguf)
+    bad = [
+        Request(TURNS[0], sampling=Sampling(temperature=1.0)), Request(TURNS[0], choices=("a", "b")),
+        Request(TURNS[0], logprobs=0), Request(ids=[5] * 200_000), Request(),
+    ]  # fmt: skip
+    words = [each.error.split(":")[0] for each in target.complete(bad)]
+    assert words == ["sampling", "constrained", "no_logprobs", "too_long", "no_prompt"]
+    target.close()
+    manifest = {
+        "version": 1,
+        "id": "x",
+        "format": "gguf",
+        "run": {"id": "r"},
+        "base": {"model": "smollm2-135m"},
+        "files": {},
+    }
+    (tmp_path / "artifact.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="no GGUF file"):
+        as_gguf(str(tmp_path))
+    shutil.copyfile(files.gguf, tmp_path / "x.gguf")
+    assert (
+        as_gguf(str(tmp_path)) == tmp_path / "x.gguf" and GgufTarget("x", tmp_path / "x.gguf").untuned == "smollm2-135m"
+    )
+    (tmp_path / "artifact.json").write_text(json.dumps({**manifest, "format": "gguf-lora"}))
+    with pytest.raises(UserError, match="on its base's GGUF file only"):
+        as_gguf(str(tmp_path))
+    monkeypatch.setattr(llamacpp, "VERSION", "0")
+    monkeypatch.setattr("tuneloop.inference.targets.gguf.installed", lambda: False)
+    assert as_gguf(str(files.gguf)) is None, "our own engine reads it"

@@ -43,6 +43,7 @@ TESTED_IN = {
     "inference/test_engine.py": "inference.request",
     "inference/test_llamacpp.py": "inference.llamacpp_child",
     "inference/engines/test_llamacpp.py": "inference.llamacpp_server",
+    "workflows/test_gguf.py": "workflows.measure_artifact",
     "improve/test_experiment_plan.py": "improve.config records.experiment",
     "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix"
     " models.methods.qlora",
@@ -53,7 +54,7 @@ TESTED_IN = {
     "plan/test_shape.py": "models.shape",
     "records/test_record.py": "records.artifact records.feedback records.plan records.request records.run",
     "records/test_schemas.py": "cli.schema records.rows workflows.schemas",
-    "release/test_export.py": "release.card workflows.export",
+    "release/test_export.py": "release.card release.options workflows.export",
     "release/test_gguf.py": "release.tuned_weights",
     "release/test_registry.py": "cli.models cli.promote cli.register cli.rollback records.registry workflows.registry",
     "release/test_verify.py": "cli.verify",

@@ -7,6 +7,7 @@ from pathlib import Path
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.release.options import WeightsWanted
 
 
 def command(
@@ -19,19 +20,18 @@ def command(
         "--format",
         "-f",
     ),
-    quant: str = flag("", "NAME", "Type of a GGUF file's weights, such as q4_k_m or q8_0; default: f16."),
-    importance: int = flag(0, "N", "Quantise by what N training rows show to matter (an importance matrix)."),
     out: str = flag("", "FOLDER", "Folder of the artifact; default: artifacts/ID.", "-o"),
     force: bool = switch("Overrule a gate that is not green; the artifact says so."),
     sign: str = flag("", "KEY", "Sign all files with this private key of an elliptic curve, a PEM file."),
     *,
+    weights: WeightsWanted,
     output: Output,
 ) -> None:
     """Export a run as a folder that other tools can load, with a model card.
 
     It is refused while `tuneloop gate` says no, or has judged an earlier evaluation.
     """
-    from tuneloop.workflows.export import WeightsWanted, export_run
+    from tuneloop.workflows.export import export_run
 
     with screen(output.quiet, "exporting") as shown:
         artifact = export_run(
@@ -39,7 +39,7 @@ def command(
             form,
             Path(out) if out else None,
             force=force,
-            weights=WeightsWanted(quant, importance),
+            weights=weights,
             key=Path(sign) if sign else None,
             progress=shown.progress,
             say=shown.say,

@@ -76,6 +76,23 @@ class SameAnswers(Part):
     n: int
 
 
+class ArtifactCost(Part):
+    """What answering takes, one prompt at a time, on the machine that measured it.
+
+    Args:
+        file_bytes: of the weights.
+        peak_bytes: most memory of the process; 0: not known.
+        prompt_tokens_per_second, answer_tokens_per_second: read and written.
+        threads: that computed.
+    """
+
+    file_bytes: int
+    peak_bytes: int = 0
+    prompt_tokens_per_second: float
+    answer_tokens_per_second: float
+    threads: int = 1
+
+
 class ArtifactManifest(Record):
     """`artifact.json`: an exported run. It is written last and makes the folder complete.
 
@@ -84,7 +101,10 @@ class ArtifactManifest(Record):
         format: `merged`, `adapter`, ...
         created, tuneloop: when and by which version.
         task: what the model was trained to answer, see `data.task.TaskSpec`.
-        quantisation, same_answers: of quantised weights.
+        evaluation: the run's; of a GGUF file that was measured its own, compared with the run's (`measured`).
+        quantisation, same_answers, cost: of a GGUF file: its types of weights, the share of answers that are the run's, what
+            answering takes.
+        measured: whether `evaluation` is of these files, and not of the run that they were made from.
         files: name in the folder -> size and hash.
     """
 
@@ -106,4 +126,6 @@ class ArtifactManifest(Record):
     evaluation: EvaluationExcerpt | None = None
     quantisation: Quantisation | None = None
     same_answers: SameAnswers | None = None
+    cost: ArtifactCost | None = None
+    measured: bool = False
     files: dict[str, ArtifactFile]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,12 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
         table.strip(),
     ]
     parts.append("\n".join(f"- {sentence}" for sentence in evaluation.words))
+    if manifest.measured:
+        parts.insert(
+            0,
+            "**These figures are this file's**, answered by llama.cpp, beside those of the run before it was exported.",
+        )
+        parts.append(_measured(manifest))
     if manifest.quantisation and is_rounded(manifest):
         name = manifest.quantisation.name
         parts.insert(
@@ -158,6 +165,45 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
             f"rounded them by {merge.rounding:.2%} of the update's length."
         )
     return [*(part for part in parts if part), _gate(gate)]
+
+
+def _measured(manifest: ArtifactManifest) -> str:
+    """How near a GGUF file is to the run, and what answering takes."""
+    same, cost, weights = manifest.same_answers, manifest.cost, manifest.quantisation
+    lines = []
+    if same is not None:
+        lines.append(f"- The same answer as the run on {same.share:.1%} of {same.n:,} rows.")
+    if weights is not None and weights.kl is not None:
+        lines.append(
+            f"- The next token's distribution differs from the run's by {weights.kl:.2g} nats on average (KL divergence)."
+        )
+    if cost is not None:
+        lines.append(
+            f"- {cost.file_bytes / 1e6:,.0f} MB on disk"
+            + (f", {cost.peak_bytes / 1e6:,.0f} MB of memory at most" if cost.peak_bytes else "")
+            + f"; it reads {cost.prompt_tokens_per_second:,.0f} tokens a second and writes "
+            f"{cost.answer_tokens_per_second:,.0f}, one prompt at a time, with {cost.threads} "
+            f"thread{'s' if cost.threads > 1 else ''} of the machine that exported it."
+        )
+    return "\n".join(lines)
+
+
+def measured_table(manifest: ArtifactManifest) -> str:
+    """A GGUF file's figures beside the run's, as a Markdown table; empty where it was not measured."""
+    evaluation, weights = manifest.evaluation, manifest.quantisation
+    if evaluation is None or weights is None:
+        return ""
+    pairs = {pair.metric: pair for pair in evaluation.comparisons}
+    rows = [f"| metric | run | `{weights.name}` | difference | verdict |", "|---|---|---|---|---|"]
+    for metric, figure in evaluation.metrics.items():
+        if (pair := pairs.get(metric)) is None:
+            continue
+        bounds = "" if math.isnan(figure.low) else f" [{figure.low:.4g}, {figure.high:.4g}]"
+        rows.append(
+            f"| {metric} | {figure.value - pair.delta:.4g} | {figure.value:.4g}{bounds} | {pair.delta:+.4g} "
+            f"[{pair.low:+.4g}, {pair.high:+.4g}] | {pair.verdict} |"
+        )
+    return "\n".join(rows)
 
 
 def _gate(gate: GateRecord) -> str:

@@ -16,7 +16,8 @@ FLOATS = ("F32", "F16", "BF16")
 
 def is_rounded(manifest: ArtifactManifest) -> bool:
     """Whether the weights have fewer bits than those that were evaluated: the figures are then not the artifact's."""
-    return manifest.quantisation is not None and any(kind not in FLOATS for kind in manifest.quantisation.tensor_types)
+    weights = manifest.quantisation
+    return not manifest.measured and weights is not None and any(kind not in FLOATS for kind in weights.tensor_types)
 
 
 def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:

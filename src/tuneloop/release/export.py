@@ -6,7 +6,7 @@ The folder is written beside and takes its name when it is whole.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -33,13 +33,20 @@ from tuneloop.models.methods import Method
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import OWN, trained_folder
-from tuneloop.records.artifact import SIGNATURE, ArtifactFile, ArtifactManifest
+from tuneloop.records.artifact import (
+    SIGNATURE,
+    ArtifactCost,
+    ArtifactFile,
+    ArtifactManifest,
+    EvaluationExcerpt,
+    SameAnswers,
+)
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import as_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.bom import BOM, Materials, bill_of_materials
-from tuneloop.release.card import model_card
+from tuneloop.release.card import measured_table, model_card
 from tuneloop.release.gguf import About
 from tuneloop.release.gguf_artifact import GgufSettings, GgufSource, write_gguf_model
 from tuneloop.release.licences import hub_name, licence_of
@@ -49,6 +56,11 @@ Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
 FORMS: tuple[Form, ...] = get_args(Form)
 AS_GGUF: dict[str, Form] = {"gguf": "merged", "gguf-lora": "adapter"}  # -> the form whose weights the file holds
 LAYOUT = 2  # of the files; another one makes other ids
+MEASURED = (
+    "measured",
+    "same_answers",
+    "cost",
+)  # what measuring a GGUF file leaves in the manifest, beside `evaluation`
 MANIFEST, CARD, NOTICE = "artifact.json", "README.md", "NOTICE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", OWN)
@@ -84,6 +96,26 @@ class Origin:
     def method(self) -> str:
         """How it was trained."""
         return self.manifest.method
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a GGUF file.
+
+    Args:
+        evaluation: its figures, and their comparison with the run's.
+        same_answers: the share of rows that get the run's answer.
+        kl: mean divergence of the next token's distribution from the run's, in nats.
+        cost: what answering takes.
+    """
+
+    evaluation: EvaluationExcerpt
+    same_answers: SameAnswers
+    kl: float
+    cost: ArtifactCost
+
+
+Measure = Callable[[Path, str], Measured]  # of a GGUF file and the artifact's id
 
 
 @dataclass(frozen=True)
@@ -125,6 +157,7 @@ def export(
     out: Path | None = None,
     *,
     gguf: GgufSettings | None = None,
+    measure: Measure | None = None,
     progress: Progress = no_progress,
 ) -> Artifact:
     """Write the artifact, or find it written; then only what is said of it is brought up to date.
@@ -133,6 +166,7 @@ def export(
         form: see `form_for`.
         out: the artifact's folder; default `artifacts/ID`.
         gguf: of a GGUF file: its type of weights and what else it takes.
+        measure: asks a GGUF file of a whole model; what was measured of the same file before is kept.
 
     Returns:
         Where it is. The id depends on the run's trained weights, its base model, the form and the type of weights alone.
@@ -147,8 +181,12 @@ def export(
     known = _known(folder, id_)
     if known is not None and _is_whole(folder, known):
         kept: dict[str, Any] = {
-            key: known[key] for key in ("created", "tuneloop", "merge", "quantisation") if key in known
+            key: known[key] for key in ("created", "tuneloop", "merge", "quantisation", *MEASURED) if key in known
         }
+        if known.get("measured"):
+            kept["measured_evaluation"] = known["evaluation"]
+        elif measure is not None:
+            kept |= _measured(measure, folder, id_, kept)
         return Artifact(folder, _describe(origin, form, id_, folder, kept), found=True)
     beside = folder.parent / f".{folder.name}.partial"
     with lock_folder(beside):
@@ -163,6 +201,8 @@ def export(
                 made["quantisation"] = write_gguf_model(
                     _gguf_source(origin, id_, trained), gguf, beside, progress
                 ).model_dump(mode="json")
+                if measure is not None:
+                    made |= _measured(measure, beside, id_, made)
             else:
                 made["merge"] = _write_model(origin, form, trained, beside, progress)
             manifest = _describe(origin, form, id_, beside, made)
@@ -171,6 +211,19 @@ def export(
             shutil.rmtree(beside, ignore_errors=True)  # gigabytes that nobody could use
             raise
     return Artifact(folder, manifest)
+
+
+def _measured(measure: Measure, folder: Path, id_: str, made: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of the manifest that measuring the GGUF file in a folder gives."""
+    (file,) = folder.glob("*.gguf")
+    found = measure(file, id_)
+    return {
+        "measured": True,
+        "measured_evaluation": found.evaluation.model_dump(mode="json"),
+        "same_answers": found.same_answers.model_dump(mode="json"),
+        "cost": found.cost.model_dump(mode="json"),
+        "quantisation": {**made["quantisation"], "kl": found.kl},
+    }
 
 
 def _gguf_source(origin: Origin, id_: str, trained: Path) -> GgufSource:
@@ -266,6 +319,8 @@ def _describe(origin: Origin, form: Form, id_: str, folder: Path, made: Mapping[
         made: `created`, `tuneloop` and `merge`: what belongs to the weights and stays when more becomes known of them.
     """
     run, evaluation = origin.manifest, origin.evaluation
+    made = dict(made)
+    measured = made.pop("measured_evaluation", None)
     licence = licence_of(run.model)
     manifest: dict[str, Any] = {
         "version": 1,
@@ -282,7 +337,9 @@ def _describe(origin: Origin, form: Form, id_: str, folder: Path, made: Mapping[
             "licence": licence.id if licence else None,
         },
         "gate": dict(origin.gate),
-        "evaluation": {
+        "evaluation": measured
+        if measured
+        else {
             key: getattr(evaluation, key)
             for key in ("name", "dataset", "split", "n", "primary", "metrics", "comparisons", "words")
             if key in evaluation.model_fields_set
@@ -293,7 +350,8 @@ def _describe(origin: Origin, form: Form, id_: str, folder: Path, made: Mapping[
     if licence and licence.notice:
         write_text(folder / NOTICE, licence.notice + "\n")
     record = as_record(ArtifactManifest, {**plain(manifest), "files": {}}, MANIFEST)
-    write_text(folder / CARD, model_card(record, licence, origin.dataset, origin.table))
+    table = measured_table(record) if record.measured else origin.table
+    write_text(folder / CARD, model_card(record, licence, origin.dataset, table))
     names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, SIGNATURE, BOM, ".lock"))
     files = {name: _entry(folder / name) for name in names}
     bom = bill_of_materials(Materials(record, files, licence, run, origin.dataset, origin.config))

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.inference.llamacpp import need_llamacpp
+from tuneloop.inference.llamacpp import installed, need_llamacpp
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import trained_folder
-from tuneloop.records.artifact import SIGNATURE
+from tuneloop.records.artifact import SIGNATURE, ArtifactManifest
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
+from tuneloop.release.options import WeightsWanted
 from tuneloop.workflows.evaluate import attach_trained
 from tuneloop.workflows.report import manifest_of_run
 from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
@@ -25,22 +26,14 @@ from tuneloop.workflows.task import task_of_run
 if TYPE_CHECKING:
     import numpy as np
 
-    from tuneloop.release.export import Artifact, Origin
+    from tuneloop.release.export import Artifact, Measure, Measured, Origin
     from tuneloop.release.gguf_artifact import GgufSettings
     from tuneloop.workflows.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class WeightsWanted:
-    """How the weights of a GGUF file are wanted.
-
-    Args:
-        quant: their type; empty: f16, and f32 of an adapter.
-        importance: training rows that show which weights matter when they are quantised; 0: all count alike.
-    """
-
-    quant: str = ""
-    importance: int = 0
+AUTO = "auto"
+# What `auto` tries, the smallest first.
+TRIED = ("q2_k", "q3_k_m", "iq4_xs", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16")
 
 
 def export_run(
@@ -71,29 +64,119 @@ def export_run(
     from tuneloop.release.export import export, form_for
     from tuneloop.release.verify import check_private_key, sign
 
+    weights = weights or WeightsWanted()
+
     if key is not None:
         check_private_key(key)  # before gigabytes are written
     method = finished_run(run).method
     recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
     form = form_for(method_named(method), wanted)
-    gguf = _gguf_settings(run, form, weights or WeightsWanted(), progress)
+    automatic = weights.quant.lower() == AUTO
+    gguf = None if automatic else _gguf_settings(run, form, weights, progress)
+    measure = _measure(RunContext(recipe, run, progress, say), form, weights, say)
+    if automatic:
+        _check_automatic(form, weights, measure)
     gate = release(run, force=force)
     say(
         f"gate      {gate['status'] if gate['status'] != 'none' else 'none was asked'}"
         + (", overruled" if gate["forced"] else "")
     )
-    artifact = export(
-        _origin(run, recipe, gate),
-        form,
-        out,
-        gguf=gguf,
-        progress=progress,
-    )
+    origin = _origin(run, recipe, gate)
+    if automatic:
+        assert measure is not None
+        artifact = _smallest(origin, weights, out, measure, progress, say)
+    else:
+        artifact = export(origin, form, out, gguf=gguf, measure=measure, progress=progress)
     _tell(artifact, say)
     if key is not None:
         sign(artifact.folder, key)
         say(f"signed    {SIGNATURE}: check it with `tuneloop verify {artifact.folder} --key PUBLIC_KEY`")
     return artifact
+
+
+def _measure(job: RunContext, form: str, weights: WeightsWanted, say: Callable[[str], None]) -> Measure | None:
+    """What measures a GGUF file of the run; None where it can't be, which is said."""
+    from tuneloop.workflows.measure_artifact import measure_artifact, rows_to_measure
+
+    if form != "gguf":
+        return None
+    asked = rows_to_measure(job, weights.measure) if installed() else "llama.cpp is not installed"
+    if isinstance(asked, str):
+        say(f"measure   not measured: {asked}")
+        return None
+
+    def measured(file: Path, id_: str) -> Measured:
+        return measure_artifact(asked, file, file.stem.rpartition("-")[2], id_)
+
+    return measured
+
+
+def _check_automatic(form: str, weights: WeightsWanted, measure: Measure | None) -> None:
+    """Refuse to choose a type of weights that can't be measured.
+
+    Raises:
+        UserError: another format, nothing to measure with, or limits that make no sense.
+    """
+    from tuneloop.release.gguf_artifact import GgufSettings
+
+    need_llamacpp()
+    if form != "gguf" or measure is None:
+        raise UserError(
+            "The smallest type of weights is found by measuring each, "
+            + ("and nothing can be measured here" if form == "gguf" else f"and {form} has none"),
+            where="--quant auto",
+            next_step="name a type such as q8_0" if form == "gguf" else "add --format gguf",
+        )
+    if weights.max_loss < 0 or (weights.max_gb is not None and weights.max_gb <= 0):
+        raise UserError(
+            "A limit below 0 is not possible", where="--max-loss, --max-gb", next_step="such as 0.01 and 5"
+        )  # fmt: skip
+    if weights.importance:
+        raise UserError(
+            "auto weighs all inputs alike", where="--importance", next_step="name a type, or leave --importance out"
+        )
+    GgufSettings(form, TRIED[-1])
+
+
+def _smallest(
+    origin: Origin,
+    weights: WeightsWanted,
+    out: Path | None,
+    measure: Measure,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Artifact:
+    """The smallest file that is not worse than allowed; the others that were tried are taken away again.
+
+    Raises:
+        UserError: there is none.
+    """
+    from tuneloop.release.export import export
+    from tuneloop.release.gguf_artifact import GgufSettings
+    from tuneloop.workflows.measure_artifact import acceptable
+
+    tried = []
+    for quant in TRIED:
+        artifact = export(origin, "gguf", out, gguf=GgufSettings("gguf", quant), measure=measure, progress=progress)
+        manifest = ArtifactManifest.model_validate(artifact.manifest)
+        assert manifest.evaluation is not None and manifest.cost is not None
+        gb = manifest.cost.file_bytes / 1e9
+        fits = weights.max_gb is None or gb <= weights.max_gb
+        good = fits and acceptable(manifest.evaluation, weights.max_loss)
+        say(f"tried     {quant}: {gb:.3g} GB; {manifest.evaluation.words[0]}")
+        if good:
+            return artifact
+        tried.append(quant)
+        if not artifact.found:
+            shutil.rmtree(artifact.folder)
+        if not fits:
+            break  # the next ones are larger
+    raise UserError(
+        f"None of {', '.join(tried)} loses at most {weights.max_loss:g}"
+        + (f" within {weights.max_gb:g} GB" if weights.max_gb is not None else ""),
+        where="--quant auto",
+        next_step="allow more with --max-loss or --max-gb",
+    )
 
 
 def _tell(artifact: Artifact, say: Callable[[str], None]) -> None:
@@ -112,6 +195,14 @@ def _tell(artifact: Artifact, say: Callable[[str], None]) -> None:
     if quantisation := artifact.manifest.get("quantisation"):
         counted = ", ".join(f"{count} {kind}" for kind, count in quantisation["tensor_types"].items())
         say(f"tensors   {counted}")
+    if artifact.manifest.get("measured"):
+        same, cost = artifact.manifest["same_answers"], artifact.manifest["cost"]
+        say(f"measured  {artifact.manifest['evaluation']['words'][0]}")
+        say(
+            f"measured  the run's answer on {same['share']:.1%} of rows, KL {artifact.manifest['quantisation']['kl']:.2g} a token; "
+            f"{cost['file_bytes'] / 1e6:,.0f} MB, reads {cost['prompt_tokens_per_second']:,.0f} and writes "
+            f"{cost['answer_tokens_per_second']:,.0f} tokens/s"
+        )
 
 
 def _origin(run: Path, recipe: Recipe, gate: Mapping[str, Any]) -> Origin:

@@ -1,0 +1,196 @@
+"""A GGUF artifact measured: the run's test rows through llama.cpp, compared with the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, plain, sha256_file
+from tuneloop.records.artifact import ArtifactCost, EvaluationExcerpt, SameAnswers
+from tuneloop.records.evaluation import Comparison, Subject
+from tuneloop.records.rows import Dataset, Row
+from tuneloop.workflows.evaluate import attach_trained
+from tuneloop.workflows.run_context import RunContext, dataset_of
+from tuneloop.workflows.scoring import cost_of, score, write_scored
+
+if TYPE_CHECKING:
+    from tuneloop.evaluate.evaluate import Evaluation
+    from tuneloop.inference.targets.gguf import GgufTarget
+    from tuneloop.release.export import Measured
+
+RUN = "run"  # name of the run in comparisons
+KL_ROWS, KL_TOKENS = 16, 256  # rows whose distributions are compared, and tokens of each
+SPEED_ROWS, SPEED_TOKENS = 5, 33  # prompts that are timed, and tokens written behind each
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What an artifact of a run is measured on: a seeded sample of its test rows, of which a larger one holds a smaller one."""
+
+    job: RunContext
+    dataset: Dataset
+    rows: list[Row]
+
+
+def rows_to_measure(job: RunContext, most: int) -> Rows | str:
+    """The test rows that an artifact is asked, or why there are none.
+
+    Args:
+        most: rows at most; 0: it is not wanted.
+    """
+    from tuneloop.evaluate.evaluate import sample_rows
+
+    if not most:
+        return "it was not asked for"
+    try:
+        dataset = dataset_of(job, True, "")
+    except UserError as error:
+        return f"the run's data set is not at hand: {error.what}"
+    limit = min(most, job.recipe.evaluate.limit or most)
+    rows = sample_rows(dataset.test, limit, seed=job.recipe.seed)
+    return Rows(job, dataset, rows) if rows else "the run's data set has no test rows"
+
+
+def measure_artifact(asked: Rows, file: Path, name: str, id_: str) -> Measured:
+    """Ask the file the rows, and compare its answers with the run's.
+
+    The evaluation with every answer is written into the run's folder, `evals/ID`: test rows do not travel with an artifact.
+
+    Args:
+        file: the GGUF file.
+        name: of its type of weights, by which it is named in comparisons.
+        id_: the artifact's.
+
+    Raises:
+        UserError: llama.cpp is missing or fails, or a row can't be asked.
+    """
+    from tuneloop.evaluate.compare import compare
+    from tuneloop.inference.targets.gguf import GgufTarget
+    from tuneloop.release.export import Measured
+    from tuneloop.workflows.gguf import ask_gguf
+
+    job, dataset, rows = asked.job, asked.dataset, asked.rows
+    target = GgufTarget(str(file), file)
+    try:
+        answers = ask_gguf(target, dataset, rows, job.recipe.evaluate, progress=job.progress, task=f"measuring {name}")
+        kl = _mean_kl(job, target, rows)
+        cost = _cost(target, rows)
+    finally:
+        target.close()
+    own = score(job, dataset, rows, answers)
+    theirs = _of_run(job, dataset, rows)
+    pairs = compare(RUN, theirs, name, own)
+    folder = job.folder / "evals" / id_
+    key = content_hash([sha256_file(file), dataset.manifest.hash, [row.id for row in rows]])
+    subject = Subject(job.recipe.model, dataset.id, "test", name, key)
+    write_scored(
+        job, folder, own, subject, {name: cost_of(job, answers)}, more={"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
+    )  # fmt: skip
+    return Measured(
+        EvaluationExcerpt(
+            name=name, dataset=dataset.id, split="test", n=own.n, primary=own.primary, metrics=own.metrics,
+            comparisons=list(pairs), words=_words(name, own, theirs, pairs),
+        ),
+        same_answers(theirs, own),
+        kl,
+        cost,
+    )  # fmt: skip
+
+
+def same_answers(a: Evaluation, b: Evaluation) -> SameAnswers:
+    """The share of rows to which both give the same answer: the same label, or the same text."""
+    theirs = {row.id: (label, answer.text) for row, label, answer in zip(a.rows, a.predictions, a.answers, strict=True)}
+    same = 0
+    for row, label, answer in zip(b.rows, b.predictions, b.answers, strict=True):
+        other_label, other_text = theirs[row.id]
+        same += answer.text == other_text or (label is not None and label == other_label)
+    return SameAnswers(share=same / b.n, n=b.n)
+
+
+def _of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Evaluation:
+    """The run's own evaluation on these rows: as it was made, or asked now."""
+    from tuneloop.evaluate.results import load_evaluation
+    from tuneloop.evaluate.shared_rows import some_rows
+    from tuneloop.workflows.systems import ask
+
+    ids = {row.id for row in rows}
+    try:
+        known = load_evaluation(job.folder)
+    except UserError:
+        known = None
+    if known is not None and ids <= {row.id for row in known.rows}:
+        return known if known.n == len(ids) else some_rows(known, ids)
+    attach_trained(job)
+    asked = ask(
+        job.model, dataset, rows, job.recipe.evaluate, perplexity=False, progress=job.progress, task="the run itself"
+    )
+    return score(job, dataset, rows, asked[""])
+
+
+def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
+    """Mean divergence, in nats, of the file's next-token distribution from the run's, over the tokens of some rows."""
+    import torch
+
+    attach_trained(job)
+    total, count = 0.0, 0
+    some = rows[:KL_ROWS]
+    for done, row in enumerate(some):
+        job.progress("comparing distributions", done, len(some))
+        ids = job.template.render(row.messages, row.tools).ids[:KL_TOKENS]
+        with torch.inference_mode():
+            hidden = job.model.hidden(torch.tensor([ids], device=job.model.device))[0].float()
+            ours = torch.log_softmax(hidden @ job.model.head.float().t(), -1).cpu()
+            theirs = torch.log_softmax(torch.from_numpy(target.llama.logits(ids).copy()), -1)[:, : ours.shape[1]]
+            total += float((ours.exp() * (ours - theirs)).sum())
+        count += len(ids)
+    job.progress("comparing distributions", len(some), len(some))
+    return total / max(count, 1)
+
+
+def _cost(target: GgufTarget, rows: Sequence[Row]) -> ArtifactCost:
+    """Speed of reading and writing, one prompt at a time, and the memory that it took."""
+    read, read_ms, written, written_ms = 0, 0.0, 0, 0.0
+    for row in rows[:SPEED_ROWS]:
+        ids = target.template.prompt_ids(row.prompt, row.tools or ())
+        said = target.llama.generate(ids, SPEED_TOKENS, [])
+        read, read_ms = read + len(ids), read_ms + said["first"]
+        written, written_ms = written + len(said["ids"]) - 1, written_ms + said["total"] - said["first"]
+    return ArtifactCost(
+        file_bytes=target.file.stat().st_size,
+        peak_bytes=target.llama.peak_bytes,
+        prompt_tokens_per_second=round(1000 * read / read_ms, 1),
+        answer_tokens_per_second=round(1000 * written / written_ms, 1),
+        threads=target.llama.threads,
+    )
+
+
+def _words(name: str, own: Evaluation, theirs: Evaluation, pairs: Sequence[Comparison]) -> list[str]:
+    """What the comparison comes to, in sentences."""
+    found = next((pair for pair in pairs if pair.metric == own.primary), None)
+    ours, before = own.metrics[own.primary].value, theirs.metrics[own.primary].value
+    said = f"On {own.n:,} test rows `{name}` has {own.primary} {ours:.4g}, the run itself {before:.4g}"
+    if found is None:
+        return [f"{said}."]
+    verdict = {"better": "it is better", "worse": "it is worse"}.get(
+        found.verdict, "not enough evidence of a difference"
+    )
+    return [f"{said}: {verdict} ({found.delta:+.4g}, 95 % interval {found.low:+.4g} to {found.high:+.4g})."]
+
+
+def acceptable(measured: EvaluationExcerpt, most: float) -> bool:
+    """Whether an artifact is not worse than allowed: its deciding metric lost at most so much, and it is not surely worse.
+
+    Args:
+        most: loss of the deciding metric that is allowed, such as 0.01.
+    """
+    from tuneloop.evaluate.metrics import lower_is_better
+
+    primary = measured.primary
+    pair = next((c for c in measured.comparisons if c.metric == primary), None)
+    if pair is None:
+        return False
+    loss = pair.delta if lower_is_better(primary) else -pair.delta
+    return loss <= most and (pair.verdict != "worse" or loss <= 0)

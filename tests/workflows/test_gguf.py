@@ -1,0 +1,118 @@
+"""A GGUF artifact is measured through llama.cpp, compared with its run, and answers wherever a target is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
+from tuneloop.inference.llamacpp import installed
+from tuneloop.records.artifact import ArtifactManifest, EvaluationExcerpt
+from tuneloop.records.evaluation import Comparison
+from tuneloop.records.record import read_record
+from tuneloop.workflows.chat import open_chat
+from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
+from tuneloop.workflows.export import WeightsWanted, export_run
+from tuneloop.workflows.measure_artifact import acceptable
+from tuneloop.workflows.predict import predict
+
+MakeTuned = Callable[..., Path]
+
+
+def tickets(n: int) -> list[dict[str, Any]]:
+    words = ["where is it", "it is broken", "thank you"]
+    return [{"text": f"{words[i % 3]}, order {i * 37}", "label": ["late", "lost", "thanks"][i % 3]} for i in range(n)]
+
+
+pytestmark = pytest.mark.skipif(not installed(), reason="llama-cpp-py-sync is not installed")
+
+
+def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) -> None:
+    run, said = make_tuned(tickets(120)), []
+    artifact = export_run(run, "gguf", weights=WeightsWanted("q8_0"), say=said.append)
+    manifest = read_record(ArtifactManifest, artifact.folder)
+    assert manifest.measured and manifest.evaluation is not None and manifest.cost is not None
+    test = len((run / "dataset/test.jsonl").read_text().splitlines())
+    assert manifest.evaluation.name == "q8_0" and manifest.evaluation.n == test > 5
+    assert {(c.a, c.b) for c in manifest.evaluation.comparisons} == {("run", "q8_0")}
+    assert manifest.same_answers is not None and manifest.same_answers.n == test and manifest.same_answers.share > 0.7
+    assert manifest.quantisation is not None and 0 < (manifest.quantisation.kl or 0) < 0.1
+    assert manifest.cost.file_bytes == manifest.files["tickets-q8_0.gguf"].bytes
+    assert manifest.cost.answer_tokens_per_second > 0 and manifest.cost.peak_bytes > manifest.cost.file_bytes
+    card = (artifact.folder / "README.md").read_text()
+    assert "These figures are this file's" in card and "| accuracy |" in card and "model-index" in card
+    assert "This file was not measured" not in card and "nats on average" in card
+    assert any(line.startswith("measured  On ") for line in said)
+    assert not (artifact.folder / "samples.jsonl").exists(), "test rows do not travel"
+    assert (run / "evals" / manifest.id / "samples.jsonl").is_file()
+    again = export_run(run, "gguf", weights=WeightsWanted("q8_0"))
+    assert again.found and again.manifest["evaluation"] == artifact.manifest["evaluation"]
+    assert again.manifest["cost"] == artifact.manifest["cost"], "it is not measured a second time"
+
+
+def test_all_commands_ask_llamacpp_for_it(make_tuned: MakeTuned) -> None:
+    run = make_tuned(tickets(60))
+    folder = export_run(run, "gguf", weights=WeightsWanted("f16", measure=0)).folder
+    assert not read_record(ArtifactManifest, folder).measured
+    rows: list[Any] = [{"text": record["text"]} for record in tickets(6)]
+    ours, theirs = list(predict(str(run), rows)), list(predict(str(folder), rows))
+    assert [each.label for each in theirs] == [each.label for each in ours] and all(each.label for each in theirs)
+    top = next(iter(predict(str(folder), rows[:1], top=3)))
+    assert top.probabilities is not None and sum(top.probabilities.values()) == pytest.approx(1)
+    chat = open_chat(str(folder))
+    prompt = chat.rendered(chat.speakers[0], rows[0])
+    assert prompt == open_chat(str(run)).rendered(open_chat(str(run)).speakers[0], rows[0])
+    shown: list[str] = []
+    assert chat.answer(chat.speakers[0], rows[0], shown.append).label == theirs[0].label
+    (file,) = folder.glob("*.gguf")
+    for name in (str(folder), str(file)):
+        found = evaluate_target(EvalTarget(target=name, dataset=str(run / "dataset"), out=f"eval-{Path(name).name}"))
+        samples = [json.loads(line) for line in (found.folder / "samples.jsonl").read_text().splitlines()]
+        assert {sample["completion"]["engine"] for sample in samples} == {"llama.cpp"}
+        assert read_json(found.folder / "eval.json")["n"] == len(samples) > 3
+    with pytest.raises(UserError, match="likeliest answers only"):
+        evaluate_target(EvalTarget(target=str(file), dataset=str(run / "dataset"), settings=["consistency=2"]))
+
+
+@pytest.mark.slow
+def test_auto_takes_the_smallest_that_is_good_enough(make_tuned: MakeTuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, said = make_tuned(tickets(60)), []
+    monkeypatch.setattr("tuneloop.workflows.export.TRIED", ("q4_0", "q8_0", "f16"))
+    monkeypatch.setattr(
+        "tuneloop.workflows.measure_artifact.acceptable", lambda evaluation, most: evaluation.name != "q4_0"
+    )
+    found = export_run(run, "gguf", weights=WeightsWanted("auto"), say=said.append)
+    assert found.manifest["quantisation"]["name"] == "q8_0" and len(list(Path("artifacts").iterdir())) == 1
+    assert [line.split(":")[0] for line in said if line.startswith("tried")] == ["tried     q4_0", "tried     q8_0"]
+    with pytest.raises(UserError, match=r"None of q4_0 loses at most 0\.01 within 1e-06 GB"):
+        export_run(run, "gguf", weights=WeightsWanted("auto", max_gb=1e-6))
+    for wanted, form in (
+        (WeightsWanted("auto", measure=0), "gguf"),
+        (WeightsWanted("auto"), "merged"),
+        (WeightsWanted("auto", importance=3), "gguf"),
+        (WeightsWanted("auto", max_loss=-1), "gguf"),
+    ):
+        with pytest.raises(UserError):
+            export_run(run, form, weights=wanted)
+
+
+@pytest.mark.parametrize(
+    ("delta", "verdict", "good"),
+    [
+        (0.02, "better", True), (-0.005, "not enough evidence", True), (-0.005, "worse", False),
+        (-0.03, "not enough evidence", False), (0.0, "not enough evidence", True),
+    ],
+)  # fmt: skip
+def test_a_file_is_good_enough_if_it_lost_little_and_is_not_surely_worse(
+    delta: float, verdict: str, good: bool
+) -> None:
+    pair = Comparison("run", "q", "accuracy", delta, delta - 0.01, delta + 0.01, 0.5, verdict)
+    excerpt = EvaluationExcerpt(
+        name="q", dataset="d", split="test", n=9, primary="accuracy", metrics={}, comparisons=[pair]
+    )
+    assert acceptable(excerpt, 0.01) is good

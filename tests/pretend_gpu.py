@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn.attention import varlen as torch_varlen
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
@@ -468,6 +470,23 @@ def attention(
     return _Flash.apply(q, k, v, attn_mask, is_causal, scale)
 
 
+def varlen(
+    query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, *,
+    window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    """torch's attention of rows that lie one behind the other: one kernel for all of them."""
+    assert window_size == (-1, 0) and cu_seq_q.dtype == torch.int32 and query.is_contiguous()
+    gpu = _now[-1]
+    gpu.attention["varlen", _place()] += 1
+    # Without values all rows are taken to be as long as the longest.
+    ends, out = cu_seq_q.elem.tolist() if gpu.values else [*range(0, len(query), max_q), len(query)], []
+    for start, end in itertools.pairwise(ends):
+        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
+        out.append(_Flash.apply(q, k, v, None, True, None)[0].transpose(0, 1))  # type: ignore[no-untyped-call]
+    gpu.launches["attention"] -= len(out) - 1
+    return torch.cat(out)
+
+
 # --- the whole ---------------------------------------------------------------------------------------
 
 
@@ -521,6 +540,7 @@ def pretend_gpu(card: Card = Card(), *, values: bool = True) -> Iterator[Gpu]:
         (torch, "inference_mode", torch.no_grad),
         (torch.autograd, "_engine_run_backward", with_functions),
         (torch.nn.functional, "scaled_dot_product_attention", attention),
+        (torch_varlen, "varlen_attn", varlen),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in patched]
     swap = torch.__future__.get_swap_module_params_on_conversion()

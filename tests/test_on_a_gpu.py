@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from train_helpers import begin, changed, for_loss, halted, losses, make_rows, run
 
-from pretend_gpu import Card, Gpu, MixedDevices, pretend_gpu
+from pretend_gpu import Card, Gpu, MixedDevices, pretend_gpu, varlen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.progress import no_progress
@@ -26,6 +29,7 @@ from tuneloop.models.methods import method_named
 from tuneloop.models.trained import load_trained
 from tuneloop.plan.estimate import SIZES
 from tuneloop.train.loss import mean_loss, with_references
+from tuneloop.train.step import batch_loss
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext
 
@@ -83,6 +87,43 @@ def test_a_run_has_the_losses_of_the_processor(kind: str, tiny_llama: Path, tmp_
     if kind != "dropout":  # a GPU draws other numbers
         assert figures(tmp_path / "there") == pytest.approx(figures(tmp_path / "here"), rel=2e-4)
     assert not [k for k, _ in gpu.attention if k == "math"]  # no kernel that holds all scores
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_lie_one_behind_the_other_and_no_mask_is_made(
+    packing: bool, dtype: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    config = changed(packing=packing, epochs=0.5, evaluations=2)
+    run(tiny_llama, tmp_path / "here", config, dtype=dtype)
+    with pretend_gpu() as gpu:
+        run(tiny_llama, tmp_path / "there", config, dtype=dtype)
+    assert {kernel for kernel, _ in gpu.attention} == {"varlen" if dtype == "bfloat16" else "flash"}, gpu.attention
+    near = 2e-4 if dtype == "float32" else 3e-2
+    assert figures(tmp_path / "there") == pytest.approx(figures(tmp_path / "here"), rel=near)
+
+
+def test_the_flash_attention_package_takes_the_rows_where_it_is_installed(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def kernel(q: Any, k: Any, v: Any, ends: Any, ends_k: Any, longest: int, longest_k: int, causal: bool) -> Any:
+        calls.append(longest)
+        assert causal and ends is ends_k and longest == longest_k
+        return varlen(q, k, v, ends, ends, longest, longest, window_size=(-1, 0), enable_gqa=True)
+
+    package = ModuleType("flash_attn")
+    package.__spec__ = ModuleSpec("flash_attn", None)
+    package.flash_attn_varlen_func = kernel  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    with pretend_gpu():
+        model = load_model(str(tiny_llama), dtype="bfloat16")
+        rows = make_rows(model.template, 6)
+        there = float(batch_loss(model, rows, 0.01, changed(packing=True)).detach())
+    assert calls and max(calls) == max(len(row.ids) for row in rows)
+    here = float(batch_loss(load_model(str(tiny_llama), dtype="float32"), rows, 0.01).detach())
+    assert there == pytest.approx(here, rel=2e-2)
 
 
 def test_a_run_resumes_with_the_same_bits(tiny_llama: Path, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -164,6 +166,43 @@ def default_dtype(device: torch.device | str | None = None) -> torch.dtype:
     except (AttributeError, RuntimeError):
         native = False
     return torch.bfloat16 if native else torch.float32
+
+
+Varlen = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
+
+
+def varlen_attention(device: torch.device, dtype: torch.dtype) -> Varlen | None:
+    """A kernel for causal attention within rows that lie one behind the other; None where there is none.
+
+    It takes queries, keys and values (N, heads, D), where the rows end (int32, from 0) and the longest row's tokens. The
+    flash-attn package's where it is installed, else torch's own (2.10 and later), on NVIDIA cards from Ampere on, in 16 bits.
+    """
+    import torch
+
+    halves = (torch.float16, torch.bfloat16)
+    if device.type != "cuda" or dtype not in halves or torch.cuda.get_device_capability() < (8, 0):
+        return None
+    if importlib.util.find_spec("flash_attn") is not None:
+        from flash_attn import flash_attn_varlen_func
+
+        def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int) -> torch.Tensor:
+            mixed: torch.Tensor = flash_attn_varlen_func(q, k, v, ends, ends, longest, longest, causal=True)
+            return mixed
+
+        return flash
+    try:
+        from torch.nn.attention import varlen
+    except ImportError:
+        return None
+    if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
+        return None
+
+    def torchs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int) -> torch.Tensor:
+        grouped = q.shape[1] != k.shape[1]
+        mixed: Any = varlen.varlen_attn(q, k, v, ends, ends, longest, longest, window_size=(-1, 0), enable_gqa=grouped)
+        return mixed  # type: ignore[no-any-return]
+
+    return torchs
 
 
 def needs_scaling(dtype: torch.dtype) -> bool:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuneloop.core.device import backend
+from tuneloop.core.device import backend, put, varlen_attention
 from tuneloop.models.adapters import is_mixed, rows_of_tokens, some_rows
 from tuneloop.models.lora import side_by_side
 
@@ -345,6 +345,41 @@ class Packed:
         return out.index_copy_(0, self.places, x_1NC[0]).view(self.rows, self.length, -1)
 
 
+class Documents:
+    """Rows laid out one behind the other (1, N, C), each of which sees itself alone: for GPUs, whose kernels take no mask of blocks.
+
+    Args:
+        lengths: of the rows. device: of the tensors.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.lengths, self.longest = list(lengths), max(lengths)
+        steps = torch.cat([torch.arange(n) for n in lengths])
+        self.positions = put(steps, device)[None]
+        ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        self.ends = put(ends, device)
+
+    def attend(self, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor) -> Tensor:
+        """Causal attention within each row: mixed values (1, N, H * D).
+
+        One kernel for all rows where there is one (`varlen_attention`), else one for each run of rows that are equally long.
+        """
+        if kernel := varlen_attention(q_1HND.device, q_1HND.dtype):
+            q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q_1HND, k_1KND, v_1KND))
+            return kernel(q, k, v, self.ends, self.longest).reshape(1, sum(self.lengths), -1)
+        out, start = [], 0
+        for length, run in itertools.groupby(self.lengths):
+            count = len(list(run))
+            some = slice(start, start + count * length)
+            q, k, v = (
+                x[0, :, some].reshape(x.shape[1], count, length, -1).transpose(0, 1) for x in (q_1HND, k_1KND, v_1KND)
+            )
+            mixed = attend(q, k, v, None)  # (count, length, H * D)
+            out.append(mixed.reshape(1, count * length, -1))
+            start = some.stop
+        return out[0] if len(out) == 1 else torch.cat(out, 1)
+
+
 # Queries that are multiplied with the keys up to the last of them: what the causal mask hides behind a block is not computed.
 QUERY_BLOCK = 96
 
@@ -569,7 +604,7 @@ class Pass:
     rope: tuple[Tensor, Tensor]
     bias: Tensor | None = None
     cache: KeyValues | None = None
-    layout: Shared | Packed | None = None
+    layout: Shared | Packed | Documents | None = None
     seen: int = 0
 
 
@@ -595,7 +630,7 @@ class Attention(nn.Module):
         if isinstance(layout, Shared):
             mixed: Tensor = _SharedAttention.apply(q, k, v, layout)  # type: ignore[no-untyped-call]
             return self.o_proj(_picked(mixed, wanted))  # type: ignore[no-any-return]
-        if layout is not None:
+        if isinstance(layout, Packed):
             q, k, v = layout.spread(q), layout.spread(k), layout.spread(v)
         B, T, _ = q.shape
         q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in (q, k, v))
@@ -604,8 +639,8 @@ class Attention(nn.Module):
             k, v = now.cache.extend(self.layer, k, v)
             if now.bias is None:
                 k, v = k[:, :, : now.seen], v[:, :, : now.seen]
-        out = attend(q, k, v, now.bias)
-        return self.o_proj(_picked(out if layout is None else layout.pack(out), wanted))  # type: ignore[no-any-return]
+        out = layout.attend(q, k, v) if isinstance(layout, Documents) else attend(q, k, v, now.bias)
+        return self.o_proj(_picked(layout.pack(out) if isinstance(layout, Packed) else out, wanted))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -723,6 +758,17 @@ class LlamaModel(nn.Module):
         with rows_of_tokens([row for row, n in enumerate(lengths) for _ in range(n)], x.device):
             return self._layers(x, now)[0]
 
+    def documents(self, lengths: Sequence[int], ids_N: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """States (N, C) of rows that are laid out one behind the other and share nothing; see `Documents`.
+
+        Args:
+            lengths: tokens of each row.
+            wanted: indices of the tokens whose states are returned; default all. The last layer's work is done for them only.
+        """
+        x = self.embed_tokens(ids_N[None])
+        layout = Documents(lengths, x.device)
+        return self._layers(x, Pass(self.rope(layout.positions, x.dtype), layout=layout), wanted)[0]
+
     def _read(
         self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor | None, cache: KeyValues | None, real_BT: Tensor | None
     ) -> Tensor:
@@ -789,6 +835,10 @@ class Llama(nn.Module):
         real_BT = torch.arange(T, device=ids_BT.device) < torch.tensor(lengths, device=ids_BT.device)[:, None]
         wanted = P + wanted_BT[real_BT].nonzero()[:, 0]
         return self.model.after(P, lengths, torch.cat((prefix_P, ids_BT[real_BT])), wanted)
+
+    def hidden_of_rows(self, wanted_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hidden states (N, C) at the wanted places of rows that are laid out one behind the other, see `LlamaModel.documents`."""
+        return self.model.documents(lengths, ids_N, wanted_N)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary for hidden states (..., C)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.device import default_dtype, in_use, put
+from tuneloop.core.device import backend, default_dtype, in_use, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.adapters import is_mixed
@@ -116,6 +116,25 @@ class Model:
             return False
         return by_products(self.head, length) and applied_prefix(self.net.model) is None  # type: ignore[arg-type]
 
+    @property
+    def by_documents(self) -> bool:
+        """Whether rows are best laid out one behind the other, without padding: in our own Llama on a GPU."""
+        from tuneloop.models.prefix import applied_prefix
+
+        if not self.is_own or is_mixed() or backend(self.device).is_cpu:
+            return False
+        return applied_prefix(self.net.model) is None  # type: ignore[arg-type]
+
+    def hidden_of_rows(self, wanted_N: Tensor | None, ids_N: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hidden states (N, C) at the wanted places of rows that are laid out one behind the other; where `by_documents` says so.
+
+        Args:
+            wanted_N: indices of the tokens whose states are returned; None: all.
+            lengths: tokens of each row.
+        """
+        out: Tensor = self.net.hidden_of_rows(wanted_N, ids_N, lengths)  # type: ignore[operator]
+        return out
+
     def hidden_at(self, wanted_BT: Tensor, prefix_P: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states (N, C) at the wanted places of rows that all begin with `prefix_P`.
 
@@ -135,6 +154,14 @@ class Model:
             return out
         # Long rows, rows behind a trained prefix and other architectures are computed with their padding, so rows alike in length go together.
         # Layers that are cut over processes are gathered at every pass, of which all processes need as many: there all rows are one group.
+        if self.by_documents:
+            real_BT = torch.arange(T) < torch.tensor(list(lengths))[:, None]
+            whole = torch.cat((torch.ones(B, P, dtype=torch.bool), real_BT), 1)
+            wanted = torch.cat((torch.zeros(B, P, dtype=torch.bool), wanted_BT), 1)[whole].nonzero()[:, 0]
+            places = whole.flatten().nonzero()[:, 0]  # found out on the host
+            joined = torch.cat((prefix_P.expand(B, -1), ids_BT), 1).flatten()
+            ids_N = joined.index_select(0, put(places, joined.device))
+            return self.hidden_of_rows(put(wanted, joined.device), ids_N, [P + n for n in lengths])
         groups = [list(lengths)] if processes() > 1 else alike(lengths, lambda rows, n: rows * (P + n) + PASS)
         joined = torch.cat((prefix_P.expand(B, -1), ids_BT), 1)
         found, start = [], 0

@@ -407,8 +407,19 @@ def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], di
         doubled = {"second copies of layer inputs": one * max(shape.layers - 2, 0)}
     found: dict[str, float] = {"layer inputs": inputs}
     if not job.grad_ckpt:
-        found["activations"] = layer * shape.layers
+        found["activations"] = layer * shape.layers - _left_out(job)
     return found, doubled
+
+
+def _left_out(job: TrainingSetup) -> float:
+    """Bytes that the last layer does not keep on a GPU in tuneloop's loop: behind attention it is computed where something is learned."""
+    if not job.kernels.own or job.gpu.is_cpu or not job.learned:
+        return 0.0
+    shape = job.shape
+    elements = shape.hidden * (1 + job.needs("gate_proj", "up_proj")) + shape.feed_forward * (
+        2 + job.needs("down_proj")
+    )
+    return float(max(job.tokens - job.learned, 0) * elements * job.activation_bytes)
 
 
 def _logits(job: TrainingSetup) -> dict[str, float]:

@@ -187,7 +187,7 @@ def shard(model: Model, prepare: Callable[[Any], None] | None = None) -> None:
     net.to(kind)
     if model.is_own:
         fully_shard(net, mesh=mesh(), mp_policy=policy)
-        for name in ("hidden", "hidden_at"):
+        for name in ("hidden", "hidden_at", "hidden_of_rows"):
             register_fsdp_forward_method(net, name)
     for module in net.modules():
         if isinstance(module, FSDPModule):  # shares of a step add up: the loss is divided by the whole step's tokens

@@ -170,18 +170,22 @@ def learned_states(model: Model, rows: Sequence[Rendered], *, packed: bool = Fal
 
 
 def _packed_states(model: Model, rows: Sequence[Rendered]) -> Learned:
-    """`learned_states` of rows laid out as one, by a mask of blocks: each row begins at position 0 and sees itself alone."""
-    device = model.device
-    ids = torch.tensor([i for row in rows for i in row.ids], device=device)
-    weights = torch.tensor([w for row in rows for w in [0, *row.mask[1:]]], dtype=torch.float32, device=device)
-    lengths = torch.tensor([len(row.ids) for row in rows], device=device)
-    row_of = torch.repeat_interleave(torch.arange(len(rows), device=device), lengths)
-    positions = torch.cat([torch.arange(len(row.ids), device=device) for row in rows])
-    mask = (row_of[:, None] == row_of) & (positions[:, None] >= positions)
-    hidden_NC = model.hidden(ids[None], positions[None], mask[None, None])[0]
+    """`learned_states` of rows laid out as one: each row begins at position 0 and sees itself alone, by `Documents` or by a mask of blocks."""
+    there = model.device
+    ids = torch.tensor([i for row in rows for i in row.ids])
+    weights = torch.tensor([w for row in rows for w in [0, *row.mask[1:]]], dtype=torch.float32)
+    lengths = [len(row.ids) for row in rows]
+    row_of = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
     learned = weights > 0  # never a row's first token, so the state before belongs to the same row
-    places = learned.nonzero()[:, 0]
-    return Learned(hidden_NC[places - 1], ids[learned], weights[learned], row_of[learned])
+    before = put(learned.nonzero()[:, 0] - 1, there)
+    ids_N = put(ids, there)
+    if model.by_documents:
+        hidden_NC = model.hidden_of_rows(before, ids_N, lengths)
+    else:
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        mask = (row_of[:, None] == row_of) & (positions[:, None] >= positions)
+        hidden_NC = model.hidden(ids_N[None], put(positions, there)[None], put(mask, there)[None, None])[0][before]
+    return Learned(hidden_NC, put(ids[learned], there), put(weights[learned], there), put(row_of[learned], there))
 
 
 def shared_prefix(rows: Sequence[Rendered]) -> int:

@@ -66,3 +66,25 @@ def run(engine: ServingEngine, work: Callable[[Any], Awaitable[Any]]) -> Any:
             await engine.stop()
 
     return asyncio.run(asyncio.wait_for(main(), HANG))
+
+
+def endpoint(files: Files, which: tuple[int, ...], slots: int = 4) -> ServingEngine:
+    """A server like vLLM with some of the adapters; it is started and stopped with the engine."""
+    from vllm_stand_in import MODEL, StandIn
+
+    from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
+
+    class WithServer(EndpointEngine):
+        async def start(self) -> None:
+            if self._client is None:
+                self.server = StandIn(files.base)
+                self._settings = EndpointSettings(self.server.__enter__(), tokenizer=str(files.base), slots=slots)
+                await super().start()
+
+        async def stop(self) -> None:
+            if self._client is not None:
+                await super().stop()
+                self.server.__exit__()
+
+    adapters = [Served(str(files.adapters[i])) for i in which]
+    return WithServer(Served(MODEL), adapters, EndpointSettings("http://127.0.0.1:9"))

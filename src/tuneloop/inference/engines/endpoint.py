@@ -1,0 +1,453 @@
+"""Any OpenAI-compatible server behind the serving protocol: vLLM, SGLang, a hosted API.
+
+With a tokenizer at hand, prompts are token ids from the template that was trained, sent to `/v1/completions`; else the
+turns go to `/v1/chat/completions`, and the server's own template renders them. Adapters are models of the server under
+the hash of their content, and are never loaded again in place: a server's prefix cache would go on with the old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import sha256_file
+from tuneloop.inference.engines import (
+    START_WITHIN,
+    AdapterFacts,
+    Served,
+    named_adapter,
+    rendered,
+    unknown_adapter,
+    with_template,
+)
+from tuneloop.inference.prompt import refused, schema_breach, schema_problem, with_ids
+from tuneloop.inference.request import Request
+from tuneloop.models.adapters import BASE
+from tuneloop.records.completion import Completion, Finish, TokenLogprob
+from tuneloop.records.rows import Message
+
+if TYPE_CHECKING:
+    from tuneloop.inference.engine import Update
+    from tuneloop.models.template import Template
+
+HEALTHY_WITHIN = 5.0  # seconds
+ASK_AGAIN = 0.5  # seconds between two looks whether a server is ready
+USUAL_CONTEXT = 8192  # where a server does not tell it
+WEIGHTS = "adapter_model.safetensors"
+RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """How a server is asked.
+
+    Args:
+        url: of the server or of its `/v1`.
+        api_key: sent as a bearer token; kept nowhere.
+        tokenizer: model or folder whose tokenizer renders prompts here; empty: the server renders them.
+        slots: requests that are under way at the same time.
+        context: tokens of a prompt with its answer; 0: what the server says.
+        start_within: seconds until the server must be ready.
+    """
+
+    url: str
+    api_key: str = field(default="", repr=False)
+    tokenizer: str = ""
+    slots: int = 64
+    context: int = 0
+    start_within: float = START_WITHIN
+
+
+class EndpointEngine:
+    """See `ServingEngine`.
+
+    Args:
+        base: the model, by the server's name of it.
+        adapters: names of models that the server has already, or folders of adapters in PEFT's layout, which the server
+            must be able to read; each is loaded under its hash.
+        settings: the server.
+    """
+
+    def __init__(self, base: Served, adapters: Sequence[Served], settings: EndpointSettings) -> None:
+        self._base, self._served, self._settings = base, tuple(adapters), settings
+        self._adapters: dict[str, AdapterFacts] = {}
+        self._names: dict[str, str] = {}
+        self._templates: dict[str, Template] = {}
+        self._context = settings.context
+        self._vllm: tuple[int, ...] = ()
+        self._client: Any = None
+        self._slots = asyncio.Semaphore(settings.slots)
+
+    @property
+    def name(self) -> str:
+        """The server's address."""
+        parts = urlsplit(self._settings.url.strip())
+        path = parts.path.rstrip("/")
+        return parts._replace(path=path.removesuffix("/v1"), query="", fragment="").geturl()
+
+    @property
+    def base(self) -> str:
+        """The model, by the server's name of it."""
+        return self._base.source
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt with its answer."""
+        return self._context or USUAL_CONTEXT
+
+    @property
+    def slots(self) -> int:
+        """Requests that are under way at the same time."""
+        return self._settings.slots
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterFacts]:
+        """What requests can name."""
+        return dict(self._adapters)
+
+    # -- start and stop
+
+    async def start(self) -> None:
+        """Wait until the server is ready, and see to it that it has the model and the adapters.
+
+        Raises:
+            UserError: it is no server, is not ready in time, or has no such model or adapter.
+        """
+        if self._client is not None:
+            return
+        try:
+            import httpx
+        except ModuleNotFoundError:
+            raise UserError(
+                "Asking a server needs httpx", where=self.name, next_step="pip install 'tuneloop[llamacpp]'"
+            ) from None
+        if urlsplit(self.name).scheme not in ("http", "https") or not urlsplit(self.name).netloc:
+            raise UserError(
+                f"Not a server's URL: {self._settings.url!r}", where="url", next_step="as in http://localhost:8000/v1"
+            )
+        key = self._settings.api_key
+        self._client = httpx.AsyncClient(
+            base_url=self.name, headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(None, connect=5.0), limits=httpx.Limits(max_connections=None),
+        )  # fmt: skip
+        try:
+            models = await self._ready()
+            await self._prepare(models)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _ready(self) -> dict[str, Any]:
+        """The server's models by name, once it tells them."""
+        import httpx
+
+        until, why = time.monotonic() + self._settings.start_within, ""
+        while True:
+            try:
+                response = await self._client.get("/v1/models", timeout=HEALTHY_WITHIN)
+                if response.status_code == 200:
+                    return {str(each["id"]): each for each in response.json()["data"]}
+                why = f"HTTP {response.status_code}: {_message(response.text)}"
+                if response.status_code in (401, 403, 404):
+                    break
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                why = f"{type(error).__name__}"
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(ASK_AGAIN)
+        raise UserError(
+            f"The server does not tell its models ({why})", where=self.name,
+            next_step="check the URL, the key, and whether it runs",
+        )  # fmt: skip
+
+    async def _prepare(self, models: Mapping[str, Any]) -> None:
+        if self.base not in models:
+            raise UserError(
+                f"The server has no model {self.base!r}", where=self.name, next_step=f"it has {', '.join(models)}"
+            )
+        told = models[self.base].get("max_model_len")
+        self._context = self._context or (told if isinstance(told, int) else 0)
+        self._vllm = await self._version()
+        if self._settings.tokenizer:
+            from tuneloop.models.load import load_tokenizer
+
+            own = await asyncio.to_thread(load_tokenizer, self._settings.tokenizer)
+            self._templates[BASE] = with_template(own, self._base.template)
+        for served in self._served:
+            await self._add(served, models)
+
+    async def _add(self, served: Served, models: Mapping[str, Any]) -> None:
+        folder = Path(served.source).expanduser()
+        weights = folder / WEIGHTS
+        name = await asyncio.to_thread(sha256_file, weights) if weights.is_file() else served.source
+        if name not in models:
+            if not weights.is_file():
+                raise UserError(
+                    f"The server has no adapter {name!r}", where=self.name,
+                    next_step=f"it has {', '.join(models)}; start it with --lora-modules {name}=FOLDER",
+                )  # fmt: skip
+            body = {"lora_name": name, "lora_path": str(folder.resolve())}
+            response = await self._client.post("/v1/load_lora_adapter", json=body, timeout=self._settings.start_within)
+            if response.status_code != 200:
+                raise UserError(
+                    f"The server does not load the adapter (HTTP {response.status_code}: {_message(response.text)})",
+                    where=str(folder),
+                    next_step=f"start it with --enable-lora and --lora-modules {name}={folder}, "
+                    "or with VLLM_ALLOW_RUNTIME_LORA_UPDATING=true",
+                )
+        self._adapters[name] = AdapterFacts(name, served.source)
+        self._names[name] = name
+        if BASE in self._templates:
+            self._templates[name] = with_template(self._templates[BASE], served.template)
+
+    async def _version(self) -> tuple[int, ...]:
+        """vLLM's version; empty: another server."""
+        import httpx
+
+        try:
+            response = await self._client.get("/version", timeout=HEALTHY_WITHIN)
+            found = re.match(r"(\d+)\.(\d+)", str(response.json()["version"])) if response.status_code == 200 else None
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return ()
+        return tuple(map(int, found.groups())) if found else ()
+
+    async def healthy(self) -> bool:
+        """Whether the server answers."""
+        if self._client is None:
+            return False
+        import httpx
+
+        try:
+            return bool((await self._client.get("/v1/models", timeout=HEALTHY_WITHIN)).status_code == 200)
+        except httpx.HTTPError:
+            return False
+
+    async def stop(self) -> None:
+        """Close the connections; the server goes on."""
+        client, self._client = self._client, None
+        self._adapters, self._names, self._templates = {}, {}, {}
+        if client is not None:
+            await client.aclose()
+
+    # -- asking
+
+    async def tokenize(self, text: str) -> Sequence[int]:
+        """Token ids of plain text, by the tokenizer here, else by the server's."""
+        if BASE in self._templates:
+            return self._templates[BASE].encode(text)
+        return await self._tokens({"model": self.base, "prompt": text, "add_special_tokens": False})
+
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
+    ) -> Sequence[int]:
+        """Token ids of a conversation; see `ServingEngine.render`."""
+        if why := unknown_adapter(adapter, self._adapters):
+            raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
+        if adapter in self._templates:
+            return rendered(self._templates[adapter], messages, tools)
+        body = {"model": self._names.get(adapter, self.base), "messages": list(messages), "add_generation_prompt": True}
+        return await self._tokens(body | ({"tools": list(tools)} if tools else {}))
+
+    async def _tokens(self, body: dict[str, Any]) -> Sequence[int]:
+        if self._client is None:
+            raise UserError("The engine is not started", where=self.name, next_step="await engine.start()")
+        response = await self._client.post("/tokenize", json=body, timeout=60.0)
+        try:
+            return [int(token) for token in response.json()["tokens"]]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"The server does not tell tokens (HTTP {response.status_code})", where=self.name,
+                next_step="name the model's tokenizer",
+            ) from None  # fmt: skip
+
+    async def stream(self, request: Request) -> AsyncIterator[Update]:
+        """An answer as it is written; see `ServingEngine.stream`."""
+        from tuneloop.inference.engine import Update
+
+        request = replace(request, adapter=named_adapter(request))
+        made = self._prepared(request)
+        if isinstance(made, Completion):
+            yield Update(completion=made)
+            return
+        async with self._slots:
+            async for update in self._written(made):
+                yield update
+
+    def _prepared(self, request: Request) -> Request | Completion:
+        """A request that can be sent, with token ids where there is a tokenizer, or why it can't."""
+        if self._client is None:
+            return refused(request, "engine: the engine is not started", self.name)
+        why = unknown_adapter(request.adapter, self._adapters)
+        if not why and request.schema is not None:
+            why = schema_problem(request.schema)
+        if not why and request.choices and not self._vllm:
+            why = "no_choices: only vLLM is known to hold an answer to choices"
+        if why:
+            return refused(request, why, self.name)
+        template = self._templates.get(request.adapter)
+        if template is not None:
+            return with_ids(template, self.context, request, engine=self.name)
+        if request.ids or request.continues is not None or request.messages:
+            return request
+        return refused(request, "no_prompt: the request has no turns, no text and no tokens", self.name)
+
+    async def _written(self, request: Request) -> AsyncIterator[Update]:
+        import httpx
+
+        from tuneloop.inference.engine import Update
+
+        answer = _Answer(request, self.name)
+        place, body = self._body(request)
+        try:
+            async with self._client.stream("POST", place, json=body) as response:
+                if response.status_code != 200:
+                    said = _message((await response.aread()).decode(errors="replace"))
+                    yield Update(completion=answer.failed(f"engine: HTTP {response.status_code}: {said}"))
+                    return
+                async for line in response.aiter_lines():
+                    data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+                    if data == "[DONE]":
+                        break
+                    if data and (piece := answer.read(json.loads(data))):
+                        yield Update(piece)
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
+            yield Update(completion=answer.failed(f"engine: the answer broke off ({type(error).__name__})"))
+            return
+        yield Update(completion=answer.completed())
+
+    def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
+        """The path and the body that are sent."""
+        drawn = request.sampling
+        body: dict[str, Any] = {
+            "model": self._names.get(request.adapter, self.base),
+            "max_tokens": request.max_new_tokens,
+            "temperature": drawn.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if drawn.temperature:
+            body |= {"seed": drawn.seed, "top_p": drawn.top_p}
+        own = {
+            "top_k": (drawn.top_k, 0),
+            "min_p": (drawn.min_p, 0.0),
+            "repetition_penalty": (drawn.repetition_penalty, 1.0),
+        }
+        body |= {name: value for name, (value, usual) in own.items() if value != usual}
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.choices:
+            choices = list(request.choices)
+            held = {"structured_outputs": {"choice": choices}} if self._vllm >= RENAMED else {"guided_choice": choices}
+            body |= held
+        if request.schema is not None:
+            asked = {"name": "answer", "schema": dict(request.schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": asked}
+        if self._vllm:
+            body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
+        if request.ids or request.continues is not None:
+            prompt = list(request.ids) if request.ids else request.continues
+            more = {} if request.logprobs is None else {"logprobs": request.logprobs}
+            return "/v1/completions", body | {"prompt": prompt} | more
+        if request.logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": request.logprobs}
+        if request.tools:
+            body["tools"] = list(request.tools)
+        return "/v1/chat/completions", body | {"messages": list(request.messages)}
+
+
+class _Answer:
+    """What has come of one answer."""
+
+    def __init__(self, request: Request, engine: str) -> None:
+        self.request, self.engine = request, engine
+        self.text = ""
+        self.ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.reason = ""
+        self.counts: tuple[int, int] | None = None
+        self.began, self.first = time.perf_counter(), 0.0
+
+    def read(self, event: Mapping[str, Any]) -> str:
+        """The piece of text that an event of the server brings."""
+        if "error" in event:
+            raise ValueError(_message(json.dumps(event)))
+        usage = event.get("usage")
+        if isinstance(usage, Mapping):
+            self.counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        piece = ""
+        for choice in event.get("choices") or []:
+            piece += str(choice.get("text") or (choice.get("delta") or {}).get("content") or "")
+            self.ids += choice.get("token_ids") or []
+            self.reason = choice.get("finish_reason") or self.reason
+            if self.request.logprobs is not None and choice.get("logprobs"):
+                self.logprobs += _logprobs(choice["logprobs"])
+        if piece:
+            self.first = self.first or time.perf_counter()
+            piece = piece if self.text else piece.lstrip()
+            self.text += piece
+        return piece
+
+    def completed(self) -> Completion:
+        """The answer, or what is wrong with it."""
+        if not self.reason:
+            return self.failed("engine: the answer broke off")
+        request, text = self.request, self.text.strip()
+        finish: Finish = "length" if self.reason == "length" else "choice" if request.choices else "stop"
+        if request.choices and text not in request.choices:
+            return self.failed("no_choices: the server did not hold its answer to the choices")
+        broken = schema_breach(request.schema, text) if request.schema is not None and finish == "stop" else ""
+        return self.failed(broken) if broken else self._completion(finish)
+
+    def failed(self, why: str) -> Completion:
+        """The answer of a request that failed."""
+        return replace(self._completion("error"), error=why)
+
+    def _completion(self, finish: Finish) -> Completion:
+        read, written = self.counts or (len(self.request.ids), len(self.ids))
+        now = time.perf_counter()
+        return Completion(
+            self.text.strip(), tuple(self.ids), finish, read, written,
+            ttft_ms=round(1000 * (self.first - self.began), 3) if self.first else None,
+            total_ms=round(1000 * (now - self.began), 3), engine=self.engine, adapter=self.request.adapter,
+            logprobs=None if self.request.logprobs is None else tuple(self.logprobs),
+        )  # fmt: skip
+
+
+def _logprobs(said: Mapping[str, Any]) -> list[TokenLogprob]:
+    """Log probabilities of written tokens, which the server names by their ids (`token_id:5`)."""
+    if "content" in said:  # of chat completions
+        return [
+            TokenLogprob(
+                _id(each["token"]), float(each["logprob"]),
+                tuple((_id(t["token"]), float(t["logprob"])) for t in each.get("top_logprobs") or ()),
+            )
+            for each in said["content"] or ()
+        ]  # fmt: skip
+    tops = said.get("top_logprobs") or [None] * len(said["tokens"])
+    return [
+        TokenLogprob(_id(token), float(value), tuple((_id(t), float(p)) for t, p in (top or {}).items()))
+        for token, value, top in zip(said["tokens"], said["token_logprobs"], tops, strict=True)
+    ]
+
+
+def _id(token: str) -> int:
+    found = re.fullmatch(r"token_id:(\d+)", token)
+    return int(found[1]) if found else -1
+
+
+def _message(said: str) -> str:
+    try:
+        value = json.loads(said)
+        error = value.get("error", value.get("message", value.get("detail", "")))
+        said = str(error.get("message", error)) if isinstance(error, dict) else str(error)
+    except (ValueError, AttributeError):
+        pass
+    return " ".join(said.split())[:200]

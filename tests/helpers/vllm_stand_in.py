@@ -1,0 +1,163 @@
+"""A server that behaves as vLLM's documented API does, with the tiny model in it: for contract tests of its client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from patience import HANG
+from tuneloop.inference.engines import BASE, Served
+from tuneloop.inference.engines.local import LocalEngine
+from tuneloop.inference.request import Request
+from tuneloop.inference.sampling import Sampling
+
+MODEL = "tiny"
+
+
+class StandIn:
+    """A server in a thread.
+
+    Args:
+        base: folder of the model.
+        preloaded: LoRA names that it was started with -> folders.
+        version: of vLLM; empty: a server that has no `/version`, no LoRA and no token ids.
+        holds: whether it holds answers to choices and schemas.
+        lets_load: whether adapters may be added while it runs.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        preloaded: dict[str, Path] | None = None,
+        version: str = "0.12.1",
+        holds: bool = True,
+        lets_load: bool = True,
+    ) -> None:
+        self.base, self.names, self.version, self.holds, self.lets_load = (
+            base,
+            dict(preloaded or {}),
+            version,
+            holds,
+            lets_load,
+        )
+        self.bodies: list[dict[str, Any]] = []
+        self.hashes: dict[str, str] = {}
+        self.key = ""
+        self.cut = 0  # answers whose reader has gone
+        self.engine: LocalEngine | None = None
+        self.loading = asyncio.Lock()
+
+    async def _engine(self) -> LocalEngine:
+        async with self.loading:
+            if self.engine is None or len(self.engine.adapters) != len(self.names):
+                if self.engine is not None:
+                    await self.engine.stop()
+                folders = [Served(str(folder)) for folder in self.names.values()]
+                self.engine = LocalEngine(Served(str(self.base)), folders)
+                await self.engine.start()
+                self.hashes = dict(zip(self.names, self.engine.adapters, strict=True))
+            return self.engine
+
+    def __enter__(self) -> str:
+        import uvicorn
+
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        self.server = uvicorn.Server(uvicorn.Config(self.app(), log_level="critical", lifespan="off"))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+        until = time.monotonic() + HANG
+        while not self.server.started:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join(HANG)
+
+    def app(self) -> Any:
+        from starlette.applications import Starlette
+        from starlette.requests import Request as Asked
+        from starlette.responses import JSONResponse, StreamingResponse
+        from starlette.routing import Route
+
+        def error(status: int, message: str) -> JSONResponse:
+            return JSONResponse({"error": {"message": message, "code": status}}, status)
+
+        async def models(asked: Asked) -> Any:
+            if self.key and asked.headers.get("authorization") != f"Bearer {self.key}":
+                return error(401, "Unauthorized")
+            names = [MODEL, *self.names]
+            return JSONResponse({"data": [{"id": name, "max_model_len": 512} for name in names]})
+
+        async def version(asked: Asked) -> Any:
+            return JSONResponse({"version": self.version}) if self.version else error(404, "Not Found")
+
+        async def load(asked: Asked) -> Any:
+            body = await asked.json()
+            if not self.lets_load:
+                return error(404, "Not Found")
+            self.names[body["lora_name"]] = Path(body["lora_path"])
+            return JSONResponse("Success")
+
+        async def tokenize(asked: Asked) -> Any:
+            body, engine = await asked.json(), await self._engine()
+            ids = await (engine.render(body["messages"]) if "messages" in body else engine.tokenize(body["prompt"]))
+            return JSONResponse({"tokens": list(ids), "count": len(ids)})
+
+        async def answer(asked: Asked) -> Any:
+            body, engine = await asked.json(), await self._engine()
+            self.bodies.append(body)
+            if body["model"] not in (MODEL, *self.names):
+                return error(404, f"The model `{body['model']}` does not exist.")
+            chat = asked.url.path.endswith("/chat/completions")
+            return StreamingResponse(self.events(engine, body, chat), media_type="text/event-stream")
+
+        routes = [
+            Route("/v1/models", models), Route("/version", version), Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/v1/load_lora_adapter", load, methods=["POST"]),
+            Route("/v1/completions", answer, methods=["POST"]), Route("/v1/chat/completions", answer, methods=["POST"]),
+        ]  # fmt: skip
+        return Starlette(routes=routes)
+
+    async def events(self, engine: LocalEngine, body: dict[str, Any], chat: bool) -> AsyncIterator[str]:
+        choices = body.get("structured_outputs", {}).get("choice") or body.get("guided_choice") or []
+        request = Request(
+            messages=body.get("messages", ()), ids=body.get("prompt", ()), max_new_tokens=body["max_tokens"],
+            adapter=self.hashes.get(body["model"], BASE), stop=tuple(body.get("stop", ())),
+            sampling=Sampling(body["temperature"], seed=body.get("seed", 0)),
+            logprobs=body.get("top_logprobs") if chat else body.get("logprobs"),
+            choices=tuple(choices) if self.holds else (),
+        )  # fmt: skip
+        if choices and self.holds:
+            request = Request(**{name: getattr(request, name) for name in request.__slots__ if name != "logprobs"})
+        done = False
+        try:
+            async for update in engine.stream(request):
+                last = update.completion
+                text = {"delta": {"content": update.text}} if chat else {"text": update.text}
+                choice: dict[str, Any] = {"index": 0, **text, "finish_reason": None}
+                if last is not None:
+                    choice["finish_reason"] = "length" if last.finish == "length" else "stop"
+                    choice["token_ids"] = list(last.token_ids) if body.get("return_token_ids") else None
+                    if last.logprobs is not None and not chat:
+                        choice["logprobs"] = {
+                            "tokens": [f"token_id:{each.id}" for each in last.logprobs],
+                            "token_logprobs": [each.logprob for each in last.logprobs],
+                            "top_logprobs": [{f"token_id:{i}": p for i, p in each.top} for each in last.logprobs],
+                        }
+                yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+                if last is not None:
+                    usage = {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.completion_tokens}
+                    yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
+            yield "data: [DONE]\n\n"
+            done = True
+        finally:
+            self.cut += not done

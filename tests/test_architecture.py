@@ -78,6 +78,10 @@ NEED = {
         for name in ("checkpoint", "loop", "loss", "lr_finder", "optimizers", "run", "speed", "step")
     },
     "combine.gains": {"numpy"},
+    "combine.router": {"numpy"},
+    "combine.route_fit": {"numpy"},
+    "combine.frontier": {"numpy"},
+    "workflows.route": {"numpy"},
     "combine.low_rank": {"torch"},
     "combine.merge_methods": {"torch"},
     "evaluate.classical": {"numpy"},

@@ -9,6 +9,8 @@ SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
 # Modules that are tested through what uses them, by the test file that does it.
 TESTED_IN = {
     "advise/test_advise.py": "advise.config advise.measured advise.rules workflows.advise",
+    "combine/test_route_fit.py": "combine.router",
+    "workflows/test_route.py": "cli.route records.router",
     "combine/test_merge.py": "combine.adapters models.peft_layout",
     "cli/test_advise.py": "cli.prices report.advise_html",
     "cli/test_compare.py": "report.compare_terminal",

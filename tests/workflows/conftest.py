@@ -42,7 +42,8 @@ def make_tuned(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytes
         folder = make_run(name, **run)
         source = tmp_path / f"{name}.jsonl"
         source.write_text("".join(json.dumps(record) + "\n" for record in records or tickets()), encoding="utf-8")
-        config = PrepareConfig(sources=[str(source)], split={"val": 0.0, "test": 0.1}, **(data or {}))  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"sources": [str(source)], "split": {"val": 0.0, "test": 0.1}} | (data or {})
+        config = PrepareConfig(**settings)
         dataset = prepare(config, name=name, seed=0, out=folder / "dataset", measure=lambda row: TokenCount(40, 4))
         write_task(RunContext(load_run_recipe(folder, []), folder), dataset)
         return folder

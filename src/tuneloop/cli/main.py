@@ -71,6 +71,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Combine": {
         "merge": "Merge adapters of one base into one adapter, in the folder of a run.",
+        "route": "Fit and measure a router that sends each request to a model.",
     },
     "Set up": {
         "doctor": "Check this machine: packages, model, memory, disk.",

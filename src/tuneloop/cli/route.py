@@ -1,0 +1,104 @@
+"""`tuneloop route`: send each request to the model that answers it best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag
+
+if TYPE_CHECKING:
+    from tuneloop.combine.router import Router
+
+OUTSIDE = flag("", "FILE", "Requests that belong to no model, to measure how many are told apart.")
+
+
+def fit(
+    targets: list[str] = typer.Argument(None, metavar="[RUN]...", help="Runs, each with its own task and rows."),
+    outcomes: str = flag(
+        "", "FILE", "A CSV instead: a column prompt, and one for each model that says what its answer was worth."
+    ),
+    costs: str = flag("", "A=X,B=Y", "Cost of an answer by model, in any unit.", "--cost"),
+    max_cost: float = typer.Option(None, "--max-cost", help="Most mean cost of an answer.", metavar="X"),
+    outside: str = OUTSIDE,
+    features: str = flag("", "NAME", "minilm (default), words, or hidden: the base model's own states."),
+    base: str = flag("", "MODEL", "The base model for --features hidden."),
+    out: str = flag("router", "FOLDER", "Folder of the router.", "-o"),
+    *,
+    output: Output,
+) -> None:
+    """Fit a router from requests to models, and say how good it is on rows that it has not seen.
+
+    Several kinds are fitted; the best on validation rows is calibrated and kept.
+    """
+    from pathlib import Path
+
+    from tuneloop.workflows.route import RouteSources, fit_route
+
+    sources = RouteSources(targets or [], outcomes, outside, _costs(costs))
+    with screen(output.quiet, "fitting") as shown:
+        router = fit_route(
+            sources, Path(out), features=features, base=base, max_cost=max_cost, progress=shown.progress, say=shown.say
+        )
+    _show(router, out, output.json)
+
+
+def judge(
+    router: str = argument("[ROUTER]", "Folder of the router.", "router"),
+    outcomes: str = flag(
+        "", "FILE", "A file of outcomes with the same models; default: the one that it was fitted to."
+    ),
+    outside: str = OUTSIDE,
+    *,
+    output: Output,
+) -> None:
+    """Measure a router on test rows, beside each model alone and the best choice for each row."""
+    from pathlib import Path
+
+    from tuneloop.workflows.route import eval_route
+
+    with screen(output.quiet, "judging") as shown:
+        found = eval_route(Path(router), outcomes, outside, progress=shown.progress)
+    _show(found, router, output.json)
+
+
+def _show(router: Router, out: str, as_json: bool) -> None:
+    record = router.record
+    if as_json:
+        print_json({"path": out, **record.to_json()})
+        return
+    for one in record.contenders:
+        print(f"  {one.kind:<9} validation quality {one.quality:.3f}, log loss {one.loss:.3f}")
+    found = record.figures
+    if found is not None:
+        what = "routed right" if record.exclusive else "mean outcome"
+        print(f"{what} {found.quality.value:.3f} [{found.quality.low:.3f}, {found.quality.high:.3f}] on {found.n} test rows, mean cost {found.cost:g}")  # fmt: skip
+        for single in found.singles:
+            print(f"  {single.name:<40} quality {single.quality:.3f}  cost {single.cost:g}")
+        if found.gap_recovered:
+            gap = found.gap_recovered
+            print(f"gap between cheapest and best recovered, mean over costs: {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}] (a coin: 0.5)")  # fmt: skip
+        if found.outside:
+            print(
+                f"none of these: {found.caught:.1%} of {found.outside} rows from outside, {1 - found.kept:.1%} of the models' own"
+            )
+    print(f"{out}  ({record.kind} on {record.features})")
+
+
+def _costs(text: str) -> dict[str, float]:
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, sign, value = part.rpartition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign or not name:
+            raise typer.BadParameter(f"--cost takes MODEL=NUMBER pairs with commas between them: not {part!r}")
+    return found
+
+
+commands = {"fit": fit, "eval": judge}

@@ -1,0 +1,112 @@
+"""A router from requests to models: `router.json`, beside the numbers that it was fitted to (`router.safetensors`)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from tuneloop.records.merge import Share
+from tuneloop.records.record import Number, Part, Record
+
+RouterKind = Literal["constant", "centroid", "knn", "logreg"]
+Features = Literal["minilm", "words", "hidden"]
+
+
+class RouteTarget(Part):
+    """A model that requests may go to.
+
+    Args:
+        name: as `serve` and `predict` take it, or the model's name in a file of outcomes.
+        cost: of an answer, in any unit that all share; 0: not known.
+        dataset: the folder of its task's rows.
+    """
+
+    name: str
+    cost: float = 0.0
+    dataset: str = ""
+
+
+class Contender(Part):
+    """A kind of router that was tried: its quality and log loss on validation rows, and what was tuned (k, or C)."""
+
+    kind: RouterKind
+    quality: Number
+    loss: Number
+    tuned: float | None = None
+
+
+class FrontierPoint(Part):
+    """Mean cost and quality of an answer where quality - price * cost decides."""
+
+    price: float
+    cost: float
+    quality: float
+
+
+class SingleModel(Part):
+    """Mean cost and quality of one model, or of the best one for each row (`oracle`)."""
+
+    name: str
+    cost: float
+    quality: float
+
+
+class RouterFigures(Part):
+    """What a router does on rows that it has not seen.
+
+    Args:
+        n: rows.
+        quality: share of rows that came to the right model, or the mean outcome of the chosen models.
+        cost: mean cost of an answer.
+        ece: mean gap between the stated probability of the chosen model and its outcome, in ten bins.
+        kept: share of these rows that are not sent away as "none of these".
+        outside: rows that belong to no model; `caught`: the share of them that is sent away; `auroc`: how well the two kinds
+            of rows are told apart.
+        recall: of each model's rows, the share that came to it.
+        singles: each model alone, and the best one for each row.
+        frontier: for rising prices of cost.
+        gap_recovered: mean share of the gap between the cheapest and the best single model that the frontier reaches, over all
+            costs between theirs. A coin that chooses between the two has 0.5.
+    """
+
+    n: int
+    quality: Share
+    cost: float = 0.0
+    ece: Number = 0.0
+    kept: float = 1.0
+    outside: int = 0
+    caught: Number | None = None
+    auroc: Number | None = None
+    recall: dict[str, float] = {}
+    singles: list[SingleModel] = []
+    frontier: list[FrontierPoint] = []
+    gap_recovered: Share | None = None
+
+
+class RouterRecord(Record):
+    """`router.json`: who answers which request.
+
+    Args:
+        kind: how it decides; `features`: what of a text it sees; `base`: whose hidden states, where it sees those.
+        exclusive: a row belongs to one model (tasks). Otherwise each model has an outcome for each row.
+        k: neighbours. temperature: that the probabilities are softened with, from validation rows.
+        threshold: least nearness to the fitted rows; below it the answer is "none of these". None: that is never said.
+        price: of a unit of cost, in units of quality.
+        contenders: what was tried on validation rows; `figures`: of the chosen one on test rows.
+    """
+
+    title: ClassVar[str] = "a router"
+    file: ClassVar[str] = "router.json"
+    again: ClassVar[str] = "fit the router again"
+
+    kind: RouterKind
+    features: Features
+    base: str = ""
+    exclusive: bool
+    routes: list[RouteTarget]
+    k: int = 0
+    temperature: float = 1.0
+    threshold: float | None = None
+    price: float = 0.0
+    contenders: list[Contender] = []
+    figures: RouterFigures | None = None
+    source: str = ""

@@ -76,7 +76,7 @@ def test_outcomes_give_a_frontier_and_a_most_cost_holds(
     costs = [point["cost"] for point in figures["frontier"]]
     assert costs == sorted(costs, reverse=True) and costs[-1] == 1.0
     cheap = told(capsys, *command, "--max-cost", "4")
-    assert cheap["figures"]["cost"] <= 4 < figures["cost"] and cheap["price"] > free["price"] == 0
+    assert cheap["figures"]["cost"] <= 4 < figures["cost"] and cheap["price"] > 0
     assert told(capsys, "route", "eval", "--outcomes", "o.csv")["figures"] == cheap["figures"]
 
 

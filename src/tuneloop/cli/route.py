@@ -8,12 +8,11 @@ import typer
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.combine.options import RouteOptions
 from tuneloop.core.flag import flag
 
 if TYPE_CHECKING:
     from tuneloop.combine.router import Router
-
-OUTSIDE = flag("", "FILE", "Requests that belong to no model, to measure how many are told apart.")
 
 
 def fit(
@@ -22,12 +21,9 @@ def fit(
         "", "FILE", "A CSV instead: a column prompt, and one for each model that says what its answer was worth."
     ),
     costs: str = flag("", "A=X,B=Y", "Cost of an answer by model, in any unit.", "--cost"),
-    max_cost: float = typer.Option(None, "--max-cost", help="Most mean cost of an answer.", metavar="X"),
-    outside: str = OUTSIDE,
-    features: str = flag("", "NAME", "minilm (default), words, or hidden: the base model's own states."),
-    base: str = flag("", "MODEL", "The base model for --features hidden."),
     out: str = flag("router", "FOLDER", "Folder of the router.", "-o"),
     *,
+    options: RouteOptions,
     output: Output,
 ) -> None:
     """Fit a router from requests to models, and say how good it is on rows that it has not seen.
@@ -38,11 +34,9 @@ def fit(
 
     from tuneloop.workflows.route import RouteSources, fit_route
 
-    sources = RouteSources(targets or [], outcomes, outside, _costs(costs))
+    sources = RouteSources(targets or [], outcomes, _costs(costs))
     with screen(output.quiet, "fitting") as shown:
-        router = fit_route(
-            sources, Path(out), features=features, base=base, max_cost=max_cost, progress=shown.progress, say=shown.say
-        )
+        router = fit_route(sources, Path(out), options, progress=shown.progress)
     _show(router, out, output.json)
 
 
@@ -51,7 +45,7 @@ def judge(
     outcomes: str = flag(
         "", "FILE", "A file of outcomes with the same models; default: the one that it was fitted to."
     ),
-    outside: str = OUTSIDE,
+    outside: str = flag("", "FILE", "Requests that belong to no model, to measure how many are told apart."),
     *,
     output: Output,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Options of `tuneloop merge`."""
+"""Options of `tuneloop merge` and `tuneloop route`."""
 
 from __future__ import annotations
 
@@ -34,3 +34,14 @@ class JudgeOptions:
     minutes: float = flag(5.0, "X", "Time for the search of --method auto.", least=0)
     pooled: str = flag("", "RUN", "One adapter on all tasks' rows, to compare with; trained first if it is not there.")
     no_judge: bool = switch("Merge only; ask no model.")
+
+
+@dataclass(frozen=True)
+class RouteOptions:
+    """What a router sees, and what it may cost."""
+
+    outside: str = flag("", "FILE", "Requests that belong to no model, to measure how many are told apart.")
+    features: str = flag("", "NAME", "minilm (default), words, or hidden: the base model's own states.")
+    base: str = flag("", "MODEL", "The base model for --features hidden.")
+    max_cost: float = flag(0.0, "X", "Most mean cost of an answer; 0: no limit.", least=0)
+    rows: int = flag(600, "N", "Most rows of each task and split.", least=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tuneloop.combine.options import RouteOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.core.progress import Progress, no_progress
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from tuneloop.models.load import Model
     from tuneloop.records.rows import Dataset, Row
 
-Say = Callable[[str], None]
 WORDS = 4096  # features of `words`
 LONGEST = 4_000  # characters of a request that are looked at
 SPLITS = ("train", "val", "test")
@@ -47,7 +47,6 @@ class RouteJob:
     base: str = ""
     rows: int = 600
     progress: Progress = no_progress
-    say: Say = lambda line: None
 
     @cached_property
     def _model(self) -> Model:
@@ -252,29 +251,21 @@ class RouteSources:
     Args:
         targets: runs, each with its own task; or none, with `outcomes`.
         outcomes: a file, see `read_outcomes`.
-        outside: a file of requests that belong to no model; empty: none.
         costs: by model.
     """
 
     targets: Sequence[str] = ()
     outcomes: str = ""
-    outside: str = ""
     costs: dict[str, float] | None = None
 
 
-def fit_route(
-    sources: RouteSources, out: Path, *, features: str = "", base: str = "", max_cost: float | None = None,
-    rows: int = 600, progress: Progress = no_progress, say: Say = lambda line: None,
-) -> Router:  # fmt: skip
+def fit_route(sources: RouteSources, out: Path, options: RouteOptions, *, progress: Progress = no_progress) -> Router:
     """Fit a router, judge it on test rows, and write it.
 
     Args:
         sources: what it learns from.
         out: the router's folder.
-        features: `minilm`, `words` or `hidden`; empty: what is installed.
-        base: whose hidden states.
-        max_cost: most mean cost of an answer, which sets the price of cost on validation rows.
-        rows: most rows of each task and split.
+        options: what it sees, and what an answer may cost at most, which sets the price of cost on validation rows.
 
     Raises:
         UserError: too few models or rows, unknown names, a file that can't be read.
@@ -283,12 +274,14 @@ def fit_route(
     from tuneloop.combine.route_fit import fit_router
     from tuneloop.combine.router import Router
 
-    job = RouteJob(features_of(features, base), base, rows, progress, say)
+    job = RouteJob(features_of(options.features, options.base), options.base, options.rows, progress)
     train, val, test, like = _learned_from(job, sources)
     router = fit_router(train, val, like)
-    if max_cost is not None:
-        router = Router(router.record.model_copy(update={"price": _price(router, val, max_cost)}), router.numbers)
-    outside = job.embed(outside_texts(sources.outside)) if sources.outside else None
+    if options.max_cost:
+        router = Router(
+            router.record.model_copy(update={"price": _price(router, val, options.max_cost)}), router.numbers
+        )
+    outside = job.embed(outside_texts(options.outside)) if options.outside else None
     if len(test):
         router = Router(router.record.model_copy(update={"figures": judged(router, test, outside)}), router.numbers)
     router.save(out)

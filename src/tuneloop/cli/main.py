@@ -66,6 +66,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Improve": {
         "feedback": "Store, import, export and show what people say of answers.",
+        "monitor": "Say whether production has changed, in which requests and words, and what to do.",
         "collect": "Turn requests with feedback into training data, and keep some users for the test.",
         "ab": "Try a candidate on live traffic, and decide by what its users do.",
     },

@@ -52,6 +52,11 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "experiment": ("experiment", "ExperimentDesign", "`serve/experiments/NAME.json`: what was registered"),
     "verdict": ("experiment", "ExperimentVerdict", "the data of an event `experiment.decision`"),
     "collected": ("collected", "CollectedManifest", "`collect.json`"),
+    "monitor": (
+        "monitoring",
+        "MonitorReport",
+        "what `tuneloop monitor --json` prints; the data of an event `monitor.window`",
+    ),
     "ab-plan": ("experiment", "ExperimentPlan", "what `tuneloop ab plan --json` prints"),
     "feedback": ("feedback", "Feedback", "what a person said of an answer"),
 }

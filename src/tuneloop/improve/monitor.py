@@ -1,0 +1,464 @@
+"""Has production changed, and does it matter? One window of requests against a data set and against the time before.
+
+Each detector is an exact test by permutation at the sizes of its groups. The false alarms of a year are a setting: they
+are divided over the windows of the year and over the detectors that are read in each. A user counts once in a window,
+since the requests of one user go together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tuneloop.core.files import Config
+from tuneloop.core.late import np
+from tuneloop.improve.experiment import unit_of
+from tuneloop.improve.feedback import by_request, value_of
+from tuneloop.improve.permutation import Difference, categories_differ, numbers_differ, vectors_differ
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.monitoring import Detection, MonitorReport, QualityEstimate
+from tuneloop.records.request import StoredRequest
+
+FEW = 50  # rows of a group below which nothing is said
+MOST_BEFORE, MOST_NOW = 3000, 1500  # rows that are compared, chosen by the hashes of their ids
+EARLIER_WINDOWS = 4  # what "earlier" is: the production of so many windows before this one
+SHOWN = 5
+WORD = re.compile(r"\w+")
+REFUSES = re.compile(r"\b(?:i (?:can(?:no|')t|am unable|am not able)|i'm (?:unable|not able|sorry)|as an ai)\b", re.I)
+KNOWN_ENOUGH = 50  # judged answers from which probabilities are calibrated
+
+Embed = Callable[[Sequence[str]], Any]
+Reference = Literal["reference", "earlier"]
+
+STEPS = {
+    "inputs": "label some of these requests (`tuneloop review`), add them to the data and train again; ignore it if they are wanted no more",
+    "novelty": "look whether these are a new kind of request; label them and train again",
+    "vocabulary": "look at the words: a new product, or damaged texts? label some and train again, or repair the source",
+    "length": "look whether a template or a client has changed; evaluate on some of these",
+    "language": "evaluate on these by language; add rows in it, or send them elsewhere",
+    "labels": "label a random sample: has the mix of requests changed, or does the model err? Then train again, or roll back",
+    "outputs": "look at these answers; if a release has changed, `tuneloop rollback`",
+    "output length": "look at these answers; if a release has changed, `tuneloop rollback`",
+    "feedback": "compare with the release before (`tuneloop rollback`), then train on the corrections (`tuneloop collect`)",
+    "latency": "see `tuneloop top`: load, or longer requests; the model's answers need not be worse",
+    "cost": "see `tuneloop costs`: longer requests or answers, or another tier",
+}
+
+
+class MonitorOptions(Config):
+    """What is compared."""
+
+    model: str = Field("", description="Served name; default: the only one of the window.")
+    window: str = Field("7d", description="Length of the window, as in 7d or 12h.")
+    until: str = Field("", description="End of the window, as in 2026-01-31; default: now.")
+    false_alarms: float = Field(
+        2.0, gt=0, le=50, description="Windows of a year that may raise an alarm without cause."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the permutations.")
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """What other stages know.
+
+    Args:
+        embed: texts to vectors; None: there is no embedder.
+        language: a text's language code; None: nobody can tell.
+        telling: words that tell the second texts from the first.
+    """
+
+    embed: Embed | None
+    language: Callable[[str], str] | None
+    telling: Callable[[Sequence[str], Sequence[str]], list[str]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What one detector compares.
+
+    Args:
+        name: of the detector.
+        against: the reference or earlier production.
+        kind: of its values.
+        before, now: values by row.
+        ids: of the requests of now.
+        texts: of both groups where words explain a difference, else empty.
+        unit: what the size is of.
+    """
+
+    name: str
+    against: Reference
+    kind: Literal["vectors", "numbers", "categories"]
+    before: Any
+    now: Any
+    ids: Sequence[str]
+    texts: tuple[Sequence[str], Sequence[str]] = ((), ())
+    unit: str = "distance of the distributions"
+
+
+def level_of(false_alarms: float, window_days: float, detectors: int) -> float:
+    """The level of one detector in one window with which windows raise at most so many false alarms in a year.
+
+    Args:
+        false_alarms: in a year.
+        window_days: length of a window; windows follow each other.
+        detectors: that are read in it.
+    """
+    return min(0.5, false_alarms * window_days / 365.25) / max(1, detectors)
+
+
+def monitor(
+    reference: Sequence[tuple[str, str | None]],
+    window: Sequence[StoredRequest],
+    earlier: Sequence[StoredRequest],
+    feedback: Iterable[Feedback],
+    helpers: Helpers,
+    options: MonitorOptions,
+    *,
+    window_days: float,
+) -> MonitorReport:
+    """Compare a window with a data set and with the production before it.
+
+    Args:
+        reference: text and label of the data set's training rows.
+        window, earlier: requests of one model, in order.
+        feedback: on them.
+        helpers: what other stages know.
+        options: settings.
+        window_days: length of the window.
+    """
+    now, before = _one_a_user(window, MOST_NOW), _one_a_user(earlier, MOST_BEFORE)
+    said = by_request(feedback, _conversations([*earlier, *window]))
+    skipped: dict[str, str] = {}
+    compared = []
+    for one in [*_of_inputs(reference, now, before, helpers, skipped), *_of_production(now, before, said)]:
+        if min(len(one.before), len(one.now)) < FEW:
+            skipped[one.name] = f"{len(one.now)} rows now and {len(one.before)} before; {FEW} are needed"
+        else:
+            compared.append(one)
+    level = level_of(options.false_alarms, window_days, len(compared))
+    detections = [_detect(one, level, helpers, options.seed) for one in compared]
+    alarms = [one.name for one in detections if one.alarm]
+    quality = _quality([*earlier, *window], {r.id for r in window}, said)
+    report = MonitorReport(
+        model=options.model, since="", until="", requests=len(window), compared=len(now),
+        false_alarms_per_year=options.false_alarms, detections=detections, skipped=skipped, quality=quality, alarms=alarms,
+        summary=[],
+    )  # fmt: skip
+    return report.model_copy(update={"summary": list(_summary(report, _releases(window) - _releases(earlier)))})
+
+
+def _one_a_user(requests: Sequence[StoredRequest], most: int) -> list[StoredRequest]:
+    """The first request of each user; of more than `most` those with the smallest hashes."""
+    first: dict[str, StoredRequest] = {}
+    for request in requests:
+        first.setdefault(unit_of(request), request)
+    return _some(list(first.values()), most, lambda request: request.id)
+
+
+def _some(rows: Sequence[Any], most: int, key: Callable[[Any], str]) -> list[Any]:
+    if len(rows) <= most:
+        return list(rows)
+    hashed = sorted(range(len(rows)), key=lambda i: hashlib.sha256(key(rows[i]).encode("utf-8", "replace")).digest())
+    return [rows[i] for i in sorted(hashed[:most])]
+
+
+def _conversations(requests: Sequence[StoredRequest]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for request in requests:
+        if request.conversation:
+            found.setdefault(request.conversation, []).append(request.id)
+    return found
+
+
+def _releases(requests: Sequence[StoredRequest]) -> set[str]:
+    return {request.release for request in requests if request.release}
+
+
+# --- what is compared --------------------------------------------------------------------------
+
+
+def asked(request: StoredRequest) -> str:
+    """The last turn of the user; empty where it was not kept."""
+    turns = [str(turn.get("content") or "") for turn in request.prompt if turn.get("role") == "user"]
+    return turns[-1] if turns and not turns[-1].startswith("sha256:") else ""
+
+
+def answered(request: StoredRequest) -> str:
+    """The text of the answer; empty where there is none."""
+    found = request.completion
+    text = found.get("content") if isinstance(found, Mapping) else found
+    return text if isinstance(text, str) and not text.startswith("sha256:") else ""
+
+
+def _of_inputs(
+    reference: Sequence[tuple[str, str | None]],
+    now: Sequence[StoredRequest],
+    before: Sequence[StoredRequest],
+    helpers: Helpers,
+    skipped: dict[str, str],
+) -> Iterator[Compared]:
+    """What users ask, against the data set; labels against earlier production, else against the data set's."""
+    known = _some([row for row in reference if row[0]], MOST_BEFORE, lambda row: str(row[0]))
+    texts = [text for text, _ in known]
+    kept = [request for request in now if asked(request)]
+    ids, asks = [request.id for request in kept], [asked(request) for request in kept]
+    both = (texts, asks)
+    memory, rest = texts[::2], texts[1::2]
+    if helpers.embed is None:
+        skipped["inputs"] = skipped["novelty"] = "no embedder is installed"
+    elif min(len(texts), len(asks)) >= FEW:
+        vectors = np.asarray(helpers.embed([*texts, *asks]), dtype=np.float64)
+        old, new = vectors[: len(texts)], vectors[len(texts) :]
+        yield Compared(
+            "inputs",
+            "reference",
+            "vectors",
+            old,
+            new,
+            ids,
+            both,
+            "chance to tell a request of now from a row of the data set",
+        )
+        nearest = [1 - (some @ old[::2].T).max(axis=1) for some in (old[1::2], new)]
+        yield Compared("novelty", "reference", "numbers", nearest[0], nearest[1], ids, (rest, asks))
+    words = {word for text in memory for word in WORD.findall(text.lower())}
+    fresh = [_unknown(some, words) for some in (rest, asks)]
+    yield Compared("vocabulary", "reference", "numbers", fresh[0], fresh[1], ids, (rest, asks))
+    lengths = [np.array([len(text) for text in some], dtype=np.float64) for some in both]
+    yield Compared("length", "reference", "numbers", lengths[0], lengths[1], ids, both)
+    if helpers.language is None:
+        skipped["language"] = "no detector of languages is installed"
+    else:
+        spoken = [[helpers.language(text) for text in some] for some in both]
+        yield Compared(
+            "language",
+            "reference",
+            "categories",
+            spoken[0],
+            spoken[1],
+            ids,
+            both,
+            "share of requests in another language",
+        )
+    yield from _of_labels([label for _, label in known if label], now, before)
+
+
+def _unknown(texts: Sequence[str], words: set[str]) -> Any:
+    """The share of each text's words that are not among the known ones."""
+    found = [WORD.findall(text.lower()) for text in texts]
+    return np.array([sum(word not in words for word in own) / len(own) if own else 0.0 for own in found])
+
+
+def _of_labels(
+    labels: Sequence[str], now: Sequence[StoredRequest], before: Sequence[StoredRequest]
+) -> Iterator[Compared]:
+    given = [(request.id, answered(request).strip()) for request in now if answered(request)]
+    names = set(labels)
+    if not names or sum(text in names for _, text in given) * 2 < len(given):
+        return  # no labels, or the model answers in sentences
+    old = [text for request in before if (text := answered(request).strip())]
+    against: Reference = "earlier" if len(old) >= FEW else "reference"
+    shown = [[text if text in names else "(none of the labels)" for text in some]
+             for some in (old if against == "earlier" else labels, [text for _, text in given])]  # fmt: skip
+    yield Compared(
+        "labels",
+        against,
+        "categories",
+        shown[0],
+        shown[1],
+        [name for name, _ in given],
+        unit="share of answers with another label",
+    )
+
+
+def _of_production(
+    now: Sequence[StoredRequest], before: Sequence[StoredRequest], said: Mapping[str, list[Feedback]]
+) -> Iterator[Compared]:
+    """What was answered and how it was taken, against earlier production."""
+    sides = (before, now)
+    ids = [request.id for request in now]
+    states = [[_state(request) for request in some] for some in sides]
+    yield Compared(
+        "outputs", "earlier", "categories", states[0], states[1], ids, unit="share of answers of another kind"
+    )
+    for name, value in (
+        ("output length", lambda r: float(len(answered(r))) if answered(r) else None),
+        ("latency", lambda r: r.total_ms),
+        ("cost", lambda r: r.usd),
+    ):
+        pairs = [[(r.id, v) for r in some if (v := value(r)) is not None] for some in sides]
+        numbers = [np.array([v for _, v in some], dtype=np.float64) for some in pairs]
+        yield Compared(name, "earlier", "numbers", numbers[0], numbers[1], [name for name, _ in pairs[1]])
+    rated = [[(r.id, v) for r in some if (v := _liked(said.get(r.id, ()))) is not None] for some in sides]
+    votes = [[v for _, v in some] for some in rated]
+    unit = "share of rated answers that are taken otherwise"
+    yield Compared("feedback", "earlier", "categories", votes[0], votes[1], [name for name, _ in rated[1]], unit=unit)
+
+
+def _state(request: StoredRequest) -> str:
+    """What kind of answer it is."""
+    if request.error is not None:
+        return "failed"
+    if request.finish == "length":
+        return "cut"
+    text = answered(request)
+    words = WORD.findall(text.lower())
+    if REFUSES.search(text[:200]):
+        return "refused"
+    return "repeats itself" if len(words) >= 20 and len(set(words)) < len(words) / 4 else "answered"
+
+
+def _liked(said: Iterable[Feedback]) -> str | None:
+    values = [value for one in said if (value := value_of(one.kind, one.value)) is not None]
+    return None if not values else "good" if sum(values) / len(values) >= 0.5 else "bad"
+
+
+# --- what was found ----------------------------------------------------------------------------
+
+
+def _detect(one: Compared, level: float, helpers: Helpers, seed: int) -> Detection:
+    test: Callable[..., Difference] = vectors_differ
+    if one.kind != "vectors":
+        test = numbers_differ if one.kind == "numbers" else categories_differ
+    found = test(one.before, one.now, level=level, seed=seed)
+    alarm = found.p <= level
+    words = helpers.telling(*one.texts)[:SHOWN] if alarm and one.texts[0] else []
+    order = np.argsort(-found.foreign, kind="stable")[: SHOWN if alarm else 0].tolist()
+    against = "the data set" if one.against == "reference" else "production before"
+    said = (
+        f"{one.name} {'differ' if one.name.endswith('s') else 'differs'} from {against}"
+        if alarm
+        else f"{one.name}: no change is shown"
+    )
+    return Detection(
+        name=one.name, compared_with=one.against, p=found.p, level=level, size=found.size, unit=one.unit, alarm=alarm,
+        rows=[len(one.before), len(one.now)],
+        sentence=f"{said} ({_sized(one, found)}, p {found.p:.2g}, alarm from {level:.2g})",
+        next_step=STEPS[one.name] if alarm else "", words=words, requests=[one.ids[i] for i in order],
+    )  # fmt: skip
+
+
+def _sized(one: Compared, found: Difference) -> str:
+    if one.kind == "categories":
+        before, now = Counter(map(str, one.before)), Counter(map(str, one.now))
+        shifts = {name: now[name] / now.total() - before[name] / before.total() for name in before | now}
+        most = max(shifts, key=lambda name: abs(shifts[name]))
+        return f"{most} from {before[most] / before.total():.1%} to {now[most] / now.total():.1%}"
+    if one.kind == "numbers":
+        return f"median from {np.median(one.before):.4g} to {np.median(one.now):.4g}"
+    return f"told apart with a chance of {found.size:.2f}; 0.5: alike"
+
+
+# --- quality without labels --------------------------------------------------------------------
+
+
+def _quality(
+    requests: Sequence[StoredRequest], current: set[str], said: Mapping[str, list[Feedback]]
+) -> QualityEstimate | None:
+    """The estimate, from answers with a probability; what people said of earlier ones calibrates it."""
+    chances = {r.id: chance for r in requests if (chance := _probability(r)) is not None}
+    texts = {r.id: answered(r).strip() for r in requests}
+    right = {name: truth for name in chances if (truth := _right(texts[name], said.get(name, ()))) is not None}
+    now = [chance for name, chance in chances.items() if name in current]
+    if len(now) < FEW:
+        return None
+    known = [(chances[name], truth) for name, truth in right.items() if name not in current]
+    judged = [truth for name, truth in right.items() if name in current]
+    return estimate_quality(now, known, judged)
+
+
+def _probability(request: StoredRequest) -> float | None:
+    found = request.completion.get("probability") if isinstance(request.completion, Mapping) else None
+    return float(found) if isinstance(found, int | float) and 0 <= found <= 1 else None
+
+
+def _right(text: str, said: Iterable[Feedback]) -> bool | None:
+    """Whether an answer is right, as people say; a label or correction counts before a thumb."""
+    said = list(said)
+    truths = [str(one.value).strip() == text for one in said if one.kind in ("label", "correction")]
+    if truths:
+        return all(truths)
+    values = [value for one in said if (value := value_of(one.kind, one.value)) is not None]
+    return sum(values) / len(values) >= 0.5 if values else None
+
+
+def estimate_quality(
+    chances: Sequence[float], known: Sequence[tuple[float, bool]], judged: Sequence[bool] = (), *, seed: int = 0
+) -> QualityEstimate:
+    """Accuracy of answers that nobody has judged: the mean of their calibrated probabilities.
+
+    Isotonic regression on the judged answers calibrates them; with fewer than 50 of these they are taken as they are. The
+    interval is a bootstrap over both. It holds while an answer of some probability is as often right as before, which a new
+    kind of request may break.
+    Source: Guillory et al. 2021, "Predicting with confidence on unseen distributions"; Garg et al. 2022 show where it ends.
+
+    Args:
+        chances: probabilities of the answers of the window.
+        known: probability of earlier answers, and whether they were right.
+        judged: whether answers of the window were right, where people said so.
+        seed: of the bootstrap.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    rng = np.random.default_rng(seed)
+    values = np.asarray(chances, dtype=np.float64)
+    scores = np.array([chance for chance, _ in known], dtype=np.float64)
+    truths = np.array([truth for _, truth in known], dtype=np.float64)
+    calibrated = len(known) >= KNOWN_ENOUGH and 0 < truths.sum() < len(truths)
+
+    def mean(of: Any, by: Any) -> float:
+        if not calibrated:
+            return float(of.mean())
+        fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores[by], truths[by])
+        return float(fitted.predict(of).mean())
+
+    everyone = np.arange(len(known))
+    value = mean(values, everyone)
+    draws = []
+    for _ in range(100):
+        resampled = values[rng.integers(0, len(values), len(values))]
+        # The answers themselves are right or not by chance, too.
+        spread = rng.normal(0, math.sqrt(max(value * (1 - value), 0.0) / len(values)))
+        draws.append(mean(resampled, rng.integers(0, len(known), len(known)) if calibrated else everyone) + spread)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return QualityEstimate(
+        estimated=value, low=max(0.0, float(low)), high=min(1.0, float(high)),
+        before=float(truths.mean()) if len(truths) else math.nan, calibrated_on=len(known) if calibrated else 0,
+        measured=float(np.mean(judged)) if judged else math.nan, judged=len(judged),
+    )  # fmt: skip
+
+
+def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
+    if not report.detections:
+        yield f"{report.requests:,} requests say too little: {FEW} users are needed, now and before."
+        return
+    ran = len(report.detections)
+    if report.alarms:
+        yield f"{len(report.alarms)} of {ran} detectors raise an alarm on {report.requests:,} requests."
+    else:
+        yield f"No alarm: {ran} detectors show no change on {report.requests:,} requests ({report.compared:,} users)."
+    for one in report.detections:
+        if one.alarm:
+            words = f" Words: {', '.join(one.words)}." if one.words else ""
+            yield f"{one.sentence}.{words} Requests: {', '.join(one.requests)}. Next: {one.next_step}."
+    if report.alarms and new_releases:
+        yield f"New in this window: release {', '.join(sorted(new_releases))}."
+    if report.quality is not None:
+        q = report.quality
+        by = (
+            f"calibrated on {q.calibrated_on:,} judged answers"
+            if q.calibrated_on
+            else "not calibrated, as the model says"
+        )
+        loss = f"; before {q.before:.3f}" if q.before == q.before else ""
+        yield f"Estimated share of right answers: {q.estimated:.3f} [{q.low:.3f}, {q.high:.3f}], {by}{loss}."
+        if q.judged:
+            yield f"People judged {q.judged:,} of them: {q.measured:.3f} are right."

@@ -1,0 +1,87 @@
+"""What monitoring found in a window of production."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from tuneloop.records.record import Number, Part, Record
+
+
+class Detection(Part):
+    """One detector in one window.
+
+    Args:
+        name: of the detector: `inputs`, `length`, `language`, ...
+        compared_with: `reference` (the data set) or `earlier` (production before the window).
+        p: chance of a difference of this size without any change, by permutation; `level` below which it is an alarm.
+        size: of the difference; `unit` says of what.
+        alarm: whether it is one.
+        rows: values that were compared, of before and of now.
+        sentence: what was found; of an alarm also `next_step`.
+        words: that tell the window from before; `requests` the ids of those that differ most.
+    """
+
+    name: str
+    compared_with: Literal["reference", "earlier"]
+    p: float
+    level: float
+    size: Number
+    unit: str
+    alarm: bool
+    rows: list[int]
+    sentence: str
+    next_step: str = ""
+    words: list[str] = []
+    requests: list[str] = []
+
+
+class QualityEstimate(Part):
+    """Accuracy without labels, from the probabilities of the labels that were given.
+
+    Args:
+        estimated, low, high: share of right answers in the window, with a 95 % interval.
+        before: measured where people said what is right; NaN: nobody did.
+        calibrated_on: answers with a probability about which people have said whether they are right; 0: as the model says.
+        measured: share of right ones among those of the window that people judged, and `judged` how many these are.
+    """
+
+    estimated: Number
+    low: Number
+    high: Number
+    before: Number
+    calibrated_on: int
+    measured: Number
+    judged: int
+
+
+class MonitorReport(Record):
+    """What one window shows.
+
+    Args:
+        model: the served name.
+        since, until: of the window.
+        requests: in it; `compared` of them, one a user.
+        false_alarms_per_year: windows with an alarm without any change that are accepted in a year.
+        detections: of each detector that had enough rows.
+        skipped: detectors that had not, and why.
+        quality: estimated; None without probabilities.
+        alarms: names of the detectors with an alarm.
+        summary: in words.
+    """
+
+    title: ClassVar[str] = "a monitor's report"
+    file: ClassVar[str] = "monitor.json"
+    again: ClassVar[str] = "run `tuneloop monitor` again"
+
+    model: str
+    since: str
+    until: str
+    requests: int
+    compared: int
+    false_alarms_per_year: float
+    detections: list[Detection]
+    skipped: dict[str, str]
+    quality: QualityEstimate | None = None
+    alarms: list[str]
+    summary: list[str]
+    config: dict[str, Any] = {}

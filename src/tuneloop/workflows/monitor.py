@@ -1,0 +1,131 @@
+"""`tuneloop monitor`: a window of a server's store against a data set and the time before."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import build_config, plain
+from tuneloop.core.ids import utc, utc_now, uuid7
+from tuneloop.data.checks.drift import compare_with
+from tuneloop.data.dataset import load_dataset
+from tuneloop.improve.experiment import time_of
+from tuneloop.improve.monitor import EARLIER_WINDOWS, Helpers, MonitorOptions, monitor
+from tuneloop.records.decision import Decision
+from tuneloop.records.monitoring import MonitorReport
+from tuneloop.records.rows import Row
+from tuneloop.serve.store import insert, opened, read_feedback, read_requests, store_file
+
+EVENT = "monitor.window"
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([hdw])")
+_HOURS = {"h": 1.0, "d": 24.0, "w": 168.0}
+
+
+def days_of(span: str) -> float:
+    """A length of time in days: `7d`, `12h`, `2w`.
+
+    Raises:
+        UserError: it is none.
+    """
+    found = _SPAN.fullmatch(span.strip().lower())
+    days = float(found[1]) * _HOURS[found[2]] / 24 if found else 0.0
+    if not 0 < days <= 366:
+        raise UserError(f"Not a length of time: {span!r:.40}", where="--window", next_step="write it as 7d, 12h or 2w")
+    return days
+
+
+def monitor_store(place: Path | str, reference: Path | str, settings: Mapping[str, Any]) -> MonitorReport:
+    """Monitor one window, and log what was found as an event `monitor.window`.
+
+    Args:
+        place: the store's file, or the server's folder.
+        reference: a prepared data set, whose training rows are compared with.
+        settings: by the names of `MonitorOptions`.
+
+    Raises:
+        UserError: there is no store, no data set, no request in the window, or there are several models in it.
+    """
+    options = build_config(MonitorOptions, settings)
+    days = days_of(options.window)
+    until = _time(options.until) if options.until else utc_now()
+    since, begin = _before(until, days), _before(until, days * (1 + EARLIER_WINDOWS))
+    known = load_dataset(reference)
+    with opened(place) as store:
+        requests = list(read_requests(store, since=begin, until=until))
+        model = options.model or _only_model([r.model for r in requests if r.time >= since], place, since, until)
+        own = [r for r in requests if r.model == model]
+        feedback = list(read_feedback(store, since=begin, until=until))
+        report = monitor(
+            [(_asked(row), row.label) for row in known.train if row.shows_the_task],
+            [r for r in own if r.time >= since], [r for r in own if r.time < since],
+            feedback, helpers(), options.model_copy(update={"model": model}), window_days=days,
+        )  # fmt: skip
+        config = {**options.model_dump(), "reference": known.id}
+        report = report.model_copy(update={"since": since, "until": until, "config": config})
+        key = f"{EVENT}:{model}:{since}:{until}:{known.id}"
+        data = plain(report)
+        insert(store, [Decision(id=uuid7(), time=utc_now(), kind=EVENT, subject=model, data=data, key=key)])
+    return report
+
+
+def helpers() -> Helpers:
+    """What other stages know, as far as their libraries are installed."""
+    from tuneloop.data.language import detect_language
+    from tuneloop.evaluate.classical import minilm_embedder
+
+    try:
+        detect_language("hello")
+        language = _language
+    except UserError:
+        language = None
+    return Helpers(minilm_embedder(), language, _telling)
+
+
+def _language(text: str) -> str:
+    from tuneloop.data.language import detect_language
+
+    code, sure = detect_language(text)
+    return code if sure >= 0.8 and len(text) >= 20 else "not sure"
+
+
+def _telling(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    return compare_with(before, now).words_b
+
+
+def _asked(row: Row) -> str:
+    turns = [turn["content"] for turn in row.prompt if turn["role"] == "user"]
+    return turns[-1] if turns else ""
+
+
+def _time(text: str) -> str:
+    from datetime import UTC
+
+    try:
+        found = time_of(text)
+    except ValueError:
+        raise UserError(
+            f"Not a time: {text!r:.40}", where="--until", next_step="write it as 2026-01-31 or 2026-01-31T12:00:00Z"
+        ) from None
+    return utc((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+
+
+def _before(time: str, days: float) -> str:
+    return utc((time_of(time) - timedelta(days=days)).timestamp())
+
+
+def _only_model(models: Sequence[str], place: Path | str, since: str, until: str) -> str:
+    counts = Counter(models)
+    if len(counts) == 1:
+        return models[0]
+    if not counts:
+        raise UserError(
+            f"No request from {since[:16]} to {until[:16]}", where=str(store_file(place)),
+            next_step="--until TIME or --window 30d looks elsewhere",
+        )  # fmt: skip
+    named = ", ".join(f"{name} ({number:,})" for name, number in counts.most_common(5))
+    raise UserError("Several models answer in this window", where=named, next_step="--model NAME")

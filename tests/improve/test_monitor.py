@@ -1,0 +1,171 @@
+import math
+import random
+import zlib
+
+import numpy as np
+import pytest
+from traffic import request, thumb
+
+from tuneloop.improve import monitor as m
+
+QUESTIONS = (
+    "where is my parcel",
+    "how do i pay the bill",
+    "my password is lost",
+    "the screen is broken",
+    "cancel my order please",
+)
+LABELS = ("shipping", "billing", "account", "repair", "orders")
+VECTORS = {label: np.eye(8)[i] for i, label in enumerate(LABELS)}
+
+
+def ask(rng, label=None):
+    i = rng.randrange(5) if label is None else LABELS.index(label)
+    words = QUESTIONS[i].split()
+    return " ".join([*words, str(rng.randrange(40))]), LABELS[i]
+
+
+def embed(texts):
+    """A stand-in: the question's own axis and some noise by text; what is not known lies elsewhere."""
+    rows = []
+    for text in texts:
+        rng = np.random.default_rng(zlib.crc32(text.encode()))
+        near = next((VECTORS[LABELS[i]] for i, q in enumerate(QUESTIONS) if text.startswith(q[:10])), np.eye(8)[7])
+        vector = near + 0.2 * rng.normal(size=8)
+        rows.append(vector / np.linalg.norm(vector))
+    return np.array(rows)
+
+
+HELPERS = m.Helpers(embed, lambda text: "de" if "ist" in text.split() else "en", lambda a, b: ["telling"])
+
+
+def reference(n=400):
+    rng = random.Random(0)
+    return [ask(rng) for _ in range(n)]
+
+
+def requests(n, start, seed, change=lambda i, text, label: {}):
+    rng = random.Random(seed)
+    made = []
+    for i in range(start, start + n):
+        text, label = ask(rng)
+        fields = {
+            "prompt": [{"role": "user", "content": text}],
+            "completion": label,
+            "total_ms": rng.lognormvariate(5, 0.4),
+        }
+        made.append(request(i, i / 1000, **{**fields, **change(i, text, label)}))
+    return made
+
+
+def report(change=lambda i, text, label: {}, *, feedback=(), seed=1, window=None, **options):
+    now = requests(200, 5000, seed, change) if window is None else window
+    return m.monitor(reference(), now, requests(400, 0, 100 + seed), feedback, HELPERS, m.MonitorOptions(model="m", **options), window_days=7)  # fmt: skip
+
+
+def test_false_alarms_of_a_year_are_kept():
+    # Of 16 windows with 2 accepted in a year of 52, 4 or more alarms have a chance of 1 in 400.
+    alarms = sum(bool(report(seed=seed).alarms) for seed in range(16))
+    assert alarms <= 3
+
+
+def test_the_level_is_divided_over_windows_and_detectors():
+    assert m.level_of(2, 7, 10) * 10 * 365.25 / 7 == pytest.approx(2)
+    assert m.level_of(2, 1, 10) == pytest.approx(m.level_of(2, 7, 10) / 7)
+
+
+def says(text):
+    return {"prompt": [{"role": "user", "content": text}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "detector"),
+    [
+        (lambda i, text, label: says(f"refund for the crypto wallet {i}") if i % 5 == 0 else {}, "inputs"),
+        (lambda i, text, label: says(f"wo ist mein paket nummer {i}") if i % 6 == 0 else {}, "language"),
+        (lambda i, text, label: says(text + " and some more words that nobody ever wrote before"), "length"),
+        (lambda i, text, label: {"completion": "billing"} if i % 3 == 0 else {}, "labels"),
+        (lambda i, text, label: {"finish": "length"} if i % 8 == 0 else {}, "outputs"),
+        (lambda i, text, label: {"completion": "I'm sorry, but I cannot help with that."} if i % 4 == 0 else {}, "outputs"),
+        (lambda i, text, label: {"total_ms": 900.0} if i % 3 == 0 else {}, "latency"),
+    ],
+)  # fmt: skip
+def test_planted_changes_raise_the_alarm_that_names_them(change, detector):
+    found = report(change)
+    assert detector in found.alarms
+    alarm = next(one for one in found.detections if one.name == detector)
+    assert alarm.p <= alarm.level and alarm.next_step and len(alarm.requests) == m.SHOWN
+    assert any(alarm.sentence in line and alarm.next_step in line for line in found.summary)
+
+
+def test_the_named_requests_are_the_changed_ones():
+    found = report(lambda i, text, label: says(f"refund for the crypto wallet {i}") if i % 5 == 0 else {})
+    for name in ("inputs", "novelty", "vocabulary"):
+        alarm = next(one for one in found.detections if one.name == name)
+        assert sum(int(one[1:]) % 5 == 0 for one in alarm.requests) >= 4 and alarm.words == ["telling"]
+
+
+def test_worse_feedback_raises_an_alarm():
+    good = [thumb(i, 1, i % 10 > 1, user=f"u{i}") for i in range(400)]
+    bad = [thumb(i, 6, i % 10 > 5, user=f"u{i}") for i in range(5000, 5200)]
+    assert "feedback" in report(feedback=[*good, *bad]).alarms
+    same = [thumb(i, 6, i % 10 > 1, user=f"u{i}") for i in range(5000, 5200)]
+    assert "feedback" not in report(feedback=[*good, *same]).alarms
+
+
+def test_one_user_who_floods_the_window_is_counted_once():
+    window = [*requests(100, 5000, 1), *(request(i, 6, user="flood", **says("spam spam")) for i in range(6000, 7000))]
+    found = report(window=window)
+    assert found.alarms == [] and found.compared == 101 and found.requests == 1100
+
+
+def test_too_few_requests_say_so():
+    found = report(window=requests(20, 5000, 1))
+    assert found.detections == [] and found.alarms == []
+    assert "too little" in found.summary[0] and found.skipped
+
+
+def test_texts_that_were_not_kept_leave_the_inputs_out():
+    found = report(window=requests(100, 5000, 1, lambda i, text, label: {"prompt": []}))
+    names = {one.name for one in found.detections}
+    assert "latency" in names and "length" not in names and "length" in found.skipped
+
+
+def test_a_new_release_is_named_beside_an_alarm():
+    found = report(lambda i, text, label: {"completion": "billing", "release": "7"})
+    assert any("release 7" in line for line in found.summary)
+
+
+# --- quality without labels
+
+
+def calibrated_world(rng, n, shift=0.0):
+    """Probabilities that say too much: an answer of probability c is right with 0.5 + 0.4 (c - 0.5)."""
+    chances = np.clip(rng.beta(6, 2, n) - shift, 0, 1)
+    return chances, rng.random(n) < 0.5 + 0.4 * (chances - 0.5)
+
+
+def test_the_estimate_is_calibrated_and_its_interval_covers():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(20):
+        known = calibrated_world(rng, 400)
+        chances, truth = calibrated_world(rng, 300, shift=0.1)
+        found = m.estimate_quality(chances, list(zip(*known, strict=True)), seed=seed)
+        covered += found.low <= truth.mean() <= found.high
+        assert found.calibrated_on == 400
+    assert covered >= 17
+    assert m.estimate_quality(chances, []).estimated > truth.mean() - 0.2
+    assert m.estimate_quality(chances, []).calibrated_on == 0
+
+
+def test_probabilities_in_the_store_give_an_estimate_and_judged_answers_a_check():
+    def with_chance(i, text, label):
+        return {"completion": {"role": "assistant", "content": label, "probability": 0.9 if i % 4 else 0.5}}
+
+    window = requests(200, 5000, 1, with_chance)
+    feedback = [thumb(5001, 6, True, user="u5001"), thumb(5002, 6, True, kind="label", value="no such", user="u5002")]
+    found = report(window=window, feedback=feedback)
+    assert found.quality.estimated == pytest.approx(0.8)
+    assert (found.quality.judged, found.quality.measured) == (2, 0.5)
+    assert report().quality is None and math.isnan(found.quality.before)

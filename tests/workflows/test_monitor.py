@@ -1,0 +1,102 @@
+"""A window of a store is compared with a data set, logged, and printed."""
+
+import json
+import random
+
+import pytest
+from traffic import at, request
+
+from tuneloop.cli.main import main
+from tuneloop.core.errors import UserError
+from tuneloop.serve.store import connect, insert, opened, read_decisions
+from tuneloop.workflows import monitor as w
+
+SUBJECTS = ("parcel", "invoice", "password", "screen", "order", "voucher", "address", "delivery")
+ASKS = (
+    "where is the {} that i wait for",
+    "please send me the {} again",
+    "my {} does not work any more",
+    "who can change the {} for me",
+)
+
+
+def text(rng):
+    return f"{rng.choice(ASKS).format(rng.choice(SUBJECTS))} since {rng.randrange(1, 30)} days"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rng = random.Random(0)
+    lines = {text(rng): f"answer {i % 7}" for i in range(600)}
+    rows = [{"prompt": asked, "completion": answer} for asked, answer in lines.items()]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["prepare", str(folder / "rows.jsonl"), "-o", str(folder / "set"), "-q", "duplicates.near=false"]) == 0
+    return folder / "set"
+
+
+def filled(folder, change=lambda i, asked: asked):
+    rng = random.Random(1)
+    connection = connect(folder, create=True)
+    rows = [request(i, i / 20, total_ms=rng.lognormvariate(5, 0.3), completion=f"answer {i % 7}") for i in range(700)]
+    insert(connection, (row.model_copy(update={"prompt": [{"role": "user", "content": change(i, text(rng))}]})
+                        for i, row in enumerate(rows)))  # fmt: skip
+    connection.close()
+    return folder
+
+
+def test_a_calm_week_raises_no_alarm_and_is_logged_once(tmp_path, dataset, capsys, monkeypatch):
+    store = filled(tmp_path)
+    monkeypatch.setattr(w, "helpers", lambda: w.Helpers(None, None, w._telling))
+    words = ["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["alarms"] == [] and found["requests"] == 140 and "embedder" in found["skipped"]["inputs"]
+    assert main(words) == 0
+    with opened(store) as connection:
+        (event,) = read_decisions(connection)
+    assert (event.kind, event.subject, event.data["alarms"]) == ("monitor.window", "m", [])
+
+
+def test_a_new_kind_of_request_is_named_with_its_words(tmp_path, dataset, capsys, monkeypatch):
+    def change(i, asked):
+        return f"my crypto wallet lost all tokens in the bridge {i}" if i >= 560 and i % 4 == 0 else asked
+
+    store = filled(tmp_path, change)
+    monkeypatch.setattr(w, "helpers", lambda: w.Helpers(None, None, w._telling))
+    assert main(["monitor", str(store), "--reference", str(dataset), "--until", at(35)]) == 1
+    text = capsys.readouterr().out
+    assert "vocabulary" in text and "crypto" in text and "Next:" in text
+
+
+@pytest.mark.slow
+def test_the_packaged_embedder_finds_the_new_kind(tmp_path, dataset):
+    def change(i, asked):
+        return f"my crypto wallet lost all tokens in the bridge {i}" if i >= 560 and i % 4 == 0 else asked
+
+    report = w.monitor_store(filled(tmp_path, change), dataset, {"until": at(35)})
+    assert {"inputs", "novelty"} <= set(report.alarms)
+    assert all((int(one[1:]) % 4) == 0 for d in report.detections if d.name == "novelty" for one in d.requests)
+
+
+@pytest.mark.parametrize(("text", "days"), [("7d", 7), ("12h", 0.5), ("2w", 14), ("1.5d", 1.5)])
+def test_lengths_of_time_are_read(text, days):
+    assert w.days_of(text) == days
+
+
+@pytest.mark.parametrize("text", ["", "7", "0d", "-1d", "7 years", "999w"])
+def test_what_is_no_length_of_time_is_refused(text):
+    with pytest.raises(UserError):
+        w.days_of(text)
+
+
+def test_no_requests_and_several_models_are_said(tmp_path, dataset):
+    store = filled(tmp_path)
+    with pytest.raises(UserError, match="No request from"):
+        w.monitor_store(store, dataset, {"until": "2020-01-01"})
+    with opened(store) as connection:
+        insert(connection, [request(9999, 34, model="other")])
+    with pytest.raises(UserError, match="Several models"):
+        w.monitor_store(store, dataset, {"until": at(35)})
+    with pytest.raises(UserError, match="Not a time"):
+        w.monitor_store(store, dataset, {"until": "soon"})

@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from train_helpers import changed, halted, make_rows, run
 
 from patience import HANG, native_bf16, needs_bf16
+from pretend_gpu import Card, pretend_gpu
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
+from tuneloop.models.methods import method_named
 from tuneloop.models.trained import load_trained
 from tuneloop.train import distributed
 from tuneloop.train.batches import plan_steps
@@ -192,6 +195,66 @@ def test_torchrun_trains_and_only_the_first_process_speaks(
     refused = subprocess.run([*command[:-3], "--out", "other", "train.targets=nothing"], cwd=tmp_path, env=cli_environment, text=True,
                              capture_output=True, timeout=HANG)  # fmt: skip
     assert refused.returncode and refused.stderr.count("no linear layer named") >= 1
+
+
+@pytest.mark.slow
+def test_a_run_starts_its_processes_itself_and_each_may_have_the_whole_base(
+    cli_environment: dict[str, str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Which drawer for letter {i}?", "completion": ["red", "blue"][i % 2]} for i in range(24)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    def trained(out: str, gpus: str, **environment: str) -> list[float]:
+        command = [sys.executable, "-m", "tuneloop", "train", "rows.jsonl", f"model={tiny_llama}", "train.epochs=1",
+                   "train.rank=2", f"train.gpus={gpus}", "--out", out, "--json"]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**cli_environment, **environment}, text=True, capture_output=True, timeout=HANG
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads(done.stdout)["status"] == "finished" and done.stderr.count("preflight") == 1
+        return figures(tmp_path / out)
+
+    alone = trained("alone", "auto")
+    near = 3e-2 if native_bf16() else 2e-3
+    assert trained("whole", "2", TUNELOOP_REPLICATE="1") == pytest.approx(alone, rel=near)
+    assert trained("divided", "2") == pytest.approx(alone, rel=near)
+
+
+def test_a_process_that_ends_ends_the_others_and_says_its_status(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time, pathlib; rank = os.environ['RANK']; "
+        f"pathlib.Path({str(tmp_path)!r}, rank + 'of' + os.environ['WORLD_SIZE']).touch(); sys.exit(3 if rank == '1' else 0)"
+    )
+    assert distributed.start_processes(2, [sys.executable, "-c", code]) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0of2", "1of2"]
+    waits = "import os, time; time.sleep(0 if os.environ['RANK'] == '0' else 600)"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "GRACE", 0.2)
+        assert distributed.start_processes(2, [sys.executable, "-c", waits]) == 128 + 9
+
+
+def test_as_many_processes_are_started_as_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.processes_wanted("auto") == 1 and distributed.processes_wanted(3) == 3
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["one", "two"])
+    with pretend_gpu() as gpu:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+        assert gpu.card.name in distributed.device.names()
+        assert distributed.processes_wanted("auto") == distributed.processes_wanted(4) == 4
+        assert distributed.processes_wanted(1) == 1
+        with pytest.raises(UserError, match="8 GPUs are asked for, and torch sees 4"):
+            distributed.processes_wanted(8)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert distributed.processes_wanted("auto") == 1  # torchrun has started it
+
+
+@pytest.mark.parametrize(
+    ("method", "gib", "whole"),
+    [("lora", 80.0, True), ("lora", 0.0005, False), ("full", 80.0, False), ("prefix", 80.0, True)],
+)
+def test_a_base_that_fits_is_whole_on_each_gpu(method: str, gib: float, whole: bool, tiny_model: Any) -> None:
+    assert not distributed.replicates(tiny_model, method_named(method))  # on a processor
+    with pretend_gpu(Card(gib=gib)):
+        assert distributed.replicates(tiny_model, method_named(method)) is whole
 
 
 # --- how work is divided

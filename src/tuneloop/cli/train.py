@@ -27,6 +27,7 @@ def command(
 
     A training that was interrupted goes on from its last checkpoint.
     """
+    from tuneloop.workflows.distributed import shared_out
     from tuneloop.workflows.recipes import recipe_of
     from tuneloop.workflows.train import train_alone
 
@@ -34,6 +35,8 @@ def command(
     if preflight:
         _preflight(recipe, output.json, output.quiet)
         return
+    if (status := shared_out(recipe)) is not None:
+        raise typer.Exit(status)
     with screen(output.quiet, "running") as shown:
         folder, run = train_alone(recipe, progress=shown.progress, say=shown.say)
     if output.json:

@@ -110,6 +110,12 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
     )
     rows_per_step: int = Field(8, ge=1, description="rows of one optimizer step, at least")
     tokens_per_step: int = Field(0, ge=0, description="a step takes more rows until it has this many tokens")
+    gpus: int | Literal["auto"] = Field(
+        "auto",
+        exclude=True,  # the result does not depend on it: a run goes on with another number
+        description="GPUs that share the training, a process on each, which `tuneloop run` and `train` start by themselves; auto: all that torch sees; "
+        "on a processor, processes",
+    )
     micro_batch_tokens: int = Field(
         0,
         ge=0,
@@ -168,6 +174,13 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
     @classmethod
     def _on_or_off(cls, value: object) -> object:
         return {True: "always", False: "never"}.get(value, value) if isinstance(value, bool) else value
+
+    @field_validator("gpus")
+    @classmethod
+    def _sane_gpus(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and not 1 <= value <= 1024:
+            raise ValueError("train.gpus is auto or a number from 1 to 1,024")
+        return value
 
     @model_validator(mode="before")
     @classmethod

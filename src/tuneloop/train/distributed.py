@@ -8,14 +8,20 @@ gradient are those of one process. Every function here does nothing where there 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import signal
+import socket
+import subprocess
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneloop.core import device
 from tuneloop.core.errors import UserError
+from tuneloop.core.machine import GIB
 from tuneloop.models.load import Model
 from tuneloop.models.methods import USUAL, Method
 from tuneloop.models.sharded import is_sharded, processes, rank, spread
@@ -43,6 +49,80 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+# --- starting them
+
+
+def processes_wanted(gpus: int | str) -> int:
+    """Processes that a run should start for itself: one where it has been started as one of several (`torchrun`).
+
+    Args:
+        gpus: `train.gpus`.
+
+    Raises:
+        UserError: there are fewer GPUs.
+    """
+    if "WORLD_SIZE" in os.environ or gpus == 1:
+        return 1
+    if gpus == "auto" and len(glob.glob("/dev/nvidia[0-9]*") + glob.glob("/dev/dri/renderD*")) < 2:
+        return 1  # known without loading torch
+    import torch  # noqa: F401  # before it is loaded there are no GPUs, see `core.device`
+
+    seen = len(device.names())
+    if gpus == "auto":
+        return max(seen, 1)
+    if 0 < seen < int(gpus):
+        raise UserError(
+            f"{gpus} GPUs are asked for, and torch sees {seen}", where="train.gpus",
+            next_step="set train.gpus=auto, or look at CUDA_VISIBLE_DEVICES",
+        )  # fmt: skip
+    return int(gpus)
+
+
+GRACE = 60.0  # seconds that processes have to end by themselves once one of them has
+
+
+def start_processes(count: int, command: Sequence[str]) -> int:
+    """Run a command in so many processes that know of each other, as `torchrun` would, and return the exit status of the first.
+
+    The first alone has stdin and stdout. SIGTERM is passed on. When one process ends, so do the others: after `GRACE` they are killed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    started = [
+        subprocess.Popen(
+            list(command), env={**os.environ, **place, "RANK": str(i), "LOCAL_RANK": str(i)},
+            stdin=subprocess.DEVNULL if i else None, stdout=subprocess.DEVNULL if i else None,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+    def pass_on(number: int, frame: Any) -> None:
+        for process in started:
+            process.send_signal(number)
+
+    before = [(number, signal.signal(number, handler)) for number, handler in
+              ((signal.SIGTERM, pass_on), (signal.SIGINT, lambda number, frame: None))]  # fmt: skip
+    try:
+        ended = 0.0
+        while any(process.poll() is None for process in started):
+            if not ended and any(process.poll() is not None for process in started):
+                ended = time.monotonic()
+            if ended and time.monotonic() - ended > GRACE:
+                for process in started:
+                    process.kill()
+            time.sleep(0.1)
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+    statuses = [process.returncode for process in started]
+    worst = statuses[0] or next((status for status in statuses if status), 0)
+    return worst if worst >= 0 else 128 - worst
 
 
 # --- what they send to each other
@@ -154,8 +234,29 @@ def seed_step(seed: int, step: int) -> None:
 # --- how the model is divided
 
 
-def shard(model: Model, prepare: Callable[[Any], None] | None = None) -> None:
-    """Spread the base model's weights over the processes, in place; done already is no error.
+REPLICATE = "TUNELOOP_REPLICATE"  # in the environment, 1 or 0: each process has the whole base, or its part
+REPLICATED_SHARE = 0.5  # of a GPU's memory that the base may take on each of them
+
+
+def replicates(model: Model, method: Method) -> bool:
+    """Whether each process has the whole base model, and only gradients of what is trained are summed: nothing is gathered then.
+
+    By the environment (`TUNELOOP_REPLICATE`), else on GPUs whose memory the base takes at most half of, and where it does not learn.
+    """
+    if method.footprint.all_weights:
+        return False
+    if said := os.environ.get(REPLICATE):
+        return said != "0"
+    if device.backend().is_cpu:
+        return False
+    weights = sum(p.numel() * p.element_size() for p in model.net.parameters()) / GIB
+    if method.prepare is not None:
+        weights /= 3  # of 16 bits 4.1 in the layers, and embeddings as they are
+    return weights <= REPLICATED_SHARE * device.capacity()
+
+
+def shard(model: Model, method: Method) -> None:
+    """Spread the base model's weights over the processes, in place; done already is no error. See `replicates` for where it is not.
 
     A layer is moved to this process's device, prepared as the method has it, and cut, before the next one is touched: so
     a device holds its share and one layer, at no time the whole model. Embeddings and vocabulary projection form the last group,
@@ -172,12 +273,20 @@ def shard(model: Model, prepare: Callable[[Any], None] | None = None) -> None:
     )
 
     net: Any = model.net
+    prepare = method.prepare
     layers = (net.model if model.is_own else net.get_decoder()).layers
     if isinstance(layers[0], FSDPModule):
         return
     # The last states come as a part of a larger tensor; who reads them picks rows and changes nothing in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     kind = device.in_use()
+    if replicates(model, method):
+        for layer in layers:
+            layer.to(kind)
+            if prepare is not None:
+                prepare(layer)
+        net.to(kind)
+        return
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in layers:
         layer.to(kind)

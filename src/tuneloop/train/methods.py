@@ -32,7 +32,7 @@ def attach(model: Model, config: TrainConfig, seed: int, rows: Sequence[TrainRow
     """
     method = method_named(config.method)
     refuse_unsharded(model, method)
-    shard(model, method.prepare)
+    shard(model, method)
     regroup(model)
     trainable = method.attach(Start(model, config, seed, [conversations(row)[0].ids for row in rows]))
     trainable = replace(trainable, folder=method.folder)

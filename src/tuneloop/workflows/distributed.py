@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tuneloop.workflows.run_context import RunContext
 if TYPE_CHECKING:
     from tuneloop.models.template import Rendered
     from tuneloop.train.config import TrainConfig
+    from tuneloop.workflows.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,14 @@ class Part:
     seconds_spent: float = 0.0
     micro_batch_tokens: int = 0
     recompute: bool = False
+
+
+def shared_out(recipe: Recipe) -> int | None:
+    """The command that is being run, in a process on each of several GPUs (`train.gpus`), and the exit status of the first; None: there is one."""
+    from tuneloop.train.distributed import processes_wanted, start_processes
+
+    count = processes_wanted(recipe.train.gpus)
+    return None if count == 1 else start_processes(count, [sys.executable, "-m", "tuneloop", *sys.argv[1:]])
 
 
 @contextmanager

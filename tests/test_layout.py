@@ -67,6 +67,10 @@ TESTED_IN = {
     "serve/test_app.py": "serve.asked serve.config serve.errors serve.gateway serve.metrics serve.openapi serve.page"
     " serve.replies",
     "serve/test_admission.py": "serve.service_time",
+    "serve/test_batch.py": "serve.journal",
+    "workflows/test_batch.py": "cli.batch",
+    "workflows/test_costs.py": "cli.costs",
+    "workflows/test_top.py": "cli.top",
     "workflows/test_serve.py": "cli.serve",
     "serve/test_store.py": "core.ids records.decision serve.writer",
     "scale/hosts/test_hosts.py": "scale.text scale.hosts.baseten scale.hosts.compose scale.hosts.docker_model_runner"

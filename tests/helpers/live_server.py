@@ -16,6 +16,7 @@ from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 from tuneloop.serve.admission import Admission
 from tuneloop.serve.app import make_app
+from tuneloop.serve.batch_api import Batches
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Gateway, ServedModel
 from tuneloop.serve.keys import Keyring
@@ -109,9 +110,17 @@ def live(folder: Path, engine: Any = None, models: Any = None, **settings: Any) 
         found = models(engine) if callable(models) else models or {"stub": ServedModel("stub")}
         admission = Admission(engine.slots, config.limits.waiting, config.objective.admission == "refuse")
         gateway = Gateway(engine, found, config, Keyring(folder), Ledger(), store, admission)
+        batches = Batches(gateway, folder / "batch")
         server = uvicorn.Server(
-            uvicorn.Config(make_app(gateway), port=0, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                make_app(gateway, batches.routes()),
+                port=0,
+                log_level="warning",
+                lifespan="off",
+                timeout_graceful_shutdown=1,
+            )
         )
+        batches.resume()
         task = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.005)
@@ -119,6 +128,7 @@ def live(folder: Path, engine: Any = None, models: Any = None, **settings: Any) 
         begun.update(address=f"http://127.0.0.1:{port}", gateway=gateway, server=server)
         started.set()
         await task
+        await batches.stop()
         store.stop()
         await engine.stop()
 

@@ -62,6 +62,9 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Serve": {
         "serve": "Answer requests by OpenAI's API until stopped.",
+        "batch": "Answer a file of requests or rows, or a folder of texts, without a server.",
+        "top": "Show what a running server does: requests, queue, times, tokens, batches, dollars.",
+        "costs": "Say what served requests cost, by model, key and tier.",
         "keys": "Make, list and revoke the API keys of a server.",
     },
     "Improve": {

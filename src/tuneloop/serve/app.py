@@ -228,17 +228,17 @@ class Server:
 
     gateway: Gateway
 
-    async def _body(self, call: Call) -> dict[str, Any]:
-        """The body; the key is looked at first, so that nobody without one is read."""
-        self.gateway.caller(call.header)
-        return await call.json(int(self.gateway.config.limits.body_mb * 1e6))
+    async def _body(self, call: Call) -> tuple[dict[str, Any], Caller]:
+        """The body and who sends it; the key is looked at first, so that nobody without one is read."""
+        caller = self.gateway.caller(call.header)
+        return await call.json(int(self.gateway.config.limits.body_mb * 1e6)), caller
 
     # --- answers
 
     async def chat(self, call: Call) -> None:
         """`POST /v1/chat/completions`."""
-        asked = read.read_chat(await self._body(call), self.gateway.config.limits.most_choices)
-        caller = self.gateway.caller(call.header, asked.user)
+        body, caller = await self._body(call)
+        asked = read.read_chat(body, self.gateway.config.limits.most_choices)
         if asked.stream:
             await self._stream(call, asked, caller, replies.ChatStream(asked))
             return
@@ -247,8 +247,8 @@ class Server:
 
     async def completions(self, call: Call) -> None:
         """`POST /v1/completions`."""
-        asked = read.read_completions(await self._body(call), self.gateway.config.limits.most_choices)
-        caller = self.gateway.caller(call.header, asked[0].user)
+        given, caller = await self._body(call)
+        asked = read.read_completions(given, self.gateway.config.limits.most_choices)
         if asked[0].stream:
             if len(asked) > 1:
                 raise ApiError(400, "One prompt at a time can be streamed", param="prompt")
@@ -261,8 +261,8 @@ class Server:
 
     async def responses(self, call: Call) -> None:
         """`POST /v1/responses`."""
-        asked = read.read_responses(await self._body(call))
-        caller = self.gateway.caller(call.header, asked.user)
+        given, caller = await self._body(call)
+        asked = read.read_responses(given)
         if asked.stream:
             await self._stream(call, asked, caller, replies.ResponsesStream(asked), end="")
             return
@@ -272,8 +272,8 @@ class Server:
 
     async def classify(self, call: Call) -> None:
         """`POST /v1/classify`: labels with their probabilities."""
-        asked = read.read_classify(await self._body(call))
-        caller = self.gateway.caller(call.header, asked[0].user)
+        given, caller = await self._body(call)
+        asked = read.read_classify(given)
         model = self.gateway.model_of(asked[0].model, caller)
         if not model.labels:
             raise ApiError(400, f"{model.name!r} writes texts; it was not trained to choose a label", param="model")
@@ -352,7 +352,7 @@ class Server:
 
     async def feedback(self, call: Call) -> None:
         """`POST /v1/feedback`: what people say of an answer. It is stored when the reply comes."""
-        body = await self._body(call)
+        body, _ = await self._body(call)
         body.setdefault("key", call.header("idempotency-key") or None)
         unknown = set(body) - {"request", "conversation", "kind", "value", "user", "key"}
         if unknown:
@@ -373,9 +373,9 @@ class Server:
 
     async def tokenize(self, call: Call) -> None:
         """`POST /tokenize`: token ids of a text, or of a conversation as the model reads it."""
-        body = await self._body(call)
+        body, caller = await self._body(call)
         name = body.get("model") or ""
-        model = self.gateway.model_of(name if isinstance(name, str) else "?", self.gateway.caller(call.header))
+        model = self.gateway.model_of(name if isinstance(name, str) else "?", caller)
         if body.get("messages") is not None:
             messages = read.read_messages(body["messages"])
             ids = (await self.gateway.request(Asked("chat", messages=messages), model)).ids

@@ -50,7 +50,6 @@ class BatchConfig(Config):
 
     enabled: bool = Field(True, description="whether /v1/files and /v1/batches take work")
     rows: int = Field(4, ge=1, description="rows that are answered at the same time, where nobody waits")
-    quantum: int = Field(64, ge=1, description="tokens that a row writes before it gives way to real-time requests")
 
 
 class Prices(Config):

@@ -182,7 +182,7 @@ class Gateway:
 
     # --- who and what
 
-    def caller(self, header: Callable[[str], str], user: str = "") -> Caller:
+    def caller(self, header: Callable[[str], str]) -> Caller:
         """Who sends a request, by its headers.
 
         Raises:
@@ -202,7 +202,7 @@ class Gateway:
             raise ApiError(400, "x-tuneloop-priority must be high, normal or low", param="x-tuneloop-priority")
         if key is not None and rank == "high" and key.limits.priority != "high":
             rank = ""  # nobody makes himself more urgent than his key is
-        return Caller(key, (header("x-tuneloop-user") or user)[:256], header("x-tuneloop-conversation")[:256], rank)
+        return Caller(key, header("x-tuneloop-user")[:256], header("x-tuneloop-conversation")[:256], rank)
 
     @property
     def key_required(self) -> bool:

@@ -118,6 +118,11 @@ class Keyring:
         same = hmac.compare_digest(_digest(found[2] if found else given), key.sha256 if key else "0" * 64)
         return key if same and key is not None and key.revoked is None else None
 
+    def named(self, name: str) -> ApiKey | None:
+        """The key in use of that name."""
+        self._refresh()
+        return next((key for key in self._keys.values() if key.name == name and key.revoked is None), None)
+
     @property
     def used(self) -> bool:
         """Whether there is a key in use."""

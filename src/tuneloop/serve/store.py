@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
+
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.records.decision import Decision
@@ -178,9 +180,12 @@ def insert(connection: sqlite3.Connection, records: Iterable[Record]) -> int:
 
 
 def _text(value: Any) -> str | None:
-    if value is None or value == []:
-        return "[]" if value == [] else None
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode()
+    if value is None:
+        return None
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode()
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from tuneloop.serve.store import TABLES, connect, insert, store_file
 Content = Literal["full", "redacted", "hash", "none"]
 Redact = Callable[[Any], Any]  # a JSON value without personal data
 SPILL = "store.spill.jsonl"
+EVERY = 0.05  # seconds between two transactions, where nobody waits for one
 _KINDS: dict[str, type[Record]] = {TABLES[kind]: kind for kind in (StoredRequest, Feedback, Decision)}
 
 
@@ -95,8 +96,7 @@ class StoreWriter:
         if len(self._queue) >= self.most_waiting:
             self.counts.lost += 1
             return
-        self._queue.append((record, None))
-        self._wake.set()
+        self._queue.append((record, None))  # the thread looks by itself: waking it costs more than the record
 
     def add_durably(self, record: Record) -> Future[None]:
         """Write a record; the future is done when it is in the store or the spill file, and fails where it is in neither."""
@@ -129,7 +129,7 @@ class StoreWriter:
     def _run(self) -> None:
         retry = 0.0  # of the clock: not before then is the store tried again
         while not (self._over and not self._queue):
-            self._wake.wait(1.0)
+            self._wake.wait(EVERY)
             self._wake.clear()
             now = time.monotonic()
             if self._spilled and now >= retry:

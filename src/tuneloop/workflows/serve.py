@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -312,11 +313,14 @@ async def _serve(
     import uvicorn
 
     from tuneloop.serve.app import make_app
+    from tuneloop.serve.batch_api import Batches
 
+    sys.setswitchinterval(0.0005)  # threads that compute or write give way to the event loop soon
     deployment = deployment_of(config)
     async with _started(config, deployment, say) as gateway:
+        batches = Batches(gateway, Path(config.folder) / "batch", say) if config.batch.enabled else None
         settings = uvicorn.Config(
-            make_app(gateway), log_level="warning", access_log=False, lifespan="off", server_header=False,
+            make_app(gateway, batches.routes() if batches else ()), log_level="warning", access_log=False, lifespan="off", server_header=False,
             date_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=max(int(config.limits.drain_seconds), 1),
         )  # fmt: skip
         server = uvicorn.Server(settings)
@@ -329,12 +333,16 @@ async def _serve(
         running = asyncio.create_task(server._serve([listening]))
         while not server.started and not running.done():
             await asyncio.sleep(0.01)
+        if batches is not None and (left := batches.resume()):
+            say(f"batch     goes on with {left} of an earlier server")
         if ready is not None:
             ready(address, gateway)
         await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
         gateway.admission.close()
         if gateway.admission.active:
             say(f"stopping  {len(gateway.admission.active)} requests get {config.limits.drain_seconds:g} s to end")
+        if batches is not None:
+            await batches.stop()
         server.should_exit = True
         await running
 

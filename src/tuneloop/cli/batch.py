@@ -1,0 +1,52 @@
+"""`tuneloop batch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from tuneloop.cli.console import Settings, print_json, screen
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.errors import UserError
+from tuneloop.core.flag import flag
+
+
+def command(
+    source: str = argument(
+        "FILE|FOLDER", "Requests of OpenAI's batch API, rows (csv, jsonl, json, parquet), or a folder of texts."
+    ),
+    settings: Settings = None,
+    model: str = flag(..., "NAME", "A run, an artifact, NAME@champion or a model.", "-m"),
+    out: str = flag("", "FILE", "Result; default: the source's name with .answers.jsonl.", "-o"),
+    window: str = flag("", "TIME", "End after this time, whatever is left: 90m, 24h, 2d."),
+    hours: str = flag("", "H-H", "Work only in these hours of the day, as 22-06."),
+    rows: int = flag(16, "N", "Requests that are answered at the same time.", least=1),
+    *,
+    output: Output,
+) -> None:
+    """Answer a file of requests or rows, or a folder of texts, without a server.
+
+    The result has OpenAI's form, a line for each custom_id; errors stand in a file beside it. A batch that was interrupted
+    or killed goes on where it stopped. Settings are those of serve. Exit status 1: some requests have an error.
+    """
+    from tuneloop.workflows.batch import BatchInput, answer_batch, read_hours, read_window
+    from tuneloop.workflows.serve import serve_config
+
+    path = Path(source)
+    if not path.exists():
+        raise UserError("No such file or folder", where=source, next_step="check the path")
+    result = Path(out) if out else path.with_name(f"{path.name if path.is_dir() else path.stem}.answers.jsonl")
+    if result.is_dir() or (path.is_file() and result.exists() and result.samefile(path)):
+        raise UserError("The result can't take that place", where=f"--out {result}", next_step="choose another name")
+    given = BatchInput(path, result, read_window(window), read_hours(hours), rows)
+    config = serve_config([model], settings or [])
+    with screen(output.quiet, "answering") as shown:
+        found = answer_batch(given, config, shown.say, shown.progress)
+        shown.say(
+            f"batch     {found['completed']:,} of {found['total']:,} answered, {found['failed']:,} errors: {found['out']}"
+        )
+    if output.json:
+        print_json(found)
+    if found["completed"] < found["total"]:
+        raise typer.Exit(1)

@@ -1,0 +1,81 @@
+"""`tuneloop top`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tuneloop.cli.console import print_json
+from tuneloop.cli.parameters import Output
+from tuneloop.core.flag import flag, switch
+
+
+def command(
+    folder: str = flag("serve", "FOLDER", "Folder of the server.", "-f"),
+    url: str = flag("", "URL", "Address of the server; default: the one in the folder."),
+    every: float = flag(2.0, "S", "Seconds between two readings.", least=0.2),
+    once: bool = switch("Print one reading and end."),
+    *,
+    output: Output,
+) -> None:
+    """Show what a running server does: requests, queue, times, tokens, batches, dollars.
+
+    It reads the server's /metrics again and again until Ctrl-C. With --json or --once it prints what went on in the time
+    between two readings.
+    """
+    from tuneloop.workflows.top import address_of, batch_progress, read_metrics, view
+
+    address = url or address_of(Path(folder))
+    before = read_metrics(address, time.monotonic())
+    time.sleep(every)
+    after = read_metrics(address, time.monotonic())
+    shown = {
+        "address": address,
+        **view(before, after, after.at - before.at),
+        "batches": list(batch_progress(Path(folder))),
+    }
+    if output.json:
+        print_json(shown)
+    elif once:
+        print("\n".join(_lines(shown)))
+    else:
+        _live(shown, address, every, Path(folder))
+
+
+def _live(shown: dict[str, Any], address: str, every: float, folder: Path) -> None:
+    from rich.live import Live
+
+    from tuneloop.workflows.top import batch_progress, read_metrics, view
+
+    before = read_metrics(address, time.monotonic())
+    with Live("\n".join(_lines(shown)), auto_refresh=False) as screen:
+        while True:
+            time.sleep(every)
+            after = read_metrics(address, time.monotonic())
+            found = {
+                "address": address,
+                **view(before, after, after.at - before.at),
+                "batches": list(batch_progress(folder)),
+            }
+            screen.update("\n".join(_lines(found)), refresh=True)
+            before = after
+
+
+def _lines(shown: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"{shown['address']}   {shown['requests_per_second']:,.1f} requests/s   {shown['tokens_per_second']:,.0f} tokens/s   "
+        f"engine {100 * shown['engine_share']:.0f} %   {shown['usd_per_hour']:,.2f} USD/h"
+    )
+    yield (
+        f"answering {shown['active']:.0f}   waiting {shown['waiting']:.0f}   refused {shown['refused']:,.0f}   "
+        f"on time {shown['on_time']:,.0f}   late {shown['late']:,.0f}   records lost {shown['store_lost']:,.0f}"
+    )
+    for tier, times in shown["tiers"].items():
+        p50, p99 = ("-" if times[name] is None else f"{times[name]:,.0f} ms" for name in ("ttft_p50_ms", "ttft_p99_ms"))
+        yield f"  {tier:<20} first token p50 {p50}, p99 {p99}"
+    for model, rates in shown["models"].items():
+        yield f"  {model:<20} {rates['requests_per_second']:,.1f} requests/s   {rates['tokens_per_second']:,.0f} tokens/s"
+    for each in shown["batches"]:
+        yield f"  {each['id'][:20]:<20} {each['status']}: {each['completed'] + each['failed']:,} of {each['total']:,}"

@@ -1,0 +1,249 @@
+"""`tuneloop batch`: a file or folder of requests, rows or documents answered without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json, replacing, sha256_file
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.data.formats import Rejection
+from tuneloop.data.sources.parse import SourceRecord
+from tuneloop.data.task import Prompt
+from tuneloop.serve.batch import ERRORS, INPUT, OUTPUT, STATE, Batch, answer_by, make_batch
+from tuneloop.serve.config import ServeConfig
+from tuneloop.serve.gateway import Caller, ServedModel
+from tuneloop.workflows.predict import SAMPLE, Asker, Options
+from tuneloop.workflows.serve import Say, deployment_of, gateway_of
+from tuneloop.workflows.targets import TaskTarget, open_with_task
+
+URL = "/v1/chat/completions"
+DOCUMENTS = (".txt", ".md", ".text", ".rst")
+
+
+@dataclass(frozen=True)
+class BatchInput:
+    """What is answered.
+
+    Args:
+        source: a file of requests as OpenAI's batch API has them, a file of rows, or a folder of texts.
+        out: result; its errors come beside it.
+        window: seconds until it ends, whatever is left; None: no limit.
+        hours: of the day in which it works, local time, as (22, 6); None: all.
+        rows: answered at the same time.
+    """
+
+    source: Path
+    out: Path
+    window: float | None = None
+    hours: tuple[int, int] | None = None
+    rows: int = 16
+
+    @property
+    def errors(self) -> Path:
+        """The file of errors."""
+        return self.out.with_name(f"{self.out.stem}.errors.jsonl")
+
+    @property
+    def folder(self) -> Path:
+        """Where the work is kept until it is done."""
+        return self.out.with_name(f"{self.out.name}.batch")
+
+
+def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Progress = no_progress) -> dict[str, Any]:
+    """Answer a batch to its end, or go on with one that was interrupted.
+
+    Args:
+        config: of the engine; its first adapter, or its base, answers.
+
+    Returns:
+        Status, counts and files.
+
+    Raises:
+        UserError: nothing to answer, or another batch is under way in the same place.
+    """
+    target = open_with_task(next(iter(config.adapters.values()), config.base))
+    requests = is_request_file(given.source)
+    key = _key(given, config)
+    if (given.folder / STATE).is_file():
+        if read_json(given.folder / STATE).get("key") != key:
+            raise UserError(
+                "Another batch is under way here", where=str(given.folder),
+                next_step="choose another --out, or delete that folder to give it up",
+            )  # fmt: skip
+        say(f"batch     goes on with {given.folder}")
+    else:
+        given.folder.mkdir(parents=True, exist_ok=True)
+        if requests:
+            shutil.copyfile(given.source, given.folder / INPUT)
+        else:
+            _write_rows(given, target)
+        make_batch(given.folder, "", seconds=given.window, key=key)
+    status = asyncio.run(_answer(given, config, target, requests, say, progress))
+    counts = read_json(given.folder / STATE)["request_counts"]
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(given.folder / OUTPUT, given.out)
+    shutil.copyfile(given.folder / ERRORS, given.errors)
+    shutil.rmtree(given.folder)
+    return {"status": status, **counts, "out": str(given.out), "errors": str(given.errors)}
+
+
+async def _answer(
+    given: BatchInput, config: ServeConfig, target: TaskTarget, requests: bool, say: Say, progress: Progress
+) -> str:
+    deployment = deployment_of(config)
+    await deployment.engine.start()
+    try:
+        gateway = gateway_of(config, deployment, say)
+        try:
+            name, model = next(iter(gateway.models.items()))
+            if not requests:
+                gateway.models[name] = _as_it_stands(model, target)
+            batch = Batch(
+                given.folder, answer_by(gateway, Caller(), name), given.rows, _within(given.hours),
+                told=lambda done, total: progress("batch", done, total),
+            )  # fmt: skip
+            return await batch.run()
+        finally:
+            await asyncio.to_thread(gateway.store.stop)
+    finally:
+        await deployment.engine.stop()
+
+
+def _as_it_stands(model: ServedModel, target: TaskTarget) -> ServedModel:
+    """The model without the way from turns to prompts: the rows' prompts are made already. Of plain texts it is needed."""
+    return model if target.task is not None and target.task.format == "text" else replace(model, read=None)
+
+
+def _key(given: BatchInput, config: ServeConfig) -> str:
+    """Hash of what a batch depends on."""
+    digest = hashlib.sha256(json.dumps([config.adapters, config.base], sort_keys=True).encode())
+    for path in [given.source] if given.source.is_file() else _documents(given.source):
+        digest.update(f"{path.relative_to(given.source.parent)}:{sha256_file(path)};".encode())
+    return digest.hexdigest()
+
+
+# --- input -----------------------------------------------------------------------------------------
+
+
+def is_request_file(path: Path) -> bool:
+    """Whether a file holds requests as OpenAI's batch API has them."""
+    if not path.is_file() or path.suffix.lower() != ".jsonl":
+        return False
+    with path.open("rb") as file:
+        for raw in file:
+            if raw.strip():
+                try:
+                    value = json.loads(raw)
+                except (ValueError, RecursionError):
+                    return False
+                return isinstance(value, dict) and "custom_id" in value and "body" in value
+    return False
+
+
+def _documents(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in DOCUMENTS and path.is_file())
+
+
+def _write_rows(given: BatchInput, target: TaskTarget) -> None:
+    """The rows or documents as requests, each as the model was trained."""
+    rows = list(_rows(given.source, target))
+    if not rows:
+        raise UserError(
+            "Nothing to answer", where=str(given.source), next_step="name a file with rows, or a folder of texts"
+        )
+    records = [value for _, value in rows if not isinstance(value, Rejection)]
+    asker = Asker(target, Options(), records[:SAMPLE]) if records else None
+    with replacing(given.folder / INPUT) as file:
+        for name, value in rows:
+            prompt: Prompt | Rejection
+            if isinstance(value, Rejection):
+                prompt = value
+            else:
+                assert asker is not None
+                prompt = asker.read(value)
+            line: dict[str, Any] = {"custom_id": name, "method": "POST", "url": URL}
+            if isinstance(prompt, Rejection):
+                line["fault"] = [prompt.reason, prompt.detail]
+            else:
+                turns = prompt.messages or [{"role": "user", "content": prompt.continues or ""}]
+                line["body"] = {"messages": turns} | ({"tools": prompt.tools} if prompt.tools else {})
+            file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+
+
+def _rows(source: Path, target: TaskTarget) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
+    """Id and record of each row: of a document its path, else the column `id`, where its values differ, or the line."""
+    from tuneloop.workflows.predict_files import expected_columns, read_rows
+
+    if source.is_dir():
+        for path in _documents(source):
+            name = path.relative_to(source).as_posix()
+            try:
+                yield name, {"text": path.read_bytes().decode("utf-8")}
+            except UnicodeDecodeError as error:
+                yield name, Rejection("bad_encoding", f"not UTF-8: {error}"[:200])
+        return
+    rows, _ = read_rows(str(source), expected_columns(target.task, ""))
+    ids = [str(row.value.get("id", "")) if isinstance(row, SourceRecord) else "" for row in rows]
+    named = all(name for row, name in zip(rows, ids, strict=True) if isinstance(row, SourceRecord))
+    unique = named and len({name for name in ids if name}) == sum(map(bool, ids))
+    for row, name in zip(rows, ids, strict=True):
+        found = name if unique and name else f"line-{row.line}"
+        yield found, dict(row.value) if isinstance(row, SourceRecord) else Rejection(row.reason, row.detail)
+
+
+# --- when ------------------------------------------------------------------------------------------
+
+
+def read_window(text: str) -> float | None:
+    """`24h`, `90m` or `2d` in seconds; None for an empty text.
+
+    Raises:
+        UserError: it is no such time.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,4})([mhd])", text)
+    if text and found is None:
+        raise UserError(f"Not a time: {text!r:.40}", where="--window", next_step="write it as 90m, 24h or 2d")
+    return int(found[1]) * {"m": 60.0, "h": 3600.0, "d": 86400.0}[found[2]] if found else None
+
+
+def read_hours(text: str) -> tuple[int, int] | None:
+    """`22-06` as (22, 6); None for an empty text.
+
+    Raises:
+        UserError: these are no hours of a day.
+    """
+    found = re.fullmatch(r"(\d{1,2})-(\d{1,2})", text)
+    if text and (found is None or int(found[1]) > 23 or int(found[2]) > 24 or int(found[1]) == int(found[2])):
+        raise UserError(f"Not hours of the day: {text!r:.40}", where="--hours", next_step="write them as 22-06")
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def seconds_until(hours: tuple[int, int], now: datetime) -> float:
+    """Seconds until a time lies within hours of the day; 0 where it does."""
+    first, last = hours
+    inside = first <= now.hour < last if first < last else now.hour >= first or now.hour < last
+    if inside:
+        return 0.0
+    begin = now.replace(hour=first, minute=0, second=0, microsecond=0)
+    return (begin - now if begin > now else begin + timedelta(days=1) - now).total_seconds()
+
+
+def _within(hours: tuple[int, int] | None) -> Callable[[], Awaitable[None]] | None:
+    if hours is None:
+        return None
+
+    async def wait() -> None:
+        while (left := seconds_until(hours, datetime.now())) > 0:
+            await asyncio.sleep(min(left, 60.0))
+
+    return wait

@@ -1,0 +1,171 @@
+"""`tuneloop costs`: what served requests cost, by the store of a server."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
+from tuneloop.core.ids import utc
+from tuneloop.serve.store import opened
+
+MONTH_HOURS = 730.5
+BY = ("model", "key", "tier")
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """What a group of requests used.
+
+    Args:
+        usd: by prices of tokens.
+        seconds: of the engine; requests that ran at the same time share them.
+        machine_usd: share of the machine's price, its idle time included, by the seconds; None: no price was given.
+    """
+
+    name: str
+    requests: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    usd: float
+    machine_usd: float | None
+
+    @property
+    def tokens(self) -> int:
+        """Read and written."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """With the figures that follow."""
+        paid = self.usd if self.machine_usd is None else self.machine_usd
+        return {
+            **asdict(self),
+            "usd_per_million_tokens": paid / self.tokens * 1e6 if self.tokens else None,
+            "usd_per_request": paid / self.requests if self.requests else None,
+        }
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """The same tokens at a provider's price, and from which volume this machine is cheaper.
+
+    Args:
+        usd: for the same tokens.
+        tokens_a_month: at which both cost the same; None: no price of the machine was given.
+        reachable: whether this machine can do so many, working all the time.
+    """
+
+    provider: str
+    model: str
+    date: str
+    usd: float
+    tokens_a_month: float | None
+    reachable: bool | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a server's requests cost.
+
+    Args:
+        hours: from the first request to the last one, or since the time that was asked for.
+        utilisation: share of these hours in which the engine worked.
+    """
+
+    since: str
+    hours: float
+    utilisation: float
+    usd_per_hour: float
+    total: CostRow
+    groups: dict[str, list[CostRow]]
+    hosted: list[Hosted]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        groups = {by: [row.to_json() for row in rows] for by, rows in self.groups.items()}
+        return {
+            "since": self.since or None, "hours": self.hours, "utilisation": self.utilisation,
+            "usd_per_hour": self.usd_per_hour or None, "total": self.total.to_json(), "by": groups,
+            "hosted": [asdict(each) for each in self.hosted],
+        }  # fmt: skip
+
+
+def since_time(text: str, now: float | None = None) -> str:
+    """`7d`, `24h`, `30m` before now, or an ISO time, as an ISO time; empty: the beginning.
+
+    Raises:
+        UserError: it is neither.
+    """
+    found = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    if found:
+        seconds = int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]]
+        return utc((time.time() if now is None else now) - seconds)
+    if text and not re.match(r"\d{4}-\d{2}-\d{2}($|T)", text):
+        raise UserError(f"Not a time: {text!r:.40}", where="--since", next_step="write it as 24h, 7d or 2026-01-31")
+    return text
+
+
+def costs_of(folder: Path, since: str = "", usd_per_hour: float | None = None) -> Costs:
+    """What the requests of a server cost.
+
+    Args:
+        folder: of the server.
+        since: ISO time; empty: all of them.
+        usd_per_hour: of the machine; None: `prices.usd_per_hour` of the server's settings.
+
+    Raises:
+        UserError: there is no store.
+    """
+    state = read_json(folder / "state.json") if (folder / "state.json").is_file() else {}
+    price = state.get("config", {}).get("prices", {}).get("usd_per_hour", 0.0) if usd_per_hour is None else usd_per_hour
+    with opened(folder) as store:
+        first, last = store.execute("SELECT MIN(time), MAX(time) FROM requests WHERE time >= ?", [since]).fetchone()
+        days = store.execute("SELECT julianday(?) - julianday(?)", [last, first]).fetchone()[0] or 0.0
+        rows = {by: _rows(store, by, since) for by in BY}
+        (whole,) = _rows(store, "'all'", since) or [("all", 0, 0, 0, 0, 0.0, 0.0)]
+    hours = days * 24
+    seconds = whole[5] or 0.0
+    hours = max(hours, seconds / 3600)
+    machine = hours * price if price else None
+
+    def row(values: Sequence[Any]) -> CostRow:
+        name, *numbers = values
+        share = None if machine is None else machine * ((values[5] or 0.0) / seconds if seconds else 0.0)
+        return CostRow(name or "(none)", *(each or 0 for each in numbers), share)
+
+    total = row(whole)
+    return Costs(
+        since, hours, seconds / (hours * 3600) if hours else 0.0, price, total,
+        {by: [row(each) for each in found] for by, found in rows.items()},
+        _hosted(state.get("base", ""), total, price),
+    )  # fmt: skip
+
+
+def _rows(store: Any, by: str, since: str) -> list[tuple[Any, ...]]:
+    """Sums of requests by a column, the most expensive first."""
+    query = (
+        f"SELECT {by}, COUNT(*), SUM(error IS NOT NULL), SUM(prompt_tokens), SUM(completion_tokens), SUM(seconds), "
+        f"SUM(usd) FROM requests WHERE time >= ? GROUP BY {by} ORDER BY SUM(seconds) DESC"
+    )
+    return list(store.execute(query, [since]).fetchall())
+
+
+def _hosted(base: str, total: CostRow, usd_per_hour: float) -> list[Hosted]:
+    from tuneloop.plan.prices import load_prices
+
+    found = []
+    for price in load_prices().hosted(base) if base else []:
+        usd = (total.prompt_tokens * price.input + total.completion_tokens * price.output) / 1e6
+        volume = reachable = None
+        if usd_per_hour and usd and total.seconds:
+            volume = usd_per_hour * MONTH_HOURS / (usd / total.tokens)
+            reachable = volume <= total.tokens / total.seconds * MONTH_HOURS * 3600
+        found.append(Hosted(price.provider, price.model, price.date, usd, volume, reachable))
+    return found

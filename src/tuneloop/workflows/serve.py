@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, read_yaml, write_json
@@ -30,11 +30,9 @@ from tuneloop.serve.keys import Keyring
 from tuneloop.serve.limits import Ledger
 from tuneloop.serve.store import opened
 from tuneloop.serve.writer import StoreWriter
-from tuneloop.workflows.registry import registered_name
-from tuneloop.workflows.targets import TaskTarget, open_with_task
-
-if TYPE_CHECKING:
-    from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.workflows.registry import local_name, registered_name
+from tuneloop.workflows.targets import open_with_task
+from tuneloop.workflows.task import read_task_of
 
 Say = Callable[[str], None]
 STATE = "state.json"
@@ -102,24 +100,48 @@ class _Opened:
     Args:
         name: as clients ask for it.
         source: as the settings name it.
+        base: the model that it stands on, or is.
         loaded: what the engine is to load for it; None: the base itself.
+        task: what it was trained to answer; None: nobody says it.
+        chooses: whether its answers are labels.
     """
 
     name: str
     source: str
-    target: TaskTarget
-    local: LocalTarget
+    base: str
     loaded: Served | None
+    task: TaskSpec | None
+    chooses: bool
+
+    @property
+    def template(self) -> str:
+        """The chat template that was trained; empty: that of the base."""
+        return self.task.chat_template if self.task else ""
 
 
 def _open(name: str, source: str) -> _Opened:
     target = open_with_task(source)
-    local = target.local
+    local, task = target.local, target.task
     if local is None:
         raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
-    template = target.task.chat_template if target.task else ""
-    loaded = Served(str(local.trained), template) if local.trained is not None else None
-    return _Opened(name, source, target, local, loaded)
+    loaded = Served(str(local.trained), task.chat_template if task else "") if local.trained is not None else None
+    return _Opened(name, source, local.base, loaded, task, target.scores_labels)
+
+
+def _open_gguf(name: str, source: str, base: str) -> _Opened:
+    """A GGUF file: the base model, or an adapter on it."""
+    from tuneloop.inference.engines.llamacpp import gguf_file
+
+    place = local_name(source)
+    if Path(place).is_dir() and not list(Path(place).glob("*.gguf")):
+        raise UserError(
+            "llama.cpp serves GGUF files, and this is none", where=source,
+            next_step=f"tuneloop export {source} --format gguf-lora, or take engine=tuneloop",
+        )  # fmt: skip
+    file = gguf_file(place)
+    task = read_task_of(file.parent)
+    loaded = None if place == base else Served(str(file), task.chat_template if task else "")
+    return _Opened(name, source, base, loaded, task, bool(task and task.answer == "choice" and task.labels))
 
 
 @dataclass(frozen=True)
@@ -146,21 +168,23 @@ class Deployment:
 
 def _decoder(base: str) -> Callable[[Sequence[int]], str] | None:
     """Text of token ids, where the tokenizer is here."""
+    from tuneloop.inference.engines.llamacpp import gguf_file, template_of
+    from tuneloop.inference.targets.gguf import as_gguf
     from tuneloop.models.names import resolve
     from tuneloop.models.template import load_template
 
     try:
-        return load_template(resolve(base)).decode
+        template = template_of(gguf_file(base)) if as_gguf(base) is not None else load_template(resolve(base))
     except (UserError, OSError, ValueError):
         return None
+    return template.decode
 
 
 def _served(each: _Opened, adapter: str, decode: Callable[[Sequence[int]], str] | None) -> ServedModel:
-    task = each.target.task
-    registered = registered_name(each.source)
+    task = each.task
     return ServedModel(
-        each.name, adapter, release=_release(each.source) if registered else "",
-        labels=tuple(task.labels or ()) if task is not None and each.target.scores_labels else (),
+        each.name, adapter, release=_release(each.source) if registered_name(each.source) else "",
+        labels=tuple(task.labels or ()) if task is not None and each.chooses else (),
         max_new_tokens=task.max_new_tokens if task else None, read=prompt_of(task) if task else None,
         source=each.source, decode=decode,
     )  # fmt: skip
@@ -180,22 +204,39 @@ def deployment_of(config: ServeConfig) -> Deployment:
         UserError: something is missing, or the adapters stand on different base models.
     """
     from tuneloop.inference.engines.local import LocalEngine
+    from tuneloop.inference.targets.gguf import as_gguf
 
+    if config.engine not in ("auto", "tuneloop", "llama.cpp"):
+        raise UserError(
+            f"No such engine {config.engine!r:.80}", where="engine", next_step="choose auto, tuneloop or llama.cpp"
+        )
+    named = config.base or next(iter(config.adapters.values()))
+    if config.engine == "llama.cpp" or (config.engine == "auto" and as_gguf(local_name(named)) is not None):
+        return _llamacpp(config, local_name(named))
     opened_ = [_open(name, source) for name, source in config.adapters.items()]
-    bases = list(dict.fromkeys(each.local.base for each in opened_))
-    base = config.base or (bases[0] if bases else "")
-    strangers = [each for each in opened_ if each.local.base != base]
+    base = config.base or opened_[0].base
+    strangers = [each for each in opened_ if each.base != base]
     if strangers:
         raise UserError(
-            f"{strangers[0].name} stands on {strangers[0].local.base}, and the others on {base}",
+            f"{strangers[0].name} stands on {strangers[0].base}, and the others on {base}",
             where="adapters", next_step="start a server for each base model",
         )  # fmt: skip
-    if config.engine not in ("auto", "tuneloop"):
-        raise UserError(f"No such engine {config.engine!r:.80}", where="engine", next_step="choose auto or tuneloop")
     whole = next((each for each in opened_ if each.loaded is None), None)
-    template = whole.target.task.chat_template if whole and whole.target.task else ""
     adapters = [each.loaded for each in opened_ if each.loaded is not None]
-    return Deployment(LocalEngine(Served(base, template), adapters, slots=config.slots), opened_, base)
+    engine = LocalEngine(Served(base, whole.template if whole else ""), adapters, slots=config.slots)
+    return Deployment(engine, opened_, base)
+
+
+def _llamacpp(config: ServeConfig, base: str) -> Deployment:
+    """llama.cpp with a GGUF file as the base and LoRA files on it."""
+    from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
+
+    opened_ = [_open_gguf(name, source, base) for name, source in config.adapters.items()]
+    whole = next((each for each in opened_ if each.loaded is None), None)
+    template = whole.template if whole else ""
+    adapters = [each.loaded for each in opened_ if each.loaded is not None]
+    settings = LlamaCppSettings(slots=config.slots, context=config.context, log=Path(config.folder) / "llamacpp.log")
+    return Deployment(LlamaCppEngine(Served(base, template), adapters, settings), opened_, base)
 
 
 def prompt_of(task: TaskSpec) -> ReadPrompt:

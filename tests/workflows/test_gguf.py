@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.inference.llamacpp import installed
@@ -20,6 +22,7 @@ from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 from tuneloop.workflows.export import WeightsWanted, export_run
 from tuneloop.workflows.measure_artifact import acceptable
 from tuneloop.workflows.predict import predict
+from tuneloop.workflows.registry import evaluation_place
 
 MakeTuned = Callable[..., Path]
 
@@ -116,3 +119,25 @@ def test_a_file_is_good_enough_if_it_lost_little_and_is_not_surely_worse(
         name="q", dataset="d", split="test", n=9, primary="accuracy", metrics={}, comparisons=[pair]
     )
     assert acceptable(excerpt, 0.01) is good
+
+
+def test_the_gate_judges_the_artifact_and_not_only_its_run(make_tuned: MakeTuned, tmp_path: Path) -> None:
+    run = make_tuned(tickets(120), name="run")
+    shutil.move(run, tmp_path / "runs" / "run")
+    run = tmp_path / "runs" / "run"
+    evaluate_target(EvalTarget(target=str(run)))
+    folder = export_run(run, "gguf", weights=WeightsWanted("q8_0")).folder
+    place = Path(evaluation_place(str(folder)))
+    assert place.resolve() == run / "evals" / folder.name
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("name: strict\nmetrics: [{metric: accuracy, at_least: 0.999}]\n")
+    assert main(["gate", str(folder), "--against", str(run), "--suite", str(suite), "-q"]) in (1, 3)
+    assert (place / "gate.json").is_file() and not (run / "gate.json").is_file()
+    with pytest.raises(UserError, match="The gate"):
+        export_run(run, "gguf", weights=WeightsWanted("q8_0"))
+    forced = export_run(run, "gguf", weights=WeightsWanted("q8_0"), force=True)
+    assert forced.manifest["gate"]["forced"] and forced.manifest["gate"]["suite"]["name"] == "strict"
+    assert forced.manifest["measured"] and "overruled with" in (folder / "README.md").read_text()
+    assert export_run(run, "gguf", weights=WeightsWanted("f16", measure=0)).manifest["gate"]["status"] == "none"
+    with pytest.raises(UserError, match="This artifact was not measured"):
+        evaluation_place(str(next(Path("artifacts").glob("*f16*"))))

@@ -8,6 +8,7 @@ from tuneloop.records.evaluation import Comparison, Metrics, SuiteName
 from tuneloop.records.record import Part, Record
 
 ARTIFACT = "artifact.json"
+EVALS = "evals"  # folder of a run: an artifact's own evaluation is in it under the artifact's id
 SIGNATURE = "artifact.sig"  # of all files, where the artifact was signed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.llamacpp import installed, need_llamacpp
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import trained_folder
-from tuneloop.records.artifact import SIGNATURE, ArtifactManifest
-from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest
+from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.options import WeightsWanted
@@ -26,7 +27,7 @@ from tuneloop.workflows.task import task_of_run
 if TYPE_CHECKING:
     import numpy as np
 
-    from tuneloop.release.export import Artifact, Measure, Measured, Origin
+    from tuneloop.release.export import Artifact, Form, Measure, Measured, Origin
     from tuneloop.release.gguf_artifact import GgufSettings
     from tuneloop.workflows.recipe import Recipe
 
@@ -87,6 +88,7 @@ def export_run(
         artifact = _smallest(origin, weights, out, measure, progress, say)
     else:
         artifact = export(origin, form, out, gguf=gguf, measure=measure, progress=progress)
+    artifact = _judged_itself(artifact, origin, form, gguf, force, progress)
     _tell(artifact, say)
     if key is not None:
         sign(artifact.folder, key)
@@ -109,6 +111,26 @@ def _measure(job: RunContext, form: str, weights: WeightsWanted, say: Callable[[
         return measure_artifact(asked, file, file.stem.rpartition("-")[2], id_)
 
     return measured
+
+
+def _judged_itself(
+    artifact: Artifact, origin: Origin, form: Form, gguf: GgufSettings | None, force: bool, progress: Progress
+) -> Artifact:
+    """The artifact with what the gate said of its own figures, where it was asked about them: then that counts and not the run's.
+
+    Raises:
+        UserError: it is not green, and `force` is not given.
+    """
+    from tuneloop.evaluate.gate import release
+    from tuneloop.release.export import export
+
+    own = origin.run / EVALS / str(artifact.manifest["id"])
+    if not (own / GateResult.file).is_file():
+        return artifact
+    gate = release(own, force=force)
+    if plain(gate) == artifact.manifest["gate"] or gguf is None:
+        return artifact
+    return export(replace(origin, gate=gate), form, artifact.folder, gguf=gguf, progress=progress)
 
 
 def _check_automatic(form: str, weights: WeightsWanted, measure: Measure | None) -> None:

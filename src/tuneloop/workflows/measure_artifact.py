@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, sha256_file
-from tuneloop.records.artifact import ArtifactCost, EvaluationExcerpt, SameAnswers
+from tuneloop.records.artifact import EVALS, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.evaluate import attach_trained
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tuneloop.release.export import Measured
 
 RUN = "run"  # name of the run in comparisons
-KL_ROWS, KL_TOKENS = 16, 256  # rows whose distributions are compared, and tokens of each
+KL_ROWS, KL_TOKENS = 8, 256  # rows whose distributions are compared, and tokens of each
 SPEED_ROWS, SPEED_TOKENS = 5, 33  # prompts that are timed, and tokens written behind each
 
 
@@ -83,7 +83,7 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str) -> Measured:
     own = score(job, dataset, rows, answers)
     theirs = _of_run(job, dataset, rows)
     pairs = compare(RUN, theirs, name, own)
-    folder = job.folder / "evals" / id_
+    folder = job.folder / EVALS / id_
     key = content_hash([sha256_file(file), dataset.manifest.hash, [row.id for row in rows]])
     subject = Subject(job.recipe.model, dataset.id, "test", name, key)
     write_scored(
@@ -136,13 +136,13 @@ def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
 
     attach_trained(job)
     total, count = 0.0, 0
-    some = rows[:KL_ROWS]
+    some, head = rows[:KL_ROWS], job.model.head.float().t()
     for done, row in enumerate(some):
         job.progress("comparing distributions", done, len(some))
         ids = job.template.render(row.messages, row.tools).ids[:KL_TOKENS]
         with torch.inference_mode():
             hidden = job.model.hidden(torch.tensor([ids], device=job.model.device))[0].float()
-            ours = torch.log_softmax(hidden @ job.model.head.float().t(), -1).cpu()
+            ours = torch.log_softmax(hidden @ head, -1).cpu()
             theirs = torch.log_softmax(torch.from_numpy(target.llama.logits(ids).copy()), -1)[:, : ours.shape[1]]
             total += float((ours.exp() * (ours - theirs)).sum())
         count += len(ids)

@@ -11,8 +11,8 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.records.artifact import GateRecord
-from tuneloop.records.evaluation import EVALUATION
+from tuneloop.records.artifact import ARTIFACT, EVALS, GateRecord
+from tuneloop.records.evaluation import EVALUATION, GateResult
 from tuneloop.records.registry import RegisteredModel, RegisteredVersion
 from tuneloop.release import registry as models
 from tuneloop.release.verify import read_artifact
@@ -123,7 +123,9 @@ def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
     lineage = version.lineage
     run = run_folder_of(version)
     if run is not None:
-        return GateRecord.model_validate(release(run, force=force))
+        own = run / EVALS / lineage.artifact  # of the artifact itself, where it was measured and judged
+        judged = own if (own / GateResult.file).is_file() else run
+        return GateRecord.model_validate(release(judged, force=force))
     barred = lineage.gate not in ("pass", "none")
     if barred and not force:
         raise UserError(
@@ -177,12 +179,32 @@ def is_run(folder: Path, key: str) -> bool:
     return (folder / "run.json").is_file() and read_json(folder / "run.json").get("key") == key
 
 
-def evaluation_place(place: str) -> str:
-    """The folder with the evaluation of a registered version; any other place as it is.
+def evaluation_of_artifact(folder: Path) -> Path:
+    """Where an artifact's own evaluation is, which was made when it was exported: in its run's folder.
 
     Raises:
-        UserError: no such version, or neither its run's folder nor MLflow has the evaluation.
+        UserError: it was not measured, or its run is not at hand.
     """
+    manifest = read_artifact(folder)
+    for runs in (Path("runs"), folder.resolve().parent.parent / "runs"):
+        place = runs / manifest.run.id
+        if is_run(place, manifest.run.key) and (place / EVALS / manifest.id / EVALUATION).is_file():
+            return place / EVALS / manifest.id
+    raise UserError(
+        "This artifact has no evaluation of its own at hand" if manifest.measured else "This artifact was not measured",
+        where=str(folder),
+        next_step=f"it was made from run {manifest.run.id}: name the run, or evaluate the artifact and name that folder",
+    )
+
+
+def evaluation_place(place: str) -> str:
+    """The folder with the evaluation of a registered version or an artifact; any other place as it is.
+
+    Raises:
+        UserError: no such version, or neither its run's folder nor MLflow has the evaluation; an artifact without one.
+    """
+    if (Path(place) / ARTIFACT).is_file():
+        return str(evaluation_of_artifact(Path(place)))
     if registered_name(place) is None:
         return place
     registry = open_registry()

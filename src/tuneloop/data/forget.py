@@ -21,8 +21,10 @@ from tuneloop.data import language
 from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.dataset import dataset_hash, label_counts, read_rows, token_statistics
 from tuneloop.data.diff import dataset_folder, read_lines, split_files
+from tuneloop.data.formats import FormatGuess, with_whole_texts
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.process_record import LANGUAGES_EVERY, asked_text
+from tuneloop.data.sources.read import read_records
 from tuneloop.data.split import SPLITS
 from tuneloop.data.subject_match import NO_TEXT, Matcher
 from tuneloop.records.dataset import (
@@ -160,9 +162,6 @@ def find_rows(dataset: Path | str, match: Matcher) -> Found:
 def _in_sources(manifest: DatasetManifest, match: Matcher) -> Iterator[tuple[Origin, str]]:
     """Records of the sources that match, streamed answers put together. A source that has changed is left out: its lines are
     others now."""
-    from tuneloop.data.formats import FormatGuess, with_whole_texts
-    from tuneloop.data.sources.read import read_records
-
     form = manifest.format
     guess = FormatGuess(form.name if form else "", dict(form.columns) if form else {}, "")
     for about in manifest.sources:

@@ -16,6 +16,8 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, write_json
 from tuneloop.core.progress import Progress
+from tuneloop.data.sources.read import find_files
+from tuneloop.models.names import PACKAGED, is_local
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows.prepare import prepare_stage
 from tuneloop.workflows.recipe import Recipe
@@ -32,8 +34,6 @@ def advice_folder(recipe: Recipe, out: str = "") -> Path:
 
 def stand_in(model: str) -> str:
     """The model that stands in for one whose files are not on this machine; "" where they are."""
-    from tuneloop.models.names import PACKAGED, is_local
-
     return "" if is_local(model) else PACKAGED
 
 
@@ -107,7 +107,6 @@ def _is_prepared(recipe: Recipe) -> bool:
 def hashes_of_sources(recipe: Recipe) -> list[str]:
     """SHA-256 of each file of a recipe's data, as a manifest's `sources` have it."""
     from tuneloop.data.dataset import sha256_of_source
-    from tuneloop.data.sources.read import find_files
 
     return [sha256_of_source(file.path) for file in find_files(recipe.data.sources, recipe.data.max_expansion)]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.progress import Progress, busy
+from tuneloop.models.methods import base_only
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import AnswerCost, BaselinesManifest, Subject
 from tuneloop.records.record import read_record, write_record
@@ -266,8 +267,6 @@ def _busy_before(costs: Mapping[str, AnswerCost]) -> float:
 
 
 def _ask_base(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Iterator[dict[str, SystemAnswers]]:
-    from tuneloop.models.methods import base_only
-
     wanted = job.recipe.baselines
     if wanted.zero_shot:
         with base_only(job.model.net):

@@ -15,6 +15,7 @@ from tuneloop.data.formats import Rejection
 from tuneloop.data.task import Prompt
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.models.methods import base_only
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 from tuneloop.workflows.predict import Asker, Options, Prediction, prediction_of
@@ -157,8 +158,6 @@ def _others(turns: Sequence[Message]) -> list[Message]:
 
 def _ask(asker: Asker, speaker: Speaker, prompt: Prompt, show: Callable[[str], None]) -> Prediction:
     """A model's answer to one prompt; an interrupt stops the writing, and what was said stays."""
-    from tuneloop.models.methods import base_only
-
     local = asker.target.local
     with base_only(local.model.net) if speaker.base and local else nullcontext():
         return _answered(asker, asker.request(prompt), show)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.files import read_jsonl
+from tuneloop.models.sharded import is_first
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.run_context import RunContext
 
@@ -51,7 +52,6 @@ def shared_out(recipe: Recipe) -> int | None:
 @contextmanager
 def leading(job: RunContext) -> Iterator[None]:
     """Where several processes share a run, the first does the job; the others take part in its training, say nothing, and end with it."""
-    from tuneloop.models.sharded import is_first
     from tuneloop.train.distributed import broadcast, joined, lost_the_first, receive
 
     with joined():

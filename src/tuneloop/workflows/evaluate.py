@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress
 from tuneloop.data.config import PrepareConfig
+from tuneloop.models.methods import base_only, method_of_folder
+from tuneloop.models.trained import load_trained, trained_folder
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import BaselinesManifest, Subject
 from tuneloop.records.record import read_record
@@ -117,8 +119,6 @@ def after_tuning(
 def base_model(job: RunContext) -> Iterator[Model]:
     """The model before training: the same weights with the adapter switched off, or loaded again where all were trained."""
     from tuneloop.models.load import load_model
-    from tuneloop.models.methods import base_only, method_of_folder
-    from tuneloop.models.trained import trained_folder
 
     method = method_of_folder(trained_folder(job.folder))
     if method is None or method.disabled is None:
@@ -148,8 +148,6 @@ def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluat
 
 def attach_trained(job: RunContext) -> None:
     """Put the run's result into the model, unless training has just left it there."""
-    from tuneloop.models.trained import load_trained
-
     if not job.tuned:
         load_trained(job.model, job.folder)
         job.tuned = True

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, sha256_file
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.data.config import PersonalConfig, PrepareConfig
+from tuneloop.data.sources.read import read_records
 from tuneloop.evaluate.options import EvalOptions
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind
@@ -18,7 +20,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.dataset import Counts, DatasetManifest, SplitFile, Splits
 from tuneloop.records.evaluation import BaselinesManifest, Subject
 from tuneloop.records.record import read_record
-from tuneloop.records.rows import Dataset, Message, Row
+from tuneloop.records.rows import Dataset, Message, Reject, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.workflows.baselines import majority_of
 from tuneloop.workflows.consistency import Ask, asked_prompts, consistency_part, is_drawn
@@ -183,8 +185,6 @@ def _base_of(question: EvalTarget) -> str:
 
 def _rows_of(job: RunContext, question: EvalTarget) -> tuple[Dataset, str]:
     """The data set with the rows to evaluate as its test split, and the name of where they are from."""
-    from tuneloop.data.config import PrepareConfig
-
     own = question.kind == "run" and not question.dataset
     known = dataset_of(job, own, question.dataset) if own or question.dataset else None
     if not question.data:
@@ -198,8 +198,6 @@ def _rows_of(job: RunContext, question: EvalTarget) -> tuple[Dataset, str]:
 
 def _personal(recipe: Recipe, question: EvalTarget, known: Dataset | None) -> PersonalConfig:
     """What happens to personal data in files: what the settings say, else what was done to the data set."""
-    from tuneloop.data.config import PersonalConfig
-
     if known is None or any(setting.startswith("data.personal") for setting in question.settings):
         return recipe.data.personal
     return PersonalConfig.model_validate(known.manifest.config.get("personal", {}))
@@ -359,12 +357,10 @@ def _predicted(
 ) -> tuple[SystemAnswers, list[dict[str, str]], list[str]]:
     """Answers from a file, rows without one and ids without a row, and what a reader has to know of them."""
     from tuneloop.data.load_eval_file import IDS
-    from tuneloop.data.sources.read import read_records
     from tuneloop.evaluate.metrics.code import problem_of
     from tuneloop.evaluate.predictions import answers_from
     from tuneloop.inference.request import Request
     from tuneloop.inference.targets import open_target
-    from tuneloop.records.rows import Reject
     from tuneloop.workflows.systems import SystemAnswers
 
     records = []

@@ -14,10 +14,14 @@ from tuneloop.core.files import content_hash, lock_folder, write_json, write_yam
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.inference.targets import open_local
 from tuneloop.models.methods import USUAL
+from tuneloop.models.names import resolve
+from tuneloop.records.artifact import ARTIFACT
+from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.merge import MergeRecord, MergeSource
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RUN, RunManifest
+from tuneloop.workflows.recipe import make_recipe
 from tuneloop.workflows.registry import local_name
 from tuneloop.workflows.run_context import RunContext, done_record, load_run_recipe
 
@@ -54,7 +58,6 @@ class Expert:
     def dataset(self) -> Dataset | None:
         """The rows that it was trained for, with their splits; None where they are not at hand."""
         from tuneloop.data.dataset import load_dataset
-        from tuneloop.records.dataset import MANIFEST
 
         if self.run is None or self.recipe is None:
             return None
@@ -78,7 +81,6 @@ def open_experts(names: Sequence[str], base: str = "", *, say: Say = lambda line
 def _open_expert(name: str, base: str, say: Say) -> Expert:
     from tuneloop.combine.adapters import ALONE, open_adapter
     from tuneloop.models.load import fingerprint
-    from tuneloop.models.names import resolve
 
     target = open_local(local_name(name, say=say), base=base)
     if target.trained is None:
@@ -92,7 +94,6 @@ def _open_expert(name: str, base: str, say: Say) -> Expert:
 
 
 def _run_folder(name: str, run: Path | None, say: Say) -> Path | None:
-    from tuneloop.records.artifact import ARTIFACT
     from tuneloop.workflows.reproduce import run_of
 
     if run is not None:
@@ -134,7 +135,6 @@ def merge_runs(
     """
     from tuneloop.combine.adapters import check_together
     from tuneloop.combine.merge import base_shapes, merge_adapters
-    from tuneloop.models.names import resolve
 
     check_together([one.adapter for one in experts])
     key = merge_key(experts, settings)
@@ -204,7 +204,6 @@ def _write_run(
     experts: Sequence[Expert], merged: MergedAdapter, key: str, out: Path, progress: Progress, say: Say
 ) -> None:
     """`config.yaml`, the rows, the task, and `run.json` last."""
-    from tuneloop.workflows.recipe import make_recipe
     from tuneloop.workflows.task import write_task
 
     dataset, sources = _rows_of(experts, out, progress, say)

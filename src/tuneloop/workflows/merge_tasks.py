@@ -14,6 +14,8 @@ from tuneloop.combine.options import AUTO, JudgeOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.models.methods import base_only
+from tuneloop.models.names import resolve
 from tuneloop.records.merge import MergeRecord, SearchedMerge, TaskDeployment, TaskResult, TaskRoute
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RUN
@@ -75,7 +77,6 @@ class Judge:
         """
         from tuneloop.combine.gains import Score
         from tuneloop.evaluate.metrics import lower_is_better
-        from tuneloop.models.methods import base_only
         from tuneloop.models.trained import load_trained
         from tuneloop.workflows.scoring import score
         from tuneloop.workflows.systems import ask
@@ -237,7 +238,6 @@ def _judged(
 
 def _merged(experts: Sequence[Expert], settings: MergeSettings, out: Path, progress: Progress) -> Path:
     from tuneloop.combine.merge import base_shapes, merge_adapters
-    from tuneloop.models.names import resolve
 
     base = (experts[0].base, base_shapes(resolve(experts[0].base)))
     return merge_adapters([one.adapter for one in experts], settings, base, out, progress=progress).folder

@@ -14,6 +14,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, busy
 from tuneloop.core.units import counted, usd_words
 from tuneloop.models.shape import ModelShape
+from tuneloop.models.sharded import processes
 from tuneloop.plan.estimate import Machine, Sizes, Work, device_of, estimate, sizes_on_gpu
 from tuneloop.plan.ledger import corrected, read_ledger, usual_speed
 from tuneloop.records.evaluation import BaselinesManifest
@@ -203,8 +204,6 @@ def make_plan(
 
 def _machine(job: RunContext, resident: float, speed: float) -> Machine:
     """Where the run is computed; see `Machine`."""
-    from tuneloop.models.sharded import processes
-
     gpus = device.names()
     return Machine(
         name=gpus[0] if gpus else f"cpu: {machine.processor()}, {machine.cores()} cores",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.progress import Progress, busy
+from tuneloop.models.names import resolve
+from tuneloop.records.dataset import MANIFEST, read_manifest
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext, find_done
@@ -49,8 +51,6 @@ def measure_of(dataset: str, model: str) -> Callable[[Row], TokenCount] | None:
         UserError: the named model is not there, or has another tokenizer or template than the rows were measured with.
     """
     from tuneloop.models.load import fingerprint, load_tokenizer
-    from tuneloop.models.names import resolve
-    from tuneloop.records.dataset import MANIFEST, read_manifest
 
     manifest = read_manifest(dataset) if (Path(dataset) / MANIFEST).is_file() else None
     if manifest is None or not manifest.model:

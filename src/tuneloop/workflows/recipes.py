@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import nearest_path
+from tuneloop.core.files import nearest_path, write_text
 from tuneloop.data.config import PrepareConfig
+from tuneloop.models.names import SHORT_NAMES
 from tuneloop.models.shape import target_modules
-from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.recipe import Recipe, load_recipe, make_recipe
 
 if TYPE_CHECKING:
     from tuneloop.data.formats import FormatGuess
@@ -23,8 +24,6 @@ def recipe_for_sources(places: list[str], settings: list[str], *, name: str = ""
 
     Settings may leave out the `data.` of the prepare stage's keys: `split.test=0.2`.
     """
-    from tuneloop.workflows.recipe import load_recipe, make_recipe
-
     if not places:
         raise UserError("No source given", next_step="tuneloop prepare FILE")
     own = set(PrepareConfig.model_fields)
@@ -49,8 +48,6 @@ def name_of(source: str) -> str:
 
 def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "") -> Recipe:
     """A recipe from a recipe file, a prepared data set's folder, a file of examples, or a run's folder: its data set, model and training."""
-    from tuneloop.workflows.recipe import load_recipe, make_recipe
-
     settings = settings + ([f"output_dir={out}"] if out else [])
     run = Path(source)
     if not (run / "config.yaml").is_file() or not (run / "dataset" / "dataset.json").is_file():
@@ -70,8 +67,6 @@ def refuse_missing_source(source: str) -> None:
         UserError: it is none; the nearest name is suggested.
     """
     import glob
-
-    from tuneloop.models.names import SHORT_NAMES
 
     if source != "-" and not os.path.exists(os.path.expanduser(source)) and not glob.glob(source):
         step = f"a model is named by --model {source}" if source in SHORT_NAMES else nearest_path(source)
@@ -111,7 +106,6 @@ def write_starter(source: str, out: str, settings: Sequence[str] = ()) -> tuple[
     Raises:
         UserError: no record can be read, no format fits, or `out` is there already.
     """
-    from tuneloop.core.files import write_text
     from tuneloop.data.formats import check_columns, detect
     from tuneloop.data.sources.read import read_records
     from tuneloop.records.rows import Reject

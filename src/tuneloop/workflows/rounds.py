@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tuneloop.core.progress import busy
+from tuneloop.models.methods import base_only
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.consistency import expected_consistency
 from tuneloop.workflows.run_context import RunContext
@@ -88,7 +89,6 @@ def ask_within(
         before: answers that are there already; they cost nothing, and rounds go on behind them.
     """
     from tuneloop.evaluate.evaluate import sample_order, sample_rows
-    from tuneloop.models.methods import base_only
 
     config, wanted, seed = job.recipe.evaluate, job.recipe.baselines, job.recipe.seed
     every = sample_rows(dataset.test, None, seed=seed)

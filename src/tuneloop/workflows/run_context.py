@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import default_dtype, is_out_of_memory, needs_scaling, release_memory
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, read_yaml
+from tuneloop.core.files import content_hash, read_json, read_yaml, sha256_file
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.methods import method_named
+from tuneloop.models.names import resolve
+from tuneloop.models.sharded import processes
+from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.record import R, read_record
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from tuneloop.models.load import Model
@@ -56,7 +59,6 @@ class RunContext:
     def fingerprint(self) -> str:
         """Identity of the base model."""
         from tuneloop.models.load import fingerprint
-        from tuneloop.models.names import resolve
 
         with busy(self.progress, "opening the model"):  # unpacked the first time
             return fingerprint(resolve(self.recipe.model))
@@ -74,7 +76,6 @@ class RunContext:
     def training_model(self) -> Model:
         """The base model as it is trained: the same, but where several processes share a run, one of its own that they divide."""
         from tuneloop.models.load import load_model, use_threads
-        from tuneloop.models.sharded import processes
 
         if processes() == 1:
             return self.model
@@ -121,8 +122,6 @@ class RunContext:
     @cached_property
     def context(self) -> int:
         """Most tokens of a row that the base model was made for."""
-        from tuneloop.models.names import resolve
-
         return int(read_json(resolve(self.recipe.model) / "config.json").get("max_position_embeddings") or 2**31)
 
     def mixed(self, rows: Sequence[Row]) -> list[bool]:
@@ -134,9 +133,7 @@ class RunContext:
 
 def default_folder(recipe: Recipe) -> Path:
     """`runs/NAME-HASH`: another recipe or other data make another folder, the same ones find theirs again."""
-    from tuneloop.core.files import sha256_file
     from tuneloop.data.sources.read import find_files
-    from tuneloop.records.dataset import MANIFEST
 
     parts: list[Any] = [identity(recipe)]
     # A folder of sources leaves prepared data sets out; one that is named itself is its manifest, which holds the hashes of its splits.
@@ -211,8 +208,6 @@ def training_began(job: RunContext) -> bool:
 
 def load_run_recipe(folder: Path, settings: list[str]) -> Recipe:
     """The recipe that a run was made with."""
-    from tuneloop.workflows.recipe import load_recipe
-
     return load_recipe(folder / "config.yaml", settings)
 
 

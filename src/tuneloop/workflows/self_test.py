@@ -19,12 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tuneloop.core import device
+from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.methods import SHIPPED, USUAL, method_named
-from tuneloop.plan.gpus import measured_file
+from tuneloop.models.names import resolve
+from tuneloop.plan.gpus import find_gpu, measured_file
 
 if TYPE_CHECKING:
     from tuneloop.models.load import Model
@@ -105,8 +106,6 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 
 
 def _card(kind: str) -> str:
-    from tuneloop.core import machine
-
     names = device.names()
     return names[0] if names else f"cpu: {machine.processor()}, {machine.cores()} cores"
 
@@ -124,7 +123,6 @@ def _small_llama(folder: Path) -> Path:
     from safetensors.torch import save_file
 
     from tuneloop.models.load import skeleton
-    from tuneloop.models.names import resolve
 
     source = resolve("smollm2-135m")
     folder.mkdir(parents=True)
@@ -351,8 +349,6 @@ def _best(action: Callable[[], Any]) -> float:
 
 def _speed_checks(kind: str, speeds: dict[str, float]) -> list[Check]:
     """The speeds next to what the planner's table says of the card."""
-    from tuneloop.plan.gpus import find_gpu
-
     try:
         card = find_gpu(_card(kind), measured=False)
     except UserError as error:

@@ -22,6 +22,7 @@ from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.sweep import SweepManifest, Trial
+from tuneloop.workflows.prepare import prepare_stage, refuse_errors
 from tuneloop.workflows.recipe import ALIASES, Recipe, make_recipe
 from tuneloop.workflows.run import run
 from tuneloop.workflows.run_context import RunContext
@@ -160,8 +161,6 @@ def words(settings: Mapping[str, Any]) -> str:
 
 def _shared_data(recipe: Recipe, out: Path, progress: Progress, say: Say) -> tuple[Path, str]:
     """The data set that all trials read, and its id."""
-    from tuneloop.workflows.prepare import prepare_stage, refuse_errors
-
     job = RunContext(recipe, out, progress, say)
     with busy(progress, "preparing the data"):
         dataset = prepare_stage(job)

@@ -34,6 +34,7 @@ from tuneloop.evaluate.forgetting import (
     tasks_before_and_after,
 )
 from tuneloop.evaluate.lm_eval import TaskScores, harness_missing, run_tasks
+from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
 from tuneloop.evaluate.metrics.multilabel import label_lists
 from tuneloop.evaluate.prompt import prompt_turns
 from tuneloop.inference.batches import shared_length
@@ -201,8 +202,6 @@ def nearest_few_shot(
 
     Where the context holds fewer, a row's farthest examples are left out.
     """
-    from tuneloop.evaluate.metrics.embedding import EMBEDDER, embedder
-
     candidates = [row for row in dataset.train if row.shows_the_task]
     embed = embedder()
     chosen = nearest_examples(candidates, rows, k, embed=embed)

@@ -11,6 +11,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.inference.targets import Target, open_local, open_target
 from tuneloop.inference.targets.gguf import GgufTarget
 from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.models.names import is_local, resolve
 from tuneloop.workflows.registry import local_name
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ class TaskTarget:
         Raises:
             UserError: nothing of that name is here or on the hub.
         """
-        from tuneloop.models.names import is_local, resolve
-
         if self.local is not None and self.task is None and not is_local(self.local.base):
             resolve(self.local.base)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
 from tuneloop.data.task import TaskSpec, read_task, task_spec
+from tuneloop.models.template import plain_source
 from tuneloop.models.trained import OWN, trained_folder
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
@@ -15,7 +16,6 @@ from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_reci
 
 def task_of(job: RunContext, dataset: Dataset) -> TaskSpec:
     """What a data set teaches under a recipe."""
-    from tuneloop.models.template import plain_source
     from tuneloop.workflows.systems import longest_answer, uses_choice
 
     config, rows = job.recipe.evaluate, list(dataset.train)

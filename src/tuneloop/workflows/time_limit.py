@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.files import content_hash, write_yaml
+from tuneloop.core.machine import cores
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import Plan
 from tuneloop.records.record import read_record, write_record
@@ -20,7 +21,7 @@ from tuneloop.records.run import FullRun, RunManifest, TimeChoices
 from tuneloop.workflows.baselines import expected_evaluation, measured_before
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.rounds import TUNED, Answered, ask_tuned_within, ask_within
-from tuneloop.workflows.run_context import RunContext, done_record, identity
+from tuneloop.workflows.run_context import RunContext, dataset_of, done_record, identity
 
 if TYPE_CHECKING:
     from tuneloop.workflows.systems import SystemAnswers
@@ -187,8 +188,6 @@ def _how_it_is() -> str:
     """`busy` where more processes than processors have been at work here, else `slow`."""
     import os
 
-    from tuneloop.core.machine import cores
-
     try:
         return "busy" if os.getloadavg()[0] > cores() + 1 else "slow"
     except OSError:  # not told on this system
@@ -199,7 +198,6 @@ def _full_run(job: RunContext, found: TimeChoices) -> FullRun | None:
     """Minutes and extent of the same run without a limit, from what this one took; None where nothing was left out."""
     from tuneloop.train.rows import tokens_of
     from tuneloop.workflows.plan import run_plan
-    from tuneloop.workflows.run_context import dataset_of
 
     run, plan = read_record(RunManifest, job.folder), read_record(Plan, job.folder)
     dataset = dataset_of(job, True, "")

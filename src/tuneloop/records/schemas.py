@@ -38,6 +38,8 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "sample": ("evaluation", "Sample", "a line of `samples.jsonl`, beside `eval.json`"),
     "baselines": ("evaluation", "BaselinesManifest", "`RUN/baselines/baselines.json`"),
     "gate": ("evaluation", "GateResult", "`RUN/gate.json`"),
+    "review": ("review", "Review", "`REVIEW/review.json`"),
+    "review-item": ("review", "ReviewItem", "a line of `REVIEW/items.jsonl`"),
     "artifact": ("artifact", "ArtifactManifest", "`ARTIFACT/artifact.json`"),
     "deploy": ("hosting", "HostedDeployment", "`deploy.json`: a project for a host"),
     "lineage": ("registry", "Lineage", "the tags `tuneloop.*` of a registered version"),

@@ -13,15 +13,19 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from tuneloop.core.files import content_hash, lock_folder, sha256_file, write_jsonl
 from tuneloop.evaluate.metrics.overlap import token_f1
 from tuneloop.evaluate.results import read_evaluation
+from tuneloop.records import review as records
 from tuneloop.records.evaluation import Sample, split_place
+from tuneloop.records.record import read_lines, read_record, write_record
+from tuneloop.records.review import ReviewedSystem, ReviewItem, ReviewMode
 
-Mode = Literal["pairwise", "rating"]
+Mode = ReviewMode
+ITEMS = "items.jsonl"
 SHARE = 0.25  # of the rows that are reviewed: 25 of 100
 RANDOM_PART = 0.4  # of the sample
 DISAGREEMENTS = 0.6  # of the informative part
@@ -67,30 +71,6 @@ class System:
 
 
 @dataclass(frozen=True)
-class Item:
-    """One thing to judge: a prompt with the answer of one system, or of two.
-
-    Args:
-        id: of the item; tells nothing about the systems.
-        row: id of the row.
-        messages: the conversation before the answer.
-        references: accepted answers.
-        stratum: why it was drawn: `random`, `disagreement`, `uncertain`, `rest`.
-        group: the group of rows that it belongs to, however it was drawn.
-    """
-
-    id: str
-    row: str
-    systems: tuple[str, ...]
-    answers: tuple[str, ...]
-    messages: list[dict[str, Any]]
-    references: list[str]
-    label: Any
-    stratum: str
-    group: str
-
-
-@dataclass(frozen=True)
 class Review:
     """A review's folder, read: `review.json` (`manifest`), `items.jsonl` in the order in which they are shown, `votes.jsonl`.
 
@@ -100,9 +80,9 @@ class Review:
     folder: Path
     mode: Mode
     systems: list[str]
-    items: list[Item]
+    items: list[ReviewItem]
     populations: dict[str, dict[str, int]]
-    manifest: dict[str, Any] = field(repr=False)
+    manifest: records.Review = field(repr=False)
 
     @property
     def votes_path(self) -> Path:
@@ -185,8 +165,8 @@ def make_review(
     told = [[c.name, c.sha256] for c in systems]
     key = content_hash([mode, told, share, seed, 1])
     with lock_folder(out):
-        if (out / "review.json").is_file():
-            if read_json(out / "review.json").get("key") != key:
+        if (out / records.Review.file).is_file():
+            if read_record(records.Review, out).key != key:
                 raise UserError(
                     "This folder holds a review of other answers, or with other settings",
                     where=str(out),
@@ -194,18 +174,17 @@ def make_review(
                 )
             return load_review(out)
         items, populations = _draw(systems, mode, share, seed, conversations or {})
-        write_jsonl(out / "items.jsonl", items)
-        manifest = {
-            "version": 1,
-            "key": key,
-            "mode": mode,
-            "systems": [{"name": c.name, "place": c.place, "sha256": c.sha256} for c in systems],
-            "share": share,
-            "seed": seed,
-            "items": len(items),
-            "populations": populations,
-        }
-        write_json(out / "review.json", manifest)
+        write_jsonl(out / ITEMS, items)
+        manifest = records.Review(
+            key=key,
+            mode=mode,
+            systems=[ReviewedSystem(name=c.name, place=c.place, sha256=c.sha256) for c in systems],
+            share=share,
+            seed=seed,
+            items=len(items),
+            populations=populations,
+        )
+        write_record(out / records.Review.file, manifest)
     return load_review(out)
 
 
@@ -216,20 +195,11 @@ def load_review(folder: Path | str) -> Review:
         UserError: there is none, or it is damaged.
     """
     folder = Path(folder)
-    if not (folder / "review.json").is_file():
+    if not (folder / records.Review.file).is_file():
         raise UserError("No review there", where=str(folder), next_step="start one with `tuneloop review A B`")
-    manifest = read_json(folder / "review.json")
-    try:
-        items = [
-            Item(**{**record, "systems": tuple(record["systems"]), "answers": tuple(record["answers"])})
-            for record in read_jsonl(folder / "items.jsonl")
-        ]
-        names = [c["name"] for c in manifest["systems"]]
-        return Review(folder, manifest["mode"], names, items, manifest["populations"], manifest)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"The review is damaged or of another version ({error!r})", where=str(folder), next_step="start another one"
-        ) from None
+    manifest = read_record(records.Review, folder)
+    items = read_lines(ReviewItem, folder / ITEMS, records.Review.again)
+    return Review(folder, manifest.mode, [c.name for c in manifest.systems], items, manifest.populations, manifest)
 
 
 def _draw(
@@ -238,11 +208,11 @@ def _draw(
     share: float,
     seed: int,
     conversations: Mapping[str, list[dict[str, Any]]],
-) -> tuple[list[Item], dict[str, dict[str, int]]]:
+) -> tuple[list[ReviewItem], dict[str, dict[str, int]]]:
     size = 2 if mode == "pairwise" else 1
     sets = list(itertools.combinations(systems, size))
     rng = random.Random(seed)
-    items: list[Item] = []
+    items: list[ReviewItem] = []
     populations: dict[str, dict[str, int]] = {}
     for chosen in sets:
         rows = [row for row in chosen[0].samples if all(row in c.samples for c in chosen)]
@@ -276,10 +246,10 @@ def _item(
     stratum: str,
     group: str,
     conversations: Mapping[str, list[dict[str, Any]]],
-) -> Item:
+) -> ReviewItem:
     sample = systems[0].samples[row]
     messages = sample.messages or conversations.get(row) or [{"role": "user", "content": sample.prompt}]
-    return Item(
+    return ReviewItem(
         id=content_hash([row, [c.name for c in systems]])[:12],
         row=row,
         systems=tuple(c.name for c in systems),

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.evaluate.agreement import Duel, alpha_with_interval, ranking, stratified_mean
-from tuneloop.evaluate.review.items import SAME, Item, Review
+from tuneloop.evaluate.review.items import SAME, Review
 from tuneloop.evaluate.review.votes import Vote, read_votes, standing
 from tuneloop.records.evaluation import Estimate
+from tuneloop.records.review import ReviewItem
 
 Export = Literal["preference", "kto", "corrected"]
 Votes = Mapping[str, Sequence[Vote]]  # item id -> the votes that count
@@ -78,7 +79,7 @@ def _pairwise(review: Review, votes: Votes) -> dict[str, Any]:
         for item in items:
             shares = _shares(votes[item.id], names)
             duels.append(Duel((place[0], place[1]), shares, sizes[item.group] / reviewed[item.group]))
-    return {"pairs": pairs, "ranking": ranking(review.systems, duels, seed=int(review.manifest["seed"]))}
+    return {"pairs": pairs, "ranking": ranking(review.systems, duels, seed=review.manifest.seed)}
 
 
 def _shares(given: Sequence[Vote], names: Sequence[str]) -> tuple[float, float, float]:
@@ -86,7 +87,7 @@ def _shares(given: Sequence[Vote], names: Sequence[str]) -> tuple[float, float, 
     return first, second, 1 - first - second
 
 
-def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[Item], votes: Votes) -> dict[str, Any]:
+def _pair(names: Sequence[str], sizes: Mapping[str, int], items: Sequence[ReviewItem], votes: Votes) -> dict[str, Any]:
     """How b does against a: `win_rate` is b's, ties half; the verdict speaks of b, as everywhere."""
     a, b = names
     cast = [vote for item in items for vote in votes[item.id]]
@@ -233,11 +234,11 @@ def _correction(given: Sequence[Vote]) -> tuple[str | None, bool]:
     return next(text for text in reversed(texts) if counts[text] == most), len(counts) > 1
 
 
-def _meta(item: Item, given: Sequence[Vote]) -> dict[str, Any]:
+def _meta(item: ReviewItem, given: Sequence[Vote]) -> dict[str, Any]:
     return {"row": item.row, "reviewers": sorted({v.reviewer for v in given}), "stratum": item.stratum}
 
 
-def _voted(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[tuple[Item, Sequence[Vote]]]:
+def _voted(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[tuple[ReviewItem, Sequence[Vote]]]:
     for item in review.items:
         if given := votes.get(item.id):
             yield item, given
@@ -288,13 +289,13 @@ def _thumbs(review: Review, votes: Votes, left_out: Counter[str]) -> Iterable[di
             yield _thumb(item, corrected, True, given)
 
 
-def _thumb(item: Item, answer: str, good: bool, given: Sequence[Vote]) -> dict[str, Any]:
+def _thumb(item: ReviewItem, answer: str, good: bool, given: Sequence[Vote]) -> dict[str, Any]:
     turns = [*item.messages, {"role": "assistant", "content": answer}]
     return {"messages": turns, "thumb": "up" if good else "down", **_meta(item, given)}
 
 
 def _corrected(review: Review, votes: Votes, conflicts: list[str]) -> Iterable[dict[str, Any]]:
-    by_row: dict[str, list[Item]] = defaultdict(list)
+    by_row: dict[str, list[ReviewItem]] = defaultdict(list)
     for item in review.items:
         by_row[item.row].append(item)
     for row, items in by_row.items():

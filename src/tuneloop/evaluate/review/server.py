@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluate.review.items import Item, Review
+from tuneloop.evaluate.review.items import Review
 from tuneloop.evaluate.review.votes import Vote, append_vote, read_votes, standing
+from tuneloop.records.review import ReviewItem
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,7 +45,7 @@ class Ballot(BaseModel):
     seconds: float | None = Field(None, ge=0)
 
 
-def sides(item: Item, reviewer: str, seed: int) -> tuple[int, ...]:
+def sides(item: ReviewItem, reviewer: str, seed: int) -> tuple[int, ...]:
     """Places of the item's answers, left to right: shuffled for each item and reviewer, the same at each look."""
     if len(item.answers) < 2:
         return (0,)
@@ -65,7 +66,7 @@ def make_app(review: Review, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str,
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     items = {item.id: item for item in review.items}
-    seed = int(review.manifest["seed"])
+    seed = review.manifest.seed
     page = (files("tuneloop.evaluate.review") / "page.html").read_text(encoding="utf-8")
     app = FastAPI(title="tuneloop review", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
@@ -86,7 +87,7 @@ def make_app(review: Review, *, hosts: tuple[str, ...] = LOCAL, tags: tuple[str,
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
-    def item_of(key: str) -> Item:
+    def item_of(key: str) -> ReviewItem:
         if key not in items:
             raise HTTPException(404, "no such item")
         return items[key]

@@ -1,0 +1,65 @@
+"""What people are asked to judge: `review.json` and the lines of `items.jsonl`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import AliasChoices, Field
+
+from tuneloop.records.record import Part, Record
+from tuneloop.records.rows import Message
+
+ReviewMode = Literal["pairwise", "rating"]
+
+
+class ReviewedSystem(Part):
+    """A system: its name, where its answers are, and the SHA-256 of their file."""
+
+    name: str
+    place: str = ""
+    sha256: str = ""
+
+
+class Review(Record):
+    """`review.json`: what is reviewed, and how rows were drawn.
+
+    Args:
+        key: hash of everything that the draw depends on.
+        share: of the evaluation's rows; `seed`: of the draw and the order; `items`: how many were drawn.
+        populations: systems of an item, joined by a line break -> group -> rows in the evaluation.
+    """
+
+    title: ClassVar[str] = "a review"
+    file: ClassVar[str] = "review.json"
+    again: ClassVar[str] = "start another one"
+
+    key: str = ""
+    mode: ReviewMode
+    systems: list[ReviewedSystem] = Field(validation_alias=AliasChoices("systems", "contenders"))
+    share: float = 1.0
+    seed: int = 0
+    items: int = 0
+    populations: dict[str, dict[str, int]]
+
+
+class ReviewItem(Part):
+    """A line of `items.jsonl`: one thing to judge, a prompt with the answer of one system, or of two.
+
+    Args:
+        id: of the item; tells nothing about the systems.
+        row: id of the row.
+        messages: the conversation before the answer.
+        references: accepted answers.
+        stratum: why it was drawn: `random`, `disagreement`, `uncertain`, `rest`.
+        group: the group of rows that it belongs to, however it was drawn.
+    """
+
+    id: str
+    row: str
+    systems: tuple[str, ...] = Field(validation_alias=AliasChoices("systems", "contenders"))
+    answers: tuple[str, ...]
+    messages: list[Message]
+    references: list[str]
+    label: str | None = None
+    stratum: str
+    group: str

@@ -92,6 +92,7 @@ TESTED_IN = {
     "workflows/test_ab.py": "cli.ab",
     "workflows/test_collect.py": "cli.collect records.collected",
     "workflows/test_monitor.py": "cli.monitor records.monitoring",
+    "workflows/test_improve.py": "cli.improve improve.controller",
     "workflows/test_feedback.py": "cli.feedback",
     "workflows/test_chat.py": "cli.chat",
     "workflows/test_evaluations.py": "cli.endpoint cli.rows workflows.compare workflows.evaluate workflows.scoring",

@@ -71,6 +71,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "feedback": "Store, import, export and show what people say of answers.",
         "monitor": "Say whether production has changed, in which requests and words, and what to do.",
         "collect": "Turn requests with feedback into training data, and keep some users for the test.",
+        "improve": "Retrain when there is a reason, and let gate and experiment decide.",
         "ab": "Try a candidate on live traffic, and decide by what its users do.",
     },
     "Combine": {

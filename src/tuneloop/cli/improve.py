@@ -1,0 +1,42 @@
+"""`tuneloop improve`."""
+
+from __future__ import annotations
+
+import typer
+
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
+
+
+def command(
+    project: str = argument("PROJECT.yaml", "What is kept good, and how."),
+    approve: str = flag("", "STEP", "Approve a step that waits for a person."),
+    replay: bool = switch("Decide again what was decided, from the log; do nothing."),
+    *,
+    output: Output,
+) -> None:
+    """Retrain when there is a reason, and let gate and experiment decide: one pass, for cron.
+
+    Exit status 0: nothing to do, or promoted; 1: rolled back or refused; 3: waits.
+    """
+    from tuneloop.workflows import improve as work
+
+    found = work.load_project(project)
+    if replay:
+        checked = work.replay(found)
+        if output.json:
+            print_json({"events": checked, "same": all(one.follows for one in checked)})
+        else:
+            for one in checked:
+                print(f"{'follows' if one.follows else 'DIFFERS'}  {one.time[:16].replace('T', ' ')}  {one.what}")
+        raise typer.Exit(0 if all(one.follows for one in checked) else 1)
+    with screen(output.quiet, "improving") as shown:
+        done = work.improve(found, approve=approve, say=shown.say)
+    if output.json:
+        print_json(done)
+    else:
+        print(done.sentence)
+    waits = done.state in ("waiting", "needs approval")
+    good = done.state == "idle" or done.sentence.startswith("promoted")
+    raise typer.Exit(3 if waits else 0 if good else 1)

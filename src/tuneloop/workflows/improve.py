@@ -1,0 +1,263 @@
+"""`tuneloop improve`: one pass of the controller over a project: begin a cycle, do its next steps, end it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import build_config, lock_folder, plain, read_yaml
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.improve.controller import (
+    APPROVE,
+    END,
+    START,
+    STEP,
+    Cycle,
+    Facts,
+    ProjectConfig,
+    Triggers,
+    after,
+    champion_of,
+    command_of,
+    cycles_of,
+    reasons_to_begin,
+)
+from tuneloop.improve.experiment import time_of
+from tuneloop.improve.experiment_log import experiments_of
+from tuneloop.records.decision import Decision
+from tuneloop.serve.store import insert, opened, read_decisions, store_file
+from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
+from tuneloop.workflows.monitor import EVENT as MONITORED
+
+Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit status and what was printed
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass of the controller came to.
+
+    Args:
+        state: `idle`, `waiting`, `needs approval`, or `ended`.
+        sentence: what that means here.
+        cycle: its number; None where none goes on.
+        steps: that were done in this pass.
+    """
+
+    state: str
+    sentence: str
+    cycle: int | None
+    steps: list[str]
+
+
+def load_project(path: Path | str) -> ProjectConfig:
+    """Read a project's file.
+
+    Raises:
+        UserError: it is missing, no YAML, or a key is wrong.
+    """
+    return build_config(ProjectConfig, read_yaml(path, "project"), where=str(path))
+
+
+def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
+    """Run a tuneloop command in a process of its own; its log goes on to stderr."""
+    done = subprocess.run([sys.executable, "-m", "tuneloop", *words, "--json"], stdout=subprocess.PIPE, check=False)
+    try:
+        found = json.loads(done.stdout.decode("utf-8", "replace").strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        found = {}
+    return done.returncode, found if isinstance(found, dict) else {}
+
+
+def facts_of(store: sqlite3.Connection, cycles: Sequence[Cycle], now: str) -> Facts:
+    """What the triggers are decided from.
+
+    Args:
+        store: open.
+        cycles: so far.
+        now: the time.
+    """
+    first = store.execute("SELECT MIN(time) FROM requests").fetchone()[0] or now
+    since = cycles[-1].ended if cycles and cycles[-1].ended else first
+
+    def count(query: str, *values: str) -> int:
+        return int(store.execute(query, values).fetchone()[0])
+
+    marks = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
+    return Facts(
+        days=(time_of(now) - time_of(since)).total_seconds() / 86_400,
+        feedback=count("SELECT COUNT(DISTINCT COALESCE(request, conversation)) FROM feedback"),
+        corrections=count("SELECT COUNT(*) FROM feedback WHERE kind IN ('correction', 'label') AND time >= ?", since),
+        alarms=sum(bool(set(mark.data.get("alarms", ())) - {"latency", "cost"}) for mark in marks),
+    )
+
+
+def improve(
+    project: ProjectConfig, *, approve: str = "", command: Command = run_command, say: Say = lambda line: None
+) -> Pass:
+    """Go on as far as possible: begin a cycle where there is a reason, and do its steps until one has to wait.
+
+    Args:
+        project: from `load_project`.
+        approve: a step that a person approves now.
+        command: runs a step's command.
+        say: told before each step.
+
+    Raises:
+        UserError: there is no store, another controller is at work, a step failed (the next pass tries it again), or there
+            is nothing to approve.
+    """
+    place = store_file(project.store).parent
+    with opened(project.store) as store, lock_folder(place / "improve"):
+        log = _Log(store, project.name)
+        steps: list[str] = []
+        if approve:
+            log.approve(approve)
+        while True:
+            cycles = log.cycles()
+            if not cycles or cycles[-1].outcome:
+                if steps:  # one cycle a pass
+                    return Pass("ended", f"{cycles[-1].outcome}: {cycles[-1].why}", cycles[-1].number, steps)
+                begun = log.begin(project, cycles)
+                if begun is not None:
+                    return begun
+                continue
+            found = _go_on(log, cycles, place / "improve", command, say)
+            steps += [] if isinstance(found, Pass) else [found]
+            if isinstance(found, Pass):
+                return Pass(found.state, found.sentence, found.cycle, steps)
+
+
+@dataclass(frozen=True)
+class _Log:
+    """The events of a project in its store."""
+
+    store: sqlite3.Connection
+    name: str
+
+    def cycles(self) -> list[Cycle]:
+        return cycles_of(self.events())
+
+    def events(self) -> list[Decision]:
+        where = "kind LIKE 'improve.%' AND subject = ?"
+        return list(read_decisions(self.store, where=where, values=[self.name]))
+
+    def add(self, kind: str, key: str, data: Mapping[str, Any]) -> None:
+        key = f"{kind}:{self.name}:{key}"
+        event = Decision(id=uuid7(), time=utc_now(), kind=kind, subject=self.name, data=plain(dict(data)), key=key)
+        insert(self.store, [event])
+
+    def begin(self, project: ProjectConfig, cycles: Sequence[Cycle]) -> Pass | None:
+        """Begin a cycle; where there is no reason, say so."""
+        facts = facts_of(self.store, cycles, utc_now())
+        reasons = reasons_to_begin(project.triggers, facts)
+        if not reasons:
+            known = (
+                f"{facts.days:.0f} days, {facts.corrections:,} new corrections, {facts.alarms:,} windows with an alarm"
+            )
+            few = (
+                f"; {facts.feedback:,} requests have feedback"
+                if facts.feedback < project.triggers.least_feedback
+                else ""
+            )
+            return Pass("idle", f"Nothing to do: {known} since the last cycle{few}.", None, [])
+        number = len(cycles) + 1
+        data = {"cycle": number, "reasons": reasons, "facts": asdict(facts), "project": project.model_dump(mode="json")}
+        self.add(START, str(number), data)
+        return None
+
+    def approve(self, step: str) -> None:
+        cycles = self.cycles()
+        waits = bool(cycles) and not cycles[-1].outcome and cycles[-1].waits_for_approval
+        if not waits or cycles[-1].next_step != step:
+            wanted = f"only {cycles[-1].next_step} waits for it" if waits else "no step waits for it"
+            raise UserError(f"There is nothing to approve in {step!r:.40}", where="--approve", next_step=wanted)
+        self.add(APPROVE, f"{cycles[-1].number}:{step}", {"cycle": cycles[-1].number, "step": step})
+
+
+def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, say: Say) -> Pass | str:
+    """Do the next step of the last cycle; give its name, or why there is none."""
+    cycle = cycles[-1]
+    step = cycle.next_step
+    if cycle.waits_for_approval:
+        sentence = f"Cycle {cycle.number} waits for a person: tuneloop improve PROJECT.yaml --approve {step}"
+        return Pass("needs approval", sentence, cycle.number, [])
+    champion = champion_of(cycle.project, cycles, str(folder))
+    heldout = folder / str(cycle.number) / "collected" / "heldout.jsonl"
+    result: dict[str, Any]
+    if step == "gate" and not champion:
+        raise UserError("The gate needs the run in use", where="champion", next_step="champion: FOLDER in the project")
+    if step == "experiment" and cycle.experiment in experiments_of(read_decisions(log.store, where=EXPERIMENTS)):
+        status, result = 0, {"experiment": cycle.experiment}  # begun before the controller was killed
+    else:
+        words = command_of(cycle, step, folder=str(folder), champion=champion)
+        if step == "train" and step not in cycle.project.steps and heldout.is_file():
+            words.append(f"data.split.test={heldout}")  # users that are never trained on
+        say(f"{step:<10}tuneloop {' '.join(words)}")
+        status, result = command(words)
+    follows, outcome, why = after(step, status, result)
+    if follows == "failed":
+        told = result.get("error")
+        error = told if isinstance(told, dict) else {}
+        raise UserError(
+            f"The step {step} of cycle {cycle.number} failed: {error.get('what') or why}", where=str(error.get("where") or ""),
+            next_step=str(error.get("next") or "put it right; the same command then goes on here"),
+        )  # fmt: skip
+    if follows == "wait":
+        return Pass("waiting", f"Cycle {cycle.number}, {step}: {why}", cycle.number, [])
+    kept = {
+        name: result[name] for name in ("status", "outcome", "sentence", "path", "counts", "version") if name in result
+    }
+    data = {"cycle": cycle.number, "step": step, "status": status, "result": kept}
+    if follows == "end":  # one event: a controller that is killed here has either ended the cycle or not
+        log.add(END, str(cycle.number), {**data, "outcome": outcome, "why": why})
+    else:
+        log.add(STEP, f"{cycle.number}:{step}", data)
+    return step
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An event of the log, and whether it follows from those before it."""
+
+    time: str
+    what: str
+    follows: bool
+
+
+def replay(project: ProjectConfig) -> list[Checked]:
+    """Decide again what the controller decided: why cycles began, which step came next, and how they ended.
+
+    Raises:
+        UserError: there is no store.
+    """
+    found = []
+    with opened(project.store) as store:
+        events = _Log(store, project.name).events()
+    for at, event in enumerate(events):
+        cycles, data = cycles_of(events[:at]), event.data
+        last = cycles[-1] if cycles and not cycles[-1].outcome else None
+        if event.kind == START:
+            triggers = Triggers.model_validate(data["project"]["triggers"])
+            what = f"cycle {data['cycle']} began: {'; '.join(data['reasons'])}"
+            follows = last is None and reasons_to_begin(triggers, Facts(**data["facts"])) == data["reasons"]
+        elif event.kind == STEP:
+            what = f"{data['step']} was done"
+            follows = last is not None and last.next_step == data["step"] and not last.waits_for_approval
+        elif event.kind == END:
+            what = f"cycle {data['cycle']} ended: {data['outcome']}"
+            again = after(data["step"], data["status"], data["result"])
+            follows = (
+                last is not None and last.next_step == data["step"] and again == ("end", data["outcome"], data["why"])
+            )
+        else:
+            what, follows = f"{data['step']} was approved", last is not None and last.next_step == data["step"]
+        found.append(Checked(event.time, what, follows))
+    return found

@@ -1,0 +1,187 @@
+"""The controller: when a cycle begins, that it goes on after a kill, and how it ends."""
+
+import json
+
+import pytest
+from traffic import request, thumb
+
+from tuneloop.cli.main import main
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import lock_folder
+from tuneloop.core.ids import utc_now
+from tuneloop.improve.controller import Cycle, Facts, ProjectConfig, Triggers, command_of, cycles_of, reasons_to_begin
+from tuneloop.records.decision import Decision
+from tuneloop.serve.store import connect, insert, opened, read_decisions
+from tuneloop.workflows import improve as w
+
+STEPS = ["collect", "train", "gate", "export", "register", "experiment", "decide", "promote"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    connection = connect(tmp_path / "serve", create=True)
+    insert(connection, (request(i, 0) for i in range(60)))  # of March 2026: long ago, so the calendar is due
+    insert(connection, (thumb(i, 0, True) for i in range(60)))
+    connection.close()
+    return tmp_path / "serve"
+
+
+def project(store, **changes):
+    given = {"name": "queue", "store": str(store), "model": "m", "recipe": "r.yaml", "champion": "runs/old", "suite": "s.yaml",
+             "triggers": {"every_days": 1}}  # fmt: skip
+    return ProjectConfig.model_validate({**given, **changes})
+
+
+class Runner:
+    """Stands for the commands: each exits with 0 unless told otherwise."""
+
+    def __init__(self, **answers):
+        self.answers, self.ran = answers, []
+
+    def __call__(self, words):
+        step = next(step for step in STEPS if words[:2] == FIRST[step][:2] or words[:1] == FIRST[step][:1] != ["ab"])
+        self.ran.append(step)
+        found = self.answers.get(step, (0, {}))
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+FIRST = {"collect": ["collect"], "train": ["run"], "gate": ["gate"], "export": ["export"], "register": ["register"],
+         "experiment": ["ab", "start"], "decide": ["ab", "check"], "promote": ["promote"]}  # fmt: skip
+
+
+def test_a_good_candidate_goes_all_the_way(store):
+    runner = Runner(decide=(0, {"outcome": "promote", "sentence": "Promoted after 9 days"}))
+    done = w.improve(project(store), command=runner)
+    assert runner.ran == STEPS
+    assert (done.state, done.cycle) == ("ended", 1) and done.sentence.startswith("promoted")
+    assert all(one.follows for one in w.replay(project(store)))
+    assert w.improve(project(store), command=runner).state == "idle"  # a day has not passed
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome", "last"),
+    [
+        ({"gate": (1, {"status": "fail"})}, "refused by the gate", "gate"),
+        ({"gate": (3, {"status": "inconclusive"})}, "refused by the gate", "gate"),
+        ({"decide": (1, {"outcome": "roll back", "sentence": "Rolled back after 80 users"})}, "rolled back", "decide"),
+        ({"decide": (1, {"outcome": "futility", "sentence": "Ended"})}, "futility", "decide"),
+    ],
+)
+def test_a_bad_one_ends_the_cycle_and_nothing_is_promoted(store, answers, outcome, last):
+    runner = Runner(**answers)
+    done = w.improve(project(store), command=runner)
+    assert done.sentence.startswith(outcome) and runner.ran[-1] == last and "promote" not in runner.ran
+    assert all(one.follows for one in w.replay(project(store)))
+
+
+def test_an_open_experiment_waits_and_the_next_pass_goes_on_there(store):
+    runner = Runner(decide=(3, {"outcome": "continue", "sentence": "Goes on at 10%"}))
+    done = w.improve(project(store), command=runner)
+    assert (done.state, done.sentence) == ("waiting", "Cycle 1, decide: Goes on at 10%")
+    again = Runner()
+    assert w.improve(project(store), command=again).state == "ended" and again.ran == ["decide", "promote"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_controller_that_is_killed_goes_on_with_the_step_it_was_at(store, step):
+    runner = Runner(**{step: KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        w.improve(project(store), command=runner)
+    again = Runner()
+    assert w.improve(project(store), command=again).state == "ended"
+    assert again.ran == STEPS[STEPS.index(step) :]
+    assert all(one.follows for one in w.replay(project(store)))
+
+
+def test_a_step_that_fails_says_why_and_is_tried_again(store):
+    broken = {"error": {"what": "No such recipe", "where": "r.yaml", "next": "check the path"}}
+    with pytest.raises(UserError, match="train of cycle 1 failed: No such recipe"):
+        w.improve(project(store), command=Runner(train=(2, broken)))
+    again = Runner()
+    w.improve(project(store), command=again)
+    assert again.ran[0] == "train"
+
+
+def test_a_person_approves_first(store):
+    asks = project(store, approve=["promote"])
+    runner = Runner()
+    assert w.improve(asks, command=runner).state == "needs approval" and runner.ran[-1] == "decide"
+    assert w.improve(asks, command=runner).state == "needs approval"
+    with pytest.raises(UserError, match="nothing to approve"):
+        w.improve(asks, approve="train", command=runner)
+    assert w.improve(asks, approve="promote", command=runner).state == "ended" and runner.ran[-1] == "promote"
+    assert all(one.follows for one in w.replay(asks))
+
+
+def test_two_controllers_at_once_are_refused(store):
+    with lock_folder(store / "improve"), pytest.raises(UserError, match="working in this folder"):
+        w.improve(project(store), command=Runner())
+
+
+def test_the_gate_compares_with_the_run_that_was_promoted_last(store):
+    w.improve(project(store), command=Runner())
+    with opened(store) as connection:
+        insert(connection, (thumb(i, 0, True, id=f"c{i}", kind="label", value="x", time=utc_now()) for i in range(3)))
+    gates = []
+
+    class Listening(Runner):
+        def __call__(self, words):
+            gates.extend([words] if words[0] == "gate" else [])
+            return super().__call__(words)
+
+    w.improve(project(store, triggers={"corrections": 2}), command=Listening())
+    assert gates[0][gates[0].index("--against") + 1].endswith("improve/1/run")
+
+
+def test_a_replay_finds_what_does_not_follow(store):
+    w.improve(project(store), command=Runner(decide=(3, {})))
+    with opened(store) as connection:
+        data = {"cycle": 1, "step": "promote", "status": 0, "result": {}, "outcome": "promoted", "why": "so"}
+        insert(connection, [Decision(id="ffff", time=utc_now(), kind="improve.end", subject="queue", data=data)])
+    assert [one.follows for one in w.replay(project(store))][-1] is False
+
+
+@pytest.mark.parametrize(
+    ("facts", "number"),
+    [
+        (Facts(100, 500, 0, 0), 1), (Facts(1, 500, 200, 0), 1), (Facts(1, 500, 0, 1), 1), (Facts(100, 500, 300, 2), 3),
+        (Facts(1, 500, 199, 0), 0), (Facts(1000, 49, 999, 9), 0),
+    ],
+)  # fmt: skip
+def test_a_cycle_begins_for_reasons_and_never_without_feedback(facts, number):
+    assert len(reasons_to_begin(Triggers(), facts)) == number
+
+
+def test_a_command_of_ones_own_may_name_the_cycle(store):
+    own = project(store, steps={"train": ["run", "{recipe}", "train.epochs=1", "output_dir={cycle}/run"]})
+    w.improve(own, command=Runner(train=(3, {})))
+    with opened(store) as connection:
+        (cycle,) = cycles_of(read_decisions(connection, where="kind LIKE 'improve.%'"))
+    assert command_of(cycle, "train", folder="f", champion="")[-1] == "output_dir=f/1/run"
+    bad = project(store, steps={"train": ["run", "{nothing}"]})
+    with pytest.raises(UserError, match="Unknown name in braces"):
+        command_of(Cycle(1, bad, ()), "train", folder="f", champion="")
+
+
+def test_real_commands_run_in_processes_of_their_own(store, tmp_path, capfd):
+    file = tmp_path / "project.yaml"
+    file.write_text(json.dumps({"name": "queue", "store": str(store), "model": "m", "recipe": str(tmp_path / "no.yaml"),
+                                "triggers": {"every_days": 1}}))  # fmt: skip
+    assert main(["improve", str(file), "--json", "-q"]) == 2  # collected, then there is no recipe
+    assert (store / "improve" / "1" / "collected" / "sft.jsonl").is_file()
+    error = json.loads(capfd.readouterr().out)["error"]
+    assert error["what"].startswith("The step train of cycle 1 failed")
+    assert main(["improve", str(file), "--replay", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["same"] is True
+
+
+@pytest.mark.parametrize(
+    "change", [{"approve": ["dance"]}, {"steps": {"train": []}}, {"model": None}, {"triggers": {"x": 1}}]
+)
+def test_a_project_with_a_bad_key_is_refused(tmp_path, change):
+    file = tmp_path / "project.yaml"
+    file.write_text(json.dumps({"name": "q", "model": "m", "recipe": "r", **change}))
+    with pytest.raises(UserError):
+        w.load_project(file)

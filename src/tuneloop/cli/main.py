@@ -76,6 +76,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Combine": {
         "merge": "Merge adapters of one base into one adapter, in the folder of a run.",
+        "distill": "Train a small model on a larger one's answers, and say whether it was worth it.",
         "route": "Fit and measure a router that sends each request to a model.",
     },
     "Set up": {

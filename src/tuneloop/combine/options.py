@@ -1,4 +1,4 @@
-"""Options of `tuneloop merge` and `tuneloop route`."""
+"""Options of `tuneloop merge`, `route` and `distill`."""
 
 from __future__ import annotations
 
@@ -45,3 +45,12 @@ class RouteOptions:
     base: str = flag("", "MODEL", "The base model for --features hidden.")
     max_cost: float = flag(0.0, "X", "Most mean cost of an answer; 0: no limit.", least=0)
     rows: int = flag(600, "N", "Most rows of each task and split.", least=1)
+
+
+@dataclass(frozen=True)
+class DistilOptions:
+    """Who learns, and how it is judged."""
+
+    layers: int = flag(0, "N", "Make the student of the teacher: leave out layers until N are left.", least=0)
+    rows: int = flag(300, "N", "Most test rows that are asked.", least=1)
+    no_control: bool = switch("Don't train the same student on the rows' own answers, to compare with.")

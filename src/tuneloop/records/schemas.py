@@ -46,6 +46,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "registry-event": ("registry", "RegistryEvent", "a tag `tuneloop.history.*` of a registered model"),
     "reproduction": ("reproduction", "Reproduction", "`reproductions/ID/reproduction.json`"),
     "merge": ("merge", "MergeRecord", "`RUN/merge.json`: how adapters were merged"),
+    "distillation": ("distillation", "DistillationRecord", "`RUN/distillation.json`"),
     "router": ("router", "RouterRecord", "`ROUTER/router.json`"),
     "tasks": ("merge", "TaskDeployment", "`RUN/tasks.json`: which model answers which task"),
     "request": ("request", "StoredRequest", "a request that was served"),

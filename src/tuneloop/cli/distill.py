@@ -1,0 +1,48 @@
+"""`tuneloop distill`."""
+
+from __future__ import annotations
+
+import typer
+
+from tuneloop.cli.console import Settings, print_json, screen, split_arguments
+from tuneloop.cli.endpoint import EndpointOptions
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.combine.options import DistilOptions
+from tuneloop.core.flag import flag
+
+
+def command(
+    teacher: str = argument("TEACHER", "Who answers: a run, a model, a GGUF file or an endpoint's URL."),
+    student: str = argument("[STUDENT]", "The smaller model that learns; or give --layers.", ""),
+    settings: Settings = None,
+    dataset: str = flag(..., "DATASET", "Prepared data set whose training prompts the teacher answers.", "-d"),
+    out: str = flag(..., "RUN", "Folder of the student's run.", "-o"),
+    model: str = flag("", "NAME", "The teacher, as its endpoint names it.", "-m"),
+    *,
+    options: DistilOptions,
+    connection: EndpointOptions,
+    output: Output,
+) -> None:
+    """Train a small model on a larger one's answers, and say whether it was worth it.
+
+    Settings of the student's recipe may follow: train.epochs=3. The same student trained on the rows' own answers is the
+    control. The teacher's answers are kept: the same command goes on where it was cut short.
+    """
+    from pathlib import Path
+
+    from tuneloop.workflows.distil import DistilInput, distil
+
+    places, settings = split_arguments([student, *(settings or [])])
+    places = [place for place in places if place]
+    if len(places) > 1:
+        raise typer.BadParameter(f"{places[1]} is one student too many")
+    if teacher.startswith(("http://", "https://")) and not model:
+        raise typer.BadParameter("An endpoint's URL and --model NAME go together")
+    endpoint = (lambda url: connection.endpoint(url, model)) if model else None
+    given = DistilInput(teacher, places[0] if places else "", dataset, settings, endpoint)
+    with screen(output.quiet, "distilling") as shown:
+        record = distil(given, Path(out), options, progress=shown.progress, say=shown.say)
+    if output.json:
+        print_json({"path": out, **record.to_json()})
+    else:
+        print("\n".join([*record.words, out]))

@@ -1,0 +1,101 @@
+"""A smaller model made of a larger one: the run of layers goes that changes its states least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_bytes, write_json
+from tuneloop.records.distillation import PrunedStudent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tuneloop.models.load import Model
+
+
+def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) -> PrunedStudent:
+    """Which consecutive layers to leave out so that `layers` are left.
+
+    Those before and after which the states of the last token differ least in angle (Gromov et al. 2024, arXiv 2403.17887,
+    equations 6 and 7). The first and the last layer stay.
+
+    Args:
+        model: whose layers they are.
+        texts: token ids of some conversations.
+        layers: of the student.
+
+    Raises:
+        UserError: more layers than the model has, or fewer than two.
+    """
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    from tuneloop.models.load import layers_of
+
+    modules = layers_of(model.net)
+    count = len(modules) - layers
+    if layers < 2 or count < 1:
+        raise UserError(
+            f"A student of {layers} layers can't be made of a model of {len(modules)}", where=f"--layers {layers}",
+            next_step=f"choose 2 to {len(modules) - 1}",
+        )  # fmt: skip
+    before: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given: before.append(given[0][0, -1].float())) for module in modules
+    ]
+    total = torch.zeros(len(modules) - count - 1)
+    try:
+        with torch.inference_mode():
+            for ids in texts:
+                before.clear()
+                model.hidden(torch.tensor([list(ids)], device=model.device))
+                states = torch.stack(before)
+                near = cosine_similarity(states[1 : 1 + len(total)], states[1 + count : 1 + count + len(total)], dim=-1)
+                total += near.clamp(-1, 1).arccos().cpu() / torch.pi
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first = 1 + int(total.argmin())
+    distance = float(total.min() / max(len(texts), 1))
+    return PrunedStudent(layers=layers, of=len(modules), dropped=(first, first + count - 1), distance=distance)
+
+
+def write_pruned(
+    config: Mapping[str, Any], names: Iterable[str], tensor: Callable[[str], Tensor], pruned: PrunedStudent, out: Path
+) -> None:
+    """Write a model without some of its layers; `config.json` comes last.
+
+    Args:
+        config: the model's `config.json`.
+        names: of its tensors; `tensor` gives one.
+        pruned: which layers go.
+        out: folder, where the tokenizer stands already.
+    """
+    from safetensors.torch import save
+
+    first, last = pruned.dropped
+    gone = last - first + 1
+    state: dict[str, Tensor] = {}
+    dtype = None
+    for name in sorted(
+        names, key=lambda name: "embed" not in name
+    ):  # an adapted weight comes in fp32: the embedding's dtype counts
+        head, mark, rest = name.partition(".layers.")
+        number, _, end = rest.partition(".")
+        if mark and number.isdigit():
+            if first <= int(number) <= last:
+                continue
+            name_there = f"{head}.layers.{int(number) - gone * (int(number) > last)}.{end}"
+        else:
+            name_there = name
+        value = tensor(name)
+        dtype = dtype or value.dtype
+        state[name_there] = value.to(dtype).contiguous()
+    write_bytes(out / "model.safetensors", save(state, metadata={"format": "pt"}))
+    settings = dict(config) | {"num_hidden_layers": pruned.layers}
+    if isinstance(kinds := config.get("layer_types"), list):
+        settings["layer_types"] = [*kinds[:first], *kinds[last + 1 :]]
+    write_json(out / "config.json", settings)

@@ -1,0 +1,74 @@
+"""How a student was distilled, and whether that was worth it: `distillation.json`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tuneloop.records.merge import Share
+from tuneloop.records.record import Number, Part, Record
+
+
+class PrunedStudent(Part):
+    """A student made of a model by leaving layers out.
+
+    Args:
+        layers: how many it has; `of`: how many the model has.
+        dropped: the first and the last layer that were left out.
+        distance: angle between the states before and after these layers, as a share of half a turn.
+    """
+
+    layers: int
+    of: int
+    dropped: tuple[int, int]
+    distance: float
+
+
+class DistilledFigures(Part):
+    """What came of it, on test rows.
+
+    Args:
+        metric: that decides; `n`: rows.
+        teacher, control, student: the metric's values. `control` is the same student trained on the rows' own answers.
+        kept: the student's value as a share of the teacher's.
+        closed: share of the gap between control and teacher that the student closes; None: the teacher is not surely better.
+        over_control: student - control, with its paired interval.
+    """
+
+    metric: str
+    n: int
+    teacher: Number
+    student: Number
+    control: Number | None = None
+    kept: Number | None = None
+    closed: Share | None = None
+    over_control: Share | None = None
+
+
+class DistillationRecord(Record):
+    """`distillation.json`: a student that learned from a teacher's answers.
+
+    Args:
+        teacher: as the user named it; `teacher_key`: hash of what its answers depend on.
+        student: the model that was trained; `pruned`: how it was made of the teacher.
+        dataset: id of the data set whose prompts were asked.
+        asked, kept: prompts, and answers that were trained on; `dropped`: reason -> answers.
+        agreement: share of the kept answers that are the rows' own.
+        figures: on test rows; None without any.
+        words: all that in sentences.
+    """
+
+    title: ClassVar[str] = "a distillation"
+    file: ClassVar[str] = "distillation.json"
+    again: ClassVar[str] = "distil again: the teacher's answers are kept"
+
+    teacher: str
+    teacher_key: str
+    student: str
+    pruned: PrunedStudent | None = None
+    dataset: str
+    asked: int
+    kept: int
+    dropped: dict[str, int] = {}
+    agreement: float | None = None
+    figures: DistilledFigures | None = None
+    words: list[str] = []

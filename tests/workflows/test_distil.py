@@ -1,0 +1,108 @@
+"""A student learns a teacher's answers; what was asked is not asked again; it is compared with itself without a teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from six_layers import write_six_layers
+
+from tuneloop.cli.main import main
+from tuneloop.core.files import read_json, read_jsonl
+from tuneloop.workflows import distil as module
+
+Said = pytest.CaptureFixture[str]
+TRAIN = ["train.epochs=1", "train.rows_per_step=8", "train.evaluations=1"]
+
+
+def told(said: Said, *arguments: str, status: int = 0) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == status, said.readouterr().err
+    found: dict[str, Any] = json.loads(said.readouterr().out)
+    return found
+
+
+@pytest.fixture
+def teacher(make_tuned: Callable[..., Path]) -> str:
+    """A run for tickets with three labels; its rows are in `DIR/dataset`."""
+    return str(make_tuned(name="teacher", data={"split": {"val": 0.1, "test": 0.3}, "instruction": "Which queue?"}))
+
+
+@pytest.mark.slow
+def test_a_student_is_made_of_the_tuned_teacher_without_some_layers(
+    make_tuned: Callable[..., Path], capsys: Said, tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = write_six_layers(tmp_path / "six", tiny_llama)
+    teacher = str(make_tuned(name="teacher", base=base, data={"split": {"val": 0.1, "test": 0.3}}))
+    command = ["distill", teacher, "--layers", "4", "--dataset", f"{teacher}/dataset", "--out", "student", *TRAIN]
+    found = told(capsys, *command, "--no-control")
+    assert found["pruned"]["layers"] == 4 and found["pruned"]["of"] == 6 and found["figures"]["control"] is None
+    student = read_json(Path("student/distill/student/config.json"))
+    assert student["num_hidden_layers"] == 4 and read_json(Path("student/run.json"))["weights"] == "model"
+    made = load_file("student/distill/student/model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    plain = load_file(base / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    adapter = load_file(f"{teacher}/adapter/adapter_model.safetensors")
+    stem = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    assert torch.allclose(made, plain + 2 * adapter[f"{stem}B.weight"] @ adapter[f"{stem}A.weight"], atol=1e-5)
+    assert main([*command[:3], "9", *command[4:]]) == 2
+    assert "can't be made of a model of 6" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_answers_are_kept_filtered_and_compared_with_a_control(
+    teacher: str, capsys: Said, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["distill", teacher, str(tiny_llama), "--dataset", f"{teacher}/dataset", "--out", "student", *TRAIN]
+    found = told(capsys, *command)
+    rows = {row["id"]: row for row in read_jsonl(Path(f"{teacher}/dataset/train.jsonl"))}
+    (file,) = Path("student/distill").glob("answers-*.jsonl")
+    answers = {line["id"]: line["text"] for line in read_jsonl(file)}
+    taught = read_jsonl(Path("student/distill/dataset/train.jsonl"))
+    assert found["asked"] == len(rows) == len(answers) and found["kept"] == len(taught) > 0
+    for row in taught:
+        assert row["messages"][-1]["content"] == row["label"] == answers[row["id"]]
+        assert row["messages"][:-1] == rows[row["id"]]["messages"][:-1] and row["meta"]["teacher"] == teacher
+    same = sum(answers[i] == row["label"] for i, row in rows.items()) / len(rows)
+    assert found["agreement"] == pytest.approx(same)
+    figures = found["figures"]
+    assert figures["n"] == len(read_jsonl(Path(f"{teacher}/dataset/test.jsonl")))
+    assert figures["over_control"]["low"] <= figures["student"] - figures["control"] <= figures["over_control"]["high"]
+    assert (
+        read_json(Path("student/run.json"))["dataset"] == read_json(Path("student/distill/dataset/dataset.json"))["id"]
+    )
+    assert told(capsys, "evaluate", "student")["n"] == figures["n"]
+
+    def refused(*_: Any) -> Any:
+        raise AssertionError("asked again")
+
+    file.write_bytes(file.read_bytes() + b'{"id": "torn')  # as a killed process leaves it
+    monkeypatch.setattr(module, "_figures", lambda *_: None)
+    monkeypatch.setattr(module, "_asked", refused)
+    assert told(capsys, *command)["kept"] == found["kept"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Which student"),
+        (["BASE", "--layers", "1"], "Which student"),
+        (["http://127.0.0.1:9/v1"], "student too many"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(
+    arguments: list[str], words: str, teacher: str, capsys: Said, tiny_llama: Path
+) -> None:
+    given = [str(tiny_llama) if a == "BASE" else a for a in arguments]
+    more = [str(tiny_llama)] if "many" in words else []
+    assert main(["distill", teacher, *more, *given, "--dataset", f"{teacher}/dataset", "--out", "s"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error and not Path("s/run.json").exists()
+
+
+def test_a_larger_student_is_refused(teacher: str, capsys: Said, smollm2: Path) -> None:
+    assert main(["distill", teacher, str(smollm2), "--dataset", f"{teacher}/dataset", "--out", "s"]) == 2
+    assert "parameters and its teacher" in capsys.readouterr().err

@@ -17,7 +17,6 @@ def command(
     settings: Settings = None,
     dataset: str = flag(..., "DATASET", "Prepared data set whose training prompts the teacher answers.", "-d"),
     out: str = flag(..., "RUN", "Folder of the student's run.", "-o"),
-    model: str = flag("", "NAME", "The teacher, as its endpoint names it.", "-m"),
     *,
     options: DistilOptions,
     connection: EndpointOptions,
@@ -36,9 +35,9 @@ def command(
     places = [place for place in places if place]
     if len(places) > 1:
         raise typer.BadParameter(f"{places[1]} is one student too many")
-    if teacher.startswith(("http://", "https://")) and not model:
+    if teacher.startswith(("http://", "https://")) and not options.model:
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
-    endpoint = (lambda url: connection.endpoint(url, model)) if model else None
+    endpoint = (lambda url: connection.endpoint(url, options.model)) if options.model else None
     given = DistilInput(teacher, places[0] if places else "", dataset, settings, endpoint)
     with screen(output.quiet, "distilling") as shown:
         record = distil(given, Path(out), options, progress=shown.progress, say=shown.say)

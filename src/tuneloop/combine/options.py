@@ -51,6 +51,7 @@ class RouteOptions:
 class DistilOptions:
     """Who learns, and how it is judged."""
 
+    model: str = flag("", "NAME", "The teacher, as its endpoint names it.", "-m")
     layers: int = flag(0, "N", "Make the student of the teacher: leave out layers until N are left.", least=0)
     rows: int = flag(300, "N", "Most test rows that are asked.", least=1)
     no_control: bool = switch("Don't train the same student on the rows' own answers, to compare with.")

@@ -137,7 +137,7 @@ def distil(
     record = DistillationRecord(
         teacher=teacher, teacher_key=job.teacher.identity, student=model, pruned=made, dataset=job.dataset.id,
         asked=len(job.dataset.train), kept=len(taught.train), dropped=dict(job.dropped), agreement=agreement,
-        figures=_figures(job, model, control),
+        figures=_figures(job, control),
     )  # fmt: skip
     record = record.model_copy(update={"words": list(sentences(record))})
     write_record(out / DistillationRecord.file, record)
@@ -309,7 +309,7 @@ def _recipe(job: DistilJob, model: str, rows: str, out: Path) -> Recipe:
 # --- the proof ---------------------------------------------------------------------------------
 
 
-def _figures(job: DistilJob, model: str, control: Path | None) -> DistilledFigures | None:
+def _figures(job: DistilJob, control: Path | None) -> DistilledFigures | None:
     """Teacher, control and student on the same test rows."""
     from tuneloop.combine.gains import difference, kept_share
     from tuneloop.evaluate.evaluate import sample_rows

@@ -73,6 +73,11 @@ class ServeConfig(Config):
     folder: str = Field("serve", description="folder of the store, keys and batches")
     slots: int = Field(16, ge=1, description="requests that the engine answers at the same time")
     context: int = Field(4096, ge=64, description="tokens of a prompt with its answer, in llama.cpp")
+    canaries: int = Field(
+        5,
+        ge=0,
+        description="test rows of each model's evaluation that are asked at the start; it must answer as it did then",
+    )
     objective: Objective = Objective()
     keys: KeysConfig = KeysConfig()
     limits: ServeLimits = ServeLimits()

@@ -152,14 +152,15 @@ class Deployment:
     opened: Sequence[_Opened]
     base: str
 
+    def adapter_of(self, opened: _Opened) -> str:
+        """The hash by which a started engine knows an adapter; `base` of the base itself."""
+        hashes = {facts.source: hash_ for hash_, facts in self.engine.adapters.items()}
+        return hashes[opened.loaded.source] if opened.loaded is not None else BASE
+
     def models(self) -> dict[str, ServedModel]:
         """The models by name, once the engine is started: those that were tuned first, then the base."""
-        hashes = {facts.source: hash_ for hash_, facts in self.engine.adapters.items()}
         decode = _decoder(self.base)
-        found = {}
-        for each in self.opened:
-            adapter = hashes[each.loaded.source] if each.loaded is not None else BASE
-            found[each.name] = _served(each, adapter, decode)
+        found = {each.name: _served(each, self.adapter_of(each), decode) for each in self.opened}
         if all(model.adapter != BASE for model in found.values()):
             name = Path(self.base).name if Path(self.base).exists() else self.base
             found.setdefault(name, ServedModel(name, source=self.base, decode=decode))
@@ -393,6 +394,7 @@ async def _started(config: ServeConfig, deployment: Deployment, say: Say) -> Asy
     """A gateway whose engine is started; both end with the block."""
     try:
         await deployment.engine.start()
+        await _prove(config, deployment, say)
         gateway = gateway_of(config, deployment, say)
         try:
             yield gateway
@@ -400,6 +402,22 @@ async def _started(config: ServeConfig, deployment: Deployment, say: Say) -> Asy
             await asyncio.to_thread(gateway.store.stop)
     finally:
         await deployment.engine.stop()
+
+
+async def _prove(config: ServeConfig, deployment: Deployment, say: Say) -> None:
+    """Ask rows of each model's evaluation before anybody else asks.
+
+    Raises:
+        UserError: an adapter is not applied, or answers other than it did in the evaluation.
+    """
+    from tuneloop.inference.engines.canary import prove
+    from tuneloop.workflows.canaries import canaries_of
+
+    for each in deployment.opened if config.canaries else ():
+        adapter = deployment.adapter_of(each)
+        rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, config.canaries)
+        for proof in await prove(deployment.engine, rows):
+            say(f"proof     {each.name}: {proof.same} of {proof.n} test rows are answered as in the evaluation")
 
 
 def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:

@@ -27,7 +27,7 @@ class Canary:
 
     Args:
         request: as it was evaluated, with the adapter's hash (or `base`).
-        expected: the answer of the evaluation.
+        expected: the answer of the evaluation; where the request's limit cuts it, its beginning counts.
     """
 
     request: Request
@@ -63,12 +63,12 @@ async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: flo
         if adapter != BASE:
             plain = await asyncio.gather(*(complete(engine, _measured(row.request, BASE)) for row in rows))
             _refuse_unchanged(engine, adapter, answers, plain)
-        same = sum(answer.text == row.expected.strip() for answer, row in zip(answers, rows, strict=True))
+        same = sum(_is_expected(answer, row) for answer, row in zip(answers, rows, strict=True))
         if same < least * len(rows):
             wrong = next(
                 f"{answer.text[:60]!r} instead of {row.expected[:60]!r}"
                 for answer, row in zip(answers, rows, strict=True)
-                if answer.text != row.expected.strip()
+                if not _is_expected(answer, row)
             )
             raise UserError(
                 f"{same} of {len(rows)} answers are those of the evaluation; the first other one is {wrong}",
@@ -77,6 +77,12 @@ async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: flo
             )
         proofs.append(Proof(adapter, len(rows), same))
     return proofs
+
+
+def _is_expected(answer: Completion, row: Canary) -> bool:
+    """Whether it is the answer of the evaluation, or its beginning where the limit has cut it."""
+    expected = row.expected.strip()
+    return answer.text == expected or (answer.finish == "length" and expected.startswith(answer.text))
 
 
 def _measured(request: Request, adapter: str) -> Request:

@@ -72,6 +72,7 @@ TESTED_IN = {
     "workflows/test_batch.py": "cli.batch",
     "workflows/test_costs.py": "cli.costs",
     "workflows/test_top.py": "cli.top",
+    "workflows/test_requests.py": "cli.requests",
     "workflows/test_serve.py": "cli.serve",
     "serve/test_store.py": "core.ids records.decision serve.writer",
     "scale/hosts/test_hosts.py": "scale.text scale.hosts.baseten scale.hosts.compose scale.hosts.docker_model_runner"

@@ -65,6 +65,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "batch": "Answer a file of requests or rows, or a folder of texts, without a server.",
         "top": "Show what a running server does: requests, queue, times, tokens, batches, dollars.",
         "costs": "Say what served requests cost, by model, key and tier.",
+        "requests": "Write served requests as a log that prepare reads.",
         "keys": "Make, list and revoke the API keys of a server.",
     },
     "Improve": {

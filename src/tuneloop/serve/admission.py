@@ -107,7 +107,10 @@ class Admission:
 
     def times(self, model: str) -> ServiceTime:
         """What is known of a model's times."""
-        return self.models.setdefault(model, ServiceTime())
+        found = self.models.get(model)
+        if found is None:
+            found = self.models[model] = ServiceTime()
+        return found
 
     # --- in and out
 

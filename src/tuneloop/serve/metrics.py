@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,19 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class _Series:
+    """The series of a model and tier."""
+
+    duration: Any
+    first: Any
+    each: Any
+    read: Any
+    written: Any
+    usd: Any
+    seconds: Any
 
 
 class Metrics:
@@ -36,6 +50,7 @@ class Metrics:
         self.tokens = Counter("gen_ai_client_token_usage", "Tokens.", [*labels, "gen_ai_token_type"], **own)
         self.usd = Counter("tuneloop_usd", "Dollars by prices of tokens.", labels, **own)
         self.seconds = Counter("tuneloop_engine_seconds", "Seconds of the engine.", labels, **own)
+        self._known: dict[tuple[str, str], _Series] = {}
         self.gauges = {
             name: Gauge(f"tuneloop_{name}", text, **own)
             for name, text in (
@@ -56,19 +71,26 @@ class Metrics:
     def count(self, record: StoredRequest, status: str) -> None:
         """Take an answered or refused request in."""
         labels = (record.model, record.tier or "default")
+        known = self._known.get(labels)
+        if known is None:  # looking a series up by its labels costs more than counting
+            known = self._known[labels] = _Series(
+                self.duration.labels(*labels), self.first.labels(*labels), self.each.labels(*labels),
+                self.tokens.labels(*labels, "input"), self.tokens.labels(*labels, "output"),
+                self.usd.labels(*labels), self.seconds.labels(*labels),
+            )  # fmt: skip
         self.requests.labels(*labels, status).inc()
         if record.completion_tokens:
-            self.tokens.labels(*labels, "input").inc(record.prompt_tokens)
-            self.tokens.labels(*labels, "output").inc(record.completion_tokens)
-            self.usd.labels(*labels).inc(record.usd or 0.0)
-            self.seconds.labels(*labels).inc(record.seconds or 0.0)
+            known.read.inc(record.prompt_tokens)
+            known.written.inc(record.completion_tokens)
+            known.usd.inc(record.usd or 0.0)
+            known.seconds.inc(record.seconds or 0.0)
         if record.total_ms is not None:
-            self.duration.labels(*labels).observe(record.total_ms / 1000)
+            known.duration.observe(record.total_ms / 1000)
         if record.ttft_ms is not None and record.total_ms is not None:
-            self.first.labels(*labels).observe(record.ttft_ms / 1000)
+            known.first.observe(record.ttft_ms / 1000)
             if record.completion_tokens > 1:
                 rest = (record.total_ms - record.ttft_ms) / 1000 / (record.completion_tokens - 1)
-                self.each.labels(*labels).observe(max(rest, 0.0))
+                known.each.observe(max(rest, 0.0))
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""

@@ -1,0 +1,38 @@
+"""`tuneloop requests`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.parameters import Output
+from tuneloop.core.flag import flag
+
+
+def command(
+    out: str = flag(..., "FILE", "File of JSON lines.", "-o"),
+    folder: str = flag("serve", "FOLDER", "Folder of the server.", "-f"),
+    since: str = flag("", "TIME", "Only requests since then: 24h, 7d, 2026-01-31."),
+    model: str = flag("", "NAME", "Only requests to this model.", "-m"),
+    *,
+    output: Output,
+) -> None:
+    """Write served requests as a log that prepare reads.
+
+    Each line has the request and the response as OpenAI's API has them, with time, user and release. Requests that
+    failed, and those whose texts were not kept, are counted.
+    """
+    from tuneloop.workflows.costs import since_time
+    from tuneloop.workflows.requests import write_requests
+
+    found = write_requests(Path(folder), Path(out), since=since_time(since), model=model)
+    if output.json:
+        print_json(asdict(found))
+        return
+    with screen(output.quiet) as shown:
+        shown.say(
+            f"requests  {found.written:,} in {found.out}; left out: {found.failed:,} failed, "
+            f"{found.without_text:,} whose texts were not kept"
+        )
+        shown.say(f"next:     tuneloop prepare {found.out}")

@@ -1,0 +1,55 @@
+"""`tuneloop requests`: what a server answered, as a log that `tuneloop prepare` reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import replacing
+from tuneloop.serve.store import exported, opened, read_requests
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of the requests of a store.
+
+    Args:
+        written: lines of the file.
+        failed: had an error in place of an answer.
+        without_text: whose texts were not kept (`log.content`).
+    """
+
+    out: str
+    written: int = 0
+    failed: int = 0
+    without_text: int = 0
+
+
+def write_requests(folder: Path, out: Path, *, since: str = "", model: str = "") -> Written:
+    """Write answered requests as JSON Lines with `request` and `response`, in the order in which they came.
+
+    Args:
+        folder: of the server.
+        since: ISO time; empty: all.
+        model: only those to this model.
+
+    Raises:
+        UserError: no store, or a file that can't be written.
+    """
+    if out.is_dir():
+        raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")
+    written = failed = without = 0
+    condition = {"where": "model = ?", "values": [model]} if model else {}
+    with opened(folder) as store, replacing(out) as file:
+        for request in read_requests(store, since=since, **condition):  # type: ignore[arg-type]
+            line = exported(request)
+            if line is not None:
+                written += 1
+                file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            elif request.error is not None:
+                failed += 1
+            else:
+                without += 1
+    return Written(str(out), written, failed, without)

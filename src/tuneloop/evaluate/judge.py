@@ -20,6 +20,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_yaml
 from tuneloop.core.stats import mean_statistics
 from tuneloop.records.evaluation import Estimate
+from tuneloop.records.review import JudgedRow
 from tuneloop.records.rows import Message
 
 Winner = Literal["a", "b", "tie"]
@@ -76,7 +77,7 @@ class Judgement:
     """What a judge said: the part `judge` of `eval.json`, a record for each pair or answer, and what to take from it."""
 
     facts: dict[str, Any]
-    rows: list[dict[str, Any]] = field(repr=False)
+    rows: list[JudgedRow] = field(repr=False)
     words: list[str] = field(default_factory=list)
 
 
@@ -144,7 +145,7 @@ def judge_pairs(
         ),
     }
     rows = [
-        {"id": pair.id, "winner": winners[pair.id], "orders": list(sides.get(pair.id, ())), "human": pair.human}
+        JudgedRow(id=pair.id, winner=winners[pair.id], orders=list(sides.get(pair.id, ())), human=pair.human)
         for pair in pairs
     ]
     return Judgement(facts, rows, _pairs_in_words(facts, names))
@@ -258,7 +259,7 @@ def judge_answers(items: Sequence[Rated], choose: Choose, prompt: JudgePrompt, *
         "agreement": _agreement(votes, seed),
         "auc": _auc([float(s) for i, s in read if i.human], [float(s) for i, s in read if i.human is False]),
     }
-    rows = [{"id": i.id, "score": s, "human": i.human} for i, s in zip(items, scores, strict=True)]
+    rows = [JudgedRow(id=i.id, score=s, human=i.human) for i, s in zip(items, scores, strict=True)]
     return Judgement(facts, rows, _ratings_in_words(facts))
 
 

@@ -1,4 +1,4 @@
-"""What people are asked to judge: `review.json` and the lines of `items.jsonl`."""
+"""What people and models are asked to judge: `review.json`, the lines of `items.jsonl` and of `judge.jsonl`."""
 
 from __future__ import annotations
 
@@ -63,3 +63,23 @@ class ReviewItem(Part):
     label: str | None = None
     stratum: str
     group: str
+
+
+class JudgedRow(Part):
+    """A line of `judge.jsonl`: what a model said of two answers to a row, or of one.
+
+    Args:
+        id: of the row.
+        winner: `a`, `b` or `tie`; None: it named no verdict. `orders`: its verdicts with a first, and with b first.
+        score: of one answer, from 1 to 5.
+        human: what people said: the winner, or whether the answer is good.
+        a, b: the systems.
+    """
+
+    id: str
+    winner: str | None = None
+    orders: list[str | None] = []
+    score: int | None = None
+    human: str | bool | None = None
+    a: str | None = None
+    b: str | None = None

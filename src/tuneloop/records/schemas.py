@@ -39,6 +39,8 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "baselines": ("evaluation", "BaselinesManifest", "`RUN/baselines/baselines.json`"),
     "gate": ("evaluation", "GateResult", "`RUN/gate.json`"),
     "review": ("review", "Review", "`REVIEW/review.json`"),
+    "asked-again": ("side_effects", "AskedAgain", "a line of `consistency.jsonl`"),
+    "judged": ("review", "JudgedRow", "a line of `judge.jsonl`"),
     "review-item": ("review", "ReviewItem", "a line of `REVIEW/items.jsonl`"),
     "artifact": ("artifact", "ArtifactManifest", "`ARTIFACT/artifact.json`"),
     "deploy": ("hosting", "HostedDeployment", "`deploy.json`: a project for a host"),

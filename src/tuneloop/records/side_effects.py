@@ -10,6 +10,7 @@ from pydantic import AliasChoices, Field
 
 from tuneloop.records.metric import Estimate
 from tuneloop.records.record import Number, Part
+from tuneloop.records.rows import Message
 
 
 class GeneralAbility(Part):
@@ -97,6 +98,22 @@ class AskedWay(Part):
     kind: str
     question: str
     answer: str
+
+
+class AskedAgain(Part):
+    """A line of `consistency.jsonl`: a row in one of its wordings, and what each system answered.
+
+    Args:
+        id: of the row; `kind`: of the wording.
+        messages: the turns before the answer.
+        seed: of a drawn answer.
+    """
+
+    id: str
+    kind: str
+    messages: list[Message]
+    seed: int | None = None
+    answers: dict[str, str]
 
 
 class ContradictedRow(Part):

@@ -12,6 +12,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.core.progress import busy
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.records.side_effects import AskedAgain
 from tuneloop.workflows.run_context import RunContext
 
 if TYPE_CHECKING:
@@ -109,16 +110,16 @@ def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], 
     return f"{line}, about {minutes:.1f} minutes for {', '.join(known)}" if minutes >= 0.05 else line
 
 
-def _records(ways: Sequence[Sequence[Way]], answers: Mapping[str, SystemAnswers]) -> list[dict[str, Any]]:
+def _records(ways: Sequence[Sequence[Way]], answers: Mapping[str, SystemAnswers]) -> list[AskedAgain]:
     flat = [way for each in ways for way in each]
     return [
-        {
-            "id": way.row.id,
-            "kind": way.kind,
-            "messages": way.row.prompt,
-            "seed": way.sampling.seed if way.sampling.temperature else None,
-            "answers": {name: asked.completions[i].text for name, asked in answers.items()},
-        }
+        AskedAgain(
+            id=way.row.id,
+            kind=way.kind,
+            messages=way.row.prompt,
+            seed=way.sampling.seed if way.sampling.temperature else None,
+            answers={name: asked.completions[i].text for name, asked in answers.items()},
+        )
         for i, way in enumerate(flat)
     ]
 

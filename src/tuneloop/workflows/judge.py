@@ -126,7 +126,7 @@ def judge_evaluations(
         found.append(judge_pairs(pairs, choose, prompt, names=(first, other), seed=judge.seed))
     facts = {"model": judge.model, "prompt": judge.prompt or "judge.yaml (packaged)", "pairs": [j.facts for j in found]}
     words = [word for judgement in found for word in judgement.words]
-    every = [{**row, "a": j.facts["a"], "b": j.facts["b"]} for j in found for row in j.rows]
+    every = [row.model_copy(update={"a": j.facts["a"], "b": j.facts["b"]}) for j in found for row in j.rows]
     return replace(found[-1], facts={**facts, "words": words}, rows=every, words=words)
 
 

@@ -8,6 +8,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -234,6 +235,24 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_eight_tokens_are_written_before_the_host_waits(drawn: bool, tiny_llama: Path) -> None:
+    drawing = [Sampling(temperature=0.7, seed=i) for i in range(5)] if drawn else None
+    waits, tokens = [], []
+    with pretend_gpu() as gpu:
+        model = load_model(str(tiny_llama), dtype="float32")
+        prompts = [row.ids[:-2] for row in make_rows(model.template, 5)]
+        model = replace(model, template=replace(model.template, end_ids=()))  # no answer ends
+        generate(model, prompts, max_new_tokens=2)  # what is made once
+        for count in (9, 25):  # the first is written with the prompt
+            gpu.clear()
+            answers = generate(model, prompts, max_new_tokens=count, sampling=drawing)
+            waits.append(sum(gpu.waits.values()))
+            tokens.append([len(answer.token_ids) for answer in answers])
+    assert tokens == [[9] * 5, [25] * 5]
+    assert waits[1] - waits[0] == 2, gpu.waits  # of sixteen tokens more
 
 
 def _answers(model: Any, rows: list[Any]) -> Any:

@@ -44,6 +44,7 @@ class Backend:
         softmax_rows: of these, how many go through the softmax at a time; 0: all.
         optimizer_stretch: numbers that are put together in fp32 at a time: those that stay in a processor's cache, or
             that are worth starting kernels for on a GPU.
+        tokens_unread: of an answer that are written before the host reads them, which makes it wait.
         peak_sizes: widths of the matrix products that measure the peak.
         collectives: what connects several processes.
     """
@@ -56,6 +57,7 @@ class Backend:
     positions_at_once_full: int
     softmax_rows: int
     optimizer_stretch: int
+    tokens_unread: int
     peak_sizes: tuple[int, ...]
     collectives: str
 
@@ -74,6 +76,7 @@ CPU = Backend(
     positions_at_once_full=512,  # its gradient stands beside the logits
     softmax_rows=32,
     optimizer_stretch=1 << 18,
+    tokens_unread=1,
     peak_sizes=(128, 512, 1024, 2048),
     collectives="gloo",
 )
@@ -86,6 +89,7 @@ _GPU = {
     "positions_at_once_full": 256,
     "softmax_rows": 0,
     "optimizer_stretch": 1 << 23,
+    "tokens_unread": 8,
     "peak_sizes": (2048, 4096, 8192),
 }
 BACKENDS = {

@@ -105,17 +105,30 @@ class Batch:
                 self.rows += rows
             self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
 
-    def step(self) -> list[Row]:
-        """Write one more token in each row; returns the rows that took part."""
+    def step(self, tokens: int = 1) -> list[Row]:
+        """Write one more token in each row; returns the rows that took part.
+
+        Args:
+            tokens: written at most before it is looked at which rows are over: the host waits for a GPU once for all of them. What a
+                row has written behind its end is dropped. One at a time where log probabilities are asked for.
+        """
         import torch
 
         if not self.active or self._state is None:
             return []
+        rows = self.active
+        if any(row.request.logprobs is not None for row in rows):
+            tokens = 1
+        longest = max(row.request.max_new_tokens - len(row.new) for row in rows)
         with torch.inference_mode():
             self._compact(0.75)
-            self._state.forward(self.model, self.rows)
-            rows = self.active
-            self._write(self.rows, self._state)
+            written: list[Tensor] = []
+            for place in range(max(min(tokens, longest), 1)):
+                if place:
+                    self._state.token = written[-1]
+                self._state.forward(self.model, self.rows)
+                written.append(self._state.sampler.next(self._state.hidden, self.model.head))
+            self._read(self.rows, self._state, written)
         self.rows = [None if row is None or row.completion is not None else row for row in self.rows]
         return rows
 
@@ -135,9 +148,15 @@ class Batch:
 
     def _write(self, rows: Sequence[Row | None], state: _State) -> None:
         """Draw the next token of each row and see which rows are over."""
-        tokens = state.sampler.next(state.hidden, self.model.head)
-        state.token = tokens
-        values, now = tokens.tolist(), time.perf_counter()
+        self._read(rows, state, [state.sampler.next(state.hidden, self.model.head)])
+
+    def _read(self, rows: Sequence[Row | None], state: _State, written: Sequence[Tensor]) -> None:
+        """Take over tokens that have been written one behind the other in each row, up to the row's end."""
+        import torch
+
+        state.token = written[-1]
+        columns = torch.stack(list(written)).tolist() if len(written) > 1 else [state.token.tolist()]
+        values, now = columns[-1], time.perf_counter()
         asked = [i for i, row in enumerate(rows) if row is not None and row.request.logprobs is not None]
         if asked:
             top = [rows[i].request.logprobs or 0 for i in asked]  # type: ignore[union-attr]
@@ -145,9 +164,10 @@ class Batch:
             for i, each in zip(asked, found, strict=True):
                 rows[i].logprobs.append(each)  # type: ignore[union-attr]
         ends = self.model.template.end_ids
-        for row, token in zip(rows, values, strict=True):
-            if row is not None:
-                _take(self.model, row, token, token in ends, now)
+        for column in columns:
+            for row, token in zip(rows, column, strict=True):
+                if row is not None and row.completion is None:
+                    _take(self.model, row, token, token in ends, now)
 
 
 def _take(model: Model, row: Row, token: int, ends: bool, now: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tuneloop.core.device import in_parts
+from tuneloop.core.device import backend, in_parts
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.batches import batched_by_length, prompt_too_large, read_shared, split_prompts
@@ -86,7 +86,7 @@ def answer_requests(
             batch.join(list(rows.values()))
             while batch.active:
                 progress(task, len(answers) + sum(map(_share, rows.values())), len(named))
-                batch.step()
+                batch.step(backend(model.device).tokens_unread)
             answers.update({i: row.completion for i, row in rows.items() if row.completion is not None})
             progress(task, len(answers), len(named))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.device import put
 from tuneloop.core.errors import UserError
 from tuneloop.records.completion import TokenLogprob
 
@@ -111,14 +112,16 @@ class Sampler:
         special = [i for i, row in enumerate(self.rows) if row.temperature > 0 or self.seen[i] is not None]
         if not special:
             return greedy(hidden, head, logits)
-        at = torch.tensor(special, device=hidden.device)
-        scores = _exact(logits[at], hidden[at], head)
+        at = put(torch.tensor(special), hidden.device)
+        scores = _exact(logits.index_select(0, at), hidden.index_select(0, at), head)
         for i, row in enumerate(special):
             _penalise(scores[i], self.seen[row], self.rows[row].repetition_penalty)
         tokens = scores.argmax(-1)
         drawn = [i for i, row in enumerate(special) if self.rows[row].temperature > 0]
         if drawn:
-            tokens[drawn] = self._draw(scores[drawn], [special[i] for i in drawn])
+            places = put(torch.tensor(drawn), hidden.device)
+            found = self._draw(scores.index_select(0, places), [special[i] for i in drawn])
+            tokens = tokens.index_copy(0, places, found)
         if len(special) < len(self.rows):
             tokens = greedy(hidden, head, logits).index_copy(0, at, tokens)
         for i in special:
@@ -131,12 +134,14 @@ class Sampler:
         import torch
 
         device = scores.device
-        uniform = torch.tensor([self.numbers[i].random() for i in rows], dtype=torch.float64, device=device)
-        at = torch.tensor(rows, device=device)
+        uniform = torch.tensor([self.numbers[i].random() for i in rows], dtype=torch.float64)
+        uniform, at = put(uniform, device), put(torch.tensor(rows), device)
         some = [self.rows[i] for i in rows]
         top_k = [row.top_k for row in some] if any(row.top_k for row in some) else None
         min_p = torch.tensor([row.min_p for row in some], device=device) if any(row.min_p for row in some) else None
-        return draw(scores, self.temperature[at], self.top_p[at], uniform, top_k=top_k, min_p=min_p)
+        temperature, top_p = self.temperature.index_select(0, at), self.top_p.index_select(0, at)
+        nucleus = any(row.top_p < 1 for row in some)
+        return draw(scores, temperature, top_p, uniform, top_k=top_k, min_p=min_p, nucleus=nucleus)
 
 
 def _penalise(logits: Tensor, seen: set[int] | None, penalty: float) -> None:
@@ -179,6 +184,7 @@ def draw(
     *,
     top_k: Sequence[int] | None = None,
     min_p: Tensor | None = None,
+    nucleus: bool = True,
 ) -> Tensor:
     """Draw a token for each row by the inverse of its cumulative distribution.
 
@@ -189,6 +195,7 @@ def draw(
         uniform: (B), fp64, from 0 to below 1.
         top_k: of each row, 0 for all tokens; None: of no row.
         min_p: (B), 0 for all tokens; None: of no row.
+        nucleus: whether a row may have a `top_p` below 1; where that is known, nobody waits for a GPU.
 
     Returns:
         Tokens (B), int64.
@@ -202,7 +209,7 @@ def draw(
             if 0 < k < scaled.shape[-1]:
                 scaled[i] = torch.where(scaled[i] >= ranked[i, k - 1], scaled[i], float("-inf"))
     p = torch.softmax(scaled, -1)
-    if bool((top_p < 1).any()):
+    if nucleus and bool((top_p < 1).any()):
         p = torch.where(p >= _smallest_in_nucleus(p, top_p), p, 0.0)
     if min_p is not None:
         p = torch.where(p >= min_p[:, None] * p.amax(-1, keepdim=True), p, 0.0)

@@ -79,6 +79,8 @@ TESTED_IN = {
     " scale.hosts.dstack scale.hosts.fireworks scale.hosts.huggingface scale.hosts.kserve scale.hosts.kubernetes"
     " scale.hosts.modal scale.hosts.ollama scale.hosts.production_stack scale.hosts.ray_serve scale.hosts.replicate"
     " scale.hosts.runpod scale.hosts.sagemaker scale.hosts.skypilot scale.hosts.together",
+    "scale/clusters/test_clusters.py": "scale.clusters.kubernetes scale.clusters.modal scale.clusters.skypilot"
+    " scale.clusters.slurm scale.clusters.torchrun",
     "workflows/test_sweep.py": "cli.sweep records.sweep",
     "workflows/test_deploy.py": "cli.deploy records.hosting",
     "test_architecture.py": "core.late",

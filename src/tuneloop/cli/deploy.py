@@ -25,7 +25,7 @@ def command(
     Nothing is put up with --dry-run, nor without a yes.
     """
     from tuneloop.scale.text import price_words
-    from tuneloop.workflows.deploy import plan_deployment, put_up, record_of, write_project
+    from tuneloop.workflows.deploy import confirmed, launch_of, plan_deployment, put_up, record_of, write_project
     from tuneloop.workflows.registry import local_name
 
     with screen(output.quiet, "checking the artifact") as shown:
@@ -35,11 +35,5 @@ def command(
         print_json({"folder": str(folder), **record_of(project).to_json()})
     else:
         print(f"{folder}: {', '.join(sorted(project.files))}\n{price_words(project.job)}")
-    if dry_run:
-        return
-    if not yes and not sys.stdin.isatty():
-        print(f"Nothing was put up. Read {folder}/README.md, then: the same command with --yes", file=sys.stderr)
-        return
-    if not yes and input(f"Put it up on {project.host.title} now? [y/N] ").strip().lower() not in ("y", "yes"):
-        return
-    put_up(project, folder, lambda line: print(line, file=sys.stderr))
+    if not dry_run and confirmed(f"Put it up on {project.host.title} now?", yes, folder):
+        put_up(launch_of(project), folder, lambda line: print(line, file=sys.stderr))

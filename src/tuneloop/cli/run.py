@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import typer
 
 from tuneloop.cli.console import Settings, print_json, screen
 from tuneloop.cli.parameters import Output, argument
+from tuneloop.scale.clusters import RemoteWish
+
+if TYPE_CHECKING:
+    from tuneloop.workflows.recipe import Recipe
 
 
 def command(
@@ -14,9 +21,13 @@ def command(
     ),
     settings: Settings = None,
     *,
+    wish: RemoteWish,
     output: Output,
 ) -> None:
-    """Do all stages in one go: prepare, baselines, plan, train, evaluate, report."""
+    """Do all stages in one go: prepare, baselines, plan, train, evaluate, report.
+
+    With --on the data are prepared here, and a project is written that does the rest elsewhere.
+    """
     from rich.console import Console
 
     from tuneloop.workflows.distributed import shared_out
@@ -25,6 +36,9 @@ def command(
     from tuneloop.workflows.run import run
 
     resolved = recipe_of(source, settings or [])
+    if wish.on:
+        _elsewhere(resolved, wish, output)
+        return
     if (status := shared_out(resolved)) is not None:
         raise typer.Exit(status)
     with screen(output.quiet, "running") as shown:
@@ -35,3 +49,29 @@ def command(
         from tuneloop.report.terminal import print_closing
 
         print_closing(folder, Console())
+
+
+def _elsewhere(recipe: Recipe, wish: RemoteWish, output: Output) -> None:
+    from pathlib import Path
+
+    from tuneloop.workflows.deploy import Launch, confirmed, put_up
+    from tuneloop.workflows.remote import price_words, write_remote
+
+    folder = Path(wish.project or f"remote/{recipe.name}-{wish.on}")
+    with screen(output.quiet, "preparing") as shown:
+        written = write_remote(recipe, wish, folder, progress=shown.progress, say=shown.say)
+    cluster, job = written.cluster, written.job
+    if output.json:
+        print_json({"folder": str(folder), "on": cluster.name, **vars(job), "plan": written.plan})
+    else:
+        print(
+            f"{folder}: recipe.yaml, dataset, {', '.join(cluster.project(job))}, README.md\n{price_words(written.plan, cluster)}"
+        )
+    if confirmed(f"Start it on {cluster.title} now?", wish.yes, folder):
+        commands = cluster.commands(job)
+        variables = tuple(name for name in cluster.variables if job.gated or name != "HF_TOKEN")
+        put_up(
+            Launch(cluster.title, commands[0][0], commands[-1][0], variables),
+            folder,
+            lambda line: print(line, file=sys.stderr),
+        )

@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,38 +124,69 @@ def record_of(project: Project) -> HostedDeployment:
     )
 
 
-def put_up(project: Project, folder: Path, say: Callable[[str], None]) -> None:
-    """Run the project's first commands in its folder.
+@dataclass(frozen=True)
+class Launch:
+    """How a project is put up.
+
+    Args:
+        title: of the host.
+        up, down: commands for a shell, the second for what is left when the first fails.
+        variables: of the environment, which they need.
+        environment: further ones, which are set for them.
+    """
+
+    title: str
+    up: str
+    down: str
+    variables: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def launch_of(project: Project) -> Launch:
+    """How a deployment is put up."""
+    commands, host = project.host.commands(project.job), project.host
+    return Launch(host.title, commands[0][0], commands[-1][0], host.variables, {"ARTIFACT": str(project.artifact)})
+
+
+def put_up(launch: Launch, folder: Path, say: Callable[[str], None]) -> None:
+    """Run a project's first commands in its folder.
 
     Raises:
         UserError: a tool or a variable is missing, or a command fails; what it may have left is named.
     """
-    up = project.host.commands(project.job)[0][0]
-    lines = [line.split("#")[0].strip() for line in up.splitlines()]
+    lines = [line.split("#")[0].strip() for line in launch.up.splitlines()]
     lines = [line for line in lines if line and not line.startswith("pip install")]
-    environment = {**os.environ, "ARTIFACT": str(project.artifact)}
-    missing = sorted(name for name in {*_variables(up), *project.host.variables} if not environment.get(name))
+    environment = {**os.environ, **launch.environment}
+    missing = sorted(name for name in {*_variables(launch.up), *launch.variables} if not environment.get(name))
     if missing:
         raise UserError(
-            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set", where=project.host.title,
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set", where=launch.title,
             next_step=f"export {missing[0]}=..., as {folder / 'README.md'} says",
         )  # fmt: skip
     for line in lines:
         tool = next(word for word in line.split() if "=" not in word)
         if shutil.which(tool) is None and tool != "cd":
-            raise UserError(
-                f"No command {tool!r} here", where=project.host.title, next_step=f"see {folder / 'README.md'}"
-            )
+            raise UserError(f"No command {tool!r} here", where=launch.title, next_step=f"see {folder / 'README.md'}")
     say(f"up        {' && '.join(lines)}")
+    script = "\n".join(lines)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)], cwd=folder, env=environment, stdin=subprocess.DEVNULL
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, stdin=subprocess.DEVNULL
     )
     if done.returncode:
-        down = project.host.commands(project.job)[-1][0]
         raise UserError(
             f"Putting it up failed with status {done.returncode}; its own words stand above", where=str(folder),
-            next_step=f"if anything was created, this takes it down: {down.splitlines()[0]}",
+            next_step=f"if anything was created, this takes it down: {launch.down.splitlines()[0]}",
         )  # fmt: skip
+
+
+def confirmed(question: str, yes: bool, folder: Path) -> bool:
+    """Whether to go on with what costs money: said beforehand, or asked; without a terminal it is no."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        print(f"Nothing was put up. Read {folder}/README.md, then: the same command with --yes", file=sys.stderr)
+        return False
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _variables(command: str) -> set[str]:

@@ -1,0 +1,122 @@
+"""Machines that train a recipe: a file each. A new one is one file here with a `CLUSTER`."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import pkgutil
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from tuneloop import __version__
+from tuneloop.core.errors import UserError
+from tuneloop.core.flag import flag, switch
+
+PACKAGE = f"tuneloop[all]=={__version__}"
+FILES = ("recipe.yaml", "dataset")  # what lies beside the written files
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A run that is to be done elsewhere.
+
+    Args:
+        name: of the job: small letters, digits and dashes.
+        gpu: card of the planner; `gpus`: how many a machine has; `nodes`: machines.
+        spot: whether machines may be taken away, at a lower price.
+        bucket: of the object store where checkpoints go, as in `s3://BUCKET`; empty: on the machine's own disk.
+        gated: whether the base needs a token to be read.
+    """
+
+    name: str
+    gpu: str
+    gpus: int = 1
+    nodes: int = 1
+    spot: bool = False
+    bucket: str = ""
+    gated: bool = True
+
+    def command(self, out: str, rendezvous: str = "") -> str:
+        """The command of each machine.
+
+        Args:
+            out: folder of the run.
+            rendezvous: options by which `torchrun` finds the other machines.
+        """
+        run = f"-m tuneloop run recipe.yaml output_dir={shlex.quote(out) if '$' not in out else out}"
+        if self.gpus * self.nodes == 1:
+            return f"python {run}"
+        return f"torchrun --nproc-per-node {self.gpus} {rendezvous + ' ' if rendezvous else ''}{run}"
+
+
+@dataclass(frozen=True)
+class RemoteWish:
+    """Where to train; the fields are options of `tuneloop run`."""
+
+    PANEL: ClassVar[str] = "Elsewhere"
+
+    on: str = flag(
+        "", "NAME", "Write the project that trains this elsewhere: skypilot, kubernetes, slurm, torchrun or modal."
+    )
+    project: str = flag("", "FOLDER", "Folder of that project; default: remote/NAME-WHERE.")
+    gpu: str = flag("", "GPU", "Card there; default: the cheapest that fits.")
+    gpus: int = flag(0, "N", "Cards of a machine; default: as few as fit.")
+    nodes: int = flag(1, "N", "Machines.")
+    spot: bool = switch("Cheaper machines that may be taken away.")
+    bucket: str = flag("", "URL", "Of an object store for checkpoints, as in s3://BUCKET.")
+    yes: bool = switch("Start it without asking.")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A place where a recipe is trained.
+
+    Args:
+        name: on the command line.
+        title: in words.
+        project: makes the files, name -> text.
+        commands: put it up, watch or fetch it, take it down; each with what it does.
+        source, as_of: the definition that the files follow, and the day on which it was read.
+        checked, unchecked: how the files are checked without an account, and what is not.
+        gpus: names of the planner's cards there; empty: whatever the machines have.
+        nodes: the most machines of a job.
+        variables: of the environment, which putting it up needs.
+        limits: what one should know.
+    """
+
+    name: str
+    title: str
+    project: Callable[[TrainingJob], dict[str, str]]
+    commands: Callable[[TrainingJob], tuple[tuple[str, str], ...]]
+    source: str
+    as_of: str
+    checked: str
+    unchecked: str
+    gpus: Mapping[str, str] = field(default_factory=dict)
+    nodes: int = 64
+    variables: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+@functools.cache
+def clusters() -> dict[str, Cluster]:
+    """All of them by name."""
+    found = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    return {one.name: one for module in found if (one := getattr(module, "CLUSTER", None)) is not None}
+
+
+def find_cluster(name: str) -> Cluster:
+    """One by its name.
+
+    Raises:
+        UserError: none of that name; the nearest is named.
+    """
+    known = clusters()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    step = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    raise UserError(f"Nothing named {name!r} trains a recipe", where="--on", next_step=step)

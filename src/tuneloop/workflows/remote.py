@@ -1,0 +1,149 @@
+"""Train elsewhere: prepare here, so that only checked and redacted rows leave, and write the project of a cluster."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_text, write_yaml
+from tuneloop.core.progress import Progress, busy, no_progress
+from tuneloop.models.names import PACKAGED
+from tuneloop.scale.clusters import Cluster, RemoteWish, TrainingJob, find_cluster
+from tuneloop.scale.deployment import service_name
+from tuneloop.workflows.recipe import Recipe
+from tuneloop.workflows.run_context import RunContext
+
+
+@dataclass(frozen=True)
+class RemoteProject:
+    """A written project, the job in it, and the planner's words on it."""
+
+    folder: Path
+    cluster: Cluster
+    job: TrainingJob
+    plan: Mapping[str, Any]
+
+
+def write_remote(
+    recipe: Recipe,
+    wish: RemoteWish,
+    out: Path,
+    *,
+    progress: Progress = no_progress,
+    say: Callable[[str], None] = lambda line: None,
+) -> RemoteProject:
+    """Prepare the data, plan the run, and write the folder that a cluster needs: recipe, data set, its own files, README.
+
+    Raises:
+        UserError: no such cluster, no card there that fits, another project in the folder, or whatever preparing raises.
+    """
+    cluster = find_cluster(wish.on)
+    if wish.nodes < 1 or wish.nodes > cluster.nodes:
+        raise UserError(
+            f"{cluster.title} runs a job on 1 to {cluster.nodes} machines",
+            where="--nodes",
+            next_step="give a number in between",
+        )
+    if wish.spot and not wish.bucket and cluster.name == "skypilot":
+        raise UserError(
+            "A machine that may be taken away takes its disk with it", where="--spot",
+            next_step="name a bucket for the checkpoints: --bucket s3://NAME",
+        )  # fmt: skip
+    from tuneloop.workflows.advise import stand_in
+    from tuneloop.workflows.prepare import prepare_stage, refuse_errors
+
+    if other := stand_in(recipe.model):
+        say(
+            f"note      {recipe.model} is not on this machine: rows are counted as {other} reads them, and again where it trains"
+        )
+    job = RunContext(recipe.model_copy(update={"model": other or recipe.model}), out, progress, say)
+    with busy(progress, "preparing the data"):
+        dataset = prepare_stage(job)
+        refuse_errors(dataset, recipe)
+    plan = _planned(recipe, Path(dataset.path), cluster, wish)
+    training = TrainingJob(
+        name=service_name(recipe.name), gpu=plan["gpu"], gpus=wish.gpus or max(1, plan["gpus"] // wish.nodes), nodes=wish.nodes,
+        spot=wish.spot, bucket=wish.bucket, gated=recipe.model.lower() != PACKAGED,
+    )  # fmt: skip
+    files = cluster.project(training)
+    place = Path(dataset.path).resolve()
+    if place != (out / "dataset").resolve():
+        shutil.copytree(place, out / "dataset", dirs_exist_ok=True)
+    values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir"})
+    write_yaml(out / "recipe.yaml", {**values, "data": {"sources": ["dataset"]}})
+    for name, text in {**files, "README.md": readme(cluster, training, plan)}.items():
+        write_text(out / name, text)
+    return RemoteProject(out, cluster, training, plan)
+
+
+def price_words(plan: Mapping[str, Any], cluster: Cluster) -> str:
+    """What the planner expects, in a sentence."""
+    if not cluster.gpus:
+        return "Time and price depend on your machines: tuneloop plan RECIPE --gpu GPU says them."
+    minutes, cost = 60 * plan["time"]["hours"], plan["cost"]
+    price = next((line for line in plan["assumptions"] if "an hour and GPU" in line), "")
+    return (
+        f"{plan['gpus']} x {plan['gpu']}: {minutes:,.0f} minutes of training ({60 * plan['time']['low']:,.0f} to {60 * plan['time']['high']:,.0f}), "
+        f"${cost['usd']:,.2f} expected, one time in ten more than ${cost['p90']:,.2f} ({price}). Baselines and evaluation come on top."
+    )
+
+
+def readme(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> str:
+    """The project's README."""
+    steps = "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in cluster.commands(job))
+    limits = "".join(f"- {limit}\n" for limit in cluster.limits)
+    return f"""# {job.name} on {cluster.title}
+
+`recipe.yaml` and the prepared `dataset/`: personal data in it were redacted here as the recipe says, before anything leaves.
+
+{steps}
+
+## Price
+
+{price_words(plan, cluster)}
+
+## What was checked
+
+{cluster.checked} **Not checked, since it needs an account: {cluster.unchecked}**
+The files follow {cluster.source}, read on {cluster.as_of}.
+{f"{chr(10)}## Good to know{chr(10)}{chr(10)}{limits}" if limits else ""}"""
+
+
+def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, wish: RemoteWish) -> dict[str, Any]:
+    """The planner's answer for the wished card, or for the cheapest that the cluster has and that fits.
+
+    Raises:
+        UserError: it fits on none of them.
+    """
+    from tuneloop.plan.gpus import all_gpus, find_gpu
+    from tuneloop.plan.options import plan_machines
+    from tuneloop.workflows.recipes import plan_settings
+
+    asked: dict[str, Any] = {"model": recipe.model, **plan_settings(recipe), "dataset": str(dataset)}
+    asked |= {"tier": "spot"} if wish.spot else {}
+    if wish.gpu:
+        key = find_gpu(wish.gpu).key
+        if cluster.gpus and key not in cluster.gpus:
+            raise UserError(
+                f"{cluster.title} has no {all_gpus()[key].name}",
+                where="--gpu",
+                next_step=f"it has {', '.join(cluster.gpus)}",
+            )
+        return plan_machines({**asked, "gpu": key, "gpus": max(wish.gpus, 1) * wish.nodes})
+    table = plan_machines(asked)["table"]
+    number = wish.gpus * wish.nodes
+    fits = [
+        row for row in table
+        if row["fits"] and (not cluster.gpus or row["gpu"] in cluster.gpus) and (not number or row["gpus"] == number)
+    ]  # fmt: skip
+    if not fits:
+        raise UserError(
+            f"The run fits on no machine of {cluster.title} as it stands", where="--on",
+            next_step="`tuneloop plan RECIPE` says what would make it fit; or name --gpu and --gpus",
+        )  # fmt: skip
+    best = min(fits, key=lambda row: (row["usd"] is None, row["usd"] or 0.0))
+    return plan_machines({**asked, "gpu": best["gpu"], "gpus": best["gpus"]})

@@ -1,0 +1,57 @@
+"""A run elsewhere gets prepared and redacted rows, a recipe that reads them, and a price."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tuneloop.workflows.recipe import load_recipe
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    texts = [f"The {'late' if n % 2 else 'early'} parcel {n}; write to ann{n}@example.com" for n in range(60)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": "ab"[n % 2]}) + "\n" for n, text in enumerate(texts)))
+    return path
+
+
+def test_only_redacted_rows_leave_and_the_recipe_reads_them(
+    rows: Path, tiny_llama: Path, cli: Cli, tmp_path: Path
+) -> None:
+    done = cli("run", str(rows), f"model={tiny_llama}", "train.rank=4", "--on", "slurm", "--json")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / json.loads(done.stdout)["folder"]
+    everything = "".join(
+        path.read_text() for path in folder.rglob("*") if path.is_file() and path.suffix in (".jsonl", ".yaml", ".md")
+    )
+    assert "ann1@example.com" not in everything and "parcel 1" in everything
+    recipe = load_recipe(folder / "recipe.yaml")
+    assert recipe.data.sources == ["dataset"] and recipe.train.rank == 4
+    assert "Nothing was put up" in done.stderr
+    again = cli("plan", "recipe.yaml", cwd=folder)
+    assert again.returncode == 0, again.stderr  # what lies there is complete
+    assert "rejected" not in again.stdout + again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--on", "slurn"], "did you mean slurm?"),
+        (["--on", "modal", "--nodes", "2"], "1 to 1 machines"),
+        (["--on", "skypilot", "--spot"], "--bucket"),
+        (["--on", "modal", "--gpu", "rtx4090"], "Modal has no RTX 4090"),
+        (["--on", "slurm", "--yes"], "No command 'sbatch'"),
+    ],
+)
+def test_what_can_t_be_trained_elsewhere_is_said(
+    rows: Path, tiny_llama: Path, cli: Cli, arguments: list[str], said: str
+) -> None:
+    done = cli("run", str(rows), f"model={tiny_llama}", *arguments)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -20,7 +20,7 @@ def test_equal_numbers_step_together():
     assert found.size == 0 and found.p > 0.9
 
 
-@pytest.mark.parametrize("kind", ["vectors", "numbers", "categories"])
+@pytest.mark.parametrize("kind", ["vectors", "numbers", "tail", "categories"])
 def test_without_a_difference_alarms_are_as_rare_as_the_level_says(kind):
     rng = np.random.default_rng(1)
     alarms = 0
@@ -34,6 +34,9 @@ def test_without_a_difference_alarms_are_as_rare_as_the_level_says(kind):
             alarms += (
                 p.numbers_differ(rng.exponential(size=150), rng.exponential(size=40), level=0.05, seed=trial).p <= 0.05
             )
+        elif kind == "tail":
+            a, b = rng.exponential(size=150), rng.exponential(size=40)
+            alarms += p.numbers_differ(a, b, level=0.05, seed=trial, upper_tail=True).p <= 0.05
         else:
             a, b = rng.choice(list("abcdef"), 150), rng.choice(list("abcdef"), 40)
             alarms += p.categories_differ(list(a), list(b), level=0.05, seed=trial).p <= 0.05
@@ -53,3 +56,13 @@ def test_a_small_p_value_is_reached_only_with_enough_divisions():
     before, now = np.zeros(200), np.ones(50)
     assert p.numbers_differ(before, now, level=1e-3).p < 1e-3 / 15
     assert p.numbers_differ(before, now, level=0.1).p < 0.1
+
+
+def test_a_few_rows_far_out_are_found_in_the_tail_alone():
+    rng = np.random.default_rng(3)
+    before, now = rng.normal(size=1000), rng.normal(size=300)
+    now[:18] += 4
+    assert p.numbers_differ(before, now, level=1e-3).p > 1e-3
+    tail = p.numbers_differ(before, now, level=1e-3, upper_tail=True)
+    assert tail.p < 1e-3 and set(np.argsort(-tail.foreign)[:10].tolist()) <= set(range(18))
+    assert p.numbers_differ(before, -np.abs(now), level=1e-3, upper_tail=True).p > 0.5  # only for larger ones

@@ -379,7 +379,8 @@ def _tripped(design: ExperimentDesign, evidence: Evidence) -> Found | None:
 def _shadow(design: ExperimentDesign, evidence: Evidence) -> Found | None:
     if evidence.share > 0:
         return None
-    votes = f"{evidence.shadow_votes:,} judged pairs, mean {evidence.shadow_mean:+.3f}"
+    mean = f", mean {evidence.shadow_mean:+.3f}" if evidence.shadow_votes else ""
+    votes = f"{evidence.shadow_votes:,} judged pairs{mean}"
     if evidence.shadow_high < 0:  # not so where it is NaN
         why = f"Rolled back in shadow mode: {votes}, surely below 0 ({evidence.shadow_high:+.3f} at most)."
         return "roll back", "shadow", 0.0, why

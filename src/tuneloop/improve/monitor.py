@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -32,6 +33,7 @@ EARLIER_WINDOWS = 4  # what "earlier" is: the production of so many windows befo
 SHOWN = 5
 WORD = re.compile(r"\w+")
 REFUSES = re.compile(r"\b(?:i (?:can(?:no|')t|am unable|am not able)|i'm (?:unable|not able|sorry)|as an ai)\b", re.I)
+TAILED = ("novelty", "vocabulary")  # a few rows far out are what they look for
 KNOWN_ENOUGH = 50  # judged answers from which probabilities are calibrated
 
 Embed = Callable[[Sequence[str]], Any]
@@ -328,6 +330,8 @@ def _detect(one: Compared, level: float, helpers: Helpers, seed: int) -> Detecti
     test: Callable[..., Difference] = vectors_differ
     if one.kind != "vectors":
         test = numbers_differ if one.kind == "numbers" else categories_differ
+    if one.name in TAILED:
+        test = partial(numbers_differ, upper_tail=True)
     found = test(one.before, one.now, level=level, seed=seed)
     alarm = found.p <= level
     words = helpers.telling(*one.texts)[:SHOWN] if alarm and one.texts[0] else []

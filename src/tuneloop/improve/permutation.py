@@ -98,27 +98,36 @@ def _auc(before: Any, now: Any) -> float:
     return float((ranks.sum() - len(now) * (len(now) + 1) / 2) / (len(before) * len(now)))
 
 
-def numbers_differ(before: Array, now: Array, *, level: float, seed: int = 0) -> Difference:
+def numbers_differ(before: Array, now: Array, *, level: float, seed: int = 0, upper_tail: bool = False) -> Difference:
     """Whether numbers are distributed otherwise: the largest distance of the distribution functions (Smirnov), 0 to 1.
 
     Args:
         before, now: one number a row.
         level, seed: see `permutation_p`.
+        upper_tail: look for a few rows with large numbers: only for more of them, above the median, each distance over its
+            standard error (Anderson & Darling 1952), so that the far end counts as much as the middle.
     """
     pooled = np.concatenate([before, now]).astype(np.float64)
     order = np.argsort(pooled, kind="stable")
     ordered = pooled[order]
     ends = np.append(ordered[1:] != ordered[:-1], True)  # equal numbers step together
     n, m = len(before), len(now)
+    places = np.flatnonzero(ends) + 1
+    share = places / (n + m)
+    kept = (share >= 0.5) & (n + m - places >= 5)  # at least five rows beyond
+    weights = np.where(kept, 1 / np.sqrt(np.maximum(share * (1 - share), 1e-12)), 0.0)
 
     def statistic(member: Any) -> Array:
         inside = np.cumsum(member[:, order], axis=1)[:, ends]
-        outside = np.flatnonzero(ends) + 1 - inside
-        return np.asarray(np.abs(inside / m - outside / n).max(axis=1))
+        distance = (places - inside) / n - inside / m  # above 0: more of the first group lies below
+        if not upper_tail:
+            return np.asarray(np.abs(distance).max(axis=1))
+        return np.asarray((distance * weights).max(axis=1))
 
     real = np.concatenate([np.zeros(n), np.ones(m)])[None]
     p = permutation_p(statistic, n, m, level=level, seed=seed)
-    return Difference(p, float(statistic(real)[0]), np.abs(np.asarray(now, dtype=np.float64) - np.median(before)))
+    stands_out = np.asarray(now, dtype=np.float64) - np.median(before)
+    return Difference(p, float(statistic(real)[0]), stands_out if upper_tail else np.abs(stands_out))
 
 
 def categories_differ(before: Sequence[str], now: Sequence[str], *, level: float, seed: int = 0) -> Difference:

@@ -200,7 +200,7 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
         words = command_of(cycle, step, folder=str(folder), champion=champion)
         if step == "train" and step not in cycle.project.steps and heldout.is_file():
             words.append(f"data.split.test={heldout}")  # users that are never trained on
-        say(f"{step:<10}tuneloop {' '.join(words)}")
+        say(f"{step:<11}tuneloop {' '.join(words)}")
         status, result = command(words)
     follows, outcome, why = after(step, status, result)
     if follows == "failed":

@@ -165,7 +165,7 @@ def test_what_cannot_be_started_says_why(files: Files, tmp_path: Path, monkeypat
     (artifact / "tuneloop.json").write_text("{}")
     damaged = artifact / "damaged.gguf"
     damaged.write_bytes(files.gguf.read_bytes()[:-5000])
-    log = tmp_path / "llama.log"
+    log = tmp_path / "logs" / "llama.log"
     error = refused(LlamaCppEngine(Served(str(damaged)), settings=LlamaCppSettings(log=log)))
     assert "ended at its start" in error.what and error.where == str(damaged) and log.stat().st_size > 0
     garbage = tmp_path / "garbage.gguf"

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import sha256_file
+from tuneloop.core.files import sha256_file, user_errors_of_the_disk
 from tuneloop.inference.engines import (
     START_WITHIN,
     AdapterFacts,
@@ -177,8 +177,7 @@ class LlamaCppEngine:
         Raises:
             UserError: it ended, or was not ready in time.
         """
-        log = self._settings.log
-        self._log = tempfile.TemporaryFile() if log is None else log.open("w+b")  # noqa: SIM115 - closed by stop()
+        self._log = _opened_log(self._settings.log)
         ours, theirs = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -482,6 +481,19 @@ def template_of(file: Path, source: str = "") -> Template:
     with tempfile.TemporaryDirectory() as folder:
         read_tokenizer(file, Path(folder))
         return with_template(load_template(Path(folder)), source)
+
+
+def _opened_log(log: Path | None) -> IO[bytes]:
+    """The file for what llama.cpp tells.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    if log is None:
+        return tempfile.TemporaryFile()
+    with user_errors_of_the_disk(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("w+b")
 
 
 def _read_line(pipe: int, until: float) -> str | None:

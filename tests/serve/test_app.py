@@ -11,7 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 from live_server import StubEngine, live
 
 from tuneloop.records.api_key import Limits
@@ -219,3 +221,36 @@ def test_calls_of_functions_are_told_as_such(tmp_path: Path) -> None:
         assert not any(d.get("content") for d in deltas) and any(d.get("tool_calls") for d in deltas)
         choice = httpx.post(url, json={**body, "tool_choice": "none"}).json()["choices"][0]
         assert choice["message"]["content"].startswith('{"name"')
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = (
+    "messages", "prompt", "input", "model", "n", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "tools",
+    "tool_choice", "response_format", "logprobs", "top_logprobs", "stream_options", "service_tier", "user", "text",
+    "instructions", "top", "request", "conversation", "kind", "value", "key", "echo", "metadata",
+)  # fmt: skip
+PATHS = ("chat/completions", "completions", "responses", "classify", "feedback", "../tokenize", "batches")
+
+
+@hypothesis.settings(max_examples=100, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(
+    path=st.sampled_from(PATHS),
+    right=st.booleans(),
+    fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4),
+)
+def test_no_body_makes_the_server_fail(
+    server: tuple[str, Gateway], path: str, right: bool, fields: dict[str, Any]
+) -> None:
+    whole = {
+        "chat/completions": {"messages": CHAT["messages"]}, "completions": {"prompt": "x"}, "responses": {"input": "x"},
+        "classify": {"model": "labels", "input": "x"}, "feedback": {"request": "r", "kind": "x", "value": 1},
+        "../tokenize": {"prompt": "x"}, "batches": {"endpoint": "/v1/completions"},
+    }[path]  # fmt: skip
+    reply = httpx.post(f"{server[0]}/v1/{path}", content=json.dumps({**(whole if right else {}), **fields}), timeout=20)
+    assert reply.status_code < 500, (path, fields, reply.text)
+    if reply.status_code >= 400:
+        assert reply.json()["error"]["message"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pretend_gpu import Card, pretend_gpu
 from tuneloop.core.files import write_json
+from tuneloop.models.random_model import SIZES
 from tuneloop.plan.gpus import find_gpu
 from tuneloop.workflows import self_test
 
@@ -84,3 +86,25 @@ def test_slow_links_and_memory_are_said(monkeypatch: pytest.MonkeyPatch) -> None
     assert [(check.name, check.status) for check in found] == [
         ("matrix products", "ok"), ("memory", "slow"), ("from the host", "ok"),
     ]  # fmt: skip
+
+
+@pytest.fixture
+def two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES, "1b", {**SIZES["1b"], "num_hidden_layers": 2})
+    monkeypatch.setattr(self_test, "STEPS", 1)
+
+
+def test_a_step_is_measured_next_to_the_plan(two_layers: None) -> None:
+    with pretend_gpu(values=False):
+        checks = {check.name: check for check in self_test._step_checks("cuda")}
+    assert checks["memory of a step"].status == "ok", checks
+    assert "tokens/s of LoRA on 384M parameters" in checks["speed of a step"].detail
+    (alone,) = self_test._step_checks("cpu")
+    assert alone.status == "ok" and "planned" in alone.detail
+
+
+def test_a_plan_that_is_far_off_is_said(two_layers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_test, "memory_of", lambda job: SimpleNamespace(peak=1.0))
+    with pretend_gpu(values=False):
+        checks = {check.name: check for check in self_test._step_checks("cuda")}
+    assert checks["memory of a step"].status == "wrong" and "1.00 planned" in checks["memory of a step"].detail

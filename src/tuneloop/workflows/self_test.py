@@ -25,11 +25,16 @@ from tuneloop.core.files import write_json
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.methods import SHIPPED, USUAL, method_named
 from tuneloop.models.names import resolve
-from tuneloop.plan.gpus import find_gpu, measured_file
+from tuneloop.models.shape import ModelShape, target_modules
+from tuneloop.plan.estimate import Work, loop_job
+from tuneloop.plan.gpus import card_in_use, find_gpu, measured_file, this_cpu
+from tuneloop.plan.memory import memory_of
+from tuneloop.plan.speed import speed_of
 
 if TYPE_CHECKING:
     from tuneloop.models.load import Model
     from tuneloop.models.template import Rendered
+    from tuneloop.plan.job import TrainingSetup
     from tuneloop.train.config import TrainConfig
 
 Status = Literal["ok", "slow", "wrong", "not supported"]
@@ -88,6 +93,11 @@ def self_test(*, progress: Progress = no_progress) -> list[Check]:
     with busy(progress, "measuring speeds"):
         speeds = _speeds(kind)
         checks += _speed_checks(kind, speeds)
+    with busy(progress, "training a step of a larger model"):
+        try:
+            checks += _step_checks(kind)
+        except RuntimeError as error:
+            checks.append(Check("a step as planned", "wrong", str(error).splitlines()[0][:160]))
     write_json(measured_file(), {"version": 1, "date": datetime.now(UTC).isoformat(timespec="seconds"),
                                  "name": _card(kind), "torch": torch.__version__, **speeds})  # fmt: skip
     return checks
@@ -345,6 +355,68 @@ def _best(action: Callable[[], Any]) -> float:
         device.wait()
         best = min(best, time.perf_counter() - began)
     return best
+
+
+STEPS = 3  # that are timed, behind two that are not
+MEMORY_OFF = 0.15  # of the planned peak
+
+
+def _step_checks(kind: str) -> list[Check]:
+    """Memory and tokens a second of LoRA on a random 1B Llama (on a processor a tiny one), next to what the planner says of this card.
+
+    A processor's memory is not compared: its peak is of the whole process.
+    """
+    from types import SimpleNamespace
+
+    from tuneloop.models.random_model import SIZES, random_model
+    from tuneloop.models.template import Rendered
+    from tuneloop.train.batches import Step
+    from tuneloop.train.checkpoint import State
+    from tuneloop.train.methods import attach
+    from tuneloop.train.optimizers import make_optimizer
+    from tuneloop.train.run import Run
+    from tuneloop.train.step import optimizer_step
+
+    on_gpu = not device.backend().is_cpu
+    sizes, count, length = (SIZES["1b"], 4, 1024) if on_gpu else (SIZES["tiny"], 4, 128)
+    dtype, config = device.default_dtype(), _config({"rank": 16, "gradient_checkpointing": "never"})
+    template: Any = SimpleNamespace(pad_id=0, end_ids=(0,))
+    before = device.memory_now()
+    model = random_model(sizes, template, dtype=dtype)
+    rows = [Rendered([(7 * i + j) % 1000 for j in range(length)], [0, *[1] * (length - 1)]) for i in range(count)]
+    trainable = attach(model, config, SEED, rows)
+    model.net.train()
+    run = Run(model, config, trainable, make_optimizer(trainable, config), State("self-test"), Path("self-test"))
+    step, spent = Step((tuple(range(count)),), 0.0), []
+    for place in range(STEPS + 2):
+        if place == 2:
+            device.release_memory()
+            device.reset_peak_memory()
+        device.wait()
+        began = time.perf_counter()
+        optimizer_step(run, step, rows, 1e-4)
+        device.wait()
+        spent.append(time.perf_counter() - began)
+    speed = count * length / min(spent[2:])
+    job = _planned_step(kind, sizes, count, length, dtype.itemsize)
+    expected = speed_of(job).tokens_per_second
+    words = f"{speed:,.0f} tokens/s of LoRA on {job.shape.parameters / 1e6:,.0f}M parameters, {expected:,.0f} planned"
+    checks = [Check("speed of a step", "ok" if speed >= SLOW * expected or not on_gpu else "slow", words)]
+    if on_gpu:
+        peak, planned = device.peak_memory() - before, memory_of(job).peak
+        right = abs(peak / planned - 1) <= MEMORY_OFF
+        checks.append(Check("memory of a step", "ok" if right else "wrong", f"{peak:.2f} GiB, {planned:.2f} planned"))
+    return checks
+
+
+def _planned_step(kind: str, sizes: dict[str, Any], rows: int, length: int, width: int) -> TrainingSetup:
+    """The same step as the planner sees it."""
+    tokens = rows * length
+    card = this_cpu() if kind == "cpu" else card_in_use(_card(kind), device.capacity())
+    return loop_job(
+        ModelShape.from_config(sizes), Work(1, tokens, tokens, 0, ((rows, length, 0),)), gpu=card, bytes_a_weight=width,
+        model="random", method=USUAL.name, rank=16, targets=list(target_modules("all-linear")),
+    )  # fmt: skip
 
 
 def _speed_checks(kind: str, speeds: dict[str, float]) -> list[Check]:

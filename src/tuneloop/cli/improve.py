@@ -16,7 +16,9 @@ def command(
     *,
     output: Output,
 ) -> None:
-    """Retrain when there is a reason, and let gate and experiment decide: one pass, for cron.
+    """Retrain when there is a reason, and let gate and experiment decide.
+
+    One pass, for cron; it goes on where the last one stopped.
 
     Exit status 0: nothing to do, or promoted; 1: rolled back or refused; 3: waits.
     """

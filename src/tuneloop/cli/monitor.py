@@ -18,7 +18,7 @@ def command(
     options: MonitorOptions,
     output: Output,
 ) -> None:
-    """Say whether production has changed, in which requests and words, and what to do about it.
+    """Say whether production has changed, in which requests and words, and what to do.
 
     Exit status 0: no alarm; 1: an alarm; 3: too few requests to tell.
     """

@@ -1,0 +1,136 @@
+"""Time and memory of merging three adapters of rank 16 of the packaged model, next to PEFT's `add_weighted_adapter`.
+
+    python benchmarks/merge.py [METHOD ...]
+
+Each merge runs in a process of its own. Seconds, and those of the processor, are those of the merge: for tuneloop with reading
+the adapters and writing the result, for PEFT without either (its model and adapters are loaded before). Memory is the process's peak, with all it has imported
+and loaded. The last column is how far the merged updates are from the exact weighted sum, as a share of its length: 0 for `cat`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+MODEL, RANK, ADAPTERS = "smollm2-135m", 16, 3
+OURS = ("svd", "linear", "cat", "tsv", "core-space", "knots", "ties")
+PEFTS = {"svd": "svd", "cat": "cat", "ties": "ties_svd", "linear": "linear"}
+
+
+def write_adapters(place: Path) -> None:
+    """Adapters of all linear layers with random matrices, as training leaves them."""
+    import torch
+
+    from tuneloop.models.load import load_model
+    from tuneloop.train.config import TrainConfig
+    from tuneloop.train.methods import attach
+
+    model = load_model(MODEL)
+    for seed in range(ADAPTERS):
+        trainable = attach(model, TrainConfig(rank=RANK, alpha=2.0 * RANK), seed)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in trainable.parameters.values():
+                parameter += torch.randn(parameter.shape, generator=generator) * 0.02
+        trainable.save(place / str(seed))
+        trainable.detach()
+
+
+def ours(place: Path, method: str) -> dict[str, Any]:
+    """Merge by tuneloop."""
+    from tuneloop.combine.adapters import open_adapter
+    from tuneloop.combine.merge import MergeSettings, base_shapes, merge_adapters
+    from tuneloop.models.names import resolve
+
+    base = (MODEL, base_shapes(resolve(MODEL)))
+    began, used = time.monotonic(), time.process_time()
+    adapters = [open_adapter(str(seed), place / str(seed)) for seed in range(ADAPTERS)]
+    found = merge_adapters(adapters, MergeSettings(method), base, place / f"ours-{method}")
+    took = {"seconds": time.monotonic() - began, "cpu": time.process_time() - used}
+    return {**took, "rank": found.rank, "apart": apart(place, place / f"ours-{method}")}
+
+
+def pefts(place: Path, method: str) -> dict[str, Any]:
+    """Merge by PEFT, on the model that it needs for that."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from tuneloop.models.names import resolve
+
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(resolve(MODEL)), place / "0", adapter_name="0"
+    )
+    for seed in range(1, ADAPTERS):
+        model.load_adapter(place / str(seed), adapter_name=str(seed))
+    names = [str(seed) for seed in range(ADAPTERS)]
+    began, used = time.monotonic(), time.process_time()
+    model.add_weighted_adapter(names, [1.0] * ADAPTERS, "merged", combination_type=PEFTS[method], density=0.5)
+    took = {"seconds": time.monotonic() - began, "cpu": time.process_time() - used}
+    model.save_pretrained(place / f"peft-{method}", selected_adapters=["merged"])
+    folder = place / f"peft-{method}" / "merged"
+    rank = json.loads((folder / "adapter_config.json").read_text())["r"]
+    return {**took, "rank": rank, "apart": apart(place, folder)}
+
+
+def apart(place: Path, merged: Path) -> float:
+    """Distance of some merged updates from the sum of the adapters' products, as a share of the sum's length."""
+    from tuneloop.combine.adapters import open_adapter
+    from tuneloop.combine.low_rank import Product, squared_length, stacked
+
+    result = open_adapter("merged", merged, "any")
+    sources = [open_adapter(str(seed), place / str(seed)) for seed in range(ADAPTERS)]
+    gap = whole = 0.0
+    for module in result.modules[::15]:
+        total = stacked([one.update(module) for one in sources], [1.0] * ADAPTERS)
+        both: Product = stacked([total, result.update(module)], [1.0, -1.0])
+        gap, whole = gap + squared_length(both), whole + squared_length(total)
+    return float((gap / whole) ** 0.5)
+
+
+def measured(place: Path, who: str, method: str) -> dict[str, Any]:
+    """One merge in a process of its own."""
+    command = [sys.executable, __file__, "--child", who, method, str(place)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(methods: list[str]) -> None:
+    """Measure and print the table."""
+    sys.path.insert(0, str(ROOT / "src"))
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        write_adapters(place)
+        print(f"{'method':<12} {'who':<9} {'seconds':>8} {'CPU s':>6} {'GiB':>6} {'rank':>5} {'from the sum':>13}")
+        for method in methods or OURS:
+            for who in ("tuneloop", "PEFT"):
+                if who == "PEFT" and method not in PEFTS:
+                    continue
+                found = measured(place, who, method)
+                print(
+                    f"{method:<12} {who:<9} {found['seconds']:>8.1f} {found['cpu']:>6.1f} {found['gib']:>6.2f} {found['rank']:>5} {found['apart']:>13.3f}",
+                    flush=True,
+                )
+
+
+def child(who: str, method: str, place: str) -> None:
+    """What a process of its own does: a merge, and its figures as JSON."""
+    found = (ours if who == "tuneloop" else pefts)(Path(place), method)
+    found["gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:5])
+    else:
+        main(sys.argv[1:])

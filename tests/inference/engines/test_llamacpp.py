@@ -71,8 +71,8 @@ def test_it_answers_as_our_engine_does(files: Files) -> None:
         assert found.prompt_tokens == wanted.prompt_tokens
         if wanted.finish == "choice":
             assert found.text == wanted.text
-            assert found.label_scores == pytest.approx(wanted.label_scores, abs=1e-2)
-            assert found.label_probability == pytest.approx(wanted.label_probability, abs=1e-2)
+            assert found.label_scores == pytest.approx(wanted.label_scores, abs=5e-2)
+            assert found.label_probability == pytest.approx(wanted.label_probability, abs=5e-2)
         elif same_until_a_tie(wanted, found) == len(wanted.token_ids):
             assert (found.text, found.finish) == (wanted.text, wanted.finish)
 

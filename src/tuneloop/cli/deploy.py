@@ -20,9 +20,9 @@ def command(
     wish: DeployWish,
     output: Output,
 ) -> None:
-    """Make the project that serves an artifact on a host, with its price, and put it up.
+    """Make the project that serves an artifact on a host, with its price.
 
-    Nothing is put up with --dry-run, nor without a yes.
+    Then it is put up, if you say yes; with --dry-run never.
     """
     from tuneloop.scale.text import price_words
     from tuneloop.workflows.deploy import confirmed, launch_of, plan_deployment, put_up, record_of, write_project

@@ -16,7 +16,7 @@ def command(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TARGET...|serve.yaml [KEY=VALUE]...",
+            metavar="TARGET|serve.yaml|KEY=VALUE...",
             help="Runs, artifacts, NAME@champion or a model; or a file of settings. Settings, as in port=8130.",
             show_default=False,
         ),

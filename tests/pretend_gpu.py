@@ -498,8 +498,9 @@ def pretend_gpu(card: Card = Card(), *, values: bool = True) -> Iterator[Gpu]:
         card: what its driver reports.
         values: whether tensors hold numbers; without, models of any size fit, and every value that is read is 1.
     """
-    with contextlib.suppress(ImportError):
-        importlib.import_module("bitsandbytes")  # imported later it would take its CUDA library, which is not there
+    bitsandbytes: Any = None
+    with contextlib.suppress(ImportError):  # imported later it would take its CUDA library, which is not there
+        bitsandbytes = importlib.import_module("bitsandbytes")
     gpu = Gpu(card, values)
     cuda: dict[str, Any] = {
         "is_available": lambda: True,
@@ -542,6 +543,8 @@ def pretend_gpu(card: Card = Card(), *, values: bool = True) -> Iterator[Gpu]:
         (torch.nn.functional, "scaled_dot_product_attention", attention),
         (torch_varlen, "varlen_attn", varlen),
     ]
+    if bitsandbytes is not None:  # it keeps its table of codes on the device of the first call, for the whole process
+        patched.append((bitsandbytes.functional, "name2qmap", {}))
     before = [(place, name, getattr(place, name)) for place, name, _ in patched]
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)

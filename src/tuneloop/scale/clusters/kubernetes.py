@@ -19,7 +19,7 @@ def project(job: TrainingJob) -> dict[str, str]:
     if job.gated:
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "huggingface", "key": "token"}}})
     container = {
-        "name": "train", "image": f"YOUR_REGISTRY/{job.name}:1", "workingDir": "/work", "command": ["bash", "-c", command], "env": env,
+        "name": "train", "image": f"YOUR_REGISTRY/{job.name}:1", "workingDir": "/job", "command": ["bash", "-c", command], "env": env,
         "resources": {"limits": {"nvidia.com/gpu": job.gpus}, "requests": {"cpu": "4", "memory": "32Gi"}},
         "volumeMounts": [{"name": "runs", "mountPath": "/runs"}, {"name": "shm", "mountPath": "/dev/shm"}],
     }  # fmt: skip
@@ -47,7 +47,7 @@ def project(job: TrainingJob) -> dict[str, str]:
         },
     }  # fmt: skip
     parts = [claim, service, run] if job.nodes > 1 else [claim, run]
-    docker = f"FROM {IMAGE}\nRUN pip install --no-cache-dir '{PACKAGE}'\nWORKDIR /work\nCOPY recipe.yaml ./\nCOPY dataset dataset\n"
+    docker = f"FROM {IMAGE}\nRUN pip install --no-cache-dir '{PACKAGE}'\nWORKDIR /job\nCOPY recipe.yaml ./\nCOPY dataset dataset\n"
     return {
         "job.yaml": yaml_text("Kubernetes: a training run. README.md has the commands.", *parts),
         "Dockerfile": docker,

@@ -24,8 +24,8 @@ app = modal.App({job.name!r})
 image = (
     modal.Image.debian_slim(python_version="3.12")
     .pip_install({PACKAGE!r})
-    .add_local_file(HERE / "recipe.yaml", "/work/recipe.yaml")
-    .add_local_dir(HERE / "dataset", "/work/dataset")
+    .add_local_file(HERE / "recipe.yaml", "/job/recipe.yaml")
+    .add_local_dir(HERE / "dataset", "/job/dataset")
 )
 runs = modal.Volume.from_name({job.name + "-runs"!r}, create_if_missing=True)
 
@@ -44,7 +44,7 @@ def train() -> None:
 
     threading.Thread(target=keep, daemon=True).start()
     try:
-        subprocess.run({words!r}, cwd="/work", check=True)
+        subprocess.run({words!r}, cwd="/job", check=True)
     finally:
         over.set()
         runs.commit()

@@ -1,6 +1,7 @@
 import json
 import math
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.compare import compare
 from tuneloop.evaluate.config import EvaluateConfig
-from tuneloop.evaluate.evaluate import evaluate, sample_rows
+from tuneloop.evaluate.evaluate import evaluate, sample_order, sample_rows
 from tuneloop.evaluate.primary import primary_metric
 from tuneloop.evaluate.results import load_evaluation, write_evaluation
 from tuneloop.evaluate.scoring import AnswerStats
@@ -173,6 +174,30 @@ def test_sampling_is_seeded_and_keeps_the_order():
     assert [rows.index(r) for r in chosen] == sorted(rows.index(r) for r in chosen)
     assert {r.id for r in chosen} < {r.id for r in sample_rows(rows, 30, seed=1)}, "a part of a larger sample"
     assert sample_rows(rows, None, seed=1) == sample_rows(rows, 99, seed=1) == rows
+
+
+@pytest.mark.parametrize("grouped_by", ["label", "metadata"])
+def test_a_sample_of_any_size_holds_each_group_by_its_share(grouped_by: str) -> None:
+    sizes = {"often": 60, "sometimes": 30, "seldom": 10}
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    if grouped_by == "label":
+        rows, stratum = [Row(f"{i}", messages, label=name) for i, name in enumerate(names)], None
+    else:
+        rows, stratum = [Row(f"{i}", messages, meta={"queue": name}) for i, name in enumerate(names)], meta_queue
+    group = dict(zip((row.id for row in rows), names, strict=True))
+    for seed in range(20):
+        order = sample_order(rows, seed, stratum)
+        assert sorted(order) == list(range(100))
+        for limit in range(1, 100):
+            counts = Counter(group[row.id] for row in sample_rows(rows, limit, seed=seed, stratum=stratum))
+            for name, size in sizes.items():
+                assert abs(counts[name] - limit * size / 100) <= 2, (seed, limit, counts)
+    assert len({tuple(sample_order(rows, seed, stratum)[:20]) for seed in range(20)}) == 20, "another seed, other rows"
+
+
+def meta_queue(row: Row) -> str | None:
+    return str(row.meta["queue"])
 
 
 def test_answers_that_nobody_should_imitate_are_no_references() -> None:

@@ -163,6 +163,15 @@ def test_the_evaluation_is_expected_to_take_what_zero_shot_took() -> None:
     assert expected_evaluation(listed({}, 0.0), several) == 0.0
 
 
+def test_a_tuned_model_is_expected_to_end_where_the_references_end() -> None:
+    """Zero-shot writes 90 tokens a row, on to the limit; references have 30. Of 10 seconds, 30 read tokens take one."""
+    zero = {"seconds": 10.0, "training_seconds": 0.0, "tokens": 3600, "computed_tokens": 4800}
+    assert expected_evaluation(listed({"zero-shot": zero}, 14.0, 40), reference=30) == pytest.approx(4.0 + 4.0)
+    assert expected_evaluation(listed({"zero-shot": zero}, 14.0, 40), reference=200) == 14.0, "never longer"
+    scored = {"seconds": 10.0, "training_seconds": 0.0, "tokens": 0, "computed_tokens": 4800}
+    assert expected_evaluation(listed({"zero-shot": scored}, 14.0, 40), reference=3) == 14.0, "labels are scored alike"
+
+
 def test_a_machine_that_was_busy_while_zero_shot_was_asked_is_expected_to_be_as_fast_as_later() -> None:
     def costs(few_seconds: float) -> dict[str, dict[str, float]]:
         return {

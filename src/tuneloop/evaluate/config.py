@@ -54,7 +54,9 @@ class EvaluateConfig(Config):
     max_new_tokens: int | None = Field(
         None, ge=1, description="longest answer; default: a quarter over the longest reference of the training split"
     )
-    limit: int | None = Field(None, ge=1, description="evaluate at most this many rows of the split (seeded sample)")
+    limit: int | None = Field(
+        None, ge=1, description="evaluate at most this many rows of the split (seeded sample, each label by its share)"
+    )
     samples: int = Field(
         5, ge=0, description="answers shown side by side; a page shows ten at once, or more if this is more; 0: none"
     )

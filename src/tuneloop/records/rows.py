@@ -243,3 +243,9 @@ class Dataset:
     def task(self) -> str:
         """`classification`, `generation` or `chat`."""
         return self.manifest.task
+
+    def stratum(self, row: Row) -> str | None:
+        """The group of a row by which splits and samples are balanced: its label, or its value of `split.stratify`; None: no group."""
+        column = self.manifest.config.get("split", {}).get("stratify")
+        value = row.meta.get(column) if column else None
+        return row.label if row.label is not None or value is None else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from tuneloop.workflows.rounds import Answered
     from tuneloop.workflows.systems import SystemAnswers
 
+# Time of a token that is read relative to one that is written in a batch of rows: read tokens share one pass. An upper bound
+# on processors (it is a tenth to a third there), so that answers are rather expected to take too long.
+READ_TOKEN = 1 / 3
+
 
 def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None = None) -> dict[str, Evaluation]:
     """What the base model and the cheap alternatives make of the test split.
@@ -47,7 +52,7 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: Answered | None 
     from tuneloop.evaluate.results import load_evaluation
 
     recipe = job.recipe
-    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
+    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:
         job.say("baselines no test rows: nothing will be proven (data.split.test is 0)")
         return {}
@@ -237,8 +242,12 @@ def _write(
     return evaluations
 
 
-def expected_evaluation(listed: BaselinesManifest, config: EvaluateConfig | None = None) -> float:
+def expected_evaluation(
+    listed: BaselinesManifest, config: EvaluateConfig | None = None, reference: float = math.inf
+) -> float:
     """Seconds that asking and scoring the tuned model takes about: what the baselines took without few-shot and the cheap alternatives.
+
+    The tuned model ends its answers where the references end, while zero-shot often writes on to the limit.
 
     Few-shot is asked later and reads more for each token that it writes. Where it was faster all the same, the machine was busy
     before, and its speed is taken.
@@ -246,6 +255,7 @@ def expected_evaluation(listed: BaselinesManifest, config: EvaluateConfig | None
     Args:
         listed: `baselines.json`.
         config: adds what asking rows several ways takes, where that is asked for.
+        reference: tokens of a reference, on average; default: answers are as long as those of zero-shot.
     """
     seconds = {name: cost.seconds for name, cost in listed.costs.items()}
     again = expected_consistency(seconds, listed.n, config) if config else 0.0
@@ -255,7 +265,33 @@ def expected_evaluation(listed: BaselinesManifest, config: EvaluateConfig | None
         if not name.startswith("zero-shot")
         and not name.endswith("calibrated")  # calibrated answers come with the others
     )
-    return max(listed.seconds - other - _busy_before(listed.costs), 0.0) + again
+    zero, shorter = listed.costs.get("zero-shot"), 0.0
+    if zero and listed.n:
+        computed = zero.tokens if zero.computed_tokens is None else zero.computed_tokens
+        shorter = zero.seconds * (1 - tuned_share(zero.tokens / listed.n, computed / listed.n, reference))
+    return max(listed.seconds - other - _busy_before(listed.costs) - shorter, 0.0) + again
+
+
+def mean_reference(job: RunContext, dataset: Dataset) -> float:
+    """Tokens of a reference, on average; infinity where there are none."""
+    from tuneloop.workflows.systems import reference_lengths
+
+    lengths = reference_lengths(job.model.template, dataset)
+    return sum(lengths) / len(lengths) if lengths else math.inf
+
+
+def tuned_share(written: float, computed: float, reference: float) -> float:
+    """What an answer of a reference's length takes, relative to one of zero-shot; at most 1.
+
+    Args:
+        written: tokens of an answer of zero-shot, on average; 0 where labels are scored, which costs the same for all.
+        computed: tokens that were computed for it, with those of its prompt.
+        reference: tokens of a reference.
+    """
+    if not written or reference >= written:
+        return 1.0
+    read = READ_TOKEN * max(computed - written, 0.0)
+    return (read + reference) / (read + written)
 
 
 def _busy_before(costs: Mapping[str, AnswerCost]) -> float:

@@ -314,7 +314,7 @@ def _figures(job: DistilJob, control: Path | None) -> DistilledFigures | None:
     from tuneloop.combine.gains import difference, kept_share
     from tuneloop.evaluate.evaluate import sample_rows
 
-    rows = sample_rows(job.dataset.test, job.options.rows, seed=0)
+    rows = sample_rows(job.dataset.test, job.options.rows, seed=0, stratum=job.dataset.stratum)
     if not rows:
         job.say("distill   no test rows: nothing is measured")
         return None

@@ -53,7 +53,7 @@ def evaluate_stage(
     from tuneloop.workflows.systems import ask
 
     recipe = job.recipe
-    rows = sample_rows(getattr(dataset, split), recipe.evaluate.limit, seed=recipe.seed)
+    rows = sample_rows(getattr(dataset, split), recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:
         return
     check_ids(rows)
@@ -67,7 +67,7 @@ def evaluate_stage(
         asked = limit.ask_tuned(dataset)
         if len(asked.completions) < len(rows):
             recipe = job.recipe
-            rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
+            rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
             baselines = on_fewer_rows(job, dataset, baselines, rows) if baselines else {}
             key = tuned_key(job, dataset, baselines)
     else:

@@ -111,7 +111,7 @@ def evaluate_target(question: EvalTarget, *, progress: Progress = no_progress, s
     _check_consistency(recipe, question)
     job = RunContext(recipe, Path(question.target), progress, say)
     dataset, split = _rows_of(job, question)
-    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed)
+    rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:
         raise UserError(
             f"The {split} split is empty",

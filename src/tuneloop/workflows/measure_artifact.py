@@ -50,7 +50,7 @@ def rows_to_measure(job: RunContext, most: int) -> Rows | str:
     except UserError as error:
         return f"the run's data set is not at hand: {error.what}"
     limit = min(most, job.recipe.evaluate.limit or most)
-    rows = sample_rows(dataset.test, limit, seed=job.recipe.seed)
+    rows = sample_rows(dataset.test, limit, seed=job.recipe.seed, stratum=dataset.stratum)
     return Rows(job, dataset, rows) if rows else "the run's data set has no test rows"
 
 

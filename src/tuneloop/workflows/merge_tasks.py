@@ -62,7 +62,9 @@ class Judge:
         from tuneloop.evaluate.evaluate import sample_rows
 
         assert expert.dataset is not None and expert.recipe is not None, "only tasks with rows are judged"
-        return sample_rows(getattr(expert.dataset, split), self.options.rows, seed=expert.recipe.seed)
+        return sample_rows(
+            getattr(expert.dataset, split), self.options.rows, seed=expert.recipe.seed, stratum=expert.dataset.stratum
+        )
 
     def metric(self, expert: Expert) -> str:
         """The metric that decides the task."""

@@ -21,7 +21,7 @@ from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import PLAN, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
-from tuneloop.workflows.baselines import expected_evaluation
+from tuneloop.workflows.baselines import expected_evaluation, mean_reference
 from tuneloop.workflows.distributed import Part, distributed_run, held_out
 from tuneloop.workflows.prepare import prepare_stage
 from tuneloop.workflows.recipe import Recipe
@@ -197,7 +197,7 @@ def make_plan(
         },
         "validation": {"times": run.validations, "rows": min(run.val_rows, len(job.rendered(dataset.val)))},
         "max_minutes": train.max_minutes,
-        "apart": _apart(job),
+        "apart": _apart(job, dataset),
         **vars(sizes),
     }
 
@@ -264,7 +264,7 @@ def _within_limit(plan: dict[str, Any], minutes: float | None) -> dict[str, Any]
     return {**plan, "time": {**plan["time"], **time_}, "cost": cost}
 
 
-def _apart(job: RunContext) -> dict[str, float] | None:
+def _apart(job: RunContext, dataset: Dataset) -> dict[str, float] | None:
     """Minutes that the baselines took and that the evaluation will take about, which are not of the training; None where there are none."""
     folder = job.folder / "baselines"
     if not (folder / BaselinesManifest.file).is_file():
@@ -272,7 +272,7 @@ def _apart(job: RunContext) -> dict[str, float] | None:
     listed = read_record(BaselinesManifest, folder)
     return {
         "baselines_minutes": listed.seconds / 60,
-        "evaluation_minutes": expected_evaluation(listed, job.recipe.evaluate) / 60,
+        "evaluation_minutes": expected_evaluation(listed, job.recipe.evaluate, mean_reference(job, dataset)) / 60,
     }
 
 

@@ -92,7 +92,7 @@ def ask_within(
 
     config, wanted, seed = job.recipe.evaluate, job.recipe.baselines, job.recipe.seed
     every = sample_rows(dataset.test, None, seed=seed)
-    places = sample_order(len(every), seed)[: config.limit]
+    places = sample_order(every, seed, dataset.stratum)[: config.limit]
     began = time.monotonic()
     rows: Sequence[Row] = [every[place] for place in places]
     with base_only(job.model.net):
@@ -102,7 +102,7 @@ def ask_within(
         zero, few, number, all_examples, rows = begun.zero, begun.few, begun.number, begun.all_examples, begun.rows
         ways = [way for way in (zero if wanted.zero_shot else None, few) if way]
         while True:
-            each, tuned = sum(way.each for way in ways), TUNED * zero.each
+            each, tuned = sum(way.each for way in ways), TUNED * zero.each * _share_of_tuned(job, dataset, zero)
             took = {way.name: way.each for way in ways}
             several = expected_consistency(took, 1, config) * min(config.consistency_rows, len(rows))
             reading = sum(way.reading for way in ways)
@@ -116,6 +116,16 @@ def ask_within(
     order = sorted(range(number), key=places.__getitem__)
     shown = len(few.examples) if few else 0
     return Answered(number, _baselines(ways, order), sum(way.seconds for way in ways), free, shown, all_examples)
+
+
+def _share_of_tuned(job: RunContext, dataset: Dataset, zero: _Way) -> float:
+    """What the tuned model's answers take, relative to those of zero-shot: they end where the references do."""
+    from tuneloop.workflows.baselines import mean_reference, tuned_share
+
+    parts = [part[""] for part in zero.parts]
+    rows = max(sum(len(part.completions) for part in parts), 1)
+    written, computed = sum(part.tokens for part in parts), sum(part.computed for part in parts)
+    return tuned_share(written / rows, computed / rows, mean_reference(job, dataset))
 
 
 @dataclass(frozen=True)
@@ -193,7 +203,7 @@ def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple
 
     config, seed = job.recipe.evaluate, job.recipe.seed
     every = sample_rows(dataset.test, None, seed=seed)
-    places = sample_order(len(every), seed)[: config.limit]
+    places = sample_order(every, seed, dataset.stratum)[: config.limit]
     began, number = time.monotonic(), 0
     parts: list[SystemAnswers] = []
     more = min(max(LEAST, math.ceil(len(places) / 3)), len(places))

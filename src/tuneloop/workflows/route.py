@@ -142,7 +142,7 @@ def task_rows(job: RouteJob, datasets: Sequence[Dataset], split: str) -> Outcome
 
     texts, own = [], []
     for number, dataset in enumerate(datasets):
-        rows: list[Row] = sample_rows(getattr(dataset, split), job.rows, seed=0)
+        rows: list[Row] = sample_rows(getattr(dataset, split), job.rows, seed=0, stratum=dataset.stratum)
         texts += [last_user_turn(row) for row in rows]
         own += [number] * len(rows)
     return Outcomes(job.embed(texts), np.eye(len(datasets), dtype=np.float32)[own])

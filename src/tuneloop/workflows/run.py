@@ -57,7 +57,7 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
                 answered = limit.ask_base(dataset)
                 baselines = baseline_stage(job, dataset, answered)
             with busy(job.progress, "planning the training"):
-                plan_stage(job, dataset, limit.choose_training)
+                plan_stage(job, dataset, lambda: limit.choose_training(dataset))
             with busy(job.progress, "training the model"):
                 train_stage(job, dataset)
             with busy(job.progress, "evaluating the tuned model"):

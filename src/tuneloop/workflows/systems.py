@@ -132,10 +132,15 @@ def longest_answer(template: Template, dataset: Dataset, config: EvaluateConfig)
     """
     if config.max_new_tokens:
         return config.max_new_tokens
-    known = dataset.train[:2000] or dataset.test[:2000]  # a file by itself: there its own references tell
-    lengths = sorted(len(template.encode(row.answer)) + 1 for row in known) or [256]
+    lengths = reference_lengths(template, dataset) or [256]
     typical = lengths[min(int(0.98 * len(lengths)), len(lengths) - 1)]
     return max(8, min(math.ceil(1.25 * typical), 1024))
+
+
+def reference_lengths(template: Template, dataset: Dataset) -> list[int]:
+    """Tokens of up to 2,000 references with their end, the shortest first."""
+    known = dataset.train[:2000] or dataset.test[:2000]  # a file by itself: there its own references tell
+    return sorted(len(template.encode(row.answer)) + 1 for row in known)
 
 
 def few_shot_examples(
@@ -147,16 +152,14 @@ def few_shot_examples(
     wanted = baselines.few_shot
     if wanted == "auto":
         wanted = (MOST_EXAMPLES if many else len(labels)) if dataset.task == "classification" else 4
-    stratify = dataset.manifest.config.get("split", {}).get("stratify")
-
-    def stratum(row: Row) -> str | None:
-        value = row.meta.get(stratify) if stratify else None
-        return row.label if row.label is not None or value is None else str(value)
-
     candidates = [row for row in dataset.train if row.shows_the_task]
     candidates = [row for row in candidates if sum(m["role"] == "user" for m in row.messages) == 1] or candidates
     examples = choose_examples(
-        candidates, wanted, seed=seed, stratify=rarest_label(candidates) if many else stratum, frequent_first=many
+        candidates,
+        wanted,
+        seed=seed,
+        stratify=rarest_label(candidates) if many else dataset.stratum,
+        frequent_first=many,
     )
     longest = max((len(model.template.prompt_ids(row.prompt, row.tools)) for row in rows), default=0)
     room = model.context - longest - answer_limit(model, dataset, config) - 16

@@ -18,7 +18,7 @@ from tuneloop.records.plan import Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import FullRun, RunManifest, TimeChoices
-from tuneloop.workflows.baselines import expected_evaluation, measured_before
+from tuneloop.workflows.baselines import expected_evaluation, mean_reference, measured_before
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.rounds import TUNED, Answered, ask_tuned_within, ask_within
 from tuneloop.workflows.run_context import RunContext, dataset_of, done_record, identity
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tuneloop.workflows.systems import SystemAnswers
 
 # Share of the time in which rows are asked, by all systems together; and the least share of training.
-ANSWERS, TRAINING = 0.36, 0.15
+ANSWERS, TRAINING = 0.42, 0.15
 # Kept for measuring the speed, the report and the end: seconds, and a share of the time.
 RESERVE_SECONDS, RESERVE = 10.0, 0.03
 # What a run may take, of its time, before it is said that this is not enough.
@@ -129,7 +129,7 @@ class TimeLimit:
         if self.recipe.max_minutes and self.found.train_minutes is None:
             self._keep(train_minutes=self.recipe.max_minutes)
 
-    def choose_training(self) -> bool:
+    def choose_training(self, dataset: Dataset) -> bool:
         """Choose how long training may take: what is left now, less the evaluation to come.
 
         Returns:
@@ -141,7 +141,7 @@ class TimeLimit:
         folder = job.folder / "baselines"
         measured = (folder / BaselinesManifest.file).is_file()
         listed = read_record(BaselinesManifest, folder) if measured else BaselinesManifest(systems={})
-        evaluation = TUNED * expected_evaluation(listed, recipe.evaluate)
+        evaluation = TUNED * expected_evaluation(listed, recipe.evaluate, mean_reference(job, dataset))
         spent = max(time.monotonic() - self.began, listed.seconds - self.found.reused_seconds)
         left = self.seconds - spent - evaluation
         seconds = max(left, TRAINING * self.seconds)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import ANSWERS, FIELDS, MakeTuned, running
 
 from patience import HANG
 from tuneloop.core.errors import UserError
@@ -28,10 +27,7 @@ from tuneloop.workflows.predict import Asker, Options, predict
 from tuneloop.workflows.serve import deployment_of, gateway_of, serve_config
 from tuneloop.workflows.targets import open_with_task
 
-MakeTuned = Callable[..., Path]
 TICKET = " cafÃ© where is it, bob7@example.com"
-ANSWERS = [{"subject": f"s{i}", "body": f"body of ticket {i}", "answer": f"answer {i}"} for i in range(40)]
-FIELDS = {"input": "Subject: {subject}\n\n{body}", "output": "{answer}", "instruction": "Answer the ticket."}
 CHATS = [
     {"messages": [{"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": f"hi {i}"}]}
     for i in range(40)
@@ -87,26 +83,6 @@ def test_a_conversation_stays_one(make_tuned: MakeTuned, tmp_path: Path) -> None
     run = make_tuned(CHATS)
     turns = {"messages": [{"role": "user", "content": "hello 3"}]}
     assert served_ids(tmp_path / "s", run, "hello 3") == trained_ids(run, turns)
-
-
-@contextmanager
-def running(*arguments: str, folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    """Address and process of `tuneloop serve`; at the end it is stopped by SIGTERM."""
-    command = [sys.executable, "-m", "tuneloop", "serve", *arguments, "port=0", f"folder={folder}", "--json", "-q"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None and process.stderr is not None
-    try:
-        line = process.stdout.readline()
-        assert "address" in line, process.stderr.read()
-        yield json.loads(line)["address"], process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            _, said = process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-    assert process.returncode == 0, said
 
 
 @pytest.mark.slow

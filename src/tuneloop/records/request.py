@@ -18,7 +18,10 @@ class StoredRequest(Record):
         model: as it was asked for.
         adapter: hash of the trained weights that answered; None: the base model.
         release: version in the registry; None where none is named.
-        arm: of an experiment, and `propensity`, the probability with which it was drawn; None outside of experiments.
+        arm: of an experiment, and `propensity`, the chance to meet the candidate when its user came; None outside of
+            experiments.
+        fallback: why the champion answered in the candidate's place; None: who was drawn answered.
+        shadow: id of the request of which this is a copy that a candidate answered unseen; None: it is no copy.
         user: pseudonym of the end user.
         conversation: that the request belongs to, as the client names it.
         prompt: the messages, and `tools`, the functions that the model could call.
@@ -44,6 +47,8 @@ class StoredRequest(Record):
     release: str | None = None
     arm: str | None = None
     propensity: float | None = None
+    fallback: str | None = None
+    shadow: str | None = None
     user: str | None = None
     conversation: str | None = None
     prompt: list[Message]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,23 @@ class Prompt:
     tools: Sequence[Mapping[str, Any]] = ()
     continues: str | None = None
 
+
+@dataclass(frozen=True)
+class Drawn:
+    """What an experiment says of a request.
+
+    Args:
+        arm, propensity: as they are logged.
+        served: name among the gateway's candidates of who answers; empty: the model that was asked.
+    """
+
+    arm: str
+    propensity: float
+    served: str = ""
+
+
+# Model, user or conversation (empty: neither), id of the request -> its arm; None: no experiment.
+Draw = Callable[[str, str, str], Drawn | None]
 
 # Turns as a client sends them -> the prompt that the model was trained on. Raises ValueError where it can't be made.
 ReadPrompt = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Prompt]
@@ -131,8 +149,12 @@ class _Account:
     asked: Asked
     caller: Caller
     model: ServedModel
+    engine: ServingEngine
     time: str
     began: float
+    drawn: Drawn | None = None
+    fallback: str | None = None
+    shadow: str | None = None
     prompt_tokens: int = 0
     ttft_ms: float | None = None
     done: dict[int, Completion] = field(default_factory=dict)
@@ -162,12 +184,73 @@ def engine_error(completion: Completion) -> ApiError:
     return ApiError(status, rest or completion.error or "the engine gave no answer", code=_CODES.get(word, word))
 
 
+@dataclass(frozen=True)
+class Copy:
+    """A request that was answered, and the candidate that is to answer it unseen.
+
+    Args:
+        of: id of the request.
+        served: name among the gateway's candidates.
+        arm: as it is logged.
+    """
+
+    of: str
+    served: str
+    asked: Asked
+    caller: Caller
+    arm: str = "candidate"
+
+
+@dataclass
+class Copies:
+    """Copies that wait for a candidate's unseen answer, one at a time, while no request waits.
+
+    Args:
+        most: that may wait; the oldest one gives way and is counted as dropped.
+    """
+
+    most: int = 256
+    dropped: int = 0
+    waiting: deque[Copy] = field(default_factory=deque)
+    _task: asyncio.Task[None] | None = None
+
+    def add(self, gateway: Gateway, copy: Copy) -> None:
+        """Put a copy in; never waits."""
+        if len(self.waiting) >= self.most:
+            self.waiting.popleft()
+            self.dropped += 1
+        self.waiting.append(copy)
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._work(gateway))
+
+    async def _work(self, gateway: Gateway) -> None:
+        while self.waiting and not gateway.admission.closed:
+            await gateway.admission.quiet()
+            if gateway.admission.closed or not self.waiting:
+                return
+            copy = self.waiting.popleft()
+            if copy.served in gateway.candidates:  # the experiment may have ended
+                with contextlib.suppress(Exception):  # the log has it
+                    async for _ in gateway.answer(copy.asked, copy.caller, background=True, copy=copy):
+                        pass
+
+    async def stop(self) -> None:
+        """End it; what waits is not answered."""
+        self.waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
 @dataclass
 class Gateway:
     """A server's state, and how it answers.
 
     Args:
         models: by name; the first one answers where none is named.
+        candidates: models of experiments, by the names of these; they answer in place of the model that was asked.
+        draw: the arm of a request; None: there are no experiments.
+        shadow: the candidate that is to answer copies of a model's requests; empty: none.
     """
 
     engine: ServingEngine
@@ -179,6 +262,10 @@ class Gateway:
     admission: Admission
     metrics: Metrics = field(default_factory=Metrics)
     clock: SharedClock = field(default_factory=SharedClock)
+    candidates: dict[str, ServedModel] = field(default_factory=dict)
+    draw: Draw | None = None
+    shadow: Callable[[str], str] = field(default=lambda model: "")
+    copies: Copies = field(default_factory=Copies)
 
     # --- who and what
 
@@ -229,26 +316,25 @@ class Gateway:
 
     # --- an answer
 
-    async def answer(self, asked: Asked, caller: Caller, *, background: bool = False) -> AsyncGenerator[Piece, None]:
+    async def answer(
+        self, asked: Asked, caller: Caller, *, background: bool = False, copy: Copy | None = None
+    ) -> AsyncGenerator[Piece, None]:
         """The pieces of an answer. Close the iterator to end it early: the engine stops, and what was used is counted.
 
         Args:
             background: work of a batch, which waits for no place.
+            copy: of another request, which a candidate answers unseen.
 
         Raises:
             ApiError: it is refused, or fails on the way.
         """
-        account = _Account(
-            uuid7(), asked, replace(caller, user=caller.user or asked.user), self.model_of(asked.model, caller),
-            utc(time.time()), time.perf_counter(),
-        )  # fmt: skip
+        account = self._account(asked, caller, copy)
         try:
-            request = await self.request(asked, account.model)
-            account.prompt_tokens = len(request.ids)
-            async with aclosing(self._within_limits(request, account, background)) as pieces:
+            async with aclosing(self._drawn(account, background)) as pieces:
                 async for piece in pieces:
                     yield piece
             account.status = "ok"
+            self._copy(account, background)
         except ApiError as error:
             account.error, account.status = error.message, str(error.status)
             raise
@@ -261,12 +347,75 @@ class Gateway:
         finally:
             self._log(account)
 
-    async def request(self, asked: Asked, model: ServedModel) -> Request:
+    def _account(self, asked: Asked, caller: Caller, copy: Copy | None) -> _Account:
+        """A request with who answers it: the model that was asked, or a candidate in its place."""
+        asked_model = self.model_of(asked.model, caller)
+        account = _Account(
+            uuid7(), asked, replace(caller, user=caller.user or asked.user), asked_model, self.engine,
+            utc(time.time()), time.perf_counter(),
+        )  # fmt: skip
+        if copy is not None:
+            account.shadow, account.drawn = copy.of, Drawn(copy.arm, 0.0, copy.served)
+            account.model = self.candidates[copy.served]
+        elif self.draw is not None:
+            account.drawn = self.draw(asked_model.name, account.caller.user or account.caller.conversation, account.id)
+            if account.drawn is not None and account.drawn.served:
+                if (candidate := self.candidates.get(account.drawn.served)) is not None:
+                    account.model = candidate
+                else:
+                    account.fallback = "the candidate is not loaded"
+        return account
+
+    async def _drawn(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
+        """An answer by who was drawn; where a candidate fails before its first piece, by the model that was asked."""
+        try:
+            async with aclosing(self._prepared(account, background)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        except ApiError as error:
+            champion = self.models.get(account.model.name)
+            candidate = account.drawn is not None and account.model is self.candidates.get(account.drawn.served)
+            failed = error.status >= 500 or error.code == "model_not_found"
+            if (
+                not candidate
+                or champion is None
+                or account.shadow
+                or account.pieces
+                or not failed
+                or self.admission.closed
+            ):
+                raise
+            account.model, account.fallback = champion, error.message[:200]
+        async with aclosing(self._prepared(account, background)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _prepared(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
+        request = await self.request(account.asked, account.model, account.engine)
+        account.prompt_tokens = len(request.ids)
+        async with aclosing(self._within_limits(request, account, background)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def _copy(self, account: _Account, background: bool) -> None:
+        """Have a candidate answer a copy of what was answered, some time when nobody waits."""
+        if account.shadow or background or account.drawn is not None:
+            return
+        if (served := self.shadow(account.model.name)) and served in self.candidates:
+            caller = Caller(user=account.caller.user, conversation=account.caller.conversation)
+            self.copies.add(self, Copy(account.id, served, replace(account.asked, model=account.model.name), caller))
+
+    async def request(self, asked: Asked, model: ServedModel, engine: ServingEngine | None = None) -> Request:
         """What the engine is asked, with the prompt as tokens, as the model was trained.
+
+        Args:
+            engine: that is asked; None: the one at work.
 
         Raises:
             ApiError: there is no such prompt.
         """
+        engine = engine or self.engine
         prompt = Prompt(asked.messages, asked.tools, asked.text)
         if model.read is not None and asked.messages:
             try:
@@ -276,11 +425,11 @@ class Gateway:
         try:
             ids: Sequence[int] = asked.ids
             if prompt.continues is not None:
-                ids = await self.engine.tokenize(prompt.continues)
+                ids = await engine.tokenize(prompt.continues)
                 if asked.kind != "completions":
                     ids = ()  # a document: the engine begins it as in training
             elif not ids:
-                ids = await self.engine.render(prompt.messages, prompt.tools, adapter=model.adapter)
+                ids = await engine.render(prompt.messages, prompt.tools, adapter=model.adapter)
             return Request(
                 continues=prompt.continues, ids=tuple(ids),
                 max_new_tokens=asked.max_new_tokens or model.max_new_tokens or self.config.limits.max_new_tokens,
@@ -339,7 +488,7 @@ class Gateway:
             replace(request, sampling=replace(request.sampling, seed=seed + i)) if i else request for i in range(n)
         ]
         began = self.clock.change(1)
-        updates = _merged([self.engine.stream(each) for each in requests])
+        updates = _merged([account.engine.stream(each) for each in requests])
         try:
             async for index, update in updates:
                 if update.completion is not None and update.completion.finish in ("error", "cancelled"):
@@ -367,12 +516,14 @@ class Gateway:
         record = StoredRequest(
             id=account.id, time=account.time, key=account.caller.key.name if account.caller.key else "",
             model=model.name, adapter=None if model.adapter == BASE else model.adapter, release=model.release or None,
-            user=account.caller.user or None, conversation=account.caller.conversation or None, prompt=prompt,
+            arm=account.drawn.arm if account.drawn else None,
+            propensity=account.drawn.propensity if account.drawn and not account.shadow else None,
+            fallback=account.fallback, shadow=account.shadow, user=account.caller.user or None, conversation=account.caller.conversation or None, prompt=prompt,
             tools=[dict(tool) for tool in asked.tools], completion=text, prompt_tokens=account.prompt_tokens,
             completion_tokens=account.tokens,
             ttft_ms=None if account.ttft_ms is None else round(account.ttft_ms, 3),
             total_ms=round(1000 * (time.perf_counter() - account.began), 3),
-            finish=first.finish if first is not None else None, tier=asked.tier,
+            finish=first.finish if first is not None else None, tier="shadow" if account.shadow else asked.tier,
             usd=self.config.usd(account.prompt_tokens, account.tokens) if account.pieces else 0.0,
             seconds=round(account.seconds, 6), error=account.error,
         )  # fmt: skip

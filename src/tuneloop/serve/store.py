@@ -52,6 +52,11 @@ MIGRATIONS = (
     CREATE TRIGGER decisions_stay BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
     CREATE TRIGGER decisions_remain BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
     """,
+    """
+    ALTER TABLE requests ADD COLUMN fallback TEXT;
+    ALTER TABLE requests ADD COLUMN shadow TEXT;
+    CREATE INDEX requests_by_arm ON requests (model, id) WHERE arm IS NOT NULL;
+    """,
 )
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _JSON = {"prompt", "tools", "completion", "value", "data"}  # columns that hold JSON
@@ -194,15 +199,35 @@ R = TypeVar("R", bound=Record)
 
 
 def read_requests(
-    connection: sqlite3.Connection, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = ()
-) -> Iterator[StoredRequest]:
+    connection: sqlite3.Connection, *, since: str = "", until: str = "", where: str = "", values: Iterable[Any] = (),
+    shadow: bool | None = False,
+) -> Iterator[StoredRequest]:  # fmt: skip
     """Stored requests in the order of their ids, which is that of their arrival.
 
     Args:
         since, until: ISO times; the second one is not included. Empty: no bound.
         where: a further SQL condition with `?` for `values`.
+        shadow: False: without copies that candidates answered unseen; True: these alone; None: all of both.
     """
-    return _read(connection, StoredRequest, since, until, where, values)
+    copies = "" if shadow is None else f"shadow IS {'NOT ' if shadow else ''}NULL"
+    conditions = " AND ".join(f"({each})" for each in (copies, where) if each)
+    return _read(connection, StoredRequest, since, until, conditions, values)
+
+
+def first_arms(connection: sqlite3.Connection, model: str, since: str) -> dict[str, tuple[str, float]]:
+    """The arm and propensity of the first request of each user, or conversation without a user, in an experiment.
+
+    Args:
+        model: as it was asked for.
+        since: ISO time of the experiment's start.
+    """
+    rows = connection.execute(
+        "SELECT COALESCE(user, conversation), arm, propensity FROM requests WHERE model = ? AND time >= ? AND "
+        "arm IS NOT NULL AND propensity IS NOT NULL AND shadow IS NULL AND COALESCE(user, conversation) IS NOT NULL "
+        "ORDER BY id DESC",
+        [model, since],
+    )
+    return {unit: (arm, propensity) for unit, arm, propensity in rows}  # the first one comes last and stays
 
 
 def read_feedback(

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from tuneloop.serve.keys import Keyring
 from tuneloop.serve.limits import Ledger
 from tuneloop.serve.store import opened
 from tuneloop.serve.writer import StoreWriter
-from tuneloop.workflows.registry import local_name, registered_name
+from tuneloop.workflows.registry import local_name, registered_name, silent
+from tuneloop.workflows.serve_experiments import Candidate, Experiments
 from tuneloop.workflows.targets import open_with_task
 from tuneloop.workflows.task import read_task_of
 
@@ -151,6 +152,8 @@ class Deployment:
     engine: ServingEngine
     opened: Sequence[_Opened]
     base: str
+    candidates: Mapping[str, _Opened] = field(default_factory=dict)  # of experiments, by their names
+    unproved: set[str] = field(default_factory=set)  # candidates that did not answer as in their evaluation
 
     def adapter_of(self, opened: _Opened) -> str:
         """The hash by which a started engine knows an adapter; `base` of the base itself."""
@@ -165,6 +168,11 @@ class Deployment:
             name = Path(self.base).name if Path(self.base).exists() else self.base
             found.setdefault(name, ServedModel(name, source=self.base, decode=decode))
         return found
+
+    def candidate_models(self) -> dict[str, ServedModel]:
+        """The models of experiments by the names of these, once the engine is started."""
+        decode = _decoder(self.base)
+        return {name: _served(each, self.adapter_of(each), decode) for name, each in self.candidates.items() if name not in self.unproved}  # fmt: skip
 
 
 def _decoder(base: str) -> Callable[[Sequence[int]], str] | None:
@@ -198,8 +206,14 @@ def _release(source: str) -> str:
     return f"{model}/{version_of(open_registry(), source).version}"
 
 
-def deployment_of(config: ServeConfig) -> Deployment:
+def deployment_of(
+    config: ServeConfig, candidates: Mapping[str, Candidate] | None = None, say: Say = silent
+) -> Deployment:
     """The engine with all that it is to load; nothing is loaded yet.
+
+    Args:
+        candidates: of experiments, by their names. One that can't be served with the rest is left out.
+        say: told of such.
 
     Raises:
         UserError: something is missing, or the adapters stand on different base models.
@@ -213,7 +227,7 @@ def deployment_of(config: ServeConfig) -> Deployment:
         )
     named = config.base or next(iter(config.adapters.values()))
     if config.engine == "llama.cpp" or (config.engine == "auto" and as_gguf(local_name(named)) is not None):
-        return _llamacpp(config, local_name(named))
+        return _llamacpp(config, local_name(named), candidates or {}, say)
     opened_ = [_open(name, source) for name, source in config.adapters.items()]
     base = config.base or opened_[0].base
     strangers = [each for each in opened_ if each.base != base]
@@ -223,21 +237,41 @@ def deployment_of(config: ServeConfig) -> Deployment:
             where="adapters", next_step="start a server for each base model",
         )  # fmt: skip
     whole = next((each for each in opened_ if each.loaded is None), None)
-    adapters = [each.loaded for each in opened_ if each.loaded is not None]
+    extra = _candidates(candidates or {}, lambda candidate: _open(candidate.model, candidate.source), base, say)
+    adapters = [each.loaded for each in (*opened_, *extra.values()) if each.loaded is not None]
     engine = LocalEngine(Served(base, whole.template if whole else ""), adapters, slots=config.slots)
-    return Deployment(engine, opened_, base)
+    return Deployment(engine, opened_, base, extra)
 
 
-def _llamacpp(config: ServeConfig, base: str) -> Deployment:
+def _candidates(
+    candidates: Mapping[str, Candidate], open_one: Callable[[Candidate], _Opened], base: str, say: Say
+) -> dict[str, _Opened]:
+    """Candidates that can be served on a base; an experiment must not keep a server from its work."""
+    found = {}
+    for name, candidate in candidates.items():
+        try:
+            opened_ = open_one(candidate)
+        except UserError as error:
+            say(f"experiment {name}: the candidate can't be served: {error.what}")
+            continue
+        if opened_.base != base:
+            say(f"experiment {name}: the candidate stands on {opened_.base}, and the server on {base}")
+        else:
+            found[name] = opened_
+    return found
+
+
+def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate], say: Say) -> Deployment:
     """llama.cpp with a GGUF file as the base and LoRA files on it."""
     from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
 
     opened_ = [_open_gguf(name, source, base) for name, source in config.adapters.items()]
     whole = next((each for each in opened_ if each.loaded is None), None)
     template = whole.template if whole else ""
-    adapters = [each.loaded for each in opened_ if each.loaded is not None]
+    extra = _candidates(candidates, lambda each: _open_gguf(each.model, each.source, base), base, say)
+    adapters = [each.loaded for each in (*opened_, *extra.values()) if each.loaded is not None]
     settings = LlamaCppSettings(slots=config.slots, context=config.context, log=Path(config.folder) / "llamacpp.log")
-    return Deployment(LlamaCppEngine(Served(base, template), adapters, settings), opened_, base)
+    return Deployment(LlamaCppEngine(Served(base, template), adapters, settings), opened_, base, extra)
 
 
 def prompt_of(task: TaskSpec) -> ReadPrompt:
@@ -298,7 +332,10 @@ def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway
         min(config.slots, deployment.engine.slots), config.limits.waiting, config.objective.admission == "refuse"
     )
     ledger = Ledger(_spent(folder))
-    return Gateway(deployment.engine, deployment.models(), config, Keyring(folder), ledger, store, admission)
+    return Gateway(
+        deployment.engine, deployment.models(), config, Keyring(folder), ledger, store, admission,
+        candidates=deployment.candidate_models(),
+    )  # fmt: skip
 
 
 def _redact() -> Callable[[Any], Any]:
@@ -358,8 +395,9 @@ async def _serve(
     from tuneloop.serve.batch_api import Batches
 
     sys.setswitchinterval(0.0005)  # threads that compute or write give way to the event loop soon
-    deployment = deployment_of(config)
-    async with _started(config, deployment, say) as gateway:
+    experiments = Experiments(Path(config.folder), say)
+    deployment = deployment_of(config, experiments.candidates(), say)
+    async with _started(config, deployment, say) as gateway, experiments.followed_by(gateway):
         batches = Batches(gateway, Path(config.folder) / "batch", say) if config.batch.enabled else None
         settings = uvicorn.Config(
             make_app(gateway, batches.routes() if batches else ()), log_level="warning", access_log=False, lifespan="off", server_header=False,
@@ -385,6 +423,7 @@ async def _serve(
             say(f"stopping  {len(gateway.admission.active)} requests get {config.limits.drain_seconds:g} s to end")
         if batches is not None:
             await batches.stop()
+        await gateway.copies.stop()
         server.should_exit = True
         await running
 
@@ -418,6 +457,18 @@ async def _prove(config: ServeConfig, deployment: Deployment, say: Say) -> None:
         rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, config.canaries)
         for proof in await prove(deployment.engine, rows):
             say(f"proof     {each.name}: {proof.same} of {proof.n} test rows are answered as in the evaluation")
+    for name, each in deployment.candidates.items() if config.canaries else ():
+        rows = await asyncio.to_thread(
+            canaries_of, each.source, deployment.adapter_of(each), each.task, config.canaries
+        )
+        try:
+            for proof in await prove(deployment.engine, rows):
+                say(
+                    f"proof     candidate of {name}: {proof.same} of {proof.n} test rows are answered as in the evaluation"
+                )
+        except UserError as error:
+            deployment.unproved.add(name)
+            say(f"experiment {name}: the candidate meets nobody: {error.what}")
 
 
 def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:

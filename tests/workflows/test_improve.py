@@ -1,6 +1,8 @@
 """The controller: when a cycle begins, that it goes on after a kill, and how it ends."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 from traffic import request, thumb
@@ -9,7 +11,16 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.ids import utc_now
-from tuneloop.improve.controller import Cycle, Facts, ProjectConfig, Triggers, command_of, cycles_of, reasons_to_begin
+from tuneloop.improve.controller import (
+    Cycle,
+    Facts,
+    ProjectConfig,
+    Triggers,
+    choose,
+    command_of,
+    cycles_of,
+    reasons_to_begin,
+)
 from tuneloop.records.decision import Decision
 from tuneloop.serve.store import connect, insert, opened, read_decisions
 from tuneloop.workflows import improve as w
@@ -185,3 +196,65 @@ def test_a_project_with_a_bad_key_is_refused(tmp_path, change):
     file.write_text(json.dumps({"name": "q", "model": "m", "recipe": "r", **change}))
     with pytest.raises(UserError):
         w.load_project(file)
+
+
+WORTH = {"value": {"usd_per_answer": 0.02}, "triggers": {"every_days": 90}}
+JUDGED = Facts(100, 500, 0, 0, requests_per_day=1000, bad=0.3, expected_usd=5.0, expected_hours=2.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "begins", "why"),
+    [
+        (WORTH, {}, True, "expected gain $81.00: 1,000 requests a day for 90 days, 30.0% bad answers, 15.0% of them mended"),
+        (WORTH, {"requests_per_day": 10}, False, "expected gain $0.81"),  # costs 5
+        (WORTH, {"mended": (0.0,) * 30, "expected_usd": 20.0}, False, "0.9% of them mended (from 30 earlier cycles)"),
+        (WORTH, {"bad": math.nan}, False, "no answer was judged"),
+        (WORTH, {"expected_usd": math.nan}, False, "the planner could not say"),
+        ({"budget": {"usd": 10}}, {"spent_usd": 4.0}, True, ""),
+        ({"budget": {"usd": 10}}, {"spent_usd": 6.0}, False, "is $10.00, $6.00 is spent and a cycle takes $5.00"),
+        ({"budget": {"hours": 3}}, {"spent_hours": 2.0}, False, "3.00 hours, 2.00 hours is spent"),
+        ({"budget": {"hours": 3}}, {"expected_hours": math.nan}, False, "the planner could not say"),
+    ],
+)  # fmt: skip
+def test_a_cycle_has_to_be_worth_it_and_within_the_budget(settings, changes, begins, why):
+    given = ProjectConfig.model_validate({"name": "q", "model": "m", "recipe": "r", **settings})
+    found = choose(given, replace(JUDGED, **changes))
+    assert found.begins is begins and why in found.why
+
+
+def test_why_no_cycle_begins_is_logged_once_a_day_and_replays(store):
+    asks = project(store, value={"usd_per_answer": 0.0001}, usd_per_hour=1.0)
+
+    def plan(words):
+        assert words == ["plan", "r.yaml"]
+        return 0, {"time": {"hours": 3.0}, "cost": {"usd": 99.0}}
+
+    for _ in range(2):
+        done = w.improve(asks, command=plan)
+        assert done.state == "idle" and "expected cost $3.00" in done.sentence
+    assert [(one.what.split(":")[0], one.follows) for one in w.replay(asks)] == [("cycle 1 did not begin", True)]
+
+
+def test_what_steps_take_is_logged_and_counts_for_the_budget_of_the_quarter(store, monkeypatch):
+    clock = iter(range(0, 10**6, 1800))  # half an hour between two looks
+    monkeypatch.setattr(w.time, "monotonic", lambda: next(clock))
+    asks = project(store, usd_per_hour=2.0)
+    w.improve(asks, command=Runner(decide=(0, {"evidence": {"measure": {"difference": 0.1}}})))
+    with opened(store) as connection:
+        (cycle,) = cycles_of(read_decisions(connection, where="kind LIKE 'improve.%'"))
+        facts = w.facts_of(connection, [cycle], utc_now())
+    assert (cycle.hours, cycle.usd) == (4.0, 8.0) and (facts.spent_hours, facts.spent_usd) == (4.0, 8.0)
+    assert cycle.bad == 0.0 and cycle.done["decide"]["difference"] == 0.1
+
+
+def test_a_cycle_has_mended_what_its_experiment_measured():
+    ended = Cycle(
+        1,
+        ProjectConfig(name="q", model="m", recipe="r"),
+        (),
+        {"decide": {"difference": 0.1}},
+        outcome="promoted",
+        bad=0.4,
+    )
+    assert ended.mended == 0.25
+    assert replace(ended, outcome="rolled back").mended == 0 and replace(ended, bad=math.nan).mended == 0

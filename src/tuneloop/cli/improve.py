@@ -9,7 +9,7 @@ from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
 
 
-def command(
+def run(
     project: str = argument("PROJECT.yaml", "What is kept good, and how."),
     approve: str = flag("", "STEP", "Approve a step that waits for a person."),
     replay: bool = switch("Decide again what was decided, from the log; do nothing."),
@@ -42,3 +42,23 @@ def command(
     waits = done.state in ("waiting", "needs approval")
     good = done.state == "idle" or done.sentence.startswith("promoted")
     raise typer.Exit(3 if waits else 0 if good else 1)
+
+
+def report(
+    store: str = argument("[FOLDER]", "The server's folder, or its store.", "serve"),
+    *,
+    output: Output,
+) -> None:
+    """Write a page of all that was tried: funnel, experiments, drift, costs, timeline."""
+    from tuneloop.workflows.improve_report import write_improve_report
+
+    with screen(output.quiet, "reading the store"):
+        page, found = write_improve_report(store)
+    if output.json:
+        print_json({"report": str(page), **found.to_json()})
+    else:
+        print(f"report    {page}")
+
+
+commands = {"run": run, "report": report}
+usual = "run"

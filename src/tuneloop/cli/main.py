@@ -87,6 +87,18 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 
 
+class _WithUsual(typer.core.TyperGroup):
+    """The commands of a group; `tuneloop improve PROJECT.yaml` means the usual one, `tuneloop improve run PROJECT.yaml`."""
+
+    usual = ""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the arguments, with the usual command before those that name none."""
+        if self.usual and args and args[0] not in self.commands and args[0] != "--help":
+            args = [self.usual, *args]
+        return super().parse_args(ctx, args)
+
+
 class _Commands(typer.core.TyperGroup):
     """The commands of `COMMANDS`; help lists them by stage, and only the one that is called is imported."""
 
@@ -107,7 +119,9 @@ class _Commands(typer.core.TyperGroup):
             several = getattr(module, "commands", None)  # `ab plan`, `ab start`: a function for each
             line = next(stage[cmd_name] for stage in COMMANDS.values() if cmd_name in stage)
             one = typer.Typer(add_completion=False, rich_markup_mode=None)
-            group = typer.Typer(name=cmd_name, help=line, no_args_is_help=True, rich_markup_mode=None)
+            usual = getattr(module, "usual", "")  # what is meant where no command of the group is named
+            kind = type("_Group", (_WithUsual,), {"usual": usual})
+            group = typer.Typer(name=cmd_name, help=line, no_args_is_help=True, rich_markup_mode=None, cls=kind)
             for name, function in (several or {cmd_name: module.command}).items():
                 (group if several else one).command(name, cls=Command)(expanded(function))
             group.callback()(lambda: None)  # without it, a group of one command would be that command

@@ -6,6 +6,7 @@ goes on with the step that has no event yet.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,9 +15,12 @@ from pydantic import Field, field_validator
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
+from tuneloop.core.units import counted
 from tuneloop.records.decision import Decision
 
 START, STEP, APPROVE, END = "improve.start", "improve.step", "improve.approve", "improve.end"
+DECLINE = "improve.decline"  # there was a reason, and it was not worth it or too expensive
+PRIOR_CYCLES = 2  # what is thought before any cycle counts as much as so many cycles
 Step = Literal["collect", "train", "gate", "export", "register", "experiment", "decide", "promote"]
 # Each step's command. Names in braces are those of the project, and `cycle` (a folder), `experiment` (a name).
 COMMANDS: dict[str, list[str]] = {
@@ -46,6 +50,35 @@ class Triggers(Config):
     least_feedback: int = Field(50, ge=1, description="requests with feedback without which no cycle begins")
 
 
+class Budget(Config):
+    """What all cycles that begin in a quarter of the calendar may take."""
+
+    usd: float | None = Field(None, ge=0, description="dollars; default: no limit")
+    hours: float | None = Field(None, ge=0, description="hours of the machine; default: no limit")
+
+
+class Value(Config):
+    """What a better model is worth."""
+
+    usd_per_answer: float = Field(
+        0.0, ge=0, description="dollars that a good answer is worth more than a bad one; 0: any reason begins a cycle"
+    )
+    mended: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="share of the bad answers that a retraining is thought to mend, before one has shown it",
+    )
+
+
+class Watching(Config):
+    """Windows that `tuneloop monitor` compares, one after the other."""
+
+    reference: str = Field("", description="prepared data set of the model in use; empty: nothing is monitored")
+    window: str = Field("7d", description="length of a window, as in 7d or 12h")
+    false_alarms: float = Field(2.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
+
+
 class ProjectConfig(Config):
     """What is kept good, and how."""
 
@@ -58,6 +91,10 @@ class ProjectConfig(Config):
     )
     suite: str = Field("", description="what the gate demands; empty: no gate")
     triggers: Triggers = Triggers()
+    monitor: Watching = Watching()
+    usd_per_hour: float = Field(0.0, ge=0, description="price of an hour of the machine that trains")
+    budget: Budget = Budget()
+    value: Value = Value()
     approve: list[Step] = Field(default_factory=list, description="steps that a person must approve first")
     steps: dict[Step, list[str]] = Field(default_factory=dict, description="commands in place of the usual ones")
 
@@ -71,18 +108,47 @@ class ProjectConfig(Config):
 
 @dataclass(frozen=True)
 class Facts:
-    """What triggers are decided from.
+    """What it is decided from whether a cycle begins.
 
     Args:
         days: since the last cycle ended, or since the first request.
         feedback: requests with feedback, of all time.
         corrections: new ones since then, and `alarms`: windows with one.
+        requests_per_day: of these days.
+        bad: share of the judged answers of these days that are bad; NaN: none was judged.
+        spent_usd, spent_hours: of the cycles that began in this quarter.
+        expected_usd, expected_hours: of a cycle, by the planner; NaN: nobody has asked it.
+        mended: of earlier cycles, the share of bad answers that each mended, 0 where it was not promoted.
     """
 
     days: float
     feedback: int
     corrections: int
     alarms: int
+    requests_per_day: float = 0.0
+    bad: float = math.nan
+    spent_usd: float = 0.0
+    spent_hours: float = 0.0
+    expected_usd: float = math.nan
+    expected_hours: float = math.nan
+    mended: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether a cycle begins.
+
+    Args:
+        begins: whether it does.
+        reasons: why it should; empty: nothing asks for it.
+        why: what speaks against it, or for it, with its figures; empty: neither value nor budget is set.
+        gain_usd: what it is expected to bring until the next one; NaN: nobody has said what an answer is worth.
+    """
+
+    begins: bool
+    reasons: tuple[str, ...]
+    why: str = ""
+    gain_usd: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -96,7 +162,9 @@ class Cycle:
         done: results of its steps.
         approved: steps that a person has approved.
         outcome, why: how it ended; empty while it goes on.
-        ended: when.
+        began, ended: when.
+        bad: share of bad answers before it; NaN: not known.
+        hours, usd: that its steps have taken.
     """
 
     number: int
@@ -106,7 +174,19 @@ class Cycle:
     approved: frozenset[str] = frozenset()
     outcome: str = ""
     why: str = ""
+    began: str = ""
     ended: str = ""
+    bad: float = math.nan
+    hours: float = 0.0
+    usd: float = 0.0
+
+    @property
+    def mended(self) -> float:
+        """The share of the bad answers that it mended, by its experiment; 0 where it was not promoted."""
+        gain = self.done.get("decide", {}).get("difference")
+        if self.outcome != "promoted" or gain is None or not self.bad > 0:
+            return 0.0
+        return min(1.0, max(0.0, float(gain)) / self.bad)
 
     @property
     def experiment(self) -> str:
@@ -144,8 +224,65 @@ def reasons_to_begin(triggers: Triggers, facts: Facts) -> list[str]:
     if facts.corrections >= triggers.corrections:
         found.append(f"{facts.corrections:,} new corrections and labels, {triggers.corrections:,} are enough")
     if facts.alarms >= triggers.alarms:
-        found.append(f"{facts.alarms:,} windows with an alarm")
+        found.append(f"{counted(facts.alarms, 'window')} with an alarm")
     return found
+
+
+def facts_from(data: Mapping[str, Any]) -> Facts:
+    """Facts as they stand in the log."""
+    given: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
+    return Facts(**{**given, "mended": tuple(given.get("mended", ()))})
+
+
+def needs_a_plan(project: ProjectConfig) -> bool:
+    """Whether the planner has to say what a cycle takes before one begins."""
+    return bool(project.value.usd_per_answer or project.budget.usd is not None or project.budget.hours is not None)
+
+
+def choose(project: ProjectConfig, facts: Facts) -> Choice:
+    """Whether a cycle begins: there is a reason, the quarter's budget bears it, and it is worth more than it costs.
+
+    The gain is that of the time until the calendar asks again: dollars of a good answer, times requests, times the share of
+    bad answers, times the share of them that a retraining mends. That share is the mean of what earlier cycles mended and
+    of `value.mended`, which counts as two cycles.
+
+    Args:
+        project: with its triggers, budget and value.
+        facts: as they are.
+    """
+    reasons = tuple(reasons_to_begin(project.triggers, facts))
+    if not reasons:
+        return Choice(False, ())
+    against = _over_budget(project, facts)
+    if against or not project.value.usd_per_answer:
+        return Choice(not against, reasons, against)
+    mended = (PRIOR_CYCLES * project.value.mended + sum(facts.mended)) / (PRIOR_CYCLES + len(facts.mended))
+    days, bad, cost = project.triggers.every_days, facts.bad, facts.expected_usd
+    if math.isnan(bad) or math.isnan(cost):
+        unknown = "no answer was judged" if math.isnan(bad) else "the planner could not say what it costs"
+        return Choice(False, reasons, f"what it is worth is not known: {unknown}")
+    gain = project.value.usd_per_answer * facts.requests_per_day * days * bad * mended
+    why = (
+        f"expected gain ${gain:,.2f}: {facts.requests_per_day:,.0f} requests a day for {days:g} days, {bad:.1%} bad answers, {mended:.1%} of "
+        f"them mended (from {len(facts.mended)} earlier cycles), ${project.value.usd_per_answer:g} each; expected cost ${cost:,.2f}"
+    )
+    return Choice(gain > cost, reasons, why, gain)
+
+
+def _over_budget(project: ProjectConfig, facts: Facts) -> str:
+    """Why the quarter's budget does not bear a cycle; empty: it does."""
+    for limit, spent, expected, form in (
+        (project.budget.usd, facts.spent_usd, facts.expected_usd, "${:,.2f}"),
+        (project.budget.hours, facts.spent_hours, facts.expected_hours, "{:,.2f} hours"),
+    ):
+        if limit is None:
+            continue
+        if math.isnan(expected):
+            return "there is a budget, and the planner could not say what a cycle takes"
+        if spent + expected > limit:
+            said = (form.format(value) for value in (limit, spent, expected))
+            return "the budget of this quarter is {}, {} is spent and a cycle takes {}".format(*said)
+    return ""
 
 
 def cycles_of(events: Iterable[Decision]) -> list[Cycle]:
@@ -155,9 +292,13 @@ def cycles_of(events: Iterable[Decision]) -> list[Cycle]:
         data = event.data
         if event.kind == START:
             project = ProjectConfig.model_validate(data["project"])
-            cycles.append(Cycle(int(data["cycle"]), project, tuple(data["reasons"])))
+            bad = data["facts"].get("bad")
+            bad = math.nan if bad is None else float(bad)
+            cycles.append(Cycle(int(data["cycle"]), project, tuple(data["reasons"]), began=event.time, bad=bad))
         elif cycles and not cycles[-1].outcome:
             last = cycles[-1]
+            took = {"hours": last.hours + data.get("hours", 0.0), "usd": last.usd + data.get("usd", 0.0)}
+            last = replace(last, **took)
             if event.kind == STEP:
                 last = replace(last, done={**last.done, data["step"]: data["result"]})
             elif event.kind == APPROVE:

@@ -56,6 +56,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "decision": ("decision", "Decision", "something that was decided: an event of the store"),
     "experiment": ("experiment", "ExperimentDesign", "`serve/experiments/NAME.json`: what was registered"),
     "verdict": ("experiment", "ExperimentVerdict", "the data of an event `experiment.decision`"),
+    "improvement": ("improvement", "ImprovementReport", "`serve/improve/report.json`"),
     "collected": ("collected", "CollectedManifest", "`collect.json`"),
     "monitor": (
         "monitoring",

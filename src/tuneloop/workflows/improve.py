@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,28 @@ from tuneloop.core.files import build_config, lock_folder, plain, read_yaml
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.improve.controller import (
     APPROVE,
+    DECLINE,
     END,
     START,
     STEP,
+    Choice,
     Cycle,
     Facts,
     ProjectConfig,
-    Triggers,
     after,
     champion_of,
+    choose,
     command_of,
     cycles_of,
+    facts_from,
+    needs_a_plan,
     reasons_to_begin,
 )
 from tuneloop.improve.experiment import time_of
 from tuneloop.improve.experiment_log import experiments_of
+from tuneloop.improve.feedback import current, value_of
 from tuneloop.records.decision import Decision
-from tuneloop.serve.store import insert, opened, read_decisions, store_file
+from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_file
 from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
 from tuneloop.workflows.monitor import EVENT as MONITORED
 
@@ -77,7 +84,7 @@ def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
 
 
 def facts_of(store: sqlite3.Connection, cycles: Sequence[Cycle], now: str) -> Facts:
-    """What the triggers are decided from.
+    """What it is decided from whether a cycle begins, but for what it is expected to cost.
 
     Args:
         store: open.
@@ -91,12 +98,39 @@ def facts_of(store: sqlite3.Connection, cycles: Sequence[Cycle], now: str) -> Fa
         return int(store.execute(query, values).fetchone()[0])
 
     marks = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
+    days = (time_of(now) - time_of(since)).total_seconds() / 86_400
+    heard = (value_of(one.kind, one.value) for one in current(read_feedback(store, since=since)))
+    judged = [value for value in heard if value is not None]
+    in_quarter = [cycle for cycle in cycles if _quarter(cycle.began) == _quarter(now)]
     return Facts(
-        days=(time_of(now) - time_of(since)).total_seconds() / 86_400,
+        days=days,
         feedback=count("SELECT COUNT(DISTINCT COALESCE(request, conversation)) FROM feedback"),
         corrections=count("SELECT COUNT(*) FROM feedback WHERE kind IN ('correction', 'label') AND time >= ?", since),
         alarms=sum(bool(set(mark.data.get("alarms", ())) - {"latency", "cost"}) for mark in marks),
+        requests_per_day=count("SELECT COUNT(*) FROM requests WHERE time >= ?", since) / max(days, 1.0),
+        bad=1 - sum(judged) / len(judged) if judged else math.nan,
+        spent_usd=sum(cycle.usd for cycle in in_quarter),
+        spent_hours=sum(cycle.hours for cycle in in_quarter),
+        mended=tuple(cycle.mended for cycle in cycles if cycle.outcome),
     )
+
+
+def _quarter(time: str) -> tuple[int, int]:
+    at = time_of(time)
+    return at.year, (at.month - 1) // 3
+
+
+def planned(project: ProjectConfig, command: Command) -> tuple[float, float]:
+    """Hours and dollars that a cycle takes, by `tuneloop plan` of the recipe; NaN where it can't say."""
+    _, found = command(["plan", project.recipe])
+    times, costs = found.get("time") or {}, found.get("cost") or {}
+    hours = _number(times.get("hours"))
+    usd = hours * project.usd_per_hour if project.usd_per_hour else _number(costs.get("usd"))
+    return hours, usd
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def improve(
@@ -125,7 +159,7 @@ def improve(
             if not cycles or cycles[-1].outcome:
                 if steps:  # one cycle a pass
                     return Pass("ended", f"{cycles[-1].outcome}: {cycles[-1].why}", cycles[-1].number, steps)
-                begun = log.begin(project, cycles)
+                begun = log.begin(project, cycles, command)
                 if begun is not None:
                     return begun
                 continue
@@ -154,22 +188,24 @@ class _Log:
         event = Decision(id=uuid7(), time=utc_now(), kind=kind, subject=self.name, data=plain(dict(data)), key=key)
         insert(self.store, [event])
 
-    def begin(self, project: ProjectConfig, cycles: Sequence[Cycle]) -> Pass | None:
-        """Begin a cycle; where there is no reason, say so."""
-        facts = facts_of(self.store, cycles, utc_now())
-        reasons = reasons_to_begin(project.triggers, facts)
-        if not reasons:
-            known = (
-                f"{facts.days:.0f} days, {facts.corrections:,} new corrections, {facts.alarms:,} windows with an alarm"
-            )
-            few = (
-                f"; {facts.feedback:,} requests have feedback"
-                if facts.feedback < project.triggers.least_feedback
-                else ""
-            )
-            return Pass("idle", f"Nothing to do: {known} since the last cycle{few}.", None, [])
+    def begin(self, project: ProjectConfig, cycles: Sequence[Cycle], command: Command) -> Pass | None:
+        """Begin a cycle; where there is no reason, or it is not worth it, say so."""
+        now = utc_now()
+        facts = facts_of(self.store, cycles, now)
+        if reasons_to_begin(project.triggers, facts) and needs_a_plan(project):
+            hours, usd = planned(project, command)
+            facts = replace(facts, expected_hours=hours, expected_usd=usd)
+        choice = choose(project, facts)
+        if not choice.reasons:
+            return Pass("idle", f"Nothing to do: {_known(project, facts)}.", None, [])
         number = len(cycles) + 1
-        data = {"cycle": number, "reasons": reasons, "facts": asdict(facts), "project": project.model_dump(mode="json")}
+        data = {
+            "cycle": number, "reasons": choice.reasons, "facts": asdict(facts), "project": project.model_dump(mode="json"),
+            "why": choice.why, "gain_usd": choice.gain_usd,
+        }  # fmt: skip
+        if not choice.begins:  # said once a day, however often somebody looks
+            self.add(DECLINE, f"{number}:{now[:10]}", data)
+            return Pass("idle", f"No cycle, though {'; '.join(choice.reasons)}: {choice.why}.", None, [])
         self.add(START, str(number), data)
         return None
 
@@ -182,6 +218,12 @@ class _Log:
         self.add(APPROVE, f"{cycles[-1].number}:{step}", {"cycle": cycles[-1].number, "step": step})
 
 
+def _known(project: ProjectConfig, facts: Facts) -> str:
+    known = f"{facts.days:.0f} days, {facts.corrections:,} new corrections, {facts.alarms:,} windows with an alarm since the last cycle"
+    few = facts.feedback < project.triggers.least_feedback
+    return known + (f"; {facts.feedback:,} requests have feedback" if few else "")
+
+
 def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, say: Say) -> Pass | str:
     """Do the next step of the last cycle; give its name, or why there is none."""
     cycle = cycles[-1]
@@ -192,6 +234,7 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
     champion = champion_of(cycle.project, cycles, str(folder))
     heldout = folder / str(cycle.number) / "collected" / "heldout.jsonl"
     result: dict[str, Any]
+    hours = 0.0
     if step == "gate" and not champion:
         raise UserError("The gate needs the run in use", where="champion", next_step="champion: FOLDER in the project")
     if step == "experiment" and cycle.experiment in experiments_of(read_decisions(log.store, where=EXPERIMENTS)):
@@ -201,7 +244,9 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
         if step == "train" and step not in cycle.project.steps and heldout.is_file():
             words.append(f"data.split.test={heldout}")  # users that are never trained on
         say(f"{step:<11}tuneloop {' '.join(words)}")
+        begun = time.monotonic()
         status, result = command(words)
+        hours = (time.monotonic() - begun) / 3600
     follows, outcome, why = after(step, status, result)
     if follows == "failed":
         told = result.get("error")
@@ -212,15 +257,24 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
         )  # fmt: skip
     if follows == "wait":
         return Pass("waiting", f"Cycle {cycle.number}, {step}: {why}", cycle.number, [])
-    kept = {
-        name: result[name] for name in ("status", "outcome", "sentence", "path", "counts", "version") if name in result
-    }
-    data = {"cycle": cycle.number, "step": step, "status": status, "result": kept}
+    data = {
+        "cycle": cycle.number, "step": step, "status": status, "result": _kept(result), "hours": hours,
+        "usd": hours * cycle.project.usd_per_hour,
+    }  # fmt: skip
     if follows == "end":  # one event: a controller that is killed here has either ended the cycle or not
         log.add(END, str(cycle.number), {**data, "outcome": outcome, "why": why})
     else:
         log.add(STEP, f"{cycle.number}:{step}", data)
     return step
+
+
+def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the log keeps of a command's result."""
+    found = {
+        name: result[name] for name in ("status", "outcome", "sentence", "path", "counts", "version") if name in result
+    }
+    measure = (result.get("evidence") or {}).get("measure") or {}
+    return {**found, **({"difference": measure["difference"]} if measure.get("difference") is not None else {})}
 
 
 @dataclass(frozen=True)
@@ -245,19 +299,27 @@ def replay(project: ProjectConfig) -> list[Checked]:
         cycles, data = cycles_of(events[:at]), event.data
         last = cycles[-1] if cycles and not cycles[-1].outcome else None
         if event.kind == START:
-            triggers = Triggers.model_validate(data["project"]["triggers"])
             what = f"cycle {data['cycle']} began: {'; '.join(data['reasons'])}"
-            follows = last is None and reasons_to_begin(triggers, Facts(**data["facts"])) == data["reasons"]
+            again = _chosen_again(data)
+            follows = last is None and again.begins and list(again.reasons) == data["reasons"]
+        elif event.kind == DECLINE:
+            what = f"cycle {data['cycle']} did not begin: {data['why']}"
+            again = _chosen_again(data)
+            follows = last is None and not again.begins and again.why == data["why"]
         elif event.kind == STEP:
             what = f"{data['step']} was done"
             follows = last is not None and last.next_step == data["step"] and not last.waits_for_approval
         elif event.kind == END:
             what = f"cycle {data['cycle']} ended: {data['outcome']}"
-            again = after(data["step"], data["status"], data["result"])
+            end = after(data["step"], data["status"], data["result"])
             follows = (
-                last is not None and last.next_step == data["step"] and again == ("end", data["outcome"], data["why"])
+                last is not None and last.next_step == data["step"] and end == ("end", data["outcome"], data["why"])
             )
         else:
             what, follows = f"{data['step']} was approved", last is not None and last.next_step == data["step"]
         found.append(Checked(event.time, what, follows))
     return found
+
+
+def _chosen_again(data: Mapping[str, Any]) -> Choice:
+    return choose(ProjectConfig.model_validate(data["project"]), facts_from(data["facts"]))

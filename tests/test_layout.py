@@ -69,6 +69,7 @@ TESTED_IN = {
     " serve.replies",
     "serve/test_admission.py": "serve.service_time",
     "serve/test_batch.py": "serve.journal",
+    "workflows/test_improve_report.py": "records.improvement report.improve_charts report.improve_html",
     "workflows/test_batch.py": "cli.batch",
     "workflows/test_costs.py": "cli.costs",
     "workflows/test_top.py": "cli.top",

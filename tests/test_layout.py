@@ -59,7 +59,7 @@ TESTED_IN = {
     "records/test_schemas.py": "cli.schema records.rows workflows.schemas",
     "release/test_export.py": "release.card release.options workflows.export",
     "release/test_gguf.py": "release.tuned_weights",
-    "release/test_registry.py": "cli.models cli.promote cli.register cli.rollback records.registry workflows.registry",
+    "release/test_registry.py": "cli.models cli.promote cli.register cli.rollback records.registry",
     "release/test_verify.py": "cli.verify",
     "report/test_data_html.py": "report.data_charts report.data_facts report.differences",
     "report/test_eval_html.py": "report.eval_charts report.eval_parts report.table",

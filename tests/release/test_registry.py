@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +66,15 @@ def artifacts(kept: Path, make_run: MakeRun, tmp_path: Path) -> list[str]:
         for part in ("runs", "artifacts"):
             shutil.copytree(part, kept / part)
     shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    judged(Path("runs/tickets"))
     return sorted(map(str, Path("artifacts").iterdir()))
+
+
+def judged(folder: Path, status: str = "pass", message: str = "accuracy: +0.0 against the base") -> None:
+    """What the gate leaves in the folder of an evaluation."""
+    checks = [{"kind": "metric", "name": "accuracy", "status": status, "message": message}]
+    outcome = {"version": 1, "status": status, "suite": {"name": "release", "hash": "h"}, "checks": checks}
+    write_json(folder / "gate.json", {**outcome, "evaluation": sha256_file(folder / "eval.json")})
 
 
 def ok(said: Said, *arguments: str) -> dict[str, Any]:
@@ -111,7 +122,8 @@ def test_a_release_and_its_way_back_stand_in_the_registry_with_who_when_and_why(
         ("promote", "2", "faster"),
         ("rollback", "1", "not faster"),
     ]
-    assert all("@" in event.who and event.when and event.gate.status == "none" for event in model.history)
+    assert all("@" in event.who and event.when for event in model.history)
+    assert [e.gate.status for e in model.history] == ["none", "pass", "none", "pass", "none"]
     assert main(["models", "support"]) == 0
     out = capsys.readouterr().out
     assert "accuracy 0.750 [0.600, 0.860]" in out and "champion" in out and "rollback 1 after 2" in out
@@ -142,13 +154,48 @@ def test_registering_again_finds_the_version_and_changes_nothing(artifacts: list
 def test_a_red_gate_stops_a_promotion_unless_overruled_and_that_is_recorded(artifacts: list[str], capsys: Said) -> None:
     run = Path("runs/tickets")
     ok(capsys, "register", artifacts[0], "--name", "support")
-    checks = [{"kind": "metric", "name": "accuracy", "status": "fail", "message": "accuracy: -0.2 against the base"}]
-    outcome = {"version": 1, "status": "fail", "suite": {"name": "release", "hash": "h"}, "checks": checks}
-    write_json(run / "gate.json", {**outcome, "evaluation": sha256_file(run / "eval.json")})
-    assert "gate is red" in refused(capsys, "promote", "support")
+    judged(run, "fail", "accuracy: -0.2 against the base")
+    message = refused(capsys, "promote", "support")
+    assert "gate is red" in message and "--force REASON" in message
+    assert "reason is empty" in refused(capsys, "promote", "support", "--force", " ")
     assert read_model(open_registry(), "support").aliases == {"candidate": "1"}
-    found = ok(capsys, "promote", "support", "--force")["event"]["gate"]
-    assert found == {"status": "fail", "suite": {"name": "release", "hash": "h"}, "forced": True}
+    event = ok(capsys, "promote", "support", "--force", "a hotfix")["event"]
+    assert event["gate"] == {"status": "fail", "suite": {"name": "release", "hash": "h"}, "forced": True}
+    assert event["overruled"] == "a hotfix"
+    assert main(["models", "support"]) == 0
+    assert "gate fail, overruled (a hotfix)" in capsys.readouterr().out
+
+
+def test_what_no_gate_has_judged_is_promoted_with_a_reason_only(artifacts: list[str], capsys: Said) -> None:
+    (Path("runs/tickets") / "gate.json").unlink()
+    ok(capsys, "register", artifacts[0], "--name", "support")
+    message = refused(capsys, "promote", "support")
+    assert "No gate has judged" in message and "tuneloop gate" in message
+    assert read_model(open_registry(), "support").aliases == {"candidate": "1"}
+    event = ok(capsys, "promote", "support", "--force", "the first one")["event"]
+    assert (event["gate"]["status"], event["gate"]["forced"], event["overruled"]) == ("none", True, "the first one")
+
+
+def test_a_reason_that_was_not_needed_is_not_kept(artifacts: list[str], capsys: Said) -> None:
+    ok(capsys, "register", artifacts[0], "--name", "support")
+    event = ok(capsys, "promote", "support", "--force", "to be sure")["event"]
+    assert (event["gate"]["forced"], event["overruled"]) == (False, "")
+
+
+def test_weights_in_fewer_bits_need_a_verdict_of_their_own(artifacts: list[str], capsys: Said) -> None:
+    folder, run = Path(artifacts[0]), Path("runs/tickets")
+    manifest = read_json(folder / "artifact.json")
+    rounded = {"name": "q8_0", "tensor_types": {"Q8_0": 14, "F32": 5}, "kl": 0.001}
+    write_json(folder / "artifact.json", {**manifest, "format": "gguf", "quantisation": rounded, "measured": True})
+    own = run / "evals" / manifest["id"]
+    own.mkdir(parents=True)
+    shutil.copy(run / "eval.json", own / "eval.json")
+    ok(capsys, "register", artifacts[0], "--name", "support")
+    message = refused(capsys, "promote", "support")  # the run's gate is green
+    assert "No gate has judged this version in q8_0" in message and str(folder) in message
+    assert evaluation_place("support@candidate") == str(own.resolve()), "the gate reads the file's own figures"
+    judged(own)
+    assert ok(capsys, "promote", "support")["event"]["gate"]["status"] == "pass"
 
 
 def test_without_its_run_the_gate_counts_that_the_artifact_was_exported_with(
@@ -160,7 +207,7 @@ def test_without_its_run_the_gate_counts_that_the_artifact_was_exported_with(
     ok(capsys, "register", artifacts[0], "--name", "support")
     shutil.move("runs/tickets", "runs/gone")
     assert "The gate said fail" in refused(capsys, "promote", "support")
-    assert ok(capsys, "promote", "support", "--force")["event"]["gate"]["forced"] is True
+    assert ok(capsys, "promote", "support", "--force", "so it is")["event"]["gate"]["forced"] is True
 
 
 class Killed(BaseException):
@@ -201,20 +248,63 @@ def test_a_change_that_was_killed_is_reported_and_finished_by_the_next_command(
         assert pending is None
         return
     assert pending is not None and pending.model_version == "2"
-    main(["models", "support"])
-    assert "interrupted:" in capsys.readouterr().out
+    main(["models"])
+    assert "interrupted:" in capsys.readouterr().out, "a list of all models changes nothing"
     assert ok(capsys, "rollback", "support")["aliases"]["champion"] == "1"
     model = read_model(open_registry(), "support")
     assert [e.action for e in model.history][-2:] == ["promote", "rollback"] and model.pending is None
+
+
+KILLED_BETWEEN = """
+import os, signal, sys
+from mlflow.tracking import MlflowClient
+from tuneloop.cli.main import main
+moves, real = [], MlflowClient.set_registered_model_alias
+def move(*arguments):
+    if moves:
+        os.kill(os.getpid(), signal.SIGKILL)
+    moves.append(arguments)
+    return real(*arguments)
+MlflowClient.set_registered_model_alias = move
+main(["promote", "support", "2", "--json"])
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_between_two_aliases_is_repaired_by_the_next_command(artifacts: list[str], capsys: Said) -> None:
+    two_versions(capsys, artifacts)
+    ok(capsys, "promote", "support", "1")  # from here: champion 1, previous 2
+    died = subprocess.run([sys.executable, "-c", KILLED_BETWEEN], capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL and not died.stdout, died.stderr
+    half = read_model(open_registry(), "support")
+    assert half.aliases == {"candidate": "2", "champion": "1", "previous": "1"}, "previous moved, champion did not"
+    found = ok(capsys, "models", "support")["models"][0]  # naming it is enough: serve, evaluate and the gate do too
+    assert found["aliases"] == {"candidate": "2", "champion": "2", "previous": "1"} and found["pending"] is None
+    assert found["history"][-1]["action"] == "promote" and found["history"][-1]["gate"]["status"] == "pass"
+
+
+def test_a_name_stands_for_what_an_interrupted_change_decided(
+    artifacts: list[str], capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuneloop.release import registry
+    from tuneloop.workflows.registry import promote_version
+
+    two_versions(capsys, artifacts)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(registry, "_finish", killed)
+        promote_version("support", "1")
+    assert read_model(open_registry(), "support").aliases["champion"] == "2"
+    assert local_name("support@champion") == str(Path(artifacts[0]).resolve())
+
+
+def killed(*_: Any) -> None:
+    raise Killed
 
 
 def test_a_version_that_a_killed_register_left_becomes_the_candidate(
     artifacts: list[str], capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tuneloop.release import registry
-
-    def killed(*_: Any) -> None:
-        raise Killed
 
     with monkeypatch.context() as patched:
         patched.setattr(registry, "_change", killed)

@@ -23,12 +23,12 @@ def command(
 
     The aliases say which version is in use.
     """
-    from tuneloop.release.registry import read_model, read_models
+    from tuneloop.release.registry import read_models, read_settled
     from tuneloop.workflows.registry import open_registry
 
     with screen(output.quiet, "reading the registry") as shown:
         registry = open_registry(say=shown.say)
-        models = [read_model(registry, name)] if name else read_models(registry)
+        models = [read_settled(registry, name)] if name else read_models(registry)
     if output.json:
         print_json({"registry": registry.uri, "models": models})
         return
@@ -37,7 +37,7 @@ def command(
         if name:
             print("\n".join(["history", *(f"  {_line(event)}" for event in model.history)]))
         if model.pending:
-            print(f"interrupted: {_line(model.pending)}; the next change finishes it")
+            print(f"interrupted: {_line(model.pending)}; the next command finishes it")
 
 
 def _table(model: RegisteredModel) -> Iterator[str]:
@@ -62,9 +62,8 @@ def _row(version: RegisteredVersion) -> tuple[str, ...]:
 
 def _line(event: RegistryEvent) -> str:
     """A change in one line."""
-    gate = (
-        "" if event.action == "rollback" else f"; gate {event.gate.status}{', overruled' if event.gate.forced else ''}"
-    )
+    forced = f", overruled ({event.overruled})" if event.overruled else ", overruled" if event.gate.forced else ""
+    gate = "" if event.action == "rollback" else f"; gate {event.gate.status}{forced}"
     was = event.before.get("champion")
     came = f" after {was}" if was and event.action != "register" else ""
     why = f": {event.why}" if event.why else ""

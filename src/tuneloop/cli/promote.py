@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
-from tuneloop.core.flag import flag, switch
+from tuneloop.core.flag import flag
 
 
 def command(
     name: str = argument("NAME", "Name of the model in the registry."),
     version: str = argument("[VERSION]", "Number or alias of the version; default: candidate.", ""),
-    force: bool = switch("Overrule a gate that is not green; the history says so."),
+    force: str = flag("", "REASON", "Overrule a gate that is not green or was not asked; the history keeps why."),
     why: str = flag("", "TEXT", "A reason, for the history."),
     *,
     output: Output,

@@ -336,6 +336,8 @@ def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[s
         "champion": champion, "cycle": f"{folder}/{cycle.number}", "experiment": cycle.experiment,
     }  # fmt: skip
     words = cycle.project.steps.get(step, COMMANDS[step])  # type: ignore[call-overload]
+    if step == "promote" and not (cycle.project.suite or "promote" in cycle.project.steps):
+        words = [*words, "--force", "the project has no suite; experiment {experiment} decided"]
     try:
         return [str(word).format(**known) for word in words]
     except (KeyError, IndexError, ValueError) as error:

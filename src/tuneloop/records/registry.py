@@ -21,6 +21,7 @@ class Lineage(Part):
         dataset: id, with the first digits of its hash.
         split, rows, metrics: what was evaluated: metric -> `value`, `low`, `high`; `primary`: the metric that decides.
         gate, suite: what the gate said when the artifact was exported.
+        judged: `artifact` where the gate judged the artifact's own figures; empty: those of its run.
     """
 
     artifact: str
@@ -41,6 +42,7 @@ class Lineage(Part):
     metrics: dict[str, Any] = {}
     gate: str = "none"
     suite: str = ""
+    judged: str = ""
 
 
 class RegistryEvent(Record):
@@ -54,6 +56,7 @@ class RegistryEvent(Record):
         before: the same as it was.
         who, when, why: user and host; ISO time; the reason given.
         gate: what the gate said, and whether it was overruled.
+        overruled: the reason why it was.
     """
 
     title: ClassVar[str] = "a change of the registry"
@@ -69,6 +72,7 @@ class RegistryEvent(Record):
     when: str
     why: str = ""
     gate: GateRecord = GateRecord()
+    overruled: str = ""
 
 
 class RegisteredVersion(Part):

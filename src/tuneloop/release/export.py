@@ -55,7 +55,7 @@ from tuneloop.release.merge import merge
 Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
 FORMS: tuple[Form, ...] = get_args(Form)
 AS_GGUF: dict[str, Form] = {"gguf": "merged", "gguf-lora": "adapter"}  # -> the form whose weights the file holds
-LAYOUT = 2  # of the files; another one makes other ids
+LAYOUT = 3  # of the files; another one makes other ids
 MEASURED = (
     "measured",
     "same_answers",
@@ -169,7 +169,7 @@ def export(
         measure: asks a GGUF file of a whole model; what was measured of the same file before is kept.
 
     Returns:
-        Where it is. The id depends on the run's trained weights, its base model, the form and the type of weights alone.
+        Where it is. The id depends on the trained weights with their scales, the base, the form and the type of weights alone.
 
     Raises:
         UserError: no result in the run, another base model, a folder with something else in it, a full disk.
@@ -239,8 +239,12 @@ def _id(origin: Origin, form: Form, trained: Path, gguf: GgufSettings | None) ->
     files = [trained / "adapter_model.safetensors"] if is_adapter else weight_files(trained)
     with user_errors_of_the_disk(trained):
         weights = [sha256_file(file) for file in files]
+    settings = (
+        read_json(trained / "adapter_config.json") if is_adapter else {}
+    )  # scales: the same matrices, another model
+    settings = {key: value for key, value in settings.items() if key not in ("base_model_name_or_path", "revision")}
     more = [[gguf.quant, gguf.rows]] if gguf else []
-    identity = content_hash([LAYOUT, form, origin.method, weights, origin.manifest.model_fingerprint, *more])
+    identity = content_hash([LAYOUT, form, origin.method, weights, settings, origin.manifest.model_fingerprint, *more])
     return "-".join([origin.name, form, *([gguf.quant] if gguf else []), identity[:12]])
 
 

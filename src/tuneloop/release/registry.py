@@ -24,7 +24,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.names import cache_folder
-from tuneloop.records.artifact import ARTIFACT, ArtifactManifest, GateRecord
+from tuneloop.records.artifact import ARTIFACT, EVALS, ArtifactManifest, GateRecord
+from tuneloop.records.evaluation import GateResult
 from tuneloop.records.record import as_record
 from tuneloop.records.registry import Action, Lineage, RegisteredModel, RegisteredVersion, RegistryEvent
 from tuneloop.release.card_metadata import is_rounded
@@ -110,6 +111,19 @@ def read_models(registry: Registry) -> list[RegisteredModel]:
     """All registered models that hold versions of tuneloop's."""
     with registry_errors(registry.uri):
         return [_read(registry, model) for model in _pages(registry.client.search_registered_models)]
+
+
+def read_settled(registry: Registry, name: str) -> RegisteredModel:
+    """A registered model; a change of its aliases that was interrupted is finished first, where that can be done.
+
+    Raises:
+        UserError: see `read_model`.
+    """
+    model = read_model(registry, name)
+    if model.pending is not None:
+        with suppress(UserError), _changing(registry, name) as finished:  # else the next command tries again
+            return finished
+    return model
 
 
 def version_named(model: RegisteredModel, alias: str) -> RegisteredVersion:
@@ -234,6 +248,7 @@ def promote(
     version: str = "",
     *,
     ask_gate: Callable[[RegisteredVersion], GateRecord],
+    overrule: str = "",
     why: str = "",
     progress: Progress = no_progress,
 ) -> RegisteredModel:
@@ -242,6 +257,7 @@ def promote(
     Args:
         version: number or alias; empty: the candidate.
         ask_gate: what the gate says of a version; raises a `UserError` where it says no.
+        overrule: why the gate is overruled, for the history.
 
     Raises:
         UserError: no such version, a gate that is not green, an artifact that was changed, or a registry that refuses.
@@ -256,7 +272,7 @@ def promote(
         if not registry.is_remote:
             read_intact(local_artifact(registry, wanted), progress=progress)
         aliases = {PREVIOUS: champion, CHAMPION: wanted.version}
-        _change(registry, model, "promote", wanted.version, aliases, why, gate)
+        _change(registry, model, "promote", wanted.version, aliases, why, gate, overrule if gate.forced else "")
     return read_model(registry, name)
 
 
@@ -321,6 +337,7 @@ def _change(
     aliases: Mapping[str, str | None],
     why: str,
     gate: GateRecord,
+    overruled: str = "",
 ) -> None:
     now = datetime.now(UTC)
     event = RegistryEvent(
@@ -333,6 +350,7 @@ def _change(
         when=now.isoformat(timespec="seconds"),
         why=why,
         gate=gate,
+        overruled=overruled,
     )
     registry.client.set_registered_model_tag(model.name, PENDING, _text(event.to_json()))
     _finish(registry, model.name, event)
@@ -383,6 +401,7 @@ def _lineage(manifest: ArtifactManifest, folder: Path, run: Path | None) -> Line
         metrics=plain(evaluation.metrics) if evaluation else {},
         gate=gate.status,
         suite=gate.suite.name if gate.suite else "",
+        judged="artifact" if run is not None and (run / EVALS / manifest.id / GateResult.file).is_file() else "",
     )
 
 

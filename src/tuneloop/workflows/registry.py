@@ -7,14 +7,16 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.records.artifact import ARTIFACT, EVALS, GateRecord
 from tuneloop.records.evaluation import EVALUATION, GateResult
-from tuneloop.records.registry import RegisteredModel, RegisteredVersion
+from tuneloop.records.registry import Lineage, RegisteredModel, RegisteredVersion
 from tuneloop.release import registry as models
+from tuneloop.release.gguf import FLOAT_TYPES
 from tuneloop.release.verify import read_artifact
 from tuneloop.track import KINDS, QUICK_AND_QUIET
 
@@ -92,7 +94,7 @@ def promote_version(
     name: str,
     version: str = "",
     *,
-    force: bool = False,
+    force: str = "",
     why: str = "",
     progress: Progress = no_progress,
     say: Say = silent,
@@ -100,40 +102,86 @@ def promote_version(
     """See `release.registry.promote`; the gate's last word on the run counts, else that on the artifact.
 
     Args:
-        force: overrule a gate that is not green.
+        force: why a gate that is not green, or was not asked, is overruled; empty: it is not.
+
+    Raises:
+        UserError: a reason of blanks, or whatever `release.registry.promote` refuses.
     """
+    if force and not force.strip():
+        raise UserError("The reason is empty", where="--force", next_step="say why, for the history: --force 'REASON'")
 
     def ask_gate(wanted: RegisteredVersion) -> GateRecord:
-        found = gate_of(wanted, force=force)
+        found = gate_of(wanted, force=bool(force))
         said = found.status if found.status != "none" else "none was asked"
         say(f"gate      {said}{', overruled' if found.forced else ''}")
         return found
 
-    return models.promote(open_registry(say=say), name, version, ask_gate=ask_gate, why=why, progress=progress)
+    return models.promote(
+        open_registry(say=say), name, version, ask_gate=ask_gate, overrule=force.strip(), why=why, progress=progress
+    )
 
 
 def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
-    """What the gate says of a version.
+    """What the gate says of a version: the last word where its run is at hand, else what was known when it was exported.
+
+    Weights in fewer bits than the run's are other weights: of them only a verdict on their own figures counts.
 
     Raises:
-        UserError: it is not green, and `force` is not given.
+        UserError: it is not green, or no gate was asked, and `force` is not given.
     """
-    from tuneloop.evaluate.gate import release
-
     lineage = version.lineage
     run = run_folder_of(version)
-    if run is not None:
-        own = run / EVALS / lineage.artifact  # of the artifact itself, where it was measured and judged
-        judged = own if (own / GateResult.file).is_file() else run
-        return GateRecord.model_validate(release(judged, force=force))
-    barred = lineage.gate not in ("pass", "none")
-    if barred and not force:
+    own = run / EVALS / lineage.artifact if run is not None else None
+    if own is not None and (own / GateResult.file).is_file():
+        found = _verdict(own, force)
+    elif is_quantised(lineage) and not (run is None and lineage.judged):
+        found = GateRecord()
+    elif run is not None:
+        found = _verdict(run, force)
+    else:
+        found = GateRecord.model_validate({"status": lineage.gate})
+        if lineage.gate not in ("pass", "none"):
+            if not force:
+                raise UserError(
+                    f"The gate said {lineage.gate} when this version was exported",
+                    where=f"version {version.version}, suite {lineage.suite}",
+                    next_step="promote another version, or overrule it with --force REASON",
+                )
+            found = found.model_copy(update={"forced": True})
+    if found.status != "none":
+        return found
+    if not force:
         raise UserError(
-            f"The gate said {lineage.gate} when this version was exported",
-            where=f"version {version.version}, suite {lineage.suite}",
-            next_step="promote another version, or overrule it with --force",
+            "No gate has judged this version" + (f" in {lineage.quantisation}" if is_quantised(lineage) else ""),
+            where=f"version {version.version}, {lineage.artifact}",
+            next_step=f"tuneloop gate {_to_judge(version, run)} --against BASE --suite suite.yaml (gate --init writes a "
+            "first one); or say why not: --force REASON",
         )
-    return GateRecord.model_validate({"status": lineage.gate, "forced": barred})
+    return found.model_copy(update={"forced": True})
+
+
+def _verdict(judged: Path, force: bool) -> GateRecord:
+    """What the gate last said of a run or an artifact's evaluation; `force` takes any answer."""
+    from tuneloop.evaluate.gate import release
+
+    try:
+        return GateRecord.model_validate(release(judged, force=force))
+    except UserError as error:
+        step = error.next_step.replace("--force", "--force REASON")
+        raise UserError(error.what, where=error.where, next_step=step) from None
+
+
+def is_quantised(lineage: Lineage) -> bool:
+    """Whether the weights have fewer bits than those of the run."""
+    return bool(lineage.quantisation) and lineage.quantisation not in FLOAT_TYPES
+
+
+def _to_judge(version: RegisteredVersion, run: Path | None) -> str:
+    """What the gate is to be asked about."""
+    place = urlparse(version.source)
+    if is_quantised(version.lineage):
+        return unquote(place.path) if place.scheme in ("", "file") else f"artifacts/{version.lineage.artifact}"
+    return str(run) if run is not None else f"runs/{version.lineage.run}"
 
 
 # --- names -------------------------------------------------------------------------------------
@@ -150,7 +198,7 @@ def registered_name(name: str) -> tuple[str, str] | None:
 def version_of(registry: models.Registry, name: str) -> RegisteredVersion:
     """The version that `NAME@ALIAS` stands for."""
     model, alias = registered_name(name) or (name, models.CHAMPION)
-    return models.version_named(models.read_model(registry, model), alias)
+    return models.version_named(models.read_settled(registry, model), alias)
 
 
 def local_name(name: str, *, say: Say = silent) -> str:
@@ -209,7 +257,11 @@ def evaluation_place(place: str) -> str:
         return place
     registry = open_registry()
     version = version_of(registry, place)
-    folder = run_folder_of(version) or models.fetch_run_files(registry, version, (EVALUATION, "samples.jsonl"))
+    folder = run_folder_of(version)
+    own = folder / EVALS / version.lineage.artifact if folder else None
+    if own is not None and (own / EVALUATION).is_file():
+        return str(own)  # of its own weights, where they were measured
+    folder = folder or models.fetch_run_files(registry, version, (EVALUATION, "samples.jsonl"))
     if not (folder / EVALUATION).is_file():
         raise UserError(
             "The evaluation of this version is not at hand",

@@ -1,0 +1,65 @@
+"""From a run to a release and back, by the commands: each of them takes the release by its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.cli.main import main
+from tuneloop.core.files import read_json, write_json, write_yaml
+from tuneloop.workflows.serve import serve_config
+
+pytest.importorskip("mlflow", reason="needs MLflow")
+MakeTuned = Callable[..., Path]
+
+
+@pytest.fixture
+def two_runs(make_tuned: MakeTuned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Two runs of one data set under `runs/`, each with another adapter."""
+    for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TUNELOOP_CACHE", str(tmp_path / "cache"))
+    words = ["where is it", "it is broken", "thank you"]
+    rows = [{"text": f"{words[i % 3]}, order {i * 37}", "label": ["late", "lost", "thanks"][i % 3]} for i in range(80)]
+    data = {"split": {"val": 0.0, "test": 0.5}}
+    for number, name in enumerate(("first", "second")):
+        run = make_tuned(rows, data, name=f"runs/{name}", targets=["all-linear", "attention"][number])
+        write_json(run / "run.json", {**read_json(run / "run.json"), "id": name, "key": str(number) * 64})
+    return ["runs/first", "runs/second"]
+
+
+def test_a_release_is_named_wherever_a_model_is(two_runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def ok(*arguments: str) -> dict[str, Any]:
+        assert main([*arguments, "--json"]) == 0, capsys.readouterr().err
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    write_yaml(Path("suite.yaml"), {"version": 1, "name": "same", "metrics": [{"metric": "accuracy", "margin": 0.9}]})
+    for run in two_runs:
+        ok("evaluate", run, "--dataset", f"{run}/dataset", "--out", run)
+    for run, other in zip(two_runs, reversed(two_runs), strict=True):
+        ok("gate", run, "--against", other, "--suite", "suite.yaml", "--no-model")
+        folder = ok("export", run, "--format", "adapter")["path"]
+        ok("register", folder, "--name", "support")
+        ok("promote", "support")
+    model = ok("models", "support")["models"][0]
+    assert model["aliases"] == {"candidate": "2", "champion": "2", "previous": "1"}
+    assert [each["gate"]["status"] for each in model["history"] if each["action"] == "promote"] == ["pass", "pass"]
+
+    rows = f"{two_runs[1]}/dataset"
+    named = ok("evaluate", "support@champion", "--dataset", rows, "--out", "by-name")["metrics"]["accuracy"]
+    assert named == ok("evaluate", "models:/support/2", "--dataset", rows, "--out", "by-number")["metrics"]["accuracy"]
+    assert named == read_json(Path(two_runs[1]) / "eval.json")["metrics"]["accuracy"]
+    judged = ok("gate", "models:/support@champion", "--against", "support@previous", "--suite", "suite.yaml", "--no-model", "-o", "g")  # fmt: skip
+    assert judged["status"] == "pass"
+    ok("merge", "support@champion", "support@previous", "--no-judge", "-o", "runs/both")
+    assert "support@champion" in Path("runs/both/merge.json").read_text() and Path("runs/both/adapter").is_dir()
+    assert serve_config(["models:/support@champion"], []).adapters == {"support": "models:/support@champion"}
+
+    assert ok("rollback", "support")["aliases"] == {"candidate": "2", "champion": "1"}
+    back = ok("evaluate", "support@champion", "--dataset", rows, "--out", "after")
+    assert back["metrics"]["accuracy"] == read_json(Path(two_runs[0]) / "eval.json")["metrics"]["accuracy"]

@@ -83,7 +83,7 @@ def test_the_rule_that_decides(facts: dict[str, Any], rule: str, answer: str, me
     assert found.headline.startswith(
         {"dont": "Don't fine-tune: ", "prompt": "Prompt first", "tune": "Fine-tune "}[answer]
     )
-    json.dumps(found.to_json())
+    json.dumps(found.record().to_json())
 
 
 def test_a_measured_comparison_decides_over_bare_values() -> None:
@@ -118,13 +118,13 @@ def test_what_is_not_known_makes_no_rule_apply() -> None:
 def test_no_saving_is_named_without_baseline_prompt_and_volume() -> None:
     for left_out in ("queries_per_day", "baseline_prompt_tokens", "prompt_tokens"):
         found = advise(AdviceInput(rows=1000, **{k: v for k, v in PAYS.items() if k != left_out}))  # type: ignore[arg-type]
-        said = found.to_json()
+        said = found.record().to_json()
         assert said["alternatives"] == [] and said["break_even"] is None and said["sensitivity"] == []
         assert f"--{left_out.replace('_', '-')}" in said["missing"]
 
 
 def test_alternatives_stand_beside_today_and_quality_only_where_measured() -> None:
-    found = advise(AdviceInput(rows=1000, measured=measured(0.6, tuned=0.8), **PAYS)).to_json()
+    found = advise(AdviceInput(rows=1000, measured=measured(0.6, tuned=0.8), **PAYS)).record().to_json()
     names = [row["name"] for row in found["alternatives"]]
     assert names[:3] == ["today's prompt", "better prompt", "larger model (llama-3.3-70b)"]
     assert {"prefix tuning", "LoRA", "QLoRA", "full fine-tuning"} <= set(names)
@@ -140,15 +140,15 @@ def test_alternatives_stand_beside_today_and_quality_only_where_measured() -> No
 
 
 def test_serving_on_rented_machines_is_part_of_the_comparison() -> None:
-    by_token = advise(AdviceInput(rows=1000, **PAYS)).to_json()
-    rented = advise(AdviceInput(rows=1000, serving="real-time", **PAYS)).to_json()
+    by_token = advise(AdviceInput(rows=1000, **PAYS)).record().to_json()
+    rented = advise(AdviceInput(rows=1000, serving="real-time", **PAYS)).record().to_json()
     month = {row["name"]: row["usd_per_month"] for row in rented["alternatives"]}
     assert month["LoRA"] == pytest.approx(rented["monthly_bills"]["real-time"]["usd"])
     assert month["today's prompt"] == by_token["alternatives"][0]["usd_per_month"]
 
 
 def test_distilling_is_an_alternative_where_a_smaller_model_has_a_price() -> None:
-    found = advise(AdviceInput(model="llama-3.3-70b-instruct", rows=1000, **PAYS)).to_json()
+    found = advise(AdviceInput(model="llama-3.3-70b-instruct", rows=1000, **PAYS)).record().to_json()
     assert "distil into llama-3.1-8b" in [row["name"] for row in found["alternatives"]]
 
 
@@ -255,7 +255,7 @@ def test_any_question_gets_an_answer_with_a_reason(
     found = advise(question)
     assert found.reasons and found.answer in ("dont", "prompt", "tune")
     assert (found.method == "") == (found.answer == "dont")
-    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(found.record().to_json(), allow_nan=False)
 
 
 def test_results_that_people_measured_decide_with_an_interval_where_rows_are_known() -> None:

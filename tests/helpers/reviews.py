@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.evaluate.review.items import Review, make_review, read_systems
-from tuneloop.evaluate.review.votes import Vote
+from tuneloop.records.review import Vote
 
 
 def pair_review(run: Path, share: float = 1.0) -> Review:
@@ -15,4 +15,4 @@ def pair_review(run: Path, share: float = 1.0) -> Review:
 
 
 def vote(item: str, reviewer: str, choice: str = "win", time: str = "2026-01-01T00:00:00", **more: Any) -> Vote:
-    return Vote(item, reviewer, time, choice, **more)
+    return Vote(item=item, reviewer=reviewer, time=time, choice=choice, **more)

@@ -30,6 +30,7 @@ from tuneloop.plan.cost import (
 )
 from tuneloop.plan.options import plan_machines
 from tuneloop.plan.prices import Price, load_prices
+from tuneloop.records.plan import PlannedCost
 from tuneloop.report.plan_terminal import cost_lines
 
 PRICE = Price("A", "h100-sxm", 1, "on-demand", 2.0, "2026-11-01", "https://a")
@@ -214,7 +215,7 @@ def test_hours_times_their_price_is_what_the_bill_shows_and_every_part_says_how_
     assert cost.explained["engineering"] == "10 hours x $50 an hour"
     assert cost.explained["training"] == "1 run of 30 minutes x $2 an hour"
     assert cost.breakdown["training"] == pytest.approx(1.0)
-    lines = cost_lines(cost.to_json())
+    lines = cost_lines(PlannedCost(**cost.to_json()))
     shown = [float(line.split()[0].lstrip("$").replace(",", "")) for line in lines if line.startswith("  ")]
     assert sum(shown) == pytest.approx(cost.usd, abs=0.02), (
         "the parts that are printed add up to the total that is printed"
@@ -226,8 +227,8 @@ def test_what_several_runs_cost_stands_beside_one_run_and_nowhere_else() -> None
     one = cost_of(2, 1.5, 2.5, 1, PRICE, efforts=ONE_RUN)
     three = cost_of(2, 1.5, 2.5, 1, PRICE, efforts=replace(ONE_RUN, runs=3, setup_hours=0.5, evaluation_hours=0.5))
     assert one.until_kept == pytest.approx(three.breakdown) and three.until_kept is None
-    assert "--runs 3 --setup-hours 0.5 --evaluation-hours 0.5" in cost_lines(one.to_json())[-1]
-    assert not any("--runs" in line for line in cost_lines(three.to_json()))
+    assert "--runs 3 --setup-hours 0.5 --evaluation-hours 0.5" in cost_lines(PlannedCost(**one.to_json()))[-1]
+    assert not any("--runs" in line for line in cost_lines(PlannedCost(**three.to_json())))
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,15 +8,16 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tuneloop.records.advice import AdvisedAlternative, AssumptionSwing, MeasuredSystem
 from tuneloop.report.advise_charts import _spread, cost_chart, dollars, quality_chart, tornado_chart
 
 SWINGS = [
-    {"name": "queries a day", "low": 50.0, "high": 200.0, "at_low": -10.0, "at_high": 300.0},
-    {"name": "answer <tokens>", "low": 1.0, "high": 4.0, "at_low": 120.0, "at_high": 80.0},
+    AssumptionSwing(name="queries a day", low=50.0, high=200.0, at_low=-10.0, at_high=300.0),
+    AssumptionSwing(name="answer <tokens>", low=1.0, high=4.0, at_low=120.0, at_high=80.0),
 ]
-ROWS = [{"name": name, "upfront_usd": up, "usd_per_month": month}
+ROWS = [AdvisedAlternative(name=name, upfront_usd=up, usd_per_month=month, usd_per_1000_queries=0, total_usd=0, prompt_tokens=9)
         for name, up, month in (("today's prompt", 0, 300), ("LoRA", 1200, 70), ("larger", 0, 1900))]  # fmt: skip
-LADDER = [{"name": n, "metric": "accuracy", "value": v, "low": v - 0.05, "high": v + 0.05, "usd_per_1000_queries": c}
+LADDER = [MeasuredSystem(name=n, metric="accuracy", value=v, low=v - 0.05, high=v + 0.05, usd_per_1000_queries=c)
           for n, v, c in (("zero-shot", 0.3, 0.2), ("few-shot", 0.6, 0.9), ("tuned", 0.9, 0.2))]  # fmt: skip
 
 
@@ -71,7 +72,9 @@ def test_dollars_are_plain() -> None:
 
 def test_names_of_systems_of_one_price_do_not_cover_each_other() -> None:
     alike = [
-        dict(LADDER[0], name=f"system number {i}", value=0.3 + i / 100, usd_per_1000_queries=1e-6 * (1 + i / 50))
+        LADDER[0].model_copy(
+            update={"name": f"system number {i}", "value": 0.3 + i / 100, "usd_per_1000_queries": 1e-6 * (1 + i / 50)}
+        )
         for i in range(5)
     ]
     for width in (760, 350):

@@ -16,6 +16,7 @@ from manifests import manifest_json
 from test_html import look, parse
 
 from tuneloop.core.errors import UserError
+from tuneloop.records.rows import Row
 from tuneloop.report import data_facts
 from tuneloop.report.data_charts import flow_chart, split_labels_chart
 from tuneloop.report.data_facts import Flow, Stage, find_conflicts, flow_of, mask, read_data
@@ -140,7 +141,7 @@ def build(folder: Path, text: str = "") -> Path:
     )  # fmt: skip
     lines(
         folder / "label_errors.jsonl",
-        [{**at, "id": str(i), "label": f"l{text}", "suggested": f"s{text}", "score": i / 20, "text": f"odd {i}{text}"} for i in range(15)],
+        [{**at, "id": str(i), "split": "train", "label": f"l{text}", "suggested": f"s{text}", "score": i / 20, "confident": True, "text": f"odd {i}{text}"} for i in range(15)],
     )  # fmt: skip
     return folder
 
@@ -362,7 +363,7 @@ def test_a_huge_line_is_passed_over_without_being_parsed(tmp_path: Path, monkeyp
     lines(folder / "val.jsonl", [row(1, "a"), row(2, "a", "x" * 5000), row(3, "b")])
     facts = read_data(folder)
     assert facts.rows_read["val"] == 2
-    assert [r["label"] for r in facts.samples["val"]] == ["a", "b"]
+    assert [r.label for r in facts.samples["val"]] == ["a", "b"]
     assert any("val.jsonl: 1 record of more than" in p for p in facts.problems)
 
 
@@ -426,7 +427,7 @@ def test_conflicts_are_found_up_to_case_and_white_space_across_splits() -> None:
         "train": [row(1, "a", "Where is it?"), row(2, "a", "Other")],
         "test": [row(3, "b", "where  IS it?"), row(4, "A", "other")],
     }
-    conflicts, n = find_conflicts(rows)
+    conflicts, n = find_conflicts({split: [Row.from_json(r) for r in some] for split, some in rows.items()})
     assert n == 2 and [(a.split, a.line, a.answer) for a in conflicts[0].answers] == [
         ("train", 2, "a"),
         ("test", 4, "b"),
@@ -435,18 +436,18 @@ def test_conflicts_are_found_up_to_case_and_white_space_across_splits() -> None:
 
 
 def test_one_user_turn_at_other_points_of_a_conversation_is_no_conflict() -> None:
-    def chat(*turns: tuple[str, str]) -> dict[str, Any]:
-        return {"messages": [{"role": role, "content": text} for role, text in turns], "meta": {}}
+    def chat(*turns: tuple[str, str]) -> Row:
+        return Row.from_json({"id": "1", "messages": [{"role": role, "content": text} for role, text in turns]})
 
     early = chat(("user", "yes"), ("assistant", "Which card?"))
     late = chat(("user", "A card?"), ("assistant", "Shall I block it?"), ("user", "yes"), ("assistant", "Done."))
     assert find_conflicts({"train": [early, late]}) == ([], 0)
     call = {
         "role": "assistant",
-        "content": None,
+        "content": "",
         "tool_calls": [{"function": {"name": "block", "arguments": '{"n": 1}'}}],
     }
-    other = {"messages": [{"role": "user", "content": "yes"}, call], "meta": {}}
+    other = Row.from_json({"id": "2", "messages": [{"role": "user", "content": "yes"}, call]})
     conflicts, n = find_conflicts({"train": [early, other]})
     assert n == 2 and conflicts[0].answers[1].answer == 'block({"n": 1})'
 

@@ -14,11 +14,16 @@ from typing import Any
 
 import jsonschema
 import pytest
+from reviews import vote
 
 from patience import HANG
+from tuneloop.advise.advise import AdviceInput, advise
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_jsonl, read_yaml
+from tuneloop.evaluate.review.items import make_review, read_systems
+from tuneloop.evaluate.review.votes import append_vote
+from tuneloop.workflows.advise import keep_advice
 from tuneloop.workflows.recipe import make_recipe
 from tuneloop.workflows.run import run
 from tuneloop.workflows.run_context import default_folder
@@ -180,17 +185,35 @@ RECORD_OF = {
     "eval.json": "evaluation", "samples.jsonl": "sample", "baselines.json": "baselines", "dataset.json": "dataset",
     "train.jsonl": "row", "val.jsonl": "row", "test.jsonl": "row", "rejects.jsonl": "reject", "repairs.jsonl": "repair",
     "duplicates.jsonl": "duplicate", "label_errors.jsonl": "label-error", "flagged.jsonl": "flagged",
+    "gate.json": "gate", "review.json": "review", "items.jsonl": "review-item", "votes.jsonl": "vote", "advise.json": "advice",
 }  # fmt: skip
 LINES = {"loss": "step", "val_loss": "validation", "event": "event", "finding": "finding"}  # of metrics.jsonl
 OF_OTHERS = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # whose form Transformers and PEFT fix
 
 
-def test_every_file_of_a_finished_run_is_what_its_schema_says(classified: dict[str, Any], generated: dict[str, Any],
+@pytest.fixture
+def judged(copied: dict[str, Any], tmp_path: Path) -> Path:
+    """The finished classification job with all that is said about it: by a gate, by people, by `advise`."""
+    folder, suite = copied["folder"], str(tmp_path / "suite.yaml")
+    assert main(["gate", "--init", str(folder), "--suite", suite]) == 0
+    assert main(["gate", str(folder), "--against", f"{folder}:few-shot", "--suite", suite, "--no-model"]) in (0, 1, 3)
+    review = make_review(
+        read_systems([f"{folder}:few-shot", str(folder)]), folder / "review", mode="pairwise", share=0.2
+    )
+    append_vote(review.votes_path, vote(review.items[0].id, "ann", winner="tuned", tags=("tuned: clear",), seconds=2.5))
+    advice = advise(
+        AdviceInput(rows=200, queries_per_day=1000, baseline_prompt_tokens=900, prompt_tokens=90, answer_tokens=9)
+    )
+    keep_advice(folder / "advice", "abc", advice.record())
+    return folder
+
+
+def test_every_file_of_a_finished_run_is_what_its_schema_says(judged: Path, generated: dict[str, Any],
                                                               limited_run: Path) -> None:  # fmt: skip
     """A file that a stage begins to write fails here until it has a record."""
     checked: set[str] = set()
     validators = {name: jsonschema.Draft202012Validator(schema_of(name)) for name in RECORDS}
-    for folder in (classified["folder"], generated["folder"], limited_run):
+    for folder in (judged, generated["folder"], limited_run):
         for path in sorted(folder.rglob("*.json*")):
             if path.name in OF_OTHERS:
                 continue

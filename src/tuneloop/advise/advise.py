@@ -7,16 +7,16 @@ apply, and is listed as missing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
 
 from tuneloop.advise.config import CaseOptions
-from tuneloop.advise.economics import MODES, Bill, OptionRow, Swing, compare_options, sensitivity
-from tuneloop.advise.economy import TokenLine, bills, options_of, serving, smaller_models, token_lines, trainings
+from tuneloop.advise.economics import MODES, OptionRow, compare_options, sensitivity
+from tuneloop.advise.economy import bills, options_of, serving, smaller_models, token_lines, trainings
 from tuneloop.advise.measured import BaselineResults, Result, leaderboard
-from tuneloop.advise.rules import Reason, decide, load_rules
+from tuneloop.advise.rules import decide, load_rules
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
 from tuneloop.core.units import hours_words, usd_words
@@ -30,6 +30,16 @@ from tuneloop.plan.options import Option as Machine
 from tuneloop.plan.prices import PriceTable, load_prices
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.usual import usual_settings
+from tuneloop.records.advice import (
+    AdviceReason,
+    AdviceRecord,
+    AdvisedAlternative,
+    AdvisedTraining,
+    AssumptionSwing,
+    MonthlyBill,
+    TokenPrice,
+)
+from tuneloop.records.plan import PlannedCost
 
 LEFT_OUT = {
     "measured",
@@ -110,33 +120,32 @@ class Advice:
     method: str
     costed: str
     headline: str
-    reasons: list[Reason]
+    reasons: list[AdviceReason]
     steps: list[str]
     missing: list[str]
     assumptions: list[str]
     trainings: dict[str, Machine]
     options: list[OptionRow]
-    swings: list[Swing]
-    bills: dict[str, Bill]
-    tokens: list[TokenLine]
+    swings: list[AssumptionSwing]
+    bills: dict[str, MonthlyBill]
+    tokens: list[TokenPrice]
     question: AdviceInput
 
-    def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
-        chosen = self.chosen
-        return {
-            "version": 1, "answer": self.answer, "method": self.method, "headline": self.headline,
-            "reasons": [asdict(reason) for reason in self.reasons], "steps": self.steps, "missing": self.missing,
-            "break_even": asdict(chosen.against) if chosen and chosen.against else None,
-            "alternatives": [_row(row) for row in self.options],
-            "sensitivity": [asdict(swing) for swing in self.swings],
-            "monthly_bills": {mode: asdict(bill) for mode, bill in self.bills.items()},
-            "token_prices": [asdict(line) for line in self.tokens],
-            "trainings": {name: _training(training) for name, training in self.trainings.items()},
-            "leaderboard": leaderboard(self.question.measured) if self.question.measured else [],
-            "assumptions": self.assumptions,
-            "question": self.question.model_dump(mode="json", exclude=LEFT_OUT, exclude_none=True),
-        }  # fmt: skip
+    def record(self) -> AdviceRecord:
+        """As `advise.json` holds it and `--json` prints it."""
+        chosen, measured = self.chosen, self.question.measured
+        return AdviceRecord(
+            version=1, answer=self.answer, method=self.method, headline=self.headline,
+            reasons=self.reasons, steps=self.steps, missing=self.missing,
+            break_even=chosen.against if chosen else None,
+            alternatives=[_alternative(row) for row in self.options],
+            sensitivity=self.swings,
+            monthly_bills=self.bills,
+            token_prices=self.tokens,
+            trainings={name: _training(training) for name, training in self.trainings.items()},
+            leaderboard=leaderboard(measured) if measured else [], assumptions=self.assumptions,
+            question=self.question.model_dump(mode="json", exclude=LEFT_OUT, exclude_none=True),
+        )  # fmt: skip
 
     @property
     def costed_name(self) -> str:
@@ -149,24 +158,23 @@ class Advice:
         return next((row for row in self.options if row.option.name == title_of(self.method)), None)
 
 
-def _row(row: OptionRow) -> dict[str, Any]:
-    return {
-        "name": row.option.name, "upfront_usd": row.option.upfront_usd, "usd_per_1000_queries": row.usd_per_1000_queries,
-        "usd_per_month": row.usd_per_month, "total_usd": row.total_usd, "prompt_tokens": row.option.prompt_tokens,
-        "quality": row.option.quality, "note": row.option.note,
-        "break_even_queries": row.against.queries if row.against else None,
-        "break_even_days": row.against.days if row.against else None,
-        "saves_usd_per_month": row.against.usd_per_month_saved if row.against else None,
-        "why_never": row.against.why if row.against else "",
-    }  # fmt: skip
+def _alternative(row: OptionRow) -> AdvisedAlternative:
+    against = row.against
+    return AdvisedAlternative(
+        name=row.option.name, upfront_usd=row.option.upfront_usd, usd_per_1000_queries=row.usd_per_1000_queries,
+        usd_per_month=row.usd_per_month, total_usd=row.total_usd, prompt_tokens=row.option.prompt_tokens,
+        quality=row.option.quality, note=row.option.note, break_even_queries=against.queries if against else None,
+        break_even_days=against.days if against else None,
+        saves_usd_per_month=against.usd_per_month_saved if against else None, why_never=against.why if against else "",
+    )  # fmt: skip
 
 
-def _training(training: Machine) -> dict[str, Any]:
-    return {
-        "gpu": training.job.gpu.key, "gpus": training.job.gpus, "fits": training.fits, "peak_gib": training.memory.peak,
-        "capacity_gib": training.memory.capacity, "hours": training.hours, "usd_a_run": training.bare_usd,
-        "cost": training.cost.to_json() if training.cost else None,
-    }  # fmt: skip
+def _training(training: Machine) -> AdvisedTraining:
+    return AdvisedTraining(
+        gpu=training.job.gpu.key, gpus=training.job.gpus, fits=training.fits, peak_gib=training.memory.peak,
+        capacity_gib=training.memory.capacity, hours=training.hours, usd_a_run=training.bare_usd,
+        cost=PlannedCost(**training.cost.to_json()) if training.cost else None,
+    )  # fmt: skip
 
 
 def advise(question: AdviceInput) -> Advice:
@@ -208,7 +216,7 @@ def advise(question: AdviceInput) -> Advice:
 
 
 def _alternatives(
-    question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine], rented: Mapping[str, Bill]
+    question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine], rented: Mapping[str, MonthlyBill]
 ) -> list[OptionRow]:
     """The alternatives side by side; none without a volume and both prompts."""
     if not question.queries_per_day or not question.prompt_tokens:
@@ -218,7 +226,9 @@ def _alternatives(
     return compare_options(options, question.queries_per_day, question.months) if options else []
 
 
-def _swings(question: AdviceInput, training: Machine | None, rows: Sequence[OptionRow], method: str) -> list[Swing]:
+def _swings(
+    question: AdviceInput, training: Machine | None, rows: Sequence[OptionRow], method: str
+) -> list[AssumptionSwing]:
     chosen = next((row for row in rows if row.option.name == title_of(method)), None)
     if not chosen or not training or not training.cost or not question.queries_per_day:
         return []
@@ -312,7 +322,7 @@ def facts_of(
     rows: Sequence[OptionRow],
     method: str,
     prices: PriceTable,
-    rented_bills: Mapping[str, Bill],
+    rented_bills: Mapping[str, MonthlyBill],
 ) -> dict[str, Any]:
     """Everything that rules may look at; None is unknown."""
     measured = question.measured
@@ -390,7 +400,7 @@ def _payback(days: float) -> str:
 
 
 def _money(
-    question: AdviceInput, rows: Sequence[OptionRow], chosen: OptionRow | None, rented: Mapping[str, Bill]
+    question: AdviceInput, rows: Sequence[OptionRow], chosen: OptionRow | None, rented: Mapping[str, MonthlyBill]
 ) -> dict[str, float | bool | None]:
     """What the method saves, what people's time may cost, and what serving on rented machines does to the saving."""
     found: dict[str, float | bool | None] = dict.fromkeys(
@@ -457,7 +467,7 @@ def _latencies(question: AdviceInput, prices: PriceTable) -> dict[str, float | N
     return result
 
 
-def _headline(answer: Reason, method: str) -> str:
+def _headline(answer: AdviceReason, method: str) -> str:
     if answer.gives == "dont":
         return f"Don't fine-tune: {answer.says}"
     if answer.gives == "prompt":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tuneloop.core.errors import UserError
+from tuneloop.records.advice import AssumptionSwing, MonthlyBill, Payback
 
 DAYS_A_MONTH = 365 / 12
 HOURS_A_MONTH = 24 * DAYS_A_MONTH
@@ -155,25 +156,7 @@ class Option:
         return self.usd_per_query * queries_per_day * DAYS_A_MONTH + self.monthly_usd
 
 
-@dataclass(frozen=True)
-class BreakEven:
-    """When an option has paid for itself against a baseline; None: never.
-
-    Args:
-        usd_per_query_saved: may be negative.
-        usd_per_month_saved: at the given volume, what is paid monthly included.
-        queries, days: until the upfront dollars are back.
-        why: in words, when it is never.
-    """
-
-    usd_per_query_saved: float
-    usd_per_month_saved: float
-    queries: float | None
-    days: float | None
-    why: str = ""
-
-
-def break_even(baseline: Option, option: Option, queries_per_day: float | None) -> BreakEven:
+def break_even(baseline: Option, option: Option, queries_per_day: float | None) -> Payback:
     """When `option` has paid for itself.
 
     Raises:
@@ -190,12 +173,14 @@ def break_even(baseline: Option, option: Option, queries_per_day: float | None) 
     monthly = baseline.usd_per_month(queries_per_day) - option.usd_per_month(queries_per_day)
     upfront = option.upfront_usd - baseline.upfront_usd
     if upfront <= 0 and monthly >= 0:
-        return BreakEven(saved, monthly, 0.0, 0.0)
+        return Payback(usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=0.0, days=0.0, why="")
     if monthly <= 0:
         reason = "a query costs no less" if saved <= 0 else "what is paid monthly eats what queries save"
-        return BreakEven(saved, monthly, None, None, reason)
+        return Payback(usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=None, days=None, why=reason)
     days = upfront / (monthly / DAYS_A_MONTH)
-    return BreakEven(saved, monthly, days * queries_per_day, days)
+    return Payback(
+        usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=days * queries_per_day, days=days, why=""
+    )
 
 
 @dataclass(frozen=True)
@@ -207,7 +192,7 @@ class OptionRow:
     usd_per_1000_queries: float
     usd_per_month: float
     total_usd: float
-    against: BreakEven | None
+    against: Payback | None
 
 
 def compare_options(options: Sequence[Option], queries_per_day: float, months: float) -> list[OptionRow]:
@@ -228,31 +213,21 @@ def compare_options(options: Sequence[Option], queries_per_day: float, months: f
 # --- sensitivity -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Swing:
-    """What one assumption does to the outcome: its low and high value, and the outcome at each."""
-
-    name: str
-    low: float
-    high: float
-    at_low: float
-    at_high: float
-
-    @property
-    def width(self) -> float:
-        """How much the outcome moves."""
-        return abs(self.at_high - self.at_low)
-
-
 def tornado(
     outcome: Callable[[Mapping[str, float]], float],
     values: Mapping[str, float],
     ranges: Mapping[str, tuple[float, float]],
-) -> list[Swing]:
+) -> list[AssumptionSwing]:
     """One-at-a-time sensitivity: each assumption at its ends, the others as given; the widest swing first, without
     those that move nothing."""
     swings = [
-        Swing(name, low, high, outcome({**values, name: low}), outcome({**values, name: high}))
+        AssumptionSwing(
+            name=name,
+            low=low,
+            high=high,
+            at_low=outcome({**values, name: low}),
+            at_high=outcome({**values, name: high}),
+        )
         for name, (low, high) in ranges.items()
     ]
     return sorted((swing for swing in swings if swing.width), key=lambda swing: -swing.width)
@@ -285,7 +260,7 @@ def net_saving(values: Mapping[str, float], baseline: Option, option: Option, mo
 
 def sensitivity(
     baseline: Option, option: Option, queries_per_day: float, months: float, upfront: tuple[float, float]
-) -> list[Swing]:
+) -> list[AssumptionSwing]:
     """Which assumption moves the net saving most: volume, prompts and prices by half and double, the rest as known.
 
     Args:
@@ -339,22 +314,10 @@ class Traffic:
         return self.queries_per_day * DAYS_A_MONTH * (self.prompt_tokens + self.answer_tokens)
 
 
-@dataclass(frozen=True)
-class Bill:
-    """A month of serving by oneself: machines that always run, hours of machines that run when there is work."""
-
-    mode: Mode
-    usd: float
-    replicas: int
-    batch_hours: float
-    utilisation: float
-    usd_per_million: float
-
-
 BATCH_UTILISATION = 0.9
 
 
-def monthly_bill(mode: Mode, traffic: Traffic, real_time: Engine, batch: Engine) -> Bill:
+def monthly_bill(mode: Mode, traffic: Traffic, real_time: Engine, batch: Engine) -> MonthlyBill:
     """What a month costs on rented machines.
 
     Real-time machines run all month, as many as the busiest hour needs with headroom; batch machines run while there is
@@ -379,7 +342,10 @@ def monthly_bill(mode: Mode, traffic: Traffic, real_time: Engine, batch: Engine)
     hours = left / (batch.tokens_per_second * BATCH_UTILISATION * 3600)
     usd = replicas * HOURS_A_MONTH * real_time.usd_per_hour + hours * batch.usd_per_hour
     busy = (now + waiting - left) / capacity if capacity else BATCH_UTILISATION
-    return Bill(mode, usd, replicas, hours, busy, usd / tokens * MILLION if tokens else 0.0)
+    return MonthlyBill(
+        mode=mode, usd=usd, replicas=replicas, batch_hours=hours, utilisation=busy,
+        usd_per_million=usd / tokens * MILLION if tokens else 0.0,
+    )  # fmt: skip
 
 
 def _check(baseline: Option, option: Option, queries_per_day: float) -> None:

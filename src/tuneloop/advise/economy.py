@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tuneloop.advise import economics
-from tuneloop.advise.economics import MODES, Bill, Engine, Option, ServedModel, ServingGpu, TokenRate, Traffic
+from tuneloop.advise.economics import MODES, Engine, Option, ServedModel, ServingGpu, TokenRate, Traffic
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import hours_words
 from tuneloop.models.methods import USUAL, methods, title_of
@@ -20,6 +20,7 @@ from tuneloop.plan.prices import Price, PriceTable
 from tuneloop.plan.remedies import COUNTS
 from tuneloop.plan.shape import find_model
 from tuneloop.plan.usual import usual_settings
+from tuneloop.records.advice import MonthlyBill, TokenPrice
 
 if TYPE_CHECKING:
     from tuneloop.advise.advise import AdviceInput
@@ -118,7 +119,7 @@ def _card(gpu: Gpu, gpus: int) -> ServingGpu:
     return ServingGpu(gpu.gib * GIB * gpus, gpu.gb_s * 1e9 * gpus, gpu.tflops * 1e12 * gpus)
 
 
-def bills(question: AdviceInput, prices: PriceTable, prompt_tokens: float) -> dict[str, Bill]:
+def bills(question: AdviceInput, prices: PriceTable, prompt_tokens: float) -> dict[str, MonthlyBill]:
     """A month of the tuned model on rented machines: batch, real-time, hybrid."""
     if not question.queries_per_day or not question.answer_tokens:
         return {}
@@ -132,29 +133,24 @@ def bills(question: AdviceInput, prices: PriceTable, prompt_tokens: float) -> di
     return {mode: economics.monthly_bill(mode, traffic, now.engine, later.engine) for mode in MODES}
 
 
-@dataclass(frozen=True)
-class TokenLine:
-    """A line of the table of token prices: dollars for 1 million tokens, at the given mix of prompt and answer."""
-
-    what: str
-    usd_per_million: float
-    basis: str
-
-
-def token_lines(question: AdviceInput, prices: PriceTable, prompt_tokens: float) -> list[TokenLine]:
+def token_lines(question: AdviceInput, prices: PriceTable, prompt_tokens: float) -> list[TokenPrice]:
     """Self-hosting by utilisation against hosted prices, for 1 million tokens at this mix."""
     answer = question.answer_tokens or 0.0
     lines = []
     for hosted in prices.hosted(question.model):
         rate = TokenRate(hosted.input, hosted.output)
         usd = rate.usd_per_query(prompt_tokens, answer) / (prompt_tokens + answer) * 1e6
-        lines.append(TokenLine(f"{hosted.provider}, hosted", usd, f"{hosted.date}, {hosted.source}"))
+        lines.append(
+            TokenPrice(what=f"{hosted.provider}, hosted", usd_per_million=usd, basis=f"{hosted.date}, {hosted.source}")
+        )
     own = serving(question, prices, prompt_tokens, answer, "on-demand")
     if own:
         basis = f"about {own.engine.tokens_per_second:,.0f} tokens/s (roofline); {own.engine.source}"
         for share in (1.0, UTILISATION, 0.05):
             usd = own.engine.usd_per_million(share)
-            lines.append(TokenLine(f"own {own.gpus} x {own.card.name}, {share:.0%} busy", usd, basis))
+            lines.append(
+                TokenPrice(what=f"own {own.gpus} x {own.card.name}, {share:.0%} busy", usd_per_million=usd, basis=basis)
+            )
     return lines
 
 
@@ -176,7 +172,11 @@ def rate_of(question: AdviceInput, prices: PriceTable, model: str) -> TokenRate 
 
 
 def options_of(
-    question: AdviceInput, prices: PriceTable, trained: Mapping[str, Machine], tuned_prompt: float, bill: Bill | None
+    question: AdviceInput,
+    prices: PriceTable,
+    trained: Mapping[str, Machine],
+    tuned_prompt: float,
+    bill: MonthlyBill | None,
 ) -> list[Option]:
     """Today's prompt first, then what could be done instead; empty where a price or a length is missing."""
     rate = rate_of(question, prices, question.model)

@@ -14,6 +14,7 @@ from tuneloop.core.significance import wilson_interval
 from tuneloop.evaluate.metrics import declare, likely_to_decide, lower_is_better
 from tuneloop.models.methods import USUAL
 from tuneloop.plan.options import lengths_of
+from tuneloop.records.advice import MeasuredSystem
 from tuneloop.records.dataset import DatasetManifest, read_manifest
 from tuneloop.records.evaluation import AnswerCost, BaselinesManifest, EvaluationManifest, LeaderboardEntry, Metrics
 from tuneloop.records.record import read_record
@@ -257,17 +258,17 @@ def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
     return with_prices(measured_of(metrics, listed.costs, n, str(folder), metric), listed.leaderboard)
 
 
-def leaderboard(measured: BaselineResults) -> list[dict[str, Any]]:
+def leaderboard(measured: BaselineResults) -> list[MeasuredSystem]:
     """The systems from the base model to the tuned one, with gains over the best prompt and what queries cost."""
     best, sign = measured.prompt, -1 if lower_is_better(measured.metric) else 1
     order = {"zero-shot": 0, "few-shot": 1, **dict.fromkeys(CHEAP, 2), "tuned": 3}
     place = {r.name: next((n for part, n in order.items() if part in r.name), 3) for r in measured.results}
     return [
-        {
-            "name": r.name, "metric": measured.metric, "value": r.value, "low": r.low, "high": r.high,
-            "gain_over_prompt": sign * (r.value - best.value) if best and r.name != best.name else None,
-            "prompt_tokens": measured.prompt_tokens.get(r.name), "usd_per_1000_queries": measured.usd_per_1000.get(r.name),
-            "training_usd": measured.training_usd if r.name == "tuned" else None,
-        }
+        MeasuredSystem(
+            name=r.name, metric=measured.metric, value=r.value, low=r.low, high=r.high,
+            gain_over_prompt=sign * (r.value - best.value) if best and r.name != best.name else None,
+            prompt_tokens=measured.prompt_tokens.get(r.name), usd_per_1000_queries=measured.usd_per_1000.get(r.name),
+            training_usd=measured.training_usd if r.name == "tuned" else None,
+        )
         for r in sorted(measured.results, key=lambda r: place[r.name])
     ]  # fmt: skip

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloop.records.advice import AdviceReason
+
 RULES = Path(__file__).with_name("rules.yaml")
 
 
@@ -21,18 +23,6 @@ class Rule:
     gives: str
     say: str
     source: str
-
-
-@dataclass(frozen=True)
-class Reason:
-    """A rule that applied, in words, with the facts that it looked at; `gives` is its answer or method."""
-
-    rule: str
-    kind: str
-    gives: str
-    says: str
-    source: str
-    facts: dict[str, Any]
 
 
 @functools.cache
@@ -68,16 +58,23 @@ def _holds(value: Any, op: str, to: Any) -> bool:
     return bool({"below": value < to, "at_least": value >= to, "above": value > to}[op])
 
 
-def decide(facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dict[str, list[Reason]]:
+def decide(facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dict[str, list[AdviceReason]]:
     """The first answer and the first method that apply, and all notes; these may look at the answer as the fact `advice`."""
     facts = dict(facts)
-    found: dict[str, list[Reason]] = {"answer": [], "method": [], "note": []}
+    found: dict[str, list[AdviceReason]] = {"answer": [], "method": [], "note": []}
     for rule in rules if rules is not None else load_rules():
         if (rule.kind == "note" or not found[rule.kind]) and applies(rule, facts):
             if rule.kind == "answer":
                 facts["advice"] = rule.gives
             looked = {name: facts.get(name) for name in rule.when}
             found[rule.kind].append(
-                Reason(rule.id, rule.kind, rule.gives, rule.say.format_map(facts), rule.source, looked)
+                AdviceReason(
+                    rule=rule.id,
+                    kind=rule.kind,
+                    gives=rule.gives,
+                    says=rule.say.format_map(facts),
+                    source=rule.source,
+                    facts=looked,
+                )
             )
     return found

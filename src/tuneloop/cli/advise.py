@@ -78,13 +78,13 @@ def command(
     if known.folder:
         from tuneloop.workflows.advise import keep_advice
 
-        keep_advice(known.folder, known.dataset_hash, advice.to_json(), known.sources)
+        keep_advice(known.folder, known.dataset_hash, advice.record(), known.sources)
     if html:
         from tuneloop.report.advise_html import write_advise_page
 
-        write_advise_page(advice.to_json(), html)
+        write_advise_page(advice.record(), html)
     if output.json:
-        print_json({**advice.to_json(), "html": html or None})
+        print_json({**advice.record().to_json(), "html": html or None})
     else:
         _print(advice, html)
     if advice.answer == "dont":
@@ -298,7 +298,7 @@ def _print_table(console: Any, table: Any) -> None:
 def _print_leaderboard(advice: Advice, console: Any) -> None:
     from tuneloop.report.advise_html import page_of_advice
 
-    rows = page_of_advice(advice.to_json())["leaderboard"]
+    rows = page_of_advice(advice.record())["leaderboard"]
     if not rows:
         return
     columns = {"system": "name", "gain over the best prompt": "gain", "tokens read": "tokens", "1,000 queries": "query",
@@ -313,7 +313,7 @@ def _print_leaderboard(advice: Advice, console: Any) -> None:
 def _print_options(advice: Advice, console: Any) -> None:
     from tuneloop.report.advise_html import page_of_advice
 
-    page = page_of_advice(advice.to_json())
+    page = page_of_advice(advice.record())
     if page["alternatives"]:
         table = _table(
             "\nAlternatives", "", "quality", "upfront", "per 1,000", "a month", f"{page['months']} months", "pays back"
@@ -335,13 +335,14 @@ def _print_rest(advice: Advice, console: Any) -> None:
     training = advice.trainings.get(advice.costed)
     about_money = advice.answer != "dont" or advice.reasons[0].rule in ("over-budget", "does-not-pay")
     if training and training.fits and training.cost and about_money:
+        from tuneloop.records.plan import PlannedCost
         from tuneloop.report.plan_terminal import cost_lines
 
         gpu = training.job.gpu
         machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.name}"
         what = f"Training {advice.question.model} with {advice.costed_name} on {machine}"
         console.print(f"\n{what}", style="bold", markup=False)
-        for line in cost_lines(training.cost.to_json()):
+        for line in cost_lines(PlannedCost(**training.cost.to_json())):
             console.print(line, markup=False, soft_wrap=True)
     if advice.steps:
         console.print("\nNext", style="bold")

@@ -1,4 +1,4 @@
-"""What people and models are asked to judge: `review.json`, the lines of `items.jsonl` and of `judge.jsonl`."""
+"""What people and models are asked to judge: `review.json`, the lines of `items.jsonl`, `votes.jsonl` and `judge.jsonl`."""
 
 from __future__ import annotations
 
@@ -63,6 +63,34 @@ class ReviewItem(Part):
     label: str | None = None
     stratum: str
     group: str
+
+
+class Vote(Part):
+    """A line of `votes.jsonl`: what one reviewer said about one item.
+
+    Args:
+        time: UTC, ISO 8601.
+        choice: `win`, `tie` or `both_bad` of two answers; `rating` of one; `skip` says nothing about the item.
+        winner: the system that won.
+        shown: the systems as they stood on the page, left to right.
+        thumb, stars: up or down; 1 to 5.
+        tags: words about the answer; of two answers `SYSTEM: word` says whose.
+        corrected: the answer as it should be.
+        seconds: how long the item was looked at.
+    """
+
+    item: str
+    reviewer: str
+    time: str
+    choice: Literal["win", "tie", "both_bad", "rating", "skip"]
+    winner: str | None = None
+    shown: tuple[str, ...] = ()
+    thumb: bool | None = None
+    stars: int | None = None
+    tags: tuple[str, ...] = ()
+    corrected: str | None = None
+    note: str = ""
+    seconds: float | None = None
 
 
 class JudgedRow(Part):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
+from tuneloop.records.advice import AdvisedAlternative, AssumptionSwing, MeasuredSystem
 from tuneloop.report.charts import WIDE, _line, _path, _svg, _text, axis, fit, grid, short
 from tuneloop.report.facts import figure, usd
 
@@ -22,7 +22,7 @@ def dollars(value: float) -> str:
     return f"{sign}${size:,.0f}" if size >= 100 else sign + usd(size)
 
 
-def tornado_chart(swings: Sequence[Mapping[str, Any]], base: float, width: float = WIDE) -> Markup:
+def tornado_chart(swings: Sequence[AssumptionSwing], base: float, width: float = WIDE) -> Markup:
     """Each assumption's bar from the outcome at its low end to that at its high end, the widest first.
 
     `swings`: name, low, high, at_low, at_high of each; `base`: the outcome with everything as assumed.
@@ -32,7 +32,7 @@ def tornado_chart(swings: Sequence[Mapping[str, Any]], base: float, width: float
     narrow = width < 500
     pitch, top = (46.0, 24.0) if narrow else (32.0, 24.0)
     left, right = (6.0, width - 6) if narrow else (290.0, width - 60)
-    scale = axis([base, *(s[end] for s in swings for end in ("at_low", "at_high"))], left, right, log=False)
+    scale = axis([base, *(end for s in swings for end in (s.at_low, s.at_high))], left, right, log=False)
     bottom = top + pitch * len(swings)
     body, names = [], []  # names are drawn last, on the lines that they cross
     for tick in scale.ticks:
@@ -42,14 +42,14 @@ def tornado_chart(swings: Sequence[Mapping[str, Any]], base: float, width: float
         ]
     for i, swing in enumerate(swings):
         y = top + pitch * i + (28 if narrow else 9)
-        ends = f"{_plain(swing['low'])} to {_plain(swing['high'])}"
+        ends = f"{_plain(swing.low)} to {_plain(swing.high)}"
         if narrow:
-            names.append(_text(0, y - 8, f"{swing['name']}: {ends}", "name paper"))
+            names.append(_text(0, y - 8, f"{swing.name}: {ends}", "name paper"))
         else:
-            body += [_text(0, y + 10, fit(swing["name"], 165), "name"), _text(278, y + 10, ends, "tick", "end")]
-        for end in ("low", "high"):
-            a, b = sorted((scale(base), scale(swing[f"at_{end}"])))
-            tip = f"{swing['name']} {_plain(swing[end])}: {dollars(swing[f'at_{end}'])}"
+            body += [_text(0, y + 10, fit(swing.name, 165), "name"), _text(278, y + 10, ends, "tick", "end")]
+        for end, value, outcome in (("low", swing.low, swing.at_low), ("high", swing.high, swing.at_high)):
+            a, b = sorted((scale(base), scale(outcome)))
+            tip = f"{swing.name} {_plain(value)}: {dollars(outcome)}"
             body.append(
                 f'<rect class="swing {end}" x="{a:.1f}" y="{y:.1f}" width="{max(b - a, 0.8):.1f}" height="13">'
                 f"<title>{escape(tip)}</title></rect>"
@@ -59,7 +59,7 @@ def tornado_chart(swings: Sequence[Mapping[str, Any]], base: float, width: float
         _text(scale(base), 14, f"as assumed: {dollars(base)}", "legend", "middle" if not narrow else "start"),
     ]
     title = "Net saving when one assumption changes. " + "; ".join(
-        f"{s['name']}: {dollars(s['at_low'])} to {dollars(s['at_high'])}" for s in swings
+        f"{s.name}: {dollars(s.at_low)} to {dollars(s.at_high)}" for s in swings
     )
     return _svg(width, bottom + 26, title, body + names, "tornado")
 
@@ -68,7 +68,7 @@ def _plain(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def cost_chart(rows: Sequence[Mapping[str, Any]], months: float, chosen: str, width: float = WIDE) -> Markup:
+def cost_chart(rows: Sequence[AdvisedAlternative], months: float, chosen: str, width: float = WIDE) -> Markup:
     """What the alternatives have cost in all after each month: upfront, then the monthly bill.
 
     `rows`: name, upfront_usd, usd_per_month of each, the baseline first; `chosen`: the one that is advised.
@@ -76,39 +76,39 @@ def cost_chart(rows: Sequence[Mapping[str, Any]], months: float, chosen: str, wi
     if len(rows) < 2:
         return Markup("")
     narrow = width < 500
-    wanted = [rows[0], *(r for r in rows[1:] if r["name"] == chosen)]
+    wanted = [rows[0], *(r for r in rows[1:] if r.name == chosen)]
     wanted += [r for r in rows[1:] if r not in wanted][: MOST_LINES - len(wanted)]
     left, right, top, bottom = (44.0, width - 8, 12.0, 220.0) if narrow else (64.0, width - 190, 12.0, 260.0)
-    ends = [r["upfront_usd"] + months * r["usd_per_month"] for r in wanted]
-    scale = axis([0.0, *ends, *(r["upfront_usd"] for r in wanted)], bottom, top, log=False)
+    ends = [r.upfront_usd + months * r.usd_per_month for r in wanted]
+    scale = axis([0.0, *ends, *(r.upfront_usd for r in wanted)], bottom, top, log=False)
     time = axis([0.0, months], left, right, wanted=6, log=False)
     body = grid(scale, left, right, across=True, unit="$")
     for tick in time.ticks:
         body.append(_text(time(tick), bottom + 17, f"{tick:g}", "tick", "middle"))
     body.append(_text(right, bottom + 33, "months", "tick", "end"))
-    kinds = ["train" if r["name"] == chosen else "val" if i == 0 else "raw" for i, r in enumerate(wanted)]
+    kinds = ["train" if r.name == chosen else "val" if i == 0 else "raw" for i, r in enumerate(wanted)]
     for row, end, kind in zip(wanted, ends, kinds, strict=True):
-        body.append(_path([(time(0), scale(row["upfront_usd"])), (time(months), scale(end))], kind))
+        body.append(_path([(time(0), scale(row.upfront_usd)), (time(months), scale(end))], kind))
     if narrow:
         legend = bottom + 50.0
         for i, (row, kind) in enumerate(zip(wanted, kinds, strict=True)):
             body += [
                 _line(0, legend + 17 * i - 4, 18, legend + 17 * i - 4, kind),
-                _text(24, legend + 17 * i, row["name"], "legend"),
+                _text(24, legend + 17 * i, row.name, "legend"),
             ]
         height = legend + 17 * len(wanted)
     else:
         for y, row, end in _spread([(scale(e), r, e) for r, e in zip(wanted, ends, strict=True)], 15, bottom - 6):
-            label = f"{fit(row['name'], 118)} {dollars(end)}"
+            label = f"{fit(row.name, 118)} {dollars(end)}"
             body.append(_text(time(months) + 8, y + 4, label, "legend"))
         height = bottom + 40
     title = f"Dollars in all after {months:g} months: " + "; ".join(
-        f"{r['name']} {dollars(e)}" for r, e in zip(wanted, ends, strict=True)
+        f"{r.name} {dollars(e)}" for r, e in zip(wanted, ends, strict=True)
     )
     return _svg(width, height, title, body, "costs")
 
 
-Label = tuple[float, Mapping[str, Any], float]
+Label = tuple[float, AdvisedAlternative, float]
 
 
 def _spread(labels: list[Label], gap: float, lowest: float) -> list[Label]:
@@ -155,29 +155,29 @@ def _shared(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def quality_chart(leaderboard: Sequence[Mapping[str, Any]], width: float = WIDE) -> Markup:
+def quality_chart(leaderboard: Sequence[MeasuredSystem], width: float = WIDE) -> Markup:
     """Quality with its interval above what 1,000 queries cost: two axes, never one figure."""
-    points = [c for c in leaderboard if c.get("usd_per_1000_queries") is not None and c["value"] is not None]
+    points = [(c, c.usd_per_1000_queries) for c in leaderboard if c.usd_per_1000_queries is not None]
     if len(points) < 2:
         return Markup("")
     narrow = width < 500
     left, right, top, bottom = (40.0, width - 12, 16.0, 230.0) if narrow else (56.0, width - 60, 16.0, 270.0)
-    cost = axis([c["usd_per_1000_queries"] for c in points], left + 14, right - 14)
-    quality = axis([v for c in points for v in (c["value"], c["low"], c["high"])], bottom, top, log=False)
+    cost = axis([price for _, price in points], left + 14, right - 14)
+    quality = axis([v for c, _ in points for v in (c.value, c.low, c.high)], bottom, top, log=False)
     body = grid(quality, left, right, across=True)
     for i, tick in enumerate(cost.ticks):
         if not narrow or i % 2 == 0 or len(cost.ticks) < 4:
             body.append(_text(cost(tick), bottom + 17, f"${short(tick)}", "tick", "middle"))
     body.append(_text(right, bottom + 33, "dollars for 1,000 queries, as measured", "tick", "end"))
     drawn = []
-    for c in points:
-        kind = "tuned" if c["name"] == "tuned" else "other"
-        x, y = cost(c["usd_per_1000_queries"]), quality(c["value"])
-        drawn.append((x, y, fit(c["name"], 140 if narrow else 200), kind))
+    for c, price in points:
+        kind = "tuned" if c.name == "tuned" else "other"
+        x, y = cost(price), quality(c.value)
+        drawn.append((x, y, fit(c.name, 140 if narrow else 200), kind))
         body += [
-            _line(x, quality(c["low"]), x, quality(c["high"]), f"whisker {kind}"),
+            _line(x, quality(c.low), x, quality(c.high), f"whisker {kind}"),
             f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
         ]
     body += _names_beside(drawn, left, right, bottom)
-    title = "Quality and cost: " + "; ".join(f"{c['name']} {figure(c['value'], c['metric'])}" for c in points)
+    title = "Quality and cost: " + "; ".join(f"{c.name} {figure(c.value, c.metric)}" for c, _ in points)
     return _svg(width, bottom + 40, title, body, "quality")

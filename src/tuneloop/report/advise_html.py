@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from tuneloop.core.files import write_text
 from tuneloop.core.units import usd_words
 from tuneloop.evaluate.metrics import metric_of
 from tuneloop.models.methods import method_named, title_of
+from tuneloop.records.advice import AdviceRecord, AdvisedAlternative, AdvisedTraining, MeasuredSystem, MonthlyBill
 from tuneloop.report.advise_charts import cost_chart, dollars, quality_chart, tornado_chart
 from tuneloop.report.charts import chart_pair, short
 from tuneloop.report.facts import count, figure, gib, minutes, usd
@@ -19,75 +19,78 @@ from tuneloop.report.plan_terminal import shown_parts
 ANSWERS = {"dont": "Don't fine-tune", "prompt": "Prompt first", "tune": "Fine-tune"}
 
 
-def write_advise_page(advice: Mapping[str, Any], path: Path | str) -> Path:
+def write_advise_page(advice: AdviceRecord, path: Path | str) -> Path:
     """Write the page of an advice, as `tuneloop advise --json` prints it; one file, no network."""
     path = Path(path)
     write_text(path, render_advise_page(advice))
     return path
 
 
-def render_advise_page(advice: Mapping[str, Any]) -> str:
+def render_advise_page(advice: AdviceRecord) -> str:
     """The page as text."""
     return page_template("advise.html.j2").render(page=page_of_advice(advice))
 
 
-def page_of_advice(advice: Mapping[str, Any]) -> dict[str, Any]:
+def page_of_advice(advice: AdviceRecord) -> dict[str, Any]:
     """Everything that the template shows, computed and written out."""
-    question, rows = advice["question"], advice["alternatives"]
-    method = title_of(advice["method"])
-    chosen = next((row for row in rows if row["name"] == method), None)
+    question, rows = advice.question, advice.alternatives
+    method = title_of(advice.method)
+    chosen = next((row for row in rows if row.name == method), None)
     months = question["months"]
-    net = months * chosen["saves_usd_per_month"] - chosen["upfront_usd"] if chosen else 0.0
+    net = _net(chosen, months) if chosen else 0.0
     return {
-        "title": ANSWERS[advice["answer"]] + _with(advice),
+        "title": ANSWERS[advice.answer] + _with(advice),
         "model": question["model"],
-        "words": advice["reasons"][0]["says"],
+        "words": advice.reasons[0].says,
         "figures": _figures(advice, chosen, months),
-        "reasons": advice["reasons"],
-        "steps": advice["steps"],
-        "missing": advice["missing"],
-        "alternatives": [_alternative(row, advice["leaderboard"]) for row in rows],
+        "reasons": advice.reasons,
+        "steps": advice.steps,
+        "missing": advice.missing,
+        "alternatives": [_alternative(row, advice.leaderboard) for row in rows],
         "months": f"{months:g}",
         "method": method,
         "costs": chart_pair(cost_chart, rows, months, method),
-        "tornado": chart_pair(tornado_chart, advice["sensitivity"], net) if advice["sensitivity"] else "",
-        "leaderboard": [_entry(c) for c in advice["leaderboard"]],
-        "quality": chart_pair(quality_chart, advice["leaderboard"]),
-        "bills": [_bill(mode, bill) for mode, bill in advice["monthly_bills"].items()],
-        "tokens": [
-            (t["what"], "$" + short(float(f"{t['usd_per_million']:.3g}")), t["basis"]) for t in advice["token_prices"]
-        ],
-        "trainings": [_training(name, t) for name, t in advice["trainings"].items()],
+        "tornado": chart_pair(tornado_chart, advice.sensitivity, net) if advice.sensitivity else "",
+        "leaderboard": [_entry(c) for c in advice.leaderboard],
+        "quality": chart_pair(quality_chart, advice.leaderboard),
+        "bills": [_bill(mode, bill) for mode, bill in advice.monthly_bills.items()],
+        "tokens": [(t.what, "$" + short(float(f"{t.usd_per_million:.3g}")), t.basis) for t in advice.token_prices],
+        "trainings": [_training(name, t) for name, t in advice.trainings.items()],
         "breakdown": _breakdown(advice),
         "until_kept": _until_kept(advice),
-        "assumptions": advice["assumptions"],
+        "assumptions": advice.assumptions,
     }
 
 
-def _with(advice: Mapping[str, Any]) -> str:
+def _with(advice: AdviceRecord) -> str:
     """By what method, where the answer is to tune."""
-    if advice["answer"] != "tune":
+    if advice.answer != "tune":
         return ""
-    return f" {method_named(advice['method']).how}"
+    return f" {method_named(advice.method).how}"
 
 
-def _figures(advice: Mapping[str, Any], chosen: Mapping[str, Any] | None, months: float) -> list[tuple[str, str, str]]:
+def _figures(advice: AdviceRecord, chosen: AdvisedAlternative | None, months: float) -> list[tuple[str, str, str]]:
     """(name, value, detail) of the figures at the top."""
     found = []
-    training = advice["trainings"].get(advice["method"])
-    if training and training["cost"]:
-        cost = training["cost"]
-        found.append(("cost, expected", usd_words(cost["usd"]), f"one time in ten more than {usd_words(cost['p90'])}"))
-        found.append(("one run", minutes(training["hours"] * 60), f"{training['gpus']} x {training['gpu']}"))
+    training = advice.trainings.get(advice.method)
+    if training and training.cost and training.hours is not None:
+        usual, high = usd_words(training.cost.usd or 0.0), usd_words(training.cost.p90 or 0.0)
+        found.append(("cost, expected", usual, f"one time in ten more than {high}"))
+        found.append(("one run", minutes(training.hours * 60), f"{training.gpus} x {training.gpu}"))
     if chosen:
-        days = chosen["break_even_days"]
+        days = chosen.break_even_days
         found.append(
-            ("pays back after", payback(days), chosen["why_never"] or
-             f"{chosen['break_even_queries']:,.0f} queries")
+            ("pays back after", payback(days), chosen.why_never or
+             f"{chosen.break_even_queries:,.0f} queries")
         )  # fmt: skip
-        found.append((f"saved in {months:g} months", dollars(months * chosen["saves_usd_per_month"] - chosen["upfront_usd"]),
+        found.append((f"saved in {months:g} months", dollars(_net(chosen, months)),
                       "against today's prompt"))  # fmt: skip
     return found
+
+
+def _net(row: AdvisedAlternative, months: float) -> float:
+    """Dollars that an alternative saves in all, what it costs at first taken off."""
+    return months * (row.saves_usd_per_month or 0.0) - row.upfront_usd
 
 
 def payback(days: float | None) -> str:
@@ -95,77 +98,75 @@ def payback(days: float | None) -> str:
     return "never" if days is None else "under a day" if days < 1 else f"{days:,.0f} days"
 
 
-def _pays(row: Mapping[str, Any]) -> str:
+def _pays(row: AdvisedAlternative) -> str:
     """When an alternative pays back; nothing for today's way, and for one that saves nothing and costs nothing."""
-    if not row["saves_usd_per_month"] and not row["upfront_usd"]:
+    if not row.saves_usd_per_month and not row.upfront_usd:
         return ""
-    return payback(row["break_even_days"])
+    return payback(row.break_even_days)
 
 
-def _alternative(row: Mapping[str, Any], leaderboard: list[Mapping[str, Any]]) -> dict[str, str]:
-    metric = leaderboard[0]["metric"] if leaderboard else "accuracy"
+def _alternative(row: AdvisedAlternative, leaderboard: list[MeasuredSystem]) -> dict[str, str]:
+    metric = leaderboard[0].metric if leaderboard else "accuracy"
     return {
-        "name": row["name"],
-        "quality": figure(row["quality"], metric) if row["quality"] is not None else "unknown",
-        "upfront": dollars(row["upfront_usd"]),
-        "query": usd_words(row["usd_per_1000_queries"]),
-        "month": dollars(row["usd_per_month"]),
-        "total": dollars(row["total_usd"]),
+        "name": row.name,
+        "quality": figure(row.quality, metric) if row.quality is not None else "unknown",
+        "upfront": dollars(row.upfront_usd),
+        "query": usd_words(row.usd_per_1000_queries),
+        "month": dollars(row.usd_per_month),
+        "total": dollars(row.total_usd),
         "pays": _pays(row),
-        "note": row["note"] + (f"; {row['why_never']}" if row["why_never"] else ""),
+        "note": row.note + (f"; {row.why_never}" if row.why_never else ""),
     }
 
 
-def _entry(c: Mapping[str, Any]) -> dict[str, str]:
-    gain = c["gain_over_prompt"]
+def _entry(c: MeasuredSystem) -> dict[str, str]:
+    gain = c.gain_over_prompt
     return {
-        "name": c["name"],
-        "value": figure(c["value"], c["metric"]),
-        "bounds": ""
-        if c["low"] == c["high"]
-        else f"[{figure(c['low'], c['metric'])}, {figure(c['high'], c['metric'])}]",
+        "name": c.name,
+        "value": figure(c.value, c.metric),
+        "bounds": "" if c.low == c.high else f"[{figure(c.low, c.metric)}, {figure(c.high, c.metric)}]",
         "gain": "" if gain is None else f"{gain:+.2f}".replace("-", "−"),
-        "tokens": "" if c["prompt_tokens"] is None else count(c["prompt_tokens"]),
-        "query": "" if c["usd_per_1000_queries"] is None else usd(c["usd_per_1000_queries"]),
-        "training": "" if c["training_usd"] is None else usd(c["training_usd"]),
-        "kind": "tuned" if c["name"] == "tuned" else "",
-        "metric": metric_of(c["metric"]).title,
+        "tokens": "" if c.prompt_tokens is None else count(c.prompt_tokens),
+        "query": "" if c.usd_per_1000_queries is None else usd(c.usd_per_1000_queries),
+        "training": "" if c.training_usd is None else usd(c.training_usd),
+        "kind": "tuned" if c.name == "tuned" else "",
+        "metric": metric_of(c.metric).title,
     }
 
 
-def _bill(mode: str, bill: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+def _bill(mode: str, bill: MonthlyBill) -> tuple[str, str, str, str, str]:
     return (
-        mode, dollars(bill["usd"]), count(bill["replicas"], "machine") if bill["replicas"] else "none",
-        f"{bill['batch_hours']:,.0f} h", f"{bill['utilisation']:.0%}",
+        mode, dollars(bill.usd), count(bill.replicas, "machine") if bill.replicas else "none",
+        f"{bill.batch_hours:,.0f} h", f"{bill.utilisation:.0%}",
     )  # fmt: skip
 
 
-def _training(name: str, t: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    fits = "fits" if t["fits"] else "does not fit"
-    known = t["fits"] and t["cost"]
+def _training(name: str, t: AdvisedTraining) -> tuple[str, str, str, str, str]:
+    fits = "fits" if t.fits else "does not fit"
+    known = t.fits and t.cost and t.hours is not None
     return (
-        title_of(name), f"{t['gpus']} x {t['gpu']}", f"{gib(t['peak_gib'])} of {gib(t['capacity_gib'])}, {fits}",
-        minutes(t["hours"] * 60) if known else "–", usd(t["usd_a_run"]) if known else "–",
+        title_of(name), f"{t.gpus} x {t.gpu}", f"{gib(t.peak_gib)} of {gib(t.capacity_gib)}, {fits}",
+        minutes((t.hours or 0.0) * 60) if known else "–", usd(t.usd_a_run) if known else "–",
     )  # fmt: skip
 
 
-def _breakdown(advice: Mapping[str, Any]) -> list[tuple[str, str, str, float]]:
+def _breakdown(advice: AdviceRecord) -> list[tuple[str, str, str, float]]:
     """(part, how it comes about, dollars, share) of the advised method's expected cost."""
-    training = advice["trainings"].get(advice["method"])
-    if not training or not training["cost"]:
+    training = advice.trainings.get(advice.method)
+    if not training or not training.cost:
         return []
-    items = shown_parts(training["cost"])
+    items = shown_parts(training.cost)
     whole = sum(items.values()) or 1.0
-    why = training["cost"]["explained"]
+    why = training.cost.explained or {}
     return [(name, why[name], usd_words(value), value / whole) for name, value in items.items()]
 
 
-def _until_kept(advice: Mapping[str, Any]) -> str:
+def _until_kept(advice: AdviceRecord) -> str:
     """What several runs cost in all, where one is counted."""
-    training = advice["trainings"].get(advice["method"])
-    kept = training["cost"]["until_kept"] if training and training["cost"] else None
+    training = advice.trainings.get(advice.method)
+    kept = training.cost.until_kept if training and training.cost else None
     return (
-        f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(kept['usd'])} in all."
+        f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(kept.usd)} in all."
         if kept
         else ""
     )

@@ -11,17 +11,19 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.records.dataset import Check, DatasetManifest
 from tuneloop.records.record import as_record
+from tuneloop.records.rows import DoubtfulLabel, DroppedCopy, Reject, Repair, Row, last_user_turn
 from tuneloop.report.facts import clean, clean_all, count, number, section
 
 SPLITS = ("train", "val", "test")
@@ -36,6 +38,8 @@ WORST = 10  # labels that look wrong
 # The writer's first key of this name is the record's own: quotes inside a JSON string are escaped.
 REASON = re.compile(r'"reason":\s?"(\w{1,64})"')
 KIND = re.compile(r'"kind":\s?"(\w{1,64})"')
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,15 @@ class DataFacts:
 
     path: Path
     manifest: DatasetManifest | None = None
-    rejects: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rejects: dict[str, list[Reject]] = field(default_factory=dict)
     rejected: dict[str, float] = field(default_factory=dict)
-    repairs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    repairs: dict[str, list[Repair]] = field(default_factory=dict)
     repaired: dict[str, float] = field(default_factory=dict)
     redacted: dict[str, float] = field(default_factory=dict)
     hide: Callable[[str], str] = str
-    duplicates: list[dict[str, Any]] = field(default_factory=list)
-    label_errors: list[dict[str, Any]] = field(default_factory=list)
-    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    duplicates: list[DroppedCopy] = field(default_factory=list)
+    label_errors: list[DoubtfulLabel] = field(default_factory=list)
+    samples: dict[str, list[Row]] = field(default_factory=dict)
     conflicts: list[Conflict] = field(default_factory=list)
     conflicting: int = 0
     rows_read: dict[str, int] = field(default_factory=dict)
@@ -105,24 +109,24 @@ def read_data(path: Path | str, samples: int = 4) -> DataFacts:
         raise UserError(what, where=str(path), next_step="give a folder that `tuneloop prepare` wrote")
     problems: list[str] = []
     manifest = _manifest(path / "dataset.json", problems)
-    rejects, reasons = _examples(path / "rejects.jsonl", REASON, problems)
-    repairs, kinds = _examples(path / "repairs.jsonl", KIND, problems)
+    rejects, reasons = _examples(path / "rejects.jsonl", REASON, _clean_line(Reject), problems)
+    repairs, kinds = _examples(path / "repairs.jsonl", KIND, _line(Repair), problems)
     repairs.pop("pii", None)
-    rows = {split: list(_records(path / _file_of(manifest, split), problems, MOST_ROWS)) for split in SPLITS}
+    rows = {split: list(_records(path / _file_of(manifest, split), _row, problems, MOST_ROWS)) for split in SPLITS}
     conflicts, conflicting = find_conflicts(rows)
     repaired = manifest.repaired if manifest else dict(kinds.most_common())
     personal = manifest.personal if manifest else {}
     return DataFacts(
         path=path,
         manifest=manifest,
-        rejects={reason: [clean_all(r) for r in some] for reason, some in rejects.items()},
+        rejects=rejects,
         rejected=above_zero(manifest.rejected if manifest else dict(reasons.most_common())),
         repairs=repairs,
         repaired=above_zero({k: n for k, n in repaired.items() if k != "pii"}),
         redacted=above_zero(personal or {k: n for k, n in repaired.items() if k == "pii"}),
-        duplicates=[clean_all(r) for r in _records(path / "duplicates.jsonl", problems, LISTED)],
-        label_errors=[clean_all(r) for r in _records(path / "label_errors.jsonl", problems, WORST)],
-        samples={split: [clean_all(r) for r in _spaced(some, samples)] for split, some in rows.items() if some},
+        duplicates=list(_records(path / "duplicates.jsonl", _clean_line(DroppedCopy), problems, LISTED)),
+        label_errors=list(_records(path / "label_errors.jsonl", _clean_line(DoubtfulLabel), problems, WORST)),
+        samples={split: [_clean_row(r) for r in _spaced(some, samples)] for split, some in rows.items() if some},
         conflicts=conflicts,
         conflicting=conflicting,
         rows_read={split: len(some) for split, some in rows.items()},
@@ -174,11 +178,45 @@ def _lines(path: Path, problems: list[str], most: int) -> Iterator[str]:
         problems.append(f"{path.name}: {count(passed, 'record')} of more than 4 MiB not shown")
 
 
-def _records(path: Path, problems: list[str], most: int) -> Iterator[dict[str, Any]]:
+# A line's JSON object as its record; None where it is damaged.
+Reader = Callable[[dict[str, Any]], T | None]
+
+
+def _line(kind: type[T]) -> Reader[T]:
+    """What reads a line of a list as `kind`."""
+    adapter = TypeAdapter(kind)
+
+    def read(value: dict[str, Any]) -> T | None:
+        try:
+            return adapter.validate_python(value)
+        except ValidationError:
+            return None
+
+    return read
+
+
+def _clean_line(kind: type[T]) -> Reader[T]:
+    """`_line`, with every text made safe to print."""
+    read = _line(kind)
+    return lambda value: read(clean_all(value))
+
+
+def _row(value: dict[str, Any]) -> Row | None:
+    try:
+        return Row.from_json(value)
+    except ValueError:
+        return None
+
+
+def _clean_row(row: Row) -> Row:
+    return Row.from_json(clean_all(row.to_json()))
+
+
+def _records(path: Path, read: Reader[T], problems: list[str], most: int) -> Iterator[T]:
     """The records of the first lines of a JSON Lines file; damaged ones are counted."""
     damaged = 0
     for line in _lines(path, problems, most):
-        record = _parsed(line)
+        record = _parsed(line, read)
         if record is not None:
             yield record
         elif line.strip():
@@ -187,25 +225,25 @@ def _records(path: Path, problems: list[str], most: int) -> Iterator[dict[str, A
         problems.append(f"{path.name}: {count(damaged, 'unreadable line')} left out")
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parsed(line: str, read: Reader[T]) -> T | None:
     try:
-        record = orjson.loads(line)
+        value = orjson.loads(line)
     except orjson.JSONDecodeError:  # NaN and lone surrogates are passed on as well
         try:
-            record = json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError):
             return None
-    return record if isinstance(record, dict) else None
+    return read(value) if isinstance(value, dict) else None
 
 
 def _examples(
-    path: Path, word: re.Pattern[str], problems: list[str]
-) -> tuple[dict[str, list[dict[str, Any]]], Counter[str]]:
+    path: Path, word: re.Pattern[str], read: Reader[T], problems: list[str]
+) -> tuple[dict[str, list[T]], Counter[str]]:
     """The first records of each reason or kind, and how many there are of each.
 
     Only the records that are shown are parsed: for the others, one look for the word is enough.
     """
-    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    found: defaultdict[str, list[T]] = defaultdict(list)
     counts: Counter[str] = Counter()
     damaged = 0
     for line in _lines(path, problems, MOST_LINES):
@@ -216,7 +254,7 @@ def _examples(
         name = match[1]
         counts[name] += 1
         if len(found[name]) < EXAMPLES:
-            record = _parsed(line)
+            record = _parsed(line, read)
             if record is not None:
                 found[name].append(record)
             else:
@@ -226,7 +264,7 @@ def _examples(
     return dict(found), counts
 
 
-def _spaced(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+def _spaced(rows: list[Row], n: int) -> list[Row]:
     """`n` rows evenly spaced: no choice of flattering ones."""
     return rows if n >= len(rows) else [rows[(2 * i + 1) * len(rows) // (2 * n)] for i in range(n)]
 
@@ -234,13 +272,13 @@ def _spaced(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
 # --- conflicts ---------------------------------------------------------------------------------
 
 
-def find_conflicts(rows: Mapping[str, list[dict[str, Any]]]) -> tuple[list[Conflict], int]:
+def find_conflicts(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Conflict], int]:
     """Questions that rows answer differently, up to Unicode form, white space and case.
 
     Returns:
         At most `LISTED` conflicts, those with the most rows first, and the number of rows in all of them.
     """
-    questions: defaultdict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+    questions: defaultdict[str, list[tuple[str, Row]]] = defaultdict(list)
     asked = {split: [_asked_last(row) for row in some] for split, some in rows.items()}
     times = Counter(itertools.chain.from_iterable(asked.values()))
     for split, some in rows.items():
@@ -259,39 +297,31 @@ def find_conflicts(rows: Mapping[str, list[dict[str, Any]]]) -> tuple[list[Confl
         for split, row in some_rows:
             source, line = place_of(row)
             answers.append(Seen(split, source, line, clean(turns_of(row)[-1][1])))
-        conflicts.append(Conflict(question_of(some_rows[0][1]), tuple(answers)))
+        conflicts.append(Conflict(clean(last_user_turn(some_rows[0][1])), tuple(answers)))
     conflicts.sort(key=lambda c: -len(c.answers))
     return conflicts[:LISTED], total
 
 
-def _asked_last(row: Mapping[str, Any]) -> str:
+def _asked_last(row: Row) -> str:
     """The turn before the last one: a look at it alone leaves few rows that may be asked the same."""
-    before = records_in(row.get("messages"))[-2:-1]
-    return _normalised(str(before[0].get("content") or "")) if before else ""
+    return _normalised(row.messages[-2]["content"]) if len(row.messages) > 1 else ""
 
 
-def turns_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+def turns_of(row: Row) -> list[tuple[str, str]]:
     """(role, text) of each turn of a row; a turn's tool calls stand after its text as `name(arguments)`."""
-    turns = []
-    for message in records_in(row.get("messages")):
-        text = str(message.get("content") or "")
+    turns: list[tuple[str, str]] = []
+    for message in row.messages:
+        text = message["content"]
         for call in records_in(message.get("tool_calls")):
             function = section(call.get("function"))
             text = f"{text}\n{function.get('name')}({function.get('arguments')})".strip()
-        turns.append((str(message.get("role") or ""), text))
+        turns.append((message["role"], text))
     return turns
 
 
-def question_of(row: Mapping[str, Any]) -> str:
-    """The last user turn of a row."""
-    asked = [text for role, text in turns_of(row)[:-1] if role == "user"]
-    return clean(asked[-1]) if asked else ""
-
-
-def place_of(row: Mapping[str, Any]) -> tuple[str, int]:
-    """Source and line of a row, as its `meta` tells."""
-    meta = section(row.get("meta"))
-    return clean(meta.get("source") or ""), int(number(meta.get("line")) or 0)
+def place_of(row: Row) -> tuple[str, int]:
+    """Source and line of a row, from its `meta`."""
+    return clean(row.meta.get("source") or ""), int(number(row.meta.get("line")) or 0)
 
 
 def _normalised(text: str) -> str:

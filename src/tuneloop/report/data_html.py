@@ -13,6 +13,7 @@ from typing import Any
 
 from tuneloop.core.files import write_text
 from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.rows import DoubtfulLabel, DroppedCopy, Row
 from tuneloop.report import charts, data_charts
 from tuneloop.report.data_facts import (
     MOST_ROWS,
@@ -25,11 +26,10 @@ from tuneloop.report.data_facts import (
     mask,
     place_of,
     read_data,
-    records_in,
     turns_of,
 )
 from tuneloop.report.differences import Parts, from_difference, same_end, side_by_side
-from tuneloop.report.facts import clean, count, number, section
+from tuneloop.report.facts import clean, count, number
 from tuneloop.report.facts import short_count as short
 from tuneloop.report.head import KeyFigure
 from tuneloop.report.html import inline, page_template, source_lines, split_lines, tally, token_chart, yaml_text
@@ -216,7 +216,8 @@ def _example(example: object, named: Named, hide: Hide) -> dict[str, Any]:
     values = [
         (str(k), cut(hide(inline(v)), LONGEST_VALUE)) for k, v in example.items() if k not in ("source", "line", "id")
     ]
-    return {"place": place(example, named) or str(example.get("id") or ""), "values": values[:MOST_KEYS]}
+    at = place(example.get("source"), example.get("line"), named)
+    return {"place": at or str(example.get("id") or ""), "values": values[:MOST_KEYS]}
 
 
 def _shape(manifest: DatasetManifest | None) -> dict[str, Any]:
@@ -268,30 +269,28 @@ def _template_adds(facts: DataFacts) -> str:
     return "" if own else cut((facts.manifest and facts.manifest.template_adds) or "")
 
 
-def _sample(row: Mapping[str, Any], shared: str | None, hide: Hide) -> dict[str, Any]:
+def _sample(row: Row, shared: str | None, hide: Hide) -> dict[str, Any]:
     turns = turns_of(row)
     if turns and turns[0] == ("system", shared):
         turns = turns[1:]
-    meta = section(row.get("meta"))
     source, line = place_of(row)
-    further = [(k, cut(hide(inline(v)), 80)) for k, v in meta.items() if k not in ("source", "line")]
+    further = [(k, cut(hide(inline(v)), 80)) for k, v in row.meta.items() if k not in ("source", "line")]
     return {
-        "place": f"{Path(source).name}:{line}" if source else str(row.get("id") or ""),
+        "place": f"{Path(source).name}:{line}" if source else row.id,
         "turns": [(role, cut(hide(text))) for role, text in turns],
-        "tools": len(records_in(row.get("tools"))),
+        "tools": len(row.tools),
         "meta": further[:MOST_KEYS],
     }
 
 
-def _suspect(record: Mapping[str, Any], named: Named, hide: Hide) -> dict[str, Any]:
-    score = number(record.get("score"))
+def _suspect(record: DoubtfulLabel, named: Named, hide: Hide) -> dict[str, Any]:
     return {
-        "label": str(record.get("label") or ""),
-        "suggested": str(record.get("suggested") or ""),
-        "score": "" if score is None else f"{score:.2f}" if score >= 0.005 else "< 0.01",
-        "text": cut(hide(str(record.get("text") or ""))),
-        "place": place(record, named) or str(record.get("id") or ""),
-        "split": str(record.get("split") or ""),
+        "label": record.label,
+        "suggested": record.suggested,
+        "score": f"{record.score:.2f}" if record.score >= 0.005 else "< 0.01",
+        "text": cut(hide(record.text)),
+        "place": place(record.source, record.line, named) or record.id,
+        "split": record.split,
     }
 
 
@@ -315,27 +314,24 @@ KINDS = ("near", "semantic", "exact")  # the doubtful ones first
 
 
 def _duplicates(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
-    def doubt(record: Mapping[str, Any]) -> tuple[int, float]:
-        kind = str(record.get("kind"))
-        value = number(record.get("similarity"))
-        return (KINDS.index(kind) if kind in KINDS else 0, 1.0 if value is None else value)
+    def doubt(record: DroppedCopy) -> tuple[int, float]:
+        return (KINDS.index(record.kind) if record.kind in KINDS else 0, record.similarity)
 
     hide = mask_of(facts, raw=True)
     pairs = []
     for record in sorted(facts.duplicates, key=doubt):
-        similarity = number(record.get("similarity"))
-        texts = from_difference(str(record.get("kept_text") or ""), str(record.get("text") or ""), LONGEST_DIFF)
+        texts = from_difference(record.kept_text, record.text, LONGEST_DIFF)
         kept, gone = (hide(text) for text in same_end(*texts, LONGEST_DIFF))
         kept_parts, gone_parts = side_by_side(kept, gone)
         pairs.append(
             {
-                "kind": str(record.get("kind") or "").replace("_", " "),
-                "similarity": f"{similarity:.2f}" if similarity is not None else "",
-                "why": named(record.get("why")),
+                "kind": record.kind.replace("_", " "),
+                "similarity": f"{record.similarity:.2f}",
+                "why": named(record.why),
                 "kept": kept_parts,
                 "gone": gone_parts,
-                "kept_place": place(record, named, "kept_") or str(record.get("kept_id") or ""),
-                "place": place(record, named) or str(record.get("id") or ""),
+                "kept_place": place(record.kept_source, record.kept_line, named) or record.kept_id,
+                "place": place(record.source, record.line, named) or record.id,
             }
         )
     return pairs
@@ -349,13 +345,13 @@ def _repairs(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
     for kind in kinds:
         examples = []
         for record in facts.repairs.get(kind, []):
-            before, after = (None if record.get(k) is None else hide(str(record[k])) for k in ("before", "after"))
+            before, after = (None if text is None else hide(text) for text in (record.before, record.after))
             both = before is not None or after is not None
             examples.append(
                 {
-                    "place": place(record, named),
-                    "field": clean(record.get("field") or ""),
-                    "detail": clean(hide(named(record.get("detail")))),
+                    "place": place(record.source, record.line, named),
+                    "field": clean(record.field),
+                    "detail": clean(hide(named(record.detail))),
                     "parts": difference(
                         *same_end(before or "", after or "", LONGEST_DIFF), combining=kind == "unicode_form"
                     )
@@ -384,9 +380,9 @@ def _rejects(facts: DataFacts, named: Named) -> list[dict[str, Any]]:
             secret = reason == "personal_data"
             examples.append(
                 {
-                    "place": place(reject, named),
-                    "detail": cut(hide(named(reject.get("detail"))), LONGEST_VALUE),
-                    "values": [] if secret else record_values(reject.get("record"), hide),
+                    "place": place(reject.source, reject.line, named),
+                    "detail": cut(hide(named(reject.detail)), LONGEST_VALUE),
+                    "values": [] if secret else record_values(reject.record, hide),
                 }
             )
         shown.append({"reason": reason.replace("_", " "), "n": n, "means": words.get(reason, ""), "examples": examples})
@@ -432,12 +428,10 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
     return f"{text[:longest]}… ({count(len(text) - longest, 'more character')})"
 
 
-def place(record: Mapping[str, Any], named: Named, prefix: str = "") -> str:
-    """`file:line` of a record, or an empty string."""
-    source, line = record.get(f"{prefix}source"), number(record.get(f"{prefix}line"))
-    if not source:
-        return ""
-    return clean(named(source) + (f":{line:.0f}" if line is not None else ""))
+def place(source: object, line: object, named: Named) -> str:
+    """`file:line` of a record, or an empty string where it has no source."""
+    at = number(line)
+    return clean(named(source) + (f":{at:.0f}" if at is not None else "")) if source else ""
 
 
 TOKEN = re.compile(r"\w+|\s|[^\w\s]")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.units import hours_words, usd_words
+from tuneloop.records.plan import PlannedCost
 
 MOST_ROWS = 10
 
@@ -73,29 +74,26 @@ def _print_time_and_cost(plan: Mapping[str, Any]) -> None:
         if hours >= 0.005 * time["hours"]:
             print(f"  {hours_words(hours):>12}  {name}")
     if cost["usd"] is not None:
-        print("\n".join(cost_lines(cost)))
+        print("\n".join(cost_lines(PlannedCost(**cost))))
 
 
-def shown_parts(cost: Mapping[str, Any]) -> dict[str, float]:
+def shown_parts(cost: PlannedCost) -> dict[str, float]:
     """The parts of a cost that are worth a line: half a cent, or a hundredth of the total."""
-    least = min(0.005, 0.01 * cost["usd"])
-    return {name: usd for name, usd in cost["breakdown"].items() if usd >= least and usd > 0}
+    least = min(0.005, 0.01 * (cost.usd or 0.0))
+    return {name: usd for name, usd in cost.breakdown.items() if usd >= least and usd > 0}
 
 
-def cost_lines(cost: Mapping[str, Any]) -> list[str]:
+def cost_lines(cost: PlannedCost) -> list[str]:
     """A cost in words, as `plan` and `advise` both print it: the total, its parts that add up to it, and what several runs cost."""
-    shown = shown_parts(cost)
+    shown, why = shown_parts(cost), cost.explained or {}
     width = max((len(usd_words(usd)) for usd in shown.values()), default=0)
-    spread = (
-        f"; one time in ten more than {usd_words(cost['p90'])}"
-        if usd_words(cost["p90"]) != usd_words(cost["usd"])
-        else ""
-    )
-    lines = [f"Cost: {usd_words(cost['usd'])} expected{spread}"]
-    lines += [f"  {usd_words(usd):>{width}}  {name}: {cost['explained'][name]}" for name, usd in shown.items()]
-    if cost["until_kept"]:
+    expected, high = usd_words(cost.usd or 0.0), usd_words(cost.p90 or 0.0)
+    spread = f"; one time in ten more than {high}" if high != expected else ""
+    lines = [f"Cost: {expected} expected{spread}"]
+    lines += [f"  {usd_words(usd):>{width}}  {name}: {why[name]}" for name, usd in shown.items()]
+    if cost.until_kept:
         lines.append(
-            f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(cost['until_kept']['usd'])} in all "
+            f"Until a run is kept, about three are made, with setup and evaluation: {usd_words(cost.until_kept.usd)} in all "
             "(--runs 3 --setup-hours 0.5 --evaluation-hours 0.5)"
         )
     return lines

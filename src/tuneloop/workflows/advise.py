@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import lock_folder, read_json, write_json
+from tuneloop.core.files import lock_folder
 from tuneloop.core.progress import Progress
 from tuneloop.data.sources.read import find_files
 from tuneloop.models.names import PACKAGED, is_local
+from tuneloop.records.advice import AdviceRecord
+from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows.prepare import prepare_stage
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.run_context import RunContext, default_folder, find_done, training_began
 from tuneloop.workflows.sampled import is_large, sampled_data
-
-ADVICE = "advise.json"
 
 
 def advice_folder(recipe: Recipe, out: str = "") -> Path:
@@ -111,7 +110,7 @@ def hashes_of_sources(recipe: Recipe) -> list[str]:
     return [sha256_of_source(file.path) for file in find_files(recipe.data.sources, recipe.data.max_expansion)]
 
 
-def keep_advice(folder: Path, dataset_hash: str, advice: Mapping[str, Any], sources: Sequence[str] = ()) -> None:
+def keep_advice(folder: Path, dataset_hash: str, advice: AdviceRecord, sources: Sequence[str] = ()) -> None:
     """Write `advise.json`: the answer as `--json` prints it, with the hash of the data that it is about.
 
     Args:
@@ -120,28 +119,28 @@ def keep_advice(folder: Path, dataset_hash: str, advice: Mapping[str, Any], sour
     A folder that can't be written to is passed over: the answer stands on the screen.
     """
     with contextlib.suppress(UserError, OSError):
-        write_json(folder / ADVICE, {**advice, "dataset_hash": dataset_hash, "source_hashes": list(sources)})
+        about = advice.model_copy(update={"dataset_hash": dataset_hash, "source_hashes": list(sources)})
+        write_record(folder / AdviceRecord.file, about)
 
 
 def remind(job: RunContext, dataset: Dataset) -> None:
     """Say once, before anything is trained, that the advice about these data was not to."""
     if training_began(job):
         return
-    for file in sorted(Path("evals").glob(f"advise-*/{ADVICE}")):
+    for file in sorted(Path("evals").glob(f"advise-*/{AdviceRecord.file}")):
         try:
-            advice = read_json(file)
+            advice = read_record(AdviceRecord, file)
         except UserError:
             continue
-        if isinstance(advice, dict) and _is_about(advice, dataset) and advice.get("answer") == "dont":
-            job.say(f"advise    said about these data: {advice.get('headline')}")
+        if _is_about(advice, dataset) and advice.answer == "dont":
+            job.say(f"advise    said about these data: {advice.headline}")
             job.say(f"          ({file}) The run goes on all the same.")
             return
 
 
-def _is_about(advice: Mapping[str, Any], dataset: Dataset) -> bool:
-    sources = advice.get("source_hashes")
+def _is_about(advice: AdviceRecord, dataset: Dataset) -> bool:
     files = [source.sha256 for source in dataset.manifest.sources]
-    return advice.get("dataset_hash") == dataset.manifest.hash or bool(sources and sources == files)
+    return advice.dataset_hash == dataset.manifest.hash or bool(files and advice.source_hashes == files)
 
 
 def reuse_baselines(job: RunContext, key: str) -> bool:

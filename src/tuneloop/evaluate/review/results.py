@@ -12,9 +12,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
 from tuneloop.evaluate.agreement import Duel, alpha_with_interval, ranking, stratified_mean
 from tuneloop.evaluate.review.items import SAME, Review
-from tuneloop.evaluate.review.votes import Vote, read_votes, standing
+from tuneloop.evaluate.review.votes import read_votes, standing
 from tuneloop.records.evaluation import Estimate
-from tuneloop.records.review import ReviewItem
+from tuneloop.records.review import ReviewItem, Vote
 
 Export = Literal["preference", "kto", "corrected"]
 Votes = Mapping[str, Sequence[Vote]]  # item id -> the votes that count

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluate.review.items import Review
-from tuneloop.evaluate.review.votes import Vote, append_vote, read_votes, standing
-from tuneloop.records.review import ReviewItem
+from tuneloop.evaluate.review.votes import append_vote, read_votes, standing
+from tuneloop.records.review import ReviewItem, Vote
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -145,7 +145,7 @@ def _vote_of(ballot: Ballot, names: list[str]) -> Vote:
         item=ballot.item,
         reviewer=ballot.reviewer,
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        choice=ballot.choice if winner is None else "win",
+        choice="win" if ballot.choice in ("a", "b") else ballot.choice,
         winner=None if winner is None else names[winner],
         shown=tuple(names),
         thumb=ballot.thumb,

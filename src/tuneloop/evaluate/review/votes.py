@@ -6,42 +6,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from tuneloop.core.files import plain, user_errors_of_the_disk
-
-CHOICES = ("win", "tie", "both_bad", "rating", "skip")
-
-
-@dataclass(frozen=True)
-class Vote:
-    """What one reviewer said about one item.
-
-    Args:
-        time: UTC, ISO 8601.
-        choice: `win`, `tie` or `both_bad` of two answers; `rating` of one; `skip` says nothing about the item.
-        winner: the system that won.
-        shown: the systems as they stood on the page, left to right.
-        thumb, stars: up or down; 1 to 5.
-        tags: words about the answer; of two answers `SYSTEM: word` says whose.
-        corrected: the answer as it should be.
-        seconds: how long the item was looked at.
-    """
-
-    item: str
-    reviewer: str
-    time: str
-    choice: str
-    winner: str | None = None
-    shown: tuple[str, ...] = ()
-    thumb: bool | None = None
-    stars: int | None = None
-    tags: tuple[str, ...] = ()
-    corrected: str | None = None
-    note: str = ""
-    seconds: float | None = None
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.records.record import as_line
+from tuneloop.records.review import Vote
 
 
 def append_vote(path: Path | str, vote: Vote) -> None:
@@ -53,7 +23,7 @@ def append_vote(path: Path | str, vote: Vote) -> None:
     Raises:
         UserError: the file can't be written.
     """
-    record = {key: value for key, value in plain(vote).items() if value not in (None, "", [])}
+    record = {key: value for key, value in vote.to_json().items() if value not in (None, "", [])}
     line = json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
     with user_errors_of_the_disk(path):
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
@@ -83,21 +53,17 @@ def read_votes(path: Path | str) -> tuple[list[Vote], int]:
     votes, damaged = [], 0
     for line in lines:
         if line.strip():
-            vote = _vote(line)
+            vote = _vote(line, str(path))
             votes += [vote] if vote else []
             damaged += vote is None
     return votes, damaged
 
 
-def _vote(line: bytes) -> Vote | None:
+def _vote(line: bytes, where: str) -> Vote | None:
     try:
-        record: dict[str, Any] = json.loads(line)
-        known = {f.name for f in fields(Vote)}
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known}
-        vote = Vote(**given)
-    except (ValueError, TypeError, AttributeError):
+        return as_line(Vote, json.loads(line), where, "vote again")
+    except (ValueError, RecursionError, UserError):
         return None
-    return vote if vote.choice in CHOICES else None
 
 
 def standing(votes: Iterable[Vote]) -> dict[tuple[str, str], Vote]:

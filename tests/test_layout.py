@@ -8,7 +8,7 @@ SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
 
 # Modules that are tested through what uses them, by the test file that does it.
 TESTED_IN = {
-    "advise/test_advise.py": "advise.config advise.measured advise.rules workflows.advise",
+    "advise/test_advise.py": "advise.config advise.measured advise.rules records.advice workflows.advise",
     "combine/test_route_fit.py": "combine.router",
     "workflows/test_distil.py": "cli.distill records.distillation",
     "workflows/test_route.py": "cli.route records.router",

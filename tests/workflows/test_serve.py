@@ -125,7 +125,12 @@ def test_unmodified_clients_get_what_predict_gives(
         if curl := shutil.which("curl"):
             body = json.dumps({"model": "tickets", "input": texts})
             done = subprocess.run([curl, "-sf", f"{address}/v1/classify", "-d", body], capture_output=True, check=True)
-            assert [each["label"] for each in json.loads(done.stdout)["data"]] == labels
+            found = json.loads(done.stdout)["data"]
+            assert [each["label"] for each in found] == labels
+            for each in found:
+                assert set(each["probabilities"]) == set(json.loads(done.stdout)["labels"])
+                assert sum(each["probabilities"].values()) == pytest.approx(1)
+                assert each["probabilities"][each["label"]] == pytest.approx(each["probability"], abs=1e-6)
         refused = subprocess.run(
             [sys.executable, "-m", "tuneloop", "serve", str(tickets), "port=0", f"folder={folder}"],
             capture_output=True, text=True, env=cli_environment, timeout=HANG, check=False,

@@ -22,6 +22,8 @@ class StoredRequest(Record):
             experiments.
         fallback: why the champion answered in the candidate's place; None: who was drawn answered.
         shadow: id of the request of which this is a copy that a candidate answered unseen; None: it is no copy.
+        route: what a router decided: `model`, `why` (`best`, `none of these`, `conversation`), `scores` by model, `nearness` to
+            the rows that it was fitted to; None: no router was asked.
         user: pseudonym of the end user.
         conversation: that the request belongs to, as the client names it.
         prompt: the messages, and `tools`, the functions that the model could call.
@@ -49,6 +51,7 @@ class StoredRequest(Record):
     propensity: float | None = None
     fallback: str | None = None
     shadow: str | None = None
+    route: dict[str, Any] | None = None
     user: str | None = None
     conversation: str | None = None
     prompt: list[Message]

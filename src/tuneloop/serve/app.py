@@ -20,7 +20,7 @@ from tuneloop.serve import asked as read
 from tuneloop.serve import replies
 from tuneloop.serve.asked import Asked
 from tuneloop.serve.errors import ApiError
-from tuneloop.serve.gateway import Caller, Gateway, Piece
+from tuneloop.serve.gateway import Caller, Gateway, Piece, ServedModel
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -284,7 +284,7 @@ class Server:
                 "id": piece.id,
                 "label": done[0].text,
                 "probability": done[0].label_probability,
-                "scores": _best(done[0], each.top),
+                "probabilities": _probabilities(done[0], piece.model, each.top),
             }
             for i, (each, (piece, done)) in enumerate(zip(asked, found, strict=True))
         ]
@@ -453,12 +453,13 @@ async def whole(pieces: AsyncGenerator[Piece, None]) -> tuple[Piece, list[Comple
     return last, [done[index] for index in sorted(done)]
 
 
-def _best(completion: Completion, top: int) -> dict[str, float] | None:
-    """Scores of the likeliest labels: mean log likelihoods of their tokens."""
-    if not top or not completion.label_scores:
+def _probabilities(completion: Completion, model: ServedModel, top: int) -> dict[str, float] | None:
+    """Probabilities of the labels, or of the likeliest ones, the answer first; None where the engine tells no scores."""
+    from tuneloop.inference.scoring import label_distribution
+
+    if not completion.label_scores or not model.label_tokens:
         return None
-    order = sorted(completion.label_scores.items(), key=lambda item: (item[0] != completion.text, -item[1]))
-    return {label: score for label, score in order[:top] if score == score}
+    return label_distribution(completion, model.label_tokens, top or len(model.labels))
 
 
 def gauges(gateway: Gateway) -> dict[str, float]:

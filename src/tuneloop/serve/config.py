@@ -67,6 +67,10 @@ class ServeConfig(Config):
     adapters: dict[str, str] = Field(
         {}, description="name -> run, artifact or registered version (NAME@champion); the first one answers by default"
     )
+    tasks: str = Field("", description="tasks.json of `tuneloop merge`: which model answers which task")
+    router: str = Field(
+        "", description="folder of `tuneloop route fit`: chooses who answers requests to the model `router`"
+    )
     engine: str = Field("auto", description="tuneloop, our own; llama.cpp, for GGUF files; auto: by what the base is")
     host: str = Field("127.0.0.1", description="address; 0.0.0.0 lets others in, who then need a key")
     port: int = Field(8100, ge=0, le=65535, description="port; 0 for a free one")

@@ -59,6 +59,33 @@ class Drawn:
 # Model, user or conversation (empty: neither), id of the request -> its arm; None: no experiment.
 Draw = Callable[[str, str, str], Drawn | None]
 
+
+@dataclass(frozen=True)
+class Routed:
+    """What a router says of a text.
+
+    Args:
+        model: who answers.
+        why: `best`, `none of these` (the base answers), or `conversation` (as its earlier requests).
+        scores: expected quality of each model.
+        nearness: to the rows that the router was fitted to; None: not looked at.
+    """
+
+    model: str
+    why: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    nearness: float | None = None
+
+    def logged(self) -> dict[str, Any]:
+        """As it stands with the request."""
+        found = {"model": self.model, "why": self.why, "scores": dict(self.scores)}
+        return found if self.nearness is None else {**found, "nearness": self.nearness}
+
+
+Route = Callable[[str], Routed]  # the text of a turn -> who answers it
+ROUTER = "router"  # the model name by which a router is asked
+MOST_TALKS = 100_000  # conversations whose model is remembered
+
 # Turns as a client sends them -> the prompt that the model was trained on. Raises ValueError where it can't be made.
 ReadPrompt = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Prompt]
 
@@ -72,6 +99,7 @@ class ServedModel:
         adapter: its hash in the engine, or `base`.
         release: version in the registry; empty: none.
         labels: a classifier answers one of them and nothing else.
+        label_tokens: of each label, the end of the turn included; empty: not known.
         max_new_tokens: longest answer, where a request does not say it; None: the server's.
         read: how turns become its prompt; None: as they are.
         source: what it was made from.
@@ -82,6 +110,7 @@ class ServedModel:
     adapter: str = BASE
     release: str = ""
     labels: tuple[str, ...] = ()
+    label_tokens: Mapping[str, int] = field(default_factory=dict)
     max_new_tokens: int | None = None
     read: ReadPrompt | None = None
     source: str = ""
@@ -153,6 +182,7 @@ class _Account:
     time: str
     began: float
     drawn: Drawn | None = None
+    route: Mapping[str, Any] | None = None
     fallback: str | None = None
     shadow: str | None = None
     prompt_tokens: int = 0
@@ -250,6 +280,8 @@ class Gateway:
         models: by name; the first one answers where none is named.
         candidates: models of experiments, by the names of these; they answer in place of the model that was asked.
         draw: the arm of a request; None: there are no experiments.
+        route: who answers requests to the model `router`; None: there is no router.
+        talks: conversation -> the model that it was sent to.
         shadow: the candidate that is to answer copies of a model's requests; empty: none.
     """
 
@@ -266,6 +298,8 @@ class Gateway:
     draw: Draw | None = None
     shadow: Callable[[str], str] = field(default=lambda model: "")
     copies: Copies = field(default_factory=Copies)
+    route: Route | None = None
+    talks: dict[str, str] = field(default_factory=dict)
 
     # --- who and what
 
@@ -328,7 +362,8 @@ class Gateway:
         Raises:
             ApiError: it is refused, or fails on the way.
         """
-        account = self._account(asked, caller, copy)
+        asked, routed = await self._routed(asked, caller)
+        account = self._account(asked, caller, copy, routed)
         try:
             async with aclosing(self._drawn(account, background)) as pieces:
                 async for piece in pieces:
@@ -347,12 +382,33 @@ class Gateway:
         finally:
             self._log(account)
 
-    def _account(self, asked: Asked, caller: Caller, copy: Copy | None) -> _Account:
+    async def _routed(self, asked: Asked, caller: Caller) -> tuple[Asked, Routed | None]:
+        """A request with the model that a router chooses for it, where the router is asked.
+
+        A conversation stays with the model of its first request. One without a name is decided by its first turn, which
+        comes again with each request.
+        """
+        if self.route is None or self.model_of(asked.model, caller).name != ROUTER:
+            return asked, None
+        talk = caller.conversation
+        known = self.talks.get(talk, "") if talk else ""
+        if known in self.models:
+            routed = Routed(known, "conversation")
+        else:
+            turns = [str(turn.get("content") or "") for turn in asked.messages if turn["role"] == "user"]
+            routed = await asyncio.to_thread(self.route, turns[0] if turns else asked.text or "")
+            if talk:
+                self.talks[talk] = routed.model
+                if len(self.talks) > MOST_TALKS:
+                    del self.talks[next(iter(self.talks))]
+        return replace(asked, model=routed.model), routed
+
+    def _account(self, asked: Asked, caller: Caller, copy: Copy | None, routed: Routed | None) -> _Account:
         """A request with who answers it: the model that was asked, or a candidate in its place."""
-        asked_model = self.model_of(asked.model, caller)
+        asked_model = self.models[asked.model] if routed is not None else self.model_of(asked.model, caller)
         account = _Account(
             uuid7(), asked, replace(caller, user=caller.user or asked.user), asked_model, self.engine,
-            utc(time.time()), time.perf_counter(),
+            utc(time.time()), time.perf_counter(), route=routed.logged() if routed is not None else None,
         )  # fmt: skip
         if copy is not None:
             account.shadow, account.drawn = copy.of, Drawn(copy.arm, 0.0, copy.served)
@@ -518,7 +574,7 @@ class Gateway:
             model=model.name, adapter=None if model.adapter == BASE else model.adapter, release=model.release or None,
             arm=account.drawn.arm if account.drawn else None,
             propensity=account.drawn.propensity if account.drawn and not account.shadow else None,
-            fallback=account.fallback, shadow=account.shadow, user=account.caller.user or None, conversation=account.caller.conversation or None, prompt=prompt,
+            route=dict(account.route) if account.route is not None else None, fallback=account.fallback, shadow=account.shadow, user=account.caller.user or None, conversation=account.caller.conversation or None, prompt=prompt,
             tools=[dict(tool) for tool in asked.tools], completion=text, prompt_tokens=account.prompt_tokens,
             completion_tokens=account.tokens,
             ttft_ms=None if account.ttft_ms is None else round(account.ttft_ms, 3),

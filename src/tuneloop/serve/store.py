@@ -57,9 +57,10 @@ MIGRATIONS = (
     ALTER TABLE requests ADD COLUMN shadow TEXT;
     CREATE INDEX requests_by_arm ON requests (model, id) WHERE arm IS NOT NULL;
     """,
+    "ALTER TABLE requests ADD COLUMN route TEXT;",
 )
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
-_JSON = {"prompt", "tools", "completion", "value", "data"}  # columns that hold JSON
+_JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
 _COLUMNS = {kind: tuple(name for name in kind.model_fields if name != "version") for kind in TABLES}
 _INSERT = {
     kind: f"INSERT OR IGNORE INTO {table} ({', '.join(_COLUMNS[kind])}) VALUES ({', '.join('?' * len(_COLUMNS[kind]))})"
@@ -255,6 +256,16 @@ def _read(
     for row in cursor:
         found = dict(zip(_COLUMNS[kind], row, strict=True))
         yield kind.model_validate({n: json.loads(v) if n in _JSON and v is not None else v for n, v in found.items()})
+
+
+def last_routes(connection: sqlite3.Connection, most: int = 10_000) -> dict[str, str]:
+    """Conversation -> the model that a router sent its last request to, of the conversations with the last requests."""
+    rows = connection.execute(
+        "SELECT conversation, model FROM requests WHERE route IS NOT NULL AND conversation IS NOT NULL AND shadow IS NULL "
+        "ORDER BY id DESC LIMIT ?",
+        [most],
+    ).fetchall()
+    return dict(reversed(rows))
 
 
 def exported(request: StoredRequest) -> dict[str, Any] | None:

@@ -6,17 +6,16 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, lock_folder, read_yaml, write_json
+from tuneloop.core.files import build_config, lock_folder, read_yaml, sha256_file, write_json
 from tuneloop.core.ids import utc_now
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskSpec, prompt_reader
@@ -32,8 +31,12 @@ from tuneloop.serve.store import opened
 from tuneloop.serve.writer import StoreWriter
 from tuneloop.workflows.registry import local_name, registered_name, silent
 from tuneloop.workflows.serve_experiments import Candidate, Experiments
+from tuneloop.workflows.serve_router import name_of, served_by, split_targets, use_router
 from tuneloop.workflows.targets import open_with_task
 from tuneloop.workflows.task import read_task_of
+
+if TYPE_CHECKING:
+    from tuneloop.models.template import Template
 
 Say = Callable[[str], None]
 STATE = "state.json"
@@ -52,11 +55,12 @@ def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig
     Raises:
         UserError: nothing to serve, an unknown key or a bad value.
     """
+    targets, found = split_targets(targets)
     files = [name for name in targets if name.endswith((".yaml", ".yml"))]
     if len(files) > 1 or (files and len(targets) > 1):
         raise UserError("Give one serve.yaml, or what is to be served", where=", ".join(targets))
     values = read_yaml(files[0], "serve.yaml") if files else {}
-    config = build_config(ServeConfig, values, settings, where=files[0] if files else "")
+    config = build_config(ServeConfig, {**values, **found}, settings, where=files[0] if files else "")
     named = dict(config.adapters)
     base = config.base
     for target in [] if files else targets:
@@ -65,10 +69,11 @@ def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig
                 raise UserError(f"Two base models: {base} and {target}", next_step="start a server for each of them")
             base = target
         else:
-            named[_name_of(target, named)] = target
-    if not named and not base:
+            named[name_of(target, list(named))] = target
+    if not named and not base and not config.tasks and not config.router:
         raise UserError(
-            "Nothing to serve", next_step="tuneloop serve RUN, ARTIFACT, NAME@champion, MODEL or serve.yaml"
+            "Nothing to serve",
+            next_step="tuneloop serve RUN, ARTIFACT, NAME@champion, MODEL, tasks.json, a router or serve.yaml",
         )
     return config.model_copy(update={"adapters": named, "base": base})
 
@@ -76,19 +81,6 @@ def serve_config(targets: Sequence[str], settings: Sequence[str]) -> ServeConfig
 def _is_base(name: str) -> bool:
     """Whether a name is that of a model on the hub or in the package, not of something here."""
     return registered_name(name) is None and not Path(name).expanduser().exists()
-
-
-def _name_of(target: str, taken: Mapping[str, str]) -> str:
-    """The name by which clients ask for a target: of a registered version the model's, else the folder's."""
-    registered = registered_name(target)
-    path = Path(target).expanduser().resolve()
-    name = registered[0] if registered else path.parent.name if path.name in ("adapter", "model") else path.name
-    name = re.sub(r"[^A-Za-z0-9._:-]+", "-", name).strip("-") or "model"
-    number = 2
-    found = name
-    while found in taken:
-        found, number = f"{name}-{number}", number + 1
-    return found
 
 
 # --- what is served --------------------------------------------------------------------------------
@@ -120,8 +112,8 @@ class _Opened:
         return self.task.chat_template if self.task else ""
 
 
-def _open(name: str, source: str) -> _Opened:
-    target = open_with_task(source)
+def _open(name: str, source: str, task_of: str = "") -> _Opened:
+    target = open_with_task(source, task=task_of)
     local, task = target.local, target.task
     if local is None:
         raise UserError("Only models on this machine can be adapters", where=source, next_step="name a run or artifact")
@@ -162,40 +154,47 @@ class Deployment:
 
     def models(self) -> dict[str, ServedModel]:
         """The models by name, once the engine is started: those that were tuned first, then the base."""
-        decode = _decoder(self.base)
-        found = {each.name: _served(each, self.adapter_of(each), decode) for each in self.opened}
+        template = _template_of(self.base)
+        found = {each.name: _served(each, self.adapter_of(each), template) for each in self.opened}
         if all(model.adapter != BASE for model in found.values()):
             name = Path(self.base).name if Path(self.base).exists() else self.base
-            found.setdefault(name, ServedModel(name, source=self.base, decode=decode))
+            found.setdefault(name, ServedModel(name, source=self.base, decode=template.decode if template else None))
         return found
 
     def candidate_models(self) -> dict[str, ServedModel]:
         """The models of experiments by the names of these, once the engine is started."""
-        decode = _decoder(self.base)
-        return {name: _served(each, self.adapter_of(each), decode) for name, each in self.candidates.items() if name not in self.unproved}  # fmt: skip
+        template = _template_of(self.base)
+        return {name: _served(each, self.adapter_of(each), template) for name, each in self.candidates.items() if name not in self.unproved}  # fmt: skip
 
 
-def _decoder(base: str) -> Callable[[Sequence[int]], str] | None:
-    """Text of token ids, where the tokenizer is here."""
+def _template_of(base: str) -> Template | None:
+    """A base model's tokenizer and template, where they are here."""
     from tuneloop.inference.engines.llamacpp import gguf_file, template_of
     from tuneloop.inference.targets.gguf import as_gguf
     from tuneloop.models.names import resolve
     from tuneloop.models.template import load_template
 
     try:
-        template = template_of(gguf_file(base)) if as_gguf(base) is not None else load_template(resolve(base))
+        return template_of(gguf_file(base)) if as_gguf(base) is not None else load_template(resolve(base))
     except (UserError, OSError, ValueError):
         return None
-    return template.decode
 
 
-def _served(each: _Opened, adapter: str, decode: Callable[[Sequence[int]], str] | None) -> ServedModel:
+def _served(each: _Opened, adapter: str, template: Template | None) -> ServedModel:
+    from tuneloop.inference.engines import with_template
+    from tuneloop.inference.scoring import label_ids
+
     task = each.task
+    labels = tuple(task.labels or ()) if task is not None and each.chooses else ()
+    tokens: dict[str, int] = {}
+    if labels and template is not None:
+        ids = label_ids(with_template(template, each.template), labels, [{"role": "user", "content": "x"}])
+        tokens = {label: len(own) for label, own in zip(labels, ids, strict=True)}
     return ServedModel(
         each.name, adapter, release=_release(each.source) if registered_name(each.source) else "",
-        labels=tuple(task.labels or ()) if task is not None and each.chooses else (),
+        labels=labels, label_tokens=tokens,
         max_new_tokens=task.max_new_tokens if task else None, read=prompt_of(task) if task else None,
-        source=each.source, decode=decode,
+        source=each.source, decode=template.decode if template else None,
     )  # fmt: skip
 
 
@@ -225,11 +224,12 @@ def deployment_of(
         raise UserError(
             f"No such engine {config.engine!r:.80}", where="engine", next_step="choose auto, tuneloop or llama.cpp"
         )
-    named = config.base or next(iter(config.adapters.values()))
+    base, served = served_by(config)
+    named = base or served[0].source
     if config.engine == "llama.cpp" or (config.engine == "auto" and as_gguf(local_name(named)) is not None):
         return _llamacpp(config, local_name(named), candidates or {}, say)
-    opened_ = [_open(name, source) for name, source in config.adapters.items()]
-    base = config.base or opened_[0].base
+    opened_ = [_open(each.name, each.source, each.task) for each in served]
+    base = base or opened_[0].base
     strangers = [each for each in opened_ if each.base != base]
     if strangers:
         raise UserError(
@@ -238,9 +238,38 @@ def deployment_of(
         )  # fmt: skip
     whole = next((each for each in opened_ if each.loaded is None), None)
     extra = _candidates(candidates or {}, lambda candidate: _open(candidate.model, candidate.source), base, say)
-    adapters = [each.loaded for each in (*opened_, *extra.values()) if each.loaded is not None]
+    opened_, extra = _with_one_source(opened_, extra)
+    adapters = _loaded(opened_, extra.values())
     engine = LocalEngine(Served(base, whole.template if whole else ""), adapters, slots=config.slots)
     return Deployment(engine, opened_, base, extra)
+
+
+def _with_one_source(
+    opened_: Sequence[_Opened], candidates: Mapping[str, _Opened]
+) -> tuple[list[_Opened], dict[str, _Opened]]:
+    """The same with one source for equal weights: a merged model of several tasks, a copy of a run.
+
+    Engines know weights by their hash and load them once.
+    """
+    from tuneloop.combine.adapters import WEIGHTS
+
+    first: dict[str, Served] = {}
+
+    def one(each: _Opened) -> _Opened:
+        if each.loaded is None:
+            return each
+        place = Path(each.loaded.source)
+        file = place / WEIGHTS if place.is_dir() else place
+        digest = sha256_file(file) if file.is_file() else str(place)
+        return replace(each, loaded=first.setdefault(digest, each.loaded))
+
+    return [one(each) for each in opened_], {name: one(each) for name, each in candidates.items()}
+
+
+def _loaded(*groups: Iterable[_Opened]) -> list[Served]:
+    """What an engine is to load, each once."""
+    found = [each.loaded for group in groups for each in group if each.loaded is not None]
+    return list({served.source: served for served in found}.values())
 
 
 def _candidates(
@@ -265,11 +294,12 @@ def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate
     """llama.cpp with a GGUF file as the base and LoRA files on it."""
     from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
 
-    opened_ = [_open_gguf(name, source, base) for name, source in config.adapters.items()]
+    opened_ = [_open_gguf(each.name, each.source, base) for each in served_by(config)[1]]
     whole = next((each for each in opened_ if each.loaded is None), None)
     template = whole.template if whole else ""
     extra = _candidates(candidates, lambda each: _open_gguf(each.model, each.source, base), base, say)
-    adapters = [each.loaded for each in (*opened_, *extra.values()) if each.loaded is not None]
+    opened_, extra = _with_one_source(opened_, extra)
+    adapters = _loaded(opened_, extra.values())
     settings = LlamaCppSettings(slots=config.slots, context=config.context, log=Path(config.folder) / "llamacpp.log")
     return Deployment(LlamaCppEngine(Served(base, template), adapters, settings), opened_, base, extra)
 
@@ -332,10 +362,14 @@ def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway
         min(config.slots, deployment.engine.slots), config.limits.waiting, config.objective.admission == "refuse"
     )
     ledger = Ledger(_spent(folder))
-    return Gateway(
-        deployment.engine, deployment.models(), config, Keyring(folder), ledger, store, admission,
+    models = deployment.models()
+    gateway = Gateway(
+        deployment.engine, models, config, Keyring(folder), ledger, store, admission,
         candidates=deployment.candidate_models(),
     )  # fmt: skip
+    if config.router:
+        use_router(gateway, say)
+    return gateway
 
 
 def _redact() -> Callable[[Any], Any]:

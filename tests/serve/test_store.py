@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from places import ROOT
+from tuneloop.core import ids
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.decision import Decision
@@ -216,3 +217,13 @@ def test_exported_requests_are_read_by_prepare(tmp_path: Path) -> None:
     assert guess.name == "logs"
     parsed = parse_record(records[0], guess, PrepareConfig())
     assert [turn["content"] for turn in parsed.messages] == ["Where is my parcel?", "In Berlin."]  # type: ignore[union-attr]
+
+
+def test_the_clock_of_a_simulation_runs_faster_from_its_origin_on(monkeypatch):
+    monkeypatch.setattr(ids.time, "time", lambda: 1_000_010.0)
+    monkeypatch.setenv(ids.CLOCK, "1000000,3600")
+    assert ids.utc_now() == ids.utc(1_000_000 + 36_000)
+    assert ids.uuid7() < ids.uuid7()
+    monkeypatch.setenv(ids.CLOCK, "fast")
+    with pytest.raises(UserError, match="Not a clock"):
+        ids.utc_now()

@@ -25,7 +25,7 @@ from tuneloop.records.decision import Decision
 from tuneloop.serve.store import connect, insert, opened, read_decisions
 from tuneloop.workflows import improve as w
 
-STEPS = ["collect", "train", "gate", "export", "register", "experiment", "decide", "promote"]
+STEPS = ["collect", "train", "evaluate", "gate", "export", "register", "experiment", "decide", "promote"]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ class Runner:
         return found
 
 
-FIRST = {"collect": ["collect"], "train": ["run"], "gate": ["gate"], "export": ["export"], "register": ["register"],
+FIRST = {"collect": ["collect"], "train": ["run"], "evaluate": ["evaluate"], "gate": ["gate"], "export": ["export"], "register": ["register"],
          "experiment": ["ab", "start"], "decide": ["ab", "check"], "promote": ["promote"]}  # fmt: skip
 
 
@@ -139,11 +139,11 @@ def test_the_gate_compares_with_the_run_that_was_promoted_last(store):
 
     class Listening(Runner):
         def __call__(self, words):
-            gates.extend([words] if words[0] == "gate" else [])
+            gates.extend([words] if words[0] == "evaluate" else [])
             return super().__call__(words)
 
     w.improve(project(store, triggers={"corrections": 2}), command=Listening())
-    assert gates[0][gates[0].index("--against") + 1].endswith("improve/1/run")
+    assert gates[0][1].endswith("improve/1/run")
 
 
 def test_a_replay_finds_what_does_not_follow(store):
@@ -243,7 +243,7 @@ def test_what_steps_take_is_logged_and_counts_for_the_budget_of_the_quarter(stor
     with opened(store) as connection:
         (cycle,) = cycles_of(read_decisions(connection, where="kind LIKE 'improve.%'"))
         facts = w.facts_of(connection, [cycle], utc_now())
-    assert (cycle.hours, cycle.usd) == (4.0, 8.0) and (facts.spent_hours, facts.spent_usd) == (4.0, 8.0)
+    assert (cycle.hours, cycle.usd) == (4.5, 9.0) and (facts.spent_hours, facts.spent_usd) == (4.5, 9.0)
     assert cycle.bad == 0.0 and cycle.done["decide"]["difference"] == 0.1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.flag import flag, switch
@@ -11,6 +13,9 @@ from tuneloop.improve.collect import DROPPED, CollectOptions
 def command(
     store: str = argument("STORE", "The server's folder, or its store."),
     out: str = flag(..., "FOLDER", "Folder for the files.", "-o"),
+    run: str = flag(
+        "", "FOLDER", "Run in use: also write its rows and the collected ones, as train.jsonl and test.jsonl."
+    ),
     keep_personal: bool = switch("Leave personal data in texts as they are.", "--keep-personal"),
     *,
     options: CollectOptions,
@@ -25,7 +30,7 @@ def command(
 
     personal = PersonalConfig(mode="off") if keep_personal else None
     with screen(output.quiet, "collecting"):
-        found = collect_store(store, out, given(options), personal=personal)
+        found = collect_store(store, out, given(options), personal=personal, run=run)
     if output.json:
         print_json({**found.to_json(), "path": out})
         return
@@ -36,6 +41,11 @@ def command(
     for reason, number in found.dropped.items():
         print(f"left out  {number:,}: {DROPPED[reason]}")
     test = f" split.test={out}/heldout.jsonl" if found.counts["heldout"] else ""
+    if run:
+        from tuneloop.workflows.training_rows import settings_of_retraining
+
+        print(f"next      tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}")
+        return
     first = next((name for name, rows in found.counts.items() if rows and name != "heldout"), "")
     if first:
         print(f"next      tuneloop prepare {out}/{first}.jsonl{test}")

@@ -1,4 +1,9 @@
-"""Ids that sort by the time at which they were made, and times as records hold them."""
+"""Ids that sort by the time at which they were made, and times as records hold them.
+
+For simulations the clock of stored events can be made to run faster: `TUNELOOP_CLOCK=ORIGIN,SPEED` lets it stand at ORIGIN
+(seconds since 1970) when the real one does, and then go SPEED times as fast. So days of traffic, windows and experiments
+pass in minutes, in all processes alike. Durations, limits and deadlines are measured by another clock and stay real.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,10 @@ import os
 import threading
 import time
 from datetime import UTC, datetime
+
+from tuneloop.core.errors import UserError
+
+CLOCK = "TUNELOOP_CLOCK"
 
 _lock = threading.Lock()
 _last = 0
@@ -18,7 +27,7 @@ def uuid7() -> str:
     milliseconds count on then.
     """
     global _last
-    now = (time.time_ns() // 1_000_000) << 12
+    now = int(clock() * 1000) << 12
     with _lock:
         _last = now = max(now, _last + 1)
     value = (now >> 12) << 80 | 7 << 76 | (now & 0xFFF) << 64 | 2 << 62 | int.from_bytes(os.urandom(8)) >> 2
@@ -28,7 +37,21 @@ def uuid7() -> str:
 
 def utc_now() -> str:
     """The time as ISO 8601 in UTC with milliseconds: `2026-01-31T12:00:00.123Z`."""
-    return utc(time.time())
+    return utc(clock())
+
+
+def clock() -> float:
+    """Seconds since 1970 by the clock of stored events, see above."""
+    now, given = time.time(), os.environ.get(CLOCK, "")
+    if not given:
+        return now
+    try:
+        origin, speed = map(float, given.split(","))
+    except ValueError:
+        raise UserError(
+            f"Not a clock: {given!r:.60}", where=CLOCK, next_step="ORIGIN,SPEED, as in 1767225600,10000"
+        ) from None
+    return origin + (now - origin) * speed
 
 
 def utc(seconds: float) -> str:

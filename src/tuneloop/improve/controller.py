@@ -21,12 +21,13 @@ from tuneloop.records.decision import Decision
 START, STEP, APPROVE, END = "improve.start", "improve.step", "improve.approve", "improve.end"
 DECLINE = "improve.decline"  # there was a reason, and it was not worth it or too expensive
 PRIOR_CYCLES = 2  # what is thought before any cycle counts as much as so many cycles
-Step = Literal["collect", "train", "gate", "export", "register", "experiment", "decide", "promote"]
+Step = Literal["collect", "train", "evaluate", "gate", "export", "register", "experiment", "decide", "promote"]
 # Each step's command. Names in braces are those of the project, and `cycle` (a folder), `experiment` (a name).
 COMMANDS: dict[str, list[str]] = {
     "collect": ["collect", "{store}", "-o", "{cycle}/collected"],
-    "train": ["run", "{recipe}", "data.sources={cycle}/collected/sft.jsonl", "output_dir={cycle}/run"],
-    "gate": ["gate", "{cycle}/run", "--against", "{champion}", "--suite", "{suite}"],
+    "train": ["run", "{recipe}", "output_dir={cycle}/run"],  # on the collected rows
+    "evaluate": ["evaluate", "{champion}", "--dataset", "{cycle}/run/dataset", "-o", "{cycle}/champion"],
+    "gate": ["gate", "{cycle}/run", "--against", "{cycle}/champion", "--suite", "{suite}"],
     "export": ["export", "{cycle}/run", "-o", "{cycle}/artifact"],
     "register": ["register", "{cycle}/artifact", "--name", "{model}", "--run", "{cycle}/run"],
     "experiment": ["ab", "start", "{experiment}", "--store", "{store}", "--model", "{model}"],
@@ -195,8 +196,8 @@ class Cycle:
 
     @property
     def steps(self) -> list[str]:
-        """Its steps; the gate only where something is demanded."""
-        return [step for step in ORDER if step != "gate" or self.project.suite]
+        """Its steps; the champion is evaluated, and the gate asked, only where something is demanded."""
+        return [step for step in ORDER if step not in ("evaluate", "gate") or self.project.suite]
 
     @property
     def next_step(self) -> str:

@@ -14,10 +14,11 @@ class CollectedManifest(Record):
         store: that it came from.
         since, until: times of the requests; empty: no bound.
         requests, with_feedback: that were read, and those of them with feedback.
-        counts: rows of each file: `sft`, `preference`, `kto`, `heldout`.
+        counts: rows of each file: `sft`, `preference`, `kto`, `heldout`; `train` and `test` where they were written for a run.
         origins: rows of `sft` and `heldout` by where their answer comes from: `correction`, `label`, `liked`, `resolved`.
         own: rows of `sft` whose answer is the model's own.
         dropped: requests with feedback that gave no row in any file, by reason.
+        task: kind of task of that run; empty: no run was named.
         heldout_share, per_user, own_share: as they were asked for.
     """
 
@@ -37,3 +38,4 @@ class CollectedManifest(Record):
     heldout_share: float
     per_user: int
     own_share: float
+    task: str = ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ids import utc, uuid7
+from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
@@ -408,7 +408,7 @@ class Gateway:
         asked_model = self.models[asked.model] if routed is not None else self.model_of(asked.model, caller)
         account = _Account(
             uuid7(), asked, replace(caller, user=caller.user or asked.user), asked_model, self.engine,
-            utc(time.time()), time.perf_counter(), route=routed.logged() if routed is not None else None,
+            utc_now(), time.perf_counter(), route=routed.logged() if routed is not None else None,
         )  # fmt: skip
         if copy is not None:
             account.shadow, account.drawn = copy.of, Drawn(copy.arm, 0.0, copy.served)

@@ -20,7 +20,12 @@ FILES = ("sft", "preference", "kto", "heldout")
 
 
 def collect_store(
-    place: Path | str, out: Path | str, settings: Mapping[str, Any], *, personal: PersonalConfig | None = None
+    place: Path | str,
+    out: Path | str,
+    settings: Mapping[str, Any],
+    *,
+    personal: PersonalConfig | None = None,
+    run: Path | str = "",
 ) -> CollectedManifest:
     """Write `sft.jsonl`, `preference.jsonl`, `kto.jsonl` and `heldout.jsonl` (those with rows), and `collect.json`.
 
@@ -29,6 +34,7 @@ def collect_store(
         out: folder for the files; those of an earlier collection are replaced.
         settings: by the names of `CollectOptions`.
         personal: what happens to personal data; replaced by default, also where the server kept them.
+        run: in use: `train.jsonl` and `test.jsonl` are written, too, see `training_rows`; empty: they are not.
 
     Raises:
         UserError: there is no store, a setting is bad, no request has feedback, or the folder holds other files.
@@ -39,6 +45,7 @@ def collect_store(
         raise UserError("The folder holds other files", where=str(folder), next_step="name a new folder with -o")
     where, values = ("model = ?", [options.model]) if options.model else ("", [])
     with opened(place) as store:
+        where = f"shadow IS NULL AND {where}" if where else "shadow IS NULL"  # nobody saw those
         requests = list(read_requests(store, since=options.since, until=options.until, where=where, values=values))
         feedback = list(read_feedback(store))
     found = collect(requests, feedback, options)
@@ -55,19 +62,26 @@ def collect_store(
             write_jsonl(folder / f"{name}.jsonl", of)
         else:
             (folder / f"{name}.jsonl").unlink(missing_ok=True)
+    more: dict[str, int] = {}
+    task = ""
+    if run:
+        from tuneloop.workflows.training_rows import write_training_rows
+
+        more, task = write_training_rows(run, rows["sft"], rows["heldout"], folder)
     manifest = CollectedManifest(
         store=str(store_file(place)),
         since=options.since,
         until=options.until,
         requests=len(requests),
         with_feedback=found.with_feedback,
-        counts={name: len(of) for name, of in rows.items()},
+        counts={name: len(of) for name, of in rows.items()} | more,
         origins=dict(Counter(str(row["origin"]) for row in [*rows["sft"], *rows["heldout"]])),
         own=sum("own" in row for row in rows["sft"]),
         dropped={reason: number for reason, number in found.dropped.items() if number},
         heldout_share=options.heldout_share,
         per_user=options.per_user,
         own_share=options.own_share,
+        task=task,
     )
     write_record(folder / CollectedManifest.file, manifest)
     return manifest

@@ -42,6 +42,7 @@ from tuneloop.records.decision import Decision
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_file
 from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
 from tuneloop.workflows.monitor import EVENT as MONITORED
+from tuneloop.workflows.training_rows import settings_of_retraining
 
 Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit status and what was printed
 Say = Callable[[str], None]
@@ -107,7 +108,8 @@ def facts_of(store: sqlite3.Connection, cycles: Sequence[Cycle], now: str) -> Fa
         feedback=count("SELECT COUNT(DISTINCT COALESCE(request, conversation)) FROM feedback"),
         corrections=count("SELECT COUNT(*) FROM feedback WHERE kind IN ('correction', 'label') AND time >= ?", since),
         alarms=sum(bool(set(mark.data.get("alarms", ())) - {"latency", "cost"}) for mark in marks),
-        requests_per_day=count("SELECT COUNT(*) FROM requests WHERE time >= ?", since) / max(days, 1.0),
+        requests_per_day=count("SELECT COUNT(*) FROM requests WHERE shadow IS NULL AND time >= ?", since)
+        / max(days, 1.0),
         bad=1 - sum(judged) / len(judged) if judged else math.nan,
         spent_usd=sum(cycle.usd for cycle in in_quarter),
         spent_hours=sum(cycle.hours for cycle in in_quarter),
@@ -232,17 +234,16 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
         sentence = f"Cycle {cycle.number} waits for a person: tuneloop improve PROJECT.yaml --approve {step}"
         return Pass("needs approval", sentence, cycle.number, [])
     champion = champion_of(cycle.project, cycles, str(folder))
-    heldout = folder / str(cycle.number) / "collected" / "heldout.jsonl"
     result: dict[str, Any]
     hours = 0.0
-    if step == "gate" and not champion:
+    if step in ("evaluate", "gate") and not champion:
         raise UserError("The gate needs the run in use", where="champion", next_step="champion: FOLDER in the project")
     if step == "experiment" and cycle.experiment in experiments_of(read_decisions(log.store, where=EXPERIMENTS)):
         status, result = 0, {"experiment": cycle.experiment}  # begun before the controller was killed
     else:
         words = command_of(cycle, step, folder=str(folder), champion=champion)
-        if step == "train" and step not in cycle.project.steps and heldout.is_file():
-            words.append(f"data.split.test={heldout}")  # users that are never trained on
+        if step not in cycle.project.steps:
+            words += _of_the_rows(step, folder / str(cycle.number) / "collected", champion)
         say(f"{step:<11}tuneloop {' '.join(words)}")
         begun = time.monotonic()
         status, result = command(words)
@@ -266,6 +267,13 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
     else:
         log.add(STEP, f"{cycle.number}:{step}", data)
     return step
+
+
+def _of_the_rows(step: str, collected: Path, champion: str) -> list[str]:
+    """What a step is told of the collected rows. With a run in use they are added to its own, in the form that it reads."""
+    if step == "collect":
+        return ["--run", champion] if champion else []
+    return settings_of_retraining(collected) if step == "train" else []
 
 
 def _kept(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def report_of(place: Path | str) -> ImprovementReport:
     with opened(place) as store:
         events = list(read_decisions(store))
         first, last, total, usd = store.execute(
-            "SELECT MIN(time), MAX(time), COUNT(*), COALESCE(SUM(usd), 0) FROM requests"
+            "SELECT MIN(time), MAX(time), COUNT(*), COALESCE(SUM(usd), 0) FROM requests WHERE shadow IS NULL"
         ).fetchone()
         liked = _liked(store)
         periods, days = _periods(store, first, last, liked)
@@ -116,7 +116,7 @@ def _periods(
     if whole < 1:
         days = 1 / 24
     counts: dict[int, list[float]] = defaultdict(lambda: [0, 0, 0.0, 0.0])
-    for id_, time, usd in store.execute("SELECT id, time, COALESCE(usd, 0) FROM requests"):
+    for id_, time, usd in store.execute("SELECT id, time, COALESCE(usd, 0) FROM requests WHERE shadow IS NULL"):
         of = counts[int((time_of(time) - begin).total_seconds() / 86_400 / days)]
         of[0] += 1
         of[3] += usd

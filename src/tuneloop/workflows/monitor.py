@@ -56,7 +56,7 @@ def monitor_store(place: Path | str, reference: Path | str, settings: Mapping[st
     since, begin = _before(until, days), _before(until, days * (1 + EARLIER_WINDOWS))
     known = load_dataset(reference)
     with opened(place) as store:
-        requests = list(read_requests(store, since=begin, until=until))
+        requests = list(read_requests(store, since=begin, until=until, where="shadow IS NULL"))
         model = options.model or _only_model([r.model for r in requests if r.time >= since], place, since, until)
         own = [r for r in requests if r.model == model]
         feedback = list(read_feedback(store, since=begin, until=until))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,7 @@ def collect_store(
         )  # fmt: skip
     redactor = Redactor(personal or PersonalConfig())
     rows = {name: [redactor(row) for row in getattr(found, name)] for name in FILES}
-    (folder / CollectedManifest.file).unlink(missing_ok=True)
-    for name, of in rows.items():
-        if of:
-            write_jsonl(folder / f"{name}.jsonl", of)
-        else:
-            (folder / f"{name}.jsonl").unlink(missing_ok=True)
-    more: dict[str, int] = {}
-    task = ""
-    if run:
-        from tuneloop.workflows.training_rows import write_training_rows
-
-        more, task = write_training_rows(run, rows["sft"], rows["heldout"], folder)
+    more, task = _write(folder, rows, run)
     manifest = CollectedManifest(
         store=str(store_file(place)),
         since=options.since,
@@ -85,3 +74,20 @@ def collect_store(
     )
     write_record(folder / CollectedManifest.file, manifest)
     return manifest
+
+
+def _write(
+    folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], run: Path | str
+) -> tuple[dict[str, int], str]:
+    """Write the files; with a run give the rows of those for its successor, and its kind of task."""
+    (folder / CollectedManifest.file).unlink(missing_ok=True)
+    for name, of in rows.items():
+        if of:
+            write_jsonl(folder / f"{name}.jsonl", of)
+        else:
+            (folder / f"{name}.jsonl").unlink(missing_ok=True)
+    if not run:
+        return {}, ""
+    from tuneloop.workflows.training_rows import write_training_rows
+
+    return write_training_rows(run, rows["sft"], rows["heldout"], folder)

@@ -198,8 +198,8 @@ class Launches(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _counted_attention(launches: Launches) -> Iterator[None]:
-    """SDPA as one launch forward and one backward, which keeps no scores."""
+def _counted_kernels(launches: Launches) -> Iterator[None]:
+    """SDPA and RMSNorm as one launch forward and one backward each, as torch has them on CUDA; attention keeps no scores."""
 
     class Attention(torch.autograd.Function):
         @staticmethod
@@ -216,12 +216,29 @@ def _counted_attention(launches: Launches) -> Iterator[None]:
             launches.count += 1
             return tuple(torch.empty_like(x) for x in ctx.saved_tensors)
 
-    before = F.scaled_dot_product_attention
+    class Norm(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, weight: Any) -> Any:
+            ctx.save_for_backward(x, weight)
+            ctx.bytes = x.numel() * x.element_size()
+            launches.moved += 2 * ctx.bytes  # x read, the result written
+            launches.count += 1
+            return torch.empty_like(x)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            x, weight = ctx.saved_tensors
+            launches.moved += 3 * ctx.bytes  # x and the gradient read, its gradient written
+            launches.count += 1
+            return torch.empty_like(x), torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+
+    before = F.scaled_dot_product_attention, F.rms_norm
     F.scaled_dot_product_attention = lambda q, k, v, **_: Attention.apply(q, k, v)  # type: ignore[assignment]
+    F.rms_norm = lambda x, shape, weight, eps: Norm.apply(x, weight)  # type: ignore[assignment]
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = before
+        F.scaled_dot_product_attention, F.rms_norm = before  # type: ignore[assignment]
 
 
 def launches_of(case: Case, at_once: int, recompute: bool) -> Launches:
@@ -231,7 +248,7 @@ def launches_of(case: Case, at_once: int, recompute: bool) -> Launches:
     attach(model, base.config, 0)
     recompute_layers(model.net, recompute)
     found, rows = Launches(), rows_of(case)[:at_once]
-    with found, _counted_attention(found):
+    with found, _counted_kernels(found):
         batch_loss(model, rows, 1.0, base.config).backward()  # type: ignore[no-untyped-call]
     return found
 

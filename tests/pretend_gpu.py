@@ -487,6 +487,43 @@ def varlen(
     return torch.cat(out)
 
 
+# --- normalisation -----------------------------------------------------------------------------------
+
+_rms_norm = torch.nn.functional.rms_norm
+
+
+class _FusedNorm(torch.autograd.Function):
+    """RMSNorm that keeps its input and a number for each row, as CUDA's kernel does (torch 2.9 and later)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, eps: float) -> Any:
+        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+            out = _rms_norm(x.elem.detach(), weight.shape, weight.elem.detach(), eps)
+        ctx.save_for_backward(x, weight, torch.zeros(x.shape[:-1], device=x.device))
+        ctx.eps = eps
+        _now[-1].launches["rms_norm"] += 1
+        return GpuTensor(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, _ = ctx.saved_tensors
+        with torch._C._DisableTorchDispatch(), torch.enable_grad():  # type: ignore[attr-defined]
+            parts = [part.elem.detach().requires_grad_() for part in (x, weight)]
+            found = torch.autograd.grad(_rms_norm(parts[0], weight.shape, parts[1], ctx.eps), parts, grads[0].elem)
+        _now[-1].launches["rms_norm backward"] += 1
+        return GpuTensor(found[0]), GpuTensor(found[1]) if ctx.needs_input_grad[1] else None, None
+
+
+def rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    """RMSNorm; on the pretended GPU one kernel forward and one backward."""
+    if not isinstance(x, GpuTensor):
+        return _rms_norm(x, normalized_shape, weight, eps)
+    if not isinstance(weight, GpuTensor):
+        raise MixedDevices("Expected all tensors to be on the same device, but rms_norm got cuda:0 and cpu")
+    assert x.dtype == weight.dtype, "CUDA's kernel takes one dtype"
+    return _FusedNorm.apply(x, weight, eps)
+
+
 # --- the whole ---------------------------------------------------------------------------------------
 
 
@@ -541,6 +578,7 @@ def pretend_gpu(card: Card = Card(), *, values: bool = True) -> Iterator[Gpu]:
         (torch, "inference_mode", torch.no_grad),
         (torch.autograd, "_engine_run_backward", with_functions),
         (torch.nn.functional, "scaled_dot_product_attention", attention),
+        (torch.nn.functional, "rms_norm", rms_norm),
         (torch_varlen, "varlen_attn", varlen),
     ]
     if bitsandbytes is not None:  # it keeps its table of codes on the device of the first call, for the whole process

@@ -197,6 +197,19 @@ def test_larger_micro_batches_give_the_same_steps_in_fewer_launches(tiny_llama: 
     assert figures(tmp_path / "4096") == pytest.approx(figures(tmp_path / "128"), rel=2e-4)
 
 
+def test_a_norm_is_one_kernel_forward_and_one_backward(tiny_llama: Path) -> None:
+    with pretend_gpu() as gpu:
+        model = load_model(str(tiny_llama))
+        model.net.requires_grad_(True)
+        before = Counter(gpu.launches)
+        ids = torch.arange(12, device=model.device)[None] % 50
+        model.net.hidden(ids, torch.arange(12, device=model.device)[None]).float().sum().backward()
+        found = gpu.launches - before
+    norms = 2 * model.net.config.layers + 1
+    assert found["rms_norm"] == found["rms_norm backward"] == norms
+    assert not [name for name in found if "rsqrt" in name], "none is computed by parts"
+
+
 @pytest.mark.parametrize("method", ["lora", pytest.param("qlora", marks=bits)])
 def test_a_run_is_planned_by_the_cards_memory_and_kept_to_the_plan(
     method: str, tiny_llama: Path, tmp_path: Path, data_file: Path

@@ -66,6 +66,11 @@ class Backend:
         """Whether it is the processor."""
         return self.kind == "cpu"
 
+    def has_fused_norm(self) -> bool:
+        """Whether torch computes RMSNorm in one kernel forward and one backward here (CUDA, since torch 2.9)."""
+        torch = sys.modules["torch"]
+        return self.kind == "cuda" and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
+
 
 CPU = Backend(
     kind="cpu",

@@ -102,7 +102,8 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Root-mean-square normalisation; keeps its input for the gradient, which torch's own takes in many more passes."""
+    """Root-mean-square normalisation; keeps its input for the gradient, which torch's own takes in many more passes where it
+    has no kernel for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -152,6 +153,8 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype and backend(x.device).has_fused_norm():
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return out
 
@@ -501,7 +504,7 @@ def _inverse(places: Tensor, real: Tensor, size: int) -> Tensor:
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
-    """`rotate` of all heads (N, H, D) in one buffer, cos and sin (N, 1, D); or the reverse."""
+    """`rotate` in one buffer, or the reverse; of all heads (N, H, D) with cos and sin (N, 1, D), or as in `rotate`."""
     half, sign = x.shape[-1] // 2, -1 if back else 1
     out = x * cos
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=sign)
@@ -584,9 +587,22 @@ class _SharedAttention(torch.autograd.Function):
 
 def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions; halves are paired as in Transformers (cos, sin: B or 1, 1, T, D)."""
-    half = x_BHTD.shape[-1] // 2
-    turned = torch.cat((x_BHTD[..., half:], x_BHTD[..., :half]), -1)
-    return torch.addcmul(x_BHTD * cos, turned, sin)
+    out: Tensor = _Rotation.apply(x_BHTD, cos, sin)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Rotation(torch.autograd.Function):
+    """`_turn`, whose gradient is the reverse turn: half of the passes over memory that autograd's would take."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grads[0], cos, sin, back=True), None, None
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ class StandIn:
             sampling=Sampling(body["temperature"], seed=body.get("seed", 0)),
             logprobs=body.get("top_logprobs") if chat else body.get("logprobs"),
             choices=tuple(choices) if self.holds else (),
+            schema=body.get("response_format", {}).get("json_schema", {}).get("schema") if self.holds else None,
         )  # fmt: skip
         if choices and self.holds:
             request = Request(**{name: getattr(request, name) for name in request.__slots__ if name != "logprobs"})

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.batches import Padded, pad_left
+from tuneloop.inference.grammar import Constraint, Grammars
+from tuneloop.inference.prompt import schema_breach
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.inference.sampling import Sampler, logprobs
 from tuneloop.inference.stream import TextStream
@@ -40,6 +42,7 @@ class Row:
         new: tokens written.
         piece: text that has become certain since somebody took the last piece.
         completion: the answer, once it is over.
+        constraint: what the answer may be; None: anything.
     """
 
     request: Request
@@ -50,6 +53,7 @@ class Row:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     piece: str = ""
     completion: Completion | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -187,11 +191,12 @@ def _completion(model: Model, row: Row, finish: Finish) -> Completion:
         text = row.stream.text
     else:
         text = template.decode(row.new[:-1] if row.new and row.new[-1] in template.end_ids else row.new).strip()
+    broken = schema_breach(row.request.schema, text) if row.request.schema is not None and finish == "stop" else ""
     return Completion(
-        text, tuple(row.new), finish, len(row.request.ids), len(row.new),
+        text, tuple(row.new), "error" if broken else finish, len(row.request.ids), len(row.new),
         ttft_ms=None if row.first is None else round(1000 * (row.first - row.started), 3),
         total_ms=round(1000 * (time.perf_counter() - row.started), 3) if row.started else None,
-        logprobs=None if row.request.logprobs is None else tuple(row.logprobs),
+        logprobs=None if row.request.logprobs is None else tuple(row.logprobs), error=broken,
         engine=ENGINE, adapter=row.request.adapter,
     )  # fmt: skip
 
@@ -227,7 +232,8 @@ class _State:
         with applied([row.request.adapter for row in rows]):
             hidden = model.hidden(padded.ids, padded.positions, padded.mask, cache, padded.own)[:, -1]
         sampler = Sampler(
-            [row.request.sampling for row in rows], model.device, [row.request.ids for row in rows]
+            [row.request.sampling for row in rows], model.device, [row.request.ids for row in rows],
+            [row.constraint for row in rows],
         )  # fmt: skip
         held = cache.length - padded.real.shape[1]
         return _State(cache, padded.real, padded.lengths, hidden, sampler, first, held)
@@ -311,6 +317,7 @@ class Engine:
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Any, tuple[Batch, list[Ticket]]] = {}
+        self.grammars = Grammars(model.template, model.head.shape[0])
 
     def submit(self, request: Request, *, stream: bool = False) -> Ticket:
         """Take a request; it is answered by further steps.
@@ -326,6 +333,9 @@ class Engine:
         row = Row(request, TextStream(self.model.template.decode, request.stop) if stream else None)
         ticket = Ticket(row)
         error = self._refusal(request)
+        if request.schema is not None and not error:
+            made = self.grammars.constraint(request.schema)
+            row.constraint, error = (None, made) if isinstance(made, str) else (made, "")
         if error:
             row.completion = Completion(
                 finish="error", prompt_tokens=len(request.ids), error=error, engine=ENGINE, adapter=request.adapter
@@ -342,7 +352,7 @@ class Engine:
     def _refusal(self, request: Request) -> str:
         if not request.ids:
             return "no_prompt: the prompt has no tokens"
-        if request.choices or request.schema is not None:
+        if request.choices:
             return WRITES_FREELY
         if len(request.ids) >= self.model.context:
             return f"too_long: {len(request.ids):,} tokens, and the model reads {self.model.context:,} with its answer"

@@ -9,6 +9,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.batches import batched_by_length, prompt_too_large, read_shared, split_prompts
 from tuneloop.inference.engine import Batch, Beginning, Row
+from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import Sampling
 from tuneloop.models.adapters import applied
@@ -59,15 +60,27 @@ def answer_requests(
     *,
     batch_tokens: int = 24576,
     batch_rows: int = 64,
+    grammars: Grammars | None = None,
     progress: Progress = no_progress,
     task: str = "generating",
 ) -> list[Completion]:
     """Answers to requests with token ids, in order; those with the same adapter are answered together.
 
+    Args:
+        grammars: of the model, where they are kept from one call to the next.
+
     Raises:
-        UserError: an adapter is not loaded.
+        UserError: an adapter is not loaded, or a schema can't be held to.
     """
     import torch
+
+    known = grammars or Grammars(model.template, model.head.shape[0])
+
+    def held(request: Request) -> Row:
+        made = known.constraint(request.schema) if request.schema is not None else None
+        if isinstance(made, str):
+            raise UserError(made.partition(": ")[2], where="schema", next_step="change the schema, or ask without one")
+        return Row(request, constraint=made)
 
     named = [with_adapter(request) for request in requests]
     answers: dict[int, Completion] = {}
@@ -82,7 +95,7 @@ def answer_requests(
         lengths = [len(rest) + named[i].max_new_tokens for rest, i in zip(split.rests, chosen, strict=True)]
 
         def answer(places: Sequence[int], chosen: list[int] = chosen, beginning: Beginning = beginning) -> None:
-            batch, rows = Batch(model, beginning), {chosen[i]: Row(named[chosen[i]]) for i in places}
+            batch, rows = Batch(model, beginning), {chosen[i]: held(named[chosen[i]]) for i in places}
             batch.join(list(rows.values()))
             while batch.active:
                 progress(task, len(answers) + sum(map(_share, rows.values())), len(named))

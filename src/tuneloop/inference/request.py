@@ -79,7 +79,7 @@ class Request:
             )  # fmt: skip
 
 
-WRITES_FREELY = "constrained: this engine writes free text only; ask a serving engine for choices or a schema"
+WRITES_FREELY = "constrained: choices are scored here, not written; ask a serving engine for them"
 
 
 def with_adapter(request: Request) -> Request:

@@ -15,6 +15,8 @@ from tuneloop.records.completion import TokenLogprob
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tuneloop.inference.grammar import Constraint
+
 EXACT = 64  # of a row's highest logits that are computed in fp32
 FEW = 128  # tokens among which a nucleus is looked for before the whole vocabulary is sorted
 
@@ -73,12 +75,20 @@ class Sampler:
         rows: how each row is drawn.
         device: of the hidden states.
         prompts: token ids of each row's prompt, for the repetition penalty; needed only where there is one.
+        constraints: what each row's answer may be, where it may not be anything; none at all: of no row.
     """
 
-    def __init__(self, rows: Sequence[Sampling], device: Any, prompts: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Sampling],
+        device: Any,
+        prompts: Sequence[Sequence[int]] = (),
+        constraints: Sequence[Constraint | None] = (),
+    ) -> None:
         import torch
 
         self.rows = list(rows)
+        self.constraints = list(constraints) or [None] * len(self.rows)
         self.numbers = [random.Random(row.seed) for row in rows]
         penalised = [row.repetition_penalty != 1 for row in rows]
         self.seen: list[set[int] | None] = [
@@ -93,6 +103,7 @@ class Sampler:
         kept = index.tolist()
         self.rows, self.numbers = [self.rows[i] for i in kept], [self.numbers[i] for i in kept]
         self.seen = [self.seen[i] for i in kept]
+        self.constraints = [self.constraints[i] for i in kept]
 
     def join(self, other: Sampler) -> None:
         """Go on with the rows of another one as well."""
@@ -103,19 +114,25 @@ class Sampler:
         self.rows, self.numbers, self.seen = (
             self.rows + other.rows, self.numbers + other.numbers, self.seen + other.seen
         )  # fmt: skip
+        self.constraints += other.constraints
 
     def next(self, hidden: Tensor, head: Tensor) -> Tensor:
         """The next token of each row, from the last hidden states (B, C) and the output matrix (V, C) -> (B)."""
         import torch
 
         logits = hidden @ head.t()
-        special = [i for i, row in enumerate(self.rows) if row.temperature > 0 or self.seen[i] is not None]
+        held = {i: each for i, each in enumerate(self.constraints) if each is not None and not each.over}
+        special = [i for i, row in enumerate(self.rows) if row.temperature > 0 or self.seen[i] is not None or i in held]
+        for i, constraint in held.items():
+            constraint.apply(logits[i])
         if not special:
             return greedy(hidden, head, logits)
         at = put(torch.tensor(special), hidden.device)
         scores = _exact(logits.index_select(0, at), hidden.index_select(0, at), head)
         for i, row in enumerate(special):
             _penalise(scores[i], self.seen[row], self.rows[row].repetition_penalty)
+            if row in held:
+                held[row].apply(scores[i])  # again: the highest were computed anew, also those that were ruled out
         tokens = scores.argmax(-1)
         drawn = [i for i, row in enumerate(special) if self.rows[row].temperature > 0]
         if drawn:
@@ -127,6 +144,8 @@ class Sampler:
         for i in special:
             if (seen := self.seen[i]) is not None:
                 seen.add(int(tokens[i]))
+            if i in held:
+                held[i].accept(int(tokens[i]))
         return tokens
 
     def _draw(self, scores: Tensor, rows: Sequence[int]) -> Tensor:

@@ -157,7 +157,7 @@ def test_what_cannot_be_answered_says_why(served: Callable[..., None]) -> None:
             asked("f" * 64),
             Request(ids=[5] * 600),
             Request(),
-            asked(schema={"type": "object"}),
+            asked(schema={"type": "array", "uniqueItems": True}),
             Request(ids=[5] * 511, choices=LABELS),
         ]
         found = [await complete(engine, request) for request in bad]

@@ -25,7 +25,8 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.prompt import LabelTrees, refused, with_ids
+from tuneloop.inference.grammar import Grammars
+from tuneloop.inference.prompt import LabelTrees, refused, schema_problem, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import ENGINE, Completion
@@ -92,6 +93,7 @@ class LocalEngine:
         self._model: Model | None = None
         self._thread: threading.Thread | None = None
         self._failure = ""
+        self._grammars: Grammars | None = None
 
     @property
     def name(self) -> str:
@@ -208,14 +210,21 @@ class LocalEngine:
 
     def _prepared(self, request: Request) -> Request | Completion:
         """A request with token ids that can be answered, or why it can't."""
-        if request.schema is not None:
-            return refused(request, "no_schema: our own engine can't hold an answer to a JSON Schema; llama.cpp can")
+        if request.schema is not None and (why := self._schema_problem(request.schema)):
+            return refused(request, why)
         if why := unknown_adapter(request.adapter, self._adapters):
             return refused(request, why)
         template, room = self._templates[request.adapter], 1
         if request.choices:
             room = max(self._tree(request).lengths)
         return with_ids(template, self.context, request, room=room)
+
+    def _schema_problem(self, schema: Mapping[str, Any]) -> str:
+        """Why answers can't be held to a schema; reads the vocabulary here, where nobody waits for it."""
+        if why := schema_problem(schema):
+            return why
+        made = self._grammars.constraint(schema) if self._grammars is not None else ""
+        return made if isinstance(made, str) else ""
 
     def _tree(self, request: Request) -> LabelTrie:
         return self._trees.of(self._templates[request.adapter], request.choices)[0]
@@ -247,6 +256,7 @@ class LocalEngine:
             _settle(loop, loading, error)
             return
         engine = Engine(model, rows=self._slots, tokens=self._tokens)
+        self._grammars = engine.grammars
         _settle(loop, loading, None)
         work = _Work(engine, inbox, self._tree)
         try:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.inference.prompt import label_tree, refused, with_ids
+from tuneloop.inference.grammar import Grammars
+from tuneloop.inference.prompt import label_tree, refused, schema_problem, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.trained import base_of_adapter, target_kind, trained_folder
@@ -118,14 +119,26 @@ class LocalTarget:
     def _written(self, requests: Sequence[Request], progress: Progress, task: str) -> Iterator[Completion]:
         from tuneloop.inference.generate import answer_requests
 
-        made = [
-            refused(request, WRITES_FREELY) if request.choices or request.schema is not None else self.rendered(request)
-            for request in requests
-        ]
+        made = [self._writable(request) for request in requests]
         asked = [each for each in made if isinstance(each, Request)]
-        answers = iter(answer_requests(self.model, asked, progress=progress, task=task))
+        answers = iter(answer_requests(self.model, asked, grammars=self.grammars, progress=progress, task=task))
         for each in made:
             yield next(answers) if isinstance(each, Request) else each
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What answers under a JSON Schema may be."""
+        return Grammars(self.model.template, self.model.head.shape[0])
+
+    def _writable(self, request: Request) -> Request | Completion:
+        if request.choices:
+            return refused(request, WRITES_FREELY)
+        if request.schema is not None:
+            why = schema_problem(request.schema)
+            made = why or self.grammars.constraint(request.schema)
+            if isinstance(made, str):
+                return refused(request, made)
+        return self.rendered(request)
 
     def stream(self, request: Request) -> Iterator[Update]:
         """One written answer in pieces as they come."""

@@ -1,0 +1,83 @@
+"""Answers that are held to a JSON Schema: which tokens may come next.
+
+llguidance computes it: an MIT wheel of 3 MB without dependencies, which vLLM, SGLang and llama.cpp can use too. It reads the
+schema in a millisecond and needs no tables for the vocabulary; outlines-core builds an automaton over the whole vocabulary
+for each schema, and xgrammar brings torch, transformers and triton along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tuneloop.models.template import Template
+
+NEEDS = "no_schema: our own engine holds answers to a schema by llguidance: pip install 'tuneloop[serve]'"
+# Spaces as llama.cpp allows them between tokens of JSON: with any number a model could write them for ever.
+SPACES = r"(?: |\n{1,2}[ \t]{0,20})"
+
+
+class Constraint:
+    """What one answer may still be.
+
+    Args:
+        matcher: of llguidance, at the beginning of the answer.
+        ends: tokens that end an answer.
+    """
+
+    def __init__(self, matcher: Any, ends: Sequence[int]) -> None:
+        self._matcher, self._ends = matcher, list(ends)
+        self.over = False  # an end was written: what comes behind it is nobody's answer
+
+    def apply(self, logits: Tensor) -> None:
+        """Rule out (-inf) what may not come next in a row's logits (V), in place."""
+        import numpy as np
+        import torch
+
+        barred = torch.ones(logits.shape[0], dtype=torch.bool)
+        if self._matcher.is_stopped():  # complete: all that can follow is an end
+            barred[self._ends] = False
+        else:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            allowed = np.unpackbits(bits, bitorder="little")[: logits.shape[0]].astype(bool)
+            barred[: len(allowed)] = torch.from_numpy(~allowed)
+        logits.masked_fill_(barred.to(logits.device), float("-inf"))
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token that was written."""
+        self.over = self.over or token in self._ends
+        if not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
+
+
+class Grammars:
+    """Constraints for the answers of one model: its vocabulary is read once, when the first schema comes.
+
+    Args:
+        template: tokenizer, and the tokens that end an answer.
+        size: of the vocabulary, as the model's output has it.
+    """
+
+    def __init__(self, template: Template, size: int) -> None:
+        self._template, self._size = template, size
+        self._tokens: Any = None
+
+    def constraint(self, schema: Mapping[str, Any]) -> Constraint | str:
+        """What an answer under a schema may be, or why there is none."""
+        try:
+            from llguidance import LLMatcher, LLTokenizer
+        except ImportError:
+            return NEEDS
+        if self._tokens is None:
+            ends = list(self._template.end_ids)
+            self._tokens = LLTokenizer(self._template.tokenizer.to_str(), n_vocab=self._size, eos_token=ends)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(dict(schema), defaults={"whitespace_pattern": SPACES})
+            matcher = LLMatcher(self._tokens, grammar, log_level=0)
+            why = matcher.get_error()
+        except (ValueError, TypeError) as error:
+            why = str(error)
+        return f"no_schema: {' '.join(why.split())[:160]}" if why else Constraint(matcher, self._template.end_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tuneloop.combine.gains import Score, difference, holds, kept_share, point_share
+from tuneloop.combine.gains import Score, difference, holds, kept_share, point_share, ratio
 from tuneloop.records.merge import Share
 
 
@@ -59,3 +59,11 @@ def test_a_difference_is_paired() -> None:
 def test_a_search_goes_by_the_gain_and_without_one_by_the_difference() -> None:
     assert point_share(0.2, 0.8, 0.5) == pytest.approx(0.5)
     assert point_share(0.8, 0.7, 0.6) == pytest.approx(0.9)
+
+
+def test_a_ratio_is_paired_and_of_something() -> None:
+    teacher, student, nothing = scores(0.9, 0.45, 0.0)
+    found = ratio(teacher, student)
+    assert found is not None and found.value == pytest.approx(0.5) and 0.4 < found.low < 0.5 < found.high < 0.6
+    assert ratio(nothing, student) is None
+    assert ratio(Score.of(2.0, [2.0], lower_is_better=True), Score.of(3.0, [3.0], lower_is_better=True)) is None

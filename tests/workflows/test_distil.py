@@ -15,6 +15,7 @@ from six_layers import write_six_layers
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.workflows import distil as module
+from tuneloop.workflows import distil_teacher
 
 Said = pytest.CaptureFixture[str]
 TRAIN = ["train.epochs=1", "train.rows_per_step=8", "train.evaluations=1"]
@@ -74,6 +75,9 @@ def test_answers_are_kept_filtered_and_compared_with_a_control(
     assert (
         read_json(Path("student/run.json"))["dataset"] == read_json(Path("student/distill/dataset/dataset.json"))["id"]
     )
+    assert figures["kept"]["value"] == pytest.approx(figures["student"] / figures["teacher"])
+    assert figures["kept"]["low"] <= figures["kept"]["value"] <= figures["kept"]["high"]
+    assert figures["student_cost"]["parameters"] and figures["teacher_cost"]["rows_per_second"] > 0
     assert told(capsys, "evaluate", "student")["n"] == figures["n"]
 
     def refused(*_: Any) -> Any:
@@ -81,13 +85,36 @@ def test_answers_are_kept_filtered_and_compared_with_a_control(
 
     file.write_bytes(file.read_bytes() + b'{"id": "torn')  # as a killed process leaves it
     monkeypatch.setattr(module, "_figures", lambda *_: None)
-    monkeypatch.setattr(module, "_asked", refused)
+    monkeypatch.setattr(distil_teacher, "asked", refused)
     assert told(capsys, *command)["kept"] == found["kept"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["logits", "live"])
+def test_probabilities_are_learned_and_asked_for_once(
+    level: str, teacher: str, capsys: Said, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["distill", teacher, str(tiny_llama), "--dataset", f"{teacher}/dataset", "--out", "student", *TRAIN]
+    more = ["--level", level, "--answers", "own", "--no-control", "--top", "16", "train.divergence=reverse"]
+    found = told(capsys, *command, *more)
+    assert found["level"] == level and found["answers"] == "own" and found["asked"] == found["kept"]
+    lines = read_jsonl(Path("student/metrics.jsonl"))
+    assert all("divergence" in line for line in lines if "loss" in line)
+    stored = list(Path("student/distill").glob("logits-*/teacher.json"))
+    assert len(stored) == (level == "logits") and not list(Path("student/distill").glob("answers-*"))
+    if level == "logits":
+        about = read_json(stored[0])
+        assert about["top"] == 16 and about["teacher"] == teacher
+        data = stored[0].parent / "tokens.bin"
+        before = data.stat().st_mtime_ns
+        assert told(capsys, *command, *more)["figures"] and data.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["BASE", "--level", "words"], "--level words is not known"),
+        (["BASE", "--answers", "own"], "what the control learns"),
         ([], "Which student"),
         (["BASE", "--layers", "1"], "Which student"),
         (["http://127.0.0.1:9/v1"], "student too many"),
@@ -101,6 +128,12 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert main(["distill", teacher, *more, *given, "--dataset", f"{teacher}/dataset", "--out", "s"]) == 2
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error and not Path("s/run.json").exists()
+
+
+def test_probabilities_of_a_server_are_refused(teacher: str, capsys: Said, tiny_llama: Path) -> None:
+    asked = ["distill", "http://127.0.0.1:9/v1", str(tiny_llama), "--model", "m", "--level", "logits"]
+    assert main([*asked, "--dataset", f"{teacher}/dataset", "--out", "s"]) == 2
+    assert "gives its probabilities" in capsys.readouterr().err
 
 
 def test_a_larger_student_is_refused(teacher: str, capsys: Said, smollm2: Path) -> None:

@@ -42,6 +42,18 @@ def difference(expert: Score, merged: Score) -> Share:
     return Share(value=delta, low=low, high=high)
 
 
+def ratio(whole: Score, part: Score) -> Share | None:
+    """part / whole with its paired 95 % interval; None where less is better, or the whole is nothing.
+
+    A resample in which the whole is nothing counts as a share without bound.
+    """
+    if whole.value <= 0:
+        return None
+    some = whole.draws > 0
+    low, high = np.quantile(np.where(some, part.draws / np.where(some, whole.draws, 1.0), ENDLESS), [0.025, 0.975])
+    return Share(value=part.value / whole.value, low=float(low), high=float(high))
+
+
 def kept_share(base: Score, expert: Score, merged: Score) -> Share | None:
     """(merged - base) / (expert - base), with the 95 % interval of paired resamples; None where the expert has no sure gain.
 

@@ -51,7 +51,16 @@ class RouteOptions:
 class DistilOptions:
     """Who learns, and how it is judged."""
 
+    LEVELS: ClassVar[tuple[str, ...]] = ("text", "logits", "live")
+    ANSWERS: ClassVar[tuple[str, ...]] = ("teacher", "own")
+
     model: str = flag("", "NAME", "The teacher, as its endpoint names it.", "-m")
+    level: str = flag(
+        "text", "NAME", "What is learned: text (its answers), logits (its probabilities too, stored once), live (the same, asked in "
+        "each step).",
+    )  # fmt: skip
+    answers: str = flag("teacher", "NAME", "Whose answers the student reads: the teacher's, or the rows' own.")
+    top: int = flag(128, "N", "Likeliest tokens that --level logits stores at each position.", least=1)
     layers: int = flag(0, "N", "Make the student of the teacher: leave out layers until N are left.", least=0)
     rows: int = flag(300, "N", "Most test rows that are asked.", least=1)
     no_control: bool = switch("Don't train the same student on the rows' own answers, to compare with.")

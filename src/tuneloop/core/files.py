@@ -206,6 +206,14 @@ def read_jsonl(path: Path | str) -> list[Any]:
     return records
 
 
+def drop_torn_line(file: Path) -> None:
+    """Cut off a last line that a killed process has not finished."""
+    data = file.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with file.open("r+b") as handle:
+            handle.truncate(data.rfind(b"\n") + 1)
+
+
 def read_yaml(path: Path | str, what: str = "recipe") -> dict[str, Any]:
     """Read a YAML mapping.
 

@@ -23,15 +23,29 @@ class PrunedStudent(Part):
     distance: float
 
 
+class ModelCost(Part):
+    """What a model's answers to the test rows cost on this machine.
+
+    Args:
+        parameters: of the model; None: a server's.
+        rows_per_second: answered; `tokens_per_second`: read and written, where they are counted.
+    """
+
+    parameters: int | None = None
+    rows_per_second: float
+    tokens_per_second: float | None = None
+
+
 class DistilledFigures(Part):
     """What came of it, on test rows.
 
     Args:
         metric: that decides; `n`: rows.
         teacher, control, student: the metric's values. `control` is the same student trained on the rows' own answers.
-        kept: the student's value as a share of the teacher's.
+        kept: the student's value as a share of the teacher's; None of a metric of which less is better.
         closed: share of the gap between control and teacher that the student closes; None: the teacher is not surely better.
         over_control: student - control, with its paired interval.
+        teacher_cost, student_cost: what their answers took.
     """
 
     metric: str
@@ -39,9 +53,11 @@ class DistilledFigures(Part):
     teacher: Number
     student: Number
     control: Number | None = None
-    kept: Number | None = None
+    kept: Share | None = None
     closed: Share | None = None
     over_control: Share | None = None
+    teacher_cost: ModelCost | None = None
+    student_cost: ModelCost | None = None
 
 
 class DistillationRecord(Record):
@@ -50,6 +66,7 @@ class DistillationRecord(Record):
     Args:
         teacher: as the user named it; `teacher_key`: hash of what its answers depend on.
         student: the model that was trained; `pruned`: how it was made of the teacher.
+        level: what was learned: `text`, `logits` (stored probabilities) or `live` ones; `answers`: whose, the `teacher`'s or the rows' `own`.
         dataset: id of the data set whose prompts were asked.
         asked, kept: prompts, and answers that were trained on; `dropped`: reason -> answers.
         agreement: share of the kept answers that are the rows' own.
@@ -65,6 +82,8 @@ class DistillationRecord(Record):
     teacher_key: str
     student: str
     pruned: PrunedStudent | None = None
+    level: str = "text"
+    answers: str = "teacher"
     dataset: str
     asked: int
     kept: int
@@ -72,3 +91,24 @@ class DistillationRecord(Record):
     agreement: float | None = None
     figures: DistilledFigures | None = None
     words: list[str] = []
+
+
+class TeacherLogits(Record):
+    """`teacher.json`: what the stored probabilities of a teacher are of.
+
+    Args:
+        teacher: as the user named it; `teacher_key`: hash of its weights and template.
+        vocabulary: tokens that it knows.
+        top: likeliest tokens that are kept at each position.
+        temperature: by which its logits were divided.
+    """
+
+    title: ClassVar[str] = "a teacher's stored probabilities"
+    file: ClassVar[str] = "teacher.json"
+    again: ClassVar[str] = "delete the folder and distil again"
+
+    teacher: str
+    teacher_key: str
+    vocabulary: int
+    top: int
+    temperature: float

@@ -51,6 +51,11 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "reproduction": ("reproduction", "Reproduction", "`reproductions/ID/reproduction.json`"),
     "merge": ("merge", "MergeRecord", "`RUN/merge.json`: how adapters were merged"),
     "distillation": ("distillation", "DistillationRecord", "`RUN/distillation.json`"),
+    "teacher": (
+        "distillation",
+        "TeacherLogits",
+        "`RUN/distill/logits-HASH/teacher.json`: a teacher's stored probabilities",
+    ),
     "router": ("router", "RouterRecord", "`ROUTER/router.json`"),
     "tasks": ("merge", "TaskDeployment", "`RUN/tasks.json`: which model answers which task"),
     "request": ("request", "StoredRequest", "a request that was served"),

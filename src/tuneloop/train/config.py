@@ -13,9 +13,10 @@ from tuneloop.models.methods import SHIPPED, USUAL, method_named, methods, names
 from tuneloop.models.methods.full import FullSettings
 from tuneloop.models.methods.lora import LoraSettings
 from tuneloop.models.methods.prefix import PrefixSettings
+from tuneloop.train.distil_settings import DistilSettings
 from tuneloop.train.loss_table import LOSSES
 
-LOSS_NAMES = ("supervised", "dpo", "kto")  # what ships; LOSSES may have been given more
+LOSS_NAMES = ("supervised", "dpo", "kto", "distil")  # what ships; LOSSES may have been given more
 
 # Preferences move a model that already answers well: a tenth of the rate, as is usual (Rafailov et al. 2023, appendix B).
 PREFERENCE_SHARE = 0.1
@@ -23,7 +24,7 @@ PREFERENCE_SHARE = 0.1
 
 def usual_rate(method: str, loss: str) -> float:
     """Peak learning rate of a method and a loss where none is given."""
-    return method_named(method).learning_rate * (1.0 if loss == "supervised" else PREFERENCE_SHARE)
+    return method_named(method).learning_rate * (PREFERENCE_SHARE if loss in ("dpo", "kto") else 1.0)
 
 
 def _choices() -> str:
@@ -49,13 +50,13 @@ class WhatIsTrained(Config):
     init: str | None = Field(None, description="folder of an earlier run of the same method and base to go on from")
 
 
-class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
+class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
     """Defaults that were measured to work on small jobs; see docs/records/results.md."""
 
     loss: str = Field(
         "supervised",
         json_schema_extra={"enum": list(LOSS_NAMES)},
-        description="supervised, or preferences: dpo (chosen and rejected answers), kto (thumbs)",
+        description="supervised; of preferences: dpo (chosen and rejected answers), kto (thumbs); of a teacher: distil",
     )
     train_on: Literal["assistant", "all", "last"] = Field(
         "assistant", description="tokens that are trained: every assistant turn, everything, or the last turn"
@@ -212,7 +213,11 @@ class TrainConfig(FullSettings, PrefixSettings, LoraSettings, WhatIsTrained):
                 f"train.kl needs the base model alongside the trained one; with train.method={self.method} use train.l2_start"
             )
         if self.kl and self.loss != "supervised":
-            raise ValueError("train.kl is of the supervised loss; dpo and kto hold the model by train.beta")
+            raise ValueError(
+                "train.kl is of the supervised loss; dpo and kto hold the model by train.beta, distil by its teacher"
+            )
+        if (self.loss == "distil") != (self.teacher is not None):
+            raise ValueError("train.loss=distil and train.teacher go together")
         if self.train_on != "assistant" and self.loss != "supervised":
-            raise ValueError("train.train_on is of the supervised loss; dpo and kto learn the rated answer")
+            raise ValueError("train.train_on is of the supervised loss; the others learn answers")
         return self

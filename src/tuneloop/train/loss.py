@@ -43,7 +43,7 @@ from tuneloop.train.rows import (
 BATCH_TOKENS = 4096
 
 
-def _softmax_loss(logits: Tensor, targets: Tensor, turn: bool) -> Tensor:
+def softmax_loss(logits: Tensor, targets: Tensor, turn: bool) -> Tensor:
     """Cross entropy of each row of logits; with `turn` they become its gradient in place."""
     rows = torch.arange(logits.shape[0], device=logits.device)
     top, picked = logits.amax(-1).float(), logits[rows, targets].float()
@@ -57,8 +57,12 @@ def _softmax_loss(logits: Tensor, targets: Tensor, turn: bool) -> Tensor:
     return losses
 
 
-class _HeadCrossEntropy(torch.autograd.Function):
-    """Vocabulary projection, log-softmax and their gradients in chunks of rows.
+# The losses of a chunk of logits, those of some positions; where the last argument says so, the logits become their gradient in place.
+HeadLoss = Callable[[Tensor, slice, bool], Tensor]
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Vocabulary projection, a loss of the logits and their gradients in chunks of rows.
 
     The logits of a chunk exist once, and are turned into their own gradient in place; with a frozen head
     the gradient with respect to the hidden states is ready when the forward pass ends. The idea is
@@ -66,19 +70,15 @@ class _HeadCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, chunk: int) -> Tensor:
-        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, weights: Tensor, of: HeadLoss, chunk: int) -> Tensor:
+        losses = torch.empty(len(weights), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(targets), chunk):
+        for start in range(0, len(weights), chunk):
             part = slice(start, start + chunk)
             logits = hidden[part] @ weight.t()
             grad = logits if grad_hidden is not None or grad_weight is not None else None
-            few = backend(logits.device).softmax_rows or chunk
-            for some, of_some, out in zip(
-                *(torch.split(x, few) for x in (logits, targets[part], losses[part])), strict=True
-            ):
-                out.copy_(_softmax_loss(some, of_some, turn=grad is not None))
+            losses[part] = of(logits, part, grad is not None)
             if grad is None:
                 continue
             # A position's weight is put on its C numbers instead of the V of its row: one pass less over the largest buffer.
@@ -114,13 +114,24 @@ def head_cross_entropy(
         weights_N: weight of each position (fp32); 1 / supervised tokens of the whole step gives their mean.
         chunk: positions projected at a time; bounds memory to chunk * V * 2 bytes on a processor, 10 on a GPU. 0: `positions_at_once`.
     """
-    loss: Tensor = _HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_NC,
-        head_VC,
-        targets_N,
-        weights_N,
-        chunk or positions_at_once(head_VC.requires_grad, backend(head_VC.device)),
-    )
+
+    def of(logits: Tensor, part: slice, turn: bool) -> Tensor:
+        few = backend(logits.device).softmax_rows or len(logits)
+        pieces = zip(torch.split(logits, few), torch.split(targets_N[part], few), strict=True)
+        return torch.cat([softmax_loss(some, of_some, turn) for some, of_some in pieces])
+
+    return head_loss(hidden_NC, head_VC, weights_N, of, chunk)
+
+
+def head_loss(hidden_NC: Tensor, head_VC: Tensor, weights_N: Tensor, of: HeadLoss, chunk: int = 0) -> Tensor:
+    """Sum over positions of weight * a loss of their logits, with the vocabulary projection inside.
+
+    Args:
+        hidden_NC, head_VC, weights_N, chunk: see `head_cross_entropy`.
+        of: the loss.
+    """
+    at_once = chunk or positions_at_once(head_VC.requires_grad, backend(head_VC.device))
+    loss: Tensor = _HeadLoss.apply(hidden_NC, head_VC, weights_N, of, at_once)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -208,10 +219,13 @@ def log_likelihoods(model: Model, rows: Sequence[Rendered]) -> Tensor:
     """Log likelihood of each row's learned tokens (B), fp32, with a gradient; logits exist a chunk at a time."""
     states = learned_states(model, rows)
     out = torch.zeros(len(rows), dtype=torch.float32, device=states.hidden_NC.device)
-    return out.index_add(0, states.rows_N, _in_chunks(_log_probs, states.hidden_NC, _head(model), states.targets_N))
+    return out.index_add(
+        0, states.rows_N, _in_chunks(_log_probs, states.hidden_NC, learned_head(model), states.targets_N)
+    )
 
 
-def _head(model: Model) -> Tensor:
+def learned_head(model: Model) -> Tensor:
+    """The vocabulary projection, apart from the graph where no gradient is wanted."""
     return model.head if torch.is_grad_enabled() else model.head.detach()
 
 
@@ -248,12 +262,12 @@ def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross entropy of the learned tokens, and with `kl` the divergence from the base model there."""
     states = learned_states(batch.model, batch.rows, packed=batch.config.packing)
     weights = states.weights_N * batch.share
-    loss = head_cross_entropy(states.hidden_NC, _head(batch.model), states.targets_N, weights)
+    loss = head_cross_entropy(states.hidden_NC, learned_head(batch.model), states.targets_N, weights)
     if not batch.config.kl:
         return loss, {}
     with torch.no_grad(), batch.base():
         reference = learned_states(batch.model, batch.rows, packed=batch.config.packing).hidden_NC
-    kl = (_in_chunks(_divergence, states.hidden_NC, _head(batch.model), reference) * weights).sum()
+    kl = (_in_chunks(_divergence, states.hidden_NC, learned_head(batch.model), reference) * weights).sum()
     return loss + batch.config.kl * kl, {"kl": kl.detach()}
 
 

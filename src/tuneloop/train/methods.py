@@ -18,6 +18,7 @@ from tuneloop.train.batches import ORDER
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import refuse_unsharded, regroup, shard
 from tuneloop.train.rows import TrainRow, conversations
+from tuneloop.train.teachers import teacher_hash
 
 
 def attach(model: Model, config: TrainConfig, seed: int, rows: Sequence[TrainRow] = ()) -> Trainable:
@@ -71,4 +72,6 @@ def _go_on_from(run: Path, model: Model, config: TrainConfig, method: Method, tr
 def run_key(model: Model, config: TrainConfig, seed: int, data_id: str) -> str:
     """Hash of what a run's steps depend on."""
     own = [source] if (source := method_named(config.method).source) else []
-    return content_hash([config, seed, data_id, model.fingerprint, init_hash(config), ORDER, *own])
+    return content_hash(
+        [config, seed, data_id, model.fingerprint, init_hash(config), ORDER, *own, *teacher_hash(config)]
+    )

@@ -43,6 +43,17 @@ class Rated:
     reference: tuple[float, float] = (0.0, 0.0)
 
 
+@dataclass(frozen=True)
+class Taught(Rendered):
+    """A conversation at whose learned positions a teacher's probabilities are stored.
+
+    Args:
+        key: by which they are found; empty: the teacher is asked in each step.
+    """
+
+    key: str = ""
+
+
 TrainRow = Rendered | Pair | Rated
 
 
@@ -113,10 +124,25 @@ def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> li
     ]
 
 
+def _taught(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
+    """Conversations that a teacher judges, each with the place of what is stored.
+
+    Raises:
+        UserError: nothing is stored of a row, or the teacher has other tokens or another chat template.
+    """
+    from tuneloop.train.teachers import check_teacher, keys_of
+
+    made = [template.render(row.messages, row.tools) for row in rows]
+    if made:
+        check_teacher(rows[0], made[0], template, config)
+    return [Taught(row.ids, row.mask, key) for row, key in zip(made, keys_of(made, config), strict=True)]
+
+
 CONVERSATIONS = RowKind(lambda row: not row.rated_bad, _conversations)
 PAIRS = RowKind(lambda row: bool(row.meta.get("rejected")), _pairs, "a chosen and a rejected answer")
 RATINGS = RowKind(lambda row: isinstance(row.meta.get("thumb"), bool), _ratings, "a thumb up or down")
-SHIPPED = {"supervised": CONVERSATIONS, "dpo": PAIRS, "kto": RATINGS}  # known without importing torch
+TAUGHT = RowKind(lambda row: not row.rated_bad, _taught)
+SHIPPED = {"supervised": CONVERSATIONS, "dpo": PAIRS, "kto": RATINGS, "distil": TAUGHT}  # known without importing torch
 
 
 def _learned(row: Rendered, what: str) -> Rendered:

@@ -13,6 +13,7 @@ from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes, whole
 from tuneloop.train.batches import Step, halved, too_large
 from tuneloop.train.config import TrainConfig
+from tuneloop.train.distil import distil as distil  # which puts its loss into LOSSES
 from tuneloop.train.distributed import own_share, sum_gradients, summed
 from tuneloop.train.layers import recompute_layers
 from tuneloop.train.loss import LOSSES, Batch

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.methods import WHOLE
-from tuneloop.records.completion import Completion
-from tuneloop.records.dataset import MANIFEST, SplitFile
-from tuneloop.records.distillation import DistillationRecord, DistilledFigures, PrunedStudent
+from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost, PrunedStudent
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
+from tuneloop.workflows.distil_teacher import DistilJob, Say, asked, stored_probabilities, taught_rows
 from tuneloop.workflows.recipe import Recipe, make_recipe
+from tuneloop.workflows.registry import local_name
 from tuneloop.workflows.run_context import RunContext
 from tuneloop.workflows.targets import TaskTarget, open_with_task
 from tuneloop.workflows.train import train_alone
@@ -29,44 +28,9 @@ from tuneloop.workflows.train import train_alone
 if TYPE_CHECKING:
     from tuneloop.combine.gains import Score
     from tuneloop.inference.client import Endpoint
+    from tuneloop.records.merge import Share
 
-Say = Callable[[str], None]
-AT_ONCE = 64  # prompts that are asked before their answers are written
 LOOKED_AT = 24  # conversations that show which layers matter
-PLACE = "distill"  # in the run's folder: answers, rows, the student, the control
-
-
-@dataclass
-class DistilJob:
-    """A distillation at work.
-
-    Args:
-        teacher: who answers.
-        dataset: whose prompts are asked.
-        out: the student's run.
-        options: how.
-        settings: `key=value`, of the student's recipe.
-    """
-
-    teacher: TaskTarget
-    dataset: Dataset
-    out: Path
-    options: DistilOptions
-    settings: Sequence[str] = ()
-    progress: Progress = no_progress
-    say: Say = lambda line: None
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def place(self) -> Path:
-        """Where all that is not the student's run itself stands."""
-        return self.out / PLACE
-
-    @property
-    def labels(self) -> list[str]:
-        """The labels that a teacher on this machine scores; empty: it writes."""
-        scores = self.dataset.task == "classification" and self.teacher.local is not None
-        return list(self.dataset.manifest.labels or []) if scores else []
 
 
 @dataclass(frozen=True)
@@ -106,10 +70,6 @@ def distil(
     from tuneloop.data.dataset import load_dataset
 
     teacher, student = given.teacher, given.student
-    if bool(student) == bool(options.layers):
-        raise UserError(
-            "Which student?", where="tuneloop distill", next_step="name a smaller model, or give --layers N, not both"
-        )
     job = DistilJob(
         open_with_task(teacher, endpoint=given.endpoint),
         load_dataset(given.dataset),
@@ -119,14 +79,12 @@ def distil(
         progress,
         say,
     )
-    if options.layers and job.teacher.local is None:
-        raise UserError("Layers of a server's model can't be had", where=teacher, next_step="name a student model")
-    taught = _taught_rows(job)
+    _refuse_impossible(job, student)
+    taught = taught_rows(job) if options.answers == "teacher" else job.dataset
     made = _pruned(job) if options.layers else None
     model = str(job.place / "student") if made else student
-    if not made:
-        _refuse_larger(job, student)
-    train_alone(_recipe(job, model, taught.path, out), progress=progress, say=say)
+    train_alone(_taught_recipe(job, model, taught), progress=progress, say=say)
+    _forget_teacher(job)
     control = None
     if not options.no_control:
         control = job.place / "control"
@@ -137,110 +95,13 @@ def distil(
     record = DistillationRecord(
         teacher=teacher, teacher_key=job.teacher.identity, student=model, pruned=made, dataset=job.dataset.id,
         asked=len(job.dataset.train), kept=len(taught.train), dropped=dict(job.dropped), agreement=agreement,
-        figures=_figures(job, control),
+        level=options.level, answers=options.answers, figures=_figures(job, control),
     )  # fmt: skip
     record = record.model_copy(update={"words": list(sentences(record))})
     write_record(out / DistillationRecord.file, record)
     for line in record.words:
         say(f"distill   {line}")
     return record
-
-
-# --- the teacher's answers ---------------------------------------------------------------------
-
-
-def _taught_rows(job: DistilJob) -> Dataset:
-    """The data set with the teacher's answers in its training rows, those left out that are no good.
-
-    Raises:
-        UserError: hardly an answer is usable.
-    """
-    from tuneloop.data.dataset import label_counts, load_dataset
-
-    answers = _answers(job)
-    kept: list[Row] = []
-    for row in job.dataset.train:
-        why = _unusable(answers[row.id], job.dataset)
-        if why:
-            job.dropped[why] += 1
-            continue
-        text = answers[row.id].text.strip()
-        turns = [*row.prompt, {**row.messages[-1], "content": text}]
-        label = text if row.label is not None else None
-        kept.append(replace(row, messages=turns, label=label, meta={**row.meta, "teacher": job.teacher.name}))  # type: ignore[arg-type]
-    if not kept:
-        reasons = ", ".join(f"{count} {why}" for why, count in job.dropped.items())
-        raise UserError(
-            f"No answer of the teacher is usable ({reasons})", where=job.teacher.name, next_step="ask another teacher"
-        )
-    out, old = job.place / "dataset", job.dataset.manifest
-    splits = {"train": kept, "val": list(job.dataset.val), "test": list(job.dataset.test)}
-    about = {}
-    for split, rows in splits.items():
-        write_jsonl(out / f"{split}.jsonl", rows)
-        counts = label_counts(rows) if job.dataset.task == "classification" else None
-        about[split] = SplitFile(
-            path=f"{split}.jsonl", rows=len(rows), sha256=sha256_file(out / f"{split}.jsonl"), labels=counts
-        )
-    hash_ = content_hash([old.hash, job.teacher.identity, [[row.id, row.answer] for row in kept]])
-    sizes = old.counts.model_copy(update={"train": len(kept)})
-    manifest = old.model_copy(
-        update={"id": f"{old.name}-{hash_[:12]}", "hash": hash_, "key": "", "counts": sizes, "checks": [],
-                "splits": old.splits.model_copy(update=about)}
-    )  # fmt: skip
-    write_record(out / MANIFEST, manifest)
-    return load_dataset(out)
-
-
-def _unusable(answer: Completion, dataset: Dataset) -> str:
-    """Why an answer is not trained on; empty where it is."""
-    if answer.error:
-        return "failed"
-    if not answer.text.strip():
-        return "empty"
-    if answer.finish == "length":
-        return "cut off"
-    labels = dataset.manifest.labels if dataset.task == "classification" else None
-    return "no known label" if labels and answer.text.strip() not in labels else ""
-
-
-def _answers(job: DistilJob) -> dict[str, Completion]:
-    """The teacher's answer to each training row: those that are written down already, then the others."""
-    from tuneloop.core.files import user_errors_of_the_disk
-
-    file = job.place / f"answers-{content_hash([job.teacher.identity, job.dataset.manifest.hash])[:12]}.jsonl"
-    known: dict[str, Completion] = {}
-    if file.is_file():
-        _drop_torn_line(file)
-        known = {line["id"]: Completion(text=line["text"], finish=line["finish"]) for line in read_jsonl(file)}
-        job.say(f"teacher   {len(known)} answers are there already")
-    left = [row for row in job.dataset.train if row.id not in known]
-    limit = job.teacher.task.max_new_tokens if job.teacher.task else 256
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with user_errors_of_the_disk(file), file.open("a", encoding="utf-8") as handle:
-        for start in range(0, len(left), AT_ONCE):
-            some = left[start : start + AT_ONCE]
-            requests = [Request(messages=row.prompt, tools=row.tools, max_new_tokens=limit, id=row.id) for row in some]
-            for row, answer in zip(some, _asked(job, requests), strict=True):
-                known[row.id] = answer
-                if not answer.error:  # a request that failed is asked again next time
-                    handle.write(json.dumps({"id": row.id, "text": answer.text, "finish": answer.finish}) + "\n")
-            handle.flush()
-            job.progress("asking the teacher", start + len(some), len(left))
-    return known
-
-
-def _asked(job: DistilJob, requests: Sequence[Request]) -> Sequence[Completion]:
-    if job.labels:
-        return list(job.teacher.target.score(requests, job.labels, exact=False))
-    return list(job.teacher.target.complete(requests))
-
-
-def _drop_torn_line(file: Path) -> None:
-    """Cut off a last line that a killed process has not finished."""
-    data = file.read_bytes()
-    if data and not data.endswith(b"\n"):
-        file.write_bytes(data[: data.rfind(b"\n") + 1])
 
 
 # --- the student -------------------------------------------------------------------------------
@@ -273,7 +134,39 @@ def _pruned(job: DistilJob) -> PrunedStudent:
     return made
 
 
-def _refuse_larger(job: DistilJob, student: str) -> None:
+def _refuse_impossible(job: DistilJob, student: str) -> None:
+    """Refuse what can't be distilled, before the teacher is asked and paid.
+
+    Raises:
+        UserError: no student or two; a student that is no smaller; a teacher whose layers or probabilities can't be had.
+    """
+    options, where = job.options, "tuneloop distill"
+    for name, value, known in (("level", options.level, options.LEVELS), ("answers", options.answers, options.ANSWERS)):
+        if value not in known:
+            raise UserError(f"--{name} {value} is not known", where=where, next_step=f"choose {', '.join(known)}")
+    if bool(student) == bool(options.layers):
+        raise UserError("Which student?", where=where, next_step="name a smaller model, or give --layers N, not both")
+    if options.level == "text" and options.answers == "own":
+        raise UserError(
+            "The rows' own text alone is what the control learns", where=where,
+            next_step="add --level logits, or leave --answers out",
+        )  # fmt: skip
+    if job.teacher.local is None:
+        if options.layers:
+            raise UserError(
+                "Layers of a server's model can't be had", where=job.teacher.name, next_step="name a student model"
+            )
+        if options.level != "text":
+            raise UserError(
+                "Only a model that tuneloop loads itself gives its probabilities", where=job.teacher.name,
+                next_step="leave --level out: the student learns the teacher's answers",
+            )  # fmt: skip
+        return
+    if student:
+        _refuse_larger(student, job.teacher.local)
+
+
+def _refuse_larger(student: str, teacher: LocalTarget) -> None:
     """A student is smaller than its teacher, where both sizes are known.
 
     Raises:
@@ -281,9 +174,7 @@ def _refuse_larger(job: DistilJob, student: str) -> None:
     """
     from tuneloop.models.names import resolve
 
-    if job.teacher.local is None:
-        return
-    own, theirs = (_parameters(resolve(name)) for name in (student, job.teacher.local.base))
+    own, theirs = (_parameters(resolve(name)) for name in (student, teacher.base))
     if own > theirs:
         raise UserError(
             f"The student has {own / 1e6:,.0f}M parameters and its teacher {theirs / 1e6:,.0f}M", where=student,
@@ -297,10 +188,38 @@ def _parameters(folder: Path) -> int:
     return sum(parameter.numel() for parameter in skeleton(folder).parameters())
 
 
-def _recipe(job: DistilJob, model: str, rows: str, out: Path) -> Recipe:
-    """The student's recipe. A model that lost layers is trained as a whole unless the settings say otherwise."""
-    method = {"train": {"method": WHOLE}} if job.options.layers else {}
-    values: dict[str, Any] = {"name": "student", "track": {"report_to": "none"}, **method}
+def _taught_recipe(job: DistilJob, model: str, taught: Dataset) -> Recipe:
+    """The student's recipe, with its teacher's probabilities where it learns them."""
+    if job.options.level == "text":
+        return _recipe(job, model, taught.path, job.out)
+    name = local_name(job.teacher.name)
+    if job.options.level == "logits":
+        heat = _recipe(job, model, taught.path, job.out, name).train.teacher_temperature
+        name = stored_probabilities(job, model, taught, heat)
+    _forget_teacher(job)
+    return _recipe(job, model, taught.path, job.out, name)
+
+
+def _forget_teacher(job: DistilJob) -> None:
+    """Give up the teacher's memory; where it is needed again, it is loaded again."""
+    if job.options.level == "live":
+        from tuneloop.train.distil import teacher_model
+
+        teacher_model.cache_clear()
+    if job.teacher.local is not None:
+        job.teacher.local.__dict__.pop("model", None)
+
+
+def _recipe(job: DistilJob, model: str, rows: str, out: Path, teacher: str = "") -> Recipe:
+    """The student's recipe. A model that lost layers is trained as a whole unless the settings say otherwise.
+
+    Args:
+        teacher: whose probabilities it learns; empty: the rows alone.
+    """
+    train: dict[str, Any] = {"method": WHOLE} if job.options.layers else {}
+    if teacher:
+        train |= {"loss": "distil", "teacher": teacher}
+    values: dict[str, Any] = {"name": "student", "track": {"report_to": "none"}, "train": train}
     recipe = make_recipe(values, job.settings)
     data = recipe.data.model_copy(update={"sources": [str(rows)]})
     return recipe.model_copy(update={"model": model, "output_dir": str(out), "data": data})
@@ -311,32 +230,40 @@ def _recipe(job: DistilJob, model: str, rows: str, out: Path) -> Recipe:
 
 def _figures(job: DistilJob, control: Path | None) -> DistilledFigures | None:
     """Teacher, control and student on the same test rows."""
-    from tuneloop.combine.gains import difference, kept_share
+    from tuneloop.combine.gains import difference, kept_share, ratio
     from tuneloop.evaluate.evaluate import sample_rows
 
     rows = sample_rows(job.dataset.test, job.options.rows, seed=0, stratum=job.dataset.stratum)
     if not rows:
         job.say("distill   no test rows: nothing is measured")
         return None
-    metric, teacher = _score(job, rows, job.teacher)
-    _, student = _score(job, rows, open_with_task(str(job.out)))
-    known = _score(job, rows, open_with_task(str(control)))[1] if control else None
-    found = DistilledFigures(
-        metric=metric, n=len(rows), teacher=abs(teacher.value), student=abs(student.value),
-        kept=student.value / teacher.value if teacher.value > 0 else None,
+    teacher = _score(job, rows, job.teacher)
+    student = _score(job, rows, open_with_task(str(job.out)))
+    known = _score(job, rows, open_with_task(str(control))) if control else None
+    values: dict[str, Any] = {"kept": ratio(teacher.score, student.score)}
+    if known is not None:
+        values |= {
+            "control": abs(known.score.value),
+            "closed": kept_share(known.score, teacher.score, student.score),
+            "over_control": difference(known.score, student.score),
+        }
+    return DistilledFigures(
+        metric=teacher.metric, n=len(rows), teacher=abs(teacher.score.value), student=abs(student.score.value),
+        teacher_cost=teacher.cost, student_cost=student.cost, **values,
     )  # fmt: skip
-    if known is None:
-        return found
-    more = {
-        "control": abs(known.value),
-        "closed": kept_share(known, teacher, student),
-        "over_control": difference(known, student),
-    }
-    return found.model_copy(update=more)
 
 
-def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> tuple[str, Score]:
-    """The metric that decides, and what a target comes to on rows."""
+@dataclass(frozen=True)
+class _Scored:
+    """What a model comes to on rows: the metric that decides, its score, and what the answers cost."""
+
+    metric: str
+    score: Score
+    cost: ModelCost
+
+
+def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
+    """Ask a model for rows, and judge its answers."""
     from tuneloop.combine.gains import Score
     from tuneloop.evaluate.metrics import lower_is_better
     from tuneloop.workflows.scoring import score
@@ -344,27 +271,40 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> tuple[str
 
     limit = target.task.max_new_tokens if target.task else 256
     requests = [Request(messages=row.prompt, tools=row.tools, max_new_tokens=limit, id=row.id) for row in rows]
-    asked = list(_asked(replace(job, teacher=target), requests))
+    target.target.load()
+    parameters = None
+    if isinstance(target.target, LocalTarget):
+        parameters = sum(weight.numel() for weight in target.target.model.net.parameters())
+    began = time.monotonic()
+    answers = list(asked(replace(job, teacher=target), requests))
+    seconds = time.monotonic() - began
     if isinstance(target.target, LocalTarget):
         target.target.__dict__.pop("model", None)  # three models need not be in memory together
     recipe = make_recipe({"name": "student"}, job.settings)
     found = score(
-        RunContext(recipe, job.out, job.progress), replace(job.dataset, test=rows), rows, SystemAnswers(asked, 0.0)
+        RunContext(recipe, job.out, job.progress), replace(job.dataset, test=rows), rows, SystemAnswers(answers, 0.0)
     )
     metric = found.primary
+    tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
+    cost = ModelCost(parameters=parameters, rows_per_second=len(rows) / max(seconds, 1e-9),
+                     tokens_per_second=tokens / max(seconds, 1e-9) if tokens else None)  # fmt: skip
     value, draws = found.metrics[metric].value, found.draws[metric]
-    return metric, Score.of(value, draws, lower_is_better=lower_is_better(metric))
+    return _Scored(metric, Score.of(value, draws, lower_is_better=lower_is_better(metric)), cost)
 
 
 def sentences(record: DistillationRecord) -> Sequence[str]:
     """What came of it."""
     lost = ", ".join(f"{count} {why}" for why, count in record.dropped.items())
-    said = [f"{record.kept} of {record.asked} answers of the teacher were trained on" + (f" ({lost})" if lost else "")]
+    whose = "answers of the teacher" if record.answers == "teacher" else "rows' own answers"
+    with_ = {"logits": ", with its stored probabilities", "live": ", with its probabilities"}.get(record.level, "")
+    said = [f"{record.kept} of {record.asked} {whose} were trained on{with_}" + (f" ({lost})" if lost else "")]
     found = record.figures
     if found is None:
         return said
     values = f"{found.metric} on {found.n} test rows: teacher {found.teacher:.3f}, student {found.student:.3f}"
     said.append(values + (f", control {found.control:.3f}" if found.control is not None else ""))
+    if found.kept is not None:
+        said.append(f"The student keeps {_share(found.kept)} of the teacher")
     if found.over_control is not None:
         delta = found.over_control
         verdict = "better than" if delta.low > 0 else "worse than" if delta.high < 0 else "not surely different from"
@@ -372,8 +312,30 @@ def sentences(record: DistillationRecord) -> Sequence[str]:
             f"The student is {verdict} the same model trained on the rows' own answers: {delta.value:+.3f} "
             f"[{delta.low:+.3f}, {delta.high:+.3f}]"
         )
-    if found.closed is not None:
-        said.append(
-            f"It closes {found.closed.value:.0%} [{found.closed.low:.0%}, {found.closed.high:.0%}] of the gap to the teacher"
-        )
+        if found.closed is not None:
+            said.append(f"It closes {_share(found.closed)} of the gap between the two")
+        else:
+            said.append("The teacher is not surely better than that model, so there is no gap to close")
+    if words := _cost_words(found):
+        said.append(words)
     return said
+
+
+MOST_SHARE = 10  # beyond that, a bound of a share is not told
+
+
+def _share(share: Share) -> str:
+    low, high = (f"{bound:.0%}" if abs(bound) < MOST_SHARE else "no bound" for bound in (share.low, share.high))
+    return f"{share.value:.0%} [{low}, {high}]"
+
+
+def _cost_words(found: DistilledFigures) -> str:
+    """How much smaller and faster the student is."""
+    teacher, student = found.teacher_cost, found.student_cost
+    if teacher is None or student is None:
+        return ""
+    sizes = ""
+    if teacher.parameters and student.parameters:
+        sizes = f"{student.parameters / 1e6:,.0f}M parameters instead of {teacher.parameters / 1e6:,.0f}M, and "
+    times = student.rows_per_second / teacher.rows_per_second
+    return f"It has {sizes}answers {times:.1f} times as many rows a second" if sizes else f"It answers {times:.1f} times as many rows a second"  # fmt: skip

@@ -45,9 +45,11 @@ if TYPE_CHECKING:
 def train_key(job: RunContext, dataset: Dataset) -> str:
     """Hash of all that the result of training depends on."""
     from tuneloop.train.methods import init_hash
+    from tuneloop.train.teachers import teacher_hash
 
     recipe = job.recipe
     own = [source] if (source := method_named(recipe.train.method).source) else []
+    own += teacher_hash(recipe.train)
     return content_hash(
         [recipe.train, recipe.seed, dataset.manifest.hash, job.fingerprint, init_hash(recipe.train), 1, *own]
     )

@@ -1,0 +1,107 @@
+"""Whether a teacher can teach: its tokens, its chat template, and what is stored of its probabilities. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash
+from tuneloop.models.template import Rendered, Template
+from tuneloop.records.rows import Row
+from tuneloop.train.config import TrainConfig
+from tuneloop.train.top_logits import TopStore, is_store, row_key
+
+if TYPE_CHECKING:
+    from tuneloop.inference.targets.local import LocalTarget
+
+BY_TEXT = "let the student learn the teacher's answers: tuneloop distill --level text"
+
+
+def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
+    """What is stored of each row is found by this; empty where the teacher is asked in each step.
+
+    Raises:
+        UserError: nothing is stored of some row, or for another temperature.
+    """
+    if not is_store(str(config.teacher)):
+        return [""] * len(rows)
+    if config.on_policy:
+        raise UserError(
+            "Stored probabilities say nothing of answers that the student writes", where="train.on_policy",
+            next_step="name a run or a model as train.teacher",
+        )  # fmt: skip
+    store = TopStore.open(Path(str(config.teacher)).expanduser())
+    if store.about.temperature != config.teacher_temperature:
+        raise UserError(
+            f"The probabilities were stored at a temperature of {store.about.temperature:g}", where=str(config.teacher),
+            next_step=f"set train.teacher_temperature={store.about.temperature:g}, or store them again",
+        )  # fmt: skip
+    keys = [row_key(row) for row in rows]
+    missing = sum(key not in store.rows for key in keys)
+    if missing:
+        raise UserError(
+            f"Of {missing:,} of {len(keys):,} rows no probabilities are stored", where=str(config.teacher),
+            next_step="store them for these rows and this student's chat template: tuneloop distill --level logits",
+        )  # fmt: skip
+    return keys
+
+
+def check_teacher(row: Row, rendered: Rendered, template: Template, config: TrainConfig) -> None:
+    """Refuse a teacher that is asked in each step and reads other tokens than the student.
+
+    Raises:
+        UserError: another vocabulary, or another chat template.
+    """
+    if is_store(str(config.teacher)):
+        return
+    refuse_other_tokens(open_teacher(str(config.teacher)), row, rendered, template)
+
+
+def teacher_hash(config: TrainConfig) -> list[str]:
+    """Identity of what `config.teacher` names, as a list; empty without."""
+    if config.teacher is None:
+        return []
+    if is_store(config.teacher):
+        about = TopStore.open(Path(config.teacher).expanduser()).about
+        return [content_hash([about.teacher_key, about.top, about.temperature])]
+    return [open_teacher(config.teacher).identity]
+
+
+def open_teacher(name: str) -> LocalTarget:
+    """A teacher by its name; its model is not loaded."""
+    from tuneloop.inference.targets.local import open_folder_or_name
+
+    return open_folder_or_name(name)
+
+
+def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, template: Template) -> None:
+    """Refuse a teacher whose probabilities are of other tokens than the student's.
+
+    Args:
+        row, rendered: one of the rows, as the student reads it by its template.
+
+    Raises:
+        UserError: another vocabulary, or another chat template.
+    """
+    from tuneloop.models.load import load_tokenizer
+
+    theirs = load_tokenizer(teacher.base)
+    if teacher.template:
+        theirs = replace(theirs, source=teacher.template)
+    if not same_tokens(theirs, template):
+        raise UserError("Teacher and student have different tokens", where=teacher.name, next_step=BY_TEXT)
+    if theirs.render(row.messages, row.tools).ids != rendered.ids:
+        raise UserError(
+            "Teacher and student have different chat templates, so the teacher would judge a form that it has not learned",
+            where=teacher.name, next_step=BY_TEXT,
+        )  # fmt: skip
+
+
+def same_tokens(one: Template, other: Template) -> bool:
+    """Whether the same ids stand for the same tokens; one vocabulary may go on where the other ends."""
+    known, theirs = (each.tokenizer.get_vocab() for each in (one, other))
+    shared = min(len(known), len(theirs))
+    return all(theirs.get(token) == place for token, place in known.items() if place < shared)

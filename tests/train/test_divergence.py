@@ -1,0 +1,103 @@
+"""Divergences and their gradients equal an independent computation over the whole vocabulary, TRL's and torchtune's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import teacher_values
+import torch
+from torch import Tensor
+
+from tuneloop.train.distil_settings import Divergence
+from tuneloop.train.divergence import TopProbabilities, of_logits, of_top
+from tuneloop.train.top_logits import top_of
+
+KINDS = get_args(Divergence)
+VALUES = json.loads(Path(teacher_values.FILE).read_text())
+
+
+def expected(kind: str, mix: float, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """By the definitions, in double precision, with autograd's gradient."""
+    z = student.double().requires_grad_()
+    p, q = (torch.softmax(each / temperature, -1) for each in (teacher.double(), z))
+
+    def kl(x: Tensor, y: Tensor) -> Tensor:
+        return (x * (x / y).log()).sum(-1)
+
+    values = {
+        "forward": lambda: kl(p, q),
+        "reverse": lambda: kl(q, p),
+        "skewed": lambda: kl(p, mix * p + (1 - mix) * q),
+        "skewed-reverse": lambda: kl(q, mix * q + (1 - mix) * p),
+        "jensen-shannon": lambda: mix * kl(p, mix * p + (1 - mix) * q) + (1 - mix) * kl(q, mix * p + (1 - mix) * q),
+    }
+    value = values[kind]()
+    (gradient,) = torch.autograd.grad(value.sum(), z)
+    return value.detach(), gradient
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_value_and_gradient_equal_the_definition(kind: Any, temperature: float) -> None:
+    student, teacher = teacher_values.logits()
+    before = student.clone(), teacher.clone()
+    value, gradient = of_logits(kind, 0.3, student, teacher, temperature)
+    wanted, of_wanted = expected(kind, 0.3, student, teacher, temperature)
+    torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient.double(), of_wanted, rtol=1e-4, atol=1e-6)
+    assert torch.equal(student, before[0]) and torch.equal(teacher, before[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_all_tokens_stored_it_is_that_of_the_whole_vocabulary(kind: Any) -> None:
+    student, teacher = teacher_values.logits()
+    ids, logp, log_tail = top_of(teacher, teacher.shape[1] - 1, 2.0)
+    value, gradient = of_top(kind, 0.3, student, TopProbabilities(ids, logp.exp(), log_tail.exp()), 2.0)
+    wanted, of_wanted = expected(kind, 0.3, student, teacher, 2.0)
+    torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient.double(), of_wanted, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_few_tokens_it_is_that_of_these_and_one_outcome_for_the_rest(kind: Any) -> None:
+    student, teacher = teacher_values.logits()
+    ids, logp, log_tail = top_of(teacher, 5, 1.0)
+    value, gradient = of_top(kind, 0.3, student, TopProbabilities(ids, logp.exp(), log_tail.exp()), 1.0)
+
+    def merged(logits: Tensor) -> Tensor:
+        """Logits of the outcomes; their softmax is what the tokens' softmax gives the outcomes."""
+        rest = torch.full_like(logits, -torch.inf).copy_(logits).scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        return torch.cat((logits.gather(1, ids), rest), 1)
+
+    wanted, _ = expected(kind, 0.3, merged(student), merged(teacher), 1.0)
+    torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert (value <= of_logits(kind, 0.3, student, teacher, 1.0)[0] + 1e-5).all()
+    step = student - 1e-2 * gradient  # downhill, to first order by the gradient's square
+    lower, _ = of_top(kind, 0.3, step, TopProbabilities(ids, logp.exp(), log_tail.exp()), 1.0)
+    fall = 1e-2 * gradient.square().sum(-1)
+    torch.testing.assert_close(value - lower, fall, rtol=0.05, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", VALUES["trl"], ids=lambda case: f"{case['beta']}-{case['temperature']}")
+def test_values_are_those_of_trl(case: dict[str, float]) -> None:
+    kind: Any = {0.0: "forward", 1.0: "reverse"}.get(case["beta"], "jensen-shannon")
+    check(*of_logits(kind, case["beta"], *teacher_values.logits(), case["temperature"]), case)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse"])
+def test_values_are_those_of_torchtune(kind: Any) -> None:
+    student, teacher = teacher_values.logits()
+    value, gradient = of_logits(kind, 0.5, student, teacher, 1.0)
+    if kind == "forward":  # it leaves out the teacher's own entropy, which no student changes
+        p = torch.softmax(teacher, -1)
+        value = value - (p * p.log()).sum(-1)
+    check(value, gradient, VALUES["torchtune"][kind])
+
+
+def check(value: Tensor, gradient: Tensor, wanted: dict[str, float]) -> None:
+    learned = teacher_values.labels() >= 0
+    assert float(value[learned].mean()) == pytest.approx(wanted["loss"], rel=1e-4)
+    assert float(gradient[learned].norm() / learned.sum()) == pytest.approx(wanted["gradient"], rel=1e-4)

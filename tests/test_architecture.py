@@ -75,7 +75,18 @@ NEED = {
     "models.quantised": {"torch"},
     **{
         f"train.{name}": {"torch"}
-        for name in ("checkpoint", "loop", "loss", "lr_finder", "optimizers", "run", "speed", "step")
+        for name in (
+            "checkpoint",
+            "distil",
+            "divergence",
+            "loop",
+            "loss",
+            "lr_finder",
+            "optimizers",
+            "run",
+            "speed",
+            "step",
+        )
     },
     "combine.gains": {"numpy"},
     "combine.router": {"numpy"},

@@ -10,7 +10,7 @@ SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
 TESTED_IN = {
     "advise/test_advise.py": "advise.config advise.measured advise.rules records.advice workflows.advise",
     "combine/test_route_fit.py": "combine.router",
-    "workflows/test_distil.py": "cli.distill records.distillation",
+    "workflows/test_distil.py": "cli.distill records.distillation workflows.distil_teacher",
     "workflows/test_route.py": "cli.route records.router",
     "combine/test_merge.py": "combine.adapters models.peft_layout",
     "cli/test_advise.py": "cli.prices report.advise_html",
@@ -89,6 +89,7 @@ TESTED_IN = {
     "track/test_mlflow.py": "records.tracking",
     "train/test_distributed.py": "models.sharded workflows.distributed",
     "release/test_push.py": "cli.push",
+    "train/test_distil.py": "train.distil_settings train.teachers",
     "train/test_loop.py": "train.config train.run train.step",
     "workflows/test_merge.py": "cli.merge combine.options records.merge workflows.pooled",
     "workflows/test_reproduce.py": "cli.reproduce records.reproduction train.schedule",

@@ -18,7 +18,8 @@ from tuneloop.inference.engines.local import LocalEngine
 from tuneloop.serve.config import ServeConfig
 from tuneloop.workflows.canaries import canaries_of
 from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
-from tuneloop.workflows.serve import _started, deployment_of
+from tuneloop.workflows.serve import _started
+from tuneloop.workflows.serve_models import deployment_of
 from tuneloop.workflows.task import task_of_run
 
 MakeTuned = Callable[..., Path]

@@ -24,7 +24,8 @@ from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway
 from tuneloop.serve.store import opened, read_requests
 from tuneloop.workflows.predict import Asker, Options, predict
-from tuneloop.workflows.serve import deployment_of, gateway_of, serve_config
+from tuneloop.workflows.serve import gateway_of, serve_config
+from tuneloop.workflows.serve_models import deployment_of
 from tuneloop.workflows.targets import open_with_task
 
 TICKET = " cafÃ© where is it, bob7@example.com"

@@ -23,7 +23,8 @@ from tuneloop.serve.asked import Asked
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway
 from tuneloop.serve.store import opened, read_requests
-from tuneloop.workflows.serve import deployment_of, gateway_of, serve_config
+from tuneloop.workflows.serve import gateway_of, serve_config
+from tuneloop.workflows.serve_models import deployment_of
 
 QUESTIONS = {"cards": ["card", "chip", "pin", "cash"], "parcels": ["parcel", "street", "courier", "box"]}
 

@@ -71,7 +71,16 @@ class ServeConfig(Config):
     router: str = Field(
         "", description="folder of `tuneloop route fit`: chooses who answers requests to the model `router`"
     )
-    engine: str = Field("auto", description="tuneloop, our own; llama.cpp, for GGUF files; auto: by what the base is")
+    engine: str | list[str] = Field(
+        "auto",
+        description="tuneloop, our own; llama.cpp, for GGUF files; auto: by what the base is; "
+        "or the URL of an OpenAI-compatible server, or several with commas, between which requests are balanced",
+    )
+    tokenizer: str = Field(
+        "",
+        description="model whose tokenizer makes the prompts for a URL; default: the base of the runs, else the server renders",
+    )
+    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key of these servers")
     host: str = Field("127.0.0.1", description="address; 0.0.0.0 lets others in, who then need a key")
     port: int = Field(8100, ge=0, le=65535, description="port; 0 for a free one")
     folder: str = Field("serve", description="folder of the store, keys and batches")
@@ -88,6 +97,12 @@ class ServeConfig(Config):
     log: LogConfig = LogConfig()
     batch: BatchConfig = BatchConfig()
     prices: Prices = Prices()
+
+    @property
+    def urls(self) -> list[str]:
+        """The servers that answer in place of an engine here."""
+        given = self.engine if isinstance(self.engine, list) else self.engine.split(",")
+        return [each.strip() for each in given if each.strip().startswith(("http://", "https://"))]
 
     @property
     def loopback(self) -> bool:

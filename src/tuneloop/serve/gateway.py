@@ -25,6 +25,7 @@ from tuneloop.serve.errors import ApiError
 from tuneloop.serve.keys import Keyring
 from tuneloop.serve.limits import Ledger, Refusal
 from tuneloop.serve.metrics import Metrics
+from tuneloop.serve.pool import guessed_tokens
 from tuneloop.serve.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -201,7 +202,17 @@ class _Account:
         return known if len(self.done) == self.asked.n else max(known, self.pieces)
 
 
-_STATUS = {"too_long": 400, "no_adapter": 404, "no_prompt": 400, "no_schema": 400, "template_error": 400, "engine": 503}
+_STATUS = {
+    "too_long": 400,
+    "no_adapter": 404,
+    "no_prompt": 400,
+    "no_schema": 400,
+    "no_choices": 400,
+    "rejected": 400,
+    "busy": 429,
+    "template_error": 400,
+    "engine": 503,
+}
 _CODES = {"too_long": "context_length_exceeded", "no_adapter": "model_not_found"}
 
 
@@ -449,7 +460,7 @@ class Gateway:
 
     async def _prepared(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
         request = await self.request(account.asked, account.model, account.engine)
-        account.prompt_tokens = len(request.ids)
+        account.prompt_tokens = len(request.ids) or guessed_tokens(request.messages)
         async with aclosing(self._within_limits(request, account, background)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -480,14 +491,17 @@ class Gateway:
                 raise ApiError(400, str(error), param="messages") from None
         try:
             ids: Sequence[int] = asked.ids
-            if prompt.continues is not None:
+            sends = not getattr(engine, "renders", True)  # the engine takes turns and texts as they are
+            if sends:
+                pass
+            elif prompt.continues is not None:
                 ids = await engine.tokenize(prompt.continues)
                 if asked.kind != "completions":
                     ids = ()  # a document: the engine begins it as in training
             elif not ids:
                 ids = await engine.render(prompt.messages, prompt.tools, adapter=model.adapter)
             return Request(
-                continues=prompt.continues, ids=tuple(ids),
+                messages=prompt.messages if sends else (), tools=prompt.tools if sends else (), continues=prompt.continues, ids=tuple(ids),
                 max_new_tokens=asked.max_new_tokens or model.max_new_tokens or self.config.limits.max_new_tokens,
                 sampling=asked.sampling, stop=asked.stop, logprobs=asked.logprobs, adapter=model.adapter,
                 choices=model.labels, schema=None if model.labels else asked.schema,
@@ -555,6 +569,8 @@ class Gateway:
                 account.texts[index] = account.texts.get(index, "") + update.text
                 if update.completion is not None:
                     account.done[index] = update.completion
+                    if not request.ids and update.completion.prompt_tokens:
+                        account.prompt_tokens = update.completion.prompt_tokens  # as the engine has counted
                 yield Piece(index, update.text, update.completion, account.id, account.model)
             if len(account.done) < n:
                 raise ApiError(503, "The engine ended in the middle of the answer", code="engine")

@@ -23,7 +23,8 @@ from tuneloop.serve.batch import ERRORS, INPUT, OUTPUT, STATE, Batch, answer_by,
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Caller, ServedModel
 from tuneloop.workflows.predict import SAMPLE, Asker, Options
-from tuneloop.workflows.serve import Say, deployment_of, gateway_of
+from tuneloop.workflows.serve import gateway_of
+from tuneloop.workflows.serve_models import Say, deployment_of
 from tuneloop.workflows.targets import TaskTarget, open_with_task
 
 URL = "/v1/chat/completions"

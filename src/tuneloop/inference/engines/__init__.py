@@ -62,7 +62,7 @@ class ServingEngine(Protocol):
     """Somebody who answers many requests at a time, from one event loop.
 
     A request that can't be answered gets one update whose completion has the finish `error` and says why, with a word
-    before a colon (`too_long`, `no_adapter`, `no_prompt`, `no_schema`, `engine`). `adapter` of a request is one of
+    before a colon (`too_long`, `no_adapter`, `no_prompt`, `no_schema`, `rejected`, `busy`, `engine`). `adapter` of a request is one of
     `adapters`, or `base`; where it names none, the base answers.
     """
 

@@ -42,6 +42,12 @@ HEALTHY_WITHIN = 5.0  # seconds
 ASK_AGAIN = 0.5  # seconds between two looks whether a server is ready
 USUAL_CONTEXT = 8192  # where a server does not tell it
 WEIGHTS = "adapter_model.safetensors"
+REFUSALS = {
+    400: "rejected",
+    413: "rejected",
+    422: "rejected",
+    429: "busy",
+}  # status -> word of the error; else `engine`
 RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
 
 
@@ -112,6 +118,11 @@ class EndpointEngine:
     def adapters(self) -> Mapping[str, AdapterFacts]:
         """What requests can name."""
         return dict(self._adapters)
+
+    @property
+    def renders(self) -> bool:
+        """Whether prompts become tokens, by a tokenizer here or by vLLM; else the server renders the turns."""
+        return BASE in self._templates or bool(self._vllm)
 
     # -- start and stop
 
@@ -310,7 +321,8 @@ class EndpointEngine:
             async with self._client.stream("POST", place, json=body) as response:
                 if response.status_code != 200:
                     said = _message((await response.aread()).decode(errors="replace"))
-                    yield Update(completion=answer.failed(f"engine: HTTP {response.status_code}: {said}"))
+                    word = REFUSALS.get(response.status_code, "engine")
+                    yield Update(completion=answer.failed(f"{word}: HTTP {response.status_code}: {said}"))
                     return
                 async for line in response.aiter_lines():
                     data = line.removeprefix("data:").strip() if line.startswith("data:") else ""

@@ -13,7 +13,7 @@ from tuneloop.records.collected import CollectedManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Row
 from tuneloop.workflows.registry import open_registry, registered_name, run_folder_of, version_of
-from tuneloop.workflows.serve import prompt_of
+from tuneloop.workflows.serve_models import prompt_of
 from tuneloop.workflows.task import task_of_run
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"

@@ -12,7 +12,7 @@ import pytest
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json
+from tuneloop.core.files import read_json, read_yaml, write_json, write_yaml
 from tuneloop.inference.llamacpp import installed
 from tuneloop.records.artifact import ArtifactManifest, EvaluationExcerpt
 from tuneloop.records.evaluation import Comparison
@@ -56,6 +56,35 @@ def test_an_artifact_is_measured_and_says_what_it_lost(make_tuned: MakeTuned) ->
     again = export_run(run, "gguf", weights=WeightsWanted("q8_0"))
     assert again.found and again.manifest["evaluation"] == artifact.manifest["evaluation"]
     assert again.manifest["cost"] == artifact.manifest["cost"], "it is not measured a second time"
+
+
+def test_a_lora_file_is_measured_on_its_base(make_tuned: MakeTuned) -> None:
+    run = make_tuned(tickets(60))
+    folder = export_run(run, "gguf-lora").folder
+    manifest = read_record(ArtifactManifest, folder)
+    assert manifest.measured and manifest.evaluation is not None and manifest.evaluation.name == "f32"
+    assert manifest.same_answers is not None and manifest.same_answers.share == 1.0
+    assert manifest.quantisation is not None and 0 <= (manifest.quantisation.kl or 0) < 1e-3, "the adapter applies"
+    assert manifest.cost is not None and manifest.cost.file_bytes == manifest.files["tickets-lora-f32.gguf"].bytes
+    assert "answered by llama.cpp on the base's GGUF file in f16" in (folder / "README.md").read_text()
+    assert not list(run.glob(".base-*")), "the base's file is taken away"
+
+
+def test_structured_answers_are_asked_under_their_schema_and_texts_have_a_perplexity(make_tuned: MakeTuned) -> None:
+    rows = [{"prompt": f"{each['text']}?", "completion": json.dumps({"queue": each["label"]})} for each in tickets(60)]
+    run = make_tuned(rows)
+    schema = {"type": "object", "properties": {"queue": {"enum": ["late", "lost", "thanks"]}}, "required": ["queue"]}
+    write_json(run / "schema.json", schema)
+    config = read_yaml(run / "config.yaml")
+    write_yaml(run / "config.yaml", {**config, "evaluate": {"json_schema": str(run / "schema.json"), "max_new_tokens": 24}})  # fmt: skip
+    artifact = export_run(run, "gguf", weights=WeightsWanted("f32"))
+    manifest = read_record(ArtifactManifest, artifact.folder)
+    assert manifest.evaluation is not None and "perplexity" in manifest.evaluation.metrics
+    pair = next(each for each in manifest.evaluation.comparisons if each.metric == "perplexity")
+    assert abs(pair.delta) < 0.02 * manifest.evaluation.metrics["perplexity"].value, "as the run itself"
+    assert manifest.structured is not None and manifest.structured.n == manifest.evaluation.n
+    assert manifest.structured.share == 0, "a model of noise writes JSON under a schema only"
+    assert "Held to its JSON Schema by llama.cpp's server" in (artifact.folder / "README.md").read_text()
 
 
 def test_all_commands_ask_llamacpp_for_it(make_tuned: MakeTuned) -> None:

@@ -140,12 +140,19 @@ class LlamaCpp:
         found: dict[str, Any] = self._ask("generate", list(ids), limit, list(ends))
         return found
 
-    def begin(self, ids: Sequence[int], limit: int) -> None:
-        """Read a prompt, to which `more` writes at most `limit` tokens."""
-        self._ask("begin", list(ids), limit)
+    def begin(
+        self, ids: Sequence[int], limit: int, drawn: Mapping[str, Any] | None = None, top: int | None = None
+    ) -> None:
+        """Read a prompt, to which `more` writes at most `limit` tokens; see the child for how they are drawn and told."""
+        self._ask("begin", list(ids), limit, drawn, top)
+
+    def fit(self, ids: Sequence[int]) -> tuple[list[float], list[bool]]:
+        """Of each token but the first: -log likelihood after those before it, and whether it is the likeliest."""
+        found: tuple[list[float], list[bool]] = self._ask("fit", list(ids))
+        return found
 
     def more(self, limit: int, ends: Sequence[int]) -> dict[str, Any]:
-        """The next tokens of the likeliest answer; see `generate`."""
+        """The next tokens of the answer; see `generate`."""
         found: dict[str, Any] = self._ask("more", limit, list(ends))
         return found
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 BATCH = 512  # tokens that are computed at once
 MOST_SEQUENCES = 256  # that llama.cpp keeps apart in one context
 TOO_SMALL = "the buffer was too small"
+RANDOM_SEED = 0xFFFFFFFF  # this one llama.cpp takes for "any"
+Logprob = tuple[float, list[tuple[int, float]]]  # of a token, and of the likeliest ones in its place
 
 
 class Refused(Exception):
@@ -40,6 +42,9 @@ class Server:
         self.adapters: list[Any] = []
         self.scales: list[float] = []
         self.at, self.next, self.began, self.first = 0, 0, 0.0, 0.0  # of the answer that is being written
+        self.sampler: Any = None  # llama.cpp's chain that draws its tokens; None: the likeliest
+        self.top: int | None = None  # likeliest tokens whose log probabilities are told; None: none
+        self.said: Logprob | None = None  # of `next`
 
     def load(self, file: str, adapters: Sequence[str], threads: int, exact: bool) -> dict[str, Any]:
         """Open a GGUF file with LoRA files on top.
@@ -103,28 +108,99 @@ class Server:
         self.begin(ids, limit)
         return self.more(limit, ends)
 
-    def begin(self, ids: Sequence[int], limit: int) -> None:
-        """Read a prompt; `more` then writes the likeliest answer to it, of at most `limit` tokens in all."""
+    def begin(
+        self, ids: Sequence[int], limit: int, drawn: Mapping[str, Any] | None = None, top: int | None = None
+    ) -> None:
+        """Read a prompt; `more` then writes the answer to it, of at most `limit` tokens in all.
+
+        Args:
+            drawn: `temperature`, `top_k`, `top_p`, `min_p`, `seed`, `repetition_penalty`; None: the likeliest answer.
+            top: tell log probabilities, and those of so many likeliest tokens; None: none.
+        """
         self.began = time.perf_counter()
         self._clear(len(ids) + limit)
+        self._draw_by(drawn, ids, limit)
+        self.top = top
         (last,) = self._read(ids)
-        self.at, self.next = len(ids), int(last.argmax())
+        self.at, self.next = len(ids), self._pick(last)
         self.first = 1000 * (time.perf_counter() - self.began)
 
+    def _draw_by(self, drawn: Mapping[str, Any] | None, ids: Sequence[int], limit: int) -> None:
+        """Make llama.cpp's own chain of samplers, in the order of our engine: penalty, temperature, top_k, top_p, min_p."""
+        lib = self.lib
+        if self.sampler is not None:
+            lib.llama_sampler_free(self.sampler)
+            self.sampler = None
+        if drawn is None:
+            return
+        self.sampler = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        size = lib.llama_vocab_n_tokens(self.vocab)
+        parts = [lib.llama_sampler_init_penalties(size, len(ids) + limit, drawn["repetition_penalty"], 0.0, 0.0)]
+        if drawn["temperature"] > 0:
+            parts += [
+                lib.llama_sampler_init_temp(drawn["temperature"]),
+                lib.llama_sampler_init_top_k(drawn["top_k"]),
+                lib.llama_sampler_init_top_p(drawn["top_p"], 1),
+                lib.llama_sampler_init_min_p(drawn["min_p"], 1),
+                lib.llama_sampler_init_dist(drawn["seed"] % RANDOM_SEED),
+            ]
+        else:
+            parts.append(lib.llama_sampler_init_greedy())
+        for part in parts:
+            lib.llama_sampler_chain_add(self.sampler, part)
+        for token in ids:
+            lib.llama_sampler_accept(self.sampler, token)
+
+    def _pick(self, last: np.ndarray[Any, Any]) -> int:
+        """The next token after the one that was read last, by its logits (V); what is told of it is kept."""
+        said = _log_softmax(last) if self.top is not None else None
+        if self.sampler is None:
+            token = int(last.argmax())
+        else:
+            token = int(self.lib.llama_sampler_sample(self.sampler, self.context, -1))  # it takes note of it, too
+        if said is not None:
+            likeliest = (-said).argsort(kind="stable")[: self.top].tolist()
+            self.said = (float(said[token]), [(i, float(said[i])) for i in likeliest])
+        return token
+
     def more(self, limit: int, ends: Sequence[int]) -> dict[str, Any]:
-        """The next tokens of the answer, up to one of the `ends` or `limit` of them; see `generate`."""
-        stops, written = set(ends), [self.next]
+        """The next tokens of the answer, up to one of the `ends` or `limit` of them; see `generate`.
+
+        Returns:
+            Also `logprobs`, where they were asked for: of each token its own, and the likeliest ones.
+        """
+        stops, written, told = set(ends), [self.next], [self.said]
         while written[-1] not in stops and len(written) < limit:
             written.append(self._following(written[-1]))
+            told.append(self.said)
         if written[-1] not in stops and self.at < self.size:
             self.next = self._following(written[-1])
-        return {"ids": written, "first": self.first, "total": 1000 * (time.perf_counter() - self.began)}
+        total = 1000 * (time.perf_counter() - self.began)
+        return {"ids": written, "first": self.first, "total": total} | (
+            {"logprobs": told} if self.top is not None else {}
+        )
 
     def _following(self, token: int) -> int:
-        """Read a written token; returns the likeliest one behind it."""
+        """Read a written token; returns the one behind it."""
         (last,) = self._read([token], start=self.at)
         self.at += 1
-        return int(last.argmax())
+        return self._pick(last)
+
+    def fit(self, ids: Sequence[int]) -> tuple[list[float], list[bool]]:
+        """How well each token but the first follows from those before it: -log likelihood, and whether it is the likeliest."""
+        import numpy as np
+
+        self._clear(len(ids))
+        losses: list[float] = []
+        hits: list[bool] = []
+        for rows in self._read(ids, every=True):
+            wanted = np.asarray(ids[len(losses) + 1 : len(losses) + 1 + len(rows)])
+            rows = rows[: len(wanted)]
+            highest = rows.max(1)
+            normaliser = np.log(np.exp(rows - highest[:, None]).sum(1, dtype=np.float64)) + highest
+            losses += (normaliser - rows[np.arange(len(wanted)), wanted]).tolist()
+            hits += (rows.argmax(1) == wanted).tolist()
+        return losses, hits
 
     def score(self, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         """The log likelihood of each answer after a prompt, summed over its tokens.

@@ -105,6 +105,7 @@ class ArtifactManifest(Record):
         evaluation: the run's; of a GGUF file that was measured its own, compared with the run's (`measured`).
         quantisation, same_answers, cost: of a GGUF file: its types of weights, the share of answers that are the run's, what
             answering takes.
+        structured: the share of answers, held to the run's JSON Schema by llama.cpp's server, that are the run's.
         measured: whether `evaluation` is of these files, and not of the run that they were made from.
         files: name in the folder -> size and hash.
     """
@@ -128,5 +129,6 @@ class ArtifactManifest(Record):
     quantisation: Quantisation | None = None
     same_answers: SameAnswers | None = None
     cost: ArtifactCost | None = None
+    structured: SameAnswers | None = None
     measured: bool = False
     files: dict[str, ArtifactFile]

@@ -147,9 +147,10 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
     ]
     parts.append("\n".join(f"- {sentence}" for sentence in evaluation.words))
     if manifest.measured:
+        on = " on the base's GGUF file in f16" if manifest.format == "gguf-lora" else ""
         parts.insert(
             0,
-            "**These figures are this file's**, answered by llama.cpp, beside those of the run before it was exported.",
+            f"**These figures are this file's**, answered by llama.cpp{on}, beside those of the run before it was exported.",
         )
         parts.append(_measured(manifest))
     if manifest.quantisation and is_rounded(manifest):
@@ -173,6 +174,11 @@ def _measured(manifest: ArtifactManifest) -> str:
     lines = []
     if same is not None:
         lines.append(f"- The same answer as the run on {same.share:.1%} of {same.n:,} rows.")
+    if manifest.structured is not None:
+        held = manifest.structured
+        lines.append(
+            f"- Held to its JSON Schema by llama.cpp's server, the same answer as was evaluated on {held.share:.1%} of {held.n:,} rows."
+        )
     if weights is not None and weights.kl is not None:
         lines.append(
             f"- The next token's distribution differs from the run's by {weights.kl:.2g} nats on average (KL divergence)."

@@ -60,6 +60,7 @@ MEASURED = (
     "measured",
     "same_answers",
     "cost",
+    "structured",
 )  # what measuring a GGUF file leaves in the manifest, beside `evaluation`
 MANIFEST, CARD, NOTICE = "artifact.json", "README.md", "NOTICE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -107,12 +108,14 @@ class Measured:
         same_answers: the share of rows that get the run's answer.
         kl: mean divergence of the next token's distribution from the run's, in nats.
         cost: what answering takes.
+        structured: the share of answers that stay the same where a server holds them to the run's JSON Schema; None: it has none.
     """
 
     evaluation: EvaluationExcerpt
     same_answers: SameAnswers
     kl: float
     cost: ArtifactCost
+    structured: SameAnswers | None = None
 
 
 Measure = Callable[[Path, str], Measured]  # of a GGUF file and the artifact's id
@@ -222,6 +225,7 @@ def _measured(measure: Measure, folder: Path, id_: str, made: Mapping[str, Any])
         "measured_evaluation": found.evaluation.model_dump(mode="json"),
         "same_answers": found.same_answers.model_dump(mode="json"),
         "cost": found.cost.model_dump(mode="json"),
+        "structured": found.structured.model_dump(mode="json") if found.structured else None,
         "quantisation": {**made["quantisation"], "kl": found.kl},
     }
 

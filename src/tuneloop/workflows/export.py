@@ -98,17 +98,18 @@ def export_run(
 
 def _measure(job: RunContext, form: str, weights: WeightsWanted, say: Callable[[str], None]) -> Measure | None:
     """What measures a GGUF file of the run; None where it can't be, which is said."""
-    from tuneloop.workflows.measure_artifact import measure_artifact, rows_to_measure
+    from tuneloop.workflows.measure_artifact import measure_artifact, measure_lora, rows_to_measure
 
-    if form != "gguf":
+    if form not in ("gguf", "gguf-lora"):
         return None
+    ask = measure_artifact if form == "gguf" else measure_lora
     asked = rows_to_measure(job, weights.measure) if installed() else "llama.cpp is not installed"
     if isinstance(asked, str):
         say(f"measure   not measured: {asked}")
         return None
 
     def measured(file: Path, id_: str) -> Measured:
-        return measure_artifact(asked, file, file.stem.rpartition("-")[2], id_)
+        return ask(asked, file, file.stem.rpartition("-")[2], id_)
 
     return measured
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
@@ -24,6 +25,7 @@ def ask_gguf(
     config: EvaluateConfig,
     *,
     prompts: Sequence[Sequence[Message]] | None = None,
+    perplexity: bool = True,
     progress: Progress = no_progress,
     task: str = "answering",
 ) -> SystemAnswers:
@@ -31,6 +33,7 @@ def ask_gguf(
 
     Args:
         prompts: each row's turns before its answer; default: its own.
+        perplexity: also measure the loss of the reference answers, where texts are written from the rows alone.
 
     Raises:
         UserError: a row can't be asked.
@@ -56,4 +59,9 @@ def ask_gguf(
                 f"A row can't be asked: {answer.error}", where=f"row {row.id}",
                 next_step="leave it out, or prepare with a smaller data.max_length",
             )  # fmt: skip
-    return SystemAnswers(answers, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    if perplexity and prompts is None and not is_choice and dataset.task != "classification":
+        known = [target.template.render(row.messages, row.tools) for row in rows]
+        fits = target.fits(known, progress=progress, task=f"{task}: reference answers")
+        answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
+    return SystemAnswers(answers, seconds)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, plain, sha256_file
+from tuneloop.core.files import content_hash, plain, sha256_file, user_errors_of_the_disk
 from tuneloop.records.artifact import EVALS, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from tuneloop.evaluate.evaluate import Evaluation
     from tuneloop.inference.targets.gguf import GgufTarget
     from tuneloop.release.export import Measured
+    from tuneloop.release.gguf import FloatType
 
+BASE_TYPE: FloatType = "f16"  # of the base's file that a LoRA file is measured on
 RUN = "run"  # name of the run in comparisons
 KL_ROWS, KL_TOKENS = 8, 256  # rows whose distributions are compared, and tokens of each
 SPEED_ROWS, SPEED_TOKENS = 5, 33  # prompts that are timed, and tokens written behind each
@@ -54,7 +57,28 @@ def rows_to_measure(job: RunContext, most: int) -> Rows | str:
     return Rows(job, dataset, rows) if rows else "the run's data set has no test rows"
 
 
-def measure_artifact(asked: Rows, file: Path, name: str, id_: str) -> Measured:
+def measure_lora(asked: Rows, file: Path, name: str, id_: str) -> Measured:
+    """The same as `measure_artifact` of a LoRA file, on the base's GGUF file in f16, which is written for it and taken away.
+
+    Raises:
+        UserError: see `measure_artifact`; no room for the base.
+    """
+    from tuneloop.inference.targets.gguf import GgufTarget
+    from tuneloop.models.names import resolve
+    from tuneloop.models.template import load_template
+    from tuneloop.models.trained import trained_folder
+    from tuneloop.release.gguf import About, write_gguf
+    from tuneloop.release.tuned_weights import open_tuned
+
+    job = asked.job
+    with user_errors_of_the_disk(job.folder), tempfile.TemporaryDirectory(dir=job.folder, prefix=".base-") as folder:
+        base, model = Path(folder) / "base.gguf", resolve(job.recipe.model)
+        write_gguf(open_tuned("", model), load_template(model), base, BASE_TYPE, About("base"), job.progress)
+        target = GgufTarget(str(file), base, adapters=(file,), tokenizer=trained_folder(job.folder))
+        return measure_artifact(asked, file, name, id_, target)
+
+
+def measure_artifact(asked: Rows, file: Path, name: str, id_: str, target: GgufTarget | None = None) -> Measured:
     """Ask the file the rows, and compare its answers with the run's.
 
     The evaluation with every answer is written into the run's folder, `evals/ID`: test rows do not travel with an artifact.
@@ -63,6 +87,7 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str) -> Measured:
         file: the GGUF file.
         name: of its type of weights, by which it is named in comparisons.
         id_: the artifact's.
+        target: that answers; default: the file.
 
     Raises:
         UserError: llama.cpp is missing or fails, or a row can't be asked.
@@ -73,7 +98,7 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str) -> Measured:
     from tuneloop.workflows.gguf import ask_gguf
 
     job, dataset, rows = asked.job, asked.dataset, asked.rows
-    target = GgufTarget(str(file), file)
+    target = target or GgufTarget(str(file), file)
     try:
         answers = ask_gguf(target, dataset, rows, job.recipe.evaluate, progress=job.progress, task=f"measuring {name}")
         kl = _mean_kl(job, target, rows)
@@ -96,8 +121,46 @@ def measure_artifact(asked: Rows, file: Path, name: str, id_: str) -> Measured:
         ),
         same_answers(theirs, own),
         kl,
-        cost,
+        cost.model_copy(update={"file_bytes": file.stat().st_size}),
+        _structured(asked, file, theirs) if not target.adapters else None,
     )  # fmt: skip
+
+
+def _structured(asked: Rows, file: Path, theirs: Evaluation) -> SameAnswers | None:
+    """The share of rows whose answer, held to the run's JSON Schema as a server holds it, is the one that was evaluated.
+
+    None: the run has no schema, or llama.cpp's server is not installed.
+    """
+    import asyncio
+
+    from tuneloop.evaluate.metrics.structured import read_schema
+    from tuneloop.inference.engines import Served, complete
+    from tuneloop.inference.engines.llamacpp import VERSION, WHEEL, LlamaCppEngine
+    from tuneloop.inference.llamacpp import installed
+    from tuneloop.inference.request import Request
+    from tuneloop.workflows.systems import longest_answer
+
+    config, job = asked.job.recipe.evaluate, asked.job
+    if not config.json_schema or not installed(WHEEL, VERSION):
+        return None
+    schema = read_schema(config.json_schema)
+    limit = longest_answer(job.template, asked.dataset, config)
+    engine = LlamaCppEngine(Served(str(file)))
+    wanted = {row.id: answer.text for row, answer in zip(theirs.rows, theirs.answers, strict=True)}
+
+    async def ask_all() -> int:
+        await engine.start()
+        try:
+            same = 0
+            for done, row in enumerate(asked.rows):
+                job.progress("answers by the schema", done, len(asked.rows))
+                request = Request(row.prompt, row.tools or (), max_new_tokens=limit, schema=schema, id=row.id)
+                same += (await complete(engine, request)).text == wanted[row.id]
+            return same
+        finally:
+            await engine.stop()
+
+    return SameAnswers(share=asyncio.run(ask_all()) / len(asked.rows), n=len(asked.rows))
 
 
 def same_answers(a: Evaluation, b: Evaluation) -> SameAnswers:
@@ -124,9 +187,7 @@ def _of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> Evaluatio
     if known is not None and ids <= {row.id for row in known.rows}:
         return known if known.n == len(ids) else some_rows(known, ids)
     attach_trained(job)
-    asked = ask(
-        job.model, dataset, rows, job.recipe.evaluate, perplexity=False, progress=job.progress, task="the run itself"
-    )
+    asked = ask(job.model, dataset, rows, job.recipe.evaluate, progress=job.progress, task="the run itself")
     return score(job, dataset, rows, asked[""])
 
 

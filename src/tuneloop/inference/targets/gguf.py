@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,23 +11,25 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.engines import with_template
 from tuneloop.inference.engines.llamacpp import gguf_file, template_of
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
 from tuneloop.inference.prompt import label_tree, refused, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request
 from tuneloop.inference.stream import TextStream
+from tuneloop.models.template import load_template
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
-from tuneloop.records.completion import Completion, Finish
+from tuneloop.records.completion import Completion, Finish, TokenLogprob
 from tuneloop.records.record import read_record
 
 if TYPE_CHECKING:
     from tuneloop.inference.engine import Update
-    from tuneloop.inference.scoring import LabelTrie
+    from tuneloop.inference.scoring import AnswerFit, LabelTrie
     from tuneloop.inference.targets import Kind
-    from tuneloop.models.template import Template
+    from tuneloop.models.template import Rendered, Template
 
 AT_ONCE = 4  # tokens that are written before they are shown
-DRAWS = "sampling: a GGUF file is asked for its likeliest answer only"
+NO_SCHEMA = "no_schema: here a GGUF file writes free text; `tuneloop serve` holds its answers to a schema"
 
 
 @dataclass
@@ -38,11 +40,15 @@ class GgufTarget:
         name: as the user gave it.
         file: the weights.
         source: chat template that takes the place of the trained one; empty: its own.
+        adapters: LoRA files that apply to all that is asked.
+        tokenizer: folder of the tokenizer and the trained template; None: beside the file, or in it.
     """
 
     name: str
     file: Path
     source: str = ""
+    adapters: tuple[Path, ...] = ()
+    tokenizer: Path | None = None
 
     @property
     def kind(self) -> Kind:
@@ -52,7 +58,7 @@ class GgufTarget:
     @cached_property
     def identity(self) -> str:
         """Hash of the file and the template."""
-        return content_hash([sha256_file(self.file), self.source])
+        return content_hash([sha256_file(self.file), self.source, *map(sha256_file, self.adapters)])
 
     @property
     def untuned(self) -> str:
@@ -63,11 +69,13 @@ class GgufTarget:
     @cached_property
     def llama(self) -> LlamaCpp:
         """llama.cpp with the file."""
-        return LlamaCpp(self.file)
+        return LlamaCpp(self.file, self.adapters)
 
     @cached_property
     def template(self) -> Template:
         """Tokenizer and chat template."""
+        if self.tokenizer is not None:
+            return with_template(load_template(self.tokenizer), self.source)
         return template_of(self.file, self.source)
 
     @property
@@ -95,7 +103,7 @@ class GgufTarget:
     def complete(
         self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
     ) -> Iterator[Completion]:
-        """The likeliest answers, one after the other."""
+        """Answers, one after the other; drawn ones by llama.cpp's own samplers, in the order of our engine."""
         progress(task, 0, len(requests))
         for done, request in enumerate(requests, 1):
             *_, last = self.stream(request)
@@ -104,7 +112,7 @@ class GgufTarget:
             progress(task, done, len(requests))
 
     def stream(self, request: Request) -> Iterator[Update]:
-        """The likeliest answer in pieces as they come."""
+        """An answer in pieces as they come."""
         from tuneloop.inference.engine import Update
 
         made = self._writable(request)
@@ -112,15 +120,21 @@ class GgufTarget:
             yield Update(completion=made)
             return
         ends, text = frozenset(self.template.end_ids), TextStream(self.template.decode, made.stop)
-        self.llama.begin(made.ids, made.max_new_tokens)
+        how = made.sampling
+        drawn = None if not how.temperature and how.repetition_penalty == 1 else asdict(how)
+        self.llama.begin(made.ids, made.max_new_tokens, drawn, made.logprobs)
         ids: list[int] = []
+        told: list[TokenLogprob] = []
         first, total, over = 0.0, 0.0, False
         while not over:
             said = self.llama.more(min(AT_ONCE, made.max_new_tokens - len(ids)), sorted(ends))
             first, total = said["first"], said["total"]
             piece = ""
-            for token in said["ids"]:
+            for number, token in enumerate(said["ids"]):
                 ids.append(token)
+                if made.logprobs is not None:
+                    own, likeliest = said["logprobs"][number]
+                    told.append(TokenLogprob(token, own, tuple(likeliest)))
                 piece += "" if token in ends else text.push(token)
                 over = over or token in ends or text.stopped
                 if over:
@@ -130,7 +144,7 @@ class GgufTarget:
                 piece += text.end()
                 completion = Completion(
                     text.text, tuple(ids), finish, len(made.ids), len(ids), round(first, 3), round(total, 3),
-                    engine=ENGINE,
+                    logprobs=None if made.logprobs is None else tuple(told), engine=ENGINE,
                 )  # fmt: skip
                 yield Update(piece, completion)
                 return
@@ -139,12 +153,24 @@ class GgufTarget:
 
     def _writable(self, request: Request) -> Request | Completion:
         if request.choices or request.schema is not None:
-            return refused(request, WRITES_FREELY, ENGINE)
-        if request.sampling.temperature or request.sampling.repetition_penalty != 1:
-            return refused(request, DRAWS, ENGINE)
-        if request.logprobs is not None:
-            return refused(request, "no_logprobs: a GGUF file's log probabilities are not read", ENGINE)
+            return refused(request, WRITES_FREELY if request.choices else NO_SCHEMA, ENGINE)
         return self.rendered(request)
+
+    def fits(
+        self, rows: Sequence[Rendered], *, progress: Progress = no_progress, task: str = "reference answers"
+    ) -> list[AnswerFit]:
+        """How well the model foresees given answers, the supervised tokens of each row."""
+        from tuneloop.inference.scoring import AnswerFit
+
+        found = []
+        progress(task, 0, len(rows))
+        for done, row in enumerate(rows, 1):
+            losses, hits = self.llama.fit(row.ids)
+            learned = [i for i, weight in enumerate(row.mask[1:]) if weight]
+            right = bool(learned) and all(hits[i] for i in learned)
+            found.append(AnswerFit(sum(losses[i] for i in learned), len(learned), right))
+            progress(task, done, len(rows))
+        return found
 
     def score(
         self,

@@ -8,8 +8,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 # make test-hosts   what is written for hosts, against the hosts' own definitions
+# make test-ray     work on a Ray cluster of two nodes, with processes and a node that are killed
 
-.PHONY: demo install test test-avx2 test-hosts reference bench clean
+.PHONY: demo install test test-avx2 test-hosts test-ray reference bench clean
 
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
@@ -38,6 +39,10 @@ test-avx2: $(VENV)/.installed-dev
 test-hosts: $(VENV)/.installed-dev
 	$(BIN)/python tests/helpers/host_definitions.py
 	$(BIN)/pytest tests/scale
+
+# A Ray cluster of two nodes on this machine, with processes and a node that are killed (8 minutes on two cores).
+test-ray: $(VENV)/.installed-dev
+	TUNELOOP_RAY=1 $(BIN)/pytest tests/workflows/test_on_ray.py
 
 reference: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py

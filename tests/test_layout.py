@@ -82,6 +82,8 @@ TESTED_IN = {
     " scale.hosts.runpod scale.hosts.sagemaker scale.hosts.skypilot scale.hosts.together",
     "scale/clusters/test_clusters.py": "scale.clusters.kubernetes scale.clusters.modal scale.clusters.skypilot"
     " scale.clusters.slurm scale.clusters.torchrun",
+    "scale/test_bill.py": "records.bill workflows.bill",
+    "workflows/test_on_ray.py": "scale.actors scale.ray_driver scale.ray_training scale.ray_tune",
     "workflows/test_sweep.py": "cli.sweep records.sweep",
     "workflows/test_deploy.py": "cli.deploy records.hosting",
     "test_architecture.py": "core.late",

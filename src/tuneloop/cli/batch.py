@@ -10,6 +10,7 @@ from tuneloop.cli.console import Settings, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag
+from tuneloop.scale.clusters import BatchWish, refuse_other_place
 
 
 def command(
@@ -21,8 +22,8 @@ def command(
     out: str = flag("", "FILE", "Result; default: the source's name with .answers.jsonl.", "-o"),
     window: str = flag("", "TIME", "End after this time, whatever is left: 90m, 24h, 2d."),
     hours: str = flag("", "H-H", "Work only in these hours of the day, as 22-06."),
-    rows: int = flag(16, "N", "Requests that are answered at the same time.", least=1),
     *,
+    wish: BatchWish,
     output: Output,
 ) -> None:
     """Answer a file of requests or rows, or a folder of texts, without a server.
@@ -39,7 +40,8 @@ def command(
     result = Path(out) if out else path.with_name(f"{path.name if path.is_dir() else path.stem}.answers.jsonl")
     if result.is_dir() or (path.is_file() and result.exists() and result.samefile(path)):
         raise UserError("The result can't take that place", where=f"--out {result}", next_step="choose another name")
-    given = BatchInput(path, result, read_window(window), read_hours(hours), rows)
+    refuse_other_place(wish.on)
+    given = BatchInput(path, result, read_window(window), read_hours(hours), wish.rows, wish.on, wish.actors)
     config = serve_config([model], settings or [])
     with screen(output.quiet, "answering") as shown:
         found = answer_batch(given, config, shown.say, shown.progress)

@@ -14,6 +14,7 @@ from tuneloop.core.flag import flag
 from tuneloop.evaluate.options import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
+from tuneloop.scale.clusters import refuse_other_place
 
 
 def command(
@@ -41,6 +42,7 @@ def command(
         raise typer.BadParameter(f"{places[1]} is one target too many")
     if options.examples not in ("balanced", "nearest"):
         raise typer.BadParameter("--examples is balanced or nearest")
+    refuse_other_place(options.on)
     from tuneloop.inference.targets import kind_of_name
     from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 

@@ -9,7 +9,7 @@ import typer
 
 from tuneloop.cli.console import Settings, print_json, screen
 from tuneloop.cli.parameters import Output, argument
-from tuneloop.scale.clusters import RemoteWish
+from tuneloop.scale.clusters import RemoteWish, is_ray
 
 if TYPE_CHECKING:
     from tuneloop.workflows.recipe import Recipe
@@ -26,7 +26,8 @@ def command(
 ) -> None:
     """Do all stages in one go: prepare, baselines, plan, train, evaluate, report.
 
-    With --on the data are prepared here, and a project is written that does the rest elsewhere.
+    With --on ray a Ray cluster does it. With another place the data are prepared here, and a project is written that does the
+    rest there.
     """
     from rich.console import Console
 
@@ -36,13 +37,19 @@ def command(
     from tuneloop.workflows.run import run
 
     resolved = recipe_of(source, settings or [])
-    if wish.on:
+    on_ray = is_ray(wish.on)
+    if wish.on and not on_ray:
         _elsewhere(resolved, wish, output)
         return
-    if (status := shared_out(resolved)) is not None:
+    if not on_ray and (status := shared_out(resolved)) is not None:
         raise typer.Exit(status)
     with screen(output.quiet, "running") as shown:
-        folder = run(resolved, progress=shown.progress, say=shown.say)
+        if on_ray:
+            from tuneloop.workflows.on_ray import run_on_ray
+
+            folder = run_on_ray(resolved, wish, whole=True, progress=shown.progress, say=shown.say)
+        else:
+            folder = run(resolved, progress=shown.progress, say=shown.say)
     if output.json:
         print_json(summary(folder))
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tuneloop.cli.console import Settings, plain_table, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.scale.clusters import refuse_other_place
 
 if TYPE_CHECKING:
     from tuneloop.records.sweep import SweepManifest
@@ -18,13 +19,14 @@ def command(
     trials: int = flag(0, "N", "Most combinations; more are drawn by chance. Default: all."),
     out: str = flag("", "FOLDER", "Folder of the search; default: sweeps/NAME-HASH.", "-o"),
     no_evaluate: bool = switch("Leave out the winner's evaluation on the test rows."),
+    on: str = flag("", "ray", "Try them side by side on a Ray cluster, by ASHA: ray, or ray://HOST:PORT."),
     *,
     output: Output,
 ) -> None:
     """Search over settings with several values, and evaluate the winner once.
 
     Values stand with commas: train.learning_rate=1e-4,5e-4 train.rank=8,32. Every combination is trained a little, the best
-    third of them longer; validation rows decide.
+    third of them longer; validation rows decide. With --on ray they are trained at the same time, and the worse ones end early.
     """
     from pathlib import Path
 
@@ -33,6 +35,7 @@ def command(
     from tuneloop.workflows.recipes import recipe_of
     from tuneloop.workflows.sweep import search_of, sweep
 
+    refuse_other_place(on)
     if trials < 0 or trials == 1:
         raise UserError(
             "A search has at least two trials", where="--trials", next_step="give 2 or more, or leave it out"
@@ -41,7 +44,7 @@ def command(
     recipe = recipe_of(source, fixed)
     folder = Path(out or f"sweeps/{recipe.name}-{content_hash([source, fixed, search.settings])[:8]}")
     with screen(output.quiet, "searching") as shown:
-        found = sweep(recipe, search, folder, evaluate=not no_evaluate, progress=shown.progress, say=shown.say)
+        found = sweep(recipe, search, folder, on=on, evaluate=not no_evaluate, progress=shown.progress, say=shown.say)
     if output.json:
         print_json({"path": str(folder), **found.to_json()})
     else:

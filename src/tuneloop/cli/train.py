@@ -9,6 +9,9 @@ import typer
 from tuneloop.cli.console import Settings, print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
+from tuneloop.records.record import read_record
+from tuneloop.records.run import RunManifest
+from tuneloop.scale.clusters import RayWish, refuse_other_place
 
 if TYPE_CHECKING:
     from tuneloop.workflows.recipe import Recipe
@@ -21,6 +24,7 @@ def command(
     out: str = flag("", "FOLDER", "Folder of the run; default: runs/NAME-HASH.", "-o"),
     preflight: bool = switch("Show what would be trained, with two rows as the model sees them, and stop."),
     *,
+    wish: RayWish,
     output: Output,
 ) -> None:
     """Train an adapter, or all weights, on a prepared data set.
@@ -35,10 +39,17 @@ def command(
     if preflight:
         _preflight(recipe, output.json, output.quiet)
         return
-    if (status := shared_out(recipe)) is not None:
+    refuse_other_place(wish.on)
+    if not wish.on and (status := shared_out(recipe)) is not None:
         raise typer.Exit(status)
     with screen(output.quiet, "running") as shown:
-        folder, run = train_alone(recipe, progress=shown.progress, say=shown.say)
+        if wish.on:
+            from tuneloop.workflows.on_ray import run_on_ray
+
+            folder = run_on_ray(recipe, wish, whole=False, progress=shown.progress, say=shown.say)
+            run = read_record(RunManifest, folder)
+        else:
+            folder, run = train_alone(recipe, progress=shown.progress, say=shown.say)
     if output.json:
         print_json({"path": str(folder), **run.to_json()})
     else:

@@ -159,6 +159,10 @@ class RowFile(Sequence[Row]):
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size = path, size
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: where the file is, without the rows."""
+        return {"path": self.path.resolve(), "size": self.size}
+
     @functools.cached_property
     def rows(self) -> list[Row]:
         """All rows.

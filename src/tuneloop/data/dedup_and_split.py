@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from tuneloop.data.split import (
     frozen_splits,
     mixed_bits,
 )
-from tuneloop.data.spool import Reader, Table
+from tuneloop.data.spool import CarriedRows, Reader, Table
 from tuneloop.data.workers import ordered_map
 
 # Rows, and their characters together, up to which each row is measured; of more, a sample picked by hash, and the longest rows: totals are
@@ -62,6 +62,7 @@ def dedup_and_split(job: PrepareContext, given: int) -> None:
             config.duplicates.threshold,
             rows=duplicates.distinct(columns, table.alive, order),
             workers=job.workers,
+            carry=table.reader.carried if config.engine == "ray" else None,
         )
     _drop_copies(job, order, alike, given, fixed)
     _drop_conflicts(table, config.duplicates.conflicts, order, given)
@@ -154,7 +155,12 @@ def _measure(job: PrepareContext) -> None:
     rows = _to_measure(rows, columns["characters"][rows], shuffled(columns["id"][rows], job.seed))
     batches = [rows[begin : begin + BATCH].tolist() for begin in range(0, len(rows), BATCH)]
     workers = job.workers if len(batches) > 1 else 1
-    found = ordered_map(_measured, batches, (table.reader, job.processor), workers=workers)
+    found: Iterator[list[TokenCount | Rejection]]
+    if job.config.engine == "ray" and workers > 1:
+        sent = ((batch, table.reader.carried(batch)) for batch in batches)
+        found = ordered_map(_measured_carried, sent, job.processor, workers=workers, engine="ray")
+    else:
+        found = ordered_map(_measured, batches, (table.reader, job.processor), workers=workers)
     for number, (batch, lengths) in enumerate(zip(batches, found, strict=True)):
         job.progress("measuring", number * BATCH, len(rows))
         for row, measured in zip(batch, lengths, strict=True):
@@ -179,7 +185,13 @@ def _to_measure(rows: NDArray[Any], characters: NDArray[Any], keys: NDArray[Any]
     return found
 
 
-def _measured(rows: Sequence[int], setting: tuple[Reader, RowProcessor]) -> list[TokenCount | Rejection]:
+def _measured_carried(work: tuple[Sequence[int], CarriedRows], processor: RowProcessor) -> list[TokenCount | Rejection]:
+    """`_measured` where the rows' file is not."""
+    rows, carried = work
+    return _measured(rows, (carried, processor))
+
+
+def _measured(rows: Sequence[int], setting: tuple[Reader | CarriedRows, RowProcessor]) -> list[TokenCount | Rejection]:
     reader, processor = setting
     return [measured_if_long(reader.row(row), processor, always=True) for row in rows]
 

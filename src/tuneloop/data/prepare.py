@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.ray_cluster import on_ray
 from tuneloop.data.checks import reject_share
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import PrepareConfig
@@ -98,7 +100,8 @@ def prepare(
         languages_every=1 if is_small else LANGUAGES_EVERY,
     )
     workers = 1 if is_small else config.workers or usual_workers()
-    with spool_folder(out) as spool, Table(spool, frame) as table:
+    cluster = on_ray() if config.engine == "ray" else nullcontext()
+    with spool_folder(out) as spool, Table(spool, frame) as table, cluster:
         job = PrepareContext(config, seed, out, files, guess, processor, table, workers, embed, progress)
         _gather(job, given, processor)
         taken = len(table)

@@ -47,6 +47,27 @@ def spool_folder(out: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
+class CarriedRows:
+    """Rows with their bytes: what a `Reader` gives of them, on any machine.
+
+    Args:
+        lines: by index, a row as its line will stand in a split.
+        frame: what nearly all prompts share.
+    """
+
+    lines: dict[int, bytes]
+    frame: Frame
+
+    def row(self, index: int) -> Row:
+        """A row."""
+        return Row.from_json(orjson.loads(self.lines[index]))
+
+    def texts(self, indices: Sequence[int]) -> list[RowTexts]:
+        """What duplicates are compared by, of some rows."""
+        return [texts_of(self.row(index), self.frame) for index in indices]
+
+
+@dataclass(frozen=True)
 class Reader:
     """Reads rows back, in any process.
 
@@ -83,6 +104,11 @@ class Reader:
     def texts(self, indices: Sequence[int]) -> list[RowTexts]:
         """What duplicates are compared by, of some rows."""
         return [texts_of(Row.from_json(orjson.loads(line)), self.frame) for line in self.lines(indices)]
+
+    def carried(self, indices: Any) -> CarriedRows:
+        """Some rows, to be sent to a machine that does not have the file."""
+        some = [int(index) for index in indices]
+        return CarriedRows(dict(zip(some, self.lines(some), strict=True)), self.frame)
 
     def __getstate__(self) -> dict[str, Any]:
         """For a process that was not forked: without the open file and the columns that are not needed."""
@@ -133,7 +159,9 @@ class Table:
             )
         n = len(columns["id"])
         columns["chunk"] = np.full(n, len(self.source_of), dtype="i4")
-        columns["start"] += self._rows.tell()
+        columns["start"] = (
+            columns["start"] + self._rows.tell()
+        )  # not in place: what comes from a Ray cluster is read-only
         with user_errors_of_the_disk(self._folder.parent):
             self._rows.write(facts.data)
             pickle.dump((facts.rejects, facts.repairs), self._sides)

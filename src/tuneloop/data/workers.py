@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import multiprocessing
@@ -17,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, TypeVar
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.ray_cluster import answer_of, cpus, on_ray
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -157,26 +157,30 @@ def _in_processes(function: Callable[[T, Any], R], chunks: Iterator[T], setting:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
+_held: dict[str, Any] = {}  # the setting of the work that a process of a cluster does, by its name
+
+
 def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) -> Iterator[R]:
-    try:
-        import ray
-    except ImportError:
-        raise UserError("engine=ray needs Ray, which is not installed", next_step="pip install 'ray[data]'") from None
-    started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-    try:
-        shared = ray.put(setting)
-        task = ray.remote(function)
-        ahead = AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    """Tasks of the cluster, a bounded number at a time; Ray does again what was lost with a process or a machine."""
+    with on_ray() as ray:
+        place = [ray.put(setting)]  # within a list: the process fetches it, once
+        name = place[0].hex()
+        task = ray.remote(_call_there)
+        ahead = AHEAD * cpus(ray)
         waiting: deque[Any] = deque()
         for chunk in chunks:
-            waiting.append(task.remote(chunk, shared))
+            waiting.append(task.remote(function, chunk, name, place))
             if len(waiting) >= ahead:
-                yield ray.get(waiting.popleft())
+                yield answer_of(ray, waiting.popleft())
         while waiting:
-            yield ray.get(waiting.popleft())
-    finally:
-        if started:
-            with contextlib.suppress(Exception):
-                ray.shutdown()
+            yield answer_of(ray, waiting.popleft())
+
+
+def _call_there(function: Callable[[T, Any], R], chunk: T, name: str, place: list[Any]) -> R:
+    """`function(chunk, setting)` in a process of a cluster, which keeps the setting: to read a tokenizer takes a second."""
+    if name not in _held:
+        import ray
+
+        _held.clear()
+        _held[name] = ray.get(place[0])
+    return function(chunk, _held[name])

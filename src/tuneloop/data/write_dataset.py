@@ -296,7 +296,8 @@ _DOUBTED = "label_errors"
 
 def _begin_checks(job: PrepareContext, overview: Overview) -> _Begun:
     """The checks that take long, at work while the files are written."""
-    workers = job.workers if job.embed is None else 1  # a model that has been at work does not survive a fork
+    # A model that has been at work does not survive a fork, and neither does a connection to Ray.
+    workers = job.workers if job.embed is None and job.config.engine != "ray" else 1
     first = (_DOUBTED,) if overview.task == "classification" else ()
     return run_alongside(_long_check, [*first, *slow_checks(overview)], (job.embed, overview), workers=workers)
 

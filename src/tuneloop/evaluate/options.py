@@ -25,3 +25,5 @@ class EvalOptions:
     production: str = flag("", "FILE", "What users sent: says whether the test resembles it, and reweights the score.")
     name: str = flag("", "NAME", "Name of the system in the result; default: its kind.")
     out: str = flag("", "FOLDER", "Folder for eval.json; default: the run's, or in evals/.", "-o")
+    on: str = flag("", "ray", "Ask the model by actors of a Ray cluster: ray, or ray://HOST:PORT.")
+    actors: int = flag(0, "N", "Copies of the model there; default: one for each GPU, else for each machine.", least=0)

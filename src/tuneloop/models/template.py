@@ -16,7 +16,7 @@ import datetime
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,10 @@ class Template:
     pad_id: int
     split_after: str
     settings: dict[str, Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without what is made there anew, of which a compiled template can't be sent."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def default_system(self) -> str:

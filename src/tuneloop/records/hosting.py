@@ -1,4 +1,4 @@
-"""What was made for a host: `deploy.json`."""
+"""What was made for a host or a cluster: `deploy.json`, `remote.json`."""
 
 from __future__ import annotations
 
@@ -42,3 +42,33 @@ class HostedDeployment(Record):
     usd_per_month: tuple[float, float] | None = None
     created: str = ""
     files: list[str] = []
+
+
+class RemoteJob(Record):
+    """`remote.json`: a project that trains a recipe elsewhere, and what it was planned to cost.
+
+    Args:
+        name, on: of the job, and where.
+        gpu, gpus, nodes: card of the planner, how many a machine has, and machines.
+        spot: whether machines may be taken away.
+        minutes: of training, as planned.
+        usd, p90: dollars that training is expected to cost, and what one time in ten is more; None: own machines.
+        usd_per_hour: of a card, at the time of planning; None: own machines.
+        created: ISO 8601 in UTC.
+    """
+
+    title: ClassVar[str] = "a project of a run elsewhere"
+    file: ClassVar[str] = "remote.json"
+    again: ClassVar[str] = "run `tuneloop run --on` again"
+
+    name: str
+    on: str
+    gpu: str
+    gpus: int
+    nodes: int = 1
+    spot: bool = False
+    minutes: float
+    usd: float | None = None
+    p90: float | None = None
+    usd_per_hour: float | None = None
+    created: str = ""

@@ -43,12 +43,20 @@ def joined() -> Iterator[None]:
         return
     import torch.distributed as dist
 
-    device.use(int(os.environ.get("LOCAL_RANK") or 0))
+    device.use(local_rank())
+    if dist.is_initialized():  # by Ray Train, which also ends it
+        yield
+        return
     dist.init_process_group(device.backend().collectives, timeout=PATIENCE)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Place of this process among those on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK") or 0)
 
 
 # --- starting them

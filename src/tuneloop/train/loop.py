@@ -132,6 +132,7 @@ def train(
     micro_batch_tokens: int = 0,
     recompute: bool = False,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
+    saved: Callable[[], None] = lambda: None,
     progress: Progress = no_progress,
 ) -> Trained:
     """Train on rows and leave the best weights in the model and in `out/adapter` or `out/model`.
@@ -154,6 +155,7 @@ def train(
         micro_batch_tokens: computed at once, instead of the settings' own. recompute: layers are computed again in the backward pass from
             the beginning. Neither changes a run's steps, so it is not known by them.
         log: gets every record of `metrics.jsonl` as it is written.
+        saved: is called by each process when a checkpoint has been written.
 
     Raises:
         UserError: no rows, a row without supervised tokens, the loss is not a number, foreign or damaged
@@ -201,7 +203,7 @@ def train(
     state.checking_seconds += time.monotonic() - began
     with busy(progress, "getting ready to train"):
         run = _begin(model, config, trainable, state, rows, seed, out)
-    run.ids, run.schedule = ids, given
+    run.ids, run.schedule, run.saved = ids, given, saved
     if is_first():
         run.log, run.progress = log, progress
     with run.open_metrics() as run.metrics, notice_sigterm(run):

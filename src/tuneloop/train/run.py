@@ -41,6 +41,7 @@ class Run:
     state: State
     out: Path
     log: Callable[[dict[str, Any]], None] = lambda record: None
+    saved: Callable[[], None] = lambda: None
     progress: Progress = no_progress
     start: dict[str, Tensor] = field(default_factory=dict)
     watcher: Watcher = field(default_factory=Watcher)
@@ -101,6 +102,7 @@ class Run:
             self.metrics.sync()
         save_checkpoint(self.checkpoints, state, self.config.keep_checkpoints)
         state.parameters, state.optimizer = {}, {}
+        self.saved()
         self.saved_at = time.monotonic()
         self.saving_seconds = self.saved_at - began
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -19,9 +20,9 @@ from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.task import Prompt
-from tuneloop.serve.batch import ERRORS, INPUT, OUTPUT, STATE, Batch, answer_by, make_batch
+from tuneloop.serve.batch import ERRORS, INPUT, OUTPUT, STATE, Answer, Batch, answer_by, make_batch
 from tuneloop.serve.config import ServeConfig
-from tuneloop.serve.gateway import Caller, ServedModel
+from tuneloop.serve.gateway import Caller, Gateway, ServedModel
 from tuneloop.workflows.predict import SAMPLE, Asker, Options
 from tuneloop.workflows.serve import gateway_of
 from tuneloop.workflows.serve_models import Say, deployment_of
@@ -40,7 +41,9 @@ class BatchInput:
         out: result; its errors come beside it.
         window: seconds until it ends, whatever is left; None: no limit.
         hours: of the day in which it works, local time, as (22, 6); None: all.
-        rows: answered at the same time.
+        rows: answered at the same time, by each actor.
+        on: a Ray cluster whose actors answer, see `workflows/on_ray.py`; empty: this process does.
+        actors: how many; 0: one for each GPU, else for each machine.
     """
 
     source: Path
@@ -48,6 +51,8 @@ class BatchInput:
     window: float | None = None
     hours: tuple[int, int] | None = None
     rows: int = 16
+    on: str = ""
+    actors: int = 0
 
     @property
     def errors(self) -> Path:
@@ -89,7 +94,8 @@ def answer_batch(given: BatchInput, config: ServeConfig, say: Say, progress: Pro
         else:
             _write_rows(given, target)
         make_batch(given.folder, "", seconds=given.window, key=key)
-    status = asyncio.run(_answer(given, config, target, requests, say, progress))
+    answering = _answer_on_ray if given.on else _answer
+    status = asyncio.run(answering(given, config, target, requests, say, progress))
     counts = read_json(given.folder / STATE)["request_counts"]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(given.folder / OUTPUT, given.out)
@@ -106,11 +112,8 @@ async def _answer(
     try:
         gateway = gateway_of(config, deployment, say)
         try:
-            name, model = next(iter(gateway.models.items()))
-            if not requests:
-                gateway.models[name] = _as_it_stands(model, target)
             batch = Batch(
-                given.folder, answer_by(gateway, Caller(), name), given.rows, _within(given.hours),
+                given.folder, _answer_of(gateway, target, requests), given.rows, _within(given.hours),
                 told=lambda done, total: progress("batch", done, total),
             )  # fmt: skip
             return await batch.run()
@@ -118,6 +121,47 @@ async def _answer(
             await asyncio.to_thread(gateway.store.stop)
     finally:
         await deployment.engine.stop()
+
+
+def _answer_of(gateway: Gateway, target: TaskTarget, requests: bool) -> Answer:
+    """What answers a line by the gateway's first model."""
+    name, model = next(iter(gateway.models.items()))
+    if not requests:
+        gateway.models[name] = _as_it_stands(model, target)
+    return answer_by(gateway, Caller(), name)
+
+
+async def _answer_on_ray(
+    given: BatchInput, config: ServeConfig, target: TaskTarget, requests: bool, say: Say, progress: Progress
+) -> str:
+    """As `_answer`, by actors; the journal is here, so that each row is done once whatever is lost there."""
+    from tuneloop.core.ray_cluster import on_ray
+    from tuneloop.scale.actors import asked_actors, usual_actors
+    from tuneloop.workflows.on_ray import address_of, whole_path
+
+    with on_ray(address_of(given.on)) as ray:
+        actors = usual_actors(ray, given.actors)
+        say(
+            f"ray       {actors} {'actor answers' if actors == 1 else 'actors answer'}, {given.rows} rows at a time each"
+        )
+        named = {name: whole_path(place) for name, place in config.adapters.items()}
+        setting = config.model_copy(update={"adapters": named, "base": whole_path(config.base)}), requests
+        async with asked_actors(ray, _actor, setting, actors, given.rows) as answer:
+            batch = Batch(
+                given.folder, answer, given.rows * actors, _within(given.hours),
+                told=lambda done, total: progress("batch", done, total),
+            )  # fmt: skip
+            return await batch.run()
+
+
+async def _actor(setting: tuple[ServeConfig, bool]) -> Answer:
+    """What answers lines in an actor, which ends with it. Its store is its own: the driver's journal is what counts."""
+    config, requests = setting
+    config = config.model_copy(update={"folder": tempfile.mkdtemp(prefix="tuneloop-actor-")})
+    target = open_with_task(next(iter(config.adapters.values()), config.base))
+    deployment = deployment_of(config)
+    await deployment.engine.start()
+    return _answer_of(gateway_of(config, deployment, lambda line: None), target, requests)
 
 
 def _as_it_stands(model: ServedModel, target: TaskTarget) -> ServedModel:

@@ -13,6 +13,7 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.models.sharded import is_first
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.run_context import RunContext
+from tuneloop.workflows.stored import keep_checkpoints
 
 if TYPE_CHECKING:
     from tuneloop.models.template import Rendered
@@ -108,6 +109,7 @@ def _take_part(job: RunContext, part: Part) -> Any:
         seconds_spent=part.seconds_spent,
         micro_batch_tokens=part.micro_batch_tokens,
         recompute=part.recompute,
+        saved=lambda: keep_checkpoints(job),
         progress=job.progress,
     )
 
@@ -123,6 +125,7 @@ def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:
 
 def _tell(job: RunContext, record: Mapping[str, Any]) -> None:
     """Say what the monitors find, and what the loop does about it."""
+    job.told(record)
     if "finding" in record:
         rows = f"\n          rows of that step: {', '.join(record['rows'])}" if record["rows"] else ""
         tries = "; ".join(remedy for remedy in record["remedies"] if not remedy.startswith("look at these rows"))

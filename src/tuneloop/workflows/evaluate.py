@@ -107,6 +107,8 @@ def after_tuning(
     general = read_whole(place, PrepareConfig()).rows if place else []
     planted = read_whole(config.canaries, PrepareConfig()).rows if config.canaries else []
     learned = [row for row in dataset.train if row.shows_the_task] if config.memorisation else []
+    if not (general or learned or planted or config.lm_eval):
+        return {}  # without a model
     found = side_effects(
         job.model, base or (lambda: base_model(job)), general, learned, planted, config, job.recipe.seed, job.progress
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -329,6 +330,8 @@ def _ask(
         )
     if question.kind == "endpoint":
         return _ask_endpoint(job, question, dataset, rows, name)
+    if question.on and _gguf(question) is None:
+        return _ask_on_ray(job, question, dataset, rows, name)
     if question.kind in ("run", "adapter"):
         attach_trained(job)
     prompts, notes = _prompts(job, question, dataset, rows)
@@ -343,6 +346,63 @@ def _ask(
     asked = ask(job.model, dataset, rows, job.recipe.evaluate, prompts=prompts, progress=job.progress, task=name)[""]
     training = read_record(RunManifest, job.folder) if question.kind == "run" else None
     return asked, cost_of(job, asked, training), {}, notes
+
+
+PIECES = 8  # parts of the rows for each actor: what a lost one had is done again
+
+
+def _ask_on_ray(
+    job: RunContext, question: EvalTarget, dataset: Dataset, rows: Sequence[Row], name: str
+) -> tuple[SystemAnswers, dict[str, Any], dict[str, Any], list[str]]:
+    """As `_ask`, by actors that each have the model; the answers are the same, since each depends on its row alone."""
+    from tuneloop.core.ray_cluster import on_ray
+    from tuneloop.scale.actors import ordered_by_actors, usual_actors
+    from tuneloop.workflows.on_ray import address_of, whole_path
+    from tuneloop.workflows.systems import SystemAnswers
+
+    began, asked, notes = time.monotonic(), list[SystemAnswers](), list[str]()
+    with on_ray(address_of(question.on)) as ray:
+        actors = usual_actors(ray, question.actors)
+        job.say(f"ray       {actors} {'actor answers' if actors == 1 else 'actors answer'}")
+        size = max(-(-len(rows) // (PIECES * actors)), 1)
+        pieces = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
+        setting = (
+            replace(question, on="", target=whole_path(question.target)),
+            job.recipe,
+            Path(job.folder).resolve(),
+            dataset,
+            list(rows),
+        )
+        for part, said in ordered_by_actors(ray, _actor, setting, pieces, actors):
+            asked.append(part)
+            notes = said  # the same of each actor
+            job.progress(name, sum(len(each.completions) for each in asked), len(rows))
+    answers = SystemAnswers(
+        [completion for part in asked for completion in part.completions], time.monotonic() - began,
+        computed=sum(part.computed for part in asked),
+    )  # fmt: skip
+    training = read_record(RunManifest, job.folder) if question.kind == "run" else None
+    return answers, cost_of(job, answers, training), {}, notes
+
+
+def _actor(
+    setting: tuple[EvalTarget, Recipe, Path, Dataset, list[Row]],
+) -> Callable[[list[int]], tuple[SystemAnswers, list[str]]]:
+    """What answers rows, by their places, in an actor; it loads the model once."""
+    from tuneloop.workflows.systems import ask
+
+    question, recipe, folder, dataset, rows = setting
+    job = RunContext(recipe, folder)
+    if question.kind in ("run", "adapter"):
+        attach_trained(job)
+    prompts, notes = _prompts(job, question, dataset, rows)
+
+    def answer(places: list[int]) -> tuple[SystemAnswers, list[str]]:
+        some = [rows[place] for place in places]
+        own = None if prompts is None else [prompts[place] for place in places]
+        return ask(job.model, dataset, some, recipe.evaluate, prompts=own)[""], notes
+
+    return answer
 
 
 def _gguf(question: EvalTarget) -> Path | None:

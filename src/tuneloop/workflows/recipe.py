@@ -62,6 +62,10 @@ class Recipe(Config):
         "measured speed",
     )
     output_dir: str | None = Field(None, description="folder of the run; default: runs/NAME-HASH")
+    store: str = Field(
+        "",
+        description="folder of an object store, as in s3://BUCKET/FOLDER, that keeps the run too: another machine goes on from its checkpoint",
+    )
     data: PrepareConfig = PrepareConfig()
     baselines: BaselinesConfig = BaselinesConfig()
     plan: PlanConfig = PlanConfig()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.names import PACKAGED
+from tuneloop.records.hosting import RemoteJob
+from tuneloop.records.record import write_record
 from tuneloop.scale.clusters import Cluster, RemoteWish, TrainingJob, find_cluster
 from tuneloop.scale.deployment import service_name
 from tuneloop.workflows.recipe import Recipe
@@ -42,7 +45,8 @@ def write_remote(
         UserError: no such cluster, no card there that fits, another project in the folder, or whatever preparing raises.
     """
     cluster = find_cluster(wish.on)
-    if wish.nodes < 1 or wish.nodes > cluster.nodes:
+    wish = replace(wish, nodes=wish.nodes or 1)
+    if wish.nodes > cluster.nodes:
         raise UserError(
             f"{cluster.title} runs a job on 1 to {cluster.nodes} machines",
             where="--nodes",
@@ -77,7 +81,18 @@ def write_remote(
     write_yaml(out / "recipe.yaml", {**values, "data": {"sources": ["dataset"]}})
     for name, text in {**files, "README.md": readme(cluster, training, plan)}.items():
         write_text(out / name, text)
+    write_record(out / RemoteJob.file, _record(cluster, training, plan))
     return RemoteProject(out, cluster, training, plan)
+
+
+def _record(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> RemoteJob:
+    """What `remote.json` says; on own machines nothing is paid by the hour."""
+    cost = plan["cost"] if cluster.gpus else {}
+    return RemoteJob(
+        name=job.name, on=cluster.name, gpu=job.gpu, gpus=job.gpus, nodes=job.nodes, spot=job.spot,
+        minutes=round(60 * plan["time"]["hours"], 2), usd=cost.get("usd"), p90=cost.get("p90"), usd_per_hour=cost.get("usd_per_hour"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
 
 
 def price_words(plan: Mapping[str, Any], cluster: Cluster) -> str:

@@ -23,6 +23,7 @@ from tuneloop.workflows.prepare import prepare_stage, refuse_errors
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.report import report_stage
 from tuneloop.workflows.run_context import BEGINNING, RunContext, default_folder, refuse_other_run
+from tuneloop.workflows.stored import stored
 from tuneloop.workflows.time_limit import TimeLimit, limited
 from tuneloop.workflows.train import train_stage
 
@@ -39,7 +40,8 @@ def run(recipe: Recipe, *, progress: Progress = no_progress, say: Callable[[str]
     given, recipe = recipe, limited(recipe, folder)
     job = RunContext(recipe, folder, progress, say)
     limit = TimeLimit(job, given, began)
-    with leading(job), lock_folder(folder, minor=BEGINNING):
+    kept = stored(recipe, folder, progress=progress, say=say)
+    with kept, leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment(device.names()))

@@ -40,6 +40,7 @@ class RunContext:
         progress: told how far stages are.
         say: gets one line for every stage that starts, is done already, or has something to tell.
         tuned: whether the model holds the run's result.
+        told: gets each record of the training's metrics.
     """
 
     recipe: Recipe
@@ -47,6 +48,7 @@ class RunContext:
     progress: Progress = no_progress
     say: Callable[[str], None] = lambda line: None
     tuned: bool = False
+    told: Callable[[Mapping[str, Any]], None] = lambda record: None
 
     @cached_property
     def template(self) -> Template:

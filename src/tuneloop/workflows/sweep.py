@@ -15,18 +15,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.records.record import read_record, write_record
+from tuneloop.records.run import RunManifest
 from tuneloop.records.sweep import SweepManifest, Trial
 from tuneloop.workflows.prepare import prepare_stage, refuse_errors
 from tuneloop.workflows.recipe import ALIASES, Recipe, make_recipe
 from tuneloop.workflows.run import run
 from tuneloop.workflows.run_context import RunContext
 from tuneloop.workflows.train import train_alone
+
+if TYPE_CHECKING:
+    from tuneloop.scale.ray_tune import Tried
 
 KEPT = 3  # of so many settings one goes on, with so many times the passes
 Say = Callable[[str], None]
@@ -110,6 +114,7 @@ def sweep(
     search: Search,
     out: Path,
     *,
+    on: str = "",
     evaluate: bool = True,
     progress: Progress = no_progress,
     say: Say = lambda line: None,
@@ -119,11 +124,14 @@ def sweep(
     Args:
         recipe: with all settings that are not searched.
         out: folder of the search.
+        on: a Ray cluster, where all are trained at the same time and the worse ones end early; see `_sweep_on_ray`.
         evaluate: whether the winner is evaluated on the test rows, with baselines.
 
     Raises:
         UserError: a recipe that is wrong, or every trial failed.
     """
+    if on:
+        return _sweep_on_ray(recipe, search, out, on, evaluate=evaluate, progress=progress, say=say)
     began = time.monotonic()
     for settings in search.settings:  # a wrong value of the last one is seen before the first is trained
         _with(recipe, settings, 1.0, out)
@@ -152,6 +160,102 @@ def sweep(
         found = found.model_copy(update={"best": best.settings, "run": str(folder), "seconds": seconds})
         write_record(out / SweepManifest.file, found)
     return found
+
+
+def _sweep_on_ray(
+    recipe: Recipe,
+    search: Search,
+    out: Path,
+    on: str,
+    *,
+    evaluate: bool = True,
+    progress: Progress = no_progress,
+    say: Say = lambda line: None,
+) -> SweepManifest:
+    """As `sweep`, on a Ray cluster: trials side by side, each with all its passes unless ASHA ends it. The winner is evaluated here.
+
+    Args:
+        on: the cluster, see `workflows/on_ray.py`.
+        out: folder of the search, which all machines see.
+
+    Raises:
+        UserError: as `sweep`; no cluster.
+    """
+    from tuneloop.scale.ray_tune import tune_on_ray
+    from tuneloop.workflows.on_ray import address_of, whole_path
+
+    began, out = time.monotonic(), out.resolve()
+    for settings in search.settings:
+        _with(recipe, settings, 1.0, out)
+    with lock_folder(out):
+        dataset = _shared_data(recipe, out, progress, say)
+        key = content_hash(
+            [recipe.model_dump(mode="json", exclude={"output_dir"}), search.settings, dataset[1], "asha"]
+        )
+        found = _begun(out, key, search, dataset[1])
+        base = _on(recipe.model_copy(update={"model": whole_path(recipe.model)}), dataset[0].resolve())
+        if found.best is None:
+            say(f"tune      {len(search.settings)} trials side by side; ASHA ends the worse ones")
+            values = base.model_dump(mode="json", exclude_unset=True), str(out)
+            with busy(progress, "training on the cluster"):
+                tried = tune_on_ray(
+                    _train_trial, values, search.settings, recipe.train.evaluations, out / ".ray", address_of(on)
+                )
+            trials = [_came_to(base, settings, one, out) for settings, one in zip(search.settings, tried, strict=True)]
+            full = [trial for trial in trials if trial.share == 1.0] or trials
+            best = _best(full)[0]
+            found = found.model_copy(
+                update={"trials": trials, "rungs": [1.0], "best": best.settings, "run": str(out / best.run)}
+            )
+            found = found.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
+            write_record(out / SweepManifest.file, found)
+        if evaluate:
+            run(_with(base, found.best or {}, 1.0, out), progress=progress, say=say)
+    return found
+
+
+def _train_trial(setting: tuple[dict[str, Any], str], trial: dict[str, str], report: Callable[[float], None]) -> None:
+    """A trial on a machine of a cluster: it tells each validation loss but that of the base."""
+    from tuneloop.track import start_tracking
+
+    recipe, out = setting
+    own = _with(make_recipe(recipe), trial, 1.0, Path(out))
+    folder = Path(own.output_dir or "")
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = start_tracking(own.model_dump(mode="json"), folder, warn=lambda line: None)
+    status = "FAILED"
+
+    def told(record: Mapping[str, Any]) -> None:
+        if record.get("step") and record.get("val_loss") is not None:
+            report(float(record["val_loss"]))
+
+    try:
+        _, result = train_alone(own, progress=no_progress, say=lambda line: None, told=told)
+        status = "FINISHED"
+    finally:
+        tracker.finish(status)  # type: ignore[arg-type]
+    if result.best_val_loss is not None and math.isfinite(result.best_val_loss):
+        report(result.best_val_loss)
+
+
+def _came_to(recipe: Recipe, settings: dict[str, str], tried: Tried, out: Path) -> Trial:
+    """What the manifest says of a trial; of one that was ended early, how far it came."""
+    own = _with(recipe, settings, 1.0, out)
+    folder = Path(own.output_dir or "")
+    place = str(folder.relative_to(out))
+    if (folder / RunManifest.file).is_file():
+        run = read_record(RunManifest, folder)
+        loss = run.best_val_loss
+        if loss is not None and math.isfinite(loss):
+            return Trial(settings=settings, share=1.0, run=place, minutes=round(run.seconds / 60, 2), val_loss=loss)
+    share = min(tried.reports / max(own.train.evaluations, 1), 0.99)
+    return Trial(
+        settings=settings,
+        share=round(share, 3),
+        run=place,
+        val_loss=None if tried.error else tried.loss,
+        error=tried.error,
+    )
 
 
 def words(settings: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ from tuneloop.workflows.run_context import (
     refuse_other_run,
     training_began,
 )
+from tuneloop.workflows.stored import stored
 from tuneloop.workflows.task import write_task
 from tuneloop.workflows.time_limit import TimeLimit, limited
 
@@ -242,13 +243,24 @@ def preflight_alone(
         return (preflight_of(job, dataset, recipe.train, plan) if plan else checked), plan, job.template
 
 
-def train_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], None]) -> tuple[Path, RunManifest]:
-    """Prepare where needed, plan and train, without baselines and evaluation."""
+def train_alone(
+    recipe: Recipe,
+    *,
+    progress: Progress,
+    say: Callable[[str], None],
+    told: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> tuple[Path, RunManifest]:
+    """Prepare where needed, plan and train, without baselines and evaluation.
+
+    Args:
+        told: gets each record of the training's metrics.
+    """
     began = time.monotonic()
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     given, recipe = recipe, limited(recipe, folder)
-    job = RunContext(recipe, folder, progress, say)
-    with leading(job), lock_folder(folder, minor=BEGINNING):
+    job = RunContext(recipe, folder, progress, say, told=told)
+    kept = stored(recipe, folder, progress=progress, say=say)
+    with kept, leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment(device.names()))

@@ -47,6 +47,7 @@ from tuneloop.data.dedup.short_texts import COMPARED, SHORT, short_similarity, w
 from tuneloop.data.workers import ordered_map
 
 Texts = Callable[[Sequence[int]], Sequence[RowTexts]]
+Carry = Callable[[Any], Any]  # from row indices to something with a function `texts` of them, that can be sent anywhere
 Batch = Any  # row indices of candidate pairs, int64 (pairs, 2)
 Verified = tuple[Any, Any, Any, Any]
 
@@ -88,7 +89,13 @@ class Alike:
 
 
 def find_alike(
-    columns: Mapping[str, NDArray[Any]], texts: Texts, threshold: float, *, rows: NDArray[Any], workers: int = 1
+    columns: Mapping[str, NDArray[Any]],
+    texts: Texts,
+    threshold: float,
+    *,
+    rows: NDArray[Any],
+    workers: int = 1,
+    carry: Carry | None = None,
 ) -> Alike:
     """Similar pairs, but for those that the sketches miss (1 % of those just at the threshold, hardly any above).
 
@@ -98,6 +105,7 @@ def find_alike(
         threshold: least Jaccard similarity, of the questions or the whole.
         rows: indices of those that count, in the order of preference.
         workers: processes that compare texts.
+        carry: texts are compared on a Ray cluster, and this gives the rows that are sent there.
     """
     crowded = np.zeros(len(rows), dtype=bool)
     pairs = np.zeros(0, dtype=np.uint64)
@@ -114,7 +122,11 @@ def find_alike(
         np.stack([rows[one[begin : begin + BATCH]], rows[other[begin : begin + BATCH]]], axis=1)
         for begin in range(0, len(pairs), BATCH)
     )
-    verified = list(ordered_map(verify, batches, Comparing(texts, threshold), workers=workers))
+    if carry is None:
+        verified = list(ordered_map(verify, batches, Comparing(texts, threshold), workers=workers))
+    else:
+        sent = ((batch, carry(np.unique(batch))) for batch in batches)
+        verified = list(ordered_map(verify_carried, sent, threshold, workers=workers, engine="ray"))
     kept = [number * BATCH + places for number, (places, *_) in enumerate(verified)]
     places = np.concatenate([np.zeros(0, dtype=np.int64), *kept])
     asked, whole = (np.concatenate([np.zeros(0), *(found[i] for found in verified)]) for i in (1, 2))
@@ -253,6 +265,12 @@ def verify(batch: Batch, comparing: Comparing) -> Verified:
         a, b = (shapes[i] for i in place[found[pair]].tolist())
         together[pair] = may_be_copies(a, b)
     return found, asked[found], whole[found], together
+
+
+def verify_carried(work: tuple[Batch, Any], threshold: float) -> Verified:
+    """`verify` where the rows' file is not."""
+    batch, rows = work
+    return verify(batch, Comparing(rows.texts, threshold))
 
 
 class _Shapes(dict[int, Shape]):

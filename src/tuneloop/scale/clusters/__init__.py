@@ -53,18 +53,40 @@ class TrainingJob:
 
 
 @dataclass(frozen=True)
-class RemoteWish:
+class RayWish:
+    """How many processes of a Ray cluster train; the fields are options of `tuneloop train`."""
+
+    PANEL: ClassVar[str] = "Elsewhere"
+
+    on: str = flag("", "ray", "Train on the Ray cluster of this machine: ray.")
+    gpus: int = flag(0, "N", "Cards of a machine; default: as few as fit, on Ray all.", least=0)
+    nodes: int = flag(0, "N", "Machines; default: 1, on Ray all of the cluster.", least=0)
+
+
+@dataclass(frozen=True)
+class BatchWish:
+    """How many requests are answered at a time, here or on a Ray cluster; the fields are options of `tuneloop batch`."""
+
+    PANEL: ClassVar[str] = "At a time"
+
+    rows: int = flag(16, "N", "Requests that are answered at the same time, by each copy of the model.", least=1)
+    on: str = flag("", "ray", "Answer by actors of a Ray cluster: ray, or ray://HOST:PORT.")
+    actors: int = flag(0, "N", "Copies of the model there; default: one for each GPU, else for each machine.", least=0)
+
+
+@dataclass(frozen=True)
+class RemoteWish(RayWish):
     """Where to train; the fields are options of `tuneloop run`."""
 
     PANEL: ClassVar[str] = "Elsewhere"
 
     on: str = flag(
-        "", "NAME", "Write the project that trains this elsewhere: skypilot, kubernetes, slurm, torchrun or modal."
+        "",
+        "NAME",
+        "Train on a Ray cluster (ray, ray://HOST:PORT), or write the project that trains elsewhere: skypilot, kubernetes, slurm, torchrun or modal.",
     )
     project: str = flag("", "FOLDER", "Folder of that project; default: remote/NAME-WHERE.")
     gpu: str = flag("", "GPU", "Card there; default: the cheapest that fits.")
-    gpus: int = flag(0, "N", "Cards of a machine; default: as few as fit.")
-    nodes: int = flag(1, "N", "Machines.")
     spot: bool = switch("Cheaper machines that may be taken away.")
     bucket: str = flag("", "URL", "Of an object store for checkpoints, as in s3://BUCKET.")
     yes: bool = switch("Start it without asking.")
@@ -99,6 +121,24 @@ class Cluster:
     nodes: int = 64
     variables: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+
+
+def is_ray(place: str) -> bool:
+    """Whether `--on` names a Ray cluster: `ray`, or `ray://HOST:PORT`."""
+    return place == "ray" or place.startswith("ray://")
+
+
+def refuse_other_place(place: str) -> None:
+    """Refuse what is no Ray cluster, where nothing else is possible.
+
+    Raises:
+        UserError: it is none.
+    """
+    if place and not is_ray(place):
+        raise UserError(
+            f"This command runs on a Ray cluster, not on {place!r}", where="--on",
+            next_step="write --on ray, or --on ray://HOST:10001; `tuneloop run` knows further places",
+        )  # fmt: skip
 
 
 @functools.cache

@@ -1,0 +1,64 @@
+"""`tuneloop bill`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tuneloop.cli.console import plain_table, print_json
+from tuneloop.cli.parameters import Output, argument
+from tuneloop.core.flag import flag, switch
+
+if TYPE_CHECKING:
+    from tuneloop.records.bill import Bill
+
+
+def command(
+    invoices: list[str] = argument(
+        "[FILE]...", "Invoices: CSV with any usual columns, JSON, or a saved `sky cost-report`.", []
+    ),
+    folder: str = flag(".", "FOLDER", "Where runs, remote projects and deployments are looked for."),
+    sky: bool = switch("Ask SkyPilot for its cost report."),
+    rate: str = flag("", "CODE=X,...", "Dollars for one of another currency: EUR=1.08."),
+    out: str = flag("", "FILE", "Write it as JSON too.", "-o"),
+    *,
+    output: Output,
+) -> None:
+    """Join what runs and deployments were to cost with what was paid.
+
+    A paid line belongs to what it names: a run, a job elsewhere or a deployed service. What names nothing is listed.
+    """
+    from pathlib import Path
+
+    from tuneloop.records.record import write_record
+    from tuneloop.scale.bill import rates_of
+    from tuneloop.workflows.bill import make_bill
+
+    rates = rates_of([text for text in rate.split(",") if text])
+    found = make_bill([Path(file) for file in invoices], [Path(folder)], rates, sky=sky)
+    if out:
+        write_record(Path(out), found)
+    if output.json:
+        print_json(found.to_json())
+    else:
+        _show(found)
+
+
+def _show(found: Bill) -> None:
+    from rich.console import Console
+
+    from tuneloop.scale.bill import to_table
+
+    table = plain_table("name", "host", "predicted", "paid", "paid / predicted")
+    for row in to_table(found):
+        table.add_row(*row)
+    Console().print(table)
+    if found.predicted:
+        print(
+            f"\n${found.paid:,.2f} paid for what was to cost ${found.predicted:,.2f}: {found.paid / found.predicted:.2f} times"
+        )
+    if found.unmatched:
+        print(f"\n{len(found.unmatched)} paid lines, ${found.unmatched_usd:,.2f} together, belong to nothing here:")
+        for one in found.unmatched[:20]:
+            print(f"  {one.place}  ${one.usd:,.2f}  {one.text[:90]}\n    {one.why}")
+        if len(found.unmatched) > 20:
+            print(f"  and {len(found.unmatched) - 20} more: --json lists all")

@@ -1,0 +1,146 @@
+"""A Ray cluster to work on: the one that is there, one at an address, or one that is started on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tuneloop.core.errors import UserError
+
+NAMESPACE = "tuneloop"  # of what stays on a cluster when its driver leaves
+_CONNECTING = "ray"
+
+
+def load_ray() -> Any:
+    """Ray's module.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody unless the user asks for it
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "Ray is not installed",
+            where=_CONNECTING,
+            next_step="pip install 'tuneloop[ray]', on each machine of the cluster",
+        ) from None
+    return ray
+
+
+@contextlib.contextmanager
+def on_ray(address: str = "") -> Iterator[Any]:
+    """Ray's module, connected. A connection that is there already is used and left open.
+
+    Args:
+        address: `HOST:PORT`, or `ray://HOST:PORT` of a cluster that this machine is no part of; empty: `RAY_ADDRESS`, or the
+            cluster that this machine is a part of, or a new one on this machine, which ends with the work.
+
+    Raises:
+        UserError: Ray is not installed, nothing answers, or the cluster has another version of Ray or Python.
+    """
+    ray = load_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    place = address or os.environ.get("RAY_ADDRESS", "")
+    try:
+        # No worker's prints among the lines that are meant for the user.
+        quiet: dict[str, Any] = {"configure_logging": False, "include_dashboard": False, "log_to_driver": False}
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        ray.init(address=place or None, namespace=NAMESPACE, **({} if place.startswith("ray://") else quiet))
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        raise refusal(error, place) from None
+    try:
+        yield ray
+    finally:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+
+
+def refusal(error: BaseException, address: str) -> UserError:
+    """What a failed connection is to the user.
+
+    Args:
+        error: of `ray.init`.
+        address: that was tried; empty: a cluster on this machine.
+    """
+    text = str(error)
+    if "ersion mismatch" in text or "version is incompatible" in text:
+        there, here = _versions(text)
+        return UserError(
+            f"The cluster runs {there}, this machine has {here}", where=address or "this machine",
+            next_step="install the same versions of Ray and Python on both: pip install ray==VERSION",
+        )  # fmt: skip
+    if "uthentication" in text or "auth token" in text.lower():
+        return UserError(
+            "The cluster asks for its token, and there is none here, or another or an expired one", where=address or "this machine",
+            next_step="`ray get-auth-token` on the cluster's head says it: set RAY_AUTH_TOKEN to it here",
+        )  # fmt: skip
+    if not address:
+        line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+        return UserError(f"Ray does not start here: {line:.200}", where="this machine", next_step="look into /tmp/ray")
+    return UserError(
+        "No Ray cluster answers there", where=address,
+        next_step="check the address: ray://HOST:10001 from outside, HOST:6379 from a machine of the cluster; `ray status` there",
+    )  # fmt: skip
+
+
+def _versions(text: str) -> tuple[str, str]:
+    """What Ray's message about versions says of the cluster and of this process, in this order."""
+    found = [f"{name} {version}" for name, version in re.findall(r"\b(Ray|Python): ?([0-9][\w.+-]*)", text)]
+    if len(found) < 4:
+        return "another version of Ray", f"Ray {load_ray().__version__}"
+    return " with ".join(found[:2]), " with ".join(found[2:4])
+
+
+def task_errors(ray: Any) -> tuple[type[BaseException], ...]:
+    """What Ray raises when work was lost again and again, or could not be sent."""
+    return (ray.exceptions.RaySystemError, ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError,
+            ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)  # fmt: skip
+
+
+def answer_of(ray: Any, reference: Any) -> Any:
+    """What a task came to; its own error arrives as it was raised.
+
+    Raises:
+        UserError: the work was lost several times, or the package is missing there.
+    """
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, BaseException):
+            raise error.cause from None
+        if "No module named 'tuneloop" in str(error):
+            raise UserError(
+                "tuneloop is not installed on the machines of the cluster", where=_CONNECTING,
+                next_step="install the same version on each of them, or give it as the cluster's runtime environment",
+            ) from None  # fmt: skip
+        raise
+    except task_errors(ray) as error:
+        raise UserError(
+            f"The cluster lost the same work several times ({type(error).__name__}): there is probably too little memory",
+            where=_CONNECTING, next_step="give Ray fewer processors of each machine (ray start --num-cpus N), or add machines",
+        ) from None  # fmt: skip
+
+
+def cpus(ray: Any) -> int:
+    """Processors of the cluster that is connected, at least 1."""
+    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+
+
+def gpus(ray: Any) -> int:
+    """GPUs of the cluster that is connected."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def machines(ray: Any) -> int:
+    """Machines of the cluster that is connected which have a processor to give."""
+    return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1) or 1

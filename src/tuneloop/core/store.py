@@ -1,0 +1,186 @@
+"""Folders that are kept in an object store as well: S3, Google Cloud Storage, Azure, or whatever else fsspec speaks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import replacing
+
+# What fsspec needs for a protocol beside itself.
+PACKAGES = {
+    "s3": "'tuneloop[s3]'", "s3a": "'tuneloop[s3]'", "gs": "'tuneloop[gcs]'", "gcs": "'tuneloop[gcs]'", "az": "adlfs", "abfs": "adlfs",
+}  # fmt: skip
+_SIGNS: tuple[tuple[str, str, str], ...] = (
+    ("expiredtoken|token.{0,20}expired|expired.{0,20}(token|credential)", "The token has expired", "sign in again (for AWS: aws sso login), then run the same command: it goes on"),
+    ("nosuchbucket|bucket does not exist|bucket.{0,40}not found", "There is no such bucket", "check the name, or make the bucket first"),
+    ("invalidaccesskeyid|signaturedoesnotmatch|invalidtoken", "The access key is not known there", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ("nocredentials|unable to locate credentials|could not .{0,30}credentials|anonymous caller", "No credentials for the object store were found", "sign in (aws configure, gcloud auth application-default login), or set the variables of its environment"),
+    ("accessdenied|access denied|forbidden|403|permission|does not have storage", "No right to use this bucket", "give this user the rights to list, read, write and delete objects there"),
+    ("endpointconnection|cannot connect|could not connect|connection refused|name or service not known|timed? ?out", "The object store does not answer", "check the network, and AWS_ENDPOINT_URL if it is set"),
+)  # fmt: skip
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is an address, as `s3://BUCKET/FOLDER`, and no path."""
+    return re.match(r"[a-z][a-z0-9+.]*://", place) is not None
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of an object store.
+
+    Args:
+        url: of the folder.
+        system: fsspec's file system.
+        path: of the folder in it.
+    """
+
+    url: str
+    system: Any
+    path: str
+
+    def inner(self, name: str) -> Store:
+        """A folder in this one."""
+        return Store(f"{self.url}/{name}", self.system, f"{self.path}/{name}")
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file in the folder and below it, by its path within the folder; nothing where there is none yet.
+
+        Raises:
+            UserError: the store refuses or does not answer.
+        """
+        with _clear(self.url):
+            self.system.invalidate_cache()
+            found = self.system.find(self.path, detail=True)
+        return {name.removeprefix(self.path).lstrip("/"): int(about["size"]) for name, about in found.items()}
+
+    def put(self, file: Path, name: str) -> None:
+        """Copy a file into the folder.
+
+        Raises:
+            UserError: the store refuses or does not answer.
+        """
+        with _clear(f"{self.url}/{name}"):
+            self.system.put_file(str(file), f"{self.path}/{name}")
+
+    def get(self, name: str, file: Path) -> None:
+        """Copy a file out of the folder; it is there whole or not at all.
+
+        Raises:
+            UserError: the store refuses or does not answer, or the disk is full.
+        """
+        with (
+            _clear(f"{self.url}/{name}"),
+            self.system.open(f"{self.path}/{name}", "rb") as source,
+            replacing(file) as target,
+        ):
+            while part := source.read(1 << 22):
+                target.write(part)
+
+    def remove(self, names: list[str]) -> None:
+        """Delete files of the folder.
+
+        Raises:
+            UserError: the store refuses or does not answer.
+        """
+        for name in names:
+            with _clear(f"{self.url}/{name}"):
+                self.system.rm_file(f"{self.path}/{name}")
+
+    def push(self, folder: Path, *, only: str = "", known: dict[str, int] | None = None) -> int:
+        """Copy what the store has not, or has in another size; returns the number of files.
+
+        Args:
+            folder: here.
+            only: part of the folder, as `checkpoints`; empty: all of it.
+            known: as `sizes`, where it was asked already.
+        """
+        there = self.sizes() if known is None else known
+        sent = 0
+        for file in sorted(
+            path for path in (folder / only).rglob("*") if path.is_file() and not path.name.startswith(".")
+        ):
+            name = file.relative_to(folder).as_posix()
+            if there.get(name) != file.stat().st_size or file.suffix in (".json", ".jsonl", ".yaml", ".html"):
+                self.put(file, name)
+                sent += 1
+        return sent
+
+    def pull(self, folder: Path, *, newer: bool = True, known: dict[str, int] | None = None) -> int:
+        """Copy what this machine has not; returns the number of files.
+
+        Args:
+            newer: whether files that are here in another size are replaced too.
+            known: as `sizes`, where it was asked already.
+        """
+        fetched = 0
+        for name, size in sorted((self.sizes() if known is None else known).items()):
+            file = folder / name
+            if not file.is_file() or (newer and file.stat().st_size != size):
+                self.get(name, file)
+                fetched += 1
+        return fetched
+
+
+def open_store(url: str) -> Store:
+    """A folder of an object store by its address.
+
+    Raises:
+        UserError: an unknown kind of store, or its package is missing.
+    """
+    url = url.rstrip("/")
+    kind = url.split("://", 1)[0]
+    try:
+        import fsspec
+    except ImportError:
+        raise UserError(
+            "fsspec is not installed", where=url, next_step=f"pip install {PACKAGES.get(kind, 'fsspec')}"
+        ) from None
+    try:
+        system, path = fsspec.url_to_fs(url, **({"use_listings_cache": False} if kind in ("s3", "s3a") else {}))
+    except ImportError:
+        raise UserError(
+            f"What speaks {kind}:// is not installed",
+            where=url,
+            next_step=f"pip install {PACKAGES.get(kind, 'the package that fsspec names')}",
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"Not an object store: {error}", where=url, next_step="write it as s3://BUCKET/FOLDER"
+        ) from None
+    return Store(url, system, str(path).rstrip("/"))
+
+
+@contextmanager
+def _clear(place: str) -> Iterator[None]:
+    """Turn what a store raises into words for the user."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise _refusal(error, place) from None
+
+
+def _refusal(error: BaseException, place: str) -> UserError:
+    """What a store's error is to the user."""
+    chain: list[str] = []
+    at: BaseException | None = error
+    while at is not None and len(chain) < 4:
+        chain.append(f"{type(at).__name__} {at}")
+        at = at.__cause__ or at.__context__
+    text = " ".join(chain).lower()
+    for pattern, what, step in _SIGNS:
+        if re.search(pattern, text):
+            return UserError(what, where=place, next_step=step)
+    return UserError(
+        f"The object store refuses: {chain[0]:.200}",
+        where=place,
+        next_step="look at the bucket's rights and its region",
+    )

@@ -1,0 +1,51 @@
+"""What goes wrong on the way to a Ray cluster is said with what to do."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ray_cluster import load_ray, on_ray, refusal
+
+
+def test_other_versions_on_the_cluster_are_named() -> None:
+    pytest.importorskip("ray")
+    from ray._private.utils import check_version_info
+
+    with pytest.raises(RuntimeError) as caught:  # Ray's own message
+        check_version_info({"ray_version": "2.9.0", "python_version": "3.9.1"}, "Ray Client")
+    error = refusal(caught.value, "ray://head:10001")
+    assert "The cluster runs Ray 2.9.0 with Python 3.9.1, this machine has Ray 2." in error.what
+    assert error.where == "ray://head:10001" and "same versions" in error.next_step
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Version mismatch: something new", "another version of Ray"),
+        ("Token authentication is enabled but no authentication token was found", "asks for its token"),
+        ("ray client connection timeout", "No Ray cluster answers"),
+    ],
+)
+def test_what_a_failed_connection_means_is_said(text: str, said: str) -> None:
+    pytest.importorskip("ray")
+    assert said in refusal(ConnectionError(text), "ray://head:10001").what
+
+
+def test_a_cluster_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(
+        ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("ray client connection timeout"))
+    )
+    with pytest.raises(UserError, match="No Ray cluster answers") as caught, on_ray("ray://nowhere:10001"):
+        pass
+    assert "10001" in caught.value.next_step
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="not installed") as caught:
+        load_ray()
+    assert "tuneloop[ray]" in caught.value.next_step

@@ -1,0 +1,85 @@
+"""Folders in an object store: what is copied, and what a refusal is to the user."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.store import is_url, open_store
+
+fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """An object store in memory."""
+    yield "memory://bucket/run"
+    system = fsspec.filesystem("memory")
+    if system.exists("/bucket"):
+        system.rm("/bucket", recursive=True)
+
+
+def test_an_address_is_no_path() -> None:
+    assert is_url("s3://bucket/x") and is_url("gs://b")
+    assert not is_url("runs/x") and not is_url("C://x") and not is_url("model@champion")
+
+
+def test_a_folder_goes_there_and_comes_back_and_only_what_is_new_is_sent(url: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "checkpoints").mkdir(parents=True)
+    (here / "checkpoints" / "step-1.pt").write_bytes(b"a" * 100)
+    (here / "run.json").write_text("{}")
+    (here / ".lock").write_text("pid 1")
+    store = open_store(url)
+    assert store.sizes() == {} and store.push(here) == 2
+    assert store.sizes() == {"checkpoints/step-1.pt": 100, "run.json": 2}
+    assert store.push(here, only="checkpoints") == 0
+    assert store.pull(there) == 2 and (there / "checkpoints" / "step-1.pt").read_bytes() == b"a" * 100
+    (there / "run.json").write_text("mine, and longer")
+    assert store.pull(there, newer=False) == 0 and store.pull(there) == 1
+    store.remove(["run.json"])
+    assert list(open_store(url).sizes()) == ["checkpoints/step-1.pt"]
+    assert list(store.inner("checkpoints").sizes()) == ["step-1.pt"]
+
+
+class NoCredentialsError(Exception):
+    """As botocore names it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError("Access Denied"), "No right to use this bucket"),
+        (OSError(22, "An error occurred (ExpiredToken) when calling PutObject"), "The token has expired"),
+        (FileNotFoundError("The specified bucket does not exist"), "There is no such bucket"),
+        (NoCredentialsError("Unable to locate credentials"), "No credentials"),
+        (PermissionError("The AWS Access Key Id you provided does not exist (InvalidAccessKeyId)"), "not known there"),
+        (ConnectionError("Could not connect to the endpoint URL"), "does not answer"),
+        (RuntimeError("something new"), "refuses: RuntimeError something new"),
+    ],
+)
+def test_a_refusal_is_said_with_the_place_and_what_to_do(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "put_file", refuse, raising=False)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(UserError, match=said) as caught:
+        open_store(url).put(tmp_path / "a.txt", "a.txt")
+    assert caught.value.where == f"{url}/a.txt" and caught.value.next_step
+
+
+def test_what_is_missing_for_a_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="Not an object store"):
+        open_store("nothing://bucket")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match="not installed") as caught:
+        open_store("gs://bucket/x")
+    assert "tuneloop[gcs]" in caught.value.next_step

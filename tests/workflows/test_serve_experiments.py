@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import pytest
 from live_server import StubEngine
 from serving import ANSWERS, FIELDS, MakeTuned, running
 
+from patience import HANG
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import StoredRequest
@@ -208,9 +210,7 @@ def test_a_server_follows_the_command(make_tuned: MakeTuned, tmp_path: Path, cli
     old = make_tuned(ANSWERS, data=FIELDS, name="answers")
     new = make_tuned(ANSWERS, data=FIELDS, name="new-answers", dora=True)
     folder = tmp_path / "served"
-    connect(folder, create=True).close()
     settings = {**SETTINGS, "model": "answers", "candidate": str(new), "champion": str(old)}
-    ab.start(folder, "try", settings)
 
     def releases(address: str) -> set[str]:
         found = set()
@@ -222,10 +222,10 @@ def test_a_server_follows_the_command(make_tuned: MakeTuned, tmp_path: Path, cli
         return found
 
     with running(str(old), folder=folder, environment=cli_environment) as (address, _):
-        assert len(releases(address)) == 2
-        ab.stop(folder, "try", "")
-
-        async def stopped() -> None:
-            await until(lambda: len(releases(address)) == 1)
-
-        asyncio.run(stopped())
+        assert len(releases(address)) == 1
+        for act, count in ((lambda: ab.start(folder, "try", settings), 2), (lambda: ab.stop(folder, "try", ""), 1)):
+            act()
+            end = time.monotonic() + HANG
+            while len(releases(address)) != count:
+                assert time.monotonic() < end
+                time.sleep(0.2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import typer
+
 from tuneloop.cli.console import print_json, screen
 from tuneloop.cli.parameters import Output, argument
 from tuneloop.core.flag import flag, switch
@@ -22,12 +24,17 @@ def command(
 ) -> None:
     """Make the project that serves an artifact on a host, with its price.
 
-    Then it is put up, if you say yes; with --dry-run never.
+    Then it is put up, if you say yes; with --dry-run never. Where --to is the folder of a running `tuneloop serve`, or
+    is left out beside `serve/`, that server takes the version: it swaps when the new engine has answered its test rows.
     """
     from tuneloop.scale.text import price_words
     from tuneloop.workflows.deploy import confirmed, launch_of, plan_deployment, put_up, record_of, write_project
     from tuneloop.workflows.registry import local_name
 
+    place = Path(wish.to or "serve")
+    if (place / "state.json").is_file():
+        _to_server(place, artifact, wish.name, output)
+        return
     with screen(output.quiet, "checking the artifact") as shown:
         project = plan_deployment(Path(local_name(artifact, say=shown.say)), wish)
         folder = write_project(project, Path(out or f"deploy/{project.job.name}-{project.host.name}"))
@@ -37,3 +44,23 @@ def command(
         print(f"{folder}: {', '.join(sorted(project.files))}\n{price_words(project.job)}")
     if not dry_run and confirmed(f"Put it up on {project.host.title} now?", yes, folder):
         put_up(launch_of(project), folder, lambda line: print(line, file=sys.stderr))
+
+
+def _to_server(folder: Path, source: str, name: str, output: Output) -> None:
+    from dataclasses import asdict
+
+    from tuneloop.workflows.serve_swap import deploy_to_server
+
+    with screen(output.quiet, "waiting for the server"):
+        found = deploy_to_server(folder, source, name=name)
+    if output.json:
+        print_json(asdict(found))
+    elif found.swapped:
+        print(f"{found.name} is served from {found.source}")
+    elif found.swapped is False:
+        print(f"{found.name} stays as it was: {found.why}")
+    else:
+        when = "the server has not swapped yet; its log says why" if found.running else "from the server's next start"
+        print(f"{found.name} from {found.source}: {when}")
+    if found.swapped is False:
+        raise typer.Exit(1)

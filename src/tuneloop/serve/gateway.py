@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -179,6 +179,7 @@ class _Account:
     asked: Asked
     caller: Caller
     model: ServedModel
+    champion: ServedModel
     engine: ServingEngine
     time: str
     began: float
@@ -311,6 +312,30 @@ class Gateway:
     copies: Copies = field(default_factory=Copies)
     route: Route | None = None
     talks: dict[str, str] = field(default_factory=dict)
+    _busy: Counter[int] = field(default_factory=Counter)  # requests under way, by the identity of their engine
+
+    # --- swaps
+
+    def swap(
+        self, engine: ServingEngine, models: Mapping[str, ServedModel], candidates: Mapping[str, ServedModel]
+    ) -> ServingEngine:
+        """Let another engine, which is started and proved, answer from the next request on.
+
+        Requests that have begun stay with theirs: stop it after `drained`.
+
+        Returns:
+            The engine that answered until now.
+        """
+        before = self.engine
+        router = {ROUTER: self.models[ROUTER]} if self.route is not None else {}
+        self.engine, self.models, self.candidates = engine, {**router, **models}, dict(candidates)
+        return before
+
+    async def drained(self, engine: ServingEngine, seconds: float) -> None:
+        """Wait until no request is with an engine, at most so many seconds."""
+        until = time.monotonic() + seconds
+        while self._busy[id(engine)] and time.monotonic() < until:
+            await asyncio.sleep(0.02)
 
     # --- who and what
 
@@ -375,6 +400,7 @@ class Gateway:
         """
         asked, routed = await self._routed(asked, caller)
         account = self._account(asked, caller, copy, routed)
+        self._busy[id(account.engine)] += 1
         try:
             async with aclosing(self._drawn(account, background)) as pieces:
                 async for piece in pieces:
@@ -391,6 +417,7 @@ class Gateway:
             account.error, account.status = f"{type(error).__name__}", "500"
             raise
         finally:
+            self._busy[id(account.engine)] -= 1
             self._log(account)
 
     async def _routed(self, asked: Asked, caller: Caller) -> tuple[Asked, Routed | None]:
@@ -418,7 +445,7 @@ class Gateway:
         """A request with who answers it: the model that was asked, or a candidate in its place."""
         asked_model = self.models[asked.model] if routed is not None else self.model_of(asked.model, caller)
         account = _Account(
-            uuid7(), asked, replace(caller, user=caller.user or asked.user), asked_model, self.engine,
+            uuid7(), asked, replace(caller, user=caller.user or asked.user), asked_model, asked_model, self.engine,
             utc_now(), time.perf_counter(), route=routed.logged() if routed is not None else None,
         )  # fmt: skip
         if copy is not None:
@@ -441,8 +468,8 @@ class Gateway:
                     yield piece
             return
         except ApiError as error:
-            champion = self.models.get(account.model.name)
-            candidate = account.drawn is not None and account.model is self.candidates.get(account.drawn.served)
+            champion = account.champion
+            candidate = account.drawn is not None and account.model is not account.champion
             failed = error.status >= 500 or error.code == "model_not_found"
             if (
                 not candidate

@@ -21,7 +21,7 @@ from tuneloop.release.verify import read_artifact
 from tuneloop.track import KINDS, QUICK_AND_QUIET
 
 Say = Callable[[str], None]
-NAMED = re.compile(r"(?:models:/)?([A-Za-z0-9][\w.-]*)@([A-Za-z][\w-]*)|models:/([A-Za-z0-9][\w.-]*)/(\d+)")
+NAMED = re.compile(r"(?:models:/)?([A-Za-z0-9][\w.-]*)@([A-Za-z][\w-]*|\d+)|models:/([A-Za-z0-9][\w.-]*)/(\d+)")
 
 
 # Else MLflow prints addresses on stdout and bars on stderr.
@@ -188,7 +188,7 @@ def _to_judge(version: RegisteredVersion, run: Path | None) -> str:
 
 
 def registered_name(name: str) -> tuple[str, str] | None:
-    """Model and alias or version of `NAME@ALIAS`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None for any other name."""
+    """Model and alias or version of `NAME@ALIAS`, `NAME@VERSION`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None for any other name."""
     found = NAMED.fullmatch(name)
     if found is None or Path(name).exists():
         return None

@@ -27,12 +27,12 @@ from tuneloop.workflows.registry import registered_name
 from tuneloop.workflows.serve_experiments import Experiments
 from tuneloop.workflows.serve_models import Deployment, deployment_of, prove_models
 from tuneloop.workflows.serve_router import name_of, split_targets, use_router
+from tuneloop.workflows.serve_swap import STATE, Swaps, pinned
 
 if TYPE_CHECKING:
     pass
 
 Say = Callable[[str], None]
-STATE = "state.json"
 
 
 # --- settings --------------------------------------------------------------------------------------
@@ -164,8 +164,16 @@ async def _serve(
 
     sys.setswitchinterval(0.0005)  # threads that compute or write give way to the event loop soon
     experiments = Experiments(Path(config.folder), say)
-    deployment = deployment_of(config, experiments.candidates(), say)
-    async with _started(config, deployment, say) as gateway, experiments.followed_by(gateway):
+    candidates = experiments.candidates()
+    swaps = Swaps(config, experiments, say)
+    swaps.current = swaps.wanted()
+    named, config = config, pinned(config)
+    deployment = deployment_of(config, candidates, say)
+    async with (
+        _started(config, deployment, say) as gateway,
+        experiments.followed_by(gateway),
+        swaps.followed_by(gateway),
+    ):
         batches = Batches(gateway, Path(config.folder) / "batch", say) if config.batch.enabled else None
         settings = uvicorn.Config(
             make_app(gateway, batches.routes() if batches else ()), log_level="warning", access_log=False, lifespan="off", server_header=False,
@@ -177,7 +185,8 @@ async def _serve(
             loop.add_signal_handler(number, stopping.set)
         port = listening.getsockname()[1]
         address = f"http://{'[::1]' if config.host == '::' else config.host}:{port}"
-        _write_state(config, gateway, address)
+        swaps.told = lambda gateway: _write_state(named, gateway, address)
+        swaps.told(gateway)
         running = asyncio.create_task(server._serve([listening]))
         while not server.started and not running.done():
             await asyncio.sleep(0.01)
@@ -199,6 +208,7 @@ async def _serve(
 @contextlib.asynccontextmanager
 async def _started(config: ServeConfig, deployment: Deployment, say: Say) -> AsyncIterator[Gateway]:
     """A gateway whose engine is started; both end with the block."""
+    gateway: Gateway | None = None
     try:
         await deployment.engine.start()
         await prove_models(config, deployment, say)
@@ -208,7 +218,7 @@ async def _started(config: ServeConfig, deployment: Deployment, say: Say) -> Asy
         finally:
             await asyncio.to_thread(gateway.store.stop)
     finally:
-        await deployment.engine.stop()
+        await (gateway.engine if gateway is not None else deployment.engine).stop()
 
 
 def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:

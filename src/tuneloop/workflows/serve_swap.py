@@ -1,0 +1,246 @@
+"""Changes of what a running server serves: aliases that moved, `tuneloop deploy NAME@2`, candidates of experiments.
+
+The new engine is started and proved beside the old one, the next request goes to it, and the old one ends when its last
+request has its answer. What can't be started or proved changes nothing; it is said, and stands in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_json
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.inference.engines import ServingEngine
+from tuneloop.records.decision import Decision
+from tuneloop.serve.config import ServeConfig
+from tuneloop.serve.gateway import Gateway
+from tuneloop.serve.store import insert, opened, read_decisions, store_file
+from tuneloop.workflows.registry import local_name, open_registry, registered_name, registry_uri, version_of
+from tuneloop.workflows.serve_experiments import Experiments
+from tuneloop.workflows.serve_models import deployment_of, prove_models
+from tuneloop.workflows.serve_router import served_by
+
+PIN, SWAP, REFUSED = "deployment.pin", "deployment.swap", "deployment.refused"
+EVERY = 1.0  # seconds between two looks
+REMOTE_EVERY = 15.0  # seconds between two looks into a registry that is not a file here
+STATE = "state.json"
+
+Wanted = Mapping[str, str]  # name of a model or experiment -> what answers for it, with its version
+
+
+def pinned(config: ServeConfig) -> ServeConfig:
+    """The settings with the sources that `tuneloop deploy` named last."""
+    if not store_file(config.folder).is_file():
+        return config
+    with opened(config.folder) as store:
+        pins = {event.subject: str(event.data["source"]) for event in read_decisions(store, where=f"kind = '{PIN}'")}
+    adapters = {name: pins.get(name, source) for name, source in config.adapters.items()}
+    return config.model_copy(update={"adapters": adapters})
+
+
+@dataclass
+class Swaps:
+    """Follows what a server should serve, and swaps engines.
+
+    Args:
+        config: of the server, without what was pinned.
+        told: called with the gateway after each swap.
+        current: what is served; `refused`: what could not be started or proved, which is not tried again.
+    """
+
+    config: ServeConfig
+    experiments: Experiments
+    say: Callable[[str], None]
+    told: Callable[[Gateway], None] = lambda gateway: None
+    current: Wanted = field(default_factory=dict)
+    refused: Wanted = field(default_factory=dict)
+    _stamp: tuple[Any, ...] = ()
+    _versions: dict[str, str] = field(default_factory=dict)
+    _ending: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def wanted(self) -> Wanted:
+        """What should be served now.
+
+        Raises:
+            UserError: a name is not registered any more, or the registry can't be read.
+        """
+        stamp = _stamp()
+        if stamp != self._stamp:
+            self._stamp, self._versions = stamp, {}
+        found = {}
+        for each in served_by(pinned(self.config))[1]:
+            if registered_name(each.source) is None:
+                found[each.name] = each.source
+                continue
+            if each.source not in self._versions:
+                self._versions[each.source] = version_of(open_registry(), each.source).version
+            found[each.name] = f"{each.source}, version {self._versions[each.source]}"
+        candidates = self.experiments.going.values()
+        return found | {f"candidate of {s.design.name}": s.design.candidate for s in candidates}
+
+    @contextlib.asynccontextmanager
+    async def followed_by(self, gateway: Gateway) -> AsyncIterator[None]:
+        """Keep a gateway up to date for the time of a block."""
+        task = asyncio.create_task(self._follow(gateway))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, *self._ending, return_exceptions=True)
+
+    async def _follow(self, gateway: Gateway) -> None:
+        while True:
+            await asyncio.sleep(EVERY)
+            try:
+                wanted = await asyncio.to_thread(self.wanted)
+                if wanted != self.current and wanted != self.refused:
+                    await self.swap(gateway, wanted)
+            except (UserError, sqlite3.Error, OSError):
+                continue  # a registry or store that can't be read at present changes nothing
+
+    async def swap(self, gateway: Gateway, wanted: Wanted) -> bool:
+        """Serve something else; returns whether it could be started and proved."""
+        changed = {name: source for name, source in wanted.items() if self.current.get(name) != source}
+        self.say(f"swap      begins: {_words(changed) or 'what has ended is left out'}")
+        began = time.perf_counter()
+        config = await asyncio.to_thread(pinned, self.config)
+        engine: ServingEngine | None = None
+        try:
+            deployment = await asyncio.to_thread(deployment_of, config, self.experiments.candidates(), self.say)
+            engine = deployment.engine
+            await engine.start()
+            await prove_models(config, deployment, self.say)
+            models = await asyncio.to_thread(deployment.models)
+            candidates = await asyncio.to_thread(deployment.candidate_models)
+        except Exception as error:
+            if engine is not None:
+                await engine.stop()
+            why = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.refused = wanted
+            self._log(gateway, REFUSED, wanted, why)
+            self.say(f"swap      is refused, all stays as it was: {why}")
+            return False
+        except BaseException:
+            if engine is not None:
+                await engine.stop()
+            raise
+        old = gateway.swap(engine, models, candidates)
+        self._log(gateway, SWAP, wanted, "")
+        self.current, self.refused = wanted, {}
+        self.told(gateway)
+        self.say(f"swap      is done after {time.perf_counter() - began:.1f} s; the old engine ends its requests")
+        task = asyncio.create_task(self._end(gateway, old))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return True
+
+    async def _end(self, gateway: Gateway, engine: ServingEngine) -> None:
+        try:
+            await gateway.drained(engine, gateway.config.limits.request_seconds)
+        finally:
+            await engine.stop()
+
+    def _log(self, gateway: Gateway, kind: str, wanted: Wanted, why: str) -> None:
+        data = {"before": dict(self.current), "wanted": dict(wanted), "why": why}
+        gateway.store.add(Decision(id=uuid7(), time=utc_now(), kind=kind, subject="serve", data=data))
+
+
+def _words(found: Wanted) -> str:
+    return "; ".join(f"{name}: {source}" for name, source in found.items())
+
+
+def _stamp() -> tuple[Any, ...]:
+    """What changes when the registry does: of a file its size and time, else the time."""
+    uri = registry_uri()
+    if not uri.startswith("sqlite:///"):
+        return (int(time.monotonic() / REMOTE_EVERY),)
+    found = []
+    for end in ("", "-wal"):
+        with contextlib.suppress(OSError):
+            facts = Path(uri.removeprefix("sqlite:///") + end).stat()
+            found += [facts.st_size, facts.st_mtime_ns]
+    return tuple(found)
+
+
+# --- from outside ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What became of a wish.
+
+    Args:
+        name: of the model.
+        source: that it is to be served from.
+        running: whether a server runs in the folder; else it holds from the next start.
+        swapped: whether the server has swapped; None: no server, or it was not ready in time.
+        why: it refused.
+    """
+
+    name: str
+    source: str
+    running: bool
+    swapped: bool | None = None
+    why: str = ""
+
+
+def deploy_to_server(folder: Path, source: str, *, name: str = "", seconds: float = 300.0) -> Deployed:
+    """Have a running server serve another source under a name, and wait until it does.
+
+    Args:
+        folder: of the server.
+        source: `NAME@2`, `NAME@champion`, a run or an artifact.
+        name: as clients ask for it; default: the model that is served from another version of it, or that has its name.
+        seconds: to wait.
+
+    Raises:
+        UserError: no server was ever started in the folder, it serves no such model, or there is no such version.
+    """
+    from tuneloop.workflows.serve_router import name_of
+
+    if not (folder / STATE).is_file():
+        raise UserError(
+            "No server was started here", where=str(folder), next_step="tuneloop serve ... folder=" + str(folder)
+        )
+    local_name(source)  # refuses what is not there
+    state = read_json(folder / STATE)
+    adapters: dict[str, str] = state["config"]["adapters"]
+    own = (registered_name(source) or ("", ""))[0]
+    same = [each for each, from_ in adapters.items() if own and (registered_name(from_) or ("",))[0] == own]
+    name = name or (same[0] if same else name_of(source))
+    if name not in adapters:
+        raise UserError(
+            f"The server has no model {name!r}", where=str(folder),
+            next_step=f"say which it replaces with --name: {', '.join(adapters) or 'it has no adapters'}",
+        )  # fmt: skip
+    pin = Decision(id=uuid7(), time=utc_now(), kind=PIN, subject=name, data={"source": source})
+    with opened(folder) as store:
+        insert(store, [pin])
+        running = _held(folder)
+        until = time.monotonic() + seconds
+        while running and time.monotonic() < until:
+            where = f"kind IN ('{SWAP}', '{REFUSED}') AND id > ?"
+            for event in read_decisions(store, where=where, values=[pin.id]):
+                if str(event.data["wanted"].get(name, "")).partition(", version")[0] == source:
+                    return Deployed(name, source, True, event.kind == SWAP, str(event.data["why"]))
+            time.sleep(0.2)
+    return Deployed(name, source, running)
+
+
+def _held(folder: Path) -> bool:
+    """Whether a server works in a folder."""
+    from tuneloop.core.files import lock_folder
+
+    try:
+        with lock_folder(folder):
+            return False
+    except UserError:
+        return True

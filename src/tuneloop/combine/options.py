@@ -53,6 +53,7 @@ class DistilOptions:
 
     LEVELS: ClassVar[tuple[str, ...]] = ("text", "logits", "live")
     ANSWERS: ClassVar[tuple[str, ...]] = ("teacher", "own")
+    PICKS: ClassVar[tuple[str, ...]] = ("agree", "reference", "judge")
 
     model: str = flag("", "NAME", "The teacher, as its endpoint names it.", "-m")
     level: str = flag(
@@ -60,6 +61,14 @@ class DistilOptions:
         "each step).",
     )  # fmt: skip
     answers: str = flag("teacher", "NAME", "Whose answers the student reads: the teacher's, or the rows' own.")
+    best_of: int = flag(
+        1, "N", "Answers of the teacher to each prompt, of which the best is learned.", least=1, most=64
+    )
+    pick: str = flag(
+        "agree", "NAME", "The best answer: agree (most like the others), reference (most like the row's own), judge.",
+    )  # fmt: skip
+    judge: str = flag("", "MODEL", "Model on this machine that rates answers for --pick judge.")
+    any_model: bool = switch("Take answers of a server whose model calls itself otherwise.")
     top: int = flag(128, "N", "Likeliest tokens that --level logits stores at each position.", least=1)
     layers: int = flag(0, "N", "Make the student of the teacher: leave out layers until N are left.", least=0)
     rows: int = flag(300, "N", "Most test rows that are asked.", least=1)

@@ -399,7 +399,9 @@ def read_reply(text: str) -> Completion | None:
     clean = content.encode("utf-8", "replace").decode()  # lone surrogates can't be written to a file
     cut: Finish = "length" if choice.get("finish_reason") == "length" else "stop"
     read, written = count("prompt_tokens"), count("completion_tokens")
-    return Completion(clean.strip(), finish=cut, prompt_tokens=read, completion_tokens=written)
+    said = value.get("model")
+    served = said if isinstance(said, str) else ""
+    return Completion(clean.strip(), finish=cut, prompt_tokens=read, completion_tokens=written, served=served)
 
 
 def _since(started: float) -> float:

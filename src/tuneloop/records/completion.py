@@ -45,6 +45,7 @@ class Completion:
         error: why there is no answer.
         engine: what computed it: `tuneloop`, the address of an endpoint, ...
         adapter: hash of the adapter that was applied; empty: none that was named.
+        served: name of the model that an endpoint says has answered; empty: it does not say.
         cached: whether it was known from before, so that it cost nothing.
         retries: further tries that it took.
     """
@@ -64,6 +65,7 @@ class Completion:
     error: str = ""
     engine: str = ""
     adapter: str = ""
+    served: str = field(default="", compare=False)
     cached: bool = False
     retries: int = 0
 

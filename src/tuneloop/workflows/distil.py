@@ -18,7 +18,8 @@ from tuneloop.models.methods import WHOLE
 from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost, PrunedStudent
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.workflows.distil_teacher import DistilJob, Say, asked, stored_probabilities, taught_rows
+from tuneloop.workflows.distil_answers import DistilJob, Say, asked
+from tuneloop.workflows.distil_teacher import stored_probabilities, taught_rows
 from tuneloop.workflows.recipe import Recipe, make_recipe
 from tuneloop.workflows.registry import local_name
 from tuneloop.workflows.run_context import RunContext
@@ -141,7 +142,11 @@ def _refuse_impossible(job: DistilJob, student: str) -> None:
         UserError: no student or two; a student that is no smaller; a teacher whose layers or probabilities can't be had.
     """
     options, where = job.options, "tuneloop distill"
-    for name, value, known in (("level", options.level, options.LEVELS), ("answers", options.answers, options.ANSWERS)):
+    for name, value, known in (
+        ("level", options.level, options.LEVELS),
+        ("answers", options.answers, options.ANSWERS),
+        ("pick", options.pick, options.PICKS),
+    ):
         if value not in known:
             raise UserError(f"--{name} {value} is not known", where=where, next_step=f"choose {', '.join(known)}")
     if bool(student) == bool(options.layers):
@@ -151,6 +156,12 @@ def _refuse_impossible(job: DistilJob, student: str) -> None:
             "The rows' own text alone is what the control learns", where=where,
             next_step="add --level logits, or leave --answers out",
         )  # fmt: skip
+    if options.best_of > 1 and job.labels:
+        raise UserError(
+            "Labels are scored: there is one answer to each row", where=where, next_step="leave --best-of out"
+        )
+    if (options.pick == "judge") != bool(options.judge):
+        raise UserError("--pick judge and --judge MODEL go together", where=where, next_step="give both or none")
     if job.teacher.local is None:
         if options.layers:
             raise UserError(

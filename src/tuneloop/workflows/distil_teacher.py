@@ -1,61 +1,16 @@
-"""The teacher's part in `tuneloop distill`: its answers, the rows made of them, and its probabilities, each asked for once."""
+"""What a student of `tuneloop distill` learns from: rows made of the teacher's answers, and its probabilities, stored once."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
-from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, sha256_file, write_jsonl
-from tuneloop.core.progress import Progress, no_progress
-from tuneloop.inference.request import Request
-from tuneloop.records.completion import Completion
+from tuneloop.core.files import content_hash, sha256_file, write_jsonl
 from tuneloop.records.dataset import MANIFEST, SplitFile
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.workflows.targets import TaskTarget
-
-Say = Callable[[str], None]
-AT_ONCE = 64  # prompts that are asked before their answers are written
-PLACE = "distill"  # in the run's folder: answers, rows, the student, the control
-
-
-@dataclass
-class DistilJob:
-    """A distillation at work.
-
-    Args:
-        teacher: who answers.
-        dataset: whose prompts are asked.
-        out: the student's run.
-        options: how.
-        settings: `key=value`, of the student's recipe.
-    """
-
-    teacher: TaskTarget
-    dataset: Dataset
-    out: Path
-    options: DistilOptions
-    settings: Sequence[str] = ()
-    progress: Progress = no_progress
-    say: Say = lambda line: None
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def place(self) -> Path:
-        """Where all that is not the student's run itself stands."""
-        return self.out / PLACE
-
-    @property
-    def labels(self) -> list[str]:
-        """The labels that a teacher on this machine scores; empty: it writes."""
-        scores = self.dataset.task == "classification" and self.teacher.local is not None
-        return list(self.dataset.manifest.labels or []) if scores else []
+from tuneloop.workflows.distil_answers import DistilJob, answers_of, unusable
 
 
 def taught_rows(job: DistilJob) -> Dataset:
@@ -66,10 +21,10 @@ def taught_rows(job: DistilJob) -> Dataset:
     """
     from tuneloop.data.dataset import label_counts, load_dataset
 
-    answers = _answers(job)
+    answers = answers_of(job)
     kept: list[Row] = []
     for row in job.dataset.train:
-        why = _unusable(answers[row.id], job.dataset)
+        why = unusable(answers[row.id], job.dataset)
         if why:
             job.dropped[why] += 1
             continue
@@ -99,50 +54,6 @@ def taught_rows(job: DistilJob) -> Dataset:
     )  # fmt: skip
     write_record(out / MANIFEST, manifest)
     return load_dataset(out)
-
-
-def _unusable(answer: Completion, dataset: Dataset) -> str:
-    """Why an answer is not trained on; empty where it is."""
-    if answer.error:
-        return "failed"
-    if not answer.text.strip():
-        return "empty"
-    if answer.finish == "length":
-        return "cut off"
-    labels = dataset.manifest.labels if dataset.task == "classification" else None
-    return "no known label" if labels and answer.text.strip() not in labels else ""
-
-
-def _answers(job: DistilJob) -> dict[str, Completion]:
-    """The teacher's answer to each training row: those that are written down already, then the others."""
-    from tuneloop.core.files import user_errors_of_the_disk
-
-    file = job.place / f"answers-{content_hash([job.teacher.identity, job.dataset.manifest.hash])[:12]}.jsonl"
-    known: dict[str, Completion] = {}
-    if file.is_file():
-        drop_torn_line(file)
-        known = {line["id"]: Completion(text=line["text"], finish=line["finish"]) for line in read_jsonl(file)}
-        job.say(f"teacher   {len(known)} answers are there already")
-    left = [row for row in job.dataset.train if row.id not in known]
-    limit = job.teacher.task.max_new_tokens if job.teacher.task else 256
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with user_errors_of_the_disk(file), file.open("a", encoding="utf-8") as handle:
-        for start in range(0, len(left), AT_ONCE):
-            some = left[start : start + AT_ONCE]
-            requests = [Request(messages=row.prompt, tools=row.tools, max_new_tokens=limit, id=row.id) for row in some]
-            for row, answer in zip(some, asked(job, requests), strict=True):
-                known[row.id] = answer
-                if not answer.error:  # a request that failed is asked again next time
-                    handle.write(json.dumps({"id": row.id, "text": answer.text, "finish": answer.finish}) + "\n")
-            handle.flush()
-            job.progress("asking the teacher", start + len(some), len(left))
-    return known
-
-
-def asked(job: DistilJob, requests: Sequence[Request]) -> Sequence[Completion]:
-    if job.labels:
-        return list(job.teacher.target.score(requests, job.labels, exact=False))
-    return list(job.teacher.target.complete(requests))
 
 
 def stored_probabilities(job: DistilJob, student: str, dataset: Dataset, temperature: float) -> str:

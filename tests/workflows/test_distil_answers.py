@@ -88,7 +88,7 @@ def job(server: Server, dataset: Dataset, out: Path, **options: Any) -> DistilJo
 def test_after_a_failure_in_the_middle_only_the_rest_is_asked(server: Server, dataset: Dataset, tmp_path: Path) -> None:
     plain, count = server.says, len(dataset.train)
     server.says = lambda number, body: plain(number, body) if number <= AT_ONCE - 5 else (503, "", "big")
-    with pytest.raises(UserError, match="answered none|failed"):
+    with pytest.raises(UserError, match=r"answered none|failed"):
         answers_of(job(server, dataset, tmp_path / "run"))
     kept = read_jsonl(next((tmp_path / "run" / "distill").glob("answers-*.jsonl")))
     assert AT_ONCE - 5 - 4 <= len(kept) <= AT_ONCE - 5

@@ -59,6 +59,35 @@ def judge(
     _show(found, router, output.json)
 
 
+def cascade(
+    small: str = argument("SMALL", "Evaluation of the model that answers first: a folder with eval.json."),
+    large: str = argument("LARGE", "Evaluation of the larger model on the same rows."),
+    costs: str = flag("1,10", "X,Y", "Cost of an answer of the small and of the large model, in any unit.", "--cost"),
+    max_cost: float = flag(0.0, "X", "Most mean cost of an answer; 0: no limit.", least=0),
+    out: str = flag("cascade.json", "FILE", "Where the threshold and its figures are written.", "-o"),
+    *,
+    output: Output,
+) -> None:
+    """Find the confidence below which a small model's answer is better asked of a larger one.
+
+    One half of the rows chooses the threshold, the other half judges it.
+    """
+    from pathlib import Path
+
+    from tuneloop.workflows.route_cascade import cascade_of, sentences
+
+    parts = costs.split(",")
+    try:
+        one, other = (float(part) for part in parts)
+    except ValueError:
+        raise typer.BadParameter(f"--cost takes two numbers with a comma between them: not {costs!r}") from None
+    record = cascade_of(small, large, (one, other), Path(out), max_cost)
+    if output.json:
+        print_json({"path": out, **record.to_json()})
+    else:
+        print("\n".join([*sentences(record), out]))
+
+
 def _show(router: Router, out: str, as_json: bool) -> None:
     record = router.record
     if as_json:
@@ -95,4 +124,4 @@ def _costs(text: str) -> dict[str, float]:
     return found
 
 
-commands = {"fit": fit, "eval": judge}
+commands = {"fit": fit, "eval": judge, "cascade": cascade}

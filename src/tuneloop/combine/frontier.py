@@ -36,7 +36,7 @@ def judged(router: Router, rows: Outcomes, outside: Array | None = None) -> Rout
     there = picks != NONE
     worth = np.where(there, np.take_along_axis(rows.quality, np.maximum(picks, 0)[:, None], 1)[:, 0], 0.0)
     chosen = np.take_along_axis(sure, np.maximum(picks, 0)[:, None], 1)[:, 0]
-    low, high = _mean_interval(worth)
+    low, high = mean_interval(worth)
     found = RouterFigures(
         n=len(rows),
         quality=Share(value=float(worth.mean()), low=low, high=high),
@@ -159,7 +159,7 @@ def calibration_error(stated: Array, worth: Array) -> float:
     return float(sum(gaps))
 
 
-def _mean_interval(worth: Array) -> tuple[float, float]:
+def mean_interval(worth: Array) -> tuple[float, float]:
     """Wilson's interval for rights and wrongs, else the bootstrap's."""
     if set(np.unique(worth).tolist()) <= {0.0, 1.0}:
         return wilson_interval(float(worth.sum()), len(worth))

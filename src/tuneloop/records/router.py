@@ -110,3 +110,45 @@ class RouterRecord(Record):
     contenders: list[Contender] = []
     figures: RouterFigures | None = None
     source: str = ""
+
+
+class CascadePoint(Part):
+    """Mean cost and quality of an answer where the large model is asked below a confidence."""
+
+    threshold: Number
+    cost: float
+    quality: float
+
+
+class CascadeRecord(Record):
+    """`cascade.json`: a small model answers first, a larger one where it is unsure.
+
+    Args:
+        small, large: the evaluations that it was made of.
+        costs: of an answer of each. The small model is always paid.
+        threshold: confidence below which the large model is asked, from one half of the rows; all figures are of the other half.
+        metric: by which answers are judged; `n`: rows.
+        quality, cost: means of the cascade's answers; `asked_large`: share of rows that go on to the large model.
+        over_large: quality less the large model's, with its paired interval.
+        singles: each model alone, and the best one for each row (`oracle`).
+        frontier: for rising thresholds.
+        gap_recovered: see `RouterFigures`.
+    """
+
+    title: ClassVar[str] = "a cascade"
+    file: ClassVar[str] = "cascade.json"
+    again: ClassVar[str] = "tuneloop route cascade again"
+
+    small: str
+    large: str
+    costs: tuple[float, float]
+    threshold: float
+    metric: str
+    n: int
+    quality: Share
+    cost: float
+    asked_large: float
+    over_large: Share
+    singles: list[SingleModel] = []
+    frontier: list[CascadePoint] = []
+    gap_recovered: Share | None = None

@@ -59,6 +59,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
         "`RUN/distill/logits-HASH/teacher.json`: a teacher's stored probabilities",
     ),
     "router": ("router", "RouterRecord", "`ROUTER/router.json`"),
+    "cascade": ("router", "CascadeRecord", "`cascade.json`: when a larger model is asked"),
     "tasks": ("merge", "TaskDeployment", "`RUN/tasks.json`: which model answers which task"),
     "request": ("request", "StoredRequest", "a request that was served"),
     "keys": ("api_key", "KeyFile", "`serve/keys.json`"),

@@ -1,0 +1,144 @@
+"""What distilling costs: storing a teacher's probabilities next to writing answers, and steps next to a plain step.
+
+    python benchmarks/distill.py [FILE.jsonl of {"prompt", "completion"}]
+
+The teacher is the packaged model, the student its first 15 layers, all of whose weights learn. Seconds are the processor's, the
+median of repetitions that take turns, so that another job on the machine counts little. Every line has its baseline beside it:
+storing next to writing the answers, a step next to the plain step of the same rows.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MODEL, LAYERS, ROWS, TOKENS, TOP, TIMES = "smollm2-135m", 15, 32, 48, 128, 5
+TOPICS = (
+    "a lost parcel",
+    "a broken lamp",
+    "a refund",
+    "an open tab at a bar",
+    "a late train",
+    "a new phone",
+    "a lease",
+    "a cat",
+)
+
+
+def prompts() -> list[str]:
+    """Texts to answer: of a file, or made."""
+    if len(sys.argv) > 1:
+        import json
+
+        return [json.loads(line)["prompt"] for line in Path(sys.argv[1]).read_text().splitlines()[:ROWS]]
+    return [
+        f"Write a polite letter, number {i}, about {TOPICS[i % len(TOPICS)]}, in six sentences." for i in range(ROWS)
+    ]
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Processor time of a piece of work."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def medians(works: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median seconds of each, taking turns; the first round is not counted."""
+    rounds = [{name: seconds(work) for name, work in works.items()} for _ in range(TIMES + 1)][1:]
+    return {name: statistics.median(each[name] for each in rounds) for name in works}
+
+
+def main() -> None:
+    """Measure and print."""
+    import torch
+
+    from tuneloop.inference.generate import generate
+    from tuneloop.models.load import load_model, use_threads
+    from tuneloop.models.template import Rendered
+    from tuneloop.records.distillation import TeacherLogits
+    from tuneloop.train import distil
+    from tuneloop.train.config import TrainConfig
+    from tuneloop.train.loss import learned_states
+    from tuneloop.train.rows import Taught
+    from tuneloop.train.step import batch_loss
+    from tuneloop.train.top_logits import TopStore, row_key
+
+    use_threads()
+    teacher, student = load_model(MODEL), load_model(MODEL)
+    student.net.model.layers = student.net.model.layers[:LAYERS]  # type: ignore[union-attr]
+    student.net.requires_grad_(True)
+    ids = [teacher.template.prompt_ids([{"role": "user", "content": text}]) for text in prompts()]
+    answers = generate(teacher, ids, max_new_tokens=TOKENS)
+    rows = [
+        Rendered([*prompt, *answer.token_ids], [0.0] * len(prompt) + [1.0] * len(answer.token_ids))
+        for prompt, answer in zip(ids, answers, strict=True)
+    ]
+    learned = sum(int(sum(row.mask)) for row in rows)
+    about = TeacherLogits(teacher=MODEL, teacher_key="", vocabulary=teacher.head.shape[0], top=TOP, temperature=1.0)
+    with tempfile.TemporaryDirectory() as scratch:
+        places = iter(range(1000))
+
+        def store() -> TopStore:
+            made = TopStore.create(Path(scratch) / str(next(places)), about)
+            distil.store_probabilities(teacher, rows, made)
+            return made
+
+        def forward() -> None:
+            with torch.inference_mode():
+                states = learned_states(teacher, rows)
+                for part in torch.split(states.hidden_NC, 512):
+                    _ = part @ teacher.head.t()
+
+        took = medians(
+            {"write": lambda: generate(teacher, ids, max_new_tokens=TOKENS), "forward": forward, "store": store}
+        )
+        kept = store()
+        print(
+            f"{len(rows)} rows, {sum(map(len, ids)) / len(ids):.0f} tokens of prompt, {learned / len(rows):.0f} of answer"
+        )
+        print(f"writing the answers            {took['write']:7.2f} s")
+        print(
+            f"a pass over them, not stored   {took['forward']:7.2f} s   {took['forward'] / took['write']:.2f} of writing"
+        )
+        print(
+            f"the same, {TOP} tokens stored    {took['store']:7.2f} s   {took['store'] / took['write']:.2f} of writing"
+        )
+        print(f"bytes of a position            {kept.layout.width:7d}")
+        micro = rows[:8]
+        plain = TrainConfig(method="full")
+        live = TrainConfig(method="full", loss="distil", teacher=MODEL)
+        stored = live.model_copy(update={"teacher": str(kept.folder)})
+        keyed = [Taught(row.ids, row.mask, row_key(row)) for row in micro]
+
+        def step(config: TrainConfig, some: Any) -> Callable[[], None]:
+            def run() -> None:
+                batch_loss(student, some, 1.0, config).backward()  # type: ignore[no-untyped-call]
+                student.net.zero_grad(set_to_none=True)
+
+            return run
+
+        def teacher_forward() -> None:
+            with torch.no_grad():
+                learned_states(teacher, micro)
+
+        jensen = live.model_copy(update={"divergence": "jensen-shannon"})
+        took = medians({
+            "plain step": step(plain, micro), "teacher's forward pass": teacher_forward, "stored, forward KL": step(stored, keyed),
+            "live, forward KL": step(live, keyed), "live, Jensen-Shannon": step(jensen, keyed),
+        })  # fmt: skip
+    budget = 1.6 * took["plain step"] + took["teacher's forward pass"]
+    for name, value in took.items():
+        print(f"{name:30s} {value:7.2f} s   {value / took['plain step']:.2f} of a plain step")
+    print(
+        f"1.6 plain steps and a teacher's forward pass: {budget:.2f} s; live takes {took['live, forward KL'] / budget:.2f} of it"
+    )
+
+
+if __name__ == "__main__":
+    main()

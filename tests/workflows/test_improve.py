@@ -24,6 +24,8 @@ from tuneloop.improve.controller import (
 from tuneloop.records.decision import Decision
 from tuneloop.serve.store import connect, insert, opened, read_decisions
 from tuneloop.workflows import improve as w
+from tuneloop.workflows.export import export_run
+from tuneloop.workflows.registry import register_artifact
 
 STEPS = ["collect", "train", "evaluate", "gate", "export", "register", "experiment", "decide", "promote"]
 
@@ -258,3 +260,63 @@ def test_a_cycle_has_mended_what_its_experiment_measured():
     )
     assert ended.mended == 0.25
     assert replace(ended, outcome="rolled back").mended == 0 and replace(ended, bad=math.nan).mended == 0
+
+
+def test_watching_goes_on_after_a_failed_pass_and_says_what_is_new(store, tmp_path, monkeypatch):
+    file = tmp_path / "project.yaml"
+    file.write_text(json.dumps(project(store).model_dump(mode="json")))
+    pauses, said = [], []
+    monkeypatch.setattr(w.time, "sleep", pauses.append)
+    answers = iter([(2, {"error": {"what": "No such recipe", "next": "check the path"}}), *([(0, {})] * 20)])
+    w.watch(
+        file, every=60, command=lambda words: (0, {}) if words[0] != "run" else next(answers), say=said.append, passes=4
+    )
+    told = [line.split("  ", 1)[1] for line in said if line[:2] == "20"]
+    assert (
+        "failed: No such recipe" in told[0] and told[1].startswith("promoted") and told[2].startswith("Nothing to do")
+    )
+    assert len(told) == 3 and pauses == [60, 60, 60]
+
+
+def test_the_length_of_a_pause_is_checked(store, tmp_path, capsys):
+    file = tmp_path / "project.yaml"
+    file.write_text(json.dumps(project(store).model_dump(mode="json")))
+    assert main(["improve", str(file), "--watch", "--every", "soon"]) == 2
+    assert "Not a length of time" in capsys.readouterr().err
+
+
+def test_a_pass_compares_the_window_that_is_over_with_the_data_of_the_run_in_use(store, monkeypatch):
+    asked = []
+    monkeypatch.setattr(w, "monitor_if_due", lambda *given: asked.append(given))
+    asks = project(store, monitor={"reference": "champion", "window": "2d"})
+    w.improve(asks, command=Runner(decide=(3, {})))
+    ((place, reference, settings),) = asked
+    assert (place, reference) == (str(store), "runs/old/dataset")
+    assert settings == {"model": "m", "window": "2d", "false_alarms": 2.0}
+
+
+@pytest.mark.slow
+def test_a_candidate_is_registered_once_though_the_controller_is_killed_before_it_logs_it(
+    store, make_run, tmp_path, monkeypatch
+):
+    """The kill comes at the worst moment: the version is registered, and no event says so."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    artifact = export_run(make_run("runs/new"), "adapter").folder
+    versions = []
+
+    class Killed(Runner):
+        def __call__(self, words):
+            status, found = super().__call__(words)
+            if words[0] != "register":
+                return status, found
+            versions.append(register_artifact(artifact, "m").version)
+            if len(versions) == 1:
+                raise KeyboardInterrupt
+            return 0, {"version": versions[-1]}
+
+    with pytest.raises(KeyboardInterrupt):
+        w.improve(project(store), command=Killed())
+    assert w.improve(project(store), command=Killed()).state == "ended"
+    assert versions == [versions[0]] * 2 and int(versions[0]) == 1

@@ -8,6 +8,7 @@ from traffic import at, request
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.records.decision import Decision
 from tuneloop.serve.store import connect, insert, opened, read_decisions
 from tuneloop.workflows import monitor as w
 
@@ -100,3 +101,19 @@ def test_no_requests_and_several_models_are_said(tmp_path, dataset):
         w.monitor_store(store, dataset, {"until": at(35)})
     with pytest.raises(UserError, match="Not a time"):
         w.monitor_store(store, dataset, {"until": "soon"})
+
+
+def test_windows_are_due_once_and_follow_each_other_from_the_first_request_on(tmp_path):
+    connection = connect(tmp_path, create=True)
+    insert(connection, (request(i, i / 4) for i in range(60)))  # 15 days
+    connection.close()
+    assert w.due_window(tmp_path, "7d", now=at(6.9)) == ""
+    assert w.due_window(tmp_path, "7d", now=at(7.1)) == at(7)
+    assert w.due_window(tmp_path, "7d", now=at(20)) == at(14)
+    assert w.due_window(tmp_path, "7d", "another model", now=at(20)) == "" and w.due_window(
+        tmp_path, "7d", "m", now=at(20)
+    )
+    with opened(tmp_path) as store:
+        insert(store, [Decision(id="d", time=at(20), kind="monitor.window", subject="m", data={"until": at(14)})])
+    assert w.due_window(tmp_path, "7d", now=at(20)) == ""
+    assert w.due_window(tmp_path, "7d", now=at(40)) == ""  # nothing was asked in it

@@ -12,13 +12,15 @@ from tuneloop.core.flag import flag, switch
 def run(
     project: str = argument("PROJECT.yaml", "What is kept good, and how."),
     approve: str = flag("", "STEP", "Approve a step that waits for a person."),
+    watch: bool = switch("Make a pass again and again, until stopped."),
+    every: str = flag("15m", "TIME", "With --watch: time between two passes, as in 30s, 15m or 2h."),
     replay: bool = switch("Decide again what was decided, from the log; do nothing."),
     *,
     output: Output,
 ) -> None:
     """Retrain when there is a reason, and let gate and experiment decide.
 
-    One pass, for cron; it goes on where the last one stopped.
+    One pass, for cron; it goes on where the last one stopped. With --watch pass after pass.
 
     Exit status 0: nothing to do, or promoted; 1: rolled back or refused; 3: waits.
     """
@@ -33,6 +35,9 @@ def run(
             for one in checked:
                 print(f"{'follows' if one.follows else 'DIFFERS'}  {one.time[:16].replace('T', ' ')}  {one.what}")
         raise typer.Exit(0 if all(one.follows for one in checked) else 1)
+    if watch:
+        _watch(project, every, output.quiet)
+        return
     with screen(output.quiet, "improving") as shown:
         done = work.improve(found, approve=approve, say=shown.say)
     if output.json:
@@ -42,6 +47,25 @@ def run(
     waits = done.state in ("waiting", "needs approval")
     good = done.state == "idle" or done.sentence.startswith("promoted")
     raise typer.Exit(3 if waits else 0 if good else 1)
+
+
+def _watch(project: str, every: str, quiet: bool) -> None:
+    """Pass after pass; lines go to stderr, where logs belong."""
+    import re
+    import sys
+
+    from tuneloop.core.errors import UserError
+    from tuneloop.workflows.improve import watch
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", every.strip())
+    if found is None:
+        raise UserError(f"Not a length of time: {every!r:.40}", where="--every", next_step="write it as 30s, 15m or 2h")
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    watch(project, every=float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]], say=say)
 
 
 def report(

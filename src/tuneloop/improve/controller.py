@@ -75,7 +75,10 @@ class Value(Config):
 class Watching(Config):
     """Windows that `tuneloop monitor` compares, one after the other."""
 
-    reference: str = Field("", description="prepared data set of the model in use; empty: nothing is monitored")
+    reference: str = Field(
+        "",
+        description="prepared data set that is compared with; `champion`: that of the run in use; empty: nothing is monitored",
+    )
     window: str = Field("7d", description="length of a window, as in 7d or 12h")
     false_alarms: float = Field(2.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
 

@@ -60,6 +60,14 @@ class Prices(Config):
     usd_per_hour: float = Field(0.0, ge=0, description="USD for an hour of this machine")
 
 
+class MonitorConfig(Config):
+    """Windows of production that are compared when they are over."""
+
+    reference: str = Field("", description="prepared data set that is compared with; empty: nothing is monitored")
+    window: str = Field("7d", description="length of a window, as in 7d or 12h")
+    false_alarms: float = Field(2.0, gt=0, le=50, description="windows of a year that may raise an alarm without cause")
+
+
 class ServeConfig(Config):
     """A server."""
 
@@ -97,6 +105,7 @@ class ServeConfig(Config):
     log: LogConfig = LogConfig()
     batch: BatchConfig = BatchConfig()
     prices: Prices = Prices()
+    monitor: MonitorConfig = MonitorConfig()
 
     @property
     def urls(self) -> list[str]:

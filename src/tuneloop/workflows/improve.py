@@ -42,7 +42,8 @@ from tuneloop.records.decision import Decision
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_file
 from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
 from tuneloop.workflows.monitor import EVENT as MONITORED
-from tuneloop.workflows.training_rows import settings_of_retraining
+from tuneloop.workflows.monitor import monitor_if_due
+from tuneloop.workflows.training_rows import run_of, settings_of_retraining
 
 Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit status and what was printed
 Say = Callable[[str], None]
@@ -135,9 +136,11 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def improve(
-    project: ProjectConfig, *, approve: str = "", command: Command = run_command, say: Say = lambda line: None
-) -> Pass:
+def quiet(line: str) -> None:
+    """Say nothing."""
+
+
+def improve(project: ProjectConfig, *, approve: str = "", command: Command = run_command, say: Say = quiet) -> Pass:
     """Go on as far as possible: begin a cycle where there is a reason, and do its steps until one has to wait.
 
     Args:
@@ -153,6 +156,7 @@ def improve(
     place = store_file(project.store).parent
     with opened(project.store) as store, lock_folder(place / "improve"):
         log = _Log(store, project.name)
+        _monitor(project, log.cycles(), place / "improve", say)
         steps: list[str] = []
         if approve:
             log.approve(approve)
@@ -169,6 +173,45 @@ def improve(
             steps += [] if isinstance(found, Pass) else [found]
             if isinstance(found, Pass):
                 return Pass(found.state, found.sentence, found.cycle, steps)
+
+
+def _monitor(project: ProjectConfig, cycles: Sequence[Cycle], folder: Path, say: Say) -> None:
+    """Compare the last whole window of production, where the project asks for it and nobody has done it."""
+    reference = project.monitor.reference
+    if reference == "champion":
+        champion = champion_of(project, cycles, str(folder))
+        reference = str(run_of(champion) / "dataset") if champion else ""
+    if not reference:
+        return
+    settings = {"model": project.model, "window": project.monitor.window, "false_alarms": project.monitor.false_alarms}
+    found = monitor_if_due(project.store, reference, settings)
+    if found is not None:
+        say(f"monitor    {found.since[:10]} to {found.until[:10]}: {found.summary[0]}")
+
+
+def watch(
+    path: Path | str, *, every: float, command: Command = run_command, say: Say = quiet, passes: int | None = None
+) -> None:
+    """Go on for ever: a pass, a pause, the next pass. What a pass comes to is said where it is new; an error ends none.
+
+    Args:
+        path: of the project's file, which is read again before each pass.
+        every: seconds between two passes.
+        passes: after which it ends; None: never.
+    """
+    said = ""
+    done = 0
+    while passes is None or done < passes:
+        try:
+            found = improve(load_project(path), command=command, say=say).sentence
+        except UserError as error:
+            found = f"This pass failed and is tried again: {error.what} ({error.next_step})"
+        if found != said:
+            say(f"{utc_now()[:16].replace('T', ' ')}  {found}")
+        said = found
+        done += 1
+        if done != passes:
+            time.sleep(every)
 
 
 @dataclass(frozen=True)
@@ -243,7 +286,7 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
     else:
         words = command_of(cycle, step, folder=str(folder), champion=champion)
         if step not in cycle.project.steps:
-            words += _of_the_rows(step, folder / str(cycle.number) / "collected", champion)
+            words += _more_words(step, folder / str(cycle.number), champion)
         say(f"{step:<11}tuneloop {' '.join(words)}")
         begun = time.monotonic()
         status, result = command(words)
@@ -269,11 +312,13 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
     return step
 
 
-def _of_the_rows(step: str, collected: Path, champion: str) -> list[str]:
-    """What a step is told of the collected rows. With a run in use they are added to its own, in the form that it reads."""
-    if step == "collect":
+def _more_words(step: str, cycle: Path, champion: str) -> list[str]:
+    """What a step is told besides: of the collected rows, and that an adapter stays one, so that a server has both arms."""
+    if step == "collect":  # with a run in use they are added to its own, in the form that it reads
         return ["--run", champion] if champion else []
-    return settings_of_retraining(collected) if step == "train" else []
+    if step == "train":
+        return settings_of_retraining(cycle / "collected")
+    return ["--format", "adapter"] if step == "export" and (cycle / "run" / "adapter").is_dir() else []
 
 
 def _kept(result: Mapping[str, Any]) -> dict[str, Any]:

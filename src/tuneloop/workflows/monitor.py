@@ -19,7 +19,7 @@ from tuneloop.improve.monitor import EARLIER_WINDOWS, Helpers, MonitorOptions, m
 from tuneloop.records.decision import Decision
 from tuneloop.records.monitoring import MonitorReport
 from tuneloop.records.rows import Row
-from tuneloop.serve.store import insert, opened, read_feedback, read_requests, store_file
+from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_file
 
 EVENT = "monitor.window"
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([hdw])")
@@ -71,6 +71,43 @@ def monitor_store(place: Path | str, reference: Path | str, settings: Mapping[st
         data = plain(report)
         insert(store, [Decision(id=uuid7(), time=utc_now(), kind=EVENT, subject=model, data=data, key=key)])
     return report
+
+
+def due_window(place: Path | str, window: str, model: str = "", *, now: str = "") -> str:
+    """The end of the last whole window that was not compared yet; empty where there is none.
+
+    Windows follow each other from the first request on, so that the false alarms of a year are divided over as many.
+
+    Args:
+        place: the store's file, or the server's folder.
+        window: its length, as in 7d.
+        model: served name; empty: any.
+        now: the time; the clock's where empty.
+
+    Raises:
+        UserError: there is no store, or the length is none.
+    """
+    days = days_of(window)
+    own, values = ("model = ? AND ", [model]) if model else ("", [])
+    with opened(place) as store:
+        first = store.execute(f"SELECT MIN(time) FROM requests WHERE {own}shadow IS NULL", values).fetchone()[0]
+        if first is None:
+            return ""
+        whole = int((time_of(now or utc_now()) - time_of(first)).total_seconds() / 86_400 / days)
+        until = _before(first, -whole * days)
+        since = _before(until, days)
+        known = read_decisions(store, where=f"kind = '{EVENT}'" + (" AND subject = ?" if model else ""), values=values)
+        if whole < 1 or any(event.data.get("until") == until for event in known):
+            return ""
+        asked = f"SELECT 1 FROM requests WHERE {own}time >= ? AND time < ? AND shadow IS NULL LIMIT 1"
+        return until if store.execute(asked, [*values, since, until]).fetchone() else ""
+
+
+def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[str, Any]) -> MonitorReport | None:
+    """Compare the last whole window, where that was not done yet; see `monitor_store`."""
+    window = str(settings.get("window") or MonitorOptions().window)
+    until = due_window(place, window, str(settings.get("model") or ""))
+    return monitor_store(place, reference, {**settings, "until": until}) if until else None
 
 
 def helpers() -> Helpers:

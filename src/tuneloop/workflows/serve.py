@@ -26,6 +26,7 @@ from tuneloop.serve.writer import StoreWriter
 from tuneloop.workflows.registry import registered_name
 from tuneloop.workflows.serve_experiments import Experiments
 from tuneloop.workflows.serve_models import Deployment, deployment_of, prove_models
+from tuneloop.workflows.serve_monitor import monitored
 from tuneloop.workflows.serve_router import name_of, split_targets, use_router
 from tuneloop.workflows.serve_swap import STATE, Swaps, pinned
 
@@ -194,7 +195,8 @@ async def _serve(
             say(f"batch     goes on with {left} of an earlier server")
         if ready is not None:
             ready(address, gateway)
-        await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
+        async with monitored(config, list(gateway.models), say):
+            await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
         gateway.admission.close()
         if gateway.admission.active:
             say(f"stopping  {len(gateway.admission.active)} requests get {config.limits.drain_seconds:g} s to end")

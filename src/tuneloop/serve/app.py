@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from tuneloop.serve.gateway import Caller, Gateway, Piece, ServedModel
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+
+MOST_FEEDBACK = 100_000  # bytes of feedback from a page
 
 Scope = Any
 Receive = Callable[[], Awaitable[Any]]
@@ -134,14 +136,14 @@ Handler = Callable[[Call], Awaitable[None]]
 class Endpoint:
     """An ASGI application for one route: errors become bodies, a client that leaves ends the work."""
 
-    def __init__(self, handler: Handler, seconds: float, local: bool = True) -> None:
-        self.handler, self.seconds, self.local = handler, seconds, local
+    def __init__(self, handler: Handler, seconds: float, local: bool = True, origins: Sequence[str] = ()) -> None:
+        self.handler, self.seconds, self.local, self.origins = handler, seconds, local, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         call = Call(scope, receive, send)
         try:
-            refuse_foreign_pages(call, self.local)
+            refuse_foreign_pages(call, self.local, self.origins)
             async with asyncio.timeout(self.seconds):
                 await self.handler(call)
         except (Disconnected, OSError):
@@ -154,17 +156,18 @@ class Endpoint:
             await _fail(call, ApiError(500, error.what, code="server"))
 
 
-def refuse_foreign_pages(call: Call, local: bool) -> None:
+def refuse_foreign_pages(call: Call, local: bool, origins: Sequence[str] = ()) -> None:
     """Refuse what a page of another site sends through its reader's browser.
 
     Args:
         local: the server listens on this machine only, where no key may be needed: then its own names are the only hosts.
+        origins: pages of other sites that may.
 
     Raises:
         ApiError: the page, or the name by which the server was reached, is foreign.
     """
     host, origin = call.header("host"), call.header("origin")
-    if origin and origin.partition("://")[2] != host:
+    if origin and origin.partition("://")[2] != host and origin not in origins:
         raise ApiError(403, "Requests from pages of other sites are refused", code="foreign_origin")
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if local and name and name not in ("localhost", "127.0.0.1", "[::1]", "testserver"):
@@ -199,7 +202,6 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> Starlette:
             ("POST", "/v1/completions", server.completions),
             ("POST", "/v1/responses", server.responses),
             ("POST", "/v1/classify", server.classify),
-            ("POST", "/v1/feedback", server.feedback),
             ("POST", "/tokenize", server.tokenize),
             ("GET", "/v1/models", server.models),
             ("GET", "/v1/models/{model:path}", server.model),
@@ -207,9 +209,13 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> Starlette:
             ("GET", "/readyz", server.readyz),
             ("GET", "/metrics", server.metrics),
             ("GET", "/openapi.json", server.openapi),
+            ("GET", "/feedback.js", server.widget),
             ("GET", "/", server.page),
         )
     ]
+    pages = gateway.config.feedback.origins
+    feedback = Endpoint(server.feedback, seconds, local, pages)
+    routes.append(Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if pages else ["POST"]))
     return Starlette(routes=[*routes, *extra], exception_handlers={404: _no_route, 405: _no_route, 500: _no_route})
 
 
@@ -352,7 +358,16 @@ class Server:
 
     async def feedback(self, call: Call) -> None:
         """`POST /v1/feedback`: what people say of an answer. It is stored when the reply comes."""
-        body, _ = await self._body(call)
+        page = call.header("origin") if call.header("origin") in self.gateway.config.feedback.origins else ""
+        shared = {"access-control-allow-origin": page, "vary": "origin"} if page else {}
+        if call.scope["method"] == "OPTIONS":  # a browser asks before it sends what a page of another site wants sent
+            more = {"access-control-allow-headers": "content-type, idempotency-key", "access-control-max-age": "3600"}
+            await call.reply_bytes(b"", "text/plain", 204 if page else 403, {**shared, **more} if page else {})
+            return
+        if page:  # its readers have no key
+            body = await call.json(MOST_FEEDBACK)
+        else:
+            body, _ = await self._body(call)
         body.setdefault("key", call.header("idempotency-key") or None)
         unknown = set(body) - {"request", "conversation", "kind", "value", "user", "key"}
         if unknown:
@@ -367,9 +382,15 @@ class Server:
             await asyncio.wrap_future(self.gateway.store.add_durably(made))
         except OSError as error:
             raise ApiError(503, str(error), code="store", headers={"Retry-After": "5"}) from None
-        await call.reply(
-            {"id": made.id, "object": "feedback", "request": made.request, "conversation": made.conversation}
-        )
+        told = {"id": made.id, "object": "feedback", "request": made.request, "conversation": made.conversation}
+        await call.reply(told, headers=shared)
+
+    async def widget(self, call: Call) -> None:
+        """`GET /feedback.js`: thumbs, correction and comment for any page."""
+        from importlib.resources import files
+
+        script = (files("tuneloop.serve") / "feedback.js").read_bytes()
+        await call.reply_bytes(script, "text/javascript; charset=utf-8", headers={"cache-control": "max-age=300"})
 
     async def tokenize(self, call: Call) -> None:
         """`POST /tokenize`: token ids of a text, or of a conversation as the model reads it."""

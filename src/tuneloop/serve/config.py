@@ -60,6 +60,15 @@ class Prices(Config):
     usd_per_hour: float = Field(0.0, ge=0, description="USD for an hour of this machine")
 
 
+class FeedbackConfig(Config):
+    """Where feedback may come from, besides this server's own clients."""
+
+    origins: list[str] = Field(
+        [],
+        description="pages whose readers may send feedback without a key, as in https://shop.example; `/feedback.js` does it there",
+    )
+
+
 class MonitorConfig(Config):
     """Windows of production that are compared when they are over."""
 
@@ -105,6 +114,7 @@ class ServeConfig(Config):
     log: LogConfig = LogConfig()
     batch: BatchConfig = BatchConfig()
     prices: Prices = Prices()
+    feedback: FeedbackConfig = FeedbackConfig()
     monitor: MonitorConfig = MonitorConfig()
 
     @property

@@ -84,6 +84,7 @@ _GETS = {
     "/readyz": "Whether it takes requests",
     "/metrics": "Figures for Prometheus",
     "/openapi.json": "This document",
+    "/feedback.js": "A script with which a page asks its readers for feedback",
 }
 
 

@@ -130,4 +130,46 @@ def show(
         print(f"  {lost.time[:16].replace('T', ' ')}  {lost.kind} on {lost.request or lost.conversation}")
 
 
-commands = {"add": add, "import": import_, "export": export, "show": show}
+def queue(
+    store: str = argument("STORE", "The server's folder, or its store."),
+    out: str = flag(..., "FOLDER", "Folder of the review.", "-o"),
+    rows: int = flag(40, "N", "Answers to look at.", least=1, most=1000),
+    since: str = flag("", "TIME", "Only requests from then on, as in 2026-01-01."),
+    model: str = flag("", "NAME", "Only requests to this model."),
+    seed: int = flag(0, "N", "Seed of the draw.", least=0),
+    hidden: bool = switch("Do not show the given answer, so that nobody is led by it."),
+    *,
+    output: Output,
+) -> None:
+    """Choose the answers that deserve a person's minutes, for `tuneloop review`.
+
+    40 of 100 at random; the others are disliked, disagree with a candidate, stand out in an alarm, or are uncertain.
+    """
+    from tuneloop.workflows.review_queue import draw_queue, told
+
+    drawn = draw_queue(store, out, rows=rows, since=since, model=model, seed=seed, hidden=hidden)
+    if output.json:
+        print_json(drawn)
+        return
+    print(f"{drawn.rows} answers in {drawn.folder}")
+    print("\n".join(told(drawn)))
+    print(f"next      tuneloop review {drawn.folder}, then tuneloop feedback votes {drawn.folder} --store {store}")
+
+
+def votes(
+    review: str = argument("FOLDER", "Of the review, from `feedback queue`."),
+    store: str = STORE,
+    *,
+    output: Output,
+) -> None:
+    """Store what people said in a review of production as feedback."""
+    from tuneloop.workflows.review_queue import store_votes
+
+    added, number = store_votes(store, review)
+    if output.json:
+        print_json({"added": added, "votes": number})
+    else:
+        print(f"{added} pieces of feedback from {number} votes")
+
+
+commands = {"add": add, "import": import_, "export": export, "show": show, "queue": queue, "votes": votes}

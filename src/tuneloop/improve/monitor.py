@@ -368,7 +368,7 @@ def _quality(
     requests: Sequence[StoredRequest], current: set[str], said: Mapping[str, list[Feedback]]
 ) -> QualityEstimate | None:
     """The estimate, from answers with a probability; what people said of earlier ones calibrates it."""
-    chances = {r.id: chance for r in requests if (chance := _probability(r)) is not None}
+    chances = {r.id: chance for r in requests if (chance := probability_of(r)) is not None}
     texts = {r.id: answered(r).strip() for r in requests}
     right = {name: truth for name in chances if (truth := _right(texts[name], said.get(name, ()))) is not None}
     now = [chance for name, chance in chances.items() if name in current]
@@ -379,7 +379,8 @@ def _quality(
     return estimate_quality(now, known, judged)
 
 
-def _probability(request: StoredRequest) -> float | None:
+def probability_of(request: StoredRequest) -> float | None:
+    """The probability of the label that was chosen; None where the answer has none."""
     found = request.completion.get("probability") if isinstance(request.completion, Mapping) else None
     return float(found) if isinstance(found, int | float) and 0 <= found <= 1 else None
 

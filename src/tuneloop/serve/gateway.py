@@ -618,7 +618,7 @@ class Gateway:
             arm=account.drawn.arm if account.drawn else None,
             propensity=account.drawn.propensity if account.drawn and not account.shadow else None,
             route=dict(account.route) if account.route is not None else None, fallback=account.fallback, shadow=account.shadow, user=account.caller.user or None, conversation=account.caller.conversation or None, prompt=prompt,
-            tools=[dict(tool) for tool in asked.tools], completion=text, prompt_tokens=account.prompt_tokens,
+            tools=[dict(tool) for tool in asked.tools], completion=_with_probability(text, first), prompt_tokens=account.prompt_tokens,
             completion_tokens=account.tokens,
             ttft_ms=None if account.ttft_ms is None else round(account.ttft_ms, 3),
             total_ms=round(1000 * (time.perf_counter() - account.began), 3),
@@ -628,6 +628,14 @@ class Gateway:
         )  # fmt: skip
         self.metrics.count(record, account.status)
         self.store.add(record)
+
+
+def _with_probability(text: str | None, completion: Completion | None) -> dict[str, Any] | str | None:
+    """The text as it is stored; that of a chosen label with its probability, from which quality is estimated later."""
+    chance = completion.label_probability if completion is not None else None
+    if text is None or chance is None or chance != chance:
+        return text
+    return {"role": "assistant", "content": text, "probability": round(chance, 6)}
 
 
 async def _merged(streams: Sequence[AsyncIterator[Update]]) -> AsyncGenerator[tuple[int, Update], None]:

@@ -401,6 +401,7 @@ class Gateway:
         asked, routed = await self._routed(asked, caller)
         account = self._account(asked, caller, copy, routed)
         self._busy[id(account.engine)] += 1
+        self.store.begin(self._record(account))
         try:
             async with aclosing(self._drawn(account, background)) as pieces:
                 async for piece in pieces:
@@ -606,13 +607,19 @@ class Gateway:
             account.seconds = self.clock.change(-1) - began
 
     def _log(self, account: _Account) -> None:
+        record = self._record(account)
+        self.metrics.count(record, account.status)
+        self.store.add(record)
+
+    def _record(self, account: _Account) -> StoredRequest:
+        """A request as it is stored, by what is known of it now."""
         asked, model = account.asked, account.model
         first = account.done.get(0)
         text = first.text if first is not None else account.texts.get(0)
         prompt: list[Message] = list(asked.messages)
         if not prompt and asked.text is not None:
             prompt = [{"role": "user", "content": asked.text}]
-        record = StoredRequest(
+        return StoredRequest(
             id=account.id, time=account.time, key=account.caller.key.name if account.caller.key else "",
             model=model.name, adapter=None if model.adapter == BASE else model.adapter, release=model.release or None,
             arm=account.drawn.arm if account.drawn else None,
@@ -626,8 +633,6 @@ class Gateway:
             usd=self.config.usd(account.prompt_tokens, account.tokens) if account.pieces else 0.0,
             seconds=round(account.seconds, 6), error=account.error,
         )  # fmt: skip
-        self.metrics.count(record, account.status)
-        self.store.add(record)
 
 
 def _with_probability(text: str | None, completion: Completion | None) -> dict[str, Any] | str | None:

@@ -26,6 +26,7 @@ from tuneloop.records.decision import Decision
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import Record, as_record
 from tuneloop.records.request import StoredRequest
+from tuneloop.serve.ahead import WriteAhead
 from tuneloop.serve.store import TABLES, connect, insert, store_file
 
 Content = Literal["full", "redacted", "hash", "none"]
@@ -78,6 +79,7 @@ class StoreWriter:
     _over: bool = False
     _thread: threading.Thread | None = None
     _connection: sqlite3.Connection | None = None
+    _ahead: WriteAhead | None = None
 
     def start(self) -> None:
         """Open the store and start the thread.
@@ -88,15 +90,41 @@ class StoreWriter:
         if self.content == "redacted" and self.redact is None:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
         self._connection = connect(self.place, create=True, patience=self.patience)
+        self._ahead = WriteAhead(store_file(self.place).parent, TABLES)
+        if left := self._ahead.open():
+            self._recover_killed(left)
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
+    def begin(self, record: StoredRequest) -> None:
+        """Note a request that is accepted, so that it is known even if the server is killed before it is answered."""
+        if self._ahead is not None:
+            outline = self._outline(record)
+            assert isinstance(outline, StoredRequest)
+            self._ahead.begin(outline)
+
     def add(self, record: Record) -> None:
-        """Write a record some time soon. Never waits and never fails."""
+        """Write a record some time soon, and a line at once that survives the server's death. Never waits and never fails."""
         if len(self._queue) >= self.most_waiting:
             self.counts.lost += 1
             return
-        self._queue.append((record, None))  # the thread looks by itself: waking it costs more than the record
+        if self._ahead is None:
+            self._queue.append((record, None))
+            return
+        outline = self._outline(record)
+        with self._ahead.lock:
+            self._queue.append((record, None))  # the thread looks by itself: waking it costs more than the record
+            self._ahead.end(outline)
+
+    def _outline(self, record: Record) -> Record:
+        """A record as it may be written at once: the search for personal data takes too long for that."""
+        if self.content == "redacted":
+            if isinstance(record, StoredRequest):
+                return record.model_copy(
+                    update={"prompt": [], "completion": None, "tools": [], "error": record.error and "failed"}
+                )
+            return record
+        return self._kept(record)
 
     def add_durably(self, record: Record) -> Future[None]:
         """Write a record; the future is done when it is in the store or the spill file, and fails where it is in neither."""
@@ -120,6 +148,8 @@ class StoreWriter:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(seconds)
+        if self._ahead is not None:
+            self._ahead.close(empty=not self._queue)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -134,13 +164,20 @@ class StoreWriter:
             now = time.monotonic()
             if self._spilled and now >= retry:
                 self._recover()
-            taken = [self._queue.popleft() for _ in range(min(len(self._queue), 1000))]
-            if taken:
-                retry = self._write(taken, now < retry) or retry
-                if self._queue:
-                    self._wake.set()
+            taken, full = self._take()
+            for i in range(0, len(taken), 1000):
+                retry = self._write(taken[i : i + 1000], now < retry) or retry
+            if full is not None and self._ahead is not None:
+                self._ahead.clear(full)
             if self._over and not taken:
                 break
+
+    def _take(self) -> tuple[list[tuple[Record, Future[None] | None]], int | None]:
+        """All that waits, and the file of lines that can be emptied once it is written."""
+        if self._ahead is None:
+            return [self._queue.popleft() for _ in range(len(self._queue))], None
+        with self._ahead.lock:
+            return [self._queue.popleft() for _ in range(len(self._queue))], self._ahead.turn()
 
     def _write(self, taken: Sequence[tuple[Record, Future[None] | None]], spill: bool) -> float:
         """Write records; returns when to try the store again where it took nothing, else 0."""
@@ -214,6 +251,15 @@ class StoreWriter:
             return error
         self.counts.spilled += len(records)
         return None
+
+    def _recover_killed(self, left: Sequence[Record]) -> None:
+        """Bring what a killed server left into the store; ids that are there already change nothing."""
+        assert self._connection is not None
+        try:
+            if new := insert(self._connection, left):
+                self._tell(f"an earlier server was killed: {new:,} records that it had not stored are stored now")
+        except (sqlite3.Error, OSError) as error:
+            self._spill(left, str(error))
 
     def _recover(self) -> None:
         """Bring the spill file into the store. Ids make that idempotent: it may be done twice after a crash."""

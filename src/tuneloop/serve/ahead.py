@@ -1,0 +1,130 @@
+"""What is written before an answer ends, so that a server that is killed has lost no request.
+
+Each record is a line in one of two files, written before the last bytes of the answer go out: what a process has handed
+to the operating system outlives its own death. The start of a request is a line, too, so that one which was accepted and
+never answered is known. The next server brings what is not in the store into it. A file is emptied when all of its
+records are in the store; the starts of requests under way move to the other one first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.records.record import Record, as_record
+from tuneloop.records.request import StoredRequest
+
+FILES = ("store.ahead-0.jsonl", "store.ahead-1.jsonl")
+LARGE = 1_000_000  # bytes after which the other file is taken
+KILLED = "the server was killed before the answer ended"
+
+
+@dataclass
+class WriteAhead:
+    """The two files. `begin` and `end` are called where requests are answered, `turn` and `clear` where the store is written.
+
+    Args:
+        folder: of the server.
+        names: of the tables, by the kind of record.
+        failed: lines that could not be written, for want of disk; their records are in memory alone.
+    """
+
+    folder: Path
+    names: dict[type[Record], str]
+    failed: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _files: list[int] = field(default_factory=list)
+    _at: int = 0
+    _size: int = 0
+    _begun: dict[str, bytes] = field(default_factory=dict)
+
+    def open(self) -> list[Record]:
+        """Open the files; returns what an earlier server has left in them, the last word on each id.
+
+        Raises:
+            UserError: they can't be opened.
+        """
+        kinds = {name: kind for kind, name in self.names.items()}
+        found: dict[str, Record] = {}
+        for name in FILES:
+            path = self.folder / name
+            with user_errors_of_the_disk(path):
+                lines = path.read_bytes().splitlines() if path.is_file() else []
+                self._files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
+            for line in lines:
+                with contextlib.suppress(ValueError, KeyError, TypeError, UserError):  # the last line may be cut
+                    table, value = json.loads(line)
+                    record = as_record(kinds[table], value, str(path))
+                    before = found.get(value["id"])
+                    if before is None or getattr(record, "error", None) != KILLED:
+                        found[value["id"]] = record
+        return list(found.values())
+
+    def begin(self, record: StoredRequest) -> None:
+        """Note a request that is accepted."""
+        line = self._line(record.model_copy(update={"error": KILLED, "completion": None}))
+        with self.lock:
+            self._begun[record.id] = line
+            self._write(line)
+
+    def end(self, record: Record) -> None:
+        """Note a record that is complete. The caller holds `lock`, and puts it where the store's writer takes it from."""
+        self._begun.pop(record.__dict__["id"], None)
+        self._write(self._line(record))
+
+    def turn(self) -> int | None:
+        """Take the other file where this one is large; the caller holds `lock` and takes all that waits for the store.
+
+        Returns:
+            The number of the file to be cleared once that is in the store; None: none.
+        """
+        if self._size < LARGE or not self._files:
+            return None
+        before, self._at, self._size = self._at, 1 - self._at, 0
+        for line in self._begun.values():
+            self._write(line)
+        return before
+
+    def clear(self, number: int) -> None:
+        """Empty a file whose records are in the store."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._files[number], 0)
+
+    def close(self, *, empty: bool) -> None:
+        """Close the files.
+
+        Args:
+            empty: all is in the store, so that they can go.
+        """
+        with self.lock:
+            files, self._files = self._files, []
+        for file, name in zip(files, FILES, strict=False):
+            os.close(file)
+            if empty and not self._begun:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _line(self, record: Record) -> bytes:
+        found = [self.names[type(record)], record.__dict__]
+        try:
+            return orjson.dumps(found) + b"\n"
+        except TypeError:  # half a surrogate pair in a text
+            return json.dumps(found, default=_plain).encode() + b"\n"
+
+    def _write(self, line: bytes) -> None:
+        try:
+            self._size += os.write(self._files[self._at], line)
+        except (OSError, IndexError):  # a full disk, or a server that has stopped; no answer waits for it
+            self.failed += 1
+
+
+def _plain(value: Any) -> Any:
+    return value.__dict__

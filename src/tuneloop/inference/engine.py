@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.inference.batches import Padded, pad_left
 from tuneloop.inference.grammar import Constraint, Grammars
+from tuneloop.inference.pace import QUANTUM, SHARE, Pace
 from tuneloop.inference.prompt import schema_breach
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.inference.sampling import Sampler, logprobs
 from tuneloop.inference.stream import TextStream
-from tuneloop.models.adapters import applied
+from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.alongside import check_adapter
 from tuneloop.models.load import Model
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
@@ -87,19 +88,24 @@ class Batch:
         rows = [*self.active, *new]
         return len(rows) * max((len(row.request.ids) + row.request.max_new_tokens for row in rows), default=0)
 
-    def join(self, rows: Sequence[Row]) -> None:
-        """Read the prompts of further rows and write the first token of each."""
+    def join(self, rows: Sequence[Row], beginning: Beginning | None = None) -> None:
+        """Read the prompts of further rows and write the first token of each.
+
+        Args:
+            beginning: what of these prompts is read already; None: what all in the batch begin with.
+        """
         import torch
 
-        began = len(self.beginning.ids)
+        read = self.beginning if beginning is None else beginning
+        began = len(read.ids)
         for row in rows:
-            row.started = time.perf_counter()
+            row.started = row.started or time.perf_counter()
             if row.stream is None and row.request.stop:
                 row.stream = TextStream(self.model.template.decode, row.request.stop)
         with torch.inference_mode():
             rests = [row.request.ids[began:] for row in rows]
             padded = pad_left(rests, began, self.model.template.pad_id, self.model.device)
-            state = _State.read(self.model, rows, padded, self.beginning.cache)
+            state = _State.read(self.model, rows, padded, read.cache)
             self._write(rows, state)
             if self._state is None or not self.active:
                 self._state, self.rows = state, list(rows)
@@ -318,6 +324,7 @@ class Engine:
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Any, tuple[Batch, list[Ticket]]] = {}
         self.grammars = Grammars(model.template, model.head.shape[0])
+        self._giving = GivingWay(self)
 
     def submit(self, request: Request, *, stream: bool = False) -> Ticket:
         """Take a request; it is answered by further steps.
@@ -346,7 +353,7 @@ class Engine:
         if request.max_new_tokens > room:
             row.request = replace(request, max_new_tokens=room)
         with self._lock:
-            self._waiting.append(ticket)
+            (self._giving.waiting if request.gives_way else self._waiting).append(ticket)
         return ticket
 
     def _refusal(self, request: Request) -> str:
@@ -369,6 +376,8 @@ class Engine:
                 if ticket in self._waiting:
                     self._waiting.remove(ticket)
                     ticket.row.completion = _completion(self.model, ticket.row, "cancelled")
+                if ticket.row.request.gives_way:
+                    self._giving.drop(ticket)
                 for batch, tickets in self._running.values():
                     if ticket in tickets:
                         batch.leave(ticket.row)
@@ -383,30 +392,53 @@ class Engine:
     def pending(self) -> int:
         """Requests that are waiting or being answered."""
         with self._lock:
-            return len(self._waiting) + sum(len(tickets) for _, tickets in self._running.values())
+            return self._urgent + self._giving.pending
+
+    @property
+    def urgent(self) -> int:
+        """Requests that are waiting or being answered, but those that give way."""
+        with self._lock:
+            return self._urgent
+
+    @property
+    def _urgent(self) -> int:
+        return len(self._waiting) + sum(len(tickets) for _, tickets in self._running.values())
 
     def step(self) -> list[Ticket]:
-        """Take waiting requests in, write a token in each row; returns the tickets that have an update."""
+        """Take waiting requests in, write a token in each row; returns the tickets that have an update.
+
+        Requests that give way have a step where there are no others, and a small share of the time beside them.
+        """
         with self._lock:
-            self._admit()
             touched: list[Ticket] = []
-            for key, (batch, tickets) in list(self._running.items()):
-                batch.step()
-                touched += tickets
-                self._running[key] = batch, [ticket for ticket in tickets if ticket.completion is None]
-                if not self._running[key][1]:
-                    del self._running[key]  # its cache goes with it
+            began = time.perf_counter()
+            if self._urgent:
+                touched += self._step()
+            if self._giving.may_step(time.perf_counter() - began):
+                touched += self._giving.step()
             for ticket in touched:
                 ticket.updates.append(Update(ticket.row.piece, ticket.completion))
                 ticket.row.piece = ""
             return touched
+
+    def _step(self) -> list[Ticket]:
+        """A token in each row that gives way to nobody."""
+        self._admit()
+        touched: list[Ticket] = []
+        for key, (batch, tickets) in list(self._running.items()):
+            batch.step()
+            touched += tickets
+            self._running[key] = batch, [ticket for ticket in tickets if ticket.completion is None]
+            if not self._running[key][1]:
+                del self._running[key]  # its cache goes with it
+        return touched
 
     def _admit(self) -> None:
         """Let waiting requests join, in their order, as far as there is room."""
         new: dict[Any, list[Ticket]] = {}
         while self._waiting:
             ticket = self._waiting[0]
-            key = self._lane(ticket.row.request.adapter)
+            key = self.lane(ticket.row.request.adapter)
             batch, tickets = self._running.setdefault(key, (Batch(self.model), []))
             rows = [t.row for t in (*new.get(key, ()), ticket)]
             count = len(tickets) + len(rows)
@@ -418,7 +450,7 @@ class Engine:
             batch.join([ticket.row for ticket in joining])
             self._running[key] = batch, tickets + joining
 
-    def _lane(self, adapter: str) -> Any:
+    def lane(self, adapter: str) -> Any:
         """Requests with the same key can share a batch: those behind the same trained prefix, or none."""
         if not self.model.is_own:
             return None
@@ -458,3 +490,108 @@ class Engine:
             for ticket in tickets:
                 if ticket.completion is None:
                     self.cancel(ticket)
+
+
+# --- requests that give way ------------------------------------------------------------------------
+
+
+class GivingWay:
+    """Requests that are computed in what others leave: their rows stay in the memory meanwhile, so nothing is read twice.
+
+    Long prompts are read in pieces, rows with the same kind of prefix are written together.
+
+    Args:
+        engine: whose model computes.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.waiting: deque[Ticket] = deque()
+        self._tickets: list[Ticket] = []
+        self._batch = Batch(engine.model)
+        self._lane: Any = None
+        self._reading: tuple[Ticket, Any, int] | None = None  # with the cache, and how many tokens are in it
+        self._reads = Pace(32, 512)
+        self._credit = self._took = 0.0
+
+    @property
+    def pending(self) -> int:
+        """Requests that are not over."""
+        return len(self.waiting) + len(self._tickets) + (self._reading is not None)
+
+    def may_step(self, urgent_seconds: float) -> bool:
+        """Whether a step may be computed now.
+
+        Args:
+            urgent_seconds: that others have just been computed for; 0: there are none.
+        """
+        if not self.pending:
+            self._credit = 0.0
+            return False
+        self._credit += SHARE * urgent_seconds
+        return not self.engine._urgent or self._credit > max(self._took, QUANTUM)
+
+    def drop(self, ticket: Ticket) -> None:
+        """End a request now."""
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+        if ticket in self._tickets:
+            self._tickets.remove(ticket)
+        if self._reading is not None and self._reading[0] is ticket:
+            self._reading = None
+        if ticket.completion is None:
+            self._batch.leave(ticket.row)
+
+    def step(self) -> list[Ticket]:
+        """Read a piece of a prompt, or write a token in each row; returns the tickets that have an update."""
+        began = time.perf_counter()
+        touched = self._read() if self._begin() else self._write()
+        self._took = time.perf_counter() - began
+        self._credit = 0.0
+        return touched
+
+    def _begin(self) -> bool:
+        """Whether a prompt is to be read now: one that is begun, or of a further request that there is room for."""
+        if self._reading is not None:
+            return True
+        if not self.waiting:
+            return False
+        ticket, lane = self.waiting[0], self.engine.lane(self.waiting[0].row.request.adapter)
+        if self._tickets and (
+            lane != self._lane
+            or len(self._tickets) >= self.engine.most_rows // 2
+            or self._batch.padded_tokens([ticket.row]) > self.engine.most_tokens // 2
+        ):
+            return False
+        if not self._tickets:
+            self._batch, self._lane = Batch(self.engine.model), lane  # the memory of earlier rows goes
+        self.waiting.popleft()
+        self._reading = ticket, self.engine.model.new_cache(), 0
+        return True
+
+    def _read(self) -> list[Ticket]:
+        import torch
+
+        assert self._reading is not None
+        ticket, cache, read = self._reading
+        request, model, piece = ticket.row.request, self.engine.model, self._reads.tokens
+        ticket.row.started = ticket.row.started or time.perf_counter()
+        if len(request.ids) - read > piece and model.is_own and self._lane == self.engine.lane(BASE):
+            began = time.perf_counter()
+            part = pad_left([request.ids[read : read + piece]], read, model.template.pad_id, model.device)
+            with torch.inference_mode(), applied([request.adapter]):
+                model.hidden(part.ids, part.positions, part.mask, cache, part.own)
+            self._reads.learn(piece, time.perf_counter() - began)
+            self._reading = ticket, cache, read + piece
+            return []
+        self._reading = None
+        beginning = Beginning(request.ids[:read], cache) if read else None
+        self._batch.join([ticket.row], beginning)
+        if ticket.completion is None:
+            self._tickets.append(ticket)
+        return [ticket]
+
+    def _write(self) -> list[Ticket]:
+        self._batch.step()
+        touched, self._tickets = self._tickets, [each for each in self._tickets if each.completion is None]
+        return touched

@@ -35,6 +35,7 @@ class Request:
         id: of the row that is asked about; not part of the prompt.
         choices: the answer is one of these labels, with its probability where the engine can tell it; empty: free text.
         schema: JSON Schema that the answer, a JSON text, fulfils; None: free text.
+        gives_way: it is computed in what other requests leave idle, by engines that can do so.
 
     Raises:
         UserError: a value that makes no sense.
@@ -52,6 +53,7 @@ class Request:
     id: str = ""
     choices: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = None
+    gives_way: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -12,11 +12,12 @@ would take longer even alone is not: waiting would not help it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tuneloop.serve.errors import ApiError
@@ -95,6 +96,7 @@ class Admission:
     models: dict[str, ServiceTime] = field(default_factory=dict)
     active: dict[int, Pass] = field(default_factory=dict)
     closed: bool = False
+    giving_way: int = 0
     _queue: list[tuple[float, int, Pass, asyncio.Future[None]]] = field(default_factory=list)
     _count: int = 0
     _waiting: Counter[str] = field(default_factory=Counter)
@@ -165,6 +167,27 @@ class Admission:
                 total = (self.clock() - found.started) * 1000
                 self.times(found.work.model).learn(found.work.prompt_tokens, found.active, tokens, first_ms, total)
         self._next()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Count work that gives way: it takes no slot, but has its bound.
+
+        Raises:
+            ApiError: the server is stopping, or so much is under way already.
+        """
+        if self.closed:
+            raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
+        if self.giving_way >= self.most_waiting:
+            self.tally.refused += 1
+            raise ApiError(
+                429, f"{self.giving_way} requests that give way are waiting already", code="queue_full",
+                headers={"Retry-After": "10"},
+            )  # fmt: skip
+        self.giving_way += 1
+        try:
+            yield
+        finally:
+            self.giving_way -= 1
 
     def close(self) -> None:
         """Let nobody in any more; those who wait are told."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
+from tuneloop.inference.engines import can_give_way
 from tuneloop.serve.app import Call, Endpoint
 from tuneloop.serve.batch import (
     ENDPOINTS,
@@ -98,7 +99,7 @@ class Batches:
             return await answer_by(gateway, self._caller(state))(line)
 
         batch = Batch(
-            folder, answer, gateway.config.batch.rows, gateway.admission.quiet,
+            folder, answer, gateway.config.batch.rows, None if can_give_way(gateway.engine) else gateway.admission.quiet,
             stopping=lambda: gateway.admission.closed,
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.inference.engines import can_give_way
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
@@ -295,6 +296,7 @@ class Gateway:
         route: who answers requests to the model `router`; None: there is no router.
         talks: conversation -> the model that it was sent to.
         shadow: the candidate that is to answer copies of a model's requests; empty: none.
+        alone: only work of batches is done, so that it gives way to nobody.
     """
 
     engine: ServingEngine
@@ -312,6 +314,7 @@ class Gateway:
     copies: Copies = field(default_factory=Copies)
     route: Route | None = None
     talks: dict[str, str] = field(default_factory=dict)
+    alone: bool = False
     _busy: Counter[int] = field(default_factory=Counter)  # requests under way, by the identity of their engine
 
     # --- swaps
@@ -392,7 +395,7 @@ class Gateway:
         """The pieces of an answer. Close the iterator to end it early: the engine stops, and what was used is counted.
 
         Args:
-            background: work of a batch, which waits for no place.
+            background: work of a batch, which waits for no place; the engine does it in what others leave idle, where it can.
             copy: of another request, which a candidate answers unseen.
 
         Raises:
@@ -488,6 +491,8 @@ class Gateway:
 
     async def _prepared(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
         request = await self.request(account.asked, account.model, account.engine)
+        if (background or account.asked.tier == "flex") and not self.alone and can_give_way(account.engine):
+            request, background = replace(request, gives_way=True), True
         account.prompt_tokens = len(request.ids) or guessed_tokens(request.messages)
         async with aclosing(self._within_limits(request, account, background)) as pieces:
             async for piece in pieces:
@@ -551,9 +556,10 @@ class Gateway:
             raise ApiError(429, refused.message, code=refused.code, headers=after) from None
         try:
             if background:
-                async with aclosing(self._answered(request, account)) as pieces:
-                    async for piece in pieces:
-                        yield piece
+                with self.admission.aside():
+                    async with aclosing(self._answered(request, account)) as pieces:
+                        async for piece in pieces:
+                            yield piece
                 return
             place = await self.admission.enter(self._work(request, account))
             try:

@@ -111,6 +111,7 @@ async def _answer(
     await deployment.engine.start()
     try:
         gateway = gateway_of(config, deployment, say)
+        gateway.alone = True
         try:
             batch = Batch(
                 given.folder, _answer_of(gateway, target, requests), given.rows, _within(given.hours),

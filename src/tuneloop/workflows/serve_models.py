@@ -248,7 +248,9 @@ def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate
     extra = _candidates(candidates, lambda each: _open_gguf(each.model, each.source, base), base, say)
     opened_, extra = _with_one_source(opened_, extra)
     adapters = _loaded(opened_, extra.values())
-    settings = LlamaCppSettings(slots=config.slots, context=config.context, log=Path(config.folder) / "llamacpp.log")
+    settings = LlamaCppSettings(
+        config.slots, config.batch.rows, config.context, log=Path(config.folder) / "llamacpp.log"
+    )  # fmt: skip
     return Deployment(LlamaCppEngine(Served(base, template), adapters, settings), opened_, base, extra)
 
 

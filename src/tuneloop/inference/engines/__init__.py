@@ -131,6 +131,11 @@ async def complete(engine: ServingEngine, request: Request) -> Completion:
     raise UserError("The engine gave no answer", where=engine.name, next_step="start it again")
 
 
+def can_give_way(engine: ServingEngine) -> bool:
+    """Whether it computes requests with `gives_way` in what others leave idle; else whoever asks sees to it."""
+    return bool(getattr(engine, "gives_way", False))
+
+
 def named_adapter(request: Request) -> str:
     """The adapter that a request names; the base where it names none."""
     return BASE if request.adapter == ATTACHED else request.adapter

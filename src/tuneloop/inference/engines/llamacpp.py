@@ -10,6 +10,9 @@ A crash in it ends the child and not the program. What llama.cpp would get wrong
 - Choices are scored whole, by the tree of labels as in the evaluation. A grammar would take the likeliest first token
   and be bound to the labels that begin so; that is another answer, and has no probability.
 - An answer is checked against its JSON Schema: llama.cpp writes free text under one that it can't read.
+- It never mixes adapters in a pass, and a prompt is not left before it is read. So what gives way is asked in quanta: a piece
+  of the prompt, or a few tokens, in a slot that keeps what was read. The next quantum goes on behind it. `turns.py` says
+  when one begins.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -41,7 +45,9 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
+from tuneloop.inference.engines.turns import Slots, Turns
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
+from tuneloop.inference.pace import Pace
 from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, schema_problem, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.inference.stream import TextStream
@@ -55,6 +61,8 @@ if TYPE_CHECKING:
 
 WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other
 HEALTHY_WITHIN = 2.0  # seconds
+PIECE, MOST = 512, 32  # tokens of a prompt that are read, and that are written, in one quantum at most
+DRAWN = 8  # tokens of a quantum that are drawn with a temperature
 GONE = "engine: llama.cpp ended by itself"
 
 
@@ -64,6 +72,7 @@ class LlamaCppSettings:
 
     Args:
         slots: requests that are computed at the same time.
+        giving_way: further slots, for requests that give way.
         context: tokens of a prompt with its answer; each slot has memory for so many.
         threads: 0: as many as this process may use.
         start_within: seconds to load everything.
@@ -71,6 +80,7 @@ class LlamaCppSettings:
     """
 
     slots: int = 4
+    giving_way: int = 2
     context: int = 4096
     threads: int = 0
     start_within: float = START_WITHIN
@@ -99,7 +109,14 @@ class LlamaCppEngine:
         self._log: IO[bytes] | None = None
         self._client: Any = None
         self._scorer: LlamaCpp | None = None
-        self._scoring = asyncio.Lock()
+        self._scoring, self._one_choice = asyncio.Lock(), asyncio.Lock()
+        self._slots, self._giving = Slots(range(settings.slots)), Slots(range(settings.slots, self._all_slots))
+        self._turns = Turns(settings.giving_way)
+        self._reads, self._writes = Pace(32, PIECE), Pace(1, MOST)
+
+    @property
+    def _all_slots(self) -> int:
+        return self._settings.slots + self._settings.giving_way
 
     @property
     def name(self) -> str:
@@ -120,6 +137,11 @@ class LlamaCppEngine:
     def slots(self) -> int:
         """Requests that are computed at the same time."""
         return self._settings.slots
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it computes in what others leave idle; see `can_give_way`."""
+        return self._settings.giving_way > 0
 
     @property
     def adapters(self) -> Mapping[str, AdapterFacts]:
@@ -164,7 +186,7 @@ class LlamaCppEngine:
         threads = settings.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         address = self._spawn(
             {
-                "file": str(file), "adapters": list(map(str, self._files)), "slots": settings.slots,
+                "file": str(file), "adapters": list(map(str, self._files)), "slots": self._all_slots,
                 "context": settings.context, "threads": threads, "key": key,
             }
         )  # fmt: skip
@@ -203,7 +225,7 @@ class LlamaCppEngine:
     def _open_client(self, address: str, key: str) -> None:
         import httpx
 
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._settings.slots)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._all_slots)
         timeout = httpx.Timeout(None, connect=5.0)
         headers = {"Authorization": f"Bearer {key}"}
         self._client = httpx.AsyncClient(
@@ -282,12 +304,40 @@ class LlamaCppEngine:
         made = self._prepared(request)
         if isinstance(made, Completion):
             yield Update(completion=made)
-        elif made.choices:
-            completion = await self._chosen(made)
+            return
+        gives_way = made.gives_way and made.schema is None and self._settings.giving_way > 0
+        if made.choices and gives_way:
+            async with self._one_choice:  # a row is a quantum
+                began = await self._turns.begin(made.adapter, reads=True)
+                try:
+                    completion = await self._chosen(made)
+                finally:
+                    self._turns.end(made.adapter, began)
             yield Update(completion.text, completion)
+        elif gives_way:
+            async with aclosing(self._in_quanta(made)) as updates:
+                async for update in updates:
+                    yield update
         else:
-            async for update in self._written(made):
-                yield update
+            async with aclosing(self._at_once(made)) as updates:
+                async for update in updates:
+                    yield update
+
+    async def _at_once(self, request: Request) -> AsyncGenerator[Update, None]:
+        """An answer that somebody waits for."""
+        from tuneloop.inference.engine import Update
+
+        self._turns.come(request.adapter)
+        try:
+            if request.choices:
+                completion = await self._chosen(request)
+                yield Update(completion.text, completion)
+                return
+            async with aclosing(self._written(request)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            self._turns.go(request.adapter)
 
     def _prepared(self, request: Request) -> Request | Completion:
         if self._client is None:
@@ -305,11 +355,20 @@ class LlamaCppEngine:
         """The scale of each adapter, in the order of their files."""
         return [float(name == adapter) for name in self._adapters]
 
-    async def _written(self, request: Request) -> AsyncIterator[Update]:
+    async def _written(self, request: Request) -> AsyncGenerator[Update, None]:
+        answer = _Answer(request, self._templates[request.adapter])
+        slot = await self._slots.take(request.adapter, request.ids)
+        try:
+            async with aclosing(self._streamed(request, answer, slot)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            self._slots.give(slot, request.adapter, (*request.ids, *answer.ids))
+
+    async def _streamed(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
         import httpx
 
-        answer = _Answer(request, self._templates[request.adapter])
-        body = body_of(request, self._scales(request.adapter))
+        body = body_of(request, self._scales(request.adapter)) | {"id_slot": slot}
         try:
             async with self._client.stream("POST", "/completion", json=body) as response:
                 if response.status_code != 200:
@@ -328,6 +387,57 @@ class LlamaCppEngine:
             return
         if not answer.over:
             yield _update(answer.failed(GONE))
+
+    async def _in_quanta(self, request: Request) -> AsyncGenerator[Update, None]:
+        """An answer that gives way: quantum by quantum, in one slot that keeps what was read."""
+        import httpx
+
+        answer = _Answer(request, self._templates[request.adapter])
+        slot = await self._giving.take(request.adapter, request.ids)
+        self._turns.row(request.adapter, 1)
+        try:
+            read = 0
+            while (piece := self._reads.tokens) < len(request.ids) - read:  # the rest is read with the first token
+                read += piece
+                said = await self._quantum(request, request.ids[:read], 0, slot)
+                self._reads.learn(piece, _seconds(said))
+            while not answer.over:
+                for update in answer.read(await self._write_some(request, answer, slot)):
+                    yield update
+        except (httpx.HTTPError, ValueError, KeyError):
+            yield _update(answer.failed(GONE if not await self.healthy() else "engine: the answer broke off"))
+        finally:
+            self._turns.row(request.adapter, -1)
+            self._giving.give(slot, request.adapter, (*request.ids, *answer.ids))
+
+    async def _write_some(self, request: Request, answer: _Answer, slot: int) -> dict[str, Any]:
+        """Write a few more tokens; returns them as an event."""
+        left = request.max_new_tokens - len(answer.ids)
+        drawn = request.sampling.temperature > 0  # then quanta have one length, so that a seed gives one answer
+        tokens = min(DRAWN if drawn else self._writes.tokens, left)
+        said = await self._quantum(request, (*request.ids, *answer.ids), tokens, slot)
+        written = said.get("tokens") or []
+        if answer.ids:
+            self._writes.learn(len(written), _seconds(said))
+        return said | {"stop": said.get("stop_type") != "limit" or not written or len(written) >= left}
+
+    async def _quantum(self, request: Request, ids: Sequence[int], tokens: int, slot: int) -> dict[str, Any]:
+        """What llama.cpp says of a piece of a prompt, or of a few tokens behind what is there.
+
+        Raises:
+            httpx.HTTPError, ValueError: it gives no answer.
+        """
+        drawn = replace(request.sampling, seed=request.sampling.seed + len(ids) - len(request.ids))
+        part = replace(request, ids=ids, max_new_tokens=max(tokens, 1), sampling=drawn)
+        body = body_of(part, self._scales(request.adapter))
+        body |= {"stream": False, "id_slot": slot, "n_predict": tokens}
+        began = await self._turns.begin(request.adapter, reads=not tokens)
+        try:
+            response = await self._client.post("/completion", json=body)
+        finally:
+            self._turns.end(request.adapter, began)
+        said: dict[str, Any] = response.json()
+        return said
 
     async def _chosen(self, request: Request) -> Completion:
         """The label with the best mean log likelihood, as choice scoring finds it."""
@@ -358,7 +468,7 @@ class _Answer:
 
     def __init__(self, request: Request, template: Template) -> None:
         self.request, self.ends = request, frozenset(template.end_ids)
-        self.text = TextStream(template.decode, request.stop)
+        self.text, self.encode = TextStream(template.decode, request.stop), template.encode
         self.ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.began, self.first = time.perf_counter(), 0.0
@@ -371,7 +481,7 @@ class _Answer:
         piece, ended = "", bool(event.get("stop"))
         finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
         probabilities = event.get("completion_probabilities") or []
-        for number, token in enumerate(event.get("tokens") or []):
+        for number, token in enumerate(self._tokens(event)):
             self.first = self.first or time.perf_counter()
             self.ids.append(token)
             if self.request.logprobs is not None and number < len(probabilities):
@@ -391,6 +501,15 @@ class _Answer:
             broken = "" if schema is None or finish != "stop" else schema_breach(schema, self.text.text)
             return [Update(piece, self.failed(broken) if broken else self.completed(finish))]
         return [Update(piece)] if piece else []
+
+    def _tokens(self, event: Mapping[str, Any]) -> Sequence[int]:
+        """The tokens of an event. Of a character in several tokens a streamed event has the whole text and the last token."""
+        tokens: list[int] = event.get("tokens") or []
+        said, text = event.get("tokens_predicted"), event.get("content")
+        if "stop_type" in event or not tokens or not text or not isinstance(said, int) or said <= len(self.ids) + 1:
+            return tokens
+        whole = self.encode(text)
+        return whole if len(whole) == said - len(self.ids) and whole[-1] == tokens[-1] else tokens
 
     def completed(self, finish: Finish, error: str = "") -> Completion:
         """The answer with what there is of it."""
@@ -508,6 +627,12 @@ def _read_line(pipe: int, until: float) -> str | None:
             return ""
         data += piece
     return data.decode()
+
+
+def _seconds(said: Mapping[str, Any]) -> float:
+    """Seconds that llama.cpp has computed for an answer."""
+    times = said.get("timings") or {}
+    return (float(times.get("prompt_ms") or 0.0) + float(times.get("predicted_ms") or 0.0)) / 1000
 
 
 def _message(said: str) -> str:

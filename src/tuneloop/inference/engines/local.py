@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 MOST_CHOICES = (
     16  # requests with choices that are scored in one pass, so that those who are being written to wait for few
 )
+GIVING_CHOICES = 2  # of those that give way
 STOP_WITHIN = 30.0  # seconds that a forward pass may take to end
 
 
@@ -114,6 +115,11 @@ class LocalEngine:
     def slots(self) -> int:
         """Requests that are computed together."""
         return self._slots
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it computes in what others leave idle; see `can_give_way`."""
+        return True
 
     @property
     def adapters(self) -> Mapping[str, AdapterFacts]:
@@ -360,10 +366,14 @@ class _Work:
         from tuneloop.inference.scoring import choose_for
 
         waiting = [asked for asked in self.choosing if not asked.dropped]
+        urgent = [asked for asked in waiting if not asked.request.gives_way]
         some: list[_Asked] = []
-        if waiting:
-            key = waiting[0].request.adapter, waiting[0].request.choices
-            some = [a for a in waiting if (a.request.adapter, a.request.choices) == key][:MOST_CHOICES]
+        if urgent or (waiting and not self.engine.urgent):
+            first, most = (urgent or waiting)[0].request, MOST_CHOICES if urgent else GIVING_CHOICES
+            key = first.adapter, first.choices, first.gives_way
+            some = [
+                a for a in waiting if (a.request.adapter, a.request.choices, a.request.gives_way) == key
+            ][:most]
         self.choosing = deque(asked for asked in waiting if asked not in some)
         if some:
             found = choose_for(self.engine.model, [a.request for a in some], self.tree(some[0].request))

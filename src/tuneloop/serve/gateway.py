@@ -196,6 +196,7 @@ class _Account:
     error: str | None = None
     seconds: float = 0.0
     status: str = "cancelled"
+    patient: bool = False
 
     @property
     def tokens(self) -> int:
@@ -492,7 +493,8 @@ class Gateway:
     async def _prepared(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
         request = await self.request(account.asked, account.model, account.engine)
         if (background or account.asked.tier == "flex") and not self.alone and can_give_way(account.engine):
-            request, background = replace(request, gives_way=True), True
+            account.patient, background = True, request.schema is None  # an answer under a schema can't be interrupted
+            request = replace(request, gives_way=background)
         account.prompt_tokens = len(request.ids) or guessed_tokens(request.messages)
         async with aclosing(self._within_limits(request, account, background)) as pieces:
             async for piece in pieces:
@@ -583,7 +585,7 @@ class Gateway:
         deadline = (limits.deadline_ms if limits else None) or self.config.objective.ttft_ms
         return Work(
             account.model.name, account.prompt_tokens, request.max_new_tokens, (limits and caller.key and caller.key.name) or "",
-            rank, deadline, refusable=account.asked.tier != "flex",
+            "flex" if account.patient else rank, deadline, refusable=account.asked.tier != "flex" and not account.patient,
         )  # fmt: skip
 
     async def _answered(self, request: Request, account: _Account) -> AsyncGenerator[Piece, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,7 +148,7 @@ def test_llama_cpp_reads_next_to_nothing_again(files: Files) -> None:
             await asyncio.sleep(0.02)
         await task
         assert len(read) > 4
-        for (before, _), (length, again) in zip(read, read[1:], strict=False):
+        for (before, _), (length, again) in itertools.pairwise(read):
             assert again <= length - before + 8
 
     made = served.llamacpp(files, (0, 1))

@@ -197,3 +197,15 @@ def test_a_breach_of_the_schema_is_told(files: Files) -> None:
     answer = _Answer(asked(schema=SCHEMA), load_template(files.base))
     (update,) = answer.read({"tokens": load_template(files.base).encode("yes"), "stop": True, "stop_type": "eos"})
     assert update.completion is not None and update.completion.error == "no_schema: the answer is no JSON"
+
+
+def test_a_character_in_several_tokens_is_whole_in_a_stream(files: Files) -> None:
+    template = load_template(files.base)
+    ids = template.encode("🪐")
+    assert len(ids) > 1
+    answer = _Answer(asked(), template)
+    first = answer.read({"tokens": template.encode("a"), "content": "a", "tokens_predicted": 1, "stop": False})
+    # llama.cpp holds text back until a character is whole, and then tells its last token only
+    then = answer.read({"tokens": ids[-1:], "content": "🪐", "tokens_predicted": 1 + len(ids), "stop": False})
+    assert [each.text for each in (*first, *then)] == ["a", "🪐"]
+    assert answer.ids == [*template.encode("a"), *ids]

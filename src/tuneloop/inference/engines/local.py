@@ -371,9 +371,7 @@ class _Work:
         if urgent or (waiting and not self.engine.urgent):
             first, most = (urgent or waiting)[0].request, MOST_CHOICES if urgent else GIVING_CHOICES
             key = first.adapter, first.choices, first.gives_way
-            some = [
-                a for a in waiting if (a.request.adapter, a.request.choices, a.request.gives_way) == key
-            ][:most]
+            some = [a for a in waiting if (a.request.adapter, a.request.choices, a.request.gives_way) == key][:most]
         self.choosing = deque(asked for asked in waiting if asked not in some)
         if some:
             found = choose_for(self.engine.model, [a.request for a in some], self.tree(some[0].request))

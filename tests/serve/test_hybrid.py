@@ -1,0 +1,79 @@
+"""Batches and the tier flex give way in an engine that can do so, and stay behind the admission of one that can't."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from live_server import StubEngine, live
+
+from tuneloop.serve.admission import Admission
+from tuneloop.serve.errors import ApiError
+
+CHAT: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content": "Hi you"}]}
+
+
+def answer_batch(address: str, rows: int) -> dict[str, Any]:
+    """A batch that is done, as the API shows it."""
+    data = "".join(
+        json.dumps({"custom_id": f"id-{i}", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}) + "\n"
+        for i in range(rows)
+    )
+    file = httpx.post(f"{address}/v1/files", files={"file": ("in.jsonl", data)}, data={"purpose": "batch"}).json()
+    body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch: dict[str, Any] = httpx.post(f"{address}/v1/batches", json=body).json()
+    end = time.monotonic() + 20
+    while batch["status"] != "completed":
+        assert time.monotonic() < end, batch
+        time.sleep(0.02)
+        batch = httpx.get(f"{address}/v1/batches/{batch['id']}").json()
+    return batch
+
+
+class Giving(StubEngine):
+    gives_way = True
+
+
+@pytest.mark.parametrize("engine", [Giving(), StubEngine()], ids=["can", "can not"])
+def test_flex_and_batches_give_way_where_the_engine_can(tmp_path: Path, engine: StubEngine) -> None:
+    with live(tmp_path, engine) as (address, gateway):
+        for tier in ("flex", "default"):
+            assert httpx.post(f"{address}/v1/chat/completions", json={**CHAT, "service_tier": tier}).status_code == 200
+        can = isinstance(engine, Giving)
+        assert [each.gives_way for each in engine.asked] == [can, False]
+        assert gateway.admission.tally.accepted == (1 if can else 2)
+        assert answer_batch(address, 2)["request_counts"]["completed"] == 2
+        assert [each.gives_way for each in engine.asked[2:]] == [can, can]
+
+
+def test_flex_takes_no_place_of_those_who_wait(tmp_path: Path) -> None:
+    engine = Giving(pause=0.2)
+    with live(tmp_path, engine) as (address, gateway):
+        gateway.admission.slots = 1
+        with httpx.stream(
+            "POST", f"{address}/v1/chat/completions", json={**CHAT, "service_tier": "flex", "stream": True}
+        ) as flex:
+            events = flex.iter_lines()
+            next(events)
+            assert gateway.admission.giving_way == 1 and not gateway.admission.active
+            began = time.monotonic()
+            assert httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=10).status_code == 200
+            assert time.monotonic() - began < 5
+        end = time.monotonic() + 5
+        while gateway.admission.giving_way and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not gateway.admission.giving_way
+
+
+def test_what_gives_way_has_its_bound() -> None:
+    admission = Admission(1, most_waiting=1)
+    with admission.aside(), pytest.raises(ApiError, match="waiting already"), admission.aside():
+        pass
+    assert admission.giving_way == 0 and admission.tally.refused == 1
+    admission.close()
+    with pytest.raises(ApiError, match="stopping"), admission.aside():
+        pass

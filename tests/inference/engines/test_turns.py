@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from tuneloop.inference.engines.turns import Slots, Turns, shared_beginning
-from tuneloop.inference.pace import QUANTUM, Pace
 
 
 class Clock:
@@ -153,13 +152,3 @@ def test_the_shared_beginning_is_found() -> None:
     assert shared_beginning([], [1]) == 0
     long = list(range(3000))
     assert shared_beginning(long, [*long[:1777], -1, *long[1778:]]) == 1777
-
-
-def test_a_quantum_has_as_many_tokens_as_fit() -> None:
-    pace = Pace(2, 64)
-    assert pace.tokens == 2
-    pace.learn(2, 2 * QUANTUM / 10)
-    assert pace.tokens == 10
-    for _ in range(50):
-        pace.learn(10, 10 * QUANTUM * 5)
-    assert pace.tokens == 2

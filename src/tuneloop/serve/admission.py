@@ -55,6 +55,8 @@ class Pass:
     Args:
         arrived, started: of the clock.
         active: requests that were being answered when it started, itself included.
+        ahead: tokens of other prompts that were still to be read then.
+        reading: whether its own prompt is.
         predicted_ms: to the first token, from its arrival; 0: nothing was known.
     """
 
@@ -62,6 +64,8 @@ class Pass:
     arrived: float
     started: float = 0.0
     active: int = 1
+    ahead: int = 0
+    reading: bool = True
     predicted_ms: float = 0.0
     total_ms: float = 0.0
     left: bool = False
@@ -86,6 +90,7 @@ class Admission:
         most_waiting: requests that may wait.
         refuse: whether requests are refused that can't meet their deadline; else they wait.
         clock: seconds.
+        gap_ms: between two that leave while all slots are taken, on average.
     """
 
     slots: int
@@ -97,6 +102,8 @@ class Admission:
     active: dict[int, Pass] = field(default_factory=dict)
     closed: bool = False
     giving_way: int = 0
+    gap_ms: float = 0.0
+    _full_since: float = 0.0
     _queue: list[tuple[float, int, Pass, asyncio.Future[None]]] = field(default_factory=list)
     _count: int = 0
     _waiting: Counter[str] = field(default_factory=Counter)
@@ -147,6 +154,15 @@ class Admission:
             raise ApiError(503, "The server is stopping", code="stopping", headers={"Retry-After": "5"})
         return found
 
+    @property
+    def _unread(self) -> int:
+        """Tokens of prompts at work whose first token has not come."""
+        return sum(each.work.prompt_tokens for each in self.active.values() if each.reading)
+
+    def answered(self, found: Pass) -> None:
+        """Note that the first token of a request has come: its prompt is before nobody any more."""
+        found.reading = False
+
     def leave(self, found: Pass, tokens: int, first_ms: float | None = None, *, whole: bool = False) -> None:
         """Give a place back. A second call does nothing.
 
@@ -158,6 +174,10 @@ class Admission:
         if found.left:
             return
         found.left = True
+        if found.started and len(self.active) >= self.slots:
+            gap = (self.clock() - self._full_since) * 1000
+            self.gap_ms = gap if not self.gap_ms else 0.9 * self.gap_ms + 0.1 * gap
+            self._full_since = self.clock()
         self.active.pop(id(found), None)
         if first_ms is not None:
             on_time = (found.started - found.arrived) * 1000 + first_ms <= found.work.deadline_ms
@@ -165,7 +185,9 @@ class Admission:
             self.tally.late += not on_time
             if whole:
                 total = (self.clock() - found.started) * 1000
-                self.times(found.work.model).learn(found.work.prompt_tokens, found.active, tokens, first_ms, total)
+                self.times(found.work.model).learn(
+                    found.work.prompt_tokens, found.active, tokens, first_ms, total, found.ahead
+                )
         self._next()
 
     @contextlib.contextmanager
@@ -211,8 +233,11 @@ class Admission:
     def _start(self, found: Pass) -> None:
         self.tally.accepted += 1
         found.started = self.clock()
+        found.ahead = self._unread
         self.active[id(found)] = found
         found.active = len(self.active)
+        if found.active == self.slots and not self.waiting:
+            self._full_since = found.started
         work = found.work
         found.total_ms = self.times(work.model).total_ms(work.prompt_tokens, found.active, work.longest)
 
@@ -253,7 +278,8 @@ class Admission:
         for _, _, other in ahead:
             takes = self.times(other.work.model).total_ms(other.work.prompt_tokens, self.slots, other.work.longest)
             heapq.heappush(free, heapq.heappop(free) + takes)
-        return free[0]
+        # Requests that take longer than predicted seem to end at once; so many ones ahead can't leave faster than others did.
+        return max(free[0], (len(ahead) + 1) * self.gap_ms)
 
     def _promise(self, found: Pass) -> None:
         """Refuse what can't be kept."""
@@ -265,13 +291,15 @@ class Admission:
             )
         if not times.known:
             return
-        wait = self.wait_ms(found)
+        wait, ahead = self.wait_ms(found), self._unread
         active = min(len(self.active) + 1, self.slots)
-        found.predicted_ms = wait + times.first_ms(work.prompt_tokens, active)
-        alone = times.first_ms(work.prompt_tokens, 1) * times.calibration.margin
-        promised = max(work.deadline_ms * max(PATIENCE[work.rank], 1.0), alone)
-        bound = wait + times.first_ms(work.prompt_tokens, active) * times.calibration.margin
-        if self.refuse and work.refusable and wait > 0 and bound > promised:
+        first = times.first_ms(work.prompt_tokens, active, ahead)
+        found.predicted_ms = wait + first
+        promised = work.deadline_ms * max(PATIENCE[work.rank], 1.0)
+        if (alone := times.first_ms(work.prompt_tokens, 1)) > promised:
+            promised = times.calibration.bound(alone)
+        bound = wait + times.calibration.bound(first)
+        if self.refuse and work.refusable and (wait > 0 or ahead) and bound > promised:
             self.tally.refused += 1
             after = max(math.ceil((bound - promised) / 1000), 1)
             raise ApiError(

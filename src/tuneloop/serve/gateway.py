@@ -19,7 +19,7 @@ from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message
-from tuneloop.serve.admission import Admission, Work
+from tuneloop.serve.admission import Admission, Pass, Work
 from tuneloop.serve.asked import Asked
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.errors import ApiError
@@ -197,6 +197,7 @@ class _Account:
     seconds: float = 0.0
     status: str = "cancelled"
     patient: bool = False
+    place: Pass | None = None
 
     @property
     def tokens(self) -> int:
@@ -563,7 +564,7 @@ class Gateway:
                         async for piece in pieces:
                             yield piece
                 return
-            place = await self.admission.enter(self._work(request, account))
+            place = account.place = await self.admission.enter(self._work(request, account))
             try:
                 async with aclosing(self._answered(request, account)) as pieces:
                     async for piece in pieces:
@@ -601,6 +602,8 @@ class Gateway:
                     raise engine_error(update.completion)
                 if account.ttft_ms is None:
                     account.ttft_ms = 1000 * (time.perf_counter() - account.began)
+                    if account.place is not None:
+                        self.admission.answered(account.place)
                 account.pieces += 1
                 account.texts[index] = account.texts.get(index, "") + update.text
                 if update.completion is not None:

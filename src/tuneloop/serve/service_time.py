@@ -1,8 +1,9 @@
 """How long a request will take, learned from those that were answered.
 
 Of each model two lines are fitted by recursive least squares with forgetting (Ljung, System Identification, 11.2): the
-time to the first token over the tokens of the prompt and the requests that are being answered, and the time for each
-further token over the latter. The length of an answer is the mean of the last ones.
+time to the first token over the tokens of the prompt, the tokens of other prompts that are still to be read, and the
+requests that are being answered; and the time for each further token over the latter. The length of an answer is the mean
+of the last ones.
 """
 
 from __future__ import annotations
@@ -56,33 +57,40 @@ class Calibration:
         n: predictions that were compared.
         error: running mean of |predicted - actual| / actual.
         coverage: running share that took no longer than the upper bound.
-        margin: what a prediction is multiplied by to be an upper bound for `target` of all; it is moved after each one
+        spread: running mean of |predicted - actual|, in ms.
+        margin: spreads that are added to a prediction to be an upper bound for `target` of all; it is moved after each one
             (a stochastic quantile, Robbins and Monro 1951).
     """
 
-    target: float = 0.95
+    target: float = 0.99
     n: int = 0
     error: float = 0.0
     coverage: float = 0.0
-    margin: float = 1.5
+    spread: float = 0.0
+    margin: float = 3.0
+
+    def bound(self, predicted: float) -> float:
+        """What a prediction in ms will hardly pass."""
+        return predicted + self.margin * self.spread
 
     def learn(self, predicted: float, actual: float) -> None:
         """Compare a prediction with what came of it, both in ms."""
         if predicted <= 0 or actual <= 0:
             return
         self.n += 1
-        share = max(1 / self.n, 0.01)
-        inside = actual <= predicted * self.margin
+        share = max(1 / self.n, 0.02)
+        inside = actual <= self.bound(predicted)
         self.error += share * (abs(predicted - actual) / actual - self.error)
-        self.coverage += share * (float(inside) - self.coverage)
-        self.margin = min(max(self.margin + 0.05 * (self.target - float(inside)), 1.0), 5.0)
+        self.coverage += max(1 / self.n, 0.01) * (float(inside) - self.coverage)
+        self.spread += share * (abs(predicted - actual) - self.spread)
+        self.margin = min(max(self.margin + 0.5 * (self.target - float(inside)), 1.0), 10.0)
 
 
 @dataclass
 class ServiceTime:
     """What is known of a model's times."""
 
-    first: Line = field(default_factory=lambda: Line(3))
+    first: Line = field(default_factory=lambda: Line(4))
     rest: Line = field(default_factory=lambda: Line(2))
     length: float = 0.0
     calibration: Calibration = field(default_factory=Calibration)
@@ -92,9 +100,15 @@ class ServiceTime:
         """Whether there is enough to predict by."""
         return self.first.seen >= ENOUGH
 
-    def first_ms(self, prompt_tokens: int, active: int) -> float:
-        """Milliseconds from the start of a request to its first token; 0 while nothing is known."""
-        return max(self.first.predict((1.0, prompt_tokens / 100, active)), 0.1) if self.known else 0.0
+    def first_ms(self, prompt_tokens: int, active: int, ahead: int = 0) -> float:
+        """Milliseconds from the start of a request to its first token; 0 while nothing is known.
+
+        Args:
+            ahead: tokens of other prompts that are still to be read.
+        """
+        if not self.known:
+            return 0.0
+        return max(self.first.predict((1.0, prompt_tokens / 100, active, ahead / 100)), 0.1)
 
     def total_ms(self, prompt_tokens: int, active: int, longest: int) -> float:
         """Milliseconds that a request takes in all; 0 while nothing is known."""
@@ -103,16 +117,19 @@ class ServiceTime:
         each = max(self.rest.predict((1.0, active)), 0.0) if self.rest.seen else 0.0
         return self.first_ms(prompt_tokens, active) + each * min(self.length or longest, longest)
 
-    def learn(self, prompt_tokens: int, active: int, tokens: int, first_ms: float, total_ms: float) -> None:
+    def learn(
+        self, prompt_tokens: int, active: int, tokens: int, first_ms: float, total_ms: float, ahead: int = 0
+    ) -> None:
         """Take a request in that was answered to its end.
 
         Args:
             active: requests that were being answered when it began, itself included.
+            ahead: tokens of other prompts that were still to be read then.
             first_ms, total_ms: from the start of its work.
         """
         if self.known:
-            self.calibration.learn(self.first_ms(prompt_tokens, active), first_ms)
-        self.first.learn((1.0, prompt_tokens / 100, active), first_ms)
+            self.calibration.learn(self.first_ms(prompt_tokens, active, ahead), first_ms)
+        self.first.learn((1.0, prompt_tokens / 100, active, ahead / 100), first_ms)
         if tokens > 1:
             self.rest.learn((1.0, active), (total_ms - first_ms) / (tokens - 1))
         self.length += (tokens - self.length) * max(0.05, 1 / self.first.seen)

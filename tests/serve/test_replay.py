@@ -1,0 +1,89 @@
+"""Schedules are compared on the same traffic: ours keeps the objective where others lose it to the batch, or refuse in time."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from tuneloop.serve.replay import (
+    SCHEDULES,
+    Arrival,
+    Figures,
+    Replay,
+    as_it_was,
+    calibrate,
+    figures,
+    replay,
+    replay_on_many,
+)
+from tuneloop.serve.simulate import Costs, SimulatedEngine, simulate
+
+COSTS = Costs(3.0, 1.0, 6.0, 2.0)
+
+
+def traffic(load: float, seconds: float = 60.0, seed: int = 1) -> list[Arrival]:
+    draw, at, found = random.Random(seed), 0.0, []
+    while at < seconds:
+        one = Arrival(at, draw.randrange(20, 200), draw.randrange(2, 40))
+        at += draw.expovariate(load / COSTS.seconds(one.prompt_tokens, one.tokens, 3.0))
+        found.append(one)
+    return found
+
+
+def done(schedule: Any, load: float, **settings: Any) -> Figures:
+    given = Replay(
+        **{"slots": 16, "objective_ms": 500.0, "batch": [Arrival(0, 400, 60)], "rows": 4, "seconds": 60.0} | settings
+    )
+    found = simulate(lambda: replay(SimulatedEngine(COSTS), traffic(load), schedule, given))
+    return figures(schedule, found, given, COSTS, 1.0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_request_is_answered_or_refused(schedule: Any) -> None:
+    arrivals = traffic(0.5, 20.0)
+    given = Replay(16, 500.0, [Arrival(0, 400, 60)], 4, 20.0)
+    found = simulate(lambda: replay(SimulatedEngine(COSTS), arrivals, schedule, given))
+    asked = [one for one in found if not one.batch]
+    assert len(asked) == len(arrivals)
+    assert all(one.refused != one.whole for one in asked)
+    assert sum(one.written for one in asked if one.whole) == sum(
+        each.tokens for each, one in zip(arrivals, asked, strict=True) if one.whole
+    )
+    assert any(one.batch and one.whole for one in found)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6])
+def test_ours_keeps_the_objective_beside_a_batch(load: float) -> None:
+    ours, static = done("ours", load), done("static", load)
+    assert ours.within >= 0.98 and ours.refused < 0.1 * ours.requests
+    assert static.within < 0.8
+    assert ours.batch_tokens > 0.7 * static.batch_tokens
+
+
+def test_too_much_traffic_is_refused_in_time() -> None:
+    ours, static = done("ours", 1.4, batch=()), done("static", 1.4, batch=())
+    assert ours.within > 0.97 and 0.05 < ours.refused / ours.requests < 0.45
+    assert static.within < 0.5 and static.refused == 0
+
+
+def test_the_simulator_is_calibrated_by_the_log_of_the_same_minutes() -> None:
+    given = Replay(8, 500.0, [Arrival(0, 300, 40)], 2, 30.0)
+    real = simulate(lambda: replay(SimulatedEngine(COSTS, 8, 2), traffic(0.5, 30.0), "ours", given))
+    costs = calibrate(real, "ours", given)
+    paper = simulate(lambda: replay(SimulatedEngine(costs, 8, 2), as_it_was(real), "ours", given))
+    a, b = (figures("ours", each, given, costs, 1.0) for each in (real, paper))
+    assert b.batch_tokens == pytest.approx(a.batch_tokens, rel=0.1)
+    assert b.within == pytest.approx(a.within, abs=0.05) and b.ttft_p50 == pytest.approx(a.ttft_p50, rel=0.15)
+
+
+def test_many_engines_share_the_traffic() -> None:
+    given = Replay(16, 500.0, [Arrival(0, 400, 60)], 2, 20.0)
+    arrivals = sorted((each for seed in range(10) for each in traffic(0.5, 20.0, seed)), key=lambda each: each.at)
+    for router in ("turns", "least"):
+        engines = [SimulatedEngine(COSTS, grain=8) for _ in range(10)]
+        found = simulate(lambda: replay_on_many(engines, arrivals, given, router))  # type: ignore[arg-type] # noqa: B023
+        made = figures(router, found, given, COSTS, 1.0, 10)
+        assert made.requests == len(arrivals) and made.within > 0.97
+        assert all(engine.busy > 10 for engine in engines)

@@ -113,19 +113,53 @@ def test_streams_are_pieces_of_the_answer_and_tokens_are_ours(files: Files) -> N
     served.run(served.llamacpp(files, ()), work)
 
 
-def test_a_crash_is_an_error_and_starting_again_heals(files: Files) -> None:
+def kill(engine: LlamaCppEngine) -> None:
+    assert engine.process is not None
+    os.kill(engine.process, signal.SIGKILL)
+
+
+def test_a_crash_is_an_error_of_those_who_have_read_something_and_the_next_is_answered(files: Files) -> None:
     async def work(engine: LlamaCppEngine) -> None:
         before = await complete(engine, asked())
         stream = engine.stream(asked(max_new_tokens=450))
         await anext(stream)
-        assert engine.process is not None
-        os.kill(engine.process, signal.SIGKILL)
+        kill(engine)
         rest = [update async for update in stream]
         assert rest[-1].completion is not None and rest[-1].completion.finish in ("error", "length", "stop")
+        later = await asyncio.gather(*(complete(engine, asked()) for _ in range(6)))
+        assert [each.token_ids for each in later] == [before.token_ids] * 6 and await engine.healthy()
+
+    served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
+
+
+def test_a_row_that_gives_way_goes_on_after_a_crash(files: Files) -> None:
+    async def work(engine: LlamaCppEngine) -> None:
+        request = asked(max_new_tokens=200, gives_way=True)
+        wanted = await complete(engine, request)
+        stream = engine.stream(request)
+        await anext(stream)
+        kill(engine)
+        rest = [update async for update in stream]
+        assert rest[-1].completion is not None and rest[-1].completion.token_ids == wanted.token_ids
+
+    served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
+
+
+def test_a_server_that_can_not_be_started_again_is_told(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(engine: LlamaCppEngine) -> None:
+        def fail(told: Any) -> str:
+            raise UserError("no memory")
+
+        monkeypatch.setattr(module, "REVIVE_PAUSE", 0.05)
+        monkeypatch.setattr(engine, "_spawn", fail)
+        kill(engine)
+        await asyncio.sleep(0.2)
         later = await complete(engine, asked())
         assert later.finish == "error" and later.error.startswith("engine: ") and not await engine.healthy()
-        await engine.start()
-        assert await complete(engine, asked()) == before
+        monkeypatch.undo()
+        assert (await complete(engine, asked())).error == ""  # it is tried again
+        await engine.stop()
+        assert (await complete(engine, asked())).error.startswith("engine: ")  # one that was stopped stays so
 
     served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
 

@@ -63,6 +63,7 @@ WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between 
 HEALTHY_WITHIN = 2.0  # seconds
 PIECE, MOST = 512, 32  # tokens of a prompt that are read, and that are written, in one quantum at most
 DRAWN = 8  # tokens of a quantum that are drawn with a temperature
+REVIVE_PAUSE = 5.0  # seconds before it is tried again to start a server that has ended by itself
 GONE = "engine: llama.cpp ended by itself"
 
 
@@ -109,6 +110,8 @@ class LlamaCppEngine:
         self._log: IO[bytes] | None = None
         self._client: Any = None
         self._scorer: LlamaCpp | None = None
+        self._wanted = False
+        self._reviving: asyncio.Future[bool] | None = None
         self._scoring, self._one_choice = asyncio.Lock(), asyncio.Lock()
         self._slots, self._giving = Slots(range(settings.slots)), Slots(range(settings.slots, self._all_slots))
         self._turns = Turns(settings.giving_way)
@@ -163,11 +166,12 @@ class LlamaCppEngine:
         """
         if self._process is not None and self._process.poll() is None:
             return
-        await self.stop()
+        await self._end()
+        self._wanted = True
         try:
             await asyncio.to_thread(self._start)
         except BaseException:
-            await self.stop()
+            await self._end()
             raise
 
     def _start(self) -> None:
@@ -259,6 +263,10 @@ class LlamaCppEngine:
 
     async def stop(self) -> None:
         """End the child and all that it started."""
+        self._wanted = False
+        await self._end()
+
+    async def _end(self) -> None:
         client, self._client = self._client, None
         process, self._process = self._process, None
         scorer, self._scorer = self._scorer, None
@@ -301,6 +309,7 @@ class LlamaCppEngine:
         from tuneloop.inference.engine import Update
 
         request = replace(request, adapter=named_adapter(request))
+        await self._revived()
         made = self._prepared(request)
         if isinstance(made, Completion):
             yield Update(completion=made)
@@ -319,9 +328,46 @@ class LlamaCppEngine:
                 async for update in updates:
                     yield update
         else:
+            sent = again = False
             async with aclosing(self._at_once(made)) as updates:
                 async for update in updates:
+                    if not sent and update.completion is not None and update.completion.error == GONE:
+                        again = True  # nothing has been told yet, so it is asked anew
+                        break
+                    sent = True
                     yield update
+            if again and await self._revived():
+                async with aclosing(self._at_once(made)) as updates:
+                    async for update in updates:
+                        yield update
+            elif again:
+                yield _update(refused(made, GONE, ENGINE))
+
+    async def _revived(self) -> bool:
+        """Start a server anew that has ended by itself; returns whether there is one now."""
+        if self._reviving is None:
+            if not self._wanted or (self._process is not None and self._process.poll() is None):
+                return self._client is not None
+            self._reviving = asyncio.ensure_future(self._revive())
+        return await asyncio.shield(self._reviving)
+
+    async def _revive(self) -> bool:
+        try:
+            await self.start()
+            return True
+        except UserError:
+            await asyncio.sleep(REVIVE_PAUSE)  # those who ask meanwhile hear that it is gone
+            return False
+        finally:
+            self._reviving = None
+
+    async def _has_ended(self, process: subprocess.Popen[bytes] | None) -> bool:
+        """Whether a child is not there any more; its connections may break a moment before it is seen to be gone."""
+        for _ in range(20):
+            if process is None or process is not self._process or process.poll() is not None:
+                return True
+            await asyncio.sleep(0.01)
+        return False
 
     async def _at_once(self, request: Request) -> AsyncGenerator[Update, None]:
         """An answer that somebody waits for."""
@@ -368,7 +414,7 @@ class LlamaCppEngine:
     async def _streamed(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
         import httpx
 
-        body = body_of(request, self._scales(request.adapter)) | {"id_slot": slot}
+        body, process = body_of(request, self._scales(request.adapter)) | {"id_slot": slot}, self._process
         try:
             async with self._client.stream("POST", "/completion", json=body) as response:
                 if response.status_code != 200:
@@ -382,8 +428,9 @@ class LlamaCppEngine:
                         yield update
                     if answer.over:
                         return
-        except (httpx.HTTPError, ValueError):
-            yield _update(answer.failed(GONE if not await self.healthy() else "engine: the answer broke off"))
+        except (httpx.HTTPError, ValueError, AttributeError):  # the last: there is no client any more
+            gone = await self._has_ended(process)
+            yield _update(answer.failed(GONE if gone else "engine: the answer broke off"))
             return
         if not answer.over:
             yield _update(answer.failed(GONE))
@@ -396,19 +443,31 @@ class LlamaCppEngine:
         slot = await self._giving.take(request.adapter, request.ids)
         self._turns.row(request.adapter, 1)
         try:
-            read = 0
-            while (piece := self._reads.tokens) < len(request.ids) - read:  # the rest is read with the first token
-                read += piece
-                said = await self._quantum(request, request.ids[:read], 0, slot)
-                self._reads.learn(piece, _seconds(said))
-            while not answer.over:
-                for update in answer.read(await self._write_some(request, answer, slot)):
-                    yield update
-        except (httpx.HTTPError, ValueError, KeyError):
-            yield _update(answer.failed(GONE if not await self.healthy() else "engine: the answer broke off"))
+            for attempt in range(3):  # where llama.cpp has ended, what is written stays, and the prompt is read again
+                process = self._process
+                try:
+                    async with aclosing(self._go_on(request, answer, slot)) as updates:
+                        async for update in updates:
+                            yield update
+                    return
+                except (httpx.HTTPError, ValueError, KeyError, AttributeError):
+                    gone = await self._has_ended(process)
+                    if not gone or attempt == 2 or not await self._revived():
+                        yield _update(answer.failed(GONE if gone else "engine: the answer broke off"))
+                        return
         finally:
             self._turns.row(request.adapter, -1)
             self._giving.give(slot, request.adapter, (*request.ids, *answer.ids))
+
+    async def _go_on(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
+        """Read a prompt piece by piece and write an answer to its end."""
+        read = 0
+        while (piece := self._reads.tokens) < len(request.ids) - read:  # the rest is read with the first token
+            read += piece
+            self._reads.learn(piece, _seconds(await self._quantum(request, request.ids[:read], 0, slot)))
+        while not answer.over:
+            for update in answer.read(await self._write_some(request, answer, slot)):
+                yield update
 
     async def _write_some(self, request: Request, answer: _Answer, slot: int) -> dict[str, Any]:
         """Write a few more tokens; returns them as an event."""

@@ -146,12 +146,12 @@ class Endpoint:
             refuse_foreign_pages(call, self.local, self.origins)
             async with asyncio.timeout(self.seconds):
                 await self.handler(call)
+        except TimeoutError:  # which is an OSError too
+            await _fail(call, ApiError(504, f"The request took longer than {self.seconds:g} s", code="timeout"))
         except (Disconnected, OSError):
             return
         except ApiError as error:
             await _fail(call, error)
-        except TimeoutError:
-            await _fail(call, ApiError(504, f"The request took longer than {self.seconds:g} s", code="timeout"))
         except UserError as error:
             await _fail(call, ApiError(500, error.what, code="server"))
 

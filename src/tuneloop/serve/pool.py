@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.engines import AdapterFacts, ServingEngine
+from tuneloop.inference.engines import AdapterFacts, ServingEngine, can_give_way
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.rows import Message
@@ -113,6 +113,11 @@ class EnginePool:
     def slots(self) -> int:
         """Requests that all of them compute at the same time."""
         return sum(member.engine.slots for member in self.members)
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether all engines compute some requests in what others leave idle."""
+        return all(can_give_way(member.engine) for member in self.members)
 
     @property
     def adapters(self) -> Mapping[str, AdapterFacts]:

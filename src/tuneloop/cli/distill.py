@@ -38,6 +38,9 @@ def command(
     if teacher.startswith(("http://", "https://")) and not options.model:
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
     endpoint = (lambda url: connection.endpoint(url, options.model)) if options.model else None
+    if options.plan:
+        _plan(teacher, places, dataset, settings, options, output.json)
+        return
     given = DistilInput(teacher, places[0] if places else "", dataset, settings, endpoint)
     with screen(output.quiet, "distilling") as shown:
         record = distil(given, Path(out), options, progress=shown.progress, say=shown.say)
@@ -45,3 +48,18 @@ def command(
         print_json({"path": out, **record.to_json()})
     else:
         print("\n".join([*record.words, out]))
+
+
+def _plan(
+    teacher: str, places: list[str], dataset: str, settings: list[str], options: DistilOptions, as_json: bool
+) -> None:  # fmt: skip
+    from tuneloop.workflows.distil_plan import plan_distillation, sentences
+    from tuneloop.workflows.recipe import make_recipe
+
+    if not places:
+        raise typer.BadParameter("--plan needs a student's name: its size is read from there")
+    found = plan_distillation(teacher, places[0], dataset, options, make_recipe({}, settings).train.epochs)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print("\n".join(sentences(found)))

@@ -72,4 +72,7 @@ class DistilOptions:
     top: int = flag(128, "N", "Likeliest tokens that --level logits stores at each position.", least=1)
     layers: int = flag(0, "N", "Make the student of the teacher: leave out layers until N are left.", least=0)
     rows: int = flag(300, "N", "Most test rows that are asked.", least=1)
+    plan: bool = switch(
+        "Only say what it takes on rented GPUs: memory, hours, dollars, storage; ask and train nothing."
+    )
     no_control: bool = switch("Don't train the same student on the rows' own answers, to compare with.")

@@ -93,6 +93,46 @@ class DistillationRecord(Record):
     words: list[str] = []
 
 
+class PlannedPart(Part):
+    """A part of distilling as planned.
+
+    Args:
+        what: it does; `machine`: that it is planned on.
+        gib: of weights, for the teacher; at the peak, of each card, for the student.
+        hours, usd: it takes; None: there is no price.
+    """
+
+    what: str
+    machine: str
+    gib: float
+    hours: float
+    usd: float | None = None
+
+
+class DistillationPlan(Part):
+    """What distilling will take.
+
+    Args:
+        teacher, student, dataset: as the user named them.
+        rows: that train; `prompt_tokens`, `answer_tokens`: mean of a row.
+        epochs: of the student.
+        parts: in their order; `hours`, `usd`: of all.
+        stored_bytes: of the teacher's probabilities.
+    """
+
+    teacher: str
+    student: str
+    dataset: str
+    rows: int
+    prompt_tokens: float
+    answer_tokens: float
+    epochs: float
+    parts: list[PlannedPart]
+    stored_bytes: float = 0.0
+    hours: float
+    usd: float
+
+
 class TeacherLogits(Record):
     """`teacher.json`: what the stored probabilities of a teacher are of.
 

@@ -42,6 +42,7 @@ from tuneloop.records.advice import (
 from tuneloop.records.plan import PlannedCost
 
 LEFT_OUT = {
+    "combined",
     "measured",
     "lengths",
     "notes",
@@ -71,6 +72,7 @@ class AdviceInput(CaseOptions, CostOptions):
     source: str = ""
     named: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
+    combined: dict[str, Any] = Field(default_factory=dict)  # facts about measured merges, routers and students
 
     @property
     def training_tokens(self) -> float | None:
@@ -373,6 +375,7 @@ def facts_of(
         "until_kept_usd": sum(cost.until_kept.values()) if cost and cost.until_kept else None,
         **_in_words(question, cost),
         "hosted_known": bool(prices.hosted(question.model)),
+        **question.combined,
     }
     return facts | _money(question, rows, chosen, rented_bills) | _latencies(question, prices)
 

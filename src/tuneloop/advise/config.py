@@ -71,6 +71,9 @@ class MeasuredOptions(Config):
         "", description="An eval.json, or its folder, with measured results."
     )
     metric: Annotated[str, Flag(metavar="NAME")] = Field("", description="The metric that decides.")
+    combined: Annotated[str, Flag(metavar="FILE,...")] = Field(
+        "", description="Measured merges, routers, cascades and distillations: their files or folders."
+    )
     zero_shot: float | None = Field(
         None, description="Share of right answers without examples, measured by you, as 0.6."
     )

@@ -61,6 +61,10 @@ def command(
     """
     facts = given(options)
     evaluation, metric = facts.pop("evaluation", ""), facts.pop("metric", "")
+    if combined := facts.pop("combined", ""):
+        from tuneloop.advise.combined import combined_facts
+
+        facts["combined"] = combined_facts([part.strip() for part in combined.split(",") if part.strip()])
     places, settings = split_arguments([source, *(settings or [])])
     if len(places) > 1:
         raise typer.BadParameter(f"{places[1]} is one place too many")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -43,6 +44,12 @@ LONG_FILES = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
+def pytest_collection_finish() -> None:
+    """Torch and all that the tests have imported stays: the collector looks at what a test has made, in a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 LLAMA3_ROPE = {

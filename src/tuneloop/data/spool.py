@@ -17,8 +17,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from tuneloop.core.device import release_memory
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.machine import trim_memory
 from tuneloop.data.dataset import meta_key
 from tuneloop.data.dedup.minhash import NO_FRAME, Frame, RowTexts, texts_of
 from tuneloop.data.process_record import NAMED, Facts, RepairLine
@@ -183,9 +183,9 @@ class Table:
             self.columns[name] = np.concatenate([*before, *(part.pop(name) for part in self._parts)])
             if self.columns[name].nbytes > RELEASED:  # small arrays stay in the heap, and as much again would be held
                 before.clear()
-                release_memory()
+                trim_memory()
         self._parts.clear()
-        release_memory()
+        trim_memory()
         n = len(self)
         self.fate = np.zeros(n, dtype=np.int16)
         self.because = np.full(n, -1, dtype=np.int64)

@@ -21,6 +21,7 @@ from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY, WORDS
 
 from patience import HANG
 from places import ROOT
+from tuneloop.core.files import content_hash
 
 # The matrices here are so small that a second thread only waits. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -229,9 +230,8 @@ EVALUATION = {
 }
 
 
-@pytest.fixture
-def make_run(tmp_path: Path, tiny_llama: Path) -> Callable[..., Path]:
-    """Make the folder of a finished and evaluated run, with weights that do something: `make_run("run", dora=True)`; `base=` is another model's folder."""
+def write_run(folder: Path, base: Path, method: str, **settings: Any) -> None:
+    """Write the folder of a finished and evaluated run, with weights that do something."""
     import torch
 
     from tuneloop.core.files import write_json, write_yaml
@@ -239,21 +239,31 @@ def make_run(tmp_path: Path, tiny_llama: Path) -> Callable[..., Path]:
     from tuneloop.train.config import TrainConfig
     from tuneloop.train.methods import attach
 
+    model = load_model(str(base), dtype="float32")
+    config = TrainConfig(method=method, rank=4, alpha=8.0, prefix_text="Hello there", **settings)  # type: ignore[arg-type]
+    trainable = attach(model, config, 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainable.parameters.values():
+            parameter += torch.randn(parameter.shape, generator=generator) * 0.05
+    trainable.save(folder / trainable.folder)
+    write_yaml(folder / "config.yaml", {"name": "tickets", "model": str(base), "data": {"sources": ["none.jsonl"]}})
+    write_json(folder / "eval.json", EVALUATION)
+    run = {"version": 1, "id": folder.name, "key": "k" * 64, "method": method, "model": str(base), "dataset": "tickets-0123456789ab",
+           "model_fingerprint": model.fingerprint}  # fmt: skip
+    write_json(folder / "run.json", run)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make the folder of a finished and evaluated run: `make_run("run", dora=True)`; `base=` is another model's folder.
+
+    Runs of the same name and settings are made once and copied.
+    """
+
     def make(name: str = "run", base: Path = tiny_llama, method: str = "lora", **settings: Any) -> Path:
-        folder = tmp_path / name
-        model = load_model(str(base), dtype="float32")
-        config = TrainConfig(method=method, rank=4, alpha=8.0, prefix_text="Hello there", **settings)  # type: ignore[arg-type]
-        trainable = attach(model, config, 0)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in trainable.parameters.values():
-                parameter += torch.randn(parameter.shape, generator=generator) * 0.05
-        trainable.save(folder / trainable.folder)
-        write_yaml(folder / "config.yaml", {"name": "tickets", "model": str(base), "data": {"sources": ["none.jsonl"]}})
-        write_json(folder / "eval.json", EVALUATION)
-        run = {"version": 1, "id": name, "key": "k" * 64, "method": method, "model": str(base), "dataset": "tickets-0123456789ab",
-               "model_fingerprint": model.fingerprint}  # fmt: skip
-        write_json(folder / "run.json", run)
-        return folder
+        of = content_hash([name, str(base), method, repr(sorted(settings.items()))])[:16]
+        made = made_once(tmp_path_factory, f"run-{of}", lambda place: write_run(place / name, base, method, **settings))
+        return Path(shutil.copytree(made / name, tmp_path / name))
 
     return make

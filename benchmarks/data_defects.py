@@ -190,7 +190,7 @@ def special_tokens(rng: random.Random, record: Record) -> dict[str, Any]:
 
 
 def pii(rng: random.Random, record: Record) -> dict[str, Any]:
-    """A value of any kind and country, beside the text or in a further column."""
+    """A value of any kind and country, next to the text or in a further column."""
     kind = rng.choice(sorted({kind for kind, _, _ in PERSONAL}))
     kind, forms, make = rng.choice([case for case in PERSONAL if case[0] == kind])
     value = make(rng)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Name -> settings beside the defaults. The given test set of the tickets is the one that rows were leaked from.
+# Name -> settings besides the defaults. The given test set of the tickets is the one that rows were leaked from.
 JOBS: dict[str, list[str]] = {
     "messy_tickets": ["language=en", "split.test={data}/banking77/test.jsonl"],
     "messy_chats": ["language=en"],

@@ -1,8 +1,8 @@
-"""How fast `prepare` is beside datatrove and data-juicer, step by step and as a whole, and how much memory each takes.
+"""How fast `prepare` is next to datatrove and data-juicer, step by step and as a whole, and how much memory each takes.
 
     python benchmarks/data_speed.py [--rows 100000] [--chats 5000] [--workers 2] [--peers FOLDER] [--only NAME]
 
-Two sources: banking77's texts repeated with variation, so that few rows are copies, and long chats made of Taskmaster's. Each contender
+Two sources: banking77's texts repeated with variation, so that few rows are copies, and long chats made of Taskmaster's. Each system
 does its work in a process of its own, after its imports; memory is that of the process and its workers together
 (proportional set size, five looks a second). With --peers the peers run in environments that the script makes under that
 folder at its first run (1.5 GB of wheels), with the settings in `data_peers.py`. Run it on an idle machine.
@@ -14,7 +14,7 @@ turns, to the peers, which know no turns, as one text. In the table of steps our
 sample with the tokenizer.
 
 Machines differ, and one machine is not always as fast: a yardstick of bare parts, measured before and after on the same rows,
-stands beside the figures that the same parts reached on the machine for which the goal of 25,000 rows/s was set. What the
+stands next to the figures that the same parts reached on the machine for which the goal of 25,000 rows/s was set. What the
 whole would reach there is computed from it, not measured.
 """
 
@@ -179,7 +179,7 @@ def yardstick(path: Path) -> dict[str, float]:
     }
 
 
-# --- one contender -------------------------------------------------------------------------------
+# --- one system -------------------------------------------------------------------------------
 
 
 def environment(peer: str, folder: Path) -> str:
@@ -200,7 +200,7 @@ def environment(peer: str, folder: Path) -> str:
 
 
 def _environ(name: str) -> dict[str, str]:
-    """The environment of a contender's process: a peer must not find our packages."""
+    """The environment of a system's process: a peer must not find our packages."""
     return {k: v for k, v in os.environ.items() if name == "tuneloop" or k != "PYTHONPATH"}
 
 
@@ -213,7 +213,7 @@ def _command(name: str, python: str, source: Path, out: Path, workers: int, gram
 
 
 def run(name: str, python: str, source: Path, out: Path, workers: int, gram: int) -> dict[str, Any]:
-    """Let one contender do its work; its seconds, rows kept, seconds a step, and the peak memory of all its processes."""
+    """Let one system do its work; its seconds, rows kept, seconds a step, and the peak memory of all its processes."""
     command = _command(name, python, source, out, workers, gram)
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=_environ(name))
@@ -313,7 +313,7 @@ def stages(source: Path, out: Path) -> dict[str, float]:
 
 
 def print_whole(rows: int, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Rows a second and memory of each contender, and how many times faster the first one is."""
+    """Rows a second and memory of each system, and how many times faster the first one is."""
     print("| whole | seconds | rows/s | peak GiB | rows kept | times as slow as tuneloop |\n|---|---|---|---|---|---|")
     own = found.get("tuneloop", {}).get("seconds")
     for name, facts in found.items():
@@ -325,7 +325,7 @@ def print_whole(rows: int, found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def print_yardstick(rows: int, seconds: float, before: Mapping[str, float], after: Mapping[str, float]) -> None:
-    """The machine's speed beside that of the machine that the goal is set for, and what the whole would reach there."""
+    """The machine's speed next to that of the machine that the goal is set for, and what the whole would reach there."""
     print("| yardstick, rows/s and core | before | after | there | here / there | whole there, computed |")
     print("|---|---|---|---|---|---|")
     for name, there in YARDSTICK.items():
@@ -366,7 +366,7 @@ def main() -> None:
     parser.add_argument("--chats", type=int, default=5_000, help="long chats; 0: none")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peers", type=Path, help="folder for the peers' environments; default: tuneloop alone")
-    parser.add_argument("--only", action="append", default=[], help="a contender; may be repeated")
+    parser.add_argument("--only", action="append", default=[], help="a system; may be repeated")
     parser.add_argument("--no-steps", action="store_true", help="the whole only")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     options = parser.parse_args()

@@ -3,7 +3,7 @@
     python benchmarks/distill.py [FILE.jsonl of {"prompt", "completion"}]
 
 The teacher is the packaged model, the student its first 15 layers, all of whose weights learn. Seconds are the processor's, the
-median of repetitions that take turns, so that another job on the machine counts little. Every line has its baseline beside it:
+median of repetitions that take turns, so that another job on the machine counts little. Every line has its baseline next to it:
 storing next to writing the answers, a step next to the plain step of the same rows.
 """
 

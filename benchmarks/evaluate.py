@@ -2,7 +2,7 @@
 
     python benchmarks/evaluate.py [choice30 choice77 summaries] [--run RUN] [--peers transformers llama.cpp]
 
-Beside it, in the same run: the plain way (Transformers `generate`, batches of 8 in the order of the file) and, where xllamacpp is
+Next to it, in the same run: the plain way (Transformers `generate`, batches of 8 in the order of the file) and, where xllamacpp is
 installed, llama.cpp's server, 8 requests at once, on the same weights in the same precision. Peers answer the first
 rows only (--peer-rows): what counts is rows a second. Peers write a label freely, which is less work than scoring them all.
 llama.cpp logs a lot: send stderr elsewhere (2>/dev/null).
@@ -81,7 +81,7 @@ def _dataset(task: str, rows: list[Row], labels: list[str] | None) -> Dataset:
 def ours(model: Model, job: Job, rows: Sequence[Row]) -> int:
     """`tuneloop evaluate`'s answers; returns the tokens written."""
     config = EvaluateConfig(max_new_tokens=job.limit)
-    # Perplexity of the references is measured beside: it is no part of answering, and the peers don't do it.
+    # Perplexity of the references is measured as well: it is no part of answering, and the peers don't do it.
     prompts = [row.prompt for row in rows]
     return ask(model, job.data, rows, config, prompts=prompts)[""].tokens
 
@@ -230,7 +230,7 @@ def main() -> None:
 def show(job: Job, way: str, found: dict[str, Any], own: dict[str, Any] | None) -> None:
     """One line of the table."""
     ratio = "" if own is None else f"{own['rows_a_second'] / found['rows_a_second']:.1f} times as fast"
-    peak = f"{found['peak']:.2f}" if own is None else ""  # of the process: beside us it holds the peers' models too
+    peak = f"{found['peak']:.2f}" if own is None else ""  # of the process: besides us it holds the peers' models too
     speed, tokens = f"{found['rows_a_second']:.1f}", f"{found['tokens']:,}"
     print(f"| {job.name} | {way} | {found['rows']} | {speed} | {tokens} | {peak} | {ratio} |", flush=True)
 

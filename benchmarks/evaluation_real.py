@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation_real.py [--data FOLDER] [--keep FOLDER] [PART ...]
 
-Parts: `people` (one person's summaries held against two others'), `labels` (several labels a row, cheap classifiers), `thumbs` and
+Parts: `people` (one person's summaries compared with two others'), `labels` (several labels a row, cheap classifiers), `thumbs` and
 `preferences` (a small judge against what people said), and what tuning for a minute on few rows, with canaries among them, has done:
 `forgetting`, `memorisation`, `canaries`. Each takes less than four minutes on one core. With `--keep` the tuned model and the evaluations
 stay in that folder, and what is there is not done again. The data sets are not part of this repository.
@@ -67,19 +67,19 @@ def labels(data: Path, scratch: Path) -> None:
     rows = read_whole(str(data / "nlupp_banking" / "all.jsonl"), PrepareConfig()).rows
     train, test = [r for r in rows if r.meta["fold"] < 16], [r for r in rows if r.meta["fold"] >= 16]
     references = write(scratch / "nlupp.jsonl", [{"id": r.id, "labels": r.meta["labels"]} for r in test])
-    contenders = {"no label": [Completion("none")] * len(test)}
+    systems = {"no label": [Completion("none")] * len(test)}
     for trained in (tfidf_system(train), minilm_system(train)):
         if trained is not None:
-            contenders[trained.name] = trained.contender(test)
+            systems[trained.name] = trained.system(test)
     files = []
-    for name, answers in contenders.items():
+    for name, answers in systems.items():
         said = [{"id": r.id, "prediction": a.text} for r, a in zip(test, answers, strict=True)]
         files.append(write(scratch / f"{name}.jsonl", said))
     folders = evaluate_files(files, EvalTarget(data=references))
     found = compare_evaluations(files, str(scratch / "nlupp"), folders=folders)
     shown = ("micro_f1", "macro_f1", "subset_accuracy", "jaccard")
     print(f"\n{len(train):,} rows to learn from, {len(test)} test rows")
-    print("| contender | " + " | ".join(shown) + " |\n" + "|---" * (len(shown) + 1) + "|")
+    print("| system | " + " | ".join(shown) + " |\n" + "|---" * (len(shown) + 1) + "|")
     for file, folder in folders.items():
         metrics = read_json(Path(folder) / "eval.json")["metrics"]
         print(f"| {Path(file).stem} | " + " | ".join(cell(metrics[name]) for name in shown) + " |")

@@ -4,7 +4,7 @@
 
 Each experiment is simulated day by day through the functions that decide real ones: new users are drawn into the arms
 at the share of the day, rate with a chance of 75 % and like the answer at 60 % under the champion; the ramp follows the
-decisions. Beside it the usual z-test for two shares reads the same users as often: `z promoted` and `z rolled back` are
+decisions. Next to it, the usual z-test for two shares reads the same users as often: `z promoted` and `z rolled back` are
 experiments in which it was significant in that direction first.
 """
 

@@ -1,4 +1,4 @@
-"""LoRA, QLoRA and full tuning of Llama 3's sizes on one GPU, beside what the planner and a roofline of the launches expect, and beside other libraries.
+"""LoRA, QLoRA and full tuning of Llama 3's sizes on one GPU, next to what the planner and a roofline of the launches expect, and next to other libraries.
 
     python benchmarks/gpu.py                                     # 1B and 8B, rows of 512, 2,048 and 8,192 tokens
     python benchmarks/gpu.py --sizes 8b --methods lora --lengths 2048 --engines tuneloop peft liger
@@ -121,7 +121,7 @@ def sizes_for(case: Case, card: Gpu, free_gib: float, dtype: torch.dtype) -> Siz
 
 
 def rows_of(case: Case) -> list[Rendered]:
-    """Random rows, all of their tokens learned."""
+    """Random rows, all of their tokens supervised."""
     generator = torch.Generator().manual_seed(1)
     most = SIZES[case.size]["vocab_size"]
     ids = torch.randint(0, most, (case.rows, case.length), generator=generator).tolist()

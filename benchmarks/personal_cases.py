@@ -319,7 +319,7 @@ def birth_date(rng: random.Random) -> str:
 
 BORN = ["date of birth {}", "DOB: {}", "I was born on {}", "born {}", "d.o.b. {}", "my birthday is {}", "Geburtsdatum: {}", "fecha de nacimiento: {}", "né le {}", "birth date {}", "geboren am {}", "date of birth is {}"]  # fmt: skip
 
-# Kind -> how it stands in a sentence ({}), and what makes it. Kinds whose form says nothing stand beside the word for them.
+# Kind -> how it stands in a sentence ({}), and what makes it. Kinds whose form says nothing stand next to the word for them.
 PERSONAL: list[tuple[str, list[str], Maker]] = [
     ("EMAIL_ADDRESS", ["my mail is {}", "{}", "write to {}.", "contact: {}", "({})", "mail <{}>", "{}, thanks"], email),
     ("PHONE_NUMBER", ["call me on {}", "my number is {}", "phone: {}", "ring {} after six", "{}", "Tel. {}", "whatsapp {}"], phone),

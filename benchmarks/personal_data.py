@@ -1,4 +1,4 @@
-"""How much personal data is found and removed, and how much else is touched, as tables; presidio-analyzer beside it where installed.
+"""How much personal data is found and removed, and how much else is touched, as tables; presidio-analyzer next to it where installed.
 
     python benchmarks/personal_data.py [--data FOLDER] [--samples N] [--missed N] [--names] [--only DETECTOR] [--rows N] [--spacy MODEL]
 

@@ -1,10 +1,10 @@
-"""Predicted against measured: resident memory of small runs on this processor, and published runs on GPUs beside other estimators.
+"""Predicted against measured: resident memory of small runs on this processor, and published runs on GPUs next to other estimators.
 
     python benchmarks/plan.py            # 24 runs of smollm2-135m, some 10 minutes on one core, then the published runs
     python benchmarks/plan.py 0:6        # only some of the runs
     python benchmarks/plan.py loop       # 37 runs of tuneloop's own loop, some 8 minutes on one core
     python benchmarks/plan.py published  # only the published runs
-    python benchmarks/plan.py published PYTHON  # beside other estimators, see plan_others.py for what PYTHON must have
+    python benchmarks/plan.py published PYTHON  # next to other estimators, see plan_others.py for what PYTHON must have
 
 A run is three steps of plain Transformers and PEFT in a process of its own; its growth is the peak of resident memory over
 what was resident before the model was loaded.

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Name -> source file and what is set beside the defaults, each with its reason.
+# Name -> source file and what is set besides the defaults, each with its reason.
 JOBS: dict[str, tuple[str, list[str]]] = {
     # 30 rows a label as in the reference points, and 400 of the 1,000 test rows: label scoring is what takes the time here.
     "banking77": ("banking77/train.jsonl", ["data.limit_per_label=30", "evaluate.limit=400", "train.epochs=3"]),
@@ -43,23 +43,21 @@ def run_job(name: str, data: Path, out: Path) -> dict[str, object]:
 
 
 def table(results: dict[str, dict]) -> str:  # type: ignore[type-arg]
-    """Markdown: one line a contender."""
-    lines = [
-        "| data | format found | rows (train/test) | contender | metric | value | 95 % interval | p against tuned |"
-    ]
+    """Markdown: one line a system."""
+    lines = ["| data | format found | rows (train/test) | system | metric | value | 95 % interval | p against tuned |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, result in results.items():
         manifest, evaluation = result["dataset"], result["eval"]
         metric = "accuracy" if evaluation["task"] == "classification" else "rougeL"
         place = [name, manifest["format"]["name"], f"{manifest['counts']['train']:,} / {evaluation['n']:,}"]
-        contenders = {**evaluation["baselines"], "tuned": evaluation["metrics"]}
+        systems = {**evaluation["baselines"], "tuned": evaluation["metrics"]}
         pairs = {c["a"]: c for c in evaluation["comparisons"] if c["metric"] == metric}
-        for contender, metrics in contenders.items():
+        for system, metrics in systems.items():
             if metric not in metrics:
                 continue
             m = metrics[metric]
-            p = f"{pairs[contender]['p']:.2g} ({pairs[contender]['verdict']})" if contender in pairs else ""
-            cells = [*place, contender, metric, f"{m['value']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}", p]
+            p = f"{pairs[system]['p']:.2g} ({pairs[system]['verdict']})" if system in pairs else ""
+            cells = [*place, system, metric, f"{m['value']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}", p]
             lines.append("| " + " | ".join(cells) + " |")
             place = ["", "", ""]
     lines += [

@@ -1,8 +1,8 @@
-"""Training speed on this machine, beside Transformers' Trainer with PEFT and beside TRL, in one run.
+"""Training speed on this machine, next to Transformers' Trainer with PEFT and next to TRL, in one run.
 
-    python benchmarks/train.py [--methods qv,all-linear,full] [--contenders tuneloop,trainer,trl,plain] [--rows 160]
+    python benchmarks/train.py [--methods qv,all-linear,full] [--systems tuneloop,trainer,trl,plain] [--rows 160]
 
-Each contender trains one epoch of the same chats from the same base in a process of its own: the whole process counts, imports and loading included. The peers are installed
+Each system trains one epoch of the same chats from the same base in a process of its own: the whole process counts, imports and loading included. The peers are installed
 into an environment of their own (`--peers FOLDER`). Printed: tokens a second without padding, peak resident memory, the peak of matrix products measured around the process
 and the share of it that needed operations reach (over the whole process, and for tuneloop over its optimizer steps), the loss on held-out chats afterwards,
 computed by one function for all, and tuneloop's figures as multiples of the best peer's.
@@ -31,7 +31,7 @@ from tuneloop.train.flops import matmul_peak, needed_gflop
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m"
 PEERS = ("torch>=2.4,<3", "transformers", "peft", "trl", "datasets", "accelerate")
-ENVIRONMENT = dict(os.environ)  # what the contenders get: `use_threads` changes that of this process
+ENVIRONMENT = dict(os.environ)  # what the systems get: `use_threads` changes that of this process
 RATES = {"qv": 5e-4, "all-linear": 5e-4, "full": 3e-5}
 
 
@@ -69,7 +69,7 @@ def train_ours(job: dict[str, Any]) -> None:
 
 
 def val_loss(job: dict[str, Any], rows: list[Rendered]) -> float:
-    """Mean loss of held-out answers under a contender's result."""
+    """Mean loss of held-out answers under a system's result."""
     from tuneloop.inference.scoring import answer_fits
     from tuneloop.models.lora import load_adapter
 
@@ -115,7 +115,7 @@ def peers_python(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """What a contender's process came to.
+    """What a system's process came to.
 
     Args:
         seconds, gib: of the whole process; `step_seconds` of its optimizer steps alone, 0 where they are not known.
@@ -130,8 +130,8 @@ class Result:
     loss: float
 
 
-def compete(method: str, contender: str, rows: list[Rendered], held_out: list[Rendered], peers: Path) -> Result:
-    """One epoch of `rows` by a contender."""
+def compete(method: str, system: str, rows: list[Rendered], held_out: list[Rendered], peers: Path) -> Result:
+    """One epoch of `rows` by a system."""
     with tempfile.TemporaryDirectory() as folder:
         job = {
             "model": str(resolve(MODEL)), "method": method, "rank": 8, "batch": 8, "learning_rate": RATES[method], "steps": -(-len(rows) // 8),
@@ -140,10 +140,10 @@ def compete(method: str, contender: str, rows: list[Rendered], held_out: list[Re
         }  # fmt: skip
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job))
-        if contender == "tuneloop":
+        if system == "tuneloop":
             command = [sys.executable, __file__, "--job", str(path)]
         else:
-            command = [peers_python(peers), str(HERE / "train_peers.py"), contender, str(path)]
+            command = [peers_python(peers), str(HERE / "train_peers.py"), system, str(path)]
         use_threads()
         before = matmul_peak()
         seconds, gib = run(command, {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"})
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "alpaca_en_demo")
     parser.add_argument("--methods", default="qv,all-linear,full")
-    parser.add_argument("--contenders", default="tuneloop,trainer,trl", help="also: plain (slow), trainer-autocast")
+    parser.add_argument("--systems", default="tuneloop,trainer,trl", help="also: plain (slow), trainer-autocast")
     parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "tuneloop" / "benchmark-peers")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -179,16 +179,16 @@ def main() -> None:
         f"{sum(sum(r.mask[1:]) for r in train_rows) / tokens:.0%} learned"
     )
     print(
-        f"{'method':<11} {'contender':<17} {'tokens/s':>8} {'seconds':>8} {'GiB':>6} {'GFLOP/s':>8} {'of peak':>8} {'in steps':>8} {'val loss':>9}"
+        f"{'method':<11} {'system':<17} {'tokens/s':>8} {'seconds':>8} {'GiB':>6} {'GFLOP/s':>8} {'of peak':>8} {'in steps':>8} {'val loss':>9}"
     )
     for method in options.methods.split(","):
         gflop = needed_gflop(config, "full" if method == "full" else "lora", train_rows)
         results: dict[str, Result] = {}
-        for contender in options.contenders.split(","):
-            found = results[contender] = compete(method, contender, train_rows, held_out, options.peers)
+        for system in options.systems.split(","):
+            found = results[system] = compete(method, system, train_rows, held_out, options.peers)
             in_steps = f"{gflop / found.step_seconds / found.peak:.0%}" if found.step_seconds else ""
             print(
-                f"{method:<11} {contender:<17} {tokens / found.seconds:8.0f} {found.seconds:8.1f} {found.gib:6.2f} {found.peak:8.0f} "
+                f"{method:<11} {system:<17} {tokens / found.seconds:8.0f} {found.seconds:8.1f} {found.gib:6.2f} {found.peak:8.0f} "
                 f"{gflop / found.seconds / found.peak:8.0%} {in_steps:>8} {found.loss:9.4f}",
                 flush=True,
             )

@@ -21,7 +21,7 @@ TARGETS = {
 
 
 def arguments(job: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """What all trainers are told: the same optimizer, schedule and batch."""
+    """What all trainers get: the same optimizer, schedule and batch."""
     return {
         "output_dir": job["out"] + "/trainer",
         "num_train_epochs": 1,
@@ -110,7 +110,7 @@ def trl(job: dict[str, Any]) -> None:
     trainer.save_model(job["out"])
 
 
-CONTENDERS = {
+SYSTEMS = {
     "plain": lambda job: trainer(job, dtype="float32", pad_to=512, grouped=False),
     "trainer": trainer,
     "trainer-autocast": lambda job: trainer(job, dtype="float32", bf16=True),
@@ -118,4 +118,4 @@ CONTENDERS = {
 }
 
 if __name__ == "__main__":
-    CONTENDERS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))
+    SYSTEMS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))

@@ -1,9 +1,9 @@
-"""The default settings beside two usual ones, in the same minutes of training, on intents (banking77).
+"""The default settings next to two usual ones, in the same minutes of training, on intents (banking77).
 
     python benchmarks/train_quality.py [--data FOLDER] [--out FOLDER] [--minutes 6] [--rows 30] [--test 1500] [--seed 0] [--write]
 
 All train on the same rows (`--rows` an intent) for the same six minutes, validation included, planned at the speed measured before;
-accuracy is that of choosing among all intents on the same test rows, and differences are paired (as `tuneloop compare` tests them). A contender whose
+accuracy is that of choosing among all intents on the same test rows, and differences are paired (as `tuneloop compare` tests them). A system whose
 run is there already is not trained again. Three runs of about six minutes and a minute or two of answers each. All else is as it comes, validation included. `--write` puts the table into docs/records/results.md.
 Needs banking77, which is not part of this repository. Run it on an idle machine.
 """
@@ -20,9 +20,9 @@ from typing import Any
 
 from train_table import ROOT, put_into_results, tuneloop
 
-HEADING = "## Defaults beside usual settings"
+HEADING = "## Defaults next to usual settings"
 USUAL = ("train.lora_plus=1",)
-CONTENDERS: dict[str, tuple[str, ...]] = {
+SYSTEMS: dict[str, tuple[str, ...]] = {
     "defaults": (),
     "2e-5 on q and v": (*USUAL, "train.targets=q_proj,v_proj", "train.learning_rate=2e-5"),
     "1e-4 along a cosine on all linear layers": (*USUAL, "train.learning_rate=1e-4", "train.schedule=cosine"),
@@ -57,9 +57,9 @@ def prepared(options: argparse.Namespace) -> Path:
 
 
 def trained(place: int, dataset: Path, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """A contender's run, tested."""
+    """A system's run, tested."""
     folder = options.out / f"{dataset.name}-{options.minutes:g}-{place}"
-    settings = (*list(CONTENDERS.values())[place], f"train.max_minutes={options.minutes}", f"seed={options.seed}")  # fmt: skip
+    settings = (*list(SYSTEMS.values())[place], f"train.max_minutes={options.minutes}", f"seed={options.seed}")  # fmt: skip
     run = tuneloop(
         "train",
         str(dataset),
@@ -82,7 +82,7 @@ def lines(options: argparse.Namespace) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     first = Path()
-    for place, name in enumerate(CONTENDERS):
+    for place, name in enumerate(SYSTEMS):
         folder, run = trained(place, dataset, options)
         first = first if place else folder
         accuracy = json.loads((folder / "eval.json").read_text())["metrics"]["accuracy"]
@@ -105,9 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "train-quality")
-    parser.add_argument(
-        "--minutes", type=float, default=6.0, help="of training with its validations, for each contender"
-    )
+    parser.add_argument("--minutes", type=float, default=6.0, help="of training with its validations, for each system")
     parser.add_argument("--rows", type=int, default=30, help="training rows of an intent")
     parser.add_argument("--test", type=int, default=1500, help="test rows")
     parser.add_argument("--seed", type=int, default=0)

@@ -137,7 +137,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def about(rows: list[dict[str, Any]]) -> str:
-    """What the table is of, and how prefix tuning does beside the base model and LoRA."""
+    """What the table is of, and how prefix tuning does next to the base model and LoRA."""
     total = sum(row["wall_minutes"] for row in rows)
     found = {(row["data"], row["method"]): row for row in rows}
     beside = []

@@ -1,4 +1,4 @@
-"""`train.lr=auto` beside fixed learning rates, on two data sets, short runs of the packaged model.
+"""`train.lr=auto` next to fixed learning rates, on two data sets, short runs of the packaged model.
 
     python benchmarks/watch.py [--data FOLDER] [--rows 200]
 

@@ -37,7 +37,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Case:
-    """A step: the model's size, how many of its layers, rows and their length, micro-batches, the share of positions learned."""
+    """A step: the model's size, how many of its layers, rows and their length, micro-batches, the share of supervised positions."""
 
     size: str
     settings: dict[str, Any]

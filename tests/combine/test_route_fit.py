@@ -37,7 +37,7 @@ def test_two_tasks_are_told_apart_as_well_as_three() -> None:
 
 def test_the_best_kind_on_validation_rows_is_kept_and_all_are_listed() -> None:
     router = fit_router(tasks(150, 0), tasks(60, 1), record())
-    tried = {one.kind: one for one in router.record.contenders}
+    tried = {one.kind: one for one in router.record.candidates}
     assert set(tried) == {"constant", "centroid", "knn", "logreg"}
     assert tried[router.record.kind].quality == max(one.quality for one in tried.values()) > tried["constant"].quality
 

@@ -78,7 +78,7 @@ def test_the_metric_that_decides_is_the_same_for_every_sample_of_a_data_set(tmp_
         write(tmp_path / str(size), found, {"few-shot": found})
         assert load_evaluation(tmp_path / str(size)).primary == "macro_f1"
     alone = scored(few := ["flight"] * 5 + ["fare", "meal", "ground"], few)
-    assert alone.primary == "accuracy"  # rows that nothing is known of beside themselves
+    assert alone.primary == "accuracy"  # rows that nothing is known of besides themselves
 
 
 def test_the_metric_that_decides_does_not_depend_on_the_answers() -> None:

@@ -1,4 +1,4 @@
-"""Answers under a JSON Schema: the likeliest text that fits, beside rows that are free, and the same in each engine."""
+"""Answers under a JSON Schema: the likeliest text that fits, next to rows that are free, and the same in each engine."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_pruned_choice_computes_less_when_one_label_stands_out(
     choose(tiny_model, [prompt], trie)
     full, seen[:] = sum(seen), []
     assert choose(tiny_model, [prompt], trie, prune=True)[0].text == favoured
-    # The prompt, and the nodes on the way to one label: nothing beside it.
+    # The prompt, and the nodes on the way to one label: nothing next to it.
     assert sum(seen) == len(prompt) + len(tokens) - 1 < 0.7 * full
 
 

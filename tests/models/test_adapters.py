@@ -1,4 +1,4 @@
-"""Adapters beside each other: each row, thread and batch gets what a model with that adapter alone gives."""
+"""Adapters next to each other: each row, thread and batch gets what a model with that adapter alone gives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IDS = torch.randint(0, WORDS, (5, 14), generator=torch.Generator().manual_seed(0
 
 @dataclass
 class Served:
-    """A model with all adapters beside each other, and the hash of each."""
+    """A model with all adapters next to each other, and the hash of each."""
 
     model: Model
     names: dict[str, str]

@@ -78,7 +78,7 @@ def test_memory_follows_the_largest_micro_batch_and_not_their_number() -> None:
     ids=lambda v: str(v) if isinstance(v, float) else "+".join(f"{k}={x}" for k, x in v.items()),
 )
 def test_growth_of_tuneloops_own_runs_is_what_was_measured(settings: dict[str, Any], measured: float) -> None:
-    # benchmarks/plan.py loop: smollm2-135m on one core, half of the positions learned
+    # benchmarks/plan.py loop: smollm2-135m on one core, half of the positions supervised
     settings = dict(settings)
     rows, length, shared = settings.pop("micro")
     tokens = rows * length + shared

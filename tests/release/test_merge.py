@@ -36,7 +36,7 @@ IDS = torch.randint(0, WORDS, (2, 24), generator=torch.Generator().manual_seed(0
 
 
 def logits_beside(base: Path, run: Path | None, dtype: str = "float32") -> torch.Tensor:
-    """Of the base with the run's adapter beside it, or of the base alone."""
+    """Of the base with the run's adapter next to it, or of the base alone."""
     model = load_model(str(base), dtype=dtype)
     if run is not None:
         load_trained(model, run)

@@ -1,4 +1,4 @@
-"""The store: what is written is read again, once, by any version and beside other processes."""
+"""The store: what is written is read again, once, by any version and next to other processes."""
 
 from __future__ import annotations
 

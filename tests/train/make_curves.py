@@ -1,8 +1,8 @@
-"""Records the curves that the watcher is tested on: real runs of smollm2-135m, healthy ones and ones spoiled on purpose.
+"""Records the curves that the monitors are tested on: real runs of smollm2-135m, healthy ones and ones spoiled on purpose.
 
     python tests/train/make_curves.py --data FOLDER [NAME ...]
 
-writes `curves/NAME.jsonl` beside this file: a head with the settings, then the records of `metrics.jsonl`. About a minute
+writes `curves/NAME.jsonl` next to this file: a head with the settings, then the records of `metrics.jsonl`. About a minute
 of one core each. The data sets (banking77, dialogsum ...) are not part of the repository.
 """
 
@@ -156,7 +156,7 @@ def rows_of(recipe: Recipe, data: Path, model: Model) -> tuple[list[Rendered], l
 
 
 def poison(rows: Sequence[Rendered], config: TrainConfig, recipe: Recipe) -> tuple[list[Rendered], int, list[int]]:
-    """One step's rows with learned tokens replaced (lengths stay, so the plan does); the step, and its rows."""
+    """One step's rows with supervised tokens replaced (lengths stay, so the plan does); the step, and its rows."""
     steps = plan_steps(rows, config, recipe.seed)
     at = round(len(steps) * 0.6)
     picked = [i for micro in steps[at].micro_batches for i in micro]

@@ -94,7 +94,7 @@ def test_the_reference_of_preferences_is_within_the_time(make: Any) -> None:
 
 @pytest.mark.parametrize("slower, least, most", [(1.0, 400, 400), (3.0, 90, 140), (30.0, 1, 10)])
 def test_a_reference_that_takes_too_long_leaves_out_steps(slower: float, least: int, most: int) -> None:
-    rows = [Pair(ROW, ROW)] * 400  # a step trains on 20 tokens, the reference reads them: 8 of them beside 20
+    rows = [Pair(ROW, ROW)] * 400  # a step trains on 20 tokens, the reference reads them: 8 of them besides 20
     state = state_of()
     state.planned_speed = 20.0
     config = TrainConfig(max_minutes=600 / 60)

@@ -82,7 +82,7 @@ def test_a_batch_has_the_loss_of_its_rows_alone(tiny_model: Model) -> None:
 def test_a_shared_beginning_never_swallows_a_learned_token() -> None:
     long = list(range(40))
     same = [Rendered(long, [0] * 30 + [1] * 10)] * 3
-    assert shared_prefix(same) == 29  # the first learned token is predicted behind position 29
+    assert shared_prefix(same) == 29  # the first supervised token is predicted behind position 29
     early = [Rendered(long, [0] * 5 + [1] * 35), Rendered([*long[:39], 99], [0] * 39 + [1])]
     assert shared_prefix(early) == 0
     differing = [Rendered([*long[:20], 77, 78], [0] * 21 + [1]), Rendered(long, [0] * 30 + [1] * 10)]

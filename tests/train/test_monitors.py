@@ -1,4 +1,4 @@
-"""The watcher names what was spoiled, on real curves and made ones, and is silent about what is healthy."""
+"""The monitors name what was spoiled, on real curves and made ones, and are silent about what is healthy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import BEGIN_OF_TEXT
 
 from tuneloop.train.config import usual_rate
-from tuneloop.train.monitors import KINDS, Facts, Finding, Watcher, guess_loss, remedies, spread
+from tuneloop.train.monitors import KINDS, Facts, Finding, Monitors, guess_loss, remedies, spread
 
 CURVES = sorted((Path(__file__).parent / "curves").glob("*.jsonl"))
 # What a spoiled run must be named as: one of these, and nothing outside of the second set.
@@ -44,8 +44,8 @@ def facts_of(head: dict[str, Any], records: list[dict[str, Any]]) -> Facts:
 
 
 def watch(records: Iterable[dict[str, Any]], facts: Facts | None = None) -> list[Finding]:
-    watcher = Watcher(facts or Facts())
-    return [found for record in records for found in watcher.feed(record, [f"row-{record['step']}"])]
+    monitors = Monitors(facts or Facts())
+    return [found for record in records for found in monitors.feed(record, [f"row-{record['step']}"])]
 
 
 def kinds(found: Iterable[Finding]) -> list[str]:
@@ -214,11 +214,11 @@ def test_rows_known_by_heart_are_told_from_rows_learned() -> None:
 # --- the rest
 
 
-def test_a_watcher_that_was_shown_the_past_does_not_repeat_itself() -> None:
+def test_monitors_that_were_shown_the_past_do_not_repeat_themselves() -> None:
     losses = decay(120, 4.0, 1.0, 0.2, 0.1, 0) + [1.0 + 0.06 * i for i in range(100)]
-    records, watcher = list(curve(losses)), Watcher()
-    assert [f.kind for r in records[:200] for f in watcher.feed(r)] == ["divergence"]
-    assert [f for r in records[200:] for f in watcher.feed(r)] == []
+    records, monitors = list(curve(losses)), Monitors()
+    assert [f.kind for r in records[:200] for f in monitors.feed(r)] == ["divergence"]
+    assert [f for r in records[200:] for f in monitors.feed(r)] == []
 
 
 def test_the_level_of_guessing_is_about_the_entropy_of_the_answers() -> None:
@@ -255,7 +255,7 @@ def test_every_kind_has_remedies_in_order(kind: str) -> None:
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)), max_size=60))
-def test_nothing_that_a_curve_can_hold_breaks_the_watcher(losses: list[float | None]) -> None:
+def test_nothing_that_a_curve_can_hold_breaks_the_monitors(losses: list[float | None]) -> None:
     watch([{"step": 0, "val_loss": None}, *({"step": i, "loss": v, "grad_norm": v, "epoch": i / 3} for i, v in enumerate(losses, 1))])  # fmt: skip
 
 

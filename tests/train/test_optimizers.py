@@ -229,7 +229,7 @@ def test_moments_in_eight_bits_are_near_and_no_second_one_is_zero(seed: int, exp
 
 
 def test_no_weight_runs_away_where_gradients_differ_by_orders_of_magnitude() -> None:
-    """A second moment rounded to zero beside a first one that was not moved single weights by hundreds of learning rates."""
+    """A second moment rounded to zero next to a first one that was not moved single weights by hundreds of learning rates."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.exp(1.5 * torch.randn(64, 1024, generator=generator))
     p = torch.nn.Parameter(torch.zeros(64, 1024))

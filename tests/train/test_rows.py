@@ -1,4 +1,4 @@
-"""What a loss gets of a data set's row: which tokens are learned, pairs, thumbs."""
+"""What a loss gets of a data set's row: which tokens are supervised, pairs, thumbs."""
 
 from __future__ import annotations
 

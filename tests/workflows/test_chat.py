@@ -1,4 +1,4 @@
-"""A conversation a line at a time: piped, with commands, beside the model before tuning."""
+"""A conversation a line at a time: piped, with commands, next to the model before tuning."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def project(store, **changes):
 
 
 class Runner:
-    """Stands for the commands: each exits with 0 unless told otherwise."""
+    """Stands for the commands: each exits with 0 by default."""
 
     def __init__(self, **answers):
         self.answers, self.ran = answers, []

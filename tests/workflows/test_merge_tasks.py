@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shared_folder import made_once
 
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, sha256_file, write_json, write_jsonl
@@ -28,8 +29,20 @@ TASKS = {"colours": ["red", "blue", "green"], "animals": ["owl", "cow", "goat"]}
 
 
 @pytest.fixture
-def place(make_tuned: Callable[..., Path], tmp_path: Path, tiny_llama: Path) -> Path:
+def place(
+    make_tuned: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path
+) -> Path:
     """Two runs with random matrices. The rows of each have the answers that it gives: it is right on all of them."""
+
+    def write(folder: Path) -> None:
+        write_tasks(make_tuned, tiny_llama)
+        shutil.copytree(tmp_path, folder / "place")
+
+    made = made_once(tmp_path_factory, "merge-tasks", write)
+    return Path(shutil.copytree(made / "place", tmp_path, dirs_exist_ok=True))
+
+
+def write_tasks(make_tuned: Callable[..., Path], tiny_llama: Path) -> None:
     base = load_model(str(tiny_llama), dtype="float32")
     for number, (task, labels) in enumerate(TASKS.items()):
         rng = random.Random(number)
@@ -46,12 +59,11 @@ def place(make_tuned: Callable[..., Path], tmp_path: Path, tiny_llama: Path) -> 
         said = [answer.text for answer in choose_for(base, asked, trie)]
         records = [{"text": t, "label": label} for t, label in zip(texts, said, strict=True)]
         shutil.rmtree(folder / "dataset")
-        write_jsonl(tmp_path / f"{task}.jsonl", records)
+        write_jsonl(f"{task}.jsonl", records)
         config = PrepareConfig(
-            sources=[str(tmp_path / f"{task}.jsonl")], labels=labels, split={"val": 0.2, "test": 0.5}, **instruction  # type: ignore[arg-type]
+            sources=[f"{task}.jsonl"], labels=labels, split={"val": 0.2, "test": 0.5}, **instruction  # type: ignore[arg-type]
         )  # fmt: skip
         prepare(config, name=task, seed=0, out=folder / "dataset", measure=lambda row: TokenCount(40, 4))
-    return tmp_path
 
 
 def told(said: Said, *arguments: str, status: int = 0) -> dict[str, Any]:

@@ -22,7 +22,7 @@ WORDS = [f"{a}{b}" for a in ("lamp", "box", "door", "tea", "road", "wind", "salt
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, where half a megabyte is large."""
+    """A folder to work in, where a tenth of a megabyte is large."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TUNELOOP_LEDGER", str(tmp_path / "ledger.jsonl"))
     monkeypatch.setattr(sampled, "LARGE", 100 << 10)
@@ -31,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(path: Path, rows: int = 3000) -> Path:
+def write(path: Path, rows: int = 1200) -> Path:
     draw = random.Random(1)
     lines = [
         json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(12, 60))), "label": draw.choice("abc"), "n": i})

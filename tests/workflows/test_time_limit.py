@@ -30,7 +30,7 @@ ROWS = 60
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
-    """30 training rows and 30 test rows for a quarter of a minute."""
+    """30 training rows and 30 test rows for 7 seconds."""
     things, asked = ["order", "parcel", "lamp", "kettle", "voucher"], ["where is it", "money back please", "thank you"]
     with (tmp_path / "cases.jsonl").open("w") as file:
         for i in range(ROWS):
@@ -38,7 +38,7 @@ def recipe(tmp_path: Path, tiny_llama: Path) -> Recipe:
             file.write(json.dumps({"text": text, "label": ["late", "refund", "praise"][i % 3]}) + "\n")
     return make_recipe(
         {
-            "name": "cases", "model": str(tiny_llama), "output_dir": str(tmp_path / "run"), "max_minutes": 0.25,
+            "name": "cases", "model": str(tiny_llama), "output_dir": str(tmp_path / "run"), "max_minutes": 0.12,
             "data": {"sources": [str(tmp_path / "cases.jsonl")], "split": {"test": 0.5, "val": 0.1}},
             "train": {"epochs": 200, "rank": 4}, "evaluate": {"bootstrap": 100}, "baselines": {"classical": False},
             "track": {"report_to": "none"},
@@ -105,7 +105,7 @@ def test_where_all_fits_nothing_is_left_out(recipe: Recipe) -> None:
 @pytest.mark.slow
 def test_training_by_itself_gets_the_whole_time_and_a_run_goes_on_from_it(recipe: Recipe) -> None:
     folder, trained = train_alone(recipe, progress=no_progress, say=lambda line: None)
-    assert read_yaml(folder / "config.yaml")["train"]["max_minutes"] == 0.25
+    assert read_yaml(folder / "config.yaml")["train"]["max_minutes"] == 0.12
     assert trained.seconds < 30
     said: list[str] = []
     assert run(recipe, say=said.append) == folder

@@ -215,7 +215,7 @@ def known_of(source: Path | str, metric: str = "") -> dict[str, Any]:
         metric: the metric that decides; default: the one that its verdict goes by, else `likely_to_decide`.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is not one of these.
     """
     path = Path(source)
     if path.suffix == ".json" and path.is_file():

@@ -28,7 +28,7 @@ def command(
 ) -> None:
     """Answer a file of requests or rows, or a folder of texts, without a server.
 
-    The result has OpenAI's form, a line for each custom_id; errors stand in a file beside it. A batch that was interrupted
+    The result has OpenAI's form, a line for each custom_id; errors stand in a file next to it. A batch that was interrupted
     or killed goes on where it stopped. Settings are those of serve. Exit status 1: some requests have an error.
     """
     from tuneloop.workflows.batch import BatchInput, answer_batch, read_hours, read_window

@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Say what served requests cost, by model, key and tier.
 
-    Tokens, engine seconds, utilisation, dollars for a million tokens and for a request, beside the prices of hosted
+    Tokens, engine seconds, utilisation, dollars for a million tokens and for a request, next to the prices of hosted
     models, with the volume from which this machine is cheaper.
     """
     from tuneloop.workflows.costs import costs_of, since_time

@@ -25,7 +25,7 @@ def command(
     """Make the project that serves an artifact on a host, with its price.
 
     Then it is put up, if you say yes; with --dry-run never. Where --to is the folder of a running `tuneloop serve`, or
-    is left out beside `serve/`, that server takes the version: it swaps when the new engine has answered its test rows.
+    is left out next to `serve/`, that server takes the version: it swaps when the new engine has answered its test rows.
     """
     from tuneloop.scale.text import price_words
     from tuneloop.workflows.deploy import confirmed, launch_of, plan_deployment, put_up, record_of, write_project

@@ -49,7 +49,7 @@ def judge(
     *,
     output: Output,
 ) -> None:
-    """Measure a router on test rows, beside each model alone and the best choice for each row."""
+    """Measure a router on test rows, next to each model alone and the best choice for each row."""
     from pathlib import Path
 
     from tuneloop.workflows.route import eval_route
@@ -93,7 +93,7 @@ def _show(router: Router, out: str, as_json: bool) -> None:
     if as_json:
         print_json({"path": out, **record.to_json()})
         return
-    for one in record.contenders:
+    for one in record.candidates:
         print(f"  {one.kind:<9} validation quality {one.quality:.3f}, log loss {one.loss:.3f}")
     found = record.figures
     if found is not None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_rows(model: str, rows: Sequence[Row], *, to_stderr: bool = False) -> None:
-    """Print rendered rows: learned tokens green and underlined (between markers without colour), control tokens dim."""
+    """Print rendered rows: supervised tokens green and underlined (between markers without colour), control tokens dim."""
     from tuneloop.models.load import load_tokenizer
 
     template = load_tokenizer(model)
@@ -41,7 +41,7 @@ def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], *, 
                 piece = f"[[{piece}]]"
             text.append(piece, style="green underline" if learned else "dim")
         console.print(text, soft_wrap=True, highlight=False)
-    console.print("learned tokens are " + ("between [[ and ]]" if plain else "green and underlined"), style="dim")
+    console.print("supervised tokens are " + ("between [[ and ]]" if plain else "green and underlined"), style="dim")
 
 
 def _runs(ids: Sequence[int], mask: Sequence[float]) -> list[tuple[list[int], float]]:

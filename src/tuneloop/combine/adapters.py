@@ -21,7 +21,7 @@ WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 # Settings of PEFT's LoRA that one product of two matrices can't say -> what they are.
 _CANT = {
     "use_dora": "DoRA's learned lengths of weights",
-    "modules_to_save": "whole layers beside the matrices (modules_to_save)",
+    "modules_to_save": "whole layers besides the matrices (modules_to_save)",
     "fan_in_fan_out": "transposed layers (fan_in_fan_out)",
     "lora_bias": "biases of its matrices (lora_bias)",
 }

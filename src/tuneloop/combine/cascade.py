@@ -70,7 +70,7 @@ def choose_threshold(rows: CascadeRows, most: float = 0.0) -> float:
 
 
 def judged_cascade(rows: CascadeRows, threshold: float, names: tuple[str, str], metric: str) -> CascadeRecord:
-    """What a cascade does on rows that did not choose its threshold, beside each model alone and the best choice for each row."""
+    """What a cascade does on rows that did not choose its threshold, next to each model alone and the best choice for each row."""
     worth, costs = rows.worth(threshold), np.array(rows.costs)
     low, high = mean_interval(worth)
     grid = thresholds_of(rows)

@@ -1,4 +1,4 @@
-"""Quality against cost of routed answers, beside each model alone and the best choice for each row."""
+"""Quality against cost of routed answers, next to each model alone and the best choice for each row."""
 
 from __future__ import annotations
 

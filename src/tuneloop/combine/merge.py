@@ -89,7 +89,7 @@ def merge_adapters(
     Args:
         base: name of the base model, and the shapes of its layers, see `base_shapes`.
         out: folder of the new adapter, in PEFT's layout.
-        progress: told of modules.
+        progress: is called for each module.
 
     Raises:
         UserError: adapters that don't go together, a kind that can't be merged, settings that the method can't take.

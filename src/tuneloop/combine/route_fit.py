@@ -10,7 +10,7 @@ import numpy as np
 
 from tuneloop.combine.router import LEAST, Router, nearness, raw_quality, softened, unit
 from tuneloop.core.errors import UserError
-from tuneloop.records.router import Contender, RouterKind, RouterRecord
+from tuneloop.records.router import RouterCandidate, RouterKind, RouterRecord
 
 if TYPE_CHECKING:
     from tuneloop.combine.router import Array
@@ -54,7 +54,7 @@ def fit_router(
     _check(train, val, like)
     mean = train.features.mean(0)
     rows, seen = unit(train.features - mean), unit(val.features - mean)
-    found: list[tuple[Contender, Router]] = []
+    found: list[tuple[RouterCandidate, Router]] = []
     base = {"mean": mean.astype(np.float32), "rows": rows, "outcomes": train.quality.astype(np.float32)}
     wanted = [kind for kind in kinds if like.exclusive or kind != "centroid"]
     for kind in ("constant", *wanted):
@@ -65,16 +65,16 @@ def fit_router(
             picks = (sure - like.price * np.array([route.cost for route in like.routes])).argmax(1)
             worth = float(np.take_along_axis(val.quality, picks[:, None], 1).mean())
             found.append(
-                (Contender(kind=kind, quality=worth, loss=log_loss(sure, val.quality, like.exclusive), tuned=tuned), Router(record, numbers))
+                (RouterCandidate(kind=kind, quality=worth, loss=log_loss(sure, val.quality, like.exclusive), tuned=tuned), Router(record, numbers))
             )  # fmt: skip
     best = max(found, key=lambda one: (round(one[0].quality, 6), -one[0].loss))[1]
-    each: dict[str, Contender] = {}
-    for contender, _ in found:  # the best setting of each kind
-        known = each.get(contender.kind)
-        if known is None or (contender.quality, -contender.loss) > (known.quality, -known.loss):
-            each[contender.kind] = contender
+    each: dict[str, RouterCandidate] = {}
+    for candidate, _ in found:  # the best setting of each kind
+        known = each.get(candidate.kind)
+        if known is None or (candidate.quality, -candidate.loss) > (known.quality, -known.loss):
+            each[candidate.kind] = candidate
     threshold = float(np.quantile(nearness(seen, rows), SENT_AWAY)) if like.exclusive else None
-    record = best.record.model_copy(update={"threshold": threshold, "contenders": list(each.values())})
+    record = best.record.model_copy(update={"threshold": threshold, "candidates": list(each.values())})
     return Router(record, best.numbers)
 
 

@@ -41,7 +41,7 @@ def home() -> Path:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a file so that it is there whole or not at all: beside, fsync, rename."""
+    """Write a file so that it is complete or not there at all: a temporary file, fsync, rename."""
     write_bytes(path, text.encode("utf-8", errors="surrogatepass"))
 
 
@@ -57,7 +57,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when the block has ended: beside, fsync, rename.
+    """A file to write that takes the place of `path` when the block has ended: a temporary file, fsync, rename.
 
     Raises:
         UserError: the folder can't be written, or the disk is full; what was there before stays.

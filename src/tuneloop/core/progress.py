@@ -11,7 +11,7 @@ class Progress(Protocol):
     """How a stage tells how far it is; the command line draws it as a bar with rate and time left.
 
     Called with a short task name ("training"), units done, units in all, and figures to show
-    beside the bar (`loss=1.23`). A stage calls it with `done == total` when it ends.
+    next to the bar (`loss=1.23`). A stage calls it with `done == total` when it ends.
     """
 
     def __call__(self, task: str, done: float, total: float, /, **info: float | str) -> None: ...

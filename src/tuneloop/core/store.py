@@ -12,7 +12,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
 
-# What fsspec needs for a protocol beside itself.
+# What fsspec needs for a protocol besides itself.
 PACKAGES = {
     "s3": "'tuneloop[s3]'", "s3a": "'tuneloop[s3]'", "gs": "'tuneloop[gcs]'", "gcs": "'tuneloop[gcs]'", "az": "adlfs", "abfs": "adlfs",
 }  # fmt: skip

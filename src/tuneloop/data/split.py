@@ -40,7 +40,7 @@ normalised_often = functools.lru_cache(maxsize=1 << 10)(normalised)  # for what 
 
 
 def prompt_key(row: Row) -> str:
-    """What the model is told and asked: the normalised system and user turns; without a user turn, all turns.
+    """What the model is given and asked: the normalised system and user turns; without a user turn, all turns.
 
     The system turns count because in some data the task stands there, under one and the same user turn.
     """

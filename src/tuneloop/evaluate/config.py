@@ -1,4 +1,4 @@
-"""What the evaluate stage can be told."""
+"""The settings of the evaluate stage."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def _days_to_simulate(units: int, traffic: Traffic) -> int:
 
 
 def _other_effects(asked: ExperimentPlanOptions) -> Iterator[float]:
-    """Effects beside the one that was asked for, where a rate can have them."""
+    """Effects besides the one that was asked for, where a rate can have them."""
     for factor in (-1.0, 0.5, 2.0):
         if 0 < asked.base + factor * asked.effect < 1:
             yield factor * asked.effect

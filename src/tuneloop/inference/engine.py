@@ -407,7 +407,7 @@ class Engine:
     def step(self) -> list[Ticket]:
         """Take waiting requests in, write a token in each row; returns the tickets that have an update.
 
-        Requests that give way have a step where there are no others, and a small share of the time beside them.
+        Requests that give way have a step where there are no others, and a small share of the time next to them.
         """
         with self._lock:
             touched: list[Ticket] = []

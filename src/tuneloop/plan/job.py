@@ -32,7 +32,7 @@ class Kernels:
         silu: the activation is kept apart from the gate and the up projection.
         adapter_copies: each adapted matrix keeps a copy of its input (dropout, or a cast to fp32 adapters).
         foreach: the optimizer works on lists with temporaries as large as the trained weights.
-        own: tuneloop's loop: nothing is kept twice, and the logits exist for some learned positions at a time.
+        own: tuneloop's loop: nothing is kept twice, and the logits exist for some supervised positions at a time.
         fsdp: generation of PyTorch's FSDP. In the backward pass the first keeps a second tensor of each layer's width when weights are frozen.
     """
 

@@ -412,7 +412,7 @@ def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], di
 
 
 def _left_out(job: TrainingSetup) -> float:
-    """Bytes that the last layer does not keep on a GPU in tuneloop's loop: behind attention it is computed where something is learned."""
+    """Bytes that the last layer does not keep on a GPU in tuneloop's loop: behind attention it is computed where something is supervised."""
     if not job.kernels.own or job.gpu.is_cpu or not job.learned:
         return 0.0
     shape = job.shape

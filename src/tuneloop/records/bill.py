@@ -1,4 +1,4 @@
-"""What was predicted beside what was paid: `bill.json`."""
+"""What was predicted next to what was paid: `bill.json`."""
 
 from __future__ import annotations
 

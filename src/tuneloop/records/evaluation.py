@@ -18,7 +18,7 @@ from tuneloop.records.rows import Message, Row
 from tuneloop.records.side_effects import Canaries, Consistency, Forgetting, Memorisation, PublicTasks
 
 EVALUATION = "eval.json"
-SAMPLES = "samples.jsonl"  # beside it
+SAMPLES = "samples.jsonl"  # next to it
 # A system: takes the prompts of rows, gives an answer to each, in order.
 AnswerFunction = Callable[[Sequence[Row]], list[Completion]]
 

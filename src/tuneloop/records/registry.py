@@ -1,4 +1,4 @@
-"""What the model registry holds beside MLflow's own fields: where a version comes from, and what was decided about it."""
+"""What the model registry holds besides MLflow's own fields: where a version comes from, and what was decided about it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class RegisteredVersion(Part):
         version: its number.
         aliases: that name it.
         source: where its files are.
-        tracked: id of its MLflow run, where it was logged beside the registry.
+        tracked: id of its MLflow run, where it was logged next to the registry.
     """
 
     version: str

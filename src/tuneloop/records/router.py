@@ -1,8 +1,10 @@
-"""A router from requests to models: `router.json`, beside the numbers that it was fitted to (`router.safetensors`)."""
+"""A router from requests to models: `router.json`, next to the numbers that it was fitted to (`router.safetensors`)."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
+
+from pydantic import AliasChoices, Field
 
 from tuneloop.records.merge import Share
 from tuneloop.records.record import Number, Part, Record
@@ -25,7 +27,7 @@ class RouteTarget(Part):
     dataset: str = ""
 
 
-class Contender(Part):
+class RouterCandidate(Part):
     """A kind of router that was tried: its quality and log loss on validation rows, and what was tuned (k, or C)."""
 
     kind: RouterKind
@@ -91,7 +93,7 @@ class RouterRecord(Record):
         k: neighbours. temperature: that the probabilities are softened with, from validation rows.
         threshold: least nearness to the fitted rows; below it the answer is "none of these". None: that is never said.
         price: of a unit of cost, in units of quality.
-        contenders: what was tried on validation rows; `figures`: of the chosen one on test rows.
+        candidates: what was tried on validation rows; `figures`: of the chosen one on test rows.
     """
 
     title: ClassVar[str] = "a router"
@@ -107,7 +109,7 @@ class RouterRecord(Record):
     temperature: float = 1.0
     threshold: float | None = None
     price: float = 0.0
-    contenders: list[Contender] = []
+    candidates: list[RouterCandidate] = Field([], validation_alias=AliasChoices("candidates", "contenders"))
     figures: RouterFigures | None = None
     source: str = ""
 

@@ -47,7 +47,7 @@ class RunManifest(Record):
         dataset: the data set's id.
         steps, total_steps, planned_steps: done, to be done in the end, and planned at first.
         epochs: passes over the training rows.
-        rows, rows_seen, seen: training rows, how many of them a step learned from, and that in words.
+        rows, rows_seen, seen: training rows, how many of them a step saw, and that in words.
         best_step, best_val_loss, first_val_loss: the step whose weights were kept; losses are None without validation rows.
         stopped: why training ended: `finished`, `early`, or what the monitors found.
         tokens, seconds, tokens_per_second: trained tokens, time with validations, the one by the other.
@@ -155,7 +155,7 @@ class Environment(Record):
 
 
 class TrainedWeights(Record):
-    """`tuneloop.json`, beside trained weights.
+    """`tuneloop.json`, next to trained weights.
 
     Args:
         base_fingerprint: what identifies the base model's files; empty: these weights are a model by themselves.

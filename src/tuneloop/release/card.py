@@ -150,7 +150,7 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
         on = " on the base's GGUF file in f16" if manifest.format == "gguf-lora" else ""
         parts.insert(
             0,
-            f"**These figures are this file's**, answered by llama.cpp{on}, beside those of the run before it was exported.",
+            f"**These figures are this file's**, answered by llama.cpp{on}, next to those of the run before it was exported.",
         )
         parts.append(_measured(manifest))
     if manifest.quantisation and is_rounded(manifest):
@@ -162,7 +162,7 @@ def _evaluation(manifest: ArtifactManifest, table: str) -> list[str]:
     merge = manifest.merge
     if merge:
         parts.append(
-            "These figures were measured with the adapter beside the base. Storing the merged weights in the base's dtype "
+            "These figures were measured with the adapter next to the base. Storing the merged weights in the base's dtype "
             f"rounded them by {merge.rounding:.2%} of the update's length."
         )
     return [*(part for part in parts if part), _gate(gate)]
@@ -195,7 +195,7 @@ def _measured(manifest: ArtifactManifest) -> str:
 
 
 def measured_table(manifest: ArtifactManifest) -> str:
-    """A GGUF file's figures beside the run's, as a Markdown table; empty where it was not measured."""
+    """A GGUF file's figures next to the run's, as a Markdown table; empty where it was not measured."""
     evaluation, weights = manifest.evaluation, manifest.quantisation
     if evaluation is None or weights is None:
         return ""

@@ -1,6 +1,6 @@
 """A finished run as a folder that others can load, which tells where it comes from: `artifacts/ID/`.
 
-The folder is written beside and takes its name when it is whole.
+The folder is written under another name and is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MEASURED = (
     "same_answers",
     "cost",
     "structured",
-)  # what measuring a GGUF file leaves in the manifest, beside `evaluation`
+)  # what measuring a GGUF file leaves in the manifest, next to `evaluation`
 MANIFEST, CARD, NOTICE = "artifact.json", "README.md", "NOTICE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", OWN)
@@ -287,7 +287,7 @@ def _write_model(origin: Origin, form: Form, trained: Path, out: Path, progress:
     if form == "adapter":
         _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
         own = read_json(out / OWN)
-        if own.get("task") != origin.task:  # an earlier version wrote none beside the weights
+        if own.get("task") != origin.task:  # an earlier version wrote none next to the weights
             write_json(out / OWN, {**own, "task": origin.task})
         return None
     if (trained / "adapter_config.json").is_file():

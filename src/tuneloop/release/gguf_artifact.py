@@ -1,4 +1,4 @@
-"""The files of an artifact in GGUF: the weights, the tokenizer beside them, Ollama's Modelfile, the task."""
+"""The files of an artifact in GGUF: the weights, the tokenizer next to them, Ollama's Modelfile, the task."""
 
 from __future__ import annotations
 

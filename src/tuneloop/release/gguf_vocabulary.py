@@ -39,7 +39,7 @@ def pre_tokenizer_of(tokenizer: Any) -> str:
     """llama.cpp's name of the rule by which a tokenizer cuts text.
 
     Raises:
-        UserError: it is none of the known ones.
+        UserError: it is not one of the known ones.
     """
     found = pre_tokenizer_hash(tokenizer)
     name, whole_words = PRE_TOKENIZERS.get(found, ("", False))

@@ -18,7 +18,7 @@ class Licence:
         id: as model cards on the hub name it.
         name: for people.
         url: its text.
-        notice: what a file `NOTICE` beside a derived model has to say; empty where nothing.
+        notice: what a file `NOTICE` next to a derived model has to say; empty where nothing.
         asks: what it asks of who passes a derived model on; empty where nothing beyond the usual.
     """
 

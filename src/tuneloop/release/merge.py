@@ -48,7 +48,7 @@ def merge(model: str, adapter: Path, out: Path, *, progress: Progress = no_progr
         model: the base, by a name that resolves.
         adapter: folder of a method that can be merged.
         out: folder that the files go to; computed in fp32, stored in the base's dtypes.
-        progress: told of tensors.
+        progress: is called for each tensor.
 
     Raises:
         UserError: another base, a base that can't take an update, a damaged file, a full disk.

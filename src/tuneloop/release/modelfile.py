@@ -20,7 +20,7 @@ def modelfile(file: str, template: Template, system: str = "", adapter: str = ""
     """The text of a `Modelfile`.
 
     Args:
-        file: name of the GGUF file beside it.
+        file: name of the GGUF file next to it.
         system: the turn that all training rows share; empty: the one that the template itself puts first, if any.
         adapter: name of a LoRA file for that model.
     """

@@ -46,7 +46,7 @@ class Registry:
     Args:
         client: of MLflow.
         uri: of the registry.
-        say: told of what takes time or was left by others.
+        say: gets a line about what takes time or was left by others.
     """
 
     client: MlflowClient
@@ -310,7 +310,7 @@ def champions(history: Sequence[RegistryEvent]) -> list[str]:
 
 @contextmanager
 def _changing(registry: Registry, name: str, *, create: bool = False) -> Iterator[RegisteredModel]:
-    """The model, held against other processes of this machine, with an interrupted change finished."""
+    """The model, locked against other processes of this machine, with an interrupted change finished."""
     place = cache_folder() / "registry" / content_hash([registry.uri, name])[:16]
     with (
         lock_folder(place, waiting=lambda holder: registry.say(f"waiting   {holder} changes {name}")),

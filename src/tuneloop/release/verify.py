@@ -64,7 +64,7 @@ def verify(folder: Path, key: Path | None = None, *, progress: Progress = no_pro
 
     Args:
         key: a PEM file with the public key of who signed; None: the signature is not checked.
-        progress: told of files.
+        progress: is called for each file.
 
     Raises:
         UserError: no artifact is there, no such key, or the package that checks signatures is missing.

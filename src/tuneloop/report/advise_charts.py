@@ -1,4 +1,4 @@
-"""Charts of advice: what moves the saving, how costs add up over the months, and quality beside what queries cost."""
+"""Charts of advice: what moves the saving, how costs add up over the months, and quality next to what queries cost."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tuneloop.report.facts import count, number
 
 BEND = 6.0  # pixels: inner radius where a side exit turns
 MOST_EXITS = 7  # reasons drawn for one stage; the rest are one exit
-LINE = 19.0  # pixels between the lines beside the flow
+LINE = 19.0  # pixels between the lines next to the flow
 TOP_LABELS = 30
 
 

@@ -156,7 +156,7 @@ def _figures(facts: DataFacts) -> list[KeyFigure]:
     if manifest.labels:
         figures.append(KeyFigure("labels", count(len(manifest.labels))))
     if tokens and tokens.total:
-        figures.append(KeyFigure("training tokens", short(tokens.total), f"{short(tokens.supervised)} learned from"))
+        figures.append(KeyFigure("training tokens", short(tokens.total), f"{short(tokens.supervised)} supervised"))
     return figures
 
 

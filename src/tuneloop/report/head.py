@@ -186,7 +186,7 @@ def _gain(facts: RunFacts, lines: Sequence[SystemFacts], metric: str) -> list[Ke
 
 
 def _seen(run: RunManifest | None) -> list[KeyFigure]:
-    """What share of the training rows a step learned from."""
+    """What share of the training rows a step saw."""
     seen = given(run, "rows_seen")
     if run is None or not run.rows or seen is None:
         return []

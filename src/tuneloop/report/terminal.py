@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-SIDE_BY_SIDE = 100  # columns from which samples stand beside each other
+SIDE_BY_SIDE = 100  # columns from which samples stand next to each other
 LONGEST_PROMPT, LONGEST_ANSWER = 240, 420  # characters; the report has more
 MOST_LINES = 8
 

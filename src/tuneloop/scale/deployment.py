@@ -13,7 +13,7 @@ from tuneloop.core.flag import flag
 Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
 HOURS_A_MONTH = 730.0
 GIB = 2**30
-# Of a card's memory: what vLLM takes by default, and what its kernels, graphs and activations need beside weights and cache.
+# Of a card's memory: what vLLM takes by default, and what its kernels, graphs and activations need besides weights and cache.
 USABLE, BESIDES_GIB = 0.9, 1.5
 TOGETHER = 4  # answers at full length at once that the cache must hold
 

@@ -1,4 +1,4 @@
-"""Who is answered when, and who is told at once that it would take too long.
+"""Who is answered when, and who is refused at once because it would take too long.
 
 The engine answers so many requests at a time (slots); further ones wait. Each has a due time: its arrival plus its
 deadline times the patience of its class, minus the time that it will take, plus the time that the waiting requests of the
@@ -212,7 +212,7 @@ class Admission:
             self.giving_way -= 1
 
     def close(self) -> None:
-        """Let nobody in any more; those who wait are told."""
+        """Let nobody in any more; those who wait are refused."""
         self.closed = True
         for _, _, _, future in self._queue:
             if not future.done():

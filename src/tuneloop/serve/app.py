@@ -77,7 +77,7 @@ class Call:
         """The body as a JSON object.
 
         Raises:
-            ApiError: it is none.
+            ApiError: it is not valid JSON.
         """
         raw = await self.body(most)
         try:

@@ -320,7 +320,7 @@ def read_messages(value: Any, param: str = "messages") -> list[Message]:
     """Turns in the form of records: contents in parts are joined, `developer` is `system`.
 
     Raises:
-        ApiError: no turns, or one that is none.
+        ApiError: no turns, or one that is invalid.
     """
     if not isinstance(value, list) or not value:
         raise bad(f"{param} must be a list of messages, and not empty", param)

@@ -131,7 +131,7 @@ class Batch:
         return value
 
     def change(self, **fields: Any) -> dict[str, Any]:
-        """Write fields of the state; a status has its time beside it."""
+        """Write fields of the state; a status has its time next to it."""
         state = {**self.state, **fields}
         if "status" in fields:
             state[f"{fields['status']}_at"] = int(self.clock())

@@ -44,7 +44,7 @@ class Batches:
 
     Args:
         folder: of all of them: `files/` and `batches/`.
-        say: told of batches that can't be done.
+        say: gets a line about each batch that can't be done.
     """
 
     gateway: Gateway

@@ -1,6 +1,6 @@
 """Traffic of a trace before an engine, under one of several schedules: ours, and those that it is compared with.
 
-The engine is a real one or a `SimulatedEngine`; the code is the same. Beside those who wait there is always another row of a
+The engine is a real one or a `SimulatedEngine`; the code is the same. Next to those who wait there is always another row of a
 batch to be done.
 """
 

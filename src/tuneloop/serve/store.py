@@ -271,7 +271,7 @@ def last_routes(connection: sqlite3.Connection, most: int = 10_000) -> dict[str,
 def exported(request: StoredRequest) -> dict[str, Any] | None:
     """A request in the form of a log of a chat API, which `tuneloop prepare` reads; None where its texts were not kept.
 
-    `meta` columns stand beside request and response: ids, time, user, release, finish.
+    `meta` columns stand next to request and response: ids, time, user, release, finish.
     """
     if not request.prompt or request.completion is None or request.error is not None:
         return None

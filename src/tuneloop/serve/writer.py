@@ -1,7 +1,7 @@
 """The one thread of a server that writes to its store, so that no answer ever waits for a disk.
 
 Records are queued; the thread takes all there are and inserts them in one transaction. Where the file is locked or the
-disk is full it appends them to a spill file beside the store, which goes into the store as soon as that works again. If
+disk is full it appends them to a spill file next to the store, which goes into the store as soon as that works again. If
 the spill file can't be written either, records wait in memory up to a bound, and what passes it is counted as lost.
 """
 
@@ -62,7 +62,7 @@ class StoreWriter:
         content: what is kept of prompts and answers: `full`; `redacted`, without personal data; `hash`, a digest of each
             text; `none`.
         redact: removes personal data; needed for `redacted`. It runs in the thread of the writer.
-        say: told once when writing fails, and once when it works again.
+        say: gets a line once when writing fails, and once when it works again.
         most_waiting: records that may wait in memory.
         patience: seconds to wait for another process that holds the file, before records are spilled.
     """

@@ -156,7 +156,7 @@ def start_tracking(
     Args:
         recipe_dump: the resolved recipe as plain values; `track.report_to: [none]` turns this off.
         run: the run folder; `tracking*.json` in it remember the tracked runs.
-        warn: told at most once a tracker that logging does not work. The run goes on in any case.
+        warn: is called at most once a tracker that logging does not work. The run goes on in any case.
         poll_seconds: how often the folder is looked at.
     """
     track = recipe_dump.get("track") or {}

@@ -29,14 +29,14 @@ class Preempted(SystemExit):
 
 
 def act(run: Run, validated: bool) -> bool:
-    """Do what the policies say about what the watcher has found; whether the run went back to a checkpoint.
+    """Do what the policies say about what the monitors have found; whether the run went back to a checkpoint.
 
     Raises:
         UserError: the run is to stop and has no evaluated weights worth keeping, or its weights are no numbers any more.
     """
     state, config = run.state, run.config
     found, run.found = run.found, []
-    broken = not (math.isfinite(run.watcher.losses[-1]) and math.isfinite(run.watcher.norms[-1]))
+    broken = not (math.isfinite(run.monitors.losses[-1]) and math.isfinite(run.monitors.norms[-1]))
     for finding in found:
         wanted = policy(finding.kind, config)
         if wanted == "rollback" and state.rollbacks < MOST_ROLLBACKS:
@@ -72,7 +72,7 @@ def roll_back(run: Run, finding: Finding) -> None:
     vars(state).update(vars(before))
     state.rate_factor, state.skipped, state.rollbacks, state.tokens = halved_rate, skipped, rollbacks, tokens
     run.restore()
-    run.watcher.go_back(state.step)
+    run.monitors.go_back(state.step)
     run.record({"step": state.step, "event": "rollback",
                   "message": f"{finding.kind.replace('_', ' ')} at step {finding.step}: back to step {state.step}, the learning rate "
                              f"times {state.rate_factor:g}" + (f", without the rows of step {finding.step}" if finding.rows else "")})  # fmt: skip

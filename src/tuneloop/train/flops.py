@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DEFINITION = (
     "Model FLOP utilisation: floating-point operations that the gradients need, over the seconds of all optimizer steps, over the "
     "measured peak of large matrix products in the model's dtype. Needed are 2 a weight and token for the forward pass, 2 for the "
-    "gradient of its input and, where all weights learn, 2 for its own; the vocabulary projection on learned tokens only; causal "
+    "gradient of its input and, where all weights learn, 2 for its own; the vocabulary projection on supervised tokens only; causal "
     "attention. Padding, recomputation, the adapter, evaluations and checkpoints are not counted."
 )
 

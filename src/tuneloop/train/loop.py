@@ -29,7 +29,7 @@ from tuneloop.train.failures import Preempted, act, notice_sigterm
 from tuneloop.train.layers import compile_layers, recompute_layers
 from tuneloop.train.loss import mean_loss, with_references
 from tuneloop.train.methods import attach, run_key
-from tuneloop.train.monitors import make_watcher, trend
+from tuneloop.train.monitors import make_monitors, trend
 from tuneloop.train.optimizers import make_optimizer
 from tuneloop.train.rows import (
     TrainRow,
@@ -71,13 +71,13 @@ class Trained:
     Args:
         steps, total_steps, planned_steps: done, to be done in the end, and planned at first; see `budget.count_anew`.
         epochs: passes over the training rows.
-        rows, rows_seen, seen: training rows, how many of them a step learned from, and that in words.
+        rows, rows_seen, seen: training rows, how many of them a step saw, and that in words.
         tokens, seconds, tokens_per_second: trained tokens; time with validations and references; the one by the other.
         checking_seconds: of these, validations and references.
         planned_tokens_per_second, speed_share: the speed of steps that the run was planned with (0: none), and what share of it
             they had.
         resumed_at: step of the checkpoint from which the run went on.
-        findings: of the watcher.
+        findings: of the monitors.
     """
 
     steps: int
@@ -146,7 +146,7 @@ def train(
         out: folder of the run.
         general: rows of other work, held out; their loss is measured alongside the validation loss and shows what is forgotten.
         mixed: for each training row whether it is general data; its share is then held in every stretch of steps.
-        ids: of the training rows, for the watcher to name them. Rows of a data set say both themselves.
+        ids: of the training rows, for the monitors to name them. Rows of a data set say both themselves.
         seed: of the start, the order of rows and dropout.
         data_id: identifies the data set; a checkpoint made from another one is refused. Default: a hash of the training rows.
         tokens_per_second: speed of forward and backward passes on this machine, as `measure_speed` finds it; default: where
@@ -209,7 +209,7 @@ def train(
     with run.open_metrics() as run.metrics, notice_sigterm(run):
         wait()
         for record in read_jsonl(out / "metrics.jsonl"):
-            run.watcher.feed(record)
+            run.monitors.feed(record)
         wait()
         _steps(run, steps, rows)
     with busy(run.progress, "saving the result"):
@@ -228,7 +228,7 @@ def _begin(
         make_optimizer(trainable, config),
         state,
         out,
-        watcher=make_watcher(config, rows.train, state.total_steps),
+        monitors=make_monitors(config, rows.train, state.total_steps),
         seed=seed,
     )
     if config.l2_start:
@@ -263,7 +263,7 @@ def _steps(run: Run, steps: list[Step], rows: Rows) -> None:
             state.step += 1
             continue
         _step(run, steps[state.step], rows, began)
-        if budget.is_due(state) and math.isfinite(run.watcher.losses[-1]):
+        if budget.is_due(state) and math.isfinite(run.monitors.losses[-1]):
             _evaluate(run, rows, began)
         if act(run, bool(rows.val)):
             continue
@@ -331,7 +331,7 @@ def _step(run: Run, step: Step, rows: Rows, began: float) -> None:
         "tokens": tokens, "tokens_per_second": round(speed, 1), "seconds": round(time.monotonic() - began, 2),
         "memory_gib": round(memory_now(), 3), "rows": numbers, **figures,
     })  # fmt: skip
-    run.progress("training", state.step, state.total_steps, loss=trend(run.watcher.losses), tokens_per_second=speed,
+    run.progress("training", state.step, state.total_steps, loss=trend(run.monitors.losses), tokens_per_second=speed,
                  learning_rate=rate, memory=memory_now())  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from tuneloop.train.rows import (
     with_reference,
 )
 
-# Shape suffixes: N learned positions, C hidden size, V vocabulary, B rows, T tokens.
+# Shape suffixes: N supervised positions, C hidden size, V vocabulary, B rows, T tokens.
 
 # Tokens computed at once where no gradient is needed: more fit, and larger products are faster.
 BATCH_TOKENS = 4096
@@ -145,7 +145,7 @@ def positions_at_once(learns: bool, on: Backend) -> int:
 
 @dataclass(frozen=True)
 class Learned:
-    """The learned positions of a batch: hidden states that predict them, their ids, weights and rows."""
+    """The supervised positions of a batch: hidden states that predict them, their ids, weights and rows."""
 
     hidden_NC: Tensor
     targets_N: Tensor
@@ -154,7 +154,7 @@ class Learned:
 
 
 def learned_states(model: Model, rows: Sequence[Rendered], *, packed: bool = False) -> Learned:
-    """Hidden states where a learned token is predicted.
+    """Hidden states where a supervised token is predicted.
 
     Args:
         packed: lay the rows one behind the other instead of padding them.
@@ -216,7 +216,7 @@ def shared_prefix(rows: Sequence[Rendered]) -> int:
 
 
 def log_likelihoods(model: Model, rows: Sequence[Rendered]) -> Tensor:
-    """Log likelihood of each row's learned tokens (B), fp32, with a gradient; logits exist a chunk at a time."""
+    """Log likelihood of each row's supervised tokens (B), fp32, with a gradient; logits exist a chunk at a time."""
     states = learned_states(model, rows)
     out = torch.zeros(len(rows), dtype=torch.float32, device=states.hidden_NC.device)
     return out.index_add(
@@ -259,7 +259,7 @@ def _divergence(hidden_NC: Tensor, head_VC: Tensor, reference_NC: Tensor) -> Ten
 
 
 def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy of the learned tokens, and with `kl` the divergence from the base model there."""
+    """Cross entropy of the supervised tokens, and with `kl` the divergence from the base model there."""
     states = learned_states(batch.model, batch.rows, packed=batch.config.packing)
     weights = states.weights_N * batch.share
     loss = head_cross_entropy(states.hidden_NC, learned_head(batch.model), states.targets_N, weights)

@@ -57,7 +57,7 @@ class Loss:
 
     Args:
         value: sum over the micro-batch times `share`, and figures for `metrics.jsonl` summed alike.
-        units: what of a row the mean is taken over: 1, or its learned tokens.
+        units: what of a row the mean is taken over: 1, or its supervised tokens.
         constant: something that a step needs of all its rows before the first micro-batch.
         rows: what it learns from; None: conversations.
     """

@@ -1,9 +1,9 @@
-"""The watcher: reads the metrics of a run as they come and names what is going wrong.
+"""Monitors read the metrics of a run as they come and name what is going wrong.
 
 A finding is a kind, a step, the rows of that step's batch, a plain sentence and remedies in the order data, learning
 rate, clipping, batch, epochs, dropout. All thresholds are relative: to the curve's own noise, and to where it started.
 Limits: a step is judged by those before it, so the first ten are judged only by the start; and without a validation split
-there is no telling memorised from learned before a row has been seen five times.
+whether rows are memorised can't be seen before a row has been seen five times.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the watcher knows of a run alongside its records; nothing of it is needed.
+    """What the monitors know of a run alongside its records; nothing of it is needed.
 
     Args:
         total_steps: steps planned.
@@ -89,7 +89,7 @@ class Facts:
 
 
 @dataclass
-class Watcher:
+class Monitors:
     """The curves so far, and what has been said about them. Feed it every record in order."""
 
     facts: Facts = field(default_factory=Facts)
@@ -210,7 +210,7 @@ def guess_loss(answers: Sequence[tuple[int, ...]]) -> float | None:
     entropy; of free text it is far above any model's loss. None where there is nothing to guess: few rows, or one answer.
 
     Args:
-        answers: the learned token ids of each row.
+        answers: the supervised token ids of each row.
     """
     sample = random.Random(0).sample(answers, len(answers))
     ends = accumulate(len(answer) for answer in sample)
@@ -256,17 +256,17 @@ def _log_probability(
     return total + math.log(probability)
 
 
-# --- what is looked for: each takes the watcher and gives a sentence, or an empty string --------
+# --- what is looked for: each takes the monitors and gives a sentence, or an empty string --------
 
 
-def _not_a_number(w: Watcher) -> str:
+def _not_a_number(w: Monitors) -> str:
     if math.isfinite(w.losses[-1]) and math.isfinite(w.norms[-1]):
         return ""
     what = "loss" if not math.isfinite(w.losses[-1]) else "gradient norm"
     return f"The {what} at step {w.steps[-1]} is not a finite number: training has diverged."
 
 
-def _above_the_start(w: Watcher) -> str:
+def _above_the_start(w: Monitors) -> str:
     """In the first third of a run, eight steps in a row above the base model's loss, or four far above it."""
     last = w.losses[-8:]
     if len(last) < 4 or (w.share > 1 / 3 and len(w.losses) > 60):
@@ -279,11 +279,11 @@ def _above_the_start(w: Watcher) -> str:
     return ""
 
 
-def _lasting(w: Watcher, last: Sequence[float]) -> str:
+def _lasting(w: Monitors, last: Sequence[float]) -> str:
     return f"The loss is {median(last):.3g} over the last {len(last)} steps, above the {w.start:.3g} of the base model"
 
 
-def _worse_than_base(w: Watcher) -> str:
+def _worse_than_base(w: Monitors) -> str:
     """Validation and training both worse than before the first step."""
     step, loss = w.validations[-1]
     if step == 0 or len(w.losses) < 8 or w.validations[0][0] != 0:
@@ -293,7 +293,7 @@ def _worse_than_base(w: Watcher) -> str:
     return ""
 
 
-def _lasting_rise(w: Watcher) -> str:
+def _lasting_rise(w: Monitors) -> str:
     """A median of ten steps above the lowest one so far, by noise and by a good part of what was gained."""
     if len(w.losses) < 3 * LEAST:
         return ""
@@ -306,7 +306,7 @@ def _lasting_rise(w: Watcher) -> str:
     return ""
 
 
-def _spike(w: Watcher) -> str:
+def _spike(w: Monitors) -> str:
     """Far above where the last thirty steps lead, or the last twelve: a steep beginning leaves the longer window a wide noise."""
     loss = w.losses[-1]
     for window in (WINDOW, LEAST + 2):
@@ -323,7 +323,7 @@ def _spike(w: Watcher) -> str:
     return ""
 
 
-def _explosion(w: Watcher) -> str:
+def _explosion(w: Monitors) -> str:
     norm, before = w.norms[-1], w.norms[-1 - WINDOW : -1]
     if not before or not math.isfinite(norm):
         return ""
@@ -333,7 +333,7 @@ def _explosion(w: Watcher) -> str:
     return ""
 
 
-def _dead(w: Watcher) -> str:
+def _dead(w: Monitors) -> str:
     """Gradients of zero, or a loss that is the same at every step."""
     last, norms = w.losses[-20:], w.norms[-20:]
     if len(last) < 20 or median(last) < NEAR_ZERO * w.start:
@@ -352,7 +352,7 @@ def _surely_flat(values: Sequence[float], most: float) -> bool:
     return fall + 2 * stdev(values) * math.sqrt(2 / half) < most
 
 
-def _no_fall(w: Watcher) -> bool:
+def _no_fall(w: Monitors) -> bool:
     """After half of the run, and 80 steps, the loss is where it was; validation losses have less noise and decide."""
     if len(w.losses) < 80 or w.share < 0.5:
         return False
@@ -362,7 +362,7 @@ def _no_fall(w: Watcher) -> bool:
     return _surely_flat(w.losses, 0.01 * w.start) and w.recent(20) > 0.9 * w.start
 
 
-def _too_low(w: Watcher) -> str:
+def _too_low(w: Monitors) -> str:
     """A rate far below the usual one, and a loss that has hardly fallen or still falls as fast as in the beginning."""
     rate = max(w.rates, default=0.0)
     usual, n = w.facts.usual_rate, len(w.losses)
@@ -378,13 +378,13 @@ def _too_low(w: Watcher) -> str:
     return ""
 
 
-def _never_fell(w: Watcher) -> str:
+def _never_fell(w: Monitors) -> str:
     if len(w.losses) % LEAST or not _no_fall(w):
         return ""
     return f"After {w.steps[-1]} steps the loss is where it began ({w.recent(20):.3g}): nothing is learned from these rows."
 
 
-def _flat(w: Watcher) -> str:
+def _flat(w: Monitors) -> str:
     """A loss that fell, and then has not for two thirds of the run, well above zero."""
     n = len(w.losses)
     if n % LEAST or n < FLAT_STEPS / FLAT_SHARE or w.share < 0.5 or w.recent(FLAT_STEPS) < 2 * NEAR_ZERO * w.start:
@@ -401,7 +401,7 @@ def _flat(w: Watcher) -> str:
     return "" if falls else f"The loss has not fallen since step {began}: it stays at {mean(tail):.3g}."
 
 
-def _no_better_than_guessing(w: Watcher) -> str:
+def _no_better_than_guessing(w: Monitors) -> str:
     """Late in a run, and no longer falling, the validation loss is that of knowing the answers only, or above it."""
     guess = w.facts.guess_loss
     validated = [loss for step, loss in w.validations if step]
@@ -416,7 +416,7 @@ def _no_better_than_guessing(w: Watcher) -> str:
     return ""
 
 
-def _overfitting(w: Watcher) -> str:
+def _overfitting(w: Monitors) -> str:
     """Validation worse than its best twice in a row (or once by far), while the training loss went on falling."""
     validated = [(step, loss) for step, loss in w.validations if step]
     if len(validated) < 2:
@@ -436,7 +436,7 @@ def _overfitting(w: Watcher) -> str:
     return f"The validation loss rises, {best:.3g} at step {best_at} and {loss:.3g} at step {step}, while the training loss falls to {median(after):.3g}."  # fmt: skip
 
 
-def _memorising(w: Watcher) -> str:
+def _memorising(w: Monitors) -> str:
     """Training loss near zero on rows that were seen often, and no validation loss that says it was learned."""
     n = min(max(LEAST, round(len(w.losses) / max(w.epoch, 1))), 50)
     if len(w.losses) < 2 * LEAST or w.epoch < 3 or w.recent(n) > NEAR_ZERO * w.start:
@@ -455,7 +455,7 @@ def _memorising(w: Watcher) -> str:
     return f"After {w.epoch:.0f} passes over {rows} the training loss is {w.recent(n):.2g}{alongside}: they are known by heart."  # fmt: skip
 
 
-Detect = Callable[[Watcher], str]
+Detect = Callable[[Monitors], str]
 # The first that explains a curve comes first: what follows from it is not said (FOLLOWS_FROM).
 OF_STEPS: tuple[tuple[str, Detect], ...] = (
     ("divergence", _not_a_number),
@@ -540,10 +540,10 @@ def policy(kind: str, config: TrainConfig) -> str:
     return str(getattr(config, POLICY[kind])) if kind in POLICY else "warn"
 
 
-def make_watcher(config: TrainConfig, rows: Sequence[TrainRow], total_steps: int) -> Watcher:
-    """A watcher that knows a run's settings and rows."""
+def make_monitors(config: TrainConfig, rows: Sequence[TrainRow], total_steps: int) -> Monitors:
+    """Monitors that know a run's settings and rows."""
     answers = [tuple(t for t, m in zip(r.ids, r.mask, strict=True) if m) for r in rows if isinstance(r, Rendered)]
     named = ("learning_rate", "rows_per_step", "max_grad_norm", "epochs", "dropout")
     settings = {name: getattr(config, name) for name in named}
     usual = usual_rate(config.method, config.loss)
-    return Watcher(Facts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))
+    return Monitors(Facts(total_steps, len(rows), usual_rate=usual, guess_loss=guess_loss(answers), **settings))

@@ -22,7 +22,7 @@ class Preflight:
         rows, tokens, learned: of the training split as the model sees it; `learned` are the supervised tokens.
         longest, limit: tokens of the longest row, and the most that a row may have.
         bos: for each number of begin-of-text tokens how many rows have it; empty where the model has no such token.
-        answers, ended: runs of learned tokens, and those of them that end in a learned end-of-turn token.
+        answers, ended: runs of supervised tokens, and those of them that end in a supervised end-of-turn token.
         end_token: the end-of-turn token as text.
         steps, warmup_steps, rows_per_step: of the run as planned.
         learning_rate, schedule: the peak, and how it falls.
@@ -62,7 +62,7 @@ class Preflight:
     def line(self) -> str:
         """The short form."""
         return (
-            f"{self.rows:,} rows, {self.learned:,} of {self.tokens:,} tokens learned, {self.ended:,} of {self.answers:,} answers end in a "
+            f"{self.rows:,} rows, {self.learned:,} of {self.tokens:,} tokens supervised, {self.ended:,} of {self.answers:,} answers end in a "
             f"learned {self.end_token}; {self.steps:,} steps, learning rate {self.learning_rate:g}, then {self.schedule}"
         )
 
@@ -109,7 +109,7 @@ def preflight(
 
 
 def _ends(row: Rendered, end_ids: Sequence[int]) -> list[bool]:
-    """For each run of learned tokens whether an end-of-turn token is its last, or the last but white space."""
+    """For each run of supervised tokens whether an end-of-turn token is its last, or the last but white space."""
     found = []
     for i, weight in enumerate(row.mask):
         if weight and (i + 1 == len(row.mask) or not row.mask[i + 1]):

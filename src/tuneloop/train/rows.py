@@ -188,7 +188,7 @@ def check_rows(rows: Sequence[TrainRow], split: str, vocabulary: int) -> None:
     """Refuse what can't be trained on.
 
     Raises:
-        UserError: no rows, a row without a learned token, a token id that the model does not have.
+        UserError: no rows, a row without a supervised token, a token id that the model does not have.
     """
     if not rows:
         raise UserError(f"The {split} split is empty", next_step="give more data, or smaller split.val and split.test")

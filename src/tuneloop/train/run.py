@@ -24,7 +24,7 @@ from tuneloop.records.run import Schedule
 from tuneloop.train.checkpoint import State, save_checkpoint
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.distributed import load_optimizer
-from tuneloop.train.monitors import Finding, Watcher
+from tuneloop.train.monitors import Finding, Monitors
 from tuneloop.train.optimizers import UpdatesInBackward
 
 SAVES_APART = 19.0  # times what writing a checkpoint took: full 8B writes 50 to 80 GB
@@ -44,7 +44,7 @@ class Run:
     saved: Callable[[], None] = lambda: None
     progress: Progress = no_progress
     start: dict[str, Tensor] = field(default_factory=dict)
-    watcher: Watcher = field(default_factory=Watcher)
+    monitors: Monitors = field(default_factory=Monitors)
     ids: Sequence[str] = ()
     found: list[Finding] = field(default_factory=list)
     untrained: dict[str, Tensor] = field(default_factory=dict)
@@ -67,12 +67,12 @@ class Run:
         return self.out / "checkpoints"
 
     def record(self, record: dict[str, Any]) -> None:
-        """Write a record to `metrics.jsonl`, tell of it, and note what the watcher finds in it; `act` acts on that."""
+        """Write a record to `metrics.jsonl`, tell of it, and note what the monitors find in it; `act` acts on that."""
         if self.metrics is not None:
             self.metrics.write(record)
         self.log(record)
         batch = [self.ids[i] for i in record.get("rows", ())] if self.ids and "loss" in record else []
-        for finding in self.watcher.feed(record, batch):
+        for finding in self.monitors.feed(record, batch):
             self.found.append(finding)
             self.record(finding.to_record())
 

@@ -154,5 +154,5 @@ def _with_less_memory(run: Run, step: Step, rows: Sequence[TrainRow]) -> Step:
 
 
 def batch_loss(model: Model, rows: Sequence[TrainRow], weight: float, config: TrainConfig = TrainConfig()) -> Tensor:
-    """The configured loss of one micro-batch, each unit (a learned token, a pair) counted `weight`."""
+    """The configured loss of one micro-batch, each unit (a supervised token, a pair) counted `weight`."""
     return LOSSES[config.loss].value(Batch(model, rows, weight, config))[0]

@@ -338,7 +338,7 @@ def base_examples(job: RunContext, dataset: Dataset, rows: Sequence[Row], most: 
     """Few-shot's examples in the prompt of these rows.
 
     Args:
-        most: how many; default: those of the settings, of which it is told where some don't fit into the context.
+        most: how many; default: those of the settings, which is reported where some don't fit into the context.
     """
     from tuneloop.workflows.systems import few_shot_examples
 

@@ -38,7 +38,7 @@ class BatchInput:
 
     Args:
         source: a file of requests as OpenAI's batch API has them, a file of rows, or a folder of texts.
-        out: result; its errors come beside it.
+        out: result; its errors come next to it.
         window: seconds until it ends, whatever is left; None: no limit.
         hours: of the day in which it works, local time, as (22, 6); None: all.
         rows: answered at the same time, by each actor.

@@ -1,4 +1,4 @@
-"""A conversation with a target, a line at a time, with another one beside it if wanted."""
+"""A conversation with a target, a line at a time, with another one next to it if wanted."""
 
 from __future__ import annotations
 

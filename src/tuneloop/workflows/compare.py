@@ -106,7 +106,7 @@ def compare_evaluations(
         out: folder; default: `evals/compare-...`.
         judge: further parts of `eval.json` from the evaluations.
         folders: where a place's evaluation is, if not there (`evaluate_files`).
-        say: told where only a part of the rows is shared.
+        say: gets a line where only a part of the rows is shared.
 
     Raises:
         UserError: fewer than 20 rows are shared, or an evaluation can't be read.

@@ -40,7 +40,7 @@ def consistency_part(
 ) -> dict[str, Any]:
     """The part `consistency` of `eval.json`, and every answer in `consistency.jsonl`; nothing where it isn't asked for.
 
-    What stands in its way is told and leaves the part out: the evaluation around it is done already.
+    What prevents it is reported, and the part is left out: the evaluation around it is done already.
 
     Args:
         rows: those that were evaluated; a sample of them is asked.

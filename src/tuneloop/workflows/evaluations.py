@@ -205,7 +205,7 @@ def _personal(recipe: Recipe, question: EvalTarget, known: Dataset | None) -> Pe
 
 
 def _with_file(job: RunContext, known: Dataset | None, file: str, config: Any, prompts: bool) -> Dataset:
-    """The rows of a file, beside what a data set says of the task."""
+    """The rows of a file, next to what a data set says of the task."""
     from tuneloop.data.load_eval_file import read_whole
 
     whole = read_whole(file, config, prompts=prompts, redact=True)
@@ -660,7 +660,7 @@ def _check_base(recipe: Recipe, question: EvalTarget) -> None:
             where=question.target or "--base",
             next_step="give --base MODEL"
             if question.kind == "model"
-            else "evaluate the model itself, with --base MODEL: an endpoint or a file of answers can't be held against it",
+            else "evaluate the model itself, with --base MODEL: an endpoint or a file of answers can't be compared with it",
         )
 
 

@@ -147,7 +147,7 @@ def improve(project: ProjectConfig, *, approve: str = "", command: Command = run
         project: from `load_project`.
         approve: a step that a person approves now.
         command: runs a step's command.
-        say: told before each step.
+        say: gets a line before each step.
 
     Raises:
         UserError: there is no store, another controller is at work, a step failed (the next pass tries it again), or there

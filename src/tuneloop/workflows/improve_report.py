@@ -37,7 +37,7 @@ MOST_PERIODS = 45  # of traffic, that a chart shows legibly
 
 
 def write_improve_report(place: Path | str) -> tuple[Path, ImprovementReport]:
-    """Write `improve/report.json` and `improve/report.html` beside a store, and give the page and its record.
+    """Write `improve/report.json` and `improve/report.html` next to a store, and give the page and its record.
 
     Args:
         place: the store's file, or the server's folder.

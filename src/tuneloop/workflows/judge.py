@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 TOKENS = 512  # that a judge may write: a reason and a verdict
-ROWS = 200  # judged of an evaluation, unless told otherwise
+ROWS = 200  # judged of an evaluation, by default
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Judge:
         model: a local model's name or folder; with `endpoint`, for the record.
         endpoint: asked instead.
         prompt: file in the form of the packaged `judge.yaml`.
-        votes: folder of a review, whose votes the judge is held against.
+        votes: folder of a review, whose votes the judge is compared with.
         rows: at most this many, a seeded sample.
     """
 

@@ -120,7 +120,7 @@ def prepare(
 
     Args:
         data: a file, glob or folder, several of them, or records in memory: anything that gives mappings (a list, a Hugging Face
-            data set, `frame.to_dict("records")`). Those are written to `OUT.rows.jsonl` beside the data set, so that its accounts can
+            data set, `frame.to_dict("records")`). Those are written to `OUT.rows.jsonl` next to the data set, so that its accounts can
             name lines.
         config: all settings in one record.
         out: folder of the data set; default: `datasets/NAME`.
@@ -397,7 +397,7 @@ def _value(value: Any) -> str:
 
 @contextmanager
 def _shown(progress: Shown) -> Iterator[tuple[Progress, Callable[[str], None]]]:
-    """How progress is told, and lines on the way."""
+    """How progress is reported, and lines on the way."""
     if progress is True:
         from tuneloop.cli.console import screen
 

@@ -186,7 +186,7 @@ def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAd
 
 
 def _write_template(like: Expert, folder: Path) -> None:
-    """Tokenizer and chat template beside the adapter, as training leaves them."""
+    """Tokenizer and chat template next to the adapter, as training leaves them."""
     import shutil
 
     from tuneloop.models.load import load_tokenizer

@@ -39,7 +39,7 @@ class Judge:
     Args:
         experts: each with its rows.
         options: how many rows; see there.
-        progress, say: told of what goes on.
+        progress, say: report what goes on.
     """
 
     experts: Sequence[Expert]
@@ -103,7 +103,7 @@ class Judge:
         return self._known[key]
 
     def result(self, expert: Expert, merged: Path, name: str, controls: dict[str, Path]) -> TaskResult:
-        """A task's figures on its test rows, beside those of the base, the expert and the controls."""
+        """A task's figures on its test rows, next to those of the base, the expert and the controls."""
         from tuneloop.combine.gains import difference, holds, kept_share
 
         base, own = (

@@ -1,4 +1,4 @@
-"""Answers to rows: each row formatted as in training, in blocks, in order, a row that can't be asked told with its reason."""
+"""Answers to rows: each row formatted as in training, in blocks, in order, a row that can't be asked reported with its reason."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def predict(
         system: takes the place of the trained system turn; "" for none.
         top: give the probabilities of so many labels with each answer; of a classifier only.
         max_new_tokens: longest answer; default: that of training, else 256.
-        progress: told how far it is.
+        progress: reports how far it is.
 
     Returns:
         One `Prediction` for each row, in order; a row that can't be asked has an `error`. Answers come in blocks of rows as

@@ -72,7 +72,7 @@ def predict_file(
         file: of any format that `prepare` reads, or "-"; of plain text each line is a row.
         out: `.csv` or `.jsonl`; empty: rows are given to `write`, or back.
         write: takes each row of the result as it comes, without `out`.
-        progress, say: told how far it is, and a line on what was found.
+        progress, say: report how far it is, and what was found.
 
     Raises:
         UserError: no rows, columns that are missing or not clear, an output that can't be written.
@@ -174,7 +174,7 @@ def read_rows(file: str, expected: Collection[str] = ()) -> tuple[list[SourceRec
     """The records of a file in order, with what can't be read in its place, and what kind of file it is; each line of a plain text is a record.
 
     Args:
-        expected: columns by which the standard input is told to be a table and not lines of text.
+        expected: columns by which the standard input is recognised as a table and not as lines of text.
 
     Raises:
         UserError: no such file, or nothing in it.

@@ -157,7 +157,7 @@ def dataset_lines(dataset: Dataset) -> list[str]:
     labels = f", {len(m.labels)} labels" if m.labels else ""
     read_as = f" read as {form.name} ({form.reason})" if form else ""
     measured = (
-        f"; {tokens.total:,} training tokens, {tokens.supervised:,} learned, longest row {tokens.max:,}"
+        f"; {tokens.total:,} training tokens, {tokens.supervised:,} supervised, longest row {tokens.max:,}"
         if tokens
         else ""
     )

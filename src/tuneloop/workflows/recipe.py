@@ -1,4 +1,4 @@
-"""The recipe: everything a job is told, as one strict record. Stage settings live beside their stage."""
+"""The recipe: all settings of a job, as one strict record. Stage settings live next to their stage."""
 
 from __future__ import annotations
 

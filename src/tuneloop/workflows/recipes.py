@@ -64,7 +64,7 @@ def refuse_missing_source(source: str) -> None:
     """Refuse a place that is no file, no folder and no pattern of files, before anything else is asked of it.
 
     Raises:
-        UserError: it is none; the nearest name is suggested.
+        UserError: it does not exist; the nearest name is suggested.
     """
     import glob
 

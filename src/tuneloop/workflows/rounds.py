@@ -85,7 +85,7 @@ def ask_within(
 
     Args:
         seconds: for the answers of all of them.
-        expect: told how many seconds the answers to come take at least, when the first are there.
+        expect: is called with how many seconds the answers to come take at least, when the first are there.
         before: answers that are there already; they cost nothing, and rounds go on behind them.
     """
     from tuneloop.evaluate.evaluate import sample_order, sample_rows

@@ -37,7 +37,7 @@ class RunContext:
     Args:
         recipe: the resolved recipe.
         folder: of the run.
-        progress: told how far stages are.
+        progress: reports how far stages are.
         say: gets one line for every stage that starts, is done already, or has something to tell.
         tuned: whether the model holds the run's result.
         told: gets each record of the training's metrics.

@@ -125,7 +125,7 @@ def serve(config: ServeConfig, say: Say, *, ready: Callable[[str, Gateway], None
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        ready: told the address once requests are taken.
+        ready: is called with the address once requests are taken.
 
     Raises:
         UserError: something is missing, the port is taken, or another server works in the folder.

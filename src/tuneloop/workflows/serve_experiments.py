@@ -42,7 +42,7 @@ class Experiments:
 
     Args:
         folder: of the server.
-        say: told what has changed.
+        say: gets a line about what has changed.
         going: state of those that go on, by the model that they are about.
         arms: who meets what, by the model.
     """

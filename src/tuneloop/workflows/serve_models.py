@@ -157,7 +157,7 @@ def deployment_of(
 
     Args:
         candidates: of experiments, by their names. One that can't be served with the rest is left out.
-        say: told of such.
+        say: gets a line about such.
 
     Raises:
         UserError: something is missing, or the adapters stand on different base models.

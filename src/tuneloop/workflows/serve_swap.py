@@ -1,6 +1,6 @@
 """Changes of what a running server serves: aliases that moved, `tuneloop deploy NAME@2`, candidates of experiments.
 
-The new engine is started and proved beside the old one, the next request goes to it, and the old one ends when its last
+The new engine is started and proved next to the old one, the next request goes to it, and the old one ends when its last
 request has its answer. What can't be started or proved changes nothing; it is said, and stands in the store.
 """
 

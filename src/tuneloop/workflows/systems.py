@@ -338,7 +338,7 @@ def side_effects(
     seed: int,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """What tuning has done beside its task: the parts `forgetting`, `lm_eval`, `memorisation` and `canaries` of `eval.json`.
+    """What tuning has done besides its task: the parts `forgetting`, `lm_eval`, `memorisation` and `canaries` of `eval.json`.
 
     Args:
         model: tuned.

@@ -1,4 +1,4 @@
-"""The task of a run: what its model was trained to answer, kept in `tuneloop.json` beside the weights."""
+"""The task of a run: what its model was trained to answer, kept in `tuneloop.json` next to the weights."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def task_of(job: RunContext, dataset: Dataset) -> TaskSpec:
 
 
 def write_task(job: RunContext, dataset: Dataset) -> None:
-    """Put the task beside the trained weights, in `tuneloop.json`.
+    """Put the task next to the trained weights, in `tuneloop.json`.
 
-    A data set of another version may say too little: that is told, and costs no training that is done.
+    A data set of another version may say too little: that is reported, and costs no training that is done.
     """
     try:
         file = trained_folder(job.folder) / OWN

@@ -281,7 +281,7 @@ def train_alone(
 
 
 def _time_line(plan: Mapping[str, Any], run: RunManifest, preparing: float, planning: float, training: float) -> str:
-    """What the command took beside training, which alone has a limit.
+    """What the command took besides training, which alone has a limit.
 
     Args:
         preparing, planning, training: seconds of the stages, with all that belongs to them.
@@ -306,7 +306,7 @@ def calibrate_alone(recipe: Recipe, *, progress: Progress, say: Callable[[str], 
     """Train for some steps in a folder that is thrown away: what the plan said and what came goes into the ledger.
 
     Returns:
-        The plan, with `measured` beside it: minutes, GiB and tokens a second.
+        The plan, with `measured` next to it: minutes, GiB and tokens a second.
     """
     import tempfile
 

@@ -1,4 +1,4 @@
-"""An answer depends on its request alone, in every engine: not on which adapter answered before, what is cached, what is computed beside it."""
+"""An answer depends on its request alone, in every engine: not on which adapter answered before, what is cached, what is computed next to it."""
 
 from __future__ import annotations
 

@@ -643,7 +643,7 @@ def gguf_file(source: str) -> Path:
 
 
 def template_of(file: Path, source: str = "") -> Template:
-    """Tokenizer and chat template of a GGUF file: those beside it in an artifact, else the ones in it.
+    """Tokenizer and chat template of a GGUF file: those next to it in an artifact, else the ones in it.
 
     Args:
         source: chat template that takes the place of its own; empty: its own.

@@ -1,7 +1,7 @@
 """Who computes now, in an engine that works on one adapter at a time: those who wait before work that gives way.
 
 Work that gives way (batches, the tier flex) is done in quanta of a few tokens. Each quantum is begun by itself: while
-nobody else is being answered, or a small share of the time beside them. Quanta of one adapter are computed together; those of another one have their turn
+nobody else is being answered, or a small share of the time next to them. Quanta of one adapter are computed together; those of another one have their turn
 once the first have worked for a while.
 """
 
@@ -23,7 +23,7 @@ class Turns:
     """The order of quanta before one engine. All methods are called from one event loop.
 
     Args:
-        alongside: quanta that write beside answers of the same adapter.
+        alongside: quanta that write next to answers of the same adapter.
         turn: seconds of an adapter while another one waits.
         share: of the time, where somebody is being answered all the time.
         clock: seconds.

@@ -41,7 +41,7 @@ class GgufTarget:
         file: the weights.
         source: chat template that takes the place of the trained one; empty: its own.
         adapters: LoRA files that apply to all that is asked.
-        tokenizer: folder of the tokenizer and the trained template; None: beside the file, or in it.
+        tokenizer: folder of the tokenizer and the trained template; None: next to the file, or in it.
     """
 
     name: str

@@ -16,7 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 
 PACKAGE = f"tuneloop[all]=={__version__}"
-FILES = ("recipe.yaml", "dataset")  # what lies beside the written files
+FILES = ("recipe.yaml", "dataset")  # what lies next to the written files
 
 
 @dataclass(frozen=True)

@@ -133,13 +133,13 @@ def fit_costs(log: Sequence[Logged]) -> Costs:
                     share = _overlap(other.started, other.first, one.first, one.end) / max(
                         other.first - other.started, 1e-9
                     )
-                    next to[0] += share
-                    next to[1] += share * other.prompt_tokens
-                    next to[3] += (
+                    beside[0] += share
+                    beside[1] += share * other.prompt_tokens
+                    beside[3] += (
                         (one.tokens - 1) * _overlap(other.first, other.end, one.first, one.end) / (one.end - one.first)
                     )
             scale = 1 / max(one.end - one.first, 0.05)
-            rows.append([scale * x for x in next to])
+            rows.append([scale * x for x in beside])
             wanted.append(scale * 1000 * (one.end - one.first))
     found, _ = nnls(numpy.array(rows), numpy.array(wanted))
     return Costs(*(float(x) for x in found))

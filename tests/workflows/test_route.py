@@ -122,3 +122,22 @@ def test_published_outcomes_of_two_models_are_routed(
     costs = "mistralai/Mixtral-8x7B-Instruct-v0.1=0.24,gpt-4-1106-preview=24.7"
     found = told(capsys, "route", "fit", "--outcomes", str(file), "--features", "words", "--cost", costs)
     assert len(found["routes"]) == 2 and found["figures"]["gap_recovered"]["high"] > 0.5
+
+
+def test_requests_in_another_language_are_told(tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    topics = ["my parcel is late and I would like to know where it is", "I want my money back for the lamp that broke"]
+    lines = ["prompt,small,large"]
+    lines += [f'"{topics[i % 2]}, please answer order number {i} today",{i % 2},1' for i in range(200)]
+    Path("o.csv").write_text("\n".join(lines) + "\n")
+    found = told(capsys, "route", "fit", "--outcomes", "o.csv", "--features", "words", "--cost", "small=1,large=9")
+    assert found["language"] == "en"
+    german = [
+        f"Wo bleibt eigentlich mein Paket mit der Nummer {i}, ich warte schon seit zwei Wochen darauf?"
+        for i in range(60)
+    ]
+    Path("g.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in german))
+    assert main(["route", "eval", "router", "--outside", "g.jsonl"]) == 0
+    assert "in another language than the rows that the router was fitted to (en)" in capsys.readouterr().out
+    assert main(["route", "eval", "router"]) == 0
+    assert "another language" not in capsys.readouterr().out

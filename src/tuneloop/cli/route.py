@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tuneloop.combine.router import Router
 
 
+MOST_FOREIGN = 0.1  # share of requests in another language that is passed over in silence
+
+
 def fit(
     targets: list[str] = typer.Argument(None, metavar="[RUN]...", help="Runs, each with its own task and rows."),
     outcomes: str = flag(
@@ -107,6 +110,11 @@ def _show(router: Router, out: str, as_json: bool) -> None:
         if found.outside:
             print(
                 f"none of these: {found.caught:.1%} of {found.outside} rows from outside, {1 - found.kept:.1%} of the models' own"
+            )
+        if found.foreign > MOST_FOREIGN:
+            print(
+                f"warn: {found.foreign:.0%} of these requests are in another language than the rows that the router was fitted to "
+                f"({record.language}); fit it on rows of their language, too"
             )
     print(f"{out}  ({record.kind} on {record.features})")
 

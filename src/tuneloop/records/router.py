@@ -68,10 +68,12 @@ class RouterFigures(Part):
         frontier: for rising prices of cost.
         gap_recovered: mean share of the gap between the cheapest and the best single model that the frontier reaches, over all
             costs between theirs. A coin that chooses between the two has 0.5.
+        foreign: share of all requests, those from outside included, in another language than the fitted rows.
     """
 
     n: int
     quality: Share
+    foreign: float = 0.0
     cost: float = 0.0
     ece: Number = 0.0
     kept: float = 1.0
@@ -89,6 +91,7 @@ class RouterRecord(Record):
 
     Args:
         kind: how it decides; `features`: what of a text it sees; `base`: whose hidden states, where it sees those.
+        language: of the rows that it was fitted to, as `en`; empty: not known.
         exclusive: a row belongs to one model (tasks). Otherwise each model has an outcome for each row.
         k: neighbours. temperature: that the probabilities are softened with, from validation rows.
         threshold: least nearness to the fitted rows; below it the answer is "none of these". None: that is never said.
@@ -103,6 +106,7 @@ class RouterRecord(Record):
     kind: RouterKind
     features: Features
     base: str = ""
+    language: str = ""
     exclusive: bool
     routes: list[RouteTarget]
     k: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ LONGEST = 4_000  # characters of a request that are looked at
 SPLITS = ("train", "val", "test")
 PARTS = (0.6, 0.8)  # of a file of outcomes: rows below the first fit, up to the second validate, the rest are test rows
 SMALLEST_PART = 10
+LANGUAGE_ROWS = 200  # requests that show in which language a router is fitted
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,39 @@ def dataset_of_target(name: str) -> Dataset:
     return dataset_of(RunContext(load_run_recipe(folder, []), folder), True, "")
 
 
-def task_rows(job: RouteJob, datasets: Sequence[Dataset], split: str) -> Outcomes:
-    """Rows of all tasks, each worth 1 to its own model."""
-    from tuneloop.combine.route_fit import Outcomes
+def task_texts(job: RouteJob, datasets: Sequence[Dataset], split: str) -> tuple[list[str], list[int]]:
+    """The requests of all tasks, and the number of each one's task."""
     from tuneloop.evaluate.evaluate import sample_rows
 
-    texts, own = [], []
+    texts: list[str] = []
+    own: list[int] = []
     for number, dataset in enumerate(datasets):
         rows: list[Row] = sample_rows(getattr(dataset, split), job.rows, seed=0, stratum=dataset.stratum)
         texts += [last_user_turn(row) for row in rows]
         own += [number] * len(rows)
+    return texts, own
+
+
+def language_of(texts: Sequence[str]) -> str:
+    """The commonest language of some texts, as `en`; empty where it can't be told."""
+    from tuneloop.data.language import detect_language
+
+    found = Counter(code for code, sure in map(detect_language, texts[:LANGUAGE_ROWS]) if sure >= 0.5)
+    return found.most_common(1)[0][0] if found else ""
+
+
+def foreign_share(texts: Sequence[str], language: str) -> float:
+    """The share of texts that are beyond doubt in another language."""
+    from tuneloop.data.language import foreign
+
+    return sum(foreign(text, language) for text in texts) / len(texts) if language and texts else 0.0
+
+
+def task_rows(job: RouteJob, datasets: Sequence[Dataset], split: str) -> Outcomes:
+    """Rows of all tasks, each worth 1 to its own model."""
+    from tuneloop.combine.route_fit import Outcomes
+
+    texts, own = task_texts(job, datasets, split)
     return Outcomes(job.embed(texts), np.eye(len(datasets), dtype=np.float32)[own])
 
 
@@ -237,8 +262,13 @@ def outside_texts(file: str) -> list[str]:
     from tuneloop.records.dataset import MANIFEST
 
     if (Path(file) / MANIFEST).is_file():
-        return [last_user_turn(row) for row in dataset_of_target(file).test]
-    return [last_user_turn(row) for row in read_whole(file, PrepareConfig()).rows]
+        return [_asked_text(row) for row in dataset_of_target(file).test]
+    return [_asked_text(row) for row in read_whole(file, PrepareConfig()).rows]
+
+
+def _asked_text(row: Row) -> str:
+    """What a row asks; a plain text, which has no turn of a user, is a request by itself."""
+    return last_user_turn(row) or row.answer
 
 
 # --- fit and eval ------------------------------------------------------------------------------
@@ -308,6 +338,7 @@ def _learned_from(job: RouteJob, sources: RouteSources) -> tuple[Outcomes, Outco
             )  # fmt: skip
         train, val, test = (Outcomes(job.embed(part.prompts), part.quality) for part in parts)
         routes = [RouteTarget(name=name, cost=costs.get(name, 0.0)) for name in table.names]
+        language = language_of(parts[0].prompts)
     else:
         _known_costs(costs, sources.targets)
         datasets = [dataset_of_target(name) for name in sources.targets]
@@ -321,12 +352,13 @@ def _learned_from(job: RouteJob, sources: RouteSources) -> tuple[Outcomes, Outco
             if not len(dataset.val):
                 raise UserError("There are no validation rows", where=name, next_step="prepare with data.split.val=0.1")
         train, val, test = (task_rows(job, datasets, split) for split in SPLITS)
+        language = language_of(task_texts(job, datasets, "train")[0])
         routes = [
             RouteTarget(name=name, cost=costs.get(name, 0.0), dataset=dataset.path)
             for name, dataset in zip(sources.targets, datasets, strict=True)
         ]
     like = RouterRecord(
-        kind="constant", features=job.features, base=job.base if job.features == "hidden" else "",
+        kind="constant", features=job.features, base=job.base if job.features == "hidden" else "", language=language,
         exclusive=not sources.outcomes, routes=routes, source=sources.outcomes,
     )  # fmt: skip
     return train, val, test, like
@@ -377,11 +409,15 @@ def eval_route(
     if record.exclusive:
         if outcomes:
             raise UserError("This router was fitted to tasks", where="--outcomes", next_step="leave it out")
-        test = task_rows(job, [dataset_of_target(route.dataset or route.name) for route in record.routes], "test")
+        datasets = [dataset_of_target(route.dataset or route.name) for route in record.routes]
+        test, texts = task_rows(job, datasets, "test"), task_texts(job, datasets, "test")[0]
     else:
         part = read_outcomes(Path(outcomes or record.source), router.names).part("test")
-        test = Outcomes(job.embed(part.prompts), part.quality)
+        test, texts = Outcomes(job.embed(part.prompts), part.quality), part.prompts
     if not len(test):
         raise UserError("There are no test rows", where=str(folder), next_step="give more rows")
-    strange = job.embed(outside_texts(outside)) if outside else None
-    return Router(record.model_copy(update={"figures": judged(router, test, strange)}), router.numbers)
+    from_outside = outside_texts(outside) if outside else []
+    figures = judged(router, test, job.embed(from_outside) if outside else None)
+    if share := foreign_share([*texts, *from_outside], record.language):
+        figures = figures.model_copy(update={"foreign": share})
+    return Router(record.model_copy(update={"figures": figures}), router.numbers)

@@ -29,7 +29,9 @@ def test_prepare_reads_what_was_served(tmp_path: Path, capsys: pytest.CaptureFix
     out = tmp_path / "log.jsonl"
     told = ["requests", "-f", str(tmp_path), "-o", str(out), "--json"]
     assert main([*told, "-m", "m"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"out": str(out), "written": 20, "failed": 1, "without_text": 1}
+    assert json.loads(capsys.readouterr().out) == {
+        "out": str(out), "written": 20, "failed": 1, "without_text": 1, "without_consent": 0,
+    }  # fmt: skip
     made = prepare(
         PrepareConfig(sources=[str(out)]), name="d", seed=0, out=tmp_path / "d", measure=lambda row: TokenCount(9, 4)
     )

@@ -22,22 +22,26 @@ MOST = 20  # rows that are shown
 
 
 def command(
-    dataset: str = argument("DATASET", "A prepared data set: its folder."),
+    dataset: str = argument("DATASET|SERVER", "A prepared data set, or a server of `tuneloop serve`: its folder."),
     match: str = flag(
         ..., "TEXT|COLUMN=VALUE", "Remove rows with this text, in any case, or with this value of a column."
     ),
     regex: bool = switch("Take the text or value as a regular expression."),
     dry_run: bool = switch("Only show what matches."),
     yes: bool = switch("Remove without asking.", "-y"),
+    receipt: str = flag("", "RECEIPT", "Of an erasure from a server: show that it was done."),
     root: str = flag(".", "FOLDER", "Where to look for data sets and runs that were made from it."),
     model: str = flag("", "MODEL", "Model whose tokens are counted again; default: the packaged one.", "-m"),
     *,
     output: Output,
 ) -> None:
-    """Remove a person's rows from a data set, and list all that was made from it.
+    """Remove a person's rows from a data set, and list all that was made from it; or a user's requests from a server.
 
-    Exit status 1: no row matches.
+    For a server, --match is user=NAME, conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
     """
+    if (Path(dataset) / "store.db").is_file():
+        _from_store(Path(dataset), match, receipt, dry_run=dry_run, yes=yes, output=output)
+        return
     from rich.console import Console
 
     from tuneloop.data.forget import descendants, find_rows, forget, personal_settings
@@ -152,3 +156,39 @@ def _clean(text: str) -> str:
 def _end(text: str, longest: int) -> str:
     text = _clean(text)
     return text if len(text) <= longest else "…" + text[1 - longest :]
+
+
+def _from_store(folder: Path, match: str, receipt: str, *, dry_run: bool, yes: bool, output: Output) -> None:
+    """Erase from a server's store, or show by a receipt that it was done."""
+    from tuneloop.workflows.forget_requests import forget_requests, proof_of
+
+    if receipt:
+        stone = proof_of(folder, match, receipt)
+        if output.json:
+            print_json({"proved": stone is not None, "erased": stone.to_json() if stone else None})
+        elif stone is not None:
+            print(
+                f"{stone.time}: {stone.data['requests']:,} requests and {stone.data['feedback']:,} feedback were erased"
+            )
+        else:
+            print("No erasure has this receipt and this --match.")
+        raise typer.Exit(0 if stone is not None else 1)
+    found, done = forget_requests(folder, match, dry_run=True)
+    if (found.requests or found.feedback) and not dry_run:
+        if not yes and (output.json or not sys.stdin.isatty()):
+            raise UserError(
+                "This erases for good", where=str(folder), next_step="say --yes, or --dry-run to look first"
+            )
+        if yes or typer.confirm(
+            f"Erase {len(found.requests):,} requests and {len(found.feedback):,} feedback?", err=True
+        ):
+            found, done = forget_requests(folder, match, dry_run=False)
+    facts = {"requests": len(found.requests), "feedback": len(found.feedback)}
+    if output.json:
+        print_json({**facts, "erased": done is not None, "receipt": done.receipt if done else None})
+    else:
+        print(f"{facts['requests']:,} requests and {facts['feedback']:,} feedback{' erased' if done else ''}")
+        if done:
+            print(f"receipt {done.receipt}: keep it; with it --receipt shows what was erased. It stands nowhere else.")
+            print("Data sets that were collected before still have them: tuneloop forget DATASET --match ...")
+    raise typer.Exit(0 if found.requests or found.feedback else 1)

@@ -33,6 +33,6 @@ def command(
     with screen(output.quiet) as shown:
         shown.say(
             f"requests  {found.written:,} in {found.out}; left out: {found.failed:,} failed, "
-            f"{found.without_text:,} whose texts were not kept"
+            f"{found.without_text:,} whose texts were not kept, {found.without_consent:,} that must not be trained on"
         )
         shown.say(f"next:     tuneloop prepare {found.out}")

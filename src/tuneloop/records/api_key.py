@@ -21,6 +21,7 @@ class Limits(Part):
         adapters: models that it may ask, by name; empty: all.
         priority: before whom its requests are answered.
         deadline_ms: milliseconds within which the first token is promised; default: the server's objective.
+        train: `no`: its requests never become training data.
     """
 
     rpm: int | None = Field(None, ge=1)
@@ -29,6 +30,7 @@ class Limits(Part):
     adapters: list[str] = []
     priority: Priority = "normal"
     deadline_ms: float | None = Field(None, gt=0)
+    train: Literal["yes", "no"] = "yes"
 
 
 class ApiKey(Part):

@@ -24,6 +24,7 @@ class StoredRequest(Record):
         shadow: id of the request of which this is a copy that a candidate answered unseen; None: it is no copy.
         route: what a router decided: `model`, `why` (`best`, `none of these`, `conversation`), `scores` by model, `nearness` to
             the rows that it was fitted to; None: no router was asked.
+        train: `no`: it must not become training data, as its key says; None: it may.
         user: pseudonym of the end user.
         conversation: that the request belongs to, as the client names it.
         prompt: the messages, and `tools`, the functions that the model could call.
@@ -52,6 +53,7 @@ class StoredRequest(Record):
     fallback: str | None = None
     shadow: str | None = None
     route: dict[str, Any] | None = None
+    train: str | None = None
     user: str | None = None
     conversation: str | None = None
     prompt: list[Message]

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tuneloop.records.request import StoredRequest
 
 FILES = ("store.ahead-0.jsonl", "store.ahead-1.jsonl")
 LARGE = 1_000_000  # bytes after which the other file is taken
+OLD = 30.0  # seconds after which it is taken too, so that what is erased from the store does not stand here for long
 KILLED = "the server was killed before the answer ended"
 
 
@@ -46,6 +48,7 @@ class WriteAhead:
     _at: int = 0
     _size: int = 0
     _begun: dict[str, bytes] = field(default_factory=dict)
+    _since: float = field(default_factory=time.monotonic)
 
     def open(self) -> list[Record]:
         """Open the files; returns what an earlier server has left in them, the last word on each id.
@@ -87,9 +90,10 @@ class WriteAhead:
         Returns:
             The number of the file to be cleared once that is in the store; None: none.
         """
-        if self._size < LARGE or not self._files:
+        now = time.monotonic()
+        if not self._files or not self._size or (self._size < LARGE and now - self._since < OLD):
             return None
-        before, self._at, self._size = self._at, 1 - self._at, 0
+        before, self._at, self._size, self._since = self._at, 1 - self._at, 0, now
         for line in self._begun.values():
             self._write(line)
         return before

@@ -43,6 +43,11 @@ class LogConfig(Config):
     content: Literal["full", "redacted", "hash", "none"] = Field(
         "full", description="full texts; redacted: without personal data; hash: a digest of each text; none"
     )
+    keep_days: float | None = Field(
+        None,
+        gt=0,
+        description="days after which texts, users and conversations leave the store; figures stay; default: never",
+    )
 
 
 class BatchConfig(Config):

@@ -507,6 +507,8 @@ class Gateway:
             return
         if (served := self.shadow(account.model.name)) and served in self.candidates:
             caller = Caller(user=account.caller.user, conversation=account.caller.conversation)
+            if account.caller.key is not None and account.caller.key.limits.train == "no":
+                return  # no work for an experiment from whom is not to be learned
             self.copies.add(self, Copy(account.id, served, replace(account.asked, model=account.model.name), caller))
 
     async def request(self, asked: Asked, model: ServedModel, engine: ServingEngine | None = None) -> Request:
@@ -635,8 +637,11 @@ class Gateway:
             model=model.name, adapter=None if model.adapter == BASE else model.adapter, release=model.release or None,
             arm=account.drawn.arm if account.drawn else None,
             propensity=account.drawn.propensity if account.drawn and not account.shadow else None,
-            route=dict(account.route) if account.route is not None else None, fallback=account.fallback, shadow=account.shadow, user=account.caller.user or None, conversation=account.caller.conversation or None, prompt=prompt,
-            tools=[dict(tool) for tool in asked.tools], completion=_with_probability(text, first), prompt_tokens=account.prompt_tokens,
+            route=dict(account.route) if account.route is not None else None, fallback=account.fallback,
+            train="no" if account.caller.key and account.caller.key.limits.train == "no" else None, shadow=account.shadow,
+            user=account.caller.user or None, conversation=account.caller.conversation or None, prompt=prompt,
+            tools=[dict(tool) for tool in asked.tools], completion=_with_probability(text, first),
+            prompt_tokens=account.prompt_tokens,
             completion_tokens=account.tokens,
             ttft_ms=None if account.ttft_ms is None else round(account.ttft_ms, 3),
             total_ms=round(1000 * (time.perf_counter() - account.began), 3),

@@ -58,6 +58,7 @@ MIGRATIONS = (
     CREATE INDEX requests_by_arm ON requests (model, id) WHERE arm IS NOT NULL;
     """,
     "ALTER TABLE requests ADD COLUMN route TEXT;",
+    "ALTER TABLE requests ADD COLUMN train TEXT;",
 )
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
@@ -269,11 +270,12 @@ def last_routes(connection: sqlite3.Connection, most: int = 10_000) -> dict[str,
 
 
 def exported(request: StoredRequest) -> dict[str, Any] | None:
-    """A request in the form of a log of a chat API, which `tuneloop prepare` reads; None where its texts were not kept.
+    """A request in the form of a log of a chat API, which `tuneloop prepare` reads; None where it must not be trained on or
+    its texts were not kept.
 
     `meta` columns stand next to request and response: ids, time, user, release, finish.
     """
-    if not request.prompt or request.completion is None or request.error is not None:
+    if not request.prompt or request.completion is None or request.error is not None or request.train == "no":
         return None
     message = request.completion
     if isinstance(message, str):

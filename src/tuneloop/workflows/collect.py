@@ -46,6 +46,7 @@ def collect_store(
     where, values = ("model = ?", [options.model]) if options.model else ("", [])
     with opened(place) as store:
         where = f"shadow IS NULL AND {where}" if where else "shadow IS NULL"  # nobody saw those
+        where += " AND train IS NOT 'no'"
         requests = list(read_requests(store, since=options.since, until=options.until, where=where, values=values))
         feedback = list(read_feedback(store))
     found = collect(requests, feedback, options)

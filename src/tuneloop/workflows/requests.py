@@ -19,12 +19,14 @@ class Written:
         written: lines of the file.
         failed: had an error in place of an answer.
         without_text: whose texts were not kept (`log.content`).
+        without_consent: whose key says `train: no`.
     """
 
     out: str
     written: int = 0
     failed: int = 0
     without_text: int = 0
+    without_consent: int = 0
 
 
 def write_requests(folder: Path, out: Path, *, since: str = "", model: str = "") -> Written:
@@ -40,7 +42,7 @@ def write_requests(folder: Path, out: Path, *, since: str = "", model: str = "")
     """
     if out.is_dir():
         raise UserError("A folder has this name", where=f"--out {out}", next_step="choose another name")
-    written = failed = without = 0
+    written = failed = without = refused = 0
     condition = {"where": "model = ?", "values": [model]} if model else {}
     with opened(folder) as store, replacing(out) as file:
         for request in read_requests(store, since=since, **condition):  # type: ignore[arg-type]
@@ -48,8 +50,10 @@ def write_requests(folder: Path, out: Path, *, since: str = "", model: str = "")
             if line is not None:
                 written += 1
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            elif request.train == "no":
+                refused += 1
             elif request.error is not None:
                 failed += 1
             else:
                 without += 1
-    return Written(str(out), written, failed, without)
+    return Written(str(out), written, failed, without, refused)

@@ -8,16 +8,20 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import sys
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, read_yaml, write_json
-from tuneloop.core.ids import utc_now
+from tuneloop.core.ids import utc, utc_now
 from tuneloop.serve.admission import Admission
 from tuneloop.serve.config import ServeConfig
+from tuneloop.serve.erase import expire, spent_by_erased
 from tuneloop.serve.gateway import Gateway
 from tuneloop.serve.keys import Keyring
 from tuneloop.serve.limits import Ledger
@@ -118,7 +122,24 @@ def _spent(folder: Path) -> dict[str, float]:
     """Dollars by key, from the store."""
     with opened(folder) as store:
         rows = store.execute("SELECT key, SUM(usd) FROM requests WHERE key != '' GROUP BY key").fetchall()
-    return {key: usd or 0.0 for key, usd in rows}
+        found = Counter(spent_by_erased(store))
+    found.update({key: usd or 0.0 for key, usd in rows})
+    return dict(found)
+
+
+async def _expire(config: ServeConfig, say: Say) -> None:
+    """Once an hour, take from the store what is older than it may be."""
+    while config.log.keep_days is not None:
+        before = utc(time.time() - 86_400 * config.log.keep_days)
+
+        def work(before: str = before) -> int:
+            with opened(config.folder) as store:
+                return expire(store, before)
+
+        with contextlib.suppress(sqlite3.Error, UserError):  # the file is locked; an hour later it is not
+            if count := await asyncio.to_thread(work):
+                say(f"store     texts and users of {count:,} requests before {before} are erased")
+        await asyncio.sleep(3600)
 
 
 def serve(config: ServeConfig, say: Say, *, ready: Callable[[str, Gateway], None] | None = None) -> None:
@@ -193,6 +214,7 @@ async def _serve(
             await asyncio.sleep(0.01)
         if batches is not None and (left := batches.resume()):
             say(f"batch     goes on with {left} of an earlier server")
+        expiring = asyncio.create_task(_expire(config, say))
         if ready is not None:
             ready(address, gateway)
         async with monitored(config, list(gateway.models), say):
@@ -203,6 +225,7 @@ async def _serve(
         if batches is not None:
             await batches.stop()
         await gateway.copies.stop()
+        expiring.cancel()
         server.should_exit = True
         await running
 

@@ -1,0 +1,190 @@
+"""What leaves a store: a person's requests on demand, texts and users after some days.
+
+An erasure leaves a tombstone among the decisions: how many records went, what they had cost, and digests under a secret that
+stands nowhere but in the receipt that is printed once. Who has the receipt can show that these records of this person
+were erased; without it the digests say nothing, not even to somebody who guesses the name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import sqlite3
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.records.decision import Decision
+from tuneloop.serve.store import insert, read_decisions
+
+FORGET = "store.forget"
+COLUMNS = ("user", "conversation", "id", "key")
+CHUNK = 500  # records that are erased in one transaction, so that the server writes between two
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What belongs to a person: ids of requests and of feedback."""
+
+    requests: tuple[str, ...]
+    feedback: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What was erased; the receipt is empty where nothing was."""
+
+    requests: int
+    feedback: int
+    receipt: str
+
+
+def find(store: sqlite3.Connection, match: str) -> Matched:
+    """The requests and feedback that a match names, with the copies that a candidate answered.
+
+    Args:
+        store: open.
+        match: `user=anna`, `conversation=c1`, `id=...`, `key=...`, or a text that stands in a prompt, an answer or feedback, in
+            any case of its letters.
+
+    Raises:
+        UserError: nothing is named, or an unknown column.
+    """
+    if not match.strip():
+        raise UserError("Nothing is named", where="--match", next_step="as in --match user=anna, or a text")
+    column, equals, value = match.partition("=")
+    if equals and re.fullmatch(r"[a-z_]+", column) and column not in COLUMNS:
+        raise UserError(
+            f"A store has no column {column!r}", where="--match", next_step=f"columns: {', '.join(COLUMNS)}; or a text"
+        )
+    if equals and column in COLUMNS:
+        own = [row[0] for row in store.execute(f"SELECT id FROM requests WHERE {column} = ?", [value])]
+        also = "user = ?" if column == "user" else "conversation = ?" if column == "conversation" else "id = ?"
+        said = [row[0] for row in store.execute(f"SELECT id FROM feedback WHERE {also}", [value])]
+    else:
+        text = match.casefold()
+        rows = store.execute("SELECT id, prompt, completion, tools, user FROM requests")
+        own = [row[0] for row in rows if any(text in _plain(each) for each in row[1:] if each)]
+        said = [
+            row[0]
+            for row in store.execute("SELECT id, value, user FROM feedback")
+            if text in _plain(f"{row[1]} {row[2]}")
+        ]
+    mine = set(own)
+    copies = store.execute("SELECT id, shadow FROM requests WHERE shadow IS NOT NULL").fetchall()
+    own += [id_ for id_, of in copies if of in mine]
+    mine = set(own)
+    talks = _conversations(store, own)
+    for id_, request, conversation in store.execute("SELECT id, request, conversation FROM feedback"):
+        if request in mine or (conversation in talks and conversation is not None):
+            said.append(id_)
+    return Matched(tuple(sorted(set(own))), tuple(sorted(set(said))))
+
+
+def _plain(value: str) -> str:
+    """A JSON text as people read it, for a search."""
+    return re.sub(r"\\u([0-9a-f]{4})", lambda m: chr(int(m[1], 16)), value).casefold()
+
+
+def _conversations(store: sqlite3.Connection, own: Sequence[str]) -> set[str]:
+    """Conversations all of whose requests go."""
+    mine = set(own)
+    others: dict[str, bool] = defaultdict(bool)
+    for id_, talk in store.execute("SELECT id, conversation FROM requests WHERE conversation IS NOT NULL"):
+        others[talk] |= id_ not in mine
+    return {talk for talk, left in others.items() if not left}
+
+
+def erase(store: sqlite3.Connection, match: str, found: Matched) -> Erased:
+    """Erase records, write the tombstone, and clear their bytes from the file.
+
+    Args:
+        store: open.
+        match: whose they are; its digest stands in the tombstone.
+        found: from `find`.
+    """
+    if not found.requests and not found.feedback:
+        return Erased(0, 0, "")
+    receipt = secrets.token_urlsafe(16)
+    spent: dict[str, float] = defaultdict(float)
+    for ids in _chunks(found.requests):
+        marks = ",".join("?" * len(ids))
+        for key, usd in store.execute(f"SELECT key, usd FROM requests WHERE id IN ({marks})", ids):
+            if key and usd:
+                spent[key] += usd
+    data: dict[str, Any] = {
+        "requests": len(found.requests), "feedback": len(found.feedback), "spent": dict(spent),
+        "whose": _digest(receipt, match), "records": sorted(_digest(receipt, id_) for id_ in (*found.requests, *found.feedback)),
+    }  # fmt: skip
+    # The tombstone first: an erasure that is cut in the middle is one that is done again, not one that nobody knows of.
+    insert(store, [Decision(id=uuid7(), time=utc_now(), kind=FORGET, data=data)])
+    store.execute("PRAGMA secure_delete = ON")
+    for table, whole in (("requests", found.requests), ("feedback", found.feedback)):
+        for ids in _chunks(whole):
+            store.execute(f"DELETE FROM {table} WHERE id IN ({','.join('?' * len(ids))})", ids)
+    store.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return Erased(len(found.requests), len(found.feedback), receipt)
+
+
+def _chunks(ids: Sequence[str]) -> list[list[str]]:
+    return [list(ids[i : i + CHUNK]) for i in range(0, len(ids), CHUNK)]
+
+
+def _digest(receipt: str, value: str) -> str:
+    return hmac.new(receipt.encode(), value.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+
+def proved(store: sqlite3.Connection, match: str, receipt: str) -> Decision | None:
+    """The tombstone that a receipt belongs to; None: it is none of this person's.
+
+    Args:
+        match: as it was given when the records were erased.
+    """
+    wanted = _digest(receipt, match)
+    return next(
+        (each for each in read_decisions(store, where=f"kind = '{FORGET}'") if each.data["whose"] == wanted), None
+    )
+
+
+def spent_by_erased(store: sqlite3.Connection) -> dict[str, float]:
+    """Dollars of erased requests by key, which still count against budgets."""
+    found: dict[str, float] = defaultdict(float)
+    for event in read_decisions(store, where=f"kind = '{FORGET}'"):
+        for key, usd in event.data["spent"].items():
+            found[key] += usd
+    return dict(found)
+
+
+def expire(store: sqlite3.Connection, before: str) -> int:
+    """Take texts, users and conversations from requests before a time, and texts from feedback; figures stay.
+
+    Args:
+        before: ISO time.
+
+    Returns:
+        How many requests that were.
+    """
+    store.execute("PRAGMA secure_delete = ON")
+    count = 0
+    while True:
+        changed = store.execute(
+            "UPDATE requests SET prompt = '[]', completion = NULL, tools = '[]', user = NULL, conversation = NULL, "
+            "error = CASE WHEN error IS NULL THEN NULL ELSE 'failed' END WHERE id IN (SELECT id FROM requests WHERE "
+            "time < ? AND (prompt != '[]' OR completion IS NOT NULL OR user IS NOT NULL OR conversation IS NOT NULL) "
+            f"LIMIT {CHUNK})",
+            [before],
+        ).rowcount
+        if not changed:
+            break
+        count += changed
+    store.execute(
+        "DELETE FROM feedback WHERE time < ? AND (kind IN ('correction', 'comment', 'choice') OR conversation IS NOT NULL)",
+        [before],
+    )
+    store.execute("UPDATE feedback SET user = NULL WHERE time < ? AND user IS NOT NULL", [before])
+    return count

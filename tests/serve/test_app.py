@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import strategies as st
 from live_server import StubEngine, live
 
+from places import ROOT
 from tuneloop.records.api_key import Limits
 from tuneloop.serve.gateway import Gateway, ServedModel
 from tuneloop.serve.keys import add_key, revoke_key
@@ -254,3 +256,17 @@ def test_no_body_makes_the_server_fail(
     assert reply.status_code < 500, (path, fields, reply.text)
     if reply.status_code >= 400:
         assert reply.json()["error"]["message"]
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are(server: tuple[str, Gateway]) -> None:
+    assert post(server, "/v1/chat/completions", CHAT).status_code == 200
+    told = {line.split("{")[0].split(" ")[0] for line in httpx.get(f"{server[0]}/metrics").text.splitlines()}
+    board = json.loads((ROOT / "examples" / "serve" / "grafana.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked = {name for query in queries for name in re.findall(r"\b(?:tuneloop|gen_ai)_\w+", query)}
+    labels = {name for query in queries for name in re.findall(r"by \(([^)]*)\)", query)}
+    asked -= {each.strip() for group in labels for each in group.split(",")}
+    assert len(asked) >= 15 and asked <= told, asked - told
+    assert asked >= {name for name in told if name.startswith("tuneloop_") and not name.endswith("_created")} - {
+        "tuneloop_shadow_dropped", "tuneloop_requests_created",
+    }  # fmt: skip

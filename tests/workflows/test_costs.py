@@ -72,3 +72,18 @@ def test_times_are_read() -> None:
     assert since_time("2026-01-31") == "2026-01-31" and since_time("") == ""
     with pytest.raises(UserError, match="Not a time"):
         since_time("yesterday")
+
+
+def test_the_planners_forecast_stands_beside(tmp_path: Path) -> None:
+    fill(tmp_path)
+    found = costs_of(tmp_path)
+    plan = found.forecast
+    assert plan is not None and plan.measured == pytest.approx(16500 / 660)
+    assert plan.usd_per_million_full == pytest.approx(plan.usd_per_hour / plan.tokens_per_second / 3600 * 1e6)
+    assert plan.usd_per_million == pytest.approx(plan.usd_per_million_full / found.utilisation)
+    other = costs_of(tmp_path, gpu="h100-sxm").forecast
+    assert other is not None and "H100" in other.machine and other.tokens_per_second > plan.tokens_per_second
+    with pytest.raises(UserError):
+        costs_of(tmp_path, gpu="h1000")
+    fill(tmp_path / "odd", base="my-model")
+    assert costs_of(tmp_path / "odd").forecast is None

@@ -20,6 +20,7 @@ def command(
     usd_per_hour: float | None = flag(
         None, "USD", "What an hour of the machine costs; default: prices.usd_per_hour of the server.", least=0
     ),
+    gpu: str = flag("", "GPU", "GPU of the planner's forecast; default: a common one."),
     *,
     output: Output,
 ) -> None:
@@ -30,7 +31,7 @@ def command(
     """
     from tuneloop.workflows.costs import costs_of, since_time
 
-    found = costs_of(Path(folder), since_time(since), usd_per_hour)
+    found = costs_of(Path(folder), since_time(since), usd_per_hour, gpu)
     if output.json:
         print_json(found.to_json())
         return
@@ -48,6 +49,12 @@ def _lines(found: Costs) -> Iterator[str]:
             yield _line(f"  {row.name}", row)
     if not found.usd_per_hour and not found.total.usd:
         yield "no prices: give --usd-per-hour, or set prices in serve.yaml"
+    if (plan := found.forecast) is not None:
+        yield (
+            f"planned on {plan.machine}: {plan.tokens_per_second:,.0f} tokens/s (here {plan.measured:,.0f} while it worked), "
+            f"{plan.usd_per_million_full:,.3f} USD for 1M tokens at full load"
+            + ("" if plan.usd_per_million is None else f", {plan.usd_per_million:,.3f} when as idle as here")
+        )
     for each in found.hosted:
         line = f"{each.provider} {each.model} ({each.date}): {each.usd:,.4f} USD for the same tokens"
         if each.tokens_a_month is not None:

@@ -495,6 +495,11 @@ def gauges(gateway: Gateway) -> dict[str, float]:
         "prediction_coverage": sum(each.coverage * each.n for each in known) / n,
         "on_time": admission.tally.on_time, "late": admission.tally.late, "refused": admission.tally.refused,
     }  # fmt: skip
+    values |= {
+        "store_unsafe": gateway.store.unsafe, "shadow_waiting": len(gateway.copies.waiting),
+        "shadow_dropped": gateway.copies.dropped,
+        "engines_out": sum(bool(member.out) for member in getattr(gateway.engine, "members", ())),
+    }  # fmt: skip
     for name, value in values.items():
         gateway.metrics.gauges[name].set(value)
     return values

@@ -64,6 +64,10 @@ class Metrics:
                 ("prediction_coverage", "Share of first tokens within the predicted bound."),
                 ("on_time", "First tokens within their deadline."),
                 ("late", "First tokens after their deadline."),
+                ("store_unsafe", "Records that were not written before their answer ended, for want of disk."),
+                ("shadow_waiting", "Copies that wait for a candidate's unseen answer."),
+                ("shadow_dropped", "Copies that gave way to later ones."),
+                ("engines_out", "Engines that are left out until they answer their canaries."),
                 ("refused", "Requests that were refused for their deadline or a full queue."),
             )
         }

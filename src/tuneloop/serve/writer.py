@@ -142,6 +142,11 @@ class StoreWriter:
         """Records in memory."""
         return len(self._queue)
 
+    @property
+    def unsafe(self) -> int:
+        """Records that could not be written before their answer ended."""
+        return self._ahead.failed if self._ahead is not None else 0
+
     def stop(self, seconds: float = 10.0) -> None:
         """Write what is left and end the thread."""
         self._over = True

@@ -71,10 +71,30 @@ class Hosted:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """What the planner expects of a rented machine with this model and these prompts and answers.
+
+    Args:
+        machine: GPUs, provider and price.
+        tokens_per_second: read and written, at full load; `measured` of this server while it worked.
+        usd_per_hour: of the machine.
+        usd_per_million_full, usd_per_million: dollars for a million tokens at full load, and at this server's utilisation.
+    """
+
+    machine: str
+    tokens_per_second: float
+    measured: float
+    usd_per_hour: float
+    usd_per_million_full: float
+    usd_per_million: float | None
+
+
+@dataclass(frozen=True)
 class Costs:
     """What a server's requests cost.
 
     Args:
+        forecast: of the planner; None: it does not know the model, or there were no answers.
         hours: from the first request to the last one, or since the time that was asked for.
         utilisation: share of these hours in which the engine worked.
     """
@@ -86,6 +106,7 @@ class Costs:
     total: CostRow
     groups: dict[str, list[CostRow]]
     hosted: list[Hosted]
+    forecast: Forecast | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
@@ -94,6 +115,7 @@ class Costs:
             "since": self.since or None, "hours": self.hours, "utilisation": self.utilisation,
             "usd_per_hour": self.usd_per_hour or None, "total": self.total.to_json(), "by": groups,
             "hosted": [asdict(each) for each in self.hosted],
+            "forecast": asdict(self.forecast) if self.forecast else None,
         }  # fmt: skip
 
 
@@ -112,13 +134,14 @@ def since_time(text: str, now: float | None = None) -> str:
     return text
 
 
-def costs_of(folder: Path, since: str = "", usd_per_hour: float | None = None) -> Costs:
+def costs_of(folder: Path, since: str = "", usd_per_hour: float | None = None, gpu: str = "") -> Costs:
     """What the requests of a server cost.
 
     Args:
         folder: of the server.
         since: ISO time; empty: all of them.
         usd_per_hour: of the machine; None: `prices.usd_per_hour` of the server's settings.
+        gpu: that the planner is asked about; empty: a common one.
 
     Raises:
         UserError: there is no store.
@@ -142,10 +165,35 @@ def costs_of(folder: Path, since: str = "", usd_per_hour: float | None = None) -
         return CostRow(name or "(none)", requests, failed, read, written, used, usd, share)
 
     total = row(whole)
+    busy = seconds / (hours * 3600) if hours else 0.0
     return Costs(
-        since, hours, seconds / (hours * 3600) if hours else 0.0, price, total,
+        since, hours, busy, price, total,
         {by: [row(each) for each in found] for by, found in rows.items()},
-        _hosted(state.get("base", ""), total, price),
+        _hosted(state.get("base", ""), total, price), _forecast(state.get("base", ""), total, busy, gpu),
+    )  # fmt: skip
+
+
+def _forecast(base: str, total: CostRow, busy: float, gpu: str) -> Forecast | None:
+    from tuneloop.advise.advise import make_question
+    from tuneloop.advise.economy import serving
+    from tuneloop.plan.prices import load_prices
+
+    answered = total.requests - total.failed
+    if not base or not answered or not total.seconds:
+        return None
+    try:
+        question = make_question({"model": base, **({"gpu": gpu} if gpu else {})})
+        means = total.prompt_tokens / answered, total.completion_tokens / answered
+        own = serving(question, load_prices(), *means, "on-demand")
+    except UserError:
+        if gpu:
+            raise
+        return None  # a model that the planner does not know
+    if own is None:
+        return None
+    return Forecast(
+        own.engine.source, own.engine.tokens_per_second, total.tokens / total.seconds,
+        own.price.machines_usd(own.gpus), own.engine.usd_per_million(1.0), own.engine.usd_per_million(busy) if busy else None,
     )  # fmt: skip
 
 

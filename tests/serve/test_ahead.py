@@ -77,7 +77,7 @@ def test_every_answer_is_in_the_store_after_a_kill(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         kept = {each.id: each for each in read_requests(store)}
     assert len(told) >= 25 and set(told) <= set(kept)
-    assert all(kept[each].completion == "Hello there." and kept[each].error is None for each in told)
+    assert all("Hello there." in str(kept[each].completion) and kept[each].error is None for each in told)
     unanswered = [each for each in kept.values() if each.error == KILLED]
     assert all(each.completion is None and each.prompt for each in unanswered)
 

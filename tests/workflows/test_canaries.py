@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from patience import HANG
+from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.inference.engines import Served
 from tuneloop.inference.engines.canary import prove
@@ -43,13 +44,26 @@ def started(run: Path, **settings: Any) -> list[str]:
     return said
 
 
-def test_a_server_proves_its_models_by_their_evaluation(make_tuned: MakeTuned) -> None:
+def checked(run: Path, capsys: pytest.CaptureFixture[str], status: int) -> dict[str, Any]:
+    """What `serve --check` says."""
+    capsys.readouterr()
+    assert main(["serve", f"adapters.support={run}", "--check", "--json", "-q"]) == status
+    (found,) = json.loads(capsys.readouterr().out)["models"]
+    return found  # type: ignore[no-any-return]
+
+
+def test_a_server_proves_its_models_by_their_evaluation(
+    make_tuned: MakeTuned, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_tuned(tickets(80))
+    assert checked(run, capsys, 3)["n"] == 0
     assert canaries_of(str(run), "h", task_of_run(run)) == [], "it was not evaluated"
     evaluate_target(EvalTarget(target=str(run)))
     assert "proof     support: 5 of 5 test rows are answered as in the evaluation" in started(run)
     assert not any(line.startswith("proof") for line in started(run, canaries=0))
     file = run / "samples.jsonl"
+    n = len(file.read_text().splitlines())
+    assert checked(run, capsys, 0) == {"name": "support", "n": n, "same": n, "failed": 0, "examples": [], "share": 1.0}
     samples = [json.loads(line) for line in file.read_text().splitlines()]
     for sample in samples:
         sample["prediction"] = LABELS[(LABELS.index(sample["prediction"]) + 1) % 3]
@@ -57,6 +71,8 @@ def test_a_server_proves_its_models_by_their_evaluation(make_tuned: MakeTuned) -
     with pytest.raises(UserError, match="0 of 5 answers are those of the evaluation"):
         started(run)
     assert started(run, canaries=0) is not None
+    wrong = checked(run, capsys, 1)
+    assert (wrong["n"], wrong["same"], len(wrong["examples"])) == (n, 0, 3)
 
 
 def test_written_answers_are_held_to_their_beginning(make_tuned: MakeTuned, tiny_llama: Path) -> None:

@@ -52,8 +52,8 @@ def _lines(found: Costs) -> Iterator[str]:
     if (plan := found.forecast) is not None:
         yield (
             f"planned on {plan.machine}: {plan.tokens_per_second:,.0f} tokens/s (here {plan.measured:,.0f} while it worked), "
-            f"{plan.usd_per_million_full:,.3f} USD for 1M tokens at full load"
-            + ("" if plan.usd_per_million is None else f", {plan.usd_per_million:,.3f} when as idle as here")
+            f"{plan.usd_per_million_full:,.3g} USD for 1M tokens at full load"
+            + ("" if plan.usd_per_million is None else f", {plan.usd_per_million:,.3g} when as idle as here")
         )
     for each in found.hosted:
         line = f"{each.provider} {each.model} ({each.date}): {each.usd:,.4f} USD for the same tokens"

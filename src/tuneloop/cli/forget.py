@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 MOST = 20  # rows that are shown
 
 
+@dataclass(frozen=True)
+class ForgetOptions:
+    """Where to look, and what an erasure is shown by."""
+
+    receipt: str = flag("", "RECEIPT", "Of an erasure from a server: show that it was done.")
+    root: str = flag(".", "FOLDER", "Where to look for data sets and runs that were made from it.")
+    model: str = flag("", "MODEL", "Model whose tokens are counted again; default: the packaged one.", "-m")
+
+
 def command(
     dataset: str = argument("DATASET|SERVER", "A prepared data set, or a server of `tuneloop serve`: its folder."),
     match: str = flag(
@@ -29,10 +39,8 @@ def command(
     regex: bool = switch("Take the text or value as a regular expression."),
     dry_run: bool = switch("Only show what matches."),
     yes: bool = switch("Remove without asking.", "-y"),
-    receipt: str = flag("", "RECEIPT", "Of an erasure from a server: show that it was done."),
-    root: str = flag(".", "FOLDER", "Where to look for data sets and runs that were made from it."),
-    model: str = flag("", "MODEL", "Model whose tokens are counted again; default: the packaged one.", "-m"),
     *,
+    more: ForgetOptions,
     output: Output,
 ) -> None:
     """Remove a person's rows from a data set, and list all that was made from it; or a user's requests from a server.
@@ -40,7 +48,7 @@ def command(
     For a server, --match is user=NAME, conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
     """
     if (Path(dataset) / "store.db").is_file():
-        _from_store(Path(dataset), match, receipt, dry_run=dry_run, yes=yes, output=output)
+        _from_store(Path(dataset), match, more.receipt, dry_run=dry_run, yes=yes, output=output)
         return
     from rich.console import Console
 
@@ -60,7 +68,7 @@ def command(
     there = bool(found.hits or found.resumed)
     if not there or dry_run:
         with screen(output.quiet, "looking for runs made from the data"):
-            made = descendants(found, matcher, root)
+            made = descendants(found, matcher, more.root)
         _print_made(made, console)
         if output.json:
             print_json({**facts, "removed": 0, "descendants": made})
@@ -69,8 +77,8 @@ def command(
         console.print("Nothing was removed.")
         raise typer.Exit(1)
     with screen(output.quiet, "removing rows"):
-        measure = measure_of(dataset, model)
-        done = forget(dataset, matcher, runs_root=root, measure=measure)
+        measure = measure_of(dataset, more.model)
+        done = forget(dataset, matcher, runs_root=more.root, measure=measure)
         if found.report:
             write_data_report(found.folder, hidden)
     if output.json:

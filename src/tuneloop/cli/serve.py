@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuneloop.cli.console import print_json, screen, split_arguments
 from tuneloop.cli.parameters import Output
+from tuneloop.core.flag import switch
+
+if TYPE_CHECKING:
+    from tuneloop.serve.config import ServeConfig
+
+SAME = 0.99  # share of the answers that --check asks for; roundings of another order flip near ties
 
 
 def command(
@@ -21,19 +27,24 @@ def command(
             show_default=False,
         ),
     ] = None,
+    check: bool = switch("Ask all test rows of each model, say how many are answered as evaluated, and end."),
     *,
     output: Output,
 ) -> None:
     """Answer requests by OpenAI's API until stopped.
 
     Several adapters on one base are served together, each asked as it was trained. SIGTERM lets running requests end.
-    With --json one line with the address is printed when it is ready.
+    With --json one line with the address is printed when it is ready. --check: exit status 1 where a model answers less
+    than 99 % of its test rows as in its evaluation, 3 where no evaluation is at hand.
     """
     from tuneloop.serve.gateway import Gateway
     from tuneloop.workflows.serve import first_steps, serve, serve_config
 
     targets, settings = split_arguments(arguments)
     config = serve_config(targets, settings)
+    if check:
+        _check(config, output)
+        return
     with contextlib.ExitStack() as loading:
         shown = loading.enter_context(screen(output.quiet, "loading the model"))
 
@@ -49,3 +60,27 @@ def command(
             print(line, file=sys.stderr, flush=True)
 
         serve(config, say, ready=ready)
+
+
+def _check(config: ServeConfig, output: Output) -> None:
+    from dataclasses import asdict
+
+    from tuneloop.workflows.serve import check_served
+
+    with screen(output.quiet, "asking the test rows") as shown:
+        found = check_served(config, shown.say)
+    if output.json:
+        print_json({"models": [{**asdict(each), "share": each.same / each.n if each.n else None} for each in found]})
+    for each in () if output.json else found:
+        if not each.n:
+            print(f"{each.name}: no evaluation on test rows is at hand")
+            continue
+        print(
+            f"{each.name}: {each.same:,} of {each.n:,} test rows ({each.same / each.n:.1%}) are answered as in the evaluation"
+        )
+        for expected, got in each.examples:
+            print(f"  {got[:100]!r} instead of {expected[:100]!r}")
+    if any(each.n and each.same < SAME * each.n for each in found):
+        raise typer.Exit(1)
+    if not all(each.n for each in found):
+        raise typer.Exit(3)

@@ -21,7 +21,9 @@ ROWS = 5  # asked of each adapter: some seconds
 TOKENS = 16  # of an answer: an adapter that is not applied shows in the first words
 
 
-def canaries_of(source: str, adapter: str, task: TaskSpec | None, rows: int = ROWS) -> list[Canary]:
+def canaries_of(
+    source: str, adapter: str, task: TaskSpec | None, rows: int = ROWS, tokens: int = TOKENS
+) -> list[Canary]:  # fmt: skip
     """Rows of the evaluation of a run or an artifact, those with the shortest prompts.
 
     A quantised artifact is held to its own evaluation, and to none where it was not measured.
@@ -30,6 +32,7 @@ def canaries_of(source: str, adapter: str, task: TaskSpec | None, rows: int = RO
         source: run, artifact or registered version.
         adapter: hash by which the engine knows it.
         task: what it was trained to answer.
+        rows, tokens: at most so many, and so many tokens of each answer.
 
     Returns:
         At most `rows`; none where no evaluation or no data set is at hand.
@@ -50,7 +53,7 @@ def canaries_of(source: str, adapter: str, task: TaskSpec | None, rows: int = RO
     ]
     found.sort(key=lambda each: sum(len(str(turn.get("content") or "")) for turn in each[0].prompt))
     return [
-        Canary(Request(row.prompt, row.tools or (), max_new_tokens=TOKENS, adapter=adapter, choices=labels), expected)
+        Canary(Request(row.prompt, row.tools or (), max_new_tokens=tokens, adapter=adapter, choices=labels), expected)
         for row, expected in found[:rows]
     ]
 

@@ -12,9 +12,9 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, read_yaml, write_json
@@ -29,13 +29,10 @@ from tuneloop.serve.store import opened
 from tuneloop.serve.writer import StoreWriter
 from tuneloop.workflows.registry import registered_name
 from tuneloop.workflows.serve_experiments import Experiments
-from tuneloop.workflows.serve_models import Deployment, deployment_of, prove_models
+from tuneloop.workflows.serve_models import Deployment, Sameness, deployment_of, prove_models, same_answers
 from tuneloop.workflows.serve_monitor import monitored
 from tuneloop.workflows.serve_router import name_of, split_targets, use_router
 from tuneloop.workflows.serve_swap import STATE, Swaps, pinned
-
-if TYPE_CHECKING:
-    pass
 
 Say = Callable[[str], None]
 
@@ -152,8 +149,37 @@ def serve(config: ServeConfig, say: Say, *, ready: Callable[[str, Gateway], None
         UserError: something is missing, the port is taken, or another server works in the folder.
     """
     folder = Path(config.folder)
-    with lock_folder(folder), _socket(config) as listening:
+    with _alone_in(folder), _socket(config) as listening:
         asyncio.run(_serve(config, listening, say, ready))
+
+
+def check_served(config: ServeConfig, say: Say) -> list[Sameness]:
+    """Ask all test rows of each model and compare with its evaluation; nothing is served.
+
+    Raises:
+        UserError: something is missing.
+    """
+
+    async def work() -> list[Sameness]:
+        deployment = deployment_of(pinned(config), {}, say)
+        await deployment.engine.start()
+        try:
+            return await same_answers(deployment, say)
+        finally:
+            await deployment.engine.stop()
+
+    return asyncio.run(work())
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lock_folder(folder))
+        except UserError as error:
+            step = "that server answers already; stop it, or name another folder: folder=NAME"
+            raise UserError(error.what, where=error.where, next_step=step) from None
+        yield
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -364,6 +365,57 @@ def _columns(text: str, names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"This model was trained on several columns: write them as JSON, {{{shown}}}")
     return value
+
+
+@dataclass(frozen=True)
+class Sameness:
+    """How many answers of a served model are those of its evaluation.
+
+    Args:
+        name: of the model.
+        n: test rows that were asked; 0: no evaluation of the test split is at hand.
+        same: answers that are equal.
+        failed: rows that got no answer.
+        examples: the first answers that differ: as evaluated, as served.
+    """
+
+    name: str
+    n: int
+    same: int
+    failed: int = 0
+    examples: tuple[tuple[str, str], ...] = ()
+
+
+async def same_answers(deployment: Deployment, say: Say) -> list[Sameness]:
+    """Ask all test rows of each model's evaluation, with whole answers, and compare.
+
+    Args:
+        deployment: whose engine is started.
+    """
+    from tuneloop.inference.engines import complete
+    from tuneloop.inference.engines.canary import is_expected
+    from tuneloop.workflows.canaries import canaries_of
+
+    found = []
+    for each in deployment.opened:
+        longest = (each.task.max_new_tokens if each.task else None) or 256
+        adapter = deployment.adapter_of(each)
+        rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, sys.maxsize, longest)
+        examples: list[tuple[str, str]] = []
+        same = failed = 0
+        for i in range(0, len(rows), deployment.engine.slots):
+            part = rows[i : i + deployment.engine.slots]
+            answers = await asyncio.gather(*(complete(deployment.engine, row.request) for row in part))
+            for answer, row in zip(answers, part, strict=True):
+                failed += bool(answer.error)
+                if is_expected(answer, row):
+                    same += 1
+                elif len(examples) < 3:
+                    examples.append((row.expected, answer.error or answer.text))
+            if i // 500 != (i + len(part)) // 500:
+                say(f"asked     {each.name}: {i + len(part):,} of {len(rows):,}")
+        found.append(Sameness(each.name, len(rows), same, failed, tuple(examples)))
+    return found
 
 
 async def prove_models(config: ServeConfig, deployment: Deployment, say: Say) -> None:

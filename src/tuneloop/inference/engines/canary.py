@@ -63,12 +63,12 @@ async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: flo
         if adapter != BASE:
             plain = await asyncio.gather(*(complete(engine, _measured(row.request, BASE)) for row in rows))
             _refuse_unchanged(engine, adapter, answers, plain)
-        same = sum(_is_expected(answer, row) for answer, row in zip(answers, rows, strict=True))
+        same = sum(is_expected(answer, row) for answer, row in zip(answers, rows, strict=True))
         if same < least * len(rows):
             wrong = next(
                 f"{answer.text[:60]!r} instead of {row.expected[:60]!r}"
                 for answer, row in zip(answers, rows, strict=True)
-                if not _is_expected(answer, row)
+                if not is_expected(answer, row)
             )
             raise UserError(
                 f"{same} of {len(rows)} answers are those of the evaluation; the first other one is {wrong}",
@@ -79,7 +79,7 @@ async def prove(engine: ServingEngine, canaries: Sequence[Canary], *, least: flo
     return proofs
 
 
-def _is_expected(answer: Completion, row: Canary) -> bool:
+def is_expected(answer: Completion, row: Canary) -> bool:
     """Whether it is the answer of the evaluation, or its beginning where the limit has cut it."""
     expected = row.expected.strip()
     return answer.text == expected or (answer.finish == "length" and expected.startswith(answer.text))

@@ -83,3 +83,25 @@ def test_what_is_missing_for_a_store_is_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match="not installed") as caught:
         open_store("gs://bucket/x")
     assert "tuneloop[gcs]" in caught.value.next_step
+
+
+def test_rows_are_read_from_a_store_and_fetched_once(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuneloop.core.store import Store
+    from tuneloop.data.sources.read import find_files, read_records
+    from tuneloop.records.rows import Reject
+
+    monkeypatch.setattr("tuneloop.data.sources.read.cache_folder", lambda: tmp_path / "cache")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "picture.png").write_text("x")
+    store = open_store(url)
+    store.put(tmp_path / "rows.jsonl", "rows.jsonl")
+    store.put(tmp_path / "picture.png", "picture.png")
+    (file,) = find_files([f"{url}/rows.jsonl"])
+    assert file.name == f"{url}/rows.jsonl"
+    found = [item.value["text"] for item in read_records([url]) if not isinstance(item, Reject)]
+    assert found == ["a", "b"]
+    monkeypatch.setattr(Store, "get", lambda *_: pytest.fail("fetched again"))
+    assert len(find_files([url])) == 1
+    for place, said in ((f"{url}/none.jsonl", "No such file"), (f"{url}/picture.png", "can be read")):
+        with pytest.raises(UserError, match=said):
+            find_files([place])

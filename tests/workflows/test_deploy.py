@@ -115,6 +115,7 @@ def test_what_was_made_is_undone_when_a_later_step_fails(artifact: Path, cli: Cl
         (["--to", "modal", "--hub", "a/b", "--gpu", "rtx4090"], "Modal has no RTX 4090"),
         (["--to", "modal", "--hub", "a/b", "--context", "99999999"], "not possible"),
         (["--to", "modal", "--hub", "a/b", "--min-replicas", "3"], "least <= most"),
+        (["--to", "modal", "--hub", "a/b", "--max-usd-per-month", "5"], "the limit is $5"),
         (["--to", "runpod", "--hub", "a/b", "--yes"], "RUNPOD_API_KEY is not set"),
     ],
 )
@@ -124,6 +125,15 @@ def test_what_can_t_be_deployed_is_said_in_three_lines(
     done = cli("deploy", str(artifact), *arguments, env={"RUNPOD_API_KEY": ""})
     assert done.returncode == 2 and said in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) <= 4 and "Traceback" not in done.stderr
+
+
+def test_on_own_machines_the_price_is_said_to_be_a_rented_card_s_or_is_the_user_s(artifact: Path, cli: Cli) -> None:
+    arguments = ("deploy", str(artifact), "--to", "kubernetes", "--hub", "a/b", "--gpu", "l4", "--dry-run")
+    said = cli(*arguments)
+    assert "machines of your own" in said.stdout and "Rented, such a card costs $" in said.stdout
+    mine = cli(*arguments, "--usd-per-hour", "0.25", "--out", "mine")
+    assert "$0.25 an hour and card, as you say" in mine.stdout and "$182 a month" in mine.stdout
+    assert read_record(HostedDeployment, Path("mine")).usd_per_hour == 0.25
 
 
 def test_a_changed_artifact_is_not_deployed(artifact: Path, cli: Cli) -> None:

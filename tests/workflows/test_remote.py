@@ -48,6 +48,7 @@ def test_only_redacted_rows_leave_and_the_recipe_reads_them(
         (["--on", "skypilot", "--spot"], "--bucket"),
         (["--on", "modal", "--gpu", "rtx4090"], "Modal has no RTX 4090"),
         (["--on", "slurm", "--yes"], "No command 'sbatch'"),
+        (["--on", "modal", "--max-usd", "0.000001"], "more than $0.00"),
     ],
 )
 def test_what_can_t_be_trained_elsewhere_is_said(
@@ -55,3 +56,18 @@ def test_what_can_t_be_trained_elsewhere_is_said(
 ) -> None:
     done = cli("run", str(rows), f"model={tiny_llama}", *arguments)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_price_that_rose_since_the_plan_is_said_and_stops_at_the_limit(
+    rows: Path, tiny_llama: Path, cli: Cli, tmp_path: Path
+) -> None:
+    arguments = ("run", str(rows), f"model={tiny_llama}", "--on", "modal", "--project", "far")
+    assert cli(*arguments).returncode == 0
+    record = tmp_path / "far" / "remote.json"
+    before = json.loads(record.read_text())
+    assert before["on"] == "modal" and before["usd"] > 0
+    record.write_text(json.dumps({**before, "usd": before["usd"] / 2}))
+    again = cli(*arguments, "--max-usd", str(0.75 * before["usd"]), "--yes")
+    assert (
+        again.returncode == 2 and "when it was planned on 20" in again.stderr and "nothing was started" in again.stderr
+    )

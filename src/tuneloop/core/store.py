@@ -60,6 +60,24 @@ class Store:
             found = self.system.find(self.path, detail=True)
         return {name.removeprefix(self.path).lstrip("/"): int(about["size"]) for name, about in found.items()}
 
+    def version(self, name: str) -> str:
+        """What changes when a file of the folder does: its tag, or the time at which it was written.
+
+        Raises:
+            UserError: the store refuses or does not answer.
+        """
+        with _clear(self._place(name)):
+            about = self.system.info(self._path(name))
+        return str(
+            next((about[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if about.get(key)), "")
+        )
+
+    def _path(self, name: str) -> str:
+        return f"{self.path}/{name}".rstrip("/")
+
+    def _place(self, name: str) -> str:
+        return f"{self.url}/{name}".rstrip("/")
+
     def put(self, file: Path, name: str) -> None:
         """Copy a file into the folder.
 
@@ -76,8 +94,8 @@ class Store:
             UserError: the store refuses or does not answer, or the disk is full.
         """
         with (
-            _clear(f"{self.url}/{name}"),
-            self.system.open(f"{self.path}/{name}", "rb") as source,
+            _clear(self._place(name)),
+            self.system.open(self._path(name), "rb") as source,
             replacing(file) as target,
         ):
             while part := source.read(1 << 22):

@@ -28,6 +28,7 @@ class Card:
         gib: memory.
         usd_per_hour: None where no price is known.
         price: the price in words, with its provider and date.
+        rented: whether that is what a rented card costs, while the host's are one's own.
         counts: how many of them a machine has.
         bf16: whether it computes in bfloat16.
     """
@@ -37,6 +38,7 @@ class Card:
     gib: float
     usd_per_hour: float | None = None
     price: str = ""
+    rented: bool = False
     counts: tuple[int, ...] = (1, 2, 4, 8)
     bf16: bool = True
 
@@ -122,8 +124,14 @@ class DeployWish:
     name: str = flag("", "NAME", "Name of the service; default: by the artifact.")
     gpu: str = flag("", "GPU", "Card of a replica, as in plan; default: the cheapest that holds the model.")
     context: int = flag(0, "N", "Most tokens of a prompt and its answer; default: 4,096, or the model's if less.")
+    usd_per_hour: float = flag(
+        0.0, "USD", "What an hour of one card costs you; default: the planner's price.", least=0, shown=False
+    )
     min_replicas: int = flag(1, "N", "Replicas that are always on; 0: none, where the host can start them.")
     max_replicas: int = flag(1, "N", "Most replicas.")
+    max_usd_per_month: float = flag(
+        0.0, "USD", "Refuse what costs more a month, with the most replicas.", least=0, shown=False
+    )
     idle_minutes: float = flag(15.0, "M", "How long an idle replica above the least is kept.")
 
     @property

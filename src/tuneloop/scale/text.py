@@ -35,6 +35,11 @@ def price_words(job: Deployment) -> str:
     least, most = month
     always = f"${least:,.0f} a month for {job.traffic.least} replica{'s' * (job.traffic.least != 1)} all the time"
     top = f", ${most:,.0f} at most for {job.traffic.most}" if job.traffic.most > job.traffic.least else ""
+    if card.rented:
+        return (
+            f"A replica is {machine}, on machines of your own: what they cost only you know (--usd-per-hour). Rented, such a card "
+            f"costs {card.price}; at that price it is {always}{top}."
+        )
     return f"A replica is {machine}: {card.price}. That is {always}{top}."
 
 

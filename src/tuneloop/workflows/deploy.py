@@ -71,9 +71,16 @@ def plan_deployment(folder: Path, wish: DeployWish) -> Project:
         file=next((name for name in manifest.files if name.endswith(".gguf")), ""),
         rank=_rank(folder),
         system=(manifest.task or {}).get("system") or "",
-        machine=_machine(host, size, wish.gpu),
+        machine=_machine(host, size, wish),
         traffic=traffic,
     )
+    month = job.usd_a_month()
+    if wish.max_usd_per_month and (month is None or month[1] > wish.max_usd_per_month):
+        raise UserError(
+            f"{host.title} costs {f'${month[1]:,.0f} a month' if month else 'nobody knows what'}: the limit is ${wish.max_usd_per_month:,.0f}",
+            where="--max-usd-per-month",
+            next_step="name a cheaper --gpu or fewer --max-replicas, or say the price with --usd-per-hour; nothing was put up",
+        )  # fmt: skip
     files = host.project(job)
     return Project(host, job, folder.resolve(), {**files, "README.md": readme(host, job)})
 
@@ -225,10 +232,11 @@ def _rank(folder: Path) -> int:
     return max([int(found.get("r") or 0), *map(int, (found.get("rank_pattern") or {}).values())])
 
 
-def _machine(host: Host, size: Size, gpu: str) -> Machine | None:
+def _machine(host: Host, size: Size, wish: DeployWish) -> Machine | None:
     """The cards of a replica; None where the host needs none."""
     from tuneloop.plan.gpus import all_gpus, find_gpu
 
+    gpu = wish.gpu
     if not host.gpus:
         return None
     wanted: Sequence[str] = list(host.gpus)
@@ -241,6 +249,9 @@ def _machine(host: Host, size: Size, gpu: str) -> Machine | None:
             )  # fmt: skip
         wanted = [key]
     cards = [_card(key, host) for key in wanted if key in all_gpus()]
+    if wish.usd_per_hour:
+        said = f"${wish.usd_per_hour:,.2f} an hour and card, as you say"
+        cards = [replace(card, usd_per_hour=wish.usd_per_hour, price=said, rented=False) for card in cards]
     return choose_machine(size, cards)
 
 
@@ -255,4 +266,6 @@ def _card(key: str, host: Host) -> Card:
     if host.providers and not own:  # it has prices of its own, which are not known here
         return card
     price = min(own, key=lambda each: each.usd_per_hour, default=table.gpu(key))
-    return card if price is None else replace(card, usd_per_hour=price.usd_per_hour, price=price.words())
+    return (
+        card if price is None else replace(card, usd_per_hour=price.usd_per_hour, price=price.words(), rented=host.own)
+    )

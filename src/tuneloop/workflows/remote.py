@@ -14,7 +14,7 @@ from tuneloop.core.files import write_text, write_yaml
 from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.names import PACKAGED
 from tuneloop.records.hosting import RemoteJob
-from tuneloop.records.record import write_record
+from tuneloop.records.record import read_record, write_record
 from tuneloop.scale.clusters import Cluster, RemoteWish, TrainingJob, find_cluster
 from tuneloop.scale.deployment import service_name
 from tuneloop.workflows.recipe import Recipe
@@ -69,6 +69,7 @@ def write_remote(
         dataset = prepare_stage(job)
         refuse_errors(dataset, recipe)
     plan = _planned(recipe, Path(dataset.path), cluster, wish)
+    _refuse_price(plan, cluster, wish, out, say)
     training = TrainingJob(
         name=service_name(recipe.name), gpu=plan["gpu"], gpus=wish.gpus or max(1, plan["gpus"] // wish.nodes), nodes=wish.nodes,
         spot=wish.spot, bucket=wish.bucket, gated=recipe.model.lower() != PACKAGED,
@@ -93,6 +94,29 @@ def _record(cluster: Cluster, job: TrainingJob, plan: Mapping[str, Any]) -> Remo
         minutes=round(60 * plan["time"]["hours"], 2), usd=cost.get("usd"), p90=cost.get("p90"), usd_per_hour=cost.get("usd_per_hour"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
+
+
+def _refuse_price(
+    plan: Mapping[str, Any], cluster: Cluster, wish: RemoteWish, out: Path, say: Callable[[str], None]
+) -> None:
+    """Refuse a price above the user's limit, and say so where it rose since the project was written.
+
+    Raises:
+        UserError: it costs more than `--max-usd`.
+    """
+    if not cluster.gpus:
+        return
+    usd, card = plan["cost"]["usd"], f"{plan['gpus']} x {plan['gpu']}"
+    before = read_record(RemoteJob, out) if (out / RemoteJob.file).is_file() else None
+    rose = ""
+    if before is not None and before.usd and usd > 1.01 * before.usd:
+        rose = f", ${before.usd:,.2f} when it was planned on {before.created[:10]}"
+        say(f"price     it is ${usd:,.2f} now{rose}")
+    if wish.max_usd and usd > wish.max_usd:
+        raise UserError(
+            f"Training on {card} is expected to cost ${usd:,.2f}{rose}: more than ${wish.max_usd:,.2f}", where="--max-usd",
+            next_step="name another --gpu, take --spot, or raise the limit; nothing was started",
+        )  # fmt: skip
 
 
 def price_words(plan: Mapping[str, Any], cluster: Cluster) -> str:

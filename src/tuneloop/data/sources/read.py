@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import nearest_path, user_errors_of_the_disk
+from tuneloop.core.files import content_hash, nearest_path, user_errors_of_the_disk
+from tuneloop.core.store import is_url, open_store
 from tuneloop.data.sources.chunks import chunks, guessed_file
 from tuneloop.data.sources.parse import (
     MAX_EXPANSION,
@@ -33,6 +34,7 @@ from tuneloop.data.sources.parse import (
     parse_chunk,
     printable,
 )
+from tuneloop.models.names import cache_folder
 from tuneloop.records.rows import Reject
 
 KINDS = {
@@ -74,7 +76,7 @@ def read_file(file: SourceFile) -> Iterator[Item]:
 
 
 def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> list[SourceFile]:
-    """The files behind paths, globs, folders and "-"; a file named twice is read once.
+    """The files behind paths, globs, folders, addresses (`s3://BUCKET/rows.jsonl`) and "-"; a file named twice is read once.
 
     A folder gives all its files of a supported kind, with its subfolders. Hidden ones are left out, and so are
     prepared data sets, so that a second run does not read what the first one wrote. Text files count only where nothing
@@ -95,6 +97,10 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
             file = _standard_input()
             files.setdefault(file.path, replace(file, max_expansion=max_expansion))
             continue
+        if is_url(source):
+            for file in fetched_files(source):
+                files.setdefault(file.path, replace(file, max_expansion=max_expansion))
+            continue
         for path in _expand(source):
             found = _source_file(path)
             if found is None:
@@ -105,6 +111,34 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
                 )
             files.setdefault(path.resolve(), replace(found, max_expansion=max_expansion))
     return list(files.values())
+
+
+def fetched_files(url: str) -> list[SourceFile]:
+    """A file of an object store, or the files of a folder there, as copies in the cache; what is there in the same size and version
+    is not fetched again.
+
+    Raises:
+        UserError: the store refuses or does not answer, or nothing of a supported kind is there.
+    """
+    store = open_store(url)
+    sizes = store.sizes()
+    if not sizes:
+        raise UserError("No such file", where=url, next_step="check bucket and path")
+    names = [name for name in sorted(sizes) if _source_file(Path(name or url)) is not None]
+    if not names:
+        raise UserError("Nothing there that can be read", where=url, next_step=f"convert it to one of: {SUPPORTED}")
+    found = []
+    for name in names:
+        whole = f"{store.url}/{name}".rstrip("/")
+        place = (
+            cache_folder() / "sources" / content_hash([whole, sizes[name], store.version(name)])[:16] / Path(whole).name
+        )
+        if not place.is_file():
+            store.get(name, place)
+        file = _source_file(place)
+        assert file is not None
+        found.append(replace(file, name=printable(whole)))
+    return found
 
 
 def _source_file(path: Path) -> SourceFile | None:

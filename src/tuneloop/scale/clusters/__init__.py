@@ -89,6 +89,7 @@ class RemoteWish(RayWish):
     gpu: str = flag("", "GPU", "Card there; default: the cheapest that fits.")
     spot: bool = switch("Cheaper machines that may be taken away.")
     bucket: str = flag("", "URL", "Of an object store for checkpoints, as in s3://BUCKET.")
+    max_usd: float = flag(0.0, "USD", "Don't start what is expected to cost more.", least=0, shown=False)
     yes: bool = switch("Start it without asking.")
 
 

@@ -31,6 +31,7 @@ class Host:
         gpus: names of the planner's cards there; empty: it needs none, or takes what the machine has.
         counts: how many cards of a kind a machine there has; default: 1, 2, 4 or 8.
         providers: whose prices in the planner's table are this host's.
+        own: whether it runs on machines of one's own, so that no price of the planner's table is paid for it.
         pulls: whether it loads the artifact from the Hugging Face hub, so that it has to lie there.
         variables: of the environment, which the commands that put it up need.
         secrets: names of what must be known there, and for what.
@@ -49,6 +50,7 @@ class Host:
     gpus: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     providers: tuple[str, ...] = ()
+    own: bool = False
     pulls: bool = True
     variables: tuple[str, ...] = ()
     secrets: tuple[tuple[str, str], ...] = ()

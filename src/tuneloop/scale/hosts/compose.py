@@ -70,5 +70,6 @@ HOST = Host(
     unchecked="that the images start on your machine.",
     limits=("The port is open to this machine alone; put a proxy with TLS in front to open it.",),
     gpus={key: key for key in CARDS},
+    own=True,
     secrets=(("API_KEY", "in .env, which callers send"), ("HF_TOKEN", "in .env, reads the model; not for a GGUF file")),
 )

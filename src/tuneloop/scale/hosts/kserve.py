@@ -66,6 +66,7 @@ HOST = Host(
     checked="KServe's own resource definition (CRD) accepts it, unknown fields refused.",
     unchecked="that your cluster's runtime is new enough for the options, the prices.",
     gpus={key: key for key in CARDS},
+    own=True,
     limits=("Who may ask is settled by your gateway: KServe has no keys of its own.",),
     variables=("HF_TOKEN",),
     secrets=(("huggingface", "token, reads the model and a gated base"),),

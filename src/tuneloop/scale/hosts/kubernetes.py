@@ -119,5 +119,6 @@ HOST = Host(
     unchecked="that a node has the GPUs and the storage class, the prices.",
     limits=("The nodes need NVIDIA's device plugin.",),
     gpus={key: key for key in CARDS},
+    own=True,
     secrets=(("huggingface", "token, reads the model and a gated base"), ("NAME-key", "key, which callers send")),
 )

@@ -92,5 +92,6 @@ HOST = Host(
     checked="The chart's own schema accepts values.yaml, and the resource definition (CRD) accepts adapter.yaml, unknown fields refused.",
     unchecked="that the chart's images start, the prices.",
     gpus={key: key for key in CARDS},
+    own=True,
     secrets=(("huggingface", "token, reads the model and a gated base"), ("NAME-key", "key, which callers send")),
 )

@@ -75,4 +75,5 @@ HOST = Host(
     unchecked="that the cluster has such GPUs, the prices.",
     limits=("Ray asks for no key: put a gateway with keys in front, such as tuneloop serve.",),
     gpus=TYPES,
+    own=True,
 )

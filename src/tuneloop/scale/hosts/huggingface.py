@@ -49,12 +49,49 @@ def project(job: Deployment) -> dict[str, str]:
 
 import json
 import os
+import sys
+import time
 from pathlib import Path
 
-from huggingface_hub import create_inference_endpoint
+from huggingface_hub import create_inference_endpoint, delete_inference_endpoint, get_inference_endpoint
+from huggingface_hub.errors import HfHubHTTPError
 
 values = json.loads(Path(__file__).with_name("endpoint.json").read_text())
-endpoint = create_inference_endpoint(**values, secrets={"HF_TOKEN": os.environ["HF_TOKEN"]}, token=os.environ["HF_TOKEN"])
+token = os.environ["HF_TOKEN"]
+
+
+def create():
+    for pause in (1, 4, 16, None):  # a server that is busy is asked again
+        try:
+            return create_inference_endpoint(**values, secrets={"HF_TOKEN": token}, token=token)
+        except HfHubHTTPError as error:
+            status = error.response.status_code if error.response is not None else 0
+            if pause is None or status not in (429, 500, 502, 503, 504):
+                raise
+            print(f"busy ({status}): asked again in {pause} s", file=sys.stderr)
+            time.sleep(pause * float(os.environ.get("PAUSE", 1)))
+            if left := existing():  # it was made although the answer was lost
+                return left
+
+
+def existing():
+    try:
+        return get_inference_endpoint(values["name"], token=token)
+    except HfHubHTTPError:
+        return None
+
+
+if existing():
+    sys.exit(f"there is an endpoint {values['name']} already: delete it, or deploy with another --name")
+try:
+    endpoint = create()
+except BaseException as error:
+    left = existing()
+    if left:
+        delete_inference_endpoint(values["name"], token=token)
+        print("the endpoint was deleted again:", end=" ", file=sys.stderr)
+    print("nothing was left behind", file=sys.stderr)
+    sys.exit(f"refused: {getattr(error, 'server_message', None) or error}")
 print(endpoint.name, endpoint.status, endpoint.url or "(its address is known when it runs)")
 ''',
     }
@@ -84,7 +121,7 @@ HOST = Host(
     commands=commands,
     source="huggingface_hub's create_inference_endpoint",
     as_of="2026-11-27",
-    checked="endpoint.json fits the signature of the installed huggingface_hub.",
+    checked="deploy.py runs with huggingface_hub against a stand-in: a busy server is asked again, a refusal leaves nothing.",
     unchecked="that vendor, region and instance go together (list_inference_endpoints_hardware tells), the prices.",
     gpus=INSTANCES,
     providers=("Hugging Face",),

@@ -49,11 +49,11 @@ set -euo pipefail
 cd "$(dirname "$0")"
 : "${RUNPOD_API_KEY:?set it first: https://console.runpod.io/user/settings}"
 api=${RUNPOD_API:-https://rest.runpod.io/v1}
-send() { curl --fail-with-body -sS -X "$1" "$api/$2" -H "Authorization: Bearer $RUNPOD_API_KEY" -H "Content-Type: application/json" "${@:3}"; }
+send() { curl --fail-with-body -sS --retry 4 -X "$1" "$api/$2" -H "Authorization: Bearer $RUNPOD_API_KEY" -H "Content-Type: application/json" "${@:3}"; }
 create() {  # prints the id of what it made, or what the server said
-  local answer
-  answer=$(send POST "$1" --data "$2") || { echo "$answer" >&2; return 1; }
-  python3 -c 'import json, sys; print(json.loads(sys.argv[1])["id"])' "$answer"
+  local answer=$(mktemp)  # a busy server is asked again; only the last answer stays in a file
+  send POST "$1" --data "$2" -o "$answer" || { cat "$answer" >&2; return 1; }
+  python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["id"])' "$answer"
 }
 template=$(create templates @template.json)
 if ! endpoint=$(create endpoints "$(sed "s/TEMPLATE_ID/$template/" endpoint.json)"); then
@@ -98,7 +98,7 @@ HOST = Host(
     commands=commands,
     source="https://github.com/runpod-workers/worker-vllm/blob/main/docs/configuration.md and https://rest.runpod.io/v1/docs",
     as_of="2026-11-27",
-    checked="Each variable is an option of the worker's own list, or of its wrapper.",
+    checked="Each variable is an option of the worker's own list, or of its wrapper; deploy.sh runs against a stand-in, also a busy one.",
     unchecked="that a worker starts, the image's tag, the prices.",
     limits=("The first request after a pause waits until a worker has loaded the model.",),
     gpus=GPUS,

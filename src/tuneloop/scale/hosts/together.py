@@ -8,20 +8,35 @@ from tuneloop.scale.hosts import Host
 
 def project(job: Deployment) -> dict[str, str]:
     """A script of Together's own commands."""
-    kind = "adapter" if job.form == "adapter" else "model"
+    kind, merge = ("adapter", " --merge") if job.form == "adapter" else ("model", "")
     return {
         "deploy.sh": f"""#!/usr/bin/env bash
 # Registers the model, uploads its files, and deploys it; see README.md. Stop here with Ctrl-C before anything is billed:
 # the upload is free, the last step starts a machine that is billed by the minute.
 set -euo pipefail
-: "${{TOGETHER_API_KEY:?set it first}}" "${{ARTIFACT:?the folder of the artifact}}"
-tg models public | grep -i {job.base.rsplit("/", 1)[-1]!r} || {{ echo "Together does not serve {job.base}: see README.md" >&2; exit 1; }}
-tg models create --name {job.name} --base-model {job.base} --type {kind} --json | tee model.json
+cd "$(dirname "$0")"
+: "${{TOGETHER_API_KEY:?set it first}}" "${{TOGETHER_PROJECT_ID:?tg whoami says it}}" "${{ARTIFACT:?the folder of the artifact}}"
+model=
+undo() {{  # an endpoint that can't be made is removed by tg itself
+  [ $? = 0 ] && return
+  [ -z "$model" ] && echo "nothing was left behind" >&2 && return
+  if tg models rm "$model" >&2; then echo "the model was deleted again: nothing was left behind" >&2; rm -f model.json
+  else echo "left behind, free of charge: the model $model; tg models rm $model removes it" >&2; fi
+}}
+trap undo EXIT
+tg models create --name {job.name} --base-model "${{TOGETHER_BASE:-{job.base}}}" --type {kind} --json | tee model.json
 model=$(python3 -c 'import json; print(json.load(open("model.json"))["id"])')
 tg models upload "$model" "$ARTIFACT"
-tg endpoints deploy {job.name} --endpoint {job.name} --min-replicas {job.traffic.least} --max-replicas {max(job.traffic.most, 1)} \\
-  --inactive-timeout {max(30, round(job.traffic.idle_minutes))}
-"""
+tg endpoints deploy "projects/$TOGETHER_PROJECT_ID/models/$model" --endpoint {job.name} --min-replicas {job.traffic.least} \\
+  --max-replicas {max(job.traffic.most, 1)} --inactive-timeout {max(30, round(job.traffic.idle_minutes))}{merge} --json | tee deployment.json
+""",
+        "down.sh": """#!/usr/bin/env bash
+# Takes down what deploy.sh has put up: the endpoint with its machines, then the model.
+set -euo pipefail
+cd "$(dirname "$0")"
+tg endpoints rm "$(python3 -c 'import json; print(json.load(open("deployment.json"))["endpoint"]["id"])')" --force
+tg models rm "$(python3 -c 'import json; print(json.load(open("model.json"))["id"])')"
+""",
     }
 
 
@@ -34,7 +49,7 @@ def commands(job: Deployment) -> tuple[tuple[str, str], ...]:
     return (
         ("pip install together\nbash deploy.sh", "Put it up"),
         (ask, "Ask it"),
-        (f"tg endpoints rm {job.name}", "Take it down"),
+        ("bash down.sh", "Take it down"),
     )
 
 
@@ -46,13 +61,14 @@ HOST = Host(
     commands=commands,
     source="the together package 2 (its command tg and its types)",
     as_of="2026-11-27",
-    checked="Together's own command knows each option and value of the script.",
+    checked="deploy.sh and down.sh run with Together's own command against a stand-in, which a refusal at each step leaves as it was.",
     unchecked="that Together serves this base, that the upload is accepted, the prices.",
     limits=(
         "The base has to be one that Together serves: an upload names it.",
+        "TOGETHER_BASE names the base as Together does (tg models public), where that differs from its name on the hub.",
         "The files are uploaded from this machine.",
     ),
     pulls=False,
-    variables=("TOGETHER_API_KEY",),
-    secrets=(("TOGETHER_API_KEY", "in your shell"),),
+    variables=("TOGETHER_API_KEY", "TOGETHER_PROJECT_ID"),
+    secrets=(("TOGETHER_API_KEY, TOGETHER_PROJECT_ID", "in your shell"),),
 )

@@ -1,0 +1,88 @@
+"""A server on this machine that plays a host's API: it answers by rules, refuses what it is told to, and knows what is left there."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Rule = tuple[str, str, Callable[["StandIn", "re.Match[str]", Any], Any]]  # method, pattern of the path, answer
+
+
+@dataclass
+class StandIn:
+    """A host.
+
+    Args:
+        rules: the first that fits answers; its answer is JSON, or a pair of status and JSON.
+        refuses: by METHOD PATTERN the statuses that are answered before the rules are asked, one a request.
+
+    Attributes:
+        asked: METHOD PATH of each request.
+        there: what was created and not deleted, by its path.
+    """
+
+    rules: list[Rule]
+    refuses: dict[str, list[int]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    bodies: list[Any] = field(default_factory=list)
+    there: dict[str, Any] = field(default_factory=dict)
+    url: str = ""
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+        """Status and body of a request."""
+        said = f"{method} {path}"
+        try:
+            value = json.loads(body)
+        except ValueError:
+            value = {}
+        self.asked.append(said)
+        self.bodies.append(value)
+        for pattern, statuses in self.refuses.items():
+            if statuses and re.search(pattern, said):
+                status = statuses.pop(0)
+                text = {402: "not enough credits", 429: "quota exceeded", 401: "the token has expired"}.get(
+                    status, "busy"
+                )
+                return status, {"error": {"message": text, "code": "refused"}, "message": text}
+        for kind, pattern, rule in self.rules:
+            if kind == method and (found := re.fullmatch(pattern, path.split("?")[0])):
+                result = rule(self, found, value)
+                return result if isinstance(result, tuple) else (200, result)
+        return 404, {"error": {"message": f"nothing at {said}", "code": "not_found"}}
+
+
+@contextmanager
+def standing_in(host: StandIn) -> Iterator[StandIn]:
+    """Serve it; its address is in `url`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, value = host.answer(self.command, self.path, body)
+            text = b"" if status == 204 else json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("ETag", '"a1b2"')
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = any
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host.url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield host
+    finally:
+        server.shutdown()
+        server.server_close()

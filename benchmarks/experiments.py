@@ -4,8 +4,10 @@
 
 Each experiment is simulated day by day through the functions that decide real ones: new users are drawn into the arms
 at the share of the day, rate with a chance of 75 % and like the answer at 60 % under the champion; the ramp follows the
-decisions. Next to it, the usual z-test for two shares reads the same users as often: `z promoted` and `z rolled back` are
-experiments in which it was significant in that direction first.
+decisions. Two other rules are read as often. The usual z-test for two shares reads the same users, and ends at the first
+significant difference. Track-and-stop (Garivier & Kaufmann 2016, "Optimal best arm identification with fixed confidence")
+draws users of its own at the shares that it thinks best, and stops by Chernoff's statistic; it is written from the paper,
+with its threshold log((log t + 1) / delta), and looks once a day at the ratings that have matured, as the others do.
 """
 
 from __future__ import annotations
@@ -58,23 +60,29 @@ SCENARIOS = (
 
 @dataclass(frozen=True)
 class Result:
-    """How one experiment ended: outcome, reason, day, users of the candidate by then; what the z-test said first."""
+    """How one experiment ended by one rule: outcome (empty: not by then), day, users of the candidate by then."""
 
     outcome: str
-    reason: str
     day: int
     harmed: int
-    z: str
 
 
-def experiment(seed: int, scenario: Scenario, days: int, users: int) -> Result:
-    """One simulated experiment, looked at every day."""
-    rng = np.random.default_rng(seed)
+RULES = ("ours", "z-test, peeked", "track-and-stop")
+
+
+def experiment(seed: int, scenario: Scenario, days: int, users: int) -> tuple[Result, ...]:
+    """One simulated experiment, looked at every day, by each rule."""
+    ours, z = compared(np.random.default_rng(seed), scenario, days, users)
+    return ours, z, track_and_stop(np.random.default_rng(seed), scenario, days, users)
+
+
+def compared(rng: np.random.Generator, scenario: Scenario, days: int, users: int) -> tuple[Result, Result]:
+    """By our rule, and by the z-test on the same users until ours ends and as if the share stayed then."""
     design = ExperimentDesign(name="x", model="m", candidate="c", champion="b", shadow=False, salt="s", most_days=days,
                               base=BASE, planned_units=3200)  # fmt: skip
     share, since = design.ramp[0], 0
     arms, chances, liked, came, bad, slow = [np.empty(0)] * 6
-    z = ""
+    ours = z = None
     for day in range(1, days + 1):
         n = rng.poisson(users)
         arm = rng.random(n) < share
@@ -82,31 +90,27 @@ def experiment(seed: int, scenario: Scenario, days: int, users: int) -> Result:
         rated = rng.random(n) < RATED
         wrong = rng.random(n) < INVALID * np.where(arm, scenario.invalid, 1.0)
         log_ms = rng.normal(0.0, 0.6, n) + np.log(np.where(arm, scenario.latency, 1.0))
-        arms, chances, came = (
-            np.append(arms, arm),
-            np.append(chances, np.full(n, share)),
-            np.append(came, np.full(n, day)),
-        )
-        liked, bad, slow = (
-            np.append(liked, np.where(rated, like, np.nan)),
-            np.append(bad, wrong),
-            np.append(slow, log_ms),
-        )
+        arms, chances = np.append(arms, arm), np.append(chances, np.full(n, share))
+        came, liked = np.append(came, np.full(n, day)), np.append(liked, np.where(rated, like, np.nan))
+        bad, slow = np.append(bad, wrong), np.append(slow, log_ms)
         inside = arms.astype(bool)
-        disliked = (liked == 0) & (came <= day - 1)
         outcome = np.where(came <= day - MATURATION_DAYS, liked, np.nan)
-        none = np.full(len(arms), np.nan)
-        units = Units(
-            candidate=inside, propensity=chances, outcome=outcome,
-            affected={"invalid": bad.astype(bool), "dislikes": disliked},
-            amounts=dict.fromkeys(AMOUNTS, none) | {"latency": slow},
-        )  # fmt: skip
-        verdict = decide(design, evidence_of(design, units, Stage(day, day - since, share)), f"day {day}")
-        z = z or naive(inside, outcome, design.least_units)
-        if verdict.share != share:
-            share, since = verdict.share, day
-        if verdict.outcome != "continue":
-            return Result(verdict.outcome, verdict.reason, day, int(inside.sum()), z)
+        if z is None and (said := naive(inside, outcome, design.least_units)):
+            z = Result(said, day, int(inside.sum()))
+        if ours is None:
+            none = np.full(len(arms), np.nan)
+            units = Units(
+                candidate=inside, propensity=chances, outcome=outcome,
+                affected={"invalid": bad.astype(bool), "dislikes": (liked == 0) & (came <= day - 1)},
+                amounts=dict.fromkeys(AMOUNTS, none) | {"latency": slow},
+            )  # fmt: skip
+            verdict = decide(design, evidence_of(design, units, Stage(day, day - since, share)), f"day {day}")
+            if verdict.outcome != "continue":
+                ours = Result(verdict.outcome, day, int(inside.sum()))
+            elif verdict.share != share:
+                share, since = verdict.share, day
+        if ours is not None:  # the z-test ends here, too: the candidate is gone
+            return ours, z or Result("", day, int(inside.sum()))
     raise AssertionError("an experiment ends at its last day")
 
 
@@ -121,18 +125,67 @@ def naive(inside: np.ndarray, outcome: np.ndarray, least: int) -> str:
     return "promote" if score > Z else "roll back" if score < -Z else ""
 
 
-def row(scenario: Scenario, results: Sequence[Result]) -> str:
+def divergence(p: float, q: float) -> float:
+    """Kullback-Leibler divergence of two Bernoulli distributions."""
+    p, q = (min(max(x, 1e-9), 1 - 1e-9) for x in (p, q))
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+def best_share(a: float, b: float) -> float:
+    """The share of the first arm with which two Bernoulli arms are told apart soonest.
+
+    It maximises w d(a, m) + (1 - w) d(b, m) with m = w a + (1 - w) b; there d(a, m) = d(b, m), which bisection finds.
+    """
+    if abs(a - b) < 1e-6:
+        return 0.5
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        w = (low + high) / 2
+        m = w * a + (1 - w) * b
+        low, high = (w, high) if divergence(a, m) > divergence(b, m) else (low, w)
+    return (low + high) / 2
+
+
+def track_and_stop(rng: np.random.Generator, scenario: Scenario, days: int, users: int, delta: float = 0.05) -> Result:
+    """Track-and-stop with two arms: shares by D-tracking with forced exploration, once a day."""
+    drawn, seen = np.zeros(2), np.zeros((2, 2))  # users of an arm; rated ones and liked ones that have matured
+    rates = np.array([BASE + scenario.effect, BASE])
+    pending: list[np.ndarray] = []
+    for day in range(1, days + 1):
+        n = rng.poisson(users)
+        means = np.where(seen[:, 0] > 0, seen[:, 1] / np.maximum(seen[:, 0], 1), 0.5)
+        t = drawn.sum()
+        lacking = drawn < math.sqrt(t) - 1 if t else np.array([True, True])
+        share = best_share(*means) if not lacking.any() else 0.5 if lacking.all() else float(lacking[0])
+        arm = rng.random(n) < share
+        counts = np.array([arm.sum(), (~arm).sum()])
+        rated = rng.binomial(counts, RATED)
+        pending.append(np.stack([rated, rng.binomial(rated, rates)], axis=1))
+        drawn += counts
+        if day > MATURATION_DAYS:
+            seen += pending.pop(0)
+        total = seen[:, 0].sum()
+        if min(seen[:, 0]) < 1:
+            continue
+        a, b = seen[:, 1] / seen[:, 0]
+        pooled = seen[:, 1].sum() / total
+        evidence = seen[0, 0] * divergence(a, pooled) + seen[1, 0] * divergence(b, pooled)
+        if evidence > math.log((math.log(total) + 1) / delta):
+            return Result("promote" if a > b else "roll back", day, int(drawn[0]))
+    return Result("", days, int(drawn[0]))
+
+
+def row(scenario: Scenario, rule: str, results: Sequence[Result]) -> str:
     """A line of the table."""
 
-    def share(outcome: str) -> str:
-        return f"{np.mean([r.outcome == outcome for r in results]):7.1%}"
+    def share(*outcomes: str) -> str:
+        return f"{np.mean([r.outcome in outcomes for r in results]):.1%}"
 
-    day = f"{np.median([r.day for r in results]):5.0f}"
-    ended = [r.harmed for r in results if r.outcome != "promote"]
-    harmed = f"{np.median(ended):7.0f}" if len(ended) * 2 > len(results) else "      -"
-    z = [f"{np.mean([r.z == outcome for r in results]):7.1%}" for outcome in ("promote", "roll back")]
-    cells = [share("promote"), share("roll back"), share("futility"), day, harmed, *z]
-    return f"| {scenario.name:<20} | " + " | ".join(cells) + " |"
+    day = f"{np.median([r.day for r in results]):.0f}"
+    back = [r.harmed for r in results if r.outcome == "roll back"]
+    harmed = f"{np.median(back):.0f} ({np.quantile(back, 0.9):.0f})" if len(back) >= 20 else "-"
+    cells = [scenario.name, rule, share("promote"), share("roll back"), share("futility", ""), day, harmed]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -145,15 +198,17 @@ def main() -> None:
     asked = parser.parse_args()
     print(f"{asked.experiments:,} experiments each, {asked.users} new users a day, {asked.days} days, alpha 0.05\n")
     print(
-        "| candidate | promoted | rolled back | futility | median day | candidate's users until it was taken away | z promoted | z rolled back |"
+        "| candidate | rule | promoted | rolled back | neither | median day | its users before it was rolled back: median (9 of 10) |"
     )
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|", flush=True)
     begun = time.monotonic()
     with ProcessPoolExecutor(asked.jobs) as pool:
         for at, scenario in enumerate(SCENARIOS):
             one = partial(experiment, scenario=scenario, days=asked.days, users=asked.users)
             seeds = range(at * 1_000_000, at * 1_000_000 + asked.experiments)
-            print(row(scenario, list(pool.map(one, seeds, chunksize=10))), flush=True)
+            results = list(pool.map(one, seeds, chunksize=10))
+            for i, rule in enumerate(RULES):
+                print(row(scenario, rule, [each[i] for each in results]), flush=True)
     print(f"\n{time.monotonic() - begun:.0f} s")
 
 

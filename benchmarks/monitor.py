@@ -1,11 +1,12 @@
 """How often the monitor raises an alarm without cause, and how often with one, as a table.
 
-    python benchmarks/monitor.py --data FOLDER [--windows 200] [--planted 20] [--requests 500]
+    python benchmarks/monitor.py --data FOLDER [--windows 200] [--planted 20] [--requests 500] [--gradual]
 
 FOLDER holds banking77 as train.jsonl and test.jsonl (text, label), which is not part of this repository. The reference is
 one half of the rows; windows are drawn from the other half, with users of one request each, and four windows before each
 of them as earlier production. A stand-in model gives the true label nine times in ten. `weekly z-tests` reads the same
-p-values at .05 each, as a dashboard with usual thresholds does. Alarms a year are for one window a week.
+p-values at .05 each, as a dashboard with usual thresholds does. Alarms a year are for one window a week. With --gradual each
+change comes over eight weeks, an eighth more of the requests each week, and the table says in which week the first alarm is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tuneloop.workflows.monitor import helpers
 Pair = tuple[str, str]
 WEEKS = 52.18
 HELD_OUT = 5  # intents that appear later
+GRADUAL = 8  # weeks that a gradual change takes
 
 
 @dataclass
@@ -114,6 +116,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=200)
     parser.add_argument("--planted", type=int, default=20)
     parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--gradual", action="store_true", help="changes that come over eight weeks")
     parser.add_argument("--only", default="", help="changes whose names begin so")
     asked = parser.parse_args()
     rng = random.Random(0)
@@ -128,8 +131,10 @@ def main() -> None:
     assert found.embed is not None, "install the packaged MiniLM"
     help_ = Helpers(Cached(found.embed, {}), found.language, lambda a, b: [])
 
-    def window(kind: str) -> tuple[bool, bool, list[str]]:
-        rows = planted(kind, rng.sample(pool, asked.requests), held, rng)
+    def window(kind: str, part: float = 1.0) -> tuple[bool, bool, list[str]]:
+        drawn = rng.sample(pool, asked.requests)
+        changed = planted(kind, drawn, held, rng)
+        rows = [new if rng.random() < part else old for old, new in zip(drawn, changed, strict=True)]
         now = requests(rows, 0, names, rng)
         before = requests(rng.choices(pool, k=4 * asked.requests), 100_000, names, rng)
         votes = [Feedback(id=f"f{r.id}", request=r.id, kind="thumbs", value=rng.random() < 0.8, time=r.time)
@@ -139,7 +144,25 @@ def main() -> None:
         )
         return bool(report.alarms), any(one.p < 0.05 for one in report.detections), report.alarms
 
+    def first_alarm(kind: str) -> tuple[int, int]:
+        """Weeks until an alarm, of ours and of the usual tests; one more than there are: none."""
+        weeks = [window(kind, (week + 1) / GRADUAL)[:2] for week in range(GRADUAL)]
+        ours, usual = (next((i + 1 for i, found in enumerate(weeks) if found[at]), GRADUAL + 1) for at in (0, 1))
+        return ours, usual
+
     begun = time.monotonic()
+    if asked.gradual:
+        print(
+            "| change over eight weeks | times | first alarm, median week | none | weekly z-tests, median week |\n|---|---|---|---|---|"
+        )
+        for kind in KINDS:
+            if kind.startswith(asked.only):
+                found = [first_alarm(kind) for _ in range(asked.planted)]
+                ours, usual = (float(np.median([pair[i] for pair in found])) for i in (0, 1))
+                none = np.mean([pair[0] > GRADUAL for pair in found])
+                print(f"| {kind} | {asked.planted} | {ours:g} | {none:.0%} | {usual:g} |", flush=True)
+        print(f"\n{time.monotonic() - begun:.0f} s")
+        return
     print(
         f"windows of {asked.requests} requests, reference of {len(reference):,} rows, at most 2 false alarms a year\n"
     )

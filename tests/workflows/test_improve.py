@@ -201,7 +201,7 @@ def test_a_project_with_a_bad_key_is_refused(tmp_path, change):
 
 
 WORTH = {"value": {"usd_per_answer": 0.02}, "triggers": {"every_days": 90}}
-JUDGED = Facts(100, 500, 0, 0, requests_per_day=1000, bad=0.3, expected_usd=5.0, expected_hours=2.0)
+JUDGED = Facts(100, 500, 50, 0, requests_per_day=1000, bad=0.3, expected_usd=5.0, expected_hours=2.0)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,9 @@ JUDGED = Facts(100, 500, 0, 0, requests_per_day=1000, bad=0.3, expected_usd=5.0,
     [
         (WORTH, {}, True, "expected gain $81.00: 1,000 requests a day for 90 days, 30.0% bad answers, 15.0% of them mended"),
         (WORTH, {"requests_per_day": 10}, False, "expected gain $0.81"),  # costs 5
-        (WORTH, {"mended": (0.0,) * 30, "expected_usd": 20.0}, False, "0.9% of them mended (from 30 earlier cycles)"),
+        (WORTH, {"mended": (0.0,) * 30, "expected_usd": 20.0}, False, "0.9% of them mended (by 50 new corrections, from 30 earlier cycles)"),
+        (WORTH, {"days": 5, "alarms": 1}, False, "for 5 days"),  # waiting has not cost much yet
+        (WORTH, {"corrections": 0}, False, "0.0% of them mended"),
         (WORTH, {"bad": math.nan}, False, "no answer was judged"),
         (WORTH, {"expected_usd": math.nan}, False, "the planner could not say"),
         ({"budget": {"usd": 10}}, {"spent_usd": 4.0}, True, ""),
@@ -257,8 +259,9 @@ def test_a_cycle_has_mended_what_its_experiment_measured():
         {"decide": {"difference": 0.1}},
         outcome="promoted",
         bad=0.4,
+        corrections=50,
     )
-    assert ended.mended == 0.25
+    assert ended.mended == 0.5  # 50 corrections teach half of what many would
     assert replace(ended, outcome="rolled back").mended == 0 and replace(ended, bad=math.nan).mended == 0
 
 

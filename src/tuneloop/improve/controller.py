@@ -65,11 +65,12 @@ class Value(Config):
         0.0, ge=0, description="dollars that a good answer is worth more than a bad one; 0: any reason begins a cycle"
     )
     mended: float = Field(
-        0.15,
+        0.3,
         ge=0,
         le=1,
-        description="share of the bad answers that a retraining is thought to mend, before one has shown it",
+        description="share of the bad answers that a retraining on many corrections is thought to mend, before one has shown it",
     )
+    half: int = Field(50, ge=1, description="new corrections and labels with which it mends half of that")
 
 
 class Watching(Config):
@@ -168,6 +169,7 @@ class Cycle:
         outcome, why: how it ended; empty while it goes on.
         began, ended: when.
         bad: share of bad answers before it; NaN: not known.
+        corrections: new ones that it had.
         hours, usd: that its steps have taken.
     """
 
@@ -181,16 +183,17 @@ class Cycle:
     began: str = ""
     ended: str = ""
     bad: float = math.nan
+    corrections: int = 0
     hours: float = 0.0
     usd: float = 0.0
 
     @property
     def mended(self) -> float:
-        """The share of the bad answers that it mended, by its experiment; 0 where it was not promoted."""
+        """The share of the bad answers that it would have mended with many corrections, by its experiment; 0: not promoted."""
         gain = self.done.get("decide", {}).get("difference")
-        if self.outcome != "promoted" or gain is None or not self.bad > 0:
+        if self.outcome != "promoted" or gain is None or not self.bad > 0 or not self.corrections:
             return 0.0
-        return min(1.0, max(0.0, float(gain)) / self.bad)
+        return min(1.0, max(0.0, float(gain)) / self.bad / learned(self.corrections, self.project.value))
 
     @property
     def experiment(self) -> str:
@@ -246,9 +249,11 @@ def needs_a_plan(project: ProjectConfig) -> bool:
 def choose(project: ProjectConfig, facts: Facts) -> Choice:
     """Whether a cycle begins: there is a reason, the quarter's budget bears it, and it is worth more than it costs.
 
-    The gain is that of the time until the calendar asks again: dollars of a good answer, times requests, times the share of
-    bad answers, times the share of them that a retraining mends. That share is the mean of what earlier cycles mended and
-    of `value.mended`, which counts as two cycles.
+    The gain is counted over as much time as has passed since the last cycle, at most until the calendar asks: a cycle begins
+    when waiting has cost as much as it does, which is never much worse than to have known when (ski rental; Karlin et al.
+    1988, "Competitive snoopy caching"). It is the dollars of a good answer, times requests, times the share of bad answers,
+    times the share of them that a retraining mends. That share grows with the new corrections n as
+    n / (n + `value.half`), towards the mean of what earlier cycles showed and of `value.mended`, which counts as two cycles.
 
     Args:
         project: with its triggers, budget and value.
@@ -260,17 +265,23 @@ def choose(project: ProjectConfig, facts: Facts) -> Choice:
     against = _over_budget(project, facts)
     if against or not project.value.usd_per_answer:
         return Choice(not against, reasons, against)
-    mended = (PRIOR_CYCLES * project.value.mended + sum(facts.mended)) / (PRIOR_CYCLES + len(facts.mended))
-    days, bad, cost = project.triggers.every_days, facts.bad, facts.expected_usd
+    most = (PRIOR_CYCLES * project.value.mended + sum(facts.mended)) / (PRIOR_CYCLES + len(facts.mended))
+    mended = most * learned(facts.corrections, project.value)
+    days, bad, cost = min(facts.days, project.triggers.every_days), facts.bad, facts.expected_usd
     if math.isnan(bad) or math.isnan(cost):
         unknown = "no answer was judged" if math.isnan(bad) else "the planner could not say what it costs"
         return Choice(False, reasons, f"what it is worth is not known: {unknown}")
     gain = project.value.usd_per_answer * facts.requests_per_day * days * bad * mended
     why = (
         f"expected gain ${gain:,.2f}: {facts.requests_per_day:,.0f} requests a day for {days:g} days, {bad:.1%} bad answers, {mended:.1%} of "
-        f"them mended (from {len(facts.mended)} earlier cycles), ${project.value.usd_per_answer:g} each; expected cost ${cost:,.2f}"
+        f"them mended (by {counted(facts.corrections, 'new correction')}, from {counted(len(facts.mended), 'earlier cycle')}), ${project.value.usd_per_answer:g} each; expected cost ${cost:,.2f}"
     )
     return Choice(gain > cost, reasons, why, gain)
+
+
+def learned(corrections: int, value: Value) -> float:
+    """How much of what a retraining could mend it mends with so many new corrections: 0 to 1."""
+    return corrections / (corrections + value.half)
 
 
 def _over_budget(project: ProjectConfig, facts: Facts) -> str:
@@ -298,7 +309,16 @@ def cycles_of(events: Iterable[Decision]) -> list[Cycle]:
             project = ProjectConfig.model_validate(data["project"])
             bad = data["facts"].get("bad")
             bad = math.nan if bad is None else float(bad)
-            cycles.append(Cycle(int(data["cycle"]), project, tuple(data["reasons"]), began=event.time, bad=bad))
+            cycles.append(
+                Cycle(
+                    int(data["cycle"]),
+                    project,
+                    tuple(data["reasons"]),
+                    began=event.time,
+                    bad=bad,
+                    corrections=int(data["facts"].get("corrections", 0)),
+                )
+            )
         elif cycles and not cycles[-1].outcome:
             last = cycles[-1]
             took = {"hours": last.hours + data.get("hours", 0.0), "usd": last.usd + data.get("usd", 0.0)}

@@ -23,6 +23,7 @@ from tuneloop.improve.controller import (
 )
 from tuneloop.records.decision import Decision
 from tuneloop.serve.store import connect, insert, opened, read_decisions
+from tuneloop.workflows import ab
 from tuneloop.workflows import improve as w
 from tuneloop.workflows.export import export_run
 from tuneloop.workflows.registry import register_artifact
@@ -323,3 +324,19 @@ def test_a_candidate_is_registered_once_though_the_controller_is_killed_before_i
         w.improve(project(store), command=Killed())
     assert w.improve(project(store), command=Killed()).state == "ended"
     assert versions == [versions[0]] * 2 and int(versions[0]) == 1
+
+
+def test_in_shadow_mode_each_pass_judges_before_it_decides(store):
+    ran = []
+
+    def command(words):
+        ran.append(words)
+        if words[:2] == ["ab", "start"]:
+            assert words[-1] == "--shadow"
+            ab.start(store, words[2], {"model": "m", "shadow": True})
+        return (3, {"sentence": "Shadow mode goes on"}) if words[:2] == ["ab", "check"] else (0, {})
+
+    asks = project(store, shadow=True, judge="llama-3.1-8b-instruct")
+    assert w.improve(asks, command=command).state == "waiting"
+    assert ran[-2] == ["ab", "judge", "queue-1", "--store", str(store), "--judge", "llama-3.1-8b-instruct"]
+    assert ran[-1][:2] == ["ab", "check"]

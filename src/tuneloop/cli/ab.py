@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.cli.console import plain_table, print_json
+from tuneloop.cli.console import plain_table, print_json, screen
+from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.flag import flag
 from tuneloop.improve.config import ExperimentOptions, ExperimentPlanOptions
@@ -162,6 +163,45 @@ def replay(
         raise typer.Exit(1)
 
 
+def judge(
+    name: str = argument("[NAME]", "Name of the experiment; default: the one that goes on.", ""),
+    store: str = STORE,
+    judge: str = flag("", "MODEL|URL", "A model that compares the answers: a local one, or an endpoint's URL."),
+    judge_model: str = flag("", "NAME", "The judge, as the endpoint names it."),
+    judge_prompt: str = flag("", "FILE", "Your own prompt, in the form of judge.yaml."),
+    *,
+    connection: ConnectionOptions,
+    output: Output,
+) -> None:
+    """Judge the answers that a candidate gave unseen, in shadow mode, against those that users got.
+
+    Equal answers tie, and where people have said what is right no judge is asked; without --judge only these are judged.
+    """
+    from tuneloop.workflows.judge import Judge
+    from tuneloop.workflows.shadow import judge_copies
+
+    found = None
+    if judge:
+        remote = judge.startswith(("http://", "https://"))
+        if remote and not judge_model:
+            raise typer.BadParameter("name the endpoint's model with --judge-model")
+        endpoint = connection.endpoint(judge, judge_model) if remote else None
+        found = Judge(judge_model if remote else judge, endpoint, judge_prompt)
+    with screen(output.quiet, "judging") as shown:
+        done = judge_copies(store, name, judge=found, progress=shown.progress, say=shown.say)
+    if output.json:
+        print_json(done)
+        return
+    votes = ", ".join(f"{number} by {by}" if by != "equal" else f"{number} equal" for by, number in done.votes.items())
+    print(
+        f"{done.experiment}: {done.pairs} pairs, {votes or 'no verdict'}; mean {done.mean:+.3f} (1: the candidate is better)"
+    )
+    for note in done.notes:
+        print(f"  {note}")
+    if done.open:
+        print(f"  {done.open} pairs have no verdict: --judge MODEL compares their answers")
+
+
 def _as_json(state: ExperimentState) -> dict[str, Any]:
     return {
         "design": state.design, "registration": state.registration, "started": state.started, "share": state.share,
@@ -169,4 +209,4 @@ def _as_json(state: ExperimentState) -> dict[str, Any]:
     }  # fmt: skip
 
 
-commands = {"plan": plan, "start": start, "check": check, "show": show, "stop": stop, "replay": replay}
+commands = {"plan": plan, "start": start, "check": check, "show": show, "judge": judge, "stop": stop, "replay": replay}

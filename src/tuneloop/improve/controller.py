@@ -95,6 +95,12 @@ class ProjectConfig(Config):
         "", description="run in use, with which the gate compares; after a promotion the promoted one"
     )
     suite: str = Field("", description="what the gate demands; empty: no gate")
+    shadow: bool = Field(
+        False, description="whether experiments begin in shadow mode, where nobody sees the candidate's answers"
+    )
+    judge: str = Field(
+        "", description="model that compares answers in shadow mode; empty: equality and what people said"
+    )
     triggers: Triggers = Triggers()
     monitor: Watching = Watching()
     usd_per_hour: float = Field(0.0, ge=0, description="price of an hour of the machine that trains")

@@ -286,7 +286,10 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
     else:
         words = command_of(cycle, step, folder=str(folder), champion=champion)
         if step not in cycle.project.steps:
-            words += _more_words(step, folder / str(cycle.number), champion)
+            words += _more_words(cycle.project, step, folder / str(cycle.number), champion)
+        if step == "decide" and _in_shadow_mode(log.store, cycle):  # judge what came since the last pass
+            asks = ["--judge", cycle.project.judge] if cycle.project.judge else []
+            command(["ab", "judge", cycle.experiment, "--store", cycle.project.store, *asks])
         say(f"{step:<11}tuneloop {' '.join(words)}")
         begun = time.monotonic()
         status, result = command(words)
@@ -312,12 +315,19 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
     return step
 
 
-def _more_words(step: str, cycle: Path, champion: str) -> list[str]:
+def _in_shadow_mode(store: sqlite3.Connection, cycle: Cycle) -> bool:
+    state = experiments_of(read_decisions(store, where=EXPERIMENTS)).get(cycle.experiment)
+    return state is not None and state.design.shadow and not state.share and not state.ended
+
+
+def _more_words(project: ProjectConfig, step: str, cycle: Path, champion: str) -> list[str]:
     """What a step is told besides: of the collected rows, and that an adapter stays one, so that a server has both arms."""
     if step == "collect":  # with a run in use they are added to its own, in the form that it reads
         return ["--run", champion] if champion else []
     if step == "train":
         return settings_of_retraining(cycle / "collected")
+    if step == "experiment":
+        return ["--shadow"] if project.shadow else []
     return ["--format", "adapter"] if step == "export" and (cycle / "run" / "adapter").is_dir() else []
 
 

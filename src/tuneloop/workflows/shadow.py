@@ -1,0 +1,145 @@
+"""Shadow mode judged: a candidate's unseen answers against the answers that users got, before anybody meets the candidate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc_now, uuid7
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.improve.experiment import SHADOW
+from tuneloop.improve.experiment_log import experiments_of
+from tuneloop.improve.feedback import current
+from tuneloop.improve.monitor import answered
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.request import StoredRequest
+from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_file
+from tuneloop.workflows.ab import EVENTS, find
+
+if TYPE_CHECKING:
+    from tuneloop.evaluate.judge import Pair
+    from tuneloop.workflows.judge import Judge
+
+VOTES = {"a": -1, "tie": 0, "b": 1}  # b is the candidate
+MOST = 1000  # pairs of one call
+
+
+@dataclass(frozen=True)
+class JudgedCopies:
+    """What became of an experiment's copies.
+
+    Args:
+        experiment: its name.
+        pairs: copies without a verdict that were looked at.
+        votes: new verdicts by who gave them: `equal` answers tie, `people` have said what is right, `judge` is the model.
+        mean: of these: 1 the candidate is better, -1 worse.
+        open: pairs about which nobody could say anything.
+        notes: what to know of the judge.
+    """
+
+    experiment: str
+    pairs: int
+    votes: dict[str, int]
+    mean: float
+    open: int
+    notes: list[str]
+
+
+def judge_copies(
+    place: Path | str, name: str = "", *, judge: Judge | None = None, progress: Progress = no_progress,
+    say: Callable[[str], None] = lambda line: None,
+) -> JudgedCopies:  # fmt: skip
+    """Give a verdict on each pair of answers of a shadow mode that has none, as feedback of the kind `shadow`.
+
+    Args:
+        place: the store's file, or the server's folder.
+        name: of the experiment; empty: the one that goes on.
+        judge: a model that compares answers in both orders; None: only equal answers, and those of which people have said
+            what is right, get a verdict.
+
+    Raises:
+        UserError: no such experiment, or it has no shadow mode.
+    """
+    with opened(place) as store:
+        state = find(experiments_of(read_decisions(store, where=EVENTS)), name, place)
+        design = state.design
+        if not design.shadow:
+            raise UserError(
+                f"{design.name} has no shadow mode", where=str(store_file(place)),
+                next_step="tuneloop ab start NAME --shadow begins one with it",
+            )  # fmt: skip
+        every = list(read_requests(store, since=state.started, where="model = ?", values=[design.model], shadow=None))
+        feedback = current(read_feedback(store, since=state.started))
+        known = {one.request for one in feedback if one.kind == SHADOW}
+        seen = {request.id: request for request in every if request.shadow is None}
+        pairs = [
+            (seen[copy.shadow], copy) for copy in every
+            if copy.shadow in seen and copy.shadow not in known and answered(copy).strip() and answered(seen[copy.shadow]).strip()
+        ][:MOST]  # fmt: skip
+        right = {
+            one.request: str(one.value).strip()
+            for one in feedback
+            if one.kind in ("label", "correction") and one.request
+        }
+        said = {copy.id: plain for one, copy in pairs if (plain := _plain_verdict(one, copy, right.get(one.id)))}
+        left = [(one, copy) for one, copy in pairs if copy.id not in said]
+        notes: list[str] = []
+        if judge is not None and left:
+            found, notes = _asked(left, right, judge, progress, say)
+            said |= found
+        votes = [_vote(one, copy, *said[copy.id], design.name) for one, copy in pairs if copy.id in said]
+        insert(store, votes)
+    values = [vote.value for vote in votes]
+    return JudgedCopies(
+        design.name, len(pairs), dict(Counter(said[copy.id][1] for _, copy in pairs if copy.id in said)),
+        sum(values) / len(values) if values else 0.0, len(pairs) - len(votes), notes,
+    )  # fmt: skip
+
+
+Verdict = tuple[int, str]  # 1, 0 or -1, and who says so
+
+
+def _plain_verdict(one: StoredRequest, copy: StoredRequest, right: str | None) -> Verdict | None:
+    """What can be said without a judge."""
+    champion, candidate = answered(one).strip(), answered(copy).strip()
+    if champion == candidate:
+        return 0, "equal"
+    if right is not None and right in (champion, candidate):
+        return (1 if candidate == right else -1), "people"
+    return None
+
+
+def _asked(
+    pairs: Sequence[tuple[StoredRequest, StoredRequest]], right: Mapping[str, str], judge: Judge, progress: Progress,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Verdict], list[str]]:  # fmt: skip
+    from tuneloop.evaluate.judge import judge_pairs, load_judge_prompt
+
+    asked = [_pair(one, copy, right.get(one.id, "")) for one, copy in pairs]
+    found = judge_pairs(
+        asked, judge.choose(progress, say), load_judge_prompt("pairwise", judge.prompt), names=("champion", "candidate")
+    )
+    return {row.id: (VOTES[row.winner], "judge") for row in found.rows if row.winner is not None}, found.words
+
+
+def _pair(one: StoredRequest, copy: StoredRequest, reference: str) -> Pair:
+    from tuneloop.evaluate.judge import Pair
+
+    turns = "\n\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in one.prompt)
+    return Pair(copy.id, turns, answered(one), answered(copy), reference)
+
+
+def _vote(one: StoredRequest, copy: StoredRequest, value: int, by: str, experiment: str) -> Feedback:
+    given: dict[str, Any] = {
+        "id": uuid7(),
+        "request": one.id,
+        "kind": SHADOW,
+        "value": value,
+        "user": by,
+        "time": utc_now(),
+    }
+    return Feedback(**given, key=f"{SHADOW}:{experiment}:{copy.id}")

@@ -1,0 +1,92 @@
+"""A candidate's unseen answers are judged before anybody meets it."""
+
+import json
+
+import pytest
+from traffic import at, request, thumb
+
+from tuneloop.cli.main import main
+from tuneloop.core.errors import UserError
+from tuneloop.serve.store import connect, insert, opened, read_feedback
+from tuneloop.workflows import ab
+from tuneloop.workflows.shadow import judge_copies
+
+
+@pytest.fixture
+def store(tmp_path):
+    """40 requests and a copy of each: 10 get the same answer, 10 were put right by people, for the candidate 8 of 10 times."""
+    connection = connect(tmp_path, create=True)
+    ab.start(tmp_path, "new", {"model": "m", "shadow": True}, at=at(0))
+    for i in range(40):
+        answer = f"answer {i}" if i < 10 else "better"
+        insert(connection, [request(i, i / 10, arm="champion"),
+                            request(100 + i, i / 10, shadow=f"r{i:06d}", arm="candidate", completion=answer)])  # fmt: skip
+    said = (thumb(i, 4, True, kind="label", value="better" if i < 18 else f"answer {i}") for i in range(10, 20))
+    insert(connection, said)
+    connection.close()
+    return tmp_path
+
+
+class Prefers:
+    """A judge that prefers one text wherever it stands."""
+
+    prompt = ""
+
+    def __init__(self, text):
+        self.text, self.asked = text, 0
+
+    def choose(self, progress, say):
+        def choose(turns, options):
+            self.asked += len(turns)
+            return [
+                "A" if turn[-1]["content"].index(self.text) < turn[-1]["content"].rindex("answer ") else "B"
+                for turn in turns
+            ]
+
+        return choose
+
+
+def values(place):
+    with opened(place) as connection:
+        return [(one.value, one.user) for one in read_feedback(connection, where="kind = 'shadow'")]
+
+
+def test_equal_answers_tie_and_what_people_have_said_needs_no_judge(store, capsys):
+    assert main(["ab", "judge", "--store", str(store), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["pairs"] == 40 and told["votes"] == {"equal": 10, "people": 10} and told["open"] == 20
+    assert told["mean"] == pytest.approx(6 / 20)
+    assert values(store).count((1, "people")) == 8 and values(store).count((-1, "people")) == 2
+    assert main(["ab", "judge", "--store", str(store)]) == 0
+    assert "20 pairs have no verdict" in capsys.readouterr().out
+
+
+def test_the_judge_compares_what_is_left_in_both_orders_and_once(store, monkeypatch):
+    def both_orders(pairs, choose, prompt, *, names):
+        assert names == ("champion", "candidate") and all(pair.b == "better" for pair in pairs)
+        return real(
+            pairs, lambda turns, options: ["B" if i % 2 == 0 else "A" for i in range(len(turns))], prompt, names=names
+        )
+
+    from tuneloop.evaluate import judge as module
+
+    real = module.judge_pairs
+    monkeypatch.setattr(module, "judge_pairs", both_orders)
+    judge = Prefers("better")
+    found = judge_copies(store, judge=judge)
+    assert found.votes == {"equal": 10, "people": 10, "judge": 20} and found.open == 0
+    assert values(store).count((1, "judge")) == 20
+    assert judge_copies(store, judge=judge).pairs == 0
+
+
+def test_verdicts_count_for_the_decision(store):
+    judge_copies(store)
+    _, verdict = ab.check(store)
+    assert verdict.evidence.shadow_votes == 20 and "Shadow mode goes on" in verdict.sentence
+
+
+def test_an_experiment_without_shadow_mode_is_refused(tmp_path):
+    connect(tmp_path, create=True).close()
+    ab.start(tmp_path, "plain", {"model": "m"})
+    with pytest.raises(UserError, match="has no shadow mode"):
+        judge_copies(tmp_path)

@@ -41,7 +41,7 @@ def test_a_device_that_computes_right_is_ok_and_one_that_does_not_is_wrong(
     from tuneloop.models import llama
 
     monkeypatch.setenv("TUNELOOP_DTYPE", "float32")
-    folder = self_test._small_llama(tmp_path / "model")
+    folder = self_test.small_llama(tmp_path / "model")
     with pretend_gpu():
         assert self_test._gradient(folder, name, {}).status == "ok"
     right = llama._by_kernel

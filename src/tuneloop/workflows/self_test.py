@@ -74,7 +74,7 @@ def self_test(*, progress: Progress = no_progress) -> list[Check]:
     kind = device.in_use()
     checks = [Check("device", "ok", _device_words(kind))]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _small_llama(Path(scratch) / "model")
+        folder = small_llama(Path(scratch) / "model")
         methods = {method.title: {"method": method.name} for method in SHIPPED}
         for name, settings in (methods | VARIANTS).items():
             for layout in ("padded", "packed"):
@@ -127,7 +127,7 @@ def _device_words(kind: str) -> str:
     return f"{_card(kind)}{several}, {device.capacity():.1f} GiB, models in {dtype}"
 
 
-def _small_llama(folder: Path) -> Path:
+def small_llama(folder: Path) -> Path:
     """A random Llama 3 whose folder loads as any other, with the packaged model's tokenizer."""
     import torch
     from safetensors.torch import save_file

@@ -1,0 +1,37 @@
+"""The golden values of the main branch: what is cheap of them is computed anew, and a difference is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks.golden import GOLDEN, data_values, differences, plan_values, training_values, write_sources
+
+from tuneloop.core.files import read_json
+from tuneloop.workflows.self_test import small_llama
+
+
+def test_plans_are_those_of_the_golden_file() -> None:
+    golden, found = read_json(GOLDEN), dict(plan_values())
+    assert len(found) == 12 and differences({name: golden[name] for name in found}, found, 1e-6) == []
+
+
+@pytest.mark.slow
+def test_data_sets_and_losses_are_those_of_the_golden_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2: Path
+) -> None:
+    monkeypatch.setenv("TUNELOOP_DTYPE", "float32")
+    model = str(small_llama(tmp_path / "model"))
+    write_sources(tmp_path)
+    found = dict(data_values(tmp_path, model)) | dict(training_values(tmp_path, model, ("lora", "dpo")))
+    golden = read_json(GOLDEN)
+    # Processors add in different orders: losses agree to a few digits.
+    assert differences({name: golden[name] for name in found}, found, 5e-3) == []
+
+
+def test_a_difference_is_named_with_its_place() -> None:
+    golden = {"a": [1.0, {"b": 2.0}], "c": "x", "d": True}
+    assert differences(golden, golden, 0.0) == []
+    assert differences(golden, {"a": [1.0, {"b": 2.1}], "c": "x", "d": 2}, 0.1) == ["d: True before, 2 now"]
+    assert differences(golden, {"a": [1.0, {"b": 2.1}], "c": "x"}, 0.0) == ["a[1] b: 2.0 before, 2.1 now", "d: True before, None now"]  # fmt: skip
+    assert differences([1.0], [1.0, 2.0], 0.5) == [": [1.0] before, [1.0, 2.0] now"]

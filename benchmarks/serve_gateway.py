@@ -61,7 +61,7 @@ def run_direct(port: int) -> None:
     uvicorn.run(app, port=port, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=600)
 
 
-def run_gateway(port: int, folder: str) -> None:
+def run_gateway(port: int, folder: str, loop: str = "auto") -> None:
     """tuneloop's gateway with the same engine inside, everything on."""
     import uvicorn
 
@@ -101,8 +101,9 @@ def run_gateway(port: int, folder: str) -> None:
         stub, {"stub": ServedModel("stub")}, config, Keyring(place), Ledger(), store, Admission(64)
     )  # fmt: skip
     uvicorn.run(
-        make_app(gateway), port=port, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=600
-    )
+        make_app(gateway), port=port, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=600,
+        loop=loop,
+    )  # fmt: skip
     store.stop()
 
 
@@ -247,6 +248,11 @@ def resident_mb(pid: int) -> float:
     return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)]) / 1e6
 
 
+def _key(folder: Path) -> str:
+    """The key that a gateway has made; empty: there is no such gateway."""
+    return (folder / "key").read_text() if (folder / "key").exists() else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
@@ -254,6 +260,7 @@ def main() -> None:
     parser.add_argument(
         "--litellm", action="store_true", help="LiteLLM's proxy too; it is installed when it is missing"
     )
+    parser.add_argument("--asyncio", action="store_true", help="tuneloop in Python's own event loop too")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--server", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -262,19 +269,38 @@ def main() -> None:
         run_direct(int(port)) if kind == "direct" else run_gateway(int(port), *rest)
         return
     with tempfile.TemporaryDirectory() as folder:
-        ports = {name: free_port() for name in ("direct", "tuneloop", *(["litellm"] if options.litellm else []))}
+        ports = {
+            name: free_port()
+            for name in (
+                "direct",
+                "tuneloop",
+                *(["asyncio"] if options.asyncio else []),
+                *(["litellm"] if options.litellm else []),
+            )
+        }
         own = [sys.executable, __file__, "--server"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
         processes = {
             "direct": subprocess.Popen([*own, "direct", str(ports["direct"])], env=environment),
             "tuneloop": subprocess.Popen([*own, "gateway", str(ports["tuneloop"]), folder], env=environment),
         }
+        if options.asyncio:
+            other = Path(folder) / "asyncio"
+            other.mkdir()
+            processes["asyncio"] = subprocess.Popen(
+                [*own, "gateway", str(ports["asyncio"]), str(other), "asyncio"], env=environment
+            )
         try:
             if options.litellm:
                 processes["litellm"] = start_litellm(ports["litellm"], ports["direct"], folder)
             for port in ports.values():
                 wait_for(port, 120)
-            keys = {"direct": KEY, "tuneloop": (Path(folder) / "key").read_text(), "litellm": KEY}
+            keys = {
+                "asyncio": _key(Path(folder) / "asyncio"),
+                "direct": KEY,
+                "tuneloop": (Path(folder) / "key").read_text(),
+                "litellm": KEY,
+            }
             setups = {name: Connections(port, keys[name]) for name, port in ports.items()}
 
             async def work() -> tuple[dict[str, list[float]], dict[str, float]]:

@@ -99,8 +99,8 @@ def open_engine(folder: Path, slots: int, rows: int) -> Any:
     return LlamaCppEngine(Served(str(folder / "base.gguf")), (), LlamaCppSettings(slots, rows, 2048))
 
 
-async def in_reality(options: argparse.Namespace, trace: Sequence[Arrival], folder: Path) -> dict[str, Any]:
-    """The engine's costs when nothing disturbs, and each real schedule with its log."""
+async def in_reality(options: argparse.Namespace, name: str, given: Replay, folder: Path) -> Costs:
+    """Real schedules, one after the other, each beside the same minutes on paper; returns the costs of the last one."""
     engine = open_engine(folder, options.slots, options.rows)
     draw = random.Random(1)
     await engine.start()
@@ -109,15 +109,19 @@ async def in_reality(options: argparse.Namespace, trace: Sequence[Arrival], fold
         def ids(one: Arrival) -> Sequence[int]:
             return [draw.randrange(1000, 40000) for _ in range(one.prompt_tokens)]
 
-        given = Replay(options.slots, options.ttft_ms, (), 0, 15.0, ids)
-        warm = [Arrival(i * 0.5, draw.randrange(20, 200), draw.randrange(4, 40)) for i in range(30)]
-        costs = fit_costs(log_of(await replay(engine, warm, "static", given)))
-        found: dict[str, Any] = {"costs": costs, "logs": {}}
+        alone = Replay(options.slots, options.ttft_ms, (), 0, 10.0, ids)
+        warm = [Arrival(i * 0.5, draw.randrange(20, 200), draw.randrange(4, 40)) for i in range(20)]
+        costs = fit_costs(log_of(await replay(engine, warm, "static", alone)))
+        print(f"alone: {costs}", flush=True)
+        arrivals = scaled(read_trace(options.traces, name), options, costs)
         for schedule in options.real.split(",") if options.real else ():
-            arrivals = scaled(trace, options, costs)
-            run = replace(given, batch=[options.row], rows=options.rows, seconds=options.minutes * 60)
-            found["logs"][schedule] = await replay(engine, arrivals, schedule, run)
-        return found
+            log = await replay(engine, arrivals, schedule, replace(given, ids=ids))
+            costs = await asyncio.to_thread(calibrate, log, schedule, given)
+            real = figures(f"{schedule}, real", log, given, costs, options.usd)
+            paper = await asyncio.to_thread(on_paper, costs, as_it_was(log), schedule, given, options)
+            print(f"{schedule}: {costs}", flush=True)
+            show(name, [real, figures(f"{schedule}, paper", paper, given, costs, options.usd)])
+        return costs
     finally:
         await engine.stop()
 
@@ -149,7 +153,7 @@ def frontier(costs: Costs, arrivals: Sequence[Arrival], given: Replay, options: 
 
 
 def show(title: str, rows: Sequence[Figures]) -> None:
-    print(f"\n{title}")
+    print(f"\n{title}", flush=True)
     print(
         f"{'':<16} {'asked':>6} {'refused':>8} {'within':>7} {'p50 ms':>7} {'p99 ms':>7} {'batch tokens':>13} {'busy':>6} {'$/1M':>6}"
     )
@@ -201,15 +205,7 @@ def main() -> None:
     names = [options.trace] if options.trace else list(TRACES)
     if costs is None:
         with tempfile.TemporaryDirectory() as folder:
-            found = asyncio.run(in_reality(options, read_trace(options.traces, names[0]), Path(folder)))
-        print(f"alone: {found['costs']}")
-        for schedule, log in found["logs"].items():
-            costs = calibrate(log, schedule, given)
-            print(f"{schedule}: {costs}")
-            real = figures(f"{schedule}, real", log, given, costs, options.usd)
-            paper = on_paper(costs, as_it_was(log), schedule, given, options)
-            show(names[0], [real, figures(f"{schedule}, paper", paper, given, costs, options.usd)])
-        costs = costs or found["costs"]
+            costs = asyncio.run(in_reality(options, names[0], given, Path(folder)))
     for name in names:
         arrivals = scaled(read_trace(options.traces, name), options, costs)
         rows = [

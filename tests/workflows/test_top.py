@@ -35,7 +35,9 @@ def test_rates_times_and_models_are_shown(tmp_path: Path, capsys: pytest.Capture
         )
         asking.start()
         assert main(["top", "--url", address, "--once", "--every", "0.5"]) == 0
-        assert "requests/s" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "requests/s" in said and "came within the bound" in said
+        assert found["predictions"] == 6 and 0 <= found["prediction_coverage"] <= 1 and found["prediction_error"] > 0
         asking.join()
         assert main(["top", "--url", address, "--json", "--every", "0.2", "-f", str(tmp_path)]) == 0
         assert json.loads(capsys.readouterr().out)["batches"] == []

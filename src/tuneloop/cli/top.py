@@ -70,8 +70,14 @@ def _lines(shown: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"answering {shown['active']:.0f}   waiting {shown['waiting']:.0f}   refused {shown['refused']:,.0f}   "
-        f"on time {shown['on_time']:,.0f}   late {shown['late']:,.0f}   records lost {shown['store_lost']:,.0f}"
+        f"on time {shown['on_time']:,.0f}   late {shown['late']:,.0f}   records lost {shown['store_lost']:,.0f}   "
+        f"giving way {shown['giving_way']:.0f}"
     )
+    if shown["predictions"]:
+        yield (
+            f"predicted {shown['predictions']:,.0f} first tokens, {100 * shown['prediction_error']:.0f} % off on average; "
+            f"{100 * shown['prediction_coverage']:.0f} % came within the bound by which requests are let in"
+        )
     for tier, times in shown["tiers"].items():
         p50, p99 = ("-" if times[name] is None else f"{times[name]:,.0f} ms" for name in ("ttft_p50_ms", "ttft_p99_ms"))
         yield f"  {tier:<20} first token p50 {p50}, p99 {p99}"

@@ -489,10 +489,12 @@ def gauges(gateway: Gateway) -> dict[str, float]:
     known = [times.calibration for times in admission.models.values() if times.calibration.n]
     n = sum(each.n for each in known) or 1
     values: dict[str, float] = {
-        "active": len(admission.active), "waiting": admission.waiting, "store_waiting": gateway.store.waiting,
+        "active": len(admission.active), "waiting": admission.waiting, "giving_way": admission.giving_way,
+        "store_waiting": gateway.store.waiting,
         "store_written": counts.written, "store_spilled": counts.spilled, "store_lost": counts.lost,
         "prediction_error": sum(each.error * each.n for each in known) / n,
         "prediction_coverage": sum(each.coverage * each.n for each in known) / n,
+        "predictions": sum(each.n for each in known),
         "on_time": admission.tally.on_time, "late": admission.tally.late, "refused": admission.tally.refused,
     }  # fmt: skip
     values |= {

@@ -56,6 +56,8 @@ class Metrics:
             for name, text in (
                 ("active", "Requests that are being answered."),
                 ("waiting", "Requests that wait."),
+                ("giving_way", "Requests of batches and of the tier flex that are under way."),
+                ("predictions", "First tokens that were compared with their prediction."),
                 ("store_waiting", "Records that wait to be written."),
                 ("store_written", "Records in the store."),
                 ("store_spilled", "Records that went into the spill file."),

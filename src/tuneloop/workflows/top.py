@@ -119,7 +119,13 @@ def view(before: Reading | None, after: Reading, seconds: float) -> dict[str, An
             }
             for model in models
         },
-        **{name: state.get(name, 0.0) for name in ("active", "waiting", "refused", "on_time", "late", "store_lost")},
+        **{
+            name: state.get(name, 0.0)
+            for name in (
+                "active", "waiting", "giving_way", "refused", "on_time", "late", "store_lost", "predictions",
+                "prediction_error", "prediction_coverage",
+            )
+        },
     }  # fmt: skip
 
 

@@ -179,12 +179,9 @@ class LlamaCppEngine:
         need_llamacpp()
         file = gguf_file(self._base.source)
         self._files = [gguf_file(served.source) for served in self._served]
-        template = template_of(file, self._base.template)
-        adapters, templates = {}, {BASE: template}
-        for served, path in zip(self._served, self._files, strict=True):
-            name = sha256_file(path)
-            adapters[name] = AdapterFacts(name, served.source)
-            templates[name] = with_template(template, served.template)
+        adapters, templates = self._adapters, self._templates
+        if not templates:  # when it is started anew they are known
+            adapters, templates = self._read_adapters(file)
         settings, key = self._settings, secrets.token_urlsafe(16)
         self._context = settings.context
         threads = settings.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
@@ -196,6 +193,16 @@ class LlamaCppEngine:
         )  # fmt: skip
         self._open_client(address, key)
         self._adapters, self._templates = adapters, templates
+
+    def _read_adapters(self, file: Path) -> tuple[dict[str, AdapterFacts], dict[str, Template]]:
+        """Adapters by the hash of their file, and the template of each."""
+        template = template_of(file, self._base.template)
+        adapters, templates = {}, {BASE: template}
+        for served, path in zip(self._served, self._files, strict=True):
+            name = sha256_file(path)
+            adapters[name] = AdapterFacts(name, served.source)
+            templates[name] = with_template(template, served.template)
+        return adapters, templates
 
     def _spawn(self, told: dict[str, Any]) -> str:
         """Start the child; returns its address once the model is loaded.

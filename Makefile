@@ -10,7 +10,9 @@ BIN    := $(VENV)/bin
 # make test-hosts   what is written for hosts, against the hosts' own definitions
 # make test-ray     work on a Ray cluster of two nodes, with processes and a node that are killed
 
-.PHONY: demo install test test-avx2 test-hosts test-ray reference bench clean
+# make clients      clients that tests send through a server: npm's openai, and an older major of Python's
+
+.PHONY: demo install test clients test-avx2 test-hosts test-ray reference bench clean
 
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
@@ -24,6 +26,10 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+clients: $(VENV)/.installed-dev
+	npm install --silent --no-fund --no-audit --prefix $(VENV)/clients/node openai
+	$(BIN)/python -m pip install -q --upgrade --target $(VENV)/clients/openai-1 'openai>=1,<2'
 
 # Torch, oneDNN and MKL each have a switch. These are the tests of products, attention, losses and rounding; what trains
 # for long, in several processes or on the packaged model computes the same way, and is left to `make test`.

@@ -29,6 +29,7 @@ class StandIn:
         version: of vLLM; empty: a server that has no `/version`, no LoRA and no token ids.
         holds: whether it holds answers to choices and schemas.
         lets_load: whether adapters may be added while it runs.
+        priorities: whether it runs with `--scheduling-policy priority`.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class StandIn:
         version: str = "0.12.1",
         holds: bool = True,
         lets_load: bool = True,
+        priorities: bool = False,
     ) -> None:
+        self.priorities = priorities
         self.base, self.names, self.version, self.holds, self.lets_load = (
             base,
             dict(preloaded or {}),
@@ -114,10 +117,14 @@ class StandIn:
 
         async def answer(asked: Asked) -> Any:
             body, engine = await asked.json(), await self._engine()
+            if body.get("priority") and not self.priorities:
+                return error(400, "Got priority 1 but Priority scheduling is not enabled.")
             self.bodies.append(body)
             if body["model"] not in (MODEL, *self.names):
                 return error(404, f"The model `{body['model']}` does not exist.")
             chat = asked.url.path.endswith("/chat/completions")
+            if not body.get("stream", False):
+                return JSONResponse({"choices": [{"index": 0, "text": "a", "finish_reason": "length"}]})
             return StreamingResponse(self.events(engine, body, chat), media_type="text/event-stream")
 
         routes = [

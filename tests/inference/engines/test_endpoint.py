@@ -151,3 +151,18 @@ def test_a_server_that_ends_is_an_error_and_not_healthy(files: Files) -> None:
         assert found.finish == "error" and found.error.startswith("engine: ") and not await engine.healthy()
 
     against(server, work)
+
+
+def test_what_gives_way_has_a_priority_where_vllm_schedules_by_it(files: Files) -> None:
+    for priorities, version in ((True, "0.12.1"), (False, "0.12.1"), (True, "")):
+        server = StandIn(files.base, version=version, priorities=priorities)
+
+        async def work(engine: EndpointEngine) -> None:
+            can = priorities and bool(version)  # noqa: B023
+            assert engine.gives_way is can
+            assert (await complete(engine, asked(gives_way=True))).error == ""
+            assert server.bodies[-1].get("priority") == (1 if can else None)  # noqa: B023
+            await complete(engine, asked())
+            assert "priority" not in server.bodies[-1]  # noqa: B023
+
+        against(server, work)

@@ -49,6 +49,7 @@ REFUSALS = {
     429: "busy",
 }  # status -> word of the error; else `engine`
 RENAMED = (0, 12)  # from this version of vLLM on, `guided_choice` is `structured_outputs`
+GIVING_WAY = 1  # vLLM's priority of requests that give way; lower ones are computed earlier, and the usual is 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class EndpointEngine:
         self._templates: dict[str, Template] = {}
         self._context = settings.context
         self._vllm: tuple[int, ...] = ()
+        self._priorities = False
         self._client: Any = None
         self._slots = asyncio.Semaphore(settings.slots)
 
@@ -118,6 +120,11 @@ class EndpointEngine:
     def adapters(self) -> Mapping[str, AdapterFacts]:
         """What requests can name."""
         return dict(self._adapters)
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether vLLM schedules by priority; see `can_give_way`."""
+        return self._priorities
 
     @property
     def renders(self) -> bool:
@@ -187,6 +194,7 @@ class EndpointEngine:
         told = models[self.base].get("max_model_len")
         self._context = self._context or (told if isinstance(told, int) else 0)
         self._vllm = await self._version()
+        self._priorities = bool(self._vllm) and await self._takes_priorities()
         if self._settings.tokenizer:
             from tuneloop.models.load import load_tokenizer
 
@@ -229,6 +237,17 @@ class EndpointEngine:
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return ()
         return tuple(map(int, found.groups())) if found else ()
+
+    async def _takes_priorities(self) -> bool:
+        """Whether vLLM runs with `--scheduling-policy priority`: else it refuses a request that has one."""
+        import httpx
+
+        body = {"model": self.base, "prompt": [1], "max_tokens": 1, "priority": GIVING_WAY}
+        try:
+            response = await self._client.post("/v1/completions", json=body, timeout=self._settings.start_within)
+        except httpx.HTTPError:
+            return False
+        return bool(response.status_code == 200)
 
     async def healthy(self) -> bool:
         """Whether the server answers."""
@@ -362,6 +381,8 @@ class EndpointEngine:
         if request.schema is not None:
             asked = {"name": "answer", "schema": dict(request.schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": asked}
+        if request.gives_way and self._priorities:
+            body["priority"] = GIVING_WAY
         if self._vllm:
             body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
         if request.ids or request.continues is not None:

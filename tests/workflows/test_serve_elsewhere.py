@@ -52,6 +52,13 @@ def test_turns_go_to_a_server_that_renders_them(tmp_path: Path) -> None:
 
         before(config, refused)
 
+        async def tools(gateway: Gateway) -> None:
+            with pytest.raises(ApiError, match="tokenizer") as raised:
+                await ask(gateway, tools=[{"type": "function", "function": {"name": "f"}}])
+            assert raised.value.status == 400
+
+        before(config, tools)
+
 
 def test_a_server_that_goes_is_gone_around(tmp_path: Path) -> None:
     first, second = StubEngine(), StubEngine()

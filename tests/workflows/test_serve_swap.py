@@ -132,6 +132,39 @@ def test_what_cannot_be_proved_changes_nothing(tmp_path: Path, monkeypatch: pyte
     assert event.kind == "deployment.refused" and event.data["why"] == "out of memory"
 
 
+def test_an_engine_that_has_ended_is_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Stoppable):
+        async def start(self) -> None:
+            raise UserError("out of memory")
+
+    fresh = Stoppable(words=["fresh"])
+    made = iter([Broken(), fresh])
+    monkeypatch.setattr(serve_swap, "EVERY", 0.01)
+    monkeypatch.setattr(serve_swap, "RESTART_PAUSE", 0.01)
+    monkeypatch.setattr(serve_swap, "deployment_of", lambda *_: Deployment(next(made), [], "stub-model"))
+    monkeypatch.setattr(Deployment, "models", lambda self: {"m": ServedModel("m")})
+    first = Stoppable()
+    said: list[str] = []
+    with live(tmp_path, first, {"m": ServedModel("m")}) as (address, gateway):
+        swaps = Swaps(gateway.config, Experiments(tmp_path, print), said.append)
+        swaps.current = swaps.wanted()
+
+        async def follow() -> None:
+            async with swaps.followed_by(gateway):
+                await asyncio.sleep(0.1)
+                assert gateway.engine is first
+                first.ended = True  # type: ignore[attr-defined]
+                while gateway.engine is first:
+                    await asyncio.sleep(0.01)
+
+        asyncio.run(follow())
+        assert (
+            httpx.post(f"{address}/v1/chat/completions", json=CHAT).json()["choices"][0]["message"]["content"]
+            == "fresh"
+        )
+    assert first.stopped and any("started anew" in line for line in said) and any("refused" in line for line in said)
+
+
 def test_an_alias_that_moved_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Version:
         version = "1"

@@ -530,6 +530,10 @@ class Gateway:
         try:
             ids: Sequence[int] = asked.ids
             sends = not getattr(engine, "renders", True)  # the engine takes turns and texts as they are
+            if sends and prompt.tools:
+                raise ApiError(
+                    400, "tools need the model's tokenizer here: tokenizer=MODEL in serve.yaml", param="tools"
+                )
             if sends:
                 pass
             elif prompt.continues is not None:

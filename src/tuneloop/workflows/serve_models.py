@@ -167,7 +167,7 @@ def deployment_of(
     from tuneloop.inference.targets.gguf import as_gguf
 
     if config.urls:
-        return _endpoints(config, say)
+        return _endpoints(config, candidates or {}, say)
     if config.engine not in ("auto", "tuneloop", "llama.cpp"):
         raise UserError(
             f"No such engine {config.engine!r:.80}", where="engine",
@@ -255,7 +255,7 @@ def _llamacpp(config: ServeConfig, base: str, candidates: Mapping[str, Candidate
     return Deployment(LlamaCppEngine(Served(base, template), adapters, settings), opened_, base, extra)
 
 
-def _endpoints(config: ServeConfig, say: Say) -> Deployment:
+def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate], say: Say) -> Deployment:
     """Servers elsewhere as the engine: one, or several between which requests are balanced.
 
     Raises:
@@ -270,19 +270,25 @@ def _endpoints(config: ServeConfig, say: Say) -> Deployment:
     local = next((each.base for each in opened_ if each.base), "")
     key = key_from(config.api_key_env)
     base = base or _only_model(config.urls, key)
-    adapters = _loaded(opened_)
+    extra = {}
+    for name, candidate in candidates.items():
+        try:
+            extra[name] = _open_elsewhere(Named(candidate.model, candidate.source))
+        except UserError as error:
+            say(f"experiment {name}: the candidate can't be served: {error.what}")
+    adapters = _loaded(opened_, extra.values())
     engines = []
     for url in config.urls:
         settings = EndpointSettings(url, key, config.tokenizer or local, slots=config.slots)
         engines.append(EndpointEngine(Served(base), adapters, settings))
     tokenizer = config.tokenizer or local or base
     if len(engines) == 1:
-        return Deployment(engines[0], opened_, base, tokenizer=tokenizer)
+        return Deployment(engines[0], opened_, base, extra, tokenizer=tokenizer)
 
     async def proof(engine: ServingEngine) -> None:
         await prove_models(config, Deployment(engine, opened_, base), lambda line: None)
 
-    return Deployment(EnginePool(engines, proof, say), opened_, base, tokenizer=tokenizer)
+    return Deployment(EnginePool(engines, proof, say), opened_, base, extra, tokenizer=tokenizer)
 
 
 def _open_elsewhere(named: Named) -> Opened:

@@ -30,6 +30,7 @@ from tuneloop.workflows.serve_router import served_by
 
 PIN, SWAP, REFUSED = "deployment.pin", "deployment.swap", "deployment.refused"
 EVERY = 1.0  # seconds between two looks
+RESTART_PAUSE = 5.0  # seconds before it is tried again to start an engine that has ended
 REMOTE_EVERY = 15.0  # seconds between two looks into a registry that is not a file here
 STATE = "state.json"
 
@@ -100,11 +101,21 @@ class Swaps:
         while True:
             await asyncio.sleep(EVERY)
             try:
+                if getattr(gateway.engine, "ended", False):
+                    await self._restart(gateway)
+                    continue
                 wanted = await asyncio.to_thread(self.wanted)
                 if wanted != self.current and wanted != self.refused:
                     await self.swap(gateway, wanted)
             except (UserError, sqlite3.Error, OSError):
                 continue  # a registry or store that can't be read at present changes nothing
+
+    async def _restart(self, gateway: Gateway) -> None:
+        """Start the engine anew that has ended by itself; its memory is given back first."""
+        self.say("engine    has ended by itself and is started anew")
+        await gateway.engine.stop()
+        while not await self.swap(gateway, self.current):
+            await asyncio.sleep(RESTART_PAUSE)
 
     async def swap(self, gateway: Gateway, wanted: Wanted) -> bool:
         """Serve something else; returns whether it could be started and proved."""

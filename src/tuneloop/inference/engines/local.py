@@ -161,6 +161,11 @@ class LocalEngine:
         """Whether the thread is at work."""
         return self._thread is not None and self._thread.is_alive() and not self._failure
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has failed after its start, so that no request will be answered until it is started anew."""
+        return self._thread is not None and (bool(self._failure) or not self._thread.is_alive())
+
     async def stop(self) -> None:
         """End the thread; what was being answered is cancelled. The model's memory is given back."""
         thread, self._thread = self._thread, None

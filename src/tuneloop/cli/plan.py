@@ -27,6 +27,9 @@ def command(
     calibrate: bool = switch("Train a few steps here, and keep what was predicted and measured."),
     history: bool = switch("Show what was predicted and what came, run by run."),
     out: str = flag("", "FOLDER", "Folder in which to write plan.json.", "-o"),
+    serve: bool = switch("Plan serving: memory and tokens a second of each format on each GPU and on this machine."),
+    context: int = flag(8192, "N", "With --serve: tokens of a prompt with its answer."),
+    concurrency: int = flag(16, "N", "With --serve: requests that are answered at a time."),
     *,
     options: PlanOptions,
     output: Output,
@@ -38,6 +41,9 @@ def command(
     """
     if history:
         _history(output.json)
+        return
+    if serve:
+        _serving(source, given(options), context, concurrency, output.json)
         return
     places, settings = split_arguments([source, *(settings or [])])
     if len(places) > 1 and places[0] != "prices":
@@ -119,6 +125,36 @@ def _of_data(source: str, settings: list[str], model: str, asked: dict[str, Any]
         why = f"{recipe.model} is not on this machine"
         plan["assumptions"].insert(0, f"tokens are counted as {other} reads them, and time is by formula: {why}")
     return plan
+
+
+def _serving(source: str, asked: dict[str, Any], context: int, concurrency: int, as_json: bool) -> None:
+    from tuneloop.plan.gpus import all_gpus, find_gpu, this_cpu
+    from tuneloop.plan.serve import assumptions, plan_serving
+    from tuneloop.plan.shape import find_model
+
+    model = asked.pop("model", "") or source
+    wrong = [name for name in asked if name not in ("gpu", "gpus")]
+    if wrong or not model:
+        raise UserError(
+            f"--{wrong[0].replace('_', '-')} is not asked with --serve" if wrong else "Serve what? No model is named",
+            where="plan --serve",
+            next_step="tuneloop plan --serve --model llama-3.1-8b --context 8192 --concurrency 16 --gpu l40s",
+        )
+    name, shape, assumed = find_model(model)
+    context = min(context, shape.context) if context == 8192 and shape.context else context
+    machines = [find_gpu(asked["gpu"])] if "gpu" in asked else [*all_gpus().values(), this_cpu()]
+    found = plan_serving(shape, machines, context, concurrency, asked.get("gpus"))
+    said = [*assumed, *assumptions(context, concurrency)]
+    if as_json:
+        print_json(
+            {"model": name, "context": context, "concurrency": concurrency, "served": found, "assumptions": said}
+        )
+        return
+    from tuneloop.report.serve_terminal import serving_lines
+
+    print("\n".join(serving_lines(name, found, context, concurrency)))
+    for line in said:
+        print(f"  assumed: {line}")
 
 
 def _trained(asked: dict[str, Any]) -> list[str]:

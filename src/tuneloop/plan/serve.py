@@ -1,0 +1,246 @@
+"""Memory and speed of serving a model: each format of an artifact on each GPU, or on this machine.
+
+Memory is the weights, the keys and values of all requests at once, the logits and activations of a part of a prompt, and
+the driver's context. Speed is the roofline (Williams et al. 2009, doi 10.1145/1498765.1498785; of decoders: Pope et al. 2022,
+arXiv 2211.05102, and Yuan et al. 2024, arXiv 2402.16363): a step reads all weights and the keys and values of each request,
+or computes 2 operations a weight and request, whichever takes longer. A prompt is bound by its operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.machine import GIB
+from tuneloop.models.shape import ModelShape
+from tuneloop.plan.gpus import Gpu
+from tuneloop.plan.memory import CONTEXT_GIB, NCCL_GIB
+from tuneloop.plan.speed import BANDWIDTH_SHARE
+
+KV_BYTES = 2  # of a key or value: llama.cpp and vLLM keep them in 16 bits
+PART = 512  # tokens of a prompt that are computed at once (llama.cpp's n_ubatch); vLLM takes 2,048 or more
+# A step's host time for a layer, and the latency of its two all-reduces where a layer's matrices are divided over GPUs.
+LAYER_SECONDS, REDUCE_SECONDS = 1e-5, 2e-5
+COUNTS = (1, 2, 4, 8)
+MOST = 10**7  # tokens of context, and requests at a time
+Engine = Literal["llama.cpp", "vLLM"]
+
+# Bits of a weight by llama.cpp's block layouts (ggml-common.h: bytes of a block x 8 / weights of it).
+BITS = {"f16": 16.0, "q8_0": 8.5, "q6_k": 6.5625, "q5_k": 5.5, "q4_k": 4.5, "q5_1": 6.0, "q5_0": 5.5}
+NARROW = {"q6_k": "q8_0", "q5_k": "q5_1", "q4_k": "q5_0"}  # of rows whose width is no multiple of 256
+
+
+@dataclass(frozen=True)
+class ServedFormat:
+    """A format of an artifact.
+
+    Args:
+        name: as `--quant` names it.
+        engine: that serves it.
+        main: type of most of its matrices (`BITS`); empty: of `bits` each.
+        bits: of a weight in the layers' matrices; embedding and head stay in 16.
+        better: type of the matrices that llama.cpp's mixture keeps in more bits.
+    """
+
+    name: str
+    engine: Engine
+    main: str = ""
+    bits: float = 16.0
+    better: str = ""
+
+
+FORMATS = (
+    ServedFormat("f16", "vLLM"),
+    ServedFormat("q8_0", "llama.cpp", "q8_0", better="q8_0"),
+    ServedFormat("q6_k", "llama.cpp", "q6_k", better="q6_k"),
+    ServedFormat("q5_k_m", "llama.cpp", "q5_k", better="q6_k"),
+    ServedFormat("q4_k_m", "llama.cpp", "q4_k", better="q6_k"),
+    ServedFormat("fp8", "vLLM", bits=8.0),  # a scale for each row of a matrix
+    ServedFormat("w4a16", "vLLM", bits=4.0 + 20 / 128),  # AWQ and GPTQ: a scale and a zero for each 128 weights
+)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A format on a machine.
+
+    Args:
+        gpus: of which all are needed.
+        weights_gib, cache_gib, peak_gib: of all GPUs together.
+        capacity_gib: that they have.
+        one, all, prompt: tokens a second: written to a single request, written to all of them together, read of a prompt.
+    """
+
+    format: str
+    engine: str
+    machine: str
+    gpus: int
+    fits: bool
+    weights_gib: float
+    cache_gib: float
+    peak_gib: float
+    capacity_gib: float
+    one: float | None = None
+    all: float | None = None
+    prompt: float | None = None
+
+
+def plan_serving(
+    shape: ModelShape, gpus: Sequence[Gpu], context: int, concurrency: int, count: int | None = None
+) -> list[Served]:
+    """Each format on each GPU, on the fewest of them that hold it.
+
+    Args:
+        context: tokens of a prompt with its answer.
+        concurrency: requests that are answered at a time, each with so many tokens.
+        count: of GPUs; None: as few as hold it, of 1, 2, 4 and 8.
+
+    Raises:
+        UserError: numbers that can't be, or a context that the model does not have.
+    """
+    for name, value in (("context", context), ("concurrency", concurrency)):
+        if not 1 <= value <= MOST:
+            raise UserError(f"--{name} is {value:,}", where=f"--{name}", next_step=f"give 1 to {MOST:,}")
+    if shape.context and context > shape.context:
+        raise UserError(
+            f"The model reads {shape.context:,} tokens, not {context:,}", where="--context",
+            next_step=f"give at most {shape.context}",
+        )  # fmt: skip
+    return [_on(shape, each, gpu, context, concurrency, count) for gpu in gpus for each in FORMATS]
+
+
+def _on(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurrency: int, count: int | None) -> Served:
+    if (kind.name in ("fp8", "w4a16") and gpu.is_cpu) or (kind.name == "fp8" and not gpu.bf16):
+        return replace(_served(shape, kind, gpu, context, concurrency, 1), fits=False, one=None, all=None, prompt=None)
+    counts = (1,) if gpu.is_cpu else (count,) if count else COUNTS
+    found: Served | None = None
+    for gpus in counts:
+        found = _served(shape, kind, gpu, context, concurrency, gpus)
+        if found.fits:
+            break
+    assert found is not None
+    return found
+
+
+def _served(shape: ModelShape, kind: ServedFormat, gpu: Gpu, context: int, concurrency: int, gpus: int) -> Served:
+    weights = weight_bytes(shape, kind)
+    cache = cache_bytes(shape, context) * concurrency
+    part = PART * (4 * shape.vocabulary + 8 * shape.hidden + 6 * shape.feed_forward)
+    driver = 0.0 if gpu.is_cpu else gpus * (CONTEXT_GIB + NCCL_GIB * (gpus > 1))
+    peak = (weights + cache + gpus * part) / GIB + driver
+    fits = peak <= gpus * gpu.gib
+    speeds: dict[str, float] = {}
+    if fits:
+        step = _Step(shape, kind, gpu, gpus, weights)
+        # A request is half written on average, so half of its keys and values are read.
+        read = cache_bytes(shape, context) / 2
+        speeds = {
+            "one": 1 / step.seconds(1, read), "all": concurrency / step.seconds(concurrency, read),
+            "prompt": step.prompt_tokens_per_second(context),
+        }  # fmt: skip
+    return Served(
+        kind.name,
+        "llama.cpp" if gpu.is_cpu else kind.engine,
+        gpu.key,
+        gpus,
+        fits,
+        weights / GIB,
+        cache / GIB,
+        peak,
+        gpus * gpu.gib,
+        **speeds,
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a forward pass takes. llama.cpp gives each GPU some of the layers, so one works at a time; vLLM divides each matrix."""
+
+    shape: ModelShape
+    kind: ServedFormat
+    gpu: Gpu
+    gpus: int
+    weights: float
+
+    @property
+    def at_once(self) -> int:
+        return self.gpus if self.kind.engine == "vLLM" else 1
+
+    @property
+    def operations(self) -> float:
+        """Operations a second."""
+        return self.gpu.tflops * 1e12 * self.gpu.matmul * self.at_once
+
+    def seconds(self, requests: int, read: float) -> float:
+        """Of one more token in each of some requests; `read`: bytes of keys and values of each."""
+        shape = self.shape
+        unread = 0 if shape.tied else self.weights * shape.embedding / shape.parameters  # the table of embeddings
+        moved = (self.weights - unread + requests * read) / (self.gpu.gb_s * 1e9 * BANDWIDTH_SHARE * self.at_once)
+        computed = requests * 2 * (shape.matrix_parameters + shape.embedding) / self.operations
+        host = shape.layers * (LAYER_SECONDS + (2 * REDUCE_SECONDS if self.at_once > 1 else 0.0))
+        return max(moved, computed) + host
+
+    def prompt_tokens_per_second(self, context: int) -> float:
+        """Of reading a prompt of half the context; attention costs 4 S Q a layer, half of it behind the causal mask."""
+        shape = self.shape
+        attention = shape.layers * 2 * shape.queries * context / 2
+        return self.operations / (2 * shape.matrix_parameters + attention)
+
+
+def cache_bytes(shape: ModelShape, tokens: int) -> float:
+    """Keys and values of a request of so many tokens."""
+    return 2.0 * shape.layers * shape.keys * KV_BYTES * tokens
+
+
+def weight_bytes(shape: ModelShape, kind: ServedFormat) -> float:
+    """Bytes of a model's weights in a format.
+
+    The mixtures are llama.cpp's (`llama_tensor_get_type` in its src/llama-quant.cpp): the head in q6_k or more; of
+    q4_k_m and q5_k_m the values and the feed-forward's second matrix in more bits in the first and last eighth of the
+    layers and in each third one between.
+    """
+    norms = 4.0 * (shape.layers * shape.norms * shape.hidden + shape.hidden)
+    if not kind.main:
+        ends = shape.embedding * (1 if shape.tied else 2)
+        return norms + shape.matrix_parameters * kind.bits / 8 + ends * 2
+
+    def stored(inputs: int, outputs: int, wanted: str) -> float:
+        wanted = NARROW.get(wanted, wanted) if inputs % 256 else wanted
+        return inputs * outputs * BITS[wanted] / 8
+
+    head = "q8_0" if kind.main == "q8_0" else "q6_k"
+    total = norms + stored(shape.hidden, shape.vocabulary, head)  # one that is the embedding is written as a head
+    total += 0 if shape.tied else stored(shape.hidden, shape.vocabulary, kind.main)
+    for layer in range(shape.layers):
+        wide = kind.better if _in_more_bits(layer, shape.layers) else kind.main
+        for name, (inputs, outputs) in shape.linear().items():
+            total += stored(inputs, outputs, wide if name in ("v_proj", "down_proj") else kind.main)
+    return total
+
+
+def _in_more_bits(layer: int, layers: int) -> bool:
+    """llama.cpp's `use_more_bits`."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def assumptions(context: int, concurrency: int) -> list[str]:
+    """What the figures rest on, in sentences."""
+    return [
+        f"{concurrency} requests at a time, each with room for {context:,} tokens; half of it is taken on average",
+        "keys and values in 16 bits; no adapter (a LoRA of rank 16 adds about 1 % to memory)",
+        "GGUF files in llama.cpp, which gives each GPU some layers and is no faster on several; f16, fp8 and w4a16 in "
+        "vLLM, which divides each matrix; fp8 and w4a16 need a GPU, and fp8 one of Ampere or newer",
+        f"{BANDWIDTH_SHARE:.0%} of the memory's bandwidth; products at the 16-bit rate of the card, also of fp8",
+        "not measured on a GPU: expect speeds within a factor of two, and memory within a tenth",
+    ]
+
+
+def grouped(found: Sequence[Served], key: Callable[[Served], str]) -> dict[str, list[Served]]:
+    """Answers by machine or format, in their order."""
+    groups: dict[str, list[Served]] = {}
+    for each in found:
+        groups.setdefault(key(each), []).append(each)
+    return groups

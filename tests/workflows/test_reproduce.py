@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,22 @@ def test_losses_that_depart_are_named_by_their_first_step(place: Path, capsys: S
     assert (apart["verdict"], apart["first_step"]) == ("different", 4)
     assert main(["reproduce", "plain", "--tolerance", "1e-6"]) == 1
     assert "departs at step 4" in capsys.readouterr().out
+
+
+def test_it_trains_with_as_many_threads_as_the_run_did(
+    place: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = read_json(place / "plain" / "environment.json")
+    assert environment["threads"] >= 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr("tuneloop.core.machine.cores", lambda: 2)
+    write_json(place / "plain" / "environment.json", {**environment, "threads": 1, "cores": 2})
+    found = again(capsys, "plain")
+    second = read_json(Path(found["second"]) / "environment.json")
+    assert second["threads"] == 1 and os.environ["OMP_NUM_THREADS"] == "2" and not found["differences"]
+    write_json(place / "plain" / "environment.json", {**environment, "threads": 64, "cores": 64})
+    differing = {one["name"]: one["then"] for one in again(capsys, "plain", "--check")["differences"]}
+    assert differing == {"cores": "64", "threads": "64"}
 
 
 def test_another_environment_is_named(place: Path, capsys: Said) -> None:

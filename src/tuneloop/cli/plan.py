@@ -13,7 +13,7 @@ from tuneloop.cli.console import Settings, print_json, screen, split_arguments
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
-from tuneloop.plan.config import PlanOptions
+from tuneloop.plan.config import PlanOptions, PlanWanted
 
 
 def command(
@@ -24,13 +24,9 @@ def command(
     ),
     settings: Settings = None,
     all_rows: bool = switch("Show every machine instead of the first ten.", "--all"),
-    calibrate: bool = switch("Train a few steps here, and keep what was predicted and measured."),
-    history: bool = switch("Show what was predicted and what came, run by run."),
     out: str = flag("", "FOLDER", "Folder in which to write plan.json.", "-o"),
-    serve: bool = switch("Plan serving: memory and tokens a second of each format on each GPU and on this machine."),
-    context: int = flag(8192, "N", "With --serve: tokens of a prompt with its answer."),
-    concurrency: int = flag(16, "N", "With --serve: requests that are answered at a time."),
     *,
+    wanted: PlanWanted,
     options: PlanOptions,
     output: Output,
 ) -> None:
@@ -39,11 +35,11 @@ def command(
     With --model alone it answers for every GPU, at once and without torch; with a recipe or data set for this machine, by
     measuring it. Exit status 1: it does not fit.
     """
-    if history:
+    if wanted.history:
         _history(output.json)
         return
-    if serve:
-        _serving(source, given(options), context, concurrency, output.json)
+    if wanted.serve:
+        _serving(source, given(options), wanted.context, wanted.concurrency, output.json)
         return
     places, settings = split_arguments([source, *(settings or [])])
     if len(places) > 1 and places[0] != "prices":
@@ -56,13 +52,13 @@ def command(
         return
     asked = given(options)
     model = asked.pop("model", "")
-    if calibrate:
+    if wanted.calibrate:
         plan = _calibrated(source, [*settings, *_trained(asked)], model, output.quiet)
     elif source or asked.get("dataset"):
         plan = _of_data(source, settings, model, asked, quiet=output.quiet)
     else:
         plan = _table(settings, model, asked)
-    if out and not calibrate:
+    if out and not wanted.calibrate:
         from tuneloop.records.plan import PLAN, Plan
         from tuneloop.records.record import write_record
 

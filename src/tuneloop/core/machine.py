@@ -123,6 +123,7 @@ def environment(gpus: Sequence[str] = ()) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": processor(),
         "cores": cores(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or cores()),
         "memory_gib": round(memory_capacity(), 2),
         "gpu": list(gpus),
         "packages": packages,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from tuneloop.core.files import Config
-from tuneloop.core.flag import Flag
+from tuneloop.core.flag import Flag, flag, switch
 from tuneloop.models.methods import names_of_methods
 from tuneloop.plan.prices import CPU_USD_PER_HOUR
 
@@ -127,6 +128,17 @@ class MethodOptions(Config):
         None, description="Optimizer: adamw, adamw-bf16, adamw-8bit, paged-adamw-8bit or sgd."
     )
     optimizer_in_backward: bool | None = Field(None, description="Update each weight as its gradient arrives.")
+
+
+@dataclass(frozen=True)
+class PlanWanted:
+    """What is asked for in place of a training's plan; each field is an option."""
+
+    calibrate: bool = switch("Train a few steps here, and keep what was predicted and measured.")
+    history: bool = switch("Show what was predicted and what came, run by run.")
+    serve: bool = switch("Plan serving: memory and tokens a second of each format on each GPU and on this machine.")
+    context: int = flag(8192, "N", "With --serve: tokens of a prompt with its answer.")
+    concurrency: int = flag(16, "N", "With --serve: requests that are answered at a time.")
 
 
 class PlanOptions(TrainedOn, MachineOptions, MethodOptions, CostOptions):

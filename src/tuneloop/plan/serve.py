@@ -8,7 +8,7 @@ or computes 2 operations a weight and request, whichever takes longer. A prompt 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +18,7 @@ from tuneloop.models.shape import ModelShape
 from tuneloop.plan.gpus import Gpu
 from tuneloop.plan.memory import CONTEXT_GIB, NCCL_GIB
 from tuneloop.plan.speed import BANDWIDTH_SHARE
+from tuneloop.records.serving import Served
 
 KV_BYTES = 2  # of a key or value: llama.cpp and vLLM keep them in 16 bits
 PART = 512  # tokens of a prompt that are computed at once (llama.cpp's n_ubatch); vLLM takes 2,048 or more
@@ -60,31 +61,6 @@ FORMATS = (
     ServedFormat("fp8", "vLLM", bits=8.0),  # a scale for each row of a matrix
     ServedFormat("w4a16", "vLLM", bits=4.0 + 20 / 128),  # AWQ and GPTQ: a scale and a zero for each 128 weights
 )
-
-
-@dataclass(frozen=True)
-class Served:
-    """A format on a machine.
-
-    Args:
-        gpus: of which all are needed.
-        weights_gib, cache_gib, peak_gib: of all GPUs together.
-        capacity_gib: that they have.
-        one, all, prompt: tokens a second: written to a single request, written to all of them together, read of a prompt.
-    """
-
-    format: str
-    engine: str
-    machine: str
-    gpus: int
-    fits: bool
-    weights_gib: float
-    cache_gib: float
-    peak_gib: float
-    capacity_gib: float
-    one: float | None = None
-    all: float | None = None
-    prompt: float | None = None
 
 
 def plan_serving(
@@ -236,11 +212,3 @@ def assumptions(context: int, concurrency: int) -> list[str]:
         f"{BANDWIDTH_SHARE:.0%} of the memory's bandwidth; products at the 16-bit rate of the card, also of fp8",
         "not measured on a GPU: expect speeds within a factor of two, and memory within a tenth",
     ]
-
-
-def grouped(found: Sequence[Served], key: Callable[[Served], str]) -> dict[str, list[Served]]:
-    """Answers by machine or format, in their order."""
-    groups: dict[str, list[Served]] = {}
-    for each in found:
-        groups.setdefault(key(each), []).append(each)
-    return groups

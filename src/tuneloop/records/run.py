@@ -137,7 +137,11 @@ class Schedule(Record):
 
 
 class Environment(Record):
-    """`environment.json`: the machine and the versions that a run was made with."""
+    """`environment.json`: the machine and the versions that a run was made with.
+
+    Args:
+        cores, threads: that the process may use, and that it computes with; 0: not known (of an older run).
+    """
 
     title: ClassVar[str] = "an environment"
     file: ClassVar[str] = "environment.json"
@@ -149,6 +153,7 @@ class Environment(Record):
     platform: str = ""
     cpu: str = ""
     cores: int = 0
+    threads: int = 0
     memory_gib: float = 0.0
     gpu: list[str] = []
     packages: dict[str, str] = {}

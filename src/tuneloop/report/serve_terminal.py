@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tuneloop.plan.serve import Served, grouped
+from tuneloop.records.serving import Served
 
 
 def serving_lines(model: str, found: Sequence[Served], context: int, concurrency: int) -> list[str]:
     """The memory of each format, then its speed on each machine."""
-    first = next(iter(grouped(found, lambda each: each.machine).values()))
+    machines: dict[str, list[Served]] = {}
+    for each in found:
+        machines.setdefault(each.machine, []).append(each)
+    first = next(iter(machines.values()))
     lines = [f"{model}: {concurrency} requests at a time of {context:,} tokens", ""]
     lines.append(f"{'':<16}" + "".join(f"{each.format:>16}" for each in first))
     for title, figure in (("weights GiB", "weights_gib"), ("keys, values", "cache_gib")):
         lines.append(f"{title:<16}" + "".join(f"{getattr(each, figure):>16.1f}" for each in first))
     lines += ["", "tokens a second written to all requests together (to one alone); N x: so many GPUs are needed"]
-    for machine, row in grouped(found, lambda each: each.machine).items():
+    for machine, row in machines.items():
         lines.append(f"{machine:<16}" + "".join(f"{_cell(each):>16}" for each in row))
     if len(first) == len(found):
         lines.append(f"{'prompt tokens/s':<16}" + "".join(f"{each.prompt or 0:>16,.0f}" for each in first))

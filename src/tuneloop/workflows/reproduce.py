@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ RUN_FILES = (
     "plan.json",
     "metrics.jsonl",
 )
+THREADS = "OMP_NUM_THREADS"
 SPLITS = ("train.jsonl", "val.jsonl", "test.jsonl")
 DATASET = ("dataset/dataset.json", "dataset/general.jsonl", *(f"dataset/{name}" for name in SPLITS))
 
@@ -169,9 +172,11 @@ def _differences(run: Path) -> Iterator[Difference]:
     if not (run / Environment.file).is_file():
         return
     then, now = read_record(Environment, run), Environment.model_validate(machine.environment())
-    for name in ("tuneloop", "git_commit", "python", "platform", "cpu", "cores", "gpu"):
+    for name in ("tuneloop", "git_commit", "python", "platform", "cpu", "cores", "threads", "gpu"):
         a, b = getattr(then, name), getattr(now, name)
-        if a != b and None not in (a, b):  # of the commit: not in a repository
+        if name == "threads" and 0 < then.threads <= now.cores:
+            continue  # it is trained with as many again
+        if a != b and None not in (a, b) and a != 0:  # of the commit: not in a repository; of threads: not known
             yield Difference(name=name, then=str(a), now=str(b))
     for name in sorted({*then.packages, *now.packages}):
         a, b = then.packages.get(name, "none"), now.packages.get(name, "none")
@@ -213,7 +218,7 @@ def _train_again(
         }
     )
     job = RunContext(again, out, progress, say)
-    with lock_folder(out):
+    with lock_folder(out), _threads_of(folder):
         write_yaml(out / "config.yaml", again.model_dump(mode="json"))
         write_json(out / "environment.json", machine.environment())
         if (folder / RATE).is_file():  # no plan.json: the planner has learned from this run already
@@ -230,6 +235,21 @@ def _train_again(
                 next_step="bring back what it was trained with",
             )
         return train_stage(job, rows)
+
+
+@contextmanager
+def _threads_of(run: Path) -> Iterator[None]:
+    """As many threads as the first run had, where there are as many cores: sums over another number may round otherwise."""
+    then = read_record(Environment, run).threads if (run / Environment.file).is_file() else 0
+    before = os.environ.get(THREADS)
+    if 0 < then <= machine.cores():
+        os.environ[THREADS] = str(then)
+    try:
+        yield
+    finally:
+        os.environ.pop(THREADS, None)
+        if before is not None:
+            os.environ[THREADS] = before
 
 
 def _schedule_of(run: Path, first: RunManifest, recipe: Recipe) -> Schedule:

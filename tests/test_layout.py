@@ -54,7 +54,7 @@ TESTED_IN = {
     "plan/test_cost.py": "advise.economy report.plan_terminal",
     "plan/test_memory.py": "plan.config plan.job",
     "plan/test_options.py": "plan.usual",
-    "plan/test_serve.py": "report.serve_terminal",
+    "plan/test_serve.py": "records.serving report.serve_terminal",
     "plan/test_shape.py": "models.shape",
     "records/test_record.py": "records.artifact records.feedback records.plan records.request records.run",
     "records/test_schemas.py": "cli.schema records.rows workflows.schemas",

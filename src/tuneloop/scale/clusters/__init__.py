@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
-import pkgutil
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +11,7 @@ from typing import ClassVar
 from tuneloop import __version__
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
+from tuneloop.scale.discovery import find_named, records_of
 
 PACKAGE = f"tuneloop[all]=={__version__}"
 FILES = ("recipe.yaml", "dataset")  # what lies next to the written files
@@ -145,8 +143,7 @@ def refuse_other_place(place: str) -> None:
 @functools.cache
 def clusters() -> dict[str, Cluster]:
     """All of them by name."""
-    found = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
-    return {one.name: one for module in found if (one := getattr(module, "CLUSTER", None)) is not None}
+    return records_of(__name__, __path__, "CLUSTER", Cluster)
 
 
 def find_cluster(name: str) -> Cluster:
@@ -155,9 +152,4 @@ def find_cluster(name: str) -> Cluster:
     Raises:
         UserError: none of that name; the nearest is named.
     """
-    known = clusters()
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    step = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    raise UserError(f"Nothing named {name!r} trains a recipe", where="--on", next_step=step)
+    return find_named(clusters(), name, f"Nothing named {name!r} trains a recipe", "--on")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tuneloop.core.errors import UserError
 from tuneloop.scale.deployment import Deployment, Form
+from tuneloop.scale.discovery import find_named, records_of
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ class Host:
 @functools.cache
 def hosts() -> dict[str, Host]:
     """All hosts by name."""
-    found = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
-    return {host.name: host for module in found if (host := getattr(module, "HOST", None)) is not None}
+    return records_of(__name__, __path__, "HOST", Host)
 
 
 def find_host(name: str) -> Host:
@@ -69,15 +66,7 @@ def find_host(name: str) -> Host:
     Raises:
         UserError: none of that name; the nearest is named.
     """
-    known = hosts()
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    raise UserError(
-        f"No host {name!r}",
-        where="--to",
-        next_step=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
-    )
+    return find_named(hosts(), name, f"No host {name!r}", "--to")
 
 
 def refuse_form(host: Host, form: str) -> None:

@@ -1,0 +1,66 @@
+"""The loop's simulated customers: they know HTTP alone, come by their seed, and say what is true, most of the time."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from live_server import live
+
+from places import ROOT
+from tuneloop.serve.gateway import ServedModel
+from tuneloop.serve.store import opened, read_feedback, read_requests
+
+CUSTOMERS = ROOT / "examples" / "loop" / "customers.py"
+
+
+def send(address: str, tickets: Path, seed: int = 1) -> dict[str, int]:
+    words = [address, str(tickets), "--model", "queue", "--customers", "60", "--seconds", "0.5", "--seed", str(seed)]
+    done = subprocess.run([sys.executable, str(CUSTOMERS), *words], capture_output=True, text=True, check=True)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+def test_customers_import_nothing_of_tuneloop() -> None:
+    tree = ast.parse(CUSTOMERS.read_text(encoding="utf-8"))
+    names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert names and not any(name.startswith("tuneloop") for name in names)
+
+
+def test_two_kinds_of_customers_send_rate_and_put_right(tmp_path: Path) -> None:
+    rows = [{"text": f"ticket {i}", "queue": ("billing", "delivery")[i % 2]} for i in range(80)]
+    tickets = tmp_path / "tickets.jsonl"
+    tickets.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    models = {"queue": ServedModel("queue", labels=("billing", "delivery"))}  # the engine chooses the first one
+    with live(tmp_path / "serve", models=models) as (address, _):
+        found = send(address, tickets)
+    assert found["sent"] == found["careful"] + found["hasty"] == 60 and found["refused"] == 0
+    assert 10 <= found["careful"] <= 40 and found["thumbs"] < 60
+    truth = {row["text"]: row["queue"] for row in rows}
+    with opened(tmp_path / "serve") as store:
+        asked = {one.id: one for one in read_requests(store)}
+        said = list(read_feedback(store))
+    assert len({one.user for one in asked.values()}) == 60
+    right = {id_: truth[str(one.prompt[-1]["content"])] == "billing" for id_, one in asked.items()}
+    assert sum(right.values()) == found["right"]
+    for one in said:
+        if one.kind == "label":
+            assert one.value == truth[str(asked[one.request or ""].prompt[-1]["content"])] != "billing"
+    thumbs = Counter(one.value == right[one.request or ""] for one in said if one.kind == "thumbs")
+    assert thumbs[True] > 4 * thumbs[False]
+
+
+def test_the_same_seed_sends_the_same_customers(tmp_path: Path) -> None:
+    tickets = tmp_path / "tickets.jsonl"
+    tickets.write_text("".join(json.dumps({"text": f"ticket {i}", "queue": "a"}) + "\n" for i in range(70)))
+    models = {"queue": ServedModel("queue", labels=("a", "b"))}
+    counts = []
+    for number, seed in enumerate((1, 1, 2)):
+        with live(tmp_path / str(number), models=models) as (address, _):
+            counts.append(send(address, tickets, seed))
+    assert counts[0] == counts[1] != counts[2]

@@ -22,7 +22,9 @@ from pretend_gpu import Card, Gpu, MixedDevices, pretend_gpu, varlen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.progress import no_progress
+from tuneloop.inference.engine import Engine
 from tuneloop.inference.generate import generate
+from tuneloop.inference.request import Request
 from tuneloop.inference.sampling import Sampling
 from tuneloop.inference.scoring import answer_fits, choose, label_trie
 from tuneloop.models.load import load_model
@@ -335,6 +337,52 @@ def test_a_single_row_that_does_not_fit_is_refused_in_words(entry: str, tiny_lla
         gpu.leave_room(20_000)
         with pytest.raises(UserError, match="Out of memory"):
             ENTRIES[entry](model, rows)
+
+
+@pytest.mark.parametrize("gives_way", [False, True])
+def test_an_engine_whose_memory_runs_out_answers_in_smaller_batches(gives_way: bool, tiny_llama: Path) -> None:
+    with pretend_gpu() as gpu:
+        model = load_model(str(tiny_llama))
+        weights = gpu.live
+        together = _streamed(Engine(model), model, gives_way)
+        most = gpu.peak
+    assert all(answer.finish == "length" for _, answer in together)
+    with pretend_gpu(Card(gib=(weights + 0.6 * (most - weights)) / 2**30)) as small:
+        model = load_model(str(tiny_llama))
+        engine = Engine(model)
+        parts = _streamed(engine, model, gives_way)
+        assert small.refused and engine.most_tokens < Engine(model).most_tokens
+    assert [(text, answer.token_ids) for text, answer in parts] == [(text, a.token_ids) for text, a in together]
+    assert all(text == answer.text for text, answer in parts), "what was shown before is not shown twice"
+
+
+def test_a_request_that_does_not_fit_by_itself_gets_an_error_and_the_engine_goes_on(tiny_llama: Path) -> None:
+    with pretend_gpu() as gpu:
+        model = load_model(str(tiny_llama))
+        weights = gpu.live
+        list(Engine(model).complete([_request(model, 0)]))
+        one = gpu.peak - weights
+    with pretend_gpu(Card(gib=(weights + 1.5 * one) / 2**30)):
+        model = load_model(str(tiny_llama))
+        engine = Engine(model)
+        long = replace(_request(model, 0), ids=_request(model, 0).ids * 12)
+        failed, answered = engine.complete([long, _request(model, 1)])
+    assert failed.finish == "error" and failed.error.startswith("out_of_memory")
+    assert answered.finish == "length" and len(answered.token_ids) == 12
+
+
+def _request(model: Any, i: int, gives_way: bool = False) -> Request:
+    ids = model.template.encode("one red drawer and two blue drawers " * (2 + i % 3))
+    drawing = Sampling(temperature=0.7, seed=i)
+    return Request(ids=ids, max_new_tokens=12, sampling=drawing, gives_way=gives_way)
+
+
+def _streamed(engine: Engine, model: Any, gives_way: bool) -> list[tuple[str, Any]]:
+    """The pieces of each answer put together, and the answer."""
+    tickets = [engine.submit(_request(model, i, gives_way), stream=True) for i in range(8)]
+    while any(ticket.completion is None for ticket in tickets):
+        engine.step()
+    return [("".join(update.text for update in ticket.updates), ticket.completion) for ticket in tickets]
 
 
 @pytest.mark.parametrize("kind", ["lora", "pissa", "prefix", "full", "eight bits", pytest.param("qlora", marks=bits)])

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneloop.core import machine
@@ -304,7 +305,7 @@ def in_parts(
     while left:
         group = left.pop()
         if len(group) == 1 or size(group) < limit:
-            if _fits(work, group):
+            if fits(partial(work, group)):
                 continue
             if len(group) == 1:
                 raise too_large(group[0])
@@ -313,10 +314,10 @@ def in_parts(
         left += [group[half:], group[:half]]
 
 
-def _fits(work: Callable[[Sequence[T]], None], group: Sequence[T]) -> bool:
+def fits(work: Callable[[], object]) -> bool:
     """Do the work; False where memory ran out, which is then given back."""
     try:
-        work(group)
+        work()
         return True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

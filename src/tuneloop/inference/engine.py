@@ -13,8 +13,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.device import fits
 from tuneloop.core.errors import UserError
 from tuneloop.inference.batches import Padded, pad_left
 from tuneloop.inference.grammar import Constraint, Grammars
@@ -31,6 +33,8 @@ from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tuneloop.models.template import Template
+
 
 @dataclass(slots=True)
 class Row:
@@ -42,6 +46,7 @@ class Row:
         started: of the clock, when its prompt began to be read.
         new: tokens written.
         piece: text that has become certain since somebody took the last piece.
+        said, again: characters that were taken; of these, how many are still to be written once more after a new beginning.
         completion: the answer, once it is over.
         constraint: what the answer may be; None: anything.
     """
@@ -55,6 +60,25 @@ class Row:
     piece: str = ""
     completion: Completion | None = None
     constraint: Constraint | None = None
+    said: int = 0
+    again: int = 0
+
+    def take(self) -> str:
+        """The text that nobody has taken yet."""
+        repeated = min(self.again, len(self.piece))
+        piece, self.piece = self.piece[repeated:], ""
+        self.again -= repeated
+        self.said += len(piece)
+        return piece
+
+    def begin_again(self, template: Template, grammars: Grammars) -> None:
+        """Forget what was written; the same comes again, since draws are seeded, and what was taken is not given twice."""
+        self.new, self.logprobs, self.piece, self.again = [], [], "", self.said
+        if self.stream is not None:
+            self.stream = TextStream(template.decode, self.request.stop)
+        if self.request.schema is not None:
+            made = grammars.constraint(self.request.schema)
+            self.constraint = None if isinstance(made, str) else made
 
 
 @dataclass(frozen=True)
@@ -63,6 +87,11 @@ class Beginning:
 
     ids: Sequence[int] = ()
     cache: Any = None
+
+
+def padded_tokens(rows: Sequence[Row]) -> int:
+    """Places that the cache of some rows may come to need."""
+    return len(rows) * max((len(row.request.ids) + row.request.max_new_tokens for row in rows), default=0)
 
 
 class Batch:
@@ -85,8 +114,7 @@ class Batch:
 
     def padded_tokens(self, new: Sequence[Row] = ()) -> int:
         """Places that the cache may come to need with further rows."""
-        rows = [*self.active, *new]
-        return len(rows) * max((len(row.request.ids) + row.request.max_new_tokens for row in rows), default=0)
+        return padded_tokens([*self.active, *new])
 
     def join(self, rows: Sequence[Row], beginning: Beginning | None = None) -> None:
         """Read the prompts of further rows and write the first token of each.
@@ -382,8 +410,7 @@ class Engine:
                     if ticket in tickets:
                         batch.leave(ticket.row)
                         tickets.remove(ticket)
-                ticket.updates.append(Update(ticket.row.piece, ticket.row.completion))
-                ticket.row.piece = ""
+                ticket.updates.append(Update(ticket.row.take(), ticket.row.completion))
             completion = ticket.row.completion
         assert completion is not None
         return completion
@@ -417,24 +444,42 @@ class Engine:
             if self._giving.may_step(time.perf_counter() - began):
                 touched += self._giving.step()
             for ticket in touched:
-                ticket.updates.append(Update(ticket.row.piece, ticket.completion))
-                ticket.row.piece = ""
+                ticket.updates.append(Update(ticket.row.take(), ticket.completion))
             return touched
 
     def _step(self) -> list[Ticket]:
         """A token in each row that gives way to nobody."""
-        self._admit()
-        touched: list[Ticket] = []
+        touched = self._admit()
         for key, (batch, tickets) in list(self._running.items()):
-            batch.step()
+            if not fits(batch.step):
+                del self._running[key]
+                touched += self.begin_again(tickets, self._waiting)
+                continue
             touched += tickets
             self._running[key] = batch, [ticket for ticket in tickets if ticket.completion is None]
             if not self._running[key][1]:
                 del self._running[key]  # its cache goes with it
         return touched
 
-    def _admit(self) -> None:
-        """Let waiting requests join, in their order, as far as there is room."""
+    def begin_again(self, tickets: Sequence[Ticket], waiting: deque[Ticket]) -> list[Ticket]:
+        """Requests for which memory ran out wait again, for batches of half the size; returns those that are over by that.
+
+        A request that does not fit although nothing else is computed gets an error.
+        """
+        rows = [ticket.row for ticket in tickets]
+        self.most_tokens = max(padded_tokens(rows) // 2, 1)
+        alone = len(tickets) == 1 and not self._running and not self._giving.computing
+        if alone:
+            error = "out_of_memory: the request does not fit into memory by itself"
+            rows[0].completion = replace(_completion(self.model, rows[0], "error"), error=error)
+            return list(tickets)
+        for row in rows:
+            row.begin_again(self.model.template, self.grammars)
+        waiting.extendleft(reversed(tickets))
+        return []
+
+    def _admit(self) -> list[Ticket]:
+        """Let waiting requests join, in their order, as far as there is room; returns those that can't be answered."""
         new: dict[Any, list[Ticket]] = {}
         while self._waiting:
             ticket = self._waiting[0]
@@ -445,10 +490,15 @@ class Engine:
             if count > 1 and (count > self.most_rows or batch.padded_tokens(rows) > self.most_tokens):
                 break
             new.setdefault(key, []).append(self._waiting.popleft())
+        over: list[Ticket] = []
         for key, joining in new.items():
             batch, tickets = self._running[key]
-            batch.join([ticket.row for ticket in joining])
-            self._running[key] = batch, tickets + joining
+            if fits(partial(batch.join, [ticket.row for ticket in joining])):
+                self._running[key] = batch, tickets + joining
+            else:
+                del self._running[key], batch
+                over += self.begin_again(tickets + joining, self._waiting)
+        return over
 
     def lane(self, adapter: str) -> Any:
         """Requests with the same key can share a batch: those behind the same trained prefix, or none."""
@@ -519,6 +569,11 @@ class GivingWay:
         """Requests that are not over."""
         return len(self.waiting) + len(self._tickets) + (self._reading is not None)
 
+    @property
+    def computing(self) -> bool:
+        """Whether any of them holds memory."""
+        return bool(self._tickets) or self._reading is not None
+
     def may_step(self, urgent_seconds: float) -> bool:
         """Whether a step may be computed now.
 
@@ -580,18 +635,26 @@ class GivingWay:
             began = time.perf_counter()
             part = pad_left([request.ids[read : read + piece]], read, model.template.pad_id, model.device)
             with torch.inference_mode(), applied([request.adapter]):
-                model.hidden(part.ids, part.positions, part.mask, cache, part.own)
+                if not fits(partial(model.hidden, part.ids, part.positions, part.mask, cache, part.own)):
+                    return self._again([*self._tickets, ticket])
             self._reads.learn(piece, time.perf_counter() - began)
             self._reading = ticket, cache, read + piece
             return []
         self._reading = None
         beginning = Beginning(request.ids[:read], cache) if read else None
-        self._batch.join([ticket.row], beginning)
+        if not fits(partial(self._batch.join, [ticket.row], beginning)):
+            return self._again([*self._tickets, ticket])
         if ticket.completion is None:
             self._tickets.append(ticket)
         return [ticket]
 
+    def _again(self, tickets: list[Ticket]) -> list[Ticket]:
+        """Let go of what was computed; see `Engine.begin_again`."""
+        self._batch, self._tickets, self._reading = Batch(self.engine.model), [], None
+        return self.engine.begin_again(tickets, self.waiting)
+
     def _write(self) -> list[Ticket]:
-        self._batch.step()
+        if not fits(self._batch.step):
+            return self._again(self._tickets)
         touched, self._tickets = self._tickets, [each for each in self._tickets if each.completion is None]
         return touched

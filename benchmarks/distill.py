@@ -1,6 +1,6 @@
 """What distilling costs: storing a teacher's probabilities next to writing answers, and steps next to a plain step.
 
-    python benchmarks/distill.py [FILE.jsonl of {"prompt", "completion"}]
+    python benchmarks/distill.py [--file FILE.jsonl of {"prompt", ...}] [--rows N] [--tokens N] [--times N]
 
 The teacher is the packaged model, the student its first 15 layers, all of whose weights learn. Seconds are the processor's, the
 median of repetitions that take turns, so that another job on the machine counts little. Every line has its baseline next to it:
@@ -9,15 +9,16 @@ storing next to writing the answers, a step next to the plain step of the same r
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MODEL, LAYERS, ROWS, TOKENS, TOP, TIMES = "smollm2-135m", 15, 32, 48, 128, 5
+MODEL, LAYERS, TOP = "smollm2-135m", 15, 128
 TOPICS = (
     "a lost parcel",
     "a broken lamp",
@@ -30,14 +31,12 @@ TOPICS = (
 )
 
 
-def prompts() -> list[str]:
+def prompts(file: str, rows: int) -> list[str]:
     """Texts to answer: of a file, or made."""
-    if len(sys.argv) > 1:
-        import json
-
-        return [json.loads(line)["prompt"] for line in Path(sys.argv[1]).read_text().splitlines()[:ROWS]]
+    if file:
+        return [json.loads(line)["prompt"] for line in Path(file).read_text().splitlines()[:rows]]
     return [
-        f"Write a polite letter, number {i}, about {TOPICS[i % len(TOPICS)]}, in six sentences." for i in range(ROWS)
+        f"Write a polite letter, number {i}, about {TOPICS[i % len(TOPICS)]}, in six sentences." for i in range(rows)
     ]
 
 
@@ -48,14 +47,20 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def medians(works: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def medians(works: dict[str, Callable[[], Any]], times: int) -> dict[str, float]:
     """Median seconds of each, taking turns; the first round is not counted."""
-    rounds = [{name: seconds(work) for name, work in works.items()} for _ in range(TIMES + 1)][1:]
+    rounds = [{name: seconds(work) for name, work in works.items()} for _ in range(times + 1)][1:]
     return {name: statistics.median(each[name] for each in rounds) for name in works}
 
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--file", default="")
+    for name, default in (("--rows", 32), ("--tokens", 48), ("--times", 5)):
+        parser.add_argument(name, type=int, default=default)
+    given = parser.parse_args()
+
     import torch
 
     from tuneloop.inference.generate import generate
@@ -73,8 +78,8 @@ def main() -> None:
     teacher, student = load_model(MODEL), load_model(MODEL)
     student.net.model.layers = student.net.model.layers[:LAYERS]  # type: ignore[union-attr]
     student.net.requires_grad_(True)
-    ids = [teacher.template.prompt_ids([{"role": "user", "content": text}]) for text in prompts()]
-    answers = generate(teacher, ids, max_new_tokens=TOKENS)
+    ids = [teacher.template.prompt_ids([{"role": "user", "content": text}]) for text in prompts(given.file, given.rows)]
+    answers = generate(teacher, ids, max_new_tokens=given.tokens)
     rows = [
         Rendered([*prompt, *answer.token_ids], [0.0] * len(prompt) + [1.0] * len(answer.token_ids))
         for prompt, answer in zip(ids, answers, strict=True)
@@ -96,7 +101,8 @@ def main() -> None:
                     _ = part @ teacher.head.t()
 
         took = medians(
-            {"write": lambda: generate(teacher, ids, max_new_tokens=TOKENS), "forward": forward, "store": store}
+            {"write": lambda: generate(teacher, ids, max_new_tokens=given.tokens), "forward": forward, "store": store},
+            given.times,
         )
         kept = store()
         print(
@@ -131,7 +137,7 @@ def main() -> None:
         took = medians({
             "plain step": step(plain, micro), "teacher's forward pass": teacher_forward, "stored, forward KL": step(stored, keyed),
             "live, forward KL": step(live, keyed), "live, Jensen-Shannon": step(jensen, keyed),
-        })  # fmt: skip
+        }, given.times)  # fmt: skip
     budget = 1.6 * took["plain step"] + took["teacher's forward pass"]
     for name, value in took.items():
         print(f"{name:30s} {value:7.2f} s   {value / took['plain step']:.2f} of a plain step")

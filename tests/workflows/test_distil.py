@@ -40,7 +40,8 @@ def test_a_student_is_made_of_the_tuned_teacher_without_some_layers(
     base = write_six_layers(tmp_path / "six", tiny_llama)
     teacher = str(make_tuned(name="teacher", base=base, data={"split": {"val": 0.1, "test": 0.3}}))
     command = ["distill", teacher, "--layers", "4", "--dataset", f"{teacher}/dataset", "--out", "student", *TRAIN]
-    found = told(capsys, *command, "--no-control")
+    found = told(capsys, *command, "--level", "logits", "--no-control")
+    assert found["level"] == "logits" and "divergence" in read_jsonl(Path("student/metrics.jsonl"))[1]
     assert found["pruned"]["layers"] == 4 and found["pruned"]["of"] == 6 and "control" not in found["figures"]
     student = read_json(Path("student/distill/student/config.json"))
     assert student["num_hidden_layers"] == 4 and read_json(Path("student/run.json"))["weights"] == "model"

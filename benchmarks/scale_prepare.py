@@ -39,7 +39,10 @@ class Watched:
 def make_rows(path: Path, number: int) -> int:
     """Write rows, and return their bytes."""
     draw = random.Random(0)
-    words = [f"{draw.choice('bcdfgklmprst')}{draw.choice('aeiou')}{n}" for n in range(20_000)]
+    syllables = [
+        f"{first}{vowel}{last}" for first in "bdfgklmnprst" for vowel in "aeiou" for last in ("", "n", "r", "s")
+    ]
+    words = ["".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(20_000)]
     before = ""
     with path.open("w", encoding="utf-8") as file:
         for n in range(number):

@@ -44,6 +44,8 @@ def test_only_redacted_rows_leave_and_the_recipe_reads_them(
     ("arguments", "said"),
     [
         (["--on", "slurn"], "did you mean slurm?"),
+        (["--on", "rey"], "did you mean ray?"),
+        (["--on", "ray", "--spot", "--gpu", "l4"], "--gpu, --spot have no meaning on a Ray cluster"),
         (["--on", "modal", "--nodes", "2"], "1 to 1 machines"),
         (["--on", "skypilot", "--spot"], "--bucket"),
         (["--on", "modal", "--gpu", "rtx4090"], "Modal has no RTX 4090"),

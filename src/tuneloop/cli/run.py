@@ -9,7 +9,7 @@ import typer
 
 from tuneloop.cli.console import Settings, print_json, screen
 from tuneloop.cli.parameters import Output, argument
-from tuneloop.scale.clusters import RemoteWish, is_ray
+from tuneloop.scale.clusters import RemoteWish, is_ray, refuse_options_of_rented
 
 if TYPE_CHECKING:
     from tuneloop.workflows.recipe import Recipe
@@ -38,6 +38,8 @@ def command(
 
     resolved = recipe_of(source, settings or [])
     on_ray = is_ray(wish.on)
+    if on_ray:
+        refuse_options_of_rented(wish)
     if wish.on and not on_ray:
         _elsewhere(resolved, wish, output)
         return

@@ -22,6 +22,7 @@ def load_ray() -> Any:
         UserError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody unless the user asks for it
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # half a minute is too short on a busy machine
     try:
         import ray
     except ImportError:

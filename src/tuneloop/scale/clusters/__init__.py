@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import shlex
 from collections.abc import Callable, Mapping
@@ -127,6 +128,20 @@ def is_ray(place: str) -> bool:
     return place == "ray" or place.startswith("ray://")
 
 
+def refuse_options_of_rented(wish: RemoteWish) -> None:
+    """Refuse options of rented machines where a Ray cluster does the work.
+
+    Raises:
+        UserError: one was given.
+    """
+    given = {"--gpu": wish.gpu, "--spot": wish.spot, "--project": wish.project, "--max-usd": wish.max_usd}
+    if wrong := [name for name, value in given.items() if value]:
+        raise UserError(
+            f"{', '.join(wrong)} {'has' if len(wrong) == 1 else 'have'} no meaning on a Ray cluster: its machines are there already",
+            where="--on", next_step="leave it out; --nodes and --gpus say how many of them train",
+        )  # fmt: skip
+
+
 def refuse_other_place(place: str) -> None:
     """Refuse what is no Ray cluster, where nothing else is possible.
 
@@ -152,4 +167,6 @@ def find_cluster(name: str) -> Cluster:
     Raises:
         UserError: none of that name; the nearest is named.
     """
+    if difflib.get_close_matches(name, ["ray"], 1, 0.6):
+        raise UserError(f"Nothing named {name!r} trains a recipe", where="--on", next_step="did you mean ray?")
     return find_named(clusters(), name, f"Nothing named {name!r} trains a recipe", "--on")

@@ -49,3 +49,19 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UserError, match="not installed") as caught:
         load_ray()
     assert "tuneloop[ray]" in caught.value.next_step
+
+
+def test_a_node_that_starts_slowly_gets_a_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    tries: list[object] = []
+
+    def init(**options: object) -> None:
+        tries.append(options)
+        if len(tries) == 1:
+            raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with on_ray():
+        pass
+    assert len(tries) == 2

@@ -51,7 +51,6 @@ if os.environ.get(
     "TUNELOOP_RAY"
 ):  # Ray reads these when it is first imported: only who has this token gets into the cluster
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ["RAY_raylet_start_wait_time_s"] = "180"  # noqa: SIM112  # a busy machine starts a node slowly
     os.environ["TUNELOOP_DTYPE"] = "float32"  # in bf16 a sum in another order differs by a percent
 
 Say = Callable[[str], None]

@@ -22,7 +22,6 @@ def load_ray() -> Any:
         UserError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody unless the user asks for it
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # half a minute is too short on a busy machine
     try:
         import ray
     except ImportError:
@@ -51,10 +50,7 @@ def on_ray(address: str = "") -> Iterator[Any]:
         return
     place = address or os.environ.get("RAY_ADDRESS", "")
     try:
-        # No worker's prints among the lines that are meant for the user.
-        quiet: dict[str, Any] = {"configure_logging": False, "include_dashboard": False, "log_to_driver": False}
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        ray.init(address=place or None, namespace=NAMESPACE, **({} if place.startswith("ray://") else quiet))
+        _connect(ray, place)
     except Exception as error:
         with contextlib.suppress(Exception):
             ray.shutdown()
@@ -64,6 +60,21 @@ def on_ray(address: str = "") -> Iterator[Any]:
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()
+
+
+def _connect(ray: Any, place: str) -> None:
+    """Connect, or start a node here: Ray gives that half a minute, which can be too little on a busy machine, so it gets a second try."""
+    # No worker's prints among the lines that are meant for the user.
+    quiet: dict[str, Any] = {"configure_logging": False, "include_dashboard": False, "log_to_driver": False}
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options = {} if place.startswith("ray://") else quiet
+    try:
+        ray.init(address=place or None, namespace=NAMESPACE, **options)
+    except Exception as error:
+        if place or "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        ray.init(address=None, namespace=NAMESPACE, **options)
 
 
 def refusal(error: BaseException, address: str) -> UserError:

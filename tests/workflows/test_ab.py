@@ -71,6 +71,23 @@ def test_a_registration_that_was_changed_decides_nothing(store):
         ab.check(store, "new")
 
 
+def test_what_came_before_a_decision_and_was_stored_after_it_changes_no_replay(store):
+    """A request has the time at which it came, and is stored when its answer ends."""
+    state = begun(store)
+    with opened(store) as connection:
+        requests, feedback = traffic(state.design, state.share, 300, 5, rates=(0.7, 0.6))
+        requests, feedback = list(requests), list(feedback)
+        insert(connection, requests[:200] + feedback[:150])
+        late = ab.check(store, at=at(10))
+        insert(connection, requests[200:] + feedback[150:])
+    assert late[1].seen == 350
+    assert any(one.time < at(10) for one in requests[200:])
+    (one,) = ab.replay(store, "new")
+    assert one.same and one.follows
+    assert ab.check(store, at=at(11))[1].evidence.users > late[1].evidence.users
+    assert all(one.same for one in ab.replay(store, "new"))
+
+
 def test_an_erased_request_shows_in_the_replay(store):
     add(store, begun(store), (0.7, 0.6), users=200)
     ab.check(store, at=at(10))
@@ -86,8 +103,8 @@ def test_two_processes_that_decide_at_once_leave_one_decision(store, monkeypatch
     real = ab.verdict_of
     seen = []
 
-    def and_another_one(connection, before, when):
-        found = real(connection, before, when)
+    def and_another_one(connection, before, when, last):
+        found = real(connection, before, when, last)
         if when == at(4):
             seen.append(ab.check(store, at=at(3)))
         return found

@@ -241,6 +241,8 @@ class ExperimentVerdict(Part):
         share: that the candidate gets from now on.
         sentence: all of it in one sentence with its figures.
         evidence: what it was made from.
+        seen: place in the store of the last event that it could see. A request has the time at which it came and is stored when
+            its answer ends, so others of an earlier time come later; they don't count. None: older decisions.
     """
 
     registration: str
@@ -250,3 +252,4 @@ class ExperimentVerdict(Part):
     share: float
     sentence: str
     evidence: Evidence
+    seen: int | None = None

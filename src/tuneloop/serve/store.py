@@ -59,14 +59,28 @@ MIGRATIONS = (
     """,
     "ALTER TABLE requests ADD COLUMN route TEXT;",
     "ALTER TABLE requests ADD COLUMN train TEXT;",
+    # The order in which requests and feedback were stored; a request's time is that at which it came.
+    """
+    ALTER TABLE requests ADD COLUMN place INTEGER;
+    ALTER TABLE feedback ADD COLUMN place INTEGER;
+    UPDATE requests SET place = 0;
+    UPDATE feedback SET place = 0;
+    CREATE TABLE places (last INTEGER NOT NULL);
+    INSERT INTO places VALUES (0);
+    """,
 )
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
 _COLUMNS = {kind: tuple(name for name in kind.model_fields if name != "version") for kind in TABLES}
-_INSERT = {
-    kind: f"INSERT OR IGNORE INTO {table} ({', '.join(_COLUMNS[kind])}) VALUES ({', '.join('?' * len(_COLUMNS[kind]))})"
-    for kind, table in TABLES.items()
-}
+_PLACED = (StoredRequest, Feedback)
+
+
+def _insertion(kind: type[Record]) -> str:
+    columns = [*_COLUMNS[kind], *(["place"] if kind in _PLACED else [])]
+    return f"INSERT OR IGNORE INTO {TABLES[kind]} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+
+
+_INSERT = {kind: _insertion(kind) for kind in TABLES}
 
 
 def store_file(place: Path | str) -> Path:
@@ -171,19 +185,30 @@ def insert(connection: sqlite3.Connection, records: Iterable[Record]) -> int:
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
+        place = before_place = last_place(connection)
         before = connection.total_changes
         for record in records:
             kind = type(record)
             values = (getattr(record, name) for name in _COLUMNS[kind])
             held = [_text(v) if n in _JSON else v for n, v in zip(_COLUMNS[kind], values, strict=True)]
+            if kind in _PLACED:
+                place += 1
+                held.append(place)
             connection.execute(_INSERT[kind], held)
         new = connection.total_changes - before
+        if place != before_place:
+            connection.execute("UPDATE places SET last = ?", [place])
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
     return new
+
+
+def last_place(connection: sqlite3.Connection) -> int:
+    """The place of the last request or feedback that was stored; all later ones have higher places."""
+    return int(connection.execute("SELECT last FROM places").fetchone()[0])
 
 
 def _text(value: Any) -> str | None:

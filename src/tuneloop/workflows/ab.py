@@ -19,7 +19,7 @@ from tuneloop.improve.feedback import current
 from tuneloop.records.decision import Decision
 from tuneloop.records.experiment import ExperimentDesign, ExperimentVerdict
 from tuneloop.records.record import read_record, write_record
-from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_file
+from tuneloop.serve.store import insert, last_place, opened, read_decisions, read_feedback, read_requests, store_file
 
 EVENTS = "kind LIKE 'experiment.%'"
 
@@ -112,20 +112,27 @@ def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | st
     raise UserError(what, where=str(store_file(place)), next_step=f"experiments: {known}")
 
 
-def verdict_of(store: sqlite3.Connection, state: ExperimentState, at: str) -> ExperimentVerdict:
+def verdict_of(
+    store: sqlite3.Connection, state: ExperimentState, at: str, seen: int | None = None
+) -> ExperimentVerdict:
     """What follows from all that was stored before a time.
 
     Args:
         store: open.
         state: of the experiment before the decision.
         at: ISO 8601 in UTC.
+        seen: place of the last event that counts; None: all that is stored.
     """
-    requests = list(read_requests(store, since=state.started, until=at, where="arm IS NOT NULL"))
-    feedback = list(read_feedback(store, since=state.started, until=at))
+    known = (" AND place <= ?", [seen]) if seen is not None else ("", [])
+    requests = list(
+        read_requests(store, since=state.started, until=at, where=f"arm IS NOT NULL{known[0]}", values=known[1])
+    )
+    feedback = list(read_feedback(store, since=state.started, until=at, where=f"TRUE{known[0]}", values=known[1]))
     when = time_of(at)
     units = units_of(state.design, requests, feedback, when)
     votes = [float(one.value) for one in current(feedback) if one.kind == SHADOW and one.value in (-1, 0, 1)]
-    return decide(state.design, evidence_of(state.design, units, state.stage(when), votes), at)
+    verdict = decide(state.design, evidence_of(state.design, units, state.stage(when), votes), at)
+    return verdict.model_copy(update={"seen": seen})
 
 
 def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[ExperimentState, ExperimentVerdict]:
@@ -150,7 +157,7 @@ def check(place: Path | str, name: str = "", *, at: str = "") -> tuple[Experimen
             raise UserError(f"{name} was stopped", where=str(store_file(place)), next_step="start another one")
         if state.ended:
             return state, state.verdicts[-1]
-        verdict = verdict_of(store, state, at or utc_now())
+        verdict = verdict_of(store, state, at or utc_now(), last_place(store))
         key = f"{DECISION}:{name}:{len(state.verdicts)}"  # two processes that decide: the first one counts
         event = Decision(id=uuid7(), time=verdict.at, kind=DECISION, subject=name, data=verdict.to_json(), key=key)
         if not insert(store, [event]):
@@ -206,8 +213,8 @@ def replay(place: Path | str, name: str = "") -> list[Replayed]:
             if event.kind == DECISION:
                 logged = ExperimentVerdict.model_validate(event.data)
                 state = experiments_of(own[:at])[name]
-                again = verdict_of(store, state, logged.at)
-                follows = decide(state.design, logged.evidence, logged.at)
+                again = verdict_of(store, state, logged.at, logged.seen)
+                follows = decide(state.design, logged.evidence, logged.at).model_copy(update={"seen": logged.seen})
                 done.append(Replayed(logged, again, _same(logged, again), _same(logged, follows)))
     return done
 

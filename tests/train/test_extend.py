@@ -36,7 +36,7 @@ def example(name: str) -> Any:
 
 
 def test_a_loss_of_your_own(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="must be supervised, dpo or kto"):
+    with pytest.raises(ValueError, match="must be supervised, dpo, kto or distil"):
         changed(loss="orpo")
     monkeypatch.setitem(LOSSES, "orpo", LOSSES["dpo"])  # taken out again at the end
     example("new_loss")

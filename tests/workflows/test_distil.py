@@ -15,7 +15,7 @@ from six_layers import write_six_layers
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.workflows import distil as module
-from tuneloop.workflows import distil_teacher
+from tuneloop.workflows import distil_answers
 
 Said = pytest.CaptureFixture[str]
 TRAIN = ["train.epochs=1", "train.rows_per_step=8", "train.evaluations=1"]
@@ -86,7 +86,7 @@ def test_answers_are_kept_filtered_and_compared_with_a_control(
 
     file.write_bytes(file.read_bytes() + b'{"id": "torn')  # as a killed process leaves it
     monkeypatch.setattr(module, "_figures", lambda *_: None)
-    monkeypatch.setattr(distil_teacher, "asked", refused)
+    monkeypatch.setattr(distil_answers, "asked", refused)
     assert told(capsys, *command)["kept"] == found["kept"]
 
 

@@ -43,7 +43,9 @@ def command(
     more: ForgetOptions,
     output: Output,
 ) -> None:
-    """Remove a person's rows from a data set, and list all that was made from it; or a user's requests from a server.
+    """Remove a person's rows from a data set, and list all that was made from it.
+
+    Of a server it removes a user's requests and what was said of them.
 
     For a server, --match is user=NAME, conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
     """

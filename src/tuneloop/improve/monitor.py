@@ -436,7 +436,7 @@ def estimate_quality(
     low, high = np.percentile(draws, [2.5, 97.5])
     return QualityEstimate(
         estimated=value, low=max(0.0, float(low)), high=min(1.0, float(high)),
-        before=float(truths.mean()) if len(truths) else math.nan, calibrated_on=len(known) if calibrated else 0,
+        before=float(truths.mean()) if len(truths) >= FEW else math.nan, calibrated_on=len(known) if calibrated else 0,
         measured=float(np.mean(judged)) if judged else math.nan, judged=len(judged),
     )  # fmt: skip
 

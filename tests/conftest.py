@@ -267,3 +267,16 @@ def make_run(tmp_path: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPath
         return Path(shutil.copytree(made / name, tmp_path / name))
 
     return make
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A Chromium, where the machine has one and playwright is installed."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if found is None:
+        pytest.skip("there is no Chromium")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

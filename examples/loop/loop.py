@@ -256,7 +256,7 @@ def improve(shop: Shop, tickets: Path) -> str:
         nonlocal last
         status, last = shop.tuneloop("improve", "project.yaml", allowed=(0, 1, 3), quiet=True)
         print(
-            f"{'promoted' if last['sentence'].startswith('promoted') else last['state']:<12}{last['sentence']}",
+            f"{'promoted' if last['sentence'].startswith('promoted') else last['state']:<12}{last['sentence'].removeprefix('promoted: ')}",
             flush=True,
         )
         return status != 3

@@ -19,6 +19,9 @@ def write_plans(folder: Path) -> None:
     run.mkdir(parents=True)
     predicted = Predicted(minutes=60, low=50, high=70, peak_gib=20, usd=4.0)
     write_record(run / "run.json", RunManifest(id="tickets-1a2b3c4d", model="llama-3.1-8b", predicted=predicted))
+    copy = folder / "mlartifacts" / "x" / "artifacts"  # MLflow's, which is no second run
+    copy.mkdir(parents=True)
+    (copy / "run.json").write_bytes((run / "run.json").read_bytes())
     job = folder / "remote" / "notes-skypilot"
     job.mkdir(parents=True)
     write_record(job / "remote.json", RemoteJob(name="notes", on="skypilot", gpu="l4", gpus=1, minutes=60, usd=10.0))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from tuneloop.report import samples as s
 from tuneloop.report.eval_html import write_page
 from tuneloop.report.facts import read_run
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028 & {{ 7 * 7 }}"
 
 
@@ -165,17 +163,6 @@ def test_answers_that_a_field_decides_are_right_or_wrong_and_its_values_take_tur
 
 
 # --- in a browser ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def opened(browser: Any, path: Path, **context: Any) -> tuple[Any, list[str]]:

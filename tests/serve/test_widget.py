@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +14,6 @@ from live_server import live
 
 from tuneloop.serve.store import opened, read_feedback
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ID = "018f3c1e-0000-7000-8000-000000000001"
 
 
@@ -42,17 +40,6 @@ def shop() -> Iterator[Any]:
     Handler.address = f"http://127.0.0.1:{server.server_address[1]}"  # type: ignore[attr-defined]
     yield Handler
     server.shutdown()
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def said(folder: Path) -> list[tuple[str, Any, str | None, str | None]]:

@@ -69,7 +69,7 @@ def test_a_good_candidate_goes_all_the_way(store):
     runner = Runner(decide=(0, {"outcome": "promote", "sentence": "Promoted after 9 days"}))
     done = w.improve(project(store), command=runner)
     assert runner.ran == STEPS
-    assert (done.state, done.cycle) == ("ended", 1) and done.sentence.startswith("promoted")
+    assert (done.state, done.cycle) == ("ended", 1) and done.sentence == "promoted: Promoted after 9 days"
     assert all(one.follows for one in w.replay(project(store)))
     assert w.improve(project(store), command=runner).state == "idle"  # a day has not passed
 

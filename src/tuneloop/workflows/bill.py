@@ -16,6 +16,7 @@ from tuneloop.records.run import RunManifest
 from tuneloop.scale.bill import Expected, Invoice, join, read_invoices
 
 MOST_DEEP = 5  # folders below the one that is looked through
+COPIES = {"mlartifacts", "mlruns"}  # where MLflow keeps copies of a run's files
 
 
 def make_bill(invoices: Sequence[Path], folders: Sequence[Path], rates: dict[str, float], *, sky: bool = False) -> Bill:
@@ -53,7 +54,7 @@ def _expected(folder: Path) -> Iterator[Expected]:
     for kind in kinds:
         for path in sorted(folder.glob("**/" + kind.file)):
             place = path.relative_to(folder)
-            if len(place.parts) > MOST_DEEP or any(part.startswith(".") for part in place.parts):
+            if len(place.parts) > MOST_DEEP or any(part.startswith(".") or part in COPIES for part in place.parts):
                 continue
             try:
                 found = read_record(kind, path)

@@ -294,6 +294,8 @@ def _go_on(log: _Log, cycles: Sequence[Cycle], folder: Path, command: Command, s
         begun = time.monotonic()
         status, result = command(words)
         hours = (time.monotonic() - begun) / 3600
+    if step == "promote":  # the figures that it follows from are the experiment's
+        result = {"sentence": cycle.done.get("decide", {}).get("sentence"), **result}
     follows, outcome, why = after(step, status, result)
     if follows == "failed":
         told = result.get("error")

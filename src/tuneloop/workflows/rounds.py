@@ -89,12 +89,14 @@ def ask_within(
         before: answers that are there already; they cost nothing, and rounds go on behind them.
     """
     from tuneloop.evaluate.evaluate import sample_order, sample_rows
+    from tuneloop.workflows.baselines import mean_reference
 
     config, wanted, seed = job.recipe.evaluate, job.recipe.baselines, job.recipe.seed
     every = sample_rows(dataset.test, None, seed=seed)
     places = sample_order(every, seed, dataset.stratum)[: config.limit]
     began = time.monotonic()
     rows: Sequence[Row] = [every[place] for place in places]
+    reference = mean_reference(job, dataset)
     with base_only(job.model.net):
         begun = before and _taken(job, dataset, rows, seconds, before)
         free = begun.seconds if begun else 0.0
@@ -102,7 +104,7 @@ def ask_within(
         zero, few, number, all_examples, rows = begun.zero, begun.few, begun.number, begun.all_examples, begun.rows
         ways = [way for way in (zero if wanted.zero_shot else None, few) if way]
         while True:
-            each, tuned = sum(way.each for way in ways), TUNED * zero.each * _share_of_tuned(job, dataset, zero)
+            each, tuned = sum(way.each for way in ways), TUNED * zero.each * _share_of_tuned(zero, reference)
             took = {way.name: way.each for way in ways}
             several = expected_consistency(took, 1, config) * min(config.consistency_rows, len(rows))
             reading = sum(way.reading for way in ways)
@@ -118,14 +120,18 @@ def ask_within(
     return Answered(number, _baselines(ways, order), sum(way.seconds for way in ways), free, shown, all_examples)
 
 
-def _share_of_tuned(job: RunContext, dataset: Dataset, zero: _Way) -> float:
-    """What the tuned model's answers take, relative to those of zero-shot: they end where the references do."""
-    from tuneloop.workflows.baselines import mean_reference, tuned_share
+def _share_of_tuned(zero: _Way, reference: float) -> float:
+    """What the tuned model's answers take, relative to those of zero-shot: they end where the references do.
+
+    Args:
+        reference: tokens of a reference, on average.
+    """
+    from tuneloop.workflows.baselines import tuned_share
 
     parts = [part[""] for part in zero.parts]
     rows = max(sum(len(part.completions) for part in parts), 1)
     written, computed = sum(part.tokens for part in parts), sum(part.computed for part in parts)
-    return tuned_share(written / rows, computed / rows, mean_reference(job, dataset))
+    return tuned_share(written / rows, computed / rows, reference)
 
 
 @dataclass(frozen=True)

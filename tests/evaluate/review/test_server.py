@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,6 @@ from tuneloop.evaluate.review.items import Review, make_review, read_systems
 from tuneloop.evaluate.review.results import results
 from tuneloop.evaluate.review.server import make_app, sides
 from tuneloop.evaluate.review.votes import read_votes
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
@@ -155,17 +151,6 @@ def served(command: list[str], cwd: Path, environment: dict[str, str]) -> tuple[
         if found := re.search(r"http://\S+", line):
             return process, found[0]
     raise AssertionError("the server did not start")
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def end(process: subprocess.Popen[str]) -> dict[str, Any]:

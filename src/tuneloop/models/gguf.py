@@ -11,6 +11,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, sha256_file, user_errors_of_the_disk, write_bytes, write_json, write_text
+from tuneloop.models.gguf_header import read_header
 
 _LAYER = {
     "attn_norm": "input_layernorm",
@@ -83,7 +84,7 @@ def read_tokenizer(source: Path, folder: Path) -> None:
     Raises:
         UserError: not a readable GGUF file, or a tokenizer that is not known here.
     """
-    _, fields = _opened(source)
+    fields = _fields(source)
     try:
         _write_tokenizer(fields, folder)
     except KeyError as error:
@@ -92,24 +93,28 @@ def read_tokenizer(source: Path, folder: Path) -> None:
         ) from None
 
 
-def _opened(source: Path) -> tuple[Any, dict[str, Any]]:
-    """A reader of a GGUF file, and its fields."""
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(source)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, OSError, IndexError) as error:
-        raise UserError(
-            f"Not a readable GGUF file: {error}", where=str(source), next_step="download it again"
-        ) from None
+def _fields(source: Path) -> dict[str, Any]:
+    """The fields of a GGUF file of a kind that is known here."""
+    fields = read_header(source).fields
     if fields.get("general.architecture") != "llama" or fields.get("tokenizer.ggml.model") != "gpt2":
         raise UserError(
             f"Only Llama models with a byte-level BPE tokenizer can be read from GGUF, not {fields.get('general.architecture')!r}",
             where=str(source),
             next_step="use the model's safetensors folder",
         )
-    return reader, fields
+    return fields
+
+
+def _reader(source: Path) -> Any:
+    """The library's reader of a GGUF file."""
+    import gguf
+
+    try:
+        return gguf.GGUFReader(source)
+    except (ValueError, OSError, IndexError) as error:
+        raise UserError(
+            f"Not a readable GGUF file: {error}", where=str(source), next_step="download it again"
+        ) from None
 
 
 def _write_model(source: Path, folder: Path) -> None:
@@ -117,10 +122,10 @@ def _write_model(source: Path, folder: Path) -> None:
     import torch
     from safetensors.torch import save
 
-    reader, fields = _opened(source)
+    fields = _fields(source)
     config = _config(fields)
     tensors: dict[str, Any] = {}
-    for tensor in reader.tensors:
+    for tensor in _reader(source).tensors:
         name = _name(tensor.name)
         if name is None:
             continue

@@ -15,6 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.models.gguf import gguf_name, permuted
+from tuneloop.models.gguf_header import read_header
 from tuneloop.release.gguf_vocabulary import vocabulary
 from tuneloop.release.tuned_weights import TunedWeights
 
@@ -133,8 +134,8 @@ def tensor_types(file: Path) -> dict[str, int]:
     """How many tensors of each type a GGUF file holds: what its name promises is not what each tensor is."""
     import gguf
 
-    counted = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors)
-    return dict(counted.most_common())
+    counted = Counter(read_header(file).tensor_types.values())
+    return {gguf.GGMLQuantizationType(kind).name: count for kind, count in counted.most_common()}
 
 
 def _names(weights: TunedWeights, config: LlamaConfig) -> dict[str, str]:

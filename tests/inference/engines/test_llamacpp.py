@@ -151,7 +151,7 @@ def test_a_server_that_can_not_be_started_again_is_told(files: Files, monkeypatc
             raise UserError("no memory")
 
         monkeypatch.setattr(module, "REVIVE_PAUSE", 0.05)
-        monkeypatch.setattr(engine, "_spawn", fail)
+        monkeypatch.setattr(engine, "_spawned", fail)
         kill(engine)
         await asyncio.sleep(0.2)
         later = await complete(engine, asked())

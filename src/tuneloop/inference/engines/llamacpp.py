@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,19 +179,18 @@ class LlamaCppEngine:
         need_llamacpp()
         file = gguf_file(self._base.source)
         self._files = [gguf_file(served.source) for served in self._served]
-        adapters, templates = self._adapters, self._templates
-        if not templates:  # when it is started anew they are known
-            adapters, templates = self._read_adapters(file)
         settings, key = self._settings, secrets.token_urlsafe(16)
         self._context = settings.context
         threads = settings.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-        address = self._spawn(
-            {
-                "file": str(file), "adapters": list(map(str, self._files)), "slots": self._all_slots,
-                "context": settings.context, "threads": threads, "key": key,
-            }
-        )  # fmt: skip
-        self._open_client(address, key)
+        told = {
+            "file": str(file), "adapters": list(map(str, self._files)), "slots": self._all_slots,
+            "context": settings.context, "threads": threads, "key": key,
+        }  # fmt: skip
+        adapters, templates = self._adapters, self._templates
+        with self._spawned(told) as address:
+            if not templates:  # while the child loads; when it is started anew they are known
+                adapters, templates = self._read_adapters(file)
+            self._open_client(address(), key)
         self._adapters, self._templates = adapters, templates
 
     def _read_adapters(self, file: Path) -> tuple[dict[str, AdapterFacts], dict[str, Template]]:
@@ -204,34 +203,40 @@ class LlamaCppEngine:
             templates[name] = with_template(template, served.template)
         return adapters, templates
 
-    def _spawn(self, told: dict[str, Any]) -> str:
-        """Start the child; returns its address once the model is loaded.
+    @contextlib.contextmanager
+    def _spawned(self, told: dict[str, Any]) -> Iterator[Callable[[], str]]:
+        """Start the child; gives a function that waits until the model is loaded, and returns the server's address.
 
         Raises:
-            UserError: it ended, or was not ready in time.
+            UserError: from that function: the child ended, or was not ready in time.
         """
         self._log = _opened_log(self._settings.log)
+        until = time.monotonic() + self._settings.start_within
         ours, theirs = os.pipe()
         try:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "tuneloop.inference.llamacpp_server", str(theirs)],
                 pass_fds=[theirs], stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )  # fmt: skip
             os.close(theirs)
-            assert self._process.stdin is not None
+            assert process.stdin is not None
             with contextlib.suppress(OSError):  # it ended at once: what it reports says so
-                self._process.stdin.write(json.dumps(told).encode() + b"\n")
-                self._process.stdin.flush()
-            line = _read_line(ours, time.monotonic() + self._settings.start_within)
+                process.stdin.write(json.dumps(told).encode() + b"\n")
+                process.stdin.flush()
+
+            def address() -> str:
+                line = _read_line(ours, until)
+                if line is None:
+                    raise self._error(f"llama.cpp was not ready within {self._settings.start_within:g} s")
+                if not line:
+                    raise self._error(f"llama.cpp ended at its start (exit status {process.wait()})")
+                found: str = json.loads(line)["address"]
+                return found
+
+            yield address
         finally:
             os.close(ours)
-        if line is None:
-            raise self._error(f"llama.cpp was not ready within {self._settings.start_within:g} s")
-        if not line:
-            raise self._error(f"llama.cpp ended at its start (exit status {self._process.wait()})")
-        address: str = json.loads(line)["address"]
-        return address
 
     def _open_client(self, address: str, key: str) -> None:
         import httpx

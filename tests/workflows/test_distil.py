@@ -140,3 +140,33 @@ def test_probabilities_of_a_server_are_refused(teacher: str, capsys: Said, tiny_
 def test_a_larger_student_is_refused(teacher: str, capsys: Said, smollm2: Path) -> None:
     assert main(["distill", teacher, str(smollm2), "--dataset", f"{teacher}/dataset", "--out", "s"]) == 2
     assert "parameters and its teacher" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_requests_without_answers_are_answered_by_the_teacher_too(
+    teacher: str, capsys: Said, tiny_llama: Path, tmp_path: Path
+) -> None:
+    rows = read_jsonl(Path(f"{teacher}/dataset/train.jsonl"))
+    tested = read_jsonl(Path(f"{teacher}/dataset/test.jsonl"))[0]["messages"][-2]["content"]
+    known = rows[0]["messages"][-2]["content"]
+    fresh = ["My umbrella was torn on arrival", "Where do I change the delivery day?", "Nobody has refunded the scarf"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in (*fresh, fresh[0].upper(), tested, known)))
+    command = ["distill", teacher, str(tiny_llama), "--dataset", f"{teacher}/dataset", "--out", "student", *TRAIN]
+    found = told(capsys, *command, "--prompts", str(file), "--answers", "own")
+    taught = read_jsonl(Path("student/distill/dataset/train.jsonl"))
+    further = {row["messages"][-2]["content"]: row for row in taught if "teacher" in row["meta"]}
+    assert set(further) == set(fresh) and found["unlabelled"] == 3
+    assert found["dropped"] == {"there twice": 2, "near a validation or test row": 1}
+    (answers,) = Path("student/distill").glob("answers-*.jsonl")
+    given = {line["id"]: line["text"] for line in read_jsonl(answers)}
+    for row in further.values():
+        assert row["label"] == row["messages"][-1]["content"] == given[row["id"]]
+        assert row["messages"][:-2] == rows[0]["messages"][:-2]  # the task's instruction
+    own = {row["id"]: row for row in rows}
+    assert all(own[row["id"]] == row for row in taught if "teacher" not in row["meta"]) and len(taught) == len(rows) + 3
+    steps = [len([line for line in read_jsonl(Path(f"{run}/metrics.jsonl")) if "loss" in line]) for run in ("student", "student/distill/control")]
+    assert abs(steps[0] - steps[1]) <= 1, "the control trains as long"
+    (tmp_path / "known.jsonl").write_text(json.dumps({"text": known}) + "\n")
+    assert main([*command[:-4], "other", *TRAIN, "--prompts", str(tmp_path / "known.jsonl")]) == 2
+    assert "No request is left" in capsys.readouterr().err

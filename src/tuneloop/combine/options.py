@@ -61,6 +61,9 @@ class DistilOptions:
         "each step).",
     )  # fmt: skip
     answers: str = flag("teacher", "NAME", "Whose answers the student reads: the teacher's, or the rows' own.")
+    prompts: str = flag(
+        "", "FILE", "Further requests, without answers of their own, that the teacher answers as well: a file or a prepared data set.",
+    )  # fmt: skip
     best_of: int = flag(
         1, "N", "Answers of the teacher to each prompt, of which the best is learned.", least=1, most=64
     )

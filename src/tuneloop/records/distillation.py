@@ -29,11 +29,13 @@ class ModelCost(Part):
     Args:
         parameters: of the model; None: a server's.
         rows_per_second: answered; `tokens_per_second`: read and written, where they are counted.
+        usd_per_million_tokens: read and written, at the recipe's price of the machine; None: there is no price.
     """
 
     parameters: int | None = None
     rows_per_second: float
     tokens_per_second: float | None = None
+    usd_per_million_tokens: float | None = None
 
 
 class DistilledFigures(Part):
@@ -69,6 +71,7 @@ class DistillationRecord(Record):
         level: what was learned: `text`, `logits` (stored probabilities) or `live` ones; `answers`: whose, the `teacher`'s or the rows' `own`.
         dataset: id of the data set whose prompts were asked.
         asked, kept: prompts, and answers that were trained on; `dropped`: reason -> answers.
+        unlabelled: of the prompts, those that had no answer of their own.
         agreement: share of the kept answers that are the rows' own.
         figures: on test rows; None without any.
         words: all that in sentences.
@@ -88,6 +91,7 @@ class DistillationRecord(Record):
     asked: int
     kept: int
     dropped: dict[str, int] = {}
+    unlabelled: int = 0
     agreement: float | None = None
     figures: DistilledFigures | None = None
     words: list[str] = []

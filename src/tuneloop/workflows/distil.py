@@ -12,6 +12,7 @@ from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.core.units import usd_words
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets.local import LocalTarget
 from tuneloop.models.methods import WHOLE
@@ -81,7 +82,7 @@ def distil(
         say,
     )
     _refuse_impossible(job, student)
-    taught = taught_rows(job) if options.answers == "teacher" else job.dataset
+    taught = taught_rows(job) if options.answers == "teacher" or options.prompts else job.dataset
     made = _pruned(job) if options.layers else None
     model = str(job.place / "student") if made else student
     train_alone(_taught_recipe(job, model, taught), progress=progress, say=say)
@@ -90,12 +91,13 @@ def distil(
     if not options.no_control:
         control = job.place / "control"
         say("control   the same student learns the rows' own answers")
-        train_alone(_recipe(job, model, job.dataset.path, control), progress=progress, say=say)
+        train_alone(_as_long(_recipe(job, model, job.dataset.path, control), job, taught), progress=progress, say=say)
     own = {row.id: row.answer.strip() for row in job.dataset.train}
-    agreement = sum(own[row.id] == row.answer.strip() for row in taught.train) / max(len(taught.train), 1)
+    same = [own[row.id] == row.answer.strip() for row in taught.train if row.id in own]
     record = DistillationRecord(
         teacher=teacher, teacher_key=job.teacher.identity, student=model, pruned=made, dataset=job.dataset.id,
-        asked=len(job.dataset.train), kept=len(taught.train), dropped=dict(job.dropped), agreement=agreement,
+        asked=len(job.dataset.train) + len(job.unlabelled), kept=len(taught.train), dropped=dict(job.dropped),
+        agreement=sum(same) / len(same) if same else None, unlabelled=len(job.unlabelled),
         level=options.level, answers=options.answers, figures=_figures(job, control),
     )  # fmt: skip
     record = record.model_copy(update={"words": list(sentences(record))})
@@ -151,10 +153,10 @@ def _refuse_impossible(job: DistilJob, student: str) -> None:
             raise UserError(f"--{name} {value} is not known", where=where, next_step=f"choose {', '.join(known)}")
     if bool(student) == bool(options.layers):
         raise UserError("Which student?", where=where, next_step="name a smaller model, or give --layers N, not both")
-    if options.level == "text" and options.answers == "own":
+    if options.level == "text" and options.answers == "own" and not options.prompts:
         raise UserError(
             "The rows' own text alone is what the control learns", where=where,
-            next_step="add --level logits, or leave --answers out",
+            next_step="add --level logits, or --prompts FILE for the teacher to answer, or leave --answers out",
         )  # fmt: skip
     if options.best_of > 1 and job.labels:
         raise UserError(
@@ -236,6 +238,18 @@ def _recipe(job: DistilJob, model: str, rows: str, out: Path, teacher: str = "")
     return recipe.model_copy(update={"model": model, "output_dir": str(out), "data": data})
 
 
+def _as_long(recipe: Recipe, job: DistilJob, taught: Dataset) -> Recipe:
+    """The control's recipe with more passes over its fewer rows, so that it trains for as many steps as the student.
+
+    Without that a transfer set would be compared with a model that was trained less.
+    """
+    times = len(taught.train) / max(len(job.dataset.train), 1)
+    if not job.unlabelled or times <= 1:
+        return recipe
+    train = recipe.train.model_copy(update={"epochs": round(recipe.train.epochs * times, 2)})
+    return recipe.model_copy(update={"train": train})
+
+
 # --- the proof ---------------------------------------------------------------------------------
 
 
@@ -297,8 +311,12 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     )
     metric = found.primary
     tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
-    cost = ModelCost(parameters=parameters, rows_per_second=len(rows) / max(seconds, 1e-9),
-                     tokens_per_second=tokens / max(seconds, 1e-9) if tokens else None)  # fmt: skip
+    own = isinstance(target.target, LocalTarget)  # of a server nobody knows what an hour costs
+    cost = ModelCost(
+        parameters=parameters, rows_per_second=len(rows) / max(seconds, 1e-9),
+        tokens_per_second=tokens / max(seconds, 1e-9) if tokens else None,
+        usd_per_million_tokens=recipe.plan.usd_per_hour * seconds / 3600 / tokens * 1e6 if tokens and own else None,
+    )  # fmt: skip
     value, draws = found.metrics[metric].value, found.draws[metric]
     return _Scored(metric, Score.of(value, draws, lower_is_better=lower_is_better(metric)), cost)
 
@@ -307,6 +325,8 @@ def sentences(record: DistillationRecord) -> Sequence[str]:
     """What came of it."""
     lost = ", ".join(f"{count} {why}" for why, count in record.dropped.items())
     whose = "answers of the teacher" if record.answers == "teacher" else "rows' own answers"
+    if record.unlabelled and record.answers == "own":
+        whose = f"own answers and the teacher's to {record.unlabelled} further requests"
     with_ = {"logits": ", with its stored probabilities", "live": ", with its probabilities"}.get(record.level, "")
     said = [f"{record.kept} of {record.asked} {whose} were trained on{with_}" + (f" ({lost})" if lost else "")]
     found = record.figures
@@ -349,4 +369,10 @@ def _cost_words(found: DistilledFigures) -> str:
     if teacher.parameters and student.parameters:
         sizes = f"{student.parameters / 1e6:,.0f}M parameters instead of {teacher.parameters / 1e6:,.0f}M, and "
     times = student.rows_per_second / teacher.rows_per_second
-    return f"It has {sizes}answers {times:.1f} times as many rows a second" if sizes else f"It answers {times:.1f} times as many rows a second"  # fmt: skip
+    said = f"It {'has ' + sizes if sizes else ''}answers {times:.1f} times as many rows a second"
+    if student.tokens_per_second and teacher.tokens_per_second:
+        said += f": {student.tokens_per_second:,.0f} tokens/s, read and written, instead of {teacher.tokens_per_second:,.0f}"
+    if student.usd_per_million_tokens and teacher.usd_per_million_tokens:
+        prices = (usd_words(each.usd_per_million_tokens or 0) for each in (student, teacher))
+        said += ", {} per million tokens instead of {}".format(*prices)
+    return said

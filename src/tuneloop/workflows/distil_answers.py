@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,18 @@ class DistilJob:
         """Where all that is not the student's run itself stands."""
         return self.out / PLACE
 
+    @cached_property
+    def unlabelled(self) -> list[Row]:
+        """Further requests, without answers of their own, which the teacher answers as well."""
+        from tuneloop.workflows.distil_prompts import unlabelled_rows
+
+        return unlabelled_rows(self.options.prompts, self.dataset, self.dropped) if self.options.prompts else []
+
+    @property
+    def for_teacher(self) -> list[Row]:
+        """The rows that the teacher answers: all, or those without an answer of their own."""
+        return [*(self.dataset.train if self.options.answers == "teacher" else ()), *self.unlabelled]
+
     @property
     def labels(self) -> list[str]:
         """The labels that a teacher on this machine scores; empty: it writes."""
@@ -86,16 +99,16 @@ MOST_FAILED = 0.05  # share of requests that may fail for good
 
 
 def answers_of(job: DistilJob) -> dict[str, Completion]:
-    """The teacher's answer to each training row, the best of `best_of`; what is written down already is not asked again.
+    """The teacher's answer to each row that it is asked for, the best of `best_of`; what is written down already is not asked again.
 
     Raises:
         UserError: too many requests failed, or another model answered.
     """
-    file = job.place / f"answers-{content_hash([job.teacher.identity, job.dataset.manifest.hash])[:12]}.jsonl"
+    file = job.place / f"answers-{_key(job)}.jsonl"
     known = _read(file)
     if known:
         job.say(f"teacher   {len(known):,} answers are there already")
-    draws = [(row, number) for number in range(job.options.best_of) for row in job.dataset.train]
+    draws = [(row, number) for number in range(job.options.best_of) for row in job.for_teacher]
     left = [(row, number) for row, number in draws if (row.id, number) not in known]
     failed: dict[Draw, Completion] = {}
     for start in range(0, len(left), AT_ONCE):
@@ -120,6 +133,12 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
         )  # fmt: skip
     _append(file, [_line(draw, answer) for draw, answer in failed.items()])  # so that the rows stay the same
     return _best(job, known | failed)
+
+
+def _key(job: DistilJob) -> str:
+    """What a file of answers is named by: who was asked, and what."""
+    asked_for = [row.id for row in job.unlabelled]
+    return content_hash([job.teacher.identity, job.dataset.manifest.hash, *([asked_for] if asked_for else [])])[:12]
 
 
 def _request(job: DistilJob, row: Row, number: int) -> Request:
@@ -180,7 +199,7 @@ def _refuse_other_model(job: DistilJob, answer: Completion) -> None:
 
 def _best(job: DistilJob, known: dict[Draw, Completion]) -> dict[str, Completion]:
     """The best usable answer to each row; of equals the first."""
-    count, rows = job.options.best_of, job.dataset.train
+    count, rows = job.options.best_of, job.for_teacher
     if count == 1:
         return {row.id: known[row.id, 0] for row in rows}
     usable = {row.id: [n for n in range(count) if not unusable(known[row.id, n], job.dataset)] or [0] for row in rows}
@@ -201,10 +220,10 @@ def _overlaps(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, l
     from tuneloop.evaluate.metrics.overlap import token_f1
 
     found = {}
-    for row in job.dataset.train:
+    for row in job.for_teacher:
         texts = {n: known[row.id, n].text for n in usable[row.id]}
         for n, text in texts.items():
-            others = [row.answer] if job.options.pick == "reference" else [t for m, t in texts.items() if m != n]
+            others = [row.answer] if job.options.pick == "reference" and row.answer else [t for m, t in texts.items() if m != n]
             found[row.id, n] = sum(token_f1([other], text) for other in others) / max(len(others), 1)
     return found
 
@@ -215,7 +234,7 @@ def _judged(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, lis
     from tuneloop.workflows.judge import Judge, conversation_of
 
     prompt = load_judge_prompt("rubric")
-    draws = [(row, n) for row in job.dataset.train for n in usable[row.id]]
+    draws = [(row, n) for row in job.for_teacher for n in usable[row.id]]
     key = content_hash([job.options.judge, prompt, [[row.id, n, known[row.id, n].text] for row, n in draws]])[:12]
     file = job.place / f"ratings-{key}.jsonl"
     if file.is_file():

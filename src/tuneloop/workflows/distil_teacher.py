@@ -14,7 +14,7 @@ from tuneloop.workflows.distil_answers import DistilJob, answers_of, unusable
 
 
 def taught_rows(job: DistilJob) -> Dataset:
-    """The data set with the teacher's answers in its training rows, those left out that are no good.
+    """The data set with the teacher's answers in its training rows and behind further requests, those left out that are no good.
 
     Raises:
         UserError: hardly an answer is usable.
@@ -22,8 +22,8 @@ def taught_rows(job: DistilJob) -> Dataset:
     from tuneloop.data.dataset import label_counts, load_dataset
 
     answers = answers_of(job)
-    kept: list[Row] = []
-    for row in job.dataset.train:
+    kept: list[Row] = [] if job.options.answers == "teacher" else list(job.dataset.train)
+    for row in job.for_teacher:
         why = unusable(answers[row.id], job.dataset)
         if why:
             job.dropped[why] += 1

@@ -165,7 +165,10 @@ def test_requests_without_answers_are_answered_by_the_teacher_too(
         assert row["messages"][:-2] == rows[0]["messages"][:-2]  # the task's instruction
     own = {row["id"]: row for row in rows}
     assert all(own[row["id"]] == row for row in taught if "teacher" not in row["meta"]) and len(taught) == len(rows) + 3
-    steps = [len([line for line in read_jsonl(Path(f"{run}/metrics.jsonl")) if "loss" in line]) for run in ("student", "student/distill/control")]
+    steps = [
+        len([line for line in read_jsonl(Path(f"{run}/metrics.jsonl")) if "loss" in line])
+        for run in ("student", "student/distill/control")
+    ]
     assert abs(steps[0] - steps[1]) <= 1, "the control trains as long"
     (tmp_path / "known.jsonl").write_text(json.dumps({"text": known}) + "\n")
     assert main([*command[:-4], "other", *TRAIN, "--prompts", str(tmp_path / "known.jsonl")]) == 2

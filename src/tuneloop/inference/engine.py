@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,9 @@ class Beginning:
     cache: Any = None
 
 
+Watch = Callable[[Sequence[Row | None], "Tensor"], None]
+
+
 def padded_tokens(rows: Sequence[Row]) -> int:
     """Places that the cache of some rows may come to need."""
     return len(rows) * max((len(row.request.ids) + row.request.max_new_tokens for row in rows), default=0)
@@ -100,10 +103,11 @@ class Batch:
     Args:
         model: what answers.
         beginning: what all prompts begin with; computed under the adapters that the rows ask for.
+        watch: gets the rows and the states (B, C) that their next tokens are drawn from, before each token; a row that is over is None.
     """
 
-    def __init__(self, model: Model, beginning: Beginning = Beginning()) -> None:
-        self.model, self.beginning = model, beginning
+    def __init__(self, model: Model, beginning: Beginning = Beginning(), watch: Watch | None = None) -> None:
+        self.model, self.beginning, self.watch = model, beginning, watch
         self.rows: list[Row | None] = []  # None: over, its place in the tensors is given up when a quarter is
         self._state: _State | None = None
 
@@ -155,7 +159,7 @@ class Batch:
         if not self.active or self._state is None:
             return []
         rows = self.active
-        if any(row.request.logprobs is not None for row in rows):
+        if self.watch is not None or any(row.request.logprobs is not None for row in rows):
             tokens = 1
         longest = max(row.request.max_new_tokens - len(row.new) for row in rows)
         with torch.inference_mode():
@@ -192,6 +196,8 @@ class Batch:
         """Take over tokens that have been written one behind the other in each row, up to the row's end."""
         import torch
 
+        if self.watch is not None:
+            self.watch(rows, state.hidden)
         state.token = written[-1]
         columns = torch.stack(list(written)).tolist() if len(written) > 1 else [state.token.tolist()]
         values, now = columns[-1], time.perf_counter()

@@ -8,7 +8,7 @@ from tuneloop.core.device import backend, in_parts
 from tuneloop.core.errors import UserError
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.batches import batched_by_length, prompt_too_large, read_shared, split_prompts
-from tuneloop.inference.engine import Batch, Beginning, Row
+from tuneloop.inference.engine import Batch, Beginning, Row, Watch
 from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.request import Request, with_adapter
 from tuneloop.inference.sampling import Sampling
@@ -61,6 +61,7 @@ def answer_requests(
     batch_tokens: int = 24576,
     batch_rows: int = 64,
     grammars: Grammars | None = None,
+    watch: Watch | None = None,
     progress: Progress = no_progress,
     task: str = "generating",
 ) -> list[Completion]:
@@ -68,6 +69,7 @@ def answer_requests(
 
     Args:
         grammars: of the model, where they are kept from one call to the next.
+        watch: see `Batch`; a row whose answer has no token yet begins, and may begin again where memory ran out.
 
     Raises:
         UserError: an adapter is not loaded, or a schema can't be held to.
@@ -95,7 +97,7 @@ def answer_requests(
         lengths = [len(rest) + named[i].max_new_tokens for rest, i in zip(split.rests, chosen, strict=True)]
 
         def answer(places: Sequence[int], chosen: list[int] = chosen, beginning: Beginning = beginning) -> None:
-            batch, rows = Batch(model, beginning), {chosen[i]: held(named[chosen[i]]) for i in places}
+            batch, rows = Batch(model, beginning, watch), {chosen[i]: held(named[chosen[i]]) for i in places}
             batch.join(list(rows.values()))
             while batch.active:
                 progress(task, len(answers) + sum(map(_share, rows.values())), len(named))

@@ -212,15 +212,7 @@ def store_probabilities(
 
     def add(group: Sequence[Rendered]) -> None:
         nonlocal done
-        hidden_NC = learned_states(model, group).hidden_NC
-        head_VC = model.head[: store.about.vocabulary]
-        few = backend(model.device).softmax_rows or POSITIONS_AT_ONCE
-        parts: list[Any] = []
-        for chunk in torch.split(hidden_NC, backend(model.device).positions_at_once):
-            for logits in torch.split(chunk @ head_VC.t(), few):
-                found = top_of(logits, store.about.top, store.about.temperature)
-                parts.append([each.cpu().numpy() for each in found])
-        store.add(group, store.layout.pack(*(_joined(each) for each in zip(*parts, strict=True))))
+        store_states(model, group, learned_states(model, group).hidden_NC, store)
         done += len(group)
         progress("storing the teacher's probabilities", done, len(rows))
 
@@ -228,6 +220,22 @@ def store_probabilities(
         list(in_batches(left, BATCH_TOKENS))[::-1], add, lambda group: len(group) * max(map(tokens_of, group)),
         lambda row: too_large(tokens_of(row), "while the teacher's probabilities are stored"),
     )  # fmt: skip
+
+
+@torch.no_grad()
+def store_states(model: Model, rows: Sequence[Rendered], hidden_NC: Tensor, store: TopStore) -> None:
+    """Write down what a teacher says at the learned positions of rows, from its last states there.
+
+    Args:
+        hidden_NC: of all rows, one behind the other.
+    """
+    head_VC, there = model.head[: store.about.vocabulary], backend(model.device)
+    parts: list[Any] = []
+    for chunk in torch.split(hidden_NC, there.positions_at_once):
+        for logits in torch.split(chunk @ head_VC.t(), there.softmax_rows or POSITIONS_AT_ONCE):
+            found = top_of(logits, store.about.top, store.about.temperature)
+            parts.append([each.cpu().numpy() for each in found])
+    store.add(rows, store.layout.pack(*(_joined(each) for each in zip(*parts, strict=True))))
 
 
 def row_key_of(row: Rendered) -> str:

@@ -20,7 +20,8 @@ from tuneloop.records.distillation import DistillationRecord, DistilledFigures, 
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.distil_answers import DistilJob, Say, asked
-from tuneloop.workflows.distil_teacher import stored_probabilities, taught_rows
+from tuneloop.workflows.distil_store import ProbabilityStore
+from tuneloop.workflows.distil_teacher import taught_rows
 from tuneloop.workflows.recipe import Recipe, make_recipe
 from tuneloop.workflows.registry import local_name
 from tuneloop.workflows.run_context import RunContext
@@ -82,9 +83,12 @@ def distil(
         say,
     )
     _refuse_impossible(job, student)
-    taught = taught_rows(job) if options.answers == "teacher" or options.prompts else job.dataset
     made = _pruned(job) if options.layers else None
     model = str(job.place / "student") if made else student
+    if options.level == "logits":
+        heat = _recipe(job, model, job.dataset.path, out).train.teacher_temperature
+        job.store = ProbabilityStore.open(job, model, heat)
+    taught = taught_rows(job) if options.answers == "teacher" or options.prompts else job.dataset
     train_alone(_taught_recipe(job, model, taught), progress=progress, say=say)
     _forget_teacher(job)
     control = None
@@ -206,9 +210,9 @@ def _taught_recipe(job: DistilJob, model: str, taught: Dataset) -> Recipe:
     if job.options.level == "text":
         return _recipe(job, model, taught.path, job.out)
     name = local_name(job.teacher.name)
-    if job.options.level == "logits":
-        heat = _recipe(job, model, taught.path, job.out, name).train.teacher_temperature
-        name = stored_probabilities(job, model, taught, heat)
+    if job.store is not None:
+        job.store.complete(job, taught)
+        name, job.store = str(job.store.folder), None  # from here on, answers are only asked to be judged
     _forget_teacher(job)
     return _recipe(job, model, taught.path, job.out, name)
 

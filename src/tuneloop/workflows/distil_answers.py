@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
@@ -21,6 +21,9 @@ from tuneloop.inference.targets.endpoint import EndpointTarget
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.targets import TaskTarget
+
+if TYPE_CHECKING:
+    from tuneloop.workflows.distil_store import ProbabilityStore
 
 Say = Callable[[str], None]
 AT_ONCE = 64  # requests that are made before their answers are written
@@ -37,6 +40,7 @@ class DistilJob:
         out: the student's run.
         options: how.
         settings: `key=value`, of the student's recipe.
+        store: where the teacher's probabilities go while it writes; None: they are not wanted.
     """
 
     teacher: TaskTarget
@@ -47,6 +51,7 @@ class DistilJob:
     progress: Progress = no_progress
     say: Say = lambda line: None
     dropped: Counter[str] = field(default_factory=Counter)
+    store: ProbabilityStore | None = None
 
     @property
     def place(self) -> Path:
@@ -88,6 +93,8 @@ def asked(job: DistilJob, requests: Sequence[Request]) -> Sequence[Completion]:
     """What the teacher answers: a label that it scores, or text that it writes."""
     if job.labels:
         return list(job.teacher.target.score(requests, job.labels, exact=False))
+    if job.store is not None and job.teacher.local is not None and job.options.best_of == 1:
+        return job.store.while_writing(job.teacher.local, requests)
     return list(job.teacher.target.complete(requests))
 
 
@@ -223,7 +230,11 @@ def _overlaps(job: DistilJob, known: dict[Draw, Completion], usable: dict[str, l
     for row in job.for_teacher:
         texts = {n: known[row.id, n].text for n in usable[row.id]}
         for n, text in texts.items():
-            others = [row.answer] if job.options.pick == "reference" and row.answer else [t for m, t in texts.items() if m != n]
+            others = (
+                [row.answer]
+                if job.options.pick == "reference" and row.answer
+                else [t for m, t in texts.items() if m != n]
+            )
             found[row.id, n] = sum(token_f1([other], text) for other in others) / max(len(others), 1)
     return found
 

@@ -97,7 +97,5 @@ def _without_contamination(rows: list[Row], dataset: Dataset) -> list[Row]:
     if not judging or not rows:
         return rows
     config = DuplicatesConfig(**dataset.manifest.config.get("duplicates", {}))
-    leaks = find_contamination(
-        [texts_of(row) for row in rows], index_of([texts_of(row) for row in judging], config)
-    )
+    leaks = find_contamination([texts_of(row) for row in rows], index_of([texts_of(row) for row in judging], config))
     return [row for row, leak in zip(rows, leaks, strict=True) if leak is None]

@@ -1,0 +1,138 @@
+"""A teacher's probabilities, stored once: of the answers that it writes while it writes them, of all other rows in a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneloop.core.files import content_hash
+from tuneloop.inference.request import Request
+from tuneloop.records.completion import Completion
+from tuneloop.records.distillation import TeacherLogits
+from tuneloop.records.rows import Dataset, Message, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tuneloop.inference.engine import Row as Answering
+    from tuneloop.inference.targets.local import LocalTarget
+    from tuneloop.models.template import Rendered, Template
+    from tuneloop.train.top_logits import TopStore
+    from tuneloop.workflows.distil_answers import DistilJob
+
+
+@dataclass
+class ProbabilityStore:
+    """Stored probabilities of a teacher, in the form in which a student reads rows.
+
+    Args:
+        template: of the student.
+        top: the folder.
+        written: rows that were stored while they were written.
+    """
+
+    template: Template
+    top: TopStore
+    written: int = 0
+
+    @staticmethod
+    def open(job: DistilJob, student: str, temperature: float) -> ProbabilityStore:
+        """The store of a distillation; what it holds from before stays.
+
+        Args:
+            student: whose tokenizer and template count.
+            temperature: of the divergence.
+
+        Raises:
+            UserError: teacher and student have different tokens or templates.
+        """
+        from tuneloop.models.load import load_tokenizer
+        from tuneloop.train.teachers import refuse_other_tokens
+        from tuneloop.train.top_logits import TopStore
+
+        local = job.teacher.local
+        assert local is not None, "checked before"
+        template, row = load_tokenizer(student), job.dataset.train[0]
+        refuse_other_tokens(local, row, template.render(row.messages, row.tools), template)
+        vocabulary = min(template.tokenizer.get_vocab_size(), local.model.head.shape[0])
+        about = TeacherLogits(
+            teacher=job.teacher.name, teacher_key=job.teacher.identity, vocabulary=vocabulary,
+            top=min(job.options.top, vocabulary - 1), temperature=temperature,
+        )  # fmt: skip
+        folder = job.place / f"logits-{content_hash([about.teacher_key, about.top, temperature])[:12]}"
+        return ProbabilityStore(template, TopStore.create(folder, about))
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self.top.folder
+
+    def while_writing(self, teacher: LocalTarget, requests: Sequence[Request]) -> list[Completion]:
+        """The teacher's answers, and what it finds likely at each of their tokens, from the states that it writes them from.
+
+        Of an answer that the student reads as other tokens nothing is stored here: `complete` does that.
+        """
+        from tuneloop.inference.generate import answer_requests
+
+        made = [teacher.rendered(request) for request in requests]
+        asked = [each for each in made if isinstance(each, Request)]
+        states: dict[str, list[Tensor]] = {}
+
+        def watch(rows: Sequence[Answering | None], hidden: Tensor) -> None:
+            for row, state in zip(rows, hidden, strict=True):
+                if row is not None:
+                    states.setdefault(row.request.id, [])
+                    if not row.new:  # its first token; again, where memory ran out before
+                        states[row.request.id] = []
+                    states[row.request.id].append(state)
+
+        answers = answer_requests(teacher.model, asked, watch=watch)
+        self._keep(teacher, asked, answers, states)
+        found = iter(answers)
+        return [next(found) if isinstance(each, Request) else each for each in made]
+
+    def _keep(
+        self,
+        teacher: LocalTarget,
+        asked: Sequence[Request],
+        answers: Sequence[Completion],
+        states: dict[str, list[Tensor]],
+    ) -> None:
+        import torch
+
+        from tuneloop.train.distil import store_states
+        from tuneloop.train.top_logits import row_key
+
+        rows: list[Rendered] = []
+        kept: list[Tensor] = []
+        for request, answer in zip(asked, answers, strict=True):
+            turn: Message = {"role": "assistant", "content": answer.text.strip()}
+            if answer.finish != "stop" or not turn["content"]:
+                continue  # not trained on
+            row = self.template.render([*request.messages, turn], [dict(tool) for tool in request.tools])
+            learned = [token for token, weight in zip(row.ids, row.mask, strict=True) if weight]
+            same = row.ids[: len(request.ids)] == list(request.ids) and learned == list(answer.token_ids)
+            if same and row_key(row) not in self.top.rows:
+                rows.append(row)
+                kept += states[request.id][: len(learned)]
+        if rows:
+            store_states(teacher.model, rows, torch.stack(kept), self.top)
+            self.written += len(rows)
+
+    def complete(self, job: DistilJob, dataset: Dataset) -> None:
+        """Read the training and validation rows that are not stored yet, in a pass of the teacher."""
+        from tuneloop.train.distil import store_probabilities, stored_by
+
+        rows: list[Row] = [*dataset.train, *dataset.val]
+        rendered = [self.template.render(row.messages, row.tools) for row in rows]
+        assert job.teacher.local is not None, "checked before"
+        store_probabilities(job.teacher.local.model, rendered, self.top, job.progress)
+        stored_by.cache_clear()
+        size = self.top.count * self.top.layout.width
+        job.say(
+            f"teacher   probabilities of {self.top.about.top} tokens at {self.top.count:,} positions: {size / 1e6:,.1f} MB, "
+            f"{self.top.layout.width} bytes each"
+            + (f"; of {self.written:,} rows stored while writing" if self.written else "")
+        )

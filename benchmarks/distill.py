@@ -115,8 +115,12 @@ def main() -> None:
                     _ = part @ teacher.head.t()
 
         took = medians(
-            {"write": lambda: generate(teacher, ids, max_new_tokens=given.tokens), "both": write_and_store, "forward": forward,
-             "store": store},
+            {
+                "write": lambda: generate(teacher, ids, max_new_tokens=given.tokens),
+                "both": write_and_store,
+                "forward": forward,
+                "store": store,
+            },
             given.times,
         )
         kept = store()
@@ -124,9 +128,7 @@ def main() -> None:
             f"{len(rows)} rows, {sum(map(len, ids)) / len(ids):.0f} tokens of prompt, {learned / len(rows):.0f} of answer"
         )
         print(f"writing the answers            {took['write']:7.2f} s")
-        print(
-            f"the same, {TOP} tokens stored    {took['both']:7.2f} s   {took['both'] / took['write']:.2f} of writing"
-        )
+        print(f"the same, {TOP} tokens stored    {took['both']:7.2f} s   {took['both'] / took['write']:.2f} of writing")
         print(
             f"a pass over them, not stored   {took['forward']:7.2f} s   {took['forward'] / took['write']:.2f} of writing"
         )

@@ -15,7 +15,12 @@ from tuneloop.train.distil import store_probabilities
 from tuneloop.train.top_logits import TopStore, row_key
 from tuneloop.workflows.distil_store import ProbabilityStore
 
-ASKED = ("What is two plus two? Say the number only.", "Name a colour in one word.", "Is fire hot? Answer yes or no.", "Say hi.")
+ASKED = (
+    "What is two plus two? Say the number only.",
+    "Name a colour in one word.",
+    "Is fire hot? Answer yes or no.",
+    "Say hi.",
+)
 
 
 @pytest.mark.slow
@@ -39,9 +44,7 @@ def test_probabilities_taken_while_writing_are_those_of_a_pass(smollm2: Path, tm
     passed = TopStore.create(tmp_path / "passed", about)
     store_probabilities(teacher.model, rows, passed)
     for row in rows:
-        ours, theirs = (
-            np.zeros((sum(map(bool, row.mask)), about.vocabulary), np.float32) for _ in range(2)
-        )
+        ours, theirs = (np.zeros((sum(map(bool, row.mask)), about.vocabulary), np.float32) for _ in range(2))
         for whole, each in ((ours, store.top), (theirs, passed)):
             top = each.read([row_key(row)])
             np.put_along_axis(whole, top.ids_NK.numpy(), top.p_NK.numpy(), 1)

@@ -10,7 +10,7 @@ SOURCE, TESTS = ROOT / "src" / "tuneloop", ROOT / "tests"
 TESTED_IN = {
     "advise/test_advise.py": "advise.config advise.measured advise.rules records.advice workflows.advise",
     "combine/test_route_fit.py": "combine.router",
-    "workflows/test_distil.py": "cli.distill records.distillation workflows.distil_teacher",
+    "workflows/test_distil.py": "cli.distill records.distillation workflows.distil_prompts workflows.distil_teacher",
     "workflows/test_route.py": "cli.route records.router",
     "combine/test_merge.py": "combine.adapters models.peft_layout",
     "cli/test_advise.py": "cli.prices report.advise_html",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from tuneloop.cli.console import print_json, screen
+from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import Output, argument, given
 from tuneloop.core.flag import flag, switch
 from tuneloop.improve.monitor import MonitorOptions
+
+if TYPE_CHECKING:
+    from tuneloop.workflows.targets import TaskTarget
 
 
 def command(
     store: str = argument("STORE", "The server's folder, or its store."),
     reference: str = flag(..., "DATASET", "The prepared data set that the model was trained on.", "-r"),
     all_detectors: bool = switch("Show detectors without an alarm, too.", "--all"),
+    ask: str = flag("", "TARGET|URL", "Who is asked the canary prompts now; a tuneloop server asks them by itself."),
+    ask_model: str = flag("", "NAME", "The model, as the endpoint of --ask names it."),
     *,
     options: MonitorOptions,
+    connection: ConnectionOptions,
     output: Output,
 ) -> None:
     """Say whether production has changed, in which requests and words, and what to do.
@@ -24,8 +33,9 @@ def command(
     """
     from tuneloop.workflows.monitor import monitor_store
 
-    with screen(output.quiet, "comparing"):
-        report = monitor_store(store, reference, given(options))
+    target = _target(ask, ask_model, connection) if ask else None
+    with screen(output.quiet, "comparing") as shown:
+        report = monitor_store(store, reference, given(options), ask=target, progress=shown.progress)
     if output.json:
         print_json(report)
     else:
@@ -33,4 +43,13 @@ def command(
         if all_detectors:
             print("\n".join(f"  {one.sentence}" for one in report.detections if not one.alarm))
             print("\n".join(f"  {name}: left out, {why}" for name, why in report.skipped.items()))
-    raise typer.Exit(1 if report.alarms else 0 if report.detections else 3)
+    raise typer.Exit(1 if report.alarms else 0 if report.detections or report.canary_rounds else 3)
+
+
+def _target(name: str, model: str, connection: ConnectionOptions) -> TaskTarget:
+    """Who is asked."""
+    from tuneloop.workflows.targets import open_with_task
+
+    if name.startswith(("http://", "https://")) and not model:
+        raise typer.BadParameter("name the endpoint's model with --ask-model")
+    return open_with_task(name, endpoint=lambda url: connection.endpoint(url, model))

@@ -20,11 +20,12 @@ from pydantic import Field
 
 from tuneloop.core.files import Config
 from tuneloop.core.late import np
+from tuneloop.improve.canary_prompts import SHARE, told
 from tuneloop.improve.experiment import unit_of
 from tuneloop.improve.feedback import by_request, value_of
 from tuneloop.improve.permutation import Difference, categories_differ, numbers_differ, vectors_differ
 from tuneloop.records.feedback import Feedback
-from tuneloop.records.monitoring import Detection, MonitorReport, QualityEstimate
+from tuneloop.records.monitoring import CanaryRound, Detection, MonitorReport, QualityEstimate
 from tuneloop.records.request import StoredRequest
 
 FEW = 50  # rows of a group below which nothing is said
@@ -34,6 +35,7 @@ SHOWN = 5
 WORD = re.compile(r"\w+")
 REFUSES = re.compile(r"\b(?:i (?:can(?:no|')t|am unable|am not able)|i'm (?:unable|not able|sorry)|as an ai)\b", re.I)
 TAILED = ("novelty", "vocabulary")  # a few rows far out are what they look for
+CANARIES = "canaries"  # among the alarms: not a window's detector, see `canary_prompts`
 KNOWN_ENOUGH = 50  # judged answers from which probabilities are calibrated
 
 Embed = Callable[[Sequence[str]], Any]
@@ -63,6 +65,8 @@ class MonitorOptions(Config):
     false_alarms: float = Field(
         2.0, gt=0, le=50, description="Windows of a year that may raise an alarm without cause."
     )
+    canaries: int = Field(20, ge=1, le=500, description="Rows of the data set's test that --ask asks.")
+    canaries_every: str = Field("1d", description="Time between two rounds of canary prompts, as in 1d or 12h.")
     seed: int = Field(0, ge=0, description="Seed of the permutations.")
 
 
@@ -125,6 +129,7 @@ def monitor(
     options: MonitorOptions,
     *,
     window_days: float,
+    canaries: Sequence[CanaryRound] = (),
 ) -> MonitorReport:
     """Compare a window with a data set and with the production before it.
 
@@ -135,6 +140,7 @@ def monitor(
         helpers: what other stages know.
         options: settings.
         window_days: length of the window.
+        canaries: rounds of canary prompts in it, which have their share of the false alarms.
     """
     now, before = _one_a_user(window, MOST_NOW), _one_a_user(earlier, MOST_BEFORE)
     said = by_request(feedback, _conversations([*earlier, *window]))
@@ -145,14 +151,14 @@ def monitor(
             skipped[one.name] = f"{len(one.now)} rows now and {len(one.before)} before; {FEW} are needed"
         else:
             compared.append(one)
-    level = level_of(options.false_alarms, window_days, len(compared))
+    level = level_of(options.false_alarms * (1 - SHARE if canaries else 1), window_days, len(compared))
     detections = [_detect(one, level, helpers, options.seed) for one in compared]
-    alarms = [one.name for one in detections if one.alarm]
+    alarms = [one.name for one in detections if one.alarm] + [CANARIES] * any(one.alarm for one in canaries)
     quality = _quality([*earlier, *window], {r.id for r in window}, said)
     report = MonitorReport(
         model=options.model, since="", until="", requests=len(window), compared=len(now),
         false_alarms_per_year=options.false_alarms, detections=detections, skipped=skipped, quality=quality, alarms=alarms,
-        summary=[],
+        canaries=[one for one in canaries if one.changed], canary_rounds=len(canaries), summary=[],
     )  # fmt: skip
     return report.model_copy(update={"summary": list(_summary(report, _releases(window) - _releases(earlier)))})
 
@@ -442,18 +448,20 @@ def estimate_quality(
 
 
 def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
-    if not report.detections:
+    ran, found = len(report.detections), sum(one.alarm for one in report.detections)
+    if not ran:
         yield f"{report.requests:,} requests say too little: {FEW} users are needed, now and before."
-        return
-    ran = len(report.detections)
-    if report.alarms:
-        yield f"{len(report.alarms)} of {ran} detectors raise an alarm on {report.requests:,} requests."
+    elif found:
+        yield f"{found} of {ran} detectors raise an alarm on {report.requests:,} requests."
     else:
         yield f"No alarm: {ran} detectors show no change on {report.requests:,} requests ({report.compared:,} users)."
     for one in report.detections:
         if one.alarm:
             words = f" Words: {', '.join(one.words)}." if one.words else ""
             yield f"{one.sentence}.{words} Requests: {', '.join(one.requests)}. Next: {one.next_step}."
+    yield from map(told, report.canaries)
+    if report.canary_rounds and not report.canaries:
+        yield f"Canary prompts: asked {report.canary_rounds} times, all answered as before."
     if report.alarms and new_releases:
         yield f"New in this window: release {', '.join(sorted(new_releases))}."
     if report.quality is not None:

@@ -54,6 +54,63 @@ class QualityEstimate(Part):
     judged: int
 
 
+class ChangedAnswer(Part):
+    """A canary prompt that is answered otherwise than before.
+
+    Args:
+        row: of the data set.
+        prompt, before, now: its last turn, the last answer before and the one of now; empty where they are not kept.
+        right_before, right_now: whether they are the right answer; None: nobody knows it.
+        request_before, request_now: ids in the store.
+    """
+
+    row: str
+    prompt: str = ""
+    before: str = ""
+    now: str = ""
+    right_before: bool | None = None
+    right_now: bool | None = None
+    request_before: str
+    request_now: str
+
+
+class CanaryRound(Part):
+    """The same prompts asked once more.
+
+    Args:
+        round: its id; `time` when it was asked.
+        adapter, release: that answered; `new_release`: another one than in the round before.
+        asked: prompts; `failed` of them got no answer, `compared` of them had one before.
+        changed: answers that this model had not given before.
+        chances, chance_changes: answers that were compared before, and how many of them were new: what chance does.
+        p: chance of as many new answers if nothing has changed; `level` below which it is an alarm.
+        alarm: whether it is one; a new release may answer otherwise and raises none.
+        right_before, right_now: right answers among those that changed, where the right one is known; `known` how many.
+        sentence: what was found, without any text of a prompt or an answer.
+        next_step: of an alarm.
+    """
+
+    round: str
+    time: str
+    adapter: str | None
+    release: str | None
+    new_release: bool
+    asked: int
+    failed: int
+    compared: int
+    changed: list[ChangedAnswer]
+    chances: int
+    chance_changes: int
+    p: float
+    level: float
+    alarm: bool
+    right_before: int
+    right_now: int
+    known: int
+    sentence: str
+    next_step: str = ""
+
+
 class MonitorReport(Record):
     """What one window shows.
 
@@ -65,6 +122,7 @@ class MonitorReport(Record):
         detections: of each detector that had enough rows.
         skipped: detectors that had not, and why.
         quality: estimated; None without probabilities.
+        canaries: the rounds of canary prompts in the window that differ from before, and `canary_rounds` how many there were.
         alarms: names of the detectors with an alarm.
         summary: in words.
     """
@@ -82,6 +140,8 @@ class MonitorReport(Record):
     detections: list[Detection]
     skipped: dict[str, str]
     quality: QualityEstimate | None = None
+    canaries: list[CanaryRound] = []
+    canary_rounds: int = 0
     alarms: list[str]
     summary: list[str]
     config: dict[str, Any] = {}

@@ -21,7 +21,8 @@ class StoredRequest(Record):
         arm: of an experiment, and `propensity`, the chance to meet the candidate when its user came; None outside of
             experiments.
         fallback: why the champion answered in the candidate's place; None: who was drawn answered.
-        shadow: id of the request of which this is a copy that a candidate answered unseen; None: it is no copy.
+        shadow: id of the request of which this is a copy that a candidate answered unseen, or `canary:ROW` where the monitor
+            asked a row of its data set; None: somebody asked it.
         route: what a router decided: `model`, `why` (`best`, `none of these`, `conversation`), `scores` by model, `nearness` to
             the rows that it was fitted to; None: no router was asked.
         train: `no`: it must not become training data, as its key says; None: it may.

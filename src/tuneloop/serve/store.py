@@ -68,6 +68,7 @@ MIGRATIONS = (
     CREATE TABLE places (last INTEGER NOT NULL);
     INSERT INTO places VALUES (0);
     """,
+    "CREATE INDEX requests_by_shadow ON requests (model, id) WHERE shadow IS NOT NULL;",
 )
 TABLES: dict[type[Record], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
 _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON

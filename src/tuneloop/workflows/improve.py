@@ -38,6 +38,7 @@ from tuneloop.improve.controller import (
 from tuneloop.improve.experiment import time_of
 from tuneloop.improve.experiment_log import experiments_of
 from tuneloop.improve.feedback import current, value_of
+from tuneloop.improve.monitor import CANARIES
 from tuneloop.records.decision import Decision
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, store_file
 from tuneloop.workflows.ab import EVENTS as EXPERIMENTS
@@ -45,6 +46,7 @@ from tuneloop.workflows.monitor import EVENT as MONITORED
 from tuneloop.workflows.monitor import monitor_if_due
 from tuneloop.workflows.training_rows import run_of, settings_of_retraining
 
+NO_REASON = {"latency", "cost", CANARIES}  # alarms that another training would not silence
 Command = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]  # words -> exit status and what was printed
 Say = Callable[[str], None]
 
@@ -108,7 +110,7 @@ def facts_of(store: sqlite3.Connection, cycles: Sequence[Cycle], now: str) -> Fa
         days=days,
         feedback=count("SELECT COUNT(DISTINCT COALESCE(request, conversation)) FROM feedback"),
         corrections=count("SELECT COUNT(*) FROM feedback WHERE kind IN ('correction', 'label') AND time >= ?", since),
-        alarms=sum(bool(set(mark.data.get("alarms", ())) - {"latency", "cost"}) for mark in marks),
+        alarms=sum(bool(set(mark.data.get("alarms", ())) - NO_REASON) for mark in marks),
         requests_per_day=count("SELECT COUNT(*) FROM requests WHERE shadow IS NULL AND time >= ?", since)
         / max(days, 1.0),
         bad=1 - sum(judged) / len(judged) if judged else math.nan,

@@ -7,26 +7,49 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc, utc_now, uuid7
+from tuneloop.core.progress import Progress, no_progress
 from tuneloop.data.checks.drift import compare_with
 from tuneloop.data.dataset import load_dataset
+from tuneloop.improve.canary_prompts import canary_level, told, without_texts
 from tuneloop.improve.experiment import time_of
 from tuneloop.improve.monitor import EARLIER_WINDOWS, Helpers, MonitorOptions, monitor
 from tuneloop.records.decision import Decision
 from tuneloop.records.monitoring import MonitorReport
-from tuneloop.records.rows import Row
+from tuneloop.records.rows import Dataset, Row
 from tuneloop.serve.store import insert, opened, read_decisions, read_feedback, read_requests, store_file
+from tuneloop.workflows.canary_prompts import ask_target, findings, rounds_due, rows_of
+
+if TYPE_CHECKING:
+    from tuneloop.workflows.targets import TaskTarget
 
 EVENT = "monitor.window"
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([hdw])")
 _HOURS = {"h": 1.0, "d": 24.0, "w": 168.0}
 
 
-def days_of(span: str) -> float:
+def _logged(report: MonitorReport) -> MonitorReport:
+    """A report as it is logged: without the texts of canary prompts and their answers, since the log can't forget."""
+    plainer = [without_texts(one) for one in report.canaries]
+    said = {told(one): told(other) for one, other in zip(report.canaries, plainer, strict=True)}
+    return report.model_copy(update={"canaries": plainer, "summary": [said.get(line, line) for line in report.summary]})
+
+
+def _ask(place: Path | str, known: Dataset, options: MonitorOptions, target: TaskTarget, progress: Progress) -> None:
+    """Ask the canary prompts now: several times at first."""
+    if options.until:
+        raise UserError("--ask asks now, and --until ends the window before", where="--until", next_step="leave it out")
+    if not options.model:
+        raise UserError("Whose canary prompts are these?", where="--ask", next_step="--model NAME, as it is served")
+    due = rounds_due(place, options.model, (target.identity, None), 0)
+    ask_target(place, options.model, rows_of(known, options.canaries), target, rounds=due, progress=progress)
+
+
+def days_of(span: str, where: str = "--window") -> float:
     """A length of time in days: `7d`, `12h`, `2w`.
 
     Raises:
@@ -35,40 +58,53 @@ def days_of(span: str) -> float:
     found = _SPAN.fullmatch(span.strip().lower())
     days = float(found[1]) * _HOURS[found[2]] / 24 if found else 0.0
     if not 0 < days <= 366:
-        raise UserError(f"Not a length of time: {span!r:.40}", where="--window", next_step="write it as 7d, 12h or 2w")
+        raise UserError(f"Not a length of time: {span!r:.40}", where=where, next_step="write it as 7d, 12h or 2w")
     return days
 
 
-def monitor_store(place: Path | str, reference: Path | str, settings: Mapping[str, Any]) -> MonitorReport:
+def monitor_store(
+    place: Path | str,
+    reference: Path | str,
+    settings: Mapping[str, Any],
+    *,
+    ask: TaskTarget | None = None,
+    progress: Progress = no_progress,
+) -> MonitorReport:
     """Monitor one window, and log what was found as an event `monitor.window`.
 
     Args:
         place: the store's file, or the server's folder.
         reference: a prepared data set, whose training rows are compared with.
         settings: by the names of `MonitorOptions`.
+        ask: who is asked the canary prompts first; None: nobody, but those that a server has asked count.
 
     Raises:
         UserError: there is no store, no data set, no request in the window, or there are several models in it.
     """
     options = build_config(MonitorOptions, settings)
-    days = days_of(options.window)
+    days, every = days_of(options.window), days_of(options.canaries_every, "--canaries-every")
+    known = load_dataset(reference)
+    if ask is not None:
+        _ask(place, known, options, ask, progress)
     until = _time(options.until) if options.until else utc_now()
     since, begin = _before(until, days), _before(until, days * (1 + EARLIER_WINDOWS))
-    known = load_dataset(reference)
     with opened(place) as store:
         requests = list(read_requests(store, since=begin, until=until, where="shadow IS NULL"))
         model = options.model or _only_model([r.model for r in requests if r.time >= since], place, since, until)
         own = [r for r in requests if r.model == model]
         feedback = list(read_feedback(store, since=begin, until=until))
+        level = canary_level(options.false_alarms, every)
+        canaries = findings(store, model, {row.id: row for row in rows_of(known, options.canaries)}, level, until)
         report = monitor(
             [(_asked(row), row.label) for row in known.train if row.shows_the_task],
             [r for r in own if r.time >= since], [r for r in own if r.time < since],
             feedback, helpers(), options.model_copy(update={"model": model}), window_days=days,
+            canaries=[one for one in canaries if one.time >= since],
         )  # fmt: skip
         config = {**options.model_dump(), "reference": known.id}
         report = report.model_copy(update={"since": since, "until": until, "config": config})
         key = f"{EVENT}:{model}:{since}:{until}:{known.id}"
-        data = plain(report)
+        data = plain(_logged(report))
         insert(store, [Decision(id=uuid7(), time=utc_now(), kind=EVENT, subject=model, data=data, key=key)])
     return report
 

@@ -254,7 +254,7 @@ async def _serve(
         expiring = asyncio.create_task(_expire(config, say))
         if ready is not None:
             ready(address, gateway)
-        async with monitored(config, list(gateway.models), say):
+        async with monitored(config, gateway, say):
             await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
         gateway.admission.close()
         if gateway.admission.active:

@@ -200,6 +200,22 @@ def test_the_same_adapter_twice_and_none_are_refused(make: Make, merge: Merge, t
         merge()
 
 
+def test_equal_matrices_with_another_scale_are_another_adapter(
+    model: Model, make: Make, merge: Merge, tmp_path: Path
+) -> None:
+    a = make("a", rank=4, alpha=8.0)
+    shutil.copytree(a.folder, tmp_path / "twice")
+    settings = read_json(tmp_path / "twice" / "adapter_config.json")
+    write_json(tmp_path / "twice" / "adapter_config.json", settings | {"lora_alpha": 16})
+    twice = open_adapter("twice", tmp_path / "twice")
+    shutil.copytree(a.folder, tmp_path / "root")
+    write_json(tmp_path / "root" / "adapter_config.json", settings | {"use_rslora": True})
+    assert len({a.hash, twice.hash, open_adapter("root", tmp_path / "root").hash}) == 3
+    merged = weights(model, merge(a, twice, method="cat").folder)
+    for name, update in weights(model, a.folder).items():  # the sum of one and two times the update
+        torch.testing.assert_close(merged[name], 3 * update, rtol=1e-4, atol=1e-6)
+
+
 def change(adapter: Adapter, edit: Callable[[dict[str, torch.Tensor]], None]) -> Adapter:
     file = adapter.folder / "adapter_model.safetensors"
     state = load_file(file)

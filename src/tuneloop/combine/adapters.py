@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, nearest_path, read_json, sha256_file, user_errors_of_the_disk
-from tuneloop.models.peft_layout import A_END, B_END, PEFT_PREFIX, rank_of, scale_of, stems_of
+from tuneloop.core.files import content_hash, nearest_path, read_json, user_errors_of_the_disk
+from tuneloop.models.peft_layout import (
+    A_END,
+    B_END,
+    PEFT_PREFIX,
+    SETTINGS,
+    WEIGHTS,
+    hash_of_adapter,
+    rank_of,
+    scale_of,
+    stems_of,
+)
 from tuneloop.models.trained import OWN
 
 if TYPE_CHECKING:
     from tuneloop.combine.low_rank import Product
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 # Settings of PEFT's LoRA that one product of two matrices can't say -> what they are.
 _CANT = {
     "use_dora": "DoRA's learned lengths of weights",
@@ -46,8 +55,8 @@ class Adapter:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of its tensors' file."""
-        return sha256_file(self.folder / WEIGHTS)
+        """Of its tensors and their scale."""
+        return hash_of_adapter(self.folder)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from tuneloop.combine.adapters import SETTINGS, WEIGHTS, Adapter, check_together
+from tuneloop.combine.adapters import Adapter, check_together
 from tuneloop.combine.merge_methods import MergeMethod, ModuleUpdates, merge_method
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, replacing, write_json
 from tuneloop.core.progress import Progress, no_progress
-from tuneloop.models.peft_layout import A_END, B_END, PEFT_PREFIX
+from tuneloop.models.peft_layout import A_END, B_END, PEFT_PREFIX, SETTINGS, WEIGHTS
 from tuneloop.models.trained import OWN
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tuneloop.combine.adapters import SETTINGS, WEIGHTS, Adapter
+from tuneloop.combine.adapters import Adapter
 from tuneloop.core.files import write_bytes, write_json
+from tuneloop.models.peft_layout import SETTINGS, WEIGHTS
 
 
 def random_adapter(like: Adapter, out: Path, seed: int) -> Adapter:

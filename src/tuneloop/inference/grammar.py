@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from tuneloop.models.template import Template
@@ -32,18 +33,23 @@ class Constraint:
         self._matcher, self._ends = matcher, list(ends)
         self.over = False  # an end was written: what comes behind it is nobody's answer
 
+    def allowed(self, size: int) -> np.ndarray[Any, Any]:
+        """Which tokens of a vocabulary of some size may come next (size), bool."""
+        import numpy as np
+
+        found = np.zeros(size, bool)
+        if self._matcher.is_stopped():  # complete: all that can follow is an end
+            found[self._ends] = True
+        else:
+            bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")[:size]
+            found[: len(bits)] = bits
+        return found
+
     def apply(self, logits: Tensor) -> None:
         """Rule out (-inf) what may not come next in a row's logits (V), in place."""
-        import numpy as np
         import torch
 
-        barred = torch.ones(logits.shape[0], dtype=torch.bool)
-        if self._matcher.is_stopped():  # complete: all that can follow is an end
-            barred[self._ends] = False
-        else:
-            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-            allowed = np.unpackbits(bits, bitorder="little")[: logits.shape[0]].astype(bool)
-            barred[: len(allowed)] = torch.from_numpy(~allowed)
+        barred = torch.from_numpy(~self.allowed(logits.shape[0]))
         logits.masked_fill_(barred.to(logits.device), float("-inf"))
 
     def accept(self, token: int) -> None:

@@ -141,10 +141,22 @@ class LlamaCpp:
         return found
 
     def begin(
-        self, ids: Sequence[int], limit: int, drawn: Mapping[str, Any] | None = None, top: int | None = None
+        self,
+        ids: Sequence[int],
+        limit: int,
+        drawn: Mapping[str, Any] | None = None,
+        top: int | None = None,
+        held: bool = False,
     ) -> None:
-        """Read a prompt, to which `more` writes at most `limit` tokens; see the child for how they are drawn and told."""
-        self._ask("begin", list(ids), limit, drawn, top)
+        """Read a prompt, to which `more` (or `pick`) writes at most `limit` tokens; see the child for how they are drawn and told."""
+        self._ask("begin", list(ids), limit, drawn, top, held)
+
+    def pick(self, allowed: np.ndarray[Any, Any]) -> dict[str, Any]:
+        """The next token of an answer that was begun as `held`, of those that are allowed (V, bool); see `more`."""
+        import numpy as np
+
+        found: dict[str, Any] = self._ask("pick", np.packbits(allowed, bitorder="little").tobytes())
+        return found
 
     def fit(self, ids: Sequence[int]) -> tuple[list[float], list[bool]]:
         """Of each token but the first: -log likelihood after those before it, and whether it is the likeliest."""

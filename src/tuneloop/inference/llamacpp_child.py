@@ -45,6 +45,7 @@ class Server:
         self.sampler: Any = None  # llama.cpp's chain that draws its tokens; None: the likeliest
         self.top: int | None = None  # likeliest tokens whose log probabilities are told; None: none
         self.said: Logprob | None = None  # of `next`
+        self.last: np.ndarray[Any, Any] | None = None  # logits (V) from which `pick` takes the next token
 
     def load(self, file: str, adapters: Sequence[str], threads: int, exact: bool) -> dict[str, Any]:
         """Open a GGUF file with LoRA files on top.
@@ -109,21 +110,50 @@ class Server:
         return self.more(limit, ends)
 
     def begin(
-        self, ids: Sequence[int], limit: int, drawn: Mapping[str, Any] | None = None, top: int | None = None
+        self,
+        ids: Sequence[int],
+        limit: int,
+        drawn: Mapping[str, Any] | None = None,
+        top: int | None = None,
+        held: bool = False,
     ) -> None:
         """Read a prompt; `more` then writes the answer to it, of at most `limit` tokens in all.
 
         Args:
             drawn: `temperature`, `top_k`, `top_p`, `min_p`, `seed`, `repetition_penalty`; None: the likeliest answer.
             top: tell log probabilities, and those of so many likeliest tokens; None: none.
+            held: `pick` writes it, a token at a time, of those that are allowed.
         """
         self.began = time.perf_counter()
         self._clear(len(ids) + limit)
         self._draw_by(drawn, ids, limit)
         self.top = top
         (last,) = self._read(ids)
-        self.at, self.next = len(ids), self._pick(last)
+        self.at, self.last = len(ids), last.copy() if held else None
+        if not held:
+            self.next = self._pick(last)
         self.first = 1000 * (time.perf_counter() - self.began)
+
+    def pick(self, bits: bytes) -> dict[str, Any]:
+        """The next token of the answer, of those that are allowed; see `more`.
+
+        Args:
+            bits: for each token of the vocabulary whether it is, the lowest bit first.
+        """
+        import numpy as np
+
+        if self.last is None:  # the token before is read only now that another one is wanted
+            (last,) = self._read([self.next], start=self.at)
+            self.at += 1
+        else:
+            last, self.last = self.last, None
+        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=len(last), bitorder="little"))
+        if not len(allowed):
+            raise Refused("no token may come next")
+        self.next = self._pick(last, allowed)
+        total = 1000 * (time.perf_counter() - self.began)
+        told = {"logprobs": [self.said]} if self.top is not None else {}
+        return {"ids": [self.next], "first": self.first, "total": total, **told}
 
     def _draw_by(self, drawn: Mapping[str, Any] | None, ids: Sequence[int], limit: int) -> None:
         """Make llama.cpp's own chain of samplers, in the order of our engine: penalty, temperature, top_k, top_p, min_p."""
@@ -151,16 +181,35 @@ class Server:
         for token in ids:
             lib.llama_sampler_accept(self.sampler, token)
 
-    def _pick(self, last: np.ndarray[Any, Any]) -> int:
-        """The next token after the one that was read last, by its logits (V); what is told of it is kept."""
+    def _pick(self, last: np.ndarray[Any, Any], allowed: np.ndarray[Any, Any] | None = None) -> int:
+        """The next token after the one that was read last, by its logits (V); what is told of it is kept.
+
+        Args:
+            allowed: ids of the tokens that may come; None: all.
+        """
         said = _log_softmax(last) if self.top is not None else None
         if self.sampler is None:
-            token = int(last.argmax())
+            token = int(last.argmax() if allowed is None else allowed[last[allowed].argmax()])
+        elif allowed is not None:
+            token = self._sample(last, allowed)
         else:
             token = int(self.lib.llama_sampler_sample(self.sampler, self.context, -1))  # it takes note of it, too
         if said is not None:
             likeliest = (-said).argsort(kind="stable")[: self.top].tolist()
             self.said = (float(said[token]), [(i, float(said[i])) for i in likeliest])
+        return token
+
+    def _sample(self, last: np.ndarray[Any, Any], allowed: np.ndarray[Any, Any]) -> int:
+        """A token of those that are allowed, drawn by the chain of samplers."""
+        import numpy as np
+
+        data = self.ffi.new("llama_token_data[]", len(allowed))
+        view = np.frombuffer(self.ffi.buffer(data), np.dtype([("id", "i4"), ("logit", "f4"), ("p", "f4")]))
+        view["id"], view["logit"] = allowed, last[allowed]
+        tokens = self.ffi.new("llama_token_data_array *", {"data": data, "size": len(allowed), "selected": -1})
+        self.lib.llama_sampler_apply(self.sampler, tokens)
+        token = int(tokens.data[tokens.selected].id)
+        self.lib.llama_sampler_accept(self.sampler, token)
         return token
 
     def more(self, limit: int, ends: Sequence[int]) -> dict[str, Any]:

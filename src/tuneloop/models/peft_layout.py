@@ -1,14 +1,42 @@
-"""How PEFT writes a LoRA adapter: names of its tensors, and the rank and scale of each module. Needs no torch."""
+"""How PEFT writes a LoRA adapter: names of its tensors, the rank and scale of each module, what tells two apart. Needs no torch."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+from tuneloop.core.files import content_hash, read_json, sha256_file
 
 PEFT_PREFIX = "base_model.model."
 A_END, B_END = ".lora_A.weight", ".lora_B.weight"
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+_SCALES = (
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+)  # settings that change the update
+
+
+def hash_of_adapter(folder: Path) -> str:
+    """Hash of all that an adapter changes in a model: its tensors, and the settings by which they are scaled.
+
+    Two adapters with equal matrices and another `lora_alpha` give other answers, so the hash of the tensors is not enough.
+
+    Args:
+        folder: in PEFT's layout.
+
+    Raises:
+        UserError: a file is missing or unreadable.
+    """
+    settings = read_json(folder / SETTINGS)
+    scales = {key: settings[key] for key in _SCALES if settings.get(key)}
+    return content_hash([sha256_file(folder / WEIGHTS), scales])
 
 
 def scale_of(settings: Mapping[str, Any], stem: str) -> float:

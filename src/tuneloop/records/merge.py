@@ -12,7 +12,7 @@ class MergeSource(Part):
 
     Args:
         name: as the user gave it.
-        hash: SHA-256 of its tensors' file.
+        hash: of its tensors and their scale.
         weight: that it counts with.
         rank: the largest of a module.
         run: the folder of its run, where that is at hand; `dataset`: the id of its rows.

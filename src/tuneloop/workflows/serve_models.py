@@ -200,7 +200,7 @@ def _with_one_source(
 
     Engines know weights by their hash and load them once.
     """
-    from tuneloop.combine.adapters import WEIGHTS
+    from tuneloop.models.peft_layout import WEIGHTS
 
     first: dict[str, Served] = {}
 

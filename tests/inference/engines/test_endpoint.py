@@ -15,10 +15,10 @@ from vllm_stand_in import MODEL, StandIn
 
 from patience import HANG
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import sha256_file
 from tuneloop.inference.engines import BASE, Served, complete
 from tuneloop.inference.engines.endpoint import EndpointEngine, EndpointSettings
 from tuneloop.inference.request import Request
+from tuneloop.models.peft_layout import hash_of_adapter
 
 TURNS: Any = [{"role": "user", "content": "Is it windy on Jupiter?"}]
 LABELS = ("refund", "delivery", "other")
@@ -47,7 +47,7 @@ def test_prompts_are_the_trained_tokens_and_adapters_go_by_their_hash(files: Fil
 
     async def work(engine: EndpointEngine) -> None:
         (name,) = engine.adapters
-        assert name == sha256_file(files.adapters[0] / "adapter_model.safetensors") and engine.context == 512
+        assert name == hash_of_adapter(files.adapters[0]) and engine.context == 512
         updates = [update async for update in engine.stream(asked(name, logprobs=2))]
         last = updates[-1].completion
         assert last is not None and "".join(update.text for update in updates).strip() == last.text

@@ -83,10 +83,43 @@ def test_it_draws_penalises_and_foresees_as_our_engine(files: Files) -> None:
     target.close()
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"queue": {"enum": ["refund", "delivery"]}, "urgent": {"type": "boolean"}},
+    "required": ["queue", "urgent"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_under_a_schema_is_that_of_our_engine(files: Files) -> None:
+    pytest.importorskip("llguidance")
+    target, own = GgufTarget("x", files.gguf), LocalTarget.of(load_model(str(files.base), dtype="float32"))
+
+    def asked(which: Target, **how: Any) -> list[Completion]:
+        drawn = Sampling(**how)
+        requests = [Request(turns, max_new_tokens=60, schema=SCHEMA, sampling=drawn, logprobs=2) for turns in TURNS]
+        return list(which.complete(requests))
+
+    greedy = asked(target)
+    for found, wanted in zip(greedy, asked(own), strict=True):
+        assert (found.token_ids, found.text, found.finish) == (wanted.token_ids, wanted.text, "stop")
+        assert set(json.loads(found.text)) == {"queue", "urgent"} and len(found.logprobs or ()) == len(found.token_ids)
+    penalised = [each.token_ids for each in asked(target, repetition_penalty=1.3)]
+    assert penalised == [each.token_ids for each in asked(own, repetition_penalty=1.3)]
+    drawn = [asked(target, temperature=3.0, seed=seed)[0] for seed in (1, 1, 2, 3, 4)]
+    assert all(json.loads(each.text)["queue"] in ("refund", "delivery") for each in drawn)
+    assert drawn[0].token_ids == drawn[1].token_ids and len({each.text for each in drawn}) > 1
+    cut = next(target.complete([Request(TURNS[0], max_new_tokens=3, schema=SCHEMA)]))
+    assert (cut.finish, cut.token_ids) == ("length", greedy[0].token_ids[:3])
+    free = next(target.complete([Request(TURNS[0], max_new_tokens=6)]))
+    assert free.token_ids != greedy[0].token_ids[:6], "the next request is free again"
+    target.close()
+
+
 def test_what_it_cannot_do_says_why(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = GgufTarget("x", files.gguf)
     bad = [
-        Request(TURNS[0], choices=("a", "b")), Request(TURNS[0], schema={"type": "boolean"}),
+        Request(TURNS[0], choices=("a", "b")), Request(TURNS[0], schema={"type": "nonsense"}),
         Request(ids=[5] * 200_000), Request(),
     ]  # fmt: skip
     words = [each.error.split(":")[0] for each in target.complete(bad)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -81,6 +82,14 @@ def test_a_model_and_an_adapter_answer_as_generate_does(tiny_llama: Path, adapte
         streamed = [list(target.stream(request))[-1].completion for request in requests_of()]
         assert streamed == found[target.kind]
     assert found.keys() == {"model", "adapter"} and found["model"] != found["adapter"]
+
+
+def test_an_adapter_with_another_scale_is_another_target(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "louder")
+    assert open_target(str(tmp_path / "louder")).identity == open_target(str(adapter)).identity
+    file = tmp_path / "louder" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 32}))
+    assert open_target(str(tmp_path / "louder")).identity != open_target(str(adapter)).identity
 
 
 def test_the_base_of_an_adapter_is_asked_by_name_or_by_what_holds_in_the_thread(

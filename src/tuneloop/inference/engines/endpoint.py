@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import sha256_file
 from tuneloop.inference.engines import (
     START_WITHIN,
     AdapterFacts,
@@ -31,6 +30,7 @@ from tuneloop.inference.engines import (
 from tuneloop.inference.prompt import refused, schema_breach, schema_problem, with_ids
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
+from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 from tuneloop.records.rows import Message
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 HEALTHY_WITHIN = 5.0  # seconds
 ASK_AGAIN = 0.5  # seconds between two looks whether a server is ready
 USUAL_CONTEXT = 8192  # where a server does not tell it
-WEIGHTS = "adapter_model.safetensors"
 REFUSALS = {
     400: "rejected",
     413: "rejected",
@@ -206,7 +205,7 @@ class EndpointEngine:
     async def _add(self, served: Served, models: Mapping[str, Any]) -> None:
         folder = Path(served.source).expanduser()
         weights = folder / WEIGHTS
-        name = await asyncio.to_thread(sha256_file, weights) if weights.is_file() else served.source
+        name = await asyncio.to_thread(hash_of_adapter, folder) if weights.is_file() else served.source
         if name not in models:
             if not weights.is_file():
                 raise UserError(

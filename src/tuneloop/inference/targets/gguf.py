@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.engines import with_template
 from tuneloop.inference.engines.llamacpp import gguf_file, template_of
+from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
-from tuneloop.inference.prompt import label_tree, refused, with_ids
+from tuneloop.inference.prompt import label_tree, refused, schema_breach, schema_problem, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.template import load_template
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from tuneloop.models.template import Rendered, Template
 
 AT_ONCE = 4  # tokens that are written before they are shown
-NO_SCHEMA = "no_schema: here a GGUF file writes free text; `tuneloop serve` holds its answers to a schema"
 
 
 @dataclass
@@ -120,15 +120,10 @@ class GgufTarget:
             yield Update(completion=made)
             return
         ends, text = frozenset(self.template.end_ids), TextStream(self.template.decode, made.stop)
-        how = made.sampling
-        drawn = None if not how.temperature and how.repetition_penalty == 1 else asdict(how)
-        self.llama.begin(made.ids, made.max_new_tokens, drawn, made.logprobs)
         ids: list[int] = []
         told: list[TokenLogprob] = []
-        first, total, over = 0.0, 0.0, False
-        while not over:
-            said = self.llama.more(min(AT_ONCE, made.max_new_tokens - len(ids)), sorted(ends))
-            first, total = said["first"], said["total"]
+        over = False
+        for said in self._written(made):
             piece = ""
             for number, token in enumerate(said["ids"]):
                 ids.append(token)
@@ -142,18 +137,45 @@ class GgufTarget:
             if over or len(ids) >= made.max_new_tokens:
                 finish: Finish = "stop" if over else "length"
                 piece += text.end()
-                completion = Completion(
-                    text.text, tuple(ids), finish, len(made.ids), len(ids), round(first, 3), round(total, 3),
+                broken = schema_breach(made.schema, text.text) if over and made.schema is not None else ""
+                yield Update(piece, Completion(
+                    text.text, tuple(ids), "error" if broken else finish, len(made.ids), len(ids),
+                    round(said["first"], 3), round(said["total"], 3), error=broken,
                     logprobs=None if made.logprobs is None else tuple(told), engine=ENGINE,
-                )  # fmt: skip
-                yield Update(piece, completion)
+                ))  # fmt: skip
                 return
             if piece:
                 yield Update(piece)
 
+    def _written(self, request: Request) -> Iterator[dict[str, Any]]:
+        """What llama.cpp writes, some tokens at a time, to the end of the answer or of its room."""
+        ends, how = frozenset(self.template.end_ids), request.sampling
+        drawn = None if not how.temperature and how.repetition_penalty == 1 else asdict(how)
+        held = self.grammars.constraint(request.schema) if request.schema is not None else None
+        assert not isinstance(held, str), "it was refused before"
+        self.llama.begin(request.ids, request.max_new_tokens, drawn, request.logprobs, held is not None)
+        written = 0
+        while True:  # whoever reads it stops at an end
+            if held is None:
+                said = self.llama.more(min(AT_ONCE, request.max_new_tokens - written), sorted(ends))
+            else:
+                said = self.llama.pick(held.allowed(self.llama.facts["vocabulary"]))
+                held.accept(said["ids"][0])
+            written += len(said["ids"])
+            yield said
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What holds answers to a schema."""
+        return Grammars(self.template, self.llama.facts["vocabulary"])
+
     def _writable(self, request: Request) -> Request | Completion:
-        if request.choices or request.schema is not None:
-            return refused(request, WRITES_FREELY if request.choices else NO_SCHEMA, ENGINE)
+        if request.choices:
+            return refused(request, WRITES_FREELY, ENGINE)
+        if request.schema is not None:
+            held = schema_problem(request.schema) or self.grammars.constraint(request.schema)
+            if isinstance(held, str):
+                return refused(request, held, ENGINE)
         return self.rendered(request)
 
     def fits(

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, sha256_file
+from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
 from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.prompt import label_tree, refused, schema_problem, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
 from tuneloop.models.names import refuse_missing_path
+from tuneloop.models.peft_layout import hash_of_adapter
 from tuneloop.models.trained import base_of_adapter, target_kind, trained_folder
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.records.completion import Completion
@@ -89,7 +90,7 @@ class LocalTarget:
 
         weights = [fingerprint(resolve(self.base))]
         if self.trained is not None:
-            weights.append(sha256_file(self.trained / "adapter_model.safetensors"))
+            weights.append(hash_of_adapter(self.trained))
         return content_hash([weights, self.template])
 
     @property

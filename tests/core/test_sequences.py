@@ -40,15 +40,6 @@ def test_the_sequences_are_those_of_ville():
         (theirs.lower_[-1], theirs.upper_[-1]), abs=2e-4
     )  # n instead of n - 1
     assert np.isinf(lows[98]) and np.isfinite(lows[99])
-    rates = (values > 0.4).astype(float)
-    beta = ville.BernoulliCS(alpha=ALPHA, intersect=False)
-    beta.update(rates)
-    ours = s.rate_bounds(int(rates.sum()), len(rates), ALPHA)
-    assert (ours.low, ours.high) == pytest.approx((beta.lower_[-1], beta.upper_[-1]), abs=1e-9)
-    bets = ville.BettingCS(alpha=ALPHA, grid=1001)
-    bets.update(values)
-    lows, highs = s.betting_bounds(values, ALPHA, grid=1000)
-    assert (lows[-1], highs[-1]) == pytest.approx((bets.lower_[-1], bets.upper_[-1]), abs=1.01e-3)
 
 
 def ever_outside(lows, highs, truth):
@@ -73,17 +64,6 @@ def test_one_bound_is_wrong_as_rarely_and_nearer():
     assert (lows > 1.0).any(axis=-1).mean() <= 0.07
     _, two, _ = s.running_bounds(values, ALPHA, s.best_rho2(1000, ALPHA), start=100)
     assert (lows[:, 1000] > two[:, 1000]).all()
-
-
-def test_betting_is_exact_from_the_first_observation_on():
-    rng = np.random.default_rng(4)
-    wrong = 0
-    for _ in range(200):
-        values = (rng.random(300) < 0.05).astype(float)
-        lows, highs = s.betting_bounds(values, ALPHA, grid=200)
-        wrong += bool(((lows > 0.05) | (highs < 0.05)).any())
-        assert (np.diff(lows) >= 0).all() and (np.diff(highs) <= 0).all()
-    assert wrong / 200 <= 0.05 + 0.03
 
 
 def ramp(rng, runs, n, base, effect):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tuneloop.inference.engine import Engine
 from tuneloop.inference.generate import generate
 from tuneloop.inference.request import Request
-from tuneloop.inference.stream import TextStream, pieces_of
+from tuneloop.inference.stream import TextStream
 
 TURNS: Any = [{"role": "user", "content": "Where is my parcel?"}]
 # Characters of one to four bytes, white space, and what stop strings are made of.
@@ -23,6 +23,17 @@ STOPS = st.lists(st.text(st.sampled_from("ab#\n \u00fc"), min_size=1, max_size=4
 def decode(ids: Sequence[int]) -> str:
     """Tokens that are single bytes: most characters need several of them."""
     return bytes(ids).decode("utf-8", "replace")
+
+
+def pieces_of(decode: Callable[[Sequence[int]], str], ids: Iterable[int], stop: Sequence[str] = ()) -> list[str]:
+    """The pieces of text that tokens become, up to a stop string."""
+    stream = TextStream(decode, stop)
+    pieces = []
+    for token in ids:
+        if stream.stopped:
+            break
+        pieces.append(stream.push(token))
+    return [piece for piece in [*pieces, stream.end()] if piece]
 
 
 def expected(text: str, stops: Sequence[str]) -> str:
@@ -37,7 +48,7 @@ def expected(text: str, stops: Sequence[str]) -> str:
 @settings(max_examples=300, deadline=None)
 @given(TEXT, STOPS)
 def test_pieces_together_are_the_text_before_the_first_stop_string(text: str, stops: list[str]) -> None:
-    pieces = list(pieces_of(decode, text.encode(), stops))
+    pieces = pieces_of(decode, text.encode(), stops)
     assert "".join(pieces) == expected(text, stops)
     assert all(pieces), "no piece is empty"
 
@@ -80,5 +91,5 @@ def test_characters_of_several_tokens_come_whole_and_outer_space_not_at_all(tiny
     text = "\n Gr\u00fc\u00dfe \U0001f999\U0001f3fd und \u9053 \n"
     ids = template.encode(text)
     assert any("\ufffd" in template.decode([token]) for token in ids), "the text has characters of several tokens"
-    pieces = list(pieces_of(template.decode, ids))
+    pieces = pieces_of(template.decode, ids)
     assert "".join(pieces) == text.strip() and not any("\ufffd" in piece for piece in pieces)

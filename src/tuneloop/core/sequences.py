@@ -5,15 +5,12 @@ any time: the chance that the true value is *ever* outside is at most alpha. Ord
 look that was fixed in advance.
 
 Sources: Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2024, "Time-uniform central limit theory and asymptotic confidence
-sequences"; Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by betting"; Lindon & Malek 2022,
-"Anytime-valid inference for multinomial count data"; Robbins 1970, "Statistical methods related to the law of the
-iterated logarithm".
+sequences"; Lindon & Malek 2022, "Anytime-valid inference for multinomial count data".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -144,74 +141,6 @@ def difference(
     rho2 = best_rho2(planned, min(2 * alpha, 0.99) if one_sided else alpha)
     means, lows, highs = running_bounds(contrast(candidate, outcomes, propensity), alpha, rho2, one_sided=one_sided)
     return Bounds(n, float(means[-1]), float(lows[-1]), float(highs[-1]))
-
-
-def betting_bounds(values: Array, alpha: float, *, grid: int = 1000, cap: float = 0.5) -> tuple[Array, Array]:
-    """The hedged-capital confidence sequence for the mean of observations in [0, 1], exact at every number of them.
-
-    Somebody bets on the mean being above m and, with other money, below it; an m at which the capital ever reached
-    1 / alpha is excluded for good. Bets are the predictable plug-in of Waudby-Smith & Ramdas 2024, theorem 3.
-
-    Args:
-        values: observations in [0, 1], in order.
-        alpha: chance that the true mean is ever outside.
-        grid: values of m that are tried; the bounds go to the next one outside.
-        cap: no bet risks more than this share of its capital.
-
-    Returns:
-        lower and upper bounds after each observation.
-    """
-    m = np.linspace(0.0, 1.0, grid + 1)
-    i = np.arange(1, len(values) + 1)
-    means = (0.5 + np.cumsum(values)) / (i + 1)
-    variances = (0.25 + np.cumsum((values - means) ** 2)) / (i + 1)
-    before = np.concatenate([[0.25], variances[:-1]])
-    bets = np.sqrt(2 * math.log(2 / alpha) / (before * i * np.log1p(i)))
-    with np.errstate(divide="ignore"):
-        most_up, most_down = cap / m, cap / (1 - m)
-    lows, highs = np.empty(len(values)), np.empty(len(values))
-    up, down, alive = np.zeros(grid + 1), np.zeros(grid + 1), np.ones(grid + 1, dtype=bool)
-    for at, (value, bet) in enumerate(zip(values, bets, strict=True)):
-        up += np.log1p(np.minimum(bet, most_up) * (value - m))
-        down += np.log1p(-np.minimum(bet, most_down) * (value - m))
-        alive &= np.maximum(up, down) - math.log(2) < -math.log(alpha)
-        inside = np.flatnonzero(alive)
-        if len(inside):
-            lows[at], highs[at] = m[max(inside[0] - 1, 0)], m[min(inside[-1] + 1, grid)]
-        else:  # between two grid values
-            lows[at], highs[at] = lows[at - 1], highs[at - 1]
-    return lows, highs
-
-
-def rate_bounds(successes: int, n: int, alpha: float) -> Bounds:
-    """The beta-binomial confidence sequence of a rate: exact, and made from the two counts alone.
-
-    It keeps each rate p with B(1 + s, 1 + n - s) / (p^s (1 - p)^(n - s)) < 1 / alpha. Robbins 1970; the bet of a uniform
-    mixture.
-
-    Args:
-        successes: of `n` observations so far.
-        alpha: chance that the true rate is ever outside.
-    """
-    if n == 0:
-        return Bounds(0, math.nan, 0.0, 1.0)
-    s, f = successes, n - successes
-    level = math.lgamma(1 + s) + math.lgamma(1 + f) - math.lgamma(2 + n) + math.log(alpha)
-
-    def kept(p: float) -> bool:
-        return (s * math.log(p) if s else 0.0) + (f * math.log1p(-p) if f else 0.0) > level
-
-    low = _edge(kept, s / n, 0.0) if s else 0.0
-    high = _edge(kept, s / n, 1.0) if f else 1.0
-    return Bounds(n, s / n, low, high)
-
-
-def _edge(kept: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Where a set ends between a value in it and one outside, from its outer side."""
-    for _ in range(60):
-        middle = (inside + outside) / 2
-        inside, outside = (middle, outside) if kept(middle) else (inside, middle)
-    return outside
 
 
 def ratio_log_e(counts: Array, shares: Array, *, concentration: float = 100.0) -> Array:

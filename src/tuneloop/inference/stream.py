@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 CUT = "\ufffd"  # what a decoder makes of bytes that are no whole character yet
 
@@ -79,15 +79,3 @@ class TextStream:
         start, self._shown = self._shown, max(self._shown, until)
         piece = self._raw[start : self._shown]
         return piece if self._raw[:start].strip() else piece.lstrip()
-
-
-def pieces_of(decode: Callable[[Sequence[int]], str], ids: Iterable[int], stop: Sequence[str] = ()) -> Iterator[str]:
-    """The pieces of text that tokens become, none of them empty."""
-    stream = TextStream(decode, stop)
-    for token in ids:
-        if piece := stream.push(token):
-            yield piece
-        if stream.stopped:
-            return
-    if piece := stream.end():
-        yield piece

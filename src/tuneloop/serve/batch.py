@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, replacing, write_json
 from tuneloop.core.ids import uuid7
 from tuneloop.records.completion import Completion
@@ -296,13 +295,3 @@ async def file_parts(path: Path, size: int = 1 << 16) -> AsyncIterator[bytes]:
 def new_id(prefix: str) -> str:
     """An id as OpenAI's: `file-...`, `batch_...`."""
     return prefix + uuid7().replace("-", "")
-
-
-def refuse_no_batch(folder: Path) -> None:
-    """Refuse a folder that holds no batch.
-
-    Raises:
-        UserError: it does not.
-    """
-    if not (folder / STATE).is_file():
-        raise UserError("There is no batch here", where=str(folder))

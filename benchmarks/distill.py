@@ -70,7 +70,7 @@ def main() -> None:
     from tuneloop.records.distillation import TeacherLogits
     from tuneloop.train import distil
     from tuneloop.train.config import TrainConfig
-    from tuneloop.train.loss import learned_states
+    from tuneloop.train.loss import supervised_states
     from tuneloop.train.rows import Taught
     from tuneloop.train.step import batch_loss
     from tuneloop.train.top_logits import TopStore, row_key
@@ -110,7 +110,7 @@ def main() -> None:
 
         def forward() -> None:
             with torch.inference_mode():
-                states = learned_states(teacher, rows)
+                states = supervised_states(teacher, rows)
                 for part in torch.split(states.hidden_NC, 512):
                     _ = part @ teacher.head.t()
 
@@ -151,7 +151,7 @@ def main() -> None:
 
         def teacher_forward() -> None:
             with torch.no_grad():
-                learned_states(teacher, micro)
+                supervised_states(teacher, micro)
 
         jensen = live.model_copy(update={"divergence": "jensen-shannon"})
         took = medians({

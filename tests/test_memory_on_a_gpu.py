@@ -46,7 +46,7 @@ class Case:
     length: int = 2048
     recompute: bool = False
     micro_batches: int = 1
-    learned: float = 1.0
+    supervised: float = 1.0
     marks: Any = field(default=())
 
     @property
@@ -62,7 +62,7 @@ def gib_of_a_step(case: Case) -> float:
     with pretend_gpu(Card(gib=4000), values=False) as gpu:
         sizes = {**SIZES[case.size], "num_hidden_layers": case.layers}
         model = random_model(sizes, TEMPLATE, dtype=torch.bfloat16, prepare=method_named(config.method).prepare)
-        asked = round(case.length * (1 - case.learned))
+        asked = round(case.length * (1 - case.supervised))
         row = Rendered([1] * case.length, [0] * asked + [1] * (case.length - asked))
         rows = [row] * (case.rows * case.micro_batches)
         trainable = attach(model, config, 0, rows)
@@ -80,7 +80,7 @@ def gib_planned(case: Case) -> float:
     config = TrainConfig.model_validate(case.settings)
     sizes = {**SIZES[case.size], "num_hidden_layers": case.layers}
     tokens = case.rows * case.length * case.micro_batches
-    work = Work(1, tokens, round(case.learned * tokens), 0, ((case.rows, case.length, 0),), case.micro_batches)
+    work = Work(1, tokens, round(case.supervised * tokens), 0, ((case.rows, case.length, 0),), case.micro_batches)
     job = loop_job(
         ModelShape.from_config(sizes), work, gpu=find_gpu("h100-sxm", measured=False), model="m", method=config.method,
         rank=config.rank, targets=target_names(_net(sizes), config.targets), prefix_tokens=config.prefix_tokens,
@@ -100,7 +100,7 @@ def _net(sizes: dict[str, Any]) -> Any:
 LORA, QLORA, PREFIX, FULL = ({"method": name} for name in ("lora", "qlora", "prefix", "full"))
 CASES = [
     Case("8b", LORA),
-    Case("8b", LORA, rows=8, length=512, learned=0.1),
+    Case("8b", LORA, rows=8, length=512, supervised=0.1),
     Case("8b", LORA, length=8192, recompute=True),
     Case("8b", LORA, rows=2, length=1024, micro_batches=2),
     Case("8b", {**LORA, "targets": "attention"}),

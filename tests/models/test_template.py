@@ -154,7 +154,7 @@ def test_one_bos_and_every_answer_ends_in_a_learned_end_of_turn(llama3: Template
         assert row.ids.count(eot) == len(turns)
 
 
-def learned_texts(template: Template, ids: list[int], mask: list[int]) -> list[str]:
+def supervised_texts(template: Template, ids: list[int], mask: list[int]) -> list[str]:
     """The learned stretches as text, control tokens included."""
     texts: list[list[int]] = []
     for i, (token, learned) in enumerate(zip(ids, mask, strict=True)):
@@ -176,7 +176,7 @@ def test_the_mask_covers_exactly_the_answers(llama3: Template) -> None:
         {"role": "assistant", "content": "\n\n No"},
     ]
     row = llama3.render(turns)
-    assert learned_texts(llama3, row.ids, row.mask) == ["Yes<|eot_id|>", "<|eot_id|>", "\n\n No<|eot_id|>"]
+    assert supervised_texts(llama3, row.ids, row.mask) == ["Yes<|eot_id|>", "<|eot_id|>", "\n\n No<|eot_id|>"]
 
 
 def test_turns_of_weight_zero_are_read_and_not_learned(llama3: Template) -> None:
@@ -187,7 +187,7 @@ def test_turns_of_weight_zero_are_read_and_not_learned(llama3: Template) -> None
         {"role": "assistant", "content": "second", "weight": 1},
     ]
     row = llama3.render(turns)
-    assert learned_texts(llama3, row.ids, row.mask) == ["second<|eot_id|>"]
+    assert supervised_texts(llama3, row.ids, row.mask) == ["second<|eot_id|>"]
     assert row.ids == llama3.render([{k: v for k, v in t.items() if k != "weight"} for t in turns]).ids
 
 
@@ -199,7 +199,7 @@ def test_weights_stay_with_their_turns_when_tools_add_a_system_turn(llama3: Temp
         {"role": "assistant", "content": "second"},
     ]
     row = llama3.render(turns, [{"type": "function", "function": {"name": "f"}}])
-    assert learned_texts(llama3, row.ids, row.mask) == ["second<|eot_id|>"]
+    assert supervised_texts(llama3, row.ids, row.mask) == ["second<|eot_id|>"]
 
 
 def test_prompt_ids_are_what_the_answer_follows_in_the_rendered_row(llama3: Template, smollm2: Path) -> None:
@@ -360,7 +360,7 @@ def test_a_template_without_markers_and_without_a_generation_prompt_gets_right_m
         {"role": "assistant", "content": "w"},
     ]
     row = template.render(turns)
-    assert learned_texts(template, row.ids, row.mask) == [" y<|eot_id|>", " w<|eot_id|>"]
+    assert supervised_texts(template, row.ids, row.mask) == [" y<|eot_id|>", " w<|eot_id|>"]
     assert template.tokenizer.decode(row.ids, skip_special_tokens=False) == (
         "<|begin_of_text|>[INST] x [/INST] y<|eot_id|>[INST] z [/INST] w<|eot_id|>"
     )
@@ -374,7 +374,7 @@ def test_generation_markers_are_understood(llama3: Template) -> None:
     )
     template = with_source(llama3, source)
     row = template.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
-    assert learned_texts(template, row.ids, row.mask) == ["y<|eot_id|>"]
+    assert supervised_texts(template, row.ids, row.mask) == ["y<|eot_id|>"]
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(llama3: Template) -> None:
@@ -426,7 +426,7 @@ def test_tool_calls_are_written_out_where_the_template_knows_none(smollm2: Path)
     row = template.render([
         {"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "", "tool_calls": [call]},
     ])  # fmt: skip
-    (learned,) = learned_texts(template, row.ids, row.mask)
+    (learned,) = supervised_texts(template, row.ids, row.mask)
     assert json.loads(learned.removesuffix("<|im_end|>")) == {"name": "get_weather", "arguments": {"city": "Köln"}}
 
 
@@ -434,7 +434,7 @@ def test_a_conversation_that_opens_with_the_assistant_is_learned(llama3: Templat
     for opening in ("Welcome!", "", "assistant"):
         turns = [{"role": "assistant", "content": opening}, {"role": "user", "content": "x"}]
         row = llama3.render([*turns, {"role": "assistant", "content": "y"}])  # type: ignore[list-item]
-        assert learned_texts(llama3, row.ids, row.mask) == [f"{opening}<|eot_id|>", "y<|eot_id|>"]
+        assert supervised_texts(llama3, row.ids, row.mask) == [f"{opening}<|eot_id|>", "y<|eot_id|>"]
 
 
 def test_a_base_model_without_a_template_gets_a_plain_one(smollm2: Path, tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_a_base_model_without_a_template_gets_a_plain_one(smollm2: Path, tmp_pat
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
     template = load_template(tmp_path)
     row = template.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
-    assert learned_texts(template, row.ids, row.mask) == ["y<|endoftext|>"]
+    assert supervised_texts(template, row.ids, row.mask) == ["y<|endoftext|>"]
 
 
 def test_every_llama_3_gets_the_same_template_whatever_its_folder_says(tiny_llama: Path) -> None:

@@ -107,8 +107,8 @@ def test_rows_are_stored_once(
     rows = make_rows(tiny_model.template, 6)
     store(teacher, tiny_model, tiny_llama, tmp_path / "s", rows[:4], 8)
     read: list[int] = []
-    plain = module.learned_states
-    monkeypatch.setattr(module, "learned_states", lambda model, some: read.append(len(some)) or plain(model, some))
+    plain = module.supervised_states
+    monkeypatch.setattr(module, "supervised_states", lambda model, some: read.append(len(some)) or plain(model, some))
     store(teacher, tiny_model, tiny_llama, tmp_path / "s", rows, 8)
     assert sum(read) == 2
 

@@ -20,7 +20,7 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
 from tuneloop.train import loss, step
 from tuneloop.train.batches import Step
-from tuneloop.train.loss import learned_states, mean_loss
+from tuneloop.train.loss import mean_loss, supervised_states
 from tuneloop.train.optimizers import BLOCK, AdamW, _hold_mean, _hold_square, _mean_of, _square_of, round_off, with_rest
 from tuneloop.train.rows import Rendered
 from tuneloop.train.step import optimizer_step
@@ -99,7 +99,7 @@ def test_a_packed_row_never_sees_another_one(tiny_model: Any) -> None:
     rows = make_rows(tiny_model.template, 3)
     other = Rendered([(i + 7) % 1000 for i in rows[0].ids], rows[0].mask)
     with torch.no_grad():
-        one, two = (learned_states(tiny_model, batch, packed=True) for batch in (rows, [other, *rows[1:]]))
+        one, two = (supervised_states(tiny_model, batch, packed=True) for batch in (rows, [other, *rows[1:]]))
     behind = one.rows_N > 0
     torch.testing.assert_close(one.hidden_NC[behind], two.hidden_NC[behind], atol=0, rtol=0)
     assert not torch.equal(one.hidden_NC[~behind], two.hidden_NC[~behind])

@@ -27,9 +27,9 @@ from tuneloop.train.loss import (
     LOSSES,
     Batch,
     kto_reference_point,
-    learned_states,
     log_likelihoods,
     mean_loss,
+    supervised_states,
     with_references,
 )
 from tuneloop.train.methods import attach
@@ -181,9 +181,9 @@ def test_a_divergence_penalty_is_zero_at_the_start_and_holds_the_model(tiny_llam
             batch = Batch(model, rows, 1.0, config, lambda net=model.net: applied(BASE))
             assert float(LOSSES["supervised"].value(batch)[1]["kl"]) > 0
         with torch.no_grad():
-            tuned = learned_states(model, rows).hidden_NC
+            tuned = supervised_states(model, rows).hidden_NC
             with applied(BASE):
-                moved.append(float((tuned - learned_states(model, rows).hidden_NC).norm()))
+                moved.append(float((tuned - supervised_states(model, rows).hidden_NC).norm()))
     assert moved[1] < 0.7 * moved[0]
 
 

@@ -27,9 +27,9 @@ def test_a_sound_run_is_counted(tiny_model: Model) -> None:
     assert found.problems == ()
     assert (found.rows, found.bos, found.answers, found.ended, found.end_token) == (4, {1: 4}, 5, 5, "<|eot_id|>")
     assert (found.steps, found.learning_rate, found.warmup_steps) == (4, 1e-3, 1)
-    assert found.tokens == sum(len(r.ids) for r in rows) and found.learned == sum(sum(r.mask) for r in rows)
+    assert found.tokens == sum(len(r.ids) for r in rows) and found.supervised == sum(sum(r.mask) for r in rows)
     assert [name for name, _ in found.shown] == ["row-0", "row-1"]
-    assert "5 of 5 answers end in a learned <|eot_id|>" in found.line()
+    assert "5 of 5 answers end in a supervised <|eot_id|>" in found.line()
     assert any("1 in 4 rows" in line for line in found.lines())
 
 
@@ -38,7 +38,7 @@ def test_a_sound_run_is_counted(tiny_model: Model) -> None:
     [
         (lambda r: Rendered(r.ids, [0] * len(r.ids)), "no token to learn"),
         (lambda r: Rendered(r.ids * 10, r.mask * 10), "more than 100 tokens"),
-        (lambda r: Rendered(r.ids[:-1], r.mask[:-1]), "no learned end-of-turn"),
+        (lambda r: Rendered(r.ids[:-1], r.mask[:-1]), "no supervised end-of-turn"),
         (lambda r: Rendered([r.ids[0], *r.ids], [0, *r.mask]), "two begin-of-text"),
         (lambda r: Rendered(r.ids[1:], r.mask[1:]), "no begin-of-text"),
     ],

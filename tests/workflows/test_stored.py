@@ -50,7 +50,7 @@ def test_another_machine_goes_on_from_the_checkpoint_and_the_result_is_there(rec
             raise Lost
 
     with pytest.raises(Lost):
-        train_alone(recipe.model_copy(update={"output_dir": "first"}), progress=no_progress, say=print, told=told)
+        train_alone(recipe.model_copy(update={"output_dir": "first"}), progress=no_progress, say=print, on_record=told)
     store = open_store(recipe.store)
     kept = [name for name in store.sizes() if name.startswith("checkpoints/step-")]
     assert kept == ["checkpoints/step-0000002.pt", "checkpoints/step-0000004.pt"]  # earlier ones were dropped there too

@@ -145,14 +145,14 @@ def queue(
 
     40 of 100 at random; the others are disliked, disagree with a candidate, stand out in an alarm, or are uncertain.
     """
-    from tuneloop.workflows.review_queue import draw_queue, told
+    from tuneloop.workflows.review_queue import draw_queue, queue_lines
 
     drawn = draw_queue(store, out, rows=rows, since=since, model=model, seed=seed, hidden=hidden)
     if output.json:
         print_json(drawn)
         return
     print(f"{drawn.rows} answers in {drawn.folder}")
-    print("\n".join(told(drawn)))
+    print("\n".join(queue_lines(drawn)))
     print(f"next      tuneloop review {drawn.folder}, then tuneloop feedback votes {drawn.folder} --store {store}")
 
 

@@ -33,21 +33,21 @@ def print_rendered(template: Template, rows: Sequence[tuple[str, Rendered]], *, 
         text = Text()
         text.append(f"--- {title}  ", style="bold")
         text.append(
-            f"{len(rendered.ids)} tokens, {sum(1 for weight in rendered.mask if weight)} learned\n", style="bold"
+            f"{len(rendered.ids)} tokens, {sum(1 for weight in rendered.mask if weight)} supervised\n", style="bold"
         )
-        for ids, learned in _runs(rendered.ids, rendered.mask):
+        for ids, supervised in _runs(rendered.ids, rendered.mask):
             piece = template.tokenizer.decode(ids, skip_special_tokens=False)
-            if plain and learned:
+            if plain and supervised:
                 piece = f"[[{piece}]]"
-            text.append(piece, style="green underline" if learned else "dim")
+            text.append(piece, style="green underline" if supervised else "dim")
         console.print(text, soft_wrap=True, highlight=False)
     console.print("supervised tokens are " + ("between [[ and ]]" if plain else "green and underlined"), style="dim")
 
 
 def _runs(ids: Sequence[int], mask: Sequence[float]) -> list[tuple[list[int], float]]:
     runs: list[tuple[list[int], float]] = []
-    for token, learned in zip(ids, mask, strict=True):
-        if not runs or runs[-1][1] != learned:
-            runs.append(([], learned))
+    for token, supervised in zip(ids, mask, strict=True):
+        if not runs or runs[-1][1] != supervised:
+            runs.append(([], supervised))
         runs[-1][0].append(token)
     return runs

@@ -496,11 +496,11 @@ def _rehearse(
         if not path.is_file():
             raise UserError(f"The {split} split is missing: nothing was removed", where=str(path), next_step=AGAIN)
     with tempfile.TemporaryDirectory(dir=found.folder, prefix=REHEARSAL) as place:
-        beside = Path(place)
+        copies = Path(place)
         for path in found.folder.iterdir():
             if path.is_file():
-                _link(path, beside / path.name)
-        rehearsed = replace(found, folder=beside)
+                _link(path, copies / path.name)
+        rehearsed = replace(found, folder=copies)
         _remove(rehearsed)
         try:
             _manifest_after(rehearsed, match, config, measure, lambda dataset: [], today)
@@ -512,12 +512,12 @@ def _rehearse(
             ) from None
 
 
-def _link(path: Path, beside: Path) -> None:
+def _link(path: Path, copies: Path) -> None:
     """The same file under another name; a copy where the file system has no links."""
     try:
-        os.link(path, beside)
+        os.link(path, copies)
     except OSError:
-        shutil.copyfile(path, beside)
+        shutil.copyfile(path, copies)
 
 
 def _remove(found: Found) -> list[str]:

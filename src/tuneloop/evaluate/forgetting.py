@@ -142,12 +142,12 @@ def tasks_before_and_after(
 
 
 def _tasks_in_words(found: Sequence[Mapping[str, Any]]) -> str:
-    def told(each: Mapping[str, Any]) -> str:
+    def words(each: Mapping[str, Any]) -> str:
         change = each["change"]
         bounds = "" if math.isnan(change.low) else f" ({change.low:+.3f} to {change.high:+.3f})"
         return f"{each['task']} {each['metric'].removesuffix(',none')} {each['base']:.3f} -> {each['tuned']:.3f}, {change.value:+.3f}{bounds}"
 
-    return "lm-eval before and after: " + "; ".join(map(told, found)) + "."
+    return "lm-eval before and after: " + "; ".join(map(words, found)) + "."
 
 
 # --- memorisation ------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def _watch(
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps(request).encode())
         process.stdin.close()
-    printed, told, size = b"", b"", 0
+    printed, reported, size = b"", b"", 0
     stopped: tuple[str, str] | None = None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
@@ -153,7 +153,7 @@ def _watch(
                 if not chunk:
                     selector.unregister(ready.fileobj)
                 elif ready.fileobj is reports:
-                    told = (told + chunk)[: 1 << 20]
+                    reported = (reported + chunk)[: 1 << 20]
                 else:
                     size += len(chunk)
                     printed += chunk[: KEPT_OUTPUT - len(printed)]
@@ -164,18 +164,18 @@ def _watch(
             elif _used(request["scratch"]) > limits.disk:
                 stopped = ("disk", f"it wrote more than {limits.disk:,} bytes")
     seconds = time.monotonic() - started
-    protections, ended = _reports(told, request["key"])
+    protections, ended = _reports(reported, request["key"])
     if stopped is None and ended is None:
         stopped = _silent_end(process)
     status, reason = stopped or ended or ("killed", "")
     return Outcome(status, reason, printed.decode("utf-8", "replace"), seconds, protections)
 
 
-def _reports(told: bytes, key: str) -> tuple[tuple[str, ...], tuple[str, str] | None]:
+def _reports(reported: bytes, key: str) -> tuple[tuple[str, ...], tuple[str, str] | None]:
     """The locks that took, and how the program ended, if it came so far."""
     protections: tuple[str, ...] = ()
     ended = None
-    for line in told.splitlines():
+    for line in reported.splitlines():
         try:
             facts = json.loads(line)
         except ValueError:

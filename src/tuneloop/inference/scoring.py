@@ -80,7 +80,7 @@ def label_ids(
     tokens = []
     for label in labels:
         rendered = template.render([*prompt, {"role": "assistant", "content": label}], tools)
-        end = max(i for i, learned in enumerate(rendered.mask) if learned) + 1
+        end = max(i for i, supervised in enumerate(rendered.mask) if supervised) + 1
         tokens.append(rendered.ids[before:end])
     return tokens
 
@@ -563,18 +563,18 @@ def _fits_of(model: Model, rows: Sequence[Rendered]) -> list[AnswerFit]:
 
     longest = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), longest), model.template.pad_id, dtype=torch.long)
-    learned = torch.zeros((len(rows), longest), dtype=torch.bool)
+    supervised = torch.zeros((len(rows), longest), dtype=torch.bool)
     for slot, row in enumerate(rows):
         ids[slot, : len(row.ids)] = torch.tensor(row.ids)
-        learned[slot, : len(row.ids)] = torch.tensor(row.mask, dtype=torch.bool)
-    ids, learned = ids.to(model.device), learned.to(model.device)
-    hidden = model.hidden(ids)[:, :-1][learned[:, 1:]]
-    targets = ids[:, 1:][learned[:, 1:]]
+        supervised[slot, : len(row.ids)] = torch.tensor(row.mask, dtype=torch.bool)
+    ids, supervised = ids.to(model.device), supervised.to(model.device)
+    hidden = model.hidden(ids)[:, :-1][supervised[:, 1:]]
+    targets = ids[:, 1:][supervised[:, 1:]]
     losses, hits = [], []
     for part, wanted in zip(torch.split(hidden, 512), torch.split(targets, 512), strict=True):
         picked = (part.float() * model.head[wanted].float()).sum(-1)
         losses.append((_log_normaliser(part, model.head) - picked).double())
         hits.append(greedy(part, model.head) == wanted)
-    counts = learned[:, 1:].sum(1).tolist()
+    counts = supervised[:, 1:].sum(1).tolist()
     of_rows = zip(torch.split(torch.cat(losses), counts), torch.split(torch.cat(hits), counts), strict=True)
     return [AnswerFit(float(loss.sum()), len(loss), bool(hit.all()) and len(hit) > 0) for loss, hit in of_rows]

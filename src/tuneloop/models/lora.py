@@ -47,9 +47,9 @@ class _Products(torch.autograd.Function):
         for layer, up in zip(layers, b, strict=True):
             out = torch.nn.functional.linear(x, layer.weight, layer.bias)
             outs.append(out if up is None else out.addmm_(next(lows), up.t()))
-        learned = any(ctx.needs_input_grad[3::4])
+        trains = any(ctx.needs_input_grad[3::4])
         kept = of_adapters if adapted else None
-        ctx.save_for_backward(x if learned else None, kept, low, a, *b, *(la.weight for la in layers))
+        ctx.save_for_backward(x if trains else None, kept, low, a, *b, *(la.weight for la in layers))
         ctx.scales, ctx.shared, ctx.widths = scales, z is None, widths
         return tuple(outs)
 

@@ -69,7 +69,7 @@ _MARK = "\ue000[0-9]+\ue001"
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as token ids; `mask` is the weight with which a token is learned, mostly 0 or 1."""
+    """A conversation as token ids; `mask` is the weight of a token in the loss, mostly 0 or 1."""
 
     ids: list[int]
     mask: list[float]
@@ -291,7 +291,7 @@ class Template:
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> Rendered:
         """Ids and loss mask of a whole conversation: every assistant turn with its end-of-turn token is learned.
 
-        A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not learned. A single turn of the
+        A turn's `weight`, from 0 to 1, is that of its tokens in the loss; with 0 it is read and not supervised. A single turn of the
         assistant is plain text, which nobody asked for: it becomes a document, without roles (`_document`).
 
         Raises:
@@ -363,9 +363,9 @@ class Template:
             answer = self._encode_rendered(whole[len(before) : end], literals)
             if not answer or answer[-1] not in self.end_ids:
                 raise TemplateError("the chat template does not end the assistant's turn with an end-of-turn token")
-            learned = weights[i] if weights else 1
+            supervised = weights[i] if weights else 1
             ids += answer
-            mask += [learned] * len(answer)
+            mask += [supervised] * len(answer)
             done = end
         rest = self._encode_rendered(whole[done:], literals)
         return Rendered(ids + rest, mask + [0] * len(rest))

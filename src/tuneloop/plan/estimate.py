@@ -75,7 +75,7 @@ def loop_job(
         return make_job(
             **settings, shape=replace(shape, context=0), gpu=gpu or this_cpu(), loss_kernel="tuneloop",
             dtype="fp32" if bytes_a_weight == 4 else "bf16", seq_len=length, micro_batch=rows, shared=shared,
-            learned=max(round(share * (rows * length + shared)), 1), grad_accum=work.accumulated,
+            supervised=max(round(share * (rows * length + shared)), 1), grad_accum=work.accumulated,
         )  # fmt: skip
 
     return max((of(*micro) for micro in work.micro_batches or ((1, 1, 0),)), key=lambda job: memory_of(job).peak)

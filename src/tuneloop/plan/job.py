@@ -80,7 +80,7 @@ class TrainingSetup:
         head_fp32: embeddings, head and norms are upcast, as `prepare_model_for_kbit_training` does: the residual stream is fp32.
         packing: rows are packed to `seq_len`, so nothing is padded.
         varied: rows are of ever new lengths, `seq_len` at most: the allocator keeps more blocks.
-        shared: tokens that all rows begin with and that are computed once, before `seq_len` of each row's own; learned: positions
+        shared: tokens that all rows begin with and that are computed once, before `seq_len` of each row's own; supervised: positions
             whose logits are needed, 0 for all (both in tuneloop's loop).
         dropout, dora: whether the adapter drops some of its input, and learns lengths (both count in tuneloop's loop).
     """
@@ -110,7 +110,7 @@ class TrainingSetup:
     packing: bool = False
     varied: bool = False
     shared: int = 0
-    learned: int = 0
+    supervised: int = 0
     dropout: bool = False
     dora: bool = False
 

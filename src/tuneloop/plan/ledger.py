@@ -126,9 +126,9 @@ def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
     time = _factor([(e.predicted_minutes or 0.0, e.actual_minutes or 0.0) for e in mine])
     if memory == time == 1.0:
         return plan
-    learned = (plan["memory"]["peak_gib"] - plan["memory"]["terms"].get(RESIDENT, 0.0)) * (memory - 1)
-    peak = plan["memory"]["peak_gib"] + learned
-    terms = {**plan["memory"]["terms"], "learned from earlier runs": round(learned, 4)}
+    correction = (plan["memory"]["peak_gib"] - plan["memory"]["terms"].get(RESIDENT, 0.0)) * (memory - 1)
+    peak = plan["memory"]["peak_gib"] + correction
+    terms = {**plan["memory"]["terms"], "learned from earlier runs": round(correction, 4)}
     scaled = {key: plan["time"][key] * time for key in ("hours", "low", "high")}
     return {
         **plan,

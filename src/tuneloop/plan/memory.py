@@ -413,13 +413,13 @@ def _held_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float], di
 
 def _left_out(job: TrainingSetup) -> float:
     """Bytes that the last layer does not keep on a GPU in tuneloop's loop: behind attention it is computed where something is supervised."""
-    if not job.kernels.own or job.gpu.is_cpu or not job.learned:
+    if not job.kernels.own or job.gpu.is_cpu or not job.supervised:
         return 0.0
     shape = job.shape
     elements = shape.hidden * (1 + job.needs("gate_proj", "up_proj")) + shape.feed_forward * (
         2 + job.needs("down_proj")
     )
-    return float(max(job.tokens - job.learned, 0) * elements * job.activation_bytes)
+    return float(max(job.tokens - job.supervised, 0) * elements * job.activation_bytes)
 
 
 def _logits(job: TrainingSetup) -> dict[str, float]:
@@ -433,7 +433,7 @@ def _logits(job: TrainingSetup) -> dict[str, float]:
     if job.kernels.own:  # logits, whose place their gradient takes, and fp32 probabilities
         here = job.gpu.backend
         chunk = here.positions_at_once_full if job.full else here.positions_at_once
-        chunk = min(chunk, job.learned or job.tokens)
+        chunk = min(chunk, job.supervised or job.tokens)
         few = here.softmax_rows or chunk
         logits = (chunk * job.activation_bytes + few * 4) * job.shape.vocabulary
     if job.loss_kernel == "fused":

@@ -72,7 +72,7 @@ class Option:
     Args:
         hours, low, high: of the whole run, in the middle and the range that 80 % of runs keep to.
         parts: hours by part. price, cost: None where no price is known.
-        learned: runs on this machine that the speed is corrected by, in words, or nothing.
+        corrected_by: runs on this machine that the speed is corrected by, in words, or nothing.
     """
 
     job: TrainingSetup
@@ -84,7 +84,7 @@ class Option:
     parts: dict[str, float]
     cost: Cost | None
     price: Price | None
-    learned: str = ""
+    corrected_by: str = ""
 
     @property
     def fits(self) -> bool:
@@ -342,7 +342,7 @@ def _usual(gpu: Gpu, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _option(ask: Ask, job: TrainingSetup) -> Option:
     typical = _typical(ask, job)
-    speed, learned = learned_speed(typical, ask.ledger)
+    speed, corrected_by = learned_speed(typical, ask.ledger)
     lengths = ask.lengths
     rate = speed.tokens_per_second * lengths.efficiency(typical.micro_batch, job.packing)
     val = lengths.val_tokens or lengths.tokens // 10
@@ -368,7 +368,7 @@ def _option(ask: Ask, job: TrainingSetup) -> Option:
         efforts = replace(ask.efforts, storage_gb=kept_gb)
         cost = costs.cost_of(work, work / SPREAD, work * SPREAD, job.gpus, price, efforts=efforts, how=how,
                        usd_per_gb_month=ask.prices.storage.usd_per_gb_month)  # fmt: skip
-    return Option(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, learned)
+    return Option(job, memory, speed, hours, hours / SPREAD, hours * SPREAD, parts, cost, price, corrected_by)
 
 
 def _typical(ask: Ask, job: TrainingSetup) -> TrainingSetup:
@@ -454,7 +454,7 @@ def _assumptions(option: Option, given: Mapping[str, Any]) -> list[str]:
     if not option.fits:
         return [*found, "no time and no cost: it does not fit"]
     found.append(
-        option.learned
+        option.corrected_by
         or (f"speed of {job.gpu.name}: {job.gpu.share_of}" if job.gpu.is_cpu
             else f"{option.speed.share:.0%} of the {job.gpu.name}'s peak is reached: {job.gpu.share_of}")
     )  # fmt: skip

@@ -191,10 +191,10 @@ def export(
         elif measure is not None:
             kept |= _measured(measure, folder, id_, kept)
         return Artifact(folder, _describe(origin, form, id_, folder, kept), found=True)
-    beside = folder.parent / f".{folder.name}.partial"
-    with lock_folder(beside):
+    partial = folder.parent / f".{folder.name}.partial"
+    with lock_folder(partial):
         try:
-            _empty(beside)
+            _empty(partial)
             made: dict[str, Any] = {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "tuneloop": __version__,
@@ -202,16 +202,16 @@ def export(
             }
             if gguf:
                 made["quantisation"] = write_gguf_model(
-                    _gguf_source(origin, id_, trained), gguf, beside, progress
+                    _gguf_source(origin, id_, trained), gguf, partial, progress
                 ).model_dump(mode="json")
                 if measure is not None:
-                    made |= _measured(measure, beside, id_, made)
+                    made |= _measured(measure, partial, id_, made)
             else:
-                made["merge"] = _write_model(origin, form, trained, beside, progress)
-            manifest = _describe(origin, form, id_, beside, made)
-            _take_place(beside, folder)
+                made["merge"] = _write_model(origin, form, trained, partial, progress)
+            manifest = _describe(origin, form, id_, partial, made)
+            _take_place(partial, folder)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)  # gigabytes that nobody could use
+            shutil.rmtree(partial, ignore_errors=True)  # gigabytes that nobody could use
             raise
     return Artifact(folder, manifest)
 
@@ -392,12 +392,12 @@ def _empty(folder: Path) -> None:
                 path.unlink()
 
 
-def _take_place(beside: Path, folder: Path) -> None:
+def _take_place(partial: Path, folder: Path) -> None:
     """Give the finished folder its name, in place of an empty or damaged one."""
     with user_errors_of_the_disk(folder):
-        (beside / ".lock").unlink()
+        (partial / ".lock").unlink()
         if folder.is_dir():
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder)
-        beside.rename(folder)
+        partial.rename(folder)
         sync_folder(folder.parent)

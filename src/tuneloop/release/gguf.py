@@ -234,7 +234,7 @@ def as_numpy(tensor: Tensor, kind: FloatType, name: str) -> np.ndarray[Any, Any]
     import torch
 
     stored = tensor.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind]).contiguous()
-    # The least and the greatest value need no memory beside the tensor, and a thirtieth of the time that `isfinite` takes.
+    # The least and the greatest value need no memory besides the tensor, and a thirtieth of the time that `isfinite` takes.
     if kind == "f16" and stored.numel() and not all(value.isfinite() for value in stored.aminmax()):
         raise UserError(
             f"{name} has values that f16 can't hold (beyond 65,504)", where="--quant f16", next_step="take --quant bf16"

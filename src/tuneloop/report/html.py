@@ -197,7 +197,7 @@ def comparison_part(facts: RunFacts, metrics: Sequence[str], lines: Sequence[Sys
 def _training(facts: RunFacts) -> dict[str, Any]:
     run = facts.run
     chart = charts.chart_pair(curves.loss_chart, facts.steps, facts.validations, facts.findings)
-    beside = [
+    trio = [
         (title, drawn)
         for key, title in (
             ("learning_rate", "Learning rate"),
@@ -234,7 +234,7 @@ def _training(facts: RunFacts) -> dict[str, Any]:
     ]
     return {
         "chart": chart,
-        "beside": beside,
+        "trio": trio,
         "facts": [(k, v) for k, v in entries if v],
         "findings": _findings(facts.findings),
         "mfu": run.mfu.definition if run and run.mfu else "",

@@ -39,7 +39,7 @@ LOOK_AHEAD = 200  # rows among which the next label is looked for
 
 
 @dataclass(frozen=True)
-class Told:
+class JudgedSample:
     """A row of `samples.jsonl`, the `place`th from 0, with what it tells.
 
     Args:
@@ -84,16 +84,16 @@ class Choice:
 
     own: str
     names: list[str]
-    told: list[Told]
+    rows: list[JudgedSample]
 
     @property
     def judged(self) -> bool:
         """Whether answers are right or wrong."""
-        return any(t.right is not None for t in self.told)
+        return any(t.right is not None for t in self.rows)
 
     def in_words(self) -> str:
         """How the first rows were chosen, and how many answers are wrong in all."""
-        n, wrong = len(self.told), sum(t.right is False for t in self.told)
+        n, wrong = len(self.rows), sum(t.right is False for t in self.rows)
         text = (
             f"Rows that tell the most come first: where {self.own} and another system disagree, wrong answers, and near misses, each "
             f"label in turn. They are no fair share of the {count(n, 'row')}"
@@ -111,8 +111,8 @@ def choose(facts: RunFacts) -> Choice:
     evaluation = facts.evaluation
     own, names = evaluation.name, alongside(evaluation, facts.samples)
     judge = _judge(evaluation, facts.samples)
-    told = [tell(sample, i, own, names, judge) for i, sample in enumerate(facts.samples)]
-    return Choice(own, names, telling_order(told))
+    judged = [judged_sample(sample, i, own, names, judge) for i, sample in enumerate(facts.samples)]
+    return Choice(own, names, order_of_interest(judged))
 
 
 def samples_part(facts: RunFacts) -> dict[str, Any]:
@@ -120,13 +120,13 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
     if not facts.samples:
         return {}
     choice, metrics = choose(facts), shown_metrics(facts.evaluation)
-    kept = choice.told[:MOST_ROWS]
+    kept = choice.rows[:MOST_ROWS]
     longest = longest_text(kept)
     wanted = number(section(facts.config.get("evaluate")).get("samples"))
     size = 0 if wanted == 0 else max(int(wanted or 0), PAGE)
     pairs = Counter(
         (t.reference, t.answer.strip() or "(empty)")
-        for t in choice.told
+        for t in choice.rows
         if t.right is False and t.sample.label is not None
     )
     return {
@@ -134,9 +134,9 @@ def samples_part(facts: RunFacts) -> dict[str, Any]:
         "note": choice.in_words(),
         "shown": [_shown(t, choice.own, metrics, longest) for t in kept[:size]],
         "size": size,
-        "total": len(choice.told),
+        "total": len(choice.rows),
         "kept": len(kept),
-        "wrong": sum(t.right is False for t in choice.told),
+        "wrong": sum(t.right is False for t in choice.rows),
         "judged": choice.judged,
         "marks": any(t.sample.label is None for t in kept),
         "confusions": [(a, cut(b, 200), n) for (a, b), n in pairs.most_common(10)],
@@ -207,7 +207,7 @@ def _field(evaluation: EvaluationManifest, metric: str) -> re.Pattern[str] | Non
         return None
 
 
-def tell(sample: Sample, place: int, own: str, names: Sequence[str], judge: _Judge) -> Told:
+def judged_sample(sample: Sample, place: int, own: str, names: Sequence[str], judge: _Judge) -> JudgedSample:
     """What a row tells: who is right, or, where that says little, who is nearer to the reference."""
     known = [name for name in names if name in sample.baselines]
     right, confidence = is_right(sample), number(sample.confidence)
@@ -233,7 +233,7 @@ def tell(sample: Sample, place: int, own: str, names: Sequence[str], judge: _Jud
     else:
         kind = "unsure" if confidence is not None and confidence < 0.6 else "rest"
         why = f"{own} is right{sure}"
-    return Told(sample, place, kind, about + why, right, others, confidence, label)
+    return JudgedSample(sample, place, kind, about + why, right, others, confidence, label)
 
 
 def _right_by_score(sample: Sample, name: str, own_score: float, judge: _Judge) -> bool | None:
@@ -246,7 +246,7 @@ def _right_by_score(sample: Sample, name: str, own_score: float, judge: _Judge) 
     return None if wanted is None else judge.value(sample.baselines[name]) == wanted
 
 
-def _by_score(sample: Sample, place: int, judge: _Judge, others: dict[str, bool | None]) -> Told:
+def _by_score(sample: Sample, place: int, judge: _Judge, others: dict[str, bool | None]) -> JudgedSample:
     """A row without right and wrong: nearer to the reference than others, or farther, by the metric that decides."""
     scores, metric = sample.scores, judge.metric
     value = number(scores[metric] if metric in scores else next(iter(scores.values()), None))
@@ -255,22 +255,22 @@ def _by_score(sample: Sample, place: int, judge: _Judge, others: dict[str, bool 
         if found and name in others:
             mine, theirs = found
             said = f"{title_of(metric)} {figure(mine, metric)} against {figure(theirs, metric)} of {name}"
-            return Told(sample, place, "won" if mine > theirs else "lost", said, None, others, value)
-    return Told(sample, place, "rest", "", None, others, value)
+            return JudgedSample(sample, place, "won" if mine > theirs else "lost", said, None, others, value)
+    return JudgedSample(sample, place, "rest", "", None, others, value)
 
 
 def _names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def telling_order(told: Sequence[Told]) -> list[Told]:
+def order_of_interest(judged: Sequence[JudgedSample]) -> list[JudgedSample]:
     """All rows: kinds by turns, within a kind labels by turns, near misses the least sure first; the rest in order."""
-    groups = {kind: [t for t in told if t.kind == kind] for kind in KINDS}
+    groups = {kind: [t for t in judged if t.kind == kind] for kind in KINDS}
     groups["unsure"].sort(key=lambda t: (t.value is None, t.value))
     if not any(groups[kind] for kind in KINDS if kind != "rest"):
         groups["rest"] = sorted(groups["rest"], key=lambda t: (t.value is None, t.value or 0.0))
     seen: Counter[str] = Counter()
-    order: list[Told] = []
+    order: list[JudgedSample] = []
     while any(groups[kind] for kind in TURNS):
         for kind in TURNS:
             group = groups[kind]
@@ -284,7 +284,7 @@ def telling_order(told: Sequence[Told]) -> list[Told]:
 # --- for the template --------------------------------------------------------------------------
 
 
-def _shown(t: Told, own: str, metrics: Sequence[str], longest: int) -> dict[str, Any]:
+def _shown(t: JudgedSample, own: str, metrics: Sequence[str], longest: int) -> dict[str, Any]:
     """A row as the template writes it; words that the reference lacks are marked in texts."""
     answers = []
     for name, text, right in _answers(t, own):
@@ -301,7 +301,7 @@ def _shown(t: Told, own: str, metrics: Sequence[str], longest: int) -> dict[str,
     }
 
 
-def _answers(t: Told, own: str) -> Iterator[tuple[str, str, bool | None]]:
+def _answers(t: JudgedSample, own: str) -> Iterator[tuple[str, str, bool | None]]:
     """(system, answer, right) of the others, then the own one."""
     yield from t.answers
     if "prediction" in t.sample.model_fields_set:
@@ -328,7 +328,7 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
     return f"{text[:longest]}… ({count(len(text) - longest, 'more character')} in samples.jsonl)"
 
 
-def longest_text(kept: Sequence[Told]) -> int:
+def longest_text(kept: Sequence[JudgedSample]) -> int:
     """Characters at which texts are cut, so that all of them together have at most about `ROOM`."""
     lengths = [
         len(text) for t in kept for text in (t.sample.prompt, t.reference, t.answer, *(a for _, a, _ in t.answers))
@@ -336,7 +336,9 @@ def longest_text(kept: Sequence[Told]) -> int:
     return next((most for most in SHORTER if sum(min(n, most) for n in lengths) <= ROOM), SHORTER[-1])
 
 
-def _choices(kept: Sequence[Told], own: str, names: Sequence[str], evaluation: EvaluationManifest) -> dict[str, Any]:
+def _choices(
+    kept: Sequence[JudgedSample], own: str, names: Sequence[str], evaluation: EvaluationManifest
+) -> dict[str, Any]:
     """What the form offers: labels, and for each other system what can be asked of it, with counts."""
     labels = Counter(t.label for t in kept if t.label is not None)
     compared = []
@@ -355,7 +357,7 @@ def _choices(kept: Sequence[Told], own: str, names: Sequence[str], evaluation: E
     }  # fmt: skip
 
 
-def _differs(t: Told, name: str) -> bool:
+def _differs(t: JudgedSample, name: str) -> bool:
     answers = t.sample.baselines
     return name in answers and answers[name].strip() != t.sample.prediction.strip()
 
@@ -364,7 +366,7 @@ def _differs(t: Told, name: str) -> bool:
 
 
 def rows_json(
-    kept: Sequence[Told], own: str, names: Sequence[str], metrics: Sequence[str], longest: int, size: int
+    kept: Sequence[JudgedSample], own: str, names: Sequence[str], metrics: Sequence[str], longest: int, size: int
 ) -> Markup:
     """The rows as JSON that can stand in a page; each text stands there once, and rows name it by its number.
 

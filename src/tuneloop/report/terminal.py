@@ -22,7 +22,7 @@ from tuneloop.report.facts import (
     used,
     verdict_line,
 )
-from tuneloop.report.samples import Choice, Told, choose
+from tuneloop.report.samples import Choice, JudgedSample, choose
 from tuneloop.report.table import comparison_table, on_terminal
 
 if TYPE_CHECKING:
@@ -89,12 +89,14 @@ def closing_table(run: Path, width: int = 80) -> list[RenderableType]:
     if facts.samples:
         wanted = number(section(facts.config.get("evaluate")).get("samples"))
         choice = choose(facts)
-        shown = choice.told[: 5 if wanted is None else int(wanted)]
+        shown = choice.rows[: 5 if wanted is None else int(wanted)]
         if shown:
-            heading = f"{len(shown)} of {count(len(choice.told), 'row')}"
+            heading = f"{len(shown)} of {count(len(choice.rows), 'row')}"
             parts += [Text(""), Text(heading, style="bold"), Text(choice.in_words())]
             parts.append(
-                samples_side_by_side(shown, choice) if stand_beside(shown, width) else samples_stacked(shown, choice)
+                samples_side_by_side(shown, choice)
+                if fit_side_by_side(shown, width)
+                else samples_stacked(shown, choice)
             )
     parts += [Text(""), _paths(facts), *[Text(problem, style="yellow") for problem in facts.problems]]
     return parts
@@ -118,7 +120,7 @@ def _promises_table(outcome: Sequence[Any]) -> Table:
 # --- samples -----------------------------------------------------------------------------------
 
 
-def stand_beside(samples: Sequence[Told], width: int) -> bool:
+def fit_side_by_side(samples: Sequence[JudgedSample], width: int) -> bool:
     """Whether samples fit in columns: the terminal is wide, and no word of an answer would be broken."""
     if width < SIDE_BY_SIDE:
         return False
@@ -128,7 +130,7 @@ def stand_beside(samples: Sequence[Told], width: int) -> bool:
     return all(len(word) <= room for text in texts for word in _short(text, LONGEST_ANSWER).split())
 
 
-def samples_side_by_side(samples: Sequence[Told], choice: Choice) -> Table:
+def samples_side_by_side(samples: Sequence[JudgedSample], choice: Choice) -> Table:
     """A column each for the prompt with what the row tells, the reference and every system."""
     from rich import box
     from rich.table import Table
@@ -148,7 +150,7 @@ def samples_side_by_side(samples: Sequence[Told], choice: Choice) -> Table:
     return table
 
 
-def samples_stacked(samples: Sequence[Told], choice: Choice) -> Table:
+def samples_stacked(samples: Sequence[JudgedSample], choice: Choice) -> Table:
     """For narrow terminals: what the row tells, the prompt, then one line (or more) an answer."""
     from rich.table import Table
     from rich.text import Text
@@ -170,7 +172,7 @@ def samples_stacked(samples: Sequence[Told], choice: Choice) -> Table:
     return table
 
 
-def _prompt(t: Told) -> str:
+def _prompt(t: JudgedSample) -> str:
     return _short(t.sample.prompt, LONGEST_PROMPT)
 
 

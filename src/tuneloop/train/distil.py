@@ -35,8 +35,8 @@ from tuneloop.train.loss import (
     head_loss,
     in_batches,
     learned_head,
-    learned_states,
     softmax_loss,
+    supervised_states,
 )
 from tuneloop.train.loss_table import LOSSES, Batch, Loss
 from tuneloop.train.rows import Taught, supervised_tokens, tokens_of
@@ -95,7 +95,7 @@ def distil(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     config, rows = batch.config, batch.rows
     if config.on_policy and torch.is_grad_enabled():
         rows = _with_own_answers(batch.model, rows, config.on_policy)
-    states = learned_states(batch.model, rows, packed=config.packing)
+    states = supervised_states(batch.model, rows, packed=config.packing)
     weights_N, head_VC = states.weights_N * batch.share, learned_head(batch.model)
     teacher = _teacher_of(batch, rows)
     figures: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
         return _Teacher(min(vocabulary, store.about.vocabulary), top=top)
     model = teacher_model(name, config.teacher_bits)
     with torch.no_grad():
-        hidden_NC = learned_states(model, rows, packed=config.packing).hidden_NC
+        hidden_NC = supervised_states(model, rows, packed=config.packing).hidden_NC
     shared = min(vocabulary, model.head.shape[0])
     return _Teacher(shared, hidden_NC, model.head.detach()[:shared])
 
@@ -212,7 +212,7 @@ def store_probabilities(
 
     def add(group: Sequence[Rendered]) -> None:
         nonlocal done
-        store_states(model, group, learned_states(model, group).hidden_NC, store)
+        store_states(model, group, supervised_states(model, group).hidden_NC, store)
         done += len(group)
         progress("storing the teacher's probabilities", done, len(rows))
 

@@ -39,14 +39,14 @@ def needed_gflop(config: Mapping[str, Any], method: str, rows: Iterable[TrainRow
     """
     shape = ModelShape.from_config(config)
     body, head, attention = shape.matrix_parameters, shape.embedding, 6 * shape.queries * shape.layers
-    tokens = learned = squares = 0
+    tokens = supervised = squares = 0
     for row in rows:
         for part in conversations(row):
             tokens += len(part.ids)
             squares += len(part.ids) ** 2
-            learned += sum(1 for weight in part.mask[1:] if weight)
+            supervised += sum(1 for weight in part.mask[1:] if weight)
     passes = 6 if method_named(method).footprint.all_weights else 4
-    return (passes * (body * tokens + head * learned) + attention * squares) / 1e9
+    return (passes * (body * tokens + head * supervised) + attention * squares) / 1e9
 
 
 def matmul_peak(dtype: torch.dtype | None = None, device: torch.device | str = "cpu", seconds: float = 0.3) -> float:

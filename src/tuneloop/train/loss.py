@@ -144,7 +144,7 @@ def positions_at_once(learns: bool, on: Backend) -> int:
 
 
 @dataclass(frozen=True)
-class Learned:
+class SupervisedStates:
     """The supervised positions of a batch: hidden states that predict them, their ids, weights and rows."""
 
     hidden_NC: Tensor
@@ -153,7 +153,7 @@ class Learned:
     rows_N: Tensor
 
 
-def learned_states(model: Model, rows: Sequence[Rendered], *, packed: bool = False) -> Learned:
+def supervised_states(model: Model, rows: Sequence[Rendered], *, packed: bool = False) -> SupervisedStates:
     """Hidden states where a supervised token is predicted.
 
     Args:
@@ -171,24 +171,24 @@ def learned_states(model: Model, rows: Sequence[Rendered], *, packed: bool = Fal
     for slot, row in enumerate(rows):
         ids[slot, : len(row.ids) - prefix] = torch.tensor(row.ids[prefix:])
         weights[slot, : len(row.ids) - prefix] = torch.tensor(row.mask[prefix:], dtype=torch.float32)
-    # Which positions are learned is found out here, not on a GPU, which the host would have to wait for.
-    learned, there = weights[:, 1:] > 0, model.device
+    # Which positions are supervised is found out here, not on a GPU, which the host would have to wait for.
+    supervised, there = weights[:, 1:] > 0, model.device
     beginning = put(torch.tensor(rows[0].ids[:prefix], dtype=torch.long), there)
     lengths = [len(row.ids) - prefix for row in rows]
-    hidden_NC = model.hidden_at(F.pad(learned, (0, 1)), beginning, put(ids, there), lengths)
-    targets, rows_N = ids[:, 1:][learned], learned.nonzero()[:, 0]
-    return Learned(hidden_NC, put(targets, there), put(weights[:, 1:][learned], there), put(rows_N, there))
+    hidden_NC = model.hidden_at(F.pad(supervised, (0, 1)), beginning, put(ids, there), lengths)
+    targets, rows_N = ids[:, 1:][supervised], supervised.nonzero()[:, 0]
+    return SupervisedStates(hidden_NC, put(targets, there), put(weights[:, 1:][supervised], there), put(rows_N, there))
 
 
-def _packed_states(model: Model, rows: Sequence[Rendered]) -> Learned:
-    """`learned_states` of rows laid out as one: each row begins at position 0 and sees itself alone, by `Documents` or by a mask of blocks."""
+def _packed_states(model: Model, rows: Sequence[Rendered]) -> SupervisedStates:
+    """`supervised_states` of rows laid out as one: each row begins at position 0 and sees itself alone, by `Documents` or by a mask of blocks."""
     there = model.device
     ids = torch.tensor([i for row in rows for i in row.ids])
     weights = torch.tensor([w for row in rows for w in [0, *row.mask[1:]]], dtype=torch.float32)
     lengths = [len(row.ids) for row in rows]
     row_of = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
-    learned = weights > 0  # never a row's first token, so the state before belongs to the same row
-    before = put(learned.nonzero()[:, 0] - 1, there)
+    supervised = weights > 0  # never a row's first token, so the state before belongs to the same row
+    before = put(supervised.nonzero()[:, 0] - 1, there)
     ids_N = put(ids, there)
     if model.by_documents:
         hidden_NC = model.hidden_of_rows(before, ids_N, lengths)
@@ -196,7 +196,9 @@ def _packed_states(model: Model, rows: Sequence[Rendered]) -> Learned:
         positions = torch.cat([torch.arange(n) for n in lengths])
         mask = (row_of[:, None] == row_of) & (positions[:, None] >= positions)
         hidden_NC = model.hidden(ids_N[None], put(positions, there)[None], put(mask, there)[None, None])[0][before]
-    return Learned(hidden_NC, put(ids[learned], there), put(weights[learned], there), put(row_of[learned], there))
+    return SupervisedStates(
+        hidden_NC, put(ids[supervised], there), put(weights[supervised], there), put(row_of[supervised], there)
+    )
 
 
 def shared_prefix(rows: Sequence[Rendered]) -> int:
@@ -210,14 +212,14 @@ def shared_prefix(rows: Sequence[Rendered]) -> int:
     same = 0
     while same < len(first) - 1 and same < len(last) - 1 and first[same] == last[same]:
         same += 1
-    learned = min(next((i for i, weight in enumerate(row.mask) if weight), len(row.mask)) for row in rows)
-    same = min(same, learned - 1)
+    supervised = min(next((i for i, weight in enumerate(row.mask) if weight), len(row.mask)) for row in rows)
+    same = min(same, supervised - 1)
     return same if same >= 8 else 0
 
 
 def log_likelihoods(model: Model, rows: Sequence[Rendered]) -> Tensor:
     """Log likelihood of each row's supervised tokens (B), fp32, with a gradient; logits exist a chunk at a time."""
-    states = learned_states(model, rows)
+    states = supervised_states(model, rows)
     out = torch.zeros(len(rows), dtype=torch.float32, device=states.hidden_NC.device)
     return out.index_add(
         0, states.rows_N, _in_chunks(_log_probs, states.hidden_NC, learned_head(model), states.targets_N)
@@ -260,13 +262,13 @@ def _divergence(hidden_NC: Tensor, head_VC: Tensor, reference_NC: Tensor) -> Ten
 
 def supervised(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross entropy of the supervised tokens, and with `kl` the divergence from the base model there."""
-    states = learned_states(batch.model, batch.rows, packed=batch.config.packing)
+    states = supervised_states(batch.model, batch.rows, packed=batch.config.packing)
     weights = states.weights_N * batch.share
     loss = head_cross_entropy(states.hidden_NC, learned_head(batch.model), states.targets_N, weights)
     if not batch.config.kl:
         return loss, {}
     with torch.no_grad(), batch.base():
-        reference = learned_states(batch.model, batch.rows, packed=batch.config.packing).hidden_NC
+        reference = supervised_states(batch.model, batch.rows, packed=batch.config.packing).hidden_NC
     kl = (_in_chunks(_divergence, states.hidden_NC, learned_head(batch.model), reference) * weights).sum()
     return loss + batch.config.kl * kl, {"kl": kl.detach()}
 

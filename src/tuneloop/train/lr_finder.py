@@ -59,9 +59,9 @@ def range_test(
     trainable = attach(model, config, seed, rows)
     with trainable.base():
         judges = with_references(model, [rows[i] for i in aside])
-        learned = with_references(model, [rows[i] for i in order if i not in set(aside)] or list(judges))
+        train_rows = with_references(model, [rows[i] for i in order if i not in set(aside)] or list(judges))
     regroup(model)
-    steps = plan_steps(learned, config.model_copy(update={"epochs": 1.0}), seed)
+    steps = plan_steps(train_rows, config.model_copy(update={"epochs": 1.0}), seed)
     run = Run(model, config, trainable, make_optimizer(trainable, config), State("range test"), Path())
 
     def loss_now() -> float:
@@ -73,7 +73,7 @@ def range_test(
     before = loss_now()
     losses: list[float] = []
     for i, rate in enumerate(rates):
-        optimizer_step(run, steps[i % len(steps)], learned, rate)
+        optimizer_step(run, steps[i % len(steps)], train_rows, rate)
         losses.append(loss_now() / before)
         progress("trying learning rates", i + 1, RATES)
         if not losses[-1] < 2:

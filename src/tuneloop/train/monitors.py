@@ -514,7 +514,7 @@ def remedies(kind: str, facts: Facts, rows: Sequence[str] = ()) -> tuple[str, ..
         "divergence": ("`tuneloop check` the data set for rows that are broken or of extreme length", lower, clip, batch),
         "learning_rate_too_high": (far_lower, clip, batch),
         "learning_rate_too_low": (higher, "more epochs"),
-        "dead_loss": ("`tuneloop train --preflight` shows which tokens are learned", higher),
+        "dead_loss": ("`tuneloop train --preflight` shows which tokens are supervised", higher),
         "plateau": ("check that each answer belongs to its question: `tuneloop check` looks for label errors", lower, batch),
         "overfitting": (more_rows, lower, fewer, dropout),
         "memorising": (more_rows, fewer, dropout),

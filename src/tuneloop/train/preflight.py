@@ -19,7 +19,7 @@ class Preflight:
     """What a run begins with.
 
     Args:
-        rows, tokens, learned: of the training split as the model sees it; `learned` are the supervised tokens.
+        rows, tokens, supervised: of the training split as the model sees it; `supervised` tokens count in the loss.
         longest, limit: tokens of the longest row, and the most that a row may have.
         bos: for each number of begin-of-text tokens how many rows have it; empty where the model has no such token.
         answers, ended: runs of supervised tokens, and those of them that end in a supervised end-of-turn token.
@@ -32,7 +32,7 @@ class Preflight:
 
     rows: int
     tokens: int
-    learned: int
+    supervised: int
     longest: int
     limit: int
     bos: dict[int, int]
@@ -52,9 +52,9 @@ class Preflight:
         counts = ", ".join(f"{n} in {rows:,} rows" for n, rows in sorted(self.bos.items())) or "the model has none"
         return [
             f"rows          {self.rows:,} of at most {self.longest:,} tokens ({self.limit:,} are allowed)",
-            f"learned       {self.learned:,} of {self.tokens:,} tokens ({self.learned / max(self.tokens, 1):.0%})",
+            f"supervised    {self.supervised:,} of {self.tokens:,} tokens ({self.supervised / max(self.tokens, 1):.0%})",
             f"begin of text {counts}",
-            f"end of turn   {self.ended:,} of {self.answers:,} answers end in a learned {self.end_token}",
+            f"end of turn   {self.ended:,} of {self.answers:,} answers end in a supervised {self.end_token}",
             f"steps         {self.steps:,} of about {self.rows_per_step:.3g} rows",
             f"learning rate {self.learning_rate:g} after {self.warmup_steps:,} steps, then {self.schedule}",
         ]
@@ -62,8 +62,8 @@ class Preflight:
     def line(self) -> str:
         """The short form."""
         return (
-            f"{self.rows:,} rows, {self.learned:,} of {self.tokens:,} tokens supervised, {self.ended:,} of {self.answers:,} answers end in a "
-            f"learned {self.end_token}; {self.steps:,} steps, learning rate {self.learning_rate:g}, then {self.schedule}"
+            f"{self.rows:,} rows, {self.supervised:,} of {self.tokens:,} tokens supervised, {self.ended:,} of {self.answers:,} answers end in a "
+            f"supervised {self.end_token}; {self.steps:,} steps, learning rate {self.learning_rate:g}, then {self.schedule}"
         )
 
 
@@ -89,7 +89,7 @@ def preflight(
     return Preflight(
         rows=len(rows),
         tokens=sum(tokens_of(row) for row in rows),
-        learned=sum(sum(1 for weight in part.mask[1:] if weight) for _, part in parts),
+        supervised=sum(sum(1 for weight in part.mask[1:] if weight) for _, part in parts),
         longest=max((len(part.ids) for _, part in parts), default=0),
         limit=limit,
         bos=dict(Counter(part.ids.count(bos) for _, part in parts)) if bos is not None else {},
@@ -125,7 +125,7 @@ def _problems(
     config: TrainConfig,
     limit: int,
 ) -> list[str]:
-    unlearned = [name for name, part in parts if not any(part.mask[1:])]
+    unsupervised = [name for name, part in parts if not any(part.mask[1:])]
     long = [f"{name} ({len(part.ids):,} tokens)" for name, part in parts if len(part.ids) > limit]
     open_ended = [name for (name, _), found in zip(parts, ends, strict=True) if found and not any(found)]
     starts = [part.ids[:1] == [bos] for _, part in parts]
@@ -134,14 +134,14 @@ def _problems(
     if not template.end_ids or config.train_on == "all":
         open_ended = []
     found = (
-        (unlearned, "no token to learn: every row needs an assistant turn with text and a weight"),
+        (unsupervised, "no token to learn: every row needs an assistant turn with text and a weight"),
         (
             long,
             f"more than {limit:,} tokens: prepare again with data.max_length={limit} and data.too_long=truncate or split",
         ),
         (
             open_ended,
-            "no learned end-of-turn token: the model would never learn to stop; the chat template is at fault",
+            "no supervised end-of-turn token: the model would never learn to stop; the chat template is at fault",
         ),
         (doubled, "two begin-of-text tokens: the text of the first turn holds one"),
         (bare if len(bare) < len(parts) else [], "no begin-of-text token while others do"),

@@ -77,7 +77,7 @@ def reference_tokens(row: TrainRow) -> int:
 
 
 def supervised_tokens(row: TrainRow) -> float:
-    """Learned tokens of a row; by weight, where tokens have weights."""
+    """Supervised tokens of a row; by weight, where tokens have weights."""
     return sum(sum(part.mask[1:]) for part in conversations(row))
 
 
@@ -195,7 +195,9 @@ def check_rows(rows: Sequence[TrainRow], split: str, vocabulary: int) -> None:
     for number, row in enumerate(rows, 1):
         for part in conversations(row):
             if not any(part.mask[1:]):
-                step = "every row needs an assistant turn; `tuneloop prepare --show 3` shows what is learned"
+                step = (
+                    "every row needs an assistant turn; `tuneloop prepare --show 3` shows which tokens are supervised"
+                )
                 raise UserError(f"Row {number} of the {split} split has no token to learn", next_step=step)
             if max(part.ids) >= vocabulary or min(part.ids) < 0:
                 raise UserError(

@@ -109,10 +109,10 @@ def _overflowed(parameters: Sequence[nn.Parameter]) -> bool:
 
 def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:
     """Shrink the gradients to a norm of at most `most` over all of them; returns what it was. Norms are fp32 also where gradients are bf16."""
-    learned = [p for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm([p.grad for p in learned], 2, dtype=torch.float32)  # type: ignore[misc]
+    with_gradient = [p for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm([p.grad for p in with_gradient], 2, dtype=torch.float32)  # type: ignore[misc]
     norm = torch.linalg.vector_norm(torch.stack(norms))
-    torch.nn.utils.clip_grads_with_norm_(learned, most, norm)
+    torch.nn.utils.clip_grads_with_norm_(with_gradient, most, norm)
     return float(whole(norm))
 
 

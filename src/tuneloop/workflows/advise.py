@@ -155,10 +155,10 @@ def reuse_baselines(job: RunContext, key: str) -> bool:
     for folder in sorted(Path("evals").glob("advise-*/baselines")):
         if folder.resolve() != (job.folder / "baselines").resolve() and find_done(folder / "baselines.json", key):
             shutil.rmtree(job.folder / "baselines", ignore_errors=True)
-            beside = job.folder / "baselines.part"
-            shutil.rmtree(beside, ignore_errors=True)
-            shutil.copytree(folder, beside)
-            beside.rename(job.folder / "baselines")
+            partial = job.folder / "baselines.part"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(folder, partial)
+            partial.rename(job.folder / "baselines")
             job.say(f"baselines measured before by `tuneloop advise`, taken from {folder}")
             return True
     return False

@@ -125,7 +125,7 @@ def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:
 
 def _tell(job: RunContext, record: Mapping[str, Any]) -> None:
     """Say what the monitors find, and what the loop does about it."""
-    job.told(record)
+    job.on_record(record)
     if "finding" in record:
         rows = f"\n          rows of that step: {', '.join(record['rows'])}" if record["rows"] else ""
         tries = "; ".join(remedy for remedy in record["remedies"] if not remedy.startswith("look at these rows"))

@@ -1,4 +1,4 @@
-"""`tuneloop forget` on a server's folder: a user's requests leave the store, and the files beside it."""
+"""`tuneloop forget` on a server's folder: a user's requests leave the store, and the files next to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuneloop.serve.writer import SPILL, StoreWriter
 def forget_requests(folder: Path, match: str, *, dry_run: bool) -> tuple[Matched, Erased | None]:
     """Erase what a match names.
 
-    Where no server is at work, what waits in files beside the store is stored first, so that it is found. A server that is
+    Where no server is at work, what waits in files next to the store is stored first, so that it is found. A server that is
     at work empties them within half a minute.
 
     Args:

@@ -149,8 +149,8 @@ def _funnel(
     steps.append(FunnelStep(name="versions registered", count=len(done("register"))))
     words = {"promote": "promoted", "roll back": "rolled back", "": "going on"}
     ended = [words.get(state.ended, state.ended) for state in experiments.values()]
-    told = ", ".join(f"{ended.count(word)} {word}" for word in dict.fromkeys(ended))
-    steps.append(FunnelStep(name="experiments", count=len(experiments), detail=told))
+    outcomes = ", ".join(f"{ended.count(word)} {word}" for word in dict.fromkeys(ended))
+    steps.append(FunnelStep(name="experiments", count=len(experiments), detail=outcomes))
     promoted = sum(state.ended == "promote" for state in experiments.values())
     steps.append(FunnelStep(name="promoted", count=promoted, detail="versions that proved better"))
     return steps
@@ -188,7 +188,7 @@ def _timeline(event: Decision) -> TimelineEvent | None:
     if kind == DECLINE:
         return line(f"no cycle {data['cycle']}", f"{'; '.join(data['reasons'])}, but {data['why']}")
     if kind == STEP:
-        return line(f"cycle {data['cycle']}: {data['step']}", _told(data["step"], data["result"]))
+        return line(f"cycle {data['cycle']}: {data['step']}", _result_words(data["step"], data["result"]))
     if kind == APPROVE:
         return line(f"cycle {data['cycle']}: {data['step']} was approved by a person")
     if kind == END:
@@ -197,7 +197,7 @@ def _timeline(event: Decision) -> TimelineEvent | None:
     return line(kind.replace(".", " "), str(data.get("why") or data.get("sentence") or ""))
 
 
-def _told(step: str, result: Mapping[str, Any]) -> str:
+def _result_words(step: str, result: Mapping[str, Any]) -> str:
     """What came of a step."""
     counts = result.get("counts")
     if step == "collect" and isinstance(counts, Mapping):
@@ -249,8 +249,8 @@ def _ledger(events: Iterable[Decision]) -> list[LedgerCycle]:
         if event.kind in (STEP, END):
             data = event.data
             hours, usd = data.get("hours", 0.0), data.get("usd", 0.0)
-            told = _told(data["step"], data["result"])
-            steps[int(data["cycle"])].append(LedgerStep(step=data["step"], hours=hours, usd=usd, result=told))
+            result = _result_words(data["step"], data["result"])
+            steps[int(data["cycle"])].append(LedgerStep(step=data["step"], hours=hours, usd=usd, result=result))
     return [
         LedgerCycle(
             number=cycle.number, began=cycle.began, ended=cycle.ended, reasons=list(cycle.reasons),

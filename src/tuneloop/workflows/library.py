@@ -145,8 +145,8 @@ def prepare(
     if not places:
         places = [str(_written(data, folder.with_name(f"{folder.name}.rows.jsonl")))]
     recipe = _recipe(name, model, seed, {"data": _section(config, settings) | {"sources": places}})
-    with _shown(progress) as (told, say):
-        return prepare_alone(recipe, str(folder), progress=told, say=say)
+    with _shown(progress) as (shown, say):
+        return prepare_alone(recipe, str(folder), progress=shown, say=say)
 
 
 @overload
@@ -215,8 +215,8 @@ def train(  # type: ignore[misc]  # the loop's rows have no names here
     from tuneloop.workflows.train import train_alone
 
     recipe = _recipe_of_run(data, model, seed, out, {"train": _section(config, settings)})
-    with _shown(progress) as (told, say):
-        return Run(train_alone(recipe, progress=told, say=say)[0])
+    with _shown(progress) as (shown, say):
+        return Run(train_alone(recipe, progress=shown, say=say)[0])
 
 
 def evaluate(
@@ -249,7 +249,7 @@ def evaluate(
     """
     from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
 
-    with tempfile.TemporaryDirectory() as scratch, _shown(progress) as (told, say):
+    with tempfile.TemporaryDirectory() as scratch, _shown(progress) as (shown, say):
         dataset, file = "", ""
         if isinstance(data, Dataset):
             dataset = data.path
@@ -261,7 +261,7 @@ def evaluate(
             target=str(target), dataset=dataset, data=file, split=split, few_shot=few_shot, base=base, name=name, out=str(out),
             settings=[f"evaluate.{key}={_value(value)}" for key, value in settings.items()],
         )  # fmt: skip
-        return Evaluation(evaluate_target(question, progress=told, say=say).folder)
+        return Evaluation(evaluate_target(question, progress=shown, say=say).folder)
 
 
 def run(
@@ -301,8 +301,8 @@ def run(
     else:
         rows = _written(recipe, Path(f"{out}.rows.jsonl") if out else Path("datasets") / "rows.rows.jsonl")
         resolved = _recipe_of_run(rows, model, seed, out, settings)
-    with _shown(progress) as (told, say):
-        return Run(main_job(resolved, progress=told, say=say))
+    with _shown(progress) as (shown, say):
+        return Run(main_job(resolved, progress=shown, say=say))
 
 
 # --- from what is given to a recipe ----------------------------------------------------------------

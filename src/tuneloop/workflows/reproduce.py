@@ -268,12 +268,12 @@ def _compared(folder: Path, first: RunManifest, place: Path, second: RunManifest
     differing = [step for step, gap in apart if gap > 0]
     beyond = [step for step, gap in apart if gap > tolerance]
     largest = max((gap for _, gap in apart), default=0.0)
-    told = {"losses": len(pairs), "largest": largest if math.isfinite(largest) else 1e9}
+    figures = {"losses": len(pairs), "largest": largest if math.isfinite(largest) else 1e9}
     if first.adapter_hash and first.adapter_hash == second.adapter_hash:
-        return {"verdict": "identical", "first_step": None, **told}
+        return {"verdict": "identical", "first_step": None, **figures}
     if first.steps == second.steps and pairs and not beyond:
-        return {"verdict": "equal", "first_step": min(differing, default=None), **told}
-    return {"verdict": "different", "first_step": min(beyond or differing, default=None), **told}
+        return {"verdict": "equal", "first_step": min(differing, default=None), **figures}
+    return {"verdict": "different", "first_step": min(beyond or differing, default=None), **figures}
 
 
 def _losses(folder: Path, place: Path) -> Iterator[tuple[int, float, float]]:

@@ -135,7 +135,7 @@ def _feedback(vote: Vote, request: str, review: str, redactor: Redactor) -> list
     ]  # fmt: skip
 
 
-def told(drawn: Drawn) -> list[str]:
+def queue_lines(drawn: Drawn) -> list[str]:
     """What was taken, and why, a line each."""
     lines = [f"{drawn.strata['random']:>5}  random, for unbiased rates"] if drawn.strata.get("random") else []
     return lines + [f"{drawn.strata[name]:>5}  {name}: {why}" for name, why in GROUPS.items() if drawn.strata.get(name)]

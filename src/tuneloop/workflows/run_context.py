@@ -40,7 +40,7 @@ class RunContext:
         progress: reports how far stages are.
         say: gets one line for every stage that starts, is done already, or has something to tell.
         tuned: whether the model holds the run's result.
-        told: gets each record of the training's metrics.
+        on_record: gets each record of the training's metrics.
     """
 
     recipe: Recipe
@@ -48,7 +48,7 @@ class RunContext:
     progress: Progress = no_progress
     say: Callable[[str], None] = lambda line: None
     tuned: bool = False
-    told: Callable[[Mapping[str, Any]], None] = lambda record: None
+    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
 
     @cached_property
     def template(self) -> Template:

@@ -225,12 +225,12 @@ def _train_trial(setting: tuple[dict[str, Any], str], trial: dict[str, str], rep
     tracker = start_tracking(own.model_dump(mode="json"), folder, warn=lambda line: None)
     status = "FAILED"
 
-    def told(record: Mapping[str, Any]) -> None:
+    def on_record(record: Mapping[str, Any]) -> None:
         if record.get("step") and record.get("val_loss") is not None:
             report(float(record["val_loss"]))
 
     try:
-        _, result = train_alone(own, progress=no_progress, say=lambda line: None, told=told)
+        _, result = train_alone(own, progress=no_progress, say=lambda line: None, on_record=on_record)
         status = "FINISHED"
     finally:
         tracker.finish(status)  # type: ignore[arg-type]

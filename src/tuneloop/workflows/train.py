@@ -248,17 +248,17 @@ def train_alone(
     *,
     progress: Progress,
     say: Callable[[str], None],
-    told: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> tuple[Path, RunManifest]:
     """Prepare where needed, plan and train, without baselines and evaluation.
 
     Args:
-        told: gets each record of the training's metrics.
+        on_record: gets each record of the training's metrics.
     """
     began = time.monotonic()
     folder = Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)
     given, recipe = recipe, limited(recipe, folder)
-    job = RunContext(recipe, folder, progress, say, told=told)
+    job = RunContext(recipe, folder, progress, say, on_record=on_record)
     kept = stored(recipe, folder, progress=progress, say=say)
     with kept, leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)

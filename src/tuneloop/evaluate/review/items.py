@@ -162,8 +162,8 @@ def make_review(
         )
     if not 0 < share <= 1:
         raise UserError(f"A share is between 0 and 1, got {share:g}", where="--share", next_step="leave it out: 0.25")
-    told = [[c.name, c.sha256] for c in systems]
-    key = content_hash([mode, told, share, seed, 1])
+    named = [[c.name, c.sha256] for c in systems]
+    key = content_hash([mode, named, share, seed, 1])
     with lock_folder(out):
         if (out / records.Review.file).is_file():
             if read_record(records.Review, out).key != key:

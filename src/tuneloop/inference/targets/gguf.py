@@ -188,9 +188,9 @@ class GgufTarget:
         progress(task, 0, len(rows))
         for done, row in enumerate(rows, 1):
             losses, hits = self.llama.fit(row.ids)
-            learned = [i for i, weight in enumerate(row.mask[1:]) if weight]
-            right = bool(learned) and all(hits[i] for i in learned)
-            found.append(AnswerFit(sum(losses[i] for i in learned), len(learned), right))
+            supervised = [i for i, weight in enumerate(row.mask[1:]) if weight]
+            right = bool(supervised) and all(hits[i] for i in supervised)
+            found.append(AnswerFit(sum(losses[i] for i in supervised), len(supervised), right))
             progress(task, done, len(rows))
         return found
 

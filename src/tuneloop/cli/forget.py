@@ -45,9 +45,8 @@ def command(
 ) -> None:
     """Remove a person's rows from a data set, and list all that was made from it.
 
-    Of a server it removes a user's requests and what was said of them.
-
-    For a server, --match is user=NAME, conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
+    With a server's folder it removes a user's requests and the feedback on them; then --match is user=NAME,
+    conversation=NAME, id=REQUEST, key=NAME or a text. Exit status 1: nothing matches.
     """
     if (Path(dataset) / "store.db").is_file():
         _from_store(Path(dataset), match, more.receipt, dry_run=dry_run, yes=yes, output=output)

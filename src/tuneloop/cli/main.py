@@ -99,6 +99,13 @@ class _WithUsual(typer.core.TyperGroup):
             args = [self.usual, *args]
         return super().parse_args(ctx, args)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the table of commands, each with its whole first sentence."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, " ".join((each.help or "").split("\n\n")[0].split())) for name, each in self.commands.items()]
+            )
+
 
 class _Commands(typer.core.TyperGroup):
     """The commands of `COMMANDS`; help lists them by stage, and only the one that is called is imported."""
@@ -122,7 +129,9 @@ class _Commands(typer.core.TyperGroup):
             one = typer.Typer(add_completion=False, rich_markup_mode=None)
             usual = getattr(module, "usual", "")  # what is meant where no command of the group is named
             kind = type("_Group", (_WithUsual,), {"usual": usual})
-            group = typer.Typer(name=cmd_name, help=line, no_args_is_help=True, rich_markup_mode=None, cls=kind)
+            group = typer.Typer(
+                name=cmd_name, help=line, no_args_is_help=True, add_completion=False, rich_markup_mode=None, cls=kind
+            )
             for name, function in (several or {cmd_name: module.command}).items():
                 (group if several else one).command(name, cls=Command)(expanded(function))
             group.callback()(lambda: None)  # without it, a group of one command would be that command

@@ -77,7 +77,7 @@ def _preflight(recipe: Recipe, as_json: bool, quiet: bool) -> None:
             )
         print(
             "\n".join(f"refused       {problem}" for problem in checked.problems)
-            or "ready         nothing stands against it"
+            or "ready         no problem was found"
         )
     if checked.problems:
         raise typer.Exit(1)

@@ -73,6 +73,7 @@ def run_gateway(port: int, folder: str, loop: str = "auto") -> None:
     from tuneloop.serve.gateway import Gateway, ServedModel
     from tuneloop.serve.keys import Keyring, add_key
     from tuneloop.serve.limits import Ledger
+    from tuneloop.serve.pauses import short_pauses
     from tuneloop.serve.writer import StoreWriter
 
     class Stub:
@@ -89,7 +90,6 @@ def run_gateway(port: int, folder: str, loop: str = "auto") -> None:
 
     from tuneloop.records.api_key import Limits
 
-    sys.setswitchinterval(0.0005)  # as `tuneloop serve` does
     place = Path(folder)
     key, _ = add_key(place, "bench", Limits(rpm=10_000_000, tpm=1_000_000_000, budget_usd=1e9))
     (place / "key").write_text(key)
@@ -98,8 +98,9 @@ def run_gateway(port: int, folder: str, loop: str = "auto") -> None:
     store.start()
     stub: Any = Stub()
     gateway = Gateway(
-        stub, {"stub": ServedModel("stub")}, config, Keyring(place), Ledger(), store, Admission(64)
+        stub, {"stub": ServedModel("stub")}, config, Keyring(place, 0.02), Ledger(), store, Admission(64)
     )  # fmt: skip
+    short_pauses()  # as `tuneloop serve` does
     uvicorn.run(
         make_app(gateway), port=port, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=600,
         loop=loop,

@@ -43,6 +43,39 @@ def writer(tmp_path: Path, **options: Any) -> StoreWriter:
     return made
 
 
+ODD: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "words": {"prompt": [{"role": "user", "content": 'é "quoted" \\ 漢字 😀\n\t'}], "completion": "null"},
+    "empty": {"completion": None, "prompt": [], "error": "it failed"},
+    "call": {"completion": {"role": "assistant", "tool_calls": [{"id": "c"}]}, "tools": [{"type": "function"}]},
+    "numbers": {"usd": 1.7e-05, "seconds": 0.123457, "ttft_ms": 12.345, "total_ms": 1e9, "prompt_tokens": 2**40},
+    "all": {
+        "adapter": "a" * 64, "release": "tickets/3", "arm": "b", "propensity": 0.1, "route": {"model": "m", "scores": {"m": 0.5}},
+        "user": "u", "conversation": "c", "train": "no", "tier": "flex", "fallback": "why", "shadow": "r",
+    },
+    "nul": {"completion": "a\0b", "user": "x\0y"},
+    "surrogate": {"completion": "half \ud83d"},
+    "deep": {"tools": [json.loads('{"a":' * 300 + "1" + "}" * 300)]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(ODD))
+def test_what_a_server_writes_is_what_any_other_writes(name: str, tmp_path: Path) -> None:
+    asked = [request(**ODD[name]) for _ in range(3)]
+    store = writer(tmp_path)
+    for each in asked:
+        store.begin(each)
+        store.add(each)
+    store.stop()
+    with opened(tmp_path / "other", create=True) as other:
+        insert(other, asked)
+        wanted = other.execute("SELECT * FROM requests ORDER BY id").fetchall()
+    with opened(tmp_path) as found:
+        assert found.execute("SELECT * FROM requests ORDER BY id").fetchall() == wanted
+        assert found.execute("SELECT last FROM places").fetchone() == (3,)
+    assert len(wanted) == 3 and store.counts.written == 3 and not store.counts.fault
+
+
 def test_ids_grow_and_carry_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [uuid7() for _ in range(10_000)]
     assert found == sorted(set(found))

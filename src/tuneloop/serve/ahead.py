@@ -13,6 +13,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,19 @@ class WriteAhead:
 
     def begin(self, record: StoredRequest) -> None:
         """Note a request that is accepted."""
-        line = self._line(record.model_copy(update={"error": KILLED, "completion": None}))
+        line, _ = self.line(record, {"error": KILLED, "completion": None})
         with self.lock:
             self._begun[record.id] = line
             self._write(line)
 
-    def end(self, record: Record) -> None:
-        """Note a record that is complete. The caller holds `lock`, and puts it where the store's writer takes it from."""
+    def end(self, record: Record, line: bytes) -> None:
+        """Note a record that is complete. The caller holds `lock`, and puts it where the store's writer takes it from.
+
+        Args:
+            line: of `line`.
+        """
         self._begun.pop(record.__dict__["id"], None)
-        self._write(self._line(record))
+        self._write(line)
 
     def turn(self) -> int | None:
         """Take the other file where this one is large; the caller holds `lock` and takes all that waits for the store.
@@ -116,12 +121,19 @@ class WriteAhead:
             if empty and not self._begun:
                 (self.folder / name).unlink(missing_ok=True)
 
-    def _line(self, record: Record) -> bytes:
-        found = [self.names[type(record)], record.__dict__]
+    def line(self, record: Record, changes: Mapping[str, Any] | None = None) -> tuple[bytes, bytes | None]:
+        """A record's line, and the JSON object in it; None where the store can't be trusted to read that as it is meant.
+
+        Args:
+            changes: of its values.
+        """
+        values = {**record.__dict__, **changes} if changes else record.__dict__
+        name = self.names[type(record)]
         try:
-            return orjson.dumps(found) + b"\n"
+            held = orjson.dumps(values)
         except TypeError:  # half a surrogate pair in a text
-            return json.dumps(found, default=_plain).encode() + b"\n"
+            return json.dumps([name, values], default=_plain).encode() + b"\n", None
+        return b'["' + name.encode() + b'",' + held + b"]\n", held if b"\\u0000" not in held else None
 
     def _write(self, line: bytes) -> None:
         try:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from pydantic import ValidationError
@@ -22,10 +22,8 @@ from tuneloop.serve.asked import Asked
 from tuneloop.serve.errors import ApiError
 from tuneloop.serve.gateway import Caller, Gateway, Piece, ServedModel
 
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
-
 MOST_FEEDBACK = 100_000  # bytes of feedback from a page
+WATCH_AFTER = 0.02  # seconds of an answer after which it is looked whether its client leaves
 
 Scope = Any
 Receive = Callable[[], Awaitable[Any]]
@@ -38,12 +36,18 @@ class Disconnected(Exception):
 
 @dataclass
 class Call:
-    """One HTTP request, and the ways to answer it."""
+    """One HTTP request, and the ways to answer it.
+
+    Args:
+        sent: the answer has begun.
+        left: the client was seen to leave.
+    """
 
     scope: Scope
     receive: Receive
     send: Send
     sent: bool = False
+    left: bool = False
     headers: dict[bytes, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,10 +94,39 @@ class Call:
             raise ApiError(400, "The body must be a JSON object", code="invalid_json")
         return value
 
-    async def gone(self) -> None:
-        """Wait until the client leaves."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """End the work of a block when the client leaves.
+
+        It is looked at after a moment: most answers that come at once need no second task.
+
+        Raises:
+            Disconnected: it has left.
+        """
+        worker = asyncio.current_task()
+        assert worker is not None
+        watching: list[asyncio.Task[None]] = []
+
+        async def watch() -> None:
+            while (await self.receive())["type"] != "http.disconnect":
+                pass
+            self.left = True
+            worker.cancel()
+
+        timer = asyncio.get_running_loop().call_later(
+            WATCH_AFTER, lambda: watching.append(asyncio.ensure_future(watch()))
+        )
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.left:
+                raise
+            worker.uncancel()
+            raise Disconnected from None
+        finally:
+            timer.cancel()
+            for task in watching:
+                task.cancel()
 
     async def start(self, status: int, kind: str, headers: Mapping[str, str] | None = None, size: int = -1) -> None:
         """Send status and headers."""
@@ -131,6 +164,7 @@ def _safe(value: str) -> str:
 
 
 Handler = Callable[[Call], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Endpoint:
@@ -150,6 +184,9 @@ class Endpoint:
             await _fail(call, ApiError(504, f"The request took longer than {self.seconds:g} s", code="timeout"))
         except (Disconnected, OSError):
             return
+        except asyncio.CancelledError:
+            if not call.left:  # else its client left at the very end
+                raise
         except ApiError as error:
             await _fail(call, error)
         except UserError as error:
@@ -184,7 +221,7 @@ async def _fail(call: Call, error: ApiError) -> None:
         await call.send({"type": "http.response.body", "body": b""})
 
 
-def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> Starlette:
+def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:
     """The ASGI application of a server.
 
     Args:
@@ -216,7 +253,18 @@ def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> Starlette:
     pages = gateway.config.feedback.origins
     feedback = Endpoint(server.feedback, seconds, local, pages)
     routes.append(Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if pages else ["POST"]))
-    return Starlette(routes=[*routes, *extra], exception_handlers={404: _no_route, 405: _no_route, 500: _no_route})
+    app = Starlette(routes=[*routes, *extra], exception_handlers={404: _no_route, 405: _no_route, 500: _no_route})
+    return _direct({route.path: route.endpoint for route in routes if route.methods == {"POST"}}, app)
+
+
+def _direct(posts: Mapping[str, App], app: App) -> App:
+    """An application whose endpoints of answers are found at once, without a search through all routes."""
+
+    async def direct(scope: Scope, receive: Receive, send: Send) -> None:
+        found = posts.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        await (found or app)(scope, receive, send)
+
+    return direct
 
 
 async def _no_route(request: Any, error: Exception) -> Any:
@@ -303,17 +351,8 @@ class Server:
 
     async def _whole(self, call: Call, asked: list[Asked], caller: Caller) -> list[tuple[Piece, list[Completion]]]:
         """Whole answers; the client's leaving ends them."""
-        work = asyncio.ensure_future(self._all(asked, caller))
-        leaving = asyncio.ensure_future(call.gone())
-        try:
-            await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise Disconnected
-            return await work
-        finally:
-            for task in (work, leaving):
-                task.cancel()
-            await asyncio.gather(work, leaving, return_exceptions=True)
+        async with call.watched():
+            return await self._all(asked, caller)
 
     async def _all(self, asked: list[Asked], caller: Caller) -> list[tuple[Piece, list[Completion]]]:
         if len(asked) == 1:
@@ -328,18 +367,8 @@ class Server:
 
     async def _stream(self, call: Call, asked: Asked, caller: Caller, shape: Any, end: str = "[DONE]") -> None:
         """An answer in pieces. Status and headers wait for the first one, so that what is refused has its own status."""
-        async with aclosing(self.gateway.answer(asked, caller)) as pieces:
-            working = asyncio.ensure_future(self._events(call, pieces, shape, end))
-            leaving = asyncio.ensure_future(call.gone())
-            try:
-                await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-                if not working.done():
-                    raise Disconnected
-                await working
-            finally:
-                for task in (working, leaving):
-                    task.cancel()
-                await asyncio.gather(working, leaving, return_exceptions=True)
+        async with call.watched(), aclosing(self.gateway.answer(asked, caller)) as pieces:
+            await self._events(call, pieces, shape, end)
 
     async def _events(self, call: Call, pieces: AsyncIterator[Piece], shape: Any, end: str) -> None:
         async for piece in pieces:

@@ -17,6 +17,7 @@ from tuneloop.inference.engines import can_give_way
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
+from tuneloop.records.record import of_known_values
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message
 from tuneloop.serve.admission import Admission, Pass, Work
@@ -407,8 +408,9 @@ class Gateway:
         account = self._account(asked, caller, copy, routed)
         self._busy[id(account.engine)] += 1
         self.store.begin(self._record(account))
+        answer = self._drawn if account.drawn is not None else self._prepared
         try:
-            async with aclosing(self._drawn(account, background)) as pieces:
+            async with aclosing(answer(account, background)) as pieces:
                 async for piece in pieces:
                     yield piece
             account.status = "ok"
@@ -451,7 +453,7 @@ class Gateway:
         """A request with who answers it: the model that was asked, or a candidate in its place."""
         asked_model = self.models[asked.model] if routed is not None else self.model_of(asked.model, caller)
         account = _Account(
-            uuid7(), asked, replace(caller, user=caller.user or asked.user), asked_model, asked_model, self.engine,
+            uuid7(), asked, caller if caller.user or not asked.user else replace(caller, user=asked.user), asked_model, asked_model, self.engine,
             utc_now(), time.perf_counter(), route=routed.logged() if routed is not None else None,
         )  # fmt: skip
         if copy is not None:
@@ -493,10 +495,10 @@ class Gateway:
 
     async def _prepared(self, account: _Account, background: bool) -> AsyncGenerator[Piece, None]:
         request = await self.request(account.asked, account.model, account.engine)
+        account.prompt_tokens = len(request.ids) or guessed_tokens(request.messages)
         if (background or account.asked.tier == "flex") and not self.alone and can_give_way(account.engine):
             account.patient, background = True, request.schema is None  # an answer under a schema can't be interrupted
             request = replace(request, gives_way=background)
-        account.prompt_tokens = len(request.ids) or guessed_tokens(request.messages)
         async with aclosing(self._within_limits(request, account, background)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -597,31 +599,41 @@ class Gateway:
 
     async def _answered(self, request: Request, account: _Account) -> AsyncGenerator[Piece, None]:
         n, seed = account.asked.n, request.sampling.seed
-        requests = [
-            replace(request, sampling=replace(request.sampling, seed=seed + i)) if i else request for i in range(n)
-        ]
         began = self.clock.change(1)
-        updates = _merged([account.engine.stream(each) for each in requests])
         try:
-            async for index, update in updates:
-                if update.completion is not None and update.completion.finish in ("error", "cancelled"):
-                    raise engine_error(update.completion)
-                if account.ttft_ms is None:
-                    account.ttft_ms = 1000 * (time.perf_counter() - account.began)
-                    if account.place is not None:
-                        self.admission.answered(account.place)
-                account.pieces += 1
-                account.texts[index] = account.texts.get(index, "") + update.text
-                if update.completion is not None:
-                    account.done[index] = update.completion
-                    if not request.ids and update.completion.prompt_tokens:
-                        account.prompt_tokens = update.completion.prompt_tokens  # as the engine has counted
-                yield Piece(index, update.text, update.completion, account.id, account.model)
+            if n == 1:
+                async with aclosing(account.engine.stream(request)) as updates:  # type: ignore[type-var]
+                    async for update in updates:
+                        yield self._piece(request, account, 0, update)
+            else:
+                more = [replace(request, sampling=replace(request.sampling, seed=seed + i)) for i in range(n)]
+                async with aclosing(_merged([account.engine.stream(each) for each in more])) as several:
+                    async for index, update in several:
+                        yield self._piece(request, account, index, update)
             if len(account.done) < n:
                 raise ApiError(503, "The engine ended in the middle of the answer", code="engine")
         finally:
-            await updates.aclose()
             account.seconds = self.clock.change(-1) - began
+
+    def _piece(self, request: Request, account: _Account, index: int, update: Update) -> Piece:
+        """Take in what an engine has written.
+
+        Raises:
+            ApiError: it could not answer.
+        """
+        if update.completion is not None and update.completion.finish in ("error", "cancelled"):
+            raise engine_error(update.completion)
+        if account.ttft_ms is None:
+            account.ttft_ms = 1000 * (time.perf_counter() - account.began)
+            if account.place is not None:
+                self.admission.answered(account.place)
+        account.pieces += 1
+        account.texts[index] = account.texts.get(index, "") + update.text
+        if update.completion is not None:
+            account.done[index] = update.completion
+            if not request.ids and update.completion.prompt_tokens:
+                account.prompt_tokens = update.completion.prompt_tokens  # as the engine has counted
+        return Piece(index, update.text, update.completion, account.id, account.model)
 
     def _log(self, account: _Account) -> None:
         record = self._record(account)
@@ -636,7 +648,7 @@ class Gateway:
         prompt: list[Message] = list(asked.messages)
         if not prompt and asked.text is not None:
             prompt = [{"role": "user", "content": asked.text}]
-        return StoredRequest(
+        values: dict[str, Any] = dict(
             id=account.id, time=account.time, key=account.caller.key.name if account.caller.key else "",
             model=model.name, adapter=None if model.adapter == BASE else model.adapter, release=model.release or None,
             arm=account.drawn.arm if account.drawn else None,
@@ -653,6 +665,7 @@ class Gateway:
             usd=self.config.usd(account.prompt_tokens, account.tokens) if account.pieces else 0.0,
             seconds=round(account.seconds, 6), error=account.error,
         )  # fmt: skip
+        return of_known_values(StoredRequest, values)
 
 
 def _with_probability(text: str | None, completion: Completion | None) -> dict[str, Any] | str | None:
@@ -665,13 +678,6 @@ def _with_probability(text: str | None, completion: Completion | None) -> dict[s
 
 async def _merged(streams: Sequence[AsyncIterator[Update]]) -> AsyncGenerator[tuple[int, Update], None]:
     """The updates of several answers as they come, each with the number of its answer."""
-    if len(streams) == 1:
-        try:
-            async for update in streams[0]:
-                yield 0, update
-        finally:
-            await _close(streams[0])
-        return
     queue: asyncio.Queue[tuple[int, Update | BaseException | None]] = asyncio.Queue()
 
     async def read(index: int, stream: AsyncIterator[Update]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,17 +16,40 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
-@dataclass(frozen=True)
-class _Series:
-    """The series of a model and tier."""
+@dataclass
+class _Times:
+    """A histogram: how many values fell into each bucket, and their sum."""
 
-    duration: Any
-    first: Any
-    each: Any
-    read: Any
-    written: Any
-    usd: Any
-    seconds: Any
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    sum: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        """Count a value in seconds."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """As Prometheus has it: how many values were at most each bound."""
+        names = [*(repr(bound) for bound in self.bounds), "+Inf"]
+        return list(zip(names, accumulate(map(float, self.counts)), strict=True))
+
+
+@dataclass
+class _Series:
+    """What was counted of a model and tier. Plain numbers: a counter of the client library takes ten times as long."""
+
+    duration: _Times = field(default_factory=lambda: _Times(_SECONDS))
+    first: _Times = field(default_factory=lambda: _Times(_SECONDS))
+    each: _Times = field(default_factory=lambda: _Times(_PER_TOKEN))
+    read: int = 0
+    written: int = 0
+    usd: float = 0.0
+    seconds: float = 0.0
+    ended: Counter[str] = field(default_factory=Counter)
 
 
 class Metrics:
@@ -32,25 +59,12 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Gauge
 
         self.registry = CollectorRegistry()
+        self._series: dict[tuple[str, str], _Series] = {}
         own: Any = {"registry": self.registry}
-        labels = ["gen_ai_request_model", "tier"]
-        self.requests = Counter("tuneloop_requests", "Requests by how they ended.", [*labels, "status"], **own)
-        self.duration = Histogram(
-            "gen_ai_server_request_duration", "Seconds of a request.", labels, buckets=_SECONDS, **own
-        )
-        self.first = Histogram(
-            "gen_ai_server_time_to_first_token", "Seconds to the first token.", labels, buckets=_SECONDS, **own
-        )
-        self.each = Histogram(
-            "gen_ai_server_time_per_output_token", "Seconds for each further token.", labels, buckets=_PER_TOKEN, **own
-        )
-        self.tokens = Counter("gen_ai_client_token_usage", "Tokens.", [*labels, "gen_ai_token_type"], **own)
-        self.usd = Counter("tuneloop_usd", "Dollars by prices of tokens.", labels, **own)
-        self.seconds = Counter("tuneloop_engine_seconds", "Seconds of the engine.", labels, **own)
-        self._known: dict[tuple[str, str], _Series] = {}
+        self.registry.register(self)
         self.gauges = {
             name: Gauge(f"tuneloop_{name}", text, **own)
             for name, text in (
@@ -77,19 +91,15 @@ class Metrics:
     def count(self, record: StoredRequest, status: str) -> None:
         """Take an answered or refused request in."""
         labels = (record.model, record.tier or "default")
-        known = self._known.get(labels)
-        if known is None:  # looking a series up by its labels costs more than counting
-            known = self._known[labels] = _Series(
-                self.duration.labels(*labels), self.first.labels(*labels), self.each.labels(*labels),
-                self.tokens.labels(*labels, "input"), self.tokens.labels(*labels, "output"),
-                self.usd.labels(*labels), self.seconds.labels(*labels),
-            )  # fmt: skip
-        self.requests.labels(*labels, status).inc()
+        known = self._series.get(labels)
+        if known is None:
+            known = self._series[labels] = _Series()
+        known.ended[status] += 1
         if record.completion_tokens:
-            known.read.inc(record.prompt_tokens)
-            known.written.inc(record.completion_tokens)
-            known.usd.inc(record.usd or 0.0)
-            known.seconds.inc(record.seconds or 0.0)
+            known.read += record.prompt_tokens
+            known.written += record.completion_tokens
+            known.usd += record.usd or 0.0
+            known.seconds += record.seconds or 0.0
         if record.total_ms is not None:
             known.duration.observe(record.total_ms / 1000)
         if record.ttft_ms is not None and record.total_ms is not None:
@@ -97,6 +107,35 @@ class Metrics:
             if record.completion_tokens > 1:
                 rest = (record.total_ms - record.ttft_ms) / 1000 / (record.completion_tokens - 1)
                 known.each.observe(max(rest, 0.0))
+
+    def collect(self) -> Iterator[Any]:
+        """What was counted, as the client library asks a collector for it."""
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+        labels = ["gen_ai_request_model", "tier"]
+        requests = CounterMetricFamily("tuneloop_requests", "Requests by how they ended.", labels=[*labels, "status"])
+        tokens = CounterMetricFamily("gen_ai_client_token_usage", "Tokens.", labels=[*labels, "gen_ai_token_type"])
+        usd = CounterMetricFamily("tuneloop_usd", "Dollars by prices of tokens.", labels=labels)
+        seconds = CounterMetricFamily("tuneloop_engine_seconds", "Seconds of the engine.", labels=labels)
+        times = {
+            name: HistogramMetricFamily(f"gen_ai_server_{series}", text, labels=labels)
+            for name, series, text in (
+                ("duration", "request_duration", "Seconds of a request."),
+                ("first", "time_to_first_token", "Seconds to the first token."),
+                ("each", "time_per_output_token", "Seconds for each further token."),
+            )
+        }
+        for whose, known in list(self._series.items()):
+            for status, count in list(known.ended.items()):
+                requests.add_metric([*whose, status], count)
+            tokens.add_metric([*whose, "input"], known.read)
+            tokens.add_metric([*whose, "output"], known.written)
+            usd.add_metric(whose, known.usd)
+            seconds.add_metric(whose, known.seconds)
+            for name, family in times.items():
+                found: _Times = getattr(known, name)
+                family.add_metric(whose, found.buckets(), found.sum)
+        yield from (requests, *times.values(), tokens, usd, seconds)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""

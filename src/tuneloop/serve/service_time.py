@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import mul
 
 FORGETTING = 0.99  # weight of an observation falls by this with each later one: the last hundred count
 ENOUGH = 5  # observations before a prediction is trusted
@@ -34,18 +35,19 @@ class Line:
 
     def predict(self, features: Sequence[float]) -> float:
         """The value at some features."""
-        return sum(w * x for w, x in zip(self.weights, features, strict=True))
+        return float(sum(map(mul, self.weights, features)))
 
     def learn(self, features: Sequence[float], value: float) -> None:
         """Take an observation in."""
-        n = range(self.size)
-        px = [sum(self._p[i][j] * features[j] for j in n) for i in n]
-        scale = FORGETTING + sum(features[i] * px[i] for i in n)
-        error = value - self.predict(features)
-        self.weights = [self.weights[i] + px[i] / scale * error for i in n]
-        self._p = [
-            [min(max((self._p[i][j] - px[i] * px[j] / scale) / FORGETTING, -1e6), 1e6) for j in n] for i in n
-        ]  # fmt: skip
+        px = [sum(map(mul, row, features)) for row in self._p]
+        scale = FORGETTING + sum(map(mul, features, px))
+        step = (value - self.predict(features)) / scale
+        self.weights = [w + p * step for w, p in zip(self.weights, px, strict=True)]
+        for row, p in zip(self._p, px, strict=True):
+            share = p / scale
+            row[:] = [
+                min(max((old - share * other) / FORGETTING, -1e6), 1e6) for old, other in zip(row, px, strict=True)
+            ]
         self.seen += 1
 
 

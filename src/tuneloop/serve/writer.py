@@ -27,7 +27,7 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import Record, as_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.serve.ahead import WriteAhead
-from tuneloop.serve.store import TABLES, connect, insert, store_file
+from tuneloop.serve.store import READS_JSON, TABLES, connect, insert, insert_lines, store_file
 
 Content = Literal["full", "redacted", "hash", "none"]
 Redact = Callable[[Any], Any]  # a JSON value without personal data
@@ -53,6 +53,20 @@ class Counts:
     fault: str = ""
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """A record that waits to be written.
+
+    Args:
+        future: done when it is.
+        held: the record as it may be kept, as a JSON object; None: it is to be made.
+    """
+
+    record: Record
+    future: Future[None] | None = None
+    held: bytes | None = None
+
+
 @dataclass
 class StoreWriter:
     """Writes records to a store in a thread.
@@ -74,7 +88,7 @@ class StoreWriter:
     most_waiting: int = 20_000
     patience: float = 1.0
     counts: Counts = field(default_factory=Counts)
-    _queue: deque[tuple[Record, Future[None] | None]] = field(default_factory=deque)
+    _queue: deque[_Waiting] = field(default_factory=deque)
     _wake: threading.Event = field(default_factory=threading.Event)
     _over: bool = False
     _thread: threading.Thread | None = None
@@ -109,12 +123,13 @@ class StoreWriter:
             self.counts.lost += 1
             return
         if self._ahead is None:
-            self._queue.append((record, None))
+            self._queue.append(_Waiting(record))
             return
-        outline = self._outline(record)
+        line, held = self._ahead.line(self._outline(record))
         with self._ahead.lock:
-            self._queue.append((record, None))  # the thread looks by itself: waking it costs more than the record
-            self._ahead.end(outline)
+            self._ahead.end(record, line)
+            # The thread looks by itself: waking it costs more than the record.
+            self._queue.append(_Waiting(record, held=None if self.content == "redacted" else held))
 
     def _outline(self, record: Record) -> Record:
         """A record as it may be written at once: the search for personal data takes too long for that."""
@@ -133,7 +148,7 @@ class StoreWriter:
             self.counts.lost += 1
             future.set_exception(OSError("the store takes nothing at present"))
             return future
-        self._queue.append((record, future))
+        self._queue.append(_Waiting(record, future))
         self._wake.set()
         return future
 
@@ -177,33 +192,44 @@ class StoreWriter:
             if self._over and not taken:
                 break
 
-    def _take(self) -> tuple[list[tuple[Record, Future[None] | None]], int | None]:
+    def _take(self) -> tuple[list[_Waiting], int | None]:
         """All that waits, and the file of lines that can be emptied once it is written."""
         if self._ahead is None:
             return [self._queue.popleft() for _ in range(len(self._queue))], None
         with self._ahead.lock:
             return [self._queue.popleft() for _ in range(len(self._queue))], self._ahead.turn()
 
-    def _write(self, taken: Sequence[tuple[Record, Future[None] | None]], spill: bool) -> float:
+    def _write(self, taken: Sequence[_Waiting], spill: bool) -> float:
         """Write records; returns when to try the store again where it took nothing, else 0."""
-        records = [self._kept(record) for record, _ in taken]
         fault: Exception | None = None
         retry = 0.0
         try:
             if spill:
                 raise sqlite3.OperationalError(self.counts.fault)
-            assert self._connection is not None
-            insert(self._connection, records)
-            self.counts.written += len(records)
+            self._insert(taken)
+            self.counts.written += len(taken)
         except (sqlite3.Error, OSError) as error:
             retry = 0.0 if spill else time.monotonic() + 1.0
-            fault = self._spill(records, str(error))
-        for _, future in taken:
-            if future is not None and fault is None:
-                future.set_result(None)
-            elif future is not None:
-                future.set_exception(OSError(f"the store takes nothing at present: {fault}"))
+            fault = self._spill([self._kept(each.record) for each in taken], str(error))
+        for each in taken:
+            if each.future is not None and fault is None:
+                each.future.set_result(None)
+            elif each.future is not None:
+                each.future.set_exception(OSError(f"the store takes nothing at present: {fault}"))
         return retry
+
+    def _insert(self, taken: Sequence[_Waiting]) -> None:
+        """Put records into the store, as the JSON that they are already where that can be."""
+        assert self._connection is not None
+        lines = [each.held for each in taken if each.held is not None and type(each.record) is StoredRequest]
+        if len(lines) == len(taken) and READS_JSON:
+            try:
+                insert_lines(self._connection, StoredRequest, lines)
+                return
+            except sqlite3.OperationalError as error:
+                if "JSON" not in str(error):  # it would read no such line, as one that is nested too deeply
+                    raise
+        insert(self._connection, [self._kept(each.record) for each in taken])
 
     def _kept(self, record: Record) -> Record:
         """The record as it may be written."""

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sqlite3
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -25,6 +24,7 @@ from tuneloop.serve.erase import expire, spent_by_erased
 from tuneloop.serve.gateway import Gateway
 from tuneloop.serve.keys import Keyring
 from tuneloop.serve.limits import Ledger
+from tuneloop.serve.pauses import short_pauses
 from tuneloop.serve.store import opened
 from tuneloop.serve.writer import StoreWriter
 from tuneloop.workflows.registry import registered_name
@@ -35,6 +35,7 @@ from tuneloop.workflows.serve_router import name_of, split_targets, use_router
 from tuneloop.workflows.serve_swap import STATE, Swaps, pinned
 
 Say = Callable[[str], None]
+LOOK_AT_KEYS = 0.02  # seconds in which a key that is revoked is refused
 
 
 # --- settings --------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def gateway_of(config: ServeConfig, deployment: Deployment, say: Say) -> Gateway
     ledger = Ledger(_spent(folder))
     models = deployment.models()
     gateway = Gateway(
-        deployment.engine, models, config, Keyring(folder), ledger, store, admission,
+        deployment.engine, models, config, Keyring(folder, LOOK_AT_KEYS), ledger, store, admission,
         candidates=deployment.candidate_models(),
     )  # fmt: skip
     if config.router:
@@ -221,7 +222,6 @@ async def _serve(
     from tuneloop.serve.app import make_app
     from tuneloop.serve.batch_api import Batches
 
-    sys.setswitchinterval(0.0005)  # threads that compute or write give way to the event loop soon
     experiments = Experiments(Path(config.folder), say)
     candidates = experiments.candidates()
     swaps = Swaps(config, experiments, say)
@@ -254,6 +254,7 @@ async def _serve(
         expiring = asyncio.create_task(_expire(config, say))
         if ready is not None:
             ready(address, gateway)
+        short_pauses()
         async with monitored(config, gateway, say):
             await asyncio.wait((running, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
         gateway.admission.close()

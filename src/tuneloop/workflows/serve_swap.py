@@ -22,6 +22,7 @@ from tuneloop.inference.engines import ServingEngine
 from tuneloop.records.decision import Decision
 from tuneloop.serve.config import ServeConfig
 from tuneloop.serve.gateway import Gateway
+from tuneloop.serve.pauses import short_pauses
 from tuneloop.serve.store import insert, opened, read_decisions, store_file
 from tuneloop.workflows.registry import local_name, open_registry, registered_name, registry_uri, version_of
 from tuneloop.workflows.serve_experiments import Experiments
@@ -158,6 +159,7 @@ class Swaps:
             await gateway.drained(engine, gateway.config.limits.request_seconds)
         finally:
             await engine.stop()
+            short_pauses()  # what the old engine was made of goes, the new one stays
 
     def _log(self, gateway: Gateway, kind: str, wanted: Wanted, why: str) -> None:
         data = {"before": dict(self.current), "wanted": dict(wanted), "why": why}

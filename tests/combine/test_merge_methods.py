@@ -62,6 +62,20 @@ def test_the_product_is_summed_without_cross_terms(name: str) -> None:
     assert torch.allclose(merged(name, given), wanted, atol=1e-9)  # type: ignore[arg-type]
 
 
+def test_compress_then_merge_merges_in_the_spaces_that_keep_most() -> None:
+    given = updates((4, 4, 4), (1.0, 0.5, 2.0))
+    parts = dense(given)
+    u = torch.linalg.svd(torch.cat(parts, 1))[0][:, :4]
+    v = torch.linalg.svd(torch.cat(parts))[2][:4]
+    wanted = u @ elected([trimmed(u.t() @ part @ v.t(), 0.5) for part in parts], given.weights) @ v
+    now = ModuleUpdates(given.products, given.weights, 0.5, given.seeds, rank=4)
+    found = METHODS["compress-then-merge"].merge(now)
+    assert isinstance(found, Product) and found.a.shape[0] == 4
+    assert torch.allclose(full(found), wanted), (
+        "the vectors' signs are free, and which entries agree does not depend on them"
+    )
+
+
 def test_ties_is_pefts() -> None:
     from peft.utils.merge_utils import ties as of_peft
 

@@ -212,6 +212,7 @@ class _Merging:
                 [self.weights[i] for i in there],
                 self.settings.density,
                 [_seed(self.adapters[i].hash, module) for i in there],
+                self.ranks[module],
             )
         )
         b, a = self._at_rank(found, self.ranks[module])

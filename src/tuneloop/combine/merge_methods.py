@@ -25,12 +25,14 @@ class ModuleUpdates:
         weights: of each adapter.
         density: share of the entries that a method keeps which drops some.
         seeds: of the random choices for each adapter; they depend on adapter and module alone.
+        rank: that the result will have; 0: the sum of the ranks.
     """
 
     products: Sequence[Product]
     weights: Sequence[float]
     density: float
     seeds: Sequence[int]
+    rank: int = 0
 
     def dense(self) -> list[Tensor]:
         """The full matrices (outputs, inputs), in fp32."""
@@ -164,6 +166,21 @@ def knots(updates: ModuleUpdates) -> Product:
     return Product(q_b @ (u * s), elected([trimmed(part, updates.density) for part in parts], updates.weights))
 
 
+def compress_then_merge(updates: ModuleUpdates) -> Product:
+    """TIES on cores of the size of the result's rank, so that nothing is cut off after merging.
+
+    Compress-then-Merge of He et al. 2026 (arXiv 2606.03723). The shared spaces are the first left singular vectors of the updates
+    side by side, and the first right ones of the updates one above the other: they keep the most of all updates' squared length.
+    """
+    products = updates.products
+    rank = updates.rank or sum(product.a.shape[0] for product in products)
+    side = torch.cat([product.b @ torch.linalg.qr(product.a.t())[1].t() for product in products], 1)
+    above = torch.cat([torch.linalg.qr(product.b)[1] @ product.a for product in products])
+    left, right = _left_vectors(side)[:, :rank], _left_vectors(above.t())[:, :rank].t()
+    cores = [(left.t() @ product.b) @ (product.a @ right.t()) for product in products]
+    return Product(left @ elected([trimmed(core, updates.density) for core in cores], updates.weights), right)
+
+
 METHODS: dict[str, MergeMethod] = {
     method.name: method
     for method in (
@@ -176,6 +193,8 @@ METHODS: dict[str, MergeMethod] = {
         MergeMethod("tsv", "singular vectors of all tasks, made orthogonal (arXiv 2412.00081)", task_singular_vectors),
         MergeMethod("core-space", "ties in the space that the adapters share (arXiv 2509.17786)", core_space, drops=True),
         MergeMethod("knots", "ties on singular vectors of the updates side by side (arXiv 2410.19735)", knots, drops=True),
+        MergeMethod("compress-then-merge", "ties in a shared space of the result's rank (arXiv 2606.03723)",
+                    compress_then_merge, rank="largest", drops=True),
     )
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ class MergeOptions:
     """How to merge."""
 
     method: str = flag(
-        "svd", "NAME", "linear, cat, svd, ties, dare-ties, della, tsv, core-space, knots, or auto: search; see docs/merge.md."
+        "svd", "NAME", "linear, cat, svd, ties, dare-ties, della, tsv, core-space, knots, compress-then-merge, or auto: search; see docs/merge.md."
     )  # fmt: skip
     weights: str = flag("", "X,Y,...", "A weight for each adapter; default: 1 for each.")
     rank: int = flag(0, "N", "Rank of the result; default: what the method says.", least=0)

@@ -39,7 +39,7 @@ def first_round(adapters: int, rank: int = 0, density: float = 0.5) -> Iterator[
         rank: that was asked for; 0: each method's own.
         density: for methods that drop entries; half of it is tried as well.
     """
-    for method in ("tsv", "cat" if not rank else "svd", "knots", "core-space"):
+    for method in ("tsv", "cat" if not rank else "svd", "knots", "core-space", "compress-then-merge"):
         for scale in SCALES:
             yield MergeSettings(method, (scale,) * adapters, rank, density)
     for method in ("ties", "dare-ties", "della"):

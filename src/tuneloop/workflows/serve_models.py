@@ -196,11 +196,11 @@ def deployment_of(
 def _with_one_source(
     opened_: Sequence[Opened], candidates: Mapping[str, Opened]
 ) -> tuple[list[Opened], dict[str, Opened]]:
-    """The same with one source for equal weights: a merged model of several tasks, a copy of a run.
+    """The same with one source for equal adapters: a merged model of several tasks, a copy of a run.
 
     Engines know weights by their hash and load them once.
     """
-    from tuneloop.models.peft_layout import WEIGHTS
+    from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
 
     first: dict[str, Served] = {}
 
@@ -208,8 +208,10 @@ def _with_one_source(
         if each.loaded is None:
             return each
         place = Path(each.loaded.source)
-        file = place / WEIGHTS if place.is_dir() else place
-        digest = sha256_file(file) if file.is_file() else str(place)
+        if (place / WEIGHTS).is_file() and (place / SETTINGS).is_file():
+            digest = hash_of_adapter(place)
+        else:
+            digest = sha256_file(place) if place.is_file() else str(place)
         return replace(each, loaded=first.setdefault(digest, each.loaded))
 
     return [one(each) for each in opened_], {name: one(each) for name, each in candidates.items()}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import s3_stand_in
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.store import is_url, open_store
+from tuneloop.core.store import Store, is_url, open_store
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -86,7 +88,6 @@ def test_what_is_missing_for_a_store_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_rows_are_read_from_a_store_and_fetched_once(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tuneloop.core.store import Store
     from tuneloop.data.sources.read import find_files, read_records
     from tuneloop.records.rows import Reject
 
@@ -105,3 +106,55 @@ def test_rows_are_read_from_a_store_and_fetched_once(url: str, tmp_path: Path, m
     for place, said in ((f"{url}/none.jsonl", "No such file"), (f"{url}/picture.png", "can be read")):
         with pytest.raises(UserError, match=said):
             find_files([place])
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with s3_stand_in.s3_store(monkeypatch) as client:
+        yield client
+
+
+def test_s3_keeps_a_folder_and_shows_what_others_write_there(s3: Any, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "checkpoints").mkdir(parents=True)
+    (here / "checkpoints" / "step-1.pt").write_bytes(os.urandom(11 << 20))  # in several parts
+    (here / "run.json").write_text("{}")
+    store = open_store(f"s3://{s3_stand_in.BUCKET}/runs/x")
+    assert store.sizes() == {} and store.push(here) == 2
+    before = store.version("run.json")
+    s3.put_object(Bucket=s3_stand_in.BUCKET, Key="runs/x/run.json", Body=b"{ }")  # another machine
+    assert store.sizes() == {"checkpoints/step-1.pt": 11 << 20, "run.json": 3} and store.version("run.json") != before
+    assert store.push(here, only="checkpoints") == 0 and store.pull(there) == 2
+    assert (there / "checkpoints" / "step-1.pt").read_bytes() == (here / "checkpoints" / "step-1.pt").read_bytes()
+    store.remove(["run.json"])
+    kept = [each["Key"] for each in s3.list_objects_v2(Bucket=s3_stand_in.BUCKET)["Contents"]]
+    assert kept == ["runs/x/checkpoints/step-1.pt"]
+
+
+def test_what_s3_itself_refuses_is_said(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, url = tmp_path / "a.txt", f"s3://{s3_stand_in.BUCKET}/x"
+    file.write_text("a")
+
+    def refused(place: str) -> set[str]:
+        """What listing, writing and reading come to."""
+        found = set()
+        asks: list[Callable[[Store], Any]] = [
+            lambda store: store.sizes(), lambda store: store.put(file, "a.txt"), lambda store: store.get("a.txt", file)
+        ]  # fmt: skip
+        for ask in asks:
+            with pytest.raises(UserError) as caught:
+                ask(open_store(place))
+            assert caught.value.where.startswith(place) and caught.value.next_step
+            found.add(caught.value.what)
+        return found
+
+    open_store(url).put(file, "a.txt")
+    assert refused("s3://no-such-bucket/x") == {"There is no such bucket"}
+    s3_stand_in.without_rights(monkeypatch)
+    s3_stand_in.check_rights()
+    assert refused(url) == {"No right to use this bucket"}
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    s3_stand_in.forget_connections()
+    # What is asked by HEAD alone, as before reading, is refused without a word about why.
+    assert refused(url) == {"The access key is not known there", "No right to use this bucket"}
+    assert file.read_text() == "a", "what is here stays"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.records.bill import Bill
-from tuneloop.scale.bill import Expected, Invoice, join, rates_of, read_invoices, to_table
+from tuneloop.scale.bill import Expected, Invoice, job_of, join, rates_of, read_invoices, to_table
 
 SKY = """Clusters
 NAME       LAUNCHED     DURATION   RESOURCES          STATUS      COST/hr   COST (est.)
@@ -131,3 +132,48 @@ def test_two_of_one_name_are_told_apart_by_the_provider_or_listed() -> None:
     found = join(twice, [Invoice("a:1", "tickets", 3.0, host="RunPod Inc"), Invoice("a:2", "tickets", 4.0)])
     assert {line.host: line.paid for line in found.lines} == {"runpod": 3.0, "modal": None}
     assert found.unmatched[0].why == "names several: tickets (modal), tickets (runpod)"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("GPU hours, Tickets", "tickets-1a2b3c4d"),
+        ("pod tickets_1a2b", "tickets-1a2b3c4d"),
+        ("pod 1a2b3c4d (H100)", "tickets-1a2b3c4d"),
+        ("tickets-1a2b3c4d", "tickets-1a2b3c4d"),
+        ("tickets-5e6f0000", "deployment"),
+        ("tickets 1a2c", "tickets-1a2b3c4d"),  # another one's digits: the job's name is left
+        ("ticket", ""),
+        ("tickets-1a2b3c4d5", "tickets-1a2b3c4d"),
+        ("a1a2b3c4d", ""),
+    ],
+)
+def test_a_line_may_name_the_job_or_a_part_of_the_id(text: str, name: str) -> None:
+    expected = [
+        Expected("tickets-1a2b3c4d", "run", usd=4.0, loose=(job_of("tickets-1a2b3c4d"),)),
+        Expected("deployment", "deployment", "modal", others=("tickets-5e6f0000",)),
+    ]
+    found = join(expected, [Invoice("a:1", text, 3.0)])
+    assert [line.name for line in found.lines if line.paid] == ([name] if name else [])
+
+
+def test_a_name_of_its_own_counts_before_the_name_of_its_job() -> None:
+    run = Expected("tickets-1a2b3c4d", "run", usd=4.0, loose=("tickets",))
+    other, service = replace(run, name="tickets-5e6f7a8b"), Expected("tickets", "deployment", "modal")
+    assert [line.name for line in join([run, service], [Invoice("a:1", "tickets", 3.0)]).lines if line.paid] == [
+        "tickets"
+    ]
+    both = join([run, other], [Invoice("a:1", "tickets", 3.0), Invoice("a:2", "tickets-5e6f", 2.0)])
+    assert both.unmatched[0].why == "names several: tickets-1a2b3c4d (run), tickets-5e6f7a8b (run)"
+    assert [line.name for line in both.lines if line.paid] == ["tickets-5e6f7a8b"]
+    far = Expected("support", "deployment", "modal", loose=("tickets",))
+    said = join(
+        [run, far], [Invoice("a:1", "tickets", 3.0, host="RunPod"), Invoice("a:2", "tickets", 2.0, host="Modal")]
+    )
+    assert {line.name: line.paid for line in said.lines} == {"tickets-1a2b3c4d": 3.0, "support": 2.0}
+
+
+def test_the_job_is_found_in_ids_of_runs_and_artifacts() -> None:
+    ids = ("ticket-card-aaeae754", "ticket-card-merged-0123456789ab", "ticket-card-gguf-q4_k_m-0123456789ab",
+           "ticket-card-gguf-lora-0123456789ab", "ticket-card", "demo")  # fmt: skip
+    assert [job_of(each) for each in ids] == ["ticket-card"] * 4 + ["", ""]

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3_stand_in
 
 from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.progress import no_progress
+from tuneloop.core.store import open_store
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import prepare
 from tuneloop.data.process_record import Facts, RowProcessor, TokenCount, Work, process_chunk
@@ -58,8 +60,13 @@ Say = Callable[[str], None]
 
 @pytest.fixture(scope="module")
 def cluster(cli_environment: dict[str, str]) -> Iterator[Any]:
-    """Two nodes on this machine with a processor each, and this process connected to them."""
+    """Two nodes on this machine with a processor each and a bucket that both know, and this process connected to them."""
     ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch, s3_stand_in.s3_store(patch):
+        yield from _cluster(ray, cli_environment)
+
+
+def _cluster(ray: Any, cli_environment: dict[str, str]) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     before = os.environ.get("PYTHONPATH")
@@ -179,20 +186,25 @@ def losses_so_far(folder: Path) -> list[str]:
     return [line for line in file.read_text().splitlines() if '"loss"' in line] if file.is_file() else []
 
 
+@pytest.mark.parametrize("store", ["", f"s3://{s3_stand_in.BUCKET}/runs/far"], ids=["disk", "s3"])
 def test_a_killed_process_resumes_and_the_losses_are_those_of_one(
-    cluster: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     _, alone = train_alone(
         recipe.model_copy(update={"output_dir": "alone"}), progress=no_progress, say=lambda line: None
     )
     monkeypatch.setattr(on_ray, "take_part", dying)
     said: list[str] = []
-    own = recipe.model_copy(update={"output_dir": "far"})
+    own = recipe.model_copy(update={"output_dir": "far", "store": store})
     folder = run_on_ray(own, RayWish(on="ray", nodes=2), whole=False, say=said.append)
     assert (folder / "killed").exists() and any("went on from the checkpoint" in line for line in said), said
     assert any("2 processes train" in line for line in said)
     assert losses(folder) == pytest.approx(losses(tmp_path / "alone"), rel=2e-3, abs=1e-4)
     assert read_json(folder / "run.json")["best_val_loss"] == pytest.approx(alone.best_val_loss, rel=2e-3)
+    if store:
+        there = open_store(store).sizes()
+        assert {"run.json", "adapter/adapter_model.safetensors", "dataset/train.jsonl"} <= set(there)
+        assert any(name.startswith(".ray/") for name in there), "Ray's own records are there too"
 
 
 def refuses(setting: Any, say: Say) -> None:

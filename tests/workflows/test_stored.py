@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3_stand_in
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
@@ -19,20 +20,30 @@ from tuneloop.workflows.train import train_alone
 fsspec = pytest.importorskip("fsspec")
 
 
+@pytest.fixture(params=["memory", "s3"])
+def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket: in fsspec's memory, and of a server that speaks S3."""
+    if request.param == "s3":
+        with s3_stand_in.s3_store(monkeypatch):
+            yield f"s3://{s3_stand_in.BUCKET}"
+        return
+    yield "memory://bucket"
+    system = fsspec.filesystem("memory")
+    if system.exists("/bucket"):
+        system.rm("/bucket", recursive=True)
+
+
 @pytest.fixture
-def recipe(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
+def recipe(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, bucket: str) -> Recipe:
     monkeypatch.chdir(tmp_path)
     rows = [{"text": f"The {'late' if n % 2 else 'early'} parcel {n * 7}", "label": "ab"[n % 2]} for n in range(40)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
         "name": "rows", "model": str(tiny_llama), "data": {"sources": ["rows.jsonl"], "split": {"val": 0.2}},
         "train": {"epochs": 2, "rows_per_step": 8, "rank": 4, "checkpoint_steps": 2},
-        "track": {"report_to": []}, "store": "memory://bucket/rows",
+        "track": {"report_to": []}, "store": f"{bucket}/rows",
     }  # fmt: skip
-    yield make_recipe(values)
-    system = fsspec.filesystem("memory")
-    if system.exists("/bucket"):
-        system.rm("/bucket", recursive=True)
+    return make_recipe(values)
 
 
 class Lost(Exception):
@@ -56,7 +67,7 @@ def test_another_machine_goes_on_from_the_checkpoint_and_the_result_is_there(rec
     assert kept == ["checkpoints/step-0000002.pt", "checkpoints/step-0000004.pt"]  # earlier ones were dropped there too
     said: list[str] = []
     _, run = train_alone(recipe.model_copy(update={"output_dir": "second"}), progress=no_progress, say=said.append)
-    assert run.resumed_at == 4 and any("were in memory://bucket/rows" in line for line in said)
+    assert run.resumed_at == 4 and any(f"were in {recipe.store}" in line for line in said)
     assert run.adapter_hash == alone.adapter_hash  # bit for bit
     assert [r for r in read_jsonl("second/metrics.jsonl") if r.get("step") == 3 and "loss" in r]
     there = store.sizes()
@@ -76,5 +87,5 @@ def test_a_bucket_without_rights_ends_in_words_and_the_checkpoint_on_the_disk_st
     monkeypatch.setattr(Store, "put", refuse)
     with pytest.raises(UserError, match="No right") as caught:
         train_alone(recipe.model_copy(update={"output_dir": "mine"}), progress=no_progress, say=print)
-    assert caught.value.where.startswith("memory://bucket/rows/")
+    assert caught.value.where.startswith(f"{recipe.store}/")
     assert list(Path("mine/checkpoints").glob("step-*.pt"))

@@ -46,19 +46,22 @@ def command(
 def _show(found: Bill) -> None:
     from rich.console import Console
 
-    from tuneloop.scale.bill import to_table
+    from tuneloop.core.units import counted
+    from tuneloop.scale.bill import dollars, to_table
 
     table = plain_table("name", "host", "predicted", "paid", "paid / predicted")
     for row in to_table(found):
         table.add_row(*row)
     Console().print(table)
     if found.predicted:
-        print(
-            f"\n${found.paid:,.2f} paid for what was to cost ${found.predicted:,.2f}: {found.paid / found.predicted:.2f} times"
-        )
+        ratio = found.paid / found.predicted
+        print(f"\n{dollars(found.paid)} paid for what was to cost {dollars(found.predicted)}: {ratio:,.2f} times")
     if found.unmatched:
-        print(f"\n{len(found.unmatched)} paid lines, ${found.unmatched_usd:,.2f} together, belong to nothing here:")
+        many = counted(len(found.unmatched), "paid line")
+        print(
+            f"\n{many} ({dollars(found.unmatched_usd)}) {'belongs' if len(found.unmatched) == 1 else 'belong'} to nothing here:"
+        )
         for one in found.unmatched[:20]:
-            print(f"  {one.place}  ${one.usd:,.2f}  {one.text[:90]}\n    {one.why}")
+            print(f"  {one.place}  {dollars(one.usd)}  {one.text[:90]}\n    {one.why}")
         if len(found.unmatched) > 20:
             print(f"  and {len(found.unmatched) - 20} more: --json lists all")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.units import usd_words
 from tuneloop.records.bill import Bill, BillLine, UnmatchedInvoice
 
 # Names that columns have, compared in small letters without signs; earlier ones count before later ones.
@@ -32,6 +33,11 @@ PER_HOUR = re.compile(r"(/|per|usd|cost|price|rate)\s*(hr|hour|gpu.?hour)\b|hour
 SUMS = re.compile(r"^\W*(grand\s+)?(sub)?total\b|^\W*(sum|summe|gesamt|balance|amount due|vat|tax|mwst)\b", re.I)
 ENCODINGS = ("utf-8-sig", "utf-16", "cp1252")
 SYMBOLS = {"$": "USD", "US$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
+HASHED = re.compile(r"(.+)-([0-9a-f]{8,})")  # a run's or an artifact's id
+FORMAT = re.compile(
+    r"-(merged|adapter|gguf(-lora)?)(-[a-z0-9-]+)?$"
+)  # in an artifact's id, between its job and its hash
+LEAST_DIGITS = 4  # of a hash, that tell
 HEADER_ROWS = 40  # lines of a file in which its header is looked for
 
 
@@ -61,7 +67,8 @@ class Expected:
     """What was planned.
 
     Args:
-        name: that an invoice may hold; `others`: further names of the same, as its id.
+        name: that an invoice may hold; `others`: further names of the same, as its id; `loose`: names that it shares with its
+            kin, as that of its job, which count where no own name is in the invoice.
         usd: in all; None where it depends on the time.
         usd_per_hour: of a deployment's replica; `usd_per_month`: of the least replicas.
     """
@@ -73,6 +80,7 @@ class Expected:
     usd_per_hour: float | None = None
     usd_per_month: float | None = None
     others: tuple[str, ...] = ()
+    loose: tuple[str, ...] = ()
 
 
 @dataclass
@@ -103,7 +111,9 @@ def read_invoices(path: Path, rates: Mapping[str, float]) -> list[Invoice]:
 
 
 def join(expected: Sequence[Expected], invoices: Sequence[Invoice]) -> Bill:
-    """Each paid line with what it names; where it names several, with the longest name.
+    """Each paid line with what it names: best by a name of its own, else by a shortened one, else by its job's name.
+
+    Of several names of a kind the longest counts; of several that have it, those at the provider that the line names.
 
     Args:
         expected: everything that was planned here.
@@ -112,20 +122,16 @@ def join(expected: Sequence[Expected], invoices: Sequence[Invoice]) -> Bill:
     found = [_Joined(one) for one in expected]
     unmatched = []
     for invoice in invoices:
-        hits = sorted(
-            ((length, number) for number, one in enumerate(found) if (length := _named(one.what, invoice))),
-            reverse=True,
-        )
-        longest = [number for length, number in hits if length == hits[0][0]]
-        if len(longest) > 1 and invoice.host:
-            same = [n for n in longest if found[n].what.host and _plain(found[n].what.host) in _plain(invoice.host)]
-            longest = same or longest
-        if len(longest) == 1:
-            found[longest[0]].invoices.append(invoice)
+        named = {number: kind for number, one in enumerate(found) if (kind := _named(one.what, invoice)) != NOT_NAMED}
+        best = [number for number, kind in named.items() if kind == max(named.values())]
+        if len(best) > 1:
+            best = _at_its_provider([(number, found[number].what.host) for number in best], invoice) or best
+        if len(best) == 1:
+            found[best[0]].invoices.append(invoice)
             continue
         why = "names nothing that was planned here"
-        if longest:
-            why = f"names several: {', '.join(sorted({_title(found[n].what) for n in longest}))}"
+        if best:
+            why = f"names several: {', '.join(sorted({_title(found[n].what) for n in best}))}"
         unmatched.append(
             UnmatchedInvoice(place=invoice.place, text=invoice.text[:200], usd=round(invoice.usd, 4), why=why)
         )
@@ -162,12 +168,42 @@ def _line(one: _Joined) -> BillLine:
     )  # fmt: skip
 
 
-def _named(what: Expected, invoice: Invoice) -> int:
-    """Letters of the longest of its names that an invoice holds as a whole; 0: none."""
+NOT_NAMED = (0, 0)
+
+
+def _named(what: Expected, invoice: Invoice) -> tuple[int, int]:
+    """How well an invoice names something, to be compared: the kind of name (3: its own, 2: shortened, 1: its job's), its letters."""
     text = f"-{_plain(invoice.text)}-"
+    own = [_plain(name) for name in (what.name, *what.others)]
+    shortened = [part for name in own for part in _shortened(name, text)]
+    kinds = ((3, own), (2, shortened), (1, [_plain(name) for name in what.loose]))
     return max(
-        (len(name) for one in (what.name, *what.others) if (name := _plain(one)) and f"-{name}-" in text), default=0
+        ((kind, len(name)) for kind, names in kinds for name in names if name and f"-{name}-" in text),
+        default=NOT_NAMED,
     )
+
+
+def _shortened(name: str, text: str) -> list[str]:
+    """What a text may hold of a name that ends in a hash: some of its digits behind the rest, or the hash alone."""
+    found = HASHED.fullmatch(name)
+    if not found:
+        return []
+    job, digest = found[1], found[2]
+    begun = re.search(rf"-({re.escape(job)}-({digest[:LEAST_DIGITS]}[0-9a-f]*))-", text)
+    return [digest, begun[1]] if begun and digest.startswith(begun[2]) else [digest]
+
+
+def job_of(name: str) -> str:
+    """The job's name in a run's or an artifact's id, as `tickets` of `tickets-1a2b3c4d`; empty: it has no such end."""
+    found = HASHED.fullmatch(_plain(name))
+    return FORMAT.sub("", found[1]) if found else ""
+
+
+def _at_its_provider(candidates: Sequence[tuple[int, str]], invoice: Invoice) -> list[int]:
+    """Those that are at the provider that a line names; else, where it names one, those that are at none in particular."""
+    text = _plain(f"{invoice.host} {invoice.text}")
+    there = [number for number, host in candidates if host and _plain(host) in text]
+    return there or ([number for number, host in candidates if not host] if invoice.host else [])
 
 
 def _plain(text: str) -> str:
@@ -348,12 +384,17 @@ def to_table(bill: Bill) -> list[tuple[str, str, str, str, str]]:
     """Rows of the table: name, host, predicted, paid, ratio."""
 
     def usd(value: float | None) -> str:
-        return "-" if value is None else f"${value:,.2f}"
+        return "-" if value is None else dollars(value)
 
     return [
-        (line.name, line.host, usd(line.predicted), usd(line.paid), "-" if line.ratio is None else f"{line.ratio:.2f}")
+        (line.name, line.host, usd(line.predicted), usd(line.paid), "-" if line.ratio is None else f"{line.ratio:,.2f}")
         for line in bill.lines
     ]
+
+
+def dollars(value: float) -> str:
+    """Dollars to the cent; what is less than one, in words of its own."""
+    return f"${value:,.2f}" if value == 0 or abs(value) >= 0.005 else usd_words(value)
 
 
 def rates_of(texts: Sequence[str]) -> dict[str, float]:

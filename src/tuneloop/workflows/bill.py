@@ -13,7 +13,7 @@ from tuneloop.records.bill import Bill
 from tuneloop.records.hosting import HostedDeployment, RemoteJob
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
-from tuneloop.scale.bill import Expected, Invoice, join, read_invoices
+from tuneloop.scale.bill import Expected, Invoice, job_of, join, read_invoices
 
 MOST_DEEP = 5  # folders below the one that is looked through
 COPIES = {"mlartifacts", "mlruns"}  # where MLflow keeps copies of a run's files
@@ -62,12 +62,23 @@ def _expected(folder: Path) -> Iterator[Expected]:
                 continue  # another program's file of that name
             if isinstance(found, RunManifest):
                 usd = found.predicted.usd if found.predicted else None
-                yield Expected(path.parent.resolve().name, "run", "", usd, others=(found.id,) if found.id else ())
+                name = path.parent.resolve().name
+                jobs = tuple(dict.fromkeys(job for id_ in (name, found.id) if (job := job_of(id_))))
+                yield Expected(name, "run", "", usd, others=(found.id,) if found.id else (), loose=jobs)
             elif isinstance(found, RemoteJob):
                 yield Expected(found.name, "job", found.on, found.usd)
             elif isinstance(found, HostedDeployment):
                 month = found.usd_per_month[0] if found.usd_per_month else None
-                yield Expected(found.name, "deployment", found.host, None, found.usd_per_hour, month, (found.artifact,))
+                yield Expected(
+                    found.name,
+                    "deployment",
+                    found.host,
+                    None,
+                    found.usd_per_hour,
+                    month,
+                    (found.artifact,),
+                    (job_of(found.artifact),),
+                )
 
 
 def _sky_report(rates: dict[str, float]) -> list[Invoice]:

@@ -132,6 +132,22 @@ def test_a_crash_is_an_error_of_those_who_have_read_something_and_the_next_is_an
     served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
 
 
+def test_it_comes_back_by_itself_though_nobody_asks(files: Files) -> None:
+    async def work(engine: LlamaCppEngine) -> None:
+        before = engine.process
+        kill(engine)
+        until = time.monotonic() + HANG
+        while engine.process == before or not await engine.healthy():
+            assert time.monotonic() < until, "it stays away"
+            await asyncio.sleep(0.05)
+        kill(engine)
+        await engine.stop()  # while it may be starting
+        await asyncio.sleep(2 * module.LOOK_EVERY)
+        assert engine.process is None and not await engine.healthy()
+
+    served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
+
+
 def test_a_row_that_gives_way_goes_on_after_a_crash(files: Files) -> None:
     async def work(engine: LlamaCppEngine) -> None:
         request = asked(max_new_tokens=200, gives_way=True)

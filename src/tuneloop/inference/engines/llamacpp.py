@@ -63,6 +63,7 @@ WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between 
 HEALTHY_WITHIN = 2.0  # seconds
 PIECE, MOST = 512, 32  # tokens of a prompt that are read, and that are written, in one quantum at most
 DRAWN = 8  # tokens of a quantum that are drawn with a temperature
+LOOK_EVERY = 0.25  # seconds between two looks whether the server has ended by itself
 REVIVE_PAUSE = 5.0  # seconds before it is tried again to start a server that has ended by itself
 GONE = "engine: llama.cpp ended by itself"
 
@@ -112,6 +113,7 @@ class LlamaCppEngine:
         self._scorer: LlamaCpp | None = None
         self._wanted = False
         self._reviving: asyncio.Future[bool] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._scoring, self._one_choice = asyncio.Lock(), asyncio.Lock()
         self._slots, self._giving = Slots(range(settings.slots)), Slots(range(settings.slots, self._all_slots))
         self._turns = Turns(settings.giving_way)
@@ -173,6 +175,16 @@ class LlamaCppEngine:
         except BaseException:
             await self._end()
             raise
+        if not self._wanted:  # it was stopped meanwhile
+            await self._end()
+        elif self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Start the server anew when it has ended by itself, though nobody asks."""
+        while self._wanted:
+            await asyncio.sleep(LOOK_EVERY)
+            await self._revived()
 
     def _start(self) -> None:
         need_wheel(WHEEL, VERSION, "about 35 MB")
@@ -276,6 +288,14 @@ class LlamaCppEngine:
     async def stop(self) -> None:
         """End the child and all that it started."""
         self._wanted = False
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
+        while self._reviving is not None:  # a child that is being started ends at once
+            if self._process is not None and self._process.poll() is None:
+                _kill(self._process)
+            await asyncio.sleep(0.02)
         await self._end()
 
     async def _end(self) -> None:
@@ -283,8 +303,7 @@ class LlamaCppEngine:
         process, self._process = self._process, None
         scorer, self._scorer = self._scorer, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
             await asyncio.to_thread(process.wait)
             if process.stdin is not None:
                 with contextlib.suppress(OSError):
@@ -368,7 +387,9 @@ class LlamaCppEngine:
             await self.start()
             return True
         except UserError:
-            await asyncio.sleep(REVIVE_PAUSE)  # those who ask meanwhile hear that it is gone
+            until = time.monotonic() + REVIVE_PAUSE
+            while self._wanted and time.monotonic() < until:  # those who ask meanwhile hear that it is gone
+                await asyncio.sleep(0.1)
             return False
         finally:
             self._reviving = None
@@ -596,6 +617,12 @@ class _Answer:
     def failed(self, why: str) -> Completion:
         """The answer of a request that failed."""
         return self.completed("error", why)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a child and all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _update(completion: Completion) -> Update:

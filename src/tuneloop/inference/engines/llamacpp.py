@@ -34,6 +34,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import orjson
+
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
 from tuneloop.inference.engines import (
@@ -46,6 +48,7 @@ from tuneloop.inference.engines import (
     with_template,
 )
 from tuneloop.inference.engines.turns import Slots, Turns
+from tuneloop.inference.engines.wire import Broken, Refused, Wire
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
 from tuneloop.inference.pace import Pace
 from tuneloop.inference.prompt import LabelTrees, refused, schema_breach, schema_problem, with_ids
@@ -109,7 +112,7 @@ class LlamaCppEngine:
         self._context = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
-        self._client: Any = None
+        self._client: Wire | None = None
         self._scorer: LlamaCpp | None = None
         self._wanted = False
         self._reviving: asyncio.Future[bool] | None = None
@@ -202,7 +205,7 @@ class LlamaCppEngine:
         with self._spawned(told) as address:
             if not templates:  # while the child loads; when it is started anew they are known
                 adapters, templates = self._read_adapters(file)
-            self._open_client(address(), key)
+            self._client = Wire(address(), key, self._all_slots)
         self._adapters, self._templates = adapters, templates
 
     def _read_adapters(self, file: Path) -> tuple[dict[str, AdapterFacts], dict[str, Template]]:
@@ -250,16 +253,6 @@ class LlamaCppEngine:
         finally:
             os.close(ours)
 
-    def _open_client(self, address: str, key: str) -> None:
-        import httpx
-
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._all_slots)
-        timeout = httpx.Timeout(None, connect=5.0)
-        headers = {"Authorization": f"Bearer {key}"}
-        self._client = httpx.AsyncClient(
-            base_url=address, headers=headers, limits=limits, timeout=timeout, trust_env=False
-        )  # fmt: skip
-
     def _error(self, what: str) -> UserError:
         """An error with the first reason in the log."""
         why = ""
@@ -278,11 +271,10 @@ class LlamaCppEngine:
         """Whether the child is there and answers."""
         if self._process is None or self._process.poll() is not None or self._client is None:
             return False
-        import httpx
-
         try:
-            return bool((await self._client.get("/health", timeout=HEALTHY_WITHIN)).status_code == 200)
-        except httpx.HTTPError:
+            await asyncio.wait_for(self._client.get("/health"), HEALTHY_WITHIN)
+            return True
+        except (Broken, Refused, TimeoutError):
             return False
 
     async def stop(self) -> None:
@@ -309,7 +301,7 @@ class LlamaCppEngine:
                 with contextlib.suppress(OSError):
                     process.stdin.close()
         if client is not None:
-            await client.aclose()
+            client.close()
         if scorer is not None:
             scorer.close()
         if self._log is not None:
@@ -445,33 +437,36 @@ class LlamaCppEngine:
             self._slots.give(slot, request.adapter, (*request.ids, *answer.ids))
 
     async def _streamed(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
-        import httpx
-
         body, process = body_of(request, self._scales(request.adapter)) | {"id_slot": slot}, self._process
         try:
-            async with self._client.stream("POST", "/completion", json=body) as response:
-                if response.status_code != 200:
-                    said = (await response.aread()).decode(errors="replace")
-                    yield _update(answer.failed(f"engine: {_message(said)}"))
-                    return
-                async for line in response.aiter_lines():
-                    if not line.startswith("data: "):
-                        continue
-                    for update in answer.read(json.loads(line[6:])):
+            async with aclosing(self._wire().events("/completion", _json(body))) as events:
+                async for event in events:
+                    for update in answer.read(orjson.loads(event)):
                         yield update
                     if answer.over:
                         return
-        except (httpx.HTTPError, ValueError, AttributeError):  # the last: there is no client any more
+        except Refused as error:
+            yield _update(answer.failed(f"engine: {_message(error.body.decode(errors='replace'))}"))
+            return
+        except (Broken, ValueError):
             gone = await self._has_ended(process)
             yield _update(answer.failed(GONE if gone else "engine: the answer broke off"))
             return
         if not answer.over:
             yield _update(answer.failed(GONE))
 
+    def _wire(self) -> Wire:
+        """The way to the server.
+
+        Raises:
+            Broken: there is none any more.
+        """
+        if self._client is None:
+            raise Broken("llama.cpp has ended")
+        return self._client
+
     async def _in_quanta(self, request: Request) -> AsyncGenerator[Update, None]:
         """An answer that gives way: quantum by quantum, in one slot that keeps what was read."""
-        import httpx
-
         answer = _Answer(request, self._templates[request.adapter])
         slot = await self._giving.take(request.adapter, request.ids)
         self._turns.row(request.adapter, 1)
@@ -483,7 +478,7 @@ class LlamaCppEngine:
                         async for update in updates:
                             yield update
                     return
-                except (httpx.HTTPError, ValueError, KeyError, AttributeError):
+                except (Broken, Refused, ValueError, KeyError):
                     gone = await self._has_ended(process)
                     if not gone or attempt == 2 or not await self._revived():
                         yield _update(answer.failed(GONE if gone else "engine: the answer broke off"))
@@ -517,7 +512,7 @@ class LlamaCppEngine:
         """What llama.cpp says of a piece of a prompt, or of a few tokens behind what is there.
 
         Raises:
-            httpx.HTTPError, ValueError: it gives no answer.
+            Broken, Refused, ValueError: it gives no answer.
         """
         drawn = replace(request.sampling, seed=request.sampling.seed + len(ids) - len(request.ids))
         part = replace(request, ids=ids, max_new_tokens=max(tokens, 1), sampling=drawn)
@@ -525,10 +520,9 @@ class LlamaCppEngine:
         body |= {"stream": False, "id_slot": slot, "n_predict": tokens}
         began = await self._turns.begin(request.adapter, reads=not tokens)
         try:
-            response = await self._client.post("/completion", json=body)
+            said: dict[str, Any] = orjson.loads(await self._wire().post("/completion", _json(body)))
         finally:
             self._turns.end(request.adapter, began)
-        said: dict[str, Any] = response.json()
         return said
 
     async def _chosen(self, request: Request) -> Completion:
@@ -623,6 +617,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """End a child and all that it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # a schema that is nested deeply, or has larger numbers
+        return json.dumps(body).encode()
 
 
 def _update(completion: Completion) -> Update:

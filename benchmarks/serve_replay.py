@@ -4,12 +4,15 @@
                                       [--engines 1000]
 
 FOLDER holds the Azure traces of 2023 (AzurePublicDataset: `azure_2023_conv.csv`, `azure_2023_code.csv`) and Mooncake's
-(`mooncake_synthetic.jsonl`). Their tokens are divided (`--divide`) and requests are left out at random, so that those who wait
-take a share (`--load`) of the engine, which is SmolLM2-135M in llama.cpp. Rows of a batch are always there to be done.
+(`mooncake_synthetic.jsonl`). The engine is SmolLM2-135M in llama.cpp. What prompts and steps cost is measured while it has
+nothing else to do. Then the tokens of a trace are divided (`--divide`) so that 99 of 100 requests alone have their first
+token within a quarter of the objective: where that takes most of it, no schedule can keep it. Requests are left out at
+random, so that those who wait take a share (`--load`) of the engine. Rows of a batch are always there to be done.
 
-First `--real` schedules run in real time. What prompts and steps cost is fitted to their logs, and the simulator replays
-the same requests. Then it compares all schedules, and finds for each the most batch work at which 99 % of the accepted
-requests have their first token within the objective.
+First `--real` schedules run in real time. The costs are scaled by the first one's minutes (`calibrate`); with these costs
+the simulator replays the minutes behind them, each schedule beside what it did in real time. Then it compares all
+schedules, and finds for each the most batch work at which 99 % of the accepted requests have their first token within the
+objective.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import argparse
 import asyncio
 import csv
 import json
+import math
 import random
 import shutil
 import sys
@@ -41,11 +45,11 @@ from tuneloop.serve.replay import (  # noqa: E402
     as_it_was,
     calibrate,
     figures,
-    log_of,
     replay,
     replay_on_many,
+    time_alone,
 )
-from tuneloop.serve.simulate import Costs, SimulatedEngine, fit_costs, simulate  # noqa: E402
+from tuneloop.serve.simulate import Costs, SimulatedEngine, measured_costs, simulate  # noqa: E402
 
 TRACES = ("azure_2023_conv", "azure_2023_code", "mooncake_synthetic")
 
@@ -72,8 +76,7 @@ def read_trace(folder: Path, name: str) -> list[Arrival]:
 def scaled(trace: Sequence[Arrival], options: argparse.Namespace, costs: Costs, engines: int = 1) -> list[Arrival]:
     """Requests of some minutes, smaller and fewer, so that they take a share of the engine."""
     draw, seconds = random.Random(options.seed), options.minutes * 60
-    longest = sorted(each.prompt_tokens for each in trace)[int(0.995 * len(trace))]
-    divide = options.divide or max(longest // 160, 1)
+    divide = options.divide or smallest_divisor(trace, options.ttft_ms / 4, costs)
     first = min(options.skip, max(trace[-1].at - seconds, 0.0))
     cut = [
         Arrival(each.at - first, max(each.prompt_tokens // divide, 4), max(each.tokens // min(divide, 10), 2))
@@ -85,6 +88,13 @@ def scaled(trace: Sequence[Arrival], options: argparse.Namespace, costs: Costs, 
     spread = 0.0 if share <= 1 else 1.0
     found = [replace(each, at=each.at + spread * draw.random()) for each in copies]
     return sorted(found, key=lambda each: each.at)
+
+
+def smallest_divisor(trace: Sequence[Arrival], ms: float, costs: Costs) -> int:
+    """By what prompts must be divided so that 99 of 100 alone have their first token within some milliseconds."""
+    long = sorted(each.prompt_tokens for each in trace)[int(0.99 * len(trace))]
+    room = (ms - costs.prompt - costs.step) / max(costs.read, 1e-6)
+    return max(math.ceil(long / max(room, 4.0)), 1)
 
 
 def open_engine(folder: Path, slots: int, rows: int) -> Any:
@@ -100,7 +110,7 @@ def open_engine(folder: Path, slots: int, rows: int) -> Any:
 
 
 async def in_reality(options: argparse.Namespace, name: str, given: Replay, folder: Path) -> Costs:
-    """Real schedules, one after the other, each beside the same minutes on paper; returns the costs of the last one."""
+    """Real schedules, one after the other, each beside the same minutes on paper; returns the costs."""
     engine = open_engine(folder, options.slots, options.rows)
     draw = random.Random(1)
     await engine.start()
@@ -109,19 +119,29 @@ async def in_reality(options: argparse.Namespace, name: str, given: Replay, fold
         def ids(one: Arrival) -> Sequence[int]:
             return [draw.randrange(1000, 40000) for _ in range(one.prompt_tokens)]
 
-        alone = Replay(options.slots, options.ttft_ms, (), 0, 10.0, ids)
-        warm = [Arrival(i * 0.5, draw.randrange(20, 200), draw.randrange(4, 40)) for i in range(20)]
-        costs = fit_costs(log_of(await replay(engine, warm, "static", alone)))
-        print(f"alone: {costs}", flush=True)
-        arrivals = scaled(read_trace(options.traces, name), options, costs)
-        for schedule in options.real.split(",") if options.real else ():
-            log = await replay(engine, arrivals, schedule, replace(given, ids=ids))
-            costs = await asyncio.to_thread(calibrate, log, schedule, given)
-            real = figures(f"{schedule}, real", log, given, costs, options.usd)
-            paper = await asyncio.to_thread(on_paper, costs, as_it_was(log), schedule, given, options)
-            print(f"{schedule}: {costs}", flush=True)
-            show(name, [real, figures(f"{schedule}, paper", paper, given, costs, options.usd)])
-        return costs
+        real, trace = replace(given, ids=ids), read_trace(options.traces, name)
+        alone = await time_alone(engine, real)
+        for each in alone:
+            print(f"  {each.rows} x {each.prompt_tokens} tokens: first after {each.first_ms:.0f} ms, "
+                  f"then {(each.end_ms - each.first_ms) / max(each.tokens - 1, 1):.1f} ms a token")  # fmt: skip
+        costs = measured_costs(alone)
+        print(
+            f"alone: {costs}; tokens are divided by {smallest_divisor(trace, options.ttft_ms / 4, costs)}", flush=True
+        )
+        if not options.real:
+            return costs
+        schedules = options.real.split(",")
+        # All minutes are scaled by the costs that were measured, so that the traffic is the same whatever is fitted.
+        log = await replay(engine, scaled(trace, options, costs), schedules[0], real)
+        fitted = await asyncio.to_thread(calibrate, costs, log, schedules[0], given)
+        print(f"beside its clients: {fitted}", flush=True)
+        later = argparse.Namespace(**{**vars(options), "skip": options.skip + 60 * options.minutes})
+        for schedule in schedules:
+            log = await replay(engine, scaled(trace, later, costs), schedule, real)
+            paper = await asyncio.to_thread(on_paper, fitted, as_it_was(log), schedule, given, options)
+            rows = [figures(f"{schedule}, {kind}", each, given, fitted, options.usd) for kind, each in (("real", log), ("paper", paper))]  # fmt: skip
+            show(f"{name}, the next minutes", rows)
+        return fitted
     finally:
         await engine.stop()
 
@@ -187,7 +207,7 @@ def main() -> None:
     parser.add_argument("--skip", type=float, default=600.0, help="seconds of the trace before those minutes")
     parser.add_argument("--load", type=float, default=0.5, help="share of the engine that those who wait take")
     parser.add_argument(
-        "--divide", type=int, default=0, help="tokens of the trace for one of ours; 0: so that a long prompt has 160"
+        "--divide", type=int, default=0, help="tokens of the trace for one of ours; 0: by what a prompt takes alone"
     )
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--rows", type=int, default=4, help="of batches at a time")
@@ -212,6 +232,8 @@ def main() -> None:
             figures(each, on_paper(costs, arrivals, each, given, options), given, costs, options.usd)
             for each in SCHEDULES
         ]
+        alone = on_paper(costs, arrivals, "ours", replace(given, batch=()), options)
+        rows.append(figures("without a batch", alone, given, costs, options.usd))
         show(f"{name}: {len(arrivals)} requests in {options.minutes:g} minutes, on paper", rows)
         show(
             f"{name}: the most batch work with 99 % within {options.ttft_ms:g} ms",

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tuneloop.inference.request import Request
-from tuneloop.serve.replay import Arrival, Replay, log_of, replay
-from tuneloop.serve.simulate import Costs, Logged, SimulatedEngine, fit_costs, simulate
+from tuneloop.serve.replay import Replay, time_alone
+from tuneloop.serve.simulate import Costs, SimulatedEngine, measured_costs, simulate
 
 COSTS = Costs(5.0, 1.0, 8.0, 2.0)
 
@@ -48,7 +48,20 @@ def test_what_waits_for_nothing_is_told() -> None:
 
 def test_one_request_takes_what_its_tokens_cost() -> None:
     first, end = simulate(lambda: timed(SimulatedEngine(COSTS), request(100, 11)))
-    assert first == pytest.approx(0.105) and end == pytest.approx(0.105 + 10 * 0.010)
+    assert first == pytest.approx(0.113) and end == pytest.approx(0.113 + 10 * 0.010)
+
+
+def test_a_step_reads_all_prompts_that_have_come_and_writes_in_the_other_rows() -> None:
+    async def work() -> list[tuple[float, float]]:
+        engine = SimulatedEngine(COSTS)
+        writing = timed(engine, request(10, 40))
+        return await asyncio.gather(writing, *(timed(engine, request(100, 2), after=0.1) for _ in range(3)))
+
+    writer, *readers = simulate(work)
+    assert len({first for first, _ in readers}) == 1
+    # A step that was under way, then one with three prompts and a row, which got its token in it.
+    assert 0.310 + 0.005 <= readers[0][0] <= 0.310 + 0.005 + 0.010
+    assert writer[1] - writer[0] == pytest.approx(39 * 0.010 + 0.300 + 3 * 0.002, abs=0.001)
 
 
 def test_what_gives_way_hardly_delays_and_is_done_in_the_end() -> None:
@@ -59,17 +72,29 @@ def test_what_gives_way_hardly_delays_and_is_done_in_the_end() -> None:
         )
 
     long, short = simulate(work)
-    assert short[0] < 2 * 0.045
+    assert short[0] < 2 * 0.053
     assert long[1] > 3.0
 
 
-def test_costs_are_found_in_a_log() -> None:
-    async def work() -> list[Logged]:
-        arrivals = [Arrival(i * 0.11, 20 + 37 * i % 160, 4 + 13 * i % 40) for i in range(80)]
-        return log_of(await replay(SimulatedEngine(COSTS), arrivals, "static", Replay(8, 500.0, (), 0, 10.0)))
+def test_rows_that_give_way_write_beside_answers_and_read_a_small_share_of_the_time() -> None:
+    async def work() -> tuple[int, int]:
+        engine = SimulatedEngine(COSTS)
+        answer = asyncio.ensure_future(timed(engine, request(10, 400)))
+        writing = asyncio.ensure_future(timed(engine, request(4, 200, gives_way=True)))
+        reading = asyncio.ensure_future(timed(engine, request(2000, 1, gives_way=True)))
+        await asyncio.gather(answer, writing)
+        reading.cancel()
+        return engine.read - 14, engine.written
 
-    found = fit_costs(simulate(work))
-    assert found.read == pytest.approx(COSTS.read, rel=0.25)
-    assert found.seconds(1000, 500, 2.0) == pytest.approx(COSTS.seconds(1000, 500, 2.0), rel=0.1)
+    read, written = simulate(work)
+    assert written > 400 + 150, "it writes alongside"
+    assert 0 < read < 600, "and does not read alongside"
+
+
+def test_costs_are_found_by_measuring_an_engine_that_is_idle() -> None:
+    given = Replay(8, 500.0, (), 0, 10.0)
+    found = measured_costs(simulate(lambda: time_alone(SimulatedEngine(COSTS), given)))
+    for name in ("prompt", "read", "step", "row"):
+        assert getattr(found, name) == pytest.approx(getattr(COSTS, name), rel=0.05), name
     with pytest.raises(ValueError, match="fewer"):
-        fit_costs([])
+        measured_costs([])

@@ -18,7 +18,7 @@ from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.serve.admission import Admission, Pass, Work
 from tuneloop.serve.errors import ApiError
-from tuneloop.serve.simulate import Costs, Logged, SimulatedEngine, fit_costs, simulate
+from tuneloop.serve.simulate import Costs, SimulatedEngine, Timed, simulate
 
 Schedule = Literal["fifo", "shortest", "static", "gate", "ours"]
 SCHEDULES: tuple[Schedule, ...] = ("fifo", "shortest", "static", "gate", "ours")
@@ -276,9 +276,8 @@ def figures(
     accepted = [one for one in asked if not one.refused]
     times = sorted(1000 * (one.first - one.arrived) for one in accepted if one.first) or [0.0]
     read, written = sum(one.read for one in outcomes), sum(one.written for one in outcomes)
-    prompts = sum(bool(one.read) for one in outcomes)
     rows = max(min(_mean_rows(outcomes, given.seconds) / engines, float(given.slots)), 1.0)
-    seconds = costs.seconds(read, written, rows) + prompts * costs.prompt / 1000
+    seconds = costs.seconds(read, written, rows)
     hours = engines * given.seconds / 3600
     return Figures(
         schedule, len(asked), len(asked) - len(accepted),
@@ -294,13 +293,6 @@ def _mean_rows(outcomes: Sequence[Outcome], seconds: float) -> float:
     return sum(one.end - one.first for one in outcomes if one.first) / max(seconds, 1e-9)
 
 
-def log_of(outcomes: Sequence[Outcome]) -> list[Logged]:
-    """The requests that were answered whole, for `fit_costs`."""
-    return [
-        Logged(one.started, one.first, one.end, one.read, one.written) for one in outcomes if one.whole and one.first
-    ]
-
-
 def as_it_was(outcomes: Sequence[Outcome]) -> list[Arrival]:
     """The requests of a replay with the lengths that their answers had; of those that were refused the mean."""
     asked = [one for one in outcomes if not one.batch]
@@ -310,17 +302,44 @@ def as_it_was(outcomes: Sequence[Outcome]) -> list[Arrival]:
     return [Arrival(one.arrived - begin, one.asked_prompt, one.written if one.whole else mean) for one in asked]
 
 
-def calibrate(outcomes: Sequence[Outcome], schedule: Schedule, given: Replay, rounds: int = 6) -> Costs:
-    """Costs under which the simulator takes as long for these requests as they took.
+async def time_alone(engine: Streams, given: Replay, repeats: int = 3) -> list[Timed]:
+    """What an engine that has nothing else to do takes for prompts of several lengths, and for several rows together.
 
-    A first fit is scaled until the mean times to the first token, and from there to the end, are those of the log.
+    The first one is not counted. Each is the median of its repeats, by the time to the first token.
+    """
+    found = []
+    for rows, prompt, tokens in (
+        (1, 16, 8),
+        (1, 8, 24),
+        (1, 64, 8),
+        (1, 160, 8),
+        (1, 320, 2),
+        (4, 8, 24),
+        (given.slots, 8, 24),
+    ):
+        times = []
+        for _ in range(repeats):
+            run = _Run(engine, "fifo", given, Admission(given.slots))
+            one = Arrival(0.0, prompt, tokens)
+            done = await asyncio.gather(*(run.request(one) for _ in range(rows)))
+            last = [max(getattr(each, name) - each.started for each in done) * 1000 for name in ("first", "end")]
+            times.append(Timed(rows, prompt, min(each.written for each in done), *last))
+        found.append(sorted(times, key=lambda each: each.first_ms)[repeats // 2])
+    return found[1:]
+
+
+def calibrate(costs: Costs, outcomes: Sequence[Outcome], schedule: Schedule, given: Replay, rounds: int = 6) -> Costs:
+    """Costs, scaled so that the simulator takes as long for these requests as they took.
+
+    The mean times to the first token, and from there to the end, become those of the log: beside its clients an engine
+    does not compute as fast as alone.
 
     Args:
         outcomes: of a replay in real time.
         given: how it was done.
     """
     asked = [one for one in outcomes if not one.batch and one.whole]
-    costs, arrivals = fit_costs(log_of(asked)), as_it_was(outcomes)
+    arrivals = as_it_was(outcomes)
     for _ in range(rounds):
         engine = SimulatedEngine(costs, given.slots, max(given.rows, 1))
         paper = simulate(lambda: replay(engine, arrivals, schedule, given))  # noqa: B023

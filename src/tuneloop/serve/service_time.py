@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from operator import mul
 
 FORGETTING = 0.99  # weight of an observation falls by this with each later one: the last hundred count
-ENOUGH = 5  # observations before a prediction is trusted
+ENOUGH = 10  # observations before a prediction is trusted: with four weights, fewer refuse without need
 
 
 @dataclass

@@ -1,16 +1,17 @@
 """A server on paper: the admission that serves, before an engine that only counts time.
 
 `VirtualLoop` is an event loop whose clock jumps to the next event, so that the very code of admission and scheduling runs
-in it as it does in a server, only faster. `SimulatedEngine` computes as llama.cpp does: prompts are read one after the other, then
-all who are being answered get a token in each step. What gives way is computed in quanta. What a prompt and a step cost is
-fitted to the log of real minutes (`fit_costs`).
+in it as it does in a server, only faster. `SimulatedEngine` computes as llama.cpp does: each step reads all prompts that
+have come, as far as a batch holds them, and writes a token in each row that is read; it takes longer by each token in it.
+What gives way is computed in quanta, by the rules of `Turns`. What a step costs is measured on a real engine that has
+nothing else to do (`measured_costs`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from tuneloop.inference.pace import QUANTUM, SHARE
 from tuneloop.inference.request import Request
 
 T = TypeVar("T")
+BATCH = 2048  # tokens that llama.cpp takes in a step
+MOST_READ, MOST_WRITTEN = 512, 32  # tokens of a quantum, as in `engines.llamacpp`
 
 
 class _Jumping(selectors.SelectSelector):
@@ -67,10 +70,10 @@ class Costs:
     """Milliseconds of an engine.
 
     Args:
-        prompt: of a prompt, whatever its length.
+        prompt: until a request is in a step: sending, taking a slot. Others are computed meanwhile.
         read: of each token that is read.
-        step: of a step that writes a token in each row.
-        row: of each row in a step.
+        step: of a step, whatever is in it.
+        row: of each row that gets a token in a step.
     """
 
     prompt: float
@@ -84,69 +87,43 @@ class Costs:
         Args:
             rows: that are written together on average.
         """
-        return (self.prompt + self.read * read + written * (self.row + self.step / max(rows, 1.0))) / 1000
+        return (self.read * read + written * (self.row + self.step / max(rows, 1.0))) / 1000
 
 
 @dataclass(frozen=True)
-class Logged:
-    """A request that was answered: when, in seconds of one clock, and how many tokens."""
+class Timed:
+    """A request that was answered by itself, or several equal ones together: milliseconds to the first token and to the end."""
 
-    started: float
-    first: float
-    end: float
+    rows: int
     prompt_tokens: int
     tokens: int
+    first_ms: float
+    end_ms: float
 
 
-def fit_costs(log: Sequence[Logged]) -> Costs:
-    """Costs that explain a log best, by least squares with no negative cost.
+def measured_costs(found: Sequence[Timed]) -> Costs:
+    """Costs that explain best what an idle engine took, by least squares of relative errors with no negative cost.
 
-    Of each request two times are explained: to its first token, by the prompts that were read meanwhile, its own
-    included, and from there to its end, by its tokens, those who were being written meanwhile, and the prompts in between.
+    The first token of `rows` prompts takes `prompt + step + read * rows * tokens`, each further one `step + row * rows`.
 
     Raises:
-        ValueError: fewer than four requests.
+        ValueError: fewer than four measurements.
     """
     import numpy
     from scipy.optimize import nnls
 
-    if len(log) < 4:
-        raise ValueError("fewer than four requests: nothing can be fitted")
+    if len(found) < 4:
+        raise ValueError("fewer than four measurements: nothing can be fitted")
     rows, wanted = [], []
-    for one in log:
-        own = max(one.first - one.started, 1e-9)
-        row = [1.0, float(one.prompt_tokens), 0.0, 0.0]
-        for other in log:
-            if other is not one:
-                share = _overlap(other.started, other.first, one.started, one.first) / max(
-                    other.first - other.started, 1e-9
-                )
-                row[0] += share
-                row[1] += share * other.prompt_tokens
-        scale = 1 / max(own, 0.05)
-        rows.append([scale * x for x in row])
-        wanted.append(scale * 1000 * own)
-        if one.tokens > 1 and one.end > one.first:
-            beside = [0.0, 0.0, float(one.tokens - 1), float(one.tokens - 1)]
-            for other in log:
-                if other is not one:
-                    share = _overlap(other.started, other.first, one.first, one.end) / max(
-                        other.first - other.started, 1e-9
-                    )
-                    beside[0] += share
-                    beside[1] += share * other.prompt_tokens
-                    beside[3] += (
-                        (one.tokens - 1) * _overlap(other.first, other.end, one.first, one.end) / (one.end - one.first)
-                    )
-            scale = 1 / max(one.end - one.first, 0.05)
-            rows.append([scale * x for x in beside])
-            wanted.append(scale * 1000 * (one.end - one.first))
-    found, _ = nnls(numpy.array(rows), numpy.array(wanted))
-    return Costs(*(float(x) for x in found))
-
-
-def _overlap(a: float, b: float, c: float, d: float) -> float:
-    return max(min(b, d) - max(a, c), 0.0)
+    for one in found:
+        rows.append([1.0, float(one.rows * one.prompt_tokens), 1.0, 0.0])
+        wanted.append(one.first_ms)
+        if one.tokens > 1:
+            rows.append([0.0, 0.0, 1.0, float(one.rows)])
+            wanted.append((one.end_ms - one.first_ms) / (one.tokens - 1))
+    scale = 1 / numpy.maximum(numpy.array(wanted), 1e-3)
+    costs, _ = nnls(numpy.array(rows) * scale[:, None], numpy.array(wanted) * scale)
+    return Costs(*(float(x) for x in costs))
 
 
 # --- the engine ------------------------------------------------------------------------------------
@@ -157,7 +134,9 @@ class _Row:
     request: Request
     length: int
     unread: int
+    ready: float  # of the clock: from then on it can be in a step
     written: int = 0
+    quantum: int = 0  # tokens that it may still write, where it gives way
     gone: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -170,7 +149,7 @@ class SimulatedEngine:
         costs: of prompts and steps.
         slots: requests that are computed together.
         giving: rows that give way and are computed together.
-        grain: tokens of a step at most, where nothing changes meanwhile; larger ones are simulated faster.
+        grain: steps that are simulated at once, where nothing changes meanwhile; more are simulated faster.
         gives_way: whether it computes in quanta what gives way.
     """
 
@@ -183,27 +162,25 @@ class SimulatedEngine:
     read: int = 0
     written: int = 0
     _urgent: list[_Row] = field(default_factory=list)
-    _patient: deque[_Row] = field(default_factory=deque)
+    _patient: list[_Row] = field(default_factory=list)
     _work: asyncio.Task[None] | None = None
-    _owed: float = 0.0
+    _come: asyncio.Event = field(default_factory=asyncio.Event)
+    _rest_until: float = 0.0
 
     @property
     def load_ms(self) -> float:
         """Milliseconds of the work that people wait for."""
         costs = self.costs
         return sum(
-            (costs.prompt + costs.read * row.unread if row.unread else 0.0)
-            + (row.length - row.written) * (costs.row + costs.step / max(len(self._urgent), 1))
+            costs.read * row.unread + (row.length - row.written) * (costs.row + costs.step / max(len(self._urgent), 1))
             for row in self._urgent
         )
 
     async def stream(self, request: Request) -> AsyncGenerator[int, None]:
         """The number of tokens that are written, as they come; at the end all of `max_new_tokens`."""
-        row = _Row(request, request.max_new_tokens, len(request.ids))
-        if request.gives_way and self.gives_way:
-            self._patient.append(row)
-        else:
-            self._urgent.append(row)
+        row = _Row(request, request.max_new_tokens, len(request.ids), self._now() + self.costs.prompt / 1000)
+        (self._patient if request.gives_way and self.gives_way else self._urgent).append(row)
+        self._come.set()
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(self._compute())
         told = 0
@@ -217,60 +194,84 @@ class SimulatedEngine:
         finally:
             row.gone = True
 
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
     async def _compute(self) -> None:
         while True:
             self._urgent = [row for row in self._urgent if not row.gone and row.written < row.length]
-            self._patient = deque(row for row in self._patient if not row.gone and row.written < row.length)
-            if self._urgent and not (self._patient and self._owed >= QUANTUM):
-                began = self.busy
-                await self._answer()
-                self._owed += SHARE * (self.busy - began) if self._patient else 0.0
-            elif self._patient:
-                await self._quantum()
-                self._owed = 0.0
-            else:
+            self._patient = [row for row in self._patient if not row.gone and row.written < row.length]
+            if not self._urgent and not self._patient:
                 return
+            rows = [row for row in self._urgent[: self.slots] if row.ready <= self._now()]
+            work = self._batch(rows) + self._quanta()
+            if work:
+                await self._step(work)
+            else:
+                await self._until_somebody_is_ready()
 
-    async def _spend(self, ms: float) -> None:
+    async def _until_somebody_is_ready(self) -> None:
+        self._come.clear()
+        times = [row.ready for row in (*self._urgent[: self.slots], *self._patient[: self.giving])]
+        until = min((time for time in times if time > self._now()), default=self._rest_until)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._come.wait(), max(until - self._now(), 1e-6))
+
+    def _batch(self, rows: Sequence[_Row]) -> list[tuple[_Row, int]]:
+        """Rows that people wait for, each with the tokens of its prompt that a step reads; 0: it writes."""
+        room, found = BATCH, []
+        for row in rows:
+            part = min(row.unread, room)
+            room -= part
+            if part or not row.unread:
+                found.append((row, part))
+        return found
+
+    def _quanta(self) -> list[tuple[_Row, int]]:
+        """Rows that give way and may be in this step, as `Turns` lets their quanta begin."""
+        now, found = self._now(), []
+        rows = [row for row in self._patient[: self.giving] if row.ready <= now]
+        reading = [row for row in rows if row.unread and not row.quantum]
+        each = self.costs.step + self.costs.row * max(len(rows), 1)
+        for row in rows:
+            if row.unread:
+                continue
+            row.quantum = row.quantum or min(max(int(QUANTUM * 1000 / max(each, 1e-6)), 1), MOST_WRITTEN)
+            found.append((row, 0))
+        if self._urgent and (found or now < self._rest_until):  # others are answered: pieces of prompts wait
+            return found
+        for row in reading[:1] if self._urgent else reading:
+            piece = int(QUANTUM * 1000 / max(self.costs.read * len(reading), 1e-6))
+            found.append((row, min(max(piece, 32), MOST_READ, row.unread)))
+        return found
+
+    async def _step(self, work: Sequence[tuple[_Row, int]]) -> None:
+        """Compute a step, or several equal ones."""
+        read = sum(part for _, part in work)
+        writing = [row for row, part in work if not part]
+        steps = 1
+        if not read and not any(row.quantum for row in writing):
+            steps = max(min(self.grain, min(row.length - row.written for row in writing)), 1)
+        ms = steps * (self.costs.step + self.costs.row * len(writing)) + self.costs.read * read
         self.busy += ms / 1000
         await asyncio.sleep(ms / 1000)
+        self.read += read
+        for row, part in work:
+            row.unread -= part
+            if not row.unread:
+                self._write(row, 1 if part else steps)
+            if row in self._patient:
+                self._after_quantum(row, part, ms)
 
-    async def _answer(self) -> None:
-        """Read a prompt, or write a step of all who wait, with what gives way alongside."""
-        unread = next((row for row in self._urgent[: self.slots] if row.unread), None)
-        if unread is not None:
-            await self._spend(self.costs.prompt + self.costs.read * unread.unread)
-            self.read += unread.unread
-            unread.unread = 0
-            self._write([unread], 1)
-            return
-        rows = self._urgent[: self.slots]
-        rows += [row for row in list(self._patient)[: self.giving] if not row.unread]
-        await self._steps(rows, self.grain)
+    def _after_quantum(self, row: _Row, part: int, ms: float) -> None:
+        """A row that gives way is asked again for its next quantum, and a piece of a prompt beside others has its share."""
+        row.quantum = max(row.quantum - 1, 0)
+        if part or not row.quantum:
+            row.ready = self._now() + self.costs.prompt / 1000
+        if part and self._urgent:
+            self._rest_until = self._now() + ms / 1000 * (1 / SHARE - 1)
 
-    async def _quantum(self) -> None:
-        """A piece of a prompt, or a few tokens."""
-        rows = list(self._patient)[: self.giving]
-        unread = next((row for row in rows if row.unread), None)
-        if unread is not None:
-            piece = min(max(int(QUANTUM * 1000 / max(self.costs.read, 1e-6)), 32), 512, unread.unread)
-            last = piece == unread.unread
-            await self._spend(self.costs.read * piece + (self.costs.prompt if last else 0.0))
-            self.read += piece
-            unread.unread -= piece
-            if last:
-                self._write([unread], 1)
-            return
-        each = self.costs.step + self.costs.row * len(rows)
-        await self._steps(rows, max(int(QUANTUM * 1000 / max(each, 1e-6)), 1))
-
-    async def _steps(self, rows: Sequence[_Row], most: int) -> None:
-        steps = max(min(most, min(row.length - row.written for row in rows)), 1)
-        await self._spend(steps * (self.costs.step + self.costs.row * len(rows)))
-        self._write(rows, steps)
-
-    def _write(self, rows: Sequence[_Row], tokens: int) -> None:
-        for row in rows:
-            row.written += tokens
-            self.written += tokens
-            row.news.set()
+    def _write(self, row: _Row, tokens: int) -> None:
+        row.written += tokens
+        self.written += tokens
+        row.news.set()

@@ -134,6 +134,22 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "tiny-llama-3", write_tiny_llama)
 
 
+@pytest.fixture(scope="session")
+def fewer_tokens(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama 3 with a tokenizer that knows fewer words, so that it cuts texts into more tokens."""
+
+    def write(folder: Path) -> None:
+        shutil.copytree(tiny_llama, folder, dirs_exist_ok=True)
+        words = WORDS // 8
+        write_llama3_tokenizer(folder / "tokenizer.json", words)
+        ends = {"bos_token_id": words, "eos_token_id": [words + 1, words + 8, words + 9]}
+        for name in ("config.json", "generation_config.json"):
+            settings = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps({**settings, **ends}))
+
+    return made_once(tmp_path_factory, "tiny-llama-3-fewer-tokens", write)
+
+
 @pytest.fixture
 def tiny_model(tiny_llama: Path) -> Any:
     """The tiny Llama 3 loaded in fp32, fresh for each test."""

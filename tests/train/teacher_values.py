@@ -30,6 +30,32 @@ def labels() -> Any:
     return made
 
 
+def of_few_tokens() -> Any:
+    """A teacher's logits over a smaller vocabulary."""
+    return logits()[1][:, : VOCABULARY - 9].contiguous()
+
+
+def universal_values() -> list[dict[str, float]]:
+    """TRL's loss between models of different vocabularies that cut a text alike, and its gradient's norm."""
+    from types import SimpleNamespace
+
+    from trl.experimental.gold.gold_trainer import ULDLoss
+
+    found = []
+    for temperature in (1.0, 2.0):
+        config = SimpleNamespace(
+            uld_crossentropy_weight=0.0, uld_distillation_weight=1.0, uld_student_temperature=temperature,
+            uld_teacher_temperature=temperature, uld_skip_student_eos=False, uld_skip_teacher_eos=False, use_extended_uld=False,
+            uld_token_merge_strategy="observed",
+        )  # fmt: skip
+        own, ids = logits()[0][None].clone().requires_grad_(), torch.arange(POSITIONS)[None]
+        loss = ULDLoss(config)(own, of_few_tokens()[None], ids, ids, ids, ids)
+        loss.backward()
+        norm = float(own.grad.norm())  # type: ignore[union-attr]
+        found.append({"temperature": temperature, "loss": float(loss), "gradient": norm})
+    return found
+
+
 def torchtune_losses() -> Any:
     """The module of torchtune's losses by itself: the package needs an older torchao."""
     package = importlib.util.find_spec("torchtune")
@@ -56,6 +82,7 @@ def values() -> dict[str, Any]:
             loss.backward()
             norm = float(own.grad.norm())  # type: ignore[union-attr]
             found["trl"].append({"beta": beta, "temperature": temperature, "loss": float(loss), "gradient": norm})
+    found["universal"] = universal_values()
     for name, kind in (("forward", torchtune.ForwardKLLoss), ("reverse", torchtune.ReverseKLLoss)):
         own = student.clone().requires_grad_()
         loss = kind()(own, teacher, labels())

@@ -188,3 +188,42 @@ def test_loss_and_teacher_go_together() -> None:
     for wrong in ({"loss": "distil"}, {"teacher": "run"}):
         with pytest.raises(ValueError, match="go together"):
             TrainConfig.model_validate(wrong)
+
+
+def test_a_teacher_of_other_tokens_teaches_by_sorted_probabilities(
+    teacher: Path, tiny_llama: Path, fewer_tokens: Path, tmp_path: Path
+) -> None:
+    student = load_model(str(fewer_tokens), dtype="float32")
+    said = [
+        row("hello"),
+        Row("2", [*row("what is it").messages[:1], {"role": "assistant", "content": "The weather is fine."}]),
+    ]
+    config = settings(teacher, divergence="universal", teacher_temperature=2.0)
+    rows: Any = training_rows(said, student.template, config)
+    learned = [[weight > 0 for weight in made.mask].count(True) for made in rows]
+    theirs = [[weight > 0 for weight in made.theirs.mask].count(True) for made in rows]
+    assert learned[1] > theirs[1] and -1 in rows[1].aligned and rows[1].aligned[-1] == theirs[1] - 1
+    master, total = taught_by(teacher, tiny_llama), 0.0
+    for made in rows:
+        of_student = logits(student, made)[torch.tensor(made.mask[1:]) > 0]
+        of_teacher = logits(master, made.theirs)[torch.tensor(made.theirs.mask[1:]) > 0]
+        targets = torch.tensor(made.ids[1:])[torch.tensor(made.mask[1:]) > 0]
+        total += HARD * float(F.cross_entropy(of_student, targets, reduction="sum"))
+        for place, known in enumerate(made.aligned):
+            if known >= 0:
+                p, q = (torch.softmax(each / 2.0, -1).sort().values for each in (of_teacher[known], of_student[place]))
+                total += (1 - HARD) * 4.0 * float((p - q).abs().sum())
+    assert batch_loss(student, rows, 1.0, config).item() == pytest.approx(total, rel=1e-4)
+
+    about = TeacherLogits(teacher=str(teacher), teacher_key="k", vocabulary=len(master.head), top=4000, temperature=2.0)
+    with pytest.raises(UserError, match="stored for a student with the teacher's own tokens"):
+        TopStore.create(tmp_path / "s", about)
+        training_rows(said, student.template, settings(tmp_path / "s", divergence="universal"))
+    master.template.save(tmp_path / "s")
+    store_probabilities(master, [made.theirs for made in rows], TopStore.create(tmp_path / "s", about))
+    module.stored_by.cache_clear()
+    stored = settings(tmp_path / "s", divergence="universal", teacher_temperature=2.0)
+    kept: Any = training_rows(said, student.template, stored)
+    assert batch_loss(student, kept, 1.0, stored).item() == pytest.approx(total, rel=5e-3)
+    with pytest.raises(UserError, match="can't score what the student writes"):
+        training_rows(said, student.template, settings(teacher, divergence="universal", on_policy=0.5))

@@ -173,3 +173,16 @@ def test_requests_without_answers_are_answered_by_the_teacher_too(
     (tmp_path / "known.jsonl").write_text(json.dumps({"text": known}) + "\n")
     assert main([*command[:-4], "other", *TRAIN, "--prompts", str(tmp_path / "known.jsonl")]) == 2
     assert "No request is left" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["logits", "live"])
+def test_a_student_with_other_tokens_learns_sorted_probabilities(
+    level: str, teacher: str, capsys: Said, fewer_tokens: Path
+) -> None:
+    command = ["distill", teacher, str(fewer_tokens), "--dataset", f"{teacher}/dataset", "--out", "student", *TRAIN]
+    more = ["--level", level, "--answers", "own", "--no-control"]
+    assert main([*command, *more]) == 2 and "train.divergence=universal" in capsys.readouterr().err
+    found = told(capsys, *command, *more, "train.divergence=universal")
+    assert found["level"] == level and found["figures"]["n"]
+    assert any("divergence" in line for line in read_jsonl(Path("student/metrics.jsonl")))

@@ -26,6 +26,7 @@ from tuneloop.inference.targets.local import open_folder_or_name
 from tuneloop.models.load import Model
 from tuneloop.models.sharded import processes
 from tuneloop.models.template import Rendered
+from tuneloop.train.alignment import APART
 from tuneloop.train.batches import too_large
 from tuneloop.train.config import TrainConfig
 from tuneloop.train.divergence import TopProbabilities, of_logits, of_top
@@ -40,7 +41,7 @@ from tuneloop.train.loss import (
 )
 from tuneloop.train.loss_table import LOSSES, Batch, Loss
 from tuneloop.train.rows import Taught, supervised_tokens, tokens_of
-from tuneloop.train.top_logits import TopStore, is_store, top_of
+from tuneloop.train.top_logits import TopStore, is_store, positions, top_of
 
 # Positions whose probabilities exist in fp32 at a time, on a device that takes a whole chunk at once otherwise.
 POSITIONS_AT_ONCE = 256
@@ -72,13 +73,15 @@ class _Teacher:
     """What a teacher says of a batch's positions: its hidden states and head, or what is stored.
 
     Args:
-        vocabulary: tokens that both models know.
+        vocabulary: tokens that both models know; of a teacher with other tokens, all of the student's.
+        counts_N: 1 at positions that the teacher has too, 0 at others; None: it has all.
     """
 
     vocabulary: int
     hidden_NC: Tensor | None = None
     head_VC: Tensor | None = None
     top: TopProbabilities | None = None
+    counts_N: Tensor | None = None
 
     def of(self, part: slice) -> Callable[[slice], Tensor | TopProbabilities]:
         """For a chunk of positions: a function from a piece of the chunk to its logits, or to what is stored of it."""
@@ -107,18 +110,36 @@ def distil(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
     config, vocabulary = batch.config, batch.model.head.shape[0]
-    name = str(config.teacher)
+    name, there = str(config.teacher), batch.model.device
+    others = [row.theirs for row in rows if isinstance(row, Taught) and row.theirs is not None]
+    index = _aligned(rows) if others else None
+    counts = None if index is None else put((index >= 0).float(), there)
     if is_store(name):
         store = stored_by(name)
         top = store.read([row.key for row in rows if isinstance(row, Taught)])
-        there = batch.model.device
-        top = TopProbabilities(*(put(each, there) for each in (top.ids_NK, top.p_NK, top.tail_N)))
-        return _Teacher(min(vocabulary, store.about.vocabulary), top=top)
+        parts = (top.ids_NK, top.p_NK, top.tail_N)
+        if index is not None:
+            parts = tuple(each[index.clamp(min=0)] for each in parts)  # type: ignore[assignment]
+        top = TopProbabilities(*(put(each, there) for each in parts))
+        return _Teacher(vocabulary if others else min(vocabulary, store.about.vocabulary), top=top, counts_N=counts)
     model = teacher_model(name, config.teacher_bits)
     with torch.no_grad():
-        hidden_NC = supervised_states(model, rows, packed=config.packing).hidden_NC
+        hidden_NC = supervised_states(model, others or rows, packed=config.packing).hidden_NC
+    if index is not None:
+        return _Teacher(vocabulary, hidden_NC[put(index.clamp(min=0), there)], model.head.detach(), counts_N=counts)
     shared = min(vocabulary, model.head.shape[0])
     return _Teacher(shared, hidden_NC, model.head.detach()[:shared])
+
+
+def _aligned(rows: Sequence[Rendered]) -> Tensor:
+    """For each learned position of all rows its number among those of all rows as the teacher reads them, or `APART` (N)."""
+    found: list[int] = []
+    before = 0
+    for row in rows:
+        assert isinstance(row, Taught) and row.theirs is not None
+        found += [place if place == APART else before + place for place in row.aligned]
+        before += len(positions(row.theirs))
+    return torch.tensor(found)
 
 
 def _soft_and_hard(
@@ -139,6 +160,9 @@ def _soft_and_hard(
             known, about = student[:, : teacher.vocabulary], said(piece)
             divergence = of_top if isinstance(about, TopProbabilities) else of_logits
             far, gradient = divergence(config.divergence, config.divergence_mix, known, about, heat)  # type: ignore[arg-type]
+            if teacher.counts_N is not None:
+                counts = teacher.counts_N[part][piece]
+                far, gradient = far * counts, gradient * counts[:, None]
             missed = softmax_loss(own, targets, turn)
             if turn:
                 student.copy_(own.mul_(hard))

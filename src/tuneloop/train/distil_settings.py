@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tuneloop.core.files import Config
 
-Divergence = Literal["forward", "reverse", "skewed", "skewed-reverse", "jensen-shannon"]
+Divergence = Literal["forward", "reverse", "skewed", "skewed-reverse", "jensen-shannon", "universal"]
 
 
 class DistilSettings(Config):
@@ -20,7 +20,8 @@ class DistilSettings(Config):
         "model that is asked in each step",
     )
     divergence: Divergence = Field(
-        "forward", description="of distil: how the distance between teacher and student is measured"
+        "forward",
+        description="of distil: how the distance between teacher and student is measured; universal: between models with different tokens",
     )
     divergence_mix: float = Field(
         0.5,

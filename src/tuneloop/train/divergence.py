@@ -9,6 +9,7 @@ With p the teacher, q the student, and m a mix of both:
 | skewed | KL(p, m), m = a p + (1 - a) q | Ko et al. 2024, arXiv 2402.03898 |
 | skewed-reverse | KL(q, m), m = a q + (1 - a) p | the same |
 | jensen-shannon | a KL(p, m) + (1 - a) KL(q, m), m = a p + (1 - a) q | Agarwal et al. 2023, arXiv 2306.13649 |
+| universal | sum of abs(p_i - q_i), both sorted, whatever tokens they are of | Boizard et al. 2024, arXiv 2402.12030 |
 """
 
 from __future__ import annotations
@@ -58,12 +59,15 @@ def of_logits(
 
     Args:
         kind, mix: see the table above; `mix` is a.
-        student_NV, teacher_NV: logits, of one vocabulary.
+        student_NV, teacher_NV: logits, of one vocabulary; with `universal` of any two.
         temperature: by which both are divided.
 
     Returns:
         The value at each position (N), and its gradient with respect to the student's logits (N, V), both fp32.
     """
+    if kind == "universal":
+        p_NV = torch.softmax(teacher_NV.float() / temperature, -1).sort(-1, descending=True).values
+        return _of_sorted(student_NV, p_NV, None, temperature)
     log_p, log_q = (log_probabilities(each, temperature) for each in (teacher_NV, student_NV))
     q = log_q.exp()
     value_N, weighted_NV = _of_outcomes(kind, mix, log_p.exp(), log_p, q, log_q)
@@ -84,6 +88,8 @@ def of_top(
     Returns:
         As `of_logits`.
     """
+    if kind == "universal":
+        return _of_sorted(student_NV, teacher.p_NK.sort(-1, descending=True).values, teacher.tail_N, temperature)
     q_NV = torch.softmax(student_NV if temperature == 1 else student_NV / temperature, -1, dtype=torch.float32)
     q_top = q_NV.gather(1, teacher.ids_NK)
     q_NV.scatter_(1, teacher.ids_NK, 0.0)  # so that the tail is a sum, not a small difference from 1
@@ -95,6 +101,27 @@ def of_top(
     q_NV.mul_((weighted_NM[:, -1:] / tail_N1 - total_N1) / temperature)  # a token of the tail has its share of it
     q_NV.scatter_(1, teacher.ids_NK, (weighted_NM[:, :-1] - q_top * total_N1) / temperature)
     return value_N, q_NV
+
+
+def _of_sorted(student_NV: Tensor, p_NK: Tensor, tail_N: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """The distance of sorted probabilities, and its gradient with respect to the student's logits.
+
+    Args:
+        p_NK: the teacher's, the greatest first. tail_N: of all its other tokens, which count as one outcome; None: there are none.
+    """
+    q_NV = torch.softmax(student_NV.float() / temperature, -1)
+    count = q_NV.shape[1] if tail_N is None else min(p_NK.shape[1], q_NV.shape[1])
+    q_top, ids = q_NV.sort(-1, descending=True) if tail_N is None else q_NV.topk(count, -1)
+    longer = max(p_NK.shape[1], count)
+    apart = torch.nn.functional.pad(q_top, (0, longer - count)) - torch.nn.functional.pad(
+        p_NK, (0, longer - p_NK.shape[1])
+    )
+    value_N, signs_NV = apart.abs().sum(-1), torch.zeros_like(q_NV)
+    if tail_N is not None:
+        rest_N = q_NV.sum(-1) - q_top.sum(-1) - tail_N
+        value_N, signs_NV = value_N + rest_N.abs(), rest_N.sign()[:, None].expand_as(q_NV).clone()
+    weighted_NV = signs_NV.scatter_(1, ids, apart[:, :count].sign()).mul_(q_NV)
+    return value_N, weighted_NV.sub_(q_NV.mul_(weighted_NV.sum(-1, keepdim=True))).div_(temperature)
 
 
 def _of_outcomes(

@@ -49,9 +49,13 @@ class Taught(Rendered):
 
     Args:
         key: by which they are found; empty: the teacher is asked in each step.
+        theirs: the conversation as a teacher with other tokens reads it; None: it has the same.
+        aligned: for each learned position the number of the one of `theirs` that stands at the same place, see `alignment`.
     """
 
     key: str = ""
+    theirs: Rendered | None = None
+    aligned: tuple[int, ...] = ()
 
 
 TrainRow = Rendered | Pair | Rated
@@ -133,9 +137,26 @@ def _taught(rows: Sequence[Row], template: Template, config: TrainConfig) -> lis
     from tuneloop.train.teachers import check_teacher, keys_of
 
     made = [template.render(row.messages, row.tools) for row in rows]
+    if made and config.divergence == "universal":
+        return _taught_by_other_tokens(rows, made, template, config)
     if made:
         check_teacher(rows[0], made[0], template, config)
     return [Taught(row.ids, row.mask, key) for row, key in zip(made, keys_of(made, config), strict=True)]
+
+
+def _taught_by_other_tokens(
+    rows: Sequence[Row], made: Sequence[Rendered], template: Template, config: TrainConfig
+) -> list[TrainRow]:
+    """Conversations of a teacher with other tokens, each as both read it."""
+    from tuneloop.train.alignment import aligned
+    from tuneloop.train.teachers import keys_of, teachers_template
+
+    theirs = teachers_template(config)
+    others = [theirs.render(row.messages, row.tools) for row in rows]
+    return [
+        Taught(row.ids, row.mask, key, other, aligned(row, other, template.decode, theirs.decode))
+        for row, other, key in zip(made, others, keys_of(others, config), strict=True)
+    ]
 
 
 CONVERSATIONS = RowKind(lambda row: not row.rated_bad, _conversations)

@@ -17,7 +17,9 @@ from tuneloop.train.top_logits import TopStore, is_store, row_key
 if TYPE_CHECKING:
     from tuneloop.inference.targets.local import LocalTarget
 
-BY_TEXT = "let the student learn the teacher's answers: tuneloop distill --level text"
+BY_TEXT = (
+    "set train.divergence=universal, or let the student learn the teacher's answers: tuneloop distill --level text"
+)
 
 
 def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
@@ -60,6 +62,39 @@ def check_teacher(row: Row, rendered: Rendered, template: Template, config: Trai
     refuse_other_tokens(open_teacher(str(config.teacher)), row, rendered, template)
 
 
+def teachers_template(config: TrainConfig) -> Template:
+    """The tokenizer and chat template of a teacher whose tokens are not the student's.
+
+    Raises:
+        UserError: the store does not hold them; the student is to write answers, which nobody puts into the teacher's tokens.
+    """
+    from tuneloop.models.template import load_template
+
+    if config.on_policy:
+        raise UserError(
+            "A teacher with other tokens can't score what the student writes", where="train.on_policy",
+            next_step="set train.on_policy=0, or choose a teacher with the student's tokens",
+        )  # fmt: skip
+    name = str(config.teacher)
+    if not is_store(name):
+        return own_template(open_teacher(name))
+    folder = Path(name).expanduser()
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            "These probabilities were stored for a student with the teacher's own tokens", where=name,
+            next_step="store them again: tuneloop distill --level logits train.divergence=universal",
+        )  # fmt: skip
+    return load_template(folder)
+
+
+def own_template(teacher: LocalTarget) -> Template:
+    """A teacher's tokenizer with the chat template that it was trained with."""
+    from tuneloop.models.load import load_tokenizer
+
+    theirs = load_tokenizer(teacher.base)
+    return replace(theirs, source=teacher.template) if teacher.template else theirs
+
+
 def teacher_hash(config: TrainConfig) -> list[str]:
     """Identity of what `config.teacher` names, as a list; empty without."""
     if config.teacher is None:
@@ -86,11 +121,7 @@ def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, temp
     Raises:
         UserError: another vocabulary, or another chat template.
     """
-    from tuneloop.models.load import load_tokenizer
-
-    theirs = load_tokenizer(teacher.base)
-    if teacher.template:
-        theirs = replace(theirs, source=teacher.template)
+    theirs = own_template(teacher)
     if not same_tokens(theirs, template):
         raise UserError("Teacher and student have different tokens", where=teacher.name, next_step=BY_TEXT)
     if theirs.render(row.messages, row.tools).ids != rendered.ids:

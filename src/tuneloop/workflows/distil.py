@@ -86,8 +86,7 @@ def distil(
     made = _pruned(job) if options.layers else None
     model = str(job.place / "student") if made else student
     if options.level == "logits":
-        heat = _recipe(job, model, job.dataset.path, out).train.teacher_temperature
-        job.store = ProbabilityStore.open(job, model, heat)
+        job.store = ProbabilityStore.open(job, model, _recipe(job, model, job.dataset.path, out).train)
     taught = taught_rows(job) if options.answers == "teacher" or options.prompts else job.dataset
     train_alone(_taught_recipe(job, model, taught), progress=progress, say=say)
     _forget_teacher(job)

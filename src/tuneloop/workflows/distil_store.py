@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from tuneloop.inference.engine import Row as Answering
     from tuneloop.inference.targets.local import LocalTarget
     from tuneloop.models.template import Rendered, Template
+    from tuneloop.train.config import TrainConfig
     from tuneloop.train.top_logits import TopStore
     from tuneloop.workflows.distil_answers import DistilJob
 
 
 @dataclass
 class ProbabilityStore:
-    """Stored probabilities of a teacher, in the form in which a student reads rows.
+    """Stored probabilities of a teacher, in the form in which rows are read.
 
     Args:
-        template: of the student.
+        template: of the student; of a teacher with other tokens its own.
         top: the folder.
         written: rows that were stored while they were written.
     """
@@ -38,30 +39,36 @@ class ProbabilityStore:
     written: int = 0
 
     @staticmethod
-    def open(job: DistilJob, student: str, temperature: float) -> ProbabilityStore:
+    def open(job: DistilJob, student: str, config: TrainConfig) -> ProbabilityStore:
         """The store of a distillation; what it holds from before stays.
 
         Args:
             student: whose tokenizer and template count.
-            temperature: of the divergence.
+            config: of its training: which divergence, at which temperature.
 
         Raises:
-            UserError: teacher and student have different tokens or templates.
+            UserError: teacher and student have different tokens or templates, and the divergence is not the universal one.
         """
         from tuneloop.models.load import load_tokenizer
-        from tuneloop.train.teachers import refuse_other_tokens
+        from tuneloop.train.teachers import own_template, refuse_other_tokens
         from tuneloop.train.top_logits import TopStore
 
         local = job.teacher.local
         assert local is not None, "checked before"
-        template, row = load_tokenizer(student), job.dataset.train[0]
-        refuse_other_tokens(local, row, template.render(row.messages, row.tools), template)
+        universal, row = config.divergence == "universal", job.dataset.train[0]
+        template = own_template(local) if universal else load_tokenizer(student)
+        if not universal:
+            refuse_other_tokens(local, row, template.render(row.messages, row.tools), template)
         vocabulary = min(template.tokenizer.get_vocab_size(), local.model.head.shape[0])
+        temperature = config.teacher_temperature
         about = TeacherLogits(
             teacher=job.teacher.name, teacher_key=job.teacher.identity, vocabulary=vocabulary,
             top=min(job.options.top, vocabulary - 1), temperature=temperature,
         )  # fmt: skip
-        folder = job.place / f"logits-{content_hash([about.teacher_key, about.top, temperature])[:12]}"
+        parts = [about.teacher_key, about.top, temperature, *(["universal"] if universal else [])]
+        folder = job.place / f"logits-{content_hash(parts)[:12]}"
+        if universal:
+            template.save(folder)  # how the rows are read stands next to what is stored of them
         return ProbabilityStore(template, TopStore.create(folder, about))
 
     @property

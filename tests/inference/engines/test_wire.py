@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from tuneloop.inference.engines.wire import Broken, Refused, Wire
+from tuneloop.inference.engines.wire import Broken, Refused, Wire, plain
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -120,6 +120,27 @@ def test_what_breaks_off_is_told(answer: bytes | None) -> None:
             await read(wire)
 
     run(lambda: Server(answer), work)
+
+
+@pytest.mark.parametrize(
+    ("address", "proxy", "reached"),
+    [
+        ("http://gpu-1:8000", "", True),
+        ("https://gpu-1:8000", "", False),
+        ("http://me:secret@gpu-1", "", False),
+        ("http://gpu-1:8000", "http://proxy:3128", False),
+        ("http://localhost:8000", "http://proxy:3128", True),
+    ],
+)
+def test_what_it_can_not_do_is_left_to_others(
+    address: str, proxy: str, reached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "localhost")
+    if proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+    assert plain(address) is reached
 
 
 def test_nobody_listens() -> None:

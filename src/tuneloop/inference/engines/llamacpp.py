@@ -440,10 +440,11 @@ class LlamaCppEngine:
         body, process = body_of(request, self._scales(request.adapter)) | {"id_slot": slot}, self._process
         try:
             async with aclosing(self._wire().events("/completion", _json(body))) as events:
-                async for event in events:
-                    for update in answer.read(orjson.loads(event)):
+                async for data in events:
+                    event = orjson.loads(data)
+                    for update in answer.read(event) if not answer.over else ():
                         yield update
-                    if answer.over:
+                    if answer.over and not event.get("stop"):  # llama.cpp would go on
                         return
         except Refused as error:
             yield _update(answer.failed(f"engine: {_message(error.body.decode(errors='replace'))}"))

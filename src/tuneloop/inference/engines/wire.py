@@ -1,8 +1,8 @@
 """HTTP to a server next door, over kept connections: little more than the bytes.
 
 A general client takes a tenth of a millisecond for each token of a stream, which is a good part of what a small model
-takes to write it, on the same processor. This one knows what llama.cpp's server sends: bodies with a length or in
-chunks, and server-sent events.
+takes to write it, on the same processor. This one knows what inference servers send: bodies with a length or in chunks, and
+server-sent events. It knows no TLS and no proxies.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 LIMIT = 1 << 20  # bytes of a line
 CONNECT_WITHIN = 5.0  # seconds
@@ -62,7 +63,7 @@ class Wire:
     """A server by its address. All methods are called from one event loop.
 
     Args:
-        address: `http://HOST:PORT`.
+        address: `http://HOST:PORT`, perhaps with the beginning of all paths.
         key: of the API.
         keep: connections that rest at most.
     """
@@ -103,8 +104,8 @@ class Wire:
             async for part in self._parts(connection, head):
                 *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
-                    if line.startswith(b"data: "):
-                        yield line[6:].rstrip(b"\r")
+                    if line.startswith(b"data:"):
+                        yield line[5:].strip()
             whole = True
         finally:
             self._give(connection, whole and head.keeps)
@@ -119,7 +120,8 @@ class Wire:
     # --- inside
 
     def _request(self, method: str, path: str, body: bytes) -> bytes:
-        host = urlsplit(self.address).netloc
+        place = urlsplit(self.address)
+        host, path = place.netloc, place.path.rstrip("/") + path
         key = f"Authorization: Bearer {self.key}\r\n" if self.key else ""
         length = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if method == "POST" else ""
         return f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{key}{length}\r\n".encode() + body
@@ -148,7 +150,7 @@ class Wire:
                 connection.close()
                 # One that rested was closed at its other end meanwhile: nothing has been answered, so it is asked anew.
                 if not connection.used or (isinstance(error, asyncio.IncompleteReadError) and error.partial):
-                    raise Broken(f"{type(error).__name__}: {error}") from None
+                    raise Broken(type(error).__name__) from None
             except BaseException:
                 connection.close()
                 raise
@@ -164,7 +166,7 @@ class Wire:
             opening = asyncio.open_connection(place.hostname, place.port or 80, limit=LIMIT)
             return _Connection(*await asyncio.wait_for(opening, CONNECT_WITHIN))
         except (OSError, TimeoutError) as error:
-            raise Broken(f"{type(error).__name__}: {error}") from None
+            raise Broken(type(error).__name__) from None
 
     def _give(self, connection: _Connection, whole: bool) -> None:
         connection.used = True
@@ -187,7 +189,7 @@ class Wire:
                 while part := await reader.read(1 << 16):
                     yield part
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError) as error:
-            raise Broken(f"{type(error).__name__}: {error}") from None
+            raise Broken(type(error).__name__) from None
 
 
 def _head(raw: bytes) -> _Head:
@@ -212,3 +214,11 @@ def _head(raw: bytes) -> _Head:
     if not found.chunked and found.length < 0:
         found.keeps = False  # it ends with the connection
     return found
+
+
+def plain(address: str) -> bool:
+    """Whether a `Wire` reaches an address: by HTTP, without a proxy or a name and password in it."""
+    place = urlsplit(address)
+    if place.scheme != "http" or place.username or not place.hostname:
+        return False
+    return "http" not in getproxies() or bool(proxy_bypass(place.hostname))

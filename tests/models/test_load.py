@@ -1,12 +1,21 @@
-"""What loading sets up for the process."""
+"""What loading takes, and what it sets up for the process."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+
+from tuneloop.models.load import load_model, load_tokenizer
+from tuneloop.models.random_model import SIZES, random_model
 
 # Multiplies rows of 300 lengths, as training on rows of ever new lengths does, and prints the MiB that the heap then holds.
 LENGTHS = """
@@ -40,3 +49,30 @@ def test_rows_of_ever_new_lengths_do_not_fill_the_memory() -> None:
     if unbounded < 20:
         pytest.skip("this processor multiplies bf16 without keeping anything for each shape")
     assert heap_growth() < unbounded / 2
+
+
+def own_mib() -> float:
+    """MiB that this process shares with no other and that no file holds."""
+    rollup = Path("/proc/self/smaps_rollup")
+    if not rollup.is_file():
+        pytest.skip("this system does not say what memory is a process's own")
+    return int(re.findall(r"^Anonymous:\s+(\d+)", rollup.read_text(), re.MULTILINE)[0]) / 1024
+
+
+def test_weights_in_the_dtype_of_their_file_are_mapped_so_that_processes_share_them(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    config = {**SIZES["tiny"], "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "head_dim": 128}
+    made = random_model(config, load_tokenizer(str(tiny_llama)), dtype=torch.bfloat16, device="cpu").net.state_dict()
+    save_file(made, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_llama / name, tmp_path / name)
+    size = sum(tensor.numel() * 2 for tensor in made.values()) / 2**20
+    load_tokenizer(str(tmp_path))  # what reading a tokenizer takes is not counted
+    before = own_mib()
+    model = load_model(str(tmp_path), dtype="bfloat16", device="cpu")
+    assert all(torch.equal(tensor, made[name]) for name, tensor in model.net.state_dict().items())
+    assert size > 40 and own_mib() - before < size / 4
+    converted = load_model(str(tmp_path), dtype="float32", device="cpu")
+    assert converted.head.dtype == torch.float32 and own_mib() - before > size  # this is what is not shared

@@ -16,9 +16,9 @@ from tuneloop.inference.sampling import Sampling
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.consistency import ANSWERS, asked_prompts, asked_tuned, consistency_part, is_drawn
-from tuneloop.workflows.evaluate import attach_trained, base_model
+from tuneloop.workflows.evaluate import base_model
 from tuneloop.workflows.recipe import make_recipe
-from tuneloop.workflows.run_context import RunContext
+from tuneloop.workflows.run_context import RunContext, attach_trained
 from tuneloop.workflows.systems import SystemAnswers, ask
 
 LABELS = ["late", "lost"]

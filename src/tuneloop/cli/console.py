@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.sharded import is_first
 
 Settings = Annotated[
     list[str] | None,
@@ -195,6 +196,7 @@ def screen(quiet: bool, doing: str = IDLE) -> Iterator[Screen]:
         quiet: say nothing.
         doing: what the command does, in a word or two; said while no task says what goes on.
     """
+    quiet = quiet or not is_first()
     shown = Screen(quiet, doing=doing)
     if quiet:
         yield shown

@@ -44,7 +44,7 @@ def command(
         raise typer.BadParameter("--examples is balanced or nearest")
     refuse_other_place(options.on)
     from tuneloop.inference.targets import kind_of_name
-    from tuneloop.workflows.evaluations import EvalTarget, evaluate_target
+    from tuneloop.workflows.evaluations import EvalTarget, evaluate_target, processes_to_start
 
     place = places[0] if places else ""
     kind = kind_of_name(place)
@@ -56,6 +56,8 @@ def command(
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
     server = connection.endpoint(endpoint, model) if endpoint else None
     question = EvalTarget(target=place, endpoint=server, settings=settings, **vars(options))
+    if (status := processes_to_start(question)) is not None:
+        raise typer.Exit(status)
     with screen(output.quiet, "evaluating") as shown:
         found = evaluate_target(question, progress=shown.progress, say=shown.say)
     result = read_record(EvaluationManifest, found.folder)

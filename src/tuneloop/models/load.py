@@ -38,6 +38,7 @@ class Model:
         template: tokenizer and chat template.
         config: `config.json`.
         fingerprint: hash that identifies weights and tokenizer.
+        crew: asks the other processes that hold the same model for their parts of the answers; None: this one answers alone.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Model:
     template: Template
     config: dict[str, Any]
     fingerprint: str
+    crew: Callable[..., list[Any]] | None = None
 
     @property
     def context(self) -> int:

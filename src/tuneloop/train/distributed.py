@@ -176,15 +176,20 @@ def agreed(flag: bool) -> bool:
     return bool(flag) if processes() == 1 else summed([float(flag)])[0] > 0
 
 
-def merged(found: Mapping[int, T]) -> dict[int, T]:
-    """The entries of all processes."""
+def gathered(value: Any) -> list[Any]:
+    """Something picklable of each process, on all of them."""
     if processes() == 1:
-        return dict(found)
+        return [value]
     import torch.distributed as dist
 
     parts: list[Any] = [None] * processes()
-    dist.all_gather_object(parts, dict(found))
-    return {key: value for part in parts for key, value in part.items()}
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+def merged(found: Mapping[int, T]) -> dict[int, T]:
+    """The entries of all processes."""
+    return {key: value for part in gathered(dict(found)) for key, value in part.items()}
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tuneloop.core.device import release_memory
 from tuneloop.core.files import read_jsonl
-from tuneloop.models.sharded import is_first
+from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.crew import SharedWork
+from tuneloop.inference.targets.local import LocalTarget
+from tuneloop.models.sharded import is_first, processes, rank
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.workflows.run_context import RunContext
+from tuneloop.workflows.run_context import RunContext, attach_trained
 from tuneloop.workflows.stored import keep_checkpoints
 
 if TYPE_CHECKING:
@@ -42,6 +46,19 @@ class Part:
     recompute: bool = False
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Answers that all processes give together.
+
+    Args:
+        work: what is asked.
+        tuned: whether of the run's result; else of the base model.
+    """
+
+    work: SharedWork
+    tuned: bool
+
+
 def shared_out(recipe: Recipe) -> int | None:
     """The command that is being run, in a process on each of several GPUs (`train.gpus`), and the exit status of the first; None: there is one."""
     from tuneloop.train.distributed import processes_wanted, start_processes
@@ -52,18 +69,23 @@ def shared_out(recipe: Recipe) -> int | None:
 
 @contextmanager
 def leading(job: RunContext) -> Iterator[None]:
-    """Where several processes share a run, the first does the job; the others take part in its training, say nothing, and end with it."""
+    """Where several processes share a job, the first does it; the others take part in training and answering, say nothing, and end with it."""
     from tuneloop.train.distributed import broadcast, joined, lost_the_first, receive
 
     with joined():
         if is_first():
+            if processes() > 1:
+                job.crew = lambda work, progress: _answered(job, work, progress)
             yield
             broadcast(None)
             return
         try:
             follower = RunContext(job.recipe, job.folder)
             while (part := receive()) is not None:
-                _take_part(follower, part)
+                if isinstance(part, Answers):
+                    _give_answers(follower, part)
+                else:
+                    _take_part(follower, part)
         except Exception as error:
             if lost_the_first(error):
                 raise SystemExit(1) from None  # it has said why
@@ -112,6 +134,44 @@ def _take_part(job: RunContext, part: Part) -> Any:
         saved=lambda: keep_checkpoints(job),
         progress=job.progress,
     )
+
+
+def _answered(job: RunContext, work: SharedWork, progress: Progress) -> list[Any]:
+    """Answers of all processes, in the order of the rows.
+
+    Raises:
+        Exception: what any of them has met.
+    """
+    from tuneloop.train.distributed import broadcast
+
+    broadcast(Answers(work, job.tuned))
+    found: dict[int, Any] = {}
+    for part in _own_part(job, work, progress):
+        if isinstance(part, Exception):
+            raise part
+        found |= part
+    return [found[i] for i in range(len(work.rows))]
+
+
+def _give_answers(job: RunContext, asked: Answers) -> None:
+    """A following process's share of the answers; it keeps nothing of the training, which may fill its device."""
+    if job.__dict__.pop("training_model", None) is not None:
+        release_memory()
+    if asked.tuned:
+        attach_trained(job)
+    _own_part(job, asked.work, no_progress)
+
+
+def _own_part(job: RunContext, work: SharedWork, progress: Progress) -> list[Any]:
+    """What each process has answered, by row, or the error that it has met: all of them wait here for each other."""
+    from tuneloop.train.distributed import gathered
+
+    own: dict[int, Any] | Exception
+    try:
+        own = work.part(LocalTarget.of(replace(job.model, crew=None)), rank(), processes(), progress)
+    except Exception as error:
+        own = error
+    return gathered(own)
 
 
 def held_out(job: RunContext, dataset: Dataset) -> list[Rendered]:

@@ -12,7 +12,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress
 from tuneloop.data.config import PrepareConfig
 from tuneloop.models.methods import base_only, method_of_folder
-from tuneloop.models.trained import load_trained, trained_folder
+from tuneloop.models.trained import trained_folder
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import BaselinesManifest, Subject
 from tuneloop.records.record import read_record
@@ -20,7 +20,7 @@ from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.workflows.baselines import on_fewer_rows
 from tuneloop.workflows.consistency import asked_prompts, asked_tuned, consistency_part, is_drawn
-from tuneloop.workflows.run_context import RunContext, dataset_of, find_done, load_run_recipe
+from tuneloop.workflows.run_context import RunContext, attach_trained, dataset_of, find_done, load_run_recipe
 from tuneloop.workflows.scoring import (
     AFTERWARDS,
     cost_of,
@@ -146,13 +146,6 @@ def tuned_key(job: RunContext, dataset: Dataset, baselines: Mapping[str, Evaluat
             recipe.evaluate.model_dump(mode="json", include=AFTERWARDS),
         ]
     )
-
-
-def attach_trained(job: RunContext) -> None:
-    """Put the run's result into the model, unless training has just left it there."""
-    if not job.tuned:
-        load_trained(job.model, job.folder)
-        job.tuned = True
 
 
 def answers_of(

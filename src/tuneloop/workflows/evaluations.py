@@ -25,11 +25,12 @@ from tuneloop.records.rows import Dataset, Message, Reject, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.workflows.baselines import majority_of
 from tuneloop.workflows.consistency import Ask, asked_prompts, consistency_part, is_drawn
-from tuneloop.workflows.evaluate import after_tuning, attach_trained, base_model, tuned_key
+from tuneloop.workflows.distributed import leading, shared_out
+from tuneloop.workflows.evaluate import after_tuning, base_model, tuned_key
 from tuneloop.workflows.recipe import Recipe
 from tuneloop.workflows.recipes import name_of, recipe_of
 from tuneloop.workflows.registry import local_name
-from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
+from tuneloop.workflows.run_context import RunContext, attach_trained, dataset_of, load_run_recipe
 from tuneloop.workflows.scoring import cost_of, how_far_trained, score, write_scored
 
 if TYPE_CHECKING:
@@ -100,17 +101,31 @@ def evaluate_target(question: EvalTarget, *, progress: Progress = no_progress, s
     Raises:
         UserError: whatever the user can put right.
     """
-    from tuneloop.evaluate.evaluate import check_ids, sample_rows
-    from tuneloop.report.eval_html import write_page
-
     question = _with_references(replace(question, target=local_name(question.target, say=say)))
-    kind = question.kind
     if question.split not in ("train", "val", "test"):
         raise UserError(f"No split named {question.split!r}", where="--split", next_step="choose train, val or test")
     recipe = _recipe(question)
     _check_base(recipe, question)
     _check_consistency(recipe, question)
     job = RunContext(recipe, Path(question.target), progress, say)
+    with leading(job):
+        return _evaluated(job, question)
+
+
+def processes_to_start(question: EvalTarget) -> int | None:
+    """Start the command once for each of several GPUs, where a model of this machine is asked; the exit status of the first, or None."""
+    if question.on or not question.target:
+        return None
+    found = _with_references(replace(question, target=local_name(question.target, say=lambda line: None)))
+    return None if _gguf(found) is not None else shared_out(_recipe(found))
+
+
+def _evaluated(job: RunContext, question: EvalTarget) -> Result:
+    """The evaluation, by the first of several processes."""
+    from tuneloop.evaluate.evaluate import check_ids, sample_rows
+    from tuneloop.report.eval_html import write_page
+
+    recipe, kind, say = job.recipe, question.kind, job.say
     dataset, split = _rows_of(job, question)
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
     if not rows:

@@ -19,9 +19,8 @@ from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.options import WeightsWanted
-from tuneloop.workflows.evaluate import attach_trained
 from tuneloop.workflows.report import manifest_of_run
-from tuneloop.workflows.run_context import RunContext, dataset_of, load_run_recipe
+from tuneloop.workflows.run_context import RunContext, attach_trained, dataset_of, load_run_recipe
 from tuneloop.workflows.task import task_of_run
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from tuneloop.core.files import content_hash, plain, sha256_file, user_errors_of
 from tuneloop.records.artifact import EVALS, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.workflows.evaluate import attach_trained
-from tuneloop.workflows.run_context import RunContext, dataset_of
+from tuneloop.workflows.run_context import RunContext, attach_trained, dataset_of
 from tuneloop.workflows.scoring import cost_of, score, write_scored
 
 if TYPE_CHECKING:

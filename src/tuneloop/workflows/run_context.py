@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,14 @@ from tuneloop.core.progress import Progress, busy, no_progress
 from tuneloop.models.methods import method_named
 from tuneloop.models.names import resolve
 from tuneloop.models.sharded import processes
+from tuneloop.models.trained import load_trained
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.record import R, read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
+    from tuneloop.inference.crew import Crew
     from tuneloop.models.load import Model
     from tuneloop.models.template import Template
     from tuneloop.train.rows import TrainRow
@@ -41,6 +43,7 @@ class RunContext:
         say: gets one line for every stage that starts, is done already, or has something to tell.
         tuned: whether the model holds the run's result.
         on_record: gets each record of the training's metrics.
+        crew: asks the other processes of the run for their parts of the model's answers; None: there are none.
     """
 
     recipe: Recipe
@@ -49,6 +52,7 @@ class RunContext:
     say: Callable[[str], None] = lambda line: None
     tuned: bool = False
     on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
+    crew: Crew | None = None
 
     @cached_property
     def template(self) -> Template:
@@ -72,7 +76,7 @@ class RunContext:
 
         use_threads()
         with busy(self.progress, "loading the model"):
-            return self._loaded()
+            return replace(self._loaded(), crew=self.crew)
 
     @cached_property
     def training_model(self) -> Model:
@@ -88,9 +92,9 @@ class RunContext:
 
     @property
     def _dtype(self) -> str:
-        """Half precision, which old GPUs have, is too coarse for weights that learn themselves."""
-        full = method_named(self.recipe.train.method).footprint.all_weights
-        return "float32" if full and needs_scaling(default_dtype()) else "auto"
+        """That of the device in use, wherever weights are first; half precision, which old GPUs have, is too coarse for weights that learn."""
+        full, usual = method_named(self.recipe.train.method).footprint.all_weights, default_dtype()
+        return "float32" if full and needs_scaling(usual) else str(usual).removeprefix("torch.")
 
     def _loaded(self) -> Model:
         """The base model; where it does not fit onto a GPU, in the form that the method trains on (four bits)."""
@@ -225,3 +229,10 @@ def dataset_of(job: RunContext, of_run: bool, path: str) -> Dataset:
             )
         return load_dataset(own if own.is_dir() else job.recipe.data.sources[0])
     return load_dataset(path)
+
+
+def attach_trained(job: RunContext) -> None:
+    """Put the run's result into the model, unless training has just left it there."""
+    if not job.tuned:
+        load_trained(job.model, job.folder)
+        job.tuned = True

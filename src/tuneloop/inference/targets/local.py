@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.progress import Progress, no_progress
+from tuneloop.inference.crew import Crew, SharedWork
 from tuneloop.inference.grammar import Grammars
 from tuneloop.inference.prompt import label_tree, refused, schema_problem, with_ids
 from tuneloop.inference.request import WRITES_FREELY, Request, with_adapter
+from tuneloop.models.adapters import applied_now, is_mixed
 from tuneloop.models.names import refuse_missing_path
 from tuneloop.models.peft_layout import hash_of_adapter
 from tuneloop.models.trained import base_of_adapter, target_kind, trained_folder
@@ -115,7 +117,10 @@ class LocalTarget:
         self, requests: Sequence[Request], *, progress: Progress = no_progress, task: str = "answering"
     ) -> Iterator[Completion]:
         """Written answers; all are there when the first one comes."""
-        return self._written([with_adapter(request) for request in requests], progress, task)
+        asked = [with_adapter(request) for request in requests]
+        if (crew := self._crew(asked)) is not None:
+            return iter(crew(SharedWork("complete", asked, {"task": task}), progress))
+        return self._written(asked, progress, task)
 
     def _written(self, requests: Sequence[Request], progress: Progress, task: str) -> Iterator[Completion]:
         from tuneloop.inference.generate import answer_requests
@@ -125,6 +130,10 @@ class LocalTarget:
         answers = iter(answer_requests(self.model, asked, grammars=self.grammars, progress=progress, task=task))
         for each in made:
             yield next(answers) if isinstance(each, Request) else each
+
+    def _crew(self, rows: Sequence[object]) -> Crew | None:
+        """Who answers these rows together with this process; None: it does so alone."""
+        return self.model.crew if len(rows) > 1 and not is_mixed() else None
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -165,7 +174,11 @@ class LocalTarget:
         task: str = "scoring labels",
     ) -> Iterator[Completion]:
         """The likeliest label of each request by choice scoring; all are there when the first one comes."""
-        return self._scored([with_adapter(request) for request in requests], labels, exact, lead, progress, task)
+        asked = [with_adapter(request) for request in requests]
+        if (crew := self._crew(asked)) is not None:
+            options = {"labels": list(labels), "exact": exact, "lead": lead, "task": task}
+            return iter(crew(SharedWork("score", asked, options), progress))
+        return self._scored(asked, labels, exact, lead, progress, task)
 
     def _scored(
         self,
@@ -194,6 +207,8 @@ class LocalTarget:
         """How well the model foresees given answers, the supervised tokens of each row."""
         from tuneloop.inference.scoring import answer_fits
 
+        if (crew := self._crew(rows)) is not None:
+            return crew(SharedWork("fits", list(rows), {"task": task}, applied_now()), progress)
         return answer_fits(self.model, rows, progress=progress, task=task)
 
     def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,38 @@ def test_a_crash_is_an_error_of_those_who_have_read_something_and_the_next_is_an
         assert [each.token_ids for each in later] == [before.token_ids] * 6 and await engine.healthy()
 
     served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
+
+
+def test_answers_of_two_adapters_take_turns_and_are_what_they_are_alone(files: Files) -> None:
+    async def work(engine: LlamaCppEngine) -> None:
+        engine._fair.turn = 0.02
+        a, b = engine.adapters
+        cut, streamed = 0, engine._streamed
+
+        async def counted(*given: Any) -> Any:
+            nonlocal cut
+            async for update in streamed(*given):
+                yield update
+            cut += not given[1].over
+
+        engine._streamed = counted  # type: ignore[method-assign]
+        long, short = asked(a, max_new_tokens=300, logprobs=2), asked(b, max_new_tokens=40, logprobs=2)
+        wanted = [await complete(engine, each) for each in (long, short)]
+        assert cut == 0
+        found = asyncio.gather(complete(engine, long), complete(engine, long))
+        await asyncio.sleep(0.05)
+        drawn = await complete(engine, replace(short, sampling=Sampling(temperature=1.0, seed=5)))
+        pairs = [(wanted[1], await complete(engine, short)), *((wanted[0], each) for each in await found)]
+        for one, each in pairs:
+            assert not each.error and len(each.token_ids) == len(one.token_ids)
+            parts = next((i for i, (x, y) in enumerate(zip(one.token_ids, each.token_ids, strict=True)) if x != y), -1)
+            if parts >= 0:  # a batch of another size rounds differently
+                assert one.logprobs is not None and parts > 1
+                assert one.logprobs[parts].top[0][1] - one.logprobs[parts].top[1][1] < 0.02
+        assert len(drawn.token_ids) in (39, 40) and not drawn.error
+        assert cut >= 1, "nothing was interrupted"
+
+    served.run(served.llamacpp(files, (0, 1)), work)  # type: ignore[arg-type]
 
 
 def test_it_comes_back_by_itself_though_nobody_asks(files: Files) -> None:

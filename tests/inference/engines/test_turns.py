@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from tuneloop.inference.engines.turns import Slots, Turns, shared_beginning
+from tuneloop.inference.engines.turns import Fair, Slots, Turns, shared_beginning
 
 
 class Clock:
@@ -152,3 +152,68 @@ def test_the_shared_beginning_is_found() -> None:
     assert shared_beginning([], [1]) == 0
     long = list(range(3000))
     assert shared_beginning(long, [*long[:1777], -1, *long[1778:]]) == 1777
+
+
+async def entered(fair: Fair, adapter: str) -> asyncio.Task[None]:
+    task = asyncio.ensure_future(fair.enter(adapter))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return task
+
+
+def test_an_adapter_that_waits_gets_its_turn_though_the_other_is_always_asked() -> None:
+    async def work() -> None:
+        clock = Clock()
+        fair = Fair(turn=1.0, clock=clock)
+        assert all([(await entered(fair, "a")).done() for _ in range(2)]) and not fair.over("a")
+        b = await entered(fair, "b")
+        assert not b.done() and not fair.over("a"), "the turn of a goes on"
+        assert (await entered(fair, "a")).done()
+        clock.now = 1.0
+        assert fair.over("a") and not fair.over("b")
+        late = await entered(fair, "a")
+        assert not late.done(), "no further one of a begins"
+        for _ in range(3):
+            assert not b.done()
+            fair.leave()
+        await b
+        more = await entered(fair, "b")
+        assert more.done() and not fair.over("b"), "b has a turn of its own"
+        clock.now = 2.0
+        assert fair.over("b")
+        fair.leave()
+        fair.leave()
+        await late
+
+    run(work)
+
+
+def test_three_adapters_take_turns_in_the_order_of_asking_and_who_leaves_is_forgotten() -> None:
+    async def work() -> None:
+        fair = Fair(turn=0.0)
+        await fair.enter("a")
+        b, c, b2, gone = [await entered(fair, name) for name in ("b", "c", "b", "d")]
+        gone.cancel()
+        await asyncio.sleep(0)
+        fair.leave()
+        await asyncio.gather(b, b2)
+        assert not c.done()
+        fair.leave()
+        fair.leave()
+        await c
+        fair.leave()
+        assert (await entered(fair, "d")).done()
+
+    run(work)
+
+
+def test_a_turn_that_came_to_one_who_just_left_goes_to_the_next() -> None:
+    async def work() -> None:
+        fair = Fair()
+        await fair.enter("a")
+        b, c = [await entered(fair, name) for name in ("b", "c")]
+        fair.leave()
+        b.cancel()
+        await asyncio.wait_for(c, 5)
+
+    run(work)

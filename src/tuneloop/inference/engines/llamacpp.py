@@ -10,7 +10,9 @@ A crash in it ends the child and not the program. What llama.cpp would get wrong
 - Choices are scored whole, by the tree of labels as in the evaluation. A grammar would take the likeliest first token
   and be bound to the labels that begin so; that is another answer, and has no probability.
 - An answer is checked against its JSON Schema: llama.cpp writes free text under one that it can't read.
-- It never mixes adapters in a pass, and a prompt is not left before it is read. So what gives way is asked in quanta: a piece
+- It never mixes adapters in a pass, and goes on with the one of its first slot while somebody asks that. So adapters have
+  turns: an answer is interrupted when another adapter has waited, and goes on in its slot.
+- A prompt is not left before it is read. So what gives way is asked in quanta: a piece
   of the prompt, or a few tokens, in a slot that keeps what was read. The next quantum goes on behind it. `turns.py` says
   when one begins.
 """
@@ -47,7 +49,7 @@ from tuneloop.inference.engines import (
     unknown_adapter,
     with_template,
 )
-from tuneloop.inference.engines.turns import Slots, Turns
+from tuneloop.inference.engines.turns import Fair, Slots, Turns
 from tuneloop.inference.engines.wire import Broken, Refused, Wire
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, need_llamacpp, need_wheel
 from tuneloop.inference.pace import Pace
@@ -119,7 +121,7 @@ class LlamaCppEngine:
         self._watching: asyncio.Task[None] | None = None
         self._scoring, self._one_choice = asyncio.Lock(), asyncio.Lock()
         self._slots, self._giving = Slots(range(settings.slots)), Slots(range(settings.slots, self._all_slots))
-        self._turns = Turns(settings.giving_way)
+        self._turns, self._fair = Turns(settings.giving_way), Fair()
         self._reads, self._writes = Pace(32, PIECE), Pace(1, MOST)
 
     @property
@@ -427,17 +429,29 @@ class LlamaCppEngine:
         return [float(name == adapter) for name in self._adapters]
 
     async def _written(self, request: Request) -> AsyncGenerator[Update, None]:
+        """An answer as it is written, in one slot, in as many turns as it takes."""
         answer = _Answer(request, self._templates[request.adapter])
         slot = await self._slots.take(request.adapter, request.ids)
         try:
-            async with aclosing(self._streamed(request, answer, slot)) as updates:
-                async for update in updates:
-                    yield update
+            while not answer.over:
+                await self._fair.enter(request.adapter)
+                try:
+                    async with aclosing(self._streamed(request, answer, slot)) as updates:
+                        async for update in updates:
+                            yield update
+                finally:
+                    self._fair.leave()
         finally:
             self._slots.give(slot, request.adapter, (*request.ids, *answer.ids))
 
     async def _streamed(self, request: Request, answer: _Answer, slot: int) -> AsyncGenerator[Update, None]:
-        body, process = body_of(request, self._scales(request.adapter)) | {"id_slot": slot}, self._process
+        """An answer to its end, or until another adapter has its turn. What is drawn or held to a schema is not cut,
+        nor is what has a token that is not surely known."""
+        may_cut = not request.sampling.temperature and request.schema is None
+        process, answer.before = self._process, len(answer.ids)
+        left = request.max_new_tokens - answer.before
+        part = replace(request, ids=(*request.ids, *answer.ids), max_new_tokens=left) if answer.ids else request
+        body = body_of(part, self._scales(request.adapter)) | {"id_slot": slot}
         try:
             async with aclosing(self._wire().events("/completion", _json(body))) as events:
                 async for data in events:
@@ -445,6 +459,10 @@ class LlamaCppEngine:
                     for update in answer.read(event) if not answer.over else ():
                         yield update
                     if answer.over and not event.get("stop"):  # llama.cpp would go on
+                        return
+                    known = not answer.guessed and event.get("tokens_predicted") == len(answer.ids) - answer.before
+                    more = not answer.over and len(answer.ids) < request.max_new_tokens
+                    if may_cut and known and more and self._fair.over(request.adapter):
                         return
         except Refused as error:
             yield _update(answer.failed(f"engine: {_message(error.body.decode(errors='replace'))}"))
@@ -557,6 +575,8 @@ class _Answer:
         self.request, self.ends = request, frozenset(template.end_ids)
         self.text, self.encode = TextStream(template.decode, request.stop), template.encode
         self.ids: list[int] = []
+        self.before = 0  # tokens that were written before this turn
+        self.guessed = False  # whether a token was found by its text
         self.logprobs: list[TokenLogprob] = []
         self.began, self.first = time.perf_counter(), 0.0
         self.over = False
@@ -593,10 +613,11 @@ class _Answer:
         """The tokens of an event. Of a character in several tokens a streamed event has the whole text and the last token."""
         tokens: list[int] = event.get("tokens") or []
         said, text = event.get("tokens_predicted"), event.get("content")
-        if "stop_type" in event or not tokens or not text or not isinstance(said, int) or said <= len(self.ids) + 1:
+        known = len(self.ids) - self.before
+        if "stop_type" in event or not tokens or not text or not isinstance(said, int) or said <= known + 1:
             return tokens
-        whole = self.encode(text)
-        return whole if len(whole) == said - len(self.ids) and whole[-1] == tokens[-1] else tokens
+        self.guessed, whole = True, self.encode(text)
+        return whole if len(whole) == said - known and whole[-1] == tokens[-1] else tokens
 
     def completed(self, finish: Finish, error: str = "") -> Completion:
         """The answer with what there is of it."""

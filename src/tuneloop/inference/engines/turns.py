@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from tuneloop.inference.pace import SHARE
 
+FAIR_TURN = 0.25  # seconds in which people's answers of one adapter go on while those of another one wait
 TURN = 2.0  # seconds in which the quanta of one adapter go on while those of another one wait
 
 
@@ -123,6 +124,62 @@ class Turns:
             until = self._rest_until if self.urgent else self._since + self.turn
             delay = max(until - self.clock(), 0.001)
             self._timer = asyncio.get_running_loop().call_later(delay, self._next)
+
+
+@dataclass
+class Fair:
+    """Whose answers are computed now, in an engine that never mixes adapters in a pass: each adapter in its turn.
+
+    By itself llama.cpp goes on with the adapter of its first slot as long as somebody asks that. All methods are called
+    from one event loop.
+
+    Args:
+        turn: seconds that an adapter has while another one waits.
+        clock: seconds.
+    """
+
+    turn: float = FAIR_TURN
+    clock: Callable[[], float] = time.monotonic
+    _now: str = ""
+    _since: float = 0.0
+    _running: int = 0
+    _waiting: list[tuple[str, asyncio.Future[None]]] = field(default_factory=list)
+
+    async def enter(self, adapter: str) -> None:
+        """Wait for the adapter's turn. Follow it with `leave`."""
+        if not self._running or (adapter == self._now and not self.over(adapter)):
+            self._take(adapter)
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((adapter, future))
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """An answer is over, or makes room."""
+        self._running -= 1
+        self._waiting = [each for each in self._waiting if not each[1].done()]
+        if self._running or not self._waiting:
+            return
+        adapter = self._waiting[0][0]
+        for whose, future in self._waiting:
+            if whose == adapter:
+                self._take(adapter)
+                future.set_result(None)
+
+    def over(self, adapter: str) -> bool:
+        """Whether answers of this adapter are to make room: its turn is over, and another one waits."""
+        waits = any(whose != adapter and not future.done() for whose, future in self._waiting)
+        return waits and self.clock() - self._since >= self.turn
+
+    def _take(self, adapter: str) -> None:
+        if not self._running:
+            self._now, self._since = adapter, self.clock()
+        self._running += 1
 
 
 def _less(counter: Counter[str], name: str) -> None:

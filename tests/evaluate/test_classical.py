@@ -24,7 +24,7 @@ HOSTILE = [row("e", "", "fruit"), row("s", "\ud800 pear", "fruit"), row("m", "sa
 
 def makers():
     yield classical.tfidf_system
-    if classical._minilm_folder() is not None:
+    if classical.minilm_folder() is not None:
         yield classical.minilm_system
 
 

@@ -41,7 +41,7 @@ class RouteOptions:
     """What a router sees, and what it may cost."""
 
     outside: str = flag("", "FILE", "Requests that belong to no model, to measure how many are told apart.")
-    features: str = flag("", "NAME", "minilm (default), words, or hidden: the base model's own states.")
+    features: str = flag("", "NAME", "static (default), minilm, words, or hidden: the base model's own states.")
     base: str = flag("", "MODEL", "The base model for --features hidden.")
     max_cost: float = flag(0.0, "X", "Most mean cost of an answer; 0: no limit.", least=0)
     rows: int = flag(600, "N", "Most rows of each task and split.", least=1)

@@ -98,7 +98,7 @@ def minilm_system(train: Sequence[Row]) -> Classical | None:
     None where the packaged model, transformers or torch is not installed (then note `MINILM_MISSING`). Raises as
     `tfidf_system`.
     """
-    folder = _minilm_folder()
+    folder = minilm_folder()
     if folder is None:
         return None
     start = time.monotonic()
@@ -109,7 +109,7 @@ def minilm_system(train: Sequence[Row]) -> Classical | None:
 
 def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
     """all-MiniLM-L6-v2 as a function from texts to unit vectors (texts, 384), None where `minilm_system` gives None."""
-    folder = _minilm_folder()
+    folder = minilm_folder()
     return None if folder is None else _minilm(folder)
 
 
@@ -180,7 +180,7 @@ def _regressions(features: Callable[[list[str]], Any], table: Any, lists: Sequen
     return answer
 
 
-def _minilm_folder() -> Path | None:
+def minilm_folder() -> Path | None:
     """The packaged model's folder; found without importing the package, which would ask for more packages."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         return None

@@ -10,7 +10,7 @@ from tuneloop.records.merge import Share
 from tuneloop.records.record import Number, Part, Record
 
 RouterKind = Literal["constant", "centroid", "knn", "logreg"]
-Features = Literal["minilm", "words", "hidden"]
+Features = Literal["static", "minilm", "words", "hidden"]
 
 
 class RouteTarget(Part):

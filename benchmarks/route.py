@@ -108,7 +108,9 @@ def domains(data: Path, features: Sequence[Features]) -> list[str]:
     val_rows, train_rows = [train[i] for i in order[:1500]], [train[i] for i in order[1500:]]
     experts, whole = expert_answers(train_rows, test, names)
     own = np.array([place[domain_of(row["label"])] for row in test])
-    right = np.array([[row["label"] == answer for answer in answers] for row, answers in zip(test, experts, strict=True)])
+    right = np.array(
+        [[row["label"] == answer for answer in answers] for row, answers in zip(test, experts, strict=True)]
+    )
     pooled = float(np.mean([row["label"] == answer for row, answer in zip(test, whole, strict=True)]))
     oracle, single = right[np.arange(len(test)), own], right.mean(0)
     made = [
@@ -161,7 +163,9 @@ def domain_line(seen: Seen, splits: Sequence[Any], own: Any, right: Any, far: Se
     return "| " + " | ".join(cells) + " |"
 
 
-def expert_answers(train: Sequence[Any], test: Sequence[Any], names: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+def expert_answers(
+    train: Sequence[Any], test: Sequence[Any], names: Sequence[str]
+) -> tuple[list[list[str]], list[str]]:
     """What each domain's classifier answers to each row, and what one for all intents does."""
     from sklearn.linear_model import LogisticRegression
 
@@ -169,7 +173,9 @@ def expert_answers(train: Sequence[Any], test: Sequence[Any], names: Sequence[st
     x, y = seen([row["text"] for row in train]), np.array([row["label"] for row in train])
     z = seen([row["text"] for row in test])
     home = np.array([domain_of(label) for label in y])
-    columns = [LogisticRegression(C=10, max_iter=300).fit(x[home == name], y[home == name]).predict(z) for name in names]
+    columns = [
+        LogisticRegression(C=10, max_iter=300).fit(x[home == name], y[home == name]).predict(z) for name in names
+    ]
     whole = LogisticRegression(C=10, max_iter=300).fit(x, y).predict(z)
     return [list(row) for row in zip(*columns, strict=True)], list(whole)
 

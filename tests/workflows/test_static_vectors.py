@@ -35,7 +35,9 @@ def test_a_text_is_the_mean_of_its_words_and_the_table_is_made_once(
 ) -> None:
     embed = open_static_vectors(sentence_model)
     found = embed(["my card is lost", "lost is card my", "late", "", "unheard"])
-    assert found.shape == (5, 16) and np.allclose(found[0], found[1], atol=1e-6), "the order of words counts for nothing"
+    assert found.shape == (5, 16) and np.allclose(found[0], found[1], atol=1e-6), (
+        "the order of words counts for nothing"
+    )
     mean = embed.table[[8, 4, 9, 5]].astype(np.float32).mean(0)
     assert np.allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
     assert np.allclose(np.linalg.norm(found[[0, 2, 4]], axis=1), 1, atol=1e-5) and not found[3].any()

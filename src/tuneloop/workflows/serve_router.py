@@ -121,7 +121,9 @@ def use_router(gateway: Gateway, say: Callable[[str], None]) -> None:
         gateway.talks = last_routes(store)
     took = _milliseconds(decide)
     more = (
-        "" if took <= QUICK_MS or record.features in ("static", "words") else "; `route fit --features static` gives a quicker one"
+        ""
+        if took <= QUICK_MS or record.features in ("static", "words")
+        else "; `route fit --features static` gives a quicker one"
     )
     say(f"router    chooses between {', '.join(names)} in {took:.1f} ms ({record.features}){more}")
 

@@ -95,6 +95,7 @@ NEED = {
     "combine.frontier": {"numpy"},
     "workflows.route": {"numpy"},
     "workflows.route_cascade": {"numpy"},
+    "workflows.static_vectors": {"numpy"},
     "combine.low_rank": {"torch"},
     "combine.merge_methods": {"torch"},
     "evaluate.classical": {"numpy"},

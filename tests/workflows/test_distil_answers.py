@@ -20,6 +20,7 @@ from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.inference.client import Endpoint
 from tuneloop.records.rows import Dataset
 from tuneloop.workflows.distil_answers import AT_ONCE, DistilJob, answers_of, same_model
+from tuneloop.workflows.distil_teacher import taught_rows
 from tuneloop.workflows.targets import open_with_task
 
 COUNT = AT_ONCE + 20
@@ -154,6 +155,21 @@ def test_the_answer_that_most_agree_on_is_picked_and_more_answers_cost_only_them
     assert {answer.text for answer in found.values()} <= {"the red house", "one red house", "a small red house"}
     own = answers_of(job(server, dataset, tmp_path / "run", best_of=4, pick="reference"))
     assert len(server.bodies) == 4 * len(dataset.train) and len(own) == len(dataset.train)
+
+
+def test_the_best_of_those_that_pass_the_gate_is_learned_and_what_fails_is_counted(
+    server: Server, dataset: Dataset, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("lacks: [sorry]\nmost_words: 3\n")
+    said = ["sorry, no answer", "a small red house", "red house", "RED house"]
+    server.says = lambda number, body: (200, said[body.get("seed", 0)], "big")
+    one = job(server, dataset, tmp_path / "run", gate=str(gate))
+    with pytest.raises(UserError, match=f"{len(dataset.train)} fails the gate"):
+        taught_rows(one)
+    four = job(server, dataset, tmp_path / "run", best_of=4, gate=str(gate))
+    learned = taught_rows(four).train
+    assert len(learned) == len(dataset.train) and {row.answer for row in learned} <= {"red house", "RED house"}
 
 
 def test_a_judge_rates_once(server: Server, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

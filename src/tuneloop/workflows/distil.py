@@ -165,6 +165,7 @@ def _refuse_impossible(job: DistilJob, student: str) -> None:
         raise UserError(
             "Labels are scored: there is one answer to each row", where=where, next_step="leave --best-of out"
         )
+    _ = job.gate, job.unlabelled  # files that are wrong are said before the teacher is paid
     if (options.pick == "judge") != bool(options.judge):
         raise UserError("--pick judge and --judge MODEL go together", where=where, next_step="give both or none")
     if job.teacher.local is None:

@@ -23,6 +23,7 @@ from tuneloop.records.rows import Dataset, Row
 from tuneloop.workflows.targets import TaskTarget
 
 if TYPE_CHECKING:
+    from tuneloop.workflows.distil_gate import AnswerGate
     from tuneloop.workflows.distil_store import ProbabilityStore
 
 Say = Callable[[str], None]
@@ -59,6 +60,13 @@ class DistilJob:
         return self.out / PLACE
 
     @cached_property
+    def gate(self) -> AnswerGate | None:
+        """What each answer must hold; None: nothing."""
+        from tuneloop.workflows.distil_gate import load_gate
+
+        return load_gate(self.options.gate)
+
+    @cached_property
     def unlabelled(self) -> list[Row]:
         """Further requests, without answers of their own, which the teacher answers as well."""
         from tuneloop.workflows.distil_prompts import unlabelled_rows
@@ -77,16 +85,18 @@ class DistilJob:
         return list(self.dataset.manifest.labels or []) if scores else []
 
 
-def unusable(answer: Completion, dataset: Dataset) -> str:
-    """Why an answer is not trained on; empty where it is."""
+def unusable(answer: Completion, job: DistilJob, row: Row) -> str:
+    """Why an answer to a row is not trained on; empty where it is."""
     if answer.error:
         return "failed"
     if not answer.text.strip():
         return "empty"
     if answer.finish == "length":
         return "cut off"
-    labels = dataset.manifest.labels if dataset.task == "classification" else None
-    return "no known label" if labels and answer.text.strip() not in labels else ""
+    labels = job.dataset.manifest.labels if job.dataset.task == "classification" else None
+    if labels and answer.text.strip() not in labels:
+        return "no known label"
+    return "fails the gate" if job.gate is not None and job.gate.breach(answer.text.strip(), row.answer) else ""
 
 
 def asked(job: DistilJob, requests: Sequence[Request]) -> Sequence[Completion]:
@@ -209,7 +219,7 @@ def _best(job: DistilJob, known: dict[Draw, Completion]) -> dict[str, Completion
     count, rows = job.options.best_of, job.for_teacher
     if count == 1:
         return {row.id: known[row.id, 0] for row in rows}
-    usable = {row.id: [n for n in range(count) if not unusable(known[row.id, n], job.dataset)] or [0] for row in rows}
+    usable = {row.id: [n for n in range(count) if not unusable(known[row.id, n], job, row)] or [0] for row in rows}
     scores = _judged(job, known, usable) if job.options.pick == "judge" else _overlaps(job, known, usable)
     best = {row.id: max(usable[row.id], key=lambda n, i=row.id: scores[i, n]) for row in rows}  # type: ignore[misc]
     moved = sum(n != 0 for n in best.values())

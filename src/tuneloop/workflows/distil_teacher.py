@@ -23,7 +23,7 @@ def taught_rows(job: DistilJob) -> Dataset:
     answers = answers_of(job)
     kept: list[Row] = [] if job.options.answers == "teacher" else list(job.dataset.train)
     for row in job.for_teacher:
-        why = unusable(answers[row.id], job.dataset)
+        why = unusable(answers[row.id], job, row)
         if why:
             job.dropped[why] += 1
             continue

@@ -1,0 +1,47 @@
+"""Conditions that a teacher's answers must hold, and files of them that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tuneloop.core.errors import UserError
+from tuneloop.workflows.distil_gate import AnswerGate, load_gate
+
+QUEUE = r"Queue: (\w+)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "own", "why"),
+    [
+        ("Queue: billing. Sorry to hear that.", "Queue: billing. Fine.", ""),
+        ("Queue: billing.", "", "lacks 'sorry'"),
+        ("Queue: billing. Sorry, as an AI I can't.", "", "contains 'as an AI'"),
+        ("Sorry.", "", "does not match"),
+        ("Queue: delivery. Sorry.", "Queue: billing.", "another value"),
+        ("Queue: delivery. Sorry.", "", ""),
+        ("Queue: billing. Sorry. " + "word " * 20, "Queue: billing.", "longer than 12 words"),
+    ],
+)
+def test_the_first_condition_that_fails_is_named(answer: str, own: str, why: str) -> None:
+    gate = AnswerGate(contains=["sorry"], lacks=["as an AI"], matches=["^Queue"], same=[QUEUE], most_words=12)
+    found = gate.breach(answer, own)
+    assert found == "" if not why else why in found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("contain: [x]", "contain"),
+        ("matches: ['(']", "no regular expression"),
+        ("same: [abc]", "has no group"),
+        ("version: 1", "demands nothing"),
+    ],
+)
+def test_a_wrong_file_is_said_in_a_sentence(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "gate.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=words):
+        load_gate(str(file))
+    assert load_gate("") is None
